@@ -1,0 +1,159 @@
+"""rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost as well.
+
+run = rayd.distill("digits", out="runs/digits", ipc=5)
+distilled = rayd.load("runs/digits")
+report = rayd.evaluate(distilled, networks=["convnet", "mlp"], seeds=3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayd.errors import RaydError
+
+if TYPE_CHECKING:
+    from rayd import recipes
+    from rayd.config import Recipe
+    from rayd.distilled import Distilled
+    from rayd.engine.distill import Run
+    from rayd.evaluation.report import Report
+
+__version__ = "0.1.0"
+__all__ = [
+    "Distilled",
+    "RaydError",
+    "Recipe",
+    "Report",
+    "Run",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "recipes",
+]
+
+
+_LATER = {
+    "Distilled": "rayd.distilled",
+    "Recipe": "rayd.config",
+    "Report": "rayd.evaluation.report",
+    "Run": "rayd.engine.distill",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes long only when it is asked for."""
+    if name == "recipes":
+        return import_module("rayd.recipes")
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'rayd' has no attribute '{name}'")
+
+
+def distill(
+    name: str | Path,
+    *,
+    out: str | Path,
+    workers: int = 0,
+    address: str | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Run:
+    """Distil a data set as a recipe says, judge the result, and leave both in `out`.
+
+    Args:
+        name: a built-in recipe or a YAML file.
+        out: the run's directory.
+        workers: Ray actors; 0 runs in this process, without Ray.
+        address: Ray cluster to join; absent: a private one on this machine.
+        data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else `~/.cache/rayd/store`.
+        resume: continue the run that `out` holds.
+        overwrite: replace the run that `out` holds.
+        quiet: show no progress.
+        overrides: settings of the recipe, such as `ipc=5` or `synthesis={"steps": 500}`.
+
+    Returns:
+        The run: its directory, its recipe, the distilled set and the report.
+
+    Raises:
+        RaydError: anything that a user can mend, in one sentence.
+    """
+    from rayd.config import merge
+    from rayd.engine.distill import distill as run
+    from rayd.engine.progress import Reporter
+    from rayd.recipes import resolve
+
+    resources: dict[str, Any] = {"workers": workers} | ({"address": address} if address else {})
+    return run(
+        resolve(name, merge({"resources": resources}, overrides)),
+        Path(out),
+        data_root=_path(data_root),
+        cache=_path(cache),
+        resume=resume,
+        overwrite=overwrite,
+        reporter=Reporter(quiet),
+    )
+
+
+def load(path: str | Path) -> Distilled:
+    """The distilled set of a run directory: a torch `Dataset` with `.images`, `.labels` and `.card`.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    from rayd.distilled import load as read
+
+    return read(path)
+
+
+def evaluate(
+    distilled: Distilled | str | Path,
+    *,
+    networks: Sequence[str | Mapping[str, Any]] | None = None,
+    seeds: int | None = None,
+    workers: int = 0,
+    address: str | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Report:
+    """Train students on a distilled set and on its baselines, and test them on the real test split.
+
+    Args:
+        distilled: the set, or the directory that holds it.
+        networks: architectures of the students; absent: those of its recipe.
+        seeds: students per architecture; absent: as in its recipe.
+        workers: Ray actors; 0 runs in this process, without Ray.
+        address: Ray cluster to join.
+        data_root: where the real data are looked for first.
+        cache: where finished work is shared between runs.
+        quiet: show no progress.
+        overrides: settings laid over the set's recipe, such as `evaluation={"epochs": 300}`.
+
+    Raises:
+        RaydError: anything that a user can mend, in one sentence.
+    """
+    from rayd.config import merge
+    from rayd.distilled import Distilled as Set
+    from rayd.engine.evaluate import evaluate_distilled
+    from rayd.engine.progress import Reporter
+
+    settings: dict[str, Any] = {} if networks is None else {"networks": list(networks)}
+    settings |= {} if seeds is None else {"seeds": seeds}
+    resources: dict[str, Any] = {"workers": workers} | ({"address": address} if address else {})
+    tree = merge(merge({"resources": resources}, overrides), {"evaluation": settings})
+    chosen = distilled if isinstance(distilled, Set) else load(distilled)
+    return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Reporter(quiet))
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path).expanduser()

@@ -1,0 +1,113 @@
+"""Files that rayd writes and reads: safetensors and JSON, never pickle.
+
+Every file is written to a temporary name beside its place and renamed, so that a reader sees the whole of it or nothing. Tensor
+files carry one JSON string as metadata: with a single entry the bytes depend on the content alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rayd.errors import ArtifactError, RunError
+
+METADATA_KEY = "rayd"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        RunError: the disk is full or the place cannot be written.
+    """
+    _replace(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as indented JSON, whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal content gives equal bytes."""
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    note = {METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)}
+    _replace(path, lambda temporary: save_file(plain, temporary, metadata=note))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RunError(f"Cannot write '{path}': {reason}.") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping that a JSON file holds.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, or not a JSON mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"'{path}' is missing.") from error
+    except OSError as error:
+        raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"'{path}' is truncated or not JSON.") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"'{path}' must hold a JSON object. Got {type(content).__name__} instead.")
+    return content
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Named tensors and metadata of a safetensors file.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle is never loaded).
+    """
+    if not path.is_file():
+        raise ArtifactError(f"'{path}' is missing.")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+        if magic[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise ArtifactError(f"'{path}' is a pickle, which rayd never loads; convert it to safetensors.")
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except OSError as error:
+        raise ArtifactError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ArtifactError(f"'{path}' is truncated or not a safetensors file.") from error
+    return tensors, metadata
+
+
+def file_hash(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(content: Mapping[str, Any]) -> str:
+    """Hexadecimal hash of a JSON-able mapping; independent of the order of its keys."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,55 @@
+"""What rayd raises: one sentence that says what is wrong, where, what was wanted and what came.
+
+Every mistake that a user can make ends in a `RaydError`; the command line prints its sentence and exits with the class's
+`exit_code`. Anything else that escapes is a bug of rayd itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RaydError(Exception):
+    """Base of all errors that rayd raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(RaydError):
+    """A setting, recipe, network, method or command-line argument that does not exist or does not fit."""
+
+
+class DataError(RaydError):
+    """A data set that is missing, damaged, or unfit for what was asked of it."""
+
+
+class ArtifactError(RaydError):
+    """A distilled set, checkpoint or cached file that is missing, damaged, or not what its card says."""
+
+
+class OutputError(RaydError):
+    """An output directory that is in use, holds another run, or cannot be written."""
+
+
+class ResourceError(RaydError):
+    """A cluster that cannot be reached or cannot hold what was asked for."""
+
+
+class RunError(RaydError):
+    """A run that started well and failed later; finished stages are kept and `--resume` continues."""
+
+    exit_code = 1
+
+
+def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> str:
+    """The sentence for a name that is not among the known ones, with the nearest of them.
+
+    >>> unknown("network", "convnett", ["convnet", "mlp"])
+    "Unknown network 'convnett'; did you mean 'convnet'? Known: convnet, mlp."
+    """
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    place = f" in {where}" if where else ""
+    return f"Unknown {kind} '{name}'{place}{hint} Known: {', '.join(names)}."

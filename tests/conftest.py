@@ -1,0 +1,48 @@
+"""Fixtures that many tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayd.config import Recipe
+from rayd.recipes import assemble
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache or data."""
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAYD_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: more threads only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(**overrides: object) -> Recipe:
+    """A recipe that ends in a second or two."""
+    return assemble(
+        {
+            "name": "tiny",
+            "method": "dm",
+            "data": {"name": "digits"},
+            "observers": {"network": {"name": "convnet", "width": 8, "depth": 2}, "pool": 3, "per_step": 2},
+            "synthesis": {"steps": 12, "log_every": 4, "checkpoint_every": 5},
+            "evaluation": {
+                "networks": [{"name": "convnet", "width": 8, "depth": 2}],
+                "seeds": 2,
+                "epochs": 4,
+                "whole_epochs": 1,
+                "augmentation": "color_crop_cutout_scale_rotate",
+            },
+            "resources": {"threads": 1},
+        },
+        overrides,
+    )

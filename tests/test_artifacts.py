@@ -1,0 +1,79 @@
+"""Files are whole or not there, never pickles, and equal content gives equal bytes."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from rayd import artifacts
+from rayd.errors import ArtifactError, RunError
+
+
+def test_tensors_and_metadata_round_trip(tmp_path):
+    tensors = {"b": torch.arange(3), "a": torch.rand(2, 2).bfloat16()}
+    artifacts.write_tensors(tmp_path / "deep" / "x.safetensors", tensors, {"step": 3, "list": [1, "two"]})
+    back, metadata = artifacts.read_tensors(tmp_path / "deep" / "x.safetensors")
+    assert metadata == {"step": 3, "list": [1, "two"]}
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    metadata = {f"key{i}": i for i in range(20)}
+    for name, order in (("x", 1), ("y", -1)):
+        items = list({"a": torch.ones(2), "b": torch.zeros(3)}.items())[::order]
+        artifacts.write_tensors(tmp_path / name, dict(items), dict(list(metadata.items())[::order]))
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_no_temporary_file_is_left(tmp_path):
+    artifacts.write_json(tmp_path / "a.json", {"x": 1})
+    artifacts.write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path):
+    artifacts.write_json(tmp_path / "a.json", {"x": 1})
+    with pytest.raises((TypeError, ValueError)):
+        artifacts.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert artifacts.read_json(tmp_path / "a.json") == {"x": 1}
+    with pytest.raises(RunError, match="Cannot write"):
+        artifacts.write_json(tmp_path / "a.json" / "b.json", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"12345678", b"\x10\0\0\0\0\0\0\0{"])
+def test_damaged_tensors_are_refused(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match="truncated or not a safetensors"):
+        artifacts.read_tensors(tmp_path / "x.safetensors")
+
+
+def test_truncated_tensors_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    artifacts.write_tensors(path, {"x": torch.rand(100)})
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ArtifactError, match="truncated"):
+        artifacts.read_tensors(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickles_are_never_loaded(tmp_path, protocol):
+    plain, zipped = tmp_path / "plain.safetensors", tmp_path / "zip.safetensors"
+    plain.write_bytes(pickle.dumps({"x": 1}, protocol=protocol))
+    torch.save({"x": torch.ones(1)}, zipped)
+    for path in (plain, zipped):
+        with pytest.raises(ArtifactError, match="pickle"):
+            artifacts.read_tensors(path)
+
+
+@pytest.mark.parametrize(("content", "sentence"), [("{", "not JSON"), ("[1]", "must hold a JSON object"), (None, "is missing")])
+def test_damaged_json_is_refused(tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ArtifactError, match=sentence):
+        artifacts.read_json(tmp_path / "x.json")
+
+
+def test_content_hash_ignores_order_and_nothing_else():
+    assert artifacts.content_hash({"a": 1, "b": [1, 2]}) == artifacts.content_hash(json.loads('{"b": [1, 2], "a": 1}'))
+    assert artifacts.content_hash({"a": 1}) != artifacts.content_hash({"a": 1.5})
