@@ -1,0 +1,88 @@
+"""What all statistics of features have in common: they are sums over samples, hence commutative monoids.
+
+A statistic is kept per class. Symbols used in this package:
+
+    N  samples (images)               C  classes
+    s  feature vectors of one sample  d  dimension of a feature vector
+
+Each class has `empty`, the neutral element, and `of`, the statistic of one batch of feature vectors (N, s, d) with class
+indices (N,). Real side: start from `empty`, `update` with batch after batch in float64, `merge` the parts that other workers
+made. Synthetic side: `real.like(batch)`, differentiable in the features' own precision. Derived quantities (means, ...) are
+properties.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+View = Literal["flat", "channels"]
+"""How a feature map becomes feature vectors: `flat`, one vector of all its numbers; `channels`, one vector of channels a
+position.
+"""
+
+
+def vectors(features: Tensor, view: View) -> Tensor:
+    """Feature vectors (N, s, d) of features (N, d) or feature maps (N, channels, height, width)."""
+    if view == "flat" or features.ndim == 2:
+        return features.reshape(len(features), 1, -1)
+    return features.flatten(2).transpose(1, 2)
+
+
+def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """One-hot rows (N, classes) of class indices (N,): class sums become one deterministic matrix product."""
+    return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(dtype)
+
+
+@dataclass(frozen=True)
+class Statistic(ABC):
+    """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but for the `shared` ones."""
+
+    shared: ClassVar[frozenset[str]] = frozenset()
+    """Fields without a class axis."""
+
+    @abstractmethod
+    def merge(self, other: Self) -> Self:
+        """The statistic of both parts together."""
+
+    @abstractmethod
+    def like(self, features: Tensor, labels: Tensor) -> Self:
+        """The same statistic of another batch: as many classes, the same frequencies. Differentiable in the features."""
+
+    def update(self, features: Tensor, labels: Tensor) -> Self:
+        """Add a batch in float64, without autograd, in place; returns self. Touches only the classes that the batch holds."""
+        with torch.no_grad():
+            present, compact = torch.unique(labels, return_inverse=True)
+            before = self.rows(present)
+            after = before.merge(before.like(features.double(), compact)).state()
+            for name in after.keys() - self.shared:
+                getattr(self, name)[present] = after[name]
+        return self
+
+    def rows(self, classes: Tensor) -> Self:
+        """The statistic restricted to some classes, in the given order."""
+        return type(self)(**{name: tensor if name in self.shared else tensor[classes] for name, tensor in self.state().items()})
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that make it up, by name: what travels and what is stored."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The inverse of `state`."""
+        return cls(**state)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same statistic on another device or in another precision."""
+        return type(self)(**{name: tensor.to(device=device, dtype=dtype) for name, tensor in self.state().items()})
+
+
+def ratio(numerator: Tensor, count: Tensor) -> Tensor:
+    """`numerator / count` with zero where the count is zero; the count's axes are the numerator's first ones."""
+    shape = count.shape + (1,) * (numerator.ndim - count.ndim)
+    return numerator / count.clamp(min=1).reshape(shape)

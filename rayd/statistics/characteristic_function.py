@@ -1,0 +1,70 @@
+"""Empirical characteristic function of features at fixed frequencies, per class.
+
+    phi_c(t) = (1/n_c) sum_i exp(i <t, x_i>) = real_c(t) + i imaginary_c(t)
+
+At fixed frequencies it is a sum over samples like any other statistic. Used by NCFM and CSDM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from rayd.statistics.base import Statistic, membership, ratio
+
+
+@dataclass(frozen=True)
+class CharacteristicFunction(Statistic):
+    """Sums of cosines and sines per class, and the frequencies that they belong to."""
+
+    shared = frozenset({"frequencies"})
+
+    count: Tensor
+    """Feature vectors seen (C,)."""
+    cosine: Tensor
+    """Sum of cos<t, x> (C, M)."""
+    sine: Tensor
+    """Sum of sin<t, x> (C, M)."""
+    frequencies: Tensor
+    """The frequencies t (M, d), equal in all parts that are merged."""
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int, frequencies: Tensor) -> Self:
+        """Characteristic function at frequencies (M, d) of a batch of feature vectors (N, s, d) with class indices (N,)."""
+        member = membership(labels, classes, features.dtype)
+        angle = features @ frequencies.to(features.dtype).T
+        count = member.sum(0) * features.shape[1]
+        return cls(count, member.T @ angle.cos().sum(1), member.T @ angle.sin().sum(1), frequencies)
+
+    @classmethod
+    def empty(cls, classes: int, frequencies: Tensor) -> Self:
+        """Characteristic function of no samples at frequencies (M, d)."""
+        zeros = torch.zeros(classes, len(frequencies), dtype=torch.float64, device=frequencies.device)
+        return cls(zeros.new_zeros(classes), zeros, zeros.clone(), frequencies.double())
+
+    def like(self, features: Tensor, labels: Tensor) -> Self:
+        """The same statistic of another batch, at the same frequencies."""
+        return self.of(features, labels, len(self.count), self.frequencies)
+
+    def merge(self, other: Self) -> Self:
+        """Sums add.
+
+        Raises:
+            ValueError: the frequencies differ.
+        """
+        if self.frequencies is not other.frequencies and not torch.equal(self.frequencies, other.frequencies):
+            raise ValueError("Characteristic functions at different frequencies cannot be merged.")
+        return type(self)(self.count + other.count, self.cosine + other.cosine, self.sine + other.sine, self.frequencies)
+
+    @property
+    def real(self) -> Tensor:
+        """Real part of phi (C, M)."""
+        return ratio(self.cosine, self.count)
+
+    @property
+    def imaginary(self) -> Tensor:
+        """Imaginary part of phi (C, M)."""
+        return ratio(self.sine, self.count)

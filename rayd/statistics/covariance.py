@@ -1,0 +1,92 @@
+"""Feature-feature statistics: mean and centred scatter matrix, per class.
+
+    scatter_c = sum_i (x_i - mean_c)(x_i - mean_c)^T        covariance_c = scatter_c / n_c
+    second_moment_c = covariance_c + mean_c mean_c^T        (the feature-feature correlation X^T X / n, "FFC")
+
+Used by IID (covariance matching), UniDD / CFM (spectral filters of the FFC) and ridge-regression methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from rayd.statistics.base import Statistic, membership, ratio
+
+
+@dataclass(frozen=True)
+class Covariance(Statistic):
+    """Count, mean and scatter matrix per class."""
+
+    count: Tensor
+    """Feature vectors seen (C,)."""
+    mean: Tensor
+    """Their mean (C, d); zero for an empty class."""
+    scatter: Tensor
+    """Sum of outer products of deviations from the mean (C, d, d)."""
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
+        """Covariance of a batch of feature vectors (N, s, d) with class indices (N,)."""
+        member = membership(labels, classes, features.dtype)
+        count = member.sum(0) * features.shape[1]
+        mean = ratio(member.T @ features.sum(1), count)
+        deviation = features - mean[labels].unsqueeze(1)
+        grouped = _grouped(deviation, labels, classes)
+        return cls(count, mean, grouped.transpose(1, 2) @ grouped)
+
+    @classmethod
+    def empty(cls, classes: int, dimension: int) -> Self:
+        """Covariance of no samples."""
+        return cls(
+            torch.zeros(classes, dtype=torch.float64),
+            torch.zeros(classes, dimension, dtype=torch.float64),
+            torch.zeros(classes, dimension, dimension, dtype=torch.float64),
+        )
+
+    def like(self, features: Tensor, labels: Tensor) -> Self:
+        """The same statistic of another batch."""
+        return self.of(features, labels, len(self.count))
+
+    def merge(self, other: Self) -> Self:
+        """Chan's formula for matrices, class by class."""
+        count = self.count + other.count
+        gap = other.mean - self.mean
+        share = ratio(other.count, count)
+        outer = gap.unsqueeze(-1) * gap.unsqueeze(-2)
+        scatter = self.scatter + other.scatter + outer * (share * self.count)[:, None, None]
+        return type(self)(count, self.mean + gap * share.unsqueeze(-1), scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Biased covariance per class (C, d, d)."""
+        return ratio(self.scatter, self.count)
+
+    @property
+    def second_moment(self) -> Tensor:
+        """Uncentred second moment per class (C, d, d): the FFC."""
+        return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
+
+    def pooled(self) -> Self:
+        """Covariance of all classes together (one row), the part between classes included."""
+        count = self.count.sum().reshape(1)
+        mean = ratio((self.count.unsqueeze(-1) * self.mean).sum(0, keepdim=True), count)
+        gap = self.mean - mean
+        between = (self.count.unsqueeze(-1) * gap).T @ gap
+        return type(self)(count, mean, (self.scatter.sum(0) + between).unsqueeze(0))
+
+
+def _grouped(deviation: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Deviations (N, s, d) as (C, m*s, d): by class, padded with zeros to the largest class m, for one batched product."""
+    order = labels.argsort(stable=True)
+    ordered = labels[order]
+    counts = torch.bincount(labels, minlength=classes)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(labels), device=labels.device) - starts[ordered]
+    largest = int(counts.max()) if len(labels) else 0
+    padded = deviation.new_zeros(classes, largest, *deviation.shape[1:])
+    padded = padded.index_put((ordered, place), deviation[order])
+    return padded.flatten(1, 2)

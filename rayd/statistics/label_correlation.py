@@ -1,0 +1,62 @@
+"""Feature-label statistic: the correlation of features with labels, X^T Y.
+
+    total = sum_i y_i x_i^T                (C, d), the transpose of X^T Y
+    correlation = total / n                ("FLC")
+
+Labels are class indices or rows of soft labels. Used by UniDD / CFM (signal matching) and ridge-regression methods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from rayd.statistics.base import Statistic, membership, ratio
+
+
+@dataclass(frozen=True)
+class LabelCorrelation(Statistic):
+    """Sum of label-feature outer products, with the number of feature vectors."""
+
+    shared = frozenset({"count"})
+
+    count: Tensor
+    """Feature vectors seen, a scalar: soft labels have no count of their own class."""
+    total: Tensor
+    """Sum of outer products of labels with features (C, d)."""
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
+        """Correlation of a batch of feature vectors (N, s, d) with class indices (N,) or soft labels (N, C)."""
+        soft = labels.to(features.dtype) if labels.ndim == 2 else membership(labels, classes, features.dtype)
+        count = torch.tensor(features.shape[0] * features.shape[1], dtype=features.dtype, device=features.device)
+        return cls(count, soft.T @ features.sum(1))
+
+    @classmethod
+    def empty(cls, classes: int, dimension: int) -> Self:
+        """Correlation of no samples."""
+        return cls(torch.zeros((), dtype=torch.float64), torch.zeros(classes, dimension, dtype=torch.float64))
+
+    def like(self, features: Tensor, labels: Tensor) -> Self:
+        """The same statistic of another batch."""
+        return self.of(features, labels, len(self.total))
+
+    def merge(self, other: Self) -> Self:
+        """Sums add."""
+        return type(self)(self.count + other.count, self.total + other.total)
+
+    def update(self, features: Tensor, labels: Tensor) -> Self:
+        """Add a batch in float64, without autograd, in place; returns self."""
+        with torch.no_grad():
+            part = self.like(features.double(), labels)
+            self.count.add_(part.count)
+            self.total.add_(part.total)
+        return self
+
+    @property
+    def correlation(self) -> Tensor:
+        """Mean of label-feature outer products (C, d): the FLC, transposed."""
+        return ratio(self.total, self.count)

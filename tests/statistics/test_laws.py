@@ -1,0 +1,154 @@
+"""Every statistic is a commutative monoid, agrees with a slow float64 reference, and is differentiable."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rayd.statistics import CharacteristicFunction, Covariance, LabelCorrelation, Moments, Statistic, vectors
+
+CLASSES, DIMENSION, SPREAD = 4, 3, 2
+FREQUENCIES = torch.randn(5, DIMENSION, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+EMPTY: dict[str, Callable[[], Statistic]] = {
+    "moments": lambda: Moments.empty(CLASSES, DIMENSION),
+    "covariance": lambda: Covariance.empty(CLASSES, DIMENSION),
+    "label_correlation": lambda: LabelCorrelation.empty(CLASSES, DIMENSION),
+    "characteristic_function": lambda: CharacteristicFunction.empty(CLASSES, FREQUENCIES),
+}
+
+
+def batch(seed: int, count: int, offset: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Feature vectors far from the origin, where sums of squares would cancel; class 3 never occurs."""
+    draw = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, SPREAD, DIMENSION, generator=draw, dtype=torch.float64) + offset
+    return features, torch.randint(0, CLASSES - 1, (count,), generator=draw)
+
+
+def assert_equal(left: Statistic, right: Statistic) -> None:
+    for name, tensor in left.state().items():
+        torch.testing.assert_close(tensor, right.state()[name], rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(0, 7), min_size=1, max_size=5), order=st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_any_split_in_any_order_equals_the_whole(kind, seed, sizes, order):
+    features, labels = batch(seed, sum(sizes))
+    parts = [EMPTY[kind]().update(x, y) for x, y in zip(features.split(sizes), labels.split(sizes), strict=True)]
+    whole = EMPTY[kind]().update(features, labels)
+    order.shuffle(parts)
+    merged = EMPTY[kind]()
+    for part in parts:
+        merged = merged.merge(part)
+    assert_equal(merged, whole)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+@given(seeds=st.tuples(*[st.integers(0, 10_000)] * 3), sizes=st.tuples(*[st.integers(0, 6)] * 3))
+@settings(max_examples=30, deadline=None)
+def test_merge_is_associative_commutative_and_empty_is_neutral(kind, seeds, sizes):
+    a, b, c = (EMPTY[kind]().update(*batch(seed, size)) for seed, size in zip(seeds, sizes, strict=True))
+    assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)))
+    assert_equal(a.merge(b), b.merge(a))
+    assert_equal(a.merge(EMPTY[kind]()), a)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_update_equals_the_batch_statistic(kind):
+    features, labels = batch(3, 20)
+    assert_equal(EMPTY[kind]().update(features, labels), EMPTY[kind]().like(features, labels))
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_update_accumulates_in_double_whatever_comes_in(kind):
+    features, labels = batch(3, 20)
+    state = EMPTY[kind]().update(features.float(), labels).state()
+    assert all(tensor.dtype == torch.float64 for tensor in state.values())
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_state_round_trip_and_rows(kind):
+    statistic = EMPTY[kind]().update(*batch(5, 12))
+    assert_equal(type(statistic).from_state(statistic.state()), statistic)
+    assert_equal(statistic.rows(torch.arange(CLASSES)), statistic)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_gradcheck(kind):
+    features, labels = batch(0, 6, offset=0.5)
+
+    def derived(x: Tensor) -> Tensor:
+        statistic = EMPTY[kind]().like(x, labels)
+        parts = [tensor for name, tensor in statistic.state().items() if name not in ("count", "frequencies")]
+        return torch.cat([part.flatten() for part in parts])
+
+    assert torch.autograd.gradcheck(derived, features.requires_grad_())
+
+
+def test_moments_against_torch():
+    features, labels = batch(1, 50)
+    moments = Moments.empty(CLASSES, DIMENSION).update(features, labels)
+    for c in range(CLASSES - 1):
+        mine = features[labels == c].reshape(-1, DIMENSION)
+        torch.testing.assert_close(moments.mean[c], mine.mean(0))
+        torch.testing.assert_close(moments.variance[c], mine.var(0, unbiased=False))
+    assert moments.count[CLASSES - 1] == 0
+    assert torch.all(moments.mean[CLASSES - 1] == 0)
+
+
+def test_pooled_variance_holds_the_part_between_classes():
+    features, labels = batch(1, 50)
+    features = features + 10 * labels[:, None, None]
+    everything = features.reshape(-1, DIMENSION)
+    moments = Moments.empty(CLASSES, DIMENSION).update(features, labels).pooled()
+    torch.testing.assert_close(moments.mean[0], everything.mean(0))
+    torch.testing.assert_close(moments.variance[0], everything.var(0, unbiased=False))
+    covariance = Covariance.empty(CLASSES, DIMENSION).update(features, labels).pooled()
+    torch.testing.assert_close(covariance.covariance[0], everything.T.cov(correction=0))
+
+
+def test_covariance_against_torch():
+    features, labels = batch(2, 50)
+    covariance = Covariance.empty(CLASSES, DIMENSION).update(features, labels)
+    for c in range(CLASSES - 1):
+        mine = features[labels == c].reshape(-1, DIMENSION)
+        torch.testing.assert_close(covariance.covariance[c], mine.T.cov(correction=0))
+        torch.testing.assert_close(covariance.second_moment[c], mine.T @ mine / len(mine))
+
+
+def test_label_correlation_takes_soft_labels():
+    features, labels = batch(4, 30)
+    soft = torch.rand(30, CLASSES, dtype=torch.float64)
+    correlation = LabelCorrelation.empty(CLASSES, DIMENSION).update(features, soft).correlation
+    expected = sum(torch.outer(soft[i], features[i, s]) for i in range(30) for s in range(SPREAD)) / (30 * SPREAD)
+    torch.testing.assert_close(correlation, expected)
+    hard = LabelCorrelation.of(features, labels, CLASSES)
+    one_hot = torch.nn.functional.one_hot(labels, CLASSES)
+    assert_equal(hard, LabelCorrelation.of(features, one_hot, CLASSES))
+
+
+def test_characteristic_function_against_complex_exponentials():
+    features, labels = batch(6, 30, offset=0.0)
+    phi = CharacteristicFunction.empty(CLASSES, FREQUENCIES).update(features, labels)
+    for c in range(CLASSES - 1):
+        mine = features[labels == c].reshape(-1, DIMENSION)
+        expected = torch.exp(1j * (mine @ FREQUENCIES.T)).mean(0)
+        torch.testing.assert_close(torch.complex(phi.real[c], phi.imaginary[c]), expected)
+
+
+def test_characteristic_functions_at_other_frequencies_do_not_merge():
+    left = CharacteristicFunction.empty(CLASSES, FREQUENCIES)
+    with pytest.raises(ValueError, match="different frequencies"):
+        left.merge(CharacteristicFunction.empty(CLASSES, FREQUENCIES + 1))
+
+
+def test_views_of_a_feature_map():
+    maps = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 3, 2, 2)
+    assert vectors(maps, "flat").shape == (2, 1, 12)
+    channels = vectors(maps, "channels")
+    assert channels.shape == (2, 4, 3)
+    torch.testing.assert_close(channels[1, 2], maps[1, :, 1, 0])
