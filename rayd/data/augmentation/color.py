@@ -1,0 +1,58 @@
+"""Colour augmentations: pure functions of images and parameters, and the parameters with how they are drawn.
+
+Shapes: images are (N, channels, H, W), already normalised; parameters are (N,), or (1,) for one draw that all images share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from rayd.data.augmentation.geometry import uniform
+
+
+def brightness(images: Tensor, offsets: Tensor) -> Tensor:
+    """Add to every pixel its image's offset, in units of normalised pixels."""
+    return images + _like(offsets, images)
+
+
+def saturation(images: Tensor, factors: Tensor) -> Tensor:
+    """Stretch the distance from grey: (x - m) * factor + m, with m the mean over the channels of each pixel."""
+    mean = images.mean(dim=1, keepdim=True)
+    return (images - mean) * _like(factors, images) + mean
+
+
+def contrast(images: Tensor, factors: Tensor) -> Tensor:
+    """Stretch the distance from the mean: (x - m) * factor + m, with m the mean of each image."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * _like(factors, images) + mean
+
+
+def _like(parameters: Tensor, images: Tensor) -> Tensor:
+    return parameters.to(images.device, images.dtype)[:, None, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Color:
+    """Brightness, saturation and contrast, in this order."""
+
+    offsets: Tensor
+    """(N,): added to the pixels."""
+    saturations: Tensor
+    """(N,): factors of the distance from grey."""
+    contrasts: Tensor
+    """(N,): factors of the distance from the mean colour."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int) -> Color:
+        """Offsets from U[-0.5, 0.5), saturations from U[0, 2), contrasts from U[0.5, 1.5)."""
+        return cls(
+            uniform(generator, -0.5, 0.5, count),
+            uniform(generator, 0.0, 2.0, count),
+            uniform(generator, 0.5, 1.5, count),
+        )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return contrast(saturation(brightness(images, self.offsets), self.saturations), self.contrasts)

@@ -1,0 +1,112 @@
+"""Differentiable Siamese augmentation.
+
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021). One operation is drawn for
+a batch (the released code's mode "S", here `single`); mode `all` ("M") applies every operation of the strategy in its order.
+Siamese calls share one draw of parameters over the batch, so that a real and a synthetic batch of different sizes are
+augmented alike when their generators are seeded alike. The released code reseeds the global generator; here draws are private.
+
+Strategies are operations joined by underscores. Digits leave out `flip`.
+
+| operation | what is drawn |
+|---|---|
+| `color` | brightness + U[-0.5, 0.5), then saturation x U[0, 2), then contrast x U[0.5, 1.5) |
+| `crop` | a shift of -p..p pixels on each axis, p = 1/8 of the side, zeros outside |
+| `cutout` | the centre of a zero square of half the side, clipped at the border |
+| `flip` | left to right, with probability 1/2 |
+| `scale` | a stretch of the sampling grid by U[1/1.2, 1.2) on each axis |
+| `rotate` | an angle from U[-15, 15) degrees |
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from rayd.data.augmentation.color import Color
+from rayd.data.augmentation.geometry import Crop, Cutout, Flip, Rotate, Scale
+from rayd.errors import ConfigError, unknown
+
+Mode = Literal["single", "all"]
+
+
+class Operation(Protocol):
+    """Drawn parameters, ready to be applied to images (N, channels, H, W), as often as wished."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        ...
+
+
+class _Drawable(Protocol):
+    def draw(self, generator: Generator, count: int, height: int, width: int) -> Operation: ...
+
+
+OPERATIONS: dict[str, _Drawable] = {
+    "color": Color,
+    "crop": Crop,
+    "cutout": Cutout,
+    "flip": Flip,
+    "scale": Scale,
+    "rotate": Rotate,
+}
+"""The operations of a strategy, by name."""
+
+
+class DSA:
+    """Differentiable Siamese augmentation of normalised images.
+
+    Args:
+        strategy: operations joined by underscores; None or an empty string leaves images as they are.
+        mode: `single` draws one operation a call, uniformly; `all` applies every operation in the strategy's order.
+
+    Raises:
+        ConfigError: an operation is unknown or named twice.
+    """
+
+    def __init__(self, strategy: str | None, mode: Mode = "single") -> None:
+        self.strategy = strategy or ""
+        self.mode = mode
+        self.operations = tuple(self.strategy.split("_")) if self.strategy else ()
+        for name in self.operations:
+            if name not in OPERATIONS:
+                raise ConfigError(unknown("operation", name, OPERATIONS, f"augmentation '{self.strategy}'"))
+            if self.operations.count(name) > 1:
+                raise ConfigError(f"The augmentation '{self.strategy}' must name each operation once; it names '{name}' twice.")
+
+    def draw(self, generator: Generator, count: int, height: int, width: int) -> tuple[Operation, ...]:
+        """The operations for one batch, with parameters for `count` images (1: shared by all) of height x width pixels."""
+        names = self.operations
+        if names and self.mode == "single":
+            names = (names[int(torch.randint(len(names), (), generator=generator))],)
+        return tuple(OPERATIONS[name].draw(generator, count, height, width) for name in names)
+
+    def __call__(self, images: Tensor, generator: Generator, siamese: bool = False) -> Tensor:
+        """Augment one batch.
+
+        Args:
+            images: (N, channels, H, W), normalised, so that 0 is the mean colour; any floating type, any device.
+            generator: a private generator on the CPU.
+            siamese: one draw of parameters for the whole batch, which then does not depend on N; otherwise one an image. The
+                operation is drawn once a batch either way.
+
+        Returns:
+            Images of the same shape, differentiable with respect to `images`.
+        """
+        count, _, height, width = images.shape
+        for operation in self.draw(generator, 1 if siamese else count, height, width):
+            images = operation(images)
+        return images
+
+    def __repr__(self) -> str:
+        return f"DSA({self.strategy!r}, mode={self.mode!r})"
+
+
+def augmentation(strategy: str | None, mode: Mode = "single") -> DSA:
+    """The augmentation that a setting names; None is the identity.
+
+    Raises:
+        ConfigError: an operation is unknown or named twice.
+    """
+    return DSA(strategy, mode)

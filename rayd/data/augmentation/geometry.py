@@ -1,0 +1,275 @@
+"""Geometric augmentations: pure functions of images and parameters, and the parameters with how they are drawn.
+
+Shapes: images are (N, channels, H, W), of any floating type, already normalised, so that 0 is the mean colour. The first
+dimension of every parameter tensor is N, or 1 for one draw that all images share. Everything is differentiable with respect to
+the images. Parameters are drawn on the CPU from a private generator and follow the images to their device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import grid_sample, pad
+
+
+def uniform(generator: Generator, low: float, high: float, *size: int) -> Tensor:
+    """Draws from U[low, high), float32 on the CPU."""
+    return torch.rand(*size, generator=generator) * (high - low) + low
+
+
+def share(side: int, ratio: float) -> int:
+    """`ratio` of a side in whole pixels, rounded half up."""
+    return int(side * ratio + 0.5)
+
+
+def flip(images: Tensor, mask: Tensor) -> Tensor:
+    """Mirror left to right the images where `mask`, boolean (N,), is true."""
+    return torch.where(mask.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def crop(images: Tensor, shifts: Tensor) -> Tensor:
+    """Move the window by whole pixels: output[y, x] = image[y + dy, x + dx], 0 outside; `shifts`, (N, 2), holds (dy, dx).
+
+    This is also the crop from an image padded with zeros: with a padding of p, shift = offset - p.
+    """
+    count, channels, height, width = images.shape
+    margin = int(shifts.abs().max())
+    dy, dx = shifts.to(images.device).expand(count, 2)[:, :, None].unbind(1)
+    rows = torch.arange(margin, margin + height, device=images.device) + dy
+    columns = torch.arange(margin, margin + width, device=images.device) + dx
+    padded = pad(images, (margin, margin, margin, margin))
+    window = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width + 2 * margin))
+    return window.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+
+
+def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fill with 0 a rectangle of `size` = (height, width) pixels, clipped at the border; `centers`, (N, 2), holds its (y, x).
+
+    Rows center - size // 2 up to, but without, center - size // 2 + size are filled; columns likewise.
+    """
+    center_y, center_x = centers.to(images.device)[:, :, None].unbind(1)
+    top, left = center_y - size[0] // 2, center_x - size[1] // 2
+    y = torch.arange(images.shape[2], device=images.device)
+    x = torch.arange(images.shape[3], device=images.device)
+    rows = (y >= top) & (y < top + size[0])
+    columns = (x >= left) & (x < left + size[1])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def scale(images: Tensor, factors: Tensor) -> Tensor:
+    """Sample the images on a grid stretched by `factors`, (N, 2) as (s_x, s_y); a factor above 1 shrinks the content."""
+    zero = torch.zeros(len(factors))
+    return _sample_affine(images, factors[:, 0], zero, zero, factors[:, 1])
+
+
+def rotate(images: Tensor, angles: Tensor) -> Tensor:
+    """Rotate about the centre; the sampling grid turns by `angles`, (N,), in radians. Distances are in pixels on both axes."""
+    aspect = images.shape[2] / images.shape[3]
+    cosine, sine = angles.cos(), angles.sin()
+    return _sample_affine(images, cosine, -sine * aspect, sine / aspect, cosine)
+
+
+def _sample_affine(images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
+    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over the image; 0 outside."""
+    count, _, height, width = images.shape
+    precision = torch.promote_types(images.dtype, torch.float32)
+    y, x = ((2 * torch.arange(side, device=images.device, dtype=precision) + 1) / side - 1 for side in (height, width))
+    xx, xy, yx, yy = (a.to(images.device, precision)[:, None, None] for a in (xx, xy, yx, yy))
+    grid = torch.stack((xx * x + xy * y[:, None], yx * x + yy * y[:, None]), dim=3)
+    return _sample(images, grid.expand(count, -1, -1, -1))
+
+
+def _sample(images: Tensor, grid: Tensor) -> Tensor:
+    # Coordinates need more digits than half-precision images have.
+    sampled = grid_sample(images.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.to(images.dtype)
+
+
+def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a box from each image and resize it bilinearly, without antialiasing, to `size` = (height, width).
+
+    Args:
+        images: (N, channels, H, W).
+        boxes: whole pixels (N, 4) or (1, 4) as (top, left, height, width), inside the image.
+        size: of the result in pixels.
+
+    Returns:
+        (N, channels, *size), equal to `torch.nn.functional.interpolate` on each cut box.
+    """
+    count, _, height, width = images.shape
+    precision = torch.promote_types(images.dtype, torch.float32)
+    top, left, box_height, box_width = boxes.to(images.device, precision).unbind(1)
+    y = _normalized(_positions(top, box_height, size[0]), height)
+    x = _normalized(_positions(left, box_width, size[1]), width)
+    grid = torch.stack((x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])), dim=3)
+    return _sample(images, grid.expand(count, -1, -1, -1))
+
+
+def _positions(start: Tensor, length: Tensor, steps: int) -> Tensor:
+    """Pixel coordinates (N, steps) that divide each box evenly, kept between the centres of its first and last pixel."""
+    step = (torch.arange(steps, device=start.device, dtype=start.dtype) + 0.5) / steps
+    inside = (step * length[:, None] - 0.5).clamp(min=0).minimum(length[:, None] - 1)
+    return start[:, None] + inside
+
+
+def _normalized(pixels: Tensor, side: int) -> Tensor:
+    return (2 * pixels + 1) / side - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Flip:
+    """Horizontal mirroring."""
+
+    mask: Tensor
+    """Boolean (N,): which images are mirrored."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, probability: float = 0.5) -> Flip:
+        """Each image with the given probability."""
+        return cls(torch.rand(count, generator=generator) < probability)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return flip(images, self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A window moved by whole pixels, zeros outside: the random crop of a padded image."""
+
+    shifts: Tensor
+    """Integer (N, 2): (dy, dx) in pixels."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.125) -> Crop:
+        """Each axis uniform on -p..p, where p is `ratio` of the side (4 pixels at 32)."""
+        padding = [share(side, ratio) for side in (height, width)]
+        return cls(torch.stack([torch.randint(-p, p + 1, (count,), generator=generator) for p in padding], dim=1))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return crop(images, self.shifts)
+
+
+@dataclass(frozen=True, eq=False)
+class Cutout:
+    """A rectangle of mean colour."""
+
+    centers: Tensor
+    """Integer (N, 2): (y, x) in pixels."""
+    size: tuple[int, int]
+    """Height and width of the rectangle in pixels."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.5) -> Cutout:
+        """Sides are `ratio` of the image's; the centre is uniform on 0..side, or 0..side - 1 where the cut is odd."""
+        size = (share(height, ratio), share(width, ratio))
+        ends = [side + 1 - length % 2 for side, length in zip((height, width), size, strict=True)]
+        return cls(torch.stack([torch.randint(end, (count,), generator=generator) for end in ends], dim=1), size)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return cutout(images, self.centers, self.size)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """Stretching about the centre, each axis by itself."""
+
+    factors: Tensor
+    """(N, 2): (s_x, s_y) of the sampling grid; above 1 shrinks the content."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, ratio: float = 1.2) -> Scale:
+        """Each factor from U[1 / ratio, ratio)."""
+        return cls(uniform(generator, 1 / ratio, ratio, count, 2))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return scale(images, self.factors)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotate:
+    """Rotation about the centre."""
+
+    angles: Tensor
+    """(N,): radians."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, degrees: float = 15.0) -> Rotate:
+        """Each angle from U[-degrees, degrees)."""
+        return cls(torch.deg2rad(uniform(generator, -degrees, degrees, count)))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return rotate(images, self.angles)
+
+
+@dataclass(frozen=True, eq=False)
+class ResizedCrop:
+    """A box of each image, resized: RandomResizedCrop with one box an image."""
+
+    boxes: Tensor
+    """Integer (N, 4): (top, left, height, width) in pixels."""
+    size: tuple[int, int]
+    """Height and width of the result in pixels."""
+
+    @classmethod
+    def draw(
+        cls,
+        generator: Generator,
+        count: int,
+        height: int,
+        width: int,
+        size: tuple[int, int] | None = None,
+        area: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> ResizedCrop:
+        """Draw as torchvision does: ten tries at a share of the area and a log-uniform ratio, then the largest box that fits.
+
+        Args:
+            generator: a private generator on the CPU.
+            count: number of boxes.
+            height: of the images in pixels.
+            width: of the images in pixels.
+            size: of the result; absent: that of the images.
+            area: least and largest share of the image's area that a box covers.
+            ratio: least and largest width / height of a box.
+        """
+        tries = 10
+        areas = height * width * uniform(generator, *area, count, tries)
+        ratios = uniform(generator, log(ratio[0]), log(ratio[1]), count, tries).exp()
+        widths = (areas * ratios).sqrt().round().long()
+        heights = (areas / ratios).sqrt().round().long()
+        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+        first = fits.int().argmax(1, keepdim=True)
+        box_heights, box_widths = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
+        tops = _draw_offsets(generator, height - box_heights)
+        lefts = _draw_offsets(generator, width - box_widths)
+        drawn = torch.stack((tops, lefts, box_heights, box_widths), dim=1)
+        boxes = torch.where(fits.any(1)[:, None], drawn, _central_box(height, width, ratio))
+        return cls(boxes, size or (height, width))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Apply to images (N, channels, H, W)."""
+        return resized_crop(images, self.boxes, self.size)
+
+
+def _draw_offsets(generator: Generator, room: Tensor) -> Tensor:
+    """Uniform on 0..room, elementwise, for room >= 0."""
+    # float64, because float32 rounds a draw just below 1 up to room + 1.
+    draws = torch.rand(len(room), generator=generator, dtype=torch.float64)
+    return (draws * (room + 1)).long()
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        box_width = round(height * ratio[1])
+    return torch.tensor([(height - box_height) // 2, (width - box_width) // 2, box_height, box_width])

@@ -1,0 +1,89 @@
+"""Mixing the images of a batch in pairs: cutmix and mixup, as soft-label protocols use them.
+
+Both return the mixed images, the permutation that names each image's partner, and `kept`, the share of the image itself (the
+lambda of the papers), so that labels or losses are mixed as kept * own + (1 - kept) * partner.
+
+Sources: Yun et al., "CutMix" (ICCV 2019); Zhang et al., "mixup" (ICLR 2018).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels, inside the image."""
+Mixed = tuple[Tensor, Tensor, float]
+"""Images (N, channels, H, W), the permutation (N,) of partners, and the share of the image itself in [0, 1]."""
+
+
+def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Mixed:
+    """Replace one box of every image by that of its partner; `kept` is the exact share of pixels outside the box."""
+    top, left, height, width = box
+    hole = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
+    hole[top : top + height, left : left + width] = True
+    mixed = torch.where(hole, images[permutation.to(images.device)], images)
+    return mixed, permutation, 1 - height * width / hole.numel()
+
+
+def mixup(images: Tensor, permutation: Tensor, kept: float) -> Mixed:
+    """Blend every image with its partner: kept * image + (1 - kept) * partner."""
+    return kept * images + (1 - kept) * images[permutation.to(images.device)], permutation, kept
+
+
+@dataclass(frozen=True, eq=False)
+class CutMix:
+    """A box and partners for a whole batch."""
+
+    permutation: Tensor
+    """Integer (N,): each image's partner."""
+    box: Box
+    """The box that comes from the partner."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, concentration: float = 1.0) -> CutMix:
+        """A box of sqrt(1 - lambda) of the sides, clipped, its centre uniform; lambda ~ Beta(concentration, concentration)."""
+        side = sqrt(1 - draw_beta(generator, concentration))
+        bounds = []
+        for length in (height, width):
+            center = int(torch.randint(length, (), generator=generator))
+            half = int(length * side) // 2
+            start, stop = max(center - half, 0), min(center + half, length)
+            bounds.append((start, stop - start))
+        (top, box_height), (left, box_width) = bounds
+        return cls(torch.randperm(count, generator=generator), (top, left, box_height, box_width))
+
+    def __call__(self, images: Tensor) -> Mixed:
+        """Apply to images (N, channels, H, W)."""
+        return cutmix(images, self.permutation, self.box)
+
+
+@dataclass(frozen=True, eq=False)
+class MixUp:
+    """A share and partners for a whole batch."""
+
+    permutation: Tensor
+    """Integer (N,): each image's partner."""
+    kept: float
+    """Share of the image itself, in [0, 1]."""
+
+    @classmethod
+    def draw(cls, generator: Generator, count: int, height: int, width: int, concentration: float = 0.8) -> MixUp:
+        """`kept` from Beta(concentration, concentration)."""
+        kept = draw_beta(generator, concentration)
+        return cls(torch.randperm(count, generator=generator), kept)
+
+    def __call__(self, images: Tensor) -> Mixed:
+        """Apply to images (N, channels, H, W)."""
+        return mixup(images, self.permutation, self.kept)
+
+
+def draw_beta(generator: Generator, concentration: float) -> float:
+    """One draw from Beta(concentration, concentration)."""
+    # torch draws Beta from its global generator only; numpy takes a seed that this generator gives.
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return float(np.random.default_rng(seed).beta(concentration, concentration))

@@ -1,0 +1,46 @@
+"""From settings to a network."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from rayd.errors import ConfigError
+from rayd.networks.registry import find, given_options, refuse_options
+from rayd.networks.torchvision_models import PREFIX, build_torchvision
+from rayd.seeding import seeded
+
+if TYPE_CHECKING:
+    from rayd.config import NetworkSettings
+    from rayd.data.images import ImageShape
+
+
+def build(spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | None = None) -> nn.Module:
+    """A new network for images of `shape` = (channels, height, width), with random weights, in train mode, on the CPU.
+
+    Args:
+        spec: name and options of the architecture.
+        shape: of one image.
+        classes: number of logits.
+        seed: of the initial weights, which come from a private stream and leave torch's global generator as it was; None draws
+            them from the global generator.
+
+    Raises:
+        ConfigError: no such network, an option that it does not have, or images too small for it.
+    """
+    if classes < 1 or min(shape) < 1:
+        raise ConfigError(
+            f"A network needs pixels and at least one class. Got shape {tuple(shape)}, {classes} classes instead."
+        )
+    with seeded(seed, "network", spec.name) if seed is not None else nullcontext():
+        if spec.name.startswith(PREFIX):
+            refuse_options(spec.name, given_options(spec))
+            return build_torchvision(spec.name, shape, classes)
+        return find(spec.name).build(spec, shape, classes)
+
+
+def uses_batch_statistics(network: nn.Module) -> bool:
+    """Whether a layer normalises with statistics of the batch in training (any batch normalisation)."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())

@@ -1,0 +1,95 @@
+"""ResNet-18 for small images: a 3x3 stem of stride 1 and no max pooling, PyTorch's default initialisation.
+
+Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Zhao et al. (ICLR 2021) for small images and for
+the variant that replaces strides by average pooling. `torchvision/resnet18` is the other one in use: the same layers for images
+below 64 pixels, torchvision's initialisation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rayd.networks.normalization import Norm, normalization
+from rayd.networks.registry import architecture, require_side
+
+if TYPE_CHECKING:
+    from rayd.data.images import ImageShape
+
+STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
+"""Width and reduction of the four stages of two blocks each."""
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, inputs, h, w) to (N, outputs, ceil(h / reduction), ceil(w / reduction)).
+
+    The shortcut is the identity, or a 1x1 projection where the shape changes. With `pooled`, the reduction is done by average
+    pooling behind convolutions of stride 1 (and rounds down).
+    """
+
+    def __init__(self, inputs: int, outputs: int, reduction: int, norm: Norm, pooled: bool = False) -> None:
+        super().__init__()
+        stride = 1 if pooled else reduction
+        pool = [nn.AvgPool2d(reduction)] if pooled and reduction > 1 else []
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+            *normalization(norm, outputs, 0, 0),
+            nn.ReLU(),
+            *pool,
+            nn.Conv2d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            *normalization(norm, outputs, 0, 0),
+        )
+        self.shortcut = nn.Sequential()
+        if reduction > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+                *pool,
+                *normalization(norm, outputs, 0, 0),
+            )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (N, inputs, h, w) to (N, outputs, h', w')."""
+        return torch.relu(self.residual(maps) + self.shortcut(maps))
+
+
+def _features(channels: int, norm: Norm, pooled: bool) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False),
+        *normalization(norm, 64, 0, 0),
+        nn.ReLU(),
+    ]
+    inputs = 64
+    for width, reduction in STAGES:
+        layers += [BasicBlock(inputs, width, reduction, norm, pooled), BasicBlock(width, width, 1, norm, pooled)]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+@architecture("resnet18", norms=("batch", "instance", "group"))
+def resnet18(shape: ImageShape, classes: int, *, norm: Norm = "batch") -> nn.Sequential:
+    """Eight basic blocks and global average pooling, for images of any side; the last map is 512x4x4 for 32x32 pixels."""
+    return nn.Sequential(
+        OrderedDict(
+            features=_features(shape[0], norm, pooled=False),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(512, classes),
+        )
+    )
+
+
+@architecture("resnet18_ap", norms=("batch", "instance", "group"))
+def resnet18_ap(shape: ImageShape, classes: int, *, norm: Norm = "batch") -> nn.Sequential:
+    """ResNet-18 with average pooling in place of strides and no global pooling: the classifier reads the whole last map."""
+    require_side("resnet18_ap", shape, 8)
+    channels, height, width = shape
+    return nn.Sequential(
+        OrderedDict(
+            features=_features(channels, norm, pooled=True),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(512 * (height // 8) * (width // 8), classes),
+        )
+    )

@@ -1,0 +1,245 @@
+"""Listening to a network by role: features, last map, inputs of normalisations and of convolutions.
+
+A method asks for roles, and `Tapped` finds the layers that play them by running the network once on a blank image. Any
+`nn.Module` that maps (N, channels, height, width) to logits works, without knowing of taps.
+
+Shapes: N images, d channels or features, h x w pixels of a map.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rayd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rayd.data.images import ImageShape
+
+
+class Tap(StrEnum):
+    """A role that layers of a network play."""
+
+    FEATURES = "features"
+    """What the classifier (the `nn.Linear` that runs last) reads, as (N, d)."""
+    LAST_MAP = "last_map"
+    """The last map before global pooling or flattening, as (N, d, h, w)."""
+    BN_INPUTS = "bn_inputs"
+    """What every `nn.BatchNorm2d` reads, in order of execution, each (N, d, h, w)."""
+    CONV_INPUTS = "conv_inputs"
+    """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
+
+
+_NEEDS = {
+    Tap.FEATURES: "a linear classifier",
+    Tap.LAST_MAP: "a convolutional map before the classifier",
+    Tap.BN_INPUTS: "batch normalisation",
+    Tap.CONV_INPUTS: "convolutions",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a tapped network says about a batch."""
+
+    logits: Tensor
+    """What the network returned, (N, classes)."""
+    taps: dict[Tap, tuple[Tensor, ...]]
+    """The tensors of each tap that was asked for, with their graph, in order of execution; one for FEATURES and LAST_MAP."""
+
+
+class Tapped(nn.Module):
+    """A network whose forward pass also returns what its taps hear.
+
+    Hooks stand only while a forward pass runs, so the network can be used, copied and saved as if it were not tapped; its
+    layers are known by name, so a copy of `Tapped` listens to the copied network. It works under `torch.no_grad`, autocast and
+    `torch.func.functional_call` (parameters are named `network.<name>`).
+
+    A network that changes a tensor in place after a tapped layer has read it changes what is observed. The layers are those
+    that run in eval mode; layers that run in training alone (auxiliary heads) are not listened to.
+
+    Args:
+        network: the network; its mode and its running statistics stay as they are.
+        taps: the roles to listen to.
+        shape: (channels, height, width) of the images that it will see.
+        shortcuts: False listens once to a map that several convolutions read. In residual networks that leaves out the 1x1
+            projections of shortcuts, whose input is already heard at the first convolution of their block.
+
+    Raises:
+        ConfigError: no layer of the network plays a role that was asked for.
+    """
+
+    def __init__(self, network: nn.Module, taps: Collection[Tap], shape: ImageShape, *, shortcuts: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        self._points: dict[Tap, tuple[_Point, ...]] = {}
+        self._dimensions: dict[Tap, list[tuple[int, ...]]] = {}
+        heard = _rehearsal(network, shape)
+        for tap in Tap:
+            if tap not in taps:
+                continue
+            found = _FINDERS[tap](network, heard)
+            if tap is Tap.CONV_INPUTS and not shortcuts:
+                found = _first_readers(found)
+            if not found:
+                raise ConfigError(f"The tap '{tap}' needs {_NEEDS[tap]}; network {type(network).__name__} has none.")
+            self._points[tap] = tuple(point for point, _ in found)
+            self._dimensions[tap] = [tuple(_as_heard(tap, tensor).shape[1:]) for _, tensor in found]
+
+    def __call__(self, images: Tensor) -> Observation:
+        """Observe images (N, channels, height, width)."""
+        observation: Observation = super().__call__(images)
+        return observation
+
+    def forward(self, images: Tensor) -> Observation:
+        """Run the network once and return its logits with what the taps heard."""
+        wanted = {point for points in self._points.values() for point in points}
+        heard: dict[_Point, Tensor] = {}
+
+        def hear(point: _Point, tensor: Tensor) -> None:
+            if point in wanted:
+                heard[point] = tensor
+
+        with _listening(self.network, {point.ear for point in wanted}, hear):
+            logits = self.network(images)
+        return Observation(
+            logits, {tap: tuple(_as_heard(tap, heard[point]) for point in points) for tap, points in self._points.items()}
+        )
+
+    def layers(self, tap: Tap) -> list[str]:
+        """The names of the modules that a tap listens to, in order of execution; a module that runs twice is named twice."""
+        return [point.ear.module for point in self._points[tap]]
+
+    def dimensions(self, tap: Tap) -> list[tuple[int, ...]]:
+        """The shapes of a tap's tensors without the batch, in the order of `layers`."""
+        return list(self._dimensions[tap])
+
+
+class _Ear(NamedTuple):
+    """One side of a module of the network."""
+
+    module: str
+    side: Literal["input", "output"]
+
+
+class _Point(NamedTuple):
+    """One tensor of a forward pass: what came by an ear at its n-th call."""
+
+    ear: _Ear
+    call: int
+
+
+_Heard = list[tuple[_Point, Tensor]]
+
+
+@contextmanager
+def _listening(network: nn.Module, ears: Iterable[_Ear], hear: Callable[[_Point, Tensor], None]) -> Iterator[None]:
+    """Call `hear` with every tensor that comes by the ears, until the block ends, however it ends."""
+    calls: Counter[_Ear] = Counter()
+
+    def report(ear: _Ear, value: object) -> None:
+        if isinstance(value, Tensor):
+            hear(_Point(ear, calls[ear]), value)
+        calls[ear] += 1
+
+    with ExitStack() as hooks:
+        for ear in ears:
+            hooks.enter_context(_hook(network.get_submodule(ear.module), ear, report))
+        yield
+
+
+def _hook(module: nn.Module, ear: _Ear, report: Callable[[_Ear, object], None]) -> torch.utils.hooks.RemovableHandle:
+    def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        report(ear, next(iter((*arguments, *keywords.values())), None))
+
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        report(ear, output)
+
+    if ear.side == "input":
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _rehearsal(network: nn.Module, shape: ImageShape) -> _Heard:
+    """Every tensor that comes by any module, in order, while the network sees one blank image in eval mode."""
+    heard: _Heard = []
+    ears = [_Ear(name, side) for name, _ in network.named_modules() for side in ("input", "output")]
+    modes = {module: module.training for module in network.modules()}
+    weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        network.eval()
+        with torch.no_grad(), _listening(network, ears, lambda point, tensor: heard.append((point, tensor))):
+            network(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return heard
+
+
+def _inputs(network: nn.Module, heard: _Heard, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> _Heard:
+    return [(p, t) for p, t in heard if p.ear.side == "input" and isinstance(network.get_submodule(p.ear.module), kinds)]
+
+
+def _features(network: nn.Module, heard: _Heard) -> _Heard:
+    return _inputs(network, heard, nn.Linear)[-1:]
+
+
+def _bn_inputs(network: nn.Module, heard: _Heard) -> _Heard:
+    return _inputs(network, heard, (nn.BatchNorm2d, nn.SyncBatchNorm))
+
+
+def _conv_inputs(network: nn.Module, heard: _Heard) -> _Heard:
+    return _inputs(network, heard, nn.Conv2d)
+
+
+def _first_readers(found: _Heard) -> _Heard:
+    """Without the points whose very tensor was heard before."""
+    first: dict[int, tuple[_Point, Tensor]] = {}
+    for point, tensor in found:
+        first.setdefault(id(tensor), (point, tensor))
+    return list(first.values())
+
+
+def _last_map(network: nn.Module, heard: _Heard) -> _Heard:
+    """The input of the last adaptive pooling, or the last map that comes after it and is larger than what it gave.
+
+    Adaptive pooling is how networks pool globally; squeeze-and-excitation does it inside a block, whence the second clause. A
+    network that turns its maps into a sequence of tokens (N, tokens, d) has no last map.
+    """
+    found: _Heard = []
+    pooled_area = 0
+    convolved = False
+    for point, tensor in heard:
+        module = network.get_submodule(point.ear.module)
+        convolved |= isinstance(module, nn.Conv2d)
+        pooling = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
+        if tensor.ndim == 3:
+            found = []
+        elif tensor.ndim != 4 or not convolved:
+            continue
+        elif point.ear.side == "input":
+            found = [(point, tensor)] if pooling else found
+        elif pooling:
+            pooled_area = tensor.shape[2] * tensor.shape[3]
+        elif tensor.shape[2] * tensor.shape[3] > pooled_area:
+            found, pooled_area = [(point, tensor)], 0
+    return found
+
+
+_FINDERS: dict[Tap, Callable[[nn.Module, _Heard], _Heard]] = {
+    Tap.FEATURES: _features,
+    Tap.LAST_MAP: _last_map,
+    Tap.BN_INPUTS: _bn_inputs,
+    Tap.CONV_INPUTS: _conv_inputs,
+}
+
+
+def _as_heard(tap: Tap, tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tap is Tap.FEATURES else tensor

@@ -1,0 +1,110 @@
+"""Torchvision's classification models by the name `torchvision/<model>`, with random weights, fitted to the images.
+
+ResNets get a 3x3 stem of stride 1 without max pooling for images below 64 pixels, as in SRe2L (Yin et al., NeurIPS 2023) and
+RDED (Sun et al., CVPR 2024). Anything else keeps torchvision's layers, but for the first convolution, which takes the channels
+of the images, and the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torchvision
+from torch import nn
+from torch.func import functional_call
+
+from rayd.errors import ConfigError
+from rayd.networks.registry import require_side
+
+if TYPE_CHECKING:
+    from rayd.data.images import ImageShape
+
+PREFIX = "torchvision/"
+SMALL_SIDE = 64
+"""Images below this side, in pixels, get the small stem of a ResNet."""
+LARGEST_SIDE = 1024
+"""Where the search for the least side of a model ends."""
+
+
+def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
+    """The model `torchvision/<model>` for images of `shape`; logits (N, classes) in training, too (no auxiliary heads).
+
+    Raises:
+        ConfigError: torchvision has no such classification model, or the images are too small for it or of a wrong side.
+    """
+    model = name.removeprefix(PREFIX)
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model not in known:
+        near = get_close_matches(model, known, n=1, cutoff=0.5)
+        hint = f"; did you mean '{PREFIX}{near[0]}'?" if near else "."
+        raise ConfigError(f"Unknown network '{name}'{hint} See torchvision.models.list_models() for the known ones.")
+    _require_grain(name, model, shape)
+    network = _fitted(model, shape, classes)
+    if not _accepts(network, *shape):
+        require_side(name, shape, _least_side(lambda side: _accepts(network, shape[0], side, side)))
+    return network
+
+
+def _fitted(model: str, shape: ImageShape, classes: int) -> nn.Module:
+    channels, height, width = shape
+    options: dict[str, Any] = {}
+    if model.startswith("vit_"):
+        options["image_size"] = height
+    elif model.startswith("maxvit_"):
+        options["input_size"] = (height, width)
+    elif model in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **options)
+    if isinstance(network, torchvision.models.ResNet) and min(height, width) < SMALL_SIDE:
+        network.set_submodule("conv1", nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False))
+        network.set_submodule("maxpool", nn.Identity())
+    elif channels != 3:
+        _set_input_channels(network, channels)
+    return network
+
+
+def _set_input_channels(network: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one that differs in its input channels only."""
+    name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    shape: dict[str, Any] = {"kernel_size": first.kernel_size, "stride": first.stride, "padding": first.padding}
+    network.set_submodule(name, nn.Conv2d(channels, first.out_channels, **shape, bias=first.bias is not None))
+
+
+def _require_grain(name: str, model: str, shape: ImageShape) -> None:
+    """Vision transformers cut the images into a fixed grid."""
+    _, height, width = shape
+    if model.startswith("vit_"):
+        grain = int(model.rsplit("_", 1)[1])
+    elif model.startswith("maxvit_"):
+        grain = 224
+    else:
+        return
+    if height != width or height % grain:
+        raise ConfigError(
+            f"Network '{name}' needs square images whose side is a multiple of {grain}. Got {height}x{width} instead."
+        )
+
+
+def _accepts(network: nn.Module, channels: int, height: int, width: int) -> bool:
+    """Whether the network takes such images: a forward pass in eval mode on the meta device, without memory or arithmetic."""
+    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    try:
+        with torch.no_grad():
+            functional_call(network.eval(), state, torch.zeros(1, channels, height, width, device="meta"))
+    except RuntimeError:
+        return False
+    finally:
+        network.train()
+    return True
+
+
+def _least_side(accepts: Callable[[int], bool]) -> int:
+    """The least side from which on images are accepted, by bisection."""
+    low, high = 0, LARGEST_SIDE
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high
