@@ -1,0 +1,29 @@
+"""Methods, one paper a module. `build` configures the one that a recipe names."""
+
+from rayd.config import Recipe
+from rayd.errors import ConfigError, unknown
+from rayd.methods.base import Method
+from rayd.methods.dm import DistributionMatching
+
+__all__ = ["DistributionMatching", "Method", "build", "get", "names"]
+
+
+def names() -> list[str]:
+    """Names of all methods."""
+    return sorted(Method.registry)
+
+
+def get(name: str) -> type[Method]:
+    """The method of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in Method.registry:
+        raise ConfigError(unknown("method", name, names()))
+    return Method.registry[name]
+
+
+def build(recipe: Recipe) -> Method:
+    """The recipe's method, configured by it."""
+    return get(recipe.method)(recipe)

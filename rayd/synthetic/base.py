@@ -1,0 +1,55 @@
+"""The synthetic set: a module whose parameters are all that is stored of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What a synthetic set costs to keep, so that sets are compared at equal storage."""
+
+    numbers: dict[str, int]
+    """Stored numbers by part (images or their factors, labels, ...)."""
+    bytes: dict[str, int]
+    """The same parts in bytes."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.bytes.values())
+
+
+class SyntheticSet(nn.Module, ABC):
+    """Base of the parameterisations. Its parameters are learned; images are in normalised (network input) space."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images that the set decodes to."""
+
+    @abstractmethod
+    def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and labels (n,) at indices, all of them when absent; differentiable in the parameters."""
+
+    def storage(self) -> Storage:
+        """What is stored: every parameter and every buffer that is not implied by its position."""
+        kept = dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n not in self.implied}
+        return Storage(
+            {name: tensor.numel() for name, tensor in kept.items()},
+            {name: tensor.numel() * tensor.element_size() for name, tensor in kept.items()},
+        )
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Buffers that follow from the order of the images, such as hard labels sorted by class, and so cost nothing."""
+        return frozenset()
+
+    @torch.no_grad()
+    def assign(self, parameters: dict[str, Tensor]) -> None:
+        """Overwrite the parameters with values of the same names and shapes: how a replica follows the original."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(parameters[name])

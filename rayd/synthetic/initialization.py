@@ -1,0 +1,46 @@
+"""Where the synthetic set starts: at real images, at a selection of them, or at noise."""
+
+from __future__ import annotations
+
+import torch
+
+from rayd import seeding
+from rayd.config import Recipe
+from rayd.data import ImageData
+from rayd.data.selection import select
+from rayd.errors import DataError
+from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.pixels import Pixels
+
+
+def initial(recipe: Recipe, data: ImageData) -> SyntheticSet:
+    """The synthetic set before the first step: `recipe.ipc` images of every class, sorted by class.
+
+    Real images are drawn, or selected by herding or k-center on normalised pixels; noise is standard normal in normalised
+    space.
+
+    Raises:
+        DataError: a class has fewer images than are asked of it.
+    """
+    labels = torch.arange(data.classes).repeat_interleave(recipe.ipc)
+    draws = seeding.generator(recipe.seed, "initial images")
+    if recipe.synthetic.init == "noise":
+        return Pixels(torch.randn(len(labels), *data.shape, generator=draws), labels)
+    how = "random" if recipe.synthetic.init == "real" else recipe.synthetic.init
+    rows = select(how, data.train, recipe.ipc, data.normalization, draws)
+    return Pixels(data.normalization(torch.from_numpy(data.train.images[rows])), labels)
+
+
+def check_budget(recipe: Recipe, data: ImageData) -> None:
+    """Refuse more images per class than the smallest class has.
+
+    Raises:
+        DataError: names the class, its size and the budget.
+    """
+    counts = data.train.counts
+    smallest = int(counts.argmin())
+    if recipe.ipc > counts[smallest]:
+        raise DataError(
+            f"ipc must not exceed the smallest class: '{data.class_names[smallest]}' of '{data.name}' has "
+            f"{counts[smallest]} training images. Got {recipe.ipc} instead."
+        )

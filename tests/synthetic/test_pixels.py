@@ -1,0 +1,62 @@
+"""The plain parameterisation and where it starts."""
+
+import pytest
+import torch
+
+from rayd.data import load
+from rayd.errors import DataError
+from rayd.synthetic import Pixels, initial, restore
+from rayd.synthetic.initialization import check_budget
+from tests.conftest import tiny
+
+LABELS = torch.tensor([0, 0, 1, 1])
+
+
+def test_batch_is_differentiable_in_the_parameters():
+    pixels = Pixels(torch.rand(4, 1, 2, 2), LABELS)
+    images, labels = pixels.batch(torch.tensor([3, 0]))
+    images.sum().backward()
+    assert labels.tolist() == [1, 0]
+    assert pixels.images.grad is not None
+    assert pixels.images.grad.flatten(1).sum(1).tolist() == [4, 0, 0, 4]
+
+
+def test_storage_counts_labels_only_where_order_does_not_imply_them():
+    assert Pixels(torch.rand(4, 1, 2, 2), LABELS).storage().bytes == {"images": 64}
+    assert Pixels(torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 0, 1])).storage().numbers == {"images": 16, "labels": 4}
+
+
+def test_a_replica_follows():
+    original = Pixels(torch.rand(4, 1, 2, 2), LABELS)
+    replica = restore(tiny().synthetic, dict(original.state_dict()))
+    with torch.no_grad():
+        original.images += 1
+    replica.assign({name: p.detach() for name, p in original.named_parameters()})
+    assert torch.equal(replica.batch()[0], original.batch()[0])
+
+
+@pytest.mark.parametrize("init", ["real", "noise", "herding", "k-center"])
+def test_initial_sets(init):
+    recipe = tiny(ipc=2, synthetic={"init": init})
+    data = load(recipe.data)
+    images, labels = initial(recipe, data).batch()
+    assert labels.tolist() == [c for c in range(10) for _ in range(2)]
+    again, _ = initial(recipe, data).batch()
+    assert torch.equal(images, again)
+    if init != "noise":
+        real = data.normalization(torch.from_numpy(data.train.images))
+        distance = torch.cdist(images.detach().flatten(1), real.flatten(1))
+        nearest = distance.min(1)
+        assert nearest.values.max() < 1e-3
+        assert torch.equal(torch.from_numpy(data.train.labels)[nearest.indices], labels)
+
+
+def test_another_seed_starts_elsewhere():
+    data = load(tiny().data)
+    assert not torch.equal(initial(tiny(seed=1), data).batch()[0], initial(tiny(seed=2), data).batch()[0])
+
+
+def test_a_budget_beyond_the_smallest_class_is_refused():
+    data = load(tiny().data)
+    with pytest.raises(DataError, match=r"ipc must not exceed the smallest class: '\d' of 'digits' has \d+ training images. Got 999"):
+        check_budget(tiny(ipc=999), data)
