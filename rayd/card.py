@@ -1,0 +1,27 @@
+"""A distilled set's card in words."""
+
+from __future__ import annotations
+
+from rayd.distilled import Distilled
+
+
+def describe(distilled: Distilled) -> str:
+    """What the set is, where it comes from and what it costs to keep, in a few lines."""
+    card, shape = distilled.card, distilled.shape
+    per_class = distilled.hard_labels.bincount(minlength=distilled.classes)
+    each = (
+        f"{int(per_class[0])} per class" if bool((per_class == per_class[0]).all()) else f"{list(per_class.tolist())} per class"
+    )
+    storage = distilled.storage
+    data = card.get("data", {})
+    lines = [
+        f"{len(distilled)} images of {shape.channels}x{shape.height}x{shape.width}, {distilled.classes} classes, {each}",
+        f"classes        {', '.join(distilled.class_names[:20])}{', ...' if distilled.classes > 20 else ''}",
+        f"recipe         {card.get('recipe', 'unknown')} (method {card.get('method', 'unknown')}, "
+        f"seed {card.get('seed', 'unknown')}, {card.get('steps', 'unknown')} steps)",
+        f"distilled from {data.get('name', 'unknown')} (fingerprint {str(data.get('fingerprint', 'unknown'))[:12]})",
+        f"normalisation  {distilled.normalization.kind}: images are network input, `pixels()` undoes it",
+        f"storage        {storage.total_bytes:,} bytes: " + ", ".join(f"{k} {v:,}" for k, v in storage.bytes.items()),
+        "made with      " + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""BibTeX of what recipes use beside their method: data, networks, augmentation, selections."""
+
+from __future__ import annotations
+
+from rayd.config import Recipe
+
+DSA = """@inproceedings{zhao2021dsa,
+  title     = {Dataset Condensation with Differentiable Siamese Augmentation},
+  author    = {Zhao, Bo and Bilen, Hakan},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2021}
+}"""
+
+DATA = {
+    "digits": """@misc{alpaydin1998digits,
+  title        = {Optical Recognition of Handwritten Digits},
+  author       = {Alpaydin, E. and Kaynak, C.},
+  howpublished = {UCI Machine Learning Repository},
+  year         = {1998}
+}""",
+    "mnist": """@article{lecun1998mnist,
+  title   = {Gradient-Based Learning Applied to Document Recognition},
+  author  = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  journal = {Proceedings of the IEEE},
+  volume  = {86},
+  number  = {11},
+  pages   = {2278--2324},
+  year    = {1998}
+}""",
+    "fashion_mnist": """@article{xiao2017fashion,
+  title   = {Fashion-{MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  author  = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  journal = {arXiv:1708.07747},
+  year    = {2017}
+}""",
+    "svhn": """@inproceedings{netzer2011svhn,
+  title     = {Reading Digits in Natural Images with Unsupervised Feature Learning},
+  author    = {Netzer, Yuval and Wang, Tao and Coates, Adam and Bissacco, Alessandro and Wu, Bo and Ng, Andrew Y.},
+  booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
+  year      = {2011}
+}""",
+    "cifar": """@techreport{krizhevsky2009cifar,
+  title       = {Learning Multiple Layers of Features from Tiny Images},
+  author      = {Krizhevsky, Alex},
+  institution = {University of Toronto},
+  year        = {2009}
+}""",
+    "imagenet": """@inproceedings{deng2009imagenet,
+  title     = {{ImageNet}: A Large-Scale Hierarchical Image Database},
+  author    = {Deng, Jia and Dong, Wei and Socher, Richard and Li, Li-Jia and Li, Kai and Fei-Fei, Li},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2009}
+}""",
+}
+"""By the beginning of a data set's name."""
+
+NETWORKS = {
+    "convnet": """@inproceedings{gidaris2018convnet,
+  title     = {Dynamic Few-Shot Visual Learning without Forgetting},
+  author    = {Gidaris, Spyros and Komodakis, Nikos},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2018}
+}""",
+    "lenet": DATA["mnist"],
+    "alexnet": """@inproceedings{krizhevsky2012alexnet,
+  title     = {{ImageNet} Classification with Deep Convolutional Neural Networks},
+  author    = {Krizhevsky, Alex and Sutskever, Ilya and Hinton, Geoffrey E.},
+  booktitle = {Advances in Neural Information Processing Systems (NIPS)},
+  year      = {2012}
+}""",
+    "vgg": """@inproceedings{simonyan2015vgg,
+  title     = {Very Deep Convolutional Networks for Large-Scale Image Recognition},
+  author    = {Simonyan, Karen and Zisserman, Andrew},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2015}
+}""",
+    "resnet": """@inproceedings{he2016resnet,
+  title     = {Deep Residual Learning for Image Recognition},
+  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year      = {2016}
+}""",
+}
+"""By the beginning of an architecture's name."""
+
+SELECTIONS = {
+    "herding": """@inproceedings{welling2009herding,
+  title     = {Herding Dynamical Weights to Learn},
+  author    = {Welling, Max},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2009}
+}""",
+    "k-center": """@inproceedings{sener2018coreset,
+  title     = {Active Learning for Convolutional Neural Networks: A Core-Set Approach},
+  author    = {Sener, Ozan and Savarese, Silvio},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2018}
+}""",
+}
+"""Selections of real images by name."""
+
+
+def citations(recipe: Recipe, method_citation: str) -> list[str]:
+    """BibTeX entries of all that a recipe uses, the method's first, each once."""
+    architectures = [recipe.observers.network, *recipe.evaluation.networks]
+    selections = [recipe.synthetic.init, *recipe.evaluation.baselines]
+    found = [method_citation]
+    found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]
+    found += [
+        entry
+        for network in architectures
+        for prefix, entry in NETWORKS.items()
+        if network.name.removeprefix("torchvision/").startswith(prefix)
+    ]
+    augmented = recipe.evaluation.augmentation or (recipe.real == "sampled" and recipe.synthesis.augmentation)
+    found += [DSA] if augmented else []
+    found += [SELECTIONS[name] for name in selections if name in SELECTIONS]
+    return list(dict.fromkeys(found))

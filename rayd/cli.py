@@ -1,0 +1,334 @@
+"""The command line: thin, every command a call of the package.
+
+Exit codes: 0 success, 1 a run that failed, 2 a usage or configuration error, 130 interrupted. A user's mistake is one
+sentence on standard error; `--debug` adds the traceback. With `--json` standard output holds one JSON document and nothing
+else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from rayd import __version__
+from rayd.config import merge, parse_overrides
+from rayd.errors import OutputError, RaydError
+
+
+class InterruptedRunError(RaydError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+class _Commands(TyperGroup):
+    """Commands whose interruption is told in rayd's words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise InterruptedRunError("Interrupted; what was finished is kept, and --resume continues a run.") from error
+
+
+app = typer.Typer(
+    name="rayd",
+    cls=_Commands,
+    help="Distil a labelled image data set into a small synthetic one that trains networks almost as well.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Known data sets: where they are, and how to get them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.")]
+DirectoryName = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option("--data-root", help="Where named data are looked for first (then $RAYD_DATA, ~/.cache/rayd/data)."),
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Where finished work is shared between runs ($RAYD_CACHE, ~/.cache/rayd/store).")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Ray actors; 0 works in this process, without Ray.")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; absent: a private one on this machine.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+out = Console(soft_wrap=True, highlight=False)
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _resources(workers: int | None, address: str | None) -> dict[str, Any]:
+    given = {"workers": workers, "address": address}
+    return {"resources": {key: value for key, value in given.items() if value is not None}}
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+@app.command("recipes")
+def recipes_command(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """List the recipes with the paper's number and ours; or print one whole as YAML."""
+    from rayd import recipes
+
+    if name is not None:
+        recipe = recipes.resolve(name)
+        if as_json:
+            _print_json(recipe.model_dump(mode="json"))
+        else:
+            sys.stdout.write(recipe.to_yaml())
+        return
+    known = [recipes.resolve(each) for each in recipes.names()]
+    if as_json:
+        _print_json(
+            [
+                recipe.model_dump(mode="json", include={"name", "method", "summary", "ipc", "paper", "measured"})
+                for recipe in known
+            ]
+        )
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("recipe", "method", "data", "ipc", "paper", "measured", "what"):
+        table.add_column(column, overflow="fold")
+    for recipe in known:
+        ours = recipe.measured[-1].accuracy if recipe.measured else None
+        paper = recipe.paper.accuracy if recipe.paper else None
+        table.add_row(
+            recipe.name, recipe.method, recipe.data.name, str(recipe.ipc), _number(paper), _number(ours), recipe.summary
+        )
+    Console(highlight=False).print(table)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = False) -> None:
+    """List known data sets and where they were found."""
+    from rayd.data import known_sources
+
+    known = known_sources(data_root)
+    if as_json:
+        _print_json(
+            [
+                {"name": k.name, "classes": k.classes, "found": None if k.found is None else str(k.found), "how": k.how}
+                for k in known
+            ]
+        )
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("data", "classes", "found"):
+        table.add_column(column, overflow="fold")
+    for source in known:
+        table.add_row(source.name, str(source.classes), str(source.found) if source.found is not None else f"no: {source.how}")
+    Console(highlight=False).print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> None:
+    """Download a data set into the data root."""
+    from rayd.data.fetch import fetch
+
+    out.print(str(fetch(name, data_root)), markup=False)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what would run, what is cached, memory, disk, and time per stage."""
+    from rayd import recipes
+    from rayd.engine.plan import plan as make_plan
+
+    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), _resources(workers, address)))
+    made = make_plan(resolved, data_root, cache)
+    if as_json:
+        _print_json(made.to_json())
+    else:
+        out.print(made.text(), markup=False)
+
+
+@app.command()
+def distill(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The run's directory.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    overwrite: Overwrite = False,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Distil a data set, train networks on the result, and compare with the baselines."""
+    from rayd import recipes
+    from rayd.engine.distill import distill as run_distillation
+    from rayd.engine.progress import Reporter
+
+    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), _resources(workers, address)))
+    run = run_distillation(
+        resolved,
+        to or Path("runs") / resolved.name,
+        data_root=data_root,
+        cache=cache,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=Reporter(quiet),
+    )
+    if as_json:
+        _print_json(run.report.to_json())
+    else:
+        out.print(run.report.text(), markup=False)
+        out.print(f"\n{len(run.distilled)} distilled images: {run.directory / 'distilled'}", markup=False)
+
+
+@app.command()
+def evaluate(
+    directory: DirectoryName,
+    overrides: Overrides = None,
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Architecture of the students; may be repeated.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Students per architecture.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train networks on a distilled set and on its baselines; add the results to its evaluation.json."""
+    from rayd.distilled import load
+    from rayd.engine.evaluate import evaluate_distilled, keep_report
+    from rayd.engine.progress import Reporter
+
+    settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
+    tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), _resources(workers, address))
+    report = evaluate_distilled(load(directory), tree, data_root, cache, Reporter(quiet))
+    keep_report(report, directory)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        out.print(report.text(), markup=False)
+
+
+@app.command()
+def show(
+    directory: DirectoryName,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the contact sheet to this file.")] = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what a distilled set is; write its contact sheet."""
+    from rayd.artifacts import write_bytes
+    from rayd.card import describe
+    from rayd.distilled import load, picture
+
+    distilled = load(directory)
+    if png is not None:
+        if png.exists() and not overwrite:
+            raise OutputError(f"'{png}' exists already; choose another file or add --overwrite.")
+        write_bytes(png, picture(distilled))
+    if as_json:
+        _print_json(distilled.card)
+    else:
+        out.print(describe(distilled), markup=False)
+
+
+@app.command()
+def export(
+    directory: DirectoryName,
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to make.")],
+    format: Annotated[str, typer.Option("--format", help="parquet, imagefolder or npz.")],
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Write a distilled set as Parquet, an image folder or an npz file."""
+    from rayd.distilled import load
+    from rayd.export import export as write
+
+    write(load(directory), format, destination, overwrite)
+    out.print(str(destination), markup=False)
+
+
+@app.command()
+def doctor(
+    data_root: DataRoot = None, cache: Cache = None, address: Address = None, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Check Ray, devices, the data root, class order and versions; say what is wrong and how to mend it."""
+    from rayd.engine.doctor import examine
+
+    findings = examine(data_root, cache, address)
+    if as_json:
+        _print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            out.print(finding.text(), markup=False)
+    if any(finding.status == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def cite(recipe: RecipeName, debug: Debug = False) -> None:
+    """Print BibTeX of all that a recipe uses."""
+    from rayd import methods, recipes
+    from rayd.citations import citations
+
+    resolved = recipes.resolve(recipe)
+    sys.stdout.write("\n\n".join(citations(resolved, methods.get(resolved.method).citation)) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given)
+    except RaydError as error:
+        if "--debug" in given:
+            raise
+        sys.stderr.write(f"rayd: {error}\n")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)

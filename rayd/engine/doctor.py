@@ -1,0 +1,143 @@
+"""A look at the installation: what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rayd.data import check_class_order, data_roots, known_sources
+from rayd.data.sources import open_source
+from rayd.engine.rundir import writable
+from rayd.engine.store import default_root
+from rayd.errors import RaydError
+
+PACKAGES = (
+    "rayd",
+    "torch",
+    "torchvision",
+    "numpy",
+    "ray",
+    "pydantic",
+    "safetensors",
+    "pyarrow",
+    "scikit-learn",
+    "tensorboard",
+    "optuna",
+)
+LEAST_FREE = 5 * 10**9
+"""Bytes of free disk below which the doctor warns."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    subject: str
+    """What."""
+    status: Literal["good", "note", "wrong"]
+    """`note` is worth knowing; only `wrong` needs mending."""
+    detail: str
+    """What was found, and how to mend it."""
+
+    def to_json(self) -> dict[str, str]:
+        """As a JSON-able mapping."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """A line for people."""
+        return f"{self.status:<5}  {self.subject:<12} {self.detail}"
+
+
+def examine(data_root: Path | None = None, cache: Path | None = None, address: str | None = None) -> list[Finding]:
+    """Look at versions, devices, disk, data and Ray.
+
+    Args:
+        data_root: where named data are looked for first.
+        cache: root of the shared store.
+        address: Ray cluster to join; absent: a private one is started and stopped.
+    """
+    return [
+        _versions(),
+        *_devices(),
+        _directory("cache", cache or default_root()),
+        _directory("data root", data_roots(data_root)[0]),
+        *_data(data_root),
+        _ray(address),
+    ]
+
+
+def _versions() -> Finding:
+    found, absent = [f"python {sys.version.split()[0]}"], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(package)
+    if absent:
+        return Finding(
+            "versions", "wrong", f"missing: {', '.join(absent)}; run 'pip install rayd' again. Found: {', '.join(found)}"
+        )
+    return Finding("versions", "good", ", ".join(found))
+
+
+def _devices() -> list[Finding]:
+    findings = [Finding("cpu", "good", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")]
+    for index in range(torch.cuda.device_count()):
+        name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
+        findings.append(Finding(f"cuda:{index}", "good", f"{name}, {memory / 1e9:.1f} GB"))
+    if torch.backends.mps.is_available():
+        findings.append(Finding("mps", "good", "Apple GPU"))
+    if len(findings) == 1:
+        findings.append(Finding("gpu", "note", "none seen by torch; everything runs on the CPU"))
+    return findings
+
+
+def _directory(subject: str, path: Path) -> Finding:
+    if not writable(path):
+        return Finding(subject, "wrong", f"'{path}' cannot be written; set RAYD_CACHE or RAYD_DATA to a directory of yours")
+    there = path
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    status: Literal["good", "note"] = "good" if free >= LEAST_FREE else "note"
+    return Finding(subject, status, f"{path}, {free / 1e9:.1f} GB free")
+
+
+def _data(data_root: Path | None) -> list[Finding]:
+    findings = []
+    for source in known_sources(data_root):
+        if source.found is None:
+            findings.append(Finding(source.name, "note", f"not here; {source.how}"))
+            continue
+        findings.append(_checked(source.name, str(source.found), lambda name=source.name: _class_order(name, data_root)))  # type: ignore[misc]
+    return findings
+
+
+def _class_order(name: str, data_root: Path | None) -> str | None:
+    return check_class_order(name, open_source(name, data_root).class_names)
+
+
+def _checked(subject: str, good: str, check: Callable[[], str | None]) -> Finding:
+    try:
+        fault = check()
+    except RaydError as error:
+        fault = str(error)
+    return Finding(subject, "wrong", fault) if fault else Finding(subject, "good", good)
+
+
+def _ray(address: str | None) -> Finding:
+    try:
+        from rayd.engine.ray_group import census
+
+        held = census(address)
+    except RaydError as error:
+        return Finding("ray", "wrong", str(error))
+    return Finding("ray", "good", held)

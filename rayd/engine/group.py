@@ -1,0 +1,145 @@
+"""Groups: the same work items over no, one or many workers.
+
+A group hosts replicas of one plain object and calls its methods. Work items are independent, idempotent and keyed by what
+they are, never by who does them; results come back in the order of the items. `LocalGroup` runs them in this process, one
+after another, and needs no Ray; `rayd.engine.ray_group.RayGroup` runs them on Ray actors. The driver cannot tell which it
+talks to.
+"""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rayd.config import ResourceSettings
+from rayd.devices import thread_limit, threads
+
+
+class Shared(Protocol):
+    """A value placed once where every worker can reach it. It is read-only."""
+
+    @property
+    def key(self) -> str:
+        """Tells this value from all others; workers may cache what they derive from it."""
+
+    def get(self) -> Any:
+        """The value, in the process that asks."""
+
+
+@dataclass(frozen=True)
+class LocalShared:
+    """A value in this process."""
+
+    value: Any
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def get(self) -> Any:
+        """The value itself."""
+        return self.value
+
+
+class Host(Protocol):
+    """One object somewhere, called by method name."""
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method and wait for its result."""
+
+
+class Group(ABC):
+    """Replicas of one object, and the work items given to them. A context manager: leaving it frees the workers."""
+
+    @abstractmethod
+    def share(self, value: Any) -> Shared:
+        """Place a value once for all workers."""
+
+    @abstractmethod
+    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
+        """Call `method(*item)` for every item; yield the results in the order of the items.
+
+        Items go to whichever worker is free; among the waiting ones a worker takes those of its own affinity first (an item of
+        affinity a belongs to worker a modulo the number of workers), which keeps its caches warm and changes no result.
+
+        Raises:
+            RunError: an item failed for good, or nothing was heard from any worker for too long.
+        """
+
+    @abstractmethod
+    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Call a generator method for every item; yield (index of the item, event) as events come.
+
+        An item that was restarted must yield its events again from the first one; each is passed on once.
+        """
+
+    @abstractmethod
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> Host:
+        """One more object, `factory(self, *arguments)`, beside the workers and able to call them."""
+
+    def close(self) -> None:
+        """Free the workers."""
+        return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class LocalGroup(Group):
+    """A single replica in this process."""
+
+    def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
+        """Host `factory(*arguments)`; torch gets the threads that `resources` grants a worker while it works."""
+        self._threads = threads(resources)
+        self._worker = factory(*arguments)
+
+    def share(self, value: Any) -> LocalShared:
+        """A handle on the value itself."""
+        return LocalShared(value)
+
+    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
+        """Run the items one after another, each when its result is asked for."""
+        for item in items:
+            with thread_limit(self._threads):
+                result = getattr(self._worker, method)(*item)
+            yield result
+
+    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Run the items one after another."""
+        for index, item in enumerate(items):
+            with thread_limit(self._threads):
+                for event in getattr(self._worker, method)(*item):
+                    yield index, event
+
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> LocalHost:
+        """The object, in this process."""
+        return LocalHost(factory(self, *arguments))
+
+
+class LocalHost:
+    """An object in this process."""
+
+    def __init__(self, inner: Any):
+        """Host `inner`."""
+        self._inner = inner
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call it."""
+        return getattr(self._inner, method)(*arguments)
+
+
+def open_group(resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any) -> Group:
+    """The group that the resources ask for: in process for no workers, else on Ray.
+
+    Raises:
+        ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.
+    """
+    if resources.workers == 0:
+        return LocalGroup(resources, factory, *arguments)
+    from rayd.engine.ray_group import RayGroup
+
+    return RayGroup(resources, factory, *arguments)

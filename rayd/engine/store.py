@@ -1,0 +1,74 @@
+"""The cache that runs share: results of finished work under a hash of their inputs.
+
+    <root>/<stage>/<key>.safetensors | .json
+
+A key is a hash of everything the result depends on, so an entry is never wrong, only unused; a damaged one is made again. The
+root is `$RAYD_CACHE`, else `~/.cache/rayd/store`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rayd.artifacts import content_hash, read_json, read_tensors, write_json, write_tensors
+from rayd.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+
+def default_root() -> Path:
+    """`$RAYD_CACHE`, else `~/.cache/rayd/store`."""
+    given = os.environ.get("RAYD_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "rayd" / "store"
+
+
+class Store:
+    """Finished work by stage and inputs."""
+
+    def __init__(self, root: Path | None = None):
+        """A store under `root`; it is made when first written to."""
+        self.root = root or default_root()
+
+    def path(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
+        """Where a result lies or would lie."""
+        return self.root / stage / f"{content_hash(inputs)}.{suffix}"
+
+    def has(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> bool:
+        """Whether a result is there (it may still prove damaged when read)."""
+        return self.path(stage, inputs, suffix).is_file()
+
+    def tensors(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """Tensors of finished work, or None."""
+        path = self.path(stage, inputs, "safetensors")
+        if not path.is_file():
+            return None
+        try:
+            return read_tensors(path)[0]
+        except ArtifactError as error:
+            log.warning("%s It will be made again.", error)
+            return None
+
+    def put_tensors(self, stage: str, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors, with the inputs that they came from."""
+        write_tensors(self.path(stage, inputs, "safetensors"), tensors, {"inputs": inputs})
+
+    def record(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """A JSON record of finished work, or None."""
+        path = self.path(stage, inputs, "json")
+        if not path.is_file():
+            return None
+        try:
+            return dict(read_json(path)["result"])
+        except (ArtifactError, KeyError) as error:
+            log.warning("%s It will be made again.", error)
+            return None
+
+    def put_record(self, stage: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Keep a JSON record, with the inputs that it came from."""
+        write_json(self.path(stage, inputs, "json"), {"inputs": dict(inputs), "result": dict(result)})

@@ -1,0 +1,62 @@
+"""Recipes by name: one YAML file per cell of a paper's table, with the paper's number and ours.
+
+A recipe is the method's defaults, the file, and overrides, laid on each other in this order and validated as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rayd import methods
+from rayd.config import Recipe, merge, read_yaml, validate
+from rayd.errors import ConfigError, unknown
+
+_FOLDER = Path(str(resources.files(__name__)))
+
+
+def names() -> list[str]:
+    """Names of the built-in recipes."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a built-in recipe, or the file itself.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")) or "/" in text:
+        return Path(text)
+    path = _FOLDER / f"{text}.yaml"
+    if not path.is_file():
+        raise ConfigError(unknown("recipe", text, names()) + " A file must end in .yaml.")
+    return path
+
+
+def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The whole recipe: method's defaults, file, overrides.
+
+    Raises:
+        ConfigError: the recipe, a key, the method or a value does not exist or does not fit.
+    """
+    path = find(name_or_path)
+    tree = merge({"name": path.stem}, read_yaml(path))
+    return assemble(tree, overrides, f"recipe '{tree['name']}'")
+
+
+def assemble(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe") -> Recipe:
+    """A recipe from a mapping of settings and overrides, over the method's defaults.
+
+    Raises:
+        ConfigError: a key, the method or a value does not exist or does not fit.
+    """
+    merged = merge(tree, overrides or {})
+    method = merged.get("method")
+    defaults = methods.get(method).defaults if isinstance(method, str) else {}
+    recipe = validate(Recipe, merge(defaults, merged), where)
+    methods.build(recipe)
+    return recipe

@@ -1,0 +1,138 @@
+"""Both kinds of group keep the same promises."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayd.config import ResourceSettings
+from rayd.engine.group import Group, LocalGroup, Shared, open_group
+from rayd.errors import DataError, ResourceError, RunError
+
+
+class Worker:
+    """What the groups below host."""
+
+    def __init__(self, factor: int):
+        self.factor = factor
+
+    def scale(self, shared: Shared, index: int, delay: float = 0.0) -> torch.Tensor:
+        time.sleep(delay)
+        return shared.get() * self.factor + index
+
+    def count(self, upto: int) -> Iterator[int]:
+        yield from range(upto)
+
+    def refuse(self) -> None:
+        raise DataError("The third image is broken.")
+
+    def crash(self) -> None:
+        raise ZeroDivisionError("a bug")
+
+    def die_once(self, marker: Path, value: int) -> int:
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    def count_and_die_once(self, marker: Path, upto: int) -> Iterator[int]:
+        for number in range(upto):
+            if number == upto // 2 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number
+
+
+class Caller:
+    """What is hosted beside the workers."""
+
+    def __init__(self, group: Group, offset: float):
+        self.group, self.offset = group, offset
+
+    def total(self, count: int) -> torch.Tensor:
+        shared = self.group.share(torch.full((2,), self.offset))
+        return sum(self.group.map("scale", [(shared, i) for i in range(count)]), torch.zeros(2))
+
+
+@pytest.fixture(scope="module", params=[0, 2])
+def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    with open_group(ResourceSettings(workers=request.param, cpus_per_worker=0.5, threads=1), Worker, 10) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def ray_group() -> Iterator[Group]:
+    with open_group(ResourceSettings(workers=2, cpus_per_worker=0.5, threads=1), Worker, 10) as opened:
+        yield opened
+
+
+def test_results_come_in_the_order_of_the_items(group):
+    shared = group.share(torch.ones(2))
+    items = [(shared, i, 0.05 * (i % 3 == 0)) for i in range(7)]
+    assert [int(result[0]) for result in group.map("scale", items, affinity=[i // 2 for i in range(7)])] == list(range(10, 17))
+
+
+def test_no_items_give_no_results(group):
+    assert list(group.map("scale", [])) == []
+    assert list(group.stream("count", [])) == []
+
+
+def test_streams_give_every_event_once_and_in_order(group):
+    events = list(group.stream("count", [(4,), (0,), (3,)]))
+    for item, length in enumerate((4, 0, 3)):
+        assert [event for index, event in events if index == item] == list(range(length))
+
+
+def test_a_hosted_object_calls_the_workers(group):
+    host = group.host(Caller, 0.5)
+    assert host.call("total", 3).tolist() == [18.0, 18.0]
+
+
+def test_an_error_of_rayd_arrives_as_itself(group):
+    with pytest.raises(DataError, match="third image"):
+        list(group.map("refuse", [()]))
+
+
+def test_a_bug_on_a_worker_is_told(ray_group):
+    with pytest.raises(RunError, match="ZeroDivisionError: a bug"):
+        list(ray_group.map("crash", [()]))
+
+
+def test_a_killed_worker_costs_nothing_but_time(ray_group, tmp_path):
+    items = [(tmp_path / str(i % 2), i) for i in range(6)]
+    assert list(ray_group.map("die_once", items)) == list(range(6))
+
+
+def test_a_killed_stream_is_passed_on_once(ray_group, tmp_path):
+    events = list(ray_group.stream("count_and_die_once", [(tmp_path / "a", 6), (tmp_path / "b", 4)]))
+    for item, length in enumerate((6, 4)):
+        assert [event for index, event in events if index == item] == list(range(length))
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"workers": 1000}, r"1000 workers of 1 CPU each do not fit: the cluster holds \d+ of them"),
+    ({"workers": 1, "gpus_per_worker": 64}, r"1 workers of 1 CPU and 64 GPU each do not fit"),
+])  # fmt: skip
+def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_group, settings, sentence):
+    began = time.monotonic()
+    with pytest.raises(ResourceError, match=sentence):
+        open_group(ResourceSettings(**settings), Worker, 1)
+    assert time.monotonic() - began < 5
+
+
+def test_in_process_threads_are_those_of_a_worker():
+    group = LocalGroup(ResourceSettings(threads=1), Threads)
+    torch.set_num_threads(2)
+    assert list(group.map("count", [()])) == [1]
+    assert torch.get_num_threads() == 2
+
+
+class Threads:
+    """Tells torch's threads."""
+
+    def count(self) -> int:
+        return torch.get_num_threads()

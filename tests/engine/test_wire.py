@@ -1,0 +1,33 @@
+"""The wire format: tensors come back equal, writable, and not shared."""
+
+import numpy as np
+import pytest
+import torch
+
+from rayd.engine.wire import pack, unpack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+def test_tensors_round_trip(dtype):
+    tensor = (torch.rand(3, 2) * 5).to(dtype)
+    back = unpack(pack({"x": [tensor, (tensor[0],)], "n": 3}))
+    assert back["n"] == 3
+    assert torch.equal(back["x"][0], tensor)
+    assert torch.equal(back["x"][1][0], tensor[0])
+    assert back["x"][0].dtype == dtype
+    back["x"][0].zero_()
+    assert tensor.any()
+
+
+def test_arrays_stay_arrays_and_are_not_copied():
+    array = np.arange(3)
+    array.flags.writeable = False
+    assert unpack(pack([array]))[0] is array
+
+
+def test_scalars_keep_their_shape():
+    assert unpack(pack(torch.tensor(2.5))).shape == ()
+
+
+def test_gradients_do_not_travel():
+    assert not unpack(pack(torch.ones(2, requires_grad=True))).requires_grad
