@@ -1,0 +1,239 @@
+"""What is known of the field's data sets: their classes in the canonical order, their sizes, and where they come from.
+
+A set is known so that it can be found by name, fetched, and checked: a copy whose classes stand in another order trains just as
+well, but its per-class results and its long tail belong to other classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rayd.data.images import ImageShape
+from rayd.errors import DataError, unknown
+
+
+@dataclass(frozen=True)
+class Download:
+    """A published file."""
+
+    file: str
+    """Its name."""
+    md5: str
+    """Its published MD5, hex."""
+    urls: tuple[str, ...]
+    """Where it is published; mirrors are tried in order."""
+
+
+@dataclass(frozen=True)
+class KnownSet:
+    """A data set of the field."""
+
+    name: str
+    """What recipes call it."""
+    classes: int
+    """Number of classes."""
+    shape: ImageShape | None
+    """Shape of an image; None where the files have different sizes."""
+    train: int
+    """Training images."""
+    test: int
+    """Test images; of the validation split where that one is used for testing; 0 where rayd carves a test split."""
+    class_names: tuple[str, ...] | None = None
+    """Classes in canonical order; None where copies differ in how they spell them."""
+    places: tuple[str, ...] = ()
+    """Where else than in `<root>/<name>` it may be: torchvision's folders and files under the data root."""
+    pickled: tuple[str, ...] = ()
+    """Where torchvision keeps pickles of it, which are never loaded."""
+    downloads: tuple[Download, ...] = ()
+    """What `fetch` downloads; empty where it cannot."""
+    remedy: str = ""
+    """What to do to have it where `fetch` cannot help, as a clause."""
+
+    @property
+    def how(self) -> str:
+        """What to do to have it, as a clause."""
+        return f"run 'rayd data fetch {self.name}'" if self.downloads else self.remedy
+
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# fmt: off
+CIFAR100_CLASSES = (
+    "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
+    "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
+    "cloud", "cockroach", "couch", "crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest",
+    "fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard",
+    "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse", "mushroom", "oak_tree", "orange", "orchid",
+    "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit",
+    "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper", "snail", "snake",
+    "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger",
+    "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
+)
+# fmt: on
+
+# fmt: off
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)
+# fmt: on
+
+IMAGENETTE_CLASSES = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+"""WordNet synset to name, in canonical order."""
+
+DIGITS = tuple(map(str, range(10)))
+
+
+def _idx_files(mirrors: Sequence[str], md5: Mapping[str, str]) -> tuple[Download, ...]:
+    return tuple(Download(file, digest, tuple(mirror + file for mirror in mirrors)) for file, digest in md5.items())
+
+
+_MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+_FASHION_MNIST_MIRRORS = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+_FASHION_MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
+_TORONTO = "https://www.cs.toronto.edu/~kriz/"
+_STANFORD = "http://ufldl.stanford.edu/housenumbers/"
+
+_LICENSED = "place its images in the data root as Parquet files in the Hugging Face layout or as an image folder"
+
+_SETS = (
+    KnownSet("digits", 10, ImageShape(1, 8, 8), 1_797, 0, DIGITS, remedy="install scikit-learn"),
+    KnownSet(
+        "mnist",
+        10,
+        ImageShape(1, 28, 28),
+        60_000,
+        10_000,
+        DIGITS,
+        places=("MNIST/raw",),
+        downloads=_idx_files(_MNIST_MIRRORS, _MNIST_MD5),
+    ),
+    KnownSet(
+        "fashion_mnist",
+        10,
+        ImageShape(1, 28, 28),
+        60_000,
+        10_000,
+        FASHION_MNIST_CLASSES,
+        places=("FashionMNIST/raw",),
+        downloads=_idx_files(_FASHION_MNIST_MIRRORS, _FASHION_MNIST_MD5),
+    ),
+    KnownSet(
+        "svhn",
+        10,
+        ImageShape(3, 32, 32),
+        73_257,
+        26_032,
+        DIGITS,
+        places=("SVHN", "train_32x32.mat"),
+        downloads=(
+            Download("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", (_STANFORD + "train_32x32.mat",)),
+            Download("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", (_STANFORD + "test_32x32.mat",)),
+        ),
+    ),
+    KnownSet(
+        "cifar10",
+        10,
+        ImageShape(3, 32, 32),
+        50_000,
+        10_000,
+        CIFAR10_CLASSES,
+        places=("cifar-10-batches-bin",),
+        pickled=("cifar-10-batches-py",),
+        downloads=(
+            Download("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", (_TORONTO + "cifar-10-binary.tar.gz",)),
+        ),
+    ),
+    KnownSet(
+        "cifar100",
+        100,
+        ImageShape(3, 32, 32),
+        50_000,
+        10_000,
+        CIFAR100_CLASSES,
+        places=("cifar-100-binary",),
+        pickled=("cifar-100-python",),
+        downloads=(
+            Download("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", (_TORONTO + "cifar-100-binary.tar.gz",)),
+        ),
+    ),
+    KnownSet("tiny-imagenet", 200, ImageShape(3, 64, 64), 100_000, 10_000, places=("tiny-imagenet-200",), remedy=_LICENSED),
+    KnownSet(
+        "imagenette", 10, None, 9_469, 3_925, tuple(IMAGENETTE_CLASSES.values()), places=("imagenette2",), remedy=_LICENSED
+    ),
+    KnownSet("imagenet-1k", 1000, None, 1_281_167, 50_000, places=("imagenet",), remedy=_LICENSED),
+)
+
+KNOWN: Mapping[str, KnownSet] = {known.name: known for known in _SETS}
+"""The known data sets by name."""
+
+ALIASES: Mapping[str, Mapping[str, str]] = {"imagenette": IMAGENETTE_CLASSES}
+"""Other spellings of a set's classes, to the canonical ones."""
+
+
+def known_set(name: str) -> KnownSet:
+    """The known data set of this name.
+
+    Raises:
+        DataError: no data set of this name is known.
+    """
+    if name not in KNOWN:
+        raise DataError(unknown("data set", name, KNOWN))
+    return KNOWN[name]
+
+
+def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
+    """What is wrong with the classes of a copy of a known data set, as a sentence; None when nothing is, or nothing is known.
+
+    >>> check_class_order("mnist", [*"0123456798"])
+    "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong to other classes."
+    """
+    known = KNOWN.get(name)
+    if known is None:
+        return None
+    if len(class_names) != known.classes:
+        return f"'{name}' must have {known.classes} classes. Got {len(class_names)} instead."
+    canonical = known.class_names
+    if canonical is None:
+        # ImageNet's canonical order is that of its synsets; copies that spell the classes in words cannot be checked
+        synsets = all(_is_synset(spelled) for spelled in class_names)
+        canonical = tuple(sorted(class_names)) if synsets else tuple(class_names)
+    aliases = ALIASES.get(name, {})
+    for label, (wanted, spelled) in enumerate(zip(canonical, class_names, strict=True)):
+        if _plain(aliases.get(spelled, spelled)) != _plain(wanted):
+            return (
+                f"Class {label} of '{name}' must be '{wanted}'. Got '{spelled}' instead: results by class, and long tails, "
+                f"would belong to other classes."
+            )
+    return None
+
+
+def _plain(name: str) -> str:
+    """A class name without what copies differ in: case, and what stands between words."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _is_synset(name: str) -> bool:
+    return len(name) == 9 and name[0] == "n" and name[1:].isdigit()

@@ -1,0 +1,144 @@
+"""What a data set on disk offers: labels at once, pixels on demand.
+
+Selection (classes, splits, long tails) needs labels only, so it comes first and nothing is decoded in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from rayd.data.decode import Encoded, decode_images
+from rayd.data.images import ImageShape, Labels, Pixels, Rows
+from rayd.data.resizing import resize
+from rayd.errors import DataError
+
+SplitName = Literal["train", "validation", "test"]
+
+SPLIT_NAMES: Mapping[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What files and folders call the splits."""
+
+
+class ReadPixels(Protocol):
+    """Decodes the images of a split."""
+
+    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+        """Images uint8 (len(rows), C, H, W) at ascending `rows`; resized to `side`, of `shape`, where these are given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a source."""
+
+    where: str
+    """File or folder, for errors."""
+    labels: Labels
+    """int64 (N,), checked against the class names."""
+    read: ReadPixels
+    """Its pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set on disk, opened: its classes and splits."""
+
+    where: str
+    """File or folder, for errors."""
+    class_names: tuple[str, ...]
+    """One name per class, in label order."""
+    splits: Mapping[SplitName, Split]
+    """At least `train`."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayPixels:
+    """Pixels that are an array already."""
+
+    images: Pixels
+    where: str
+
+    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+        """See `ReadPixels`; the array itself, not a copy, when all rows are wanted."""
+        whole = len(rows) == len(self.images)
+        images = self.images if whole else self.images[rows]
+        images = images if side is None else resize(images, side)
+        if shape is not None and images.shape[1:] != shape:
+            raise DataError(f"Images of {self.where} must have shape {tuple(shape)}. Got {images.shape[1:]} instead.")
+        return np.ascontiguousarray(images)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPixels:
+    """Pixels in image files or image bytes."""
+
+    encoded: Callable[[Rows], Iterable[Encoded]]
+    """The encoded images at ascending rows, lazily."""
+
+    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+        """See `ReadPixels`."""
+        return decode_images(self.encoded(rows), len(rows), side, shape)
+
+
+def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where: str) -> Labels:
+    """Labels (N,) as int64.
+
+    Raises:
+        DataError: they are not whole numbers, not one an image, negative, or outside the class names.
+    """
+    labels = np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"Labels of {where} must be integers (N,). Got {labels.dtype} {labels.shape} instead.")
+    labels = labels.astype(np.int64)
+    bad = np.flatnonzero(labels < 0)
+    if bad.size:
+        hint = "; it seems to be published without labels, so move it away" if bad.size == labels.size else ""
+        raise DataError(f"Labels of {where} must not be negative. Got {labels[bad[0]]} in row {bad[0]} instead{hint}.")
+    bad = np.flatnonzero(labels >= len(class_names)) if class_names is not None else bad
+    if bad.size:
+        raise DataError(
+            f"Labels of {where} must lie in 0..{len(class_names or ()) - 1}, as it names {len(class_names or ())} classes. "
+            f"Got {labels[bad[0]]} in row {bad[0]} instead."
+        )
+    return labels
+
+
+def numbered_classes(labels: Labels, where: str) -> tuple[str, ...]:
+    """Names "0", "1", ... for a set that names no classes.
+
+    Raises:
+        DataError: a number between 0 and the largest label never occurs.
+    """
+    classes = int(labels.max(initial=-1)) + 1
+    missing = np.setdiff1d(np.arange(min(classes, 10**6)), labels)
+    if missing.size:
+        some = ", ".join(map(str, missing[:5])) + (f" and {missing.size - 5} more" if missing.size > 5 else "")
+        raise DataError(f"Labels of {where} must count 0..{classes - 1} without gaps. Got none of {some} instead.")
+    return tuple(map(str, range(classes)))
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that is missing or has no content.
+
+    Raises:
+        DataError: there is no such file, or it has 0 bytes.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file '{path}'.")
+    if path.stat().st_size == 0:
+        raise DataError(f"'{path}' is empty (0 bytes).")

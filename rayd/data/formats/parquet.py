@@ -1,0 +1,233 @@
+"""Parquet folders in the layout of the Hugging Face hub.
+
+`<dir>/{train,validation,test}-*.parquet`, any number of shards each, read in the order of their names. The images are a struct
+column with the file's `bytes` (`path` is ignored), or a plain binary column; the labels are integers. Which columns, and the
+names of the classes, are taken from the schema's `huggingface` metadata where it is there, else from the usual column names.
+Files of the split `extra` (SVHN's easy images) are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayd.data.decode import CHUNK_IMAGES, Encoded
+from rayd.data.formats.base import (
+    SPLIT_NAMES,
+    EncodedPixels,
+    Source,
+    Split,
+    SplitName,
+    as_labels,
+    check_file,
+    numbered_classes,
+)
+from rayd.data.images import Labels, Rows
+from rayd.errors import DataError
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: which of its columns are what."""
+
+    path: Path
+    rows: int
+    image_column: str
+    """Column path of the image bytes: `img.bytes`, or `img` where the column is binary itself."""
+    label_column: str
+    class_names: tuple[str, ...] | None
+
+    @classmethod
+    def open(cls, path: Path) -> Shard:
+        """Read the file's footer.
+
+        Raises:
+            DataError: the file is empty, no Parquet, or lacks an image or label column.
+        """
+        check_file(path)
+        with _readable(path):
+            file = _open(path)
+            schema: pa.Schema = file.schema_arrow
+            rows = int(file.metadata.num_rows)
+        features = _features(schema)
+        image = _column(path, schema, "image", _typed(features, "Image"), IMAGE_COLUMNS)
+        label = _column(path, schema, "label", _typed(features, "ClassLabel"), LABEL_COLUMNS)
+        names = features.get(label, {}).get("names")
+        return cls(path, rows, _bytes_path(path, schema.field(image)), label, tuple(map(str, names)) if names else None)
+
+    def labels(self, class_names: tuple[str, ...] | None) -> Labels:
+        """All labels of the file, int64 (rows,).
+
+        Raises:
+            DataError: a label is missing, no integer, or outside the class names.
+        """
+        with _readable(self.path):
+            column: Any = _open(self.path).read(columns=[self.label_column], use_threads=False).column(0)
+        where = f"column '{self.label_column}' of '{self.path}'"
+        if column.null_count:
+            row = next(row for row, label in enumerate(column) if not label.is_valid)
+            raise DataError(f"Labels of {where} must not be null. Got null in row {row} instead.")
+        if not pa.types.is_integer(column.type):
+            raise DataError(f"Labels of {where} must be integers. Got {column.type} instead.")
+        # not to_numpy, which imports pandas
+        return as_labels(np.from_dlpack(column.cast(pa.int64()).combine_chunks()), class_names, where)
+
+    def encoded(self, rows: Rows) -> Iterator[Encoded]:
+        """The encoded images at ascending rows of this file; row groups without any of them are skipped."""
+        wanted = np.zeros(self.rows, bool)
+        wanted[rows] = True
+        with _readable(self.path):
+            file = _open(self.path)
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            spans = np.split(np.arange(self.rows), np.cumsum(sizes)[:-1])
+            groups = [group for group, span in enumerate(spans) if wanted[span].any()]
+            position = np.concatenate([spans[group] for group in groups]) if groups else rows[:0]
+            batches = file.iter_batches(CHUNK_IMAGES, row_groups=groups, columns=[self.image_column], use_threads=False)
+        start = 0
+        while True:
+            with _readable(self.path):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            column = batch.column(0)
+            values = column.field("bytes") if pa.types.is_struct(column.type) else column
+            at = position[start : start + len(values)]
+            for index in np.flatnonzero(wanted[at]):
+                where = f"row {at[index]} of '{self.path}'"
+                content = values[int(index)].as_buffer()
+                if content is None:
+                    raise DataError(f"The image at {where} has no bytes: '{self.image_column}' is null.")
+                yield Encoded(memoryview(content), where)
+            start += len(values)
+
+
+def matches(path: Path) -> bool:
+    """Whether `path` is a folder with Parquet files in it, or in a folder in it."""
+    return path.is_dir() and bool(_files(path))
+
+
+def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+    """The data set in a folder of Parquet files.
+
+    Args:
+        path: the folder; if it holds no Parquet file itself, the one folder in it that does.
+        class_names: names for files that name no classes.
+
+    Raises:
+        DataError: a file is damaged or not what its name says; the sentence names it.
+    """
+    shards = {split: [Shard.open(file) for file in files] for split, files in _by_split(path).items()}
+    if "train" not in shards:
+        raise DataError(
+            f"'{path}' must hold Parquet files of a training split (train-*.parquet). Got only {_listed(shards)} instead."
+        )
+    named = {shard.class_names for files in shards.values() for shard in files if shard.class_names is not None}
+    if len(named) > 1:
+        raise DataError(
+            f"The Parquet files in '{path}' must name the same classes in the same order. Got {len(named)} lists instead."
+        )
+    names = named.pop() if named else class_names
+    labels = {split: np.concatenate([shard.labels(names) for shard in files]) for split, files in shards.items()}
+    if names is None:
+        names = numbered_classes(labels["train"], f"'{path}'")
+        for split, values in labels.items():
+            as_labels(values, names, f"the {split} split of '{path}'")
+    splits = {
+        split: Split(f"the {split} split of '{path}'", labels[split], EncodedPixels(partial(_encoded, tuple(files))))
+        for split, files in shards.items()
+    }
+    return Source(f"'{path}'", names, splits)
+
+
+def _encoded(shards: Sequence[Shard], rows: Rows) -> Iterator[Encoded]:
+    start = 0
+    for shard in shards:
+        inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + shard.rows)] - start
+        if len(inside):
+            yield from shard.encoded(inside)
+        start += shard.rows
+
+
+def _files(path: Path) -> list[Path]:
+    """Parquet files of a folder, else of the folders in it; in the order of their names."""
+    return sorted(path.glob("*.parquet")) or sorted(path.glob("*/*.parquet"))
+
+
+def _by_split(path: Path) -> dict[SplitName, list[Path]]:
+    files = _files(path)
+    folders = sorted({file.parent for file in files})
+    if len(folders) > 1:
+        raise DataError(
+            f"'{path}' must hold one data set. Got Parquet files in {len(folders)} folders instead; give one of them as "
+            f"'data.name', e.g. '{folders[0]}'."
+        )
+    splits: dict[SplitName, list[Path]] = {}
+    for file in files:
+        prefix = re.split(r"[-_.]", file.name)[0].lower()
+        if prefix in SPLIT_NAMES:
+            splits.setdefault(SPLIT_NAMES[prefix], []).append(file)
+        elif prefix != "extra":
+            raise DataError(f"Parquet files must be called train-*, validation-* or test-*. Got '{file}' instead.")
+    return splits
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """The features of the `huggingface` metadata, by column; empty when there are none, or they are not what they should be."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {str(column): feature for column, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _typed(features: Mapping[str, dict[str, Any]], kind: str) -> list[str]:
+    return [column for column, feature in features.items() if feature.get("_type") == kind]
+
+
+def _column(path: Path, schema: pa.Schema, role: str, announced: Sequence[str], usual: Sequence[str]) -> str:
+    for candidate in (*(name for name in usual if name in announced), *announced, *usual):
+        if candidate in schema.names:
+            return candidate
+    wanted = " or ".join(f"'{name}'" for name in usual)
+    raise DataError(
+        f"'{path}' must have the {role} column {wanted}. Got the columns {', '.join(schema.names) or 'none'} instead."
+    )
+
+
+def _bytes_path(path: Path, field: pa.Field) -> str:
+    kind = field.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        field, kind = field.with_name(f"{field.name}.bytes"), kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"Column '{field.name}' of '{path}' must hold the images' bytes. Got {kind} instead.")
+    return str(field.name)
+
+
+def _listed(shards: Mapping[SplitName, object]) -> str:
+    return " and ".join(shards) or "other splits"
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    """The file, read a little ahead only: Arrow's defaults would hold whole row groups."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read '{path}' as Parquet: {str(error).splitlines()[0].rstrip('.')}.") from error

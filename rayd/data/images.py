@@ -1,0 +1,155 @@
+"""Labelled images in memory: one uint8 array, its labels, and the names of its classes.
+
+Everything downstream works on `ImageData`: the three splits of a data set and the normalisation fitted on its training split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rayd.data.normalization import Normalization
+from rayd.errors import DataError
+
+Pixels = npt.NDArray[np.uint8]
+"""Images (N, C, H, W)."""
+Labels = npt.NDArray[np.int64]
+"""Class indices (N,)."""
+Rows = npt.NDArray[np.int64]
+"""Indices of images within a split, ascending unless said otherwise."""
+
+
+class ImageShape(NamedTuple):
+    """Shape of one image."""
+
+    channels: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images.
+
+    Raises:
+        DataError: an array has the wrong type, rank or length, or a label lies outside the class names.
+    """
+
+    images: Pixels
+    """uint8 (N, C, H, W), C-contiguous."""
+    labels: Labels
+    """int64 (N,), indices into `class_names`."""
+    class_names: tuple[str, ...]
+    """One name per class, in label order."""
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(f"Images must be uint8 (N, C, H, W). Got {images.dtype} {images.shape} instead.")
+        if not images.flags.c_contiguous:
+            raise DataError(f"Images must be C-contiguous. Got strides {images.strides} for shape {images.shape} instead.")
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise DataError(f"Labels must be int64 ({len(images)},), one an image. Got {labels.dtype} {labels.shape} instead.")
+        outside = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
+        if outside.size:
+            row = int(outside[0])
+            raise DataError(f"Labels must lie in 0..{len(self.class_names) - 1}. Got {labels[row]} in row {row} instead.")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        _, channels, height, width = self.images.shape
+        return ImageShape(channels, height, width)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, with or without images."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Images of each class, int64 (classes,)."""
+        return np.bincount(self.labels, minlength=self.classes).astype(np.int64)
+
+    @cached_property
+    def class_index(self) -> tuple[Rows, ...]:
+        """Ascending rows of each class, one int64 array a class."""
+        by_class = np.argsort(self.labels, kind="stable")
+        return tuple(np.split(by_class, np.cumsum(self.counts)[:-1]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex BLAKE2b of shape, pixels, labels and class names: equal if and only if the sets are."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(repr((self.images.shape, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(self.images.data)
+        return digest.hexdigest()
+
+    def subset(self, indices: npt.ArrayLike) -> ImageSet:
+        """The images at `indices` (copied, in that order), with all class names."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self.images[rows], self.labels[rows], self.class_names)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set: its splits, and how its pixels become network input.
+
+    Raises:
+        DataError: the splits disagree in image shape or classes.
+    """
+
+    name: str
+    """The name it was asked for by."""
+    train: ImageSet
+    """What is distilled."""
+    validation: ImageSet | None
+    """What selection may look at; None when nothing was set aside."""
+    test: ImageSet
+    """What is read once per evaluation."""
+    normalization: Normalization
+    """Fitted on `train`."""
+
+    def __post_init__(self) -> None:
+        for split, other in (("validation", self.validation), ("test", self.test)):
+            if other is None:
+                continue
+            if other.shape != self.train.shape:
+                raise DataError(
+                    f"The {split} images of '{self.name}' must have the training images' shape {tuple(self.train.shape)}. "
+                    f"Got {tuple(other.shape)} instead."
+                )
+            if other.class_names != self.train.class_names:
+                raise DataError(
+                    f"The {split} split of '{self.name}' must have the training split's classes, in the same order."
+                )
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return self.train.shape
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.train.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class, in label order."""
+        return self.train.class_names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex BLAKE2b of the training split and the normalisation: what a distilled set depends on."""
+        text = f"{self.train.fingerprint} {self.normalization.fingerprint}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

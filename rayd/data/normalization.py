@@ -1,0 +1,261 @@
+r"""How pixels become network input, and back.
+
+Both kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W) divided by 255:
+
+- `Standardization`: :math:`(x - \mu_c) / \sigma_c` per channel c; :math:`\mu_c` and :math:`\sigma_c` (C,) are the mean and
+  the population standard deviation over all images and positions.
+- `Whitening` (ZCA): :math:`(x - \mu) T` with :math:`T = U (\Lambda + \epsilon I)^{-1/2} U^\top` (D, D), where x is flattened
+  to D = C·H·W numbers, :math:`\mu` (D,) is the mean image and :math:`U \Lambda U^\top` the eigendecomposition of the covariance
+  :math:`\sum_n (x_n-\mu)^\top (x_n-\mu) / (N-1)`. :math:`\epsilon` = 0.1 is added to the covariance's eigenvalues, and no
+  per-channel standardisation comes before: what MTT (Cazenavette et al., CVPR 2022) does through kornia's `ZCAWhitening`.
+
+Sums over the training split are sums of integers, taken exactly, so a fit does not depend on chunks or threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayd.errors import ConfigError, DataError, unknown
+
+NormalizationKind = Literal["standard", "zca"]
+
+MTT_EPSILON = 0.1
+"""What MTT adds to the eigenvalues of the covariance."""
+
+LARGEST_WHITENING = 3 * 64 * 64
+"""Most values of an image (C·H·W) that are whitened: the covariance then takes 1.2 GB, its eigenvectors minutes."""
+
+
+class Normalization(ABC):
+    """An affine map from uint8 pixels to float32 network input, with its inverse.
+
+    Instances can be pickled for workers; constants are moved to a device once and kept there.
+    """
+
+    kind: ClassVar[NormalizationKind]
+    _constants: dict[torch.device, tuple[Tensor, ...]]
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Network input float32 (N, C, H, W) of uint8 images (N, C, H, W), on their device.
+
+        Raises:
+            DataError: `images` are not uint8, or not of the fitted shape.
+        """
+
+    @abstractmethod
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] units, not clamped, of network input (N, C, H, W); differentiable."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """All that `restore` needs, as CPU tensors fit for safetensors."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The normalisation whose `state()` this is."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex BLAKE2b of kind and state."""
+        digest = hashlib.blake2b(self.kind.encode(), digest_size=16)
+        for name, value in sorted(self.state().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _on(self, device: torch.device, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if device not in self._constants:
+            self._constants[device] = tuple(constant.float().to(device) for constant in make())
+        return self._constants[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_constants": {}}
+
+
+def _check_images(images: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = images.ndim == 4 and all(want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True))
+    if images.dtype != torch.uint8 or not fits:
+        wanted = ", ".join(letter if want is None else str(want) for letter, want in zip("CHW", shape, strict=True))
+        raise DataError(f"Images to normalise must be uint8 (N, {wanted}). Got {images.dtype} {tuple(images.shape)} instead.")
+
+
+@dataclass(frozen=True, eq=False)
+class Standardization(Normalization):
+    """Per-channel mean 0 and standard deviation 1 over the training split."""
+
+    mean: Tensor
+    """float64 (C,), in [0, 1] units."""
+    std: Tensor
+    """float64 (C,), in [0, 1] units; 1 for a channel without variance."""
+    _constants: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    kind: ClassVar[NormalizationKind] = "standard"
+
+    @classmethod
+    def fit(cls, images: npt.NDArray[np.uint8]) -> Self:
+        """Mean and standard deviation of uint8 images (N, C, H, W), exact up to the last rounding.
+
+        Raises:
+            DataError: there are no images.
+        """
+        _check_not_empty(images)
+        histogram = np.zeros((images.shape[1], 256), np.int64)
+        for chunk in _chunks(images, 2**20):
+            for channel, counts in enumerate(histogram):
+                counts += np.bincount(chunk[:, channel].ravel(), minlength=256)
+        # Python's integers: count * squares may pass 2**63
+        values, count = np.arange(256), int(histogram[0].sum())
+        totals = [int(total) for total in histogram @ values]
+        squares = [int(square) for square in histogram @ values**2]
+        spreads = [count * square - total**2 for total, square in zip(totals, squares, strict=True)]
+        mean = [total / (255 * count) for total in totals]
+        std = [math.sqrt(spread) / (255 * count) or 1.0 for spread in spreads]
+        return cls(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(x / 255 - mean) / std; see `Normalization.__call__`."""
+        _check_images(images, (len(self.mean), None, None))
+        scale, shift, _, _ = self._on(images.device, self._affine)
+        return images.to(torch.float32).mul_(scale).add_(shift)
+
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Inputs * std + mean."""
+        _, _, std, mean = self._on(inputs.device, self._affine)
+        return inputs * std + mean
+
+    def _affine(self) -> tuple[Tensor, ...]:
+        constants = 1 / (255 * self.std), -self.mean / self.std, self.std, self.mean
+        return tuple(constant[:, None, None] for constant in constants)
+
+    def state(self) -> dict[str, Tensor]:
+        """`mean` and `std`, float64 (C,)."""
+        return {"mean": self.mean, "std": self.std}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The standardisation whose `state()` this is."""
+        return cls(state["mean"].double().cpu(), state["std"].double().cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening(Normalization):
+    """ZCA whitening: decorrelates all values of an image while staying as close to it as a whitening can."""
+
+    mean: Tensor
+    """float32 (C, H, W), in [0, 1] units."""
+    transform: Tensor
+    """float32 (D, D), symmetric: T = U (Λ + ε I)^(-1/2) Uᵀ."""
+    _constants: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+
+    kind: ClassVar[NormalizationKind] = "zca"
+
+    @classmethod
+    def fit(cls, images: npt.NDArray[np.uint8], epsilon: float = MTT_EPSILON) -> Self:
+        """Mean image and whitening matrix of uint8 images (N, C, H, W).
+
+        Raises:
+            ConfigError: an image has more than `LARGEST_WHITENING` values.
+            DataError: there are fewer than two images.
+        """
+        count, values = len(images), math.prod(images.shape[1:])
+        if values > LARGEST_WHITENING:
+            raise ConfigError(
+                f"Setting 'data.normalization: zca' needs images of at most {LARGEST_WHITENING:,} values, as it keeps a matrix "
+                f"of that side. Got {' x '.join(map(str, images.shape[1:]))} = {values:,} instead; use 'standard'."
+            )
+        _check_not_empty(images, at_least=2)
+        total = torch.zeros(values, dtype=torch.float64)
+        gram = torch.zeros(values, values, dtype=torch.float64)
+        # 256 * 255**2 < 2**24: float32 holds every entry of a chunk's Gram matrix exactly
+        for chunk in _chunks(images, 256 * values):
+            flat = torch.from_numpy(chunk.reshape(-1, values).astype(np.float32))
+            total += flat.sum(0)
+            gram += flat.T @ flat
+        mean = total / count
+        covariance = gram.addr_(total, mean, alpha=-1).div_((count - 1) * 255**2)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        scaled = vectors * (eigenvalues.clamp_min_(0) + epsilon).pow_(-0.25)
+        return cls((mean / 255).float().reshape(images.shape[1:]), (scaled @ scaled.T).float())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(x / 255 - mean) T; see `Normalization.__call__`."""
+        _check_images(images, tuple(self.mean.shape))
+        mean, transform = self._on(images.device, lambda: (self.mean, self.transform))
+        centred = images.to(torch.float32).div_(255).sub_(mean)
+        whitened: Tensor = centred.flatten(1) @ transform
+        return whitened.view_as(centred)
+
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Inputs T⁻¹ + mean, by a solve with T."""
+        mean, transform = self._on(inputs.device, lambda: (self.mean, self.transform))
+        flat: Tensor = torch.linalg.solve(transform, inputs.flatten(1).float().T).T
+        return flat.reshape(inputs.shape) + mean
+
+    def state(self) -> dict[str, Tensor]:
+        """`mean` float32 (C, H, W) and `transform` float32 (D, D)."""
+        return {"mean": self.mean, "transform": self.transform}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> Self:
+        """The whitening whose `state()` this is."""
+        return cls(state["mean"].float().cpu(), state["transform"].float().cpu())
+
+
+KINDS: Mapping[str, type[Standardization] | type[Whitening]] = {kind.kind: kind for kind in (Standardization, Whitening)}
+"""The normalisations by the name that a setting or an artefact gives them."""
+
+
+def fit_normalization(kind: str, images: npt.NDArray[np.uint8]) -> Normalization:
+    """The normalisation of one kind, fitted on uint8 images (N, C, H, W).
+
+    Raises:
+        ConfigError: the kind is unknown, or does not suit images of this size.
+        DataError: there are too few images.
+    """
+    return _kind(kind).fit(images)
+
+
+def restore(kind: str, state: Mapping[str, Tensor]) -> Normalization:
+    """The normalisation of one kind whose `state()` was stored.
+
+    Raises:
+        ConfigError: the kind is unknown.
+        DataError: the state lacks a tensor.
+    """
+    try:
+        return _kind(kind).from_state(state)
+    except KeyError as error:
+        raise DataError(
+            f"The state of normalisation '{kind}' lacks {error}. Got {', '.join(state) or 'nothing'} instead."
+        ) from error
+
+
+def _kind(kind: str) -> type[Standardization] | type[Whitening]:
+    if kind not in KINDS:
+        raise ConfigError(unknown("normalization", kind, KINDS))
+    return KINDS[kind]
+
+
+def _check_not_empty(images: npt.NDArray[np.uint8], at_least: int = 1) -> None:
+    if len(images) < at_least:
+        raise DataError(f"A normalisation must be fitted on at least {at_least} image(s). Got {len(images)} instead.")
+
+
+def _chunks(images: npt.NDArray[np.uint8], values: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Consecutive images, as many at a time as have at most `values` values (but at least one)."""
+    step = max(1, values // max(1, math.prod(images.shape[1:])))
+    for start in range(0, len(images), step):
+        yield images[start : start + step]

@@ -1,0 +1,141 @@
+r"""Choosing k images of every class: baselines to hold a distilled set against, and places to start one from.
+
+With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,):
+
+- `random`: k images drawn without replacement.
+- `herding` (Welling, "Herding dynamical weights to learn", ICML 2009; greedy and without replacement as in iCaRL, Rebuffi et
+  al., CVPR 2017): image after image, the one that brings the mean of the chosen closest to :math:`\mu`,
+
+  .. math:: i_t = \arg\min_i \Big\| \mu - \tfrac{1}{t} \big( x_i + \sum_{s<t} x_{i_s} \big) \Big\|
+
+- `k_center` (greedy farthest point; Sener and Savarese, ICLR 2018): first the image nearest :math:`\mu`, then image after image
+  the one farthest from all the chosen,
+
+  .. math:: i_t = \arg\max_i \min_{s<t} \| x_i - x_{i_s} \|
+
+Every function returns rows sorted by class, class 0's first, and within a class in the order of choice: the first j of a choice
+of k are the choice of j. Ties go to the first row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayd.data.images import ImageSet, Rows
+from rayd.data.normalization import Normalization
+from rayd.errors import ConfigError, DataError, unknown
+
+Pick = Callable[[Tensor, int], Tensor]
+"""From the features (n, d) of one class, the positions (k,) of the k chosen."""
+
+
+def select(how: str, image_set: ImageSet, per_class: int, normalization: Normalization, generator: torch.Generator) -> Rows:
+    """Rows of `per_class` images of every class, int64 (classes * per_class,).
+
+    The features of herding and k-center are the normalised pixels, flattened, in float32. One class is normalised at a time, so
+    memory holds the largest class and not the set.
+
+    Args:
+        how: `random`, `herding` or `k-center`.
+        image_set: what is chosen from.
+        per_class: images of each class, k.
+        normalization: from pixels to features; `random` does without.
+        generator: the draws of `random`; the others draw nothing.
+
+    Raises:
+        ConfigError: there is no such way to select.
+        DataError: a class has fewer than `per_class` images.
+    """
+    if how == "random":
+        return random(image_set, per_class, generator)
+    if how not in GREEDY:
+        raise ConfigError(unknown("selection", how, ["random", *GREEDY]))
+    chosen = []
+    for name, rows in zip(image_set.class_names, image_set.class_index, strict=True):
+        _require(f"'{name}'", len(rows), per_class)
+        features = normalization(torch.from_numpy(image_set.images[rows])).flatten(1)
+        chosen.append(rows[GREEDY[how](features, per_class).numpy()])
+    return np.concatenate(chosen)
+
+
+def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> Rows:
+    """Rows of `per_class` images of every class, drawn without replacement.
+
+    Raises:
+        DataError: a class has fewer than `per_class` images.
+    """
+    chosen = []
+    for name, rows in zip(image_set.class_names, image_set.class_index, strict=True):
+        _require(f"'{name}'", len(rows), per_class)
+        chosen.append(rows[torch.randperm(len(rows), generator=generator)[:per_class].numpy()])
+    return np.concatenate(chosen)
+
+
+def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
+    """Rows of features (N, d) whose mean, class by class, follows the mean of the class (labels (N,)) as closely as greed can.
+
+    Raises:
+        DataError: a class has fewer than `per_class` rows.
+    """
+    return _by_class(features, labels, per_class, _herd)
+
+
+def k_center(features: Tensor, labels: Tensor, per_class: int) -> Rows:
+    """Rows of features (N, d) that, class by class (labels (N,)), leave no row of the class far from a chosen one.
+
+    Raises:
+        DataError: a class has fewer than `per_class` rows.
+    """
+    return _by_class(features, labels, per_class, _cover)
+
+
+def _by_class(features: Tensor, labels: Tensor, per_class: int, pick: Pick) -> Rows:
+    chosen = []
+    for label in range(len(labels.bincount())):
+        rows = (labels == label).nonzero().squeeze(1)
+        _require(str(label), len(rows), per_class)
+        chosen.append(rows[pick(features[rows], per_class)])
+    return torch.cat(chosen).cpu().numpy()
+
+
+def _require(name: str, count: int, per_class: int) -> None:
+    if count < per_class:
+        raise DataError(f"Class {name} must have at least the {per_class} image(s) to choose. Got {count} instead.")
+
+
+def _herd(features: Tensor, count: int) -> Tensor:
+    centred = features - features.mean(0)
+    squares = torch.linalg.vecdot(centred, centred)
+    total = torch.zeros_like(centred[0])
+    chosen = torch.empty(count, dtype=torch.long, device=features.device)
+    for step in range(count):
+        # |total + x|^2 without |total|^2, which is the same for every x
+        distance = squares + 2 * (centred @ total)
+        distance[chosen[:step]] = torch.inf
+        chosen[step] = distance.argmin()
+        total += centred[chosen[step]]
+    return chosen
+
+
+def _cover(features: Tensor, count: int) -> Tensor:
+    def distances(point: Tensor) -> Tensor:
+        # exact differences: the expanded square would put near duplicates at a distance of rounding errors
+        return torch.cdist(features, point.unsqueeze(0), compute_mode="donot_use_mm_for_euclid_dist").squeeze(1)
+
+    chosen = torch.empty(count, dtype=torch.long, device=features.device)
+    chosen[:1] = distances(features.mean(0)).argmin()
+    nearest = torch.full_like(features[:, 0], torch.inf)
+    for step in range(1, count):
+        torch.minimum(nearest, distances(features[chosen[step - 1]]), out=nearest)
+        # below zero: not even a duplicate is chosen twice
+        nearest[chosen[step - 1]] = -1
+        chosen[step] = nearest.argmax()
+    return chosen
+
+
+GREEDY: Mapping[str, Pick] = {"herding": _herd, "k-center": _cover}
+"""The selections that draw nothing, by the name that a setting gives them."""

@@ -1,0 +1,149 @@
+"""Finding and opening data sets: by name in the data root, or by path.
+
+A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in each as
+`<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in torchvision's own folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from rayd.data.catalog import KNOWN
+from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
+from rayd.data.formats.base import Source
+from rayd.errors import DataError, unknown
+
+ROOT_VARIABLE = "RAYD_DATA"
+"""Environment variable of the data root."""
+
+PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".npy", ".joblib"})
+"""Files that are, or may be, pickles."""
+
+PICKLED_CIFAR = frozenset({"data_batch_1", "train"})
+"""Pickles of CIFAR's Python version, which have no suffix."""
+
+SAMPLE = 1000
+"""Most files of a folder that are looked at to say what is wrong with it."""
+
+
+class Format(Protocol):
+    """A module of `rayd.data.formats`."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether `path` looks like this format."""
+
+    def open_source(self, path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+        """The data set at `path`."""
+
+
+FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
+"""Every layout that can be read; the first that matches reads."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A line of `rayd data list`."""
+
+    name: str
+    """What to call it."""
+    classes: int | None
+    """Number of classes; None where only opening it would tell."""
+    found: Path | None
+    """Where it was found; None when it was not."""
+    how: str
+    """What to do to have it, as a clause."""
+
+
+def data_roots(root: Path | None = None) -> tuple[Path, ...]:
+    """The folders that names are looked for in, in order."""
+    variable = os.environ.get(ROOT_VARIABLE)
+    given = [root] if root is not None else []
+    given += [Path(variable)] if variable else []
+    return tuple(folder.expanduser() for folder in [*given, Path("~/.cache/rayd/data")])
+
+
+def locate(name: str, root: Path | None = None) -> Path | None:
+    """Where the data set of a name, or at a path, is; None when it is nowhere or cannot be read there."""
+    return next((path for path in _candidates(name, root) if _format(path) is not None), None)
+
+
+def known_sources(root: Path | None = None) -> list[SourceInfo]:
+    """The known data sets, found or not, then whatever else lies in the data roots."""
+    infos = [SourceInfo(known.name, known.classes, locate(known.name, root), known.how) for known in KNOWN.values()]
+    seen = {Path(place).parts[0] for known in KNOWN.values() for place in (known.name, *known.places, *known.pickled)}
+    for place in data_roots(root):
+        for path in sorted(place.iterdir()) if place.is_dir() else []:
+            name = path.stem if path.suffix == ".npz" else path.name
+            if name not in seen and not name.startswith(".") and _format(path) is not None:
+                seen.add(name)
+                infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
+    return infos
+
+
+def open_source(name: str, root: Path | None = None) -> Source:
+    """Open a data set by name or path: its labels are read and checked, its images are not decoded yet.
+
+    Raises:
+        DataError: it is unknown, not there, empty, damaged, or a pickle.
+    """
+    path = locate(name, root) if name else None
+    layout = _format(path) if path is not None else None
+    if path is None or layout is None:
+        raise DataError(_why_not(name, root))
+    known = KNOWN.get(name)
+    return layout.open_source(path, known.class_names if known else None)
+
+
+def _candidates(name: str, root: Path | None) -> Iterator[Path]:
+    if name == "digits":
+        yield digits.location()
+        return
+    if name not in KNOWN:
+        yield Path(name).expanduser()
+    known = KNOWN.get(name)
+    for place in data_roots(root):
+        yield place / name
+        yield place / f"{name}.npz"
+        yield from (place / folder for folder in (known.places if known else ()))
+
+
+def _format(path: Path) -> Format | None:
+    return next((layout for layout in FORMATS if layout.matches(path)), None) if path.exists() else None
+
+
+def _why_not(name: str, root: Path | None) -> str:
+    """Why the data set of this name cannot be opened: what stands in its place, or what to do."""
+    if not name:
+        return "Setting 'data.name' must not be empty."
+    known = KNOWN.get(name)
+    remedy = f"; {known.how}" if known else ""
+    pickled = [place / folder for place in data_roots(root) for folder in (known.pickled if known else ())]
+    found = next((path for path in (*_candidates(name, root), *pickled) if path.exists()), None)
+    if found is not None:
+        return f"{_why_unreadable(found)}{remedy}."
+    if known is not None:
+        places = ", ".join(f"'{place / name}'" for place in data_roots(root))
+        return f"Data set '{name}' was not found in {places}{remedy}."
+    if os.sep in name or name.startswith(("~", ".")):
+        return f"There is no data set at '{Path(name).expanduser()}'."
+    names = [info.name for info in known_sources(root)]
+    return f"{unknown('data set', name, names)} A folder or .npz file is given by its path."
+
+
+def _why_unreadable(path: Path) -> str:
+    """What is wrong with a path that no format matches, as a clause."""
+    wanted = "must be a folder of Parquet files, a folder of images for each class, or an .npz file"
+    if path.is_file():
+        pickle = ", which may be a pickle: none is ever loaded" if path.suffix in PICKLES else ""
+        return f"'{path}' {wanted}. Got a file{pickle}"
+    files = sorted(islice((inside for inside in path.rglob("*") if inside.is_file()), SAMPLE))
+    if not files:
+        return f"'{path}' is an empty folder"
+    if any(file.suffix in PICKLES or file.name in PICKLED_CIFAR for file in files):
+        return f"'{path}' holds pickles, which are never loaded"
+    return f"'{path}' {wanted}. Got a folder with '{files[0].relative_to(path)}' in it"

@@ -1,0 +1,114 @@
+"""Which images of a split are taken: decided on the labels alone, before any image is decoded.
+
+Every draw comes from a generator of (split seed, purpose, class name), so the images drawn for a class depend neither on which
+other classes were chosen nor on their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rayd.data.images import Labels, Rows
+from rayd.errors import DataError
+from rayd.seeding import generator
+
+
+def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]:
+    """Rows whose label is among `chosen`, and their labels renumbered to positions in `chosen`.
+
+    >>> choose_classes(np.array([0, 2, 1, 2]), [2, 0])
+    (array([0, 1, 3]), array([1, 0, 0]))
+    """
+    position = np.full(max([labels.max(initial=-1), *chosen]) + 1, -1, np.int64)
+    position[list(chosen)] = np.arange(len(chosen))
+    rows = np.flatnonzero(position[labels] >= 0)
+    return rows, position[labels[rows]]
+
+
+def stratified(labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str) -> tuple[Rows, Rows]:
+    """Rows that stay and rows that are carved out: the same fraction of every class.
+
+    Of a class of n images, `fraction * n`, rounded, are carved, but at least one where there are two, and never the last.
+
+    Args:
+        labels: class indices (N,).
+        fraction: share to carve, in [0, 1).
+        class_names: one name per class; part of the key of the draws.
+        seed: seed of the draws.
+        purpose: what is carved, e.g. "validation"; part of the key of the draws.
+    """
+    carved = np.zeros(len(labels), bool)
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        take = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        if fraction > 0 and take > 0:
+            carved[rows[_draw(len(rows), take, seed, purpose, name)]] = True
+    return np.flatnonzero(~carved), np.flatnonzero(carved)
+
+
+def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
+    """Images that each class keeps, int64 (classes,): n_c = n_max f^(-c/(C-1)), truncated; class 0 is the head.
+
+    The convention of LTDD (Zhao et al., 2024) and of the long-tailed CIFAR sets before it (Cui et al., CVPR 2019).
+
+    >>> long_tailed_counts(5000, 100, 10).sum()
+    np.int64(12406)
+    """
+    share = imbalance ** (-np.arange(classes) / max(classes - 1, 1))
+    # 1e-9: a power that should be whole must not be truncated to the number below it
+    return np.floor(largest * share + 1e-9).astype(np.int64)
+
+
+def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], seed: int) -> Rows:
+    """Rows of a long-tailed subset, drawn without replacement; a class smaller than its share keeps all it has.
+
+    Args:
+        labels: class indices (N,).
+        imbalance: largest over smallest class, f.
+        class_names: one name per class; part of the key of the draws.
+        seed: seed of the draws.
+
+    Raises:
+        DataError: a class would keep no image.
+    """
+    available = np.bincount(labels, minlength=len(class_names))
+    counts = np.minimum(long_tailed_counts(int(available.max()), imbalance, len(class_names)), available)
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        raise DataError(
+            f"Setting 'data.imbalance' must leave every class an image; {imbalance:g} leaves none to {_listed(empty)} "
+            f"(the largest class has {available.max()})."
+        )
+    kept = [
+        np.flatnonzero(labels == label)[_draw(int(available[label]), int(counts[label]), seed, "long tail", name)]
+        for label, name in enumerate(class_names)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None:
+    """Refuse labels that do not make a classification problem.
+
+    Raises:
+        DataError: there are fewer than two classes, or a class has no image.
+    """
+    if len(class_names) < 2:
+        raise DataError(f"A data set must have at least two classes. Got {len(class_names)} in {where} instead.")
+    counts = np.bincount(labels, minlength=len(class_names))
+    missing = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if missing:
+        raise DataError(f"Every class must have an image in {where}. Got none for {_listed(missing)} instead.")
+
+
+def _draw(available: int, take: int, seed: int, purpose: str, name: str) -> Rows:
+    drawn: Rows = torch.randperm(available, generator=generator(seed, purpose, name))[:take].numpy()
+    return drawn
+
+
+def _listed(names: Sequence[str]) -> str:
+    quoted = ", ".join(f"'{name}'" for name in names[:5])
+    return f"{quoted} and {len(names) - 5} more" if len(names) > 5 else quoted
