@@ -1,0 +1,242 @@
+"""The report of an evaluation: what `evaluation.json` holds and what is shown of it.
+
+Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n - 1) over students, and
+absent for a single one. On a long-tailed training set, head classes are those with at least the median number of images and
+tail classes the others; with the exponential profile of `data.imbalance` that is the former half of the classes and the
+latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, stdev
+from typing import Any, Self
+
+from rich.markup import escape
+from rich.table import Table
+
+from rayd.config import EvaluationSettings, Recipe
+from rayd.distilled import Distilled
+from rayd.errors import ArtifactError
+from rayd.evaluation.student import StudentResult
+
+ORDER = ("distilled", "random", "herding", "k-center", "whole")
+"""Sets in the order of tables, so that random images always stand beside the distilled ones."""
+
+HEADER = ("network", "set", "test accuracy", "students", "head", "tail", "epoch", "seconds", "protocol")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Test accuracies of several students of one kind, as fractions."""
+
+    mean: float
+    """Their mean."""
+    std: float | None
+    """Their sample standard deviation (divisor n - 1); None for a single student."""
+    runs: tuple[float, ...]
+    """Each of them, in the order of the seeds."""
+
+    @classmethod
+    def of(cls, runs: Iterable[float]) -> Self:
+        """Mean and deviation of at least one run."""
+        runs = tuple(runs)
+        return cls(fmean(runs), stdev(runs) if len(runs) > 1 else None, runs)
+
+    def text(self) -> str:
+        """`0.883 ± 0.010`, or the mean alone.
+
+        >>> Accuracy.of([0.875, 0.885]).text(), Accuracy.of([0.5]).text()
+        ('0.880 ± 0.007', '0.500')
+        """
+        return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """How well one set trains one architecture."""
+
+    set: str
+    """`distilled`, or the name of a baseline."""
+    network: str
+    """Label of the architecture."""
+    protocol: str
+    """How students were trained."""
+    test_accuracy: Accuracy
+    """Over the students."""
+    epoch: str
+    """Which epoch was tested: `last` or `validation-best`."""
+    per_class: tuple[float | None, ...]
+    """Mean test accuracy of each class, a fraction; None for a class without test images."""
+    head_accuracy: float | None
+    """Mean of `per_class` over the head classes; None for a balanced training set."""
+    tail_accuracy: float | None
+    """Mean of `per_class` over the tail classes; None for a balanced training set."""
+    seeds: tuple[int, ...]
+    """Seeds of the students."""
+    seconds: float
+    """Wall-clock seconds that the students took, summed."""
+
+    @classmethod
+    def of(cls, set_name: str, students: Sequence[StudentResult], settings: EvaluationSettings, long_tailed: bool) -> Self:
+        """The result of at least one student of the same architecture, ordered by seed."""
+        students = sorted(students, key=lambda student: student.seed)
+        per_class = tuple(_mean(runs) for runs in zip(*(student.per_class for student in students), strict=True))
+        head = (len(per_class) + 1) // 2
+        return cls(
+            set=set_name,
+            network=students[0].network,
+            protocol=settings.protocol_on(set_name),
+            test_accuracy=Accuracy.of(student.test_accuracy for student in students),
+            epoch=settings.epoch,
+            per_class=per_class,
+            head_accuracy=_mean(per_class[:head]) if long_tailed else None,
+            tail_accuracy=_mean(per_class[head:]) if long_tailed else None,
+            seeds=tuple(student.seed for student in students),
+            seconds=sum(student.seconds for student in students),
+        )
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What tells it from the other results of a report."""
+        return self.set, self.network, self.protocol, self.epoch
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of an evaluation, with what they are held against."""
+
+    recipe: str
+    """Name of the recipe."""
+    method: str
+    """Name of the method."""
+    data: str
+    """Name of the data."""
+    ipc: int
+    """Images per class of the distilled set and of the baselines of its size."""
+    storage_bytes: Mapping[str, int]
+    """What the distilled set costs to keep, by part."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds of the stages."""
+    results: tuple[SetResult, ...]
+    """One for each set and architecture: architectures as they came, sets in the order of `ORDER`."""
+
+    @classmethod
+    def build(
+        cls,
+        recipe: Recipe,
+        students: Iterable[tuple[str, StudentResult]],
+        distilled: Distilled,
+        seconds: Mapping[str, float],
+    ) -> Self:
+        """Group the students, given with the names of their sets, by set and architecture.
+
+        Args:
+            recipe: what was run.
+            students: (set name, result) of every student.
+            distilled: the set, for what it costs to keep.
+            seconds: wall-clock seconds by stage.
+        """
+        groups: dict[tuple[str, str], list[StudentResult]] = {}
+        for name, student in students:
+            groups.setdefault((student.network, name), []).append(student)
+        long_tailed = recipe.data.imbalance > 1
+        results = (SetResult.of(name, group, recipe.evaluation, long_tailed) for (_, name), group in groups.items())
+        return cls(
+            recipe=recipe.name,
+            method=recipe.method,
+            data=recipe.data.name,
+            ipc=recipe.ipc,
+            storage_bytes=dict(distilled.storage.bytes),
+            seconds=dict(seconds),
+            results=_ordered(results),
+        )
+
+    def merge(self, newer: Report) -> Report:
+        """This report with the results of a newer one of the same set, which win where both have one."""
+        results = {result.key: result for report in (self, newer) for result in report.results}
+        return replace(newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `evaluation.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            ArtifactError: a field is missing or unknown.
+        """
+        try:
+            return cls(**{**content, "results": tuple(_result(result) for result in content["results"])})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"A report must have the fields that 'evaluation.json' documents: {error}.") from error
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(*HEADER[:2], title=escape(self._title()))
+        for name in HEADER[2:]:
+            table.add_column(name, justify="right")
+        for row in self._rows():
+            table.add_row(*row)
+        return table
+
+    def text(self) -> str:
+        """The same as plain aligned lines."""
+        rows = [HEADER, *self._rows()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        ]
+        return "\n".join([self._title(), *(line.rstrip() for line in lines)])
+
+    def _title(self) -> str:
+        return f"{self.recipe}: {self.method} on {self.data}, {self.ipc} per class, {sum(self.storage_bytes.values()):,} bytes"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Cells under `HEADER`; where random images were not evaluated beside the distilled ones, a row says so."""
+        there = {(result.set, result.network) for result in self.results}
+        rows: list[tuple[str, ...]] = []
+        for result in self.results:
+            rows.append(
+                (
+                    result.network,
+                    result.set,
+                    result.test_accuracy.text(),
+                    str(len(result.test_accuracy.runs)),
+                    _cell(result.head_accuracy),
+                    _cell(result.tail_accuracy),
+                    result.epoch,
+                    f"{result.seconds:.1f}",
+                    result.protocol,
+                )
+            )
+            if result.set == "distilled" and ("random", result.network) not in there:
+                rows.append((result.network, "random", "not evaluated", "0", "-", "-", "-", "-", "-"))
+        return rows
+
+
+def _result(content: Mapping[str, Any]) -> SetResult:
+    accuracy = content["test_accuracy"]
+    listed = {name: tuple(content[name]) for name in ("per_class", "seeds")}
+    return SetResult(**{**content, **listed, "test_accuracy": Accuracy(**{**accuracy, "runs": tuple(accuracy["runs"])})})
+
+
+def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
+    results = tuple(results)
+    networks = list(dict.fromkeys(result.network for result in results))
+    place = {name: index for index, name in enumerate(ORDER)}
+    return tuple(sorted(results, key=lambda r: (networks.index(r.network), place.get(r.set, len(ORDER)), r.set)))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is there; None of nothing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,164 @@
+"""A distilled set for other tools: Parquet, an image folder, or an `.npz` file.
+
+All three hold the pixels as `Distilled.pixels` rounds them, losslessly, and hard labels; only `npz` has room for soft ones.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rayd.distilled import Distilled
+from rayd.errors import ConfigError, OutputError, unknown
+
+Format = Literal["parquet", "imagefolder", "npz"]
+
+SHARD = "train-00000-of-00001.parquet"
+"""The file of a Parquet folder, as Hugging Face names the only shard of a training split."""
+
+
+def export(distilled: Distilled, format: Format | str, destination: str | Path, overwrite: bool = False) -> None:
+    """Write the set to `destination`, whole or not at all.
+
+    - `parquet`: rows of `image`, a struct of PNG `bytes` and `path`, and `label`, int64, with the class names in the metadata
+      where Hugging Face `datasets` looks for them. A destination that ends in `.parquet` is the file, any other a folder of it.
+    - `imagefolder`: `<class name>/<number>.png`. Names are made safe; they begin with the class index where they would not sort
+      in label order, so that torchvision's `ImageFolder` finds the same labels. A class without images is an empty folder.
+    - `npz`: `images` uint8 (n, H, W, C), `labels` int64 (n,), `class_names`, and if there are any `soft_labels` float32
+      (n, classes). No array needs pickle.
+
+    Args:
+        distilled: the set.
+        format: one of the three.
+        destination: file or folder to make.
+        overwrite: replace what is there: a file, or a folder with nothing in it but images or Parquet files.
+
+    Raises:
+        ConfigError: there is no such format.
+        OutputError: the destination exists, cannot be written, or the images have more channels than a PNG can hold.
+    """
+    if format not in WRITERS:
+        raise ConfigError(unknown("format", format, WRITERS))
+    destination = Path(destination)
+    if destination.exists() and not overwrite:
+        raise OutputError(f"'{destination}' exists already; choose another destination or overwrite it.")
+    if format != "npz" and distilled.shape.channels > 4:
+        raise OutputError(f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; export to 'npz'.")
+    if destination.is_dir() and (other := _not_ours(destination)):
+        raise OutputError(
+            f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; remove it yourself."
+        )
+    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        WRITERS[cast(Format, format)](distilled, temporary, destination)
+        _replace(temporary, destination)
+    except OSError as error:
+        raise OutputError(f"Cannot write '{destination}': {error.strerror or error}.") from error
+    finally:
+        _remove(temporary)
+
+
+def _parquet(distilled: Distilled, place: Path, destination: Path) -> None:
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(distilled.class_names)}}
+    schema = pa.schema(
+        {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    images = [{"bytes": _png(image), "path": f"{index:06d}.png"} for index, image in enumerate(_channels_last(distilled))]
+    table = pa.table({"image": images, "label": distilled.hard_labels.tolist()}, schema=schema)
+    if destination.suffix != ".parquet":
+        place.mkdir()
+        place = place / SHARD
+    pq.write_table(table, place)
+
+
+def _imagefolder(distilled: Distilled, place: Path, destination: Path) -> None:
+    images = _channels_last(distilled)
+    for label, folder in enumerate(folders(distilled.class_names)):
+        (place / folder).mkdir(parents=True)
+        for number, row in enumerate((distilled.hard_labels == label).nonzero().squeeze(1).tolist()):
+            (place / folder / f"{number:05d}.png").write_bytes(_png(images[row]))
+
+
+def _npz(distilled: Distilled, place: Path, destination: Path) -> None:
+    arrays: dict[str, Any] = {
+        "images": _channels_last(distilled),
+        "labels": distilled.hard_labels.numpy(),
+        "class_names": np.array(distilled.class_names, dtype=np.str_),
+    }
+    if distilled.labels.is_floating_point():
+        arrays["soft_labels"] = distilled.labels.numpy()
+    # an open file, as numpy would add .npz to a name without it
+    with place.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+WRITERS: Mapping[Format, Callable[[Distilled, Path, Path], None]] = {
+    "parquet": _parquet,
+    "imagefolder": _imagefolder,
+    "npz": _npz,
+}
+"""The formats by name. A writer makes a temporary file or folder that is then renamed to the destination."""
+
+
+def folders(class_names: Sequence[str]) -> list[str]:
+    """One folder name per class, which sort in label order.
+
+    >>> folders(["cat", "dog"]), folders(["dog", "cat"]), folders(["n/a", "n?a"])
+    (['cat', 'dog'], ['0_dog', '1_cat'], ['0_n_a', '1_n_a'])
+    """
+    safe = [re.sub(r"[^\w.-]+", "_", name)[:80].strip("._ ") for name in class_names]
+    folded = [name.casefold() for name in safe]
+    # case folded besides, for file systems that do not tell 'Cat' from 'cat'
+    if safe == sorted(safe) and len(set(folded)) == len(safe) and all(safe):
+        return safe
+    digits = len(str(len(safe) - 1))
+    return [f"{label:0{digits}d}_{name}" for label, name in enumerate(safe)]
+
+
+def _channels_last(distilled: Distilled) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(distilled.pixels().permute(0, 2, 3, 1).numpy())
+
+
+def _png(image: npt.NDArray[np.uint8]) -> bytes:
+    """PNG of an image (H, W, C)."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _not_ours(directory: Path) -> str | None:
+    """A file in the directory that no export writes."""
+    files = (path for path in directory.rglob("*") if not path.is_dir())
+    return next((str(path.relative_to(directory)) for path in files if path.suffix not in (".png", ".parquet")), None)
+
+
+def _replace(temporary: Path, destination: Path) -> None:
+    if not destination.is_dir():
+        os.replace(temporary, destination)
+        return
+    old = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.old")
+    os.replace(destination, old)
+    os.replace(temporary, destination)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()

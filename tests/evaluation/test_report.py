@@ -1,0 +1,130 @@
+"""A report groups students by set and network, keeps every run, and puts random images beside the distilled ones."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from rayd.config import Recipe
+from rayd.data import Standardization
+from rayd.distilled import Distilled
+from rayd.errors import ArtifactError
+from rayd.evaluation.report import Report
+from rayd.evaluation.student import StudentResult
+
+
+def recipe(imbalance: float = 1.0, **evaluation: object) -> Recipe:
+    data = {"name": "digits", "imbalance": imbalance, "validation_fraction": 0.1}
+    return Recipe.model_validate({"name": "dm-digits", "method": "dm", "data": data, "ipc": 2, "evaluation": evaluation})
+
+
+def distilled() -> Distilled:
+    card = {"storage": {"numbers": {"images": 8}, "bytes": {"images": 32}}}
+    normalization = Standardization(torch.zeros(1), torch.ones(1))
+    return Distilled(torch.zeros(2, 1, 2, 2), torch.tensor([0, 1]), ["a", "b"], normalization, card)
+
+
+def student(
+    accuracy: float, seed: int = 0, network: str = "convnet", per_class: tuple[float | None, ...] = (0.5, 0.5)
+) -> StudentResult:
+    return StudentResult(network, seed, accuracy, None, per_class, 0.1, 10, 1.5)
+
+
+def build(*students: tuple[str, StudentResult], **of: float) -> Report:
+    return Report.build(recipe(**of), students, distilled(), {"synthesize": 3.0})
+
+
+def test_students_are_grouped_and_every_run_is_kept():
+    report = build(
+        ("random", student(0.5, 0)),
+        ("distilled", student(0.9, 1)),
+        ("distilled", student(0.8, 0)),
+        ("distilled", student(0.7, 0, "mlp")),
+    )
+    found = {(r.set, r.network): r for r in report.results}
+    assert set(found) == {("distilled", "convnet"), ("random", "convnet"), ("distilled", "mlp")}
+    first = found["distilled", "convnet"]
+    assert first.test_accuracy.runs == (0.8, 0.9)
+    assert first.test_accuracy.mean == pytest.approx(0.85)
+    assert first.test_accuracy.std == pytest.approx(0.05 * 2**0.5)
+    assert first.seeds == (0, 1)
+    assert first.seconds == 3.0
+    assert found["random", "convnet"].test_accuracy.std is None
+
+
+def test_classes_are_averaged_over_students():
+    students = [student(0.5, seed, per_class=(accuracy, None)) for seed, accuracy in enumerate((0.2, 0.4))]
+    (result,) = build(*(("distilled", each) for each in students)).results
+    assert result.per_class == (pytest.approx(0.3), None)
+
+
+def test_head_and_tail_only_where_training_is_long_tailed():
+    runs = ("distilled", student(0.5, per_class=(0.9, 0.8, 0.7, 0.1, None)))
+    (balanced,) = build(runs).results
+    assert balanced.head_accuracy is balanced.tail_accuracy is None
+    (tailed,) = build(runs, imbalance=100.0).results
+    assert tailed.head_accuracy == pytest.approx(0.8)
+    assert tailed.tail_accuracy == pytest.approx(0.1)
+
+
+def test_json_has_the_documented_fields_and_comes_back():
+    report = build(("distilled", student(0.9)), ("whole", student(0.95)))
+    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert {key: content[key] for key in ("recipe", "method", "data", "ipc", "storage_bytes", "seconds")} == {
+        "recipe": "dm-digits",
+        "method": "dm",
+        "data": "digits",
+        "ipc": 2,
+        "storage_bytes": {"images": 32},
+        "seconds": {"synthesize": 3.0},
+    }
+    assert content["results"][0] == {
+        "set": "distilled",
+        "network": "convnet",
+        "protocol": "hard-label, 1000 epochs, color_crop_cutout_flip_scale_rotate",
+        "test_accuracy": {"mean": 0.9, "std": None, "runs": [0.9]},
+        "epoch": "last",
+        "per_class": [0.5, 0.5],
+        "head_accuracy": None,
+        "tail_accuracy": None,
+        "seeds": [0],
+        "seconds": 1.5,
+    }
+    assert Report.from_json(content) == report
+
+
+@pytest.mark.parametrize("content", [{}, {"results": [{}]}, {"results": None}, {"results": [], "unknown": 1}])
+def test_json_that_is_no_report_is_refused(content):
+    with pytest.raises(ArtifactError, match="must have the fields"):
+        Report.from_json(content)
+
+
+def test_random_stands_beside_distilled():
+    sets = ("whole", "k-center", "distilled", "random", "herding")
+    report = build(*((name, student(0.5, network=network)) for name in sets for network in ("convnet", "mlp")))
+    order = ["distilled", "random", "herding", "k-center", "whole"]
+    assert [(r.network, r.set) for r in report.results] == [(n, s) for n in ("convnet", "mlp") for s in order]
+    missing = build(("distilled", student(0.5)), ("whole", student(0.5))).text().splitlines()
+    assert [line.split()[1] for line in missing[2:]] == ["distilled", "random", "whole"]
+    assert "not evaluated" in missing[3]
+
+
+def test_text_and_table_show_the_same_aligned():
+    report = build(("distilled", student(0.875, 0)), ("distilled", student(0.885, 1)), ("random", student(0.5)))
+    lines = report.text().splitlines()
+    assert lines[0] == "dm-digits: dm on digits, 2 per class, 32 bytes"
+    assert "0.880 ± 0.007" in lines[2]
+    assert lines[1].index("test accuracy") + len("test accuracy") == lines[2].index("0.880 ± 0.007") + len("0.880 ± 0.007")
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(report.table())
+    for word in ("0.880 ± 0.007", "distilled", "random", "0.500", "last"):
+        assert word in shown.getvalue()
+
+
+def test_merge_keeps_what_the_newer_report_lacks():
+    old = build(("distilled", student(0.5)), ("whole", student(0.9)))
+    new = build(("distilled", student(0.6)), ("random", student(0.4)))
+    merged = old.merge(new)
+    assert [(r.set, r.test_accuracy.mean) for r in merged.results] == [("distilled", 0.6), ("random", 0.4), ("whole", 0.9)]
