@@ -71,6 +71,12 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 out = Console(soft_wrap=True, highlight=False)
 
 
+def _wide() -> Console:
+    """Tables fold to a terminal's width and to nothing else's."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=240)
+
+
 def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
 
@@ -116,7 +122,7 @@ def recipes_command(
         table.add_row(
             recipe.name, recipe.method, recipe.data.name, str(recipe.ipc), _number(paper), _number(ours), recipe.summary
         )
-    Console(highlight=False).print(table)
+    _wide().print(table)
 
 
 @data_app.command("list")
@@ -138,7 +144,7 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
         table.add_column(column, overflow="fold")
     for source in known:
         table.add_row(source.name, str(source.classes), str(source.found) if source.found is not None else f"no: {source.how}")
-    Console(highlight=False).print(table)
+    _wide().print(table)
 
 
 @data_app.command("fetch")

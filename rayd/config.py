@@ -158,6 +158,18 @@ class EvaluationSettings(Settings):
     baselines: tuple[Baseline, ...] = ("random", "whole")
     """Sets trained under the same protocol beside the distilled one."""
 
+    def epochs_on(self, set_name: str) -> int:
+        """Passes over a set by name (`distilled`, `random`, ..., `whole`)."""
+        return self.whole_epochs or self.epochs if set_name == "whole" else self.epochs
+
+    def protocol_on(self, set_name: str) -> str:
+        """The protocol in words that tell it from its variants.
+
+        >>> EvaluationSettings(augmentation="flip_crop").protocol_on("random")
+        'hard-label, 1000 epochs, flip_crop'
+        """
+        return f"hard-label, {self.epochs_on(set_name)} epochs, {self.augmentation or 'no augmentation'}"
+
 
 class TermSettings(Settings):
     """One summand of the objective."""

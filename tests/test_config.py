@@ -60,7 +60,9 @@ def test_a_network_named_by_a_word_takes_options():
     assert merge({"network": "convnet"}, {"network": {"width": 8}}) == {"network": {"name": "convnet", "width": 8}}
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("- 1", "must hold a mapping"), ("a: [", "not valid YAML"), (None, "Cannot read")])
+@pytest.mark.parametrize(
+    ("content", "sentence"), [("- 1", "must hold a mapping"), ("a: [", "not valid YAML"), (None, "Cannot read")]
+)
 def test_an_unreadable_recipe_file_is_refused(tmp_path, content, sentence):
     path = tmp_path / "r.yaml"
     if content is not None:

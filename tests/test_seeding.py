@@ -15,7 +15,9 @@ def test_equal_inputs_give_equal_streams(seed, purpose, indices):
 
 
 def test_indices_are_not_run_together():
-    seeds = {seeding.derive(*key) for key in [(1, "a", 1, 12), (1, "a", 11, 2), (1, "a", 112), (11, "a", 12), (1, "a", "1", 12)]}
+    seeds = {
+        seeding.derive(*key) for key in [(1, "a", 1, 12), (1, "a", 11, 2), (1, "a", 112), (11, "a", 12), (1, "a", "1", 12)]
+    }
     assert len(seeds) == 5
 
 

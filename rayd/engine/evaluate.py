@@ -173,7 +173,7 @@ def tasks(settings: EvaluationSettings, sets: Iterable[str], candidates: Candida
             name,
             network,
             seed,
-            settings.whole_epochs or settings.epochs if name == "whole" else settings.epochs,
+            settings.epochs_on(name),
             candidates.fingerprint(name, seed),
         )
         for name in sorted(sets, key=lambda name: (name != "whole", name != "distilled", name))

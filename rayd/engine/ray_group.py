@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ except ImportError as missing:
         "Workers need Ray, which is not installed; install 'ray[tune,train]' or run in process with --workers 0."
     ) from missing
 
+KNOCK_LIMIT = 5.0
+"""Seconds that a cluster's address may take to accept a connection."""
 START_LIMIT = 180.0
 """Seconds that a worker may take to start."""
 SILENCE_LIMIT = 3600.0
@@ -81,6 +85,7 @@ def connect(address: str | None) -> None:
     Raises:
         ResourceError: no cluster answers at the address.
     """
+    _knock(address)
     if ray.is_initialized():
         return
     # A worker that reserved no GPU must not see one.
@@ -94,6 +99,20 @@ def connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(f"No Ray cluster answers at '{address or 'local'}': {reason}") from error
+
+
+def _knock(address: str | None) -> None:
+    """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address or "")
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_LIMIT).close()
+    except OSError as error:
+        raise ResourceError(
+            f"No Ray cluster answers at '{address}': {error.strerror or error}. Start one there with 'ray start --head', or "
+            "leave --address out to work on this machine."
+        ) from error
 
 
 def check_resources(resources: ResourceSettings) -> None:

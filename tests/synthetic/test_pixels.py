@@ -58,5 +58,7 @@ def test_another_seed_starts_elsewhere():
 
 def test_a_budget_beyond_the_smallest_class_is_refused():
     data = load(tiny().data)
-    with pytest.raises(DataError, match=r"ipc must not exceed the smallest class: '\d' of 'digits' has \d+ training images. Got 999"):
+    with pytest.raises(
+        DataError, match=r"ipc must not exceed the smallest class: '\d' of 'digits' has \d+ training images. Got 999"
+    ):
         check_budget(tiny(ipc=999), data)

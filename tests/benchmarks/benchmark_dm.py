@@ -1,0 +1,169 @@
+"""Speed of the main job, as ratios measured in one run: `python tests/benchmarks/benchmark_dm.py [--data cifar10]`.
+
+Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows both; the median of the rounds'
+ratios is printed with the least and the greatest. Nothing is asserted: a shared machine is no place for a timed test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rayd import networks, seeding
+from rayd.config import Recipe, merge
+from rayd.data import ImageData, load
+from rayd.devices import dtype
+from rayd.engine.group import Group, open_group
+from rayd.engine.observer import Facts, Observers
+from rayd.engine.synthesize import Assignment, Synthesizer, save_checkpoint
+from rayd.recipes import assemble
+from rayd.synthetic import initial
+
+ROUNDS = 5
+
+
+def recipe(data: str, **settings: object) -> Recipe:
+    """The CIFAR-10 recipe's shape: ConvNet of depth 3 and width 128."""
+    base = {
+        "method": "dm",
+        "data": {"name": data},
+        "observers": {"pool": 2, "precision": "bfloat16"},
+        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "precision": "bfloat16"},
+    }
+    return assemble(merge(base, settings))
+
+
+def compare(title: str, wanted: str, left: Callable[[], float], right: Callable[[], float]) -> None:
+    """Print the ratio of two rates (work per second), each measured once a round."""
+    left(), right()
+    ratios = sorted(left() / right() for _ in range(ROUNDS))
+    print(f"{title:<70} {statistics.median(ratios):7.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})", flush=True)
+
+
+def rate(work: Callable[[], object], units: int) -> float:
+    """Units of work a second."""
+    began = time.perf_counter()
+    work()
+    return units / (time.perf_counter() - began)
+
+
+class Steps:
+    """A synthesizer that is ready to step."""
+
+    def __init__(self, group: Group, recipe: Recipe, data: ImageData, real: ImageData):
+        folder = Path(tempfile.mkdtemp())
+        start = initial(recipe, data)
+        save_checkpoint(folder, "benchmark", 0, {f"set.{name}": tensor for name, tensor in start.state_dict().items()})
+        measured = None
+        if recipe.real == "measured":
+            # the values do not matter to the speed; their number, that of all classes, does
+            part = group.share((real.train.images[::10], real.train.labels[::10]))
+            states = list(group.map("measure", [(member, part) for member in range(recipe.observers.pool)]))
+            measured = tuple(group.share(state) for state in states)
+        train = None if measured else group.share((real.train.images, real.train.labels))
+        self._host = group.host(Synthesizer, Assignment(recipe, "benchmark", folder, measured, train))
+        self._step = 0
+
+    def rate(self, steps: int) -> float:
+        """Steps a second."""
+        before, self._step = self._step, self._step + steps
+        return rate(lambda: self._host.call("advance", before, before + steps), steps)
+
+
+def in_process(recipe_: Recipe, data: ImageData, real: ImageData | None = None) -> Steps:
+    """Steps in this process."""
+    return Steps(open_group(recipe_.resources, Observers, recipe_, Facts.of(data)), recipe_, data, real or data)
+
+
+def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
+    """The measured step written out by hand, with the real means as constants."""
+    kind = dtype(recipe_.synthesis.precision)
+    pool = []
+    for member in range(recipe_.observers.pool):
+        seed = seeding.derive(recipe_.observers.seed, "pool observer", member)
+        network = networks.build(recipe_.observers.network, data.shape, data.classes, seed=seed).requires_grad_(False).to(kind)
+        pool.append(torch.nn.Sequential(*list(network.children())[:-1]))
+    images, labels = initial(recipe_, data).batch()
+    images = images.detach().requires_grad_()
+    member = torch.nn.functional.one_hot(labels).float()
+    with torch.no_grad():
+        constants = [torch.randn_like(member.T @ network(images.to(kind)).flatten(1).float()) for network in pool]
+    optimizer = torch.optim.SGD([images], recipe_.synthesis.learning_rate, recipe_.synthesis.momentum)
+
+    def step(index: int) -> None:
+        features = pool[index % len(pool)](images.to(kind)).flatten(1).float()
+        means = member.T @ features / recipe_.ipc
+        loss = (constants[index % len(pool)] - means).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return lambda steps: rate(lambda: [step(index) for index in range(steps)], steps)
+
+
+def main() -> None:
+    """Print every ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data-root", type=Path, default=None)
+    options = parser.parse_args()
+    data = load(recipe(options.data).data, options.data_root)
+    threads = torch.get_num_threads()
+    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {threads} threads, {ROUNDS} rounds")
+
+    for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):
+        measured = in_process(recipe(options.data, ipc=ipc), data)
+        sampled = in_process(recipe(options.data, ipc=ipc, real="sampled"), data)
+        compare(
+            f"step rate, measured : sampled, IPC {ipc}",
+            wanted,
+            lambda m=measured, n=steps: m.rate(n),
+            lambda s=sampled: s.rate(1),
+        )
+
+    for ipc, steps in ((1, 60), (10, 10)):
+        chosen = recipe(options.data, ipc=ipc)
+        ours, bare = in_process(chosen, data), bare_loop(chosen, data)
+        compare(f"time of a measured step : bare loop with constants, IPC {ipc}", "at most 1.05",
+                lambda b=bare, n=steps: b(n), lambda o=ours, n=steps: o.rate(n))  # fmt: skip
+
+    chosen = recipe(options.data)
+    observers = Observers(chosen, Facts.of(data))
+    images, labels = data.train.images[:4096], data.train.labels[:4096]
+    from rayd.engine.group import LocalShared
+
+    shard = LocalShared((images, labels))
+    seed = seeding.derive(chosen.observers.seed, "pool observer", 0)
+    network = networks.build(chosen.observers.network, data.shape, data.classes, seed=seed).to(torch.bfloat16)
+    batches = data.normalization(torch.from_numpy(np.ascontiguousarray(images))).bfloat16().split(chosen.observers.batch_size)
+
+    @torch.no_grad()
+    def forward() -> None:
+        for batch in batches:
+            network(batch)
+
+    compare("rate of the measuring pass : bare forward pass", "at least 0.85",
+            lambda: rate(lambda: observers.measure(0, shard), len(images)), lambda: rate(forward, len(images)))  # fmt: skip
+
+    tenth = ImageData(data.name, data.train.subset(np.arange(0, len(data.train), 10)), None, data.test, data.normalization)
+    few, many = in_process(recipe(options.data, ipc=10), data, tenth), in_process(recipe(options.data, ipc=10), data)
+    compare("step rate, 10 % : 100 % of the real set", "within 5 %", lambda: few.rate(10), lambda: many.rate(10))
+
+    pair = {"observers": {"per_step": 2}, "ipc": 10}
+    local = recipe(options.data, **merge(pair, {"resources": {"threads": 2}}))
+    remote = recipe(options.data, **merge(pair, {"resources": {"workers": 2, "threads": 1}}))
+    with open_group(remote.resources, Observers, remote, Facts.of(data)) as group:
+        spread, alone = Steps(group, remote, data, data), in_process(local, data)
+        compare("step rate, Ray with 2 one-thread workers : in process with 2 threads", "at least 0.85",
+                lambda: spread.rate(8), lambda: alone.rate(8))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The main job: whole runs, on digits, with every way of being interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import rayd
+from rayd.artifacts import read_tensors
+from rayd.engine.distill import distill
+from rayd.engine.progress import Reporter
+from rayd.engine.synthesize import Synthesizer
+from rayd.errors import ConfigError, OutputError, RunError
+from tests.conftest import tiny
+
+QUIET = Reporter(quiet=True)
+NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+
+
+def bytes_of(directory: Path) -> bytes:
+    return (directory / "distilled" / "data.safetensors").read_bytes()
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    run = distill(tiny(), tmp_path / "run", reporter=QUIET)
+    assert {entry.name for entry in (tmp_path / "run").iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "distilled", "evaluation.json",
+    }  # fmt: skip
+    assert {entry.name for entry in (tmp_path / "run" / "distilled").iterdir()} == {"data.safetensors", "card.json", "grid.png"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
+    assert steps[-1] == 12
+    assert {"loss", "mean", "seconds"} <= lines[-3].keys() | {"loss", "mean", "seconds"}
+    assert {line["stage"] for line in lines if line.get("finished")} == {"measure", "synthesize", "evaluate"}
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {result["set"] for result in evaluation["results"]} == {"distilled", "random", "whole"}
+    for result in evaluation["results"]:
+        assert 0 <= result["test_accuracy"]["mean"] <= 1
+        assert len(result["test_accuracy"]["runs"]) == 2
+        assert len(result["per_class"]) == 10
+    assert evaluation["storage_bytes"] == {"images": 10 * 64 * 4}
+    assert set(evaluation["seconds"]) == {"measure", "synthesize", "evaluate"}
+    assert run.distilled.card["recipe"] == "tiny"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["observers"]["pool"] == 3
+
+
+def test_synthesis_lowers_the_loss(tmp_path):
+    distill(tiny(synthesis={"steps": 60}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
+    distill(tiny(), tmp_path / "first", reporter=QUIET)
+    from rayd.engine.evaluate import Students
+    from rayd.engine.observer import Observers
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(Observers, "measure", refuse)
+    monkeypatch.setattr(Students, "train", refuse)
+    distill(tiny(), tmp_path / "second", reporter=QUIET)
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
+
+
+def test_another_seed_gives_another_set_from_the_same_measurements(tmp_path, monkeypatch):
+    from rayd.engine.observer import Observers
+
+    distill(tiny(**NO_STUDENTS), tmp_path / "first", reporter=QUIET)
+    monkeypatch.setattr(Observers, "measure", None)
+    distill(tiny(seed=1, **NO_STUDENTS), tmp_path / "second", reporter=QUIET)
+    assert bytes_of(tmp_path / "first") != bytes_of(tmp_path / "second")
+
+
+@pytest.mark.parametrize("real", ["measured", "sampled"])
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, real):
+    results = []
+    for workers in (0, 1, 2):
+        resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
+        recipe = tiny(real=real, observers={"real_batch": 8}, resources=resources, **NO_STUDENTS)
+        distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+        results.append(bytes_of(tmp_path / str(workers)))
+    assert results[0] == results[1] == results[2]
+
+
+def test_students_do_not_depend_on_workers(tmp_path):
+    reports = []
+    for workers in (0, 2):
+        resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
+        run = distill(tiny(resources=resources), tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+        reports.append([(r.set, r.test_accuracy) for r in run.report.results])
+    assert reports[0] == reports[1]
+
+
+class InterruptionError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 11])
+def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, at):
+    recipe = tiny(**NO_STUDENTS)
+    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    one_step = Synthesizer._one_step
+
+    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
+        if self._step == at:
+            raise InterruptionError
+        return one_step(self)
+
+    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
+    with pytest.raises(InterruptionError):
+        distill(recipe, tmp_path / "cut", reporter=QUIET)
+    monkeypatch.setattr(Synthesizer, "_one_step", one_step)
+    distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+    steps = [json.loads(line).get("step") for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    logged = [step for step in steps if step is not None]
+    assert len(logged) == len(set(logged)) or logged.count(1) <= 2
+
+
+def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch):
+    recipe = tiny(**NO_STUDENTS)
+    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    cut = tmp_path / "cut"
+    monkeypatch.setattr("rayd.distilled.Distilled.save", lambda *_: (_ for _ in ()).throw(InterruptionError))
+    with pytest.raises(InterruptionError):
+        distill(recipe, cut, reporter=QUIET)
+    monkeypatch.undo()
+    newest = max((cut / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-9])
+    distill(recipe, cut, resume=True, cache=tmp_path / "cache", reporter=QUIET)
+    assert bytes_of(tmp_path / "whole") == bytes_of(cut)
+
+
+def test_a_finished_run_resumes_to_its_report_at_once(tmp_path):
+    first = distill(tiny(), tmp_path / "run", reporter=QUIET)
+    began = time.monotonic()
+    again = distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
+    assert time.monotonic() - began < 5
+    assert again.report.results == first.report.results
+
+
+def test_an_output_directory_is_respected(tmp_path):
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    with pytest.raises(OutputError, match="holds a run already; add --resume"):
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    with pytest.raises(OutputError, match="holds another run: ipc, seed differ"):
+        distill(tiny(ipc=2, seed=4, **NO_STUDENTS), tmp_path / "run", resume=True, reporter=QUIET)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds no run"):
+            distill(tiny(**NO_STUDENTS), tmp_path / "other", overwrite=overwrite, reporter=QUIET)
+    assert [entry.name for entry in (tmp_path / "other").iterdir() if entry.name != ".lock"] == ["thesis.tex"]
+    distill(tiny(seed=4, **NO_STUDENTS), tmp_path / "run", overwrite=True, reporter=QUIET)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Cannot write into"):
+        distill(tiny(**NO_STUDENTS), tmp_path / "file", reporter=QUIET)
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    from rayd.engine.rundir import RunDirectory
+
+    directory = RunDirectory(tmp_path / "run")
+    directory.open(tiny(), resume=False, overwrite=False)
+    with pytest.raises(OutputError, match="in use by another run"):
+        distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
+    directory.close()
+
+
+def test_divergence_is_told(tmp_path):
+    recipe = tiny(synthesis={"learning_rate": 1e30, "steps": 12}, **NO_STUDENTS)
+    with pytest.raises(RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"):
+        distill(recipe, tmp_path / "run", reporter=QUIET)
+
+
+def test_random_observers_with_batch_norm_cannot_be_measured(tmp_path):
+    recipe = tiny(observers={"network": {"norm": "batch"}}, **NO_STUDENTS)
+    with pytest.raises(ConfigError, match="use real=sampled"):
+        distill(recipe, tmp_path / "run", reporter=QUIET)
+    sampled = tiny(real="sampled", observers={"network": {"norm": "batch"}, "real_batch": 4}, **NO_STUDENTS)
+    distill(sampled, tmp_path / "sampled", reporter=QUIET)
+
+
+def test_the_api_mirrors_the_command_line(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny().to_yaml())
+    run = rayd.distill(path, out=tmp_path / "run", ipc=2, quiet=True)
+    distilled = rayd.load(tmp_path / "run")
+    assert len(distilled) == len(run.distilled) == 20
+    report = rayd.evaluate(distilled, networks=["mlp"], seeds=1, quiet=True, evaluation={"epochs": 2, "baselines": ["random"]})
+    assert [(r.set, r.network) for r in report.results] == [("distilled", "mlp"), ("random", "mlp")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_sigkill_midway_changes_nothing(tmp_path, victim):
+    """A whole run on Ray whose observer actor, or whose driver, is killed by pid while it synthesizes."""
+    options = [
+        "synthesis.steps=400",
+        "evaluation.epochs=1",
+        "evaluation.seeds=1",
+        "evaluation.baselines=[]",
+        "observers.pool=4",
+    ]
+    options += ["observers.per_step=2", "resources.threads=1", "synthesis.checkpoint_every=50"]
+    command = [sys.executable, "-m", "rayd", "distill", "digits", *options, "--quiet"]
+    environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment)
+    cut = [*command, "--out", str(tmp_path / "cut"), "--workers", "2"]
+    running = subprocess.Popen(cut, env=environment)
+    while not list((tmp_path / "cut" / "checkpoints").glob("step-00000050*")):
+        time.sleep(0.1)
+        assert running.poll() is None
+    if victim == "driver":
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        subprocess.run([*cut, "--resume"], check=True, env=environment)
+    else:
+        os.kill(min(_workers_of(running.pid)), signal.SIGKILL)
+        assert running.wait() == 0
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+
+
+def _workers_of(driver: int) -> list[int]:
+    """Process ids of the Ray actors that descend from a driver."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
+    rows = [(int(pid), int(parent), args) for pid, parent, args in (line.split(None, 2) for line in table)]
+    family = {driver}
+    while True:
+        grown = family | {pid for pid, parent, _ in rows if parent in family}
+        if grown == family:
+            break
+        family = grown
+    return [pid for pid, _, args in rows if pid in family and args.startswith("ray::_Worker")]
+
+
+def test_checkpoints_hold_everything_that_is_learned(tmp_path):
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    tensors, metadata = read_tensors(max((tmp_path / "run" / "checkpoints").iterdir()))
+    assert metadata["step"] == 12
+    assert set(tensors) == {"set.images", "set.labels", "optimizer.0.momentum_buffer"}
