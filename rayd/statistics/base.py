@@ -41,7 +41,7 @@ def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Statistic(ABC):
-    """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but for the `shared` ones."""
+    """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but the `shared` ones."""
 
     shared: ClassVar[frozenset[str]] = frozenset()
     """Fields without a class axis."""

@@ -126,7 +126,7 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_group, settings, se
 
 def test_an_address_where_nothing_answers_is_refused_in_seconds():
     began = time.monotonic()
-    with pytest.raises(ResourceError, match="No Ray cluster answers at '127.0.0.1:9'"):
+    with pytest.raises(ResourceError, match=r"No Ray cluster answers at '127\.0\.0\.1:9'"):
         open_group(ResourceSettings(workers=1, address="127.0.0.1:9"), Worker, 1)
     assert time.monotonic() - began < 10
 

@@ -10,7 +10,7 @@ LABELS = torch.tensor([0, 0, 1, 1, 2])
 
 def test_squared_mean_gap_is_the_papers_sum():
     real, synthetic = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3, dtype=torch.float64)
-    expected = sum((real[LABELS == c].mean(0) - synthetic[LABELS == c].mean(0)).square().sum() for c in range(3))
+    expected = sum((real[c == LABELS].mean(0) - synthetic[c == LABELS].mean(0)).square().sum() for c in range(3))
     value = squared_mean_gap(*(Moments.of(x.unsqueeze(1), LABELS, 3) for x in (real, synthetic)))
     torch.testing.assert_close(value, expected)
 
