@@ -23,6 +23,7 @@ from rayd import devices, methods, networks, synthetic
 from rayd.artifacts import content_hash, write_json
 from rayd.config import Recipe
 from rayd.data import ImageData, load
+from rayd.data.augmentation import augmentation
 from rayd.distilled import Distilled, contact_sheet
 from rayd.distilled import load as load_distilled
 from rayd.engine import measure
@@ -98,6 +99,8 @@ def preflight(recipe: Recipe, data: ImageData) -> None:
         RaydError: the budget exceeds a class, a network does not fit the images, or the resources are not there.
     """
     check_budget(recipe, data)
+    for strategy in (recipe.synthesis.augmentation, recipe.evaluation.augmentation):
+        augmentation(strategy)
     for settings in {recipe.observers.network, *recipe.evaluation.networks}:
         networks.build(settings, data.shape, data.classes, seed=0)
     observer = networks.build(recipe.observers.network, data.shape, data.classes, seed=0)

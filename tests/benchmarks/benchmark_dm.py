@@ -20,7 +20,7 @@ from rayd import networks, seeding
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.devices import dtype
-from rayd.engine.group import Group, open_group
+from rayd.engine.group import Group, LocalShared, open_group
 from rayd.engine.observer import Facts, Observers
 from rayd.engine.synthesize import Assignment, Synthesizer, save_checkpoint
 from rayd.recipes import assemble
@@ -36,6 +36,7 @@ def recipe(data: str, **settings: object) -> Recipe:
         "data": {"name": data},
         "observers": {"pool": 2, "precision": "bfloat16"},
         "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "precision": "bfloat16"},
+        "resources": {"threads": 1},
     }
     return assemble(merge(base, settings))
 
@@ -115,8 +116,8 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     options = parser.parse_args()
     data = load(recipe(options.data).data, options.data_root)
-    threads = torch.get_num_threads()
-    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {threads} threads, {ROUNDS} rounds")
+    torch.set_num_threads(1)
+    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless said, {ROUNDS} rounds")
 
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):
         measured = in_process(recipe(options.data, ipc=ipc), data)
@@ -137,8 +138,6 @@ def main() -> None:
     chosen = recipe(options.data)
     observers = Observers(chosen, Facts.of(data))
     images, labels = data.train.images[:4096], data.train.labels[:4096]
-    from rayd.engine.group import LocalShared
-
     shard = LocalShared((images, labels))
     seed = seeding.derive(chosen.observers.seed, "pool observer", 0)
     network = networks.build(chosen.observers.network, data.shape, data.classes, seed=seed).to(torch.bfloat16)

@@ -1,0 +1,189 @@
+"""The command line: every command, machine-readable output, and one sentence for a mistake."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayd.cli import main
+
+QUICK = [
+    "synthesis.steps=6",
+    "observers.pool=2",
+    "observers.network.width=8",
+    "evaluation.networks=[{name: convnet, depth: 2, width: 8}]",
+    "evaluation.epochs=2",
+    "evaluation.whole_epochs=1",
+    "evaluation.seeds=1",
+]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    code = stop.value.code
+    return (code if isinstance(code, int) else 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.raises(SystemExit) as stop:
+        main(["distill", "digits", *QUICK, "--out", str(folder / "run"), "--cache", str(folder / "cache"), "--quiet"])
+    assert not stop.value.code
+    return folder / "run"
+
+
+def test_recipes_are_listed_and_printed_whole(capsys):
+    code, text, _ = run(capsys, "recipes")
+    assert code == 0
+    assert "dm-cifar10-ipc10" in text
+    assert "0.489" in text
+    _, document, _ = run(capsys, "recipes", "--json")
+    assert {"digits", "dm-cifar10-ipc1"} <= {recipe["name"] for recipe in json.loads(document)}
+    _, whole, _ = run(capsys, "recipes", "digits")
+    assert "learning_rate: 1.0" in whole
+    assert "validation_fraction" in whole
+
+
+def test_data_are_listed(capsys):
+    _, document, _ = run(capsys, "data", "list", "--json")
+    known = {entry["name"]: entry for entry in json.loads(document)}
+    assert known["digits"]["found"]
+    assert known["cifar10"]["found"] is None
+    assert "rayd data fetch cifar10" in known["cifar10"]["how"]
+
+
+def test_plan_tells_time_cache_memory_and_disk(capsys, finished, tmp_path):
+    _, document, _ = run(capsys, "plan", "digits", *QUICK, "--json")
+    plan = json.loads(document)
+    assert [stage["stage"] for stage in plan["stages"]] == ["measure", "synthesize", "evaluate"]
+    assert "2 of 2 observers" in plan["stages"][0]["work"]
+    assert plan["seconds"] > 0
+    assert plan["memory"]["step"] > 0
+    _, cached, _ = run(capsys, "plan", "digits", *QUICK, "--cache", str(finished.parent / "cache"))
+    assert "0 of 2 observers" in cached
+    assert "2 cached" in cached
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_json_of_a_run_is_its_report(capsys, finished, tmp_path):
+    arguments = ["--out", str(tmp_path / "run"), "--cache", str(finished.parent / "cache"), "--json"]
+    code, document, _ = run(capsys, "distill", "digits", *QUICK, *arguments)
+    assert code == 0
+    assert json.loads(document) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+
+
+def test_evaluate_adds_to_the_report(capsys, finished):
+    more = ["--network", "mlp", "--seeds", "1", "evaluation.baselines=[random]", "--quiet"]
+    code, text, _ = run(capsys, "evaluate", str(finished), *more, "--cache", str(finished.parent / "cache"))
+    assert code == 0
+    assert "mlp" in text
+    report = json.loads((finished / "evaluation.json").read_text())
+    assert {(r["set"], r["network"]) for r in report["results"]} >= {("distilled", "mlp"), ("distilled", "convnet-d2-w8")}
+
+
+def test_show_tells_and_draws(capsys, finished, tmp_path):
+    code, text, _ = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.png"))
+    assert code == 0
+    assert "10 images of 1x8x8, 10 classes, 1 per class" in text
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    code, _, error = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.png"))
+    assert code == 2
+    assert "exists already" in error
+    _, document, _ = run(capsys, "show", str(finished), "--json")
+    assert json.loads(document)["method"] == "dm"
+
+
+@pytest.mark.parametrize("form", ["parquet", "imagefolder", "npz"])
+def test_export(capsys, finished, tmp_path, form):
+    destination = tmp_path / f"set.{form}"
+    assert run(capsys, "export", str(finished), "--format", form, str(destination))[0] == 0
+    assert destination.exists()
+    code, _, error = run(capsys, "export", str(finished), "--format", form, str(destination))
+    assert code == 2
+    assert "exists" in error
+
+
+def test_cite_prints_bibtex_once_each(capsys):
+    _, text, _ = run(capsys, "cite", "digits")
+    keys = [line for line in text.splitlines() if line.startswith("@")]
+    assert len(keys) == len(set(keys)) >= 4
+    assert "zhao2023dm" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["distill", "digitz"], "Unknown recipe 'digitz'; did you mean 'digits'?"),
+        (["distill", "nowhere/recipe.yaml"], "Cannot read the recipe"),
+        (["distill", "digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
+        (["distill", "digits", "ipc"], "must look like key.sub=value"),
+        (["distill", "digits", "ipc=9999"], "ipc must not exceed the smallest class"),
+        (["distill", "digits", "evaluation.networks=[convnett]"], "did you mean 'convnet'?"),
+        (["distill", "digits", "observers.network=lenet"], "lenet"),
+        (["distill", "digits", "data.classes=[seven]"], "Unknown class 'seven'"),
+        (["distill", "digits", "data.name=cifar11"], "did you mean 'cifar10'"),
+        (["distill", "digits", "data.classes=['3']"], "class"),
+        (["distill", "dm-cifar10-ipc1"], "rayd data fetch cifar10"),
+        (["distill", "digits", "evaluation.augmentation=flipp"], "flipp"),
+        (["distill", "digits", "synthesis.augmentation=flipp", "real=sampled"], "flipp"),
+        (["distill", "digits", "method=dn"], "Unknown method 'dn'"),
+        (["distill", "digits", "terms.maen.weight=1"], "Unknown term 'maen'"),
+        (["distill", "digits", "resources.device=tpu"], "Device 'tpu' cannot be used"),
+        (["show", "nowhere"], "must be a run directory or a distilled set"),
+        (["evaluate", "nowhere"], "must be a run directory or a distilled set"),
+        (["export", "nowhere", "x", "--format", "npz"], "must be a run directory or a distilled set"),
+        (["data", "fetch", "cifar11"], "cifar10"),
+        (["cite", "digitz"], "Unknown recipe"),
+        (["distil"], "No such command"),
+        (["distill"], "Missing argument"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments: Sequence[str], sentence):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(capsys, *arguments)
+    assert code == 2
+    assert sentence in error
+    assert "Traceback" not in error
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback():
+    from rayd.errors import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["distill", "digitz", "--debug"])
+
+
+def test_nan_pixels_are_refused(capsys, tmp_path):
+    images = np.random.default_rng(0).random((20, 8, 8))
+    images[3, 2, 2] = np.nan
+    np.savez(tmp_path / "broken.npz", images=images, labels=np.arange(20) % 2)
+    code, _, error = run(capsys, "distill", "digits", f"data.name={tmp_path / 'broken.npz'}", "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "3" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_swapped_file_in_a_distilled_set_is_refused(capsys, finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished / "distilled", tmp_path / "set")
+    content = bytearray((tmp_path / "set" / "data.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "set" / "data.safetensors").write_bytes(bytes(content))
+    code, _, error = run(capsys, "show", str(tmp_path / "set"))
+    assert code == 2
+    assert "SHA-256" in error
+
+
+def test_a_private_setting_of_one_machine_is_not_in_the_card(capsys, finished):
+    _, document, _ = run(capsys, "show", str(finished), "--json")
+    assert str(finished.parent) not in document
