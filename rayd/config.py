@@ -115,6 +115,8 @@ class SynthesisSettings(Settings):
     """Step size of the parameters, in units of normalised pixels."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD, first moment decay of Adam."""
+    clip: bool = False
+    """Keep images within the range of real pixels after every step, so that they can be stored as such."""
     augmentation: str | None = DSA_STRATEGY
     """Siamese augmentation where the real side is sampled, operations joined by underscores; null for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -270,6 +272,10 @@ class Recipe(Settings):
         if self.real == "measured" and self.observers.per_step > self.observers.pool:
             raise ValueError(
                 f"'observers.per_step' ({self.observers.per_step}) must not exceed 'observers.pool' ({self.observers.pool})"
+            )
+        if self.synthesis.clip and self.data.normalization == "zca":
+            raise ValueError(
+                "'synthesis.clip' needs 'data.normalization: standard'; whitened images have no range of their own"
             )
         return self
 

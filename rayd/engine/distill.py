@@ -173,7 +173,10 @@ class _Driver:
         began = self._begin(key)
         self._directory.forget("synthesize", began)
         train = None if measured is not None else group.share((self._data.train.images, self._data.train.labels))
-        assignment = Assignment(recipe, key, self._directory.checkpoints, tuple(measured) if measured else None, train)
+        normalization = self._data.normalization
+        assignment = Assignment(
+            recipe, key, normalization, self._directory.checkpoints, tuple(measured) if measured else None, train
+        )
         synthesizer = group.host(Synthesizer, assignment)
         steps, interval = recipe.synthesis.steps, recipe.synthesis.checkpoint_every
         with self._timed("synthesize"), self._reporter.stage("synthesize", steps, "steps") as shown:

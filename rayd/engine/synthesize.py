@@ -22,6 +22,7 @@ from torch import Tensor
 from rayd import devices, seeding, synthetic
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import Recipe, SynthesisSettings
+from rayd.data import Normalization
 from rayd.engine.group import Group, Shared
 from rayd.engine.observer import RealBatch, pool_member
 from rayd.errors import ArtifactError, RunError
@@ -39,6 +40,8 @@ class Assignment:
     """The run."""
     key: str
     """Hash of all that the synthesis depends on; checkpoints carry it."""
+    normalization: Normalization
+    """Of the real data: where the range of pixels lies for `synthesis.clip`."""
     checkpoints: Path
     """Directory of the checkpoints; holds at least that of step 0."""
     measured: tuple[Shared, ...] | None
@@ -66,6 +69,7 @@ class Synthesizer:
         """Resume from the newest checkpoint."""
         self._group, self._assignment, self._recipe = group, assignment, assignment.recipe
         self._train: RealBatch | None = assignment.train.get() if assignment.train else None
+        self._range: tuple[Tensor, Tensor] | None = None
         self._load(newest(assignment.checkpoints, assignment.key))
 
     def advance(self, since: int, until: int) -> list[Logged]:
@@ -105,6 +109,8 @@ class Synthesizer:
         for name, parameter in self._set.named_parameters():
             parameter.grad = _mean([gradient[name].to(parameter.device) for _, gradient in answers])
         self._optimizer.step()
+        if self._range is not None:
+            self._set.clip(*self._range)
         self._step += 1
         return {name: _mean([values[name] for values, _ in answers]) for name in answers[0][0]}
 
@@ -127,6 +133,10 @@ class Synthesizer:
         device = devices.choose(self._recipe.resources) if self._recipe.resources.workers == 0 else torch.device("cpu")
         self._set = synthetic.restore(self._recipe.synthetic, state).to(device)
         self._template = self._group.share(state)
+        if self._recipe.synthesis.clip:
+            images, _ = self._set.batch()
+            darkest = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
+            self._range = tuple(self._assignment.normalization(pixels) for pixels in (darkest, darkest + 255))
         self._optimizer = optimizer(self._set, self._recipe.synthesis)
         for index, parameter in enumerate(self._set.parameters()):
             prefix = f"optimizer.{index}."

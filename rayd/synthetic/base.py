@@ -35,6 +35,10 @@ class SyntheticSet(nn.Module, ABC):
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) and labels (n,) at indices, all of them when absent; differentiable in the parameters."""
 
+    @abstractmethod
+    def clip(self, lower: Tensor, upper: Tensor) -> None:
+        """Bring the images into a range, (1, C, 1, 1) or (1, C, H, W) each, by changing the parameters in place."""
+
     def storage(self) -> Storage:
         """What is stored: every parameter and every buffer that is not implied by its position."""
         kept = dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n not in self.implied}

@@ -29,6 +29,11 @@ class Pixels(SyntheticSet):
             return self.images, self.labels
         return self.images[indices], self.labels[indices]
 
+    @torch.no_grad()
+    def clip(self, lower: Tensor, upper: Tensor) -> None:
+        """Clamp every pixel."""
+        self.images.clamp_(lower, upper)
+
     @property
     def implied(self) -> frozenset[str]:
         """Hard labels are free while every class has as many images, sorted by class."""

@@ -69,7 +69,7 @@ class Steps:
             states = list(group.map("measure", [(member, part) for member in range(recipe.observers.pool)]))
             measured = tuple(group.share(state) for state in states)
         train = None if measured else group.share((real.train.images, real.train.labels))
-        self._host = group.host(Synthesizer, Assignment(recipe, "benchmark", folder, measured, train))
+        self._host = group.host(Synthesizer, Assignment(recipe, "benchmark", data.normalization, folder, measured, train))
         self._step = 0
 
     def rate(self, steps: int) -> float:

@@ -58,6 +58,15 @@ def test_synthesis_lowers_the_loss(tmp_path):
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
+def test_clipped_images_are_real_pixels(tmp_path):
+    run = distill(tiny(synthesis={"clip": True, "learning_rate": 10}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    pixels = run.distilled.normalization.inverse(run.distilled.images)
+    assert pixels.min() > -1e-5
+    assert pixels.max() < 1 + 1e-5
+    free = distill(tiny(synthesis={"learning_rate": 10}, **NO_STUDENTS), tmp_path / "free", reporter=QUIET)
+    assert free.distilled.normalization.inverse(free.distilled.images).min() < -0.01
+
+
 def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
     distill(tiny(), tmp_path / "first", reporter=QUIET)
     from rayd.engine.evaluate import Students

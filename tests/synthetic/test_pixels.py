@@ -26,6 +26,13 @@ def test_storage_counts_labels_only_where_order_does_not_imply_them():
     assert Pixels(torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 0, 1])).storage().numbers == {"images": 16, "labels": 4}
 
 
+def test_clip_clamps_each_channel():
+    pixels = Pixels(torch.linspace(-1, 2, 16).reshape(4, 1, 2, 2), LABELS)
+    pixels.clip(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    assert pixels.images.min() == 0
+    assert pixels.images.max() == 1
+
+
 def test_a_replica_follows():
     original = Pixels(torch.rand(4, 1, 2, 2), LABELS)
     replica = restore(tiny().synthetic, dict(original.state_dict()))
