@@ -112,7 +112,7 @@ def citations(recipe: Recipe, method_citation: str) -> list[str]:
         for prefix, entry in NETWORKS.items()
         if network.name.removeprefix("torchvision/").startswith(prefix)
     ]
-    augmented = recipe.evaluation.augmentation or (recipe.real == "sampled" and recipe.synthesis.augmentation)
+    augmented = recipe.evaluation.augmentation or recipe.observers.augmentation
     found += [DSA] if augmented else []
     found += [SELECTIONS[name] for name in selections if name in SELECTIONS]
     return list(dict.fromkeys(found))

@@ -87,6 +87,9 @@ class ObserverSettings(Settings):
     """Seed of the measured pool. It is not the run's seed: runs that differ in seed alone share what was measured."""
     per_step: int = Field(default=1, ge=1)
     """Observers whose gradients are averaged in one step; more than one lets workers share a step."""
+    augmentation: str | None = DSA_STRATEGY
+    """Siamese augmentation through which real and synthetic images are seen, operations joined by underscores; null for none.
+    A measured observer keeps one draw for good; a sampled one draws for every class."""
     batch_size: int = Field(default=256, ge=1)
     """Images of one forward pass while measuring; changes speed and memory, results only by rounding."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -117,8 +120,6 @@ class SynthesisSettings(Settings):
     """Momentum of SGD, first moment decay of Adam."""
     clip: bool = False
     """Keep images within the range of real pixels after every step, so that they can be stored as such."""
-    augmentation: str | None = DSA_STRATEGY
-    """Siamese augmentation where the real side is sampled, operations joined by underscores; null for none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the observers' forward and backward passes in a step."""
     log_every: int = Field(default=10, ge=1)

@@ -132,7 +132,7 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["distill", "digits", "data.classes=['3']"], "class"),
         (["distill", "dm-cifar10-ipc1"], "rayd data fetch cifar10"),
         (["distill", "digits", "evaluation.augmentation=flipp"], "flipp"),
-        (["distill", "digits", "synthesis.augmentation=flipp", "real=sampled"], "flipp"),
+        (["distill", "digits", "observers.augmentation=flipp"], "flipp"),
         (["distill", "digits", "method=dn"], "Unknown method 'dn'"),
         (["distill", "digits", "terms.maen.weight=1"], "Unknown term 'maen'"),
         (["distill", "digits", "resources.device=tpu"], "Device 'tpu' cannot be used"),

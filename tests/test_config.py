@@ -47,7 +47,7 @@ def test_overrides_are_yaml_and_nest():
         "real": "sampled",
         "ipc": 2,
     }
-    assert parse_overrides(["synthesis.augmentation=null", "a.b=1", "a.c=2"])["a"] == {"b": 1, "c": 2}
+    assert parse_overrides(["observers.augmentation=null", "a.b=1", "a.c=2"])["a"] == {"b": 1, "c": 2}
 
 
 @pytest.mark.parametrize("argument", ["ipc", "=3", "a..b=3", ".a=3", "a=[1"])

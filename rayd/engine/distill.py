@@ -99,7 +99,7 @@ def preflight(recipe: Recipe, data: ImageData) -> None:
         RaydError: the budget exceeds a class, a network does not fit the images, or the resources are not there.
     """
     check_budget(recipe, data)
-    for strategy in (recipe.synthesis.augmentation, recipe.evaluation.augmentation):
+    for strategy in (recipe.observers.augmentation, recipe.evaluation.augmentation):
         augmentation(strategy)
     for settings in {recipe.observers.network, *recipe.evaluation.networks}:
         networks.build(settings, data.shape, data.classes, seed=0)

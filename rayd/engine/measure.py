@@ -34,6 +34,7 @@ def inputs(recipe: Recipe, data: ImageData, need: Need, member: int) -> dict[str
         "network": settings.network.model_dump(),
         "seed": settings.seed,
         "member": member,
+        "augmentation": settings.augmentation,
         "need": need.key,
         "precision": settings.precision,
         "batch_size": settings.batch_size,

@@ -7,7 +7,9 @@ answers work items. Both are plain classes; nothing here knows whether it runs i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from rayd import devices, networks, seeding, synthetic
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape, Normalization
-from rayd.data.augmentation import augmentation
+from rayd.data.augmentation import Operation, augmentation
 from rayd.engine.group import Shared
 from rayd.methods import Method, build
 from rayd.networks import Observation, Tapped
@@ -48,18 +50,35 @@ class Facts:
         return cls(data.shape, data.classes, data.normalization)
 
 
-class Observer:
-    """One frozen network with its taps, on a device, in one precision."""
+Augment = Callable[[Tensor, Tensor], Tensor]
+"""From normalised images (N, C, H, W) and labels (N,) to augmented images: a fixed draw, the same for any batch."""
 
-    def __init__(self, network: nn.Module, method: Method, facts: Facts, device: torch.device, precision: str):
+
+def unchanged(images: Tensor, labels: Tensor) -> Tensor:
+    """No augmentation."""
+    return images
+
+
+class Observer:
+    """One frozen network with its taps, on a device, in one precision, looking through one augmentation."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        method: Method,
+        facts: Facts,
+        device: torch.device,
+        precision: str,
+        augment: Augment = unchanged,
+    ):
         """Freeze the network and listen to what the method's terms need."""
-        self._dtype = devices.dtype(precision)
+        self._dtype, self._augment = devices.dtype(precision), augment
         self._method, self._facts, self._device = method, facts, device
         self._tapped = Tapped(network.requires_grad_(False), method.taps, facts.shape).to(device, self._dtype)
 
-    def see(self, images: Tensor) -> Observation:
-        """Forward normalised images (N, C, H, W)."""
-        return self._tapped(images.to(self._dtype))
+    def see(self, images: Tensor, labels: Tensor) -> Observation:
+        """Augment and forward normalised images (N, C, H, W) with labels (N,)."""
+        return self._tapped(self._augment(images, labels).to(self._dtype))
 
     def empty(self, need: Need, device: torch.device) -> tuple[Statistic, ...]:
         """Neutral elements for a need, one a layer."""
@@ -73,15 +92,16 @@ class Observer:
         into = {need: self.empty(need, home) for need in self._method.needs}
         for start in range(0, len(images), batch_size):
             rows = slice(start, start + batch_size)
-            seen = self.see(self._facts.normalization(torch.tensor(images[rows], device=self._device)))
+            pixels, some = (torch.tensor(array[rows], device=self._device) for array in (images, labels))
+            seen = self.see(self._facts.normalization(pixels), some)
             heard = Observation(seen.logits, {tap: tuple(t.to(home) for t in layers) for tap, layers in seen.taps.items()})
             for need, statistics in into.items():
-                need.update(statistics, heard, torch.tensor(labels[rows], device=home))
+                need.update(statistics, heard, some.to(home))
         return {need.key: [statistic.state() for statistic in statistics] for need, statistics in into.items()}
 
     @torch.no_grad()
     def sample(self, images: Tensor, labels: Tensor, chunk: int) -> Measured:
-        """Statistics of one real batch (already augmented) in working precision.
+        """Statistics of one real batch in working precision.
 
         Networks with batch statistics see the batch whole; others in chunks that bound the memory.
         """
@@ -90,7 +110,8 @@ class Observer:
         step = len(images) if networks.uses_batch_statistics(self._tapped.network) else chunk
         total = dict(empty)
         for start in range(0, len(images), step):
-            seen, some = self.see(images[start : start + step]), labels[start : start + step]
+            some = labels[start : start + step]
+            seen = self.see(images[start : start + step], some)
             for need in needs:
                 part = need.of(seen, some, empty[need])
                 total[need] = tuple(a.merge(b) for a, b in zip(total[need], part, strict=True))
@@ -98,7 +119,7 @@ class Observer:
 
     def compare(self, real: Measured, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective on synthetic images, and the value of each term; differentiable in the images."""
-        seen = self.see(images)
+        seen = self.see(images, labels)
         values = {term.name: term(real, seen, labels) for term in self._method.terms}
         loss = torch.stack([self._method.weight(term) * values[term.name] for term in self._method.terms]).sum()
         return loss, {name: value.detach() for name, value in values.items()}
@@ -112,7 +133,7 @@ class Observers:
         self._recipe, self._facts = recipe, facts
         self._method = build(recipe)
         self._device = devices.choose(recipe.resources)
-        self._augment = augmentation(recipe.synthesis.augmentation if recipe.real == "sampled" else None)
+        self._augmentation = augmentation(recipe.observers.augmentation)
         self._pool: dict[tuple[int, str], Observer] = {}
         self._real: dict[str, Measured] = {}
         self._replica: tuple[str, SyntheticSet] | None = None
@@ -137,16 +158,14 @@ class Observers:
         """
         replica = self._follow(template, parameters)
         images, labels = replica.batch()
+        precision = self._recipe.synthesis.precision
         if self._recipe.real == "measured":
-            member = pool_member(self._recipe, step, slot)
-            observer = self._member(member, self._recipe.synthesis.precision)
-            against = self._measured(observer, real)
+            observer = self._member(pool_member(self._recipe, step, slot), precision)
+            against = self._measured(real)
         else:
-            observer = self._observer(
-                seeding.derive(self._recipe.seed, "fresh observer", step, slot), self._recipe.synthesis.precision
-            )
-            against = self._sampled(observer, real.get(), step, slot)
-            images = self._augmented(images, labels, step, slot)
+            seed = seeding.derive(self._recipe.seed, "fresh observer", step, slot)
+            observer = self._observer(seed, precision, partial(self._by_class, step, slot))
+            against = self._sampled(observer, real.get())
         loss, values = observer.compare(against, images, labels)
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
@@ -154,13 +173,16 @@ class Observers:
 
     def _member(self, member: int, precision: str) -> Observer:
         if (member, precision) not in self._pool:
-            seed = seeding.derive(self._recipe.observers.seed, "pool observer", member)
-            self._pool[member, precision] = self._observer(seed, precision)
+            settings, (_, height, width) = self._recipe.observers, self._facts.shape
+            draws = seeding.generator(settings.seed, "pool augmentation", member)
+            operations = self._augmentation.draw(draws, 1, height, width)
+            seed = seeding.derive(settings.seed, "pool observer", member)
+            self._pool[member, precision] = self._observer(seed, precision, partial(_apply, operations))
         return self._pool[member, precision]
 
-    def _observer(self, seed: int, precision: str) -> Observer:
+    def _observer(self, seed: int, precision: str, augment: Augment) -> Observer:
         network = networks.build(self._recipe.observers.network, self._facts.shape, self._facts.classes, seed=seed)
-        return Observer(network, self._method, self._facts, self._device, precision)
+        return Observer(network, self._method, self._facts, self._device, precision, augment)
 
     def _follow(self, template: Shared, parameters: Shared) -> SyntheticSet:
         if self._replica is None or self._replica[0] != template.key:
@@ -169,7 +191,7 @@ class Observers:
         replica.assign(parameters.get())
         return replica
 
-    def _measured(self, observer: Observer, real: Shared) -> Measured:
+    def _measured(self, real: Shared) -> Measured:
         if real.key not in self._real:
             states: States = real.get()
             self._real[real.key] = {
@@ -180,22 +202,27 @@ class Observers:
             }
         return self._real[real.key]
 
-    def _sampled(self, observer: Observer, batch: RealBatch, step: int, slot: int) -> Measured:
+    def _sampled(self, observer: Observer, batch: RealBatch) -> Measured:
         pixels, labels = (torch.tensor(array, device=self._device) for array in batch)
-        images = self._augmented(self._facts.normalization(pixels), labels, step, slot)
-        return observer.sample(images, labels, self._recipe.observers.batch_size)
+        return observer.sample(self._facts.normalization(pixels), labels, self._recipe.observers.batch_size)
 
-    def _augmented(self, images: Tensor, labels: Tensor, step: int, slot: int) -> Tensor:
-        """Siamese augmentation: each class draws one operation and its parameters, the same for real and synthetic images."""
-        if self._augment is None:
+    def _by_class(self, step: int, slot: int, images: Tensor, labels: Tensor) -> Tensor:
+        """Each class draws one operation and its parameters, as in the released code of DM."""
+        if not self._augmentation.operations:
             return images
         augmented, places = [], []
         for label in torch.unique(labels).tolist():
             rows = (labels == label).nonzero().squeeze(1)
             draws = seeding.generator(self._recipe.seed, "siamese augmentation", step, slot, label)
-            augmented.append(self._augment(images[rows], draws, siamese=True))
+            augmented.append(self._augmentation(images[rows], draws, siamese=True))
             places.append(rows)
         return torch.cat(augmented)[torch.cat(places).argsort()]
+
+
+def _apply(operations: Sequence[Operation], images: Tensor, labels: Tensor) -> Tensor:
+    for operation in operations:
+        images = operation(images)
+    return images
 
 
 def pool_member(recipe: Recipe, step: int, slot: int) -> int:

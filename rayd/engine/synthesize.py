@@ -83,11 +83,14 @@ class Synthesizer:
         logged = []
         while self._step < until:
             terms = self._one_step()
-            if self._step > since and (self._step % self._recipe.synthesis.log_every == 0 or self._step == until):
+            if self._step > since and self._due(self._recipe.synthesis.log_every):
                 logged.append(Logged(self._step, time.monotonic() - self._began, self._checked(terms)))
-            if self._step % self._recipe.synthesis.checkpoint_every == 0 or self._step == self._recipe.synthesis.steps:
+            if self._due(self._recipe.synthesis.checkpoint_every):
                 self._save()
         return logged
+
+    def _due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self._recipe.synthesis.steps
 
     def step(self) -> int:
         """Steps done so far."""
@@ -136,7 +139,8 @@ class Synthesizer:
         if self._recipe.synthesis.clip:
             images, _ = self._set.batch()
             darkest = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
-            self._range = tuple(self._assignment.normalization(pixels) for pixels in (darkest, darkest + 255))
+            normalization = self._assignment.normalization
+            self._range = normalization(darkest), normalization(darkest + 255)
         self._optimizer = optimizer(self._set, self._recipe.synthesis)
         for index, parameter in enumerate(self._set.parameters()):
             prefix = f"optimizer.{index}."

@@ -10,9 +10,9 @@ Bo Zhao and Hakan Bilen, "Dataset Condensation with Distribution Matching", WACV
 Paper and released code agree: a fresh network, 256 real images a class and one SGD step for all classes (momentum 0.5) in
 each of 20,000 iterations, summed (not averaged) over the 2,048 feature dimensions. That is `real: sampled`.
 
-`real: measured`, the default, takes the expectation over theta from a pool of fixed networks instead, whose real means are
-measured once over *all* real images, so that a step costs nothing that grows with the real data and the real side has no
-sampling noise. Nothing pairs a synthetic augmentation with the real one there, so A is left out on both sides.
+`real: measured`, the default, takes the expectation over theta and A from a pool of fixed pairs instead: each observer keeps
+one network and one draw of the augmentation, through which *all* real images are measured once. A step then costs nothing
+that grows with the real data, and the real side has no sampling noise; what limits it is the size of the pool.
 
 Use it as the cheap baseline that needs no trained network, and as the first thing to try on new data.
 """
