@@ -212,6 +212,8 @@ def distill(
         _print_json(run.report.to_json())
     else:
         out.print(run.report.text(), markup=False)
+        if (paper := run.recipe.paper) is not None:
+            out.print(f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})", markup=False)
         out.print(f"\n{len(run.distilled)} distilled images: {run.directory / 'distilled'}", markup=False)
 
 
@@ -239,7 +241,7 @@ def evaluate(
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), _resources(workers, address))
     report = evaluate_distilled(load(directory), tree, data_root, cache, Reporter(quiet))
-    keep_report(report, directory)
+    report = keep_report(report, directory)
     if as_json:
         _print_json(report.to_json())
     else:

@@ -20,14 +20,14 @@ import torch
 
 import rayd
 from rayd import devices, methods, networks, synthetic
-from rayd.artifacts import content_hash, write_json
+from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.distilled import Distilled, contact_sheet
 from rayd.distilled import load as load_distilled
 from rayd.engine import measure
-from rayd.engine.evaluate import judge
+from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.group import Group, open_group
 from rayd.engine.observer import Facts, Observers
 from rayd.engine.progress import Reporter
@@ -36,6 +36,7 @@ from rayd.engine.store import Store
 from rayd.engine.synthesize import Assignment, Synthesizer, newest, save_checkpoint
 from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.report import Report
+from rayd.synthetic import Storage
 from rayd.synthetic.initialization import check_budget
 
 ADVANCE_SECONDS = 1.0
@@ -200,8 +201,6 @@ class _Driver:
 
     def _begin(self, key: str) -> int:
         """The step to go on from; writes the checkpoint of step 0 where there is none."""
-        from rayd.artifacts import read_tensors
-
         try:
             return int(read_tensors(newest(self._directory.checkpoints, key))[1]["step"])
         except ArtifactError:
@@ -222,7 +221,7 @@ class _Driver:
             "ipc": recipe.ipc,
             "seed": recipe.seed,
             "steps": recipe.synthesis.steps,
-            "storage": asdict(learned.storage()),
+            "storage": asdict(_with_whitening(learned.storage(), data)),
             "versions": {
                 "rayd": rayd.__version__,
                 "torch": torch.__version__,
@@ -243,9 +242,16 @@ class _Driver:
                 self._reporter,
                 self._directory.log,
             )
-        report = Report.build(self._recipe, results, distilled, self._seconds)
-        write_json(self._directory.evaluation, report.to_json())
-        return report
+        return keep_report(Report.build(self._recipe, results, distilled, self._seconds), self._directory.path)
+
+
+def _with_whitening(storage: Storage, data: ImageData) -> Storage:
+    """What a set costs together with the whitening that its use needs; two numbers a channel are not counted."""
+    if data.normalization.kind != "zca":
+        return storage
+    state = data.normalization.state().values()
+    numbers, size = sum(tensor.numel() for tensor in state), sum(tensor.nbytes for tensor in state)
+    return Storage(storage.numbers | {"whitening": numbers}, storage.bytes | {"whitening": size})
 
 
 def _next_stride(steps: int, seconds: float) -> int:

@@ -309,10 +309,10 @@ def evaluate_distilled(
     return Report.build(recipe, results, distilled, {"evaluate": time.monotonic() - began})
 
 
-def keep_report(report: Report, directory: Path) -> Path:
+def keep_report(report: Report, directory: Path) -> Report:
     """Add a report to the `evaluation.json` of a run directory, or beside a distilled set's card; newer results win."""
     path = directory / "evaluation.json"
     if path.exists():
         report = Report.from_json(read_json(path)).merge(report)
     write_json(path, report.to_json())
-    return path
+    return report

@@ -45,7 +45,12 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     """
     path = find(name_or_path)
     tree = merge({"name": path.stem}, read_yaml(path))
-    return assemble(tree, overrides, f"recipe '{tree['name']}'")
+    recipe = assemble(tree, overrides, f"recipe '{tree['name']}'")
+    cell = assemble(tree)
+    if (recipe.data, recipe.ipc, recipe.method) != (cell.data, cell.ipc, cell.method):
+        # the numbers belong to another cell of the table
+        return recipe.model_copy(update={"paper": None, "measured": ()})
+    return recipe
 
 
 def assemble(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe") -> Recipe:

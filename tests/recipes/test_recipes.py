@@ -27,6 +27,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert (recipe.name, recipe.synthesis.steps, recipe.synthesis.momentum, recipe.ipc) == ("mine", 9, 0.1, 1)
 
 
+def test_the_papers_number_stays_with_its_cell():
+    assert recipes.resolve("dm-cifar10-ipc10", {"synthesis": {"steps": 9}}).paper is not None
+    assert recipes.resolve("dm-cifar10-ipc10", {"ipc": 20}).paper is None
+    assert recipes.resolve("dm-cifar10-ipc10", {"data": {"name": "svhn"}}).paper is None
+
+
 def test_names_near_and_far():
     with pytest.raises(ConfigError, match="did you mean 'dm-cifar10-ipc1'"):
         recipes.resolve("dm-cifar10-ipc2")
