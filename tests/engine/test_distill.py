@@ -209,6 +209,19 @@ def test_the_api_mirrors_the_command_line(tmp_path):
     assert [(r.set, r.network) for r in report.results] == [("distilled", "mlp"), ("random", "mlp")]
 
 
+def test_in_process_work_needs_no_ray(tmp_path):
+    """A whole run in an interpreter where importing Ray fails; workers are refused with a sentence."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny(**NO_STUDENTS).to_yaml())
+    program = "import sys; sys.modules['ray'] = None; from rayd.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "distill", str(path), "--out"]
+    subprocess.run([*command, str(tmp_path / "run")], check=True, capture_output=True)
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    refused = subprocess.run([*command, str(tmp_path / "refused"), "--workers", "2"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "Workers need Ray, which is not installed" in refused.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["worker", "driver"])
 def test_sigkill_midway_changes_nothing(tmp_path, victim):
