@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -235,13 +236,17 @@ def evaluate(
 ) -> None:
     """Train networks on a distilled set and on its baselines; add the results to its evaluation.json."""
     from rayd.distilled import load
-    from rayd.engine.evaluate import evaluate_distilled, keep_report
+    from rayd.engine.evaluate import evaluate_distilled, keep_report, kept_report
     from rayd.engine.progress import Reporter
+    from rayd.engine.rundir import locked
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), _resources(workers, address))
-    report = evaluate_distilled(load(directory), tree, data_root, cache, Reporter(quiet))
-    report = keep_report(report, directory)
+    distilled = load(directory)
+    kept_report(directory)  # a damaged one is told before the work, not after it
+    report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))
+    with locked(directory):
+        report = keep_report(report, directory)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -326,6 +331,13 @@ def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what the disk refuses there is refused, and told, in the run's log as well."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -339,4 +351,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"rayd: {error}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        sys.stderr.write(f"rayd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.\n")
         sys.exit(1)

@@ -25,7 +25,24 @@ DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 class Settings(BaseModel):
     """Base of all settings: unknown keys are refused, values do not change once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+def _words(value: object) -> object:
+    """Class names are text, also where they look like numbers; one name stands for a tuple of one."""
+    names = [value] if isinstance(value, str | int) else value
+    return [str(name) if isinstance(name, int) else name for name in names] if isinstance(names, list | tuple) else names
+
+
+def _listed(value: object) -> object:
+    """One element stands for a tuple of one; what is named twice counts once."""
+    if isinstance(value, str | dict):
+        return [value]
+    if not isinstance(value, list | tuple):
+        return value
+    return [element for index, element in enumerate(value) if element not in value[:index]]
 
 
 class DataSettings(Settings):
@@ -33,7 +50,7 @@ class DataSettings(Settings):
 
     name: str
     """A known name (`rayd data list`), or the path of a Parquet folder, an image folder or an `.npz` file."""
-    classes: tuple[str, ...] | None = None
+    classes: Annotated[tuple[str, ...] | None, BeforeValidator(_words)] = None
     """Keep only these classes, by name, in this order; all of them when absent."""
     imbalance: float = Field(default=1.0, ge=1.0)
     """Long-tailed subset: class c of C keeps n_max * imbalance^(-c/(C-1)) training images, truncated; 1 keeps all."""
@@ -50,7 +67,7 @@ class DataSettings(Settings):
 class NetworkSettings(Settings):
     """An architecture of the registry. A bare name stands for its defaults."""
 
-    name: str
+    name: str = "convnet"
     """A known name: `convnet`, `mlp`, `alexnet`, `vgg11`, `resnet18`, ... or `torchvision/<model>`."""
     depth: int | None = Field(default=None, ge=1)
     """Number of blocks, where the architecture has that choice; absent: the field's choice for the image size."""
@@ -79,7 +96,7 @@ Network = Annotated[NetworkSettings, BeforeValidator(_network_from_name)]
 class ObserverSettings(Settings):
     """The networks through which real and synthetic images are compared."""
 
-    network: Network = NetworkSettings(name="convnet")
+    network: Network = NetworkSettings()
     """Architecture of the observers."""
     pool: int = Field(default=20, ge=1)
     """How many fixed observers are measured (`real: measured`)."""
@@ -134,7 +151,7 @@ Baseline = Literal["random", "herding", "k-center", "whole"]
 class EvaluationSettings(Settings):
     """How students are trained on a set and tested: the hard-label protocol of Zhao and Bilen (2021)."""
 
-    networks: tuple[Network, ...] = (NetworkSettings(name="convnet"),)
+    networks: Annotated[tuple[Network, ...], BeforeValidator(_listed), Field(min_length=1)] = (NetworkSettings(),)
     """Architectures of the students."""
     seeds: int = Field(default=3, ge=1)
     """Students per architecture, each from its own seed."""
@@ -158,7 +175,7 @@ class EvaluationSettings(Settings):
     """Arithmetic of the students' forward and backward passes."""
     epoch: Literal["last", "validation-best"] = "last"
     """Which epoch's student is tested: the last, or the best on the validation split."""
-    baselines: tuple[Baseline, ...] = ("random", "whole")
+    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(_listed)] = ("random", "whole")
     """Sets trained under the same protocol beside the distilled one."""
 
     def epochs_on(self, set_name: str) -> int:
@@ -166,12 +183,17 @@ class EvaluationSettings(Settings):
         return self.whole_epochs or self.epochs if set_name == "whole" else self.epochs
 
     def protocol_on(self, set_name: str) -> str:
-        """The protocol in words that tell it from its variants.
+        """The protocol in words that tell it from its variants: epochs, augmentation, and what else is not the default.
 
-        >>> EvaluationSettings(augmentation="flip_crop").protocol_on("random")
-        'hard-label, 1000 epochs, flip_crop'
+        >>> EvaluationSettings(augmentation="flip_crop", learning_rate=0.02).protocol_on("random")
+        'hard-label, 1000 epochs, flip_crop, learning_rate 0.02'
         """
-        return f"hard-label, {self.epochs_on(set_name)} epochs, {self.augmentation or 'no augmentation'}"
+        words = [f"hard-label, {self.epochs_on(set_name)} epochs", self.augmentation or "no augmentation"]
+        for name in ("batch_size", "learning_rate", "momentum", "weight_decay", "decay_at", "precision"):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                words.append(f"{name} {value}")
+        return ", ".join(words)
 
 
 class TermSettings(Settings):
@@ -192,10 +214,20 @@ class ResourceSettings(Settings):
     """GPUs that Ray reserves for a worker; fractions share a device."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads of each worker; absent: `cpus_per_worker` on Ray, all cores in process."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Of work in this process: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Ray workers use the GPUs that they reserve."""
     address: str | None = None
     """Ray cluster to join; absent: a private one on this machine."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ResourceSettings:
+        if self.address is not None and self.workers == 0:
+            raise ValueError(
+                "a cluster's 'address' needs 'workers' above 0 (--workers N); with 0 all work is done in this process"
+            )
+        if self.device != "auto" and self.workers > 0:
+            raise ValueError("'device' is for work in this process; Ray workers take what 'gpus_per_worker' reserves")
+        return self
 
 
 class PaperResult(Settings):
@@ -268,8 +300,6 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.evaluation.epoch == "validation-best" and self.data.validation_fraction == 0:
-            raise ValueError("'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0")
         if self.real == "measured" and self.observers.per_step > self.observers.pool:
             raise ValueError(
                 f"'observers.per_step' ({self.observers.per_step}) must not exceed 'observers.pool' ({self.observers.pool})"
@@ -279,6 +309,21 @@ class Recipe(Settings):
                 "'synthesis.clip' needs 'data.normalization: standard'; whitened images have no range of their own"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the synthetic set: without its evaluation, who does the work, and how often it is logged."""
+        return self.model_dump(
+            mode="json",
+            exclude={
+                "name": True,
+                "summary": True,
+                "evaluation": True,
+                "resources": True,
+                "paper": True,
+                "measured": True,
+                "synthesis": {"log_every", "checkpoint_every"},
+            },
+        )
 
     def to_yaml(self) -> str:
         """The whole recipe, every default resolved, as YAML that `validate` reads back to an equal recipe."""
@@ -358,6 +403,18 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str = "the settings
         return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(" ".join(_sentence(model, dict(e), where) for e in error.errors()[:3])) from error
+
+
+def prune(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` without the keys that `model` does not know: how settings that an older version wrote are read."""
+    kept: dict[str, Any] = {}
+    for key, value in tree.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            continue
+        inner = _settings_in(field.annotation)
+        kept[key] = prune(inner, value) if inner is not None and isinstance(value, Mapping) and key != "terms" else value
+    return kept
 
 
 def _sentence(model: type[Settings], error: dict[str, Any], where: str) -> str:

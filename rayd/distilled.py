@@ -39,6 +39,9 @@ TENSORS, CARD, GRID = "data.safetensors", "card.json", "grid.png"
 REQUIRED = ("format", "class_names", "shape", "normalization", "sha256")
 """Keys that a card must have to be read."""
 
+KINDS = {"storage": dict, "data": dict, "versions": dict, "config": dict, "normalization": str, "shape": list, "sha256": str}
+"""Types of what else a card may hold."""
+
 _STATE = "normalization."
 
 
@@ -106,7 +109,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     @property
     def storage(self) -> Storage:
         """What the set costs to keep: as the card says, else every number of its tensors."""
-        return Storage(**self.card["storage"])
+        return Storage(self.card["storage"].get("numbers", {}), self.card["storage"].get("bytes", {}))
 
     def pixels(self) -> Tensor:
         """The images as people see them, uint8 (n, C, H, W): normalisation undone, clamped, rounded to the nearest level."""
@@ -188,6 +191,11 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"'{path}' must have format {FORMAT} or older. Got {version!r} instead; a newer rayd wrote it.")
     if missing := [key for key in REQUIRED if key not in card]:
         raise ArtifactError(f"'{path}' lacks {', '.join(missing)}.")
+    for key, kind in KINDS.items():
+        if key in card and not isinstance(card[key], kind):
+            raise ArtifactError(f"'{key}' in '{path}' must be of type {kind.__name__}. Got {card[key]!r} instead.")
+    if not all(isinstance(card.get("storage", {}).get(part, {}), dict) for part in ("numbers", "bytes")):
+        raise ArtifactError(f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. Got {card['storage']!r} instead.")
     names = card["class_names"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ArtifactError(f"'class_names' in '{path}' must be a list of names. Got {names!r} instead.")

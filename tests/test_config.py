@@ -25,7 +25,9 @@ def test_yaml_round_trip():
         ({"ipc": 0}, "'ipc'.*greater than or equal to 1.*Got 0"),
         ({"ipc": "many"}, "'ipc'.*integer.*Got 'many'"),
         ({"data": {"name": "digits", "validation_fraction": 1.0}}, "validation_fraction.*less than 1"),
-        ({"evaluation": {"epoch": "validation-best"}}, "needs 'data.validation_fraction'"),
+        ({"evaluation": {"learning_rate": float("inf")}}, "learning_rate.*finite"),
+        ({"resources": {"device": "tpu"}}, "'resources.device'.*pattern"),
+        ({"resources": {"address": "here:1"}}, "needs 'workers' above 0"),
         ({"observers": {"pool": 2, "per_step": 3}}, "must not exceed 'observers.pool'"),
     ],
 )

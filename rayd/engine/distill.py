@@ -19,25 +19,24 @@ import numpy as np
 import torch
 
 import rayd
-from rayd import devices, methods, networks, synthetic
+from rayd import devices, methods, synthetic
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData, load
-from rayd.data.augmentation import augmentation
 from rayd.distilled import Distilled, contact_sheet
 from rayd.distilled import load as load_distilled
 from rayd.engine import measure
 from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.group import Group, open_group
 from rayd.engine.observer import Facts, Observers
+from rayd.engine.preflight import preflight
 from rayd.engine.progress import Reporter
-from rayd.engine.rundir import RunDirectory
+from rayd.engine.rundir import RunDirectory, check_writable
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Synthesizer, newest, save_checkpoint
-from rayd.errors import ArtifactError, ConfigError
+from rayd.engine.synthesize import Assignment, Synthesizer, foreign, newest, save_checkpoint
+from rayd.errors import ArtifactError, OutputError
 from rayd.evaluation.report import Report
 from rayd.synthetic import Storage
-from rayd.synthetic.initialization import check_budget
 
 ADVANCE_SECONDS = 1.0
 """How long the driver lets the synthesizer work between two looks at it."""
@@ -84,50 +83,17 @@ def distill(
     method = methods.build(recipe)
     data = load(recipe.data, data_root)
     preflight(recipe, data)
-    directory = RunDirectory(out)
-    directory.open(recipe, resume, overwrite)
-    try:
-        with devices.thread_limit(devices.threads(recipe.resources)):
-            return _Driver(recipe, method, data, directory, Store(cache), reporter or Reporter()).run()
-    finally:
-        directory.close()
-
-
-def preflight(recipe: Recipe, data: ImageData) -> None:
-    """Refuse what cannot work before any long work starts.
-
-    Raises:
-        RaydError: the budget exceeds a class, a network does not fit the images, or the resources are not there.
-    """
-    check_budget(recipe, data)
-    for strategy in (recipe.observers.augmentation, recipe.evaluation.augmentation):
-        augmentation(strategy)
-    for settings in {recipe.observers.network, *recipe.evaluation.networks}:
-        networks.build(settings, data.shape, data.classes, seed=0)
-    observer = networks.build(recipe.observers.network, data.shape, data.classes, seed=0)
-    if recipe.real == "measured" and networks.uses_batch_statistics(observer):
-        raise ConfigError(
-            f"Random observers with batch normalisation ('{recipe.observers.network.label}') have no fixed statistics to be "
-            "measured with; use real=sampled, or observers.network.norm=instance."
-        )
-    devices.choose(recipe.resources)
-    if recipe.resources.workers > 0:
-        from rayd.engine.ray_group import check_resources, connect
-
-        connect(recipe.resources.address)
-        check_resources(recipe.resources)
+    check_writable(Store(cache).root, "cache")
+    with (
+        RunDirectory(out).opened(recipe, resume, overwrite) as directory,
+        devices.thread_limit(devices.threads(recipe.resources)),
+    ):
+        return _Driver(recipe, method, data, directory, Store(cache), reporter or Reporter()).run()
 
 
 def synthesis_key(recipe: Recipe, data: ImageData) -> str:
     """Hash of all that a synthesis depends on."""
-    settings = recipe.model_dump(
-        mode="json",
-        exclude={
-            "name": True, "summary": True, "evaluation": True, "resources": True, "paper": True, "measured": True,
-            "synthesis": {"log_every", "checkpoint_every"},
-        },
-    )  # fmt: skip
-    return content_hash({"version": 1, "data": data.fingerprint, "settings": settings})
+    return content_hash({"version": 1, "data": data.fingerprint, "settings": recipe.identity()})
 
 
 class _Driver:
@@ -136,7 +102,7 @@ class _Driver:
     ):
         self._recipe, self._method, self._data = recipe, method, data
         self._directory, self._store, self._reporter = directory, store, reporter
-        self._seconds: dict[str, float] = directory.finished_stages()
+        self._log, self._key = directory.log, synthesis_key(recipe, data)
 
     def run(self) -> Run:
         distilled = self._finished()
@@ -151,15 +117,24 @@ class _Driver:
         if not (self._directory.distilled / "card.json").exists():
             return None
         distilled = load_distilled(self._directory.distilled)
+        if distilled.card.get("synthesis") != self._key:
+            raise self._other_data()
         self._reporter.say(f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}")
         return distilled
 
+    def _other_data(self) -> OutputError:
+        return OutputError(
+            f"'{self._directory.path}' holds a run on other data than '{self._data.name}' holds now; choose another --out."
+        )
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - began
-        self._directory.finish_stage(stage, self._seconds[stage])
+        began, finished = time.monotonic(), False
+        try:
+            yield
+            finished = True
+        finally:
+            self._log.spend(stage, time.monotonic() - began, finished)
 
     def _measure(self, group: Group) -> list[Any] | None:
         if self._recipe.real == "sampled":
@@ -169,16 +144,17 @@ class _Driver:
         return [group.share(state) for state in states]
 
     def _synthesize(self, group: Group, measured: list[Any] | None) -> Distilled:
-        recipe = self._recipe
-        key = synthesis_key(recipe, self._data)
-        began = self._begin(key)
-        self._directory.forget("synthesize", began)
-        train = None if measured is not None else group.share((self._data.train.images, self._data.train.labels))
-        normalization = self._data.normalization
+        recipe, began = self._recipe, self._begin()
+        self._log.forget("synthesize", began)
         assignment = Assignment(
-            recipe, key, normalization, self._directory.checkpoints, tuple(measured) if measured else None, train
+            recipe,
+            self._key,
+            self._data.normalization,
+            self._directory.checkpoints,
+            tuple(measured) if measured is not None else None,
+            None if measured is not None else group.share((self._data.train.images, self._data.train.labels)),
         )
-        synthesizer = group.host(Synthesizer, assignment)
+        synthesizer = group.host(Synthesizer)
         steps, interval = recipe.synthesis.steps, recipe.synthesis.checkpoint_every
         with self._timed("synthesize"), self._reporter.stage("synthesize", steps, "steps") as shown:
             shown.update(began)
@@ -186,28 +162,35 @@ class _Driver:
             while step < steps:
                 until = min(step + stride, steps, (step // interval + 1) * interval)
                 started = time.monotonic()
-                logged = synthesizer.call("advance", step, until)
+                logged = synthesizer.call("advance", assignment, step, until)
                 stride = _next_stride(until - step, time.monotonic() - started)
                 step = until
                 for line in logged:
-                    self._directory.log("synthesize", line.step, line.seconds, line.terms)
+                    self._log.step("synthesize", line.step, line.seconds, line.terms)
                 shown.update(step, terms=logged[-1].terms if logged else None)
                 if step % interval == 0:
-                    sheet = contact_sheet(self._distilled(synthesizer.call("state")))
-                    self._directory.picture("synthetic images", step, np.asarray(sheet))
-            distilled = self._distilled(synthesizer.call("state"))
+                    sheet = contact_sheet(self._distilled(synthesizer.call("state", assignment, step)))
+                    self._log.picture("synthetic images", step, np.asarray(sheet))
+            distilled = self._distilled(synthesizer.call("state", assignment, step))
             distilled.save(self._directory.distilled)
         return distilled
 
-    def _begin(self, key: str) -> int:
-        """The step to go on from; writes the checkpoint of step 0 where there is none."""
+    def _begin(self) -> int:
+        """The step to go on from; writes the checkpoint of step 0 where there is none.
+
+        Raises:
+            OutputError: the checkpoints are those of another run.
+        """
+        checkpoints = self._directory.checkpoints
         try:
-            return int(read_tensors(newest(self._directory.checkpoints, key))[1]["step"])
-        except ArtifactError:
-            start = synthetic.initial(self._recipe, self._data)
-            tensors = {f"set.{name}": tensor for name, tensor in start.state_dict().items()}
-            save_checkpoint(self._directory.checkpoints, key, 0, tensors)
-            return 0
+            return int(read_tensors(newest(checkpoints, self._key))[1]["step"])
+        except ArtifactError as error:
+            if foreign(checkpoints, self._key):
+                raise self._other_data() from error
+        start = synthetic.initial(self._recipe, self._data)
+        tensors = {f"set.{name}": tensor for name, tensor in start.state_dict().items()}
+        save_checkpoint(checkpoints, self._key, 0, tensors)
+        return 0
 
     def _distilled(self, state: dict[str, torch.Tensor]) -> Distilled:
         recipe, data = self._recipe, self._data
@@ -219,6 +202,7 @@ class _Driver:
             "citation": self._method.citation,
             "data": {"name": data.name, "fingerprint": data.fingerprint},
             "ipc": recipe.ipc,
+            "synthesis": self._key,
             "seed": recipe.seed,
             "steps": recipe.synthesis.steps,
             "storage": asdict(_with_whitening(learned.storage(), data)),
@@ -240,9 +224,9 @@ class _Driver:
                 distilled,
                 self._store,
                 self._reporter,
-                self._directory.log,
+                self._log.step,
             )
-        return keep_report(Report.build(self._recipe, results, distilled, self._seconds), self._directory.path)
+        return keep_report(Report.build(self._recipe, results, distilled, self._log.spent()), self._directory.path)
 
 
 def _with_whitening(storage: Storage, data: ImageData) -> Storage:

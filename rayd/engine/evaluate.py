@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,26 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from rayd import devices, networks, seeding
+from rayd import devices, seeding
 from rayd.artifacts import content_hash, read_json, write_json
-from rayd.config import EvaluationSettings, NetworkSettings, Recipe, ResourceSettings
+from rayd.config import EvaluationSettings, NetworkSettings, Recipe, ResourceSettings, prune
 from rayd.data import ImageData, ImageSet, load
 from rayd.data.selection import select
 from rayd.distilled import Distilled
-from rayd.engine.group import Group, LocalGroup, Shared, open_group
+from rayd.engine.group import Group, Shared, open_group
 from rayd.engine.observer import Facts
+from rayd.engine.preflight import preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.store import Store
-from rayd.errors import ArtifactError, DataError
+from rayd.errors import ArtifactError, ConfigError, DataError
 from rayd.evaluation.report import Report
 from rayd.evaluation.student import Progress, StudentResult, TrainingSet, train
 from rayd.recipes import assemble
 
 STAGE = "students"
+REPORT = "evaluation.json"
+EVALUATION_KEYS = frozenset({"data", "evaluation", "resources"})
+"""Settings that may be laid over the recipe of a finished set; its data are checked by their fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -182,22 +187,28 @@ def tasks(settings: EvaluationSettings, sets: Iterable[str], candidates: Candida
     ]
 
 
-def missing(work: Sequence[Task], recipe: Recipe, data: ImageData, store: Store) -> list[Task]:
-    """The tasks whose result is not in the store."""
+def stored(work: Sequence[Task], recipe: Recipe, data: ImageData, store: Store) -> dict[int, StudentResult]:
+    """Results that are in the store, by the index of their task; a damaged one counts as absent."""
     device = devices.choose(recipe.resources).type
-    return [task for task in work if not store.has(STAGE, task.inputs(recipe.evaluation, data, device), "json")]
+    found: dict[int, StudentResult] = {}
+    for index, task in enumerate(work):
+        record = store.record(STAGE, task.inputs(recipe.evaluation, data, device))
+        with suppress(ArtifactError):
+            if record is not None:
+                found[index] = StudentResult.from_json(record)
+    return found
 
 
-def evaluate(
+def train_students(
     group: Group,
     recipe: Recipe,
     data: ImageData,
     candidates: Candidates,
     work: Sequence[Task],
     store: Store,
-    event: Callable[[Task, Progress | StudentResult], None],
-) -> list[tuple[str, StudentResult]]:
-    """Results of all tasks: from the store where they are, else trained and stored.
+    event: Callable[[int, Progress | StudentResult], None],
+) -> None:
+    """Train and test the students of all tasks, and keep each result when it is there.
 
     Args:
         group: hosts `Students`.
@@ -206,36 +217,26 @@ def evaluate(
         candidates: the sets.
         work: the tasks.
         store: where results are kept.
-        event: told of every progress and every new result.
-
-    Returns:
-        (set name, result) in the order of the tasks.
+        event: told (index of the task, progress or result).
     """
     device = devices.choose(recipe.resources).type
     keys = [task.inputs(recipe.evaluation, data, device) for task in work]
-    records = [store.record(STAGE, key) for key in keys]
-    results = {i: StudentResult.from_json(record) for i, record in enumerate(records) if record is not None}
-    absent = [i for i in range(len(work)) if i not in results]
-    if absent:
-        test = group.share(data.test)
-        validation = group.share(data.validation) if data.validation is not None else None
-        items = [
-            (
-                work[i],
-                candidates.share(group, work[i].set_name, work[i].seed),
-                test,
-                validation,
-                store.path("unfinished-students", keys[i], "safetensors"),
-            )
-            for i in absent
-        ]
-        for index, message in group.stream("train", items):
-            i = absent[index]
-            if isinstance(message, StudentResult):
-                results[i] = message
-                store.put_record(STAGE, keys[i], message.to_json())
-            event(work[i], message)
-    return [(task.set_name, results[i]) for i, task in enumerate(work)]
+    test = group.share(data.test)
+    validation = group.share(data.validation) if data.validation is not None else None
+    items = [
+        (
+            task,
+            candidates.share(group, task.set_name, task.seed),
+            test,
+            validation,
+            store.path("unfinished-students", key, "safetensors"),
+        )
+        for task, key in zip(work, keys, strict=True)
+    ]
+    for index, message in group.stream("train", items):
+        if isinstance(message, StudentResult):
+            store.put_record(STAGE, keys[index], message.to_json())
+        event(index, message)
 
 
 def judge(
@@ -244,7 +245,7 @@ def judge(
     distilled: Distilled,
     store: Store,
     reporter: Reporter,
-    log: Callable[[str, int, float, dict[str, float]], None] | None = None,
+    log: Callable[[str, int, float, dict[str, float]], None] = lambda *_: None,
 ) -> list[tuple[str, StudentResult]]:
     """Train and test students on the distilled set and on the recipe's baselines.
 
@@ -259,28 +260,29 @@ def judge(
     settings = recipe.evaluation
     candidates = Candidates(data, distilled, recipe.ipc)
     work = tasks(settings, ["distilled", *settings.baselines], candidates)
-    absent = missing(work, recipe, data, store)
-    if not absent:
-        return evaluate(LocalGroup(recipe.resources, object), recipe, data, candidates, work, store, lambda *_: None)
-    total = sum(task.epochs for task in absent)
-    reached: dict[Task, int] = {}
-    with (
-        open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data)) as group,
-        reporter.stage("evaluate", total, "epochs") as shown,
-    ):
+    results = stored(work, recipe, data, store)
+    absent = [index for index in range(len(work)) if index not in results]
+    if absent:
+        rest = [work[index] for index in absent]
+        reached = [0] * len(rest)
+        with (
+            open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data)) as group,
+            reporter.stage("evaluate", sum(task.epochs for task in rest), "epochs") as shown,
+        ):
 
-        def event(task: Task, message: Progress | StudentResult) -> None:
-            if isinstance(message, StudentResult):
-                reached[task] = task.epochs
-                if log is not None:
-                    name = f"{task.set_name}/{task.network.label}/{task.seed}"
-                    log("evaluate", len(reached), message.seconds, {f"{name}/test_accuracy": message.test_accuracy})
-            else:
-                reached[task] = message.epoch
-            shown.update(sum(reached.values()))
+            def event(index: int, message: Progress | StudentResult) -> None:
+                if isinstance(message, StudentResult):
+                    task = rest[index]
+                    results[absent[index]], reached[index] = message, task.epochs
+                    name = f"{task.set_name}/{task.network.label}/{task.seed}/test_accuracy"
+                    log("evaluate", len(results), message.seconds, {name: message.test_accuracy})
+                else:
+                    reached[index] = message.epoch
+                shown.update(sum(reached))
 
-        shown.update(0)
-        return evaluate(group, recipe, data, candidates, work, store, event)
+            shown.update(0)
+            train_students(group, recipe, data, candidates, rest, store, event)
+    return [(task.set_name, results[index]) for index, task in enumerate(work)]
 
 
 def evaluate_distilled(
@@ -294,25 +296,37 @@ def evaluate_distilled(
     """
     if "config" not in distilled.card:
         raise ArtifactError("The card of this distilled set holds no recipe ('config'), so its data and protocol are unknown.")
-    recipe = assemble(distilled.card["config"], overrides, "the card's recipe")
+    if other := sorted(overrides.keys() - EVALUATION_KEYS):
+        raise ConfigError(
+            f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got '{other[0]}' instead."
+        )
+    recipe = assemble(prune(Recipe, distilled.card["config"]), overrides, "the card's recipe")
     data = load(recipe.data, data_root)
     if (known := distilled.card.get("data", {}).get("fingerprint")) not in (None, data.fingerprint):
         raise DataError(
             f"The set was distilled from other data than '{recipe.data.name}' holds now: fingerprint {known[:12]} wanted, "
             f"{data.fingerprint[:12]} found."
         )
-    for settings in recipe.evaluation.networks:
-        networks.build(settings, data.shape, data.classes, seed=0)
+    preflight(recipe, data)
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
         results = judge(recipe, data, distilled, Store(cache), reporter)
     return Report.build(recipe, results, distilled, {"evaluate": time.monotonic() - began})
 
 
+def kept_report(directory: Path) -> Report | None:
+    """The report that a run directory, or the directory of a distilled set, holds.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    path = directory / REPORT
+    return Report.from_json(read_json(path)) if path.exists() else None
+
+
 def keep_report(report: Report, directory: Path) -> Report:
-    """Add a report to the `evaluation.json` of a run directory, or beside a distilled set's card; newer results win."""
-    path = directory / "evaluation.json"
-    if path.exists():
-        report = Report.from_json(read_json(path)).merge(report)
-    write_json(path, report.to_json())
-    return report
+    """Add a report to the one that a directory holds; newer results win. The caller holds the directory's lock."""
+    before = kept_report(directory)
+    merged = report if before is None else before.merge(report)
+    write_json(directory / REPORT, merged.to_json())
+    return merged

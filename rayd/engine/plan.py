@@ -20,11 +20,11 @@ from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine import evaluate, measure
-from rayd.engine.distill import preflight
 from rayd.engine.group import LocalShared
 from rayd.engine.observer import Facts, Observers
+from rayd.engine.preflight import preflight
 from rayd.engine.store import Store
-from rayd.engine.synthesize import choose_real_batch
+from rayd.engine.synthesize import RealBatches
 from rayd.seeding import generator
 
 
@@ -134,7 +134,7 @@ class _Probe:
             self.seconds_per_image = _timed(lambda: observers.measure(0, shard)) / len(shard.value[0])
             real = LocalShared(states)
         else:
-            real = LocalShared(choose_real_batch(recipe, (data.train.images, data.train.labels), 0, 0))
+            real = LocalShared(RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0))
         saved: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -171,7 +171,8 @@ def _synthesizing(recipe: Recipe, probe: _Probe) -> StagePlan:
 def _evaluating(recipe: Recipe, data: ImageData, store: Store, local: Recipe) -> StagePlan:
     settings = recipe.evaluation
     baselines = evaluate.tasks(settings, settings.baselines, evaluate.Candidates(data, None, recipe.ipc))
-    absent = evaluate.missing(baselines, recipe, data, store)
+    there = evaluate.stored(baselines, recipe, data, store)
+    absent = [task for index, task in enumerate(baselines) if index not in there]
     speed = {network: _seconds_per_image(local, data, network) for network in settings.networks}
     small = recipe.ipc * data.classes
     cost = sum(speed[task.network] * task.epochs * (len(data.train) if task.set_name == "whole" else small) for task in absent)

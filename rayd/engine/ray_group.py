@@ -13,7 +13,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -36,8 +36,8 @@ KNOCK_LIMIT = 5.0
 """Seconds that a cluster's address may take to accept a connection."""
 START_LIMIT = 180.0
 """Seconds that a worker may take to start."""
-SILENCE_LIMIT = 3600.0
-"""Seconds without any answer from any worker after which a run gives up."""
+SILENCE_LIMIT = 6 * 3600.0
+"""Seconds without any answer from any worker after which a run gives up; Ray itself notices a dead worker within seconds."""
 
 
 class RayShared:
@@ -63,17 +63,29 @@ class _Worker:
     def __init__(self, threads_: int, factory: Callable[..., Any], arguments: tuple[Any, ...]):
         logging.basicConfig(level=logging.WARNING)
         torch.set_num_threads(threads_)
-        self._inner = factory(*arguments)
+        self._inner, self._fault = None, None
+        try:
+            self._inner = factory(*arguments)
+        except Exception as error:
+            # raised by the first call: an actor that fails while it is made tells Ray's story instead of its own
+            self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return pack(getattr(self._inner, method)(*arguments))
+        return pack(self._method(method)(*arguments))
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        for event in getattr(self._inner, method)(*arguments):
+        for event in self._method(method)(*arguments):
             yield pack(event)
 
     def pid(self) -> int:
+        if self._fault is not None:
+            raise self._fault
         return os.getpid()
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        if self._fault is not None:
+            raise self._fault
+        return cast("Callable[..., Any]", getattr(self._inner, name))
 
 
 _Actor = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
@@ -98,7 +110,10 @@ def connect(address: str | None) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ResourceError(f"No Ray cluster answers at '{address or 'local'}': {reason}") from error
+        raise ResourceError(
+            f"Cannot join the Ray cluster at '{address or 'local'}': {reason} If it asks for a token, set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the one of the cluster."
+        ) from error
 
 
 def _knock(address: str | None) -> None:

@@ -2,7 +2,8 @@
 
     <root>/<stage>/<key>.safetensors | .json
 
-A key is a hash of everything the result depends on, so an entry is never wrong, only unused; a damaged one is made again. The
+A key is a hash of everything that decides the result. It leaves out what only rounds differently (number of threads, versions
+of libraries): whoever compares runs bit for bit across those gives each a store of its own. A damaged entry is made again. The
 root is `$RAYD_CACHE`, else `~/.cache/rayd/store`.
 """
 
@@ -33,7 +34,7 @@ class Store:
 
     def __init__(self, root: Path | None = None):
         """A store under `root`; it is made when first written to."""
-        self.root = root or default_root()
+        self.root = (root or default_root()).expanduser().resolve()
 
     def path(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
         """Where a result lies or would lie."""
@@ -65,7 +66,7 @@ class Store:
             return None
         try:
             return dict(read_json(path)["result"])
-        except (ArtifactError, KeyError) as error:
+        except (ArtifactError, KeyError, TypeError, ValueError) as error:
             log.warning("%s It will be made again.", error)
             return None
 

@@ -65,21 +65,19 @@ class Logged:
 class Synthesizer:
     """Optimises one synthetic set."""
 
-    def __init__(self, group: Group, assignment: Assignment):
-        """Resume from the newest checkpoint."""
-        self._group, self._assignment, self._recipe = group, assignment, assignment.recipe
-        self._train: RealBatch | None = assignment.train.get() if assignment.train else None
-        self._range: tuple[Tensor, Tensor] | None = None
-        self._load(newest(assignment.checkpoints, assignment.key))
+    def __init__(self, group: Group):
+        """Have observers to ask; the work comes with every call, so that a synthesizer made anew can go on with it."""
+        self._group = group
+        self._key: str | None = None
+        self._step = 0
 
-    def advance(self, since: int, until: int) -> list[Logged]:
+    def advance(self, assignment: Assignment, since: int, until: int) -> list[Logged]:
         """Go from step `since` to step `until` and report the logged steps between; repeatable after any interruption.
 
         Raises:
             RunError: the loss is not finite any more.
         """
-        if self._step != since:
-            self._load(newest(self._assignment.checkpoints, self._assignment.key, at_most=since))
+        self._take(assignment, since)
         logged = []
         while self._step < until:
             terms = self._one_step()
@@ -89,16 +87,21 @@ class Synthesizer:
                 self._save()
         return logged
 
+    def state(self, assignment: Assignment, step: int) -> dict[str, Tensor]:
+        """The synthetic set after a step."""
+        self.advance(assignment, step, step)
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._set.state_dict().items()}
+
+    def _take(self, assignment: Assignment, since: int) -> None:
+        """Be at step `since` of the assignment, or before it at the newest checkpoint."""
+        if self._key == assignment.key and self._step == since:
+            return
+        self._key, self._assignment, self._recipe = assignment.key, assignment, assignment.recipe
+        self._train = RealBatches(assignment.train.get()) if assignment.train is not None else None
+        self._load(newest(assignment.checkpoints, assignment.key, at_most=since))
+
     def _due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self._recipe.synthesis.steps
-
-    def step(self) -> int:
-        """Steps done so far."""
-        return self._step
-
-    def state(self) -> dict[str, Tensor]:
-        """The synthetic set as it is now."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._set.state_dict().items()}
 
     def _one_step(self) -> dict[str, Tensor]:
         slots = range(self._recipe.observers.per_step)
@@ -119,7 +122,7 @@ class Synthesizer:
 
     def _real(self, slot: int, member: int) -> Shared:
         if self._train is not None:
-            return self._group.share(choose_real_batch(self._recipe, self._train, self._step, slot))
+            return self._group.share(self._train.draw(self._recipe, self._step, slot))
         assert self._assignment.measured is not None
         return self._assignment.measured[member]
 
@@ -136,6 +139,7 @@ class Synthesizer:
         device = devices.choose(self._recipe.resources) if self._recipe.resources.workers == 0 else torch.device("cpu")
         self._set = synthetic.restore(self._recipe.synthetic, state).to(device)
         self._template = self._group.share(state)
+        self._range: tuple[Tensor, Tensor] | None = None
         if self._recipe.synthesis.clip:
             images, _ = self._set.batch()
             darkest = torch.zeros(1, *images.shape[1:], dtype=torch.uint8, device=device)
@@ -159,16 +163,20 @@ class Synthesizer:
         save_checkpoint(self._assignment.checkpoints, self._assignment.key, self._step, tensors)
 
 
-def choose_real_batch(recipe: Recipe, train: RealBatch, step: int, slot: int) -> RealBatch:
-    """The real mini-batch of one observer of one step, sorted by class.
+class RealBatches:
+    """Real mini-batches from a training split, sorted by class."""
 
-    Every class gives `observers.real_batch` images; one that has fewer is drawn with replacement.
-    """
-    images, labels = train
-    draws = seeding.generator(recipe.seed, "real batch", step, slot)
-    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    rows = np.concatenate([rows[_choice(len(rows), recipe.observers.real_batch, draws)] for rows in by_class])
-    return images[rows], labels[rows]
+    def __init__(self, train: RealBatch):
+        """Know the rows of every class."""
+        self._images, self._labels = train
+        by_class = np.argsort(self._labels, kind="stable")
+        self._rows = np.split(by_class, np.cumsum(np.bincount(self._labels))[:-1])
+
+    def draw(self, recipe: Recipe, step: int, slot: int) -> RealBatch:
+        """`observers.real_batch` images of every class for one observer of one step; smaller classes with replacement."""
+        draws = seeding.generator(recipe.seed, "real batch", step, slot)
+        rows = np.concatenate([rows[_choice(len(rows), recipe.observers.real_batch, draws)] for rows in self._rows])
+        return self._images[rows], self._labels[rows]
 
 
 def _choice(population: int, wanted: int, draws: torch.Generator) -> Any:
@@ -195,8 +203,12 @@ def optimizer(module: torch.nn.Module, settings: SynthesisSettings) -> torch.opt
 def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Tensor]) -> None:
     """Write `step-<step>.safetensors` and drop all but the newest ones before it."""
     write_tensors(directory / f"step-{step:08d}.safetensors", tensors, {"key": key, "step": step})
-    for old in _by_step(directory)[:-KEPT_CHECKPOINTS]:
-        old.unlink(missing_ok=True)
+    for path in _by_step(directory):
+        # a later one is a damaged leftover: newest() would have gone on from it
+        if _step_of(path) > step:
+            path.unlink(missing_ok=True)
+    for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
+        path.unlink(missing_ok=True)
 
 
 def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
@@ -214,6 +226,17 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
         except ArtifactError as error:
             log.warning("%s An older checkpoint is used.", error)
     raise ArtifactError(f"'{directory}' holds no checkpoint of this run.")
+
+
+def foreign(directory: Path, key: str) -> bool:
+    """Whether a readable checkpoint of another run lies in the directory."""
+    for path in _by_step(directory):
+        try:
+            if read_tensors(path)[1].get("key") != key:
+                return True
+        except ArtifactError:
+            continue
+    return False
 
 
 def _by_step(directory: Path) -> list[Path]:

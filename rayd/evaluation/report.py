@@ -98,9 +98,9 @@ class SetResult:
         )
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str, str, tuple[int, ...]]:
         """What tells it from the other results of a report."""
-        return self.set, self.network, self.protocol, self.epoch
+        return self.set, self.network, self.protocol, self.epoch, self.seeds
 
 
 @dataclass(frozen=True)

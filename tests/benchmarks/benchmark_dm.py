@@ -69,13 +69,14 @@ class Steps:
             states = list(group.map("measure", [(member, part) for member in range(recipe.observers.pool)]))
             measured = tuple(group.share(state) for state in states)
         train = None if measured else group.share((real.train.images, real.train.labels))
-        self._host = group.host(Synthesizer, Assignment(recipe, "benchmark", data.normalization, folder, measured, train))
+        self._assignment = Assignment(recipe, "benchmark", data.normalization, folder, measured, train)
+        self._host = group.host(Synthesizer)
         self._step = 0
 
     def rate(self, steps: int) -> float:
         """Steps a second."""
         before, self._step = self._step, self._step + steps
-        return rate(lambda: self._host.call("advance", before, before + steps), steps)
+        return rate(lambda: self._host.call("advance", self._assignment, before, before + steps), steps)
 
 
 def in_process(recipe_: Recipe, data: ImageData, real: ImageData | None = None) -> Steps:

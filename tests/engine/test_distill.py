@@ -16,6 +16,7 @@ import rayd
 from rayd.artifacts import read_tensors
 from rayd.engine.distill import distill
 from rayd.engine.progress import Reporter
+from rayd.engine.rundir import locked
 from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ConfigError, OutputError, RunError
 from tests.conftest import tiny
@@ -176,13 +177,8 @@ def test_an_output_directory_is_respected(tmp_path):
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
-    from rayd.engine.rundir import RunDirectory
-
-    directory = RunDirectory(tmp_path / "run")
-    directory.open(tiny(), resume=False, overwrite=False)
-    with pytest.raises(OutputError, match="in use by another run"):
+    with locked(tmp_path / "run"), pytest.raises(OutputError, match="in use by another run"):
         distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
-    directory.close()
 
 
 def test_divergence_is_told(tmp_path):
@@ -217,7 +213,9 @@ def test_in_process_work_needs_no_ray(tmp_path):
     command = [sys.executable, "-c", program, "distill", str(path), "--out"]
     subprocess.run([*command, str(tmp_path / "run")], check=True, capture_output=True)
     assert (tmp_path / "run" / "evaluation.json").exists()
-    refused = subprocess.run([*command, str(tmp_path / "refused"), "--workers", "2"], capture_output=True, text=True, check=False)
+    refused = subprocess.run(
+        [*command, str(tmp_path / "refused"), "--workers", "2"], capture_output=True, text=True, check=False
+    )
     assert refused.returncode == 2
     assert "Workers need Ray, which is not installed" in refused.stderr
 

@@ -97,6 +97,23 @@ def test_an_error_of_rayd_arrives_as_itself(group):
         list(group.map("refuse", [()]))
 
 
+class Picky:
+    """What cannot be made."""
+
+    def __init__(self, *_: object):
+        raise DataError("The shard is missing.")
+
+    def total(self) -> None:
+        """Never called."""
+
+
+def test_what_cannot_be_made_says_why(ray_group):
+    with pytest.raises(DataError, match="shard is missing"):
+        ray_group.host(Picky).call("total")
+    with pytest.raises(DataError, match="shard is missing"):
+        open_group(ResourceSettings(workers=1, cpus_per_worker=0.0), Picky)
+
+
 def test_a_bug_on_a_worker_is_told(ray_group):
     with pytest.raises(RunError, match="ZeroDivisionError: a bug"):
         list(ray_group.map("crash", [()]))

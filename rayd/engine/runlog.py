@@ -1,0 +1,107 @@
+"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rayd.artifacts import write_bytes
+from rayd.errors import RunError
+
+
+class RunLog:
+    """Appends to a run's log; a line that a crash cut off is dropped when the log is opened again."""
+
+    def __init__(self, metrics: Path, tensorboard: Path):
+        """Open the log at `metrics` and the TensorBoard directory.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        self._path, self._tensorboard, self._board = metrics, tensorboard, None
+        with self._writing():
+            self._entries = [entry for entry in map(_entry, _lines(metrics)) if entry is not None]
+            self._rewrite()
+
+    def step(self, stage: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
+        """Log a step of a stage: seconds since the stage began, and values such as loss terms."""
+        self._append({"stage": stage, "step": step, "seconds": round(seconds, 3), **values})
+        with self._writing():
+            for name, value in values.items():
+                self.board.add_scalar(f"{stage}/{name}", value, step)
+
+    def spend(self, stage: str, seconds: float, finished: bool) -> None:
+        """Log the time that a stage took here, whether it came to its end or not."""
+        self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
+
+    def spent(self) -> dict[str, float]:
+        """Seconds of every stage, summed over the run and those that it continues."""
+        total: dict[str, float] = {}
+        for entry in self._entries:
+            if "finished" in entry:
+                total[entry["stage"]] = total.get(entry["stage"], 0.0) + entry["seconds"]
+        return total
+
+    def forget(self, stage: str, after: int) -> None:
+        """Drop a stage's lines of steps that a resumed run does again."""
+        self._entries = [entry for entry in self._entries if entry["stage"] != stage or entry.get("step", 0) <= after]
+        with self._writing():
+            self._file.close()
+            self._rewrite()
+
+    def picture(self, name: str, step: int, image: npt.NDArray[np.uint8]) -> None:
+        """Add an image (height, width, 3) to TensorBoard."""
+        with self._writing():
+            self.board.add_image(name, image, step, dataformats="HWC")
+            self.board.flush()
+
+    def close(self) -> None:
+        """Close both; what a full disk refuses now is lost, and was reported when it was written."""
+        for thing in (self._file, self._board):
+            with suppress(OSError):
+                if thing is not None:
+                    thing.close()
+
+    @property
+    def board(self) -> Any:
+        """The TensorBoard writer, made when first used."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(self._tensorboard))
+        return self._board
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._entries.append(entry)
+        with self._writing():
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+
+    def _rewrite(self) -> None:
+        write_bytes(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"Cannot write the log '{self._path}': {error.strerror or error}.") from error
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return entry if isinstance(entry, dict) and "stage" in entry else None

@@ -1,0 +1,146 @@
+"""What is broken between two runs: other data, damaged files, a full disk, a stranger's directory."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayd.config import Recipe
+from rayd.engine.distill import distill
+from rayd.engine.evaluate import evaluate_distilled
+from rayd.engine.progress import Reporter
+from rayd.engine.rundir import writable
+from rayd.engine.runlog import RunLog
+from rayd.errors import ConfigError, OutputError, RunError
+from tests.conftest import tiny
+
+QUIET = Reporter(quiet=True)
+STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+
+
+def arrays(path: Path, seed: int) -> None:
+    draws = np.random.default_rng(seed)
+    np.savez(path, images=draws.integers(0, 255, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3)
+
+
+def on_arrays(path: Path) -> Recipe:
+    return tiny(data={"name": str(path)}, **STUDENT)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_data_that_changed_are_not_resumed_on(tmp_path, finished):
+    arrays(tmp_path / "x.npz", 0)
+    distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", reporter=QUIET)
+    if not finished:
+        shutil.rmtree(tmp_path / "run" / "distilled")
+    arrays(tmp_path / "x.npz", 1)
+    with pytest.raises(OutputError, match="holds a run on other data"):
+        distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", resume=True, reporter=QUIET)
+
+
+@pytest.mark.parametrize("content", ['{"a', '{"inputs": {}, "result": {"accuracy": 1}}', '{"inputs": {}, "result": 3}'])
+def test_a_damaged_student_result_is_made_again(tmp_path, content):
+    first = distill(tiny(**STUDENT), tmp_path / "a", reporter=QUIET)
+    for record in (tmp_path / "cache" / "students").iterdir():
+        record.write_text(content)
+    again = distill(tiny(**STUDENT), tmp_path / "b", reporter=QUIET)
+    assert again.report.results[0].test_accuracy == first.report.results[0].test_accuracy
+
+
+def test_when_every_checkpoint_is_damaged_the_run_starts_again(tmp_path):
+    recipe = tiny(**STUDENT)
+    distill(recipe, tmp_path / "run", reporter=QUIET)
+    expected = (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "distilled")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:50])
+    distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    assert (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes() == expected
+
+
+def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path):
+    recipe = tiny(**STUDENT)
+    distill(recipe, tmp_path / "run", reporter=QUIET)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    before = metrics.read_text()
+    metrics.write_text(before + '{"stage": "eva')
+    for _ in range(2):
+        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    assert all(json.loads(line) for line in metrics.read_text().splitlines())
+    assert metrics.read_text().startswith(before)
+
+
+def test_a_strangers_directory_is_left_alone(tmp_path):
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "config.yaml").write_text("model: resnet\n")
+    (tmp_path / "other" / "checkpoints" / "w.bin").touch()
+    for options in ({"overwrite": True}, {"resume": True}, {}):
+        with pytest.raises(OutputError, match="holds no run of rayd"):
+            distill(tiny(**STUDENT), tmp_path / "other", reporter=QUIET, **options)
+    assert (tmp_path / "other" / "checkpoints" / "w.bin").exists()
+
+
+def test_a_relative_directory_is_the_callers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = distill(tiny(**STUDENT), Path("runs/here"), cache=Path("cache-here"), reporter=QUIET)
+    assert run.directory == tmp_path / "runs" / "here"
+    assert (tmp_path / "cache-here" / "measure").is_dir()
+
+
+def test_an_evaluation_takes_settings_of_the_evaluation_only(tmp_path):
+    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    for wrong in ({"ipc": 5}, {"synthesis": {"steps": 3}}):
+        with pytest.raises(ConfigError, match="takes settings of data, evaluation, resources only"):
+            evaluate_distilled(run.distilled, wrong, None, None, QUIET)
+
+
+def test_a_card_of_an_older_version_can_be_evaluated(tmp_path):
+    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    run.distilled.card["config"]["synthesis"]["setting_of_old"] = 3
+    assert evaluate_distilled(run.distilled, {}, None, None, QUIET).results
+
+
+def test_time_is_summed_over_interruptions(tmp_path):
+    log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.spend("measure", 2.0, True)
+    log.spend("synthesize", 3.0, False)
+    log.close()
+    log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    log.spend("synthesize", 4.0, True)
+    assert log.spent() == {"measure": 2.0, "synthesize": 7.0}
+    log.close()
+
+
+def test_a_path_under_a_file_is_not_writable(tmp_path):
+    (tmp_path / "file").touch()
+    assert not writable(tmp_path / "file" / "cache")
+    assert writable(tmp_path / "new" / "cache")
+    with pytest.raises(OutputError, match=r"The cache '.*file/cache' cannot be written"):
+        distill(tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", reporter=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 100 kB, where the machine allows one to be made."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(small_disk):
+    recipe = tiny(synthesis={"steps": 3000, "log_every": 1, "checkpoint_every": 1000}, **STUDENT)
+    with pytest.raises(RunError, match="No space left on device"):
+        distill(recipe, small_disk / "run", reporter=QUIET)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    distill(recipe, small_disk / "run", resume=True, reporter=QUIET)
+    assert (small_disk / "run" / "distilled" / "card.json").exists()
