@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rayd import devices, networks
+from rayd import devices, methods, networks
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
@@ -19,10 +19,11 @@ def preflight(recipe: Recipe, data: ImageData) -> None:
     check_budget(recipe, data)
     for strategy in (recipe.observers.augmentation, recipe.evaluation.augmentation):
         augmentation(strategy)
-    for settings in {recipe.observers.network, *recipe.evaluation.networks}:
+    for settings in recipe.evaluation.networks:
         networks.build(settings, data.shape, data.classes, seed=0)
     observer = networks.build(recipe.observers.network, data.shape, data.classes, seed=0)
-    if recipe.real == "measured" and networks.uses_batch_statistics(observer):
+    random = not methods.get(recipe.method).needs_trained_observers
+    if recipe.real == "measured" and random and networks.uses_batch_statistics(observer):
         raise ConfigError(
             f"Random observers with batch normalisation ('{recipe.observers.network.label}') have no fixed statistics to be "
             "measured with; use real=sampled, or observers.network.norm=instance."

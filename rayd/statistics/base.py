@@ -39,6 +39,14 @@ def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
+def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Feature vectors (N, s, d) as counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d)."""
+    member = membership(labels, classes, features.dtype)
+    count = member.sum(0) * features.shape[1]
+    mean = ratio(member.T @ features.sum(1), count)
+    return count, mean, features - mean[labels].unsqueeze(1)
+
+
 @dataclass(frozen=True)
 class Statistic(ABC):
     """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but the `shared` ones."""

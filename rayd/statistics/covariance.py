@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
+from rayd.statistics.base import Statistic, centred, ratio
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,7 @@ class Covariance(Statistic):
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Covariance of a batch of feature vectors (N, s, d) with class indices (N,)."""
-        member = membership(labels, classes, features.dtype)
-        count = member.sum(0) * features.shape[1]
-        mean = ratio(member.T @ features.sum(1), count)
-        deviation = features - mean[labels].unsqueeze(1)
+        count, mean, deviation = centred(features, labels, classes)
         grouped = _grouped(deviation, labels, classes)
         return cls(count, mean, grouped.transpose(1, 2) @ grouped)
 

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
+from rayd.statistics.base import Statistic, centred, membership, ratio
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,8 @@ class Moments(Statistic):
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Moments of a batch of feature vectors (N, s, d) with class indices (N,)."""
-        member = membership(labels, classes, features.dtype)
-        count = member.sum(0) * features.shape[1]
-        mean = ratio(member.T @ features.sum(1), count)
-        deviation = features - mean[labels].unsqueeze(1)
-        return cls(count, mean, member.T @ deviation.square().sum(1))
+        count, mean, deviation = centred(features, labels, classes)
+        return cls(count, mean, membership(labels, classes, features.dtype).T @ deviation.square().sum(1))
 
     @classmethod
     def empty(cls, classes: int, dimension: int) -> Self:
