@@ -57,7 +57,7 @@ def distill(
     name: str | Path,
     *,
     out: str | Path,
-    workers: int = 0,
+    workers: int | None = None,
     address: str | None = None,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
@@ -71,7 +71,7 @@ def distill(
     Args:
         name: a built-in recipe or a YAML file.
         out: the run's directory.
-        workers: Ray actors; 0 runs in this process, without Ray.
+        workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join; absent: a private one on this machine.
         data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.
         cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else `~/.cache/rayd/store`.
@@ -86,14 +86,13 @@ def distill(
     Raises:
         RaydError: anything that a user can mend, in one sentence.
     """
-    from rayd.config import merge
+    from rayd.config import given_resources, merge
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Reporter
     from rayd.recipes import resolve
 
-    resources: dict[str, Any] = {"workers": workers} | ({"address": address} if address else {})
     return run(
-        resolve(name, merge({"resources": resources}, overrides)),
+        resolve(name, merge(given_resources(workers, address), overrides)),
         Path(out),
         data_root=_path(data_root),
         cache=_path(cache),
@@ -119,7 +118,7 @@ def evaluate(
     *,
     networks: Sequence[str | Mapping[str, Any]] | None = None,
     seeds: int | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     address: str | None = None,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
@@ -132,7 +131,7 @@ def evaluate(
         distilled: the set, or the directory that holds it.
         networks: architectures of the students; absent: those of its recipe.
         seeds: students per architecture; absent: as in its recipe.
-        workers: Ray actors; 0 runs in this process, without Ray.
+        workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join.
         data_root: where the real data are looked for first.
         cache: where finished work is shared between runs.
@@ -142,15 +141,14 @@ def evaluate(
     Raises:
         RaydError: anything that a user can mend, in one sentence.
     """
-    from rayd.config import merge
+    from rayd.config import given_resources, merge
     from rayd.distilled import Distilled as Set
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Reporter
 
     settings: dict[str, Any] = {} if networks is None else {"networks": list(networks)}
     settings |= {} if seeds is None else {"seeds": seeds}
-    resources: dict[str, Any] = {"workers": workers} | ({"address": address} if address else {})
-    tree = merge(merge({"resources": resources}, overrides), {"evaluation": settings})
+    tree = merge(merge(given_resources(workers, address), overrides), {"evaluation": settings})
     chosen = distilled if isinstance(distilled, Set) else load(distilled)
     return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Reporter(quiet))
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from rayd import __version__
-from rayd.config import merge, parse_overrides
+from rayd.config import given_resources, merge, parse_overrides
 from rayd.errors import OutputError, RaydError
 
 
@@ -80,11 +80,6 @@ def _wide() -> Console:
 
 def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
-
-
-def _resources(workers: int | None, address: str | None) -> dict[str, Any]:
-    given = {"workers": workers, "address": address}
-    return {"resources": {key: value for key, value in given.items() if value is not None}}
 
 
 def _number(value: float | None) -> str:
@@ -171,7 +166,7 @@ def plan(
     from rayd import recipes
     from rayd.engine.plan import plan as make_plan
 
-    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), _resources(workers, address)))
+    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), given_resources(workers, address)))
     made = make_plan(resolved, data_root, cache)
     if as_json:
         _print_json(made.to_json())
@@ -199,7 +194,7 @@ def distill(
     from rayd.engine.distill import distill as run_distillation
     from rayd.engine.progress import Reporter
 
-    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), _resources(workers, address)))
+    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), given_resources(workers, address)))
     run = run_distillation(
         resolved,
         to or Path("runs") / resolved.name,
@@ -241,7 +236,7 @@ def evaluate(
     from rayd.engine.rundir import locked
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
-    tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), _resources(workers, address))
+    tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), given_resources(workers, address))
     distilled = load(directory)
     kept_report(directory)  # a damaged one is told before the work, not after it
     report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))

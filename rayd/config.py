@@ -354,6 +354,12 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
+def given_resources(workers: int | None, address: str | None) -> dict[str, Any]:
+    """The overrides that `--workers` and `--address` stand for; what is not given stays as the recipe says."""
+    given = {"workers": workers, "address": address}
+    return {"resources": {key: value for key, value in given.items() if value is not None}}
+
+
 def _number(text: str) -> float | str:
     """YAML 1.1 reads `1e-3` as text; people mean the number."""
     try:

@@ -40,7 +40,7 @@ def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 
 def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Feature vectors (N, s, d) as counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d)."""
+    """Counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d), of vectors (N, s, d)."""
     member = membership(labels, classes, features.dtype)
     count = member.sum(0) * features.shape[1]
     mean = ratio(member.T @ features.sum(1), count)
