@@ -11,8 +11,10 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -184,7 +186,8 @@ class RayGroup(Group):
         check_resources(resources)
         self._threads = threads(resources)
         options = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
-        self._workers = [_Actor.options(**options).remote(self._threads, factory, arguments) for _ in range(resources.workers)]
+        self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
+        self._workers = [_Actor.options(name=name, **options).remote(self._threads, factory, arguments) for name in self._names]
         self._hosts: list[Any] = []
         try:
             ray.get([worker.pid.remote() for worker in self._workers], timeout=START_LIMIT)
@@ -247,7 +250,7 @@ class RayGroup(Group):
         """An actor on this node that holds the group's handles."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote = _Actor.options(num_cpus=0, scheduling_strategy=here)
-        host = RayHost(remote.remote(self._threads, factory, (_Handles(self._workers), *arguments)))
+        host = RayHost(remote.remote(self._threads, factory, (_Handles(self._names), *arguments)))
         self._hosts.append(host.actor)
         return host
 
@@ -259,10 +262,18 @@ class RayGroup(Group):
 
 
 class _Handles(RayGroup):
-    """The group as its hosted object sees it: the same workers, nothing to start or stop."""
+    """The group as its hosted object sees it: the same workers, nothing to start or stop.
 
-    def __init__(self, workers: list[Any]):
-        self._workers = workers
+    It knows them by name: handles among an actor's constructor arguments live in the object store, and its restart may not find
+    them there.
+    """
+
+    def __init__(self, names: list[str]):
+        self._names = names
+
+    @cached_property
+    def _workers(self) -> list[Any]:  # type: ignore[override]
+        return [ray.get_actor(name) for name in self._names]
 
 
 class RayHost:
