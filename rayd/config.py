@@ -262,6 +262,8 @@ class MeasuredResult(Settings):
     """Machine it ran on."""
     seconds: float = Field(ge=0)
     """Wall-clock seconds of the whole command."""
+    note: str = ""
+    """What else must be known."""
 
 
 class Recipe(Settings):
