@@ -32,6 +32,14 @@ def test_no_temporary_file_is_left(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
 
 
+def test_all_files_are_as_readable_as_the_user_wants(tmp_path):
+    artifacts.write_json(tmp_path / "a.json", {"x": 1})
+    artifacts.write_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_failed_write_leaves_the_old_file_and_says_why(tmp_path):
     artifacts.write_json(tmp_path / "a.json", {"x": 1})
     with pytest.raises((TypeError, ValueError)):
