@@ -150,11 +150,11 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch
     assert bytes_of(tmp_path / "whole") == bytes_of(cut)
 
 
-def test_a_finished_run_resumes_to_its_report_at_once(tmp_path):
+def test_a_finished_run_resumes_to_its_report_without_work(tmp_path, monkeypatch):
     first = distill(tiny(), tmp_path / "run", reporter=QUIET)
-    began = time.monotonic()
+    for worker in ("rayd.engine.observer.Observers", "rayd.engine.evaluate.Students"):
+        monkeypatch.setattr(f"{worker}.__init__", None)
     again = distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
-    assert time.monotonic() - began < 5
     assert again.report.results == first.report.results
 
 
