@@ -36,7 +36,10 @@ def inputs(recipe: Recipe, data: ImageData, need: Need, member: Member) -> dict[
     """All that one measured statistic depends on."""
     settings = recipe.panel(member.panel)
     return {
-        "version": 4,
+        "version": 5,
+        # frequencies, fixed augmentation and interpolated weights are drawn from these, also where weights are given
+        "seed": settings.seed,
+        "copy": member.copy,
         "data": data.fingerprint,
         "observer": trained_inputs(recipe, data, member) if settings.trained else random_inputs(recipe, member),
         "augmentation": settings.augmentation,

@@ -44,6 +44,11 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
                     f"Random observers with batch normalisation ('{one.label}') have no fixed statistics to be measured "
                     "with; use real=sampled, observers.trained=true, or a network with norm: instance."
                 )
+            if them.interpolate and networks.uses_batch_statistics(observer):
+                raise ConfigError(
+                    f"'{panel}.interpolate' moves weights, not the running statistics of batch normalisation: '{one.label}' "
+                    "needs norm: instance."
+                )
     if "validation-best" in recipe.evaluation.epoch and data.validation is None:
         raise ConfigError(
             f"'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: '{data.name}' has no validation "

@@ -28,6 +28,8 @@ each class.
 - The signal by class (paper) or the global mean (the code's default), and the real covariance: see `rayd.objectives.spectral`.
 - The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for CIFAR where the code has 32.
   On large data the code cuts blocks further, into chunks of 200 classes, and counts each of them for EMU, not for beta.
+- Real statistics are of whole images, those of synthetic ones of what a crop leaves, enlarged: in paper, code and here. Matched
+  to each other, crops come to look like whole images. `synthesis.transform.crop: null` has both seen whole.
 - The code starts from the first real images of each class; here they are drawn. It reports the best of the test evaluations
   after 80 % of the epochs; here the last is the default. It normalises the test images of CIFAR-100 with the mean and deviation
   of ImageNet, a mistake that is not repeated.
@@ -47,7 +49,7 @@ from rayd.objectives import CrossEntropy, Term
 class CFMSettings(SpectralSettings):
     """Settings of CFM's objective."""
 
-    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(name="cosine"))
+    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(name="cosine", over="blocks"))
     """What correlations of features go through: a ridge that falls from block to block."""
     updating: bool = True
     """Whether statistics of synthetic images are means over the blocks so far."""

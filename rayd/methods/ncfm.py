@@ -42,7 +42,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rayd.methods.base import Method
 from rayd.methods.spectral import Length, SpectralSettings
@@ -79,6 +79,12 @@ class NCFMSettings(SpectralSettings):
     """Whether a network weighs the frequencies against the synthesis."""
     sampling_rate: float = Field(default=1e-3, gt=0)
     """Step size of the sampling network."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> NCFMSettings:
+        if self.sampling_network and self.kernel == "linear":
+            raise ValueError("'sampling_network' needs frequencies to weigh: set another 'kernel' than linear")
+        return self
 
 
 class NeuralCharacteristicFunctionMatching(Method):

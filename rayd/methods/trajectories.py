@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from rayd.config import TrajectorySettings
+from rayd.config import TrajectorySettings, TransformSettings
 from rayd.errors import ConfigError
 from rayd.methods.base import Method
 from rayd.objectives import Term
@@ -38,6 +38,18 @@ class TrajectoryMethod(Method):
             raise ConfigError(
                 f"'objective.epochs' ({settings.epochs}) from epoch 'objective.start.least' ({settings.start.least}) on must "
                 f"not exceed 'experts.epochs'. Got {self.recipe.experts.epochs} instead."
+            )
+        start = settings.start
+        if start.schedule != "progressive" and start.most - 1 > self.following.last:
+            raise ConfigError(
+                f"'objective.start.most' must be at most {self.following.last + 1}, so that 'objective.epochs' "
+                f"({settings.epochs}) of the {self.recipe.experts.epochs} epochs of an expert are left. Got {start.most} "
+                "instead."
+            )
+        if not self.terms and self.recipe.synthesis.transform != TransformSettings():
+            raise ConfigError(
+                f"Nobody looks at the images of method '{self.name}' through 'synthesis.transform'; what its students see is "
+                "'objective.augmentation'."
             )
         if self.recipe.synthesis.precision != "float32":
             raise ConfigError(f"Method '{self.name}' needs 'synthesis.precision: float32'; steps are too small for bfloat16.")

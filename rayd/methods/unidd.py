@@ -19,9 +19,10 @@ The view of the paper is that the methods of the field differ in f. What each is
     FRePo, KIP   filter: {name: ridge, beta: ...}                                                layers: features
     CFM          filter: {name: ridge, schedule: {name: cosine}}, and means over blocks: method `cfm`
 
-This is the objective of each, not the method: the networks, the pace and the set are those of CFM. The classification term can
-be switched off (`terms.cross_entropy.weight: 0`). For the mathematics, and for what paper and code do otherwise, see
-`rayd.objectives.spectral` and `rayd.objectives.filters`.
+This is the filter of each, not the method: the networks, the pace, the set and what the filter is applied to are those of CFM
+(FRePo's own ridge is relative to the trace of moments that are not centred). The classification term can be switched off
+(`terms.cross_entropy.weight: 0`). A schedule goes over the steps of each block, as blocks go side by side. For the
+mathematics, and for what paper and code do otherwise, see `rayd.objectives.spectral` and `rayd.objectives.filters`.
 
 Use it to compare filters; use CFM to get a good set.
 """
@@ -32,7 +33,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config import FilterSettings, Settings
+from rayd.config import FilterScheduleSettings, FilterSettings, Settings
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
 from rayd.networks import Tap
@@ -73,7 +74,7 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
 class SpectralSettings(Settings):
     """Settings of spectral matching."""
 
-    filter: FilterSettings = FilterSettings()
+    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
     """What correlations of features go through."""
     signal_filter: FilterSettings | None = None
     """What the signal goes through; absent: the same."""

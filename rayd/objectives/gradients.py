@@ -56,6 +56,9 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
 
 def _rows_apart(real: Tensor, synthetic: Tensor) -> Tensor:
+    # 1 - cos cancels: gradients that bfloat16 gave are compared in float32
+    precision = torch.promote_types(real.dtype, torch.float32)
+    real, synthetic = real.to(precision), synthetic.to(precision)
     product = (real * synthetic).sum(1)
     lengths: Tensor = torch.linalg.vector_norm(real, dim=1) * torch.linalg.vector_norm(synthetic, dim=1)
     return (1 - product / (lengths + EPSILON)).sum()

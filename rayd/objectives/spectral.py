@@ -22,6 +22,8 @@ steps are MTT; a ridge is FRePo and KIP, and with a schedule CFM.
 - The signal of the paper is by class, which is the default; the code's default is the global mean (`mean`). Labels that a
   teacher gives (the code's `mix`) are left out.
 - The theory of the paper is of correlations that are not centred; CFM, in paper and code, takes the covariance.
+- A signal by class holds how often the class is. Synthetic sets are balanced where real ones may not be, and a block may lack
+  classes, so each class counts here as often as among the real images; in balanced data that changes nothing.
 - The code's real side is the mean of the covariances inside batches, which lacks the part between them. Here it is that of the
   whole set, whatever the batches.
 
@@ -112,7 +114,7 @@ class SpectralMatching(Term):
         """
         groups, filters = self._factors(real).groups, self.filters(context)
         seen = self._precise(seen, groups, filters)
-        matrices, signals = self._synthetic(real, seen, labels)
+        matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         mean = RunningMeans(context) if self._updating else _as_it_is
         parts = []
         for group in groups:
@@ -126,14 +128,17 @@ class SpectralMatching(Term):
             parts += [weight * distances(one, other) for weight, one, other in gaps if weight > 0]
         return torch.stack([part.to(seen.logits.dtype) for part in parts]).sum()
 
-    def _synthetic(self, real: Measured, seen: Observation, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _synthetic(
+        self, real: Measured, seen: Observation, labels: Tensor, class_counts: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Covariances (d, d) and signals (m, d), one a layer."""
         covariances = cast(tuple[Covariance, ...], self.matrices.of(seen, labels, real[self.matrices]))
         matrices = [one.covariance[0] for one in covariances]
         if self._signals is None:
             return matrices, [one.mean for one in covariances]
         by_class = cast(tuple[LabelCorrelation, ...], self._signals.of(seen, labels, real[self._signals]))
-        return matrices, [one.correlation for one in by_class]
+        scales = _as_frequent(labels, class_counts)
+        return matrices, [one.correlation * scales.to(one.total).unsqueeze(-1) for one in by_class]
 
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
         """The same, in float64 where a filter looks at details that float32 would round away."""
@@ -161,8 +166,18 @@ def _filtered(filters: Filters, matrices: Tensor, signals: Tensor) -> Filtered:
         return through(filters, matrices, signals)
     except ValueError as error:
         raise RunError(
-            "The features of the synthetic images are not finite any more; lower synthesis.learning_rate."
+            "The features of the synthetic images are not finite any more; lower synthesis.learning_rate, or "
+            "objective.filter.alpha where the filter takes gradient steps."
         ) from error
+
+
+def _as_frequent(labels: Tensor, class_counts: Tensor | None) -> Tensor:
+    """What the signal of each class is to be multiplied by, so that it counts as often as among the real images (m,)."""
+    if class_counts is None:
+        return torch.ones(1)
+    ours = labels.bincount(minlength=len(class_counts)).double() / len(labels)
+    theirs = class_counts.to(ours) / class_counts.sum()
+    return torch.where(ours > 0, theirs / ours.clamp(min=1e-12), 0.0)
 
 
 def _as_it_is(name: str, current: Tensor) -> Tensor:

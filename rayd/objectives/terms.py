@@ -136,7 +136,8 @@ class Need:
         """What a layer heard, with the view and the side of a patch through which it is looked at."""
         if not self.normalize:
             return layer, self.view, self.patch
-        return functional.normalize(vectors(layer, self.view, self.patch), dim=-1), "vectors", 0
+        # dead features have no direction; with a smaller eps their gradient would be as good as infinite
+        return functional.normalize(vectors(layer, self.view, self.patch), dim=-1, eps=1e-6), "vectors", 0
 
 
 def _no_draws(purpose: str) -> torch.Generator:
@@ -185,7 +186,7 @@ class Context:
     """Blocks in all. Where a method's blocks follow one another (`sequential`), a block's first call finds in `memory` what the
     last call of the block before left there."""
     class_counts: Tensor | None = None
-    """Real images of each class of the training split (classes,), where the real side does not tell: in the sampled mode."""
+    """Real images of each class of the training split (classes,); a run always tells them."""
     network: nn.Module | None = None
     """The observer's network, frozen; a term must leave it as it is."""
     batch: Batch | None = None

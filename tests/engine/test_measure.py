@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rayd import methods, networks
-from rayd.artifacts import content_hash
+from rayd.artifacts import content_hash, write_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine import measure
@@ -45,6 +45,17 @@ def key(recipe: Recipe, data: ImageData, member: int = 0) -> str:
 )
 def test_what_changes_the_statistic_changes_its_key(data, observers):
     assert key(tiny(observers=observers), data) != key(tiny(), data)
+
+
+def test_what_is_drawn_for_given_weights_is_drawn_anew_for_another_seed(data, tmp_path):
+    """Weights that are given know no seed, but what they are interpolated with and their frequencies do."""
+    first, *_ = members(tiny())
+    given = tmp_path / "weights.safetensors"
+    network = networks.build(first.network, data.shape, data.classes, seed=0)
+    write_tensors(given, network.state_dict(), {})
+    taken = {"networks": {"weights": str(given)}, "trained": True, "pool": 1, "per_step": 1}
+    recipes = [tiny(observers={**taken, "seed": seed}, squeeze={"epochs": 0}) for seed in (0, 1)]
+    assert key(recipes[0], data) != key(recipes[1], data)
 
 
 def test_members_and_data_have_keys_of_their_own(data):

@@ -299,6 +299,8 @@ def test_a_plan_knows_what_is_there(tmp_path):
         ({"synthetic": {"labels": "experts", "init": "noise"}}, "needs real images"),
         ({"synthetic": {"labels": "random"}, "terms": {"centralization": {"weight": 1}}}, "needs the class of each image"),
         ({"synthetic": {"labels": "random", "kind": "partitioned"}}, "has hard labels"),
+        ({"objective": {"start": {"most": 9}}}, "'objective.start.most' must be at most"),
+        ({"synthesis": {"transform": {"crop": [0.5, 1]}}}, "Nobody looks at the images of method"),
         ({"objective": {"syn_steps": 4}}, "Unknown setting 'objective.syn_steps'"),
         ({"synthetic": {"kind": "lowrank", "rank": 9}}, "rank must be from 1 to the images' shorter side"),
         ({"synthetic": {"kind": "lowrank", "rank": 4, "budget": 100}}, "need at least"),

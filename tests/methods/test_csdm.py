@@ -189,6 +189,11 @@ def test_ncfm_needs_trained_observers():
         recipe("ncfm", observers={"trained": False})
 
 
+def test_ncfms_sampling_network_needs_frequencies():
+    with pytest.raises(ConfigError, match="'sampling_network' needs frequencies to weigh"):
+        methods.build(recipe("ncfm", objective={"kernel": "linear", "sampling_network": True}))
+
+
 def test_ncfms_loss_is_the_size_of_the_difference():
     """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times; and the cross-entropy."""
     method = methods.build(recipe("ncfm", objective={"frequencies": 64}))

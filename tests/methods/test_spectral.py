@@ -77,7 +77,7 @@ def test_the_ridge_can_fall_within_a_block_and_no_further_than_to_a_least():
 
 def test_unidd_is_constant_unless_told_otherwise():
     assert {filters("unidd", Context(block=b, blocks=3, progress=b / 3)).matrix for b in range(3)} == {Ridge(0.1)}
-    reversed_ = {"filter": {"name": "ridge", "beta": 1.0, "schedule": {"name": "reversed", "least": 0.5, "over": "steps"}}}
+    reversed_ = {"filter": {"name": "ridge", "beta": 1.0, "schedule": {"name": "reversed", "least": 0.5}}}
     found = [filters("unidd", Context(progress=t), **reversed_).matrix for t in (0, 0.5)]
     assert [ridge.beta for ridge in found] == pytest.approx([0.5, 0.75])
 

@@ -168,3 +168,12 @@ def test_without_a_real_batch_the_term_says_what_is_missing():
     images, labels = labelled(6, 2)
     with pytest.raises(RuntimeError, match="'needs_batch'"):
         GradientMatching()({}, Observation(torch.zeros(6, 3), {}, images), labels, Context())
+
+
+def test_bfloat16_gradients_are_compared_in_float32():
+    real = gradients(0)
+    near = [one + 0.05 * other for one, other in zip(real, gradients(1), strict=True)]
+    coarse = [[gradient.bfloat16() for gradient in side] for side in (real, near)]
+    assert float(gradient_distance(*coarse)) == pytest.approx(
+        slow([g.float() for g in coarse[0]], [g.float() for g in coarse[1]]), rel=1e-3
+    )

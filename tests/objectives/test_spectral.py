@@ -428,3 +428,35 @@ def test_on_real_networks(name):
         assert float((one - other).norm()) < 0.02 * float(other.norm())
     (kept,) = term._derived.values()
     assert sum(len(group.places) for group in kept.groups) == {"resnet18": 17, "convnet": 3}[name]
+
+
+def test_classes_count_as_often_as_among_the_real_images():
+    """The same images of each class, four times as many of the first: by class, no signal is apart."""
+    real, seen, labels = real_side()
+    few = torch.cat(
+        [(labels == 0).nonzero().squeeze(1)[:3].repeat(4), *((labels == c).nonzero().squeeze(1)[:3] for c in (1, 2))]
+    )
+    even = torch.cat([(labels == c).nonzero().squeeze(1)[:3] for c in range(CLASSES)])
+    term = SpectralMatching(fixed(AllPass()), filter_weight=0)
+
+    def apart(rows: Tensor, counts: Tensor | None) -> float:
+        maps = tuple(layer[rows] for layer in seen.taps[Tap.CONV_PATH])
+        some = Observation(seen.logits[rows], {Tap.CONV_PATH: maps}, seen.images[rows])
+        return float(term(real, some, labels[rows], Context(class_counts=counts)))
+
+    counts = torch.tensor([14, 13, 13])
+    assert apart(few, counts) == pytest.approx(apart(even, counts), rel=1e-12)
+    assert apart(few, None) != pytest.approx(apart(even, None), rel=1e-2)
+
+
+def test_a_block_without_a_class_pulls_the_others_as_one_that_has_it():
+    real, seen, labels = real_side()
+    rows = (labels != 2).nonzero().squeeze(1)[:6]
+    maps = tuple(layer[rows].clone().requires_grad_() for layer in seen.taps[Tap.CONV_PATH])
+    some = Observation(seen.logits[rows], {Tap.CONV_PATH: maps}, seen.images[rows])
+    term = SpectralMatching(fixed(AllPass()), filter_weight=0)
+    _, ours = term._synthetic(real, some, labels[rows], torch.tensor([14, 13, 13]))
+    for signal, layer in zip(ours, maps, strict=True):
+        mean = layer[labels[rows] == 1].mean((0, 2, 3))
+        torch.testing.assert_close(signal[1], mean * 13 / 40)
+        assert not signal[2].any()

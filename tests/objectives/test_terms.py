@@ -134,6 +134,15 @@ def test_measured_and_sampled_characteristic_functions_agree(normalize, view):
             torch.testing.assert_close(mine.state()["cosine"][c], angle[c == LABELS].cos().sum((0, 1)))
 
 
+def test_a_dead_feature_has_a_bounded_gradient_where_features_are_normalized():
+    maps = torch.zeros(2, 4, 1, 1, requires_grad=True)
+    need = waves(normalize=True)
+    features, _, _ = need._features(maps)
+    features.sum().backward()
+    assert maps.grad is not None
+    assert float(maps.grad.abs().max()) < 1e7
+
+
 def test_frequencies_come_from_the_generator_layer_after_layer():
     first, again, other = (drawn(waves(), seed) for seed in (1, 1, 2))
     for layer, size in enumerate((32, 10)):
