@@ -39,9 +39,10 @@ class SyntheticSettings(Settings):
     """`lowrank`: numbers that may be stored, soft labels included, 4 bytes each; absent: those of `ipc` images a class."""
     sets: int | None = Field(default=None, ge=1)
     """`lowrank`: how many sets of factors images share; absent: what suits the budget best."""
-    labels: Literal["hard", "experts", "random"] = "hard"
-    """Class indices; or logits, which are learned and stored, and start at what those experts say who are right (DATM), or at
-    random (LS-MTT). Only methods that match trajectories learn labels."""
+    labels: Literal["hard", "classes", "experts", "random"] = "hard"
+    """Class indices; or logits, which are learned and stored, and start at nine parts in ten for the image's own class, at what
+    those experts say who are right (DATM), or at random (LS-MTT). Methods that match trajectories learn labels, and those that
+    regress on them (FRePo)."""
     step_size: float | None = Field(default=None, gt=0)
     """First step size of the students, which is learned and then used to train on the set; absent: none is learned. Only
     methods that match trajectories learn one."""

@@ -522,8 +522,9 @@ class Observers:
         if not augmentation.operations:
             return images
         augmented, places = [], []
-        for label in torch.unique(labels).tolist():
-            rows = (labels == label).nonzero().squeeze(1)
+        named = labels.argmax(1) if labels.is_floating_point() else labels
+        for label in torch.unique(named).tolist():
+            rows = (named == label).nonzero().squeeze(1)
             draws = seeding.generator(self._recipe.seed, "siamese augmentation", asked.step, asked.slot, label)
             augmented.append(augmentation(images[rows], draws, siamese=True))
             places.append(rows)

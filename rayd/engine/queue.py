@@ -58,7 +58,7 @@ class Supply:
     """What a network is trained on."""
 
     labels: Tensor
-    """Class indices of all images (N,), on the CPU."""
+    """Class indices of all images (N,), or soft labels (N, classes), on the CPU."""
     inputs: Callable[[Tensor], Tensor]
     """Network input (n, C, H, W) of the images at some indices (n,), on the device."""
 
@@ -211,7 +211,8 @@ def grow(growth: Growth, recipe: Recipe, shape: ImageShape, classes: int, supply
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            right, seen = right + (logits.argmax(1) == target).sum(), seen + len(rows)
+            named = target.argmax(1) if target.is_floating_point() else target
+            right, seen = right + (logits.argmax(1) == named).sum(), seen + len(rows)
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     return state | _memory(parameters, optimizer), float(right) / seen
 

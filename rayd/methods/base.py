@@ -74,12 +74,17 @@ class Method(ABC):
         settings = self.recipe.synthetic
         if self.following is None and settings.step_size is not None:
             raise ConfigError(f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'.")
-        if self.following is None and settings.labels != "hard":
+        if settings.labels == "hard":
+            return
+        if self.following is None and not any(term.learns_labels for term in self.terms):
             raise ConfigError(f"Method '{self.name}' learns no labels: set 'synthetic.labels: hard'.")
-        if self.terms and settings.labels != "hard":
-            raise ConfigError(
-                f"The term '{self.terms[0].name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
-            )
+        if settings.labels == "experts" and not self.needs_experts:
+            raise ConfigError(f"Method '{self.name}' has no experts to label images: set 'synthetic.labels: classes'.")
+        for term in self.terms:
+            if not term.learns_labels:
+                raise ConfigError(
+                    f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
+                )
 
     def _check_panel(self, term: Term) -> None:
         panel = self.panel_of(term)

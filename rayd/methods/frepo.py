@@ -21,7 +21,8 @@ The pool is a queue (`observers.queue`) with a `lifetime`. The mathematics is in
 - Networks of the pool are trained by the squared distance from the targets that the regression has, as in the code, at a
   constant step size; the code warms it up and lets it fall. The first ones are renewed after 10, 20, ... steps, as in the code.
 - The code regresses on the images and their mirror images; here on the images.
-- Labels can be learned in the paper. Here those of the images are fixed; the term would take soft ones, with their margin.
+- FRePo learns its labels, with a margin; the code's targets are free, here they are centred rows of a softmax, so that the set
+  trains any network (`synthetic.labels: classes`, the default of `frepo`; `hard` keeps them). KRR keeps them.
 - The paper's network doubles its channels from block to block; the default is the ConvNet that the field compares with.
 - Data are whitened (ZCA): those who left that out report chance accuracy.
 
@@ -105,4 +106,7 @@ class FeatureRegression(KernelRidgeRegression):
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2022}
 }"""
-    defaults = merge(_REGRESSION, {"observers": {"queue": _POOL}})
+    defaults = merge(
+        _REGRESSION,
+        {"observers": {"queue": _POOL}, "synthetic": {"labels": "classes"}},
+    )

@@ -102,6 +102,7 @@ class RidgeRegression(Term):
     """How well a ridge regression on the synthetic images predicts a real mini-batch, on what the classifier reads."""
 
     needs_batch = True
+    learns_labels = True
     taps = frozenset({Tap.FEATURES})
 
     def __init__(self, relative: float = RELATIVE, *, name: str = "regression", weight: float = 1.0):

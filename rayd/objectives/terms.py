@@ -222,6 +222,8 @@ class Term(ABC):
     """Whether these networks must know the classes, that is be trained on the real data."""
     needs_batch: bool = False
     """Whether it looks at a real mini-batch itself, not at a statistic; only `real: sampled` has one."""
+    learns_labels: bool = False
+    """Whether it can do with rows of probabilities for labels, and has a gradient for them."""
     averaging: float | None = None
     """Decay of the moving average of the synthetic images that it looks at; None where it looks at none."""
 

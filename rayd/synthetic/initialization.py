@@ -19,7 +19,7 @@ from rayd.synthetic.lowrank import choose, fit, random_factors, spread
 from rayd.synthetic.paced import Paced
 from rayd.synthetic.partitioned import shrink
 from rayd.synthetic.rded import check_candidates
-from rayd.synthetic.soft_labels import agreed_logits, random_logits
+from rayd.synthetic.soft_labels import agreed_logits, class_logits, random_logits
 
 SPARE = 20
 """Real images of a class beyond twice those wanted, of which the ones that no expert knows are left out."""
@@ -70,6 +70,8 @@ def initial(recipe: Recipe, data: ImageData, stitched: Tensor | None = None, log
     labels = hard
     if settings.labels == "random":
         labels = random_logits(len(hard), data.classes, seeding.generator(recipe.seed, "initial labels"))
+    if settings.labels == "classes":
+        labels = class_logits(hard, data.classes)
     if settings.init == "noise" and settings.kind == "lowrank":
         factors = random_factors(len(hard), _sharing(recipe, data)[0], settings.rank, data.shape, draws)
         return _paced(recipe, factors._asdict() | {"labels": labels})

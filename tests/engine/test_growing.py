@@ -272,3 +272,29 @@ def test_what_the_networks_became_is_in_the_checkpoint(tmp_path):
     tensors, _ = read_tensors(max((tmp_path / "run" / "checkpoints").iterdir()))
     assert len(tensors["queue.places"]) == 3
     assert any("momentum.exp_avg." in name for name in tensors)
+
+
+def test_frepo_learns_its_labels(tmp_path):
+    """From nine parts in ten for the own class; they are part of what is stored."""
+    made = {
+        labels: distill(recipe("frepo", synthetic={"labels": labels}), tmp_path / labels, reporter=QUIET) for labels in LABELS
+    }
+    soft, hard = made["classes"].distilled, made["hard"].distilled
+    assert soft.labels.shape == (len(hard), 10)
+    torch.testing.assert_close(soft.labels.sum(1), torch.ones(len(hard)))
+    moved = (soft.labels[torch.arange(len(hard)), hard.labels] - 0.9).abs()
+    assert float(moved.max()) > 1e-4
+    assert soft.storage.numbers["labels"] == len(hard) * 10
+    assert "labels" not in hard.storage.numbers
+
+
+LABELS = ("classes", "hard")
+
+
+@pytest.mark.parametrize(
+    ("method", "labels", "words"),
+    [("frepo", "experts", "has no experts to label images"), ("dc", "classes", "learns no labels")],
+)
+def test_labels_that_cannot_be_learned_are_refused(method, labels, words):
+    with pytest.raises(ConfigError, match=words):
+        methods.build(recipe(method, synthetic={"labels": labels}))
