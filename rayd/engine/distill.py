@@ -30,7 +30,8 @@ from rayd.engine import experts, initial, measure, relabel, spectra, squeeze
 from rayd.engine.evaluate import Classroom, judge, keep_report
 from rayd.engine.group import Group, Host, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
-from rayd.engine.observer import Facts, Memory
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Memory
 from rayd.engine.preflight import preflight
 from rayd.engine.progress import Reporter, Shown
 from rayd.engine.reading import read

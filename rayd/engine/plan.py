@@ -23,7 +23,8 @@ from rayd.data.streaming import READ_AHEAD
 from rayd.engine import evaluate, experts, initial, measure, squeeze
 from rayd.engine.group import LocalShared
 from rayd.engine.members import Member, members, teachers, team
-from rayd.engine.observer import Facts, Observers, Question
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers, Question
 from rayd.engine.preflight import preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.pursuit import Pursuer

@@ -19,7 +19,8 @@ from rayd.distilled import Distilled
 from rayd.engine import measure, squeeze
 from rayd.engine.group import LocalShared
 from rayd.engine.members import Member, members
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
 from rayd.engine.store import Store

@@ -31,7 +31,8 @@ from rayd.config.synthesis import Parameter
 from rayd.data import Normalization
 from rayd.engine.group import Group, LocalGroup, Shared
 from rayd.engine.members import Member, members, turn
-from rayd.engine.observer import Answer, Memory, Question, RealBatch
+from rayd.engine.observer import RealBatch
+from rayd.engine.observers import Answer, Memory, Question
 from rayd.engine.pursuit import Divergence, Pursuit, pursuits
 from rayd.engine.queue import Growth, Queue
 from rayd.errors import ArtifactError, RunError

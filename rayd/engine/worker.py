@@ -14,7 +14,8 @@ from rayd.config import Recipe
 from rayd.engine.experts import initial_seed
 from rayd.engine.group import LocalGroup, Shared
 from rayd.engine.members import Member
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.synthesize import Assignment, Logged, State, synthesize
 from rayd.errors import ConfigError
 from rayd.networks.class_order import order_fault

@@ -23,7 +23,8 @@ from rayd import methods, networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.group import open_group
-from rayd.engine.observer import Facts, Observer, Observers
+from rayd.engine.observer import Facts, Observer
+from rayd.engine.observers import Observers
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import Observation, Tapped
 from rayd.objectives import Context, CrossEntropy, Measured, SpectralMatching, Term

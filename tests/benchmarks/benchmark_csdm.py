@@ -22,7 +22,8 @@ from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.group import LocalShared
 from rayd.engine.members import members
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.objectives.spectral_distance import spectral_gaps
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction

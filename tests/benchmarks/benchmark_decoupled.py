@@ -24,7 +24,8 @@ from rayd.data import ImageData, ImageSet, load
 from rayd.data.augmentation import draw_transform
 from rayd.engine.group import Group, LocalShared, open_group
 from rayd.engine.members import members
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.synthesize import Assignment, Synthesizer
 from rayd.recipes import assemble
 from rayd.seeding import generator

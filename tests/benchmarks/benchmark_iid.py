@@ -22,7 +22,8 @@ from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine.group import open_group
 from rayd.engine.members import members
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.synthesize import Assignment, Synthesizer
 from rayd.networks import Tap, Tapped
 from rayd.recipes import assemble

@@ -17,7 +17,8 @@ from rayd.engine import measure
 from rayd.engine.distill import distill
 from rayd.engine.group import LocalShared, open_group
 from rayd.engine.members import Member, members
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.squeeze import squeeze
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer

@@ -15,7 +15,7 @@ import torch
 from rayd.artifacts import content_hash, read_tensors, write_tensors
 from rayd.config import Recipe, merge
 from rayd.data import load
-from rayd.engine import initial, observer, squeeze
+from rayd.engine import initial, observers, squeeze
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.members import members
@@ -358,7 +358,7 @@ class Witness:
         self.images: list[torch.Tensor] = []
         self.averages: list[torch.Tensor] = []
         self.views: list[int] = []
-        move, draw = Synthesizer._move, observer.draw_transform
+        move, draw = Synthesizer._move, observers.draw_transform
 
         def moved(synthesizer: Synthesizer, gradients: list[dict[str, torch.Tensor]]) -> None:
             if not self.images:
@@ -373,7 +373,7 @@ class Witness:
             return draw(settings, generator, *rest)
 
         patch.setattr(Synthesizer, "_move", moved)
-        patch.setattr(observer, "draw_transform", drawn)
+        patch.setattr(observers, "draw_transform", drawn)
 
 
 def test_a_step_follows_its_schedule_its_average_and_a_view_of_its_own(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_clipped_images_are_real_pixels(tmp_path):
 
 def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
     distill(tiny(), tmp_path / "first", reporter=QUIET)
-    from rayd.engine.observer import Observers
+    from rayd.engine.observers import Observers
     from rayd.engine.students import Students
 
     def refuse(*_: object) -> None:
@@ -83,7 +83,7 @@ def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
 
 
 def test_another_seed_gives_another_set_from_the_same_measurements(tmp_path, monkeypatch):
-    from rayd.engine.observer import Observers
+    from rayd.engine.observers import Observers
 
     distill(tiny(**NO_STUDENTS), tmp_path / "first", reporter=QUIET)
     monkeypatch.setattr(Observers, "measure", None)

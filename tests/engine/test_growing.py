@@ -14,7 +14,8 @@ from rayd.config import Recipe, ResourceSettings, merge
 from rayd.data import load
 from rayd.engine.distill import distill
 from rayd.engine.group import LocalGroup, LocalShared
-from rayd.engine.observer import Facts, Observers, Question
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers, Question
 from rayd.engine.plan import plan
 from rayd.engine.queue import Growth, Queue
 from rayd.engine.synthesize import RealBatches, Synthesizer

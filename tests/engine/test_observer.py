@@ -7,7 +7,8 @@ from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.group import LocalShared
 from rayd.engine.members import members, turn
-from rayd.engine.observer import Facts, Observers, Question
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers, Question
 from tests.conftest import tiny
 
 DSA = "color_crop_cutout_scale_rotate"

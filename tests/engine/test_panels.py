@@ -16,7 +16,8 @@ from rayd.engine import measure, queue, squeeze
 from rayd.engine.distill import distill
 from rayd.engine.group import LocalGroup, LocalShared
 from rayd.engine.members import members, turn
-from rayd.engine.observer import Facts, Observers, Question
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers, Question
 from rayd.engine.plan import plan
 from rayd.engine.queue import Growth, Queue
 from rayd.engine.store import Store

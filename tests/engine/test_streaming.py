@@ -178,7 +178,8 @@ from rayd import methods
 from rayd.data import load
 from rayd.engine import measure
 from rayd.engine.group import open_group
-from rayd.engine.observer import Facts, Observers
+from rayd.engine.observer import Facts
+from rayd.engine.observers import Observers
 from rayd.engine.store import Store
 from rayd.recipes import assemble
 

@@ -1,0 +1,319 @@
+"""The observers of a worker.
+
+`Observers` is what a worker hosts: it makes observers when they are asked for, by what they are (a fixed member, random or
+squeezed, or the fresh network of one step), keeps those that will be asked for again, and answers work items. It is a plain
+class; nothing here knows whether it runs in process or in an actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rayd import devices, networks, schedules, seeding, synthetic
+from rayd.config import Panel, Recipe
+from rayd.data.augmentation import Operation, augmentation, draw_transform
+from rayd.engine.group import Shared
+from rayd.engine.members import Member
+from rayd.engine.observer import Augment, Facts, Observer, States
+from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
+from rayd.engine.queue import Grown, Growth, Supply, grow, initial_seed
+from rayd.methods import build
+from rayd.objectives import Context, Measured, Need
+from rayd.statistics import Statistic
+from rayd.synthetic import SyntheticSet
+from rayd.synthetic.paced import Paced
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an observer is asked in a step."""
+
+    member: Member
+    """Who looks: which panel, and which architecture if the network is fresh."""
+    block: int
+    """Which block of the synthetic set."""
+    blocks: int
+    """Blocks in all."""
+    step: int
+    """The step, from 0."""
+    slot: int
+    """Which of the step's observers of the panel."""
+    template: Shared
+    """State of the block at the start (`SyntheticSet.state_dict`): what the replica is made of."""
+    parameters: Shared
+    """Its parameters now."""
+    average: Shared | None
+    """Their moving average, where a term looks at it."""
+    weights: Shared | None
+    """The observer's trained weights; None for a random one."""
+    accuracy: float
+    """How well it knows the real training images, a fraction."""
+    real: Shared | None
+    """The observer's measured statistics (`States`), or a `RealBatch` when the real side is sampled; None if not needed."""
+    memory: Shared
+    """What the terms kept at this observer's last answer: term, then name, then tensor."""
+
+
+Memory = dict[str, dict[str, Tensor]]
+"""What terms keep from call to call: term, then name, then tensor."""
+Answer = tuple[dict[str, Tensor], dict[str, Tensor], Memory]
+"""Values of the loss and its terms, gradients by parameter, and the memory."""
+
+
+class Observers:
+    """The observers of one worker, answering work items. Every answer depends on the item alone."""
+
+    def __init__(self, recipe: Recipe, facts: Facts, device: torch.device | None = None):
+        """Know the recipe and the facts of the data; make nothing yet. Without a device, compute where the resources say."""
+        self._recipe, self._facts = recipe, facts
+        self._method = build(recipe)
+        self._device = device or devices.choose(recipe.resources)
+        self._augmentations = {panel: augmentation(recipe.panel(panel).augmentation) for panel in self._method.panels}
+        self._growing: tuple[str, Observer] | None = None
+        self._pursuer: Pursuer | None = None
+        self._pool: dict[tuple[Member, str], Observer] = {}
+        self._real: dict[str, Measured] = {}
+        self._replicas: dict[str, SyntheticSet] = {}
+
+    def measure(
+        self, member: Member, weights: Shared | None, shard: Shared, first: Shared | None = None, lean: bool = False
+    ) -> States:
+        """Statistics of one shard of the real data, seen by one observer.
+
+        Args:
+            member: who looks.
+            weights: its trained weights.
+            shard: a `RealBatch`.
+            first: the `RealBatch` that needs look at first, the same for all shards.
+            lean: leave out what is the same for all shards.
+        """
+        images, labels = shard.get()
+        settings = self._recipe.panel(member.panel)
+        observer = self._member(member, weights, settings.precision)
+        glance = first.get() if first is not None else None
+        draws = partial(self._fixed_draws, member)
+        states = observer.measure(images, labels, settings.batch_size, self._fixed_augment(member), draws, glance)
+        for need in self._method.needs(member.panel) if lean else ():
+            for state in states[need.key]:
+                for name in need.statistic.constant:
+                    del state[name]
+        return states
+
+    def hear(
+        self, member: Member, weights: Shared | None, images: Tensor, labels: Tensor, need: Need
+    ) -> tuple[list[str], tuple[Statistic, ...]]:
+        """Names of the layers that a need listens to, and its statistics of network inputs (N, C, H, W), as they are."""
+        observer = self._member(member, weights, self._recipe.panel(member.panel).precision)
+        return observer.layers(need), observer.hear(images, labels, need, self._recipe.panel(member.panel).batch_size)
+
+    def answer(self, asked: Question | Growth | Pursuit) -> Answer | Grown | Pursued:
+        """Work of a step: the gradient that one observer or one student gives, or the training of a network of the queue."""
+        if isinstance(asked, Pursuit):
+            return self._pursued(asked)
+        if isinstance(asked, Growth):
+            return grow(asked, self._recipe, self._facts.shape, self._facts.classes, self._supply(asked), self._device)
+        return self.gradient(asked)
+
+    def _supply(self, growth: Growth) -> Supply:
+        """The images that a network of the queue is trained on."""
+        if growth.train is None:
+            if growth.template is None or growth.parameters is None:
+                raise RuntimeError("No images came to train on.")
+            made, classes = (one.detach() for one in self._follow(growth.template, "now", growth.parameters).batch())
+            return Supply(classes.cpu(), lambda rows: made[rows.to(made.device)])
+        images, labels = growth.train.get()
+        read = self._facts.normalization
+        return Supply(torch.tensor(labels), lambda rows: read(torch.tensor(images[rows.numpy()], device=self._device)))
+
+    def _pursued(self, asked: Pursuit) -> Pursued:
+        if self._pursuer is None:
+            following = self._method.following
+            assert following is not None
+            self._pursuer = Pursuer(self._recipe, following, self._facts.shape, self._facts.classes, self._device)
+        replica = self._follow(asked.template, "now", asked.parameters)
+        assert isinstance(replica, Paced)
+        return self._pursuer.answer(asked, replica)
+
+    def gradient(self, asked: Question) -> Answer:
+        """Values of the terms, and the objective's gradient by parameter of the synthetic set, for one observer of one step."""
+        replica = self._follow(asked.template, "now", asked.parameters)
+        images, labels = replica.batch()
+        view = self._view(asked, len(images))
+        observer, augment = self._asked(asked)
+        terms = self._method.terms_of(asked.member.panel)
+        sampled, size = self._sampled(asked), self._recipe.panel(asked.member.panel).batch_size
+        needed = sampled is not None and self._method.needs_batch(asked.member.panel)
+        batch = observer.batch(*sampled, size, augment) if sampled is not None and needed else None
+        before: Memory = asked.memory.get()
+        memory: Memory = {term.name: dict(before.get(term.name, {})) for term in terms}
+
+        def average_logits() -> Tensor:
+            if asked.average is None:
+                raise RuntimeError("No moving average came with the question.")
+            averaged = self._follow(asked.template, "average", asked.average).batch()[0]
+            with torch.no_grad():
+                return observer.see(view(averaged), labels, augment).logits
+
+        contexts = {
+            term.name: Context(
+                lambda purpose: seeding.generator(self._recipe.seed, purpose, asked.block, asked.step, asked.slot),
+                memory[term.name],
+                average_logits,
+                asked.accuracy,
+                asked.step / self._recipe.synthesis.steps,
+                asked.block,
+                asked.blocks,
+                torch.tensor(self._facts.class_counts),
+                observer.network,
+                batch,
+            )
+            for term in terms
+        }
+        real = self._real_side(asked, observer, augment, sampled)
+        loss, values = observer.compare(real, view(images), labels, contexts, augment)
+        names, tensors = zip(*replica.named_parameters(), strict=True)
+        # a step size that is learned beside the images is nothing to them
+        gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        return {"loss": loss.detach(), **values}, dict(zip(names, gradients, strict=True)), memory
+
+    def _asked(self, asked: Question) -> tuple[Observer, Augment]:
+        """The observer that a question is for, and the augmentation through which it looks."""
+        member, precision, queue = asked.member, self._recipe.synthesis.precision, self._recipe.observers.queue
+        drawn = partial(self._by_class, asked)
+        if member.panel == "guides" or self._recipe.real == "measured" or self._recipe.observers.trained:
+            measured = self._recipe.real == "measured" and self._method.needs(member.panel)
+            return self._member(member, asked.weights, precision), self._fixed_augment(member) if measured else drawn
+        if queue is not None:
+            return self._grown(member, asked.weights), drawn
+        seed = seeding.derive(self._recipe.seed, "fresh observer", asked.step, asked.slot)
+        network = networks.build(member.network, self._facts.shape, self._facts.classes, seed=seed)
+        if not networks.uses_batch_statistics(network):
+            network.eval()
+        return self._observer(network, precision, member.panel), drawn
+
+    def _sampled(self, asked: Question) -> tuple[Tensor, Tensor] | None:
+        """The real mini-batch of a question as network input, and its labels; None where there is none."""
+        if asked.real is None or self._recipe.real == "measured":
+            return None
+        pixels, labels = (torch.tensor(array, device=self._device) for array in asked.real.get())
+        return self._facts.normalization(pixels), labels
+
+    def _real_side(
+        self, asked: Question, observer: Observer, augment: Augment, sampled: tuple[Tensor, Tensor] | None
+    ) -> Measured:
+        """Statistics of the real images, as the observer sees them."""
+        if asked.real is None or not self._method.needs(asked.member.panel):
+            return {}
+        if sampled is None:
+            return self._measured(asked.real, asked.member.panel)
+        batch_size = self._recipe.panel(asked.member.panel).batch_size
+        return observer.sample(*sampled, batch_size, augment, partial(self._drawn, asked))
+
+    def _drawn(self, asked: Question, need: Need) -> torch.Generator:
+        return seeding.generator(self._recipe.seed, f"frequencies {need.key}", asked.step, asked.slot)
+
+    def _fixed_draws(self, member: Member, need: Need) -> torch.Generator:
+        """The draws that a measured observer keeps for good."""
+        seed = self._recipe.panel(member.panel).seed
+        return seeding.generator(seed, f"frequencies {need.key} {member.network.label}", member.copy)
+
+    def _view(self, asked: Question, count: int) -> Callable[[Tensor], Tensor]:
+        """The random view through which an observer sees the synthetic images of a step."""
+        settings, (_, height, width) = self._recipe.synthesis, self._facts.shape
+        draws = seeding.generator(self._recipe.seed, "synthetic view", asked.block, asked.step, asked.slot)
+        least = None
+        if settings.transform.crop is not None:
+            progress = asked.step / settings.steps
+            least = schedules.crop_floor(settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end)
+        view = draw_transform(settings.transform, draws, count, height, width, least)
+        return partial(view, normalization=self._facts.normalization)
+
+    def _member(self, member: Member, weights: Shared | None, precision: str) -> Observer:
+        if (member, precision) not in self._pool:
+            place = self._place(member) if weights is not None and self._recipe.panel(member.panel).interpolate else 0.0
+            network = self._network(member, weights, place)
+            self._pool[member, precision] = self._observer(network, precision, member.panel)
+        return self._pool[member, precision]
+
+    def _grown(self, member: Member, weights: Shared | None) -> Observer:
+        """A network of the queue; as it changes all the time, only the last one is kept."""
+        key = weights.key if weights is not None else member.label
+        if self._growing is None or self._growing[0] != key:
+            network = self._network(member, weights, seed=initial_seed(self._recipe, member))
+            self._growing = key, self._observer(network, self._recipe.synthesis.precision, member.panel)
+        return self._growing[1]
+
+    def _fixed_augment(self, member: Member) -> Augment:
+        """The draw of the augmentation that a measured observer keeps for good."""
+        _, height, width = self._facts.shape
+        draws = seeding.generator(self._recipe.panel(member.panel).seed, "pool augmentation", member.copy)
+        return partial(_apply, self._augmentations[member.panel].draw(draws, 1, height, width))
+
+    def _place(self, member: Member) -> float:
+        """Where a member stands between its trained weights, 0, and its initial ones, 1."""
+        seed = self._recipe.panel(member.panel).seed
+        draws = seeding.generator(seed, f"interpolation {member.network.label}", member.copy)
+        return float(torch.rand((), generator=draws))
+
+    def _network(self, member: Member, weights: Shared | None, initial: float = 0.0, seed: int | None = None) -> nn.Module:
+        """A member's network; `initial` is the share of its initial weights, drawn from `seed` or the member's own."""
+        first = member.seed(self._recipe) if seed is None else seed
+        network = networks.build(member.network, self._facts.shape, self._facts.classes, seed=first)
+        if weights is not None:
+            state, before = weights.get(), {name: value.clone() for name, value in network.state_dict().items()}
+            networks.restore(network, {name: state[name] for name in before})
+            if initial > 0:
+                with torch.no_grad():
+                    for name, parameter in network.named_parameters():
+                        parameter.lerp_(before[name], initial)
+        # without batch statistics it differs from training in dropout alone, which a fixed observer must not have
+        return network.eval()
+
+    def _observer(self, network: nn.Module, precision: str, panel: Panel) -> Observer:
+        return Observer(network, self._method, self._facts, self._device, precision, panel)
+
+    def _follow(self, template: Shared, which: str, parameters: Shared) -> SyntheticSet:
+        """The replica of a block, now or on average, with these parameters."""
+        key = f"{template.key} {which}"
+        if key not in self._replicas:
+            for old in [name for name in self._replicas if not name.startswith(template.key)]:
+                del self._replicas[old]
+            self._replicas[key] = synthetic.restore(self._recipe.synthetic, template.get()).to(self._device)
+        self._replicas[key].assign(parameters.get())
+        return self._replicas[key]
+
+    def _measured(self, real: Shared, panel: Panel) -> Measured:
+        if real.key not in self._real:
+            states: States = real.get()
+            self._real[real.key] = {
+                need: tuple(
+                    need.statistic.from_state(state).to(dtype=torch.float32).to(self._device) for state in states[need.key]
+                )
+                for need in self._method.needs(panel)
+            }
+        return self._real[real.key]
+
+    def _by_class(self, asked: Question, images: Tensor, labels: Tensor) -> Tensor:
+        """Each class draws one operation and its parameters, as in the released code of DM."""
+        augmentation = self._augmentations[asked.member.panel]
+        if not augmentation.operations:
+            return images
+        augmented, places = [], []
+        named = labels.argmax(1) if labels.is_floating_point() else labels
+        for label in torch.unique(named).tolist():
+            rows = (named == label).nonzero().squeeze(1)
+            draws = seeding.generator(self._recipe.seed, "siamese augmentation", asked.step, asked.slot, label)
+            augmented.append(augmentation(images[rows], draws, siamese=True))
+            places.append(rows)
+        return torch.cat(augmented)[torch.cat(places).argsort()]
+
+
+def _apply(operations: Sequence[Operation], images: Tensor, labels: Tensor) -> Tensor:
+    for operation in operations:
+        images = operation(images)
+    return images
