@@ -597,8 +597,8 @@ class _Queue:
         self._losses[item] += 1
         if self._losses[item] >= LOSSES:
             raise RunError(
-                f"A piece of work lost its worker {LOSSES} times in a row (most often memory runs out); make batches smaller or "
-                "give workers more memory, and --resume continues."
+                f"A piece of work lost its worker {LOSSES} times in a row (most often memory runs out); make batches "
+                "smaller or give workers more memory, and --resume continues."
             )
         self._back.append(item)
 

@@ -89,10 +89,12 @@ def test_workers_are_used_as_their_nodes_come_and_done_without_when_they_go(clus
 def seen(group: RayGroup, count: int) -> list[Presence]:
     """The roster, once so many have answered."""
     until = time.monotonic() + 30
-    while sum(one.there for one in (roster := group.roster())) < count:
+    while True:
+        roster = group.roster()
+        if sum(one.there for one in roster) >= count:
+            return roster
         assert time.monotonic() < until
         time.sleep(0.2)
-    return roster
 
 
 @pytest.mark.slow
@@ -122,5 +124,5 @@ def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
         results = group.map("where", [(item, 0.1) for item in range(100)])
         next(results)
         cluster.remove_node(only, allow_graceful=False)
-        with pytest.raises(RunError, match="No worker was there for .* minutes, as no node joined"):
+        with pytest.raises(RunError, match=r"No worker was there for .* minutes, as no node joined"):
             list(results)
