@@ -20,8 +20,10 @@ import uuid
 from collections import Counter as Counts
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
@@ -108,9 +110,7 @@ class _Worker:
     def presence(self, role: str) -> Presence:
         if self._fault is not None:
             raise self._fault
-        context, pid = ray.get_runtime_context(), os.getpid()
-        node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
-        return Presence(role, pid, node, f"worker-{context.get_worker_id()}-{context.get_job_id()}-{pid}")
+        return Presence(role, os.getpid(), f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", _log_name())
 
     def _method(self, name: str) -> Callable[..., Any]:
         if self._fault is not None:
@@ -285,13 +285,12 @@ class RayGroup(Group):
         """Where the workers and the hosted objects are, as far as is known without waiting."""
         if not self._workers or not ray.is_initialized():
             return []
-        return self._lookout.look([("worker", worker) for worker in self._workers] + [(h.role, h.actor) for h in self._hosts])
+        actors = [("worker", worker) for worker in self._workers] + [(host.role, host.actor) for host in self._hosts]
+        return self._lookout.look(actors, self._crew.heard)
 
     def logs(self) -> str | None:
         """The directory of Ray's log files on each of its machines."""
-        node = getattr(getattr(ray, "_private", None), "worker", None)
-        node = getattr(node, "_global_node", None)
-        return None if node is None else str(node.get_logs_dir_path())
+        return _log_directory()
 
     def tell(self, stage: str, rate: float) -> None:
         """Publish the rate of a stage among Ray's metrics."""
@@ -418,6 +417,8 @@ class _Crew:
         self.present: set[int] = set()
         self.away = dict.fromkeys(range(len(workers)), 0.0)
         """When to ask those who are away again."""
+        self.heard: dict[int, Presence] = {}
+        """What they said last."""
         self._signs: dict[Any, int] = {}
         self._gone: set[int] = set()
         self._alone = time.monotonic()
@@ -439,7 +440,7 @@ class _Crew:
         """
         worker = self._signs.pop(sign)
         try:
-            ray.get(sign, timeout=START_LIMIT)
+            self.heard[worker] = ray.get(sign, timeout=START_LIMIT)
         except RayActorError as error:
             self.away[worker] = time.monotonic() + ASK_AGAIN
             if isinstance(error, ActorDiedError):
@@ -482,9 +483,10 @@ class _Lookout:
         self._known: list[Presence] = []
         self._questions: dict[Any, int] = {}
 
-    def look(self, actors: list[tuple[str, Any]]) -> list[Presence]:
-        """What is known now of actors and what they are; later calls may add to them."""
-        self._known += [Presence(role, 0, "", "", there=False) for role, _ in actors[len(self._known) :]]
+    def look(self, actors: list[tuple[str, Any]], heard: dict[int, Presence]) -> list[Presence]:
+        """What is known now of actors and what they are; later calls may add to them. `heard`: what some said elsewhere."""
+        for index in range(len(self._known), len(actors)):
+            self._known.append(heard.get(index, Presence(actors[index][0], 0, "", "", there=False)))
         for index in set(range(len(actors))) - set(self._questions.values()):
             role, actor = actors[index]
             self._questions[actor.presence.remote(role)] = index
@@ -515,6 +517,20 @@ class _Handles(RayGroup):
     @cached_property
     def _workers(self) -> list[Any]:  # type: ignore[override]
         return [ray.get_actor(name) for name in self._names]
+
+
+def _log_directory() -> str | None:
+    """Where Ray logs on this node. Ray tells nobody, so that this is nothing to rely on."""
+    with suppress(AttributeError):
+        return str(ray._private.worker._global_node.get_logs_dir_path())
+    return None
+
+
+@cache
+def _log_name() -> str:
+    """What the logs of this worker are called; the middle of their name is the job that Ray started it for, which may be none."""
+    found = Path(_log_directory() or "").glob(f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err")
+    return next((path.stem for path in found), "")
 
 
 class RayHost:
