@@ -144,8 +144,13 @@ def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start a private one on this machine; nothing when connected already.
 
     Raises:
-        ResourceError: no cluster answers at the address.
+        ResourceError: no cluster answers at the address, or it is that of a Ray Client.
     """
+    if (address or "").startswith("ray://"):
+        raise ResourceError(
+            f"'{address}' is the address of a Ray Client, which cannot follow what workers report while they work; from outside "
+            "a cluster submit the run: ray job submit --address http://HEAD:8265 -- rayd distill ... --address auto"
+        )
     _knock(address)
     if ray.is_initialized():
         return
@@ -161,13 +166,13 @@ def connect(address: str | None) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
             f"Cannot join the Ray cluster at '{address or 'local'}': {reason} If it asks for a token, set RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the one of the cluster."
+            "RAY_AUTH_TOKEN_PATH to the one of the cluster; from a machine that is none of its nodes, use 'ray job submit'."
         ) from error
 
 
 def _knock(address: str | None) -> None:
     """Fail within seconds where nothing listens; Ray itself tries for minutes."""
-    found = re.fullmatch(r"(?:ray://)?\[?([^\[\]/]+?)\]?:(\d+)", address or "")
+    found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address or "")
     if found is None:
         return
     try:
@@ -528,7 +533,7 @@ def _log_directory() -> str | None:
 
 @cache
 def _log_name() -> str:
-    """What the logs of this worker are called; the middle of their name is the job that Ray started it for, which may be none."""
+    """What the logs of this worker are called; in the middle is the job that Ray started it for, which may be none."""
     found = Path(_log_directory() or "").glob(f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err")
     return next((path.stem for path in found), "")
 
