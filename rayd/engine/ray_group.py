@@ -148,8 +148,8 @@ def connect(address: str | None) -> None:
     """
     if (address or "").startswith("ray://"):
         raise ResourceError(
-            f"'{address}' is the address of a Ray Client, which cannot follow what workers report while they work; from outside "
-            "a cluster submit the run: ray job submit --address http://HEAD:8265 -- rayd distill ... --address auto"
+            f"'{address}' is the address of a Ray Client, which cannot follow what workers report while they work; from "
+            "outside a cluster submit the run: ray job submit --address http://HEAD:8265 -- rayd distill ... --address auto"
         )
     _knock(address)
     if ray.is_initialized():

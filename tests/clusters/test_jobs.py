@@ -89,7 +89,7 @@ def submit(head: Head, *arguments: str, **more: str) -> subprocess.CompletedProc
     runtime = json.dumps({"env_vars": {"RAYD_CACHE": os.environ["RAYD_CACHE"]}})
     command = [*RAY, "job", "submit", "--address", address, "--working-dir", str(CHECKOUT), "--runtime-env-json", runtime]
     command += ["--", sys.executable, "-m", "rayd", *arguments]
-    return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=500, check=False)
 
 
 @pytest.mark.slow
