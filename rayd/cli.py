@@ -214,6 +214,22 @@ def distill(
 
 
 @app.command()
+def status(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run is doing: stage, step, rate, time left, workers, restarts, disk; or how it ended."""
+    from rayd.engine.status import status as look
+
+    found = look(directory)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        out.print(found.text(), markup=False)
+
+
+@app.command()
 def evaluate(
     directory: DirectoryName,
     overrides: Overrides = None,

@@ -88,6 +88,15 @@ def test_evaluate_adds_to_the_report(capsys, finished):
     assert {(r["set"], r["network"]) for r in report["results"]} >= {("distilled", "mlp"), ("distilled", "convnet-d2-w8")}
 
 
+def test_status_tells_how_a_run_goes(capsys, finished):
+    code, text, _ = run(capsys, "status", str(finished))
+    assert code == 0
+    assert "finished" in text
+    assert "stage    evaluate" in text
+    _, document, _ = run(capsys, "status", str(finished), "--json")
+    assert json.loads(document)["state"] == "finished"
+
+
 def test_show_tells_and_draws(capsys, finished, tmp_path):
     code, text, _ = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.png"))
     assert code == 0
@@ -137,6 +146,7 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["distill", "digits", "terms.maen.weight=1"], "Unknown term 'maen'"),
         (["distill", "digits", "resources.device=tpu"], "'resources.device'"),
         (["show", "nowhere"], "must be a run directory or a distilled set"),
+        (["status", "nowhere"], "holds no run of rayd"),
         (["evaluate", "nowhere"], "must be a run directory or a distilled set"),
         (["export", "nowhere", "x", "--format", "npz"], "must be a run directory or a distilled set"),
         (["data", "fetch", "cifar11"], "cifar10"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from rayd.config.base import Settings
@@ -22,6 +24,12 @@ class ResourceSettings(Settings):
     """Of work in this process: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Ray workers use the GPUs that they reserve."""
     address: str | None = None
     """Ray cluster to join; absent: a private one on this machine."""
+    placement: Literal["pack", "spread"] = "pack"
+    """`spread` puts workers on as many nodes as it can, for work that is bound by memory or by reading files; `pack` leaves it
+    to Ray, which fills a node to half before it takes the next one."""
+    elastic: bool = False
+    """Begin as soon as one worker is there and use the others when nodes for them join; absent, all must fit from the start.
+    Workers whose node is lost are done without either way, and used again where Ray can start them again."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ResourceSettings:

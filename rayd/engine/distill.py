@@ -95,6 +95,7 @@ def distill(
     check_writable(Store(cache).root, "cache")
     with (
         RunDirectory(out).opened(recipe, resume, overwrite) as directory,
+        reporter.watched(directory.status),
         devices.thread_limit(devices.threads(recipe.resources)),
     ):
         return _Driver(recipe, method, data, directory, Store(cache), reporter).run()
@@ -129,7 +130,9 @@ class _Driver:
     @cached_property
     def _group(self) -> Group:
         """The workers, started when they are first needed."""
-        return self._workers.enter_context(open_group(self._recipe.resources, Worker, self._recipe, Facts.of(self._data)))
+        group = self._workers.enter_context(open_group(self._recipe.resources, Worker, self._recipe, Facts.of(self._data)))
+        self._workers.enter_context(self._reporter.workers(group))
+        return group
 
     def _finished(self) -> Distilled | None:
         if not (self._directory.distilled / "card.json").exists():

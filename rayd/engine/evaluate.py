@@ -143,6 +143,7 @@ def judge(
         reached = [0] * len(rest)
         with (
             open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data)) as group,
+            reporter.workers(group),
             reporter.stage("evaluate", sum(task.epochs for task in rest), "epochs") as shown,
         ):
 

@@ -61,6 +61,24 @@ class Streams(Protocol):
         """Call a generator method for every item; yield (index of the item, event) as events come."""
 
 
+@dataclass(frozen=True)
+class Presence:
+    """Where a replica is, or was when it was last heard of."""
+
+    role: str
+    """`worker`, or what a hosted object is."""
+    pid: int
+    """Its process, 0 before it is first heard of."""
+    node: str
+    """Name and address of its machine."""
+    log: str
+    """What its log files on that machine are called, without .out and .err."""
+    restarts: int = 0
+    """How often it was seen to have been started again."""
+    there: bool = True
+    """Whether it answered, or is at work, since it was last asked."""
+
+
 class Group(ABC):
     """Replicas of one object, and the work items given to them. A context manager: leaving it frees the workers."""
 
@@ -89,6 +107,18 @@ class Group(ABC):
     @abstractmethod
     def host(self, factory: Callable[..., Any], *arguments: Any) -> Host:
         """One more object, `factory(self, *arguments)`, beside the workers and able to call them."""
+
+    def roster(self) -> list[Presence]:
+        """Where the replicas are, as far as is known without waiting; empty in process."""
+        return []
+
+    def logs(self) -> str | None:
+        """The directory of the replicas' log files on each of their machines; None in process."""
+        return None
+
+    def tell(self, stage: str, rate: float) -> None:
+        """Publish the rate of a stage, work units a second, where anybody listens."""
+        return
 
     def close(self) -> None:
         """Free the workers."""

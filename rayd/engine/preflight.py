@@ -76,4 +76,5 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         from rayd.engine.ray_group import check_resources, connect
 
         connect(recipe.resources.address)
-        check_resources(recipe.resources)
+        if not recipe.resources.elastic:
+            check_resources(recipe.resources)

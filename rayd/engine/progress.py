@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rayd.engine.group import Group
 
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -26,7 +29,7 @@ class Meter:
     """What is counted."""
     done: float = 0.0
     """Work units finished, those of earlier runs included."""
-    note: str = ""
+    terms: Mapping[str, float] = field(default_factory=dict)
     """Loss terms, or whatever else tells how it goes."""
     _first: float | None = None
     _began: float = field(default_factory=time.monotonic)
@@ -36,7 +39,12 @@ class Meter:
         self._first = done if self._first is None else self._first
         self.done, self.total = done, self.total if total is None else total
         if terms is not None:
-            self.note = " ".join(f"{name} {value:.4g}" for name, value in terms.items())
+            self.terms = terms
+
+    @property
+    def note(self) -> str:
+        """The terms in words."""
+        return " ".join(f"{name} {value:.4g}" for name, value in self.terms.items())
 
     @property
     def rate(self) -> float:
@@ -48,8 +56,18 @@ class Meter:
         """The state in words."""
         words = f"{self.stage}: {self.done:g}/{self.total:g} {self.unit}"
         if self.rate > 0 and self.done < self.total:
-            words += f", {self.rate:.3g}/s, {_clock((self.total - self.done) / self.rate)} left"
+            words += f", {self.rate:.3g}/s, {clock((self.total - self.done) / self.rate)} left"
         return f"{words}, {self.note}" if self.note else words
+
+
+class Watcher(Protocol):
+    """Whoever else wants to know how a run goes."""
+
+    def stage(self, meter: Meter) -> None:
+        """A stage begins, and will tell by its meter how far it is."""
+
+    def group(self, group: Group) -> AbstractContextManager[None]:
+        """A group works while the block runs."""
 
 
 class Reporter:
@@ -58,15 +76,35 @@ class Reporter:
     def __init__(self, quiet: bool = False, console: Console | None = None):
         """Report to a console, standard error unless given."""
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
+        self._watchers: list[Watcher] = []
 
     def say(self, sentence: str) -> None:
         """A line of its own."""
         self.console.print(sentence, markup=False, soft_wrap=True)
 
     @contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Let somebody else see every stage and every group of workers while the block runs."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
+
+    @contextmanager
+    def workers(self, group: Group) -> Iterator[None]:
+        """Let those who watch see a group while the block runs."""
+        with ExitStack() as stack:
+            for watcher in self._watchers:
+                stack.enter_context(watcher.group(group))
+            yield
+
+    @contextmanager
     def stage(self, name: str, total: float, unit: str) -> Iterator[Shown]:
         """Show the progress of one stage while the block runs."""
         meter = Meter(name, total, unit)
+        for watcher in self._watchers:
+            watcher.stage(meter)
         if not self.console.is_terminal:
             shown: Shown = _Lines(meter, self)
             yield shown
@@ -136,7 +174,8 @@ class _Lines(Shown):
             self._said = line
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

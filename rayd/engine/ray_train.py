@@ -182,6 +182,7 @@ class _Launcher:
                     use_gpu=resources.gpus_per_worker > 0,
                     # Ray cannot place what reserves nothing
                     resources_per_worker={kind: amount for kind, amount in each.items() if amount > 0} or {"CPU": 0.001},
+                    placement_strategy=resources.placement.upper(),
                 ),
                 run_config=RunConfig(
                     name="run",

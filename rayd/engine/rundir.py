@@ -1,6 +1,6 @@
 """The directory of a run: what it holds, and who may write to it.
 
-config.yaml  metrics.jsonl  tensorboard/  checkpoints/  distilled/  evaluation.json
+config.yaml  metrics.jsonl  status.json  tensorboard/  checkpoints/  distilled/  evaluation.json
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +17,21 @@ from typing import IO, Any
 from rayd.artifacts import write_bytes
 from rayd.config import Recipe, prune, read_yaml, validate
 from rayd.engine.runlog import RunLog
+from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
 LOCK = ".lock"
+A_MOMENT = 0.1
+"""Seconds."""
 
 
 class RunDirectory:
     """A run's directory, locked for as long as the run has it open."""
 
     log: RunLog
+    status: StatusFile
 
     def __init__(self, path: Path):
         """Name the directory; nothing is touched."""
@@ -37,6 +42,7 @@ class RunDirectory:
         self.evaluation = path / "evaluation.json"
         self._metrics = path / "metrics.jsonl"
         self._tensorboard = path / "tensorboard"
+        self._status = path / NAME
 
     @contextmanager
     def opened(self, recipe: Recipe, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
@@ -60,8 +66,14 @@ class RunDirectory:
                 self.log = RunLog(self._metrics, self._tensorboard)
             except OSError as error:
                 raise OutputError(f"Cannot write into '{self.path}': {error.strerror}.") from error
+            self.status = StatusFile(self._status)
             try:
                 yield self
+            except BaseException as error:
+                self.status.close(error)
+                raise
+            else:
+                self.status.close()
             finally:
                 self.log.close()
 
@@ -81,7 +93,7 @@ class RunDirectory:
             raise OutputError(f"'{self.path}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             shutil.rmtree(directory, ignore_errors=True)
-        for file in (self._metrics, self.evaluation, self.config):
+        for file in (self._metrics, self._status, self.evaluation, self.config):
             file.unlink(missing_ok=True)
 
 
@@ -97,7 +109,7 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = (directory / LOCK).open("a")
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _claim(lock, wait)
         except BlockingIOError as error:
             raise OutputError(f"'{directory}' is in use by another run; choose another --out or wait.") from error
         except OSError as error:
@@ -106,6 +118,18 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
     finally:
         if lock is not None:
             lock.close()
+
+
+def _claim(lock: IO[str], wait: bool) -> None:
+    """Take the lock; `rayd status` holds it for an instant when it asks whether somebody does."""
+    if not wait:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(A_MOMENT)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def check_writable(path: Path, purpose: str) -> None:

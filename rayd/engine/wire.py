@@ -46,3 +46,14 @@ def unpack(value: Any) -> Any:
     if type(value) in (tuple, list):
         return type(value)(unpack(part) for part in value)
     return value
+
+
+def size(value: Any) -> int:
+    """Bytes of the arrays in a packed value."""
+    if isinstance(value, Packed):
+        return int(value.array.nbytes)
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if type(value) is dict:
+        return sum(map(size, value.values()))
+    return sum(map(size, value)) if type(value) in (tuple, list) else 0

@@ -1,8 +1,7 @@
-"""What is broken between two runs: other data, damaged files, a full disk, a stranger's directory."""
+"""What is broken between two runs: other data, damaged files, a stranger's directory. Full disks are in test_faults.py."""
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Reporter
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
-from rayd.errors import ConfigError, OutputError, RunError
+from rayd.errors import ConfigError, OutputError
 from tests.conftest import tiny
 
 QUIET = Reporter(quiet=True)
@@ -121,26 +120,3 @@ def test_a_path_under_a_file_is_not_writable(tmp_path):
     with pytest.raises(OutputError, match=r"The cache '.*file/cache' cannot be written"):
         distill(tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", reporter=QUIET)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 100 kB, where the machine allows one to be made."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(place)], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting needs root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
-def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(small_disk):
-    recipe = tiny(synthesis={"steps": 3000, "log_every": 1, "checkpoint_every": 1000}, **STUDENT)
-    with pytest.raises(RunError, match="No space left on device"):
-        distill(recipe, small_disk / "run", reporter=QUIET)
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
-    distill(recipe, small_disk / "run", resume=True, reporter=QUIET)
-    assert (small_disk / "run" / "distilled" / "card.json").exists()

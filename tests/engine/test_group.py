@@ -148,6 +148,11 @@ def test_an_address_where_nothing_answers_is_refused_in_seconds():
     assert time.monotonic() - began < 30
 
 
+def test_a_ray_client_is_refused_with_what_to_do_instead():
+    with pytest.raises(ResourceError, match=r"from outside a cluster submit the run: ray job submit"):
+        open_group(ResourceSettings(workers=1, address="ray://127.0.0.1:10001"), Worker, 1)
+
+
 def test_in_process_threads_are_those_of_a_worker():
     group = LocalGroup(ResourceSettings(threads=1), Threads)
     torch.set_num_threads(2)

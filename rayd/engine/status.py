@@ -1,0 +1,276 @@
+"""What a run is doing, for whoever looks at its directory: `status.json`, and what `rayd status` makes of it.
+
+A thread of the driver writes the file every `INTERVAL` seconds, so that its age tells whether the driver lives, on whichever
+machine that is; stages only leave their meter with it, which costs their steps nothing. Reading needs neither Ray nor the run's
+data.
+
+    {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps", "rate": 31.2,
+     "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"}, "written": 1760000000.0, "interval": 2.0,
+     "logs": "/tmp/ray/session_.../logs", "restarts": 0, "workers": [
+         {"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)", "log": "worker-...-4812", "restarts": 0, "there": true}]}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rayd.artifacts import read_json, write_json
+from rayd.engine.group import Group, Presence
+from rayd.engine.progress import Meter, clock
+from rayd.errors import ArtifactError, OutputError, RaydError
+
+NAME = "status.json"
+INTERVAL = 2.0
+"""Seconds between two writes."""
+PATIENCE = 10.0
+"""Seconds that a run waits at its end for a write that hangs."""
+STALE = 15
+"""Intervals without a write after which a driver is taken for dead where its lock cannot be asked."""
+
+
+class StatusFile:
+    """Writes what a run is doing, from a thread of its own, until it is closed."""
+
+    def __init__(self, path: Path):
+        """Begin to write the file at `path`."""
+        self._path = path
+        self._driver = {"pid": os.getpid(), "node": socket.gethostname()}
+        self._meter: Meter | None = None
+        self._groups: list[Group] = []
+        self._last: list[Presence] = []
+        self._logs: str | None = None
+        self._restarts = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rayd-status", daemon=True)
+        self._thread.start()
+
+    def stage(self, meter: Meter) -> None:
+        """A stage begins, and will tell by its meter how far it is."""
+        self._meter = meter
+
+    @contextmanager
+    def group(self, group: Group) -> Iterator[None]:
+        """Tell of a group's workers while the block runs."""
+        self._groups.append(group)
+        try:
+            yield
+        finally:
+            self._groups.remove(group)
+            self._restarts += sum(one.restarts for one in self._last)
+            self._last = [replace(one, restarts=0) for one in self._last]
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Write it a last time: finished, or how it failed."""
+        self._over.set()
+        self._thread.join(PATIENCE)
+        if error is None:
+            self._write("finished")
+        else:
+            said = str(error) if isinstance(error, RaydError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._write("failed", {"error": said})
+
+    def _run(self) -> None:
+        while True:
+            self._write("running")
+            if self._over.wait(INTERVAL):
+                return
+
+    def _write(self, state: str, more: dict[str, Any] | None = None) -> None:
+        # a look at a run must not end it: whatever goes wrong here is tried again soon
+        with suppress(Exception):
+            write_json(self._path, {"state": state, **self._work(), **(more or {}), **self._people()})
+
+    def _work(self) -> dict[str, Any]:
+        meter = self._meter
+        if meter is None:
+            return {"stage": None}
+        return {
+            "stage": meter.stage,
+            "done": meter.done,
+            "total": meter.total,
+            "unit": meter.unit,
+            "rate": round(meter.rate, 4),
+            "terms": {name: value if math.isfinite(value) else None for name, value in meter.terms.items()},
+        }
+
+    def _people(self) -> dict[str, Any]:
+        for group in self._groups:
+            if found := group.roster():
+                self._last, self._logs = found, group.logs()
+            if self._meter is not None:
+                group.tell(self._meter.stage, self._meter.rate)
+        return {
+            "driver": self._driver,
+            "written": time.time(),
+            "interval": INTERVAL,
+            "logs": self._logs,
+            "restarts": self._restarts + sum(one.restarts for one in self._last),
+            "workers": [asdict(one) for one in self._last],
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run directory tells of its run."""
+
+    directory: str
+    """Which."""
+    state: str
+    """`running`, `finished`, `failed` (and told why), or `dead`: the driver is gone and said nothing."""
+    driver: dict[str, Any]
+    """Process and machine of the driver, and whether it holds the directory's lock: null where that cannot be known."""
+    stage: str | None = None
+    """The last stage that began."""
+    done: float = 0.0
+    """Work units finished."""
+    total: float = 0.0
+    """Work units in all."""
+    unit: str = ""
+    """What they are."""
+    rate: float = 0.0
+    """Work units a second."""
+    seconds_left: float | None = None
+    """Of the stage, at its rate."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """What was logged last."""
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    """Where workers are, what their logs are called, and how often they were started again."""
+    restarts: int = 0
+    """Of all workers together."""
+    logs: str | None = None
+    """The directory of Ray's logs on each machine."""
+    disk_bytes: int = 0
+    """What the directory holds."""
+    age: float | None = None
+    """Seconds since the driver was last heard of."""
+    error: str | None = None
+    """How the run failed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON-able mapping."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people."""
+        who = f"pid {self.driver['pid']} on {self.driver['node']}" if self.driver.get("pid") else "unknown"
+        heard = "" if self.age is None or self.state in ("finished", "failed") else f", heard of {clock(self.age)} ago"
+        lines = [f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}", f"driver   {who}{heard}"]
+        if self.stage is not None:
+            lines.append(f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}")
+        if self.terms:
+            lines.append(
+                "terms    " + " ".join(f"{name} {value:.4g}" for name, value in self.terms.items() if value is not None)
+            )
+        lines.append(f"disk     {self.disk_bytes:,} bytes")
+        if self.state == "running" and self.workers:
+            there = sum(one["there"] for one in self.workers)
+            lines.append(f"workers  {there} of {len(self.workers)} there, {self.restarts} restarts, logs in {self.logs}")
+        elif self.workers:
+            lines.append(f"workers  {len(self.workers)} at last, {self.restarts} restarts, logs in {self.logs}")
+        lines += [f"         {_line(one)}" for one in self.workers]
+        if self.state in ("dead", "failed"):
+            lines.append("rayd distill with --resume continues it.")
+        return "\n".join(lines)
+
+    def _left(self) -> str:
+        return f", {clock(self.seconds_left)} left" if self.seconds_left else ""
+
+
+def status(directory: Path) -> Status:
+    """What a run is doing, or did last.
+
+    Raises:
+        OutputError: the directory holds no run.
+    """
+    directory = directory.expanduser().resolve()
+    held = lock_held(directory)
+    try:
+        told = read_json(directory / NAME)
+    except ArtifactError as error:
+        if not (directory / "config.yaml").is_file():
+            raise OutputError(f"'{directory}' holds no run of rayd; name the --out of one.") from error
+        told = {}
+    age = max(0.0, time.time() - told["written"]) if "written" in told else None
+    driver = {"pid": None, "node": None, **told.get("driver", {}), "holds_lock": held}
+    left, rate = told.get("total", 0.0) - told.get("done", 0.0), told.get("rate", 0.0)
+    return Status(
+        directory=str(directory),
+        state=_state(directory, told, held, age),
+        driver=driver,
+        stage=told.get("stage"),
+        done=told.get("done", 0.0),
+        total=told.get("total", 0.0),
+        unit=told.get("unit", ""),
+        rate=rate,
+        seconds_left=left / rate if rate > 0 and left > 0 else None,
+        terms=told.get("terms") or _last_terms(directory),
+        workers=list(told.get("workers", [])),
+        restarts=int(told.get("restarts", 0)),
+        logs=told.get("logs"),
+        disk_bytes=_bytes(directory),
+        age=None if age is None else round(age, 1),
+        error=told.get("error"),
+    )
+
+
+def _state(directory: Path, told: dict[str, Any], held: bool | None, age: float | None) -> str:
+    """What the driver said, unless it said that it runs and does not."""
+    said = told.get("state", "finished" if (directory / "evaluation.json").is_file() else "running")
+    if said != "running":
+        return str(said)
+    young = age is not None and age <= STALE * float(told.get("interval", INTERVAL))
+    # a lock that nobody holds may be one that this machine cannot see
+    unseen = held is None or told.get("driver", {}).get("node") != socket.gethostname()
+    return "running" if held or (young and unseen) else "dead"
+
+
+def lock_held(directory: Path) -> bool | None:
+    """Whether a process holds the lock of a directory; None if it cannot be asked."""
+    from rayd.engine.rundir import LOCK
+
+    try:
+        with (directory / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
+
+
+def _last_terms(directory: Path) -> dict[str, float]:
+    """The terms of the last logged step, where the driver told none."""
+    metrics = directory / "metrics.jsonl"
+    for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []):
+        with suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            if "step" in entry:
+                return {name: value for name, value in entry.items() if name not in ("stage", "step", "seconds")}
+    return {}
+
+
+def _bytes(directory: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
+
+
+def _line(one: dict[str, Any]) -> str:
+    where = f"pid {one['pid']} on {one['node']}, {one['log'] or 'worker-*'}.out|err" if one["pid"] else "not started yet"
+    return f"{one['role']:<12} {where}{'' if one['there'] or not one['pid'] else ', away'}"

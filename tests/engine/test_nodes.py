@@ -1,0 +1,128 @@
+"""Clusters whose nodes come and go, several on this machine."""
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from rayd.config import ResourceSettings
+from rayd.engine import ray_group
+from rayd.engine.group import Group, Presence
+from rayd.engine.ray_group import RayGroup
+from rayd.errors import ResourceError, RunError
+
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 300,
+    "health_check_failure_threshold": 3,
+}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that holds no worker."""
+    ray.shutdown()
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
+    ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+class Worker:
+    """Tells where it is."""
+
+    def where(self, item: int, seconds: float) -> tuple[int, str]:
+        time.sleep(seconds)
+        return item, ray.get_runtime_context().get_node_id()
+
+    def count(self, upto: int, seconds: float) -> Iterator[int]:
+        for number in range(upto):
+            time.sleep(seconds)
+            yield number
+
+
+class Caller:
+    """What is hosted beside the workers."""
+
+    def __init__(self, group: Group):
+        self.group = group
+
+    def where(self, count: int, seconds: float) -> list[tuple[int, str]]:
+        return list(self.group.map("where", [(item, seconds) for item in range(count)]))
+
+
+def resources(**settings: Any) -> ResourceSettings:
+    return ResourceSettings(threads=1, **settings)
+
+
+@pytest.mark.slow
+def test_workers_are_used_as_their_nodes_come_and_done_without_when_they_go(cluster):
+    first = cluster.add_node(num_cpus=1)
+    with RayGroup(resources(workers=2, elastic=True), Worker) as group:
+        host = group.host(Caller)
+        results, places = group.map("where", [(item, 0.3) for item in range(60)]), []
+        places.append(next(results))
+        second = cluster.add_node(num_cpus=1)  # joins in the middle
+        while len({node for _, node in places}) < 2:
+            places.append(next(results))
+        cluster.remove_node(first, allow_graceful=False)  # leaves, and none can take its worker
+        places += results
+        assert [item for item, _ in places] == list(range(60))
+        assert places[-1][1] == second.node_id
+        # a hosted object, here as a synthesizer does, goes on with who is left, and uses who comes back
+        assert {node for _, node in host.call("where", 2, 0.1)} == {second.node_id}
+        third = cluster.add_node(num_cpus=1)
+        until = time.monotonic() + 60
+        while {node for _, node in host.call("where", 8, 0.2)} != {second.node_id, third.node_id}:
+            assert time.monotonic() < until
+        roster = seen(group, 3)
+    assert [one.role for one in roster] == ["worker", "worker", "caller"]
+    assert all(one.there and one.pid and one.log.startswith("worker-") for one in roster)
+
+
+def seen(group: RayGroup, count: int) -> list[Presence]:
+    """The roster, once so many have answered."""
+    until = time.monotonic() + 30
+    while True:
+        roster = group.roster()
+        if sum(one.there for one in roster) >= count:
+            return roster
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))}
+    with RayGroup(resources(workers=2, placement="spread"), Worker) as group:
+        placed = {node for _, node in group.map("where", [(item, 0.3) for item in range(4)])}
+        assert placed == set(nodes)
+        events = []
+        for event in group.stream("count", [(8, 0.3), (8, 0.3)]):
+            events.append(event)
+            if len(events) == 4:
+                cluster.remove_node(nodes.popitem()[1], allow_graceful=False)
+    for item in (0, 1):
+        assert [number for index, number in events if index == item] == list(range(8))
+
+
+@pytest.mark.slow
+def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
+    monkeypatch.setattr(ray_group, "ABSENCE_LIMIT", 5.0)
+    with pytest.raises(ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"):
+        RayGroup(resources(workers=1), Worker)
+    with pytest.raises(ResourceError, match="1 worker did not start within 5 s"):
+        RayGroup(resources(workers=1, elastic=True), Worker)
+    only = cluster.add_node(num_cpus=1)
+    with RayGroup(resources(workers=1), Worker) as group:
+        results = group.map("where", [(item, 0.1) for item in range(100)])
+        next(results)
+        cluster.remove_node(only, allow_graceful=False)
+        with pytest.raises(RunError, match=r"No worker was there for .* minutes, as no node joined"):
+            list(results)

@@ -1,0 +1,164 @@
+"""What can be known of a run from its directory alone."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rayd.engine import status as statuses
+from rayd.engine.distill import distill
+from rayd.engine.group import LocalGroup, Presence
+from rayd.engine.progress import Meter, Reporter
+from rayd.engine.rundir import locked
+from rayd.engine.status import Status, StatusFile, status
+from rayd.engine.synthesize import Synthesizer
+from rayd.errors import OutputError, RunError
+from tests.conftest import tiny
+
+QUIET = Reporter(quiet=True)
+NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
+
+
+def test_a_finished_run(tmp_path):
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    found = status(tmp_path / "run")
+    assert (found.state, found.stage, found.done, found.total, found.seconds_left) == ("finished", "evaluate", 1, 1, None)
+    assert found.driver == {"pid": os.getpid(), "node": found.driver["node"], "holds_lock": False}
+    assert found.disk_bytes > (tmp_path / "run" / "distilled" / "data.safetensors").stat().st_size
+    assert found.workers == []
+    assert "finished" in found.text().splitlines()[0]
+    assert "--resume" not in found.text()
+
+
+def test_a_run_that_failed_says_how(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RunError("The loss is not finite.")
+
+    monkeypatch.setattr(Synthesizer, "_one_step", fail)
+    with pytest.raises(RunError):
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    found = status(tmp_path / "run")
+    assert (found.state, found.stage, found.error) == ("failed", "synthesize", "The loss is not finite.")
+    assert "--resume" in found.text()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+class Crowd(LocalGroup):
+    """A group with a worker that was started again."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float]] = []
+
+    def roster(self) -> list[Presence]:
+        return [Presence("worker", 7, "here", "worker-7", restarts=2), Presence("worker", 0, "", "", there=False)]
+
+    def logs(self) -> str:
+        return "/logs"
+
+    def tell(self, stage: str, rate: float) -> None:
+        self.told.append((stage, rate))
+
+
+def test_a_run_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(statuses, "INTERVAL", 0.05)
+    with locked(tmp_path):
+        file, crowd = StatusFile(tmp_path / "status.json"), Crowd()
+        meter = Meter("measure", 10, "shards", _began=time.monotonic() - 4)
+        meter.update(0)
+        meter.update(2, terms={"loss": 0.5, "nan": math.nan})
+        file.stage(meter)
+        with file.group(crowd):
+            until(lambda: len(crowd.told) > 1)
+            found = status(tmp_path)
+            assert (found.state, found.driver["holds_lock"], found.stage) == ("running", True, "measure")
+            assert found.rate == pytest.approx(0.5, rel=0.2)
+            assert found.seconds_left == pytest.approx(16, rel=0.2)
+            assert found.terms == {"loss": 0.5, "nan": None}
+            assert found.restarts == 2
+            assert "1 of 2 there, 2 restarts, logs in /logs" in found.text()
+            assert "pid 7 on here, worker-7.out|err" in found.text()
+            assert "not started yet" in found.text()
+        assert crowd.told[0][0] == "measure"
+        file.close()
+    assert status(tmp_path).restarts == 2
+
+
+def test_a_driver_that_said_nothing_more_is_dead_unless_it_may_be_elsewhere(tmp_path):
+    told = {"state": "running", "driver": {"pid": 1, "node": "another"}, "written": time.time(), "interval": 2.0}
+    place = tmp_path / "status.json"
+    for change, expected in [
+        ({}, "running"),
+        ({"written": time.time() - 60}, "dead"),
+        ({"driver": {"pid": 1, "node": os.uname().nodename}}, "dead"),
+    ]:
+        place.write_text(json.dumps(told | change))
+        assert status(tmp_path).state == expected
+    with locked(tmp_path):
+        assert status(tmp_path).state == "running"
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(OutputError, match="holds no run of rayd; name the --out of one"):
+        status(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"state": "running"}'])
+def test_a_damaged_file_is_survived(tmp_path, content):
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5}\n{"stage"')
+    (tmp_path / "status.json").write_text(content)
+    assert status(tmp_path).terms == {"loss": 0.5}
+    assert status(tmp_path).state == "dead"
+
+
+def test_a_look_does_not_keep_a_run_from_its_directory(tmp_path):
+    stop = time.monotonic() + 1
+    while time.monotonic() < stop:
+        statuses.lock_held(tmp_path)
+        with locked(tmp_path, wait=False):
+            pass
+
+
+@pytest.mark.slow
+def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
+    """A whole run on Ray, watched by its directory; a worker is killed, then the driver."""
+    run = tmp_path / "run"
+    options = ["synthesis.steps=100000", "observers.pool=4", "observers.per_step=2", "resources.threads=1", "--quiet"]
+    command = [sys.executable, "-m", "rayd", "distill", "digits", *options, "--out", str(run), "--workers", "2"]
+    running = subprocess.Popen(command, env=os.environ | {"RAYD_CACHE": str(tmp_path / "cache")})
+    try:
+        until(lambda: (run / "config.yaml").exists())
+
+        def look(condition: Callable[[Status], bool]) -> Status:
+            until(lambda: condition(status(run)), 120)
+            return status(run)
+
+        found = look(lambda now: now.stage == "synthesize" and now.done > 0 and len(now.workers) == 3)
+        found = look(lambda now: all(one["there"] for one in now.workers))
+        assert (found.state, found.driver["pid"], found.driver["holds_lock"]) == ("running", running.pid, True)
+        assert [one["role"] for one in found.workers] == ["worker", "worker", "synthesizer"]
+        assert all((Path(str(found.logs)) / f"{one['log']}.err").exists() for one in found.workers)
+        os.kill(found.workers[0]["pid"], signal.SIGKILL)
+        again = look(lambda now: now.restarts == 1 and all(one["there"] for one in now.workers))
+        assert again.workers[0]["pid"] != found.workers[0]["pid"]
+        assert again.workers[1]["pid"] == found.workers[1]["pid"]
+    finally:
+        running.kill()
+        running.wait()
+    found = status(run)
+    assert (found.state, found.driver["holds_lock"]) == ("dead", False)
+    assert "--resume continues it" in found.text()
