@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self, cast
 
@@ -232,16 +232,18 @@ class RayGroup(Group):
                 idle.add(worker)
             yield finished.pop(index)
 
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events as they come."""
-        waiting, idle = deque(range(len(items))), set(range(len(self._workers)))
+        waiting, idle = enumerate(items), set(range(len(self._workers)))
         running: dict[Any, tuple[int, int]] = {}
-        while waiting or running:
-            while waiting and idle:
-                worker, item = min(idle), waiting.popleft()
-                events = self._workers[worker].stream.options(num_returns="streaming").remote(method, items[item])
+        while True:
+            while idle and (following := next(waiting, None)) is not None:
+                worker, (item, arguments) = min(idle), following
+                events = self._workers[worker].stream.options(num_returns="streaming").remote(method, arguments)
                 running[events] = (item, worker)
                 idle.discard(worker)
+            if not running:
+                return
             (events,) = _wait(list(running))
             item, worker = running[events]
             try:
