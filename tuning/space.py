@@ -14,8 +14,9 @@ the recipe and at settings that stand above, `recipe` (which base) and `method` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib import resources
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -47,6 +48,9 @@ PERTURBABLE = (
     "synthesis.clip_gradient", "terms", "objective", "evaluation",
 )  # fmt: skip
 """Settings that a checkpoint of a synthesis does not depend on: population-based training may change them on the way."""
+
+COMPLETIONS = 200
+"""How many points are tried to find one in which a value fits."""
 
 Point = dict[str, Any]
 """Settings of a trial by dotted key, in the order of the space; those whose condition does not hold are missing."""
@@ -405,12 +409,38 @@ class Ground:
                     self._check_order(key, other)
         made = []
         for key, point in self.probes():
-            recipe = self.recipe(point)
+            recipe = self._tried(point)
             _check_used(key, recipe, space.name)
             if space.scheduler.name == "pbt":
                 self._check_perturbable(key, recipe)
             made.append((str(point.get(RECIPE, space.base[0])), recipe))
         return made
+
+    def _tried(self, point: Point) -> Recipe:
+        """The recipe with a value, and where it needs them with values of the settings that depend on it.
+
+        Raises:
+            ConfigError: there are no such values; says what is wrong with this one alone.
+        """
+        try:
+            return self.recipe(point)
+        except ConfigError as error:
+            for more in islice(self._completions(point), COMPLETIONS):
+                with suppress(ConfigError):
+                    return self.recipe(more)
+            raise error
+
+    def _completions(self, point: Point) -> Iterator[Point]:
+        for key in self.space.search:
+            domain = self.domain(key, point) if key not in point else None
+            if domain is not None and domain.when:
+                for value in domain.probes:
+                    more = {
+                        other: {**point, key: value}[other] for other in self.space.domains if other in point or other == key
+                    }
+                    yield more
+                    yield from self._completions(more)
+                return
 
     def _check_order(self, key: str, other: str) -> None:
         places = list(self.space.domains)

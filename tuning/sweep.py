@@ -258,7 +258,8 @@ def _search(
     ground, space = plan.ground, plan.ground.space
     os.environ.update(CHOSEN)
     connect(address)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    for name in ("ray.tune", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for recipe in ground.own.values():
         if plan.workers > 0:
             check_resources(recipe.resources.model_copy(update={"workers": plan.workers}))
