@@ -4,7 +4,7 @@ grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy
 """
 
+from tuning.driver import Summary, summary, sweep
 from tuning.space import Domain, Space, load, names
-from tuning.sweep import Summary, summary, sweep
 
 __all__ = ["Domain", "Space", "Summary", "load", "names", "summary", "sweep"]

@@ -21,6 +21,8 @@ SETTINGS = "settings"
 """Where a trial's configuration holds its point."""
 DRAWS = 1000
 """How often a point is drawn that no recipe can have before a space is given up."""
+AGAIN = 20
+"""How many draws there are for each that is wanted, where they come to the same points."""
 METRIC, MILESTONE = "validation_accuracy", "milestone"
 
 
@@ -47,13 +49,13 @@ def points(ground: Ground, samples: int) -> list[Point]:
     found: list[Point] = []
     if not grids:
         found = [ground.own_point(name) for name in space.base][:samples]
-    for number in range(len(found), samples):
-        for values in product(*(_all_values(space, key) for key in grids)):
+    combinations = list(product(*(_all_values(space, key) for key in grids)))
+    wanted = samples * len(combinations) if len(grids) < len(space.domains) else len(combinations)
+    for number in range(len(found), AGAIN * samples):
+        for values in combinations if len(found) < wanted else ():
             point = _drawn(ground, number, dict(zip(grids, values, strict=True)))
             if point not in found:
                 found.append(point)
-        if len(grids) == len(space.domains):
-            break
     return found
 
 

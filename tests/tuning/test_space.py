@@ -52,7 +52,7 @@ def test_every_ready_space_lies_on_its_recipe(name):
     ],
 )
 def test_what_no_trial_could_do_is_refused_before_ray_starts(tmp_path, monkeypatch, search, sentence):
-    monkeypatch.setattr("tuning.sweep.connect", None)
+    monkeypatch.setattr("tuning.driver.connect", None)
     with pytest.raises(ConfigError if "smallest" not in sentence else RaydError, match=sentence):
         sweep(small(search=search), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -93,7 +93,7 @@ def test_population_based_training_changes_only_what_a_checkpoint_does_not_depen
 
 
 def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr("tuning.sweep.connect", None)
+    monkeypatch.setattr("tuning.driver.connect", None)
     with pytest.raises(ResourceError, match="A trial of 999 workers of 1 CPUs each does not fit this machine"):
         sweep(small(), out=tmp_path / "out", workers=999)
     with pytest.raises(ResourceError, match="reserves 64 GPUs"):
