@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 
 from rayd import __version__
 from rayd.config import given_resources, merge, parse_overrides
-from rayd.errors import OutputError, RaydError
+from rayd.errors import OutputError, RaydError, ResourceError
 
 
 class InterruptedRunError(RaydError):
@@ -319,6 +319,55 @@ def export(
 
     write(load(directory), format, destination, overwrite)
     out.print(str(destination), markup=False)
+
+
+@app.command()
+def tune(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")],
+    overrides: Overrides = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Trials to draw; absent: as the space says.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that the directory holds.")] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Ray actors of each trial; 0: the trial's own.")
+    ] = None,
+    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time, at most.")] = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search for better settings of a recipe; trials share what they have in common, and see no test images."""
+    from rayd.engine.progress import Reporter
+
+    try:
+        import tuning
+    except ImportError as error:
+        raise ResourceError("Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'.") from error
+
+    found = tuning.load(space)
+    out_ = to or Path("sweeps") / found.name
+    tuning.sweep(
+        found,
+        out=out_,
+        samples=samples,
+        resume=resume,
+        overrides=parse_overrides(overrides or []),
+        workers=workers,
+        concurrent=concurrent,
+        address=address,
+        data_root=data_root,
+        cache=cache,
+        reporter=Reporter(quiet),
+    )
+    summary = tuning.summary(out_)
+    if as_json:
+        _print_json(summary.to_json())
+    else:
+        out.print(summary.text(), markup=False)
+        out.print(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'", markup=False)
 
 
 @app.command()

@@ -14,9 +14,10 @@ from math import ceil, floor, log10
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from rayd.drawing import FAINT, INK, Pen, Sheet
 from rayd.objectives.filters import Filter
 from rayd.statistics import Covariance
 
@@ -26,12 +27,9 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 48, 42, 44
 """Margins of a panel around its axes, in pixels."""
 HEADING = 58
 """Height of title and legend, in pixels."""
-SHARP = 3
-"""Everything is drawn this many times larger, then reduced, so that lines are smooth."""
 DECADES = 8
 """Eigenvalues are shown down to this many powers of ten below the largest; rounding is all that lies further down."""
 REAL, SYNTHETIC, RESPONSE = "#1f4e9c", "#d9730d", "#3a8f4d"
-INK, FAINT = "#222222", "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ def chart(layers: Sequence[LayerSpectrum], function: Filter | None = None, *, ti
         raise ValueError(f"A chart needs layers and columns. Got {len(layers)} layers and {columns} columns instead.")
     across = min(columns, len(layers))
     size = (across * WIDTH, HEADING + ceil(len(layers) / across) * HEIGHT)
-    image = Image.new("RGB", (size[0] * SHARP, size[1] * SHARP), "white")
-    pen = _Pen(ImageDraw.Draw(image))
+    sheet = Sheet(*size)
+    pen = sheet.pen
     pen.text(14, 10, title or "Eigenvalues of feature correlations", size=16)
     legend = [("real", REAL), ("synthetic", SYNTHETIC), *([("filter", RESPONSE)] if function else [])]
     for place, (word, colour) in enumerate(legend):
@@ -84,7 +82,7 @@ def chart(layers: Sequence[LayerSpectrum], function: Filter | None = None, *, ti
     for place, layer in enumerate(layers):
         row, column = divmod(place, across)
         _panel(pen, column * WIDTH, HEADING + row * HEIGHT, layer, function)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return sheet.picture()
 
 
 def save(path: Path, layers: Sequence[LayerSpectrum], function: Filter | None = None, *, title: str = "") -> None:
@@ -99,23 +97,7 @@ def _eigenvalues(statistic: Covariance) -> Tensor:
     return ascending.clamp(min=0).flip(0)
 
 
-class _Pen:
-    """Draws in pixels of the finished image."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw):
-        self._draw = draw
-
-    def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        self._draw.line([(SHARP * x, SHARP * y) for x, y in points], colour, round(SHARP * width), joint="curve")
-
-    def dot(self, x: float, y: float, colour: str) -> None:
-        self._draw.ellipse([SHARP * (x - 3), SHARP * (y - 3), SHARP * (x + 3), SHARP * (y + 3)], fill=colour)
-
-    def text(self, x: float, y: float, words: str, size: int = 11, colour: str = INK, anchor: str = "la") -> None:
-        self._draw.text((SHARP * x, SHARP * y), words, colour, ImageFont.load_default(SHARP * size), anchor)
-
-
-def _panel(pen: _Pen, x: float, y: float, layer: LayerSpectrum, function: Filter | None) -> None:
+def _panel(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter | None) -> None:
     """One layer, its upper left corner at (x, y)."""
     left, right, top, bottom = x + LEFT, x + WIDTH - RIGHT, y + TOP, y + HEIGHT - BOTTOM
     low, high = _decades(torch.cat([layer.real, layer.synthetic]))
@@ -160,7 +142,7 @@ def _decades(eigenvalues: Tensor) -> tuple[int, int]:
     return min(high - 1, max(high - DECADES, least)), high
 
 
-def _curve(pen: _Pen, points: list[tuple[float, float]], colour: str, dashed: bool = False) -> None:
+def _curve(pen: Pen, points: list[tuple[float, float]], colour: str, dashed: bool = False) -> None:
     if len(points) == 1:
         pen.dot(*points[0], colour)
     elif not dashed:

@@ -1,6 +1,7 @@
 """Fixtures that many tests share."""
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from rayd.config import Recipe
+from rayd.engine import distill
 from rayd.recipes import assemble
 
 # Ray makes its workers nice, so that on a busy machine they hardly run
@@ -19,6 +21,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache or data."""
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("RAYD_DATA", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are compared with each other: each makes its set itself, unless a test is about runs that share it."""
+    if request.node.get_closest_marker("shared_synthesis") is None:
+        inputs = distill.synthesis_inputs
+        monkeypatch.setattr(distill, "synthesis_inputs", lambda *args: inputs(*args) | {"run": uuid.uuid4().hex})
 
 
 @pytest.fixture(autouse=True)

@@ -170,6 +170,16 @@ class ImageData:
         """One name per class, in label order."""
         return self.train.class_names
 
+    def judged_on_validation(self) -> ImageData:
+        """The same data with the validation split in the place of the test split, which nobody then sees.
+
+        Raises:
+            DataError: there is no validation split.
+        """
+        if self.validation is None:
+            raise DataError(f"'{self.name}' has no validation split: set 'data.validation_fraction' above 0.")
+        return replace(self, test=self.validation)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex BLAKE2b of the training split and the normalisation: what a distilled set depends on."""

@@ -2,19 +2,21 @@
 
     squeeze -> experts -> measure -> score -> synthesize -> relabel -> evaluate
 
-It reads like sequential code whether the work is done in this process or by Ray workers.
+It reads like sequential code whether the work is done in this process or by Ray workers. What runs have in common, up to the
+synthetic set itself, is made once (`rayd.engine.claims`), also by those that go on at the same time.
 """
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from rayd.data import ImageData
 from rayd.distilled import Distilled, contact_sheet
 from rayd.distilled import load as load_distilled
 from rayd.engine import experts, initial, measure, relabel, spectra, squeeze
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.evaluate import Classroom, judge, keep_report
 from rayd.engine.group import Group, Host, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
@@ -38,15 +41,55 @@ from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable
 from rayd.engine.squeeze import TrainedObserver
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Logged, State, Synthesizer, foreign, resumable
+from rayd.engine.synthesize import Assignment, Logged, State, Synthesizer, adopt, foreign, resumable
 from rayd.engine.worker import Worker
-from rayd.errors import ArtifactError, OutputError
-from rayd.evaluation.report import Report
+from rayd.errors import ArtifactError, ConfigError, OutputError, RunError
+from rayd.evaluation.report import Report, SetResult
 from rayd.networks import weights as given
 from rayd.synthetic import Storage, SyntheticSet
 
+log = logging.getLogger(__name__)
+
 ADVANCE_SECONDS = 1.0
 """How long the driver lets the synthesizer work between two looks at it."""
+
+
+STAGE = "synthesis"
+"""Where the store keeps synthetic sets."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A synthetic set on its way."""
+
+    fraction: float
+    """Share of the steps that are done: of every block, or, where blocks follow one another, of all together."""
+    distilled: Distilled
+    """The set as it is now."""
+    checkpoints: Path
+    """Directory of the checkpoints from which it will go on."""
+    judge: Callable[[], Report]
+    """Trains the recipe's students on it, on the run's own workers, which do nothing else meanwhile."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Somebody who looks at a synthetic set on its way. It is not looked at before where a run found it finished."""
+
+    fractions: tuple[float, ...]
+    """When: ascending, in (0, 1)."""
+    reached: Callable[[Rung], None]
+    """Told each time; the synthesis goes on when it returns. A run that is resumed may tell the last one again."""
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """What a synthesis goes on from, if not from the initial set: where another one, with other settings, came to."""
+
+    checkpoints: Path
+    """Directory of the other one's checkpoints."""
+    history: tuple[Mapping[str, Any], ...]
+    """JSON-able: what happened up to there, as the result depends on it too."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +104,8 @@ class Run:
     """The result."""
     report: Report
     """How it was judged."""
+    synthesis_seconds: float
+    """What the synthesis took, whichever run did it."""
 
 
 def distill(
@@ -72,6 +117,9 @@ def distill(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    judged_on: Literal["test", "validation"] = "test",
+    watch: Watch | None = None,
+    inheritance: Inheritance | None = None,
 ) -> Run:
     """Distil a data set as a recipe says, judge the result, and leave both in `out`.
 
@@ -83,6 +131,9 @@ def distill(
         resume: continue the run that `out` holds.
         overwrite: replace the run that `out` holds.
         reporter: where progress is shown; standard error unless given.
+        judged_on: `validation` looks at the validation split in place of the test split, which is then not looked at.
+        watch: who looks at the set on its way.
+        inheritance: what the synthesis goes on from.
 
     Raises:
         RaydError: anything that a user can mend, in one sentence, before long work starts where that is possible.
@@ -90,6 +141,7 @@ def distill(
     method = methods.build(recipe)
     reporter = reporter or Reporter()
     data = read(recipe.data, data_root, cache, reporter)
+    data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
     squeeze.check(recipe, data, Store(cache))
     check_writable(Store(cache).root, "cache")
@@ -98,34 +150,58 @@ def distill(
         reporter.watched(directory.status),
         devices.thread_limit(devices.threads(recipe.resources)),
     ):
-        return _Driver(recipe, method, data, directory, Store(cache), reporter).run()
+        return _Driver(recipe, method, data, directory, Store(cache), reporter, judged_on, watch, inheritance).run()
 
 
-def synthesis_key(recipe: Recipe, data: ImageData) -> str:
+def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str, Any]] = ()) -> str:
     """Hash of all that a synthesis depends on."""
     looking = [network for panel in panels(recipe) for network in recipe.panel(panel).networks]
     weights = [given.fingerprint(network) for network in looking]
-    return content_hash({"version": 2, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights})
+    inputs = {"version": 2, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
+    return content_hash(inputs | ({"history": list(history)} if history else {}))
+
+
+def synthesis_inputs(recipe: Recipe, key: str) -> dict[str, Any]:
+    """All that a synthetic set in the store depends on."""
+    return {"version": 1, "synthesis": key, "device": devices.choose(recipe.resources).type}
 
 
 class _Driver:
     def __init__(
-        self, recipe: Recipe, method: methods.Method, data: ImageData, directory: RunDirectory, store: Store, reporter: Reporter
+        self,
+        recipe: Recipe,
+        method: methods.Method,
+        data: ImageData,
+        directory: RunDirectory,
+        store: Store,
+        reporter: Reporter,
+        judged_on: str,
+        watch: Watch | None,
+        inheritance: Inheritance | None,
     ):
         self._recipe, self._method, self._data = recipe, method, data
         self._directory, self._store, self._reporter = directory, store, reporter
-        self._log, self._key = directory.log, synthesis_key(recipe, data)
+        self._judged_on, self._watch, self._inheritance = judged_on, watch, inheritance
+        self._log = directory.log
+        self._key = synthesis_key(recipe, data, inheritance.history if inheritance is not None else ())
+        self._inputs = synthesis_inputs(recipe, self._key)
         self._workers = ExitStack()
+        self._looked = 0.0
 
     def run(self) -> Run:
         with self._workers:
-            distilled = self._finished()
+            distilled = self._finished() or self._found()
             squeezed = self._squeeze(team(self._recipe) if distilled is None else teachers(self._recipe))
             if distilled is None:
                 distilled = self._synthesize(squeezed)
             labels = self._relabel(distilled, squeezed)
         report = self._evaluate(distilled, squeezed, labels)
-        return Run(self._directory.path, self._recipe, distilled, report)
+        return Run(self._directory.path, self._recipe, distilled, report, self._synthesis_seconds())
+
+    def _synthesis_seconds(self) -> float:
+        with suppress(ArtifactError, KeyError, TypeError, ValueError):
+            return float(self._store.note(STAGE, self._inputs)["seconds"])
+        return self._log.spent().get("synthesize", 0.0)
 
     @cached_property
     def _group(self) -> Group:
@@ -143,6 +219,23 @@ class _Driver:
         self._reporter.say(f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}")
         return distilled
 
+    def _found(self) -> Distilled | None:
+        """The set as another run with the same settings made it."""
+        if self._recipe.synthesis.steps == 0:
+            return None
+        tensors = self._store.tensors(STAGE, self._inputs)
+        if tensors is None:
+            return None
+        try:
+            learned = synthetic.restore(self._recipe.synthetic, tensors)
+            distilled = self._distilled(learned, self._store.note(STAGE, self._inputs)["observers"])
+        except (ArtifactError, ConfigError, KeyError) as error:
+            log.warning("%s It will be made again.", error)
+            return None
+        distilled.save(self._directory.distilled)
+        self._reporter.say(f"synthesize: found {len(distilled)} images of a run with the same settings")
+        return distilled
+
     def _other_data(self) -> OutputError:
         return OutputError(
             f"'{self._directory.path}' holds a run on other data than '{self._data.name}' holds now; choose another --out."
@@ -155,14 +248,16 @@ class _Driver:
             yield
             finished = True
         finally:
-            self._log.spend(stage, time.monotonic() - began, finished)
+            self._log.spend(stage, time.monotonic() - began - self._looked, finished)
+            self._looked = 0.0
 
     def _squeeze(self, wanted: tuple[Member, ...]) -> dict[Member, TrainedObserver]:
         recipe, data, store = self._recipe, self._data, self._store
         if not squeeze.missing(recipe, data, store, wanted):
             return squeeze.everyone(recipe, data, store, wanted)
         with self._timed("squeeze"), self._reporter.stage("squeeze", 0, "epochs") as shown, self._trainers() as group:
-            trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted)
+            waiting = self._reporter.waiting("squeeze", "observers")
+            trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting)
         for member, one in trained.items():
             self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(one)}")
         return trained
@@ -174,7 +269,8 @@ class _Driver:
         if not experts.missing(recipe, data, store):
             return experts.paths(recipe, data, store)
         with self._timed("experts"), self._reporter.stage("experts", 0, "epochs") as shown:
-            files = experts.train(self._group, recipe, data, store, shown.update)
+            waiting = self._reporter.waiting("experts", "experts")
+            files = experts.train(self._group, recipe, data, store, shown.update, waiting)
         self._reporter.say(f"experts: {experts.in_words(files)}")
         return files
 
@@ -189,14 +285,16 @@ class _Driver:
             return {}
         with self._timed("measure"), self._reporter.stage("measure", 0, "shards") as shown:
             recipe, method, data = self._recipe, self._method, self._data
-            states = measure.measure(self._group, recipe, method, data, self._store, weights, shown.update)
+            waiting = self._reporter.waiting("measure", "observers")
+            states = measure.measure(self._group, recipe, method, data, self._store, weights, shown.update, waiting)
         return {member: self._group.share(state) for member, state in states.items()}
 
     def _initial(self, weights: dict[Member, Shared], files: tuple[Path, ...]) -> SyntheticSet:
         if not initial.missing(self._recipe, self._data, self._store):
             return initial.initial(self._group, self._recipe, self._data, weights, self._store, lambda *_: None, files)
         with self._timed("score"), self._reporter.stage("score", 0, "classes") as shown:
-            return initial.initial(self._group, self._recipe, self._data, weights, self._store, shown.update)
+            waiting = self._reporter.waiting("score", "classes")
+            return initial.initial(self._group, self._recipe, self._data, weights, self._store, shown.update, waiting=waiting)
 
     def _synthesize(self, squeezed: dict[Member, TrainedObserver]) -> Distilled:
         recipe, group = self._recipe, self._group
@@ -207,7 +305,12 @@ class _Driver:
         files = self._experts()
         measured = self._measure(weights) if recipe.synthesis.steps > 0 else {}
         learned = self._initial(weights, files)
+        facts = [one.facts_for_card for one in squeezed.values()]
+        if recipe.synthesis.steps == 0:
+            return self._keep(learned, facts)
         parts = synthetic.blocks(learned.units, recipe.synthesis.block, recipe.synthesis.order)
+        in_turn = len(parts) == 1 or self._method.sequential
+        pauses = self._pauses(len(parts), in_turn)
         train = group.share((self._data.train.images, self._data.train.labels)) if recipe.real == "sampled" else None
         assignments = [
             Assignment(
@@ -217,25 +320,47 @@ class _Driver:
                 block,
                 len(parts),
                 group.share(dict(learned.part(part).state_dict())),
-                self._directory.checkpoints / f"block-{block:05d}" if len(parts) > 1 else self._directory.checkpoints,
+                self._directory.checkpoints / _folder(block, len(parts)),
                 weights,
                 accuracies,
                 measured,
                 train,
                 files,
+                pauses=pauses[block],
             )
             for block, part in enumerate(parts)
         ]
         if any(foreign(assignment.checkpoints, self._key) for assignment in assignments):
             raise self._other_data()
-        if recipe.synthesis.steps > 0:
-            in_turn = len(parts) == 1 or self._method.sequential
-            optimise = self._optimise_in_turn if in_turn else self._optimise_side_by_side
-            for part, state in zip(parts, optimise(assignments), strict=True):
-                learned.put(part, synthetic.restore(recipe.synthetic, state))
-        distilled = self._distilled(learned, squeezed)
-        distilled.save(self._directory.distilled)
+
+        def make(taken: Taken[str]) -> None:
+            for piece in taken:
+                if self._inheritance is not None:
+                    for assignment in assignments:
+                        source = self._inheritance.checkpoints / _folder(assignment.block, len(parts))
+                        adopt(source, assignment.checkpoints, self._key)
+                optimise = self._optimise_in_turn if in_turn else self._optimise_side_by_side
+                optimise(_Way(assignments, learned, parts, facts))
+                note = {"observers": facts, "seconds": self._log.spent()["synthesize"]}
+                self._store.put_tensors(STAGE, self._inputs, learned.state_dict(), note)
+                made.append(self._keep(learned, facts))
+                taken.done(piece)
+
+        made: list[Distilled] = []
+        place = self._store.path(STAGE, self._inputs, "safetensors")
+        waiting = self._reporter.waiting("synthesize", "set")
+        exactly_once(
+            [self._key], lambda _: self._store.tensors(STAGE, self._inputs) is not None, lambda _: [place], make, waiting
+        )
+        distilled = made[0] if made else self._found()
+        if distilled is None:
+            raise RunError(f"The synthetic set '{place}', which another run made, cannot be read; run again with --resume.")
         self._show_spectra(distilled, recipe.synthesis.steps * len(parts))
+        return distilled
+
+    def _keep(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
+        distilled = self._distilled(learned, observers)
+        distilled.save(self._directory.distilled)
         return distilled
 
     def _show_spectra(self, distilled: Distilled, step: int) -> None:
@@ -244,34 +369,39 @@ class _Driver:
             image = spectra.picture(self._recipe, self._method, self._data, self._store, distilled)
             self._log.picture("spectra", step, np.asarray(image))
 
-    def _optimise_in_turn(self, assignments: list[Assignment]) -> list[State]:
+    def _optimise_in_turn(self, way: _Way) -> None:
         """All workers on one block after another: each step asks its observers side by side.
 
         Terms find in their memory what the block before left there. Steps are numbered through the blocks.
         """
-        synthesizer = self._group.host(Synthesizer)
+        synthesizer, assignments = self._group.host(Synthesizer), way.assignments
         steps, total = self._recipe.synthesis.steps, self._recipe.synthesis.steps * len(assignments)
         began = [resumable(assignment.checkpoints, self._key) for assignment in assignments]
         self._log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
-        states: list[State] = []
         remembered: Mapping[Member, Memory] = {}
         with self._timed("synthesize"), self._reporter.stage("synthesize", total, "steps") as shown:
             shown.update(sum(began))
             for assignment, reached in zip(assignments, began, strict=True):
                 assignment = replace(assignment, remembered=remembered)
-                self._optimise(synthesizer, assignment, reached, shown)
-                states.append(synthesizer.call("state", assignment, steps))
-                if assignment.block + 1 < len(assignments):
+                block = assignment.block
+                for pause in assignment.pauses:
+                    if reached <= pause and not any(began[block + 1 :]):
+                        self._optimise(synthesizer, assignment, reached, pause, shown)
+                        reached = pause
+                        way.put(block, synthesizer.call("state", assignment, pause))
+                        self._look(way, (block * steps + pause) / total)
+                self._optimise(synthesizer, assignment, reached, steps, shown)
+                way.put(block, synthesizer.call("state", assignment, steps))
+                if block + 1 < len(assignments):
                     remembered = synthesizer.call("remembered", assignment, steps)
-        return states
 
-    def _optimise(self, synthesizer: Host, assignment: Assignment, reached: int, shown: Shown) -> None:
-        """One block, from the step that was reached before to its end."""
+    def _optimise(self, synthesizer: Host, assignment: Assignment, reached: int, end: int, shown: Shown) -> None:
+        """One block, from the step that was reached before to a later one."""
         steps, interval = self._recipe.synthesis.steps, self._recipe.synthesis.checkpoint_every
         before = steps * assignment.block
         step, stride = reached, 1
-        while step < steps:
-            until = min(step + stride, steps, (step // interval + 1) * interval)
+        while step < end:
+            until = min(step + stride, end, (step // interval + 1) * interval)
             started = time.monotonic()
             logged = synthesizer.call("advance", assignment, step, until)
             stride = _next_stride(until - step, time.monotonic() - started)
@@ -281,30 +411,60 @@ class _Driver:
             shown.update(before + step, terms=logged[-1].terms if logged else None)
             if step % interval == 0 and assignment.blocks == 1:
                 now = synthetic.restore(self._recipe.synthetic, synthesizer.call("state", assignment, step))
-                self._log.picture("synthetic images", step, np.asarray(contact_sheet(self._distilled(now, {}))))
+                self._log.picture("synthetic images", step, np.asarray(contact_sheet(self._distilled(now, []))))
 
-    def _optimise_side_by_side(self, assignments: list[Assignment]) -> list[State]:
+    def _optimise_side_by_side(self, way: _Way) -> None:
         """Blocks over workers: each worker optimises a block with its own observers. Steps are numbered through the blocks."""
-        steps = self._recipe.synthesis.steps
-        states: dict[int, State] = {}
+        steps, assignments = self._recipe.synthesis.steps, way.assignments
         began = [resumable(assignment.checkpoints, self._key) for assignment in assignments]
         self._log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
         reached = list(began)
         total = steps * len(assignments)
         with self._timed("synthesize"), self._reporter.stage("synthesize", total, "steps") as shown:
             shown.update(sum(reached))
-            items = [(assignment,) for assignment in assignments]
-            for block, event in self._group.stream("synthesize", items):
-                if isinstance(event, Logged):
-                    reached[block] = max(reached[block], event.step)
-                    if event.terms:
-                        self._log.step("synthesize", block * steps + event.step, event.seconds, event.terms)
-                    shown.update(sum(reached), terms=event.terms or None)
-                else:
-                    states[block] = event
-        return [states[block] for block in range(len(assignments))]
+            # all blocks come to a pause before any goes beyond it
+            for end in (*(pause for pause in assignments[0].pauses if max(began) <= pause), steps):
+                items = [(assignment, end) for assignment in assignments]
+                for block, event in self._group.stream("synthesize", items):
+                    if isinstance(event, Logged):
+                        reached[block] = max(reached[block], event.step)
+                        if event.terms:
+                            self._log.step("synthesize", block * steps + event.step, event.seconds, event.terms)
+                        shown.update(sum(reached), terms=event.terms or None)
+                    else:
+                        way.put(block, event)
+                if end < steps:
+                    self._look(way, end / steps)
 
-    def _distilled(self, learned: SyntheticSet, squeezed: dict[Member, TrainedObserver]) -> Distilled:
+    def _pauses(self, blocks: int, in_turn: bool) -> list[tuple[int, ...]]:
+        """The steps of every block after which somebody looks at the set."""
+        steps, wanted = self._recipe.synthesis.steps, self._watch.fractions if self._watch is not None else ()
+        total = steps * blocks if in_turn else steps
+        places = sorted({min(max(round(fraction * total), 1), total - 1) for fraction in wanted} - {0})
+        if not in_turn:
+            return [tuple(places)] * blocks
+        return [tuple((place - 1) % steps + 1 for place in places if (place - 1) // steps == block) for block in range(blocks)]
+
+    def _look(self, way: _Way, fraction: float) -> None:
+        """Show the set, as it is now, to who wants to see it."""
+        assert self._watch is not None
+        began = time.monotonic()
+        now = self._distilled(way.learned, way.facts)
+        self._watch.reached(Rung(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now)))
+        self._looked += time.monotonic() - began
+
+    def _judge_now(self, distilled: Distilled) -> Report:
+        """How well a set that is on its way trains the recipe's students; its labels are not stored, with the same result."""
+        recipe, data, labels = self._recipe, self._data, self._recipe.labels
+        if labels.kind == "stored":
+            labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
+            recipe = recipe.model_copy(update={"labels": labels})
+        taught = squeeze.everyone(recipe, data, self._store, teachers(recipe))
+        room = Classroom(taught, None, squeeze.teacher_hashes(recipe, data))
+        results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
+        return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
+
+    def _distilled(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
         recipe, data = self._recipe, self._data
         card = {
             "recipe": recipe.name,
@@ -315,7 +475,7 @@ class _Driver:
             "synthesis": self._key,
             "seed": recipe.seed,
             "steps": recipe.synthesis.steps,
-            "observers": [one.facts_for_card for one in squeezed.values()],
+            "observers": observers,
             "storage": asdict(_with_whitening(learned.storage(), data)),
             "versions": {
                 "rayd": rayd.__version__,
@@ -353,9 +513,37 @@ class _Driver:
             taught = {member: squeezed[member] for member in teachers(recipe)}
             room = Classroom(taught, labels, squeeze.teacher_hashes(recipe, data))
             results = judge(recipe, data, distilled, self._store, self._reporter, self._log.step, room)
-        return keep_report(
-            Report.build(recipe, results, distilled, self._log.spent(), data.train.counts.tolist()), self._directory.path
-        )
+        report = Report.build(recipe, results, distilled, self._log.spent(), data.train.counts.tolist())
+        if self._judged_on == "validation":
+            report = replace(report, results=tuple(_on_validation(result) for result in report.results))
+        return keep_report(report, self._directory.path)
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A synthesis that is going on."""
+
+    assignments: list[Assignment]
+    learned: SyntheticSet
+    """The whole set, as far as it is known here."""
+    parts: list[torch.Tensor]
+    """What of it each block is."""
+    facts: list[dict[str, Any]]
+    """What its card says of the observers."""
+
+    def put(self, block: int, state: State) -> None:
+        """Know how far a block is."""
+        self.learned.put(self.parts[block], synthetic.restore(self.assignments[block].recipe.synthetic, state))
+
+
+def _folder(block: int, blocks: int) -> str:
+    """Where under the directory of checkpoints a block has its own."""
+    return f"block-{block:05d}" if blocks > 1 else "."
+
+
+def _on_validation(result: SetResult) -> SetResult:
+    """Tell it from one on the test split."""
+    return replace(result, protocol=f"{result.protocol}, judged on the validation split")
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:

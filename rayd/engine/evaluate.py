@@ -7,8 +7,8 @@ random numbers and a baseline that one run trained is there for all others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from rayd.config import EvaluationSettings, Recipe, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine import relabel, squeeze
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, open_group
 from rayd.engine.members import Member, teachers
 from rayd.engine.observer import Facts
@@ -74,43 +75,56 @@ def train_students(
     store: Store,
     event: Callable[[int, Progress | StudentResult], None],
     classroom: Classroom,
+    waiting: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Train and test the students of all tasks, and keep the results of each when they are there.
+    """Have the students of all tasks trained and tested, and keep the results of each when they are there.
 
     Args:
-        group: hosts `Students`.
+        group: hosts `Students`, or a `Worker`.
         recipe: the run.
         data: the real data, with the test split.
         candidates: the sets.
         work: the tasks.
         store: where results are kept.
-        event: told (index of the task, progress or result).
+        event: told (index of the task, progress or result) of those that are trained here; the others' are in the store.
         classroom: who teaches.
+        waiting: told how many students other runs are training, when nothing else is left to do.
     """
     device = devices.choose(recipe.resources).type
     keys = [task.inputs(recipe.evaluation, data, device) for task in work]
-    test = group.share(data.test)
-    validation = group.share(data.validation) if data.validation is not None else None
-    taught = tuple((member, group.share(one.state)) for member, one in classroom.teachers.items())
-    items = [
-        (
-            task,
-            candidates.share(group, task.set_name, task.seed),
-            test,
-            validation,
-            store.path("unfinished-students", key, "safetensors"),
-            taught if task.labels.kind == "online" else (),
-            classroom.stored,
-        )
-        for task, key in zip(work, keys, strict=True)
-    ]
-    results: list[list[StudentResult]] = [[] for _ in work]
-    for index, message in group.stream("train", items):
-        if isinstance(message, StudentResult):
-            results[index].append(message)
-            if len(results[index]) == len(recipe.evaluation.epoch):
-                store.put_record(STAGE, keys[index], {"results": [result.to_json() for result in results[index]]})
-        event(index, message)
+
+    def there(index: int) -> bool:
+        return bool(stored([work[index]], recipe, data, store))
+
+    def make(taken: Taken[int]) -> None:
+        test = group.share(data.test)
+        validation = group.share(data.validation) if data.validation is not None else None
+        taught = tuple((member, group.share(one.state)) for member, one in classroom.teachers.items())
+
+        def items() -> Iterator[tuple[Any, ...]]:
+            for index in taken:
+                task = work[index]
+                yield (
+                    task,
+                    candidates.share(group, task.set_name, task.seed),
+                    test,
+                    validation,
+                    store.path("unfinished-students", keys[index], "safetensors"),
+                    taught if task.labels.kind == "online" else (),
+                    classroom.stored,
+                )
+
+        results: dict[int, list[StudentResult]] = {}
+        for place, message in group.stream("train", items()):
+            index = taken.made[place]
+            if isinstance(message, StudentResult):
+                results.setdefault(index, []).append(message)
+                if len(results[index]) == len(recipe.evaluation.epoch):
+                    store.put_record(STAGE, keys[index], {"results": [result.to_json() for result in results[index]]})
+                    taken.done(index)
+            event(index, message)
+
+    exactly_once(range(len(work)), there, lambda index: [store.path(STAGE, keys[index], "json")], make, waiting)
 
 
 def judge(
@@ -121,6 +135,7 @@ def judge(
     reporter: Reporter,
     log: Callable[[str, int, float, dict[str, float]], None] = lambda *_: None,
     classroom: Classroom = Classroom(),
+    group: Group | None = None,
 ) -> list[tuple[str, StudentResult]]:
     """Train and test students on the distilled set and on the recipe's baselines.
 
@@ -132,6 +147,7 @@ def judge(
         reporter: where progress is shown.
         log: told (stage, number of the result, seconds, values) of every new result.
         classroom: who teaches, where labels are soft.
+        group: hosts a `Worker` that is free to train them; absent: workers of their own.
     """
     settings = recipe.evaluation
     candidates = Candidates(data, distilled, recipe.ipc)
@@ -141,9 +157,14 @@ def judge(
     if absent:
         rest = [work[index] for index in absent]
         reached = [0] * len(rest)
+        free: AbstractContextManager[Group] = (
+            open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data))
+            if group is None
+            else nullcontext(group)
+        )
         with (
-            open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data)) as group,
-            reporter.workers(group),
+            free as trainers,
+            reporter.workers(trainers),
             reporter.stage("evaluate", sum(task.epochs for task in rest), "epochs") as shown,
         ):
 
@@ -158,7 +179,11 @@ def judge(
                 shown.update(sum(reached))
 
             shown.update(0)
-            train_students(group, recipe, data, candidates, rest, store, event, classroom)
+            waiting = reporter.waiting("evaluate", "students")
+            train_students(trainers, recipe, data, candidates, rest, store, event, classroom, waiting)
+        others = [index for index in absent if index not in results]
+        for place, found in stored([work[index] for index in others], recipe, data, store).items():
+            results[others[place]] = found
     return [(task.set_name, result) for index, task in enumerate(work) for result in results[index]]
 
 

@@ -6,7 +6,7 @@ machines, the store must lie where all of them see it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from rayd import devices, networks, seeding
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Streams
 from rayd.engine.store import Store
 from rayd.errors import ArtifactError, RunError
@@ -58,7 +59,14 @@ def _found(path: Path) -> Trajectory | None:
     return None
 
 
-def train(group: Streams, recipe: Recipe, data: ImageData, store: Store, done: Callable[[int, int], None]) -> tuple[Path, ...]:
+def train(
+    group: Streams,
+    recipe: Recipe,
+    data: ImageData,
+    store: Store,
+    done: Callable[[int, int], None],
+    waiting: Callable[[int], None] = lambda _: None,
+) -> tuple[Path, ...]:
     """Files of all experts of a run: those that are not in the store are trained.
 
     Args:
@@ -67,22 +75,35 @@ def train(group: Streams, recipe: Recipe, data: ImageData, store: Store, done: C
         data: the real data.
         store: where experts are kept.
         done: told (epochs done, epochs to do).
+        waiting: told how many experts other runs are training, when nothing else is left to do.
 
     Raises:
         RunError: an expert diverged, or its file does not appear.
     """
     files, absent = paths(recipe, data, store), missing(recipe, data, store)
-    if absent:
+    reached, epochs = dict.fromkeys(absent, 0), recipe.experts.epochs
+
+    def there(index: int) -> bool:
+        return _found(files[index]) is not None
+
+    def make(taken: Taken[int]) -> None:
+        for index in absent:
+            reached[index] = epochs if there(index) else 0
+        done(sum(reached.values()), epochs * len(absent))
         training = group.share(data.train)
-        items = [
-            (index, training, files[index], store.path(UNFINISHED, inputs(recipe, data, index), "safetensors"))
-            for index in absent
-        ]
-        epochs, reached = recipe.experts.epochs, [0] * len(absent)
-        done(0, epochs * len(absent))
-        for place, event in group.stream("expert", items):
-            reached[place] = event.epoch if isinstance(event, Progress) else epochs
-            done(sum(reached), epochs * len(absent))
+
+        def items() -> Iterator[tuple[Any, ...]]:
+            for index in taken:
+                yield index, training, files[index], store.path(UNFINISHED, inputs(recipe, data, index), "safetensors")
+
+        for place, event in group.stream("expert", items()):
+            index = taken.made[place]
+            reached[index] = event.epoch if isinstance(event, Progress) else epochs
+            if not isinstance(event, Progress):
+                taken.done(index)
+            done(sum(reached.values()), epochs * len(absent))
+
+    exactly_once(absent, there, lambda index: [files[index]], make, waiting)
     for path in files:
         if _found(path) is None:
             raise RunError(

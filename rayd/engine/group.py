@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -57,7 +57,7 @@ class Streams(Protocol):
     def share(self, value: Any) -> Shared:
         """Place a value once for all workers."""
 
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Call a generator method for every item; yield (index of the item, event) as events come."""
 
 
@@ -98,10 +98,11 @@ class Group(ABC):
         """
 
     @abstractmethod
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Call a generator method for every item; yield (index of the item, event) as events come.
 
-        An item that was restarted must yield its events again from the first one; each is passed on once.
+        Items are taken from their iterator when a worker is free for them. An item that was restarted must yield its events
+        again from the first one; each is passed on once.
         """
 
     @abstractmethod
@@ -157,7 +158,7 @@ class LocalGroup(Group):
                 result = getattr(self._worker, method)(*item)
             yield result
 
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run the items one after another."""
         for index, item in enumerate(items):
             with thread_limit(self._threads):

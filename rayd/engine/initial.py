@@ -15,6 +15,7 @@ import torch
 from rayd import synthetic
 from rayd.config import Recipe
 from rayd.data import ImageData
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, Shared
 from rayd.engine.members import Member, members
 from rayd.engine.squeeze import trained_inputs
@@ -24,6 +25,8 @@ from rayd.synthetic.initialization import candidates as first_candidates
 from rayd.synthetic.rded import candidates, stitched
 
 STAGE = "score"
+HANDFUL = 4
+"""Classes that a worker is given to score at a time."""
 
 
 def inputs(recipe: Recipe, data: ImageData, label: int) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def initial(
     store: Store,
     done: Callable[[int, int], None],
     experts: tuple[Path, ...] = (),
+    waiting: Callable[[int], None] = lambda _: None,
 ) -> SyntheticSet:
     """The synthetic set before the first step.
 
@@ -63,6 +67,7 @@ def initial(
         store: where scores are kept.
         done: told (classes scored, classes in all).
         experts: files of those who give labels.
+        waiting: told how many classes other runs are scoring, when nothing else is left to do.
     """
     if recipe.synthetic.labels == "experts":
         images = group.share(data.train.part(first_candidates(recipe, data)).images[:])
@@ -71,13 +76,21 @@ def initial(
     if recipe.synthetic.init != "rded":
         return synthetic.initial(recipe, data)
     rows = [candidates(data.train, label, recipe.synthetic, recipe.seed) for label in range(data.classes)]
-    absent = missing(recipe, data, store)
-    done(0, len(absent))
-    first = members(recipe)[0]
-    items = [(first, weights[first], label, group.share(data.train.part(rows[label]).images)) for label in absent]
-    for count, (label, scores) in enumerate(zip(absent, group.map("score", items), strict=True)):
-        store.put_tensors(STAGE, inputs(recipe, data, label), scores)
-        done(count + 1, len(absent))
+    absent, first = missing(recipe, data, store), members(recipe)[0]
+
+    def there(label: int) -> bool:
+        return store.tensors(STAGE, inputs(recipe, data, label)) is not None
+
+    def make(taken: Taken[int]) -> None:
+        while some := taken.handful(max(1, HANDFUL * recipe.resources.workers)):
+            done(sum(map(there, absent)), len(absent))
+            items = [(first, weights[first], label, group.share(data.train.part(rows[label]).images)) for label in some]
+            for label, scores in zip(some, group.map("score", items), strict=True):
+                store.put_tensors(STAGE, inputs(recipe, data, label), scores)
+                taken.done(label)
+
+    exactly_once(absent, there, lambda label: [store.path(STAGE, inputs(recipe, data, label), "safetensors")], make, waiting)
+    done(len(absent), len(absent))
     stitches = []
     for label in range(data.classes):
         kept = store.tensors(STAGE, inputs(recipe, data, label))

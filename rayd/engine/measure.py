@@ -7,6 +7,7 @@ on who made them; a worker holds one shard at a time, and of streamed data a few
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.images import Rows
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, Shared
 from rayd.engine.members import Member, members
 from rayd.engine.observer import RealBatch, States
@@ -74,6 +76,7 @@ def measure(
     store: Store,
     weights: Mapping[Member, Shared],
     done: Callable[[int, int], None],
+    waiting: Callable[[int], None] = lambda _: None,
 ) -> dict[Member, States]:
     """Statistics of the training split for all who look: from the store where they are, else measured and stored.
 
@@ -85,31 +88,69 @@ def measure(
         store: where results are kept.
         weights: trained weights; those of random networks are missing.
         done: told (work items finished, work items in all).
+        waiting: told of how many observers other runs measure what they see, when nothing else is left to do.
     """
     everyone = [member for panel in method.panels for member in members(recipe, panel)]
     states = {member: _stored(recipe, method, data, store, member) for member in everyone}
     absent = [member for member, state in states.items() if state is None]
     parts = shards(data.train)
     done(0, len(absent) * len(parts))
-    if absent:
-        shared = [group.share(_batch(data.train.part(rows))) for rows in parts]
-        # shard after shard: results come back in this order, so that few wait for their turn
-        looks = [(member, shard) for shard in shared for member in absent]
-        glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
-        first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
-        items = [
-            (member, weights.get(member), shard, first if glances[member] else None, shard is not shared[0])
-            for member, shard in looks
-        ]
-        places = [everyone.index(member) for member, _ in looks]
-        for count, ((member, _), part) in enumerate(zip(looks, group.map("measure", items, places), strict=True)):
-            before = states[member]
-            _complete(method.needs(member.panel), part, before)
-            states[member] = part if before is None else _merged(method.needs(member.panel), before, part)
-            done(count + 1, len(items))
-            if count >= len(items) - len(absent):
+
+    def there(member: Member) -> bool:
+        states[member] = _stored(recipe, method, data, store, member)
+        return states[member] is not None
+
+    def paths(member: Member) -> list[Path]:
+        return [store.path(STAGE, inputs(recipe, data, need, member), "safetensors") for need in method.needs(member.panel)]
+
+    def make(taken: Taken[Member]) -> None:
+        # all that are free at once: whoever decodes a shard shows it to all of them
+        if mine := list(taken):
+            before = sum(states[member] is not None for member in absent) * len(parts)
+
+            def told(items: int, _: int) -> None:
+                done(before + items, len(absent) * len(parts))
+
+            def seen(member: Member) -> None:
                 _keep(recipe, method, data, store, member, states[member] or {})
+                taken.done(member)
+
+            _measure(group, recipe, method, data, mine, everyone, weights, states, told, seen)
+
+    exactly_once(absent, there, paths, make, waiting)
     return {member: state for member, state in states.items() if state is not None}
+
+
+def _measure(
+    group: Group,
+    recipe: Recipe,
+    method: Method,
+    data: ImageData,
+    absent: Sequence[Member],
+    everyone: Sequence[Member],
+    weights: Mapping[Member, Shared],
+    states: dict[Member, States | None],
+    done: Callable[[int, int], None],
+    seen: Callable[[Member], None],
+) -> None:
+    """Let some observers see the whole training split; what they saw goes to `states`, and `seen` is told when it is there."""
+    shared = [group.share(_batch(data.train.part(rows))) for rows in shards(data.train)]
+    # shard after shard: results come back in this order, so that few wait for their turn
+    looks = [(member, shard) for shard in shared for member in absent]
+    glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
+    first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
+    items = [
+        (member, weights.get(member), shard, first if glances[member] else None, shard is not shared[0])
+        for member, shard in looks
+    ]
+    places = [everyone.index(member) for member, _ in looks]
+    for count, ((member, _), part) in enumerate(zip(looks, group.map("measure", items, places), strict=True)):
+        before = states[member]
+        _complete(method.needs(member.panel), part, before)
+        states[member] = part if before is None else _merged(method.needs(member.panel), before, part)
+        done(count + 1, len(items))
+        if count >= len(items) - len(absent):
+            seen(member)
 
 
 def _spread(images: int) -> Rows:

@@ -20,7 +20,7 @@ from rayd.config import EvaluationSettings, NetworkSettings, Panel, Recipe, Trai
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.data.streaming import READ_AHEAD
-from rayd.engine import evaluate, experts, initial, measure, squeeze
+from rayd.engine import distill, evaluate, experts, initial, measure, squeeze
 from rayd.engine.group import LocalShared
 from rayd.engine.members import Member, members, teachers, team
 from rayd.engine.observer import Facts
@@ -115,7 +115,7 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
             _training_experts(recipe, method, data, store, local),
             _measuring(recipe, method, data, store, probe),
             _scoring(recipe, data, store),
-            _synthesizing(recipe, method, probe),
+            _synthesizing(recipe, method, probe, _synthesized(recipe, data, store)),
             _relabelling(recipe, data, local),
             _evaluating(recipe, data, store, local),
         )
@@ -135,7 +135,7 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
                 "measured statistics": _statistic_bytes(recipe, probe, _unmeasured(recipe, method, data, store)),
                 **_expert_bytes(recipe, method, data, store),
                 "checkpoints": 2 * set_bytes * (1 + optimizer_states + (method.averaging is not None)),
-                "distilled": set_bytes,
+                "distilled": 2 * set_bytes,
                 "soft labels": _label_bytes(recipe, data),
             },
         )
@@ -326,7 +326,13 @@ def _relabelling(recipe: Recipe, data: ImageData, local: Recipe) -> StagePlan | 
     return StagePlan("relabel", work, "kept beside the set", seconds * looks / _side_by_side(recipe, len(parts)))
 
 
-def _synthesizing(recipe: Recipe, method: methods.Method, probe: _Probe) -> StagePlan:
+def _synthesized(recipe: Recipe, data: ImageData, store: Store) -> bool:
+    """Whether a run with the same settings left its set in the store."""
+    inputs = distill.synthesis_inputs(recipe, distill.synthesis_key(recipe, data))
+    return recipe.synthesis.steps > 0 and store.has(distill.STAGE, inputs, "safetensors")
+
+
+def _synthesizing(recipe: Recipe, method: methods.Method, probe: _Probe, cached: bool) -> StagePlan:
     steps, parts = recipe.synthesis.steps, len(probe.blocks)
     looking = {panel: recipe.panel(panel).per_step for panel in method.panels}
     queue = recipe.observers.queue
@@ -352,7 +358,7 @@ def _synthesizing(recipe: Recipe, method: methods.Method, probe: _Probe) -> Stag
     real = f", real side {recipe.real}" if looking or method.following is None else ""
     grown = f", {growing} of the queue trained on" if growing else ""
     work = f"{steps:,} steps of {who} on {len(probe.start):,} images{cut}{real}{grown}"
-    return StagePlan("synthesize", work, "never cached", seconds)
+    return StagePlan("synthesize", work, "cached" if cached else "not cached", 0.0 if cached else seconds)
 
 
 def _label_bytes(recipe: Recipe, data: ImageData) -> int:

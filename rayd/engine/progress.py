@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -81,6 +81,14 @@ class Reporter:
     def say(self, sentence: str) -> None:
         """A line of its own."""
         self.console.print(sentence, markup=False, soft_wrap=True)
+
+    def waiting(self, stage: str, unit: str) -> Callable[[int], None]:
+        """Whom to tell how many pieces of a stage other runs are making, which this one waits for."""
+
+        def told(count: int) -> None:
+            self.say(f"{stage}: waiting for {count} {unit} that another run is making")
+
+        return told
 
     @contextmanager
     def watched(self, watcher: Watcher) -> Iterator[None]:

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import Counter as Counts
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, cached_property
@@ -329,18 +329,26 @@ class RayGroup(Group):
                     self._crew.lose(worker)
             yield finished.pop(index)
 
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events as they come."""
-        waiting = _Queue(len(items), None, len(self._workers))
+        coming, given, ended = iter(items), list[tuple[Any, ...]](), False
+        lost = _Queue(0, None, len(self._workers))
         running: dict[Any, tuple[int, int]] = {}
-        seen, told, done = [0] * len(items), [0] * len(items), 0
-        while done < len(items):
+        seen, told = Counts[int](), Counts[int]()
+        while True:
             for worker in self._idle(running):
-                item = waiting.take(worker)
+                item = lost.take(worker)
                 if item is None:
-                    break
-                events = self._workers[worker].stream.options(num_returns="streaming").remote(method, items[item])
+                    following = None if ended else next(coming, None)
+                    if following is None:
+                        ended = True
+                        break
+                    item = len(given)
+                    given.append(following)
+                events = self._workers[worker].stream.options(num_returns="streaming").remote(method, given[item])
                 running[events], seen[item] = (item, worker), 0
+            if ended and not running and not lost:
+                return
             reference = self._next(method, running)
             if reference not in running:
                 self._crew.hear(reference)
@@ -350,16 +358,15 @@ class RayGroup(Group):
                 event = self._taken(next(reference))
             except StopIteration:
                 del running[reference]
-                done += 1
             except _LostError:
                 del running[reference]
-                waiting.put_back(item)
+                lost.put_back(item)
                 self._crew.lose(worker)
             else:
                 seen[item] += 1
                 if seen[item] > told[item]:
                     told[item] = seen[item]
-                    waiting.forgive(item)
+                    lost.forgive(item)
                     yield item, event
 
     def _idle(self, running: dict[Any, tuple[int, int]]) -> list[int]:
@@ -622,6 +629,10 @@ class _Queue:
                 "smaller or give workers more memory, and --resume continues."
             )
         self._back.append(item)
+
+    def __bool__(self) -> bool:
+        """Whether anything was given back and waits."""
+        return bool(self._back)
 
     def forgive(self, item: int) -> None:
         """It gets on."""

@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -73,7 +73,7 @@ class TrainGroup:
         """Place a value in the object store."""
         return RayShared(value)
 
-    def stream(self, method: str, items: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Let all replicas call a generator method for one item after another; yield (index of the item, event of the first).
 
         An item that was restarted must yield its events again from the first one; each is passed on once.

@@ -6,9 +6,10 @@ after another, before the group of the later stages holds any resources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from rayd import devices
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, ResourceSettings
 from rayd.data import ImageData
+from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Streams, open_group
 from rayd.engine.members import Member, teachers, team
 from rayd.engine.observer import Facts
@@ -141,6 +143,7 @@ def squeeze(
     store: Store,
     done: Callable[[int, int], None],
     wanted: Iterable[Member] | None = None,
+    waiting: Callable[[int], None] = lambda _: None,
 ) -> dict[Member, TrainedObserver]:
     """The trained observers of a run: from the store where they are, else trained and stored.
 
@@ -151,32 +154,43 @@ def squeeze(
         store: where observers are kept.
         done: told (epochs done, epochs to do).
         wanted: which observers; absent: all.
+        waiting: told how many observers other runs are training, when nothing else is left to do.
     """
+    wanted = team(recipe) if wanted is None else tuple(wanted)
     # who sits in both panels is trained once
     once = {content_hash(trained_inputs(recipe, data, member)): member for member in missing(recipe, data, store, wanted)}
     absent = list(once.values())
-    if absent:
+    reached, epochs = dict.fromkeys(absent, 0), {member: recipe.squeezing(member.panel).epochs for member in absent}
+
+    def make(taken: Taken[Member]) -> None:
+        for member in absent:
+            reached[member] = epochs[member] if there(member) else 0
+        done(sum(reached.values()), sum(epochs.values()))
         train = group.share(data.train)
         validation = group.share(data.validation) if data.validation is not None else None
-        items = [
-            (
-                member,
-                train,
-                validation,
-                store.path(UNFINISHED, trained_inputs(recipe, data, member), "safetensors"),
-            )
-            for member in absent
-        ]
-        epochs = [recipe.squeezing(member.panel).epochs for member in absent]
-        reached = [0] * len(absent)
-        done(0, sum(epochs))
-        for index, event in group.stream("squeeze", items):
+
+        def items() -> Iterator[tuple[Any, ...]]:
+            for member in taken:
+                unfinished = store.path(UNFINISHED, trained_inputs(recipe, data, member), "safetensors")
+                yield member, train, validation, unfinished
+
+        for index, event in group.stream("squeeze", items()):
+            member = taken.made[index]
             if isinstance(event, Progress):
-                reached[index] = event.epoch
+                reached[member] = event.epoch
             else:
-                reached[index] = epochs[index]
-                _keep(recipe, data, store, absent[index], event)
-            done(sum(reached), sum(epochs))
+                reached[member] = epochs[member]
+                _keep(recipe, data, store, member, event)
+                taken.done(member)
+            done(sum(reached.values()), sum(epochs.values()))
+
+    def there(member: Member) -> bool:
+        return found(recipe, data, store, member) is not None
+
+    def paths(member: Member) -> list[Path]:
+        return [store.path(STAGE, trained_inputs(recipe, data, member), "safetensors")]
+
+    exactly_once(absent, there, paths, make, waiting)
     return everyone(recipe, data, store, wanted)
 
 
@@ -202,7 +216,7 @@ def ensure(
     if not missing(recipe, data, store, wanted):
         return everyone(recipe, data, store, wanted)
     with open_workers(recipe, data, store) as group, reporter.stage("squeeze", 0, "epochs") as shown:
-        return squeeze(group, recipe, data, store, shown.update, wanted)
+        return squeeze(group, recipe, data, store, shown.update, wanted, reporter.waiting("squeeze", "observers"))
 
 
 def _keep(recipe: Recipe, data: ImageData, store: Store, member: Member, event: dict[str, Any]) -> None:

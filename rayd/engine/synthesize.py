@@ -74,6 +74,8 @@ class Assignment:
     """Files of the experts that students follow, where they do."""
     remembered: Mapping[Member, Memory] = field(default_factory=dict)
     """What terms find in their memory before the first step: where blocks follow one another, what the one before left."""
+    pauses: tuple[int, ...] = ()
+    """Steps after which the set is looked at before it goes on: a checkpoint is kept there."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,15 @@ State = dict[str, Tensor]
 """A block's tensors by name."""
 
 
-def synthesize(group: Group, assignment: Assignment) -> Iterator[Logged | State]:
+def synthesize(group: Group, assignment: Assignment, stop: int | None = None) -> Iterator[Logged | State]:
     """Optimise a block from its newest checkpoint to its end: yields a line every `log_every` steps, then the block's state.
+
+    With `stop`, that is its end. A checkpoint beyond it is not gone back from.
 
     However often it is interrupted, the events and their order are the same; lines of steps that were done before carry no
     terms.
     """
-    steps, every = assignment.recipe.synthesis.steps, assignment.recipe.synthesis.log_every
+    steps, every = stop or assignment.recipe.synthesis.steps, assignment.recipe.synthesis.log_every
     synthesizer = Synthesizer(group)
     resumed = resumable(assignment.checkpoints, assignment.key)
     for until in [*range(every, steps, every), steps][:steps]:
@@ -131,7 +135,8 @@ class Synthesizer:
             if self._step > since and self._due(self._settings.log_every):
                 logged.append(Logged(self._step, time.monotonic() - self._began, self._checked(terms)))
             # while students diverge, what they diverged from must not push out what was there before
-            if self._due(self._settings.checkpoint_every) and not (self._divergence and self._divergence.steps):
+            kept = self._due(self._settings.checkpoint_every) or self._step in assignment.pauses
+            if kept and not (self._divergence and self._divergence.steps):
                 self._save()
         return logged
 
@@ -446,6 +451,14 @@ def resumable(directory: Path, key: str) -> int:
         return int(read_metadata(newest(directory, key))["step"])
     except ArtifactError:
         return 0
+
+
+def adopt(source: Path, directory: Path, key: str) -> None:
+    """Begin a block where another one came to: with its newest checkpoint, unless there is one of its own already."""
+    paths = _by_step(source)
+    if paths and not _by_step(directory):
+        tensors, metadata = read_tensors(paths[-1])
+        save_checkpoint(directory, key, int(metadata["step"]), tensors)
 
 
 def foreign(directory: Path, key: str) -> bool:

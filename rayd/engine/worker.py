@@ -16,8 +16,11 @@ from rayd.engine.group import LocalGroup, Shared
 from rayd.engine.members import Member
 from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers
+from rayd.engine.students import Students
 from rayd.engine.synthesize import Assignment, Logged, State, synthesize
+from rayd.engine.tasks import Task
 from rayd.errors import ConfigError
+from rayd.evaluation.student import StudentResult
 from rayd.networks.class_order import order_fault
 from rayd.networks.flat import FlatNetwork
 from rayd.networks.weights import load_weights
@@ -51,6 +54,7 @@ class Worker(Observers):
         self._crew = crew
         self._sets: dict[str, TrainingSet] = {}
         self._teachers: list[nn.Module] | None = None
+        self._students: Students | None = None
 
     def squeeze(
         self, member: Member, train: Shared, validation: Shared | None, checkpoint: Path
@@ -119,9 +123,15 @@ class Worker(Observers):
         parts = torch.split(torch.tensor(images.get()), settings.batch_size)
         return torch.cat([network(self._facts.normalization(part.to(self._device))).cpu() for part in parts])
 
-    def synthesize(self, assignment: Assignment) -> Iterator[Logged | State]:
+    def synthesize(self, assignment: Assignment, stop: int | None = None) -> Iterator[Logged | State]:
         """Optimise one block with this worker's own observers; see `rayd.engine.synthesize.synthesize`."""
-        yield from synthesize(LocalGroup.around(self), assignment)
+        yield from synthesize(LocalGroup.around(self), assignment, stop)
+
+    def train(self, task: Task, *arguments: Any) -> Iterator[Progress | StudentResult]:
+        """Train and test one student, between two steps of a synthesis; see `rayd.engine.students.Students.train`."""
+        if self._students is None:
+            self._students = Students(self._recipe.evaluation, self._recipe.resources, self._facts)
+        yield from self._students.train(task, *arguments)
 
     def score(self, member: Member, weights: Shared, label: int, images: Shared) -> Scores:
         """How realistic one observer finds random crops of a class's real images."""

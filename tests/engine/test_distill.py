@@ -235,6 +235,7 @@ def test_sigkill_midway_changes_nothing(tmp_path, victim):
     environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, env=environment)
     cut = [*command, "--out", str(tmp_path / "cut"), "--workers", "2"]
+    environment["RAYD_CACHE"] = str(tmp_path / "other")
     running = subprocess.Popen(cut, env=environment)
     while not list((tmp_path / "cut" / "checkpoints").glob("step-00000050*")):
         time.sleep(0.1)

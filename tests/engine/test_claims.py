@@ -1,0 +1,156 @@
+"""Exactly once: of several runs that want the same piece of work at the same time one does it."""
+
+import collections
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rayd.engine.claims import Claim, exactly_once
+from rayd.engine.distill import distill
+from rayd.engine.progress import Reporter
+from rayd.engine.synthesize import Synthesizer
+from tests.conftest import tiny
+from tests.engine.test_distill import bytes_of
+
+QUIET = Reporter(quiet=True)
+
+
+def test_a_claim_is_one_holders_and_leaves_nothing_behind(tmp_path):
+    paths = [tmp_path / "stage" / "b.json", tmp_path / "stage" / "a.json"]
+    first = Claim.on(paths)
+    assert first is not None
+    assert Claim.on(paths[:1]) is None
+    assert Claim.on([tmp_path / "stage" / "0.json", paths[1]]) is None
+    assert Claim.on([tmp_path / "stage" / "0.json"]) is not None, "who does not get all keeps none"
+    first.release()
+    second = Claim.on(paths)
+    assert second is not None
+    second.release()
+    assert list((tmp_path / "stage").glob("[ab]*")) == []
+
+
+def test_a_killed_holder_gives_its_claims_free(tmp_path):
+    program = "import sys, time; from pathlib import Path; from rayd.engine.claims import Claim\n"
+    program += "claim = Claim.on([Path(sys.argv[1])]); print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert Claim.on([tmp_path / "x"]) is None
+    holder.kill()
+    holder.wait()
+    assert Claim.on([tmp_path / "x"]) is not None
+
+
+def test_where_there_are_no_locks_work_is_done_twice(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    assert Claim.on([tmp_path / "x"]) is not None
+    assert Claim.on([tmp_path / "x"]) is not None
+
+
+def test_every_piece_is_made_once_by_whoever_is_free():
+    """Four threads want overlapping pieces in different orders; some pieces need several entries."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        from pathlib import Path
+
+        root, made, waited = Path(folder), collections.Counter[int](), []
+
+        def paths(piece: int) -> list[Path]:
+            return [root / f"{piece}", root / f"{(piece + 1) % 12}.more"]
+
+        def there(piece: int) -> bool:
+            return (root / f"{piece}.done").exists()
+
+        def run(number: int) -> None:
+            def make(taken) -> None:
+                for piece in taken:
+                    time.sleep(0.02)
+                    made[piece] += 1
+                    (root / f"{piece}.done").touch()
+                    taken.done(piece)
+
+            order = [(7 * piece + 3 * number) % 12 for piece in range(12)]
+            exactly_once(order, there, paths, make, waited.append)
+
+        threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert made == dict.fromkeys(range(12), 1)
+        assert not list(root.glob("*.lock"))
+
+
+def test_a_piece_that_is_made_in_vain_is_left_to_the_caller():
+    made = []
+    exactly_once([1], lambda _: False, lambda _: [], lambda taken: made.extend(taken))
+    assert made == [1]
+
+
+RACE = """
+import sys
+from pathlib import Path
+from rayd.config import validate, Recipe, read_yaml
+from rayd.engine.distill import distill
+from rayd.engine.progress import Reporter
+from rayd.engine.store import Store
+
+def told(kept):
+    def keep(self, stage, inputs, *rest):
+        kept(self, stage, inputs, *rest)
+        with open(sys.argv[2], "a") as log:
+            log.write(f"{stage} {self.path(stage, inputs, '').name}\\n")
+    return keep
+
+Store.put_tensors, Store.put_record = told(Store.put_tensors), told(Store.put_record)
+recipe = validate(Recipe, read_yaml(Path(sys.argv[1])))
+input()
+distill(recipe, Path(sys.argv[3]), reporter=Reporter(quiet=True))
+"""
+
+
+def test_runs_at_the_same_time_make_everything_once(tmp_path):
+    """Three processes with the same recipe, whose observers are trained, measured, and teach."""
+    from tests.engine.test_decoupled import edc
+
+    (tmp_path / "recipe.yaml").write_text(edc().to_yaml())
+    outs = [tmp_path / str(number) for number in range(3)]
+    command = [sys.executable, "-c", RACE, str(tmp_path / "recipe.yaml"), str(tmp_path / "log")]
+    environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
+    runs = [subprocess.Popen([*command, str(out)], env=environment, stdin=subprocess.PIPE, text=True) for out in outs]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("\n")
+        run.stdin.flush()
+    for run in runs:
+        run.wait(200)
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    made = (tmp_path / "log").read_text().splitlines()
+    assert len(made) == len(set(made)) > 5
+    assert {line.split()[0] for line in made} == {"squeeze", "measure", "synthesis", "students"}
+    assert bytes_of(outs[0]) == bytes_of(outs[1]) == bytes_of(outs[2])
+    assert not list((tmp_path / "cache").rglob("*.lock"))
+
+
+@pytest.mark.shared_synthesis
+def test_runs_with_the_same_set_share_it(tmp_path, monkeypatch):
+    """Also with other students; its bytes, and its card, are those of the run that made it."""
+    first = distill(tiny(), tmp_path / "first", reporter=QUIET)
+    monkeypatch.setattr(Synthesizer, "_one_step", None)
+    monkeypatch.setattr("rayd.engine.observer.Observers.measure", None)
+    second = distill(tiny(evaluation={"epochs": 3, "baselines": []}), tmp_path / "second", reporter=QUIET)
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
+    assert {**first.distilled.card, "config": 0} == {**second.distilled.card, "config": 0}
+    assert second.distilled.card["config"]["evaluation"]["epochs"] == 3
+    assert second.synthesis_seconds == first.synthesis_seconds > 0
+    with pytest.raises(TypeError):
+        distill(tiny(seed=1), tmp_path / "third", reporter=QUIET)

@@ -1,0 +1,202 @@
+"""Spaces: what is refused before anything starts, which points are drawn, and that every ready one lies on its recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+
+from rayd import cli
+from rayd.config import merge
+from rayd.errors import ConfigError, RaydError, ResourceError
+from tests.tuning.spaces import small
+from tuning import load, names, sweep
+from tuning.search import Kept, Suggested, points, sampler
+from tuning.space import Domain, Ground, Space, nested
+from tuning.table import Row, importance
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_ready_space_lies_on_its_recipe(name):
+    ground = Ground(load(name))
+    assert ground.check()
+    drawn = points(ground, 8)
+    assert drawn[0] == ground.own_point(ground.space.base[0])
+    assert len(drawn) == 8
+    for point in drawn:
+        ground.recipe(point)
+    assert ground.space.summary
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ({"synthesis.stepz": {"integer": [1, 5]}}, "did you mean 'synthesis.steps'"),
+        ({"objective.alpha": {"uniform": [0, 1]}}, "Unknown setting 'objective.alpha' in the objective of method 'dm'"),
+        ({"terms.flattness.weight": {"uniform": [0, 1]}}, "Unknown term 'flattness'.*did you mean 'flatness'"),
+        ({"ipc": {"uniform": [1, 5]}}, "Setting 'ipc'.*integer"),
+        ({"synthesis.learning_rate": {"uniform": [-1, 5]}}, "'synthesis.learning_rate'.*greater than 0"),
+        ({"synthesis.optimizer": {"choice": ["sgd", "adamm"]}}, "'synthesis.optimizer'.*'sgd' or 'adam'"),
+        ({"synthesis.momentum": {"choice": [0.5, "much"]}}, "'synthesis.momentum'.*number"),
+        ({"data.validation_fraction": {"uniform": [0.1, 0.3]}}, "cannot be searched.*judged on the same images"),
+        ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
+        ({"experts.count": {"integer": [1, 5]}}, "would change nothing: method 'dm' here trains no experts"),
+        ({"synthetic.rank": {"integer": [1, 5]}}, "stores images as pixels"),
+        ({"ipc": {"integer": [2, 999]}}, "ipc must not exceed the smallest class"),
+        ({"ipc": {"integer": [1, 3], "when": {"synthetic.kindd": "pixels"}}}, "did you mean 'synthetic.kind'"),
+        ({"ipc": {"integer": [1, 3], "when": {"synthetic.kind": "lowrank"}}}, "is never there"),
+        (
+            {"ipc": {"choice": [1, 2], "when": {"synthesis.optimizer": "adam"}}, "synthesis.optimizer": {"choice": ["adam"]}},
+            "'synthesis.optimizer' must stand above 'ipc'",
+        ),
+    ],
+)
+def test_what_no_trial_could_do_is_refused_before_ray_starts(tmp_path, monkeypatch, search, sentence):
+    monkeypatch.setattr("tuning.driver.connect", None)
+    with pytest.raises(ConfigError if "smallest" not in sentence else RaydError, match=sentence):
+        sweep(small(search=search), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"search": {"ipc": {"uniform": [1, 2], "choice": [1]}}}, "exactly one of"),
+        ({"search": {"ipc": {"uniform": [2, 1]}}}, "must rise"),
+        ({"search": {"ipc": {"loguniform": [0, 1]}}}, "above 0"),
+        ({"search": {"ipc": {"chioce": [1]}}}, "chioce"),
+        ({"search": {"ipc": {"choice": []}}}, "at least one value"),
+        ({"search": {}}, "at least one setting"),
+        ({"scheduler": "asha", "rungs": []}, "needs 'rungs'"),
+        ({"rungs": [0.5, 0.25]}, "ascend"),
+        ({"scheduler": "pbt", "algorithm": "optuna"}, "needs 'algorithm: random'"),
+        ({"algorithm": "optuna", "search": {"ipc": {"grid": [1, 2]}}}, "use choice"),
+        ({"objectives": ["seconds"]}, "must begin with validation_accuracy"),
+    ],
+)
+def test_a_space_that_does_not_fit_together_is_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        small(**settings)
+
+
+@pytest.mark.parametrize(
+    ("search", "sentence"),
+    [
+        ({"synthetic.init": {"choice": ["real", "noise"]}}, "what its checkpoint holds"),
+        ({"observers.pool": {"integer": [1, 3]}}, "what its checkpoint holds"),
+    ],
+)
+def test_population_based_training_changes_only_what_a_checkpoint_does_not_depend_on(search, sentence):
+    Ground(small(scheduler="pbt")).check()
+    with pytest.raises(ConfigError, match=sentence):
+        Ground(small(scheduler="pbt", search=search)).check()
+
+
+def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuning.driver.connect", None)
+    with pytest.raises(ResourceError, match="A trial of 999 workers of 1 CPUs each does not fit this machine"):
+        sweep(small(), out=tmp_path / "out", workers=999)
+    with pytest.raises(ResourceError, match="reserves 64 GPUs"):
+        sweep(small(overrides={"resources": {"gpus_per_worker": 64}}), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["edc-digitz"], "Unknown space 'edc-digitz'; did you mean 'edc-digits'?"),
+        (["nowhere/space.yaml"], "Cannot read"),
+        (["edc-digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
+        (["edc-digits", "--workers", "999"], "does not fit this machine"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["tune", *arguments])
+    captured = capsys.readouterr()
+    assert stop.value.code == 2
+    assert sentence in captured.err
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_conditions_hold_in_every_point():
+    search = {
+        "synthesis.optimizer": {"choice": ["sgd", "adam"]},
+        "synthesis.learning_rate": [
+            {"loguniform": [0.1, 10.0], "when": {"synthesis.optimizer": "sgd"}},
+            {"loguniform": [0.001, 0.01], "when": {"synthesis.optimizer": "adam"}},
+        ],
+        "synthesis.second_momentum": {"uniform": [0.9, 0.99], "when": {"synthesis.optimizer": "adam"}},
+    }
+    ground = Ground(small(search=search))
+    for point in points(ground, 30)[1:]:
+        adam = point["synthesis.optimizer"] == "adam"
+        assert ("synthesis.second_momentum" in point) == adam
+        assert (point["synthesis.learning_rate"] <= 0.01) == adam
+    import optuna
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        point = Suggested(ground)(study.ask())["settings"]
+        assert ("synthesis.second_momentum" in point) == (point["synthesis.optimizer"] == "adam")
+        ground.recipe(point)
+
+
+def test_draws_depend_on_the_seed_and_their_number_alone():
+    ground = Ground(small())
+    assert points(ground, 6)[:3] == points(ground, 3)
+    assert points(ground, 6) != points(Ground(small(seed=1)), 6)
+    values = [point["synthesis.learning_rate"] for point in points(ground, 60)[1:]]
+    assert all(0.1 <= value <= 10.0 for value in values)
+    assert 0.3 < float(np.mean(np.log10(values) > 0)) < 0.7
+
+
+def test_grids_are_gone_through():
+    alone = Ground(small(search={"ipc": {"grid": [1, 2]}, "synthesis.momentum": {"grid": [0.0, 0.5]}}))
+    assert [tuple(point.values()) for point in points(alone, 5)] == [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5)]
+    mixed = Ground(small(search={"ipc": {"grid": [1, 2]}, "synthesis.learning_rate": {"uniform": [1, 2]}}))
+    drawn = points(mixed, 3)
+    assert [point["ipc"] for point in drawn] == [1, 2] * 3
+    assert drawn[0]["synthesis.learning_rate"] == drawn[1]["synthesis.learning_rate"]
+
+
+def test_a_space_may_extend_another(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"extends": "edc-digits", "samples": 3, "search": {"ipc": {"choice": [1, 2]}}}))
+    mine = load(path, {"seed": 4})
+    assert mine.name == "mine"
+    assert set(mine.search) == {*load("edc").search, "ipc"}
+    assert (mine.samples, mine.base, mine.overrides) == (3, ("edc-digits",), {"seed": 4})
+
+
+def test_domains_know_their_values():
+    whole = Domain(integer=(2, 4))
+    assert [whole.holds(value) for value in (2, 4, 5, 2.5, True, "2")] == [True, True, False, False, False, False]
+    assert {sampler(whole).sample() for _ in range(60)} == {2, 3, 4}
+    assert (whole.clamped(7.2), Domain(uniform=(0, 1)).clamped(1.4), Domain(choice=("a",)).clamped("a")) == (4, 1.0, "a")
+
+
+def test_what_population_based_training_moved_stays_in_the_space():
+    kept = Kept(Ground(small(scheduler="pbt")))({"settings": {"synthesis.learning_rate": 12.0}, "other": 1})
+    assert kept == {"settings": {"synthesis.learning_rate": 10.0}, "other": 1}
+
+
+def test_importance_finds_what_matters():
+    search = {"synthesis.learning_rate": {"loguniform": [0.1, 10.0]}, "synthesis.momentum": {"uniform": [0.0, 0.9]}}
+    ground = Ground(small(search=search))
+    trials = [
+        Row(str(n), "finished", point, False, 1.0, float(np.log10(point["synthesis.learning_rate"])), None, 1, 1.0, "", "")
+        for n, point in enumerate(points(ground, 40))
+    ]
+    shares = importance(ground, trials)
+    assert list(shares) == ["synthesis.learning_rate", "synthesis.momentum"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["synthesis.learning_rate"] > 0.8
+    assert importance(ground, trials[:2]) == {}
+
+
+def test_settings_become_a_tree():
+    assert nested({"a.b": {"c": 1}, "a.d": 2}) == merge({"a": {"b": {"c": 1}}}, {"a": {"d": 2}})
+    assert isinstance(small(), Space)
