@@ -25,6 +25,8 @@ def describe(distilled: Distilled) -> str:
         f"distilled from {data.get('name', 'unknown')} (fingerprint {str(data.get('fingerprint', 'unknown'))[:12]})",
         f"normalisation  {distilled.normalization.kind}: images are network input, `pixels()` undoes it",
         *_observers(card.get("observers") or []),
+        *_experts(card.get("experts")),
+        *([f"step size      {distilled.step_size:.4g}, learned with the images"] if distilled.step_size is not None else []),
         f"storage        {storage.total_bytes:,} bytes: " + ", ".join(f"{k} {v:,}" for k, v in storage.bytes.items()),
         "made with      " + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
     ]
@@ -39,6 +41,14 @@ def _observers(known: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     words = [f"{one['network']} {_accuracy(one)}" for one in known]
     return [f"observers      {', '.join(words)}"]
+
+
+def _experts(known: Mapping[str, Any] | None) -> list[str]:
+    """Whose training the images follow."""
+    if not known:
+        return []
+    number = f"{known['count']} of {known['network']} over {known['epochs']} epochs"
+    return [f"experts        {number} ({known['train_accuracy']:.3f} of the training images on average)"]
 
 
 def _accuracy(one: Mapping[str, Any]) -> str:

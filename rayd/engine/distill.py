@@ -464,6 +464,10 @@ class _Driver:
         results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
         return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
 
+    @cached_property
+    def _expert_facts(self) -> dict[str, Any] | None:
+        return experts.facts_for_card(self._recipe, self._data, self._store) if self._method.needs_experts else None
+
     def _distilled(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
         recipe, data = self._recipe, self._data
         card = {
@@ -476,6 +480,7 @@ class _Driver:
             "seed": recipe.seed,
             "steps": recipe.synthesis.steps,
             "observers": observers,
+            **({"experts": self._expert_facts} if self._expert_facts is not None else {}),
             "storage": asdict(_with_whitening(learned.storage(), data)),
             "versions": {
                 "rayd": rayd.__version__,

@@ -113,9 +113,24 @@ def train(
     return files
 
 
+def facts_for_card(recipe: Recipe, data: ImageData, store: Store) -> dict[str, Any] | None:
+    """What the card of a distilled set says of the experts that it followed; None where they are not there any more."""
+    if missing(recipe, data, store):
+        return None
+    known = accuracies(paths(recipe, data, store))
+    settings = recipe.experts
+    mean = sum(known) / len(known)
+    return {"network": settings.network.label, "count": len(known), "epochs": settings.epochs, "train_accuracy": mean}
+
+
+def accuracies(files: tuple[Path, ...]) -> list[float]:
+    """How much of the training images each expert knows, fractions."""
+    return [float(Trajectory(path).facts["train_accuracy"]) for path in files]
+
+
 def in_words(files: tuple[Path, ...]) -> str:
     """How good experts are, on average."""
-    known = [float(Trajectory(path).facts["train_accuracy"]) for path in files]
+    known = accuracies(files)
     return f"{len(known)} know {sum(known) / len(known):.3f} of the training images on average"
 
 

@@ -21,13 +21,13 @@ from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers
 from rayd.engine.squeeze import squeeze
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Synthesizer
 from rayd.engine.worker import Worker
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, InterruptionError, stages_of
+from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
 from tests.engine.test_measure import monkeypatched_shards
+from tests.faults import interrupted_at
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 TAIL = {"data": {"imbalance": 100}, "ipc": 4}
@@ -110,17 +110,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, which):
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, which, at):
     recipe = RECIPES[which](**NO_STUDENTS)
     distill(recipe, tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if self._step == at:
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at):
         distill(recipe, tmp_path / "cut", reporter=QUIET)
-    monkeypatch.setattr(Synthesizer, "_one_step", one_step)
     distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError
 from rayd.recipes import assemble
 from tests.engine.test_distill import bytes_of
+from tests.faults import InterruptionError, interrupted_at, kill_one_in_each_stage
 
 QUIET = Reporter(quiet=True)
 SMALL = [
@@ -89,27 +88,13 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, block):
     assert accuracies[0] == accuracies[1] == accuracies[2]
 
 
-class InterruptionError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("block", [None, 8])
 @pytest.mark.parametrize("at", [2, 3, 5])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, at, block):
     recipe = edc(synthesis={"block": block}, **NO_STUDENTS)
     distill(recipe, tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if self._step == at and self._assignment.block == (0 if block is None else 1):
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at, 0 if block is None else 1):
         distill(recipe, tmp_path / "cut", reporter=QUIET)
-    monkeypatch.undo()
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
@@ -205,30 +190,12 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     whole = distill(recipe, tmp_path / "whole", cache=tmp_path / "cache", reporter=QUIET)
     environment = os.environ | {"RAYD_CACHE": str(tmp_path / "other")}
     running = subprocess.Popen([*command, str(tmp_path / "cut"), "--workers", "2"], env=environment)
-    killed = _kill_one_in_each_stage(running, tmp_path / "cut")
+    killed = kill_one_in_each_stage(running, tmp_path / "cut")
     assert running.wait() == 0
     assert killed >= 3
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     results = json.loads((tmp_path / "cut" / "evaluation.json").read_text())["results"]
     assert [tuple(r["test_accuracy"]["runs"]) for r in results] == [r.test_accuracy.runs for r in whole.report.results]
-
-
-def _kill_one_in_each_stage(running: subprocess.Popen, directory: Path) -> int:
-    from tests.engine.test_distill import _workers_of
-
-    killed, stages = 0, -1
-    while running.poll() is None:
-        time.sleep(0.05)
-        metrics = directory / "metrics.jsonl"
-        done = len([1 for line in metrics.read_text().splitlines() if '"finished"' in line]) if metrics.exists() else -1
-        workers = _workers_of(running.pid)
-        if done > stages and len(workers) >= 2:
-            try:
-                os.kill(min(workers), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            killed, stages = killed + 1, done
-    return killed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 import rayd
@@ -17,9 +16,9 @@ from rayd.artifacts import read_tensors
 from rayd.engine.distill import distill
 from rayd.engine.progress import Reporter
 from rayd.engine.rundir import locked
-from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ConfigError, OutputError, RunError
 from tests.conftest import tiny
+from tests.faults import InterruptionError, interrupted_at, workers_of
 
 QUIET = Reporter(quiet=True)
 NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
@@ -111,25 +110,12 @@ def test_students_do_not_depend_on_workers(tmp_path):
     assert reports[0] == reports[1]
 
 
-class InterruptionError(Exception):
-    """Stands for whatever ends a process."""
-
-
 @pytest.mark.parametrize("at", [1, 5, 6, 11])
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, at):
     recipe = tiny(**NO_STUDENTS)
     distill(recipe, tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if self._step == at:
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at):
         distill(recipe, tmp_path / "cut", reporter=QUIET)
-    monkeypatch.setattr(Synthesizer, "_one_step", one_step)
     distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
@@ -245,22 +231,9 @@ def test_sigkill_midway_changes_nothing(tmp_path, victim):
         running.wait()
         subprocess.run([*cut, "--resume"], check=True, env=environment)
     else:
-        os.kill(min(_workers_of(running.pid)), signal.SIGKILL)
+        os.kill(min(workers_of(running.pid)), signal.SIGKILL)
         assert running.wait() == 0
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-
-
-def _workers_of(driver: int) -> list[int]:
-    """Process ids of the Ray actors that descend from a driver."""
-    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
-    rows = [(int(pid), int(parent), args) for pid, parent, args in (line.split(None, 2) for line in table)]
-    family = {driver}
-    while True:
-        grown = family | {pid for pid, parent, _ in rows if parent in family}
-        if grown == family:
-            break
-        family = grown
-    return [pid for pid, _, args in rows if pid in family and args.startswith("ray::_Worker")]
 
 
 def test_checkpoints_hold_everything_that_is_learned(tmp_path):

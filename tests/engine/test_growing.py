@@ -18,12 +18,13 @@ from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers, Question
 from rayd.engine.plan import plan
 from rayd.engine.queue import Growth, Queue
-from rayd.engine.synthesize import RealBatches, Synthesizer
+from rayd.engine.synthesize import RealBatches
 from rayd.errors import ConfigError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
-from tests.engine.test_decoupled import QUIET, InterruptionError
+from tests.engine.test_decoupled import QUIET
 from tests.engine.test_distill import bytes_of
+from tests.faults import interrupted_at
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 METHODS = ["dc", "dsa", "frepo", "krr"]
@@ -86,18 +87,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 @pytest.mark.parametrize("at", [4, 7])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
     distill(recipe(method), tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if self._step == at:
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at):
         distill(recipe(method), tmp_path / "cut", reporter=QUIET)
-    monkeypatch.undo()
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     distill(recipe(method), tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

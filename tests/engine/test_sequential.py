@@ -12,12 +12,12 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, merge
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
-from rayd.engine.synthesize import Synthesizer
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.objectives import Context
 from rayd.recipes import assemble
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL, InterruptionError
+from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL
 from tests.engine.test_distill import bytes_of
+from tests.faults import interrupted_at
 
 
 def cfm(**overrides: object) -> Recipe:
@@ -85,18 +85,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("at", [0, 2])
 def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, at, block):
     distill(cfm(**NO_STUDENTS), tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if (self._step, self._assignment.block) == (at, block):
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at, block):
         distill(cfm(**NO_STUDENTS), tmp_path / "cut", reporter=QUIET)
-    monkeypatch.undo()
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")

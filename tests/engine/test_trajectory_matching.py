@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from rayd.artifacts import read_tensors
+from rayd.card import describe
 from rayd.config import Recipe, merge
 from rayd.data import load as load_data
 from rayd.distilled import load
@@ -17,13 +21,13 @@ from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.plan import plan
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError, RunError
 from rayd.recipes import assemble
 from tests.conftest import tiny
-from tests.engine.test_decoupled import NO_STUDENTS, QUIET, InterruptionError, stages_of
+from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
+from tests.faults import interrupted_at, kill_one_in_each_stage
 
 NETWORK = {"name": "mlp", "width": 16}
 METHODS = ("mtt", "tesla", "datm", "ls-mtt")
@@ -71,6 +75,9 @@ def test_a_run_goes_through_every_stage(tmp_path, method):
     card = json.loads((tmp_path / "run" / "distilled" / "card.json").read_text())
     assert card["step_size"] == pytest.approx(lines[-1]["step_size"], rel=0.02)
     assert card["step_size"] != pytest.approx(0.05, rel=1e-6)
+    assert (card["experts"]["network"], card["experts"]["count"], card["experts"]["epochs"]) == ("mlp-w16", 3, 6)
+    assert f"step size      {card['step_size']:.4g}, learned" in describe(run.distilled)
+    assert "experts        3 of mlp-w16 over 6 epochs" in describe(run.distilled)
     soft = method in ("datm", "ls-mtt")
     assert run.distilled.labels.is_floating_point() == soft
     assert run.report.results[0].protocol.startswith("learned-label" if soft else "hard-label")
@@ -87,22 +94,25 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_while_experts_train_changes_nothing(tmp_path):
+    recipe = following(experts={"epochs": 60}, objective={"start": {"most": 40}}, synthesis={"steps": 40}, **NO_STUDENTS)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    distill(recipe, tmp_path / "whole", cache=tmp_path / "cache", reporter=QUIET)
+    command = [sys.executable, "-m", "rayd", "distill", str(path), "--quiet", "--out", str(tmp_path / "cut"), "--workers", "2"]
+    running = subprocess.Popen(command, env=os.environ | {"RAYD_CACHE": str(tmp_path / "other")})
+    assert kill_one_in_each_stage(running, tmp_path / "cut") >= 1
+    assert running.wait() == 0
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
+
+
 @pytest.mark.parametrize("method", ["mtt", "ls-mtt"])
 @pytest.mark.parametrize("at", [2, 4])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
     distill(following(method, **NO_STUDENTS), tmp_path / "whole", reporter=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-        if self._step == at:
-            raise InterruptionError
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-    with pytest.raises(InterruptionError):
+    with interrupted_at(at):
         distill(following(method, **NO_STUDENTS), tmp_path / "cut", reporter=QUIET)
-    monkeypatch.undo()
-    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
     distill(following(method, **NO_STUDENTS), tmp_path / "cut", resume=True, reporter=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert [line["loss"] for line in lines_of(tmp_path / "whole")] == [line["loss"] for line in lines_of(tmp_path / "cut")]
@@ -190,18 +200,8 @@ class TestDivergence:
     def test_what_was_counted_is_in_the_checkpoint(self, tmp_path, monkeypatch):
         recipe = following(objective={"loss_limit": 0.97}, synthesis={"log_every": 1, "steps": 10}, **NO_STUDENTS)
         distill(recipe, tmp_path / "whole", reporter=QUIET)
-        one_step = Synthesizer._one_step
-
-        def interrupted(self: Synthesizer) -> dict[str, torch.Tensor]:
-            if self._step == 8:
-                raise InterruptionError
-            return one_step(self)
-
-        monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
-        with pytest.raises(InterruptionError):
+        with interrupted_at(8):
             distill(recipe, tmp_path / "cut", reporter=QUIET)
-        monkeypatch.undo()
-        monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
         distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
         assert [line["skipped"] for line in lines_of(tmp_path / "whole")] == [
             line["skipped"] for line in lines_of(tmp_path / "cut")
