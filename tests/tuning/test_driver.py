@@ -180,7 +180,7 @@ def test_population_based_training_goes_on_from_the_better_ones(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_more_trials_than_cpus_with_workers_of_their_own_do_not_wait_for_ever(tmp_path):
-    """Four trials of two workers each want two CPUs, share their statistics and train students at a rung; there is a time limit."""
+    """Four trials of two workers each want two CPUs, share statistics, and train students at a rung, within a time limit."""
     space = small(samples=4, scheduler="none", rungs=[0.5], overrides={"observers": {"pool": 3, "per_step": 2}})
     tuning.sweep(space, out=tmp_path / "out", cache=tmp_path / "cache", workers=2, reporter=QUIET)
     assert {row["status"] for row in table(tmp_path / "out")} == {"finished"}
