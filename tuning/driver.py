@@ -286,7 +286,7 @@ def _tuner(trainable: Any, ground: Ground, out: Path, concurrent: int | None) ->
             scheduler=scheduler(ground),
             num_samples=space.samples if proposing is not None else 1,
             max_concurrent_trials=concurrent,
-            reuse_actors=space.scheduler.name != "pbt",
+            reuse_actors=True,
             trial_dirname_creator=_folder,
         ),
         run_config=tune.RunConfig(
@@ -294,6 +294,8 @@ def _tuner(trainable: Any, ground: Ground, out: Path, concurrent: int | None) ->
             storage_path=str(out),
             failure_config=tune.FailureConfig(max_failures=space.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=None if space.scheduler.name == "pbt" else 1),
+            # nobody learns from a trial that is at its end
+            stop={"fraction": 1.0} if space.scheduler.name == "pbt" else None,
             callbacks=[Events(), JsonLoggerCallback(), CSVLoggerCallback()],
             verbose=0,
         ),

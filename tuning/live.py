@@ -18,6 +18,9 @@ ROWS = 20
 """Trials that a terminal shows: those that go on, then the best."""
 
 
+ENDED, FAILED = "ended", "failed"
+
+
 @dataclass
 class _Line:
     trial: str
@@ -52,15 +55,15 @@ class Board:
         if self._live is not None:
             self._live.stop()
 
+    def know(self, trials: list[Any]) -> None:
+        """Know those of Tune's trials that came to their end before the board was there."""
+        for trial in trials:
+            if trial.trial_id not in self._lines and trial.status in ("TERMINATED", "ERROR"):
+                self._read(trial, ENDED if trial.status == "TERMINATED" else FAILED, trial.last_result or {})
+
     def tell(self, trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
         """Know what became of one of Tune's trials, and how it was judged."""
-        line = self._lines.setdefault(trial.trial_id, _Line(trial.trial_id, ""))
-        line.settings = words(trial.config.get(SETTINGS, {}))
-        result = judged or trial.last_result or {}
-        if METRIC in result:
-            line.fraction, line.accuracy, line.seconds = result["fraction"], result[METRIC], result["seconds"]
-        ended = state == "ended"
-        line.state = ("finished" if line.fraction == 1 else "stopped") if ended else state
+        line = self._read(trial, state, judged or trial.last_result or {})
         if self._live is not None:
             self._live.update(self._table())
             return
@@ -69,8 +72,16 @@ class Board:
             said += f" at {line.fraction:.2f}, validation accuracy {line.accuracy:.3f}, {line.seconds:.0f} s"
         self._reporter.say(f"{said}; {line.settings}" if state == "runs" else said)
 
+    def _read(self, trial: Any, state: str, result: Mapping[str, Any]) -> _Line:
+        line = self._lines.setdefault(trial.trial_id, _Line(trial.trial_id, ""))
+        line.settings = words(trial.config.get(SETTINGS, {}))
+        if METRIC in result:
+            line.fraction, line.accuracy, line.seconds = result["fraction"], result[METRIC], result["seconds"]
+        line.state = state if state != ENDED else "finished" if line.fraction == 1 else "stopped"
+        return line
+
     def _count(self) -> str:
-        ended = sum(line.state in ("finished", "stopped", "failed") for line in self._lines.values())
+        ended = sum(line.state in ("finished", "stopped", FAILED) for line in self._lines.values())
         return f"{ended} of {max(self._expected, len(self._lines))} done"
 
     def _table(self) -> Table:
@@ -95,25 +106,26 @@ class Events(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial begins or goes on."""
-        self._tell(trial, "runs")
+        self._tell(trials, trial, "runs")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """A trial was judged."""
         if result.get("fraction", 1) < 1:
-            self._tell(trial, "judged", result)
+            self._tell(trials, trial, "judged", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended, or was stopped."""
-        self._tell(trial, "ended")
+        self._tell(trials, trial, ENDED)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed for good."""
-        self._tell(trial, "failed")
+        self._tell(trials, trial, FAILED)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed and is tried again."""
-        self._tell(trial, "failed, tried again")
+        self._tell(trials, trial, "failed, tried again")
 
-    def _tell(self, trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
+    def _tell(self, trials: list[Any], trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
         if Board.shown is not None:
+            Board.shown.know(trials)
             Board.shown.tell(trial, state, judged)

@@ -161,6 +161,8 @@ def scheduler(ground: Ground) -> TrialScheduler | None:
             quantile_fraction=settings.quantile,
             resample_probability=settings.resample,
             custom_explore_fn=Kept(ground),
+            # with fewer places than trials, those that go on from others would else be chosen again and again, and others never
+            synch=True,
             log_config=False,
         )
     return None

@@ -155,6 +155,7 @@ def test_halving_stops_the_worst_at_a_rung(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_population_based_training_goes_on_from_the_better_ones(tmp_path):
     space = small(
         scheduler={"name": "pbt", "quantile": 0.5},
@@ -177,16 +178,16 @@ def test_population_based_training_goes_on_from_the_better_ones(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_more_trials_than_cpus_with_workers_of_their_own_do_not_wait_for_ever(tmp_path):
-    """Four trials of two workers each want two CPUs, share their statistics and train students at a rung."""
+    """Four trials of two workers each want two CPUs, share statistics, and train students at a rung, within a time limit."""
     space = small(samples=4, scheduler="none", rungs=[0.5], overrides={"observers": {"pool": 3, "per_step": 2}})
-    began = time.monotonic()
     tuning.sweep(space, out=tmp_path / "out", cache=tmp_path / "cache", workers=2, reporter=QUIET)
-    assert time.monotonic() - began < 200
     assert {row["status"] for row in table(tmp_path / "out")} == {"finished"}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_driver_goes_on_where_it_was(tmp_path):
     space, out = small(samples=5, overrides={"synthesis": {"steps": 60}, "evaluation": {"epochs": 20}}), tmp_path / "out"
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space.model_dump(mode="json")))
@@ -198,7 +199,8 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path):
         assert running.poll() is None
     running.send_signal(signal.SIGKILL)
     running.wait()
-    before = {path: path.stat().st_mtime_ns for path in done[:1]}
+    # one trial at a time: the first is finished and known to be
+    before = {path: path.stat().st_mtime_ns for path in sorted(done)[:1]}
     subprocess.run([*command, "--resume"], env=environment, check=True, timeout=250)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     rows = table(out)
