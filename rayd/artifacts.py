@@ -137,8 +137,9 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ArtifactError(f"'{path}' is missing.")
     try:
         with path.open("rb") as file:
-            magic = file.read(8)
-        if magic[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            first = file.read(9)
+        # a safetensors file begins with the length of its header, which may look like the first bytes of a pickle
+        if first[8:] != b"{" and first[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
             raise ArtifactError(f"'{path}' is a pickle, which rayd never loads; convert it to safetensors.")
         with safe_open(path, framework="pt") as tensors:
             yield tensors

@@ -34,6 +34,7 @@ READY = [name for name in tuning.names() if name.endswith("-digits")]
 @pytest.fixture(scope="module", autouse=True)
 def _cluster():
     """One private cluster for all sweeps of this file."""
+    ray.shutdown()  # tests of other files may have left one
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
