@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote, "PAUSES", (0.1,))
     for forget in (remote._filesystem.cache_clear, s3fs.S3FileSystem.clear_instance_cache):
         forget()
-    remote._filesystem("s3").mkdir("bucket")
-    yield "s3://bucket"
+    # the servers of a process know the same buckets
+    name = f"bucket-{uuid.uuid4().hex}"
+    remote._filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
     running.stop()
     remote._filesystem.cache_clear()
 
@@ -57,8 +60,8 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
     shutil.rmtree(tmp_path / "mirrors")
     assert torch.equal(load(f"{bucket}/run").images, load(expected).images)
     system = remote._filesystem("s3")
-    assert system.cat("bucket/run/distilled/data.safetensors") == (expected / "data.safetensors").read_bytes()
-    assert {name.rpartition("/")[2] for name in system.ls("bucket/run", detail=False)} >= {
+    assert system.cat(f"{bucket}/run/distilled/data.safetensors") == (expected / "data.safetensors").read_bytes()
+    assert {name.rpartition("/")[2] for name in system.ls(f"{bucket}/run", detail=False)} >= {
         "config.yaml", "metrics.jsonl", "status.json", "tensorboard", "checkpoints", "distilled", "evaluation.json"
     }  # fmt: skip
 
