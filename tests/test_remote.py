@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import torch
 
 from rayd import remote
 from rayd.artifacts import read_tensors, write_json, write_tensors
+from rayd.config import DataSettings
+from rayd.data import load as load_data
 from rayd.data.sources import known_sources, open_source
+from rayd.data.streaming import batches
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.progress import Reporter
@@ -24,6 +28,7 @@ from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ConfigError, DataError, OutputError, ResourceError, RunError
 from tests.conftest import tiny
+from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import interrupted_at
 
 QUIET = Reporter(quiet=True)
@@ -203,6 +208,26 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
         distill(recipe, **at)
 
 
+def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(tmp_path, memory, monkeypatch):
+    recipe = tiny(**STUDENT)
+    expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
+    at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache"), "reporter": QUIET}
+    put_file = memory.put_file
+
+    def dropping(content: str, name: str) -> None:
+        if name.endswith("step-00000010.safetensors"):
+            raise ConnectionError("the line is dead")
+        put_file(content, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "put_file", dropping)
+        with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/run/.*' in 3 tries: the line is dead; .*--resume"):
+            distill(recipe, **at)
+    forget_mirrors()
+    distill(recipe, resume=True, **at)
+    assert memory.cat("/bucket/run/distilled/data.safetensors") == (expected / "data.safetensors").read_bytes()
+
+
 def test_overwriting_and_strangers(memory):
     at = {"out": Path("memory://bucket/run"), "reporter": QUIET}
     distill(tiny(**STUDENT), **at)
@@ -224,3 +249,23 @@ def test_data_at_a_url(memory, tmp_path):
     assert "toy" in {info.name for info in known_sources(Path("memory://bucket/data"))}
     with pytest.raises(DataError, match=r"There is no data set at 'memory://bucket/data/none'"):
         open_source("memory://bucket/data/none")
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folder"])
+def test_streamed_images_are_fetched_where_they_are_read(memory, tmp_path, layout):
+    images, here = some_images(12), tmp_path / "toy"
+    for split in ("train", "test"):
+        if layout == "parquet":
+            write_parquet(here / f"{split}-0.parquet", [encode(image) for image in images], [0, 1] * 6)
+        else:
+            write_folder(here / split, {"cat": images[:6], "dog": images[6:]})
+    memory.put(str(here), "/bucket/toy", recursive=True)
+    streamed = load_data(DataSettings(name="memory://bucket/toy", stream=True), cache=Path("memory://bucket/cache")).train
+    sent = pickle.dumps(streamed)
+    forget_mirrors()
+    expected = load_data(DataSettings(name=str(here))).train.images
+    assert np.array_equal(pickle.loads(sent).images[np.arange(11, -1, -1)], expected[::-1])
+    forget_mirrors()
+    elsewhere = pickle.loads(sent)
+    assert np.array_equal(np.concatenate([pixels for _, pixels in batches(elsewhere.images, [slice(0, 12)])]), expected)
+    assert memory.exists("/bucket/cache/survey")

@@ -13,6 +13,7 @@ import torch
 from rayd import remote
 from rayd.distilled import load
 from rayd.engine.distill import distill
+from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Reporter
 from rayd.errors import RunError
 from tests.conftest import tiny
@@ -22,6 +23,7 @@ server = pytest.importorskip("moto.server", reason="needs an S3 server: pip inst
 s3fs = pytest.importorskip("s3fs", reason="needs a client of S3: pip install s3fs")
 
 QUIET = Reporter(quiet=True)
+STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
-    recipe = tiny(evaluation={"seeds": 1, "epochs": 1, "baselines": []})
+    recipe = tiny(**STUDENT)
     expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
     at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache"), "reporter": QUIET}
     with interrupted_at(8):
@@ -64,6 +66,25 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
     assert {name.rpartition("/")[2] for name in system.ls(f"{bucket}/run", detail=False)} >= {
         "config.yaml", "metrics.jsonl", "status.json", "tensorboard", "checkpoints", "distilled", "evaluation.json"
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_workers_work_on_s3(tmp_path, bucket):
+    blocks = {"synthesis": {"steps": 12, "block": 5, "checkpoint_every": 5}, "resources": {"workers": 2, "threads": 1}}
+    seen = {"networks": {"name": "convnet", "width": 8, "depth": 2, "norm": "batch"}, "pool": 1, "per_step": 1}
+    recipe = tiny(method="sre2l", observers=seen, squeeze={"epochs": 1}, labels={"kind": "stored"}, **blocks, **STUDENT)
+    there = {"out": tmp_path / "run", "cache": tmp_path / "other", "reporter": QUIET}
+    expected = distill(recipe.model_copy(update={"resources": tiny().resources}), **there).directory / "distilled"
+    run = distill(recipe, Path(f"{bucket}/run"), cache=Path(f"{bucket}/cache"), reporter=QUIET)
+    shutil.rmtree(tmp_path / "mirrors")
+    assert torch.equal(load(f"{bucket}/run").images, load(expected).images)
+    system = remote._filesystem("s3")
+    assert {name.rpartition("/")[2] for name in system.ls(f"{bucket}/run/checkpoints", detail=False)} == {
+        "block-00000", "block-00001"
+    }  # fmt: skip
+    assert [name for name in system.find(f"{bucket}/run/distilled/labels") if "epochs-" in name]
+    again = evaluate_distilled(load(f"{bucket}/run"), {}, None, Path(f"{bucket}/cache"), QUIET)
+    assert again.results[0].test_accuracy == run.report.results[0].test_accuracy
 
 
 def test_what_is_the_same_on_s3_is_not_fetched_again(bucket, monkeypatch):
