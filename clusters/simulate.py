@@ -223,7 +223,7 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0) -> li
         Stage(
             "evaluate",
             [learned + (replayed if recipe.labels.kind != "hard" else 0.0)] * students + [learned + taught] * students * others,
-            broadcast=shown * image * (1 + others),
+            broadcast=shown * image,
         )
     )
     return found

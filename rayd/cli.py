@@ -130,7 +130,12 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     if as_json:
         _print_json(
             [
-                {"name": k.name, "classes": k.classes, "found": None if k.found is None else str(k.found), "how": k.how}
+                {
+                    "name": k.name,
+                    "classes": k.classes,
+                    "found": None if k.found is None else remote.shown(k.found),
+                    "how": k.how,
+                }
                 for k in known
             ]
         )
@@ -139,7 +144,9 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     for column in ("data", "classes", "found"):
         table.add_column(column, overflow="fold")
     for source in known:
-        table.add_row(source.name, str(source.classes), str(source.found) if source.found is not None else f"no: {source.how}")
+        table.add_row(
+            source.name, str(source.classes), remote.shown(source.found) if source.found is not None else f"no: {source.how}"
+        )
     _wide().print(table)
 
 

@@ -121,7 +121,7 @@ def need(path: Path) -> None:
 def exists(path: Path) -> bool:
     """Whether there is a file or a folder, without fetching it."""
     place = _place(path)
-    return path.exists() if place is None else bool(_tried(place.url, lambda: place.system.exists(place.name)))
+    return path.exists() if place is None else place.info() is not None
 
 
 def listed(directory: Path, pattern: str = "*") -> list[Path]:
@@ -198,9 +198,13 @@ class _Place:
     name: str
     """What it is called there."""
 
+    def info(self) -> dict[str, Any] | None:
+        """What the storage tells of the file or folder, if there is one."""
+        return _tried(self.url, lambda: _or(FileNotFoundError, None, lambda: self.system.info(self.name)))
+
     def find(self) -> _Found | None:
         """The file, if there is one."""
-        info = _tried(self.url, lambda: _or(FileNotFoundError, None, lambda: self.system.info(self.name)))
+        info = self.info()
         return _Found.of(info) if info is not None and info["type"] == "file" else None
 
     def find_all(self) -> list[_Found]:

@@ -18,18 +18,22 @@ from rayd import remote
 from rayd.artifacts import read_tensors, write_json, write_tensors
 from rayd.config import DataSettings
 from rayd.data import load as load_data
+from rayd.data.fetch import fetch
 from rayd.data.sources import known_sources, open_source
 from rayd.data.streaming import batches
 from rayd.distilled import load
 from rayd.engine.distill import distill
+from rayd.engine.doctor import _directory
 from rayd.engine.progress import Reporter
 from rayd.engine.status import status
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ConfigError, DataError, OutputError, ResourceError, RunError
+from rayd.export import export
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import interrupted_at
+from tuning import sweep
 
 QUIET = Reporter(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
@@ -164,8 +168,9 @@ def test_a_storage_that_stays_away_is_told_in_one_sentence(memory, monkeypatch):
         write_json(path, {"a": 1})
     assert failed == ["put_file"] * 3
     assert not path.exists()
-    with pytest.raises(RunError, match="Cannot reach"):
-        Store(remote.local("memory://bucket")).tensors("stage", {})
+    for look in (Store.tensors, Store.record, lambda store, *inputs: store.has(*inputs, "json")):
+        with pytest.raises(RunError, match="Cannot reach"):
+            look(Store(path.parent), "stage", {})
 
 
 @pytest.mark.parametrize("error", [PermissionError("Access Denied"), OSError(errno.ENOSPC, "No space left on device")])
@@ -269,3 +274,22 @@ def test_streamed_images_are_fetched_where_they_are_read(memory, tmp_path, layou
     elsewhere = pickle.loads(sent)
     assert np.array_equal(np.concatenate([pixels for _, pixels in batches(elsewhere.images, [slice(0, 12)])]), expected)
     assert memory.exists("/bucket/cache/survey")
+
+
+def test_what_works_on_paths_only_says_so(memory, tmp_path):
+    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    for refused, work in (
+        ("An export is written to a path", lambda: export(run.distilled, "npz", "memory://bucket/x.npz")),
+        ("'mnist' is fetched into a folder", lambda: fetch("mnist", Path("memory://bucket/data"))),
+        ("A sweep's --out must be a path", lambda: sweep("edc-digits", out="memory://bucket/sweep")),
+    ):
+        with pytest.raises((DataError, OutputError), match=refused):
+            work()
+    assert not memory.find("/bucket")
+
+
+def test_the_doctor_reaches_the_storage(memory, monkeypatch):
+    assert _directory("cache", remote.local("memory://bucket/cache")).status == "good"
+    failing(memory, monkeypatch, 99, ConnectionResetError("connection reset by peer"))
+    found = _directory("cache", remote.local("memory://bucket/cache"))
+    assert (found.status, "Cannot reach 'memory://bucket/cache'" in found.detail) == ("wrong", True)
