@@ -146,7 +146,7 @@ def test_runs_with_the_same_set_share_it(tmp_path, monkeypatch):
     """Also with other students; its bytes, and its card, are those of the run that made it."""
     first = distill(tiny(), tmp_path / "first", reporter=QUIET)
     monkeypatch.setattr(Synthesizer, "_one_step", None)
-    monkeypatch.setattr("rayd.engine.observer.Observers.measure", None)
+    monkeypatch.setattr("rayd.engine.observers.Observers.measure", None)
     second = distill(tiny(evaluation={"epochs": 3, "baselines": []}), tmp_path / "second", reporter=QUIET)
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
     assert {**first.distilled.card, "config": 0} == {**second.distilled.card, "config": 0}

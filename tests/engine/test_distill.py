@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch
 
 def test_a_finished_run_resumes_to_its_report_without_work(tmp_path, monkeypatch):
     first = distill(tiny(), tmp_path / "run", reporter=QUIET)
-    for worker in ("rayd.engine.observer.Observers", "rayd.engine.students.Students"):
+    for worker in ("rayd.engine.observers.Observers", "rayd.engine.students.Students"):
         monkeypatch.setattr(f"{worker}.__init__", None)
     again = distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
     assert again.report.results == first.report.results

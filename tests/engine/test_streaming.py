@@ -86,7 +86,7 @@ def test_a_streamed_run_gives_the_bytes_of_a_decoded_one(
 
 def test_what_one_form_made_serves_the_other(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distill(recipe("dm", False), tmp_path / "run", data_root=root, reporter=QUIET)
-    monkeypatch.setattr("rayd.engine.observer.Observers.measure", None)
+    monkeypatch.setattr("rayd.engine.observers.Observers.measure", None)
     monkeypatch.setattr("rayd.engine.evaluate.Students.train", None)
     run = distill(recipe("dm", True), tmp_path / "run", data_root=root, resume=True, reporter=QUIET)
     again = {"data": {"stream": True}}
