@@ -200,7 +200,10 @@ class _Place:
 
     def info(self) -> dict[str, Any] | None:
         """What the storage tells of the file or folder, if there is one."""
-        return _tried(self.url, lambda: _or(FileNotFoundError, None, lambda: self.system.info(self.name)))
+        info: dict[str, Any] | None = _tried(
+            self.url, lambda: _or(FileNotFoundError, None, lambda: self.system.info(self.name))
+        )
+        return info
 
     def find(self) -> _Found | None:
         """The file, if there is one."""
