@@ -70,7 +70,7 @@ def distill(
 
     Args:
         name: a built-in recipe or a YAML file.
-        out: the run's directory.
+        out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be URLs, too.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join; absent: a private one on this machine.
         data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.

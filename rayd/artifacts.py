@@ -1,7 +1,8 @@
 """Files that rayd writes and reads: safetensors and JSON, never pickle.
 
 Every file is written to a temporary name beside its place and renamed, so that a reader sees the whole of it or nothing. Tensor
-files carry one JSON string as metadata: with a single entry the bytes depend on the content alone.
+files carry one JSON string as metadata: with a single entry the bytes depend on the content alone. What lies under
+the mirror of a URL is sent there first, and fetched when it is missing (`rayd.remote`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rayd import remote
 from rayd.errors import ArtifactError, RunError
 
 METADATA_KEY = "rayd"
@@ -28,7 +30,7 @@ METADATA_KEY = "rayd"
 def default_root() -> Path:
     """Root of what runs share: `$RAYD_CACHE`, else `~/.cache/rayd/store`."""
     given = os.environ.get("RAYD_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "rayd" / "store"
+    return remote.local(given) if given else Path.home() / ".cache" / "rayd" / "store"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -60,6 +62,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors makes files that only their owner reads
+        remote.send(temporary, path)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -75,6 +78,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is missing, truncated, or not a JSON mapping.
     """
+    remote.need(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -133,6 +137,7 @@ def _metadata(file: Any) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    remote.need(path)
     if not path.is_file():
         raise ArtifactError(f"'{path}' is missing.")
     try:

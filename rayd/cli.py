@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from rayd import __version__
+from rayd import __version__, remote
 from rayd.config import given_resources, merge, parse_overrides
 from rayd.errors import OutputError, RaydError, ResourceError
 
@@ -130,7 +130,12 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     if as_json:
         _print_json(
             [
-                {"name": k.name, "classes": k.classes, "found": None if k.found is None else str(k.found), "how": k.how}
+                {
+                    "name": k.name,
+                    "classes": k.classes,
+                    "found": None if k.found is None else remote.shown(k.found),
+                    "how": k.how,
+                }
                 for k in known
             ]
         )
@@ -139,7 +144,9 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     for column in ("data", "classes", "found"):
         table.add_column(column, overflow="fold")
     for source in known:
-        table.add_row(source.name, str(source.classes), str(source.found) if source.found is not None else f"no: {source.how}")
+        table.add_row(
+            source.name, str(source.classes), remote.shown(source.found) if source.found is not None else f"no: {source.how}"
+        )
     _wide().print(table)
 
 
@@ -178,7 +185,7 @@ def plan(
 def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option("--out", help="The run's directory.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The run's directory, or its URL: s3://bucket/run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
     overwrite: Overwrite = False,
     workers: Workers = None,
@@ -210,7 +217,7 @@ def distill(
         out.print(run.report.text(), markup=False)
         if (paper := run.recipe.paper) is not None:
             out.print(f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})", markup=False)
-        out.print(f"\n{len(run.distilled)} distilled images: {run.directory / 'distilled'}", markup=False)
+        out.print(f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}", markup=False)
 
 
 @app.command()
@@ -256,7 +263,7 @@ def evaluate(
     distilled = load(directory)
     kept_report(directory)  # a damaged one is told before the work, not after it
     report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))
-    with locked(directory):
+    with locked(remote.local(directory)):
         report = keep_report(report, directory)
     if as_json:
         _print_json(report.to_json())
@@ -291,7 +298,8 @@ def show(
     if spectrum and png is None:
         png = (distilled.directory or directory) / "spectrum.png"
     if png is not None:
-        if png.exists() and not overwrite:
+        png = remote.local(png)
+        if remote.exists(png) and not overwrite:
             raise OutputError(f"'{png}' exists already; choose another file or add --overwrite.")
         if spectrum:
             from rayd.engine.spectra import of_distilled

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 
+from rayd import remote
 from rayd.artifacts import file_hash, read_json, read_tensors, write_bytes, write_json, write_tensors
 from rayd.config import SyntheticSettings, validate
 from rayd.data.images import ImageShape
@@ -168,15 +169,15 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
             OutputError: the directory holds another set and `overwrite` is not given.
             RunError: the place cannot be written.
         """
-        directory = Path(directory)
+        directory = remote.local(directory)
         tensors = self._tensors()
-        if (directory / CARD).exists():
+        if remote.bring(directory / CARD):
             if not overwrite and not _holds(directory / TENSORS, tensors):
                 raise OutputError(
                     f"'{directory}' already holds another distilled set; choose another directory or overwrite it."
                 )
             # a crash between two files must not leave new tensors beside an old card
-            (directory / CARD).unlink()
+            remote.remove(directory / CARD)
         write_tensors(directory / TENSORS, tensors)
         write_bytes(directory / GRID, picture(self))
         write_json(directory / CARD, self.card | {"sha256": file_hash(directory / TENSORS)})
@@ -198,9 +199,10 @@ def load(path: str | Path) -> Distilled:
     Raises:
         ArtifactError: it is missing, damaged, newer than this version reads, or its tensors are not those of its card.
     """
-    directory = _locate(Path(path))
+    directory = _locate(remote.local(path))
     card = _read_card(directory / CARD)
     file = directory / TENSORS
+    remote.bring(file)
     tensors, _ = read_tensors(file)
     if file_hash(file) != card["sha256"]:
         raise ArtifactError(f"'{file}' is not the file that '{CARD}' beside it describes: their SHA-256 differ.")
@@ -238,6 +240,7 @@ def _decoded(file: Path, tensors: dict[str, Tensor], card: dict[str, Any], norma
 
 
 def _locate(path: Path) -> Path:
+    _ = remote.bring(path / DIRECTORY / CARD) or remote.bring(path / CARD)
     if not path.is_dir():
         raise ArtifactError(
             f"'{path}' must be a run directory or a distilled set. Got {'a file' if path.exists() else 'nothing'}."

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from rayd import remote
 from rayd.distilled import Distilled
 from rayd.errors import ConfigError, OutputError, unknown
 
@@ -52,7 +53,9 @@ def export(distilled: Distilled, format: Format | str, destination: str | Path, 
     """
     if format not in WRITERS:
         raise ConfigError(unknown("format", format, WRITERS))
-    destination = Path(destination)
+    destination = remote.local(destination)
+    if remote.url(destination) is not None:
+        raise OutputError(f"An export is written to a path, not to '{remote.shown(destination)}'; copy it there afterwards.")
     if destination.exists() and not overwrite:
         raise OutputError(f"'{destination}' exists already; choose another destination or overwrite it.")
     if format != "npz" and distilled.shape.channels > 4:

@@ -22,6 +22,7 @@ import yaml
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
+from rayd import remote
 from rayd.artifacts import read_json, write_bytes, write_json
 from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
@@ -148,7 +149,9 @@ def sweep(
     Raises:
         RaydError: anything that a user can mend, in one sentence, before Ray starts where that is possible.
     """
-    reporter, out = reporter or Reporter(), Path(out).expanduser().resolve()
+    reporter, out = reporter or Reporter(), remote.local(out).resolve()
+    if remote.url(out) is not None:
+        raise OutputError(f"A sweep's --out must be a path that all of its machines share. Got '{remote.shown(out)}' instead.")
     chosen = space if isinstance(space, Space) else load(space)
     if overrides:
         chosen = chosen.model_copy(update={"overrides": merge(chosen.overrides, overrides)})
@@ -181,8 +184,8 @@ def prepare(
     probed = ground.check()
     first = ground.own[space.base[0]]
     count = first.resources.workers if workers is None else workers
-    cache = None if cache is None else cache.expanduser().resolve()
-    data_root = None if data_root is None else data_root.expanduser().resolve()
+    cache = None if cache is None else remote.local(cache).resolve()
+    data_root = None if data_root is None else remote.local(data_root).resolve()
     if address is None:
         for recipe in ground.own.values():
             _check_machine(recipe, count)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
+from rayd import remote
 from rayd.data.catalog import Download, KnownSet, check_class_order, known_set
 from rayd.data.sources import data_roots, locate, open_source
 from rayd.errors import DataError
@@ -48,6 +49,8 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
     if not known.downloads:
         raise DataError(f"Data set '{name}' cannot be fetched; {known.remedy}.")
     destination = data_roots(root)[0] / name
+    if remote.url(destination) is not None:
+        raise DataError(f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; copy it there afterwards.")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise DataError(f"'{destination}' is in the way of '{name}': it is there, but holds no data set; move it away.")
     try:

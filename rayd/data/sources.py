@@ -1,7 +1,9 @@
 """Finding and opening data sets: by name in the data root, or by path.
 
 A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in each as
-`<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in torchvision's own folders.
+`<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in torchvision's own folders. Roots
+and paths may be URLs (`rayd.remote`): a data set is fetched whole when it is opened, and a file of streamed images that a
+worker elsewhere lacks when it is read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from rayd import remote
 from rayd.data.catalog import KNOWN
 from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
 from rayd.data.formats.base import Source
@@ -62,14 +65,14 @@ class SourceInfo:
 def data_roots(root: Path | None = None) -> tuple[Path, ...]:
     """The folders that names are looked for in, in order."""
     variable = os.environ.get(ROOT_VARIABLE)
-    given = [root] if root is not None else []
-    given += [Path(variable)] if variable else []
-    return tuple(folder.expanduser() for folder in [*given, Path("~/.cache/rayd/data")])
+    given: list[str | Path] = [root] if root is not None else []
+    given += [variable] if variable else []
+    return tuple(remote.local(folder) for folder in [*given, "~/.cache/rayd/data"])
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
     """Where the data set of a name, or at a path, is; None when it is nowhere or cannot be read there."""
-    return next((path for path in _candidates(name, root) if _format(path) is not None), None)
+    return next((path for path in _candidates(name, root) if _there(path)), None)
 
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
@@ -77,9 +80,9 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
     infos = [SourceInfo(known.name, known.classes, locate(known.name, root), known.how) for known in KNOWN.values()]
     seen = {Path(place).parts[0] for known in KNOWN.values() for place in (known.name, *known.places, *known.pickled)}
     for place in data_roots(root):
-        for path in sorted(place.iterdir()) if place.is_dir() else []:
+        for path in remote.listed(place):
             name = path.stem if path.suffix == ".npz" else path.name
-            if name not in seen and not name.startswith(".") and _format(path) is not None:
+            if name not in seen and not name.startswith(".") and _there(path):
                 seen.add(name)
                 infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
     return infos
@@ -92,6 +95,8 @@ def open_source(name: str, root: Path | None = None) -> Source:
         DataError: it is unknown, not there, empty, damaged, or a pickle.
     """
     path = locate(name, root) if name else None
+    if path is not None:
+        _fetched(path)
     layout = _format(path) if path is not None else None
     if path is None or layout is None:
         raise DataError(_why_not(name, root))
@@ -104,12 +109,23 @@ def _candidates(name: str, root: Path | None) -> Iterator[Path]:
         yield digits.location()
         return
     if name not in KNOWN:
-        yield Path(name).expanduser()
+        yield remote.local(name)
     known = KNOWN.get(name)
     for place in data_roots(root):
         yield place / name
         yield place / f"{name}.npz"
         yield from (place / folder for folder in (known.places if known else ()))
+
+
+def _there(path: Path) -> bool:
+    """Whether a data set is at a path; of what lies at a URL the name has to do."""
+    return _format(path) is not None if remote.url(path) is None else remote.exists(path)
+
+
+def _fetched(path: Path) -> None:
+    """Have a data set, a file or a folder, here that lies at a URL."""
+    if not remote.bring(path):
+        remote.bring_all(path)
 
 
 def _format(path: Path) -> Format | None:
@@ -130,7 +146,7 @@ def _why_not(name: str, root: Path | None) -> str:
         places = ", ".join(f"'{place / name}'" for place in data_roots(root))
         return f"Data set '{name}' was not found in {places}{remedy}."
     if os.sep in name or name.startswith(("~", ".")):
-        return f"There is no data set at '{Path(name).expanduser()}'."
+        return f"There is no data set at '{remote.shown(remote.local(name))}'."
     names = [info.name for info in known_sources(root)]
     return f"{unknown('data set', name, names)} A folder or .npz file is given by its path."
 

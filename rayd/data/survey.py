@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rayd import remote
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.data.images import Labels, content_digest
 from rayd.data.normalization import channel_histogram
@@ -64,7 +65,7 @@ def survey(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...],
         DataError: a file is gone, or an image is damaged.
     """
     inputs = _inputs(images, labels, class_names)
-    path = store.expanduser() / STAGE / f"{content_hash(inputs)}.json"
+    path = remote.local(store) / STAGE / f"{content_hash(inputs)}.json"
     found = _kept(path)
     if found is None:
         found = _look(images, labels, class_names, watch)
@@ -112,7 +113,7 @@ def _stamps(images: StreamedPixels) -> str:
 
 
 def _kept(path: Path) -> Survey | None:
-    if not path.is_file():
+    if not remote.bring(path):
         return None
     try:
         result = read_json(path)["result"]

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from rayd import remote
 from rayd.data import check_class_order, data_roots, known_sources
 from rayd.data.sources import open_source
 from rayd.engine.rundir import writable
@@ -67,7 +68,7 @@ def examine(data_root: Path | None = None, cache: Path | None = None, address: s
     return [
         _versions(),
         *_devices(),
-        _directory("cache", cache or default_root()),
+        _directory("cache", remote.local(cache or default_root())),
         _directory("data root", data_roots(data_root)[0]),
         *_data(data_root),
         _ray(address),
@@ -101,6 +102,8 @@ def _devices() -> list[Finding]:
 
 
 def _directory(subject: str, path: Path) -> Finding:
+    if (address := remote.url(path)) is not None:
+        return _checked(subject, f"{address}, worked on in {path}", lambda: _unreachable(path))
     if not writable(path):
         return Finding(subject, "wrong", f"'{path}' cannot be written; set RAYD_CACHE or RAYD_DATA to a directory of yours")
     there = path
@@ -109,6 +112,11 @@ def _directory(subject: str, path: Path) -> Finding:
     free = shutil.disk_usage(there).free
     status: Literal["good", "note"] = "good" if free >= LEAST_FREE else "note"
     return Finding(subject, status, f"{path}, {free / 1e9:.1f} GB free")
+
+
+def _unreachable(path: Path) -> None:
+    """Raises what is wrong with the storage at a URL, whether anything is there or not."""
+    remote.exists(path)
 
 
 def _data(data_root: Path | None) -> list[Finding]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rayd import devices
+from rayd import devices, remote
 from rayd.artifacts import read_json, write_json
 from rayd.config import EvaluationSettings, Recipe, prune
 from rayd.data import ImageData
@@ -242,13 +242,13 @@ def kept_report(directory: Path) -> Report | None:
     Raises:
         ArtifactError: it is damaged.
     """
-    path = directory / REPORT
-    return Report.from_json(read_json(path)) if path.exists() else None
+    path = remote.local(directory) / REPORT
+    return Report.from_json(read_json(path)) if remote.bring(path) else None
 
 
 def keep_report(report: Report, directory: Path) -> Report:
     """Add a report to the one that a directory holds; newer results win. The caller holds the directory's lock."""
     before = kept_report(directory)
     merged = report if before is None else before.merge(report)
-    write_json(directory / REPORT, merged.to_json())
+    write_json(remote.local(directory) / REPORT, merged.to_json())
     return merged

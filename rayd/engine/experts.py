@@ -1,7 +1,7 @@
 """The experts stage: networks trained on the real data whose every epoch is kept, one resumable task each, made once and kept.
 
 An expert is a file of the store (`rayd.training.trajectories`), which its worker writes and those who follow it read: across
-machines, the store must lie where all of them see it.
+machines, the store must lie where all of them see it, or at a URL.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rayd import devices, networks, seeding
+from rayd import devices, networks, remote, seeding
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape
 from rayd.engine.claims import Taken, exactly_once
@@ -55,7 +55,7 @@ def missing(recipe: Recipe, data: ImageData, store: Store) -> list[int]:
 
 def _found(path: Path) -> Trajectory | None:
     with suppress(ArtifactError):
-        return Trajectory(path) if path.is_file() else None
+        return Trajectory(path) if remote.bring(path) else None
     return None
 
 
@@ -108,7 +108,7 @@ def train(
         if _found(path) is None:
             raise RunError(
                 f"The expert '{path}' was trained but cannot be read here; across machines, the cache must be a folder that "
-                "all of them share."
+                "all of them share, or a URL."
             )
     return files
 

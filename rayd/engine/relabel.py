@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from rayd import remote
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData
@@ -57,7 +58,7 @@ def beside(recipe: Recipe, data: ImageData, distilled: Distilled) -> StoredLabel
     renamed = recipe.model_dump(mode="json")["labels"]["networks"] != known
     hashes = teacher_hashes(recipe, data) if renamed else ()
     first = distilled.directory / folder
-    others = [path for path in sorted((distilled.directory / FOLDER).iterdir()) if path.is_dir() and path != first]
+    others = [path for path in remote.listed(distilled.directory / FOLDER) if path != first]
     faults: list[RaydError] = []
     for path in (first, *others):
         try:

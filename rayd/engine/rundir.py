@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from rayd import remote
 from rayd.artifacts import write_bytes
 from rayd.config import Recipe, prune, read_yaml, validate
 from rayd.engine.runlog import RunLog
@@ -35,7 +35,8 @@ class RunDirectory:
 
     def __init__(self, path: Path):
         """Name the directory; nothing is touched."""
-        self.path = path = path.expanduser().resolve()
+        self.path = path = remote.local(path).resolve()
+        self._name = remote.shown(path)
         self.config = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.distilled = path / "distilled"
@@ -58,10 +59,11 @@ class RunDirectory:
             try:
                 if overwrite:
                     self._empty()
+                remote.bring_all(self.path)
                 if self._holds_run():
                     self._continue(recipe, resume)
-                elif any(entry.name != LOCK for entry in self.path.iterdir()):
-                    raise OutputError(f"'{self.path}' is not empty and holds no run of rayd; choose another --out.")
+                elif any(entry.name != LOCK for entry in remote.listed(self.path)):
+                    raise OutputError(f"'{self._name}' is not empty and holds no run of rayd; choose another --out.")
                 write_bytes(self.config, (MARK + recipe.to_yaml()).encode())
                 self.log = RunLog(self._metrics, self._tensorboard)
             except OSError as error:
@@ -78,23 +80,23 @@ class RunDirectory:
                 self.log.close()
 
     def _holds_run(self) -> bool:
-        return self.config.is_file() and self.config.read_bytes().startswith(MARK.encode())
+        return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
 
     def _continue(self, recipe: Recipe, resume: bool) -> None:
         if not resume:
-            raise OutputError(f"'{self.path}' holds a run already; add --resume to continue it, or choose another --out.")
+            raise OutputError(f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out.")
         before = validate(Recipe, prune(Recipe, read_yaml(self.config)), str(self.config))
         changed = sorted(_differences(_identity(before), _identity(recipe)))
         if changed:
-            raise OutputError(f"'{self.path}' holds another run: {', '.join(changed[:5])} differ; choose another --out.")
+            raise OutputError(f"'{self._name}' holds another run: {', '.join(changed[:5])} differ; choose another --out.")
 
     def _empty(self) -> None:
-        if not self._holds_run() and any(entry.name != LOCK for entry in self.path.iterdir()):
-            raise OutputError(f"'{self.path}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
+        if not self._holds_run() and any(entry.name != LOCK for entry in remote.listed(self.path)):
+            raise OutputError(f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
-            shutil.rmtree(directory, ignore_errors=True)
+            remote.remove(directory)
         for file in (self._metrics, self._status, self.evaluation, self.config):
-            file.unlink(missing_ok=True)
+            remote.remove(file)
 
 
 @contextmanager

@@ -1,8 +1,13 @@
-"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for TensorBoard."""
+"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for TensorBoard.
+
+Of a run at a URL metrics.jsonl is sent there every `SEND_SECONDS` at most, and all of the log at the end of every stage: a run
+that goes on elsewhere may miss the last lines.
+"""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,8 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rayd import remote
 from rayd.artifacts import write_bytes
 from rayd.errors import RunError
+
+SEND_SECONDS = 10.0
 
 
 class RunLog:
@@ -39,6 +47,9 @@ class RunLog:
     def spend(self, stage: str, seconds: float, finished: bool) -> None:
         """Log the time that a stage took here, whether it came to its end or not."""
         self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
+        if self._board is not None:
+            self._board.flush()
+        self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
 
     def spent(self) -> dict[str, float]:
         """Seconds of every stage, summed over the run and those that it continues."""
@@ -84,10 +95,17 @@ class RunLog:
         with self._writing():
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
+        if time.monotonic() - self._sent >= SEND_SECONDS:
+            self._send(self._path)
 
     def _rewrite(self) -> None:
         write_bytes(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file, self._sent = self._path.open("a", encoding="utf-8"), time.monotonic()
+
+    def _send(self, *paths: Path) -> None:
+        for path in paths:
+            remote.send(path, path)
+        self._sent = time.monotonic()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

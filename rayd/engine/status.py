@@ -25,12 +25,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rayd import remote
 from rayd.artifacts import read_json, write_json
 from rayd.engine.group import Group, Presence
 from rayd.engine.progress import Meter, clock
 from rayd.errors import ArtifactError, OutputError, RaydError
 
 NAME = "status.json"
+METRICS = "metrics.jsonl"
 INTERVAL = 2.0
 """Seconds between two writes."""
 PATIENCE = 10.0
@@ -193,19 +195,23 @@ def status(directory: Path) -> Status:
     Raises:
         OutputError: the directory holds no run.
     """
-    directory = directory.expanduser().resolve()
+    directory = remote.local(directory).resolve()
     held = lock_held(directory)
+    if not held:
+        # else the run is at work in this very folder
+        for name in (NAME, METRICS, "config.yaml", "evaluation.json"):
+            remote.bring(directory / name)
     try:
         told = read_json(directory / NAME)
     except ArtifactError as error:
         if not (directory / "config.yaml").is_file():
-            raise OutputError(f"'{directory}' holds no run of rayd; name the --out of one.") from error
+            raise OutputError(f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one.") from error
         told = {}
     age = max(0.0, time.time() - told["written"]) if "written" in told else None
     driver = {"pid": None, "node": None, **told.get("driver", {}), "holds_lock": held}
     left, rate = told.get("total", 0.0) - told.get("done", 0.0), told.get("rate", 0.0)
     return Status(
-        directory=str(directory),
+        directory=remote.shown(directory),
         state=_state(directory, told, held, age),
         driver=driver,
         stage=told.get("stage"),
@@ -253,7 +259,7 @@ def lock_held(directory: Path) -> bool | None:
 
 def _last_terms(directory: Path) -> dict[str, float]:
     """The terms of the last logged step, where the driver told none."""
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / METRICS
     for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []):
         with suppress(json.JSONDecodeError):
             entry = json.loads(line)
@@ -263,6 +269,8 @@ def _last_terms(directory: Path) -> dict[str, float]:
 
 
 def _bytes(directory: Path) -> int:
+    if (total := remote.size(directory)) is not None:
+        return total
     total = 0
     for folder, _, names in os.walk(directory):
         for name in names:

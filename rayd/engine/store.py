@@ -4,7 +4,7 @@
 
 A key is a hash of everything that decides the result. It leaves out what only rounds differently (number of threads, versions
 of libraries): whoever compares runs bit for bit across those gives each a store of its own. A damaged entry is made again. The
-root is `$RAYD_CACHE`, else `~/.cache/rayd/store`.
+root is `$RAYD_CACHE`, else `~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rayd import remote
 from rayd.artifacts import content_hash, default_root, read_json, read_metadata, read_tensors, write_json, write_tensors
 from rayd.errors import ArtifactError
 
@@ -29,7 +30,7 @@ class Store:
 
     def __init__(self, root: Path | None = None):
         """A store under `root`; it is made when first written to."""
-        self.root = (root or default_root()).expanduser().resolve()
+        self.root = remote.local(root or default_root()).resolve()
 
     def path(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
         """Where a result lies or would lie."""
@@ -37,12 +38,12 @@ class Store:
 
     def has(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> bool:
         """Whether a result is there (it may still prove damaged when read)."""
-        return self.path(stage, inputs, suffix).is_file()
+        return remote.exists(self.path(stage, inputs, suffix))
 
     def tensors(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Tensors of finished work, or None."""
         path = self.path(stage, inputs, "safetensors")
-        if not path.is_file():
+        if not remote.bring(path):
             return None
         try:
             return read_tensors(path)[0]
@@ -68,7 +69,7 @@ class Store:
     def record(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """A JSON record of finished work, or None."""
         path = self.path(stage, inputs, "json")
-        if not path.is_file():
+        if not remote.bring(path):
             return None
         try:
             return dict(read_json(path)["result"])

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd import devices, methods, schedules, seeding, synthetic
+from rayd import devices, methods, remote, schedules, seeding, synthetic
 from rayd.artifacts import read_metadata, read_tensors, write_tensors
 from rayd.config import Panel, Recipe, SynthesisSettings
 from rayd.config.synthesis import Parameter
@@ -423,9 +423,9 @@ def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Ten
     for path in _by_step(directory):
         # a later one is a damaged leftover: newest() would have gone on from it
         if _step_of(path) > step:
-            path.unlink(missing_ok=True)
+            remote.remove(path)
     for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
-        path.unlink(missing_ok=True)
+        remote.remove(path)
 
 
 def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
@@ -438,7 +438,7 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
         if at_most is not None and _step_of(path) > at_most:
             continue
         try:
-            if read_metadata(path).get("key") == key:
+            if remote.bring(path) and read_metadata(path).get("key") == key:
                 return path
         except ArtifactError as error:
             log.warning("%s An older checkpoint is used.", error)
@@ -465,7 +465,7 @@ def foreign(directory: Path, key: str) -> bool:
     """Whether a readable checkpoint of another run lies in the directory."""
     for path in _by_step(directory):
         try:
-            if read_metadata(path).get("key") != key:
+            if remote.bring(path) and read_metadata(path).get("key") != key:
                 return True
         except ArtifactError:
             continue
@@ -473,7 +473,7 @@ def foreign(directory: Path, key: str) -> bool:
 
 
 def _by_step(directory: Path) -> list[Path]:
-    return sorted((path for path in directory.glob("step-*.safetensors")), key=_step_of)
+    return sorted(remote.listed(directory, "step-*.safetensors"), key=_step_of)
 
 
 def _step_of(path: Path) -> int:

@@ -27,6 +27,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from rayd import remote
 from rayd.artifacts import content_hash, tensor_hash
 from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings
 from rayd.data.images import ImageShape
@@ -142,7 +143,7 @@ def train(
     yield from course.run(checkpoint)
     yield from student.results(course, test)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        remote.remove(checkpoint)
 
 
 @dataclass(frozen=True, eq=False)

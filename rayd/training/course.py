@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rayd import remote
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
 from rayd.training.judging import accuracy, hits
@@ -146,7 +147,7 @@ class Course:
 def resumed(make: Callable[[], Course], checkpoint: Path | None) -> Course:
     """The course that `make` makes, with the state of its checkpoint if there is one that can be used."""
     course = make()
-    if checkpoint is None or not checkpoint.exists():
+    if checkpoint is None or not remote.bring(checkpoint):
         return course
     try:
         course.restore(checkpoint)

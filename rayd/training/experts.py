@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rayd import remote
 from rayd.artifacts import content_hash, tensor_hash
 from rayd.config import ExpertSettings
 from rayd.devices import autocast, dtype
@@ -104,7 +105,7 @@ def train_expert(
     yield from course.run(checkpoint)
     yield _written(course, path, {**(facts or {}), "index": index, "seed": seed})
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        remote.remove(checkpoint)
 
 
 def _written(course: Course, path: Path, facts: dict[str, Any]) -> Trajectory:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rayd import remote
 from rayd.artifacts import content_hash, tensor_hash
 from rayd.config import SqueezeSettings
 from rayd.networks import restore
@@ -119,7 +120,7 @@ def squeeze(
     if crew.leads:
         yield _judged(course, validation)
         if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
+            remote.remove(checkpoint)
 
 
 def _judged(course: Course, validation: TrainingSet | None) -> Squeezed:

@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from rayd import remote
 from rayd.artifacts import content_hash, read_metadata, read_tensors, tensor_hash, write_tensors
 from rayd.config import LabelSettings, TrainingSettings
 from rayd.errors import ArtifactError, ConfigError
@@ -184,7 +185,7 @@ class StoredLabels:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._notes = [_note(path) for path in sorted(directory.glob("epochs-*.safetensors"))]
+        self._notes = [_note(path) for path in remote.listed(directory, "epochs-*.safetensors")]
         if not self._notes:
             raise ArtifactError(f"'{directory}' must hold stored labels ('epochs-*.safetensors'). Got none.")
         self.epochs = 0

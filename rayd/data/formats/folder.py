@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rayd import remote
 from rayd.data.decode import Encoded
 from rayd.data.formats.base import SPLIT_NAMES, EncodedPixels, Source, Split, SplitName
 from rayd.data.images import Rows
@@ -36,6 +37,7 @@ class ImageFiles:
         """See `EncodedImages`."""
         for row in rows:
             path = self.folder / self.names[row]
+            remote.need(path)
             yield Encoded(path, f"'{path}'")
 
     at = read

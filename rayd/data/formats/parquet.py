@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayd import remote
 from rayd.data.decode import CHUNK_IMAGES, Encoded
 from rayd.data.formats.base import (
     SPLIT_NAMES,
@@ -96,6 +97,7 @@ class Shard:
 
     def encoded(self, rows: Rows) -> Iterator[Encoded]:
         """The encoded images at ascending rows of this file; row groups without any of them are skipped."""
+        remote.need(self.path)
         wanted = np.zeros(self.rows, bool)
         wanted[rows] = True
         with _readable(self.path):
@@ -129,6 +131,7 @@ class Shard:
             DataError: the file is another one than it was.
             OSError, pyarrow.ArrowException: it is gone or damaged.
         """
+        remote.need(self.path)
         size = self.path.stat().st_size
         if size != self.size:
             raise DataError(f"'{self.path}' has changed since it was opened: {self.size} bytes then, {size} now.")

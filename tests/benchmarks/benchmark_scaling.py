@@ -1,0 +1,89 @@
+"""What a second worker brings: `python tests/benchmarks/benchmark_scaling.py [--data cifar10] [--rounds 5]`.
+
+The measuring pass over the whole training split, and the synthesis step that asks two observers, on one and on two Ray workers
+of one torch thread each, in turns. Efficiency is the rate of two over twice the rate of one; both must come to the same
+statistics. It needs two cores that nobody else uses: the driver works on them too, between answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from benchmark_dm import Steps, compare, rate, recipe
+
+from rayd import methods
+from rayd.config import Recipe
+from rayd.data import ImageData, load
+from rayd.engine import measure
+from rayd.engine.group import Group, open_group
+from rayd.engine.members import Member
+from rayd.engine.observer import Facts, States
+from rayd.engine.store import Store
+from rayd.engine.worker import Worker
+
+WANTED = "at least 0.85"
+
+
+def spread(data: str, workers: int) -> Recipe:
+    """The recipe of both, on some workers; both groups are there at once, so each worker reserves less than it uses."""
+    return recipe(
+        data,
+        ipc=10,
+        observers={"per_step": 2, "precision": "float32"},
+        synthesis={"precision": "float32"},
+        resources={"workers": workers, "threads": 1, "cpus_per_worker": 0.5},
+    )
+
+
+def measured(group: Group, chosen: Recipe, data: ImageData) -> dict[Member, States]:
+    """The measuring pass over an empty store."""
+    with tempfile.TemporaryDirectory() as folder:
+        return measure.measure(group, chosen, methods.build(chosen), data, Store(Path(folder)), {}, lambda *_: None)
+
+
+def same(left: dict[Member, States], right: dict[Member, States]) -> bool:
+    """Whether statistics are the same, bit for bit."""
+    return all(
+        torch.equal(tensor, other[name])
+        for member, needs in left.items()
+        for need, layers in needs.items()
+        for one, other in zip(layers, right[member][need], strict=True)
+        for name, tensor in one.items()
+    )
+
+
+def main() -> None:
+    """Print both efficiencies."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--data-root", type=Path, default=None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    recipes = [spread(options.data, workers) for workers in (1, 2)]
+    data = load(recipes[0].data, options.data_root)
+    torch.set_num_threads(1)
+    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.rounds} rounds")
+    with (
+        open_group(recipes[0].resources, Worker, recipes[0], Facts.of(data)) as one,
+        open_group(recipes[1].resources, Worker, recipes[1], Facts.of(data)) as two,
+    ):
+        if not same(measured(one, recipes[0], data), measured(two, recipes[1], data)):
+            raise SystemExit("One worker and two come to different statistics.")
+        compare(
+            "efficiency of two workers, measuring pass", WANTED,
+            lambda: rate(lambda: measured(two, recipes[1], data), 1) / 2,
+            lambda: rate(lambda: measured(one, recipes[0], data), 1), options.rounds,
+        )  # fmt: skip
+        alone, together = Steps(one, recipes[0], data, data), Steps(two, recipes[1], data, data)
+        compare(
+            "efficiency of two workers, synthesis step of two observers", WANTED,
+            lambda: together.rate(options.steps) / 2, lambda: alone.rate(options.steps), options.rounds,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
