@@ -137,7 +137,7 @@ def measured(recipe: Recipe, data: ImageData, cache: Path, shard: int) -> dict[M
     return {member: CharacteristicFunction.from_state(state[need.key][0]) for member, state in states.items()}
 
 
-@pytest.mark.parametrize(("shard", "workers"), [(130, 0), (500, 0), (4096, 0), (500, 2)])
+@pytest.mark.parametrize(("shard", "workers"), [(130, 0), (500, 0), (4096, 0), pytest.param(500, 2, marks=pytest.mark.slow)])
 def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, workers):
     resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
     recipe = csdm(observers={"augmentation": None, "batch_size": 100}, resources=resources)

@@ -78,14 +78,14 @@ def test_a_second_run_squeezes_and_measures_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("block", [pytest.param(None, marks=pytest.mark.slow), 7])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, block):
     results, accuracies = [], []
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
         recipe = edc(resources=resources, synthesis={"block": block}, synthetic={"init": "rded"}, labels={"kind": "stored"})
         run = distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
         results.append(bytes_of(tmp_path / str(workers)))
         accuracies.append([result.test_accuracy for result in run.report.results])
-    assert results[0] == results[1] == results[2]
-    assert accuracies[0] == accuracies[1] == accuracies[2]
+    assert results[0] == results[1]
+    assert accuracies[0] == accuracies[1]
 
 
 @pytest.mark.parametrize("block", [None, 8])

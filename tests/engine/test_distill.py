@@ -90,7 +90,7 @@ def test_another_seed_gives_another_set_from_the_same_measurements(tmp_path, mon
     assert bytes_of(tmp_path / "first") != bytes_of(tmp_path / "second")
 
 
-@pytest.mark.parametrize("real", ["measured", "sampled"])
+@pytest.mark.parametrize("real", ["measured", pytest.param("sampled", marks=pytest.mark.slow)])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, real):
     results = []
     for workers in (0, 1, 2):
@@ -206,7 +206,7 @@ def test_in_process_work_needs_no_ray(tmp_path):
     assert "Workers need Ray, which is not installed" in refused.stderr
 
 
-@pytest.mark.parametrize("victim", ["worker", "driver"])
+@pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.slow), "driver"])
 def test_sigkill_midway_changes_nothing(tmp_path, victim):
     """A whole run on Ray whose observer actor, or whose driver, is killed by pid while it synthesizes."""
     options = [

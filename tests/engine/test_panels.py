@@ -64,7 +64,7 @@ def test_guides_are_squeezed_and_observers_measured(tmp_path):
     assert logged["loss"] == pytest.approx(parts, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["iid-dm", "iid-idm"])
+@pytest.mark.parametrize("method", ["iid-dm", pytest.param("iid-idm", marks=pytest.mark.slow)])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
     results = []
     for workers in (0, 2):

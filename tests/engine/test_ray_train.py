@@ -74,6 +74,7 @@ def squeezed(
     return everyone[team(recipe)[0]], told
 
 
+@pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_train_the_observer_of_one(tmp_path):
     data = load(recipe_of(PLAIN, 1).data)
     alone, _ = squeezed(recipe_of(PLAIN, 1), data, tmp_path / "alone")
