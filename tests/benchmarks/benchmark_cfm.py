@@ -41,7 +41,7 @@ class SolvedByLU(SpectralMatching):
         """Distances of inverses and of what they make of the signals."""
         beta = cast(Any, self.filters(context).matrix).beta
         assert self._signals is not None
-        matrices, signals = self._synthetic(real, seen, labels)
+        matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         theirs = [one.covariance[0] for one in cast(tuple[Covariance, ...], real[self.matrices])]
         known = [one.correlation for one in cast(tuple[LabelCorrelation, ...], real[self._signals])]
         parts = []
