@@ -63,6 +63,7 @@ class Stage:
     """The work of a stage."""
 
     name: str
+    """As the run calls it."""
     items: Sequence[float] = ()
     """Seconds of each item on a worker, in the order in which they are given out."""
     kind: str = "computing"
@@ -86,7 +87,9 @@ class Cluster:
     """Who works."""
 
     workers: int
+    """How many, one a GPU."""
     per_node: int
+    """Workers of a node."""
     network: float
     """Bytes a second of the driver's link. The driver is on the first node."""
 

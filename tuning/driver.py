@@ -66,21 +66,29 @@ class Summary:
     """What came of a sweep."""
 
     space: str
+    """Name of the space."""
     trials: int
+    """Trials that were begun."""
     finished: int
+    """Of these, those that came to their end."""
     failed: int
+    """Of these, those that failed for good; the others were stopped at a rung."""
     best: str | None
     """The best trial."""
     settings: dict[str, Any]
     """Its settings."""
     validation_accuracy: float | None
+    """Mean accuracy of the best trial's students on the validation split, a fraction."""
     own_validation_accuracy: float | None
     """Of the recipe's own settings, where they were tried."""
     test_accuracy: float | None
     """Of the best settings, over `final_seeds` students, read once."""
     test_std: float | None
+    """Its standard deviation over these students."""
     importance: dict[str, float]
+    """Share of each setting in what a random forest can tell of the validation accuracy; they add up to 1."""
     pareto: list[str]
+    """Trials that no other beats in all objectives, where there are several."""
     confirmed: dict[str, list[float]]
     """Validation accuracies of fresh distillations, of the `best` settings and of the recipe's `own`."""
 

@@ -46,7 +46,9 @@ class Plan:
     workers: int
     """Ray actors of a trial; 0 works in the trial's own process."""
     data_root: Path | None
+    """Where named data are looked for first."""
     cache: Path | None
+    """Root of the store that trials share; None for the default one."""
 
     def recipe(self, point: Point, name: str) -> Recipe:
         """What a trial runs."""

@@ -1,9 +1,8 @@
 """Feature-feature statistics: mean and centred scatter matrix, per class.
 
     scatter_c = sum_i (x_i - mean_c)(x_i - mean_c)^T        covariance_c = scatter_c / n_c
-    second_moment_c = covariance_c + mean_c mean_c^T        (the feature-feature correlation X^T X / n, "FFC")
 
-Used by IID (covariance matching), UniDD / CFM (spectral filters of the FFC) and ridge-regression methods.
+Used by UniDD and CFM, whose feature-feature correlation ("FFC") it is: of all classes together, and centred.
 """
 
 from __future__ import annotations
@@ -71,11 +70,6 @@ class Covariance(Statistic):
     def covariance(self) -> Tensor:
         """Biased covariance per class (C, d, d)."""
         return ratio(self.scatter, self.count)
-
-    @property
-    def second_moment(self) -> Tensor:
-        """Uncentred second moment per class (C, d, d): the FFC."""
-        return self.covariance + self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
 
     def pooled(self) -> Self:
         """Covariance of all classes together (one row), the part between classes included."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,16 @@ def peak(images: int, number: int, found: multiprocessing.SimpleQueue[float]) ->
     found.put((kilobytes("VmHWM") - before) * 1024 / 1e9)
 
 
+def in_a_process(work: Callable[..., None], *arguments: Any) -> float:
+    """What `work(*arguments, found)` puts into `found`, in a new process that does nothing else."""
+    spawned = multiprocessing.get_context("spawn")
+    found = spawned.SimpleQueue()
+    process = spawned.Process(target=work, args=(*arguments, found))
+    process.start()
+    process.join()
+    return float(found.get())
+
+
 def kilobytes(name: str) -> int:
     """A line of this process's status; `getrusage` would count the most that the parent held, too."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
@@ -92,13 +103,9 @@ def main() -> None:
         f"{options.rounds} rounds"
     )
 
-    spawned = multiprocessing.get_context("spawn")
     for images in (100, 2000):
-        found = spawned.SimpleQueue()
-        process = spawned.Process(target=peak, args=(images, 4096, found))
-        process.start()
-        process.join()
-        print(f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<70} {found.get():7.2f}   (under 1)", flush=True)
+        most = in_a_process(peak, images, 4096)
+        print(f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<70} {most:7.2f}   (under 1)", flush=True)
 
     tenth = ImageData(data.name, data.train.subset(np.arange(0, len(data.train), 10)), None, data.test, data.normalization)
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):

@@ -20,7 +20,7 @@ from rayd.config import NetworkSettings
 from rayd.data.augmentation import augmentation
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, Way, inner_steps, trajectory_loss
-from tests.benchmarks.benchmark_csdm import kilobytes
+from tests.benchmarks.benchmark_csdm import in_a_process, kilobytes
 from tests.benchmarks.benchmark_dm import compare, rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -69,15 +69,10 @@ def main() -> None:
         f"{options.clock} time, {options.rounds} rounds"
     )
 
-    spawned = multiprocessing.get_context("spawn")
     peaks: dict[tuple[str, int], float] = {}
     for way in ("reverse", "full"):
         for steps in (5, 40) if way == "reverse" else (5, 10):
-            found = spawned.SimpleQueue()
-            process = spawned.Process(target=peak, args=(way, steps, found))
-            process.start()
-            process.join()
-            peaks[way, steps] = found.get()
+            peaks[way, steps] = in_a_process(peak, way, steps)
             print(f"{f'peak memory, {way}, {steps} steps, MB':<70} {peaks[way, steps]:7.0f}", flush=True)
     print(f"{'peak memory of the sweep, 40 : 5 steps':<70} {peaks['reverse', 40] / peaks['reverse', 5]:7.2f}   (at most 1.2)")
     print(f"{'peak memory of full unrolling, 10 : 5 steps':<70} {peaks['full', 10] / peaks['full', 5]:7.2f}")
