@@ -78,6 +78,8 @@ def in_a_process(work: Callable[..., None], *arguments: Any) -> float:
     process = spawned.Process(target=work, args=(*arguments, found))
     process.start()
     process.join()
+    if process.exitcode:
+        raise SystemExit(f"A process ended with code {process.exitcode}.")
     return float(found.get())
 
 
