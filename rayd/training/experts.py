@@ -36,13 +36,12 @@ from rayd.networks import restore
 from rayd.networks.flat import FlatNetwork
 from rayd.training.batches import Draws
 from rayd.training.course import Course, Subject, resumed
-from rayd.training.crew import Part
 from rayd.training.judging import accuracy, hits
 from rayd.training.losses import Target, cross_entropy
 from rayd.training.progress import Progress
 from rayd.training.sets import TrainingSet
 from rayd.training.squeeze import judged_on
-from rayd.training.trainer import Trainer
+from rayd.training.trainer import Trainer, View
 from rayd.training.trajectories import Trajectory, write_trajectory
 
 KEPT = "trajectory"
@@ -165,15 +164,14 @@ class ExpertTrainer(Trainer):
     def _now(self) -> Tensor:
         return self.flat.vector().to("cpu", self._stored, copy=True)
 
-    def _step(self, part: Part, images: Tensor, labels: Tensor) -> Tensor:
+    def _step(self, view: View, logits: Tensor | None) -> Tensor:
         if self._radius == 0:
-            return super()._step(part, images, labels)
-        mixed, partners, kept = part.batch.mixed(images)
-        target, parameters = Target(labels, partners, kept), list(self._parameters.values())
+            return super()._step(view, logits)
+        target, parameters = Target(view.labels, view.partners, view.kept, logits), list(self._parameters.values())
 
         def loss_and_gradient() -> tuple[Tensor, Tensor]:
             with autocast(self.device, self.settings.precision):
-                loss = part.weight * self._loss(self._joined(mixed), target)
+                loss = view.part.weight * self._loss(self._joined(view.mixed), target)
             return loss.detach(), torch.cat([each.flatten() for each in torch.autograd.grad(loss, parameters)])
 
         loss, here = loss_and_gradient()

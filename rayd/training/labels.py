@@ -7,7 +7,8 @@ labels are stored, online too, so that students cannot tell the two apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from rayd.training.packing import pack, stack
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
+TOGETHER = 64
+"""Images of which small batches make up one question: as many batches as it takes to have that many."""
+
+Asked = TypeVar("Asked", bound=Sized)
 
 
 class Teachers:
@@ -60,6 +65,28 @@ class Teachers:
                 f"{float(mean.abs().max()):g}; a teacher diverged, or 'labels.precision: float32' is needed."
             )
         return rounded
+
+    def of_each(self, batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Mean logits of several batches, asked at once; see `gathered`."""
+        return torch.split(self(torch.cat(tuple(batches))), [len(batch) for batch in batches])
+
+
+def gathered(batches: Iterable[Asked]) -> Iterator[list[Asked]]:
+    """Neighbouring batches, taken together until they have `TOGETHER` images.
+
+    >>> [list(map(len, some)) for some in gathered([range(50), range(50), range(80), range(5)])]
+    [[50, 50], [80], [5]]
+    """
+    some: list[Asked] = []
+    images = 0
+    for batch in batches:
+        some.append(batch)
+        images += len(batch)
+        if images >= TOGETHER:
+            yield some
+            some, images = [], 0
+    if some:
+        yield some
 
 
 @torch.no_grad()
@@ -100,7 +127,11 @@ def _label(
     images: Tensor, draws: Draws, teachers: Teachers, normalization: Normalization | None, epoch: int, precision: torch.dtype
 ) -> dict[str, Tensor]:
     batches = list(draws.epoch(epoch))
-    logits = [{"logits": _said(images, batch, teachers, normalization).to("cpu", precision)} for batch in batches]
+    logits = [
+        {"logits": said.to("cpu", precision)}
+        for some in gathered(_mixed(images, batch, teachers, normalization) for batch in batches)
+        for said in teachers.of_each(some)
+    ]
     transforms = [batch.transform.state() if batch.transform is not None else {} for batch in batches]
     mixes = [batch.mix.state() if batch.mix is not None else {} for batch in batches]
     order = draws.order(epoch)
@@ -112,6 +143,6 @@ def _label(
     }
 
 
-def _said(images: Tensor, batch: DrawnBatch, teachers: Teachers, normalization: Normalization | None) -> Tensor:
+def _mixed(images: Tensor, batch: DrawnBatch, teachers: Teachers, normalization: Normalization | None) -> Tensor:
     rows = batch.rows if isinstance(batch.rows, slice) else batch.rows.to(images.device)
-    return teachers(batch.mixed(batch.view(images[rows].to(teachers.device), normalization))[0])
+    return batch.mixed(batch.view(images[rows].to(teachers.device), normalization))[0]

@@ -14,7 +14,8 @@ the network that is trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,12 +30,32 @@ from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
 from rayd.training.batches import Batches, DrawnBatch, Rows
 from rayd.training.crew import ALONE, Crew, Part
-from rayd.training.labels import Teachers
+from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
 from rayd.training.sets import TrainingSet, taken
 
 Weights = Mapping[str, Tensor]
 """Parameters and buffers of a network, under the names of its state dict."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A part of a batch, before a step."""
+
+    part: Part
+    images: Tensor
+    """As they are seen before mixing: those of the part (n, C, H, W), followed by partners that are not in it."""
+    labels: Tensor
+    """Of the images."""
+    mixed: Tensor
+    """After mixing (n, C, H, W)."""
+    partners: Tensor | None
+    """Each one's partner (n,), if it has one."""
+    kept: float
+    """The share of the image itself."""
+
+    def __len__(self) -> int:
+        return len(self.mixed)
 
 
 class Trainer:
@@ -156,40 +177,45 @@ class Trainer:
         self._joined.train()
         total, count = torch.zeros((), device=self.device), len(self._labels)
         parts = (self._crew.part(batch, count) for batch in self._batches.epoch(self.epoch))
-        for part, images in taken(self._images, parts, lambda part: self._rows(part.batch)):
-            total += self._step(part, *self._seen(part.batch, images)) * part.whole
+        read = taken(self._images, parts, lambda part: self._rows(part.batch))
+        for view, logits in self._taught(self._view(part, images) for part, images in read):
+            total += self._step(view, logits) * view.part.whole
         return self._crew.mean(total) / count
 
     def _rows(self, batch: DrawnBatch) -> Rows:
         return batch.rows if isinstance(batch.rows, slice) else batch.rows.to(self._labels.device)
 
-    def _seen(self, batch: DrawnBatch, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of a batch as they are seen before mixing, and their labels."""
+    def _view(self, part: Part, images: Tensor) -> View:
+        """A part of a batch, the images of which were read."""
         inputs = self.training.inputs(images.to(self.device, non_blocking=True))
-        labels = self._labels[self._rows(batch)].to(self.device, non_blocking=True)
-        return batch.view(inputs, self.training.normalization).contiguous(memory_format=self._layout), labels
+        labels = self._labels[self._rows(part.batch)].to(self.device, non_blocking=True)
+        seen = part.batch.view(inputs, self.training.normalization).contiguous(memory_format=self._layout)
+        return View(part, seen, labels, *part.batch.mixed(seen))
 
-    def _step(self, part: Part, images: Tensor, labels: Tensor) -> Tensor:
+    def _taught(self, views: Iterable[View]) -> Iterator[tuple[View, Tensor | None]]:
+        """Each with its logits, stored or said by the teachers, if the loss needs them; of small batches several are asked."""
+        if self._teachers is None:
+            for view in views:
+                stored = view.part.batch.logits
+                yield view, None if stored is None else stored.to(self.device, non_blocking=True)
+            return
+        for some in gathered(views):
+            yield from zip(some, self._teachers.of_each([view.mixed for view in some]), strict=True)
+
+    def _step(self, view: View, logits: Tensor | None) -> Tensor:
         """One step of the optimizer on a part of a batch; its weighted loss before it."""
-        batch = part.batch
-        mixed, partners, kept = batch.mixed(images)
-        target = Target(labels, partners, kept, self._logits(batch, mixed))
+        target = Target(view.labels, view.partners, view.kept, logits)
         if self._clean_forward:
             # in a context of its own: autocast would keep weights that were cast without gradient for the forward pass below
             with torch.no_grad(), autocast(self.device, self.settings.precision):
-                self._joined(images[: len(mixed)])
+                self._joined(view.images[: len(view)])
         with autocast(self.device, self.settings.precision):
-            loss = part.weight * self._loss(self._joined(mixed), target)
+            loss = view.part.weight * self._loss(self._joined(view.mixed), target)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._move_average()
         return loss.detach()
-
-    def _logits(self, batch: DrawnBatch, mixed: Tensor) -> Tensor | None:
-        if batch.logits is not None:
-            return batch.logits.to(self.device, non_blocking=True)
-        return None if self._teachers is None else self._teachers(mixed)
 
     @torch.no_grad()
     def _move_average(self) -> None:
