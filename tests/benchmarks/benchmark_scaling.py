@@ -1,6 +1,6 @@
-"""What a second worker brings: `python tests/benchmarks/benchmark_scaling.py [--data cifar10] [--rounds 5]`.
+"""What a second worker brings: `python tests/benchmarks/benchmark_scaling.py [--data cifar10] [--images 16384] [--rounds 5]`.
 
-The measuring pass over the whole training split, and the synthesis step that asks two observers, on one and on two Ray workers
+The measuring pass over so many training images, and the synthesis step that asks two observers, on one and on two Ray workers
 of one torch thread each, in turns. Efficiency is the rate of two over twice the rate of one; both must come to the same
 statistics. It needs two cores that nobody else uses: the driver works on them too, between answers.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from benchmark_dm import Steps, compare, rate, recipe
 
@@ -60,11 +62,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-root", type=Path, default=None)
+    parser.add_argument("--images", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     recipes = [spread(options.data, workers) for workers in (1, 2)]
-    data = load(recipes[0].data, options.data_root)
+    whole = load(recipes[0].data, options.data_root)
+    rows = np.linspace(0, len(whole.train), min(options.images, len(whole.train)), endpoint=False).astype(np.int64)
+    data = replace(whole, train=whole.train.part(rows))
     torch.set_num_threads(1)
     print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.rounds} rounds")
     with (
