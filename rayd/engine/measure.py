@@ -1,7 +1,8 @@
 """The measure stage: statistics of the whole real set, seen by every observer of the pool, made once and kept.
 
-Work items are (observer, shard of the real data). Shards have a fixed size, so that the parts, merged in order, do not depend
-on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
+Work items are (observer, shard of the real data). The size of a shard depends on the data alone, so that the parts, merged in
+order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it. Of a part
+the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders do.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rayd import devices
@@ -29,7 +31,10 @@ from rayd.statistics import Statistic
 
 STAGE = "measure"
 SHARD = 4096
-"""Images of a shard."""
+"""Images of a shard, at least."""
+SHARDS = 128
+"""Shards of a data set, at most: with a handful of observers, work for several hundred workers. Each costs the driver the
+merging of its classes, which may be all of them."""
 FIRST = 512
 """Images that are looked at first, for what must be known of the features before they are measured."""
 
@@ -38,7 +43,7 @@ def inputs(recipe: Recipe, data: ImageData, need: Need, member: Member) -> dict[
     """All that one measured statistic depends on."""
     settings = recipe.panel(member.panel)
     return {
-        "version": 5,
+        "version": 6,
         # frequencies, fixed augmentation and interpolated weights are drawn from these, also where weights are given
         "seed": settings.seed,
         "copy": member.copy,
@@ -63,9 +68,10 @@ def missing(recipe: Recipe, method: Method, data: ImageData, store: Store) -> li
     ]
 
 
-def shards(images: ImageSet) -> list[slice]:
-    """The rows of each shard."""
-    return [slice(start, start + SHARD) for start in range(0, len(images), SHARD)]
+def shards(images: int) -> list[slice]:
+    """The rows of each shard of so many images."""
+    size = max(SHARD, -(-images // SHARDS))
+    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 def measure(
@@ -93,7 +99,7 @@ def measure(
     everyone = [member for panel in method.panels for member in members(recipe, panel)]
     states = {member: _stored(recipe, method, data, store, member) for member in everyone}
     absent = [member for member, state in states.items() if state is None]
-    parts = shards(data.train)
+    parts = shards(len(data.train))
     done(0, len(absent) * len(parts))
 
     def there(member: Member) -> bool:
@@ -134,9 +140,11 @@ def _measure(
     seen: Callable[[Member], None],
 ) -> None:
     """Let some observers see the whole training split; what they saw goes to `states`, and `seen` is told when it is there."""
-    shared = [group.share(_batch(data.train.part(rows))) for rows in shards(data.train)]
+    parts = [data.train.part(rows) for rows in shards(len(data.train))]
+    shared = [group.share(_batch(part)) for part in parts]
     # shard after shard: results come back in this order, so that few wait for their turn
     looks = [(member, shard) for shard in shared for member in absent]
+    labels = [torch.tensor(part.labels) for part in parts for _ in absent]
     glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
     first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
     items = [
@@ -145,9 +153,7 @@ def _measure(
     ]
     places = [everyone.index(member) for member, _ in looks]
     for count, ((member, _), part) in enumerate(zip(looks, group.map("measure", items, places), strict=True)):
-        before = states[member]
-        _complete(method.needs(member.panel), part, before)
-        states[member] = part if before is None else _merged(method.needs(member.panel), before, part)
+        states[member] = merged(method.needs(member.panel), states[member], part, labels[count], data.classes)
         done(count + 1, len(items))
         if count >= len(items) - len(absent):
             seen(member)
@@ -162,20 +168,24 @@ def _batch(images: ImageSet) -> RealBatch:
     return images.images, images.labels
 
 
-def _complete(needs: Sequence[Need], part: States, before: States | None) -> None:
-    """Put back what is the same in all parts, which only the first one brings along."""
-    if before is not None:
-        for need in needs:
-            for there, known in zip(part[need.key], before[need.key], strict=True):
-                there |= {name: known[name] for name in need.statistic.constant}
+def merged(needs: Sequence[Need], before: States | None, part: States, labels: Tensor, classes: int) -> States:
+    """What is known, with a shard's statistics added in place; labels (N,) are those of the shard."""
+    after: States = {}
+    for need in needs:
+        if before is None:
+            known = need.spread(_statistics(need, part[need.key]), labels, classes)
+        else:
+            known = _statistics(need, before[need.key])
+            # what no sample changes came with the first part alone
+            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
+            new = [own | same for own, same in zip(part[need.key], constant, strict=True)]
+            need.add(known, _statistics(need, new), labels)
+        after[need.key] = [statistic.state() for statistic in known]
+    return after
 
 
-def _merged(needs: Sequence[Need], left: States, right: States) -> States:
-    def merge(need: Need, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-        kind: Any = need.statistic
-        return dict(kind.from_state(a).merge(kind.from_state(b)).state())
-
-    return {need.key: [merge(need, a, b) for a, b in zip(left[need.key], right[need.key], strict=True)] for need in needs}
+def _statistics(need: Need, states: Sequence[Mapping[str, Tensor]]) -> tuple[Statistic, ...]:
+    return tuple(need.statistic.from_state(state) for state in states)
 
 
 def _keep(recipe: Recipe, method: Method, data: ImageData, store: Store, member: Member, states: States) -> None:
@@ -187,7 +197,7 @@ def _keep(recipe: Recipe, method: Method, data: ImageData, store: Store, member:
 def kept(recipe: Recipe, data: ImageData, store: Store, need: Need, member: Member) -> tuple[Statistic, ...] | None:
     """What one observer measured for one need, or None if the store does not have it."""
     tensors = store.tensors(STAGE, inputs(recipe, data, need, member))
-    return None if tensors is None else tuple(need.statistic.from_state(state) for state in _layers(tensors))
+    return None if tensors is None else _statistics(need, _layers(tensors))
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

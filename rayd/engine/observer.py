@@ -106,11 +106,20 @@ class Observer:
         return logits.float()
 
     def empty(
-        self, need: Need, device: torch.device, draws: Draws = no_draws, first: Observation | None = None
+        self,
+        need: Need,
+        device: torch.device,
+        draws: Draws = no_draws,
+        first: Observation | None = None,
+        classes: int | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements for a need, one a layer; `draws` and `first` are for needs that draw and that look first."""
+        """Neutral elements for a need, one a layer; `draws` and `first` are for needs that draw and that look first.
+
+        They are of so many classes (absent: of all).
+        """
         generator = draws(need) if need.draws else None
-        kinds = need.empty(self._facts.classes, self._tapped.dimensions(need.tap), generator, first)
+        rows = self._facts.classes if classes is None else classes
+        kinds = need.empty(rows, self._tapped.dimensions(need.tap), generator, first)
         return tuple(kind.to(device) for kind in kinds)
 
     @torch.no_grad()
@@ -125,6 +134,9 @@ class Observer:
     ) -> States:
         """Statistics of real images for every need of the terms, accumulated in float64 over batches.
 
+        Their rows are the classes among the labels, in order: what is not there takes no memory and does not travel.
+        `Need.spread` and `Need.add` put them in their places.
+
         Args:
             images: what is measured.
             labels: their classes.
@@ -135,10 +147,11 @@ class Observer:
         """
         home = torch.device("cpu") if self._device.type == "mps" else self._device  # MPS has no float64
         glance = self._heard(first[0][:], first[1], home, augment) if first is not None else None
-        into = {need: self.empty(need, home, draws, glance) for need in self._needs}
+        there, places = np.unique(labels, return_inverse=True)
+        into = {need: self.empty(need, home, draws, glance, len(there)) for need in self._needs}
         slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
         for rows, decoded in batches(images, slices):
-            heard, some = self._heard(decoded, labels[rows], home, augment), torch.tensor(labels[rows], device=home)
+            heard, some = self._heard(decoded, labels[rows], home, augment), torch.tensor(places[rows], device=home)
             for need, statistics in into.items():
                 need.update(statistics, heard, some)
         return {need.key: [statistic.state() for statistic in statistics] for need, statistics in into.items()}

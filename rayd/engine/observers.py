@@ -83,7 +83,7 @@ class Observers:
     def measure(
         self, member: Member, weights: Shared | None, shard: Shared, first: Shared | None = None, lean: bool = False
     ) -> States:
-        """Statistics of one shard of the real data, seen by one observer.
+        """Statistics of one shard of the real data, seen by one observer; see `Observer.measure`.
 
         Args:
             member: who looks.
