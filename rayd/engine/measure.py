@@ -1,13 +1,15 @@
 """The measure stage: statistics of the whole real set, seen by every observer of the pool, made once and kept.
 
-Work items are (observer, shard of the real data). The size of a shard depends on the data alone, so that the parts, merged in
-order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it. Of a part
-the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders do.
+Work items are (observer, shard of the real data). Observers look at a streamed shard in teams, for which it is decoded once, or
+at one that others have decoded (`rayd.engine.ray_data`). The size of a shard depends on the data alone, so that the parts,
+merged in order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
+Of a part the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders
+do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ SHARD = 4096
 SHARDS = 128
 """Shards of a data set, at most: with a handful of observers, work for several hundred workers. Each costs the driver the
 merging of its classes, which may be all of them."""
+TEAM = 8
+"""Observers that look at a streamed shard together, at most: their networks and statistics are in a worker at once."""
+ITEMS = 4
+"""Work items for each worker, at least, where teams can be smaller."""
 FIRST = 512
 """Images that are looked at first, for what must be known of the features before they are measured."""
 
@@ -141,22 +147,54 @@ def _measure(
 ) -> None:
     """Let some observers see the whole training split; what they saw goes to `states`, and `seen` is told when it is there."""
     parts = [data.train.part(rows) for rows in shards(len(data.train))]
-    shared = [group.share(_batch(part)) for part in parts]
-    # shard after shard: results come back in this order, so that few wait for their turn
-    looks = [(member, shard) for shard in shared for member in absent]
-    labels = [torch.tensor(part.labels) for part in parts for _ in absent]
+    labels = [torch.tensor(part.labels) for part in parts]
+    decoders = recipe.resources.decoders if data.train.streamed else 0
+    alone = decoders > 0 or not data.train.streamed
+    looking = [(member,) for member in absent] if alone else teams(absent, len(parts), recipe)
     glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
     first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
-    items = [
-        (member, weights.get(member), shard, first if glances[member] else None, shard is not shared[0])
-        for member, shard in looks
-    ]
-    places = [everyone.index(member) for member, _ in looks]
-    for count, ((member, _), part) in enumerate(zip(looks, group.map("measure", items, places), strict=True)):
-        states[member] = merged(method.needs(member.panel), states[member], part, labels[count], data.classes)
-        done(count + 1, len(items))
-        if count >= len(items) - len(absent):
-            seen(member)
+
+    def item(team: tuple[Member, ...], shard: Shared, lean: bool) -> tuple[Any, ...]:
+        return tuple((one, weights.get(one), first if glances[one] else None) for one in team), shard, lean
+
+    # shard after shard: results come back in this order, so that few wait for their turn
+    looks = [(index, team) for index in range(len(parts)) for team in looking]
+    results: Iterator[list[States]]
+    if decoders > 0:
+        from rayd.engine.ray_data import decoded
+
+        coming = enumerate(decoded(parts, decoders))
+        results = _in_order(group.stream("measuring", (item(team, shard, i > 0) for i, shard in coming for team in looking)))
+    else:
+        shared = [group.share(_batch(part)) for part in parts]
+        items = [item(team, shared[index], index > 0) for index, team in looks]
+        results = group.map("measure", items, [everyone.index(team[0]) for _, team in looks])
+    count = 0
+    for (index, team), told in zip(looks, results, strict=True):
+        for member, part in zip(team, told, strict=True):
+            states[member] = merged(method.needs(member.panel), states[member], part, labels[index], data.classes)
+            count += 1
+            done(count, len(parts) * len(absent))
+            if index == len(parts) - 1:
+                seen(member)
+
+
+def _in_order(events: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    """The only event of each item, in the order of the items."""
+    early, following = dict[int, Any](), 0
+    for index, event in events:
+        early[index] = event
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def teams(absent: Sequence[Member], shards: int, recipe: Recipe) -> list[tuple[Member, ...]]:
+    """Observers who are shown a shard together, so that it is decoded once: as many as leave every worker enough items."""
+    workers = recipe.resources.workers
+    size = TEAM if workers < 2 else max(1, min(TEAM, len(absent) * shards // (ITEMS * workers)))
+    panels = [[member for member in absent if member.panel == panel] for panel in dict.fromkeys(m.panel for m in absent)]
+    return [tuple(them[start : start + size]) for them in panels for start in range(0, len(them), size)]
 
 
 def _spread(images: int) -> Rows:

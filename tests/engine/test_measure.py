@@ -146,6 +146,17 @@ def test_shards_grow_where_they_would_be_many(images, size, count):
     assert len(parts) == count
 
 
+@pytest.mark.parametrize(
+    ("workers", "shards", "sizes"), [(0, 1, [8, 2]), (1, 128, [8, 2]), (2, 10, [8, 2]), (8, 16, [5, 5]), (64, 4, [1] * 10)]
+)
+def test_as_many_look_together_as_leave_every_worker_enough_items(workers, shards, sizes):
+    recipe = tiny(observers={"pool": 10}, resources={"workers": workers})
+    pool = list(members(recipe))
+    teams = measure.teams(pool, shards, recipe)
+    assert [len(team) for team in teams] == sizes
+    assert [member for team in teams for member in team] == pool
+
+
 @pytest.mark.parametrize(("method", "workers"), [("dm", 0), ("edc", 0), ("cfm", 0), ("csdm", 0), ("csdm", 2)])
 def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers, monkeypatch):
     """Of ten shards of a class each every class is sent once, and the statistics are those of a single shard."""
