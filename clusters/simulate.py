@@ -1,4 +1,6 @@
-"""How a run would scale, from measured costs: `python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X]`.
+"""How a run would scale, from measured costs.
+
+    python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X] [--shuffled]
 
 For 1 to 256 workers, one a GPU, it prints the time of every stage, the efficiency T(1) / (n T(n)), and what holds each stage
 up. Work items are those of the engine: so many of them, given out by one driver to whoever is free, one at a time; what all
@@ -30,6 +32,8 @@ Costs are a JSON file; `simulate.json` beside this file is an example, and says 
      "cluster": {"gpus_per_node": 8, "cores_per_worker": 12, "driver_cores": 16}}
 
 `--speedup` makes workers compute that many times as fast as those that were measured; decoding, the driver and the rates stay.
+Images lie class by class, as in ImageNet's folders, so that a shard has statistics of few classes to send; with `--shuffled`
+they lie in any order, as in Parquet files, and a shard has images of all classes.
 Not simulated: lost workers, squeezing (observers with given weights are only judged on the training images), several panels.
 """
 
@@ -48,7 +52,7 @@ from typing import Any
 from rayd import methods
 from rayd.config import Recipe, parse_overrides
 from rayd.engine.initial import HANDFUL
-from rayd.engine.measure import SHARD
+from rayd.engine.measure import shards
 from rayd.recipes import resolve
 from rayd.training.stored import chunks
 
@@ -137,7 +141,7 @@ def span(items: Sequence[float], workers: int, taking: float) -> float:
     return clock
 
 
-def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0) -> list[Stage]:
+def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuffled: bool = False) -> list[Stage]:
     """The stages of a run on ImageNet-1k, in order."""
     seconds, size, rates, cluster = costs["seconds"], costs["bytes"], costs["rates"], costs["cluster"]
     forward, statistics, step, label, student = (
@@ -146,7 +150,9 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0) -> li
     decode, storage = seconds["decode"] / cluster["cores_per_worker"], rates["storage"]
     observers, shown = len(recipe.observers.networks), recipe.ipc * CLASSES
     image = 4 * 3 * SIDE * SIDE
-    shards = [min(SHARD, IMAGES - start) for start in range(0, IMAGES, SHARD)]
+    parts = shards(IMAGES)
+    # what an observer's shards send of its statistics, on average
+    sent = size["statistics"] * sum(held(part, shuffled) for part in parts) / (len(parts) * CLASSES)
     synthesis, evaluation, synthetic = recipe.synthesis, recipe.evaluation, recipe.synthetic
     found = [
         Stage("start", alone=2 * seconds["start"]),
@@ -159,10 +165,10 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0) -> li
         ),
         Stage(
             "measure",
-            [count * max(decode, statistics) for count in shards for _ in range(observers)],
+            [(part.stop - part.start) * max(decode, statistics) for part in parts for _ in range(observers)],
             kind="decoding" if decode > statistics else "computing",
-            result=size["statistics"],
-            taking=seconds["merge"] * size["statistics"],
+            result=sent,
+            taking=seconds["merge"] * sent,
             broadcast=size["weights"],
         ),
     ]
@@ -232,6 +238,13 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0) -> li
     return found
 
 
+def held(rows: slice, shuffled: bool) -> int:
+    """Classes that a shard holds: those that it begins, ends and lies between, or all."""
+    if shuffled:
+        return min(CLASSES, rows.stop - rows.start)
+    return (rows.stop - 1) * CLASSES // IMAGES - rows.start * CLASSES // IMAGES + 1
+
+
 def table(work: Sequence[Stage], costs: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> str:
     """A line for each number of workers."""
     names = [stage.name for stage in work]
@@ -267,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("costs", nargs="?", default=str(Path(__file__).with_suffix(".json")), metavar="COSTS.json")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"settings laid over {RECIPE}")
     parser.add_argument("--speedup", type=float, default=1.0, help="how many times as fast workers compute")
+    parser.add_argument("--shuffled", action="store_true", help="images do not lie class by class")
     given = parser.parse_args(arguments)
     path, overrides = given.costs, given.overrides
     if "=" in path:
@@ -276,7 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(f"{RECIPE} on ImageNet-1k. Costs: {costs['source']}\n")
     if given.speedup != 1:
         sys.stdout.write(f"Workers compute {given.speedup:g} times as fast as those that were measured.\n")
-    sys.stdout.write("\n" + table(stages(recipe, costs, given.speedup), costs) + "\n")
+    sys.stdout.write("\n" + table(stages(recipe, costs, given.speedup, given.shuffled), costs) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class ResourceSettings(Settings):
     placement: Literal["pack", "spread"] = "pack"
     """`spread` puts workers on as many nodes as it can, for work that is bound by memory or by reading files; `pack` leaves it
     to Ray, which fills a node to half before it takes the next one."""
+    decoders: int = Field(default=0, ge=0)
+    """CPUs beside those of the workers that decode streamed images (`data.stream`) while statistics are measured, by a Ray Data
+    pipeline: for clusters with CPUs to spare, on nodes without GPUs say. 0: workers decode what they need, which is quicker
+    where they have all cores."""
     elastic: bool = False
     """Begin as soon as one worker is there and use the others when nodes for them join; absent, all must fit from the start.
     Workers whose node is lost are done without either way, and used again where Ray can start them again."""
@@ -37,6 +41,8 @@ class ResourceSettings(Settings):
             raise ValueError(
                 "a cluster's 'address' needs 'workers' above 0 (--workers N); with 0 all work is done in this process"
             )
+        if self.decoders > 0 and self.workers == 0:
+            raise ValueError("'decoders' work beside Ray workers: they need 'workers' above 0 (--workers N)")
         if self.device != "auto" and self.workers > 0:
             raise ValueError("'device' is for work in this process; Ray workers take what 'gpus_per_worker' reserves")
         return self

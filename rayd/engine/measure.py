@@ -1,16 +1,20 @@
 """The measure stage: statistics of the whole real set, seen by every observer of the pool, made once and kept.
 
-Work items are (observer, shard of the real data). Shards have a fixed size, so that the parts, merged in order, do not depend
-on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
+Work items are (observer, shard of the real data). Observers look at a streamed shard in teams, for which it is decoded once, or
+at one that others have decoded (`rayd.engine.ray_data`). The size of a shard depends on the data alone, so that the parts,
+merged in order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
+Of a part the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders
+do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rayd import devices
@@ -29,7 +33,14 @@ from rayd.statistics import Statistic
 
 STAGE = "measure"
 SHARD = 4096
-"""Images of a shard."""
+"""Images of a shard, at least."""
+SHARDS = 128
+"""Shards of a data set, at most: with a handful of observers, work for several hundred workers. Each costs the driver the
+merging of its classes, which may be all of them."""
+TEAM = 8
+"""Observers that look at a streamed shard together, at most: their networks and statistics are in a worker at once."""
+ITEMS = 4
+"""Work items for each worker, at least, where teams can be smaller."""
 FIRST = 512
 """Images that are looked at first, for what must be known of the features before they are measured."""
 
@@ -38,7 +49,7 @@ def inputs(recipe: Recipe, data: ImageData, need: Need, member: Member) -> dict[
     """All that one measured statistic depends on."""
     settings = recipe.panel(member.panel)
     return {
-        "version": 5,
+        "version": 6,
         # frequencies, fixed augmentation and interpolated weights are drawn from these, also where weights are given
         "seed": settings.seed,
         "copy": member.copy,
@@ -63,9 +74,10 @@ def missing(recipe: Recipe, method: Method, data: ImageData, store: Store) -> li
     ]
 
 
-def shards(images: ImageSet) -> list[slice]:
-    """The rows of each shard."""
-    return [slice(start, start + SHARD) for start in range(0, len(images), SHARD)]
+def shards(images: int) -> list[slice]:
+    """The rows of each shard of so many images."""
+    size = max(SHARD, -(-images // SHARDS))
+    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 def measure(
@@ -93,7 +105,7 @@ def measure(
     everyone = [member for panel in method.panels for member in members(recipe, panel)]
     states = {member: _stored(recipe, method, data, store, member) for member in everyone}
     absent = [member for member, state in states.items() if state is None]
-    parts = shards(data.train)
+    parts = shards(len(data.train))
     done(0, len(absent) * len(parts))
 
     def there(member: Member) -> bool:
@@ -134,23 +146,55 @@ def _measure(
     seen: Callable[[Member], None],
 ) -> None:
     """Let some observers see the whole training split; what they saw goes to `states`, and `seen` is told when it is there."""
-    shared = [group.share(_batch(data.train.part(rows))) for rows in shards(data.train)]
-    # shard after shard: results come back in this order, so that few wait for their turn
-    looks = [(member, shard) for shard in shared for member in absent]
+    parts = [data.train.part(rows) for rows in shards(len(data.train))]
+    labels = [torch.tensor(part.labels) for part in parts]
+    decoders = recipe.resources.decoders if data.train.streamed else 0
+    alone = decoders > 0 or not data.train.streamed
+    looking = [(member,) for member in absent] if alone else teams(absent, len(parts), recipe)
     glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
     first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
-    items = [
-        (member, weights.get(member), shard, first if glances[member] else None, shard is not shared[0])
-        for member, shard in looks
-    ]
-    places = [everyone.index(member) for member, _ in looks]
-    for count, ((member, _), part) in enumerate(zip(looks, group.map("measure", items, places), strict=True)):
-        before = states[member]
-        _complete(method.needs(member.panel), part, before)
-        states[member] = part if before is None else _merged(method.needs(member.panel), before, part)
-        done(count + 1, len(items))
-        if count >= len(items) - len(absent):
-            seen(member)
+
+    def item(team: tuple[Member, ...], shard: Shared, lean: bool) -> tuple[Any, ...]:
+        return tuple((one, weights.get(one), first if glances[one] else None) for one in team), shard, lean
+
+    # shard after shard: results come back in this order, so that few wait for their turn
+    looks = [(index, team) for index in range(len(parts)) for team in looking]
+    results: Iterator[list[States]]
+    if decoders > 0:
+        from rayd.engine.ray_data import decoded
+
+        coming = enumerate(decoded(parts, decoders))
+        results = _in_order(group.stream("measuring", (item(team, shard, i > 0) for i, shard in coming for team in looking)))
+    else:
+        shared = [group.share(_batch(part)) for part in parts]
+        items = [item(team, shared[index], index > 0) for index, team in looks]
+        results = group.map("measure", items, [everyone.index(team[0]) for _, team in looks])
+    count = 0
+    for (index, team), told in zip(looks, results, strict=True):
+        for member, part in zip(team, told, strict=True):
+            states[member] = merged(method.needs(member.panel), states[member], part, labels[index], data.classes)
+            count += 1
+            done(count, len(parts) * len(absent))
+            if index == len(parts) - 1:
+                seen(member)
+
+
+def _in_order(events: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    """The only event of each item, in the order of the items."""
+    early, following = dict[int, Any](), 0
+    for index, event in events:
+        early[index] = event
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def teams(absent: Sequence[Member], shards: int, recipe: Recipe) -> list[tuple[Member, ...]]:
+    """Observers who are shown a shard together, so that it is decoded once: as many as leave every worker enough items."""
+    workers = recipe.resources.workers
+    size = TEAM if workers < 2 else max(1, min(TEAM, len(absent) * shards // (ITEMS * workers)))
+    panels = [[member for member in absent if member.panel == panel] for panel in dict.fromkeys(m.panel for m in absent)]
+    return [tuple(them[start : start + size]) for them in panels for start in range(0, len(them), size)]
 
 
 def _spread(images: int) -> Rows:
@@ -162,20 +206,24 @@ def _batch(images: ImageSet) -> RealBatch:
     return images.images, images.labels
 
 
-def _complete(needs: Sequence[Need], part: States, before: States | None) -> None:
-    """Put back what is the same in all parts, which only the first one brings along."""
-    if before is not None:
-        for need in needs:
-            for there, known in zip(part[need.key], before[need.key], strict=True):
-                there |= {name: known[name] for name in need.statistic.constant}
+def merged(needs: Sequence[Need], before: States | None, part: States, labels: Tensor, classes: int) -> States:
+    """What is known, with a shard's statistics added in place; labels (N,) are those of the shard."""
+    after: States = {}
+    for need in needs:
+        if before is None:
+            known = need.spread(_statistics(need, part[need.key]), labels, classes)
+        else:
+            known = _statistics(need, before[need.key])
+            # what no sample changes came with the first part alone
+            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
+            new = [own | same for own, same in zip(part[need.key], constant, strict=True)]
+            need.add(known, _statistics(need, new), labels)
+        after[need.key] = [statistic.state() for statistic in known]
+    return after
 
 
-def _merged(needs: Sequence[Need], left: States, right: States) -> States:
-    def merge(need: Need, a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-        kind: Any = need.statistic
-        return dict(kind.from_state(a).merge(kind.from_state(b)).state())
-
-    return {need.key: [merge(need, a, b) for a, b in zip(left[need.key], right[need.key], strict=True)] for need in needs}
+def _statistics(need: Need, states: Sequence[Mapping[str, Tensor]]) -> tuple[Statistic, ...]:
+    return tuple(need.statistic.from_state(state) for state in states)
 
 
 def _keep(recipe: Recipe, method: Method, data: ImageData, store: Store, member: Member, states: States) -> None:
@@ -187,7 +235,7 @@ def _keep(recipe: Recipe, method: Method, data: ImageData, store: Store, member:
 def kept(recipe: Recipe, data: ImageData, store: Store, need: Need, member: Member) -> tuple[Statistic, ...] | None:
     """What one observer measured for one need, or None if the store does not have it."""
     tensors = store.tensors(STAGE, inputs(recipe, data, need, member))
-    return None if tensors is None else tuple(need.statistic.from_state(state) for state in _layers(tensors))
+    return None if tensors is None else _statistics(need, _layers(tensors))
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

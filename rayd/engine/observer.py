@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rayd import devices, networks
 from rayd.config import Panel
 from rayd.data import ImageData, ImageShape, Normalization
-from rayd.data.images import ImageArray
+from rayd.data.images import ImageArray, Pixels
 from rayd.data.streaming import batches
 from rayd.methods import Method
 from rayd.networks import Observation, Tapped
@@ -106,14 +106,22 @@ class Observer:
         return logits.float()
 
     def empty(
-        self, need: Need, device: torch.device, draws: Draws = no_draws, first: Observation | None = None
+        self,
+        need: Need,
+        device: torch.device,
+        draws: Draws = no_draws,
+        first: Observation | None = None,
+        classes: int | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements for a need, one a layer; `draws` and `first` are for needs that draw and that look first."""
+        """Neutral elements for a need, one a layer; `draws` and `first` are for needs that draw and that look first.
+
+        They are of so many classes (absent: of all).
+        """
         generator = draws(need) if need.draws else None
-        kinds = need.empty(self._facts.classes, self._tapped.dimensions(need.tap), generator, first)
+        rows = self._facts.classes if classes is None else classes
+        kinds = need.empty(rows, self._tapped.dimensions(need.tap), generator, first)
         return tuple(kind.to(device) for kind in kinds)
 
-    @torch.no_grad()
     def measure(
         self,
         images: ImageArray,
@@ -125,6 +133,9 @@ class Observer:
     ) -> States:
         """Statistics of real images for every need of the terms, accumulated in float64 over batches.
 
+        Their rows are the classes among the labels, in order: what is not there takes no memory and does not travel.
+        `Need.spread` and `Need.add` put them in their places.
+
         Args:
             images: what is measured.
             labels: their classes.
@@ -133,15 +144,8 @@ class Observer:
             draws: the generator of a need that draws, a new one at every call.
             first: the real images that needs look at first, the same for all parts of what is measured.
         """
-        home = torch.device("cpu") if self._device.type == "mps" else self._device  # MPS has no float64
-        glance = self._heard(first[0][:], first[1], home, augment) if first is not None else None
-        into = {need: self.empty(need, home, draws, glance) for need in self._needs}
-        slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-        for rows, decoded in batches(images, slices):
-            heard, some = self._heard(decoded, labels[rows], home, augment), torch.tensor(labels[rows], device=home)
-            for need, statistics in into.items():
-                need.update(statistics, heard, some)
-        return {need.key: [statistic.state() for statistic in statistics] for need, statistics in into.items()}
+        (states,) = measure_together([Measuring(self, labels, augment, draws, first)], images, batch_size)
+        return states
 
     def layers(self, need: Need) -> list[str]:
         """The modules that a need listens to."""
@@ -232,3 +236,44 @@ class Observer:
     @property
     def _needs(self) -> tuple[Need, ...]:
         return self._method.needs(self._panel)
+
+
+class Measuring:
+    """Statistics of real images that an observer is shown batch after batch; see `Observer.measure`."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        observer: Observer,
+        labels: npt.NDArray[np.int64],
+        augment: Augment = unchanged,
+        draws: Draws = no_draws,
+        first: RealBatch | None = None,
+    ):
+        """Nothing seen yet of images with these labels."""
+        # MPS has no float64
+        self._home = torch.device("cpu") if observer._device.type == "mps" else observer._device
+        self._observer, self._labels, self._augment = observer, labels, augment
+        glance = observer._heard(first[0][:], first[1], self._home, augment) if first is not None else None
+        there, self._places = np.unique(labels, return_inverse=True)
+        self._into = {need: observer.empty(need, self._home, draws, glance, len(there)) for need in observer._needs}
+
+    @torch.no_grad()
+    def see(self, rows: slice, images: Pixels) -> None:
+        """Add the images at some rows."""
+        heard = self._observer._heard(images, self._labels[rows], self._home, self._augment)
+        for need, statistics in self._into.items():
+            need.update(statistics, heard, torch.tensor(self._places[rows], device=self._home))
+
+    def states(self) -> States:
+        """What was seen."""
+        return {need.key: [statistic.state() for statistic in statistics] for need, statistics in self._into.items()}
+
+
+def measure_together(team: Sequence[Measuring], images: ImageArray, batch_size: int) -> list[States]:
+    """What each of a team sees of images, of which every batch is decoded once."""
+    slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
+    for rows, decoded in batches(images, slices):
+        for one in team:
+            one.see(rows, decoded)
+    return [one.states() for one in team]

@@ -7,7 +7,7 @@ class; nothing here knows whether it runs in process or in an actor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from rayd.config import Panel, Recipe
 from rayd.data.augmentation import Operation, augmentation, draw_transform
 from rayd.engine.group import Shared
 from rayd.engine.members import Member
-from rayd.engine.observer import Augment, Facts, Observer, States
+from rayd.engine.observer import Augment, Facts, Measuring, Observer, States, measure_together
 from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
 from rayd.engine.queue import Grown, Growth, Supply, grow, initial_seed
 from rayd.methods import build
@@ -81,27 +81,40 @@ class Observers:
         self._replicas: dict[str, SyntheticSet] = {}
 
     def measure(
-        self, member: Member, weights: Shared | None, shard: Shared, first: Shared | None = None, lean: bool = False
-    ) -> States:
-        """Statistics of one shard of the real data, seen by one observer.
+        self, team: tuple[tuple[Member, Shared | None, Shared | None], ...], shard: Shared, lean: bool = False
+    ) -> list[States]:
+        """Statistics of one shard of the real data, seen by observers of a panel, for whom streamed images are decoded once.
+
+        See `Observer.measure`.
 
         Args:
-            member: who looks.
-            weights: its trained weights.
+            team: who looks, its trained weights, and the `RealBatch` that needs look at first, the same for all shards.
             shard: a `RealBatch`.
-            first: the `RealBatch` that needs look at first, the same for all shards.
             lean: leave out what is the same for all shards.
         """
         images, labels = shard.get()
-        settings = self._recipe.panel(member.panel)
-        observer = self._member(member, weights, settings.precision)
-        glance = first.get() if first is not None else None
-        draws = partial(self._fixed_draws, member)
-        states = observer.measure(images, labels, settings.batch_size, self._fixed_augment(member), draws, glance)
-        for need in self._method.needs(member.panel) if lean else ():
-            for state in states[need.key]:
+        settings = self._recipe.panel(team[0][0].panel)
+        looking = []
+        for member, weights, first in team:
+            observer = self._member(member, weights, settings.precision)
+            draws, glance = partial(self._fixed_draws, member), first.get() if first is not None else None
+            looking.append(Measuring(observer, labels, self._fixed_augment(member), draws, glance))
+        seen = measure_together(looking, images, settings.batch_size)
+        for need in self._method.needs(team[0][0].panel) if lean else ():
+            for state in (state for states in seen for state in states[need.key]):
                 for name in need.statistic.constant:
                     del state[name]
+        return seen
+
+    def measuring(
+        self, team: tuple[tuple[Member, Shared | None, Shared | None], ...], shard: Shared, lean: bool = False
+    ) -> Iterator[list[States]]:
+        """The same as the only event of a stream."""
+        yield self.measure(team, shard, lean)
+
+    def measure_alone(self, member: Member, weights: Shared | None, shard: Shared, first: Shared | None = None) -> States:
+        """Statistics of a `RealBatch`, seen by one observer."""
+        (states,) = self.measure(((member, weights, first),), shard)
         return states
 
     def hear(

@@ -190,9 +190,10 @@ class _Probe:
         if self._method.needs(panel) and recipe.real == "measured":
             some = data.train.part(slice(0, settings.batch_size))
             shard = LocalShared((some.images, some.labels))
-            states = self._observers.measure(member, None, shard, shard)
+            seen = self._observers.measure_alone(member, None, shard, shard)
+            states = measure.merged(self._method.needs(panel), None, seen, torch.tensor(some.labels), data.classes)
             self.statistic_bytes[panel] += sum(t.nbytes for layers in states.values() for one in layers for t in one.values())
-            seconds = _timed(lambda: self._observers.measure(member, None, shard, shard))
+            seconds = _timed(lambda: self._observers.measure_alone(member, None, shard, shard))
             self.seconds_per_image[panel] += share * seconds / len(shard.value[0])
             real = LocalShared(states)
         elif self._method.samples(panel):
@@ -225,7 +226,7 @@ def _measuring(recipe: Recipe, method: methods.Method, data: ImageData, store: S
         return None
     absent = _unmeasured(recipe, method, data, store)
     pool = sum(recipe.panel(panel).members for panel in looking)
-    beside = _side_by_side(recipe, len(absent) * len(measure.shards(data.train)))
+    beside = _side_by_side(recipe, len(absent) * len(measure.shards(len(data.train))))
     seconds = len(data.train) / beside * sum(probe.seconds_per_image[member.panel] for member in absent)
     labels = ", ".join(network.label for panel in looking for network in recipe.panel(panel).networks)
     work = f"{len(absent)} of {pool} observers ({labels}) look at {len(data.train):,} images"

@@ -1,4 +1,4 @@
-"""Groups on Ray: with `ray_train` the only module under `rayd` that imports it.
+"""Groups on Ray: with `ray_train` and `ray_data` the only module under `rayd` that imports it.
 
 Workers are standing actors that Ray restarts, and whose calls the group gives to whoever is there, so that a killed worker or a
 lost node costs time and nothing else: their methods are idempotent and keep no state that matters. A worker that is away is
@@ -203,6 +203,12 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
             f"({len(nodes)} node{'s' if len(nodes) != 1 else ''}: {there}). "
             f"Ask for fewer {setting}, or less for each (resources.cpus_per_worker, resources.gpus_per_worker)."
         )
+    spare = sum(node.get("CPU", 0.0) for node in nodes) - resources.workers * resources.cpus_per_worker
+    if spare < resources.decoders:
+        raise ResourceError(
+            f"{resources.decoders} decoders need a CPU each that no worker has: the cluster has {max(spare, 0):g} of them. "
+            "Ask for fewer resources.decoders; with 0, workers decode what they need."
+        )
 
 
 def _wanted(resources: ResourceSettings) -> dict[str, float]:
@@ -331,7 +337,8 @@ class RayGroup(Group):
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events as they come."""
-        coming, given, ended = iter(items), list[tuple[Any, ...]](), False
+        coming, count, ended = iter(items), 0, False
+        given: dict[int, tuple[Any, ...]] = {}
         lost = _Queue(0, None, len(self._workers))
         running: dict[Any, tuple[int, int]] = {}
         seen, told = Counts[int](), Counts[int]()
@@ -343,8 +350,8 @@ class RayGroup(Group):
                     if following is None:
                         ended = True
                         break
-                    item = len(given)
-                    given.append(following)
+                    item, count = count, count + 1
+                    given[item] = following
                 events = self._workers[worker].stream.options(num_returns="streaming").remote(method, given[item])
                 running[events], seen[item] = (item, worker), 0
             if ended and not running and not lost:
@@ -357,7 +364,8 @@ class RayGroup(Group):
             try:
                 event = self._taken(next(reference))
             except StopIteration:
-                del running[reference]
+                # what it was given may be large, and is nobody's now
+                del running[reference], given[item]
             except _LostError:
                 del running[reference]
                 lost.put_back(item)
@@ -397,7 +405,7 @@ class RayGroup(Group):
         except (RayActorError, ObjectLostError) as error:
             raise _LostError from error
         except RayError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         _count("rayd_bytes_moved", size(packed), direction="in")
         return unpack(packed)
 
@@ -460,7 +468,7 @@ class _Crew:
             self.check()
             return
         except RayError as error:
-            raise _translated(error) from error
+            raise translated(error) from error
         del self.away[worker]
         self.present.add(worker)
         self._gone.discard(worker)
@@ -661,10 +669,10 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference, timeout=SILENCE_LIMIT)
     except RayError as error:
-        raise _translated(error) from error
+        raise translated(error) from error
 
 
-def _translated(error: RayError) -> RaydError:
+def translated(error: RayError) -> RaydError:
     """The error that a worker raised, or a sentence about how Ray failed."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaydError):
         return error.cause

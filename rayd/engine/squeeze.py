@@ -89,7 +89,7 @@ def together(recipe: Recipe) -> bool:
 def trainers(recipe: Recipe) -> ResourceSettings:
     """Who trains observers."""
     resources = recipe.resources
-    return resources.model_copy(update={"workers": recipe.squeeze.workers}) if together(recipe) else resources
+    return resources.model_copy(update={"workers": recipe.squeeze.workers, "decoders": 0}) if together(recipe) else resources
 
 
 def check(recipe: Recipe, data: ImageData, store: Store) -> None:

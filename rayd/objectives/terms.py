@@ -73,6 +73,17 @@ class Need:
         parts += [self.statistic.__name__, *([self.frequencies.key] if self.frequencies is not None else [])]
         return ".".join(parts)
 
+    def spread(self, parts: tuple[Statistic, ...], labels: Tensor, classes: int) -> tuple[Statistic, ...]:
+        """Statistics of all classes made of those whose rows are the classes among `labels`, in order."""
+        places = torch.unique(self._rows(labels))
+        return tuple(part.spread(places, self._count(classes)) for part in parts)
+
+    def add(self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor) -> None:
+        """Merge, in place, statistics whose rows are the classes among `labels`, in order."""
+        places = torch.unique(self._rows(labels))
+        for statistic, part in zip(into, parts, strict=True):
+            statistic.add(part, places)
+
     @property
     def draws(self) -> bool:
         """Whether `empty` draws, so needs a generator."""
@@ -101,7 +112,7 @@ class Need:
         Raises:
             ValueError: there are frequencies to draw, and no generator, or no images to resolve a length by.
         """
-        rows = 1 if self.pooled else classes
+        rows = self._count(classes)
         if self.frequencies is None:
             return tuple(self.statistic.sized(rows, *size(shape, self.view, self.patch)) for shape in dimensions)
         if generator is None or (self.looks_first and first is None):
@@ -127,6 +138,10 @@ class Need:
         for statistic, layer in zip(into, seen.taps[self.tap], strict=True):
             features, view, patch = self._features(layer)
             statistic.update(features, rows, view, patch)
+
+    def _count(self, classes: int) -> int:
+        """Rows of the statistic."""
+        return 1 if self.pooled else classes
 
     def _rows(self, labels: Tensor) -> Tensor:
         """Which row of the statistic each image belongs to (N,)."""

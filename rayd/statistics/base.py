@@ -41,7 +41,8 @@ def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 class Statistic(ABC):
     """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but the `shared` ones.
 
-    Two of them are equal only if they are the same object, so that what is derived of one can be kept by it.
+    Two of them are equal only if they are the same object, so that what is derived of one can be kept by it. The row of an
+    empty class is zero.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset()
@@ -74,15 +75,29 @@ class Statistic(ABC):
         """Add a batch in float64, without autograd, in place; returns self. Touches only the classes that the batch holds."""
         with torch.no_grad():
             present, compact = torch.unique(labels, return_inverse=True)
-            before = self.rows(present)
-            after = before.merge(before.like(features.double(), compact, view, patch)).state()
-            for name in after.keys() - self.shared:
-                getattr(self, name)[present] = after[name]
-        return self
+            return self.add(self.rows(present).like(features.double(), compact, view, patch), present)
 
     def rows(self, classes: Tensor) -> Self:
         """The statistic restricted to some classes, in the given order."""
         return type(self)(**{name: tensor if name in self.shared else tensor[classes] for name, tensor in self.state().items()})
+
+    def spread(self, classes: Tensor, count: int) -> Self:
+        """The inverse of `rows`: a statistic of `count` classes that has these at `classes`, and the others empty."""
+
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.new_zeros(count, *tensor.shape[1:]).index_copy_(0, classes, tensor)
+
+        return type(self)(**{name: t if name in self.shared else placed(t) for name, t in self.state().items()})
+
+    @torch.no_grad()
+    def add(self, part: Self, classes: Tensor) -> Self:
+        """Merge what holds some classes alone, in the given order, in place; returns self. Other classes are not touched."""
+        for name, after in self.rows(classes).merge(part).state().items():
+            if name in self.shared - self.constant:
+                getattr(self, name).copy_(after)
+            elif name not in self.constant:
+                getattr(self, name).index_copy_(0, classes, after)
+        return self
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that make it up, by name: what travels and what is stored."""

@@ -136,8 +136,8 @@ def main() -> None:
     looks = {method: Observers(recipe(options.data, method=method), Facts.of(data)) for method in ("csdm", "dm")}
     (member, *_) = members(recipe(options.data))
     timed("rate of the measuring pass, csdm : dm", "",
-          lambda: rate(lambda: looks["csdm"].measure(member, None, shard, first), 2048, clock),
-          lambda: rate(lambda: looks["dm"].measure(member, None, shard), 2048, clock))  # fmt: skip
+          lambda: rate(lambda: looks["csdm"].measure_alone(member, None, shard, first), 2048, clock),
+          lambda: rate(lambda: looks["dm"].measure_alone(member, None, shard), 2048, clock))  # fmt: skip
 
 
 if __name__ == "__main__":

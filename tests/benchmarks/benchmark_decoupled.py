@@ -218,8 +218,8 @@ def main() -> None:
     shards = [LocalShared((images, known.train.labels[:1024])) for known in (hundred, with_classes(data, 2))]
     title = "time of the measuring pass with 100 classes : with 2"
     compare(
-        title, "at most 1.15", lambda: 1 / rate(lambda: observers[0].measure(member, None, shards[0]), 1024),
-        lambda: 1 / rate(lambda: observers[1].measure(member, None, shards[1]), 1024), options.rounds,
+        title, "at most 1.15", lambda: 1 / rate(lambda: observers[0].measure_alone(member, None, shards[0]), 1024),
+        lambda: 1 / rate(lambda: observers[1].measure_alone(member, None, shards[1]), 1024), options.rounds,
     )  # fmt: skip
 
 

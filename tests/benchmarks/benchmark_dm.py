@@ -158,7 +158,7 @@ def main() -> None:
             network(batch)
 
     compare("rate of the measuring pass : bare forward pass", "at least 0.85",
-            lambda: rate(lambda: observers.measure(members(chosen)[0], None, shard), len(images)),
+            lambda: rate(lambda: observers.measure_alone(members(chosen)[0], None, shard), len(images)),
             lambda: rate(forward, len(images)))  # fmt: skip
 
     tenth = ImageData(data.name, data.train.subset(np.arange(0, len(data.train), 10)), None, data.test, data.normalization)

@@ -63,13 +63,25 @@ def test_rounds_handfuls_and_the_driver_alone():
 def test_items_are_those_of_the_engine():
     work = {stage.name: stage for stage in stages(resolve(simulate.RECIPE), COSTS)}
     assert len(work["squeeze"].items) == 5
-    assert len(work["measure"].items) == 5 * 313
+    assert len(work["measure"].items) == 5 * 128
     assert len(work["score"].items) == 1000
     assert len(work["synthesize"].items) == 125
     assert len(work["relabel"].items) == 24
     assert work["relabel"].result == 13 * 20_000_000
     one_block = {stage.name: stage for stage in stages(resolve(simulate.RECIPE, {"synthesis": {"block": None}}), COSTS)}
     assert one_block["synthesize"].rounds == resolve(simulate.RECIPE).synthesis.steps
+
+
+def test_shards_send_the_classes_that_they_hold():
+    recipe = resolve(simulate.RECIPE)
+    folders, shuffled = (
+        next(stage for stage in stages(recipe, COSTS, shuffled=one) if stage.name == "measure") for one in (False, True)
+    )
+    assert sum(folders.items) == pytest.approx(sum(shuffled.items))
+    assert shuffled.result == COSTS["bytes"]["statistics"]
+    # each class once, and those that a shard's end cuts in two twice: 1,000 classes and at most 127 cuts
+    assert 1.0 <= folders.result * 128 / COSTS["bytes"]["statistics"] <= 1.127
+    assert folders.taking / folders.result == pytest.approx(shuffled.taking / shuffled.result)
 
 
 def test_faster_workers_leave_the_driver_and_decoding_as_they_are():

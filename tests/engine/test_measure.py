@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from rayd.data import ImageData, load
 from rayd.engine import measure
 from rayd.engine.group import open_group
 from rayd.engine.members import members
-from rayd.engine.observer import Facts
+from rayd.engine.observer import Facts, States
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.networks import Tap
@@ -130,6 +132,81 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(data, tmp
         torch.testing.assert_close(found.covariance[0], centred.T @ centred / len(rows), rtol=1e-9, atol=1e-12)
         expected = torch.einsum("nc,nsd->cd", targets, features) / len(rows)
         torch.testing.assert_close(of_labels.correlation, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("images", "size", "count"), [(1, 4096, 1), (50_000, 4096, 13), (524_288, 4096, 128), (1_281_167, 10_010, 128)]
+)
+def test_shards_grow_where_they_would_be_many(images, size, count):
+    parts = measure.shards(images)
+    assert parts[0].start == 0
+    assert parts[-1].stop == images
+    assert all(left.stop == right.start for left, right in pairwise(parts))
+    assert {part.stop - part.start for part in parts[:-1]} <= {size}
+    assert len(parts) == count
+
+
+@pytest.mark.parametrize(
+    ("workers", "shards", "sizes"), [(0, 1, [8, 2]), (1, 128, [8, 2]), (2, 10, [8, 2]), (8, 16, [5, 5]), (64, 4, [1] * 10)]
+)
+def test_as_many_look_together_as_leave_every_worker_enough_items(workers, shards, sizes):
+    recipe = tiny(observers={"pool": 10}, resources={"workers": workers})
+    pool = list(members(recipe))
+    teams = measure.teams(pool, shards, recipe)
+    assert [len(team) for team in teams] == sizes
+    assert [member for team in teams for member in team] == pool
+
+
+@pytest.mark.parametrize(("method", "workers"), [("dm", 0), ("edc", 0), ("cfm", 0), ("csdm", 0), ("csdm", 2)])
+def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers, monkeypatch):
+    """Of ten shards of a class each every class is sent once, and the statistics are those of a single shard."""
+    rows = np.concatenate([rows[:100] for rows in data.train.class_index])
+    some = ImageData("digits", data.train.subset(rows), None, data.test, data.normalization)
+    networks_ = {"name": "convnet", "width": 6, "depth": 2, "norm": "batch"}
+    recipe = assemble({
+        "method": method, "data": {"name": "digits"}, "observers": {"networks": networks_, "batch_size": 50},
+        "resources": {"workers": workers, "threads": 1, "cpus_per_worker": 0.5},
+    })  # fmt: skip
+    sent, merged = list[int](), measure.merged
+
+    def watched(needs, before, part, *rest):
+        sent.append(nbytes(part))
+        return merged(needs, before, part, *rest)
+
+    monkeypatch.setattr(measure, "merged", watched)
+    built, pool = methods.build(recipe), members(recipe)
+    states = [networks.build(one.network, data.shape, data.classes, seed=one.seed(recipe)).state_dict() for one in pool]
+    measured = []
+    for shard in (100, 1000):
+        sent.clear()
+        with open_group(recipe.resources, Worker, recipe, Facts.of(some)) as group, monkeypatched_shards(shard):
+            weights = {}
+            if recipe.observers.trained:
+                weights = {one: group.share(dict(state)) for one, state in zip(pool, states, strict=True)}
+            store = Store(tmp_path / str(shard))
+            measured.append(measure.measure(group, recipe, built, some, store, weights, lambda *_: None))
+        assert len(sent) == len(measured[0]) * 1000 // shard
+        # a row of all classes together, and what else has no classes, come with every shard, but frequencies with the first
+        again = 0 if shard == 1000 else 9
+        expected = 0
+        for member, state in measured[-1].items():
+            for need in built.needs(member.panel):
+                for layer in state[need.key]:
+                    every = (set(layer) if need.pooled else need.statistic.shared) - need.statistic.constant
+                    expected += sum(t.nbytes * (1 + again * (name in every)) for name, t in layer.items())
+        assert sum(sent) == expected
+    ours, whole = measured
+    for member in whole:
+        for key, layers in whole[member].items():
+            for left, right in zip(ours[member][key], layers, strict=True):
+                assert left.keys() == right.keys()
+                for name in right:
+                    torch.testing.assert_close(left[name], right[name], rtol=1e-9, atol=1e-9)
+
+
+def nbytes(states: States) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for layers in states.values() for state in layers for tensor in state.values())
 
 
 def check(features: torch.Tensor, labels: torch.Tensor, got: Moments) -> None:

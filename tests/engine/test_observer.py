@@ -39,7 +39,7 @@ def loss_on_itself(recipe: Recipe, data: ImageData, step: int) -> float:
     real, state, parameters = everything(data)
     observers = Observers(recipe, Facts.of(data))
     if recipe.real == "measured":
-        real = LocalShared(observers.measure(members(recipe)[turn(recipe, step, 0)], None, real))
+        real = LocalShared(observers.measure_alone(members(recipe)[turn(recipe, step, 0)], None, real))
     return float(observers.gradient(question(recipe, state, parameters, real, step))[0]["loss"])
 
 
@@ -55,7 +55,7 @@ def test_members_of_the_pool_differ_by_network_and_by_augmentation(data):
     def means(augmentation: str | None) -> list[torch.Tensor]:
         recipe = tiny(observers={"augmentation": augmentation})
         observers = Observers(recipe, Facts.of(data))
-        return [observers.measure(member, None, real)["features.flat.Moments"][0]["mean"] for member in members(recipe)]
+        return [observers.measure_alone(member, None, real)["features.flat.Moments"][0]["mean"] for member in members(recipe)]
 
     plain, augmented = means(None), means(DSA)
     assert not torch.allclose(plain[0], plain[1])
@@ -74,7 +74,9 @@ def test_the_gradient_is_that_of_the_loss(data):
     observers = Observers(recipe, Facts.of(data))
     images = data.normalization(torch.from_numpy(data.train.images[:40]))
     state = LocalShared({"images": images, "labels": torch.from_numpy(data.train.labels[:40])})
-    measured = LocalShared(observers.measure(members(recipe)[0], None, LocalShared((data.train.images, data.train.labels))))
+    measured = LocalShared(
+        observers.measure_alone(members(recipe)[0], None, LocalShared((data.train.images, data.train.labels)))
+    )
 
     def at(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         return observers.gradient(question(recipe, state, LocalShared({"images": x}), measured))[:2]

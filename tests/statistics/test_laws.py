@@ -80,6 +80,38 @@ def test_state_round_trip_and_rows(kind):
 
 
 @pytest.mark.parametrize("kind", EMPTY)
+@given(
+    seed=st.integers(0, 10_000),
+    groups=st.lists(st.sets(st.integers(0, CLASSES - 1), min_size=1), min_size=1, max_size=5),
+    size=st.integers(1, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_parts_of_some_classes_add_up_to_the_merge_of_whole_ones(kind, seed, groups, size):
+    """Parts that hold the classes of their batch alone, put in their places, against parts of all classes, merged."""
+    draw, total, whole = torch.Generator().manual_seed(seed), None, EMPTY[kind]()
+    for group in groups:
+        places = torch.tensor(sorted(group))
+        features = torch.randn(size, SPREAD, DIMENSION, generator=draw, dtype=torch.float64) + 100
+        labels = torch.randint(0, len(places), (size,), generator=draw)
+        part = EMPTY[kind]().rows(places).update(features, labels)
+        assert all(len(t) == len(places) for name, t in part.state().items() if name not in part.shared)
+        total = part.spread(places, CLASSES) if total is None else total.add(part, places)
+        whole = whole.merge(EMPTY[kind]().update(features, places[labels]))
+    assert_equal(total, whole)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_adding_touches_no_other_class(kind):
+    statistic, places = EMPTY[kind]().update(*batch(5, 12)), torch.tensor([2, 3])
+    before = statistic.rows(torch.tensor([0, 1])).state()
+    features, labels = batch(6, 12)
+    assert statistic.add(EMPTY[kind]().rows(places).update(features, labels % 2), places) is statistic
+    after = statistic.rows(torch.tensor([0, 1]))
+    for name in before.keys() - after.shared:
+        assert torch.equal(before[name], after.state()[name])
+
+
+@pytest.mark.parametrize("kind", EMPTY)
 def test_gradcheck(kind):
     features, labels = batch(0, 6, offset=0.5)
 

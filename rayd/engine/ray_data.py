@@ -1,0 +1,113 @@
+"""Streamed images decoded beside those who look at them, by a Ray Data pipeline.
+
+    encoded shards  ->  decoders, a task a shard, in order, on any CPU of the cluster  ->  Ray's object store  ->  whoever looks
+
+Every shard is decoded once, whatever the number of those who look, and leaves the store when the last of them is done with it.
+At most `decoders` shards are being decoded and about as many wait to be asked for: the pipeline stops when nobody asks. A
+decoder that dies with its node, or whose shard is lost with one, is replaced by Ray.
+
+It is for clusters with CPUs that belong to no worker, on nodes without GPUs say. Where workers have all cores, they decode what
+they need themselves more quickly, for several observers together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayError
+
+from rayd.data.arrays import Labels, Pixels
+from rayd.data.images import ImageSet
+from rayd.data.streaming import StreamedPixels
+from rayd.engine.ray_group import SILENCE_LIMIT, translated
+from rayd.errors import RaydError, RunError
+
+COLUMN = "pixels"
+"""Of the blocks: each row the bytes of an image."""
+
+
+class DecodedShard:
+    """A `RealBatch` in Ray's object store, as long as somebody holds this."""
+
+    def __init__(self, block: Any, shape: tuple[int, ...], labels: Labels):
+        """A block of the pipeline, the shape of its pixels (N, C, H, W), and their labels."""
+        self._block, self._shape, self._labels = block, shape, labels
+
+    @property
+    def key(self) -> str:
+        """The object's identity in the store."""
+        return str(self._block.hex())
+
+    def get(self) -> tuple[Pixels, Labels]:
+        """Images and labels; the images lie in the store, and are read-only."""
+        (column,) = ray.get(self._block, timeout=SILENCE_LIMIT).column(COLUMN).chunks
+        size = column.type.byte_width
+        pixels = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+        return pixels.reshape(self._shape), self._labels
+
+
+def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
+    """Streamed images, part after part, decoded a little before they are asked for.
+
+    Args:
+        parts: what is decoded, each part by one task.
+        decoders: tasks at a time, each with a CPU of its own.
+
+    Raises:
+        DataError: a file is gone or has changed, or an image is damaged; the sentence names file and row.
+        RunError: nothing was decoded for too long.
+    """
+    encoded = [ray.put(part.images) for part in parts]
+
+    def decode(rows: pa.Table) -> pa.Table:
+        images: StreamedPixels = ray.get(encoded[rows.column("id")[0].as_py()])
+        pixels = images.decode(slice(None), 1)
+        content = pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels[0].nbytes), len(pixels), [None, pa.py_buffer(pixels)])
+        return pa.table({COLUMN: content})
+
+    with DataContext.current(_context(decoders, max(part.images.nbytes for part in parts))):
+        shards = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
+            decode, batch_size=None, batch_format="pyarrow", compute=TaskPoolStrategy(size=decoders), num_cpus=1
+        )
+        bundles = shards.iter_internal_ref_bundles()
+    waiting = ThreadPoolExecutor(1, "rayd-decoded")
+    try:
+        for part in parts:
+            bundle: Any = waiting.submit(next, bundles).result(SILENCE_LIMIT)
+            (block,) = bundle.block_refs
+            yield DecodedShard(block, part.images.shape, part.labels)
+    except TimeoutError as error:
+        raise RunError("Nothing was decoded for hours; free CPUs for 'resources.decoders', or set it to 0.") from error
+    except Exception as error:
+        raise _cause(error) from error
+    finally:
+        waiting.shutdown(wait=False)
+
+
+def _context(decoders: int, shard: int) -> DataContext:
+    """Settings of the pipeline; `shard`: bytes of the largest one."""
+    # what it says of every execution is not for users
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = None  # a shard is a block
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=2 * decoders * shard)
+    context.enable_progress_bars = context.print_on_execution_start = False
+    return context
+
+
+def _cause(error: Exception) -> Exception:
+    """The error that a decoder raised, under what Ray wraps it in."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, RaydError):
+            return found
+        found = getattr(found, "cause", None) or found.__cause__
+    return translated(error) if isinstance(error, RayError) else error
