@@ -333,7 +333,12 @@ def export(
 def tune(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")],
     overrides: Overrides = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Trials to draw; absent: as the space says.")] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples", min=1, help="Trials to draw; absent: as the space says. More may be asked for with --resume."
+        ),
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that the directory holds.")] = False,
     workers: Annotated[

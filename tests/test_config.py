@@ -1,10 +1,15 @@
 """Settings are validated, mistakes are named, and what is written is read back."""
 
+from itertools import chain
+from typing import get_args
+
 import pytest
 import yaml
 
-from rayd.config import Recipe, merge, parse_overrides, read_yaml, validate
+from rayd import methods
+from rayd.config import Only, Recipe, Settings, merge, parse_overrides, read_yaml, validate
 from rayd.errors import ConfigError
+from rayd.recipes import assemble, names, resolve
 
 LEAST = {"method": "dm", "data": {"name": "digits"}}
 
@@ -74,3 +79,116 @@ def test_an_unreadable_recipe_file_is_refused(tmp_path, content, sentence):
         path.write_text(content)
     with pytest.raises(ConfigError, match=sentence):
         read_yaml(path)
+
+
+SOFT = {"labels": {"kind": "online"}, "evaluation": {"loss": "mse"}}
+MOVING = {"filter": {"schedule": {"name": "step"}}}
+
+
+@pytest.mark.parametrize(
+    ("method", "tree", "sentence"),
+    [
+        ("dm", {"synthetic": {"factor": 3}}, "'synthetic.factor' would.* 'synthetic.kind: partitioned'. Got '.*: pixels'"),
+        ("dm", {"synthetic": {"rank": 3}}, "'synthetic.rank' would change nothing.* 'synthetic.kind: lowrank'"),
+        ("dm", {"synthetic": {"patches": 3}}, "'synthetic.patches' would change nothing.* 'synthetic.init: rded'"),
+        ("dm", {"synthesis": {"second_momentum": 0.5}}, "belongs to 'synthesis.optimizer: adam'. Got '.*: sgd'"),
+        ("dm", {"synthesis": {"curriculum_end": 0.5}}, "'synthesis.curriculum: cosine' or 'synthesis.curriculum: linear' or"),
+        ("dm", {"synthesis": {"transform": {"magnitude": 3}}}, "'synthesis.transform.rand_augment above 0'. Got .*: 0'"),
+        ("dm", {"evaluation": {"schedule": {"stretch": 2.0}}}, "'evaluation.schedule.stretch' would.* Got '.*name: restart'"),
+        ("dm", {"evaluation": {"mix_concentration": 2.0}}, "'evaluation.mix: cutmix'.* Got 'evaluation.mix: none'"),
+        ("dm", {"evaluation": {"hard_weight": 0.5}}, "belongs to 'evaluation.loss: kl' or 'evaluation.loss: mse'"),
+        ("dm", {"labels": {"networks": "mlp"}}, "'labels.networks' would change nothing.* 'labels.kind: online' or"),
+        ("dm", merge(SOFT, {"evaluation": {"temperature": 3}}), "belongs to 'evaluation.loss: kl'. Got 'evaluation.loss: mse'"),
+        ("dm", {"observers": {"real_batch": 8}}, "'observers.real_batch' would.* 'real: sampled'. Got 'real: measured'"),
+        ("dm", {"experts": {"epochs": 8}}, "'experts' would change nothing.* method 'dm' follows no experts"),
+        ("dm", {"squeeze": {"epochs": 8}}, "'squeeze' would change nothing.* trains no observers here"),
+        ("dm", {"guides": {"pool": 2}}, "'guides' would change nothing.* looks through guides"),
+        (
+            "idm",
+            {"observers": {"queue": {"train_epochs": 1, "train_steps": 2}}},
+            "train_epochs: null'. Got '.*train_epochs: 1'",
+        ),
+        ("idm", {"observers": {"queue": {"trained": "looking", "trained_per_step": 1}}}, "'observers.queue.trained: drawn'"),
+        ("mtt", {"experts": {"flat_weight": 0.3}}, "'experts.flat_radius above 0'"),
+        ("mtt", {"objective": {"start": {"offset": 2}}}, "'objective.start.schedule: progressive'. Got '.*: uniform'"),
+        ("csdm", {"objective": {"smoothness": 0.5}}, "'objective.kernel: matern'. Got 'objective.kernel: gaussian'"),
+        ("csdm", {"objective": {"kernel": "linear", "frequencies": 2}}, "'objective.frequencies' would change nothing"),
+        ("ncfm", {"objective": {"sampling_rate": 0.1}}, "'objective.sampling_network: true'. Got '.*: false'"),
+        ("unidd", {"objective": {"filter": {"alpha": 0.1}}}, "'objective.filter.name: gradient' or .* Got '.*: ridge'"),
+        (
+            "unidd",
+            {"objective": merge(MOVING, {"filter": {"schedule": {"cycles": 3}}})},
+            "schedule.name: cyclic'. Got '.*: step'",
+        ),
+        ("unidd", {"objective": {"signal_weight": 0, "signal": "mean"}}, "'objective.signal_weight above 0'"),
+    ],
+)
+def test_a_setting_of_another_variant_is_refused(method, tree, sentence):
+    least = {"method": method, "data": {"name": "digits"}}
+    with pytest.raises(ConfigError, match=sentence):
+        assemble(merge(least, tree))
+    with pytest.raises(ConfigError, match=sentence):
+        assemble(least, tree)
+
+
+def test_an_override_says_what_counts_even_where_it_says_the_default():
+    with pytest.raises(ConfigError, match=r"'synthetic.factor' would change nothing"):
+        assemble(LEAST, {"synthetic": {"factor": 2}})
+    assert assemble(LEAST, {"synthetic": {"budget": None}}) == assemble(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "dropped"),
+    [
+        ("ncfm-cifar10-ipc1", {"synthetic": {"kind": "pixels"}}, ("synthetic", "factor", 2)),
+        ("sre2l-cifar10-ipc1", {"synthesis": {"optimizer": "sgd"}}, ("synthesis", "second_momentum", 0.999)),
+        ("edc-digits", {"evaluation": {"schedule": {"name": "constant"}}}, ("evaluation", "schedule", "stretch", 1.0)),
+        (
+            "edc-digits",
+            {"labels": {"kind": "hard"}, "evaluation": {"loss": "cross-entropy"}},
+            ("evaluation", "hard_weight", 0.0),
+        ),
+        ("datm-cifar10-ipc10", {"experts": {"flat_radius": 0}}, ("experts", "flat_weight", 1.0)),
+    ],
+)
+def test_what_a_recipe_says_of_the_variant_that_an_override_leaves_is_dropped(name, switch, dropped):
+    switched = resolve(name, switch)
+    found = switched.model_dump(mode="json")
+    *path, value = dropped
+    for key in path:
+        found = found[key]
+    assert found == value
+    assert assemble(yaml.safe_load(switched.to_yaml())) == switched
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_a_run_writes_down_is_a_recipe_again(name):
+    recipe = resolve(name)
+    assert assemble(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+def classes_in(annotation):
+    """The settings that an annotation names, and those inside them."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from classes_in(field.annotation)
+    for inner in get_args(annotation):
+        yield from classes_in(inner)
+
+
+def words_in(annotation):
+    """The words that an annotation allows."""
+    return {word for part in (annotation, *get_args(annotation)) for word in get_args(part) if isinstance(word, str)}
+
+
+def test_marks_name_settings_and_words_that_exist():
+    known = {*classes_in(Recipe)}.union(*(classes_in(methods.get(name).settings_type) for name in methods.names()))
+    marked = 0
+    for kind in known:
+        for mark in chain.from_iterable(field.metadata for field in kind.model_fields.values()):
+            for name, values in mark.wanted.items() if isinstance(mark, Only) else ():
+                other = kind.model_fields.get(name) or Recipe.model_fields[name]
+                assert {value for value in values if isinstance(value, str)} <= words_in(other.annotation)
+                marked += 1
+    assert marked > 30

@@ -41,13 +41,15 @@ from rayd.evaluation.report import Report
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, table
 from tuning.live import Board, Events, words
-from tuning.search import METRIC, SETTINGS, points, scheduler, searcher
+from tuning.search import METRIC, SETTINGS, algorithm, asked_samples, points, scheduler
 from tuning.space import Ground, Space, load
 from tuning.trial import Plan, recipe_name, resources, run, threads
 
 VALIDATION = 0.2
 """Share of the training images that trials are judged on where the recipe sets none aside."""
 MARK = "# A sweep of rayd: its space and its recipes.\n"
+SWEEP = "sweep.yaml"
+"""The file that says what was asked for."""
 NAME = "tune"
 """Of Ray Tune's own folder."""
 CHOSEN = {
@@ -140,8 +142,8 @@ def sweep(
     Args:
         space: a built-in name, a YAML file, or the space itself.
         out: directory of the sweep.
-        samples: draws; absent: as the space says.
-        resume: go on with the sweep that `out` holds; finished trials are not touched.
+        samples: draws; absent: as the space says, or the sweep that is resumed.
+        resume: go on with the sweep that `out` holds; finished trials are not touched. More `samples` than it had are added.
         overrides: settings laid over the recipe of the space.
         workers: Ray actors of each trial; 0 works in the trial's own process; absent: as the recipe says.
         concurrent: trials at a time; absent: as many as the cluster holds.
@@ -163,6 +165,8 @@ def sweep(
     chosen = space if isinstance(space, Space) else load(space)
     if overrides:
         chosen = chosen.model_copy(update={"overrides": merge(chosen.overrides, overrides)})
+    if samples is None and resume and _holds_sweep(out):
+        samples = asked_samples(out / SWEEP)
     if samples is not None:
         chosen = chosen.model_copy(update={"samples": samples})
     plan = prepare(chosen, out, workers, address, data_root, cache, reporter)
@@ -242,25 +246,53 @@ def _validation(recipe: Recipe, data_root: Path | None, reporter: Reporter) -> f
 
 def _claim(out: Path, plan: Plan, resume: bool) -> bool:
     """Take the directory for this sweep; whether it holds the beginning of it."""
-    path, space = out / "sweep.yaml", plan.ground.space
+    path, space = out / SWEEP, plan.ground.space
     asked = {
         "space": space.model_dump(mode="json"),
         "recipes": {name: recipe.model_dump(mode="json", exclude={"resources"}) for name, recipe in plan.ground.own.items()},
         "validation": plan.validation,
     }
-    if path.is_file() and path.read_bytes().startswith(MARK.encode()):
+    if _holds_sweep(out):
         if not resume:
             raise OutputError(f"'{out}' holds a sweep already; add --resume to go on with it, or choose another --out.")
         before = read_yaml(path)
-        changed = sorted(key for key in asked["space"] if before.get("space", {}).get(key) != asked["space"][key])
+        differing = {key for key in asked["space"] if before.get("space", {}).get(key) != asked["space"][key]}
+        changed = sorted(differing - {"samples"})
         changed += [name for name in ("recipes", "validation") if not changed and before.get(name) != asked[name]]
         if changed:
             raise OutputError(f"'{out}' holds another sweep: {', '.join(changed)} differ; choose another --out.")
+        if differing:
+            _grow(out, space, before["space"]["samples"])
+            _write(path, asked)
         return bool(tune.Tuner.can_restore(str(out / NAME)))
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise OutputError(f"'{out}' is not empty and holds no sweep of rayd; choose another --out.")
-    write_bytes(path, (MARK + yaml.safe_dump(asked, sort_keys=False, width=120)).encode())
+    _write(path, asked)
     return False
+
+
+def _holds_sweep(out: Path) -> bool:
+    return (out / SWEEP).is_file() and (out / SWEEP).read_bytes().startswith(MARK.encode())
+
+
+def _write(path: Path, asked: Mapping[str, Any]) -> None:
+    write_bytes(path, (MARK + yaml.safe_dump(asked, sort_keys=False, width=120)).encode())
+
+
+def _grow(out: Path, space: Space, before: int) -> None:
+    """Make room for what more samples will find: what was best of fewer is kept under another name."""
+    if space.samples < before:
+        raise OutputError(
+            f"'{out}' holds a sweep of {before} samples, which may grow but not shrink; set --samples {before} or more."
+        )
+    if space.scheduler.name == "pbt":
+        raise OutputError(
+            f"'{out}' holds a sweep of {before} samples by 'scheduler: pbt', which moves all of them together from their "
+            f"beginning, so none can join; set --samples {before}, or choose another --out."
+        )
+    for name in ("best", "confirm"):
+        if (out / name).exists():
+            (out / name).rename(out / f"{name}-of-{before}")
 
 
 def _search(
@@ -284,19 +316,19 @@ def _search(
 
 
 def _tuner(trainable: Any, ground: Ground, out: Path, concurrent: int | None) -> tune.Tuner:
-    space, proposing = ground.space, searcher(ground)
-    drawn = {} if proposing is not None else {SETTINGS: tune.grid_search(points(ground, space.samples))}
+    space = ground.space
+    proposed = space.algorithm == "optuna"
+    drawn = {} if proposed else {SETTINGS: tune.grid_search(points(ground, space.samples))}
     # a searcher or scheduler that has its own metric must be the only one that says so
-    single = {} if proposing is not None or space.scheduler.name != "none" else {"metric": METRIC, "mode": "max"}
+    single = {} if proposed or space.scheduler.name != "none" else {"metric": METRIC, "mode": "max"}
     return tune.Tuner(
         trainable,
         param_space=drawn,
         tune_config=tune.TuneConfig(
             **single,
-            search_alg=proposing,
+            search_alg=algorithm(ground, out / SWEEP, concurrent),
             scheduler=scheduler(ground),
-            num_samples=space.samples if proposing is not None else 1,
-            max_concurrent_trials=concurrent,
+            num_samples=space.samples if proposed else 1,
             reuse_actors=True,
             trial_dirname_creator=_folder,
         ),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.search_generator import SearchGenerator
 
 from rayd import seeding
+from rayd.config import read_yaml
 from rayd.errors import ConfigError
 from tuning.space import MODES, Domain, Ground, Point, Space, fitting
 
@@ -115,12 +120,66 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
     return by_name[trial.suggest_categorical(name, list(by_name))]
 
 
-def searcher(ground: Ground) -> Searcher | None:
-    """Optuna, where the space wants it; it is asked for the recipes' own settings first, as far as they lie in the space."""
-    space = ground.space
-    if space.algorithm != "optuna":
-        return None
-    first = []
+def asked_samples(sweep: Path) -> int:
+    """How many samples a sweep's file asks for."""
+    return int(read_yaml(sweep)["space"]["samples"])
+
+
+class Drawn(BasicVariantGenerator):  # type: ignore[misc]
+    """Points that are known beforehand: those of a random search, and when it goes on those that are asked for by then."""
+
+    def __init__(self, ground: Ground, sweep: Path, concurrent: int | None):
+        """Draw for a space, as many points as the file of the sweep says."""
+        super().__init__(max_concurrent=concurrent or 0)
+        self._ground, self._sweep = ground, sweep
+        self._experiment: Any = None
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Remember what trials are made from."""
+        (self._experiment,) = experiments
+        super().add_configurations(experiments)
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, with points that have been asked for since."""
+        super().set_state(state)
+        more = points(self._ground, asked_samples(self._sweep))[self.total_samples :]
+        if more:
+            experiment = copy.copy(self._experiment)
+            experiment.spec = {**experiment.spec, "config": {SETTINGS: tune.grid_search(more)}}
+            super().add_configurations([experiment])
+            self._finished = False
+
+
+class Proposed(SearchGenerator):  # type: ignore[misc]
+    """Optuna's proposals, and when it goes on as many as are asked for by then."""
+
+    def __init__(self, ground: Ground, sweep: Path, concurrent: int | None):
+        """Have Optuna propose for a space."""
+        proposing = optuna(ground)
+        super().__init__(ConcurrencyLimiter(proposing, max_concurrent=concurrent) if concurrent else proposing)
+        self._sweep = sweep
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, up to what has been asked for since."""
+        super().set_state(state)
+        self._total_samples = asked_samples(self._sweep)
+
+
+def algorithm(ground: Ground, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
+    """Who proposes settings.
+
+    Args:
+        ground: the space on its recipes.
+        sweep: the file of the sweep, which says how many samples are asked for.
+        concurrent: trials at a time; None: any number.
+    """
+    kind = Proposed if ground.space.algorithm == "optuna" else Drawn
+    return kind(ground, sweep, concurrent)
+
+
+def optuna(ground: Ground) -> OptunaSearch:
+    """Optuna, which is asked for the recipes' own settings first, as far as they lie in the space."""
+    space, first = ground.space, []
     for name in space.base:
         own, known = ground.own_point(name), {}
         for key, value in own.items():

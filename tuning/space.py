@@ -23,9 +23,8 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, model_validator
 
 from rayd import methods, recipes
-from rayd.config import Recipe, Settings, merge, read_yaml, validate
+from rayd.config import Recipe, Settings, lookup, merge, read_yaml, validate
 from rayd.config.base import Listed
-from rayd.engine.members import team
 from rayd.errors import ConfigError, RaydError, unknown
 
 FOLDER = Path(str(resources.files(__name__.rpartition(".")[0]))) / "spaces"
@@ -275,29 +274,28 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def lookup(tree: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, or None."""
-    found: Any = tree
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 class Ground:
     """A space together with the recipes that it lies on."""
 
-    def __init__(self, space: Space, trees: Mapping[str, Mapping[str, Any]] | None = None):
-        """Read the recipes, unless they are given as `trees` by name.
+    def __init__(self, space: Space):
+        """Read the recipes.
 
         Raises:
             ConfigError: a recipe does not exist or does not fit.
         """
         self.space = space
-        read = {name: _recipe_tree(name, space.overrides) for name in space.base} if trees is None else trees
-        self.trees = {name: dict(tree) for name, tree in read.items()}
-        self.own = {name: recipes.assemble(tree, None, f"recipe '{name}'") for name, tree in self.trees.items()}
+        files = {name: _recipe_tree(name) for name in space.base}
+        self.trees = {name: merge(tree, space.overrides) for name, tree in files.items()}
+        self.own = {name: self._laid(name, tree) for name, tree in files.items()}
         """The recipes with their own settings."""
         self._dumps = {name: recipe.model_dump(mode="json") for name, recipe in self.own.items()}
+
+    def _laid(self, name: str, tree: Mapping[str, Any]) -> Recipe:
+        """A recipe under the space's overrides; those over several recipes may be meant for some of them."""
+        over, where = self.space.overrides, f"recipe '{name}'"
+        if len(self.space.base) > 1:
+            return recipes.assemble(merge(tree, over), {}, where)
+        return recipes.assemble(tree, over or None, where)
 
     def recipe(self, point: Mapping[str, Any]) -> Recipe:
         """The recipe with the settings of a point.
@@ -410,7 +408,6 @@ class Ground:
         made = []
         for key, point in self.probes():
             recipe = self._tried(point)
-            _check_used(key, recipe, space.name)
             if space.scheduler.name == "pbt":
                 self._check_perturbable(key, recipe)
             made.append((str(point.get(RECIPE, space.base[0])), recipe))
@@ -468,30 +465,9 @@ class Ground:
             )
 
 
-def _check_used(key: str, recipe: Recipe, where: str) -> None:
-    """Refuse to search what the method does not look at."""
-    method, synthetic = methods.build(recipe), recipe.synthetic
-    unused = {
-        "experts": not method.needs_experts and "trains no experts",
-        "squeeze": not team(recipe) and "trains no observers",
-        "guides": "guides" not in method.panels and "looks through no guides",
-        "synthetic.rank": synthetic.kind != "lowrank" and f"stores images as {synthetic.kind}",
-        "synthetic.budget": synthetic.kind != "lowrank" and f"stores images as {synthetic.kind}",
-        "synthetic.sets": synthetic.kind != "lowrank" and f"stores images as {synthetic.kind}",
-        "synthetic.factor": synthetic.kind != "partitioned" and f"stores images as {synthetic.kind}",
-        "evaluation.temperature": recipe.evaluation.loss != "kl" and f"has 'evaluation.loss: {recipe.evaluation.loss}'",
-        "evaluation.hard_weight": recipe.labels.kind == "hard" and "has hard labels",
-    }
-    for setting, reason in unused.items():
-        if reason and (key == setting or key.startswith(f"{setting}.")):
-            raise ConfigError(
-                f"Setting '{key}' in space '{where}' would change nothing: method '{recipe.method}' here {reason}."
-            )
-
-
-def _recipe_tree(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe_tree(name: str) -> dict[str, Any]:
     path = recipes.find(name)
-    return merge(merge({"name": path.stem}, read_yaml(path)), overrides)
+    return merge({"name": path.stem}, read_yaml(path))
 
 
 def _listed(wanted: Any) -> list[Any]:

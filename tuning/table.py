@@ -59,7 +59,10 @@ class Row:
 
 
 def rows(ground: Ground, grid: ResultGrid, directory: Path) -> list[Row]:
-    """All trials, in the order in which they were made."""
+    """All trials: the recipes' own settings first, others by name, which in a random search is the order of the draws.
+
+    Ray Tune turns its own order round whenever a sweep goes on.
+    """
     own = [ground.own_point(name) for name in ground.space.base]
     found = []
     for result in grid:
@@ -85,7 +88,7 @@ def rows(ground: Ground, grid: ResultGrid, directory: Path) -> list[Row]:
                 history=entry.get("history", []),
             )
         )
-    return found
+    return sorted(found, key=lambda row: (not row.own, row.trial))
 
 
 def _read(path: Path) -> dict[str, Any]:

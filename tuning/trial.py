@@ -21,8 +21,9 @@ from rich.console import Console
 
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.config import Recipe
-from rayd.engine.distill import Inheritance, Run, Rung, Watch, distill
+from rayd.engine.distill import Run, distill
 from rayd.engine.progress import Reporter
+from rayd.engine.watch import Inheritance, Rung, Watch
 from rayd.errors import OutputError, RaydError
 from rayd.evaluation.report import Report
 from tuning.search import SETTINGS, milestone

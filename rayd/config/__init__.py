@@ -2,10 +2,10 @@
 
 A run is described by one `Recipe`. It is built in layers, later ones winning: the defaults here, the method's own defaults, the
 recipe file, and `key.sub=value` overrides. All layers are validated the same way; a key that does not exist is an error that
-names the nearest one.
+names the nearest one, and one that belongs to another variant (`Only`) is refused where it would change nothing.
 """
 
-from rayd.config.base import Settings
+from rayd.config.base import POSITIVE, Only, Settings, idle
 from rayd.config.data import DataSettings
 from rayd.config.filters import FilterScheduleSettings, FilterSettings
 from rayd.config.observers import (
@@ -16,7 +16,7 @@ from rayd.config.observers import (
     PanelSettings,
     QueueSettings,
 )
-from rayd.config.reading import given_resources, merge, parse_overrides, prune, read_yaml, validate
+from rayd.config.reading import given_resources, lookup, merge, parse_overrides, prune, read_yaml, validate, without
 from rayd.config.recipe import PANELS, MeasuredResult, Panel, PaperResult, Recipe, TermSettings
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -34,6 +34,7 @@ from rayd.config.trajectories import ExpertSettings, StartSettings, TrajectorySe
 __all__ = [
     "DSA_STRATEGY",
     "PANELS",
+    "POSITIVE",
     "DataSettings",
     "EvaluationSettings",
     "ExpertSettings",
@@ -45,6 +46,7 @@ __all__ = [
     "NetworkSettings",
     "ObserverNetworkSettings",
     "ObserverSettings",
+    "Only",
     "Panel",
     "PanelSettings",
     "PaperResult",
@@ -62,9 +64,12 @@ __all__ = [
     "TrajectorySettings",
     "TransformSettings",
     "given_resources",
+    "idle",
+    "lookup",
     "merge",
     "parse_overrides",
     "prune",
     "read_yaml",
     "validate",
+    "without",
 ]

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config.base import Listed, Settings
+from rayd.config.base import Listed, Only, Settings
+
+_MOVING = Only(name=("cosine", "linear", "step", "reversed", "cyclic"))
 
 
 class FilterScheduleSettings(Settings):
@@ -14,16 +16,16 @@ class FilterScheduleSettings(Settings):
 
     name: Literal["constant", "cosine", "linear", "step", "reversed", "cyclic"] = "constant"
     """`cosine` is Eq. 16 of UniDD, `reversed` the same backwards, `cyclic` falls and rises along a cosine."""
-    over: Literal["blocks", "steps"] = "blocks"
+    over: Annotated[Literal["blocks", "steps"], _MOVING] = "blocks"
     """What progress is counted in: blocks of images, so that it is constant within each (Algorithm 1 of UniDD), or the steps
     of every block."""
-    least: float = Field(default=0.0, ge=0)
+    least: Annotated[float, _MOVING] = Field(default=0.0, ge=0)
     """The paper's beta_min: the least value that the parameter takes."""
-    milestones: Annotated[tuple[float, ...], Listed] = (0.5,)
+    milestones: Annotated[tuple[float, ...], Listed, Only(name="step")] = (0.5,)
     """`step`: shares of the way after each of which the parameter is multiplied by `factor`."""
-    factor: float = Field(default=0.1, gt=0, le=1)
+    factor: Annotated[float, Only(name="step")] = Field(default=0.1, gt=0, le=1)
     """`step`: what the parameter is multiplied by at a milestone."""
-    cycles: int = Field(default=2, ge=1)
+    cycles: Annotated[int, Only(name="cyclic")] = Field(default=2, ge=1)
     """`cyclic`: how often the parameter falls and rises again."""
 
 
@@ -32,11 +34,11 @@ class FilterSettings(Settings):
 
     name: Literal["all-pass", "low-pass", "gradient", "gradient-sum", "ridge"] = "ridge"
     """1, the eigenvalue l itself, (1 - alpha l)^p, alpha times the sum of the first p of these, or 1 / (l + beta)."""
-    beta: float = Field(default=0.1, gt=0)
+    beta: Annotated[float, Only(name="ridge")] = Field(default=0.1, gt=0)
     """`ridge`: where high frequencies begin; the schedule changes it."""
-    alpha: float = Field(default=0.01, gt=0)
+    alpha: Annotated[float, Only(name=("gradient", "gradient-sum"))] = Field(default=0.01, gt=0)
     """`gradient` and `gradient-sum`: step size of the gradient steps; the schedule changes it."""
-    power: int = Field(default=1, ge=0)
+    power: Annotated[int, Only(name=("gradient", "gradient-sum"))] = Field(default=1, ge=0)
     """`gradient` and `gradient-sum`: number of gradient steps, the p."""
     schedule: FilterScheduleSettings = FilterScheduleSettings()
     """How beta or alpha changes."""

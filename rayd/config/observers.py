@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Listed, Settings
+from rayd.config.base import Listed, Only, Settings
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """The augmentation of Zhao and Bilen (2021) for natural images; digits leave out `flip`."""
@@ -112,9 +112,9 @@ class QueueSettings(Settings):
     """What they are trained on: real images, while others look in the same step, or the synthetic ones once they have moved."""
     trained: Literal["drawn", "looking"] = "drawn"
     """Who is trained on in a step: some that are drawn at random, or those that looked."""
-    trained_per_step: int = Field(default=2, ge=0)
+    trained_per_step: Annotated[int, Only(trained="drawn")] = Field(default=2, ge=0)
     """`drawn`: how many; fewer while the queue holds fewer."""
-    train_steps: int = Field(default=10, ge=1)
+    train_steps: Annotated[int, Only(train_epochs=None)] = Field(default=10, ge=1)
     """Steps of the optimizer that each of them gets."""
     train_epochs: int | None = Field(default=None, ge=1)
     """Passes over all images, in place of `train_steps`."""
@@ -145,7 +145,7 @@ class QueueSettings(Settings):
 class ObserverSettings(PanelSettings):
     """The networks through which real and synthetic images are compared."""
 
-    real_batch: int = Field(default=256, ge=1)
+    real_batch: Annotated[int, Only(real="sampled")] = Field(default=256, ge=1)
     """Real images drawn per class in a step (`real: sampled`); smaller classes are drawn with replacement."""
     queue: QueueSettings | None = None
     """Networks that grow beside the synthesis, in place of a fresh one in each step (`real: sampled`); null for none."""

@@ -70,6 +70,30 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def lookup(tree: Mapping[str, Any], key: str) -> Any:
+    """The value at a dotted key, or None."""
+    found: Any = tree
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def without(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A tree that lacks some dotted keys.
+
+    >>> without({"a": {"b": 1, "c": 2}, "d": 3}, ["a.b", "d"])
+    {'a': {'c': 2}}
+    """
+    left = dict(tree)
+    for key in keys:
+        first, _, rest = key.partition(".")
+        if not rest:
+            left.pop(first, None)
+        elif isinstance(left.get(first), Mapping):
+            left[first] = without(left[first], [rest])
+    return left
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 

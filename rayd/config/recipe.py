@@ -148,10 +148,6 @@ class Recipe(Settings):
             raise ValueError(f"'evaluation.loss: {self.evaluation.loss}' needs teachers: set 'labels.kind' to online or stored")
         if self.labels.kind != "hard" and self.evaluation.loss == "cross-entropy":
             raise ValueError(f"'labels.kind: {self.labels.kind}' needs 'evaluation.loss' kl or mse")
-        if self.labels.kind == "hard" and (self.evaluation.hard_weight or self.labels.networks or self.labels.seed is not None):
-            raise ValueError(
-                "'evaluation.hard_weight', 'labels.networks' and 'labels.seed' need 'labels.kind: online' or stored"
-            )
         if self.synthesis.block is not None and self.synthetic.step_size is not None:
             raise ValueError("'synthesis.block' must be null where a step size is learned: it belongs to all images together")
         if self.synthesis.clip and self.data.normalization == "zca":

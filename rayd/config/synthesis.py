@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Settings
+from rayd.config.base import Only, Settings
 from rayd.config.training import Area, TransformSettings
 
 Parameter = Literal["images", "left", "right", "bases", "labels", "log_step_size"]
@@ -19,25 +19,25 @@ class SyntheticSettings(Settings):
     kind: Literal["pixels", "partitioned", "lowrank"] = "pixels"
     """Parameterisation of the images: as they are; each of them a square of smaller ones that are enlarged to full size for use
     (IDM, IDC, NCFM); or products of small matrices that several of them share (LS-MTT), as many as `budget` buys."""
-    factor: int = Field(default=2, ge=2)
+    factor: Annotated[int, Only(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side of a stored one, so that it stands for `factor`^2 images."""
     init: Literal["real", "noise", "herding", "k-center", "rded"] = "real"
     """First images: drawn from the real ones, Gaussian noise, a selection of the real ones, or stitched from those patches that
     the first observer finds most realistic (RDED)."""
-    patches: int = Field(default=1, ge=1)
+    patches: Annotated[int, Only(init="rded")] = Field(default=1, ge=1)
     """`rded`: patches along each side of a stitched image."""
-    candidates: int = Field(default=300, ge=1)
+    candidates: Annotated[int, Only(init="rded")] = Field(default=300, ge=1)
     """`rded`: real images of each class that patches are cut from; all of them where a class has fewer."""
-    crops: int = Field(default=5, ge=1)
+    crops: Annotated[int, Only(init="rded")] = Field(default=5, ge=1)
     """`rded`: crops that are scored of each candidate; the best stands for it."""
-    crop: Area = (0.08, 1.0)
+    crop: Annotated[Area, Only(init="rded")] = (0.08, 1.0)
     """`rded`: least and most share of a candidate's area that a crop keeps."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: Annotated[int, Only(kind="lowrank")] = Field(default=8, ge=1)
     """`lowrank`: rank of the images."""
-    budget: int | None = Field(default=None, ge=1)
+    budget: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: numbers that may be stored, soft labels included, 4 bytes each; absent: those of `ipc` images a class."""
-    sets: int | None = Field(default=None, ge=1)
+    sets: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: how many sets of factors images share; absent: what suits the budget best."""
     labels: Literal["hard", "classes", "experts", "random"] = "hard"
     """Class indices; or logits, which are learned and stored, and start at nine parts in ten for the image's own class, at what
@@ -85,7 +85,7 @@ class SynthesisSettings(Settings):
     """Greatest norm of a step's gradient, all parameters together; longer ones are shortened to it. Absent: any."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD, first moment decay of Adam."""
-    second_momentum: float = Field(default=0.999, ge=0, lt=1)
+    second_momentum: Annotated[float, Only(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """How the step size falls: not at all, or along a half cosine to zero."""
@@ -99,7 +99,7 @@ class SynthesisSettings(Settings):
     """Random view through which observers see the synthetic images, drawn anew for every observer of every step."""
     curriculum: Literal["none", "cosine", "linear", "step"] = "none"
     """CDA: the least share of `transform.crop` starts at 1 (the whole image) and falls to its setting."""
-    curriculum_end: float = Field(default=1.0, gt=0, le=1)
+    curriculum_end: Annotated[float, Only(curriculum=("cosine", "linear", "step"))] = Field(default=1.0, gt=0, le=1)
     """Share of the steps at which the curriculum ends."""
     clip: bool = False
     """Keep images within the range of real pixels after every step, so that they can be stored as such."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rayd.config.base import Listed, Settings
+from rayd.config.base import POSITIVE, Listed, Only, Settings
 from rayd.config.observers import (
     DSA_STRATEGY,
     Network,
@@ -32,7 +32,7 @@ class TransformSettings(Settings):
 
     rand_augment: int = Field(default=0, ge=0)
     """Operations of RandAugment on each image; 0 for none."""
-    magnitude: int = Field(default=9, ge=0, le=30)
+    magnitude: Annotated[int, Only(rand_augment=POSITIVE)] = Field(default=9, ge=0, le=30)
     """Strength of RandAugment's operations, of 30."""
     crop: Area | None = None
     """Least and most share of the image's area that a resized crop keeps, in (0, 1]; null for none."""
@@ -63,11 +63,11 @@ class ScheduleSettings(Settings):
 
     name: Literal["constant", "restart", "multistep", "linear", "cosine", "ssrs", "alrs"] = "cosine"
     """`restart` is `multistep` with an optimizer made anew, its momentum lost, at every milestone (Zhao and Bilen 2021)."""
-    stretch: float = Field(default=1.0, ge=1.0)
+    stretch: Annotated[float, Only(name=("linear", "cosine", "ssrs"))] = Field(default=1.0, ge=1.0)
     """The papers' zeta: `cosine`, `linear` and `ssrs` are stretched over this many times the epochs, so end above zero."""
-    milestones: Annotated[tuple[float, ...], Listed] = (0.5,)
+    milestones: Annotated[tuple[float, ...], Listed, Only(name=("restart", "multistep"))] = (0.5,)
     """Shares of the epochs after which `restart` and `multistep` multiply the step size by `factor`."""
-    factor: float = Field(default=0.1, gt=0, le=1)
+    factor: Annotated[float, Only(name=("restart", "multistep", "alrs"))] = Field(default=0.1, gt=0, le=1)
     """What the step size is multiplied by at a milestone, or by `alrs` when the loss stalls."""
 
     @property
@@ -107,7 +107,7 @@ class TrainingSettings(Settings):
     """Random view of every image, before any mixing."""
     mix: Literal["none", "cutmix", "mixup"] = "none"
     """How images of a batch are mixed in pairs."""
-    mix_concentration: float = Field(default=1.0, gt=0)
+    mix_concentration: Annotated[float, Only(mix=("cutmix", "mixup"))] = Field(default=1.0, gt=0)
     """Mixing shares are drawn from Beta(c, c)."""
     average: float | None = Field(default=None, ge=0, lt=1)
     """Decay of the moving average of the weights, which is then what is used; null for the weights themselves."""
@@ -149,7 +149,7 @@ class GuideSettings(PanelSettings):
     """Whether they are trained on the real data before they look."""
     pool: int = Field(default=10, ge=1)
     """How many guides of each architecture there are."""
-    squeeze: SqueezeSettings = SqueezeSettings(
+    squeeze: Annotated[SqueezeSettings, Only(trained=True)] = SqueezeSettings(
         epochs=40,
         batch_size=256,
         learning_rate=0.01,
@@ -177,9 +177,9 @@ class EvaluationSettings(TrainingSettings):
     loss: Literal["cross-entropy", "kl", "mse"] = "cross-entropy"
     """`kl`: divergence from the teachers' softened labels, not multiplied by the squared temperature; `mse`: squared distance
     from the teachers' logits."""
-    temperature: float = Field(default=20.0, gt=0)
+    temperature: Annotated[float, Only(loss="kl")] = Field(default=20.0, gt=0)
     """Of the softmax in `kl`."""
-    hard_weight: float = Field(default=0.0, ge=0)
+    hard_weight: Annotated[float, Only(loss=("kl", "mse"))] = Field(default=0.0, ge=0)
     """Weight of the cross-entropy with the images' own hard labels, added to `kl` or `mse`."""
     clean_forward: bool = False
     """Let the student also see each batch before mixing, without gradient, so that batch statistics update twice (released code
@@ -220,16 +220,19 @@ class EvaluationSettings(TrainingSettings):
         return ", ".join(words)
 
 
+_SOFT = Only(kind=("online", "stored"))
+
+
 class LabelSettings(Settings):
     """What students learn from: the images' own labels, or what teachers say of every batch."""
 
     kind: Literal["hard", "online", "stored"] = "hard"
     """`online`: teachers label every batch while the student trains; `stored`: they did so once, and training replays it."""
-    networks: Annotated[tuple[ObserverNetwork, ...] | None, Listed] = None
+    networks: Annotated[tuple[ObserverNetwork, ...] | None, Listed, _SOFT] = None
     """Architectures of the teachers; absent: those of the observers. Their mean logits are the label."""
-    precision: Literal["float16", "float32"] = "float16"
+    precision: Annotated[Literal["float16", "float32"], _SOFT] = "float16"
     """In which logits are kept, online ones too."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Annotated[int | None, _SOFT] = Field(default=None, ge=0)
     """Seed of the order, crops and mixes that labels are made for; absent: each student's own online, 0 for stored ones."""
 
     @property

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayd.config.base import Settings
+from rayd.config.base import POSITIVE, Only, Settings
 from rayd.config.observers import DSA_STRATEGY, Network, NetworkSettings
 from rayd.config.training import ScheduleSettings, TrainingSettings
 
@@ -32,7 +32,7 @@ class ExpertSettings(TrainingSettings):
     """DSA augmentation of the batches (per-sample parameters), operations joined by underscores; null for none."""
     flat_radius: float = Field(default=0.0, ge=0)
     """Distance rho at which GSAM looks for a higher loss, for flat trajectories (FTD: 0.01); 0 for plain steps."""
-    flat_weight: float = Field(default=1.0, ge=0)
+    flat_weight: Annotated[float, Only(flat_radius=POSITIVE)] = Field(default=1.0, ge=0)
     """Weight of GSAM's surrogate gap (FTD: 1, DATM: 0.3)."""
     stored: Literal["float32", "bfloat16"] = "float32"
     """Type of the parameters on disk: bfloat16 takes half the space, and rounds them by up to 0.4 %. On digits, that is up to
@@ -51,17 +51,17 @@ class StartSettings(Settings):
     schedule: Literal["uniform", "rising", "progressive"] = "uniform"
     """`uniform`: any of `least` up to, but without, `most`, throughout (MTT). `rising`: the upper end rises from `first` to
     `most` (DATM). `progressive`: a window whose upper end moves from `offset` by `most` until the last step (LS-MTT)."""
-    least: int = Field(default=0, ge=0)
+    least: Annotated[int, Only(schedule=("uniform", "rising"))] = Field(default=0, ge=0)
     """`uniform`, `rising`: the earliest epoch."""
     most: int = Field(default=20, ge=1)
     """`uniform`, `rising`: the upper end, itself left out; `progressive`: how far the window moves."""
-    first: int = Field(default=1, ge=1)
+    first: Annotated[int, Only(schedule="rising")] = Field(default=1, ge=1)
     """`rising`: the upper end at the first step, itself left out."""
-    rise: int = Field(default=1000, ge=1)
+    rise: Annotated[int, Only(schedule="rising")] = Field(default=1000, ge=1)
     """`rising`: steps until the upper end is `most`."""
-    offset: float = Field(default=5.0, ge=0)
+    offset: Annotated[float, Only(schedule="progressive")] = Field(default=5.0, ge=0)
     """`progressive`: the upper end at the first step."""
-    window: float = Field(default=5.0, gt=0)
+    window: Annotated[float, Only(schedule="progressive")] = Field(default=5.0, gt=0)
     """`progressive`: width of the window, in epochs."""
 
     @model_validator(mode="after")

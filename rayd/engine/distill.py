@@ -9,39 +9,37 @@ synthetic set itself, is made once (`rayd.engine.claims`), also by those that go
 from __future__ import annotations
 
 import logging
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-import rayd
 from rayd import devices, methods, synthetic
 from rayd.artifacts import content_hash
 from rayd.config import Recipe
 from rayd.data import ImageData
-from rayd.distilled import Distilled, contact_sheet
+from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import experts, initial, measure, relabel, spectra, squeeze
+from rayd.engine import card, experts, initial, measure, relabel, spectra, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.evaluate import Classroom, judge, keep_report
-from rayd.engine.group import Group, Host, Shared, Streams, open_group
+from rayd.engine.group import Group, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
 from rayd.engine.observer import Facts
-from rayd.engine.observers import Memory
+from rayd.engine.optimise import Optimisation
 from rayd.engine.preflight import preflight
-from rayd.engine.progress import Reporter, Shown
+from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable
 from rayd.engine.squeeze import TrainedObserver
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Logged, State, Synthesizer, adopt, foreign, resumable
+from rayd.engine.synthesize import Assignment, adopt, block_folder, foreign
+from rayd.engine.watch import Inheritance, Rung, Watch
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, ConfigError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
@@ -50,46 +48,8 @@ from rayd.synthetic import Storage, SyntheticSet
 
 log = logging.getLogger(__name__)
 
-ADVANCE_SECONDS = 1.0
-"""How long the driver lets the synthesizer work between two looks at it."""
-
-
 STAGE = "synthesis"
 """Where the store keeps synthetic sets."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A synthetic set on its way."""
-
-    fraction: float
-    """Share of the steps that are done: of every block, or, where blocks follow one another, of all together."""
-    distilled: Distilled
-    """The set as it is now."""
-    checkpoints: Path
-    """Directory of the checkpoints from which it will go on."""
-    judge: Callable[[], Report]
-    """Trains the recipe's students on it, on the run's own workers, which do nothing else meanwhile."""
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Somebody who looks at a synthetic set on its way. It is not looked at before where a run found it finished."""
-
-    fractions: tuple[float, ...]
-    """When: ascending, in (0, 1)."""
-    reached: Callable[[Rung], None]
-    """Told each time; the synthesis goes on when it returns. A run that is resumed may tell the last one again."""
-
-
-@dataclass(frozen=True)
-class Inheritance:
-    """What a synthesis goes on from, if not from the initial set: where another one, with other settings, came to."""
-
-    checkpoints: Path
-    """Directory of the other one's checkpoints."""
-    history: tuple[Mapping[str, Any], ...]
-    """JSON-able: what happened up to there, as the result depends on it too."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +270,8 @@ class _Driver:
             return self._keep(learned, facts)
         parts = synthetic.blocks(learned.units, recipe.synthesis.block, recipe.synthesis.order)
         in_turn = len(parts) == 1 or self._method.sequential
-        pauses = self._pauses(len(parts), in_turn)
+        watched = self._watch or Watch((), lambda _: None)
+        pauses = watched.pauses(recipe.synthesis.steps, len(parts), in_turn)
         train = group.share((self._data.train.images, self._data.train.labels)) if recipe.real == "sampled" else None
         assignments = [
             Assignment(
@@ -320,7 +281,7 @@ class _Driver:
                 block,
                 len(parts),
                 group.share(dict(learned.part(part).state_dict())),
-                self._directory.checkpoints / _folder(block, len(parts)),
+                self._directory.checkpoints / block_folder(block, len(parts)),
                 weights,
                 accuracies,
                 measured,
@@ -333,14 +294,17 @@ class _Driver:
         if any(foreign(assignment.checkpoints, self._key) for assignment in assignments):
             raise self._other_data()
 
+        look = partial(self._look, learned, facts)
+        way = Optimisation(group, assignments, learned, parts, self._log, self._reporter, self._distilled, look)
+
         def make(taken: Taken[str]) -> None:
             for piece in taken:
                 if self._inheritance is not None:
                     for assignment in assignments:
-                        source = self._inheritance.checkpoints / _folder(assignment.block, len(parts))
+                        source = self._inheritance.checkpoints / block_folder(assignment.block, len(parts))
                         adopt(source, assignment.checkpoints, self._key)
-                optimise = self._optimise_in_turn if in_turn else self._optimise_side_by_side
-                optimise(_Way(assignments, learned, parts, facts))
+                with self._timed("synthesize"):
+                    way.in_turn() if in_turn else way.side_by_side()
                 note = {"observers": facts, "seconds": self._log.spent()["synthesize"]}
                 self._store.put_tensors(STAGE, self._inputs, learned.state_dict(), note)
                 made.append(self._keep(learned, facts))
@@ -369,87 +333,11 @@ class _Driver:
             image = spectra.picture(self._recipe, self._method, self._data, self._store, distilled)
             self._log.picture("spectra", step, np.asarray(image))
 
-    def _optimise_in_turn(self, way: _Way) -> None:
-        """All workers on one block after another: each step asks its observers side by side.
-
-        Terms find in their memory what the block before left there. Steps are numbered through the blocks.
-        """
-        synthesizer, assignments = self._group.host(Synthesizer), way.assignments
-        steps, total = self._recipe.synthesis.steps, self._recipe.synthesis.steps * len(assignments)
-        began = [resumable(assignment.checkpoints, self._key) for assignment in assignments]
-        self._log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
-        remembered: Mapping[Member, Memory] = {}
-        with self._timed("synthesize"), self._reporter.stage("synthesize", total, "steps") as shown:
-            shown.update(sum(began))
-            for assignment, reached in zip(assignments, began, strict=True):
-                assignment = replace(assignment, remembered=remembered)
-                block = assignment.block
-                for pause in assignment.pauses:
-                    if reached <= pause and not any(began[block + 1 :]):
-                        self._optimise(synthesizer, assignment, reached, pause, shown)
-                        reached = pause
-                        way.put(block, synthesizer.call("state", assignment, pause))
-                        self._look(way, (block * steps + pause) / total)
-                self._optimise(synthesizer, assignment, reached, steps, shown)
-                way.put(block, synthesizer.call("state", assignment, steps))
-                if block + 1 < len(assignments):
-                    remembered = synthesizer.call("remembered", assignment, steps)
-
-    def _optimise(self, synthesizer: Host, assignment: Assignment, reached: int, end: int, shown: Shown) -> None:
-        """One block, from the step that was reached before to a later one."""
-        steps, interval = self._recipe.synthesis.steps, self._recipe.synthesis.checkpoint_every
-        before = steps * assignment.block
-        step, stride = reached, 1
-        while step < end:
-            until = min(step + stride, end, (step // interval + 1) * interval)
-            started = time.monotonic()
-            logged = synthesizer.call("advance", assignment, step, until)
-            stride = _next_stride(until - step, time.monotonic() - started)
-            step = until
-            for line in logged:
-                self._log.step("synthesize", before + line.step, line.seconds, line.terms)
-            shown.update(before + step, terms=logged[-1].terms if logged else None)
-            if step % interval == 0 and assignment.blocks == 1:
-                now = synthetic.restore(self._recipe.synthetic, synthesizer.call("state", assignment, step))
-                self._log.picture("synthetic images", step, np.asarray(contact_sheet(self._distilled(now, []))))
-
-    def _optimise_side_by_side(self, way: _Way) -> None:
-        """Blocks over workers: each worker optimises a block with its own observers. Steps are numbered through the blocks."""
-        steps, assignments = self._recipe.synthesis.steps, way.assignments
-        began = [resumable(assignment.checkpoints, self._key) for assignment in assignments]
-        self._log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
-        reached = list(began)
-        total = steps * len(assignments)
-        with self._timed("synthesize"), self._reporter.stage("synthesize", total, "steps") as shown:
-            shown.update(sum(reached))
-            # all blocks come to a pause before any goes beyond it
-            for end in (*(pause for pause in assignments[0].pauses if max(began) <= pause), steps):
-                items = [(assignment, end) for assignment in assignments]
-                for block, event in self._group.stream("synthesize", items):
-                    if isinstance(event, Logged):
-                        reached[block] = max(reached[block], event.step)
-                        if event.terms:
-                            self._log.step("synthesize", block * steps + event.step, event.seconds, event.terms)
-                        shown.update(sum(reached), terms=event.terms or None)
-                    else:
-                        way.put(block, event)
-                if end < steps:
-                    self._look(way, end / steps)
-
-    def _pauses(self, blocks: int, in_turn: bool) -> list[tuple[int, ...]]:
-        """The steps of every block after which somebody looks at the set."""
-        steps, wanted = self._recipe.synthesis.steps, self._watch.fractions if self._watch is not None else ()
-        total = steps * blocks if in_turn else steps
-        places = sorted({min(max(round(fraction * total), 1), total - 1) for fraction in wanted} - {0})
-        if not in_turn:
-            return [tuple(places)] * blocks
-        return [tuple((place - 1) % steps + 1 for place in places if (place - 1) // steps == block) for block in range(blocks)]
-
-    def _look(self, way: _Way, fraction: float) -> None:
+    def _look(self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float) -> None:
         """Show the set, as it is now, to who wants to see it."""
         assert self._watch is not None
         began = time.monotonic()
-        now = self._distilled(way.learned, way.facts)
+        now = self._distilled(learned, observers)
         self._watch.reached(Rung(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now)))
         self._looked += time.monotonic() - began
 
@@ -464,38 +352,19 @@ class _Driver:
         results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
         return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
 
+    def _distilled(self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()) -> Distilled:
+        data = self._data
+        told = card.card(self._method, data, learned, self._key, observers, self._expert_facts)
+        return Distilled.of(learned, self._recipe.synthetic, data.class_names, data.normalization, told)
+
     @cached_property
     def _expert_facts(self) -> dict[str, Any] | None:
         return experts.facts_for_card(self._recipe, self._data, self._store) if self._method.needs_experts else None
 
-    def _distilled(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
-        recipe, data = self._recipe, self._data
-        card = {
-            "recipe": recipe.name,
-            "method": recipe.method,
-            "citation": self._method.citation,
-            "data": {"name": data.name, "fingerprint": data.fingerprint},
-            "ipc": recipe.ipc,
-            "synthesis": self._key,
-            "seed": recipe.seed,
-            "steps": recipe.synthesis.steps,
-            "observers": observers,
-            **({"experts": self._expert_facts} if self._expert_facts is not None else {}),
-            "storage": asdict(_with_whitening(learned.storage(), data)),
-            "versions": {
-                "rayd": rayd.__version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "config": _config(recipe),
-        }
-        return Distilled.of(learned, recipe.synthetic, data.class_names, data.normalization, card)
-
     def _relabel(self, distilled: Distilled, squeezed: dict[Member, TrainedObserver]) -> Path | None:
         """Soft labels for every epoch of a student, beside the set, whose card counts them."""
         recipe, data, directory = self._recipe, self._data, self._directory.distilled
-        card: dict[str, Any] = {"config": _config(recipe)}
+        told: dict[str, Any] = {"config": card.config(recipe)}
         labels = None
         if recipe.labels.kind == "stored":
             wanted = relabel.made_for(recipe, distilled, squeeze.teacher_hashes(recipe, data))
@@ -505,10 +374,10 @@ class _Driver:
                     labels = relabel.relabel(self._group, recipe, data, distilled, squeezed, directory, shown.update)
             kept = distilled.storage
             numbers, size = kept.numbers | {"soft labels": labels.numbers}, kept.bytes | {"soft labels": labels.bytes}
-            card["storage"] = asdict(Storage(numbers, size))
-            card["labels"] = {"folder": str(labels.directory.relative_to(directory)), "epochs": labels.epochs}
-        if any(distilled.card.get(name) != value for name, value in card.items()):
-            distilled.card |= card
+            told["storage"] = asdict(Storage(numbers, size))
+            told["labels"] = {"folder": str(labels.directory.relative_to(directory)), "epochs": labels.epochs}
+        if any(distilled.card.get(name) != value for name, value in told.items()):
+            distilled.card |= told
             distilled.save(directory)
         return None if labels is None else labels.directory
 
@@ -524,48 +393,6 @@ class _Driver:
         return keep_report(report, self._directory.path)
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A synthesis that is going on."""
-
-    assignments: list[Assignment]
-    learned: SyntheticSet
-    """The whole set, as far as it is known here."""
-    parts: list[torch.Tensor]
-    """What of it each block is."""
-    facts: list[dict[str, Any]]
-    """What its card says of the observers."""
-
-    def put(self, block: int, state: State) -> None:
-        """Know how far a block is."""
-        self.learned.put(self.parts[block], synthetic.restore(self.assignments[block].recipe.synthetic, state))
-
-
-def _folder(block: int, blocks: int) -> str:
-    """Where under the directory of checkpoints a block has its own."""
-    return f"block-{block:05d}" if blocks > 1 else "."
-
-
 def _on_validation(result: SetResult) -> SetResult:
     """Tell it from one on the test split."""
     return replace(result, protocol=f"{result.protocol}, judged on the validation split")
-
-
-def _config(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as a card holds it."""
-    return recipe.model_dump(mode="json", exclude={"resources"})
-
-
-def _with_whitening(storage: Storage, data: ImageData) -> Storage:
-    """What a set costs together with the whitening that its use needs; two numbers a channel are not counted."""
-    if data.normalization.kind != "zca":
-        return storage
-    state = data.normalization.state().values()
-    numbers, size = sum(tensor.numel() for tensor in state), sum(tensor.nbytes for tensor in state)
-    return Storage(storage.numbers | {"whitening": numbers}, storage.bytes | {"whitening": size})
-
-
-def _next_stride(steps: int, seconds: float) -> int:
-    """Steps that take about `ADVANCE_SECONDS`, growing at most fourfold at a time."""
-    wanted = steps * ADVANCE_SECONDS / max(seconds, 1e-6)
-    return max(1, min(int(wanted), 4 * steps))

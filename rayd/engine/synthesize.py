@@ -453,6 +453,11 @@ def resumable(directory: Path, key: str) -> int:
         return 0
 
 
+def block_folder(block: int, blocks: int) -> str:
+    """Where under the directory of checkpoints a block has its own."""
+    return f"block-{block:05d}" if blocks > 1 else "."
+
+
 def adopt(source: Path, directory: Path, key: str) -> None:
     """Begin a block where another one came to: with its newest checkpoint, unless there is one of its own already."""
     paths = _by_step(source)

@@ -152,6 +152,19 @@ class Method(ABC):
         """Refuse a recipe that the method cannot follow (a ConfigError that says what to use instead)."""
         return
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """Parts of the recipe that the method does not look at, and why."""
+        unused = {}
+        if not self.needs_experts:
+            unused["experts"] = f"method '{self.name}' follows no experts."
+        if "guides" not in self.panels:
+            unused["guides"] = f"no term of method '{self.name}' looks through guides."
+        looking = any(self.recipe.panel(panel).trained for panel in self.panels)
+        if not looking and self.recipe.labels.kind == "hard" and self.recipe.synthetic.init != "rded":
+            unused["squeeze"] = f"method '{self.name}' trains no observers here."
+        return unused
+
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """The terms of the objective that count: what a weight of 0 switches off is neither measured nor looked at."""

@@ -40,12 +40,13 @@ Use it where observers can be trained on the real data and labels are to be hard
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from rayd.config import Only
 from rayd.methods.base import Method
-from rayd.methods.spectral import Length, SpectralSettings
+from rayd.methods.spectral import DRAWN, Length, SpectralSettings
 from rayd.networks import Tap
 from rayd.objectives import CrossEntropy, Term
 from rayd.objectives.frequency_network import FrequencyAdversary
@@ -59,9 +60,9 @@ MULTI_FORMATION: Mapping[str, Any] = {"kind": "partitioned", "factor": 2}
 class NCFMSettings(SpectralSettings):
     """Settings of the distance, as NCFM has them."""
 
-    scale: Length = 1.0
+    scale: Annotated[Length, DRAWN] = 1.0
     """Length of the kernel in units of the features, which have norm 1; or the median distance of real ones."""
-    frequencies: int = Field(default=4096, ge=1)
+    frequencies: Annotated[int, DRAWN] = Field(default=4096, ge=1)
     """How many are drawn for each observer."""
     normalize: bool = True
     """Whether features are divided by their Euclidean norm."""
@@ -77,7 +78,7 @@ class NCFMSettings(SpectralSettings):
     """How the values of classes become one."""
     sampling_network: bool = False
     """Whether a network weighs the frequencies against the synthesis."""
-    sampling_rate: float = Field(default=1e-3, gt=0)
+    sampling_rate: Annotated[float, Only(sampling_network=True)] = Field(default=1e-3, gt=0)
     """Step size of the sampling network."""
 
     @model_validator(mode="after")

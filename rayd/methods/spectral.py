@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config import Settings
+from rayd.config import Only, Settings
 from rayd.networks import Tap
 from rayd.objectives import Need, SpectralDistance
 from rayd.objectives.frequency_network import FrequencyAdversary
@@ -24,19 +24,22 @@ def _length(value: object) -> object:
 Length = Annotated[Scale, BeforeValidator(_length)]
 """A length in units of the features, or `median`."""
 
+DRAWN = Only(kernel=get_args(Kernel))
+"""Marks settings of frequencies, which a linear kernel has none of."""
+
 
 class SpectralSettings(Settings):
     """Settings of the distance of characteristic functions; see `rayd.objectives.spectral_distance`."""
 
     kernel: Literal[Kernel, "linear"] = "gaussian"
     """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does, without any frequency."""
-    scale: Length = "median"
+    scale: Annotated[Length, DRAWN] = "median"
     """Length of the kernel in units of the features, or the median distance of real ones, found for each observer."""
-    frequencies: int = Field(default=1024, ge=1)
+    frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
     """How many are drawn for each observer."""
-    smoothness: float = Field(default=1.5, gt=0)
+    smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, gt=0)
     """`matern`: its nu."""
-    mixture: float = Field(default=1.0, gt=0)
+    mixture: Annotated[float, Only(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
     """`rational-quadratic`: its exponent a."""
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
@@ -51,6 +54,15 @@ class SpectralSettings(Settings):
     """Whether the square root is taken, frequency by frequency."""
     over_classes: OverClasses = "mean"
     """How the values of classes become one."""
+
+    @model_validator(mode="after")
+    def _something(self) -> SpectralSettings:
+        if self.kernel == "linear" and self.split == "uniform" and self.head_amplitude_weight == 1:
+            raise ValueError(
+                "with 'kernel: linear' and 'split: uniform' a 'head_amplitude_weight' of 1 leaves nothing to match: means are "
+                "all phase. Lower it"
+            )
+        return self
 
     def distance(self, tap: Tap, weight: float, adversary: FrequencyAdversary | None = None) -> SpectralDistance:
         """The term: feature vectors of a tap, one an image, with this default weight."""

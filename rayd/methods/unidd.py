@@ -29,11 +29,11 @@ Use it to compare filters; use CFM to get a good set.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config import FilterScheduleSettings, FilterSettings, Settings
+from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only, Settings
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
 from rayd.networks import Tap
@@ -71,18 +71,21 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
     return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
 
 
+_SIGNALLED = Only(signal_weight=POSITIVE)
+
+
 class SpectralSettings(Settings):
     """Settings of spectral matching."""
 
     filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
     """What correlations of features go through."""
-    signal_filter: FilterSettings | None = None
+    signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
     """What the signal goes through; absent: the same."""
     filter_weight: float = Field(default=1.0, ge=0)
     """Of the distance of filtered correlations."""
     signal_weight: float = Field(default=1.0, ge=0)
     """Of the distance of filtered signals."""
-    signal: Signal = "class"
+    signal: Annotated[Signal, _SIGNALLED] = "class"
     """Features by class (paper), or their mean over everything (the released code's default)."""
     layers: Literal["conv_path", "features"] = "conv_path"
     """Inputs of all convolutions but those of shortcuts, or what the classifier reads."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd.config import Recipe, merge
+from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.group import LocalShared
 from rayd.engine.members import members
@@ -43,7 +43,7 @@ def recipe(data: str, **settings: object) -> Recipe:
         "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "precision": "bfloat16"},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, settings))
+    return assemble(base, settings)
 
 
 def term(images: int, number: int) -> Callable[[], Tensor]:

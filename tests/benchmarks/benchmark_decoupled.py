@@ -50,7 +50,7 @@ def recipe(data: str, **settings: object) -> Recipe:
         "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "block": None},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, settings))
+    return assemble(base, settings)
 
 
 def compare(title: str, wanted: str, left: Callable[[], float], right: Callable[[], float], rounds: int) -> None:

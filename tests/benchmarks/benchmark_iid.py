@@ -17,7 +17,7 @@ from benchmark_dm import NOWHERE, compare, rate
 from torch import Tensor, nn
 
 from rayd import networks, seeding
-from rayd.config import Recipe, merge
+from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine.group import open_group
@@ -43,7 +43,7 @@ def recipe(data: str, threads: int, **settings: object) -> Recipe:
         "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6},
         "resources": {"threads": threads},
     }
-    return assemble(merge(base, settings))
+    return assemble(base, settings)
 
 
 class Steps:

@@ -46,7 +46,7 @@ def csdm(**overrides: Any) -> Recipe:
         "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 2, "baselines": []},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, overrides))
+    return assemble(base, overrides)
 
 
 def ncfm(**overrides: Any) -> Recipe:
@@ -65,7 +65,7 @@ RECIPES = {
     "csdm": csdm,
     "csdm sampled": lambda **more: csdm(**merge({"real": "sampled"}, more)),
     "csdm long-tailed": lambda **more: csdm(**merge(TAIL, more)),
-    "csdm linear": lambda **more: csdm(**merge({"objective": {"kernel": "linear", "frequencies": 1}}, more)),
+    "csdm linear": lambda **more: csdm(**merge({"objective": {"kernel": "linear"}}, more)),
     "ncfm": ncfm,
     "ncfm sampled": lambda **more: ncfm(**merge({"real": "sampled"}, more)),
     "ncfm adversarial": lambda **more: ncfm(**merge({"objective": {"sampling_network": True, "sampling_rate": 0.1}}, more)),

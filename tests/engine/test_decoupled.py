@@ -47,7 +47,7 @@ def edc(**overrides: object) -> Recipe:
         "evaluation": {"networks": [SMALL[1]], "seeds": 1, "epochs": 3, "batch_size": 8, "baselines": ["random"]},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, overrides))
+    return assemble(base, overrides)
 
 
 def stages_of(directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 
 from rayd import methods
 from rayd.artifacts import read_tensors
-from rayd.config import Recipe, ResourceSettings, merge
+from rayd.config import Recipe, ResourceSettings
 from rayd.data import load
 from rayd.engine.distill import distill
 from rayd.engine.group import LocalGroup, LocalShared
@@ -49,7 +49,7 @@ def recipe(method: str, **overrides: object) -> Recipe:
         "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 1, "baselines": [], "augmentation": None},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, overrides))
+    return assemble(base, overrides)
 
 
 def losses_of(run: Path) -> list[float]:

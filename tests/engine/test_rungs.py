@@ -2,9 +2,10 @@
 
 import pytest
 
-from rayd.engine.distill import Inheritance, Rung, Watch, distill
+from rayd.engine.distill import distill
 from rayd.engine.progress import Reporter
 from rayd.engine.synthesize import Synthesizer
+from rayd.engine.watch import Inheritance, Rung, Watch
 from rayd.errors import DataError
 from tests.conftest import tiny
 from tests.engine.test_decoupled import edc

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayd.artifacts import read_tensors
-from rayd.config import Recipe, merge
+from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
 from rayd.methods.cfm import CurriculumFrequencyMatching
@@ -32,7 +32,7 @@ def cfm(**overrides: object) -> Recipe:
         "evaluation": {"networks": [SMALL[1]], "seeds": 1, "epochs": 1, "batch_size": 10, "baselines": []},
         "resources": {"threads": 1},
     }
-    return assemble(merge(base, overrides))
+    return assemble(base, overrides)
 
 
 def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def following(method: str = "mtt", **overrides: object) -> Recipe:
         base = merge(base, {"objective": {"start": {"first": 2, "rise": 4}}})
     if method == "ls-mtt":
         base = merge(base, {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 2, "window": 2}}})
-    return assemble(merge(base, overrides))
+    return assemble(base, overrides)
 
 
 def lines_of(run: Path) -> list[dict[str, float]]:

@@ -52,19 +52,21 @@ def test_defaults_are_a_whole_recipe_that_reads_back():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_settings_become_a_need(kernel):
-    settings = {"kernel": kernel, "scale": 2, "frequencies": 9, "smoothness": 2.5, "mixture": 3.0, "normalize": True}
-    (need,) = csdm(**settings).needs()
+    drawn = {} if kernel == "linear" else {"scale": 2.0, "frequencies": 9}
+    own = {"matern": {"smoothness": 2.5}, "rational-quadratic": {"mixture": 3.0}}.get(kernel, {})
+    (need,) = csdm(kernel=kernel, normalize=True, **drawn, **own).needs()
     assert need.normalize
     if kernel == "linear":
         assert (need.statistic, need.frequencies) == (Moments, None)
     else:
-        assert need.frequencies == Frequencies(kernel, 2, 9, 2.5, 3.0)
+        assert need.frequencies == Frequencies(kernel, 2.0, 9, **own)
 
 
 @pytest.mark.parametrize(
     ("objective", "sentence"),
     [
         ({"scale": 0}, r"'objective.scale'.* a number above 0, or 'median'. Got 0 "),
+        ({"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1}, "leaves nothing to match"),
         ({"scale": -1.5}, r"'objective.scale'.* a number above 0, or 'median'. Got -1.5 "),
         ({"scale": "mean"}, r"'objective.scale'.* a number above 0, or 'median'. Got 'mean' "),
         ({"scale": True}, r"'objective.scale'.* a number above 0, or 'median'. Got True "),
@@ -108,7 +110,7 @@ def value(method: Method, real: Measured, seen: Observation, labels: Tensor) -> 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("normalize", "root"), [(False, False), (True, True)])
 def test_real_images_are_at_distance_zero_and_others_are_drawn_to_them(kernel, normalize, root):
-    method = csdm(kernel=kernel, normalize=normalize, root=root, frequencies=64)
+    method = csdm(kernel=kernel, normalize=normalize, root=root, **({} if kernel == "linear" else {"frequencies": 64}))
     real, theirs, their_labels, ours, our_labels = looked_at(method, convnet())
     apart = value(method, real, ours, our_labels)
     assert float(value(method, real, theirs, their_labels)) < 1e-3 * float(apart.detach())
@@ -209,8 +211,8 @@ def test_ncfms_loss_is_the_size_of_the_difference():
 
 def test_ncfms_sampling_network_can_be_switched_on():
     plain, against = (
-        methods.build(recipe("ncfm", objective={"frequencies": 64, "sampling_network": on, "sampling_rate": 0.01}))
-        for on in (False, True)
+        methods.build(recipe("ncfm", objective={"frequencies": 64, **sampling}))
+        for sampling in ({}, {"sampling_network": True, "sampling_rate": 0.01})
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
     context = Context(generator=lambda _: torch.Generator().manual_seed(0))

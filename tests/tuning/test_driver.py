@@ -24,6 +24,9 @@ from rayd.config import merge
 from rayd.engine.progress import Reporter
 from rayd.errors import OutputError, RunError
 from tests.tuning.spaces import TINY, small
+from tuning.driver import _claim, prepare
+from tuning.search import points
+from tuning.space import Ground
 from tuning.table import Row, pareto
 
 QUIET = Reporter(quiet=True)
@@ -114,8 +117,41 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
     assert "/" not in "".join(found.settings)
     with pytest.raises(OutputError, match="holds a sweep already; add --resume"):
         tuning.sweep(space, out=out, reporter=QUIET)
-    with pytest.raises(OutputError, match="holds another sweep: samples differ"):
-        tuning.sweep(space, out=out, samples=4, resume=True, reporter=QUIET)
+    with pytest.raises(OutputError, match="holds another sweep: seed differ"):
+        tuning.sweep(space.model_copy(update={"seed": 1}), out=out, resume=True, reporter=QUIET)
+    with pytest.raises(OutputError, match="holds a sweep of 3 samples, which may grow but not shrink; set --samples 3 or more"):
+        tuning.sweep(space, out=out, samples=2, resume=True, reporter=QUIET)
+
+
+@pytest.mark.parametrize("proposer", ["random", "optuna"])
+def test_a_finished_sweep_grows(tmp_path, proposer):
+    search = {"synthesis.learning_rate": {"uniform": [0.1, 10]}}
+    space, out = small(algorithm=proposer, scheduler="asha", search=search), tmp_path / "out"
+    tuning.sweep(space, out=out, cache=tmp_path / "cache", concurrent=1, reporter=QUIET)
+    begun = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/progress.json")}
+    assert len(begun) == 2
+    tuning.sweep(space, out=out, cache=tmp_path / "cache", samples=4, resume=True, reporter=QUIET)
+    assert {path: path.stat().st_mtime_ns for path in begun} == begun
+    rows = table(out)
+    assert len({row["synthesis.learning_rate"] for row in rows}) == 4
+    assert {row["status"] for row in rows} <= {"finished", "stopped"}
+    assert tuning.summary(out).trials == 4
+    assert {entry.name for entry in out.iterdir()} >= {"best", "best-of-2"}
+    if proposer == "random":  # as if they had been asked for at once
+        drawn = {str(point["synthesis.learning_rate"]) for point in points(Ground(space), 4)}
+        assert {row["synthesis.learning_rate"] for row in rows} == drawn
+    # without a number, it is what it has become
+    tuning.sweep(space, out=out, cache=tmp_path / "cache", resume=True, reporter=QUIET)
+    assert len(table(out)) == 4
+
+
+def test_a_population_does_not_grow(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    space = small(scheduler="pbt", samples=4)
+    _claim(out, prepare(space, out, reporter=QUIET), False)
+    with pytest.raises(OutputError, match="by 'scheduler: pbt', which moves all of them together"):
+        tuning.sweep(space, out=out, samples=6, resume=True, reporter=QUIET)
 
 
 def test_trials_share_what_they_have_in_common(tmp_path):

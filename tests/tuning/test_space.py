@@ -40,8 +40,11 @@ def test_every_ready_space_lies_on_its_recipe(name):
         ({"synthesis.momentum": {"choice": [0.5, "much"]}}, "'synthesis.momentum'.*number"),
         ({"data.validation_fraction": {"uniform": [0.1, 0.3]}}, "cannot be searched.*judged on the same images"),
         ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
-        ({"experts.count": {"integer": [1, 5]}}, "would change nothing: method 'dm' here trains no experts"),
-        ({"synthetic.rank": {"integer": [1, 5]}}, "stores images as pixels"),
+        ({"experts.count": {"integer": [1, 5]}}, "'experts'.* would change nothing.* method 'dm' follows no experts"),
+        (
+            {"synthetic.rank": {"integer": [1, 5]}},
+            "'synthetic.rank' would change nothing.* belongs to 'synthetic.kind: lowrank'",
+        ),
         ({"ipc": {"integer": [2, 999]}}, "ipc must not exceed the smallest class"),
         ({"ipc": {"integer": [1, 3], "when": {"synthetic.kindd": "pixels"}}}, "did you mean 'synthetic.kind'"),
         ({"ipc": {"integer": [1, 3], "when": {"synthetic.kind": "lowrank"}}}, "is never there"),

@@ -1,0 +1,72 @@
+"""The card of a distilled set: what it is, how it was made, what it costs."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+import rayd
+from rayd.config import Recipe
+from rayd.data import ImageData
+from rayd.methods import Method
+from rayd.synthetic import Storage, SyntheticSet
+
+
+def card(
+    method: Method,
+    data: ImageData,
+    learned: SyntheticSet,
+    synthesis: str,
+    observers: Sequence[Mapping[str, Any]],
+    experts: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What a card says of a set, JSON-able.
+
+    Args:
+        method: as the recipe configured it.
+        data: the real images.
+        learned: the set.
+        synthesis: hash of all that it depends on.
+        observers: what is known of the trained networks that looked.
+        experts: what is known of the experts that students followed, where they did.
+    """
+    recipe = method.recipe
+    return {
+        "recipe": recipe.name,
+        "method": recipe.method,
+        "citation": method.citation,
+        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "ipc": recipe.ipc,
+        "synthesis": synthesis,
+        "seed": recipe.seed,
+        "steps": recipe.synthesis.steps,
+        "observers": observers,
+        **({"experts": experts} if experts is not None else {}),
+        "storage": asdict(_with_whitening(learned.storage(), data)),
+        "versions": {
+            "rayd": rayd.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "config": config(recipe),
+    }
+
+
+def config(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a card holds it."""
+    return recipe.model_dump(mode="json", exclude={"resources"})
+
+
+def _with_whitening(storage: Storage, data: ImageData) -> Storage:
+    """What a set costs together with the whitening that its use needs; two numbers a channel are not counted."""
+    if data.normalization.kind != "zca":
+        return storage
+    state = data.normalization.state().values()
+    numbers, size = sum(tensor.numel() for tensor in state), sum(tensor.nbytes for tensor in state)
+    return Storage(storage.numbers | {"whitening": numbers}, storage.bytes | {"whitening": size})
