@@ -10,9 +10,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayd.config import ResourceSettings
-from rayd.engine import ray_group
 from rayd.engine.group import Group, Presence
-from rayd.engine.ray_group import RayGroup
+from rayd.engine.on_ray import crew
+from rayd.engine.on_ray.group import RayGroup
 from rayd.errors import ResourceError, RunError
 
 QUICK_TO_NOTICE = {
@@ -114,7 +114,7 @@ def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
 
 @pytest.mark.slow
 def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
-    monkeypatch.setattr(ray_group, "ABSENCE_LIMIT", 5.0)
+    monkeypatch.setattr(crew, "ABSENCE_LIMIT", 5.0)
     with pytest.raises(ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"):
         RayGroup(resources(workers=1), Worker)
     with pytest.raises(ResourceError, match="1 worker did not start within 5 s"):
