@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.util.placement_group import get_current_placement_group
 
 from rayd.config import ResourceSettings
 from rayd.devices import threads
@@ -49,8 +50,8 @@ class RayGroup(Group):
         self._threads = threads(resources)
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
-        if resources.placement == "spread":
-            # not said otherwise: it would leave the placement group of a trial
+        if resources.placement == "spread" and get_current_placement_group() is None:
+            # whoever says how to place it leaves the placement group of a trial, whose bundles are spread themselves
             options["scheduling_strategy"] = "SPREAD"
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
         self._workers = [Actor.options(name=name, **options).remote(self._threads, factory, arguments) for name in self._names]
