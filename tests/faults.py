@@ -78,7 +78,7 @@ def four_observers(**overrides: Any) -> Recipe:
         "squeeze": {"epochs": 40},
         "synthesis": {"steps": 60, "checkpoint_every": 10},
         "labels": {"kind": "stored"},
-        "evaluation": {"seeds": 1, "epochs": 80, "baselines": []},
+        "evaluation": {"seeds": 1, "epochs": 200, "baselines": []},
     }
     return resolve("edc-digits", merge(settings, overrides))
 

@@ -33,7 +33,7 @@ STAGES = ("squeeze", "measure", "synthesize", "relabel")
 """Those in which nodes come and go."""
 PAUSE = 0.3
 """Seconds that a piece of work takes longer until the nodes of its stage have changed."""
-LIMIT = 90.0
+LIMIT = 240.0
 """Seconds in which a node must be at work, or gone."""
 
 
@@ -123,7 +123,7 @@ class Move:
 
 def finely_cut(patch: pytest.MonkeyPatch) -> None:
     """Small shards and chunks, so that digits make many pieces."""
-    patch.setattr(measure, "SHARD", 64)
+    patch.setattr(measure, "SHARD", 32)
     patch.setattr(stored, "CHUNK_EPOCHS", 1)
 
 

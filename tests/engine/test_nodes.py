@@ -121,7 +121,7 @@ def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_nodes_come_and_go_in_every_stage_of_a_run(tmp_path, monkeypatch):
     finely_cut(monkeypatch)
     distill(four_observers(), tmp_path / "still", cache=tmp_path / "one", reporter=Reporter(quiet=True))
