@@ -21,7 +21,7 @@ STAGES = ("squeeze", "measure", "synthesize", "relabel", "evaluate")
 VICTIMS = ("worker", "synthesizer", "driver")
 AT_LEAST = 2
 """Kills in each stage."""
-DELAY = 2.0
+DELAY = 1.0
 """Most seconds between the moment that was drawn and the kill: it may hit what is just starting again."""
 PROGRAM = """
 from rayd.cli import main
@@ -41,7 +41,7 @@ def long_enough(scale: float) -> dict[str, Any]:
     return {
         "squeeze": {"epochs": round(50 * scale)},
         "synthesis": {"steps": round(400 * scale), "checkpoint_every": max(1, round(50 * scale))},
-        "evaluation": {"epochs": round(400 * scale), "seeds": 2},
+        "evaluation": {"epochs": round(1200 * scale), "seeds": 2},
         "resources": {"workers": 2, "threads": 1, "cpus_per_worker": 0.5},
     }
 
