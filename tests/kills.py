@@ -66,6 +66,7 @@ class Run:
     out: Path
     cache: Path
     began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
     seen: list[tuple[float, Place]] = field(default_factory=list)
     """How far the run was, at which second."""
 
@@ -78,8 +79,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self.began
+        """Since it began, until now or its end."""
+        return (self.ended or time.monotonic()) - self.began
 
     def going_on(self) -> bool:
         """Whether it is not over yet.
@@ -90,6 +91,8 @@ class Run:
         code = self.process.poll()
         if code:
             raise subprocess.CalledProcessError(code, "rayd distill")
+        if code is not None and self.ended is None:
+            self.ended = time.monotonic()
         return code is None
 
     def place(self) -> Place | None:
