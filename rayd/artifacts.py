@@ -1,8 +1,9 @@
 """Files that rayd writes and reads: safetensors and JSON, never pickle.
 
 Every file is written to a temporary name beside its place and renamed, so that a reader sees the whole of it or nothing. Tensor
-files carry one JSON string as metadata: with a single entry the bytes depend on the content alone. What lies under
-the mirror of a URL is sent there first, and fetched when it is missing (`rayd.remote`).
+files carry one JSON string as metadata: with a single entry the bytes depend on the content alone. It holds a hash of the
+tensors, so that bits which a disk or a line has changed are noticed. What lies under the mirror of a URL is sent there first,
+and fetched when it is missing (`rayd.remote`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from rayd import remote
 from rayd.errors import ArtifactError, RunError
 
 METADATA_KEY = "rayd"
+HASH = "tensor hash"
+"""What the metadata call the hash of the tensors."""
+TEMPORARY = ".tmp"
+"""How the name of a hidden file ends that is not whole yet."""
 
 
 def default_root() -> Path:
@@ -50,12 +55,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal content gives equal bytes."""
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    note = {METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)}
+    note = {METADATA_KEY: json.dumps({**(metadata or {}), HASH: tensor_hash(plain)}, sort_keys=True)}
     _replace(path, lambda temporary: save_file(plain, temporary, metadata=note))
 
 
+def unfinished(path: Path) -> bool:
+    """Whether a file is what a writer left who was killed before it was whole."""
+    return path.name.startswith(".") and path.suffix == TEMPORARY
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -96,11 +106,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Named tensors and metadata of a safetensors file.
 
     Raises:
-        ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle is never loaded).
+        ArtifactError: the file is missing, truncated, damaged, or something else than safetensors (a pickle is never loaded).
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return tensors, _metadata(file)
+        note = _metadata(file)
+    if note.pop(HASH, None) not in (None, tensor_hash(tensors)):
+        raise ArtifactError(f"'{path}' is damaged: its tensors are not those that were written.")
+    return tensors, note
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -110,7 +123,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle is never loaded).
     """
     with _opened(path) as file:
-        return _metadata(file)
+        note = _metadata(file)
+    note.pop(HASH, None)
+    return note
 
 
 def read_row(path: Path, name: str, row: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What goes wrong in tests: runs that break off at a step, and workers that are killed."""
+"""What goes wrong in tests: runs that break off at a step, workers that are killed; and what must come out all the same."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
 
+from rayd.artifacts import read_tensors
+from rayd.config import Recipe, merge
 from rayd.engine.synthesize import Synthesizer
+from rayd.recipes import resolve
 
 
 class InterruptionError(Exception):
@@ -64,3 +68,30 @@ def kill_one_in_each_stage(running: subprocess.Popen[bytes], directory: Path) ->
                 continue
             killed, stages = killed + 1, done
     return killed
+
+
+def four_observers(**overrides: Any) -> Recipe:
+    """EDC on digits with four observers and stored labels, few epochs and steps."""
+    observers = [{"name": "convnet", "depth": depth, "width": width, "norm": "batch"} for depth in (1, 2) for width in (16, 24)]
+    settings = {
+        "observers": {"networks": observers, "per_step": 4},
+        "squeeze": {"epochs": 40},
+        "synthesis": {"steps": 60, "checkpoint_every": 10},
+        "labels": {"kind": "stored"},
+        "evaluation": {"seeds": 1, "epochs": 200, "baselines": []},
+    }
+    return resolve("edc-digits", merge(settings, overrides))
+
+
+def made(run: Path, cache: Path) -> dict[str, bytes]:
+    """All that a run with stored labels made: set, labels and the observers' weights; other facts of these tell of time."""
+    files = {path.name: path.read_bytes() for path in (run / "distilled").rglob("*.safetensors")}
+    weights = {
+        f"{path.name} {name}": tensor.numpy().tobytes()
+        for path in (cache / "squeeze").glob("*.safetensors")
+        for name, tensor in read_tensors(path)[0].items()
+    }
+    assert "data.safetensors" in files
+    assert len(files) > 1, "There are no stored labels."
+    assert weights
+    return files | weights

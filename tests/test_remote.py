@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import pickle
@@ -213,20 +214,41 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
         distill(recipe, **at)
 
 
-def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(tmp_path, memory, monkeypatch):
+def test_connections_that_drop_now_and_then_cost_a_run_nothing(tmp_path, memory, monkeypatch):
+    """Every third call of the storage fails, whatever it is."""
+    recipe, calls = tiny(**STUDENT), itertools.count()
+    expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
+    for name in ("put_file", "get", "info", "ls", "find", "rm"):
+
+        def call(*args: object, real: object = getattr(memory, name), **kwargs: object) -> object:
+            if next(calls) % 3 == 0:
+                raise ConnectionResetError("connection reset by peer")
+            return real(*args, **kwargs)  # type: ignore[operator]
+
+        monkeypatch.setattr(memory, name, call)
+    distill(recipe, Path("memory://bucket/run"), cache=Path("memory://bucket/cache"), reporter=QUIET)
+    assert next(calls) > 30
+    assert memory.store["/bucket/run/distilled/data.safetensors"].getvalue() == (expected / "data.safetensors").read_bytes()
+
+
+LOST = ["cache/measure", "step-00000010.safetensors", "cache/synthesis", "data.safetensors", "card.json", "evaluation.json"]
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(tmp_path, memory, monkeypatch, lost):
     recipe = tiny(**STUDENT)
     expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
     at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache"), "reporter": QUIET}
     put_file = memory.put_file
 
     def dropping(content: str, name: str) -> None:
-        if name.endswith("step-00000010.safetensors"):
+        if lost in name:
             raise ConnectionError("the line is dead")
         put_file(content, name)
 
     with monkeypatch.context() as patch:
         patch.setattr(memory, "put_file", dropping)
-        with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/run/.*' in 3 tries: the line is dead; .*--resume"):
+        with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/.*' in 3 tries: the line is dead; .*--resume"):
             distill(recipe, **at)
     forget_mirrors()
     distill(recipe, resume=True, **at)

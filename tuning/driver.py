@@ -31,9 +31,9 @@ from rayd.distilled import as_png
 from rayd.distilled import load as load_distilled
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled, keep_report
+from rayd.engine.on_ray.cluster import check_resources, connect
 from rayd.engine.preflight import preflight
 from rayd.engine.progress import Reporter
-from rayd.engine.ray_group import check_resources, connect
 from rayd.engine.reading import read
 from rayd.engine.rundir import check_writable, locked
 from rayd.errors import OutputError, ResourceError, RunError

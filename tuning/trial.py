@@ -76,12 +76,16 @@ def threads(recipe: Recipe) -> int:
 
 
 def resources(recipe: Recipe, workers: int) -> tune.PlacementGroupFactory:
-    """What Ray reserves for a trial: a bundle a worker beside its own, which is empty; without workers what it computes on."""
+    """What Ray reserves for a trial: a bundle a worker beside its own, which is empty; without workers what it computes on.
+
+    Workers stay in their bundles, which are placed as the recipe places workers.
+    """
     settings = recipe.resources
     gpus = {"GPU": settings.gpus_per_worker} if settings.gpus_per_worker > 0 else {}
     if workers == 0:
         return tune.PlacementGroupFactory([{"CPU": float(threads(recipe)), **gpus}])
-    return tune.PlacementGroupFactory([{}] + [{"CPU": settings.cpus_per_worker, **gpus}] * workers)
+    bundles: list[dict[str, float]] = [{}] + [{"CPU": settings.cpus_per_worker, **gpus}] * workers
+    return tune.PlacementGroupFactory(bundles, strategy=settings.placement.upper())
 
 
 def run(config: dict[str, Any], plan: Plan) -> None:

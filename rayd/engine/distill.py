@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rayd import devices, methods, synthetic
+from rayd import devices, methods, remote, synthetic
 from rayd.artifacts import content_hash
 from rayd.config import Recipe
 from rayd.data import ImageData
@@ -173,7 +173,11 @@ class _Driver:
     def _finished(self) -> Distilled | None:
         if not (self._directory.distilled / "card.json").exists():
             return None
-        distilled = load_distilled(self._directory.distilled)
+        try:
+            distilled = load_distilled(self._directory.distilled)
+        except ArtifactError as error:
+            place = remote.shown(self._directory.distilled)
+            raise ArtifactError(f"{error} Move '{place}' away, and --resume makes it again from what is there.") from error
         if distilled.card.get("synthesis") != self._key:
             raise self._other_data()
         self._reporter.say(f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}")

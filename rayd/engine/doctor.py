@@ -143,7 +143,7 @@ def _checked(subject: str, good: str, check: Callable[[], str | None]) -> Findin
 
 def _ray(address: str | None) -> Finding:
     try:
-        from rayd.engine.ray_group import census
+        from rayd.engine.on_ray.cluster import census
 
         held = census(address)
     except RaydError as error:

@@ -2,7 +2,7 @@
 
 A group hosts replicas of one plain object and calls its methods. Work items are independent, idempotent and keyed by what
 they are, never by who does them; results come back in the order of the items. `LocalGroup` runs them in this process, one
-after another, and needs no Ray; `rayd.engine.ray_group.RayGroup` runs them on Ray actors. The driver cannot tell which it
+after another, and needs no Ray; `rayd.engine.on_ray.group.RayGroup` runs them on Ray actors. The driver cannot tell which it
 talks to.
 """
 
@@ -190,6 +190,6 @@ def open_group(resources: ResourceSettings, factory: Callable[..., Any], *argume
     """
     if resources.workers == 0:
         return LocalGroup(resources, factory, *arguments)
-    from rayd.engine.ray_group import RayGroup
+    from rayd.engine.on_ray.group import RayGroup
 
     return RayGroup(resources, factory, *arguments)

@@ -1,7 +1,7 @@
 """The measure stage: statistics of the whole real set, seen by every observer of the pool, made once and kept.
 
 Work items are (observer, shard of the real data). Observers look at a streamed shard in teams, for which it is decoded once, or
-at one that others have decoded (`rayd.engine.ray_data`). The size of a shard depends on the data alone, so that the parts,
+at one that others have decoded (`rayd.engine.on_ray.data`). The size of a shard depends on the data alone, so that the parts,
 merged in order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
 Of a part the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders
 do.
@@ -161,7 +161,7 @@ def _measure(
     looks = [(index, team) for index in range(len(parts)) for team in looking]
     results: Iterator[list[States]]
     if decoders > 0:
-        from rayd.engine.ray_data import decoded
+        from rayd.engine.on_ray.data import decoded
 
         coming = enumerate(decoded(parts, decoders))
         results = _in_order(group.stream("measuring", (item(team, shard, i > 0) for i, shard in coming for team in looking)))

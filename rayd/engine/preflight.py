@@ -73,7 +73,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:
-        from rayd.engine.ray_group import check_resources, connect
+        from rayd.engine.on_ray.cluster import check_resources, connect
 
         connect(recipe.resources.address)
         if not recipe.resources.elastic:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rayd import remote
-from rayd.artifacts import write_bytes
+from rayd.artifacts import unfinished, write_bytes
 from rayd.config import Recipe, prune, read_yaml, validate
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
@@ -62,7 +62,7 @@ class RunDirectory:
                 remote.bring_all(self.path)
                 if self._holds_run():
                     self._continue(recipe, resume)
-                elif any(entry.name != LOCK for entry in remote.listed(self.path)):
+                elif self._holds_others():
                     raise OutputError(f"'{self._name}' is not empty and holds no run of rayd; choose another --out.")
                 write_bytes(self.config, (MARK + recipe.to_yaml()).encode())
                 self.log = RunLog(self._metrics, self._tensorboard)
@@ -82,6 +82,10 @@ class RunDirectory:
     def _holds_run(self) -> bool:
         return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
 
+    def _holds_others(self) -> bool:
+        """Whether there is anything beside the lock and what a run left that was killed when it began."""
+        return any(entry.name != LOCK and not unfinished(entry) for entry in remote.listed(self.path))
+
     def _continue(self, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise OutputError(f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out.")
@@ -91,7 +95,7 @@ class RunDirectory:
             raise OutputError(f"'{self._name}' holds another run: {', '.join(changed[:5])} differ; choose another --out.")
 
     def _empty(self) -> None:
-        if not self._holds_run() and any(entry.name != LOCK for entry in remote.listed(self.path)):
+        if not self._holds_run() and self._holds_others():
             raise OutputError(f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)

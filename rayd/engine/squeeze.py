@@ -1,6 +1,6 @@
 """The squeeze stage: observers and teachers trained on the real data, one resumable task each, made once and kept.
 
-With `squeeze.workers` above 1 each of them is trained by that many workers together (`rayd.engine.ray_train`), one observer
+With `squeeze.workers` above 1 each of them is trained by that many workers together (`rayd.engine.on_ray.train`), one observer
 after another, before the group of the later stages holds any resources.
 """
 
@@ -99,7 +99,7 @@ def check(recipe: Recipe, data: ImageData, store: Store) -> None:
         ResourceError: no cluster answers, or it cannot hold `squeeze.workers`.
     """
     if together(recipe) and missing(recipe, data, store):
-        from rayd.engine.ray_group import check_resources, connect
+        from rayd.engine.on_ray.cluster import check_resources, connect
 
         connect(recipe.resources.address)
         check_resources(trainers(recipe), WORKERS)
@@ -204,7 +204,7 @@ def open_workers(recipe: Recipe, data: ImageData, store: Store) -> AbstractConte
 
     if not together(recipe):
         return open_group(recipe.resources, Worker, recipe, Facts.of(data))
-    from rayd.engine.ray_train import TrainGroup
+    from rayd.engine.on_ray.train import TrainGroup
 
     return TrainGroup(trainers(recipe), WORKERS, store.root / UNFINISHED, Worker, recipe, Facts.of(data))
 

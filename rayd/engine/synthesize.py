@@ -429,7 +429,7 @@ def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Ten
 
 
 def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
-    """The newest readable checkpoint that belongs to `key`, up to a step.
+    """The newest checkpoint that is whole and belongs to `key`, up to a step.
 
     Raises:
         ArtifactError: there is none.
@@ -438,7 +438,7 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
         if at_most is not None and _step_of(path) > at_most:
             continue
         try:
-            if remote.bring(path) and read_metadata(path).get("key") == key:
+            if remote.bring(path) and read_tensors(path)[1].get("key") == key:
                 return path
         except ArtifactError as error:
             log.warning("%s An older checkpoint is used.", error)

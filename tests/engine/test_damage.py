@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rayd.artifacts import read_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Reporter
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
-from rayd.errors import ConfigError, OutputError
+from rayd.engine.synthesize import Synthesizer
+from rayd.errors import ArtifactError, ConfigError, OutputError
 from tests.conftest import tiny
+from tests.engine.test_distill import bytes_of
+from tests.faults import interrupted_at
 
 QUIET = Reporter(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
@@ -60,6 +64,63 @@ def test_when_every_checkpoint_is_damaged_the_run_starts_again(tmp_path):
     assert (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes() == expected
 
 
+def changed(path: Path) -> None:
+    """A bit of its last tensor is another one than was written."""
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, caplog):
+    recipe = tiny(**STUDENT)
+    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    with interrupted_at(11):
+        distill(recipe, tmp_path / "run", reporter=QUIET)
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    changed(newest)
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        one_step = Synthesizer._one_step
+        patch.setattr(Synthesizer, "_one_step", lambda self: (steps.append(self._step), one_step(self))[1])
+        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    assert steps == list(range(5, 12))
+    assert f"'{newest}' is damaged: its tensors are not those that were written. An older checkpoint is used." in caplog.text
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+    assert not older.exists()
+
+
+@pytest.mark.shared_synthesis
+@pytest.mark.parametrize("stage", ["measure", "synthesis"])
+def test_an_entry_of_the_cache_whose_bits_changed_is_made_again(tmp_path, caplog, stage):
+    recipe = tiny(**STUDENT)
+    distill(recipe, tmp_path / "first", reporter=QUIET)
+    if stage == "measure":
+        shutil.rmtree(tmp_path / "cache" / "synthesis")
+    entries = {path: path.read_bytes() for path in (tmp_path / "cache" / stage).glob("*.safetensors")}
+    for path in entries:
+        changed(path)
+    distill(recipe, tmp_path / "second", reporter=QUIET)
+    assert caplog.text.count("It will be made again.") >= len(entries)
+    assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
+    for path, content in entries.items():
+        assert stage == "synthesis" or path.read_bytes() == content
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["data.safetensors", "card.json"])
+def test_a_damaged_result_is_made_again_once_it_is_moved_away(tmp_path, name):
+    recipe = tiny(**STUDENT)
+    distill(recipe, tmp_path / "run", reporter=QUIET)
+    result = tmp_path / "run" / "distilled" / name
+    expected = bytes_of(tmp_path / "run")
+    result.write_bytes(result.read_bytes()[:70])
+    with pytest.raises(ArtifactError, match=r"is truncated .* Move '.*distilled' away, and --resume makes it again"):
+        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    result.parent.rename(tmp_path / "damaged")
+    distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    assert bytes_of(tmp_path / "run") == expected
+
+
 def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path):
     recipe = tiny(**STUDENT)
     distill(recipe, tmp_path / "run", reporter=QUIET)
@@ -80,6 +141,14 @@ def test_a_strangers_directory_is_left_alone(tmp_path):
         with pytest.raises(OutputError, match="holds no run of rayd"):
             distill(tiny(**STUDENT), tmp_path / "other", reporter=QUIET, **options)
     assert (tmp_path / "other" / "checkpoints" / "w.bin").exists()
+
+
+def test_a_run_that_was_killed_before_its_settings_were_written_can_begin(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".config.yaml.0a1b2c3d.tmp").write_text("# A run of")
+    distill(tiny(**STUDENT), tmp_path / "run", resume=True, reporter=QUIET)
+    assert (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_a_relative_directory_is_the_callers(tmp_path, monkeypatch):

@@ -13,10 +13,13 @@ import pytest
 
 from rayd.artifacts import read_json
 from rayd.config import Recipe
+from rayd.engine import relabel
 from rayd.engine.distill import distill
 from rayd.engine.progress import Reporter
 from rayd.errors import RunError
+from rayd.training import stored
 from tests.conftest import tiny
+from tests.faults import four_observers, made
 
 QUIET = Reporter(quiet=True)
 PAGE = 4096
@@ -93,6 +96,39 @@ def test_the_disk_of_the_cache_fills_up(tmp_path, small_disk):
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
 
 
+def test_the_disk_is_full_while_labels_are_stored(tmp_path, small_disk, monkeypatch):
+    """Chunks that found room are not made again."""
+    monkeypatch.setattr(stored, "CHUNK_EPOCHS", 1)
+    few = four_observers(squeeze={"epochs": 1}, synthesis={"steps": 2}, evaluation={"epochs": 3})
+    distill(few, tmp_path / "whole", cache=tmp_path / "cache", reporter=QUIET)
+    disk, write = small_disk(5000), relabel.write_chunk
+    written: list[Path] = []
+
+    def fill(*arguments: object) -> Path:
+        if written:
+            fill_up(disk)
+        written.append(write(*arguments))
+        return written[-1]
+
+    monkeypatch.setattr(relabel, "write_chunk", fill)
+    with pytest.raises(RunError, match=NO_ROOM):
+        distill(few, disk / "run", cache=tmp_path / "cache", reporter=QUIET)
+    assert len(written) == 1
+    (disk / "filler").unlink()
+    monkeypatch.setattr(relabel, "write_chunk", lambda *arguments: written.append(write(*arguments)) or written[-1])
+    distill(few, disk / "run", cache=tmp_path / "cache", resume=True, reporter=QUIET)
+    assert len(written) == len(set(written)) == 3
+    assert made(disk / "run", tmp_path / "cache") == made(tmp_path / "whole", tmp_path / "cache")
+
+
+def fill_up(disk: Path) -> None:
+    """Leave no page of a disk of 5000 free."""
+    free = 5000 * PAGE - sum(-(-path.stat().st_size // PAGE) * PAGE for path in disk.rglob("*") if path.is_file())
+    with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+        for _ in range(free // PAGE + 1):
+            filler.write(bytes(PAGE))
+
+
 def test_the_disk_is_full_when_the_result_is_written(tmp_path, small_disk, monkeypatch):
     distill(recipe(), tmp_path / "whole", reporter=QUIET)
     disk = small_disk(5000)
@@ -101,10 +137,7 @@ def test_the_disk_is_full_when_the_result_is_written(tmp_path, small_disk, monke
     save = Distilled.save
 
     def fill(self: Distilled, directory: Path) -> None:
-        free = 5000 * PAGE - sum(-(-path.stat().st_size // PAGE) * PAGE for path in disk.rglob("*") if path.is_file())
-        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
-            for _ in range(free // PAGE + 1):
-                filler.write(bytes(PAGE))
+        fill_up(disk)
         save(self, directory)
 
     monkeypatch.setattr(Distilled, "save", fill)

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayd.config import ResourceSettings
 from rayd.engine.group import Group, LocalGroup, Shared, open_group
@@ -26,6 +29,11 @@ class Worker:
 
     def count(self, upto: int) -> Iterator[int]:
         yield from range(upto)
+
+    def bundle(self) -> str | None:
+        time.sleep(0.5)
+        group = get_current_placement_group()
+        return group.id.hex() if group is not None else None
 
     def refuse(self) -> None:
         raise DataError("The third image is broken.")
@@ -139,6 +147,26 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_group, settings, se
     with pytest.raises(ResourceError, match=sentence):
         open_group(ResourceSettings(**settings), Worker, 1)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["pack", "spread"])
+def test_workers_stay_in_the_placement_group_of_who_starts_them(ray_group, placement):
+    """As those of a sweep's trial do: outside of it others may hold what they need."""
+    reserved = placement_group([{"CPU": 0.5}] * 2, strategy=placement.upper())
+    assert reserved.wait(60)
+    there = PlacementGroupSchedulingStrategy(reserved, placement_group_capture_child_tasks=True)
+    bundles = ray.remote(num_cpus=0)(bundles_of).options(scheduling_strategy=there).remote(placement)
+    try:
+        assert ray.get(bundles, timeout=120) == [reserved.id.hex()] * 4
+    finally:
+        remove_placement_group(reserved)
+
+
+def bundles_of(placement: str) -> list[str | None]:
+    settings = ResourceSettings(workers=2, cpus_per_worker=0.5, placement=placement, threads=1)
+    with open_group(settings, Worker, 1) as group:
+        return list(group.map("bundle", [()] * 4))
 
 
 def test_an_address_where_nothing_answers_is_refused_in_seconds():

@@ -1,6 +1,5 @@
 """Clusters whose nodes come and go, several on this machine."""
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,28 +9,21 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayd.config import ResourceSettings
-from rayd.engine import ray_group
+from rayd.engine.distill import distill
 from rayd.engine.group import Group, Presence
-from rayd.engine.ray_group import RayGroup
+from rayd.engine.on_ray import crew
+from rayd.engine.on_ray.group import RayGroup
+from rayd.engine.progress import Reporter
 from rayd.errors import ResourceError, RunError
-
-QUICK_TO_NOTICE = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 300,
-    "health_check_timeout_ms": 300,
-    "health_check_failure_threshold": 3,
-}
+from tests.faults import four_observers, made
+from tests.nodes import STAGES, finely_cut, moved_about, several_nodes
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that holds no worker."""
-    ray.shutdown()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
-    ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with several_nodes() as head:
+        yield head
 
 
 class Worker:
@@ -114,7 +106,7 @@ def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
 
 @pytest.mark.slow
 def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
-    monkeypatch.setattr(ray_group, "ABSENCE_LIMIT", 5.0)
+    monkeypatch.setattr(crew, "ABSENCE_LIMIT", 5.0)
     with pytest.raises(ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"):
         RayGroup(resources(workers=1), Worker)
     with pytest.raises(ResourceError, match="1 worker did not start within 5 s"):
@@ -126,3 +118,15 @@ def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
         cluster.remove_node(only, allow_graceful=False)
         with pytest.raises(RunError, match=r"No worker was there for .* minutes, as no node joined"):
             list(results)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_nodes_come_and_go_in_every_stage_of_a_run(tmp_path, monkeypatch):
+    finely_cut(monkeypatch)
+    distill(four_observers(), tmp_path / "still", cache=tmp_path / "one", reporter=Reporter(quiet=True))
+    elastic = four_observers(resources={"workers": 3, "elastic": True, "threads": 1})
+    moves = moved_about(elastic, tmp_path / "moved", tmp_path / "other")
+    assert [move.stage for move in moves] == list(STAGES)
+    assert all(move.by_joined > 0 and move.by_lost > 0 for move in moves)
+    assert made(tmp_path / "still", tmp_path / "one") == made(tmp_path / "moved", tmp_path / "other")

@@ -26,7 +26,7 @@ from ray.exceptions import RayError
 from rayd.data.arrays import Labels, Pixels
 from rayd.data.images import ImageSet
 from rayd.data.streaming import StreamedPixels
-from rayd.engine.ray_group import SILENCE_LIMIT, translated
+from rayd.engine.on_ray.actors import SILENCE_LIMIT, translated
 from rayd.errors import RaydError, RunError
 
 COLUMN = "pixels"

@@ -1,4 +1,4 @@
-"""Work items that several workers do together, by Ray Train: with `ray_group` the only module under `rayd` that imports Ray.
+"""Work items that several workers do together, by Ray Train.
 
 Each item is one run of a `TorchTrainer`: every worker hosts a replica, all of them call the same method for the same item, and
 they meet in torch's process group. Ray Train starts them all again when one of them dies, and what the first of them yields
@@ -25,7 +25,8 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.devices import threads
-from rayd.engine.ray_group import SILENCE_LIMIT, RayHost, RayShared, check_resources, connect
+from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayHost, RayShared
+from rayd.engine.on_ray.cluster import check_resources, connect
 from rayd.engine.wire import pack
 from rayd.errors import RaydError, ResourceError, RunError
 from rayd.training.crew import DataParallel

@@ -60,7 +60,7 @@ class Mortal:
 def squeezed(
     recipe: Recipe, data: ImageData, root: Path, marks: Path | None = None
 ) -> tuple[squeeze.TrainedObserver, list[int]]:
-    from rayd.engine.ray_train import TrainGroup
+    from rayd.engine.on_ray.train import TrainGroup
 
     store, told = Store(root), []
     resources, scratch = squeeze.trainers(recipe), root / squeeze.UNFINISHED
@@ -123,7 +123,7 @@ class Unlucky:
 
 @pytest.mark.slow
 def test_a_fault_of_one_worker_ends_the_run_in_its_words(tmp_path):
-    from rayd.engine.ray_train import TrainGroup
+    from rayd.engine.on_ray.train import TrainGroup
 
     with TrainGroup(ResourceSettings(workers=2, **HALVES), "workers", tmp_path / "scratch", Unlucky) as group:
         events = []

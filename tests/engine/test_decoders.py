@@ -24,8 +24,8 @@ from rayd.engine import measure
 from rayd.engine.group import open_group
 from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers
-from rayd.engine.ray_data import decoded
-from rayd.engine.ray_group import RayGroup
+from rayd.engine.on_ray.data import decoded
+from rayd.engine.on_ray.group import RayGroup
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, ResourceError
 from tests.conftest import tiny
