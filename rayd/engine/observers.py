@@ -170,7 +170,7 @@ class Observers:
                 raise RuntimeError("No moving average came with the question.")
             averaged = self._follow(asked.template, "average", asked.average).batch()[0]
             with torch.no_grad():
-                return observer.see(view(averaged), labels, augment).logits
+                return observer.logits(augment(view(averaged), labels))
 
         contexts = {
             term.name: Context(
