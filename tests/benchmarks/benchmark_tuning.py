@@ -1,4 +1,4 @@
-"""What a sweep saves: `python tests/benchmarks/benchmark_tuning.py [--space edc-digits] [--trials 8] [KEY=VALUE ...]`.
+"""What a sweep saves: `python tests/benchmarks/benchmark_tuning.py [--space edc-digits] [--trials 20] [KEY=VALUE ...]`.
 
 The same trials, one after another in one process and with one thread: over one store, as a sweep runs them, and each over an
 empty store, as if it were run alone. Observers, statistics and equal synthetic sets are made once on the one side and each time
@@ -26,7 +26,7 @@ def main() -> None:
     """Print both times and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--space", default="edc-digits")
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
     space = load(given.space, parse_overrides(given.overrides)).model_copy(update={"samples": given.trials})
