@@ -30,15 +30,16 @@ TINY: dict[str, dict[str, Any]] = {
     "csdm": merge(LOOKING, {"objective": {"frequencies": 16}}),
     "iid": GUIDED,
     "ls-mtt": merge(merge(QUICK, FOLLOWING), {"experts": {"network": {"name": "mlp", "width": 4}}}),
-    "methods": {
-        "ipc": 2,
-        "synthesis": {"steps": 2},
-        "squeeze": {"epochs": 1},
-        "experts": {"count": 1, "epochs": 6},
-        "evaluation": {"epochs": 1, "baselines": []},
-        "observers": {"pool": 1},
-        "resources": {"threads": 1},
-    },
+    "methods": merge(
+        TEACHING,
+        {
+            "ipc": 2,
+            "observers": {"trained": True, "interpolate": False},
+            "synthesis": {"steps": 2},
+            "guides": {"networks": STUDENT["networks"], "pool": 1, "squeeze": {"epochs": 1}},
+            "experts": {"count": 1, "epochs": 60, "network": {"name": "mlp", "width": 4}},
+        },
+    ),
 }
 """What makes a ready space small, by the first part of its name."""
 

@@ -69,11 +69,14 @@ def test_every_ready_space_passes_a_dry_run(tmp_path, name):
 def test_every_other_ready_space_passes_one_on_digits(tmp_path, name):
     space = quick(name)
     there = {"observers": {"networks": {"width": 8, "depth": 1}}}
-    if name == "ls-mtt":  # ranks go up to 12, in up to 20 sets
+    if name in ("ls-mtt", "methods"):  # ranks go up to 12, in up to 20 sets
         there = {"data": {"image_size": 16}, "synthetic": {"budget": 30720}}
     space = space.model_copy(update={"overrides": merge(merge(space.overrides, {"data": {"name": "digits"}, "ipc": 2}), there)})
-    if name != "methods":
-        tuning.sweep(space, samples=2, out=tmp_path / "out", cache=tmp_path / "cache", reporter=QUIET)
+    samples = 12 if name == "methods" else 2
+    grid = tuning.sweep(space, samples=samples, out=tmp_path / "out", cache=tmp_path / "cache", reporter=QUIET)
+    assert not grid.errors
+    if name == "methods":
+        assert len({row["recipe"] for row in table(tmp_path / "out")}) > 2
 
 
 def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
