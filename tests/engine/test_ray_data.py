@@ -15,7 +15,7 @@ import ray
 
 from rayd import methods, remote
 from rayd.config import DataSettings, Recipe
-from rayd.data import ImageData, ImageSet, load
+from rayd.data import ImageData, ImageSet, copies, load
 from rayd.data.arrays import Pixels
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import open_source
@@ -173,7 +173,7 @@ def test_data_at_a_url(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPat
         store.pipe_file(f"/bucket/few/{file.name}", file.read_bytes())
     chosen = recipe("memory://bucket/few", workers=1, decoders=1)
     assert measured(chosen, root, tmp_path / "url") == measured(recipe(), root, tmp_path / "path")
-    assert (remote.local("memory://bucket/few") / "train-0.parquet").exists()
+    assert (remote.root() / copies.FOLDER / "memory" / "bucket" / "few" / "train-0.parquet").exists()
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
