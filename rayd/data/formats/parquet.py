@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ AHEAD = 2**20
 OPENED = 16
 """Files at a URL that are opened side by side."""
 SCATTERED = 8
-"""Images of a file, below which one at a URL is not fetched whole for them, unless there is room for all files."""
+"""Images of a file at a URL for which it is fetched whole, wanted together or, if there is room for all files, by and by."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class ParquetImages:
     shards: tuple[Shard, ...]
     _columns: dict[tuple[int, bool], ByteColumn] = field(default_factory=dict, init=False, repr=False)
     """By shard, and whether it is fetched whole; opened when they are first needed."""
+    _asked: Counter[int] = field(default_factory=Counter, init=False, repr=False)
+    """Images of each shard that were asked for."""
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
         """See `EncodedImages`; reads the row groups that hold the rows."""
@@ -180,8 +183,8 @@ class ParquetImages:
 
     @cached_property
     def _fit(self) -> bool:
-        """Whether copies of all files may be kept."""
-        return copies.fit(shard.file for shard in self.shards)
+        """Whether all files lie here, or copies of all of them may be kept."""
+        return not self.shards[0].file.elsewhere or copies.fit(shard.file for shard in self.shards)
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
         """Each shard's index, first row, and the row after its last."""
@@ -194,7 +197,8 @@ class ParquetImages:
         if not len(rows):
             return
         shard = self.shards[index]
-        whole = not shard.file.elsewhere or len(rows) >= SCATTERED or self._fit
+        asked = self._asked[index] = self._asked[index] + len(rows) if self._fit else len(rows)
+        whole = asked >= SCATTERED
         try:
             if (index, whole) not in self._columns:
                 self._columns[index, whole] = shard.column(whole)
@@ -206,7 +210,7 @@ class ParquetImages:
             yield Encoded(value, f"row {row} of '{shard.file}'")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_columns": {}}
+        return {"shards": self.shards, "_columns": {}, "_asked": Counter()}
 
 
 def matches(path: Path) -> bool:
