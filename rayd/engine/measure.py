@@ -9,6 +9,7 @@ files lie class by class, as those of image folders do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,15 @@ def shards(images: int) -> list[slice]:
     """The rows of each shard of so many images."""
     size = max(SHARD, -(-images // SHARDS))
     return [slice(start, min(start + size, images)) for start in range(0, images, size)]
+
+
+def in_store(recipe: Recipe, images: ImageSet) -> int:
+    """Bytes of real images that are in Ray's object store at a time: all, or of streamed ones the shards that are decoded."""
+    if not images.streamed:
+        return images.images.nbytes
+    shard = math.prod(images.shape) * max(rows.stop - rows.start for rows in shards(len(images)))
+    # those that are being decoded, as many that wait, and those that are looked at
+    return (2 * recipe.resources.decoders + recipe.resources.workers) * shard if recipe.resources.decoders else 0
 
 
 def measure(
