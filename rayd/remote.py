@@ -13,6 +13,8 @@ Object stores replace a file at once but know no locks: who is at a run or makes
 alone. On two, work may be done twice, with the same result.
 
 `file://` is the path itself. On paths that mirror nothing, these functions do what a file system does.
+
+The files of data sets, which may be more than a disk holds, are not kept in mirrors: `rayd.data.copies` has them.
 """
 
 from __future__ import annotations
@@ -65,8 +67,15 @@ def local(place: str | Path) -> Path:
     if scheme in ("file", "local"):
         return Path("/") / rest
     _filesystem(scheme)
-    root = os.environ.get(VARIABLE)
-    return ((Path(root) if root else Path("~/.cache")).expanduser() / MARK / scheme / rest).absolute()
+    return root() / MARK / scheme / rest
+
+
+def root(mirror: Path | None = None) -> Path:
+    """The folder that a mirror lies in; absent: that this process's mirrors lie in."""
+    if mirror is not None:
+        return Path(*mirror.parts[: mirror.parts.index(MARK)])
+    given = os.environ.get(VARIABLE)
+    return (Path(given) if given else Path("~/.cache")).expanduser().absolute()
 
 
 def url(path: Path) -> str | None:
@@ -118,6 +127,31 @@ def need(path: Path) -> None:
         bring(path)
 
 
+def read(path: Path, start: int, stop: int) -> bytes:
+    """Some bytes of a file that a path mirrors, from `start` to before `stop`; they are not kept.
+
+    Raises:
+        RunError: the storage cannot be reached.
+    """
+    place = _place(path)
+    assert place is not None
+    content: bytes = _tried(place.url, lambda: place.system.cat_file(place.name, start=start, end=stop))
+    return content
+
+
+def get(files: Sequence[tuple[Path, Path]]) -> None:
+    """Write what paths of one storage mirror into files elsewhere, which nobody else writes; side by side.
+
+    Raises:
+        RunError: the storage cannot be reached, or a file not be written here.
+    """
+    places = [_place(path) for path, _ in files]
+    some = [(place, str(target)) for place, (_, target) in zip(places, files, strict=True) if place is not None]
+    if some:
+        names, targets = [place.name for place, _ in some], [target for _, target in some]
+        _tried(some[0][0].url, lambda: some[0][0].system.get(names, targets))
+
+
 def exists(path: Path) -> bool:
     """Whether there is a file or a folder, without fetching it."""
     place = _place(path)
@@ -132,6 +166,14 @@ def listed(directory: Path, pattern: str = "*") -> list[Path]:
     found: list[str] = _tried(place.url, lambda: _or(FileNotFoundError, [], lambda: place.system.ls(place.name, detail=False)))
     names = {str(name).rstrip("/").rpartition("/")[2] for name in found if str(name).strip("/") != place.name.strip("/")}
     return [directory / name for name in sorted(names) if fnmatch(name, pattern)]
+
+
+def files(directory: Path) -> list[tuple[Path, int, int]]:
+    """All files of a directory that mirrors something, however deep, fetched or not: path, bytes, and seconds since 1970."""
+    place = _place(directory)
+    assert place is not None
+    found = place.find_all()
+    return [(directory / one.name[len(place.name) :].lstrip("/"), one.size, one.modified) for one in found]
 
 
 def bring_all(directory: Path) -> None:

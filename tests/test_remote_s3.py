@@ -7,16 +7,21 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rayd import remote
+from rayd.config import DataSettings
+from rayd.data import copies
+from rayd.data import load as load_data
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Reporter
 from rayd.errors import RunError
 from tests.conftest import tiny
+from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import interrupted_at
 
 server = pytest.importorskip("moto.server", reason="needs an S3 server: pip install 'moto[server]' s3fs")
@@ -96,6 +101,28 @@ def test_what_is_the_same_on_s3_is_not_fetched_again(bucket, monkeypatch):
     assert remote.bring(path)
     remote.bring_all(path.parent)
     assert remote.listed(path.parent) == [path]
+
+
+@pytest.mark.parametrize("layout", ["parquet", "folder"])
+def test_data_on_s3_that_the_disk_does_not_hold(tmp_path, bucket, layout, monkeypatch):
+    images, here = some_images(90, side=16), tmp_path / "toy"
+    for split in ("train", "test"):
+        if layout == "parquet":
+            for part in range(3):
+                contents = [encode(image) for image in images[30 * part :][:30]]
+                write_parquet(here / f"{split}-{part}.parquet", contents, [0, 1] * 15, row_group_size=10)
+        else:
+            write_folder(here / split, {"cat": images[:45], "dog": images[45:]})
+    remote._filesystem("s3").put(str(here), f"{bucket}/toy", recursive=True)
+    sizes = [path.stat().st_size for path in here.rglob("*") if path.is_file()]
+    monkeypatch.setenv("RAYD_MIRROR_LIMIT", str(sum(sizes) // 3))
+    whole = load_data(DataSettings(name=str(here), stream=False))
+    data = load_data(DataSettings(name=f"{bucket}/toy", stream=True), cache=tmp_path / "cache")
+    assert data.fingerprint == whole.fingerprint
+    rows = np.random.default_rng(0).permutation(90)
+    assert np.array_equal(data.train.images[rows], whole.train.images[rows])
+    kept = sum(path.stat().st_size for path in (tmp_path / "mirrors" / copies.FOLDER).rglob("*.p*"))
+    assert kept <= sum(sizes) // 3 + max(sizes)
 
 
 def test_a_bucket_that_is_not_there_is_told(bucket):

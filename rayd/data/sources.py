@@ -2,8 +2,8 @@
 
 A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in each as
 `<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in torchvision's own folders. Roots
-and paths may be URLs (`rayd.remote`): a data set is fetched whole when it is opened, and a file of streamed images that a
-worker elsewhere lacks when it is read.
+and paths may be URLs (`rayd.remote`): of encoded images nothing but the labels is read when they are opened, and a file is
+fetched by whoever needs it (`rayd.data.copies`); arrays are fetched whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from rayd import remote
 from rayd.data.catalog import KNOWN
+from rayd.data.files import Listing
 from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
 from rayd.data.formats.base import Source
 from rayd.errors import DataError, unknown
@@ -95,13 +96,20 @@ def open_source(name: str, root: Path | None = None) -> Source:
         DataError: it is unknown, not there, empty, damaged, or a pickle.
     """
     path = locate(name, root) if name else None
-    if path is not None:
-        _fetched(path)
+    known = KNOWN.get(name)
+    names = known.class_names if known else None
+    if path is not None and remote.url(path) is not None:
+        listing = Listing.of(path)
+        if parquet.holds(listing):
+            return parquet.open_listing(listing, names)
+        if folder.holds(listing):
+            return folder.open_listing(listing)
+        if not remote.bring(path):
+            remote.bring_all(path)
     layout = _format(path) if path is not None else None
     if path is None or layout is None:
         raise DataError(_why_not(name, root))
-    known = KNOWN.get(name)
-    return layout.open_source(path, known.class_names if known else None)
+    return layout.open_source(path, names)
 
 
 def _candidates(name: str, root: Path | None) -> Iterator[Path]:
@@ -120,12 +128,6 @@ def _candidates(name: str, root: Path | None) -> Iterator[Path]:
 def _there(path: Path) -> bool:
     """Whether a data set is at a path; of what lies at a URL the name has to do."""
     return _format(path) is not None if remote.url(path) is None else remote.exists(path)
-
-
-def _fetched(path: Path) -> None:
-    """Have a data set, a file or a folder, here that lies at a URL."""
-    if not remote.bring(path):
-        remote.bring_all(path)
 
 
 def _format(path: Path) -> Format | None:

@@ -2,8 +2,8 @@
 
 `StreamedPixels` stands where an array uint8 (N, C, H, W) may stand: it has a shape, and indexing it decodes those images, in
 threads, in the order asked. It is small whatever N is, so that it travels to workers, who decode what they need where they are;
-the files must be there under the same path. Nothing that was decoded is kept: memory holds the batches in use, and
-`READ_AHEAD` more where they are asked for one after another with `batches`.
+the files must be there under the same path, or lie at a URL. Nothing that was decoded is kept: memory holds the batches in
+use, and `READ_AHEAD` more where they are asked for one after another with `batches`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 
 from rayd.data.arrays import ImageArray, ImageShape, Pixels, Rows
 from rayd.data.decode import Encoded, cores, decode_images
+from rayd.data.files import DataFile
 from rayd.errors import DataError
 
 READ_AHEAD = 2
@@ -47,7 +47,7 @@ class EncodedImages(Protocol):
         """Without the files that none of the rows is in, and the rows as they are numbered then."""
         ...
 
-    def files(self) -> Iterable[Path]:
+    def files(self) -> Iterable[DataFile]:
         """The files that hold them, in some order that does not change."""
         ...
 
@@ -102,7 +102,7 @@ class StreamedPixels:
         encoded, renumbered = self.encoded.narrowed(self._at(rows))
         return StreamedPixels(encoded, renumbered, self.image, self.side)
 
-    def files(self) -> Iterable[Path]:
+    def files(self) -> Iterable[DataFile]:
         """The files that hold these images."""
         return self.encoded.files()
 

@@ -1,8 +1,11 @@
 """What must be known of all pixels of streamed images before a run: found in one pass, and kept for the next run.
 
 A pass over ImageNet is minutes of decoding, so what it finds lies in the store that runs share, under `survey/`, keyed by the
-files' paths, sizes and times of modification and by which of their images are read how. Whoever changes a file and gives it
-its old size and time back deceives it.
+files' paths, sizes and times of modification when they were opened, and by which of their images are read how. Whoever changes
+a file and gives it its old size and time back deceives it.
+
+The fingerprint is a hash of all pixels in order, so that one process makes the pass, with as many decoding threads as it has
+cores, and of data at a URL fetches every file once.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from rayd.artifacts import content_hash, read_json, write_json
 from rayd.data.images import Labels, content_digest
 from rayd.data.normalization import channel_histogram
 from rayd.data.streaming import StreamedPixels, batches
-from rayd.errors import ArtifactError, DataError, RunError
+from rayd.errors import ArtifactError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +104,11 @@ def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]
 
 
 def _stamps(images: StreamedPixels) -> str:
-    """Hash of the files' absolute paths, sizes and times of modification."""
+    """Hash of the files' URLs or absolute paths, sizes and times of modification."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in images.files():
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise DataError(f"Cannot read '{path}': {error.strerror}.") from error
-        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for file in images.files():
+        place = remote.url(file.path) or os.path.abspath(file.path)
+        digest.update(f"{place}\0{file.size}\0{file.modified}\n".encode())
     return digest.hexdigest()
 
 

@@ -22,7 +22,7 @@ from rayd.engine.squeeze import trained_inputs
 from rayd.engine.store import Store
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.initialization import candidates as first_candidates
-from rayd.synthetic.rded import candidates, stitched
+from rayd.synthetic.rded import candidates, most_realistic, stitched
 
 STAGE = "score"
 HANDFUL = 4
@@ -95,6 +95,7 @@ def initial(
     for label in range(data.classes):
         kept = store.tensors(STAGE, inputs(recipe, data, label))
         assert kept is not None
-        pixels = torch.from_numpy(data.train.images[rows[label]])
-        stitches.append(stitched(pixels, kept, recipe.ipc, recipe.synthetic.patches))
+        best = most_realistic(kept, recipe.ipc, recipe.synthetic.patches)
+        pixels = torch.from_numpy(data.train.images[rows[label][best.numpy()]])
+        stitches.append(stitched(pixels, kept["box"][best], recipe.synthetic.patches))
     return synthetic.initial(recipe, data, torch.cat(stitches))

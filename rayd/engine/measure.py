@@ -1,14 +1,15 @@
 """The measure stage: statistics of the whole real set, seen by every observer of the pool, made once and kept.
 
 Work items are (observer, shard of the real data). Observers look at a streamed shard in teams, for which it is decoded once, or
-at one that others have decoded (`rayd.engine.on_ray.data`). The size of a shard depends on the data alone, so that the parts,
-merged in order, do not depend on who made them; a worker holds one shard at a time, and of streamed data a few batches of it.
-Of a part the classes that its shard holds travel and are merged: few, where files lie class by class, as those of image folders
-do.
+at one that others have decoded (`rayd.engine.on_ray.data`); a worker prefers shards whose files its node has. The size of a
+shard depends on the data alone, so that the parts, merged in order, do not depend on who made them; a worker holds one shard at
+a time, and of streamed data a few batches of it. Of a part the classes that its shard holds travel and are merged: few, where
+files lie class by class, as those of image folders do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.images import Rows
+from rayd.data.streaming import StreamedPixels
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, Shared
 from rayd.engine.members import Member, members
@@ -41,6 +43,10 @@ TEAM = 8
 """Observers that look at a streamed shard together, at most: their networks and statistics are in a worker at once."""
 ITEMS = 4
 """Work items for each worker, at least, where teams can be smaller."""
+FILES = 8
+"""Files that the shards of a run need, about: of two runs that follow each other, both need the one between them."""
+RUN = 16
+"""Shards of a run, at most: what workers have seen of later runs waits for its turn in the driver."""
 FIRST = 512
 """Images that are looked at first, for what must be known of the features before they are measured."""
 
@@ -78,6 +84,15 @@ def shards(images: int) -> list[slice]:
     """The rows of each shard of so many images."""
     size = max(SHARD, -(-images // SHARDS))
     return [slice(start, min(start + size, images)) for start in range(0, images, size)]
+
+
+def in_store(recipe: Recipe, images: ImageSet) -> int:
+    """Bytes of real images that are in Ray's object store at a time: all, or of streamed ones the shards that are decoded."""
+    if not images.streamed:
+        return images.images.nbytes
+    shard = math.prod(images.shape) * max(rows.stop - rows.start for rows in shards(len(images)))
+    # those that are being decoded, as many that wait, and those that are looked at
+    return (2 * recipe.resources.decoders + recipe.resources.workers) * shard if recipe.resources.decoders else 0
 
 
 def measure(
@@ -168,7 +183,7 @@ def _measure(
     else:
         shared = [group.share(_batch(part)) for part in parts]
         items = [item(team, shared[index], index > 0) for index, team in looks]
-        results = group.map("measure", items, [everyone.index(team[0]) for _, team in looks])
+        results = group.map("measure", items, _homes(data.train, looks, everyone, recipe.resources.workers))
     count = 0
     for (index, team), told in zip(looks, results, strict=True):
         for member, part in zip(team, told, strict=True):
@@ -195,6 +210,24 @@ def teams(absent: Sequence[Member], shards: int, recipe: Recipe) -> list[tuple[M
     size = TEAM if workers < 2 else max(1, min(TEAM, len(absent) * shards // (ITEMS * workers)))
     panels = [[member for member in absent if member.panel == panel] for panel in dict.fromkeys(m.panel for m in absent)]
     return [tuple(them[start : start + size]) for them in panels for start in range(0, len(them), size)]
+
+
+def _homes(
+    images: ImageSet, looks: Sequence[tuple[int, tuple[Member, ...]]], everyone: Sequence[Member], workers: int
+) -> list[int]:
+    """Who should do each item: of streamed data who has the files, else who has the network."""
+    if not isinstance(images.images, StreamedPixels):
+        return [everyone.index(team[0]) for _, team in looks]
+    files = sum(1 for _ in images.images.files())
+    run = runs(files, len(shards(len(images))), max(1, workers))
+    return [run[index] for index, _ in looks]
+
+
+def runs(files: int, shards: int, workers: int) -> list[int]:
+    """The run of each streamed shard: those that follow each other go to one worker, so that few files are fetched by two."""
+    wanted = max(-(-files // FILES), -(-shards // RUN))
+    count = min(shards, -(-wanted // workers) * workers)  # as many for each worker
+    return [shard * count // shards for shard in range(shards)]
 
 
 def _spread(images: int) -> Rows:

@@ -8,7 +8,7 @@ from rayd import devices, methods, networks
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
-from rayd.engine import experts
+from rayd.engine import experts, measure
 from rayd.engine.members import Member, team
 from rayd.errors import ConfigError
 from rayd.networks import Tapped, weights
@@ -73,8 +73,10 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:
-        from rayd.engine.on_ray.cluster import check_resources, connect
+        from rayd.engine.on_ray.cluster import check_resources, check_store, connect
 
         connect(recipe.resources.address)
+        remedy = "ask for fewer resources.decoders" if data.train.streamed else "leave them in their files (data.stream=true)"
+        check_store(measure.in_store(recipe, data.train), not data.train.streamed, remedy)
         if not recipe.resources.elastic:
             check_resources(recipe.resources)

@@ -136,9 +136,8 @@ class Worker(Observers):
     def score(self, member: Member, weights: Shared, label: int, images: Shared) -> Scores:
         """How realistic one observer finds random crops of a class's real images."""
         observer = self._member(member, weights, "float32")
-        pixels = torch.tensor(images.get()[:])
         settings, seed = self._recipe.synthetic, self._recipe.seed
-        return score(observer.logits, pixels, label, settings, seed, self._facts.normalization, self._device)
+        return score(observer.logits, images.get(), label, settings, seed, self._facts.normalization, self._device)
 
     def label(
         self, team: tuple[Member, ...], weights: tuple[Shared, ...], images: Shared, first: int, last: int

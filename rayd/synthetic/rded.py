@@ -26,7 +26,8 @@ from torchvision.transforms.v2.functional import resized_crop as antialiased_cro
 from rayd.config import SyntheticSettings
 from rayd.data import ImageSet, Normalization
 from rayd.data.augmentation import ResizedCrop, resized_crop
-from rayd.data.images import Rows
+from rayd.data.images import ImageArray, Rows
+from rayd.data.streaming import batches
 from rayd.errors import DataError
 from rayd.seeding import generator
 
@@ -48,7 +49,7 @@ def candidates(images: ImageSet, label: int, settings: SyntheticSettings, seed: 
 @torch.no_grad()
 def score(
     observer: Callable[[Tensor], Tensor],
-    pixels: Tensor,
+    images: ImageArray,
     label: int,
     settings: SyntheticSettings,
     seed: int,
@@ -59,24 +60,24 @@ def score(
 
     Args:
         observer: from network input (N, C, S, S) to logits (N, classes).
-        pixels: uint8 candidates (n, C, H, W), all of one class.
+        images: uint8 candidates (n, C, H, W), all of one class; of streamed ones a few chunks are in memory at a time.
         label: that class.
         settings: number and size of the crops, patches along a side.
         seed: of the crops, which differ by class.
         normalization: from pixels to network input.
         device: where the observer is.
     """
-    count, _, height, width = pixels.shape
+    count, _, height, width = images.shape
     side = (-(-height // settings.patches), -(-width // settings.patches))
     draws = generator(seed, "rded crops", label)
     drawn = ResizedCrop.draw(draws, count * settings.crops, height, width, side, area=settings.crop, ratio=(1.0, 1.0))
     boxes = drawn.boxes.reshape(count, settings.crops, 4)
     losses = []
-    for some, around in zip(torch.split(pixels, CHUNK), torch.split(boxes, CHUNK), strict=True):
-        inputs = normalization(some.to(device)).repeat_interleave(settings.crops, 0)
-        crops = _framed(resized_crop(inputs, around.flatten(0, 1), side), height, width)
+    for rows, pixels in batches(images, (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))):
+        inputs = normalization(torch.tensor(pixels).to(device)).repeat_interleave(settings.crops, 0)
+        crops = _framed(resized_crop(inputs, boxes[rows].flatten(0, 1), side), height, width)
         target = torch.full((len(crops),), label, device=crops.device)
-        losses.append(F.cross_entropy(observer(crops), target, reduction="none").cpu().reshape(len(some), -1))
+        losses.append(F.cross_entropy(observer(crops), target, reduction="none").cpu().reshape(len(pixels), -1))
     loss, best = torch.cat(losses).min(1)
     return {"loss": loss, "box": boxes[torch.arange(count), best]}
 
@@ -87,20 +88,24 @@ def _framed(crops: Tensor, height: int, width: int) -> Tensor:
     return F.pad(crops, (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2))
 
 
-def stitched(pixels: Tensor, scores: Scores, ipc: int, patches: int) -> Tensor:
+def most_realistic(scores: Scores, ipc: int, patches: int) -> Tensor:
+    """The candidates that the images of one class are stitched from, int64 (ipc * patches^2,), the best first."""
+    return scores["loss"].argsort(stable=True)[: ipc * patches**2]
+
+
+def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
     """The images of one class, uint8 (ipc, C, H, W), made of its most realistic patches.
 
     Args:
-        pixels: uint8 candidates (n, C, H, W).
-        scores: of these candidates.
-        ipc: images to make.
+        pixels: uint8 (ipc * patches^2, C, H, W), the most realistic candidates, the best first.
+        boxes: (ipc * patches^2, 4), theirs.
         patches: along each side of an image.
     """
-    chosen = scores["loss"].argsort(stable=True)[: ipc * patches**2].reshape(ipc, patches, patches)
+    grids = torch.arange(len(pixels)).reshape(-1, patches, patches)
     heights, widths = (_sides(side, patches) for side in pixels.shape[2:])
 
     def patch(row: int, height: int, width: int) -> Tensor:
-        top, left, box_height, box_width = scores["box"][row].tolist()
+        top, left, box_height, box_width = boxes[row].tolist()
         cut: Tensor = antialiased_crop(pixels[row], top, left, box_height, box_width, [height, width], antialias=True)
         return cut
 
@@ -112,7 +117,7 @@ def stitched(pixels: Tensor, scores: Scores, ipc: int, patches: int) -> Tensor:
             ],
             dim=1,
         )
-        for grid in chosen
+        for grid in grids
     ]
     return torch.stack(images)
 

@@ -15,7 +15,7 @@ import ray
 
 from rayd import methods, remote
 from rayd.config import DataSettings, Recipe
-from rayd.data import ImageData, ImageSet, load
+from rayd.data import ImageData, ImageSet, copies, load
 from rayd.data.arrays import Pixels
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import open_source
@@ -26,6 +26,7 @@ from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers
 from rayd.engine.on_ray.data import decoded
 from rayd.engine.on_ray.group import RayGroup
+from rayd.engine.preflight import preflight
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, ResourceError
 from tests.conftest import tiny
@@ -173,7 +174,7 @@ def test_data_at_a_url(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPat
         store.pipe_file(f"/bucket/few/{file.name}", file.read_bytes())
     chosen = recipe("memory://bucket/few", workers=1, decoders=1)
     assert measured(chosen, root, tmp_path / "url") == measured(recipe(), root, tmp_path / "path")
-    assert (remote.local("memory://bucket/few") / "train-0.parquet").exists()
+    assert (remote.root() / copies.FOLDER / "memory" / "bucket" / "few" / "train-0.parquet").exists()
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
@@ -188,3 +189,21 @@ def test_decoders_that_cannot_work_are_refused() -> None:
         recipe(decoders=1)
     with pytest.raises(ResourceError, match="9 decoders need a CPU each that no worker has: the cluster has 3 of them"):
         RayGroup(recipe(workers=1, decoders=9).resources, Observers)
+
+
+def test_shards_that_the_object_store_does_not_hold_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe(workers=1, decoders=1)
+    data = load(chosen.data, root)
+    shard = SHARD * 64
+    assert measure.in_store(chosen, data.train) == 3 * shard
+    assert measure.in_store(recipe(workers=1), data.train) == 0
+    whole = load(DataSettings(name="digits"))
+    assert measure.in_store(chosen, whole.train) == whole.train.images.nbytes
+    preflight(chosen, data)
+    node = {"Alive": True, "NodeID": ray.get_runtime_context().get_node_id()}
+    monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 3 * shard - 1}}])
+    with pytest.raises(ResourceError, match=r"real images would be in Ray's object store .* ask for fewer resources.decoders"):
+        preflight(chosen, data)
+    monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 1000}}])
+    with pytest.raises(ResourceError, match=r"on this node: leave them in their files \(data.stream=true\), or start Ray with"):
+        preflight(chosen, whole)

@@ -30,19 +30,19 @@ def halves(count: int = 4, side: int = 16) -> torch.Tensor:
 
 def test_the_best_crop_of_each_image_is_the_one_with_the_least_loss():
     settings = SyntheticSettings(init="rded", patches=2, crops=20, crop=(0.1, 0.3))
-    scores = rded.score(brightness, halves(), 1, settings, 0, NORMALIZATION)
+    scores = rded.score(brightness, halves().numpy(), 1, settings, 0, NORMALIZATION)
     one = SyntheticSettings(init="rded", patches=2, crops=1, crop=(0.1, 0.3))
-    assert (scores["loss"] < rded.score(brightness, halves(), 1, one, 0, NORMALIZATION)["loss"]).all()
+    assert (scores["loss"] < rded.score(brightness, halves().numpy(), 1, one, 0, NORMALIZATION)["loss"]).all()
     left, width = scores["box"][:, 1], scores["box"][:, 3]
     assert (left + width / 2 > 8).all(), "the bright half is on the right"
-    dark = rded.score(brightness, halves(), 0, settings, 0, NORMALIZATION)["box"]
+    dark = rded.score(brightness, halves().numpy(), 0, settings, 0, NORMALIZATION)["box"]
     assert (dark[:, 1] + dark[:, 3] / 2 < 8).all()
 
 
 def test_scores_are_those_of_framed_crops_one_by_one():
     settings = SyntheticSettings(init="rded", patches=2, crops=3)
     pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
-    scores = rded.score(brightness, pixels, 1, settings, 7, NORMALIZATION)
+    scores = rded.score(brightness, pixels.numpy(), 1, settings, 7, NORMALIZATION)
     for image, box, loss in zip(pixels, scores["box"].tolist(), scores["loss"], strict=True):
         top, left, height, width = box
         crop = NORMALIZATION(image[None])[..., top : top + height, left : left + width]
@@ -58,7 +58,8 @@ def test_images_are_stitched_of_the_best_patches_in_order(side):
     pixels = torch.zeros(9, 1, side, side, dtype=torch.uint8)
     pixels += torch.arange(9, dtype=torch.uint8)[:, None, None, None] * 20
     scores = {"loss": torch.arange(9).flip(0).float(), "box": torch.tensor([[0, 0, side, side]]).expand(9, 4)}
-    (first, second) = rded.stitched(pixels, scores, 2, 2)
+    best = rded.most_realistic(scores, 2, 2)
+    (first, second) = rded.stitched(pixels[best], scores["box"][best], 2)
     middle = -(-side // 2)
     assert first.shape == (1, side, side)
     assert [int(first[0, 0, 0]), int(first[0, 0, middle]), int(first[0, middle, 0]), int(first[0, -1, -1])] == [
@@ -68,6 +69,22 @@ def test_images_are_stitched_of_the_best_patches_in_order(side):
         100,
     ]
     assert int(second[0, 0, 0]) == 80
+
+
+def test_few_candidates_are_in_memory_at_a_time(monkeypatch):
+    monkeypatch.setattr(rded, "CHUNK", 4)
+    pixels, asked = torch.randint(0, 256, (22, 3, 8, 8), dtype=torch.uint8), []
+
+    def batches(images, rows):
+        for some in rows:
+            asked.append(len(images[some]))
+            yield some, images[some]
+
+    settings = SyntheticSettings(init="rded", patches=2, crops=3)
+    monkeypatch.setattr(rded, "batches", batches)
+    few = rded.score(brightness, pixels.numpy(), 1, settings, 7, NORMALIZATION)
+    assert asked == [4, 4, 4, 4, 4, 2]
+    assert len(few["loss"]) == 22
 
 
 def real(counts: list[int]) -> ImageSet:

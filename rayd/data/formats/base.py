@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rayd.data.decode import announced_shape, decode_images
+from rayd.data.decode import CHUNK_IMAGES, announced_shape, decode_images
 from rayd.data.images import ImageShape, Labels, Pixels, Rows
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
@@ -95,7 +95,7 @@ class EncodedPixels:
 
     def shape(self, rows: Rows, side: int | None = None) -> ImageShape:
         """The shape that images at ascending rows are decoded to; the first of them are looked at."""
-        return announced_shape(self.encoded.read(rows), side)
+        return announced_shape(self.encoded.read(rows[:CHUNK_IMAGES]), side)
 
     def streamed(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> StreamedPixels:
         """The same images, not decoded yet."""

@@ -6,6 +6,7 @@ Images may lie deeper inside a class's folder. Stanford's Tiny ImageNet is read 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from rayd import remote
+from rayd.data import copies
 from rayd.data.decode import Encoded
+from rayd.data.files import DataFile, Listing
 from rayd.data.formats.base import SPLIT_NAMES, EncodedPixels, Source, Split, SplitName
 from rayd.data.images import Rows
 from rayd.errors import DataError, unknown
@@ -29,31 +32,37 @@ ANNOTATIONS = "val_annotations.txt"
 class ImageFiles:
     """Images in a file each."""
 
-    folder: Path
-    names: tuple[str, ...]
-    """Of the files in the folder, as text: a million paths would take far more memory."""
+    listing: Listing
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
-        """See `EncodedImages`."""
-        for row in rows:
-            path = self.folder / self.names[row]
-            remote.need(path)
-            yield Encoded(path, f"'{path}'")
+        """See `EncodedImages`; those that lie at a URL are fetched a handful at a time."""
+        wanted = self.listing.at(rows)
+        return (Encoded(file, f"'{file}'") for file in copies.prefetched(wanted))
 
     at = read
 
     def narrowed(self, rows: Rows) -> tuple[ImageFiles, Rows]:
         """See `EncodedImages`."""
-        return ImageFiles(self.folder, tuple(self.names[row] for row in rows)), np.arange(len(rows))
+        return ImageFiles(self.listing.at(rows)), np.arange(len(rows))
 
-    def files(self) -> Iterable[Path]:
+    def files(self) -> Iterable[DataFile]:
         """See `EncodedImages`."""
-        return (self.folder / name for name in self.names)
+        return self.listing
 
 
 def matches(path: Path) -> bool:
     """Whether `path` is a folder with images in folders in it."""
-    return path.is_dir() and any(_is_image(file) for folder in _folders(path) for file in folder.rglob("*"))
+    return path.is_dir() and any(
+        _is_image(file.name) and file.is_file()
+        for folder in path.iterdir()
+        if folder.is_dir() and _is_visible(folder.name)
+        for file in folder.rglob("*")
+    )
+
+
+def holds(listing: Listing) -> bool:
+    """Whether a folder has images in folders in it."""
+    return any(len(parts) > 1 and _is_visible(parts[0]) and _is_image(parts[-1]) for parts in map(_parts, listing.names))
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
@@ -62,53 +71,75 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     Raises:
         DataError: there is no image, or a split has classes that the training split has not.
     """
-    folders = _split_folders(path)
-    names = tuple(folder.name for folder in _folders(folders["train"]))
-    splits = {split: _split(folder, names) for split, folder in folders.items()}
+    return open_listing(Listing.of(path))
+
+
+def open_listing(listing: Listing) -> Source:
+    """The same, of a folder whose files are known; none is opened but that of annotations."""
+    where, folders = remote.shown(listing.folder), _split_folders(listing)
+    names = tuple(_folders(listing, folders["train"]))
+    splits = {split: _split(listing, folder, names) for split, folder in folders.items()}
     if not splits["train"].labels.size:
-        raise DataError(f"'{path}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder a class. Got none instead.")
-    return Source(f"'{path}'", names, splits)
+        raise DataError(f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder a class. Got none instead.")
+    return Source(f"'{where}'", names, splits)
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith((".", "__")))
+def _folders(listing: Listing, inside: str = "") -> list[str]:
+    """Names of the folders that lie in one of a listing's folders, or in the listed one."""
+    parents = ((Path(folder).name, str(Path(folder).parent)) for folder in listing.folders)
+    return sorted(name for name, parent in parents if parent == (inside or ".") and _is_visible(name))
 
 
-def _split_folders(path: Path) -> dict[SplitName, Path]:
-    folders = {SPLIT_NAMES[folder.name.lower()]: folder for folder in _folders(path) if folder.name.lower() in SPLIT_NAMES}
+def _split_folders(listing: Listing) -> dict[SplitName, str]:
+    """The folder of each split; none is that of the only one."""
+    folders = {SPLIT_NAMES[name.lower()]: name for name in _folders(listing) if name.lower() in SPLIT_NAMES}
     if "train" not in folders:
-        return {"train": path}
-    if (folders.get("validation", path) / ANNOTATIONS).is_file():
+        return {"train": ""}
+    if "validation" in folders and os.path.join(folders["validation"], ANNOTATIONS) in listing.names:
         folders.pop("test", None)
     return folders
 
 
-def _split(folder: Path, names: Sequence[str]) -> Split:
-    if (folder / ANNOTATIONS).is_file():
-        labelled = _annotated(folder, names)
+def _split(listing: Listing, folder: str, names: Sequence[str]) -> Split:
+    where = remote.shown(listing.folder / folder)
+    annotations = os.path.join(folder, ANNOTATIONS)
+    if annotations in listing.names:
+        labelled = _annotated(listing, folder, listing[listing.names.index(annotations)].read_bytes())
     else:
-        labelled = [
-            (image, _label(inside, names))
-            for inside in _folders(folder)
-            for image in sorted(inside.rglob("*"))
-            if _is_image(image)
-        ]
-    labels = np.array([label for _, label in labelled], np.int64)
-    names_of_files = tuple(str(file.relative_to(folder)) for file, _ in labelled)
-    return Split(f"'{folder}'", labels, EncodedPixels(ImageFiles(folder, names_of_files)))
+        depth, labelled = len(_parts(folder)), []
+        for row, parts in enumerate(map(_parts, listing.names)):
+            inside = parts[depth:]
+            if "/".join(parts[:depth]) == folder and len(inside) > 1 and _is_visible(inside[0]) and _is_image(inside[-1]):
+                labelled.append((row, inside[0]))
+    numbers = {name: label for label, name in enumerate(names)}
+    for _, name in labelled:
+        if name not in numbers:
+            raise DataError(unknown("class", name, names, f"'{where}'"))
+    labels = [numbers[name] for _, name in labelled]
+    files = ImageFiles(listing.at([row for row, _ in labelled]))
+    return Split(f"'{where}'", np.array(labels, np.int64), EncodedPixels(files))
 
 
-def _annotated(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
-    annotated = [line.split("\t")[:2] for line in lines if line.strip()]
-    return [(folder / "images" / file, _label(Path(synset), names)) for file, synset in annotated]
+def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[int, str]]:
+    """Row and class of each image of Tiny ImageNet's validation split."""
+    rows = {name: row for row, name in enumerate(listing.names)}
+    labelled = []
+    for line in filter(str.strip, annotations.decode().splitlines()):
+        file, synset = line.split("\t")[:2]
+        name = os.path.join(folder, "images", file)
+        if name not in rows:
+            raise DataError(f"There is no file '{remote.shown(listing.folder / name)}', which '{ANNOTATIONS}' tells of.")
+        labelled.append((rows[name], synset))
+    return labelled
 
 
-def _label(folder: Path, names: Sequence[str]) -> int:
-    if folder.name not in names:
-        raise DataError(unknown("class", folder.name, names, f"'{folder.parent}'"))
-    return names.index(folder.name)
+def _parts(name: str) -> list[str]:
+    return name.split(os.sep) if name else []
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+
+
+def _is_visible(folder: str) -> bool:
+    return not folder.startswith((".", "__"))

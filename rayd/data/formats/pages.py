@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -30,10 +29,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayd.data.files import DataFile
+
 Values = Sequence[bytes | memoryview | None]
 """The values of consecutive rows; None for null."""
 Load = Callable[[], Values]
 """Reads them."""
+Open = Callable[[], BinaryIO]
+"""Opens the file."""
 
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 """Types of pages; others hold no values."""
@@ -71,7 +74,7 @@ class Page:
 class Chunk:
     """What the pages of a column chunk have in common."""
 
-    path: Path
+    open: Open
     codec: str | None
     depth: int
     """Largest definition level: that of a value which is not null."""
@@ -85,15 +88,21 @@ class ByteColumn:
         OSError, pyarrow.ArrowException: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, name: str):
-        """Read the footer; `name` is the path of the column in the schema."""
-        self._path, self._name = path, name
-        file = pq.ParquetFile(path)
-        self._metadata = file.metadata
+    def __init__(self, file: DataFile, name: str, whole: bool = True):
+        """Read the footer.
+
+        Args:
+            file: the file.
+            name: path of the column in the schema.
+            whole: fetch the file if it lies at a URL; otherwise, no more than the pages that are needed.
+        """
+        self._open, self._name = file.open if whole else file.peek, name
+        with self._open() as content, pq.ParquetFile(content) as parquet:
+            self._metadata, schema = parquet.metadata, parquet.schema
         groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
         names = [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)] if groups else [name]
         self._index = names.index(name)
-        self._schema = file.schema.column(self._index)
+        self._schema = schema.column(self._index)
         self._ends = np.cumsum([group.num_rows for group in groups])
         self._spans: dict[int, tuple[npt.NDArray[np.int64], list[Load]]] = {}
 
@@ -125,9 +134,9 @@ class ByteColumn:
         """First rows of the pages of a row group, counted from its own first, and what reads each."""
         column = self._metadata.row_group(group).column(self._index)
         try:
-            chunk, pages = _chunk(self._path, column, self._schema)
+            chunk, pages = _chunk(self._open, column, self._schema)
         except UnreadableError:
-            return np.zeros(1, np.int64), [partial(_whole, self._path, group, self._name)]
+            return np.zeros(1, np.int64), [partial(_whole, self._open, group, self._name)]
         starts = np.cumsum([0, *(page.rows for page in pages)])[:-1].astype(np.int64)
         return starts, [_in_place(chunk, page) or partial(_read, chunk, page) for page in pages]
 
@@ -181,7 +190,7 @@ class _InPlace:
         if self._located is not None:
             return self._located
         parsed = _parse(self._chunk, self._page)
-        self._located = parsed.located(self._chunk.path)
+        self._located = parsed.located(self._chunk.open)
         return parsed.values()
 
 
@@ -189,7 +198,7 @@ class _InPlace:
 class _Located(Sequence[bytes | None]):
     """Values of which nothing is kept but where each starts, and its size; -1 for null."""
 
-    path: Path
+    open: Open
     starts: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
 
@@ -199,7 +208,7 @@ class _Located(Sequence[bytes | None]):
     def __getitem__(self, index: Any) -> Any:
         if self.sizes[index] < 0:
             return None
-        with self.path.open("rb") as file:
+        with self.open() as file:
             file.seek(int(self.starts[index]))
             return file.read(int(self.sizes[index]))
 
@@ -218,11 +227,11 @@ class _Parsed:
     def values(self) -> Values:
         return [None if index < 0 else self.pool[index] for index in self.which]
 
-    def located(self, path: Path) -> _Located:
+    def located(self, open: Open) -> _Located:
         # the last entry is that of null
         sizes = np.array([*map(len, self.pool), -1], np.int64)
         starts = self.offset + np.cumsum(sizes + 4) - sizes
-        return _Located(path, starts[self.which], sizes[self.which])
+        return _Located(open, starts[self.which], sizes[self.which])
 
 
 def _in_place(chunk: Chunk, page: Page) -> Load | None:
@@ -230,7 +239,7 @@ def _in_place(chunk: Chunk, page: Page) -> Load | None:
     return _InPlace(chunk, page) if plain else None
 
 
-def _chunk(path: Path, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
+def _chunk(open: Open, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
     """The pages of a column chunk, in order."""
     if column.compression not in CODECS or schema.max_repetition_level:
         raise UnreadableError
@@ -238,7 +247,7 @@ def _chunk(path: Path, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
     start = min(start for start in starts if start)
     dictionary, pages, rows = None, list[Page](), 0
     try:
-        with path.open("rb") as file:
+        with open() as file:
             for kind, page in _pages(file, start, start + column.total_compressed_size):
                 if kind == DICTIONARY_PAGE:
                     dictionary = page
@@ -249,7 +258,7 @@ def _chunk(path: Path, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
         raise UnreadableError from error
     if rows != column.num_values or min((page.rows for page in pages), default=0) < 0:
         raise UnreadableError
-    return Chunk(path, CODECS[column.compression], schema.max_definition_level, dictionary), pages
+    return Chunk(open, CODECS[column.compression], schema.max_definition_level, dictionary), pages
 
 
 def _pages(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, Page]]:
@@ -354,7 +363,7 @@ def _read(chunk: Chunk, page: Page) -> Values:
 
 def _parse(chunk: Chunk, page: Page) -> _Parsed:
     try:
-        with chunk.path.open("rb") as file:
+        with chunk.open() as file:
             content = _content(file, chunk, page)
             levels, values = _split(content, chunk, page)
             which = np.full(page.rows, -1)
@@ -429,8 +438,9 @@ def _plain(data: memoryview, count: int) -> list[memoryview]:
     return values
 
 
-def _whole(path: Path, group: int, name: str) -> Values:
+def _whole(open: Open, group: int, name: str) -> Values:
     """All values of a row group, read by Arrow."""
-    column = pq.ParquetFile(path).read_row_group(group, columns=[name], use_threads=False).column(0).combine_chunks()
+    with open() as content, pq.ParquetFile(content) as parquet:
+        column = parquet.read_row_group(group, columns=[name], use_threads=False).column(0).combine_chunks()
     values = column.field("bytes") if pa.types.is_struct(column.type) else column
     return [None if (buffer := value.as_buffer()) is None else memoryview(buffer) for value in values]

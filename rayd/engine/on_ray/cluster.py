@@ -89,6 +89,27 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
         )
 
 
+def check_store(needed: int, here: bool, remedy: str) -> None:
+    """Refuse at once real images that Ray's object store does not hold: it would write them to disks, again and again.
+
+    Args:
+        needed: bytes that are in it at a time.
+        here: whether all of them are on the driver's node; else they are spread.
+        remedy: what to do instead of giving it more memory.
+
+    Raises:
+        ResourceError: says what is needed and what there is.
+    """
+    driver = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and (not here or node["NodeID"] == driver)]
+    room = sum(int(node["Resources"].get("object_store_memory", 0)) for node in nodes)
+    if needed > room:
+        raise ResourceError(
+            f"{needed / 1e9:.3g} GB of real images would be in Ray's object store at a time, which has {room / 1e9:.3g} GB "
+            f"{'on this node' if here else 'on all nodes'}: {remedy}, or start Ray with more (ray start --object-store-memory)."
+        )
+
+
 def _wanted(resources: ResourceSettings) -> dict[str, float]:
     """What a worker reserves."""
     each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}

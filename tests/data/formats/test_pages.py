@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rayd.data.files import DataFile
 from rayd.data.formats import pages
 from rayd.data.formats.pages import ByteColumn
 
@@ -30,7 +31,7 @@ def write(path: Path, values: list[bytes | None], struct: bool = True, required:
     schema = pa.schema([("label", pa.int64()), pa.field("img", kind, nullable=not required)])
     table = pa.table({"label": list(range(len(values))), "img": column}, schema=schema)
     pq.write_table(table, path, **{"row_group_size": 40, "data_page_size": 600, "write_batch_size": 4, **options})
-    return ByteColumn(path, "img.bytes" if struct else "img")
+    return ByteColumn(DataFile.at(path), "img.bytes" if struct else "img")
 
 
 def read(column: ByteColumn, rows: list[int]) -> list[bytes | None]:
@@ -140,7 +141,7 @@ def test_damage_ends_in_an_error_of_a_known_kind_or_in_bytes(tmp_path: Path) -> 
         damaged[rng.integers(4, len(whole) - footer)] = rng.integers(256)
         path.write_bytes(bytes(damaged))
         try:
-            read(ByteColumn(path, "img.bytes"), [0, 20, 41, 79])
+            read(ByteColumn(DataFile.at(path), "img.bytes"), [0, 20, 41, 79])
         except (OSError, ValueError):
             refused += 1
     assert 0 < refused < 400
