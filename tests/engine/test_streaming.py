@@ -145,7 +145,7 @@ def test_of_a_class_its_candidates_alone_are_decoded(tmp_path: Path, root: Path,
 
 
 def test_a_plan_counts_the_batches_that_are_held(root: Path) -> None:
-    big = {"observers": {"batch_size": 8}, "squeeze": {"batch_size": 8}, "evaluation": {"batch_size": 8, "baselines": []}}
+    big = {"observers": {"batch_size": 8}, "evaluation": {"batch_size": 8, "baselines": []}}
     streamed, decoded = (plan(recipe("dm", stream, **big), root, reporter=QUIET) for stream in (True, False))
     assert decoded.memory["data"] == 360 * 64
     assert streamed.memory["data"] == 300 * 64  # the training split, which is smaller than four batches of the judging
