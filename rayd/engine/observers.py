@@ -113,9 +113,16 @@ class Observers:
         yield self.measure(team, shard, lean)
 
     def measure_alone(self, member: Member, weights: Shared | None, shard: Shared, first: Shared | None = None) -> States:
-        """Statistics of a `RealBatch`, seen by one observer."""
+        """Statistics of a `RealBatch` with rows for all classes, seen by one observer."""
         (states,) = self.measure(((member, weights, first),), shard)
-        return states
+        labels = torch.tensor(shard.get()[1])
+        return {
+            need.key: [
+                need.spread((need.statistic.from_state(state),), labels, self._facts.classes)[0].state()
+                for state in states[need.key]
+            ]
+            for need in self._method.needs(member.panel)
+        }
 
     def hear(
         self, member: Member, weights: Shared | None, images: Tensor, labels: Tensor, need: Need

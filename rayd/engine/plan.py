@@ -190,8 +190,7 @@ class _Probe:
         if self._method.needs(panel) and recipe.real == "measured":
             some = data.train.part(slice(0, settings.batch_size))
             shard = LocalShared((some.images, some.labels))
-            seen = self._observers.measure_alone(member, None, shard, shard)
-            states = measure.merged(self._method.needs(panel), None, seen, torch.tensor(some.labels), data.classes)
+            states = self._observers.measure_alone(member, None, shard, shard)
             self.statistic_bytes[panel] += sum(t.nbytes for layers in states.values() for one in layers for t in one.values())
             seconds = _timed(lambda: self._observers.measure_alone(member, None, shard, shard))
             self.seconds_per_image[panel] += share * seconds / len(shard.value[0])

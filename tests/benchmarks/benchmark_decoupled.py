@@ -76,7 +76,7 @@ class Steps:
         weights = {member: group.share(dict(state)) for member, state in zip(team, self._weights, strict=True)}
         # the values do not matter to the speed; their number, that of all classes, does
         part = group.share((data.train.images[::50], data.train.labels[::50]))
-        states = group.map("measure", [(member, weights[member], part) for member in team])
+        states = group.map("measure_alone", [(member, weights[member], part) for member in team])
         measured = {member: group.share(state) for member, state in zip(team, states, strict=True)}
         start = group.share(dict(initial(chosen, data).state_dict()))
         self._assignment = Assignment(

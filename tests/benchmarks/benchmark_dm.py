@@ -69,7 +69,7 @@ class Steps:
             part = group.share((real.train.images[::10], real.train.labels[::10]))
             pool = members(recipe)
             first = group.share((real.train.images[::100], real.train.labels[::100]))
-            states = group.map("measure", [(member, None, part, first) for member in pool])
+            states = group.map("measure_alone", [(member, None, part, first) for member in pool])
             measured = {member: group.share(state) for member, state in zip(pool, states, strict=True)}
         train = None if measured else group.share((real.train.images, real.train.labels))
         self._assignment = Assignment(recipe, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, measured, train)

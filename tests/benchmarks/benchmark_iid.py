@@ -57,7 +57,7 @@ class Steps:
         if chosen.real == "measured":
             # the values do not matter to the speed; their number, that of all classes, does
             part = group.share((data.train.images[::50], data.train.labels[::50]))
-            states = group.map("measure", [(member, None, part) for member in pool])
+            states = group.map("measure_alone", [(member, None, part) for member in pool])
             measured = {member: group.share(state) for member, state in zip(pool, states, strict=True)}
         train = None if measured else group.share((data.train.images, data.train.labels))
         weights = {member: group.share(dict(built(chosen, data, member.network).state_dict())) for member in guides}
