@@ -182,16 +182,24 @@ def test_nan_pixels_are_refused(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_swapped_file_in_a_distilled_set_is_refused(capsys, finished, tmp_path):
+def test_a_swapped_or_damaged_file_in_a_distilled_set_is_refused(capsys, finished, tmp_path):
     import shutil
 
+    from rayd.artifacts import read_tensors, write_tensors
+
     shutil.copytree(finished / "distilled", tmp_path / "set")
-    content = bytearray((tmp_path / "set" / "data.safetensors").read_bytes())
-    content[-1] ^= 1
-    (tmp_path / "set" / "data.safetensors").write_bytes(bytes(content))
+    file = tmp_path / "set" / "data.safetensors"
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, {name: tensor + 1 for name, tensor in tensors.items()}, metadata)
     code, _, error = run(capsys, "show", str(tmp_path / "set"))
     assert code == 2
     assert "SHA-256" in error
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    code, _, error = run(capsys, "show", str(tmp_path / "set"))
+    assert code == 2
+    assert "damaged" in error
 
 
 def test_a_private_setting_of_one_machine_is_not_in_the_card(capsys, finished):

@@ -175,9 +175,9 @@ def test_frequencies_travel_with_the_first_shard_alone(tmp_path, monkeypatch):
     inner = Worker.measure
 
     def watched(self: Worker, *asked: Any) -> Any:
-        states = inner(self, *asked)
-        travelled.append(any("frequencies" in layer for layers in states.values() for layer in layers))
-        return states
+        team = inner(self, *asked)
+        travelled.extend(any("frequencies" in layer for layers in states.values() for layer in layers) for states in team)
+        return team
 
     monkeypatch.setattr(Worker, "measure", watched)
     measured(recipe, load(recipe.data), tmp_path, 500)
