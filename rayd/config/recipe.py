@@ -93,8 +93,8 @@ class Recipe(Settings):
     squeeze: SqueezeSettings = SqueezeSettings()
     """How they are trained, where they are."""
     guides: GuideSettings | None = None
-    """Networks beside the observers, for terms that look through others; absent: the observers if they are trained, else
-    ResNet-18s as in IID."""
+    """Networks beside the observers, for terms that look through others; absent: the observers if they are trained (where they
+    are interpolated, the same networks at their trained weights), else ResNet-18s as in IID."""
     experts: ExpertSettings = ExpertSettings()
     """The networks whose training students are to follow, for methods that match trajectories."""
     synthetic: SyntheticSettings = SyntheticSettings()
@@ -158,11 +158,24 @@ class Recipe(Settings):
 
     def panel(self, name: Panel) -> PanelSettings:
         """The settings of those who look."""
-        return self.observers if name == "observers" else self.guides or GuideSettings()
+        return self.observers if name == "observers" else self.guiding
 
     def squeezing(self, name: Panel) -> SqueezeSettings:
         """How a panel is trained."""
-        return self.squeeze if name == "observers" else (self.guides or GuideSettings()).squeeze
+        return self.squeeze if name == "observers" else self.guiding.squeeze
+
+    @property
+    def guided_by_observers(self) -> bool:
+        """Whether the observers are guides enough: there are no others, and they stand at the weights that were trained."""
+        return self.guides is None and self.observers.trained and not self.observers.interpolate
+
+    @property
+    def guiding(self) -> GuideSettings:
+        """The settings of the guides: those of the recipe, else interpolated observers at their trained weights, else IID's."""
+        if self.guides is not None or not self.observers.interpolate:
+            return self.guides or GuideSettings()
+        same = {name: getattr(self.observers, name) for name in PanelSettings.model_fields}
+        return GuideSettings(**{**same, "interpolate": False, "squeeze": self.squeeze})
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the synthetic set: without its evaluation, who does the work, and how often it is logged."""

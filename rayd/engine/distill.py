@@ -117,7 +117,7 @@ def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str
     """Hash of all that a synthesis depends on."""
     looking = [network for panel in panels(recipe) for network in recipe.panel(panel).networks]
     weights = [given.fingerprint(network) for network in looking]
-    inputs = {"version": 2, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
+    inputs = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
     return content_hash(inputs | ({"history": list(history)} if history else {}))
 
 

@@ -182,7 +182,7 @@ class Method(ABC):
 
     def panel_of(self, term: Term) -> Panel:
         """Which networks a term looks through: trained observers are guides enough if there are no others."""
-        return "observers" if self.recipe.guides is None and self.recipe.observers.trained else term.through
+        return "observers" if self.recipe.guided_by_observers else term.through
 
     @property
     def panels(self) -> tuple[Panel, ...]:

@@ -7,8 +7,8 @@ Characteristic Function: A Minmax Perspective", CVPR 2025.
 
     T, S    real and synthetic images of class c, labels y      R + i I = A exp(i theta)   characteristic functions of
     t       4,096 frequencies, standard normal (M, d)                                      psi(A(.)), of norm 1 (d,)
-    phi     20 networks on their way from initial weights to    psi  their last map, flattened: d = 2,048 for 32 x 32 pixels
-            those trained on the real data
+    phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
+                                                                     trained weights, flattened: d = 2,048 for 32 x 32 pixels
     a       amplitude weight, 1/2                               A    one augmentation for both sides (colour, crop, cutout)
 
 Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60 epochs with cutmix; images move
@@ -30,9 +30,8 @@ by AdamW for 20,000 steps and stay in the range of pixels; students learn hard l
 - Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained with l uniform in [0, 1]. The
   code draws l anew for every step; here every observer has its own for good, so that it can be measured once (and keeps it with
   `real: sampled`). `observers.interpolate: false` looks through the trained weights.
-- Calibration in the code looks through a trained network as it is. Here it looks through the step's observer, which has seen
-  the images already, unless the recipe has `guides`: with the observers' network, pool and squeeze these are the same networks
-  without interpolation, at the price of a second look.
+- Calibration, as in the code, looks through networks as they were trained: those that stand between two weights have twins
+  that stand at the end (`Recipe.guiding`), unless the recipe has `guides` of its own.
 
 Use it where observers can be trained on the real data and labels are to be hard.
 """
@@ -129,7 +128,7 @@ class NeuralCharacteristicFunctionMatching(Method):
     }
 
     def objective(self) -> tuple[Term, ...]:
-        """Two terms: the spectral distance of the last map, and the cross-entropy of observers, or of guides if there are."""
+        """Two terms: the spectral distance of the last map, and the cross-entropy of networks as they were trained."""
         settings = self.settings
         adversary = FrequencyAdversary(settings.sampling_rate) if settings.sampling_network else None
         distance = settings.distance(Tap.LAST_MAP, weight=300.0, adversary=adversary)

@@ -233,17 +233,23 @@ def test_interpolated_observers_stand_between_their_first_and_their_last_weights
     assert len({round(place, 4) for place in places}) == 3
 
 
-def test_guides_calibrate_with_the_weights_that_were_trained(tmp_path):
+def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path):
     squeeze = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "transform": {"shift": 1, "flip": False}}
-    recipe = ncfm(squeeze=squeeze, guides={"networks": NETWORK, "pool": 3, "squeeze": squeeze})
-    distill(recipe, tmp_path / "run", reporter=QUIET)
-    distill(ncfm(squeeze=squeeze), tmp_path / "without", reporter=QUIET)
-    (with_guides, *_), (alone, *_) = (
-        [line for line in lines_of(tmp_path / run) if "loss" in line] for run in ("run", "without")
-    )
-    assert with_guides["calibration"] != alone["calibration"]
+    recipe = ncfm(squeeze=squeeze)
     method = methods.build(recipe)
     assert [method.panel_of(term) for term in method.terms] == ["observers", "guides"]
+    own = recipe.observers
+    same = {"networks": NETWORK, "pool": own.pool, "augmentation": own.augmentation}
+    same |= {"squeeze": recipe.squeeze.model_dump(exclude_unset=True)}
+    distill(recipe, tmp_path / "run", cache=tmp_path / "cache", reporter=QUIET)
+    distill(ncfm(squeeze=squeeze, guides=same), tmp_path / "named", cache=tmp_path / "cache", reporter=QUIET)
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "named")
+    assert len(list((tmp_path / "cache" / "squeeze").glob("*.safetensors"))) == own.pool
+    where_they_are = {**same, "interpolate": True}
+    distill(ncfm(squeeze=squeeze, guides=where_they_are), tmp_path / "between", cache=tmp_path / "cache", reporter=QUIET)
+    first, between = (next(line for line in lines_of(tmp_path / run) if "loss" in line) for run in ("run", "between"))
+    assert first["spectral"] == between["spectral"]
+    assert first["calibration"] != between["calibration"]
 
 
 def test_a_class_smaller_than_the_budget_gives_its_images_more_than_once(tmp_path):
