@@ -50,6 +50,11 @@ def stratified(labels: Labels, fraction: float, class_names: Sequence[str], seed
     return np.flatnonzero(~carved), np.flatnonzero(carved)
 
 
+def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
+    """Whether classes of so many images have a head and a tail: the largest has at least twice the images of the smallest."""
+    return bool(max(counts) >= 2 * min(counts))
+
+
 def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
     """Images that each class keeps, int64 (classes,): n_c = n_max f^(-c/(C-1)), truncated; class 0 is the head.
 

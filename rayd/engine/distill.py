@@ -222,8 +222,8 @@ class _Driver:
         with self._timed("squeeze"), self._reporter.stage("squeeze", 0, "epochs") as shown, self._trainers() as group:
             waiting = self._reporter.waiting("squeeze", "observers")
             trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting)
-        for member, one in trained.items():
-            self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(one)}")
+        for member in squeeze.distinct(recipe, data, wanted):
+            self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(trained[member])}")
         return trained
 
     def _experts(self) -> tuple[Path, ...]:

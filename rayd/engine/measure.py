@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageSet
-from rayd.data.images import Rows
 from rayd.data.streaming import StreamedPixels
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, Shared
@@ -32,6 +30,7 @@ from rayd.engine.store import Store
 from rayd.methods import Method
 from rayd.objectives import Need
 from rayd.statistics import Statistic
+from rayd.statistics.frequencies import spread
 
 STAGE = "measure"
 SHARD = 4096
@@ -47,15 +46,13 @@ FILES = 8
 """Files that the shards of a run need, about: of two runs that follow each other, both need the one between them."""
 RUN = 16
 """Shards of a run, at most: what workers have seen of later runs waits for its turn in the driver."""
-FIRST = 512
-"""Images that are looked at first, for what must be known of the features before they are measured."""
 
 
 def inputs(recipe: Recipe, data: ImageData, need: Need, member: Member) -> dict[str, Any]:
     """All that one measured statistic depends on."""
     settings = recipe.panel(member.panel)
     return {
-        "version": 6,
+        "version": 7,
         # frequencies, fixed augmentation and interpolated weights are drawn from these, also where weights are given
         "seed": settings.seed,
         "copy": member.copy,
@@ -167,7 +164,9 @@ def _measure(
     alone = decoders > 0 or not data.train.streamed
     looking = [(member,) for member in absent] if alone else teams(absent, len(parts), recipe)
     glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
-    first = group.share(_batch(data.train.part(_spread(len(data.train))))) if any(glances.values()) else None
+    # from all over the data
+    some = data.train.part(spread(len(data.train)).numpy()) if any(glances.values()) else None
+    first = group.share(_batch(some)) if some is not None else None
 
     def item(team: tuple[Member, ...], shard: Shared, lean: bool) -> tuple[Any, ...]:
         return tuple((one, weights.get(one), first if glances[one] else None) for one in team), shard, lean
@@ -228,11 +227,6 @@ def runs(files: int, shards: int, workers: int) -> list[int]:
     wanted = max(-(-files // FILES), -(-shards // RUN))
     count = min(shards, -(-wanted // workers) * workers)  # as many for each worker
     return [shard * count // shards for shard in range(shards)]
-
-
-def _spread(images: int) -> Rows:
-    """Rows of the images that needs look at first, evenly spaced."""
-    return np.linspace(0, images, min(FIRST, images), endpoint=False).astype(np.int64)
 
 
 def _batch(images: ImageSet) -> RealBatch:

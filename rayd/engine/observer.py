@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from rayd.data.streaming import batches
 from rayd.methods import Method
 from rayd.networks import Observation, Tapped
 from rayd.objectives import Batch, Context, Measured, Need
-from rayd.statistics import Statistic
+from rayd.statistics import Frequencies, Statistic
+from rayd.statistics.frequencies import spread
 
 States = dict[str, list[dict[str, Tensor]]]
 """Statistics as they travel: need key, then layer, then the tensors of the statistic."""
@@ -55,6 +56,8 @@ Augment = Callable[[Tensor, Tensor], Tensor]
 """From normalised images (N, C, H, W) and labels (N,) to augmented images: a fixed draw, the same for any batch."""
 
 
+Lengths = Mapping[Need, tuple[Frequencies, ...]]
+"""Frequencies with their lengths, one a layer, of needs that look at real images first."""
 Draws = Callable[[Need], torch.Generator]
 """The generator of a need that draws; the same draws at every call."""
 
@@ -110,16 +113,16 @@ class Observer:
         need: Need,
         device: torch.device,
         draws: Draws = no_draws,
-        first: Observation | None = None,
+        lengths: Lengths | None = None,
         classes: int | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements for a need, one a layer; `draws` and `first` are for needs that draw and that look first.
+        """Neutral elements for a need, one a layer; `draws` and `lengths` are for needs that draw and that look first.
 
         They are of so many classes (absent: of all).
         """
         generator = draws(need) if need.draws else None
         rows = self._facts.classes if classes is None else classes
-        kinds = need.empty(rows, self._tapped.dimensions(need.tap), generator, first)
+        kinds = need.empty(rows, self._tapped.dimensions(need.tap), generator, (lengths or {}).get(need))
         return tuple(kind.to(device) for kind in kinds)
 
     def measure(
@@ -129,7 +132,7 @@ class Observer:
         batch_size: int,
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        first: RealBatch | None = None,
+        lengths: Lengths | None = None,
     ) -> States:
         """Statistics of real images for every need of the terms, accumulated in float64 over batches.
 
@@ -142,10 +145,26 @@ class Observer:
             batch_size: images of one forward pass.
             augment: through which they are seen.
             draws: the generator of a need that draws, a new one at every call.
-            first: the real images that needs look at first, the same for all parts of what is measured.
+            lengths: what needs that look first found, the same for all parts of what is measured.
         """
-        (states,) = measure_together([Measuring(self, labels, augment, draws, first)], images, batch_size)
+        (states,) = measure_together([Measuring(self, labels, augment, draws, lengths)], images, batch_size)
         return states
+
+    @torch.no_grad()
+    def lengths(self, real: RealBatch, batch_size: int, augment: Augment = unchanged) -> Lengths:
+        """What the needs that look first find in some real images."""
+        images, labels = real
+        starts = range(0, len(labels), batch_size) if self._looks_first else ()
+        parts = [slice(start, start + batch_size) for start in starts]
+        home = torch.device("cpu")
+        return self._lengths([self._heard(images[rows], labels[rows], home, augment) for rows in parts])
+
+    def _lengths(self, seen: Sequence[Observation]) -> Lengths:
+        return {need: need.resolved(seen) for need in self._looks_first}
+
+    @property
+    def _looks_first(self) -> list[Need]:
+        return [need for need in self._needs if need.looks_first]
 
     def layers(self, need: Need) -> list[str]:
         """The modules that a need listens to."""
@@ -175,21 +194,25 @@ class Observer:
         """Statistics of one real batch in working precision.
 
         Networks with batch statistics see the batch whole; others in chunks that bound the memory. Needs that look first see
-        the first chunk.
+        images from all over the batch.
         """
         step = len(images) if networks.uses_batch_statistics(self._tapped.network) else chunk
-        total: dict[Need, tuple[Statistic, ...]] = {}
-        empty: dict[Need, tuple[Statistic, ...]] = {}
-        for start in range(0, len(images), step):
-            some = labels[start : start + step]
-            seen = self.see(images[start : start + step], some, augment)
-            if not empty:
-                empty = {need: self._fresh(need, draws, seen) for need in self._needs}
-                total = dict(empty)
+        parts = [slice(start, start + step) for start in range(0, len(images), step)]
+        whole = [self.see(images, labels, augment)] if len(parts) == 1 else []
+        lengths = self._lengths(whole or list(self._glances(images, labels, step, augment)))
+        empty = {need: self._fresh(need, draws, lengths) for need in self._needs}
+        total = dict(empty)
+        for rows in parts:
+            seen = whole[0] if whole else self.see(images[rows], labels[rows], augment)
             for need in self._needs:
-                part = need.of(seen, some, empty[need])
+                part = need.of(seen, labels[rows], empty[need])
                 total[need] = tuple(a.merge(b) for a, b in zip(total[need], part, strict=True))
         return total
+
+    def _glances(self, images: Tensor, labels: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
+        """What is seen of images from all over a batch, where a need looks first."""
+        for rows in torch.split(spread(len(images)).to(images.device), chunk) if self._looks_first else ():
+            yield self.see(images[rows], labels[rows], augment)
 
     @torch.no_grad()
     def batch(self, images: Tensor, labels: Tensor, chunk: int, augment: Augment = unchanged) -> Batch:
@@ -206,15 +229,11 @@ class Observer:
 
         return Batch(inputs, labels, look)
 
-    def _fresh(self, need: Need, draws: Draws, first: Observation) -> tuple[Statistic, ...]:
+    def _fresh(self, need: Need, draws: Draws, lengths: Lengths) -> tuple[Statistic, ...]:
         """Neutral elements in working precision."""
-        cpu = torch.device("cpu")
-        glance = None
-        if need.looks_first:
-            taps = {tap: tuple(t.cpu() for t in layers) for tap, layers in first.taps.items()}
-            glance = Observation(first.logits, taps, first.images)
         # to float32 first: MPS has no float64
-        return tuple(kind.to(dtype=torch.float32).to(self._device) for kind in self.empty(need, cpu, draws, glance))
+        kinds = self.empty(need, torch.device("cpu"), draws, lengths)
+        return tuple(kind.to(dtype=torch.float32).to(self._device) for kind in kinds)
 
     def compare(
         self, real: Measured, images: Tensor, labels: Tensor, contexts: Mapping[str, Context], augment: Augment = unchanged
@@ -248,15 +267,14 @@ class Measuring:
         labels: npt.NDArray[np.int64],
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        first: RealBatch | None = None,
+        lengths: Lengths | None = None,
     ):
         """Nothing seen yet of images with these labels."""
         # MPS has no float64
         self._home = torch.device("cpu") if observer._device.type == "mps" else observer._device
         self._observer, self._labels, self._augment = observer, labels, augment
-        glance = observer._heard(first[0][:], first[1], self._home, augment) if first is not None else None
         there, self._places = np.unique(labels, return_inverse=True)
-        self._into = {need: observer.empty(need, self._home, draws, glance, len(there)) for need in observer._needs}
+        self._into = {need: observer.empty(need, self._home, draws, lengths, len(there)) for need in observer._needs}
 
     @torch.no_grad()
     def see(self, rows: slice, images: Pixels) -> None:

@@ -19,7 +19,7 @@ from rayd.config import Panel, Recipe
 from rayd.data.augmentation import Operation, augmentation, draw_transform
 from rayd.engine.group import Shared
 from rayd.engine.members import Member
-from rayd.engine.observer import Augment, Facts, Measuring, Observer, States, measure_together
+from rayd.engine.observer import Augment, Facts, Lengths, Measuring, Observer, States, measure_together
 from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
 from rayd.engine.queue import Grown, Growth, Supply, grow, initial_seed
 from rayd.methods import build
@@ -77,6 +77,7 @@ class Observers:
         self._growing: tuple[str, Observer] | None = None
         self._pursuer: Pursuer | None = None
         self._pool: dict[tuple[Member, str], Observer] = {}
+        self._lengths: dict[tuple[Member, str], Lengths] = {}
         self._real: dict[str, Measured] = {}
         self._replicas: dict[str, SyntheticSet] = {}
 
@@ -97,8 +98,11 @@ class Observers:
         looking = []
         for member, weights, first in team:
             observer = self._member(member, weights, settings.precision)
-            draws, glance = partial(self._fixed_draws, member), first.get() if first is not None else None
-            looking.append(Measuring(observer, labels, self._fixed_augment(member), draws, glance))
+            augment, draws = self._fixed_augment(member), partial(self._fixed_draws, member)
+            if first is not None and (found := (member, first.key)) not in self._lengths:
+                self._lengths[found] = observer.lengths(first.get(), settings.batch_size, augment)
+            lengths = self._lengths[member, first.key] if first is not None else None
+            looking.append(Measuring(observer, labels, augment, draws, lengths))
         seen = measure_together(looking, images, settings.batch_size)
         for need in self._method.needs(team[0][0].panel) if lean else ():
             for state in (state for states in seen for state in states[need.key]):

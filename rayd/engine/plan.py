@@ -22,7 +22,7 @@ from rayd.data.augmentation import augmentation
 from rayd.data.streaming import READ_AHEAD
 from rayd.engine import distill, evaluate, experts, initial, measure, squeeze
 from rayd.engine.group import LocalShared
-from rayd.engine.members import Member, members, teachers, team
+from rayd.engine.members import Member, members, teachers
 from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers, Question
 from rayd.engine.preflight import preflight
@@ -242,7 +242,7 @@ def _statistic_bytes(recipe: Recipe, probe: _Probe, absent: list[Member] | None 
 
 
 def _squeezing(recipe: Recipe, data: ImageData, store: Store, local: Recipe) -> StagePlan | None:
-    everyone, absent = team(recipe), squeeze.missing(recipe, data, store)
+    everyone, absent = squeeze.distinct(recipe, data), squeeze.missing(recipe, data, store)
     if not everyone:
         return None
     cost = 0.0
@@ -258,7 +258,8 @@ def _squeezing(recipe: Recipe, data: ImageData, store: Store, local: Recipe) -> 
     learned = sorted({recipe.squeezing(member.panel).epochs for member in everyone})
     epochs = " or ".join(str(number) for number in learned)
     work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {len(data.train):,} images"
-    known = [f"{m.label} {one.facts['train_accuracy']:.3f}" for m, one in squeeze.everyone(recipe, data, store).items()]
+    there = squeeze.everyone(recipe, data, store, everyone)
+    known = [f"{member.label} {one.facts['train_accuracy']:.3f}" for member, one in there.items()]
     return StagePlan("squeeze", work, f"cached: {', '.join(known) or 'none'}", cost / beside)
 
 

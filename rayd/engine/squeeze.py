@@ -106,8 +106,14 @@ def check(recipe: Recipe, data: ImageData, store: Store) -> None:
 
 
 def missing(recipe: Recipe, data: ImageData, store: Store, wanted: Iterable[Member] | None = None) -> list[Member]:
-    """Those of the wanted observers (absent: of all) that are not trained yet."""
-    return [m for m in (team(recipe) if wanted is None else wanted) if found(recipe, data, store, m) is None]
+    """Those of the wanted observers (absent: of all) that are not trained yet, who sits in both panels once."""
+    return [member for member in distinct(recipe, data, wanted) if found(recipe, data, store, member) is None]
+
+
+def distinct(recipe: Recipe, data: ImageData, wanted: Iterable[Member] | None = None) -> list[Member]:
+    """One of the wanted observers (absent: of all) for each that is trained: who sits in both panels is trained once."""
+    wanted = team(recipe) if wanted is None else wanted
+    return list({content_hash(trained_inputs(recipe, data, member)): member for member in wanted}.values())
 
 
 def found(recipe: Recipe, data: ImageData, store: Store, member: Member) -> TrainedObserver | None:
@@ -157,9 +163,7 @@ def squeeze(
         waiting: told how many observers other runs are training, when nothing else is left to do.
     """
     wanted = team(recipe) if wanted is None else tuple(wanted)
-    # who sits in both panels is trained once
-    once = {content_hash(trained_inputs(recipe, data, member)): member for member in missing(recipe, data, store, wanted)}
-    absent = list(once.values())
+    absent = missing(recipe, data, store, wanted)
     reached, epochs = dict.fromkeys(absent, 0), {member: recipe.squeezing(member.panel).epochs for member in absent}
 
     def make(taken: Taken[Member]) -> None:

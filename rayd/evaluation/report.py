@@ -1,9 +1,10 @@
 """The report of an evaluation: what `evaluation.json` holds and what is shown of it.
 
 Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n - 1) over students, and
-absent for a single one. On a long-tailed training set, head classes are those with at least the median number of images and
-tail classes the others; with the exponential profile of `data.imbalance` that is the former half of the classes and the
-latter, and so it is said where the numbers are not known.
+absent for a single one. On a training set that was cut to a long tail, or whose largest class has at least twice the images of
+its smallest, head classes are those with at least the median number of images and tail classes the others; with the exponential
+profile of `data.imbalance` that is the former half of the classes and the latter, and so it is said where the numbers are not
+known.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rayd.config import Recipe
+from rayd.data.splits import uneven
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 from rayd.evaluation.student import StudentResult
@@ -160,7 +162,7 @@ class Report:
         for name, student in students:
             groups.setdefault((student.network, name, student.selection), []).append(student)
         on = {name: _protocol_on(name, recipe, distilled) for _, name, _ in groups}
-        of = (recipe.data.imbalance > 1, class_counts)
+        of = (recipe.data.imbalance > 1 or (class_counts is not None and uneven(class_counts)), class_counts)
         results = (SetResult.of(name, group, on[name], *of) for (_, name, _), group in groups.items())
         return cls(
             recipe=recipe.name,

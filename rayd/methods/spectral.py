@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import math
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -16,8 +17,9 @@ from rayd.statistics import CharacteristicFunction, Frequencies, Kernel, Moments
 
 
 def _length(value: object) -> object:
-    if value != "median" and (not isinstance(value, int | float) or isinstance(value, bool) or value <= 0):
-        raise ValueError("a length is a number above 0, or 'median'")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "median" and not (number and 0 < cast(float, value) < math.inf):
+        raise ValueError("a length is a finite number above 0, or 'median'")
     return value
 
 
@@ -37,8 +39,8 @@ class SpectralSettings(Settings):
     """Length of the kernel in units of the features, or the median distance of real ones, found for each observer."""
     frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
     """How many are drawn for each observer."""
-    smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, gt=0)
-    """`matern`: its nu."""
+    smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, ge=0.25)
+    """`matern`: its nu; below 1/4 single frequencies are beyond all bounds."""
     mixture: Annotated[float, Only(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
     """`rational-quadratic`: its exponent a."""
     normalize: bool = False
@@ -57,10 +59,11 @@ class SpectralSettings(Settings):
 
     @model_validator(mode="after")
     def _something(self) -> SpectralSettings:
-        if self.kernel == "linear" and self.split == "uniform" and self.head_amplitude_weight == 1:
+        nothing = (1,) if self.split == "uniform" else (0, 1)
+        if self.kernel == "linear" and self.head_amplitude_weight in nothing:
             raise ValueError(
-                "with 'kernel: linear' and 'split: uniform' a 'head_amplitude_weight' of 1 leaves nothing to match: means are "
-                "all phase. Lower it"
+                f"with 'kernel: linear' and 'split: {self.split}' a 'head_amplitude_weight' of {self.head_amplitude_weight:g} "
+                "leaves classes with nothing to match: means are all phase. Take one between 0 and 1"
             )
         return self
 

@@ -37,7 +37,7 @@ optimizer a class, which a sum over classes gives at once; CSDM's formula is a m
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -77,7 +77,8 @@ def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) 
     # the cross product, of the differences: where they are small, so is its rounding error
     across = real.real * (synthetic.imaginary - real.imaginary) - real.imaginary * (synthetic.real - real.real)
     product = amplitude(real) * amplitude(synthetic)
-    acute = aligned > 0
+    # below it the gradient's squares vanish; what is left there is nothing
+    acute = aligned > math.sqrt(torch.finfo(aligned.dtype).tiny)
     return 2 * torch.where(acute, across.square() / torch.where(acute, product + aligned, 1.0), product - aligned)
 
 
@@ -152,6 +153,12 @@ class SpectralDistance(Term):
         if adversary is not None and need.statistic is Moments:
             raise ValueError("The 'adversary' of SpectralDistance needs frequencies to weigh. Got Moments instead.")
         check(head_amplitude_weight, split)
+        if not factor > 0:
+            raise ValueError(f"The 'factor' of SpectralDistance must be above 0. Got {factor} instead.")
+        if over_classes not in get_args(OverClasses):
+            raise ValueError(
+                f"The 'over_classes' of SpectralDistance must be one of {get_args(OverClasses)}. Got '{over_classes}' instead."
+            )
         self.name, self.weight, self.needs = name, weight, (need,)
         self._head_weight, self._split = head_amplitude_weight, split
         self._factor, self._root, self._over_classes, self._adversary = factor, root, over_classes, adversary

@@ -8,7 +8,7 @@ measures that once, over the whole real set, or samples it, whichever the recipe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +91,27 @@ class Need:
 
     @property
     def looks_first(self) -> bool:
-        """Whether `empty` must be shown real images, for a length that is a median of their features."""
+        """Whether `resolved` must be shown real images, for a length that is a median of their features."""
         return self.frequencies is not None and self.frequencies.scale == "median"
+
+    def resolved(self, seen: Sequence[Observation]) -> tuple[Frequencies, ...]:
+        """Its frequencies with their lengths, one a layer, by what an observer sees of some real images, in parts.
+
+        Raises:
+            DataError: a length cannot be the median distance of these features.
+        """
+        if self.frequencies is None:
+            return ()
+        layers = zip(*(part.taps[self.tap] for part in seen), strict=True)
+        heard = (torch.cat([vectors(*self._features(part)).flatten(0, 1) for part in parts]) for parts in layers)
+        return tuple(self.frequencies.resolved(features) for features in heard)
 
     def empty(
         self,
         classes: int,
         dimensions: list[tuple[int, ...]],
         generator: torch.Generator | None = None,
-        first: Observation | None = None,
+        lengths: Sequence[Frequencies] | None = None,
     ) -> tuple[Statistic, ...]:
         """Neutral elements, one a layer that the tap listens to.
 
@@ -107,21 +119,18 @@ class Need:
             classes: how many there are.
             dimensions: the layers' shapes without batch axis.
             generator: draws frequencies, layer after layer; equal for all parts that are to be merged.
-            first: what the observer sees of some real images, which lengths are resolved by; equal for all parts too.
+            lengths: what `resolved` found, for a need that looks first; equal for all parts too.
 
         Raises:
-            ValueError: there are frequencies to draw, and no generator, or no images to resolve a length by.
+            ValueError: there are frequencies to draw, and no generator, or no lengths where they are medians.
         """
         rows = self._count(classes)
         if self.frequencies is None:
             return tuple(self.statistic.sized(rows, *size(shape, self.view, self.patch)) for shape in dimensions)
-        if generator is None or (self.looks_first and first is None):
-            raise ValueError(f"The need '{self.key}' must be given a generator, and a first look where its scale is a median.")
-        specs = [self.frequencies] * len(dimensions)
-        if first is not None:
-            heard = [vectors(*self._features(layer)).flatten(0, 1) for layer in first.taps[self.tap]]
-            specs = [self.frequencies.resolved(features) for features in heard]
+        if generator is None or (self.looks_first and lengths is None):
+            raise ValueError(f"The need '{self.key}' must be given a generator, and lengths where its scale is a median.")
         across = [dimension(shape, self.view, self.patch) for shape in dimensions]
+        specs = [self.frequencies] * len(dimensions) if lengths is None else lengths
         drawn = [spec.draw(width, generator) for spec, width in zip(specs, across, strict=True)]
         return tuple(CharacteristicFunction.empty(rows, frequencies) for frequencies in drawn)
 

@@ -35,6 +35,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rayd.errors import DataError
+
 Kernel = Literal["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic"]
 """Name of a shift-invariant kernel; see the head of this module."""
 Scale = float | Literal["median"]
@@ -87,14 +89,14 @@ class Frequencies:
         """These frequencies with the median distance of feature vectors (n, d) for a length; a length in numbers stays.
 
         Raises:
-            ValueError: there are fewer than two vectors, or more than half of the pairs coincide.
+            DataError: there are fewer than two vectors, or more than half of the pairs coincide.
         """
         if self.scale != "median":
             return self
         length = median_distance(features, 1.0 if self.kernel == "laplace" else 2.0)
         if not length > 0:
-            raise ValueError(
-                "The 'scale' of Frequencies cannot be the median distance of features of which most are equal. "
+            raise DataError(
+                "The 'scale' of frequencies cannot be the median distance of features of which most are equal. "
                 "Give it in numbers instead."
             )
         return replace(self, scale=length)
@@ -122,18 +124,23 @@ class Frequencies:
         return self.scale
 
 
+def spread(count: int) -> Tensor:
+    """Places of `PAIRED` of so many, evenly spaced, or of all of them."""
+    some = min(count, PAIRED)
+    return torch.arange(some) * count // max(some, 1)
+
+
 def median_distance(features: Tensor, order: float = 2.0) -> float:
     """Median distance of pairs of feature vectors (n, d), in the norm of an order, in float64.
 
     Of more than `PAIRED` vectors that many are taken, evenly spaced.
 
     Raises:
-        ValueError: there are fewer than two vectors.
+        DataError: there are fewer than two vectors.
     """
     if len(features) < 2:
-        raise ValueError(f"A median distance needs at least 2 feature vectors. Got {len(features)} instead.")
-    count = min(len(features), PAIRED)
-    places = torch.arange(count) * len(features) // count
+        raise DataError(f"A median distance needs at least 2 feature vectors. Got {len(features)} instead.")
+    places = spread(len(features))
     chosen = features.detach()[places.to(features.device)].cpu().double()
     return float(torch.pdist(chosen, order).median())
 

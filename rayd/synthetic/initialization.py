@@ -12,6 +12,7 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.images import Rows
 from rayd.data.selection import select
+from rayd.data.splits import uneven
 from rayd.errors import DataError
 from rayd.synthetic.base import SyntheticSet
 from rayd.synthetic.kinds import restore
@@ -103,7 +104,7 @@ def candidates(recipe: Recipe, data: ImageData) -> Rows:
 
 
 def check_budget(recipe: Recipe, data: ImageData) -> None:
-    """Refuse more images per class than the smallest class has; of a long-tailed set, warn that images are taken repeatedly.
+    """Refuse more images per class than the smallest class has; of an uneven set, warn that images are taken repeatedly.
 
     Raises:
         ConfigError: a budget is too small.
@@ -121,7 +122,7 @@ def check_budget(recipe: Recipe, data: ImageData) -> None:
     wanted = stored * recipe.synthetic.expansion if recipe.synthetic.init not in ("noise", "rded") else recipe.ipc
     if wanted <= counts[smallest]:
         return
-    if recipe.data.imbalance > 1:
+    if recipe.data.imbalance > 1 or uneven(counts):
         _say(data, "ipc", wanted, "first images and baselines take theirs more than once")
         return
     name, size = f"'{data.class_names[smallest]}' of '{data.name}'", counts[smallest]

@@ -17,13 +17,16 @@ from rayd.engine import measure
 from rayd.engine.distill import distill
 from rayd.engine.group import LocalShared, open_group
 from rayd.engine.members import Member, members
-from rayd.engine.observer import Facts
+from rayd.engine.observer import Facts, Observer
 from rayd.engine.observers import Observers
+from rayd.engine.plan import plan
 from rayd.engine.squeeze import squeeze
 from rayd.engine.store import Store
+from rayd.engine.synthesize import RealBatches
 from rayd.engine.worker import Worker
 from rayd.recipes import assemble
-from rayd.statistics import CharacteristicFunction
+from rayd.statistics import CharacteristicFunction, Frequencies
+from rayd.statistics.frequencies import median_distance
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
 from tests.engine.test_measure import monkeypatched_shards
@@ -134,7 +137,8 @@ def measured(recipe: Recipe, data: ImageData, cache: Path, shard: int) -> dict[M
             trained = squeeze(group, recipe, data, store, lambda *_: None, members(recipe))
         weights = {member: group.share(one.state) for member, one in trained.items()}
         states = measure.measure(group, recipe, method, data, store, weights, lambda *_: None)
-    return {member: CharacteristicFunction.from_state(state[need.key][0]) for member, state in states.items()}
+    looking = members(recipe)
+    return {member: CharacteristicFunction.from_state(states[member][need.key][0]) for member in looking}
 
 
 @pytest.mark.parametrize(("shard", "workers"), [(130, 0), (500, 0), (4096, 0), pytest.param(500, 2, marks=pytest.mark.slow)])
@@ -195,6 +199,34 @@ def test_every_observer_has_a_length_and_frequencies_of_its_own_that_do_not_depe
     assert all(torch.equal(a.frequencies, b.frequencies) for a, b in zip(before, after, strict=True))
 
 
+def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
+    recipe = csdm(real="sampled")
+    data, (need,) = load(recipe.data), methods.build(recipe).needs()
+    pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
+    images, labels = data.normalization(torch.from_numpy(pixels[:])), torch.from_numpy(classes)
+    observer = Observers(recipe, Facts.of(data))._member(members(recipe)[0], None, "float32")
+    whole = observer.see(images, labels).taps[need.tap][0].flatten(1)
+    unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
+    for chunk in (1, 32, len(labels)):
+        ((function,),) = observer.sample(images, labels, chunk, draws=lambda _: torch.Generator().manual_seed(0)).values()
+        assert isinstance(function, CharacteristicFunction)
+        torch.testing.assert_close(function.frequencies.double(), unit / median_distance(whole), rtol=1e-5, atol=0)
+        assert function.count.tolist() == [32] * 10
+
+
+def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
+    drawn, inner = [], Observer.sample
+
+    def watched(self: Observer, *asked: Any) -> Any:
+        real = inner(self, *asked)
+        drawn.extend(float(function.frequencies[0, 0]) for (function,) in real.values())
+        return real
+
+    monkeypatch.setattr(Observer, "sample", watched)
+    distill(csdm(real="sampled", observers={"per_step": 2}, objective={"scale": 1.0}, **NO_STUDENTS), tmp_path, reporter=QUIET)
+    assert len(set(drawn)) == len(drawn) == 12
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -245,6 +277,8 @@ def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path
     distill(ncfm(squeeze=squeeze, guides=same), tmp_path / "named", cache=tmp_path / "cache", reporter=QUIET)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "named")
     assert len(list((tmp_path / "cache" / "squeeze").glob("*.safetensors"))) == own.pool
+    text = plan(recipe, cache=tmp_path / "elsewhere", reporter=QUIET).text()
+    assert "3 of 3 observers (convnet-d1-w6 #0, convnet-d1-w6 #1, convnet-d1-w6 #2) learn 2 epochs" in text
     where_they_are = {**same, "interpolate": True}
     distill(ncfm(squeeze=squeeze, guides=where_they_are), tmp_path / "between", cache=tmp_path / "cache", reporter=QUIET)
     first, between = (next(line for line in lines_of(tmp_path / run) if "loss" in line) for run in ("run", "between"))
@@ -270,6 +304,14 @@ def test_head_and_tail_are_told_by_the_sizes_of_classes(tmp_path, real):
         images.append(distill(recipe, tmp_path / str(index), reporter=QUIET).distilled.images)
     same = [torch.equal(*(some[label * 4 : label * 4 + 4] for some in images)) for label in range(10)]
     assert same == [True] * 5 + [False] * 5
+
+
+def test_a_run_reports_head_and_tail_by_the_sizes_of_classes(tmp_path):
+    (result,) = distill(csdm(**TAIL), tmp_path, reporter=QUIET).report.results
+    assert result.head_accuracy == pytest.approx(sum(result.per_class[:5]) / 5)
+    assert result.tail_accuracy == pytest.approx(sum(result.per_class[5:]) / 5)
+    (result,) = distill(csdm(), tmp_path / "even", reporter=QUIET).report.results
+    assert result.head_accuracy is result.tail_accuracy is None
 
 
 def test_the_sampling_network_is_kept_with_the_synthesis_and_moves_it(tmp_path):

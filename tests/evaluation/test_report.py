@@ -102,7 +102,9 @@ def test_head_classes_are_those_of_at_least_the_median_number_of_images():
     (result,) = Report.build(recipe(100.0), [runs], distilled(), {}, counts).results
     assert result.head_accuracy == pytest.approx((0.9 + 0.7 + 0.8) / 3)
     assert result.tail_accuracy == pytest.approx((0.1 + 0.2) / 2)
-    (balanced,) = Report.build(recipe(), [runs], distilled(), {}, counts).results
+    (uncut,) = Report.build(recipe(), [runs], distilled(), {}, counts).results
+    assert uncut == result
+    (balanced,) = Report.build(recipe(), [runs], distilled(), {}, [50, 40, 30, 26, 45, 50]).results
     assert balanced.head_accuracy is balanced.tail_accuracy is None
     (told,) = Report.build(recipe(100.0), [runs], distilled(), {}, [6, 5, 4, 3, 2, 1]).results
     assert told == build(runs, imbalance=100.0).results[0]

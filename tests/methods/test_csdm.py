@@ -65,17 +65,24 @@ def test_settings_become_a_need(kernel):
 @pytest.mark.parametrize(
     ("objective", "sentence"),
     [
-        ({"scale": 0}, r"'objective.scale'.* a number above 0, or 'median'. Got 0 "),
-        ({"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1}, "leaves nothing to match"),
-        ({"scale": -1.5}, r"'objective.scale'.* a number above 0, or 'median'. Got -1.5 "),
-        ({"scale": "mean"}, r"'objective.scale'.* a number above 0, or 'median'. Got 'mean' "),
-        ({"scale": True}, r"'objective.scale'.* a number above 0, or 'median'. Got True "),
+        ({"scale": 0}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 0 "),
+        ({"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1}, "leaves classes with nothing to match"),
+        (
+            {"kernel": "linear", "head_amplitude_weight": 1},
+            "'split: median' a 'head_amplitude_weight' of 1 leaves",
+        ),
+        ({"kernel": "linear", "head_amplitude_weight": 0}, "leaves classes with nothing to match"),
+        ({"kernel": "matern", "smoothness": 0.1}, "smoothness.* 0.25"),
+        ({"scale": float("inf")}, "a length is a finite number above 0, or 'median'"),
+        ({"scale": -1.5}, r"'objective.scale'.* a finite number above 0, or 'median'. Got -1.5 "),
+        ({"scale": "mean"}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 'mean' "),
+        ({"scale": True}, r"'objective.scale'.* a finite number above 0, or 'median'. Got True "),
         ({"frequencies": 0}, r"'objective.frequencies'.* greater than or equal to 1. Got 0 "),
         ({"head_amplitude_weight": 1.1}, r"'objective.head_amplitude_weight'.* less than or equal to 1. Got 1.1 "),
         ({"head_amplitude_weight": -0.1}, r"'objective.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 "),
         ({"kernel": "rbf"}, r"'objective.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' "),
         ({"split": "size"}, r"'objective.split'.* 'rank' or 'continuous'. Got 'size' "),
-        ({"smoothness": 0}, r"'objective.smoothness'.* greater than 0. Got 0 "),
+        ({"smoothness": 0}, r"'objective.smoothness'.* greater than or equal to 0.25. Got 0 "),
         ({"kernl": "laplace"}, r"did you mean 'objective.kernel'"),
     ],
 )
@@ -95,7 +102,9 @@ def looked_at(method: Method, network: torch.nn.Module) -> tuple[Measured, Obser
     tapped = Tapped(network, method.taps(), data.shape, optional=method.optional_taps())
     seen, real = tapped(images), {}
     for need in method.needs():
-        statistics = need.empty(data.classes, tapped.dimensions(need.tap), torch.Generator().manual_seed(0), seen)
+        statistics = need.empty(
+            data.classes, tapped.dimensions(need.tap), torch.Generator().manual_seed(0), need.resolved([seen])
+        )
         need.update(statistics, seen, labels)
         real[need] = tuple(statistic.to(dtype=torch.float32) for statistic in statistics)
     start = torch.randn(20, *data.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -114,7 +114,8 @@ def waves(frequencies: Frequencies | None = None, normalize: bool = False, view:
 
 
 def drawn(need: Need, seed: int = 0, first: Observation | None = None) -> tuple[Statistic, ...]:
-    return need.empty(3, SHAPES, torch.Generator().manual_seed(seed), first)
+    lengths = need.resolved([first]) if first is not None else None
+    return need.empty(3, SHAPES, torch.Generator().manual_seed(seed), lengths)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -157,6 +158,11 @@ def test_frequencies_come_from_the_generator_layer_after_layer():
 def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
     need, unit = waves(Frequencies(scale="median", number=7), normalize), waves()
     first = heard(20, seed=5)
+    cut = [
+        Observation(first.logits, {Tap.CONV_INPUTS: maps}, first.images)
+        for maps in zip(*(torch.split(layer, 7) for layer in first.taps[Tap.CONV_INPUTS]), strict=True)
+    ]
+    assert need.resolved(cut) == need.resolved([first])
     for layer, (mine, theirs) in enumerate(zip(drawn(need, first=first), drawn(unit), strict=True)):
         rows = first.taps[Tap.CONV_INPUTS][layer].flatten(1)
         rows = rows / rows.norm(dim=1, keepdim=True) if normalize else rows
@@ -164,7 +170,7 @@ def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
         torch.testing.assert_close(mine.state()["frequencies"], expected)
     assert (need.looks_first, unit.looks_first, Need(Tap.FEATURES, Moments).looks_first) == (True, False, False)
     assert (need.draws, Need(Tap.FEATURES, Moments).draws) == (True, False)
-    with pytest.raises(ValueError, match="must be given a generator, and a first look"):
+    with pytest.raises(ValueError, match="must be given a generator, and lengths"):
         drawn(need)
     with pytest.raises(ValueError, match="must be given a generator"):
         unit.empty(3, SHAPES)

@@ -9,6 +9,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
+from rayd.errors import DataError
 from rayd.statistics.frequencies import PAIRED, Frequencies, median_distance
 
 SPECS = [
@@ -120,9 +121,9 @@ def test_the_median_looks_at_some_of_many_spread_over_all():
 
 
 def test_a_median_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"at least 2 feature vectors. Got 1"):
+    with pytest.raises(DataError, match=r"at least 2 feature vectors. Got 1"):
         median_distance(torch.ones(1, 3))
-    with pytest.raises(ValueError, match="most are equal"):
+    with pytest.raises(DataError, match="most are equal"):
         Frequencies(scale="median").resolved(torch.ones(4, 3))
 
 

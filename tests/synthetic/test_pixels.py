@@ -1,5 +1,8 @@
 """The plain parameterisation and where it starts."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -72,7 +75,7 @@ def test_a_budget_beyond_the_smallest_class_is_refused():
 
 
 LONG_TAIL = {"name": "digits", "imbalance": 20.0}
-"""145 images of class 0, 7 of class 9."""
+"""142 images of class 0, 7 of class 9."""
 
 
 @pytest.mark.parametrize("init", ["real", "herding", "k-center"])
@@ -91,6 +94,15 @@ def test_a_long_tail_may_be_smaller_than_the_budget_and_it_is_said(init, caplog)
     assert labels.bincount().tolist() == [10] * 10
     assert len(torch.unique(images[labels == 9].detach(), dim=0)) == data.train.counts[9]
     assert len(torch.unique(images[labels == 0].detach(), dim=0)) == 10
+
+
+def test_classes_that_are_uneven_by_themselves_are_as_good_as_a_long_tail(caplog):
+    data = load(tiny().data)
+    rows = np.concatenate([index[: (1 if label == 0 else 50)] for label, index in enumerate(data.train.class_index)])
+    uneven = replace(data, train=data.train.part(rows))
+    check_budget(tiny(ipc=5), uneven)
+    (message,) = caplog.messages
+    assert message.startswith("1 of the 10 classes of 'digits' have fewer training images than 'ipc' asks for (5; '0' has 1)")
 
 
 def test_a_long_tail_within_the_budget_says_nothing(caplog):
