@@ -88,9 +88,8 @@ class Method(ABC):
 
     def _check_panel(self, term: Term) -> None:
         panel = self.panel_of(term)
-        queue = self.recipe.observers.queue
-        learning = panel == "observers" and queue is not None and queue.source == "real"
-        if term.needs_classes and not self.recipe.panel(panel).trained and not learning:
+        know = self._observers_know_classes if panel == "observers" else self.recipe.panel(panel).trained
+        if term.needs_classes and not know:
             raise ConfigError(f"The term '{term.name}' needs {panel} that know the classes: set '{panel}.trained: true'.")
         if term.needs_batch and self.recipe.real == "measured":
             raise ConfigError(
@@ -181,8 +180,18 @@ class Method(ABC):
         return next((term.averaging for term in self.terms if term.averaging is not None), None)
 
     def panel_of(self, term: Term) -> Panel:
-        """Which networks a term looks through: trained observers are guides enough if there are no others."""
-        return "observers" if self.recipe.guided_by_observers else term.through
+        """Which networks a term looks through: its own choice, but observers where they are guides enough, and guides where the
+        observers do not know the classes that it must know.
+        """
+        if self.recipe.guided_by_observers:
+            return "observers"
+        return "guides" if term.needs_classes and not self._observers_know_classes else term.through
+
+    @property
+    def _observers_know_classes(self) -> bool:
+        """Whether they are trained on the real data before they look, or meanwhile."""
+        queue = self.recipe.observers.queue
+        return self.recipe.observers.trained or (queue is not None and queue.source == "real")
 
     @property
     def panels(self) -> tuple[Panel, ...]:

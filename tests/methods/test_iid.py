@@ -62,6 +62,13 @@ def test_trained_observers_are_guides_enough():
     assert methods.build(recipe("edc", terms={"centralization": {"weight": 0.05}}, guides=other)).panels[-1] == "guides"
 
 
+def test_guides_know_the_classes_where_observers_do_not():
+    panels = {
+        method: methods.build(recipe(method, terms={"cross_entropy": {"weight": 1}})).panels for method in ("dm", "edc", "idm")
+    }
+    assert panels == {"dm": ("observers", "guides"), "edc": ("observers",), "idm": ("observers",)}
+
+
 def test_a_term_brings_its_moving_average():
     flat = {"flatness": {"weight": 1, "decay": 0.5}}
     assert methods.build(recipe("sre2l", terms=flat)).averaging == 0.5
@@ -74,7 +81,7 @@ def test_a_term_brings_its_moving_average():
         ("dm", {"terms": {"centralization": {"wait": 1}}}, "did you mean 'terms.centralization.weight'"),
         ("dm", {"terms": {"centralization": {"alpha": 0}}}, "'terms.centralization.alpha'.*greater than 0"),
         ("dm", {"terms": {"mean": {"wait": 1}}}, "did you mean 'terms.mean.weight'"),
-        ("dm", {"terms": {"cross_entropy": {"weight": 1}}}, "needs observers that know the classes"),
+        ("dm", {"terms": {"cross_entropy": {}}, "guides": {"trained": False}}, "set 'guides.trained: true'"),
         ("dm", {"terms": {"centralization": {}}, "guides": {"trained": False}}, "set 'guides.trained: true'"),
         ("iid-dm", {"ipc": 1}, "at least two images of a class.*iid-idm"),
         ("idm", {"real": "measured"}, "networks that change cannot be measured"),
