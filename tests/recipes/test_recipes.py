@@ -99,8 +99,9 @@ def test_edcs_ladder_is_whole_and_ends_in_edc():
 
 
 def test_csdm_has_every_long_tailed_cell():
-    cells = {"cifar10": (10, 50, 100, 200), "cifar100": (10, 20, 50, 100)}
-    wanted = {f"csdm-{data}-lt{f}-ipc{ipc}" for data, imbalances in cells.items() for f in imbalances for ipc in (10, 20, 50)}
+    wanted = {
+        f"csdm-{data}-lt{f}-ipc{ipc}" for data in ("cifar10", "cifar100") for f in (10, 20, 50, 100, 200) for ipc in (10, 20, 50)
+    }
     assert wanted == {name for name in recipes.names() if name.startswith("csdm-cifar") and not name.endswith("-reduced")}
     for name in wanted:
         recipe = recipes.resolve(name)
