@@ -23,6 +23,9 @@ class need most. With a = 1/2 it is the plain spectral distance, the squared max
   goes from one weight to the other with the logarithm of the number, `uniform` has one weight for all.
 - `kernel: gaussian`, `scale: median`, features as they are. On normalised features a length of 1 is NCFM's sampler.
 - No square root (`root`), which NCFM has; its weight of 300 (`terms.spectral.weight`).
+- No calibration, which NCFM has, unless the recipe asks for it (`terms.cross_entropy.weight`). Networks that were trained on
+  the same long-tailed data favour head classes, and so do images that they calibrate; that is what class-aware weights mend.
+  Where nothing favours the head there is nothing to mend, and the weights only move accuracy from head to tail.
 - Observers, augmentation and optimizer are DM's. `real: measured` draws frequencies once for every observer and measures the
   characteristic functions of *all* real images at them; `real: sampled` draws networks, images and frequencies anew each step.
 

@@ -18,9 +18,10 @@ by AdamW for 20,000 steps and stay in the range of pixels; students learn hard l
 
 - The code draws frequencies and 1,024 real images a class anew for every step. `real: measured` draws frequencies once for
   every observer and measures *all* real images at them once, so a step costs nothing that grows with the real data.
-- The *sampling network* that chooses frequencies against the synthesis is in the paper's title and off in every shipped
-  configuration; `sampling_network: true` switches on one that does what the paper says. See
-  `rayd.objectives.frequency_network`.
+- The *sampling network* that makes frequencies against the synthesis is in the paper's title and off in every shipped
+  configuration; `sampling_network: true` switches on one that weighs those that were drawn, so that the real side can be
+  measured once: it climbs the same objective, among the densities that differ from the kernel's spectrum by a bounded factor.
+  See `rayd.objectives.frequency_network`.
 - The code takes one optimizer step for each class, and alternates with steps of the cross-entropy of one network
   (*calibration*). Here all classes and both terms are one step (`terms.calibration.weight`: 0 switches the latter off).
 - Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a plateau. Its 0.001 is in
