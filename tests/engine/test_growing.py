@@ -247,7 +247,7 @@ def test_declarations():
         ("frepo", {"observers": {"queue": {"push_every": 5}}}, "set one of them to null"),
         ("frepo", {"observers": {"queue": {"start": 200}}}, "must not exceed 'queue.capacity'"),
         ("frepo", {"objective": {"relative_ridge": 0}}, "'objective.relative_ridge'"),
-        ("dc", {"terms": {"class_aware": {"weight": 1}}}, "class_aware"),
+        ("dc", {"terms": {"class_aware": {"weight": 1}}, "guides": {"trained": False}}, "set 'guides.trained: true'"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(method, changes, sentence):

@@ -1,7 +1,7 @@
 """Every built-in recipe is valid, cites its method, and says where its numbers come from."""
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torchvision
@@ -99,9 +99,8 @@ def test_edcs_ladder_is_whole_and_ends_in_edc():
 
 
 def test_csdm_has_every_long_tailed_cell():
-    wanted = {
-        f"csdm-{data}-lt{f}-ipc{ipc}" for data in ("cifar10", "cifar100") for f in (10, 20, 50, 100, 200) for ipc in (10, 20, 50)
-    }
+    cells = product(("cifar10", "cifar100"), (10, 20, 50, 100, 200), (10, 20, 50))
+    wanted = {f"csdm-{data}-lt{imbalance}-ipc{ipc}" for data, imbalance, ipc in cells}
     assert wanted == {name for name in recipes.names() if name.startswith("csdm-cifar") and not name.endswith("-reduced")}
     for name in wanted:
         recipe = recipes.resolve(name)
