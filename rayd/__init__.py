@@ -116,7 +116,7 @@ def load(path: str | Path) -> Distilled:
 def evaluate(
     distilled: Distilled | str | Path,
     *,
-    networks: Sequence[str | Mapping[str, Any]] | None = None,
+    networks: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     seeds: int | None = None,
     workers: int | None = None,
     address: str | None = None,
@@ -129,7 +129,7 @@ def evaluate(
 
     Args:
         distilled: the set, or the directory that holds it.
-        networks: architectures of the students; absent: those of its recipe.
+        networks: architectures of the students, or one; absent: those of its recipe.
         seeds: students per architecture; absent: as in its recipe.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join.
@@ -146,7 +146,8 @@ def evaluate(
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Reporter
 
-    settings: dict[str, Any] = {} if networks is None else {"networks": list(networks)}
+    several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
+    settings: dict[str, Any] = {} if networks is None else {"networks": several}
     settings |= {} if seeds is None else {"seeds": seeds}
     tree = merge(merge(given_resources(workers, address), overrides), {"evaluation": settings})
     chosen = distilled if isinstance(distilled, Set) else load(distilled)

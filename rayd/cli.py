@@ -256,12 +256,13 @@ def evaluate(
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report, kept_report
     from rayd.engine.progress import Reporter
-    from rayd.engine.rundir import locked
+    from rayd.engine.rundir import check_writable, locked
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), given_resources(workers, address))
     distilled = load(directory)
     kept_report(directory)  # a damaged one is told before the work, not after it
+    check_writable(remote.local(directory), "directory of the set")
     report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))
     with locked(remote.local(directory)):
         report = keep_report(report, directory)

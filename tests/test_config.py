@@ -71,7 +71,14 @@ def test_a_network_named_by_a_word_takes_options():
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [("- 1", "must hold a mapping"), ("a: [", "not valid YAML"), (None, "Cannot read")]
+    ("content", "sentence"),
+    [
+        ("- 1", "must hold a mapping"),
+        ("a: 1\nb: [", "not valid YAML: .* in line 2"),
+        ("a: 2020-13-45", "not valid YAML: month"),
+        ("[" * 5000, "YAML"),
+        (None, "Cannot read"),
+    ],
 )
 def test_an_unreadable_recipe_file_is_refused(tmp_path, content, sentence):
     path = tmp_path / "r.yaml"

@@ -26,7 +26,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"An override must look like key.sub=value. Got '{argument}' instead.")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
         if isinstance(value, str):
             value = _number(value)
@@ -104,7 +104,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe '{path}': {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.MarkedYAMLError as error:
+        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise ConfigError(f"'{path}' is not valid YAML: {error.problem or error.context}{place}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"'{path}' must hold a mapping of settings. Got {type(tree).__name__} instead.")

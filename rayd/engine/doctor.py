@@ -146,6 +146,6 @@ def _ray(address: str | None) -> Finding:
         from rayd.engine.on_ray.cluster import census
 
         held = census(address)
-    except RaydError as error:
+    except (RaydError, OSError) as error:
         return Finding("ray", "wrong", str(error))
     return Finding("ray", "good", held)

@@ -50,19 +50,21 @@ class RunDirectory:
         """Claim the directory for a run, and give it free at the end.
 
         A new or empty directory is taken. One that holds a run is taken with `resume`, if it is the same run whatever the
-        resources and the evaluation, or emptied with `overwrite`.
+        resources and the evaluation, or emptied with `overwrite`, which leaves alone what no run has made.
 
         Raises:
-            OutputError: the directory is in use, cannot be written, or holds something else.
+            OutputError: the directory is in use, cannot be written, or holds something else; or both ways are asked for.
         """
+        if resume and overwrite:
+            raise OutputError(f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not both.")
         with locked(self.path, wait=False):
             try:
                 if overwrite:
                     self._empty()
                 remote.bring_all(self.path)
-                if self._holds_run():
+                if not overwrite and self._holds_run():
                     self._continue(recipe, resume)
-                elif self._holds_others():
+                elif not overwrite and self._holds_others():
                     raise OutputError(f"'{self._name}' is not empty and holds no run of rayd; choose another --out.")
                 write_bytes(self.config, (MARK + recipe.to_yaml()).encode())
                 self.log = RunLog(self._metrics, self._tensorboard)
@@ -99,7 +101,8 @@ class RunDirectory:
             raise OutputError(f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
-        for file in (self._metrics, self._status, self.evaluation, self.config):
+        # the configuration says that this is a run, until the new one takes its place
+        for file in (self._metrics, self._status, self.evaluation):
             remote.remove(file)
 
 

@@ -157,7 +157,12 @@ def test_an_output_directory_is_respected(tmp_path):
         with pytest.raises(OutputError, match="holds no run"):
             distill(tiny(**NO_STUDENTS), tmp_path / "other", overwrite=overwrite, reporter=QUIET)
     assert [entry.name for entry in (tmp_path / "other").iterdir() if entry.name != ".lock"] == ["thesis.tex"]
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="--resume or --overwrite, not both"):
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", resume=True, overwrite=True, reporter=QUIET)
     distill(tiny(seed=4, **NO_STUDENTS), tmp_path / "run", overwrite=True, reporter=QUIET)
+    assert "seed: 4" in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write into"):
         distill(tiny(**NO_STUDENTS), tmp_path / "file", reporter=QUIET)
