@@ -38,7 +38,13 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         measured = recipe.real == "measured" and bool(method.needs(panel))
         for one in them.networks:
             observer = networks.build(one, data.shape, data.classes, seed=0)
-            Tapped(observer, method.taps(panel), data.shape, optional=method.optional_taps(panel))
+            try:
+                Tapped(observer, method.taps(panel), data.shape, optional=method.optional_taps(panel))
+            except ValueError as error:
+                raise ConfigError(
+                    f"Network '{one.label}' cannot look at images of {data.shape.height} x {data.shape.width} pixels "
+                    f"({error}): choose others by '{panel}.networks', shallower or with norm: batch."
+                ) from error
             if measured and not them.trained and networks.uses_batch_statistics(observer):
                 raise ConfigError(
                     f"Random observers with batch normalisation ('{one.label}') have no fixed statistics to be measured "

@@ -22,8 +22,10 @@ from rayd.engine.plan import plan
 from rayd.engine.queue import Growth, Queue
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
+from rayd.errors import ConfigError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
+from tests.conftest import tiny
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
 from tests.faults import interrupted_at
@@ -186,6 +188,12 @@ def test_what_is_planned_names_guides_and_queue(tmp_path):
     assert "1 observers and 1 guides" in text
     assert "2 of the queue trained on" in text
     assert "2 of 2 observers (convnet-d2-w6 #0, convnet-d2-w6 #1) learn 2 epochs" in text
+
+
+def test_guides_that_are_too_deep_for_the_images_are_refused_in_a_sentence(tmp_path):
+    recipe = tiny(ipc=2, terms={"centralization": {"weight": 0.05}})
+    with pytest.raises(ConfigError, match=r"'resnet18-instance' cannot look at images of 8 x 8 pixels .* 'guides.networks'"):
+        plan(recipe, cache=tmp_path, reporter=QUIET)
 
 
 def test_a_second_run_trains_no_guide(tmp_path, monkeypatch):
