@@ -3,10 +3,12 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import rayd
 from rayd.cli import main
 
 QUICK = [
@@ -77,6 +79,24 @@ def test_json_of_a_run_is_its_report(capsys, finished, tmp_path):
     code, document, _ = run(capsys, "distill", "digits", *QUICK, *arguments)
     assert code == 0
     assert json.loads(document) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+
+
+def test_a_set_whose_directory_is_read_only_is_not_evaluated_in_vain(capsys, finished, monkeypatch):
+    monkeypatch.setattr("rayd.engine.rundir.writable", lambda path: False)
+    monkeypatch.setattr("rayd.engine.evaluate.evaluate_distilled", None)
+    code, _, error = run(capsys, "evaluate", str(finished))
+    assert code == 2
+    assert "The directory of the set" in error
+    assert "cannot be written" in error
+
+
+def test_one_network_may_be_named_alone(finished, monkeypatch):
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("rayd.engine.evaluate.evaluate_distilled", lambda distilled, tree, *_: asked.append(tree))
+    for networks in ("mlp", ["mlp"], {"name": "mlp"}, [{"name": "mlp"}]):
+        rayd.evaluate(finished, networks=networks)
+    names = [[one if isinstance(one, str) else one["name"] for one in tree["evaluation"]["networks"]] for tree in asked]
+    assert names == [["mlp"]] * 4
 
 
 def test_evaluate_adds_to_the_report(capsys, finished):

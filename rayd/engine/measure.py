@@ -30,7 +30,7 @@ from rayd.engine.store import Store
 from rayd.methods import Method
 from rayd.objectives import Need
 from rayd.statistics import Statistic
-from rayd.statistics.frequencies import spread
+from rayd.statistics.frequencies import evenly_spaced
 
 STAGE = "measure"
 SHARD = 4096
@@ -165,7 +165,7 @@ def _measure(
     looking = [(member,) for member in absent] if alone else teams(absent, len(parts), recipe)
     glances = {member: any(need.looks_first for need in method.needs(member.panel)) for member in absent}
     # from all over the data
-    some = data.train.part(spread(len(data.train)).numpy()) if any(glances.values()) else None
+    some = data.train.part(evenly_spaced(len(data.train)).numpy()) if any(glances.values()) else None
     first = group.share(_batch(some)) if some is not None else None
 
     def item(team: tuple[Member, ...], shard: Shared, lean: bool) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from rayd.methods import Method
 from rayd.networks import Observation, Tapped
 from rayd.objectives import Batch, Context, Measured, Need
 from rayd.statistics import Frequencies, Statistic
-from rayd.statistics.frequencies import spread
+from rayd.statistics.frequencies import evenly_spaced
 
 States = dict[str, list[dict[str, Tensor]]]
 """Statistics as they travel: need key, then layer, then the tensors of the statistic."""
@@ -211,7 +211,7 @@ class Observer:
 
     def _glances(self, images: Tensor, labels: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
         """What is seen of images from all over a batch, where a need looks first."""
-        for rows in torch.split(spread(len(images)).to(images.device), chunk) if self._looks_first else ():
+        for rows in torch.split(evenly_spaced(len(images)).to(images.device), chunk) if self._looks_first else ():
             yield self.see(images[rows], labels[rows], augment)
 
     @torch.no_grad()

@@ -124,7 +124,7 @@ class Frequencies:
         return self.scale
 
 
-def spread(count: int) -> Tensor:
+def evenly_spaced(count: int) -> Tensor:
     """Places of `PAIRED` of so many, evenly spaced, or of all of them."""
     some = min(count, PAIRED)
     return torch.arange(some) * count // max(some, 1)
@@ -140,7 +140,7 @@ def median_distance(features: Tensor, order: float = 2.0) -> float:
     """
     if len(features) < 2:
         raise DataError(f"A median distance needs at least 2 feature vectors. Got {len(features)} instead.")
-    places = spread(len(features))
+    places = evenly_spaced(len(features))
     chosen = features.detach()[places.to(features.device)].cpu().double()
     return float(torch.pdist(chosen, order).median())
 

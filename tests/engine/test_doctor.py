@@ -5,6 +5,7 @@ import pytest
 
 from rayd.data import KNOWN
 from rayd.engine import doctor
+from rayd.engine.doctor import _ray as look_at_ray
 from rayd.engine.doctor import examine
 
 
@@ -34,3 +35,11 @@ def test_a_root_that_cannot_be_written_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "writable", lambda path: False)
     wrong = [f.subject for f in examine(tmp_path) if f.status == "wrong" and f.subject != "versions"]
     assert wrong == ["cache", "data root"]
+
+
+def test_a_home_that_cannot_be_used_is_a_finding(monkeypatch):
+    def refused(address: str | None) -> str:
+        raise NotADirectoryError(20, "Not a directory", ".ray")
+
+    monkeypatch.setattr("rayd.engine.on_ray.cluster.census", refused)
+    assert look_at_ray(None) == doctor.Finding("ray", "wrong", "[Errno 20] Not a directory: '.ray'")
