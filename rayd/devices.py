@@ -58,23 +58,56 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def dtype(precision: str) -> torch.dtype:
-    """The torch type of a precision setting (`float32` or `bfloat16`)."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    """The torch type that weights and images have in a precision setting.
+
+    `tf32` is float32 whose convolutions are rounded, see `convolutions`. `auto` is replaced before a run begins
+    (`rayd.engine.arithmetic`); where parts are used on their own it means float32.
+    """
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which networks compute in a precision setting; it changes nothing for `float32`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype(precision) is not torch.float32)
+    """A context in which networks compute in a precision setting; it changes nothing but for `bfloat16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def convolutions(device: torch.device, precision: str) -> Iterator[None]:
+    """A context in which float32 convolutions on CUDA are exact, or rounded to TF32 if the precision setting is `tf32`.
+
+    torch rounds them by default on Ampere and later GPUs. Forward and backward passes both belong inside. Matrix products are
+    left exact, as torch has them by default: statistics are made of them.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def use_layout(resources: ResourceSettings) -> None:
+    """Lay out networks in this process as `resources.layout` says, from now on."""
+    global _layout
+    _layout = resources.layout
+
+
+_layout = "auto"
+"""What `use_layout` was last given; `auto` where no run has chosen: channels last on the CPU."""
 
 
 def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """In which order a network's weights and images lie fastest in memory.
+    """The order in which a network's convolution weights and images lie in memory.
 
-    On the CPU, channels last makes a step of networks with batch normalisation up to twice as fast, most of all in bfloat16,
-    and one of networks with group normalisation slower.
+    Networks without batch normalisation are contiguous: channels last makes group and instance normalisation slower on every
+    processor tried. For the others it depends on the processor, see `rayd.engine.arithmetic`.
     """
     batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    return torch.channels_last if batch and device.type == "cpu" else torch.contiguous_format
+    last = _layout == "channels-last" or (_layout == "auto" and device.type == "cpu")
+    return torch.channels_last if batch and last else torch.contiguous_format
 
 
 def settle(network: nn.Module, device: torch.device) -> torch.memory_format:

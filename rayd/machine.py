@@ -1,12 +1,13 @@
 """Facts of this machine that decide how work is done fastest, measured once and kept.
 
 Which precision, memory layout or batching is fastest depends on the processor, so nothing of the kind is written down in the
-code: a short measurement is made when the answer is first needed and kept under the cache,
+code: a short measurement is made when the answer is first needed, and kept in
 
-    <cache>/machine/<hash of the machine>.json
+    $RAYD_MACHINE/<hash of the machine>.json        ($RAYD_MACHINE is ~/.cache/rayd/machine unless set)
 
-The hash covers the processor (or GPU), the instruction sets that torch uses, the number of torch threads and torch's version:
-another machine on the same shared file system measures for itself.
+The hash covers the processor (or GPU), the instruction sets that torch uses, the number of torch threads and torch's version,
+so that machines which share a home directory measure for themselves. The folder is not part of the cache that runs share
+(`$RAYD_CACHE`): all runs of a user on a machine must find the same facts, whichever cache they use.
 
 Measurements decide how fast a run is. Where they also decide what it computes (the precision), the choice is written into the
 recipe before anything else sees it, so that it is part of every cache key.
@@ -24,11 +25,14 @@ from pathlib import Path
 
 import torch
 
-from rayd.artifacts import content_hash, default_root, read_json, write_json
+from rayd.artifacts import content_hash, read_json, write_json
 from rayd.errors import ArtifactError, RunError
 
-FOLDER = "machine"
-"""Where facts are kept under the cache."""
+
+def folder() -> Path:
+    """Where facts are kept: `$RAYD_MACHINE`, else `~/.cache/rayd/machine`."""
+    given = os.environ.get("RAYD_MACHINE")
+    return Path(given) if given else Path.home() / ".cache" / "rayd" / "machine"
 
 
 @lru_cache
@@ -60,29 +64,34 @@ def identity(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def fact(name: str, device: torch.device, measure: Callable[[], float], root: Path | None = None, anew: bool = False) -> float:
+def fact(name: str, device: torch.device, measure: Callable[[], float], anew: bool = False) -> float:
     """A number that was measured on this machine, measured now if it is not known yet.
 
     Args:
         name: what is measured, with everything besides the machine that it depends on.
         device: where it is measured.
         measure: makes the measurement.
-        root: root of the cache; absent: `$RAYD_CACHE`, else `~/.cache/rayd/store`.
         anew: measure even if the number is known.
 
     Returns:
-        The number. If the cache cannot be written the measurement still counts; it is then made again next time.
+        The number. If the folder cannot be written the measurement counts for this process, and is made again in the next.
     """
     described = identity(device)
-    path = (root or default_root()) / FOLDER / f"{content_hash(described)}.json"
-    known = _known(path)
-    if name in known and not anew:
-        return known[name]
+    path = folder() / f"{content_hash(described)}.json"
+    if not anew:
+        known = _MEASURED.get((str(path), name), _known(path).get(name))
+        if known is not None:
+            return known
     value = measure()
+    _MEASURED[str(path), name] = value
     with suppress(RunError):
         # read again: another process may have added its own facts meanwhile
         write_json(path, {"machine": described, "facts": _known(path) | {name: value}})
     return value
+
+
+_MEASURED: dict[tuple[str, str], float] = {}
+"""Measurements of this process, by the file they belong in and their name."""
 
 
 def _known(path: Path) -> dict[str, float]:
@@ -113,3 +122,34 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) 
         if call > 0:
             best = min(best, elapsed)
     return best
+
+
+def ratio(first: Callable[[], object], second: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """How many times as long as the second the first takes: the least of either, called in turn after a warm-up.
+
+    On the CPU both run on one thread and its processor time is compared, which other programs on a busy machine hardly change.
+
+    Args:
+        first: the work that is judged.
+        second: what it is compared with.
+        device: where both compute.
+        repeats: timed calls of each.
+    """
+    clock = time.perf_counter if device.type != "cpu" else time.thread_time
+    threads = torch.get_num_threads()
+    best = [float("inf"), float("inf")]
+    try:
+        if device.type == "cpu":
+            torch.set_num_threads(1)
+        for call in range(repeats + 1):
+            for index, work in enumerate((first, second)):
+                began = clock()
+                work()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                elapsed = clock() - began
+                if call > 0:
+                    best[index] = min(best[index], elapsed)
+    finally:
+        torch.set_num_threads(threads)
+    return best[0] / best[1]

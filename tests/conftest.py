@@ -23,6 +23,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYD_DATA", str(tmp_path / "data"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured of the machine is measured once for all tests, so that all of them compute alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYD_MACHINE", str(tmp_path_factory.mktemp("machine")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs are compared with each other: each makes its set itself, unless a test is about runs that share it."""

@@ -5,7 +5,7 @@ recipe file, and `key.sub=value` overrides. All layers are validated the same wa
 names the nearest one, and one that belongs to another variant (`Only`) is refused where it would change nothing.
 """
 
-from rayd.config.base import POSITIVE, Only, Settings, idle
+from rayd.config.base import POSITIVE, Only, Precision, Settings, idle
 from rayd.config.data import DataSettings
 from rayd.config.filters import FilterScheduleSettings, FilterSettings
 from rayd.config.observers import (
@@ -50,6 +50,7 @@ __all__ = [
     "Panel",
     "PanelSettings",
     "PaperResult",
+    "Precision",
     "QueueSettings",
     "Recipe",
     "ResourceSettings",

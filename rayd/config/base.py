@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 S = TypeVar("S", bound="Settings")
+
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
+"""Arithmetic of a forward or backward pass: `float32`; `tf32`, convolutions of float32 numbers with the 10-bit mantissas that
+GPUs from Ampere on multiply fast (elsewhere the same as `float32`); `bfloat16`, with float32 master weights where a network is
+trained; or `auto`, the fastest of them that the hardware computes natively and the method allows, see
+`rayd.engine.arithmetic`."""
 
 
 class Settings(BaseModel):

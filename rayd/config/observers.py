@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Listed, Only, Settings
+from rayd.config.base import Listed, Only, Precision, Settings
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """The augmentation of Zhao and Bilen (2021) for natural images; digits leave out `flip`."""
@@ -70,8 +70,8 @@ class PanelSettings(Settings):
     A measured observer keeps one draw for good; others draw for every class of every step."""
     batch_size: int = Field(default=256, ge=1)
     """Images of one forward pass while measuring; changes speed and memory, results only by rounding."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the measuring forward pass; statistics are accumulated in float64 either way."""
+    precision: Precision = "auto"
+    """Arithmetic of the measuring forward pass; statistics are accumulated in float64 whatever it is."""
 
     interpolate: bool = False
     """Trained observers stand somewhere between their initial weights and the trained ones, each at a place of its own, drawn

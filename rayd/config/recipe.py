@@ -172,8 +172,12 @@ class Recipe(Settings):
     @property
     def guiding(self) -> GuideSettings:
         """The settings of the guides: those of the recipe, else interpolated observers at their trained weights, else IID's."""
-        if self.guides is not None or not self.observers.interpolate:
-            return self.guides or GuideSettings()
+        if self.guides is not None:
+            return self.guides
+        if not self.observers.interpolate:
+            default = GuideSettings()
+            squeeze = default.squeeze.model_copy(update={"precision": self.squeeze.precision})
+            return default.model_copy(update={"precision": self.observers.precision, "squeeze": squeeze})
         same = {name: getattr(self.observers, name) for name in PanelSettings.model_fields}
         return GuideSettings(**{**same, "interpolate": False, "squeeze": self.squeeze})
 

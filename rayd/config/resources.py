@@ -22,6 +22,9 @@ class ResourceSettings(Settings):
     """Torch threads of each worker; absent: `cpus_per_worker` on Ray, all cores in process."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """Of work in this process: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Ray workers use the GPUs that they reserve."""
+    layout: Literal["auto", "contiguous", "channels-last"] = "auto"
+    """Memory layout of images and convolution weights in networks with batch normalisation (others are contiguous): `auto`
+    takes what a measurement on this machine found faster. Results differ by rounding alone."""
     address: str | None = None
     """Ray cluster to join; absent: a private one on this machine."""
     placement: Literal["pack", "spread"] = "pack"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Only, Settings
+from rayd.config.base import Only, Precision, Settings
 from rayd.config.training import Area, TransformSettings
 
 Parameter = Literal["images", "left", "right", "bases", "labels", "log_step_size"]
@@ -103,7 +103,7 @@ class SynthesisSettings(Settings):
     """Share of the steps at which the curriculum ends."""
     clip: bool = False
     """Keep images within the range of real pixels after every step, so that they can be stored as such."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     """Arithmetic of the observers' forward and backward passes in a step."""
     log_every: int = Field(default=10, ge=1)
     """Steps between lines of metrics.jsonl."""

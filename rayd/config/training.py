@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rayd.config.base import POSITIVE, Listed, Only, Settings
+from rayd.config.base import POSITIVE, Listed, Only, Precision, Settings
 from rayd.config.observers import (
     DSA_STRATEGY,
     Network,
@@ -111,7 +111,7 @@ class TrainingSettings(Settings):
     """Mixing shares are drawn from Beta(c, c)."""
     average: float | None = Field(default=None, ge=0, lt=1)
     """Decay of the moving average of the weights, which is then what is used; null for the weights themselves."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     """Arithmetic of the forward and backward passes."""
 
 
@@ -212,11 +212,13 @@ class EvaluationSettings(TrainingSettings):
         if self.schedule != type(self).model_fields["schedule"].default:
             words.append(self.schedule.words)
         named = ["batch_size", "optimizer", "learning_rate", "momentum", "weight_decay", "average", "hard_weight"]
-        named += ["mix_concentration", "clean_forward", "precision"]
+        named += ["mix_concentration", "clean_forward"]
         for name in named:
             value = getattr(self, name)
             if value != type(self).model_fields[name].default:
                 words.append(f"{name} {value}")
+        if self.precision not in ("auto", "float32"):
+            words.append(f"precision {self.precision}")
         return ", ".join(words)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 import rayd
+from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageData
+from rayd.engine.arithmetic import Hardware
 from rayd.methods import Method
 from rayd.synthetic import Storage, SyntheticSet
 
@@ -24,6 +26,7 @@ def card(
     synthesis: str,
     observers: Sequence[Mapping[str, Any]],
     experts: Mapping[str, Any] | None,
+    hardware: Hardware,
 ) -> dict[str, Any]:
     """What a card says of a set, JSON-able.
 
@@ -34,6 +37,7 @@ def card(
         synthesis: hash of all that it depends on.
         observers: what is known of the trained networks that looked.
         experts: what is known of the experts that students followed, where they did.
+        hardware: what computed it.
     """
     recipe = method.recipe
     return {
@@ -47,6 +51,12 @@ def card(
         "steps": recipe.synthesis.steps,
         "observers": observers,
         **({"experts": experts} if experts is not None else {}),
+        "hardware": {
+            "device": hardware.device,
+            "name": hardware.name,
+            "threads": devices.threads(recipe.resources),
+            "layout": recipe.resources.layout,
+        },
         "storage": asdict(_with_whitening(learned.storage(), data)),
         "versions": {
             "rayd": rayd.__version__,

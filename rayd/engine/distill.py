@@ -25,7 +25,7 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import card, experts, initial, measure, relabel, spectra, squeeze
+from rayd.engine import arithmetic, card, experts, initial, measure, relabel, spectra, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.evaluate import Classroom, judge, keep_report
 from rayd.engine.group import Group, Shared, Streams, open_group
@@ -98,11 +98,13 @@ def distill(
     Raises:
         RaydError: anything that a user can mend, in one sentence, before long work starts where that is possible.
     """
-    method = methods.build(recipe)
     reporter = reporter or Reporter()
     data = read(recipe.data, data_root, cache, reporter)
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
+    choice = arithmetic.choose(recipe, data.shape, RunDirectory(out).recipe() if resume else None)
+    recipe = choice.recipe
+    method = methods.build(recipe)
     squeeze.check(recipe, data, Store(cache))
     check_writable(Store(cache).root, "cache")
     with (
@@ -110,7 +112,9 @@ def distill(
         reporter.watched(directory.status),
         devices.thread_limit(devices.threads(recipe.resources)),
     ):
-        return _Driver(recipe, method, data, directory, Store(cache), reporter, judged_on, watch, inheritance).run()
+        for sentence in (choice.summary, *choice.warnings):
+            reporter.say(sentence)
+        return _Driver(choice, method, data, directory, Store(cache), reporter, judged_on, watch, inheritance).run()
 
 
 def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -129,7 +133,7 @@ def synthesis_inputs(recipe: Recipe, key: str) -> dict[str, Any]:
 class _Driver:
     def __init__(
         self,
-        recipe: Recipe,
+        choice: arithmetic.Choice,
         method: methods.Method,
         data: ImageData,
         directory: RunDirectory,
@@ -139,7 +143,9 @@ class _Driver:
         watch: Watch | None,
         inheritance: Inheritance | None,
     ):
+        recipe = choice.recipe
         self._recipe, self._method, self._data = recipe, method, data
+        self._hardware = choice.hardware
         self._directory, self._store, self._reporter = directory, store, reporter
         self._judged_on, self._watch, self._inheritance = judged_on, watch, inheritance
         self._log = directory.log
@@ -358,7 +364,15 @@ class _Driver:
 
     def _distilled(self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()) -> Distilled:
         data = self._data
-        told = card.card(self._method, data, learned, self._key, observers, self._expert_facts)
+        told = card.card(
+            self._method,
+            data,
+            learned,
+            synthesis=self._key,
+            observers=observers,
+            experts=self._expert_facts,
+            hardware=self._hardware,
+        )
         return Distilled.of(learned, self._recipe.synthetic, data.class_names, data.normalization, told)
 
     @cached_property

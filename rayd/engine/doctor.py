@@ -13,9 +13,11 @@ from typing import Literal
 
 import torch
 
-from rayd import remote
+from rayd import devices, remote
+from rayd.config import ResourceSettings
 from rayd.data import check_class_order, data_roots, known_sources
 from rayd.data.sources import open_source
+from rayd.engine import arithmetic
 from rayd.engine.rundir import writable
 from rayd.engine.store import default_root
 from rayd.errors import RaydError
@@ -91,14 +93,27 @@ def _versions() -> Finding:
 
 def _devices() -> list[Finding]:
     findings = [Finding("cpu", "good", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")]
+    findings.append(_arithmetic())
     for index in range(torch.cuda.device_count()):
         name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
         findings.append(Finding(f"cuda:{index}", "good", f"{name}, {memory / 1e9:.1f} GB"))
     if torch.backends.mps.is_available():
         findings.append(Finding("mps", "good", "Apple GPU"))
-    if len(findings) == 1:
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         findings.append(Finding("gpu", "note", "none seen by torch; everything runs on the CPU"))
     return findings
+
+
+def _arithmetic() -> Finding:
+    """What `precision: auto` and `resources.layout: auto` mean on the device that a run in process would use."""
+    found = arithmetic.measure(devices.choose(ResourceSettings()), anew=True)
+    chosen = "bfloat16" if found.bfloat16 <= arithmetic.WORTH else "tf32" if found.tf32 else "float32"
+    return Finding(
+        "arithmetic",
+        "good",
+        f"'precision: auto' means {chosen} here: {found.summary}; channels last takes {found.channels_last:.2g} times as long "
+        f"as contiguous, so 'resources.layout: auto' means {found.layout}",
+    )
 
 
 def _directory(subject: str, path: Path) -> Finding:

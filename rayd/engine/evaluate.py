@@ -18,7 +18,7 @@ from rayd.artifacts import read_json, write_json
 from rayd.config import EvaluationSettings, Recipe, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
-from rayd.engine import relabel, squeeze
+from rayd.engine import arithmetic, relabel, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, open_group
 from rayd.engine.members import Member, teachers
@@ -218,6 +218,10 @@ def evaluate_distilled(
         )
     replayed = recipe.labels.kind == "stored" and not recipe.evaluation.baselines
     preflight(recipe, data, () if replayed else teachers(recipe))
+    choice = arithmetic.choose(recipe, data.shape)
+    recipe = choice.recipe
+    for sentence in choice.warnings:
+        reporter.say(sentence)
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
         room = _classroom(recipe, data, distilled, Store(cache), reporter)

@@ -73,6 +73,7 @@ class Observers:
         self._recipe, self._facts = recipe, facts
         self._method = build(recipe)
         self._device = device or devices.choose(recipe.resources)
+        devices.use_layout(recipe.resources)
         self._augmentations = {panel: augmentation(recipe.panel(panel).augmentation) for panel in self._method.panels}
         self._growing: tuple[str, Observer] | None = None
         self._pursuer: Pursuer | None = None
@@ -103,7 +104,8 @@ class Observers:
                 self._lengths[found] = observer.lengths(first.get(), settings.batch_size, augment)
             lengths = self._lengths[member, first.key] if first is not None else None
             looking.append(Measuring(observer, labels, augment, draws, lengths))
-        seen = measure_together(looking, images, settings.batch_size)
+        with devices.convolutions(self._device, settings.precision):
+            seen = measure_together(looking, images, settings.batch_size)
         for need in self._method.needs(team[0][0].panel) if lean else ():
             for state in (state for states in seen for state in states[need.key]):
                 for name in need.statistic.constant:
@@ -133,15 +135,18 @@ class Observers:
     ) -> tuple[list[str], tuple[Statistic, ...]]:
         """Names of the layers that a need listens to, and its statistics of network inputs (N, C, H, W), as they are."""
         observer = self._member(member, weights, self._recipe.panel(member.panel).precision)
-        return observer.layers(need), observer.hear(images, labels, need, self._recipe.panel(member.panel).batch_size)
+        settings = self._recipe.panel(member.panel)
+        with devices.convolutions(self._device, settings.precision):
+            return observer.layers(need), observer.hear(images, labels, need, settings.batch_size)
 
     def answer(self, asked: Question | Growth | Pursuit) -> Answer | Grown | Pursued:
         """Work of a step: the gradient that one observer or one student gives, or the training of a network of the queue."""
-        if isinstance(asked, Pursuit):
-            return self._pursued(asked)
-        if isinstance(asked, Growth):
-            return grow(asked, self._recipe, self._facts.shape, self._facts.classes, self._supply(asked), self._device)
-        return self.gradient(asked)
+        with devices.convolutions(self._device, self._recipe.synthesis.precision):
+            if isinstance(asked, Pursuit):
+                return self._pursued(asked)
+            if isinstance(asked, Growth):
+                return grow(asked, self._recipe, self._facts.shape, self._facts.classes, self._supply(asked), self._device)
+            return self.gradient(asked)
 
     def _supply(self, growth: Growth) -> Supply:
         """The images that a network of the queue is trained on."""

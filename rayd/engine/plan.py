@@ -20,7 +20,7 @@ from rayd.config import EvaluationSettings, NetworkSettings, Panel, Recipe, Trai
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.data.streaming import READ_AHEAD
-from rayd.engine import distill, evaluate, experts, initial, measure, squeeze
+from rayd.engine import arithmetic, distill, evaluate, experts, initial, measure, squeeze
 from rayd.engine.group import LocalShared
 from rayd.engine.members import Member, members, teachers
 from rayd.engine.observer import Facts
@@ -103,9 +103,10 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
     Raises:
         RaydError: as `distill` would.
     """
-    method = methods.build(recipe)
     data, store = read(recipe.data, data_root, cache, reporter or Reporter()), Store(cache)
     preflight(recipe, data)
+    recipe = arithmetic.choose(recipe, data.shape).recipe
+    method = methods.build(recipe)
     squeeze.check(recipe, data, store)
     local = recipe.model_copy(
         update={"resources": recipe.resources.model_copy(update={"workers": 0, "threads": devices.threads(recipe.resources)})}

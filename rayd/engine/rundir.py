@@ -45,6 +45,12 @@ class RunDirectory:
         self._tensorboard = path / "tensorboard"
         self._status = path / NAME
 
+    def recipe(self) -> Recipe | None:
+        """The resolved recipe of the run that the directory holds; None if it holds none."""
+        if not self._holds_run():
+            return None
+        return validate(Recipe, prune(Recipe, read_yaml(self.config)), str(self.config))
+
     @contextmanager
     def opened(self, recipe: Recipe, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
         """Claim the directory for a run, and give it free at the end.
@@ -91,8 +97,8 @@ class RunDirectory:
     def _continue(self, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise OutputError(f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out.")
-        before = validate(Recipe, prune(Recipe, read_yaml(self.config)), str(self.config))
-        changed = sorted(_differences(_identity(before), _identity(recipe)))
+        before = self.recipe()
+        changed = sorted(_differences(_identity(before), _identity(recipe))) if before is not None else []
         if changed:
             raise OutputError(f"'{self._name}' holds another run: {', '.join(changed[:5])} differ; choose another --out.")
 

@@ -27,6 +27,7 @@ class Students:
         """Know the protocol and the facts of the data."""
         self._settings, self._facts = settings, facts
         self._device = devices.choose(resources)
+        devices.use_layout(resources)
         self._kept: dict[str, TrainingSet] = {}
         self._teachers: dict[str, nn.Module] = {}
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, final
 
-from rayd.config import PANELS, Panel, Recipe, Settings, TermSettings, validate
+from rayd.config import PANELS, Panel, Precision, Recipe, Settings, TermSettings, validate
 from rayd.errors import ConfigError, unknown
 from rayd.networks import Tap
 from rayd.objectives import REGULARISERS, Need, Term
@@ -33,6 +33,9 @@ class Method(ABC):
     """Whether its observers must know the classes, that is be trained on the real data or start from given weights."""
     needs_experts: ClassVar[bool] = False
     """Whether networks must be trained on the real data whose every epoch is kept, for students to follow."""
+    least_precision: ClassVar[Mapping[str, Precision]] = {}
+    """Coarsest arithmetic that `precision: auto` may choose, by section of the recipe (`observers`, `synthesis`, `experts`),
+    where bfloat16 would spoil the method; an explicit setting is not overruled."""
     sequential: ClassVar[bool] = False
     """Whether blocks of the synthetic set follow one another, each finding in its terms' memory what the one before left there;
     else they do not know of each other and may go side by side."""

@@ -42,7 +42,7 @@ from __future__ import annotations
 
 from rayd.config import FilterScheduleSettings, FilterSettings, merge
 from rayd.methods.base import Method
-from rayd.methods.unidd import CITATION, DEFAULTS, SpectralSettings
+from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering, SpectralSettings
 from rayd.objectives import CrossEntropy, Term
 
 
@@ -62,6 +62,7 @@ class CurriculumFrequencyMatching(Method):
     citation = CITATION
     settings_type = CFMSettings
     needs_trained_observers = True
+    least_precision = SpectralFiltering.least_precision
     sequential = True
     defaults = merge(DEFAULTS, {"synthesis": {"block": "classes"}})
 

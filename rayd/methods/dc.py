@@ -30,9 +30,9 @@ Use them as the classic baseline; distribution matching is far cheaper. They nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from rayd.config import DSA_STRATEGY, merge
+from rayd.config import DSA_STRATEGY, Precision, merge
 from rayd.methods.base import Method
 from rayd.objectives import GradientMatching, Term
 
@@ -72,6 +72,8 @@ class DatasetCondensation(Method):
     """Class-wise gradients of the cross-entropy, in a network that is trained on the synthetic images meanwhile."""
 
     name = "dc"
+    # gradients of gradients lose too much to bfloat16
+    least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32"}
     citation = """@inproceedings{zhao2021dc,
   title     = {Dataset Condensation with Gradient Matching},
   author    = {Zhao, Bo and Mopuri, Konda Reddy and Bilen, Hakan},

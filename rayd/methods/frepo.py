@@ -32,11 +32,11 @@ Use them for few images per class, where solving for the classifier at once is w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from rayd.config import Settings, merge
+from rayd.config import Precision, Settings, merge
 from rayd.methods.base import Method
 from rayd.objectives import RidgeRegression, Term
 from rayd.objectives.ridge import RELATIVE
@@ -89,6 +89,8 @@ class KernelRidgeRegression(Method):
   year      = {2021}
 }"""
     settings_type = RegressionSettings
+    # the kernel matrix is inverted
+    least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32"}
     defaults = _REGRESSION
 
     def objective(self) -> tuple[Term, ...]:

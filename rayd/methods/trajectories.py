@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
-from rayd.config import TrajectorySettings, TransformSettings
+from rayd.config import Precision, TrajectorySettings, TransformSettings
 from rayd.errors import ConfigError
 from rayd.methods.base import Method
 from rayd.objectives import Term
@@ -17,6 +18,8 @@ class TrajectoryMethod(Method):
 
     settings_type = TrajectorySettings
     needs_experts: ClassVar[bool] = True
+    # the loss is a difference of parameters that lie close together, and experts are what it is compared with
+    least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32", "experts": "tf32"}
 
     def objective(self) -> tuple[Term, ...]:
         """No terms of its own: nobody compares images."""
@@ -51,5 +54,8 @@ class TrajectoryMethod(Method):
                 f"Nobody looks at the images of method '{self.name}' through 'synthesis.transform'; what its students see is "
                 "'objective.augmentation'."
             )
-        if self.recipe.synthesis.precision != "float32":
-            raise ConfigError(f"Method '{self.name}' needs 'synthesis.precision: float32'; steps are too small for bfloat16.")
+        if self.recipe.synthesis.precision == "bfloat16":
+            raise ConfigError(
+                f"Method '{self.name}' needs 'synthesis.precision: float32' (or auto, tf32); the students' steps are too "
+                "small for bfloat16."
+            )

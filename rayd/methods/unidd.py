@@ -29,11 +29,12 @@ Use it to compare filters; use CFM to get a good set.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only, Settings
+from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only, Precision, Settings
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
 from rayd.networks import Tap
@@ -120,6 +121,8 @@ class SpectralFiltering(Method):
     citation = CITATION
     settings_type = SpectralSettings
     needs_trained_observers = True
+    # filters weigh small eigenvalues, whose signal is below the rounding of bfloat16 and TF32
+    least_precision: ClassVar[Mapping[str, Precision]] = {"observers": "float32", "synthesis": "float32"}
     defaults = DEFAULTS
 
     def objective(self) -> tuple[Term, ...]:

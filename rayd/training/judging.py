@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rayd.devices import autocast
+from rayd.devices import autocast, convolutions
 from rayd.training.sets import TrainingSet, taken
 from rayd.training.trainer import Weights
 
@@ -39,7 +39,7 @@ def hits(
     slices = [slice(start, start + TEST_BATCH) for start in range(0, len(judged), TEST_BATCH)]
     for _, some in taken(judged.images, slices, lambda rows: rows):
         images = judged.inputs(some.to(device, non_blocking=True))
-        with autocast(device, precision):
+        with convolutions(device, precision), autocast(device, precision):
             for each, classes in zip(weights, predicted, strict=True):
                 classes.append(functional_call(network, dict(each), (images,)).argmax(1))
     return [torch.cat(classes).cpu() == judged.labels for classes in predicted]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rayd.config import EvaluationSettings, LabelSettings
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization
-from rayd.devices import autocast, settle
+from rayd.devices import autocast, convolutions, settle
 from rayd.errors import RunError
 from rayd.training.batches import DrawnBatch, Draws
 from rayd.training.packing import pack, stack
@@ -54,7 +54,7 @@ class Teachers:
         Raises:
             RunError: a logit is not finite in that precision.
         """
-        with autocast(self.device, self._arithmetic):
+        with convolutions(self.device, self._arithmetic), autocast(self.device, self._arithmetic):
             pairs = zip(self._networks, self._layouts, strict=True)
             said = [network(images.contiguous(memory_format=layout)).float() for network, layout in pairs]
         mean = torch.stack(said).mean(0) if len(said) > 1 else said[0]

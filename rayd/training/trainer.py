@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rayd.config import TrainingSettings
-from rayd.devices import autocast, settle
+from rayd.devices import autocast, convolutions, settle
 from rayd.networks import restore
 from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
@@ -111,7 +111,8 @@ class Trainer:
         """One epoch; its mean loss, still on the device, so that no step waits for it."""
         self._schedule()
         # dropout can only draw from the global generator
-        with seeded(self._seed, f"{self._purpose} dropout", self.epoch, *self._crew.indices):
+        dropout = seeded(self._seed, f"{self._purpose} dropout", self.epoch, *self._crew.indices)
+        with dropout, convolutions(self.device, self.settings.precision):
             loss = self._pass()
         self.epoch += 1
         if self.settings.schedule.name == "alrs":

@@ -6,13 +6,17 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
 from rayd.config import ResourceSettings
 from rayd.errors import ResourceError
+
+T = TypeVar("T")
 
 KNOCK_LIMIT = 5.0
 """Seconds that a cluster's address may take to accept a connection."""
@@ -87,6 +91,29 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
             f"{resources.decoders} decoders need a CPU each that no worker has: the cluster has {max(spare, 0):g} of them. "
             "Ask for fewer resources.decoders; with 0, workers decode what they need."
         )
+
+
+def ask_worker(resources: ResourceSettings, function: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns where a worker of the connected cluster would run, with what a worker reserves.
+
+    Args:
+        resources: what a worker reserves.
+        function: importable on the cluster's nodes.
+        arguments: of the function.
+
+    Raises:
+        ResourceError: the cluster lost the task again and again, or the function failed there.
+    """
+    each = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
+    try:
+        answer: T = ray.get(ray.remote(function).options(**each).remote(*arguments))
+    except RayError as error:
+        raise ResourceError(f"No worker of the cluster could be asked about its hardware: {_first_line(error)}.") from error
+    return answer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
 
 
 def check_store(needed: int, here: bool, remedy: str) -> None:

@@ -1,0 +1,235 @@
+"""Which arithmetic a run computes in: `precision: auto` and `resources.layout: auto` become what the hardware does fastest.
+
+bfloat16 halves the time of a convolution where the processor computes it natively (AVX512-BF16, AMX, CUDA from Ampere on) and
+multiplies it by ten and more where it is emulated. Nothing but a measurement tells which: one small network is run both ways,
+once a machine (`rayd.machine`), and
+
+    bfloat16   is chosen where it takes at most `WORTH` of float32's time, unless the method needs finer numbers
+               (`Method.least_precision`) or images are so small that converting costs what computing saves;
+    tf32       is chosen on GPUs that have it where a method allows it but not bfloat16;
+    float32    is chosen everywhere else.
+
+The choice is written into the recipe before anything else reads it: cache keys, cards and workers see a definite value, and a
+run that is continued on another machine keeps the choice that it began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rayd import devices, machine, methods
+from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge
+from rayd.data import ImageShape
+
+WORTH = 0.85
+"""Share of float32's time below which another arithmetic or layout is chosen: what is gained must exceed the noise of the
+measurement, so that equal machines choose alike."""
+CRAWLS = 1.5
+"""Share of float32's time above which an explicit setting is warned of."""
+UNKNOWN = 1e6
+"""Stands for the time of an arithmetic that a device does not have."""
+SMALL = 16
+"""Side of images in pixels below which bfloat16 is not chosen. On 8x8 digits conversions cost about what it saves."""
+SECTIONS = ("observers", "guides", "squeeze", "guides.squeeze", "experts", "synthesis", "evaluation")
+"""Where recipes hold a `precision`."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What was measured of the hardware that does the work."""
+
+    device: str
+    """`cpu`, `cuda` or `mps`."""
+    name: str
+    """Model of the processor or GPU."""
+    bfloat16: float
+    """Time of a training step in bfloat16, in units of the same in float32."""
+    tf32: bool
+    """Whether convolutions can be rounded to TF32."""
+    channels_last: float
+    """Time of a training step with batch normalisation in channels-last layout, in units of the same in contiguous layout."""
+
+    @property
+    def summary(self) -> str:
+        """The device and its speed in bfloat16, in a few words."""
+        return f"{self.device} ({self.name}; bfloat16 takes {self.bfloat16:.2g} times as long as float32)"
+
+    @property
+    def layout(self) -> str:
+        """The faster layout for networks with batch normalisation."""
+        return "channels-last" if self.channels_last < 1 else "contiguous"
+
+    def fastest(self, shape: ImageShape, least: Precision) -> Precision:
+        """The fastest arithmetic that is no coarser than `least` for images of a shape.
+
+        Args:
+            shape: of an image.
+            least: coarsest arithmetic that may be chosen.
+        """
+        small = min(shape.height, shape.width) < SMALL
+        if least == "bfloat16" and self.bfloat16 <= WORTH and not small:
+            return "bfloat16"
+        return "tf32" if self.tf32 and least != "float32" else "float32"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON-able mapping, for cards and messages between processes."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recipe whose arithmetic is definite."""
+
+    recipe: Recipe
+    """No `precision` of it is `auto`, nor is `resources.layout`."""
+    hardware: Hardware
+    """What it was chosen for."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about explicit settings that are slow here."""
+
+    @property
+    def summary(self) -> str:
+        """What was chosen, in a line."""
+        sections = {
+            "observers": self.recipe.observers.precision,
+            "synthesis": self.recipe.synthesis.precision,
+            "students": self.recipe.evaluation.precision,
+        }
+        chosen = set(sections.values())
+        words = ", ".join(f"{name} {value}" for name, value in sections.items()) if len(chosen) > 1 else chosen.pop()
+        return f"arithmetic: {words} on {self.hardware.summary}"
+
+
+def measure(device: torch.device, anew: bool = False) -> Hardware:
+    """The facts of a device of this process, measured if they are not known yet (about a second).
+
+    Args:
+        device: where the work is done.
+        anew: measure even if they are known.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor()
+    return Hardware(
+        device=device.type,
+        name=name,
+        bfloat16=machine.fact("bfloat16 / float32", device, lambda: _bfloat16(device), anew=anew),
+        tf32=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
+        channels_last=machine.fact("channels last / contiguous", device, lambda: _channels_last(device), anew=anew),
+    )
+
+
+def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> Choice:
+    """Replace every `auto` of a recipe's arithmetic.
+
+    Args:
+        recipe: the run.
+        shape: of an image of its data.
+        before: the recipe of the run that is continued, whose choices hold; absent: none is.
+
+    Raises:
+        ResourceError: the device that the recipe names does not exist here, or its cluster cannot be reached.
+    """
+    hardware = _hardware(recipe.resources)
+    least = methods.get(recipe.method).least_precision
+    tree: dict[str, Any] = {}
+    warnings = []
+    dumped = recipe.model_dump(mode="json")
+    kept = before.model_dump(mode="json") if before is not None else {}
+    for section in SECTIONS:
+        settings = lookup(dumped, section)
+        if settings is None:
+            continue
+        key = f"{section}.precision"
+        if settings["precision"] == "auto":
+            earlier = lookup(kept, key)
+            chosen = earlier if earlier not in (None, "auto") else hardware.fastest(shape, _least(least, section))
+            tree = merge(tree, _branch(key, chosen))
+        elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
+            warnings.append(
+                f"'{key}: bfloat16' takes {hardware.bfloat16:.2g} times as long as float32 on this {hardware.device} "
+                f"({hardware.name}); 'auto' would choose float32."
+            )
+    if recipe.resources.layout == "auto":
+        tree = merge(tree, {"resources": {"layout": hardware.layout}})
+    return Choice(_replaced(recipe, tree), hardware, tuple(warnings))
+
+
+def _least(least: Mapping[str, Precision], section: str) -> Precision:
+    """Coarsest arithmetic of a section; guides compute what observers do."""
+    return least.get("observers" if section == "guides" else section, "bfloat16")
+
+
+def _branch(key: str, value: Any) -> dict[str, Any]:
+    branch: Any = value
+    for part in reversed(key.split(".")):
+        branch = {part: branch}
+    return dict(branch)
+
+
+def _replaced(settings: Any, tree: Mapping[str, Any]) -> Any:
+    """Settings with some values replaced at any depth; validation has nothing to say about them."""
+    update = {
+        name: _replaced(getattr(settings, name), value) if isinstance(value, Mapping) else value for name, value in tree.items()
+    }
+    return settings.model_copy(update=update)
+
+
+def _hardware(resources: ResourceSettings) -> Hardware:
+    """Of the machine that does the work: this one, or for a cluster that is joined one of its nodes."""
+    if resources.address is not None:
+        from rayd.engine.on_ray.cluster import ask_worker, connect
+
+        connect(resources.address)
+        return Hardware(**ask_worker(resources, measure_here, resources))
+    return Hardware(**measure_here(resources))
+
+
+def measure_here(resources: ResourceSettings) -> dict[str, Any]:
+    """`measure` on the device that the resources name in this process, JSON-able."""
+    return measure(devices.choose(resources)).to_json()
+
+
+class _Probe:
+    """A training step of two 3x3 convolutions with a normalisation between, on random images.
+
+    Its size is that of a ConvNet's layer: 64 channels and 8 images of 16x16 on the CPU, 128 and 128 of 32x32 on a GPU, which
+    smaller work does not fill.
+    """
+
+    def __init__(self, device: torch.device, norm: type[nn.Module], last: bool = False):
+        width, count, side = (64, 8, 16) if device.type == "cpu" else (128, 128, 32)
+        first = nn.Conv2d(width, width, 3, padding=1)
+        second = nn.Conv2d(width, width, 3, padding=1)
+        between = nn.GroupNorm(width, width) if norm is nn.GroupNorm else norm(width)
+        self._order = torch.channels_last if last else torch.contiguous_format
+        self._network = nn.Sequential(first, between, nn.ReLU(), second).to(device=device, memory_format=self._order)  # type: ignore[call-overload]
+        images = torch.zeros(count, width, side, side, device=device).contiguous(memory_format=self._order)
+        self._images = images.requires_grad_()
+
+    def step(self, precision: str) -> Tensor:
+        """One forward and backward pass."""
+        device = self._images.device
+        with devices.convolutions(device, precision):
+            with devices.autocast(device, precision):
+                loss = self._network(self._images).float().square().mean()
+            (gradient,) = torch.autograd.grad(loss, [self._images])
+        return gradient
+
+
+def _bfloat16(device: torch.device) -> float:
+    probe = _Probe(device, nn.GroupNorm)
+    try:
+        return machine.ratio(lambda: probe.step("bfloat16"), lambda: probe.step("float32"), device)
+    except RuntimeError:
+        # a device without bfloat16, such as MPS before macOS 14
+        return UNKNOWN
+
+
+def _channels_last(device: torch.device) -> float:
+    last = _Probe(device, nn.BatchNorm2d, last=True)
+    contiguous = _Probe(device, nn.BatchNorm2d)
+    return machine.ratio(lambda: last.step("float32"), lambda: contiguous.step("float32"), device)
