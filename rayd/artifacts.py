@@ -4,6 +4,8 @@ Every file is written to a temporary name beside its place and renamed, so that 
 files carry one JSON string as metadata: with a single entry the bytes depend on the content alone. It holds a hash of the
 tensors, so that bits which a disk or a line has changed are noticed. What lies under the mirror of a URL is sent there first,
 and fetched when it is missing (`rayd.remote`).
+
+Torch is imported with the first tensor, so that commands that only read JSON start at once.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from rayd import remote
 from rayd.errors import ArtifactError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 METADATA_KEY = "rayd"
 HASH = "tensor hash"
@@ -54,6 +56,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal content gives equal bytes."""
+    from safetensors.torch import save_file
+
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     note = {METADATA_KEY: json.dumps({**(metadata or {}), HASH: tensor_hash(plain)}, sort_keys=True)}
     _replace(path, lambda temporary: save_file(plain, temporary, metadata=note))
@@ -177,6 +181,8 @@ def file_hash(path: Path) -> str:
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Hexadecimal hash of named tensors on any device: names, types, shapes and bits."""
+    import torch
+
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -4,7 +4,19 @@ grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy
 """
 
-from tuning.driver import Summary, summary, sweep
-from tuning.space import Domain, Space, load, names
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Domain", "Space", "Summary", "load", "names", "summary", "sweep"]
+from tuning.space import Domain, Ground, Space, load, names
+
+if TYPE_CHECKING:
+    from tuning.driver import Summary, summary, sweep
+
+__all__ = ["Domain", "Ground", "Space", "Summary", "load", "names", "summary", "sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Ray Tune only when something is swept."""
+    if name in ("Summary", "summary", "sweep"):
+        return getattr(import_module("tuning.driver"), name)
+    raise AttributeError(f"module 'tuning' has no attribute '{name}'")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rayd.data.arrays import ImageShape
 from rayd.data.catalog import KNOWN, KnownSet, check_class_order
 from rayd.data.fetch import fetch
-from rayd.data.images import ImageData, ImageSet, ImageShape
-from rayd.data.loading import load
-from rayd.data.normalization import Normalization, Standardization, Whitening, fit_normalization, restore
 from rayd.data.sources import SourceInfo, data_roots, known_sources, locate
+
+if TYPE_CHECKING:
+    from rayd.data.images import ImageData, ImageSet
+    from rayd.data.loading import load
+    from rayd.data.normalization import Normalization, Standardization, Whitening, fit_normalization, restore
 
 __all__ = [
     "KNOWN",
@@ -28,3 +34,22 @@ __all__ = [
     "locate",
     "restore",
 ]
+
+_WITH_TORCH = {
+    "ImageData": "images",
+    "ImageSet": "images",
+    "load": "loading",
+    "Normalization": "normalization",
+    "Standardization": "normalization",
+    "Whitening": "normalization",
+    "fit_normalization": "normalization",
+    "restore": "normalization",
+}
+"""What is imported when it is first used, and from where: finding data sets needs no torch."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is used."""
+    if name in _WITH_TORCH:
+        return getattr(import_module(f"rayd.data.{_WITH_TORCH[name]}"), name)
+    raise AttributeError(f"module 'rayd.data' has no attribute '{name}'")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rayd.data.images import ImageShape
+from rayd.data.arrays import ImageShape
 from rayd.errors import DataError, unknown
 
 

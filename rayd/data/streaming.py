@@ -17,7 +17,6 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from rayd.data.arrays import ImageArray, ImageShape, Pixels, Rows
 from rayd.data.decode import Encoded, cores, decode_images
@@ -118,6 +117,8 @@ class StreamedPixels:
 
 def decoding_threads() -> int:
     """Threads that decode: those of torch in this thread, which a worker has been granted, but no more than there are cores."""
+    import torch
+
     return max(1, min(cores(), torch.get_num_threads()))
 
 

@@ -15,10 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import torch
-
 from rayd.config import ResourceSettings
-from rayd.devices import thread_limit, threads
 
 
 class Shared(Protocol):
@@ -137,12 +134,16 @@ class LocalGroup(Group):
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
         """Host `factory(*arguments)`; torch gets the threads that `resources` grants a worker while it works."""
+        from rayd.devices import threads
+
         self._threads = threads(resources)
         self._worker = factory(*arguments)
 
     @classmethod
     def around(cls, worker: Any) -> LocalGroup:
         """The group whose single replica is this object, with the threads that it has now."""
+        import torch
+
         group = cls.__new__(cls)
         group._threads, group._worker = torch.get_num_threads(), worker
         return group
@@ -153,6 +154,8 @@ class LocalGroup(Group):
 
     def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
         """Run the items one after another, each when its result is asked for."""
+        from rayd.devices import thread_limit
+
         for item in items:
             with thread_limit(self._threads):
                 result = getattr(self._worker, method)(*item)
@@ -160,6 +163,8 @@ class LocalGroup(Group):
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run the items one after another."""
+        from rayd.devices import thread_limit
+
         for index, item in enumerate(items):
             with thread_limit(self._threads):
                 for event in getattr(self._worker, method)(*item):

@@ -1,17 +1,23 @@
-"""What a method declares. The engine asks for these declarations and never for a method's name."""
+"""What a method declares. The engine asks for these declarations and never for a method's name.
+
+Defaults, settings and citations are read by commands that compute nothing, so modules of methods import torch, and what needs
+it (terms, statistics, networks), only where terms are built.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from rayd.config import PANELS, Panel, Precision, Recipe, Settings, TermSettings, validate
 from rayd.errors import ConfigError, unknown
-from rayd.networks import Tap
-from rayd.objectives import REGULARISERS, Need, Term
-from rayd.objectives.following import Following
+
+if TYPE_CHECKING:
+    from rayd.networks import Tap
+    from rayd.objectives import Need, Term
+    from rayd.objectives.following import Following
 
 
 class Method(ABC):
@@ -53,6 +59,8 @@ class Method(ABC):
         Raises:
             ConfigError: the recipe asks for what the method cannot do.
         """
+        from rayd.objectives import REGULARISERS
+
         self.recipe = recipe
         self.settings = self.read(recipe.objective)
         own = self.objective()
@@ -116,6 +124,8 @@ class Method(ABC):
         Raises:
             ConfigError: a setting of it does not exist, or its value does not fit.
         """
+        from rayd.objectives import REGULARISERS
+
         self._regularised.add(name)
         kind = REGULARISERS[name]
         own = {key: value for key, value in self._given(name, kind.settings) if key != "weight"}

@@ -40,10 +40,14 @@ block, and beta stays what it is.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rayd.config import FilterScheduleSettings, FilterSettings, merge
 from rayd.methods.base import Method
 from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering, SpectralSettings
-from rayd.objectives import CrossEntropy, Term
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class CFMSettings(SpectralSettings):
@@ -68,4 +72,6 @@ class CurriculumFrequencyMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the classes, and what the filter passes."""
+        from rayd.objectives import CrossEntropy
+
         return CrossEntropy(), self.settings.matching(self.settings.updating)

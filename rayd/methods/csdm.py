@@ -34,10 +34,13 @@ Use it where classes have very different sizes; `kernel: linear` with `split: un
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rayd.methods.base import Method
 from rayd.methods.spectral import SpectralSettings
-from rayd.networks import Tap
-from rayd.objectives import Term
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class ClassAwareSpectralMatching(Method):
@@ -55,4 +58,6 @@ class ClassAwareSpectralMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """One term: the spectral distance of the features before the classifier."""
+        from rayd.networks import Tap
+
         return (self.settings.distance(Tap.FEATURES, weight=300.0),)

@@ -30,11 +30,13 @@ Use them as the classic baseline; distribution matching is far cheaper. They nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayd.config import DSA_STRATEGY, Precision, merge
 from rayd.methods.base import Method
-from rayd.objectives import GradientMatching, Term
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 LOOPS: Mapping[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 """Outer and inner loops by images per class."""
@@ -91,6 +93,8 @@ class DatasetCondensation(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """One term: the distance of gradients."""
+        from rayd.objectives import GradientMatching
+
         return (GradientMatching(),)
 
 

@@ -9,20 +9,15 @@ mean logits over them, after the batch was mixed, and a divergence that is not m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from rayd.config import Settings, merge
-from rayd.networks import Tap
-from rayd.objectives import MomentMatching, Need
-from rayd.objectives.moments import Category
-from rayd.statistics import Moments
+from rayd.config.choices import Category
 
-NORMALIZATIONS = Need(Tap.BN_INPUTS, Moments, "channels")
-"""Moments of the channels that batch normalisations read."""
-CONVOLUTIONS = Need(Tap.CONV_INPUTS, Moments, "channels")
-"""Moments of the channels that convolutions read."""
+if TYPE_CHECKING:
+    from rayd.objectives import MomentMatching
 
 _COMMON: Mapping[str, Any] = {
     "observers": {"networks": ["resnet18"], "trained": True, "pool": 1, "augmentation": None},
@@ -82,8 +77,15 @@ class MatchingSettings(Settings):
 
     def matching(self, alpha: float = 1.0, category: Category = "class") -> MomentMatching:
         """The term: normalisations and convolutions by channel, convolutions by patch; a network may lack normalisations."""
+        from rayd.networks import Tap
+        from rayd.objectives import MomentMatching, Need
+        from rayd.statistics import Moments
+
+        normalizations = Need(Tap.BN_INPUTS, Moments, "channels")
+        convolutions = Need(Tap.CONV_INPUTS, Moments, "channels")
+        patches = Need(Tap.CONV_INPUTS, Moments, "patches", self.patch)
         return MomentMatching(
-            (NORMALIZATIONS, CONVOLUTIONS, Need(Tap.CONV_INPUTS, Moments, "patches", self.patch)),
+            (normalizations, convolutions, patches),
             alpha=alpha,
             category=category,
             momentum=self.momentum,

@@ -42,13 +42,16 @@ Use it first where networks can be trained on the real data: it is the most accu
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
+from rayd.config.choices import Category, Direction
 from rayd.methods.base import Method
 from rayd.methods.decoupled import BACKBONES, SQUEEZE, MatchingSettings, family
-from rayd.objectives import CrossEntropy, Densification, Flatness, Term
-from rayd.objectives.flatness import Direction
-from rayd.objectives.moments import Category
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class EDCSettings(MatchingSettings):
@@ -115,6 +118,8 @@ class ElucidatedCondensation(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Four terms: the classes, statistics, flatness, and G-VBSM's densification, which is switched off."""
+        from rayd.objectives import CrossEntropy, Densification, Flatness
+
         settings = self.settings
         return (
             CrossEntropy(),

@@ -32,14 +32,16 @@ Use them for few images per class, where solving for the classifier at once is w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from rayd.config import Precision, Settings, merge
+from rayd.config.choices import RELATIVE_RIDGE
 from rayd.methods.base import Method
-from rayd.objectives import RidgeRegression, Term
-from rayd.objectives.ridge import RELATIVE
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 _REGRESSION: Mapping[str, Any] = {
     "real": "sampled",
@@ -74,7 +76,7 @@ _POOL: Mapping[str, Any] = {
 class RegressionSettings(Settings):
     """Settings of the ridge regression."""
 
-    relative_ridge: float = Field(default=RELATIVE, gt=0)
+    relative_ridge: float = Field(default=RELATIVE_RIDGE, gt=0)
     """The ridge, relative to the mean eigenvalue of the kernel matrix."""
 
 
@@ -95,6 +97,8 @@ class KernelRidgeRegression(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """One term: what a classifier that is solved for on the synthetic images gets wrong of the real ones."""
+        from rayd.objectives import RidgeRegression
+
         return (RidgeRegression(self.settings.relative_ridge),)
 
 

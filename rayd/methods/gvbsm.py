@@ -29,11 +29,15 @@ observers there are. EDC builds upon it and is better throughout.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from rayd.methods.base import Method
 from rayd.methods.decoupled import BACKBONES, SQUEEZE, MatchingSettings, family
-from rayd.objectives import CrossEntropy, Densification, Term
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class GVBSMSettings(MatchingSettings):
@@ -71,5 +75,7 @@ class GeneralizedMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Three terms: the classes, the statistics of all images, and their spread within each class."""
+        from rayd.objectives import CrossEntropy, Densification
+
         settings = self.settings
         return CrossEntropy(), settings.matching(), Densification(temperature=settings.densification_temperature)

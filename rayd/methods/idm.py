@@ -29,11 +29,13 @@ Use it where DM saturates: it gains most at few images per class, for the price 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayd.methods.base import Method
-from rayd.methods.dm import MEAN
-from rayd.objectives import ClassAware, Term
+from rayd.methods.dm import mean_matching
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
@@ -58,4 +60,6 @@ class ImprovedDistributionMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the means of DM, and the classes."""
-        return MEAN, ClassAware()
+        from rayd.objectives import ClassAware
+
+        return mean_matching(), ClassAware()

@@ -24,10 +24,14 @@ change, so the real side is sampled as the paper has it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rayd.methods import idm
 from rayd.methods.base import Method
-from rayd.methods.dm import MEAN
-from rayd.objectives import ClassAware, Term
+from rayd.methods.dm import mean_matching
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 CITATION = """@inproceedings{deng2024iid,
   title     = {Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation},
@@ -56,7 +60,7 @@ class RelatedDistributionMatching(_Related):
 
     def objective(self) -> tuple[Term, ...]:
         """Three terms: the means of DM, and both relations."""
-        return MEAN, *self.relations()
+        return mean_matching(), *self.relations()
 
 
 class RelatedImprovedMatching(_Related):
@@ -67,4 +71,6 @@ class RelatedImprovedMatching(_Related):
 
     def objective(self) -> tuple[Term, ...]:
         """Four terms: the means and classes of IDM, and both relations."""
-        return MEAN, ClassAware(), *self.relations()
+        from rayd.objectives import ClassAware
+
+        return mean_matching(), ClassAware(), *self.relations()

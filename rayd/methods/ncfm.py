@@ -40,18 +40,17 @@ Use it where observers can be trained on the real data and labels are to be hard
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from rayd.config import Only
+from rayd.config.choices import OverClasses, Split
 from rayd.methods.base import Method
 from rayd.methods.spectral import DRAWN, Length, SpectralSettings
-from rayd.networks import Tap
-from rayd.objectives import CrossEntropy, Term
-from rayd.objectives.frequency_network import FrequencyAdversary
-from rayd.objectives.head_and_tail import Split
-from rayd.objectives.spectral_distance import OverClasses
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 MULTI_FORMATION: Mapping[str, Any] = {"kind": "partitioned", "factor": 2}
 """Each stored image decodes to factor x factor images, cut from it and enlarged."""
@@ -130,6 +129,10 @@ class NeuralCharacteristicFunctionMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the spectral distance of the last map, and the cross-entropy of networks as they were trained."""
+        from rayd.networks import Tap
+        from rayd.objectives import CrossEntropy
+        from rayd.objectives.frequency_network import FrequencyAdversary
+
         settings = self.settings
         adversary = FrequencyAdversary(settings.sampling_rate) if settings.sampling_network else None
         distance = settings.distance(Tap.LAST_MAP, weight=300.0, adversary=adversary)

@@ -23,9 +23,13 @@ Use it as the strong baseline that costs minutes, and as the start of EDC on lar
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-from rayd.objectives import Term
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class RealisticPatches(Method):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from rayd.config import Only, Settings
-from rayd.networks import Tap
-from rayd.objectives import Need, SpectralDistance
-from rayd.objectives.frequency_network import FrequencyAdversary
-from rayd.objectives.head_and_tail import Split
-from rayd.objectives.spectral_distance import OverClasses
-from rayd.statistics import CharacteristicFunction, Frequencies, Kernel, Moments, Scale
+from rayd.config.choices import Kernel, OverClasses, Scale, Split
+
+if TYPE_CHECKING:
+    from rayd.networks import Tap
+    from rayd.objectives import Need, SpectralDistance
+    from rayd.objectives.frequency_network import FrequencyAdversary
 
 
 def _length(value: object) -> object:
@@ -69,6 +69,8 @@ class SpectralSettings(Settings):
 
     def distance(self, tap: Tap, weight: float, adversary: FrequencyAdversary | None = None) -> SpectralDistance:
         """The term: feature vectors of a tap, one an image, with this default weight."""
+        from rayd.objectives import SpectralDistance
+
         return SpectralDistance(
             self._need(tap),
             head_amplitude_weight=self.head_amplitude_weight,
@@ -81,6 +83,9 @@ class SpectralSettings(Settings):
         )
 
     def _need(self, tap: Tap) -> Need:
+        from rayd.objectives import Need
+        from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+
         if self.kernel == "linear":
             return Need(tap, Moments, normalize=self.normalize)
         frequencies = Frequencies(self.kernel, self.scale, self.frequencies, self.smoothness, self.mixture)

@@ -26,13 +26,16 @@ needed. With few classes or images RDED and EDC are better.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
 from rayd.config import Settings
 from rayd.methods.base import Method
-from rayd.methods.decoupled import NORMALIZATIONS, family
-from rayd.networks import Tap
-from rayd.objectives import CrossEntropy, MomentMatching, Term
+from rayd.methods.decoupled import family
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
 
 
 class SRe2LSettings(Settings):
@@ -63,5 +66,10 @@ class SqueezeRecoverRelabel(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the classes, and the inputs of normalisations."""
+        from rayd.networks import Tap
+        from rayd.objectives import CrossEntropy, MomentMatching, Need
+        from rayd.statistics import Moments
+
+        normalizations = Need(Tap.BN_INPUTS, Moments, "channels")
         first = {Tap.BN_INPUTS: self.settings.first_layer_weight}
-        return CrossEntropy(), MomentMatching([NORMALIZATIONS], first_layer_weight=first)
+        return CrossEntropy(), MomentMatching([normalizations], first_layer_weight=first)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rayd.config import Precision, TrajectorySettings, TransformSettings
 from rayd.errors import ConfigError
 from rayd.methods.base import Method
-from rayd.objectives import Term
-from rayd.objectives.following import Following
+
+if TYPE_CHECKING:
+    from rayd.objectives import Term
+    from rayd.objectives.following import Following
 
 
 class TrajectoryMethod(Method):
@@ -28,6 +30,8 @@ class TrajectoryMethod(Method):
     @cached_property
     def following(self) -> Following:
         """As `objective:` of the recipe says."""
+        from rayd.objectives.following import Following
+
         settings: TrajectorySettings = self.settings
         experts = self.recipe.experts
         return Following(settings, experts.count, experts.epochs - settings.epochs, self.recipe.synthesis.steps)

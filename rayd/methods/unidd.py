@@ -30,19 +30,20 @@ Use it to compare filters; use CFM to get a good set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only, Precision, Settings
+from rayd.config.choices import Signal
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-from rayd.networks import Tap
-from rayd.objectives import Context, CrossEntropy, SpectralMatching, Term
-from rayd.objectives.factors import Filters
-from rayd.objectives.filters import Filter, of_settings
-from rayd.objectives.spectral import Signal
 from rayd.schedules import filter_parameter
+
+if TYPE_CHECKING:
+    from rayd.objectives import Context, SpectralMatching, Term
+    from rayd.objectives.factors import Filters
+    from rayd.objectives.filters import Filter
 
 CITATION = """@inproceedings{bo2026unidd,
   title     = {Understanding Dataset Distillation via Spectral Filtering},
@@ -67,6 +68,8 @@ DEFAULTS = family(
 
 def filter_now(settings: FilterSettings, context: Context) -> Filter:
     """The filter where a term is called, with its parameter as the schedule has it there."""
+    from rayd.objectives.filters import of_settings
+
     schedule = settings.schedule
     progress = context.progress if schedule.over == "steps" else context.block / context.blocks
     return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
@@ -99,11 +102,16 @@ class SpectralSettings(Settings):
 
     def filters(self, context: Context) -> Filters:
         """Both filters where a term is called."""
+        from rayd.objectives.factors import Filters
+
         both = (self.filter, self.filter if self.signal_filter is None else self.signal_filter)
         return Filters(*(filter_now(settings, context) for settings in both))
 
     def matching(self, updating: bool = False) -> SpectralMatching:
         """The term, with means over blocks or without."""
+        from rayd.networks import Tap
+        from rayd.objectives import SpectralMatching
+
         return SpectralMatching(
             self.filters,
             signal=self.signal,
@@ -127,4 +135,6 @@ class SpectralFiltering(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the classes, and what the filter passes."""
+        from rayd.objectives import CrossEntropy
+
         return CrossEntropy(), self.settings.matching()

@@ -17,18 +17,14 @@ gives the code's direction.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from rayd.config import TermSettings
+from rayd.config.choices import Direction
 from rayd.networks import Observation
 from rayd.objectives.terms import Context, Measured, Term
-
-Direction = Literal["current", "average"]
-"""Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their average."""
 
 
 def softened_divergence(current: Tensor, average: Tensor, temperature: float, direction: Direction = "current") -> Tensor:

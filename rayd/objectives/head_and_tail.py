@@ -16,13 +16,12 @@ rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-Split = Literal["uniform", "median", "rank", "continuous"]
-"""Name of a rule; see the head of this module."""
+from rayd.config.choices import Split
 
 
 def amplitude_weights(counts: Tensor, head_weight: float, split: Split) -> Tensor:

@@ -38,20 +38,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from rayd.config.choices import Category
 from rayd.networks import Observation, Tap
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import Moments, SampleMoments, sample_moments
 from rayd.statistics.base import membership
-
-Category = Literal["class", "instance", "batch"]
-"""Which variance stands for a class; see the head of this module."""
 
 
 class MomentMatching(Term):

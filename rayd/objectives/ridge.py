@@ -30,12 +30,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayd.config.choices import RELATIVE_RIDGE
 from rayd.errors import RunError
 from rayd.networks import Observation, Tap
 from rayd.objectives.terms import Context, Measured, Term
-
-RELATIVE = 1e-6
-"""The ridge, relative to the mean eigenvalue of the kernel matrix."""
 
 
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
@@ -48,12 +46,12 @@ def regression_targets(labels: Tensor, classes: int) -> Tensor:
     return (rows.float() - 1 / classes) / sqrt(classes / 10)
 
 
-def ridge_of(features: Tensor, relative: float = RELATIVE) -> Tensor:
+def ridge_of(features: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
     """The lambda for features (n, d): `relative` times the mean of the n eigenvalues of their kernel matrix, a scalar."""
     return relative * features.square().sum() / len(features)
 
 
-def predictions(real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE) -> Tensor:
+def predictions(real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
     """What a ridge regression that is trained on the synthetic set says of the real features.
 
     Args:
@@ -105,7 +103,7 @@ class RidgeRegression(Term):
     learns_labels = True
     taps = frozenset({Tap.FEATURES})
 
-    def __init__(self, relative: float = RELATIVE, *, name: str = "regression", weight: float = 1.0):
+    def __init__(self, relative: float = RELATIVE_RIDGE, *, name: str = "regression", weight: float = 1.0):
         """Regress with a ridge of `relative` times the mean eigenvalue of the kernel matrix."""
         self.name, self.weight, self._relative = name, weight, relative
 

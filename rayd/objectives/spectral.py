@@ -34,21 +34,19 @@ tell from rounding (a ridge below about 1e-5 of the largest eigenvalue), the lay
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from rayd.config.choices import Signal
 from rayd.errors import RunError
 from rayd.networks import Observation, Tap
 from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import Covariance, LabelCorrelation
-
-Signal = Literal["class", "mean"]
-"""What a filter is applied to: features by class, or their mean."""
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps
 """Size of details, relative to the largest eigenvalue, that float32 tells from its rounding to a hundredth."""

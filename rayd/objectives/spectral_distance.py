@@ -37,22 +37,21 @@ optimizer a class, which a sum over classes gives at once; CSDM's formula is a m
 from __future__ import annotations
 
 import math
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from torch import Tensor
 
+from rayd.config.choices import OverClasses, Split
 from rayd.networks import Observation
 from rayd.objectives.frequency_network import FrequencyAdversary
-from rayd.objectives.head_and_tail import Split, amplitude_weights, check
+from rayd.objectives.head_and_tail import amplitude_weights, check
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import CharacteristicFunction, Moments
 
 ROOT_EPSILON = 1e-12
 """Below the square root, in units of |phi|^2."""
 
-OverClasses = Literal["mean", "sum"]
-"""How the values of classes become one."""
 _Kind = CharacteristicFunction | Moments
 
 

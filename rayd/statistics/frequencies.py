@@ -30,17 +30,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from rayd.config.choices import Kernel, Scale
 from rayd.errors import DataError
-
-Kernel = Literal["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic"]
-"""Name of a shift-invariant kernel; see the head of this module."""
-Scale = float | Literal["median"]
-"""Length of a kernel in units of the features, or the median distance of real ones."""
 
 PAIRED = 512
 """Feature vectors whose pairs the median is taken over: evenly spaced ones of all that are given."""

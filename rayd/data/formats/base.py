@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
 from rayd.data.decode import CHUNK_IMAGES, announced_shape, decode_images
-from rayd.data.images import ImageShape, Labels, Pixels, Rows
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
 from rayd.errors import DataError

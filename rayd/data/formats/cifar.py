@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rayd.data.arrays import ImageShape, Pixels, Rows
 from rayd.data.formats.base import ReadPixels, Source, Split, SplitName, as_labels, check_file, numbered_classes
-from rayd.data.images import ImageShape, Pixels, Rows
 from rayd.data.resizing import resize
 from rayd.errors import DataError
 

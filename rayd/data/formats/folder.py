@@ -15,10 +15,10 @@ import numpy as np
 
 from rayd import remote
 from rayd.data import copies
+from rayd.data.arrays import Rows
 from rayd.data.decode import Encoded
 from rayd.data.files import DataFile, Listing
 from rayd.data.formats.base import SPLIT_NAMES, EncodedPixels, Source, Split, SplitName
-from rayd.data.images import Rows
 from rayd.errors import DataError, unknown
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})

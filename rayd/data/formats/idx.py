@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rayd.data.arrays import Pixels
 from rayd.data.formats.base import ArrayPixels, Source, Split, SplitName, as_labels, check_file, numbered_classes
-from rayd.data.images import Pixels
 from rayd.errors import DataError
 
 PREFIXES: Mapping[SplitName, str] = {"train": "train", "test": "t10k"}

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from rayd.data.arrays import Labels, Pixels
 from rayd.data.formats.base import SPLIT_NAMES, ArrayPixels, Source, Split, SplitName, as_labels, numbered_classes
-from rayd.data.images import Labels, Pixels
 from rayd.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]

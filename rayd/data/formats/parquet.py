@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from rayd import remote
 from rayd.data import copies
+from rayd.data.arrays import Labels, Rows
 from rayd.data.decode import CHUNK_IMAGES, Encoded
 from rayd.data.files import DataFile, Listing
 from rayd.data.formats.base import (
@@ -37,7 +38,6 @@ from rayd.data.formats.base import (
     numbered_classes,
 )
 from rayd.data.formats.pages import ByteColumn, Open
-from rayd.data.images import Labels, Rows
 from rayd.errors import DataError
 
 IMAGE_COLUMNS = ("img", "image")

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from rayd.data.arrays import ImageShape, Pixels, Rows
 from rayd.data.formats.base import ArrayPixels, Source, Split, SplitName, as_labels, check_file
-from rayd.data.images import ImageShape, Pixels, Rows
 from rayd.errors import DataError
 
 DIGITS = tuple(map(str, range(10)))
