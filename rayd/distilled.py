@@ -22,7 +22,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.utils import make_grid
 
 from rayd import remote
 from rayd.artifacts import file_hash, read_json, read_tensors, write_bytes, write_json, write_tensors
@@ -303,6 +302,8 @@ LONGEST_NAME = 24
 
 def contact_sheet(distilled: Distilled) -> Image.Image:
     """The set at a glance: a row for each of the first `ROWS` classes, its name, and its first `COLUMNS` images."""
+    from torchvision.utils import make_grid
+
     pixels = _visible(distilled.pixels())
     groups = [(distilled.hard_labels == label).nonzero().squeeze(1)[:COLUMNS] for label in range(min(distilled.classes, ROWS))]
     columns = max(1, *map(len, groups))

@@ -32,7 +32,7 @@ from rayd.engine.group import Group, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
 from rayd.engine.observer import Facts
 from rayd.engine.optimise import Optimisation
-from rayd.engine.preflight import preflight
+from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable
@@ -99,6 +99,7 @@ def distill(
         RaydError: anything that a user can mend, in one sentence, before long work starts where that is possible.
     """
     reporter = reporter or Reporter()
+    check_settings(recipe)
     data = read(recipe.data, data_root, cache, reporter)
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)

@@ -23,7 +23,7 @@ from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, open_group
 from rayd.engine.members import Member, teachers
 from rayd.engine.observer import Facts
-from rayd.engine.preflight import preflight
+from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
 from rayd.engine.squeeze import TrainedObserver, teacher_hashes
@@ -210,6 +210,7 @@ def evaluate_distilled(
             f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got '{other[0]}' instead."
         )
     recipe = assemble(prune(Recipe, distilled.card["config"]), overrides, "the card's recipe")
+    check_settings(recipe)
     data = read(recipe.data, data_root, cache, reporter)
     if (known := distilled.card.get("data", {}).get("fingerprint")) not in (None, data.fingerprint):
         raise DataError(

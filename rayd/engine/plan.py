@@ -25,7 +25,7 @@ from rayd.engine.group import LocalShared
 from rayd.engine.members import Member, members, teachers
 from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers, Question
-from rayd.engine.preflight import preflight
+from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.pursuit import Pursuer
 from rayd.engine.queue import Growth
@@ -103,6 +103,7 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
     Raises:
         RaydError: as `distill` would.
     """
+    check_settings(recipe)
     data, store = read(recipe.data, data_root, cache, reporter or Reporter()), Store(cache)
     preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe

@@ -11,8 +11,38 @@ from rayd.data.augmentation import augmentation
 from rayd.engine import experts, measure
 from rayd.engine.members import Member, team
 from rayd.errors import ConfigError
-from rayd.networks import Tapped, weights
+from rayd.methods import Method
+from rayd.networks import Tapped, registry, weights
 from rayd.synthetic.initialization import check_budget
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Refuse networks and augmentations that do not exist; needs neither data nor torchvision, so it comes before both.
+
+    Raises:
+        ConfigError: says what is wrong, and names the nearest that exists.
+    """
+    method = methods.build(recipe)
+    teachers = recipe.labels.networks or ()
+    looking = [network for panel in method.panels for network in recipe.panel(panel).networks]
+    followed = [recipe.experts.network] if method.needs_experts else []
+    for network in (*recipe.evaluation.networks, *looking, *teachers, *followed):
+        registry.check(network)
+    for strategy in _strategies(recipe, method):
+        augmentation(strategy)
+
+
+def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
+    """The augmentations of a run, as its recipe names them."""
+    strategies = [recipe.panel(panel).augmentation for panel in method.panels]
+    strategies.append(recipe.evaluation.augmentation)
+    if recipe.observers.queue is not None:
+        strategies.append(recipe.observers.queue.augmentation)
+    if method.needs_experts:
+        strategies.append(recipe.experts.augmentation)
+    if method.following is not None:
+        strategies.append(method.following.settings.augmentation)
+    return strategies
 
 
 def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None = None) -> None:
@@ -26,12 +56,10 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
     Raises:
         RaydError: the budget exceeds a class, a network does not fit the images, or the resources are not there.
     """
+    check_settings(recipe)
     method = methods.build(recipe)
     check_budget(recipe, data)
     looking = {panel: recipe.panel(panel) for panel in method.panels}
-    growing = recipe.observers.queue.augmentation if recipe.observers.queue is not None else None
-    for strategy in (*(settings.augmentation for settings in looking.values()), recipe.evaluation.augmentation, growing):
-        augmentation(strategy)
     for settings in recipe.evaluation.networks:
         networks.build(settings, data.shape, data.classes, seed=0)
     for panel, them in looking.items():
@@ -72,9 +100,6 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         raise ConfigError("RandAugment has no gradient for the synthetic images; set synthesis.transform.rand_augment to 0.")
     if method.needs_experts:
         experts.numbers(recipe, data.shape, data.classes)
-        augmentation(recipe.experts.augmentation)
-    if method.following is not None:
-        augmentation(method.following.settings.augmentation)
     if recipe.synthesis.steps > 0 and not method.terms and method.following is None:
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
     devices.choose(recipe.resources)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from rayd.errors import ConfigError
-from rayd.networks.registry import find, given_options, refuse_options
-from rayd.networks.torchvision_models import PREFIX, build_torchvision
+from rayd.networks.registry import TORCHVISION, find, given_options, refuse_options
 from rayd.seeding import seeded
 
 if TYPE_CHECKING:
@@ -37,7 +36,9 @@ def build(spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | No
             f"A network needs pixels and at least one class. Got shape {tuple(shape)}, {classes} classes instead."
         )
     with seeded(seed, "network", spec.name) if seed is not None else nullcontext():
-        if spec.name.startswith(PREFIX):
+        if spec.name.startswith(TORCHVISION):
+            from rayd.networks.torchvision_models import build_torchvision
+
             refuse_options(spec.name, given_options(spec))
             return build_torchvision(spec.name, shape, classes)
         return find(spec.name).build(spec, shape, classes)

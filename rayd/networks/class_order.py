@@ -33,7 +33,6 @@ from math import sqrt
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from rayd.seeding import generator
@@ -108,6 +107,8 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> Confusion:
 
 def _best_order(confusion: Confusion) -> NDArray[np.intp]:
     """The output that stands for each class in the best one-to-one relabelling."""
+    from scipy.optimize import linear_sum_assignment
+
     order: NDArray[np.intp] = linear_sum_assignment(confusion, maximize=True)[1]
     return order
 

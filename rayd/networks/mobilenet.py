@@ -14,8 +14,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
 
+from rayd.networks.normalization import normalized_convolution
 from rayd.networks.registry import architecture, require_side
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = expansion * inputs
         self.residual = nn.Sequential(
-            Conv2dNormActivation(inputs, hidden, kernel_size=1, inplace=False),
-            Conv2dNormActivation(hidden, hidden, stride=stride, groups=hidden, inplace=False),
-            Conv2dNormActivation(hidden, outputs, kernel_size=1, activation_layer=None),
+            normalized_convolution(inputs, hidden, kernel_size=1),
+            normalized_convolution(hidden, hidden, stride=stride, groups=hidden),
+            normalized_convolution(hidden, outputs, kernel_size=1, activation=False),
         )
         self.shortcut: nn.Module | None = nn.Identity() if stride == 1 else None
         if stride == 1 and inputs != outputs:
-            self.shortcut = Conv2dNormActivation(inputs, outputs, kernel_size=1, activation_layer=None)
+            self.shortcut = normalized_convolution(inputs, outputs, kernel_size=1, activation=False)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, inputs, h, w) to (N, outputs, h', w')."""
@@ -55,13 +55,13 @@ class InvertedResidual(nn.Module):
 def mobilenet_v2(shape: ImageShape, classes: int) -> nn.Sequential:
     """Seventeen inverted residuals and global average pooling; the last map is 1280x4x4 for images of 32x32 pixels."""
     require_side("mobilenet_v2", shape, 8)
-    layers: list[nn.Module] = [Conv2dNormActivation(shape[0], STEM, inplace=False)]
+    layers: list[nn.Module] = [normalized_convolution(shape[0], STEM)]
     inputs = STEM
     for expansion, width, blocks, stride in STAGES:
         for block in range(blocks):
             layers.append(InvertedResidual(inputs, width, expansion, stride if block == 0 else 1))
             inputs = width
-    layers.append(Conv2dNormActivation(inputs, LAST, kernel_size=1, inplace=False))
+    layers.append(normalized_convolution(inputs, LAST, kernel_size=1))
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(*layers),

@@ -38,3 +38,27 @@ def normalization(norm: Norm, channels: int, height: int, width: int) -> list[nn
             return [nn.LayerNorm([channels, height, width])]
         case "none":
             return []
+
+
+def normalized_convolution(
+    inputs: int, outputs: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1, activation: bool = True
+) -> nn.Sequential:
+    """A convolution without bias that keeps the side (up to its stride), batch normalisation, and ReLU where one is wanted.
+
+    The layers, their order and their names are those of torchvision's `Conv2dNormActivation`, without importing torchvision,
+    which takes longer than torch itself.
+
+    Args:
+        inputs: channels that it reads.
+        outputs: channels that it makes.
+        kernel_size: side of the kernel, odd.
+        stride: of the convolution.
+        groups: of channels that are convolved apart.
+        activation: whether ReLU comes last.
+    """
+    padding = (kernel_size - 1) // 2
+    convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False)
+    layers: list[nn.Module] = [convolution, nn.BatchNorm2d(outputs)]
+    if activation:
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rayd.config import NetworkSettings
     from rayd.data.images import ImageShape
 
+TORCHVISION = "torchvision/"
+"""How the names of torchvision's models begin."""
+
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
 
@@ -46,13 +49,16 @@ class Architecture:
         Raises:
             ConfigError: `spec` sets an option that the architecture does not have, or the images are too small for it.
         """
-        options = given_options(spec)
-        refuse_options(spec.name, options, self.options)
+        self.check(spec)
+        return self.builder(shape, classes, **given_options(spec))
+
+    def check(self, spec: NetworkSettings) -> None:
+        """Refuse options that the architecture does not have (a ConfigError), whatever the images."""
+        refuse_options(spec.name, given_options(spec), self.options)
         if spec.norm is not None and spec.norm not in self.norms:
             raise ConfigError(
                 f"The norm of network '{spec.name}' must be one of {', '.join(self.norms)}. Got '{spec.norm}' instead."
             )
-        return self.builder(shape, classes, **options)
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -83,6 +89,20 @@ def find(name: str) -> Architecture:
     if name not in _ARCHITECTURES:
         raise ConfigError(unknown("network", name, [*names(), "torchvision/<model>"]))
     return _ARCHITECTURES[name]
+
+
+def check(spec: NetworkSettings) -> None:
+    """Refuse a network that does not exist, or an option that it does not have, whatever the images.
+
+    Models of torchvision are not looked up, which would import it.
+
+    Raises:
+        ConfigError: says what is wrong, and names the nearest architecture.
+    """
+    if spec.name.startswith(TORCHVISION):
+        refuse_options(spec.name, given_options(spec))
+    else:
+        find(spec.name).check(spec)
 
 
 def given_options(spec: NetworkSettings) -> dict[str, int | str]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
 
+from rayd.networks.normalization import normalized_convolution
 from rayd.networks.registry import architecture, require_side
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def shuffled(maps: Tensor) -> Tensor:
 
 
 def _depthwise(channels: int, stride: int) -> nn.Module:
-    layer: nn.Module = Conv2dNormActivation(channels, channels, stride=stride, groups=channels, activation_layer=None)
+    layer: nn.Module = normalized_convolution(channels, channels, stride=stride, groups=channels, activation=False)
     return layer
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Module:
-    layer: nn.Module = Conv2dNormActivation(inputs, outputs, kernel_size=1, inplace=False)
+    layer: nn.Module = normalized_convolution(inputs, outputs, kernel_size=1)
     return layer
 
 
@@ -78,7 +78,7 @@ class HalvingBlock(nn.Module):
 def shufflenet_v2(shape: ImageShape, classes: int) -> nn.Sequential:
     """Three stages of shuffled blocks and global average pooling; the last map is 1024x4x4 for images of 32x32 pixels."""
     require_side("shufflenet_v2", shape, 8)
-    layers: list[nn.Module] = [Conv2dNormActivation(shape[0], STEM, inplace=False)]
+    layers: list[nn.Module] = [normalized_convolution(shape[0], STEM)]
     inputs = STEM
     for width, blocks in STAGES:
         layers.append(HalvingBlock(inputs, width))

@@ -17,12 +17,12 @@ from torch import nn
 from torch.func import functional_call
 
 from rayd.errors import ConfigError
+from rayd.networks.registry import TORCHVISION as PREFIX
 from rayd.networks.registry import require_side
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
-PREFIX = "torchvision/"
 SMALL_SIDE = 64
 """Images below this side, in pixels, get the small stem of a ResNet."""
 LARGEST_SIDE = 1024

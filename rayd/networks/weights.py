@@ -15,12 +15,11 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from rayd.artifacts import file_hash, read_tensors
 from rayd.errors import ArtifactError, ConfigError, RunError
-from rayd.networks.torchvision_models import PREFIX
+from rayd.networks.registry import TORCHVISION as PREFIX
 
 if TYPE_CHECKING:
     from rayd.config import ObserverNetworkSettings
@@ -113,6 +112,8 @@ def _existing(weights: str) -> Path:
 
 def _pretrained(name: str) -> Any:
     """The member of torchvision's enumeration of weights that it recommends for a network."""
+    import torchvision
+
     model = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX) or model not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(f"Only networks '{PREFIX}<model>' can start from torchvision's weights. Got '{name}' instead.")

@@ -21,7 +21,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2.functional import resized_crop as antialiased_crop
 
 from rayd.config import SyntheticSettings
 from rayd.data import ImageSet, Normalization
@@ -101,6 +100,8 @@ def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
         boxes: (ipc * patches^2, 4), theirs.
         patches: along each side of an image.
     """
+    from torchvision.transforms.v2.functional import resized_crop as antialiased_crop
+
     grids = torch.arange(len(pixels)).reshape(-1, patches, patches)
     heights, widths = (_sides(side, patches) for side in pixels.shape[2:])
 

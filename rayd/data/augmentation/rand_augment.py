@@ -24,10 +24,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import atan, degrees
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import functional as F
 
 from rayd.errors import ConfigError
 
@@ -37,11 +37,18 @@ BINS = 31
 _Act = Callable[[Tensor, float], Tensor]
 
 
+def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    """An operation of torchvision, which is imported with the first of them: it takes as long as torch itself."""
+    from torchvision.transforms.v2 import functional
+
+    changed: Tensor = getattr(functional, operation)(images, *arguments, **keywords)
+    return changed
+
+
 def _affine(images: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """Move by whole pixels (dx, dy), or shear by (x, y) pixels a pixel about the corner at the top left."""
     turns = [degrees(atan(slope)) for slope in shear]
-    moved: Tensor = F.affine(images, angle=0.0, translate=list(shift), scale=1.0, shear=turns, center=[0, 0])
-    return moved
+    return _torchvision("affine", images, angle=0.0, translate=list(shift), scale=1.0, shear=turns, center=[0, 0])
 
 
 def _on_bytes(act: _Act) -> _Act:
@@ -60,15 +67,15 @@ _OPERATIONS: dict[str, _Act] = {
     "ShearY": lambda images, slope: _affine(images, shear=(0.0, slope)),
     "TranslateX": lambda images, pixels: _affine(images, shift=(int(pixels), 0)),
     "TranslateY": lambda images, pixels: _affine(images, shift=(0, int(pixels))),
-    "Rotate": lambda images, angle: F.rotate(images, angle),
-    "Brightness": lambda images, change: F.adjust_brightness(images, 1 + change),
-    "Color": lambda images, change: F.adjust_saturation(images, 1 + change),
-    "Contrast": lambda images, change: F.adjust_contrast(images, 1 + change),
-    "Sharpness": lambda images, change: F.adjust_sharpness(images, 1 + change),
-    "Posterize": _on_bytes(lambda images, bits: F.posterize(images, int(bits))),
-    "Solarize": _on_bytes(lambda images, share: F.solarize(images, 255 * share)),
-    "AutoContrast": lambda images, _: F.autocontrast(images),
-    "Equalize": _on_bytes(lambda images, _: F.equalize(images)),
+    "Rotate": lambda images, angle: _torchvision("rotate", images, angle),
+    "Brightness": lambda images, change: _torchvision("adjust_brightness", images, 1 + change),
+    "Color": lambda images, change: _torchvision("adjust_saturation", images, 1 + change),
+    "Contrast": lambda images, change: _torchvision("adjust_contrast", images, 1 + change),
+    "Sharpness": lambda images, change: _torchvision("adjust_sharpness", images, 1 + change),
+    "Posterize": _on_bytes(lambda images, bits: _torchvision("posterize", images, int(bits))),
+    "Solarize": _on_bytes(lambda images, share: _torchvision("solarize", images, 255 * share)),
+    "AutoContrast": lambda images, _: _torchvision("autocontrast", images),
+    "Equalize": _on_bytes(lambda images, _: _torchvision("equalize", images)),
 }
 
 OPERATIONS = tuple(_OPERATIONS)
