@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +22,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from rayd import __version__, remote
-from rayd.config import given_resources, merge, parse_overrides
 from rayd.errors import OutputError, RaydError, ResourceError
 
 
@@ -30,8 +31,29 @@ class InterruptedRunError(RaydError):
     exit_code = 130
 
 
+_EXAMPLE = "Example: "
+"""How the last line of a command's help begins."""
+
+
+def _example(line: str) -> str:
+    """The last line of a command's help."""
+    return _EXAMPLE + line
+
+
 class _Commands(TyperGroup):
-    """Commands whose interruption is told in rayd's words."""
+    """Commands that are listed with an example each, and whose interruption is told in rayd's words."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List every command: its name, its purpose, an example."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        indent = max(len(name) for name, _ in commands)
+        with formatter.section("Commands"):
+            for name, command in commands:
+                if command is None:
+                    continue
+                formatter.write_dl([(name.ljust(indent), command.get_short_help_str(limit=200))])
+                if command.epilog:
+                    formatter.write(f"{'':{formatter.current_indent + indent + 2}}$ {command.epilog.removeprefix(_EXAMPLE)}\n")
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -49,7 +71,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Known data sets: where they are, and how to get them.", no_args_is_help=True)
+data_app = typer.Typer(
+    cls=_Commands,
+    help="Known data sets: where they are, and how to get them.",
+    epilog=_example("rayd data list"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(data_app, name="data")
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")]
@@ -72,10 +100,22 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 out = Console(soft_wrap=True, highlight=False)
 
 
+PIPE_WIDTH = 240
+"""Columns of a table where there is neither a terminal nor `COLUMNS`."""
+
+
 def _wide() -> Console:
-    """Tables fold to a terminal's width and to nothing else's."""
+    """Tables fold to the width of the terminal, or of `COLUMNS`, and to nothing else's."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=240)
+    given = os.environ.get("COLUMNS", "").isdigit()
+    return console if console.is_terminal or given else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def _tree(overrides: list[str] | None, workers: int | None, address: str | None) -> dict[str, Any]:
+    """The settings that a command line lays over a recipe."""
+    from rayd.config import given_resources, merge, parse_overrides
+
+    return merge(parse_overrides(overrides or []), given_resources(workers, address))
 
 
 def _print_json(content: Any) -> None:
@@ -86,7 +126,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-@app.command("recipes")
+@app.command("recipes", epilog=_example("rayd recipes digits"))
 def recipes_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, as_json: Json = False, debug: Debug = False
 ) -> None:
@@ -100,31 +140,66 @@ def recipes_command(
         else:
             sys.stdout.write(recipe.to_yaml())
         return
-    known = [recipes.resolve(each) for each in recipes.names()]
+    known = recipes.headlines()
     if as_json:
-        _print_json(
-            [
-                recipe.model_dump(mode="json", include={"name", "method", "summary", "ipc", "paper", "measured"})
-                for recipe in known
-            ]
-        )
+        _print_json([headline.model_dump(mode="json") for headline in known])
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("recipe", "method", "data", "ipc", "paper", "measured", "what"):
-        table.add_column(column, overflow="fold")
-    for recipe in known:
-        ours = recipe.measured[-1].accuracy if recipe.measured else None
-        paper = recipe.paper.accuracy if recipe.paper else None
-        table.add_row(
-            recipe.name, recipe.method, recipe.data.name, str(recipe.ipc), _number(paper), _number(ours), recipe.summary
-        )
-    _wide().print(table)
+    rows = []
+    for headline in known:
+        row = {
+            "recipe": headline.name,
+            "method": headline.method,
+            "data": headline.data,
+            "ipc": str(headline.ipc),
+            "paper": _number(headline.paper.accuracy if headline.paper else None),
+            "measured": _number(headline.measured[-1].accuracy if headline.measured else None),
+            "what": headline.summary,
+        }
+        rows.append(row)
+    _print_rows(rows, shortened="what", dropped=("what", "data", "method"))
 
 
-@data_app.command("list")
+LEAST_SHORTENED = 20
+"""Characters below which a column that may be shortened is left out."""
+
+
+def _print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Sequence[str]) -> None:
+    """Print rows of equal keys as a table that breaks no cell.
+
+    Args:
+        rows: cells by the name of their column.
+        shortened: the last column, which ends in an ellipsis where the line is too narrow for it.
+        dropped: columns that are left out, one after another, until the others fit.
+    """
+    console = _wide()
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    kept = widths | {shortened: min(widths[shortened], LEAST_SHORTENED)}
+    for column in dropped:
+        if _line_width(kept) > console.width:
+            del kept[column]
+    if shortened in kept:
+        kept[shortened] = min(widths[shortened], kept[shortened] + console.width - _line_width(kept))
+
+    heading = {column: column for column in kept}
+    for row in (heading, *rows):
+        cells = [_fitted(row[column], width) for column, width in kept.items()]
+        console.print("  ".join(cells).rstrip(), style="bold" if row is heading else "", markup=False, soft_wrap=True)
+
+
+def _fitted(text: str, width: int) -> str:
+    """The text in exactly so many characters, which an ellipsis ends where it is longer."""
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _line_width(columns: Mapping[str, int]) -> int:
+    """Characters of a table's line: its columns, and two between them."""
+    return sum(columns.values()) + 2 * (len(columns) - 1)
+
+
+@data_app.command("list", epilog=_example("rayd data list --data-root ~/data"))
 def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = False) -> None:
     """List known data sets and where they were found."""
-    from rayd.data import known_sources
+    from rayd.data.sources import known_sources
 
     known = known_sources(data_root)
     if as_json:
@@ -150,7 +225,7 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
     _wide().print(table)
 
 
-@data_app.command("fetch")
+@data_app.command("fetch", epilog=_example("rayd data fetch cifar10"))
 def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> None:
     """Download a data set into the data root."""
     from rayd.data.fetch import fetch
@@ -158,7 +233,7 @@ def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> N
     out.print(str(fetch(name, data_root)), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd plan edc-cifar10-ipc10"))
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -171,9 +246,11 @@ def plan(
 ) -> None:
     """Say what would run, what is cached, memory, disk, and time per stage."""
     from rayd import recipes
+
+    resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
+
     from rayd.engine.plan import plan as make_plan
 
-    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), given_resources(workers, address)))
     made = make_plan(resolved, data_root, cache)
     if as_json:
         _print_json(made.to_json())
@@ -181,7 +258,7 @@ def plan(
         out.print(made.text(), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd distill digits ipc=5 --out runs/digits"))
 def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -198,18 +275,24 @@ def distill(
 ) -> None:
     """Distil a data set, train networks on the result, and compare with the baselines."""
     from rayd import recipes
-    from rayd.engine.distill import distill as run_distillation
     from rayd.engine.progress import Reporter
 
-    resolved = recipes.resolve(recipe, merge(parse_overrides(overrides or []), given_resources(workers, address)))
+    resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
+    directory = to or Path("runs") / resolved.name
+    reporter = Reporter(quiet)
+    # what follows takes seconds: torch, the data, perhaps Ray
+    reporter.say(f"{resolved.name}: {resolved.method} on {resolved.data.name}, into {remote.shown(directory)}")
+
+    from rayd.engine.distill import distill as run_distillation
+
     run = run_distillation(
         resolved,
-        to or Path("runs") / resolved.name,
+        directory,
         data_root=data_root,
         cache=cache,
         resume=resume,
         overwrite=overwrite,
-        reporter=Reporter(quiet),
+        reporter=reporter,
     )
     if as_json:
         _print_json(run.report.to_json())
@@ -220,7 +303,7 @@ def distill(
         out.print(f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}", markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd status runs/digits"))
 def status(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
     as_json: Json = False,
@@ -236,7 +319,7 @@ def status(
         out.print(found.text(), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd evaluate runs/digits --network mlp --seeds 5"))
 def evaluate(
     directory: DirectoryName,
     overrides: Overrides = None,
@@ -253,13 +336,14 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Train networks on a distilled set and on its baselines; add the results to its evaluation.json."""
+    from rayd.config import merge
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report, kept_report
     from rayd.engine.progress import Reporter
     from rayd.engine.rundir import check_writable, locked
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
-    tree = merge(merge(parse_overrides(overrides or []), {"evaluation": settings}), given_resources(workers, address))
+    tree = merge(_tree(overrides, workers, address), {"evaluation": settings})
     distilled = load(directory)
     kept_report(directory)  # a damaged one is told before the work, not after it
     check_writable(remote.local(directory), "directory of the set")
@@ -272,7 +356,7 @@ def evaluate(
         out.print(report.text(), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd show runs/digits --png digits.png"))
 def show(
     directory: DirectoryName,
     png: Annotated[
@@ -314,7 +398,7 @@ def show(
         out.print(describe(distilled), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd export runs/digits digits.parquet --format parquet"))
 def export(
     directory: DirectoryName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to make.")],
@@ -330,7 +414,7 @@ def export(
     out.print(str(destination), markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd tune dm-digits --samples 20"))
 def tune(
     space: Annotated[str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")],
     overrides: Overrides = None,
@@ -354,21 +438,23 @@ def tune(
     debug: Debug = False,
 ) -> None:
     """Search for better settings of a recipe; trials share what they have in common, and see no test images."""
+    from rayd.config import parse_overrides
     from rayd.engine.progress import Reporter
+    from tuning import Ground, load
 
+    found = load(space, parse_overrides(overrides or []))
+    Ground(found).check()  # again in the sweep; here before Ray is imported
     try:
-        import tuning
+        import tuning.driver as tuning
     except ImportError as error:
         raise ResourceError("Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'.") from error
 
-    found = tuning.load(space)
     out_ = to or Path("sweeps") / found.name
     tuning.sweep(
         found,
         out=out_,
         samples=samples,
         resume=resume,
-        overrides=parse_overrides(overrides or []),
         workers=workers,
         concurrent=concurrent,
         address=address,
@@ -384,7 +470,7 @@ def tune(
         out.print(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'", markup=False)
 
 
-@app.command()
+@app.command(epilog=_example("rayd doctor"))
 def doctor(
     data_root: DataRoot = None, cache: Cache = None, address: Address = None, as_json: Json = False, debug: Debug = False
 ) -> None:
@@ -401,7 +487,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=_example("rayd cite edc-cifar10-ipc10"))
 def cite(recipe: RecipeName, debug: Debug = False) -> None:
     """Print BibTeX of all that a recipe uses."""
     from rayd import methods, recipes

@@ -42,6 +42,15 @@ class RunError(RaydError):
     exit_code = 1
 
 
+def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
+    """The known names that are most like a name, the nearest first; none where none is like it.
+
+    >>> nearest("convnett", ["convnet", "mlp"])
+    ['convnet']
+    """
+    return get_close_matches(str(name), sorted(known), n=count, cutoff=0.5)
+
+
 def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> str:
     """The sentence for a name that is not among the known ones, with the nearest of them.
 
@@ -49,7 +58,7 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> s
     "Unknown network 'convnett'; did you mean 'convnet'? Known: convnet, mlp."
     """
     names = sorted(known)
-    near = get_close_matches(str(name), names, n=1, cutoff=0.5)
+    near = nearest(name, names)
     hint = f"; did you mean '{near[0]}'?" if near else "."
     place = f" in {where}" if where else ""
     return f"Unknown {kind} '{name}'{place}{hint} Known: {', '.join(names)}."

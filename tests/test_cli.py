@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rayd
+from rayd import recipes
 from rayd.cli import main
 
 QUICK = [
@@ -51,6 +52,32 @@ def test_recipes_are_listed_and_printed_whole(capsys):
     _, whole, _ = run(capsys, "recipes", "digits")
     assert "learning_rate: 1.0" in whole
     assert "validation_fraction" in whole
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "100", "150"])
+def test_recipe_list_fits_the_width_and_breaks_no_name(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, text, _ = run(capsys, "recipes")
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == recipes.names()
+    assert max(map(len, lines)) <= int(columns)
+    if int(columns) >= 150:
+        assert any(line.endswith("…") for line in lines)
+
+
+def test_recipe_list_in_a_pipe_is_whole(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, text, _ = run(capsys, "recipes")
+    assert recipes.resolve("digits").summary in text
+
+
+def test_help_shows_an_example_of_every_command(capsys):
+    code, text, _ = run(capsys, "--help")
+    assert code == 0
+    for command in ("recipes", "plan", "distill", "status", "evaluate", "show", "export", "tune", "doctor", "cite", "data"):
+        assert f"$ rayd {command}" in text
+    _, text, _ = run(capsys, "distill", "--help")
+    assert "Example: rayd distill digits" in text
 
 
 def test_data_are_listed(capsys):
@@ -149,7 +176,7 @@ def test_cite_prints_bibtex_once_each(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["distill", "digitz"], "Unknown recipe 'digitz'; did you mean 'digits'?"),
+        (["distill", "digitz"], "Unknown recipe 'digitz'; did you mean 'digits', 'dc-digits' or"),
         (["distill", "nowhere/recipe.yaml"], "Cannot read the recipe"),
         (["distill", "digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
         (["distill", "digits", "ipc"], "must look like key.sub=value"),

@@ -8,7 +8,7 @@ import torchvision
 
 from rayd import methods, recipes
 from rayd.citations import citations
-from rayd.config import Recipe
+from rayd.config import Recipe, read_yaml
 from rayd.errors import ConfigError
 from rayd.networks import registry
 
@@ -51,6 +51,22 @@ def test_a_recipe_is_whole(name):
         assert recipe.paper.source
         assert "random" in recipe.evaluation.baselines
     assert recipes.assemble(Recipe.model_validate_json(recipe.model_dump_json()).model_dump()) == recipe
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_builtin_recipe_fits_its_method(name):
+    """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong and nothing superfluous."""
+    path = recipes.find(name)
+    assert recipes.assemble({"name": name, **read_yaml(path)}) == recipes.resolve(name)
+
+
+def test_headlines_are_those_of_whole_recipes():
+    headlines = recipes.headlines()
+    assert [headline.name for headline in headlines] == recipes.names()
+    for headline in headlines:
+        recipe = recipes.resolve(headline.name)
+        wanted = {key: getattr(recipe, key) for key in ("name", "method", "ipc", "summary", "paper", "measured")}
+        assert {**wanted, "data": recipe.data.name} == dict(headline)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.names() if CELL.fullmatch(name)])
@@ -119,6 +135,15 @@ def test_the_papers_number_stays_with_its_cell():
     assert recipes.resolve("dm-cifar10-ipc10", {"synthesis": {"steps": 9}}).paper is not None
     assert recipes.resolve("dm-cifar10-ipc10", {"ipc": 20}).paper is None
     assert recipes.resolve("dm-cifar10-ipc10", {"data": {"name": "svhn"}}).paper is None
+
+
+def test_unknown_recipe_names_the_nearest_and_not_all():
+    with pytest.raises(ConfigError) as refused:
+        recipes.resolve("edc-cifar10-ipc100")
+    sentence = str(refused.value)
+    assert "did you mean 'edc-cifar10-ipc10', 'edc-cifar100-ipc10' or 'edc-cifar10-ipc1'?" in sentence
+    assert "'rayd recipes' lists all of them" in sentence
+    assert len(sentence) < 250
 
 
 def test_names_near_and_far():
