@@ -190,6 +190,8 @@ def _measure(
             count += 1
             done(count, len(parts) * len(absent))
             if index == len(parts) - 1:
+                # merged where they were measured; from here on they are kept, not computed with
+                states[member] = _on_host(states[member] or {})
                 seen(member)
 
 
@@ -247,6 +249,10 @@ def merged(needs: Sequence[Need], before: States | None, part: States, labels: T
             need.add(known, _statistics(need, new), labels)
         after[need.key] = [statistic.state() for statistic in known]
     return after
+
+
+def _on_host(states: States) -> States:
+    return {key: [{name: t.cpu() for name, t in layer.items()} for layer in layers] for key, layers in states.items()}
 
 
 def _statistics(need: Need, states: Sequence[Mapping[str, Tensor]]) -> tuple[Statistic, ...]:

@@ -75,12 +75,12 @@ class Need:
 
     def spread(self, parts: tuple[Statistic, ...], labels: Tensor, classes: int) -> tuple[Statistic, ...]:
         """Statistics of all classes made of those whose rows are the classes among `labels`, in order."""
-        places = torch.unique(self._rows(labels))
+        places = self._places(labels, parts)
         return tuple(part.spread(places, self._count(classes)) for part in parts)
 
     def add(self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor) -> None:
         """Merge, in place, statistics whose rows are the classes among `labels`, in order."""
-        places = torch.unique(self._rows(labels))
+        places = self._places(labels, parts)
         for statistic, part in zip(into, parts, strict=True):
             statistic.add(part, places)
 
@@ -151,6 +151,12 @@ class Need:
     def _count(self, classes: int) -> int:
         """Rows of the statistic."""
         return 1 if self.pooled else classes
+
+    def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
+        """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
+        places: Tensor = torch.unique(self._rows(labels))
+        # the labels of a shard are on the CPU, while statistics of work in process stay on the device
+        return places.to(parts[0].device) if parts else places
 
     def _rows(self, labels: Tensor) -> Tensor:
         """Which row of the statistic each image belongs to (N,)."""

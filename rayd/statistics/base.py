@@ -99,6 +99,11 @@ class Statistic(ABC):
                 getattr(self, name).index_copy_(0, classes, after)
         return self
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.state().values())).device
+
     def state(self) -> dict[str, Tensor]:
         """The tensors that make it up, by name: what travels and what is stored."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
