@@ -31,17 +31,25 @@ def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, purpose: str, *indices: int | str) -> Iterator[None]:
-    """Run code that can only use torch's global generators (constructors, dropout) on a derived stream, then restore them."""
-    everyone, chosen = torch.default_generator, derive(seed, purpose, *indices)
-    state = everyone.get_state()
-    everyone.manual_seed(chosen)
-    with ExitStack() as others:
-        for backend in (torch.cuda, torch.mps):
-            if backend.is_available():
-                others.callback(backend.set_rng_state, backend.get_rng_state())
-                backend.manual_seed(chosen)
-        try:
-            yield
-        finally:
-            everyone.set_state(state)
+def seeded(seed: int, purpose: str, *indices: int | str, device: torch.device | None = None) -> Iterator[None]:
+    """Run code that can only use torch's global generators (constructors, dropout) on a derived stream, then restore them.
+
+    Args:
+        seed: of the run.
+        purpose: of the draws.
+        indices: of the work item.
+        device: where the code draws, besides the CPU; its generator is seeded, those of other devices stay as they are.
+    """
+    chosen = derive(seed, purpose, *indices)
+    with ExitStack() as restored:
+        restored.callback(torch.default_generator.set_state, torch.default_generator.get_state())
+        torch.default_generator.manual_seed(chosen)
+        if device is not None and device.type == "cuda":
+            # by its index: the current device may be another one
+            restored.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(chosen)
+        elif device is not None and device.type == "mps":
+            restored.callback(torch.mps.set_rng_state, torch.mps.get_rng_state())
+            torch.mps.manual_seed(chosen)
+        yield

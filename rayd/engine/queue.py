@@ -201,7 +201,7 @@ def grow(growth: Growth, recipe: Recipe, shape: ImageShape, classes: int, supply
     augment = augmentation(settings.augmentation)
     right, seen = torch.zeros((), device=device), 0
     network.train()
-    with seeding.seeded(recipe.seed, "queue dropout", growth.member.copy, growth.step):
+    with seeding.seeded(recipe.seed, "queue dropout", growth.member.copy, growth.step, device=device):
         for rows in _batches(len(supply.labels), settings, draws):
             inputs = augment(supply.inputs(rows), draws).contiguous(memory_format=layout)
             target = supply.labels[rows].to(device)

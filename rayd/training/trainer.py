@@ -111,7 +111,7 @@ class Trainer:
         """One epoch; its mean loss, still on the device, so that no step waits for it."""
         self._schedule()
         # dropout can only draw from the global generator
-        dropout = seeded(self._seed, f"{self._purpose} dropout", self.epoch, *self._crew.indices)
+        dropout = seeded(self._seed, f"{self._purpose} dropout", self.epoch, *self._crew.indices, device=self.device)
         with dropout, convolutions(self.device, self.settings.precision):
             loss = self._pass()
         self.epoch += 1
