@@ -339,10 +339,18 @@ class _Driver:
         return distilled
 
     def _show_spectra(self, distilled: Distilled, step: int) -> None:
-        """The spectra of the result in TensorBoard, where the method looks through a filter."""
-        with suppress(ArtifactError):
-            image = spectra.picture(self._recipe, self._method, self._data, self._store, distilled)
+        """The spectra of the result in TensorBoard, where the method looks through a filter.
+
+        The set is finished and saved: whatever goes wrong here is a warning.
+        """
+        if not spectra.drawn_of(self._method):
+            return
+        try:
+            image = spectra.picture(self._recipe, self._method, self._data, self._store, distilled, self._group)
             self._log.picture("spectra", step, np.asarray(image))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: %s", reason)
 
     def _look(self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float) -> None:
         """Show the set, as it is now, to who wants to see it."""

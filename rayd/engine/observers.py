@@ -131,9 +131,17 @@ class Observers:
         }
 
     def hear(
-        self, member: Member, weights: Shared | None, images: Tensor, labels: Tensor, need: Need
+        self, member: Member, weights: Shared | None, batch: Shared, need: Need
     ) -> tuple[list[str], tuple[Statistic, ...]]:
-        """Names of the layers that a need listens to, and its statistics of network inputs (N, C, H, W), as they are."""
+        """Names of the layers that a need listens to, and its statistics of images as they are.
+
+        Args:
+            member: who looks.
+            weights: its trained weights.
+            batch: network inputs (N, C, H, W) and class indices (N,).
+            need: which statistic.
+        """
+        images, labels = batch.get()
         observer = self._member(member, weights, self._recipe.panel(member.panel).precision)
         settings = self._recipe.panel(member.panel)
         with devices.convolutions(self._device, settings.precision):

@@ -12,12 +12,12 @@ from typing import cast
 import torch
 from PIL import Image
 
-from rayd import methods
+from rayd import devices, methods
 from rayd.config import Recipe, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine import measure, squeeze
-from rayd.engine.group import LocalShared
+from rayd.engine.group import Group, LocalGroup
 from rayd.engine.members import Member, members
 from rayd.engine.observer import Facts
 from rayd.engine.observers import Observers
@@ -70,8 +70,27 @@ def term_of(method: Method) -> SpectralMatching:
     return term
 
 
-def picture(recipe: Recipe, method: Method, data: ImageData, store: Store, distilled: Distilled) -> Image.Image:
+def drawn_of(method: Method) -> bool:
+    """Whether there are spectra to draw; see `term_of`."""
+    try:
+        term_of(method)
+    except ArtifactError:
+        return False
+    return True
+
+
+def picture(
+    recipe: Recipe, method: Method, data: ImageData, store: Store, distilled: Distilled, group: Group | None = None
+) -> Image.Image:
     """Spectra of every layer that each observer listens to, and the filter at the end of the synthesis.
+
+    Args:
+        recipe: the run.
+        method: its method.
+        data: the real data.
+        store: where statistics and weights are kept.
+        distilled: the set.
+        group: hosts `Worker`, whose devices this process may not have; absent: computed in this process.
 
     Raises:
         ArtifactError: see `of_distilled`.
@@ -91,12 +110,14 @@ def picture(recipe: Recipe, method: Method, data: ImageData, store: Store, disti
             f"There are no spectra to show: what observer {member.label} learned or measured of '{data.name}' is not in the "
             f"store '{store.root}' (any more); `--cache` names another store, and running the recipe again measures again."
         )
-    looking = Observers(recipe, Facts.of(data))
+    if group is None:
+        here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
+        group = LocalGroup(here, Observers, recipe, Facts.of(data), devices.choose(here))
+    images = group.share((distilled.images, distilled.hard_labels))
+    states = {member: _weights(recipe, data, store, member) for member in found}
+    items = [(member, None if state is None else group.share(state), images, term.matrices) for member, state in states.items()]
     layers: list[LayerSpectrum] = []
-    for member, real in found.items():
-        state = _weights(recipe, data, store, member)
-        weights = LocalShared(state) if state is not None else None
-        names, synthetic = looking.hear(member, weights, distilled.images, distilled.hard_labels, term.matrices)
+    for (member, real), (names, synthetic) in zip(found.items(), group.map("hear", items), strict=True):
         names = [f"{member.label}: {name}" for name in names] if len(found) > 1 else names
         layers += spectra(names, real or (), cast(tuple[Covariance, ...], synthetic))
     title = f"{recipe.name}: {method.name} on {data.name}, {len(distilled)} images"

@@ -84,9 +84,39 @@ def test_nothing_is_measured_or_trained_for_it(finished, monkeypatch):
     layers_of(finished)
 
 
+def steps_of_pictures(run: Path) -> list[int]:
+    """The steps at which a run left spectra in TensorBoard."""
+    board = EventAccumulator(str(run / "tensorboard"), {"images": 0}).Reload()
+    return [picture.step for picture in board.Images("spectra")] if "spectra" in board.Tags()["images"] else []
+
+
 def test_a_run_leaves_them_in_tensorboard(finished):
-    board = EventAccumulator(str(finished / "run" / "tensorboard"), {"images": 0}).Reload()
-    assert [picture.step for picture in board.Images("spectra")] == [12]
+    assert steps_of_pictures(finished / "run") == [12]
+
+
+def test_a_run_computes_them_where_its_workers_are(tmp_path, monkeypatch):
+    """The driver of a cluster may have no GPU while the workers' results, and the keys of the store, are of one."""
+
+    def none_here(*_: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.")
+
+    monkeypatch.setattr(spectra, "Observers", none_here)
+    distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    assert steps_of_pictures(tmp_path / "run") == [4]
+
+
+def test_a_chart_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def fails(*_: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system.\nAnd more lines.")
+
+    monkeypatch.setattr(Worker, "hear", fails)
+    result = distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    assert len(result.report.results) == 1
+    assert steps_of_pictures(tmp_path / "run") == []
+    assert caplog.messages == [
+        "The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: Found no NVIDIA driver on your "
+        "system."
+    ]
 
 
 @pytest.mark.parametrize("stage", ["measure", "squeeze"])
