@@ -42,6 +42,15 @@ class RunError(RaydError):
     exit_code = 1
 
 
+class OutOfMemoryError(RunError):
+    """A stage that needed more memory than its device, or the machine, has."""
+
+    def __init__(self, what: str, where: str | None = None):
+        """Say what ran out, as the beginning of a sentence, and where, with what to do about it, if that is known already."""
+        super().__init__(f"{what} {where or 'in a worker'}.")
+        self.what, self.where = what, where
+
+
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     """The known names that are most like a name, the nearest first; none where none is like it.
 

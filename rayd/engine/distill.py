@@ -25,7 +25,7 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import arithmetic, card, experts, initial, measure, relabel, spectra, squeeze
+from rayd.engine import arithmetic, card, experts, initial, measure, memory, relabel, spectra, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.evaluate import Classroom, judge, keep_report
 from rayd.engine.group import Group, Shared, Streams, open_group
@@ -216,7 +216,8 @@ class _Driver:
     def _timed(self, stage: str) -> Iterator[None]:
         began, finished = time.monotonic(), False
         try:
-            yield
+            with memory.explained(stage, self._recipe):
+                yield
             finished = True
         finally:
             self._log.spend(stage, time.monotonic() - began - self._looked, finished)
@@ -368,7 +369,8 @@ class _Driver:
             recipe = recipe.model_copy(update={"labels": labels})
         taught = squeeze.everyone(recipe, data, self._store, teachers(recipe))
         room = Classroom(taught, None, squeeze.teacher_hashes(recipe, data))
-        results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
+        with memory.explained("evaluate", recipe):
+            results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
         return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
 
     def _distilled(self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()) -> Distilled:

@@ -18,7 +18,7 @@ from rayd.artifacts import read_json, write_json
 from rayd.config import EvaluationSettings, Recipe, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
-from rayd.engine import arithmetic, relabel, squeeze
+from rayd.engine import arithmetic, memory, relabel, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Group, open_group
 from rayd.engine.members import Member, teachers
@@ -226,7 +226,8 @@ def evaluate_distilled(
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
         room = _classroom(recipe, data, distilled, Store(cache), reporter)
-        results = judge(recipe, data, distilled, Store(cache), reporter, classroom=room)
+        with memory.explained("evaluate", recipe):
+            results = judge(recipe, data, distilled, Store(cache), reporter, classroom=room)
     return Report.build(recipe, results, distilled, {"evaluate": time.monotonic() - began}, data.train.counts.tolist())
 
 

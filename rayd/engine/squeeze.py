@@ -18,6 +18,7 @@ from rayd import devices
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, ResourceSettings
 from rayd.data import ImageData
+from rayd.engine import memory
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.group import Streams, open_group
 from rayd.engine.members import Member, teachers, team
@@ -219,7 +220,11 @@ def ensure(
     """Trained observers, with workers of their own for those that the store has not."""
     if not missing(recipe, data, store, wanted):
         return everyone(recipe, data, store, wanted)
-    with open_workers(recipe, data, store) as group, reporter.stage("squeeze", 0, "epochs") as shown:
+    with (
+        memory.explained("squeeze", recipe),
+        open_workers(recipe, data, store) as group,
+        reporter.stage("squeeze", 0, "epochs") as shown,
+    ):
         return squeeze(group, recipe, data, store, shown.update, wanted, reporter.waiting("squeeze", "observers"))
 
 

@@ -17,10 +17,11 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd.engine.group import Presence
+from rayd.engine.memory import out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
 from rayd.engine.wire import pack, size, unpack
-from rayd.errors import RaydError, RunError
+from rayd.errors import OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
 """Seconds without any answer from any worker after which a run gives up; Ray itself notices a dead worker within seconds."""
@@ -158,6 +159,8 @@ def translated(error: RayError) -> RaydError:
     """The error that a worker raised, or a sentence about how Ray failed."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaydError):
         return error.cause
+    if isinstance(error, RayTaskError) and (what := out_of_memory(error.cause)) is not None:
+        return OutOfMemoryError(what)
     if isinstance(error, RayTaskError):
         return RunError(f"A worker failed: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError):

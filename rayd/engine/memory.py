@@ -1,0 +1,97 @@
+"""Running out of memory, as one sentence: which stage needed it, and which setting makes it need less.
+
+Torch raises `torch.OutOfMemoryError` on GPUs and a plain `RuntimeError` on the CPU and on MPS; numpy raises `MemoryError`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from rayd import methods
+from rayd.config import PANELS, Recipe
+from rayd.engine.members import panels
+from rayd.errors import OutOfMemoryError
+
+_ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
+"""What torch says where the error has no class of its own: Linux, Windows, MPS."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """What ran out, as the beginning of a sentence; None for any other error."""
+    text = str(error)
+    if isinstance(error, OutOfMemoryError):
+        return error.what
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"The GPU ran out of memory{_wanted(text)}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in text.lower() for one in _ON_HOST)):
+        place = "The GPU" if "MPS" in text else "This machine"
+        return f"{place} ran out of memory{_wanted(text)}"
+    return None
+
+
+def _wanted(text: str) -> str:
+    """How much was asked for, where the error says it."""
+    found = re.search(r"tried to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))", text, re.IGNORECASE)
+    return f" (another {found.group(1)} were needed)" if found else ""
+
+
+@contextmanager
+def explained(stage: str, recipe: Recipe) -> Iterator[None]:
+    """Run the work of a stage; if memory runs out, say what to lower.
+
+    Args:
+        stage: its name, as in the log.
+        recipe: the run.
+
+    Raises:
+        OutOfMemoryError: memory ran out, here or in a worker.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        what = out_of_memory(error)
+        if what is None or (isinstance(error, OutOfMemoryError) and error.where is not None):
+            raise
+        raise OutOfMemoryError(what, f"in stage '{stage}': {remedy(stage, recipe)}") from error
+
+
+def remedy(stage: str, recipe: Recipe) -> str:
+    """What to lower so that a stage needs less memory: the settings that its largest tensors grow with."""
+    method = methods.build(recipe)
+    match stage:
+        case "squeeze":
+            trained = [panel for panel in PANELS if panel in panels(recipe) and recipe.panel(panel).trained]
+            names = ["squeeze.batch_size" if panel == "observers" else "guides.squeeze.batch_size" for panel in trained]
+            # teachers may be the only ones that are trained
+            return _lower(recipe, *(names or ["squeeze.batch_size"]))
+        case "experts":
+            return _lower(recipe, "experts.batch_size")
+        case "measure":
+            return _lower(recipe, *(f"{panel}.batch_size" for panel in method.panels if method.needs(panel)))
+        case "score":
+            return _lower(recipe, "synthetic.crops")
+        case "synthesize" if method.following is not None:
+            settings = method.following.settings
+            if settings.way == "full":
+                return "set 'objective.way' to 'reverse', which keeps one step of a student in memory at a time"
+            return _lower(recipe, "ipc") if settings.batch_size is None else "lower 'objective.batch_size'"
+        case "synthesize":
+            sampled = ["observers.real_batch"] if recipe.real == "sampled" else []
+            return _lower(recipe, *sampled, "synthesis.block", "ipc")
+    return _lower(recipe, "evaluation.batch_size")
+
+
+def _lower(recipe: Recipe, *names: str) -> str:
+    """Settings with their values, to be lowered."""
+    shown = []
+    for name in names:
+        value: Any = recipe.guiding if name.startswith("guides.") else recipe
+        for part in name.removeprefix("guides.").split("."):
+            value = getattr(value, part)
+        shown.append(f"'{name}' ({'not set, so all at once' if value is None else f'{value} now'})")
+    return f"lower {' or '.join([', '.join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)}"
