@@ -162,6 +162,8 @@ class _Driver:
             if distilled is None:
                 distilled = self._synthesize(squeezed)
             labels = self._relabel(distilled, squeezed)
+        # students need the memory that observers, statistics and real images still take
+        self.__dict__.pop("_group", None)
         report = self._evaluate(distilled, squeezed, labels)
         return Run(self._directory.path, self._recipe, distilled, report, self._synthesis_seconds())
 
