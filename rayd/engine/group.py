@@ -177,6 +177,8 @@ class LocalGroup(Group):
 
     def close(self) -> None:
         """Give back the memory of the replica, that of its device included."""
+        import torch
+
         self._worker = None
         if torch.cuda.is_available():
             # networks and what is cached of them refer to each other in circles
