@@ -21,12 +21,13 @@ from rayd.config import Recipe
 from rayd.data.splits import uneven
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
+from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.student import StudentResult
+from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Layout, Row, wrapped
+from rayd.recipes import names as recipe_names
 
 ORDER = ("distilled", "random", "herding", "k-center", "whole")
 """Sets in the order of tables, so that random images always stand beside the distilled ones."""
-
-HEADER = ("network", "set", "test accuracy", "students", "head", "tail", "epoch", "seconds", "protocol")
 
 
 @dataclass(frozen=True)
@@ -195,48 +196,52 @@ class Report:
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"A report must have the fields that 'evaluation.json' documents: {error}.") from error
 
+    def remarks(self) -> list[str]:
+        """What a reader should know beside the numbers, a sentence each; see `rayd.evaluation.remarks`."""
+        return remarks(self, recipe_names())
+
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(*HEADER[:2], title=escape(self._title()))
-        for name in HEADER[2:]:
-            table.add_column(name, justify="right")
-        for row in self._rows():
+        layout = Layout.of(self._rows())
+        table = Table(title=escape(self._title()), caption=escape("\n".join((*layout.below, *self.remarks()))))
+        for name in layout.columns:
+            table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
+        for row in layout.rows:
             table.add_row(*row)
         return table
 
     def text(self) -> str:
-        """The same as plain aligned lines."""
-        rows = [HEADER, *self._rows()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        ]
-        return "\n".join([self._title(), *(line.rstrip() for line in lines)])
+        """The same as plain aligned lines, at most 80 characters wide where the names of networks allow it."""
+        layout = Layout.of(self._rows())
+        paragraphs = (*layout.below, *self.remarks())
+        return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
 
     def _title(self) -> str:
         return f"{self.recipe}: {self.method} on {self.data}, {self.ipc} per class, {sum(self.storage_bytes.values()):,} bytes"
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        """Cells under `HEADER`; where random images were not evaluated beside the distilled ones, a row says so."""
-        there = {(result.set, result.network, result.epoch) for result in self.results}
-        rows: list[tuple[str, ...]] = []
+    def _rows(self) -> list[Row]:
+        """Cells by column; where random images were not evaluated beside the distilled ones, a row says so."""
+        evaluated = {(result.set, result.network, result.epoch) for result in self.results}
+        # where some accuracies have a mark, the others keep its place, so that digits stand below each other
+        blank = " " * (len(MARK) + 1) if any(map(at_chance, self.results)) else ""
+        rows: list[Row] = []
         for result in self.results:
             rows.append(
-                (
-                    result.network,
-                    result.set,
-                    result.test_accuracy.text(),
-                    str(len(result.test_accuracy.runs)),
-                    _cell(result.head_accuracy),
-                    _cell(result.tail_accuracy),
-                    result.epoch,
-                    f"{result.seconds:.1f}",
-                    result.protocol,
-                )
+                {
+                    "network": result.network,
+                    "set": result.set,
+                    "test accuracy": result.test_accuracy.text() + (f" {MARK}" if at_chance(result) else blank),
+                    "students": str(len(result.test_accuracy.runs)),
+                    "head": _cell(result.head_accuracy),
+                    "tail": _cell(result.tail_accuracy),
+                    "epoch": result.epoch,
+                    "seconds": f"{result.seconds:.1f}",
+                    "protocol": result.protocol,
+                }
             )
-            if result.set == "distilled" and ("random", result.network, result.epoch) not in there:
-                rows.append((result.network, "random", "not evaluated", "0", "-", "-", result.epoch, "-", "-"))
+            if result.set == "distilled" and ("random", result.network, result.epoch) not in evaluated:
+                absent = {"network": result.network, "set": "random", "epoch": result.epoch}
+                rows.append({**absent, "test accuracy": f"not evaluated{blank}"})
         return rows
 
 
@@ -270,7 +275,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _protocol_on(set_name: str, recipe: Recipe, distilled: Distilled) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rayd.config import Recipe
 from rayd.data import Standardization
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
+from rayd.evaluation.remarks import at_chance
 from rayd.evaluation.report import Report
 from rayd.evaluation.student import StudentResult
 
@@ -32,7 +34,7 @@ def student(
     accuracy: float,
     seed: int = 0,
     network: str = "convnet",
-    per_class: tuple[float | None, ...] = (0.5, 0.5),
+    per_class: tuple[float | None, ...] = (0.9, 0.7),
     selection: str = "last",
 ) -> StudentResult:
     return StudentResult(network, seed, accuracy, None, per_class, 0.1, 10, 1.5, selection)
@@ -68,7 +70,7 @@ def test_selections_of_the_same_students_are_apart():
         ("random", "last", 0.1, (0,)),
         ("distilled", "validation-best", 0.9, (0, 1)),
     ]
-    assert report.text().splitlines()[-1].split()[1:6] == ["random", "not", "evaluated", "0", "-"]
+    assert "convnet  random     not evaluated         -  validation-best        -" in report.text().splitlines()
     merged = report.merge(build(("distilled", student(0.7, 0)), ("distilled", student(0.7, 1))))
     assert [r.test_accuracy.mean for r in merged.results] == pytest.approx([0.7, 0.1, 0.9])
 
@@ -127,7 +129,7 @@ def test_json_has_the_documented_fields_and_comes_back():
         "protocol": "hard-label, 1000 epochs, color_crop_cutout_flip_scale_rotate",
         "test_accuracy": {"mean": 0.9, "std": None, "runs": [0.9]},
         "epoch": "last",
-        "per_class": [0.5, 0.5],
+        "per_class": [0.9, 0.7],
         "head_accuracy": None,
         "tail_accuracy": None,
         "seeds": [0],
@@ -148,7 +150,7 @@ def test_random_stands_beside_distilled():
     order = ["distilled", "random", "herding", "k-center", "whole"]
     assert [(r.network, r.set) for r in report.results] == [(n, s) for n in ("convnet", "mlp") for s in order]
     missing = build(("distilled", student(0.5)), ("whole", student(0.5))).text().splitlines()
-    assert [line.split()[1] for line in missing[2:]] == ["distilled", "random", "whole"]
+    assert [line.split()[1] for line in missing[2:5]] == ["distilled", "random", "whole"]
     assert "not evaluated" in missing[3]
 
 
@@ -162,6 +164,77 @@ def test_text_and_table_show_the_same_aligned():
     Console(file=shown, width=200).print(report.table())
     for word in ("0.880 ± 0.007", "distilled", "random", "0.500", "last"):
         assert word in shown.getvalue()
+
+
+def test_table_has_80_columns_and_says_once_what_rows_share():
+    sets = ("distilled", "random", "whole")
+    evaluation = {"augmentation": "color_crop_cutout_scale_rotate", "epochs": 600, "whole_epochs": 30}
+    report = build(*((name, student(0.9, network="convnet-d2-w64")) for name in sets), **evaluation)
+    lines = report.text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["network", "set", "test", "accuracy", "seconds", "protocol"]
+    assert [line.split("  ")[-1] for line in lines[2:5]] == ["600 epochs", "600 epochs", "30 epochs"]
+    assert lines[5] == "protocol: 1 student, hard-label, color_crop_cutout_scale_rotate, last epoch"
+
+
+def test_long_protocols_follow_below_the_table():
+    report = build(("distilled", student(0.9, network="torchvision/shufflenet_v2_x0_5")), ("random", student(0.1)))
+    long = replace(report.results[0], protocol="learned-label, 300 epochs, kl T=20, no augmentation, learning_rate 0.0213")
+    lines = replace(report, results=(long, report.results[1])).text().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if "0.900" in line)
+    assert row.split()[-1] == "1"
+    assert "protocol 1: learned-label, 300 epochs, kl T=20, no augmentation, learning_rate" in lines
+
+
+def test_head_and_tail_are_shown_where_they_are_known():
+    runs = [(name, student(0.5, per_class=(0.9, 0.8, 0.7, 0.1))) for name in ("distilled", "random")]
+    assert "head" not in build(*runs).text()
+    lines = build(*runs, imbalance=100.0).text().splitlines()
+    assert lines[1].split()[4:6] == ["head", "tail"]
+    assert lines[2].split()[3:5] == ["0.850", "0.400"]
+
+
+def test_students_at_chance_are_marked():
+    """AlexNet gives each of its images the same class; the other network has learned a little."""
+    stuck = student(0.103, network="alexnet", per_class=(1.0, *[0.0] * 9))
+    learned = student(0.12, per_class=(0.3, *[0.1] * 9))
+    report = build(("distilled", stuck), ("random", stuck), ("distilled", learned), ("random", learned))
+    text = report.text()
+    assert text.count("0.103 *") == 2
+    assert "0.120 *" not in text
+    assert "* at chance: alexnet did not learn (distilled, random); try" in text
+    assert len(report.remarks()) == 1
+
+
+def test_chance_is_that_of_the_classes_whatever_their_sizes():
+    """Nine in ten test images are of the class that the student always names."""
+    (result,) = build(("distilled", student(0.9, per_class=(1.0, 0.0)))).results
+    assert at_chance(result)
+    (result,) = build(("distilled", student(0.6, per_class=(0.9, 0.3)))).results
+    assert not at_chance(result)
+
+
+def test_a_set_below_random_images_gets_a_sentence_with_what_to_try():
+    runs = [("distilled", student(0.538, seed)) for seed in (0, 1)] + [("random", student(0.712, seed)) for seed in (0, 1)]
+    (sentence,) = build(*runs).remarks()
+    assert "below random ones of the same budget (0.538 against 0.712 with convnet)" in sentence
+    assert "synthesis.learning_rate" in sentence
+    known = replace(build(*runs), method="edc")
+    assert "try the recipe 'edc-digits'" in known.remarks()[0]
+    assert replace(known, recipe="edc-digits").remarks() == [sentence]
+
+
+def test_what_lies_within_the_spread_of_students_is_not_called_below():
+    spread = [("distilled", student(0.70, 0)), ("random", student(0.68, 0)), ("random", student(0.74, 1))]
+    assert build(*spread).remarks() == []
+
+
+def test_random_images_above_a_long_tail_are_explained():
+    runs = [("random", student(0.9, per_class=(0.9, 0.9))), ("whole", student(0.8, per_class=(1.0, 0.6)))]
+    (sentence,) = build(*runs, imbalance=20.0).remarks()
+    assert "Random images are above the whole set with convnet, because they are balanced" in sentence
+    assert build(*runs).remarks() == []
 
 
 def test_merge_keeps_what_the_newer_report_lacks():
