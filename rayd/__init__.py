@@ -1,7 +1,7 @@
 """rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost as well.
 
-run = rayd.distill("digits", out="runs/digits", ipc=5)
-distilled = rayd.load("runs/digits")
+run = rayd.distill("digits", out="runs/digits5", ipc=5)
+distilled = rayd.load("runs/digits5")
 report = rayd.evaluate(distilled, networks=["convnet", "mlp"], seeds=3)
 """
 
@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd.errors import RaydError
+from rayd.errors import ConfigError, RaydError, errors_for_python
 
 if TYPE_CHECKING:
     from rayd import recipes
@@ -54,14 +54,14 @@ def __getattr__(name: str) -> Any:
 
 
 def distill(
-    name: str | Path,
+    name: str | Path | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     workers: int | None = None,
     address: str | None = None,
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | str | Path = False,
     overwrite: bool = False,
     quiet: bool = False,
     **overrides: Any,
@@ -70,15 +70,18 @@ def distill(
 
     Args:
         name: a built-in recipe or a YAML file.
-        out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be URLs, too.
+        out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be URLs, too. Absent:
+            `runs/<name of the recipe>`.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join; absent: a private one on this machine.
         data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.
         cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else `~/.cache/rayd/store`.
-        resume: continue the run that `out` holds.
+        resume: continue the run that `out` holds. A directory in place of `name` and `out`, `rayd.distill(resume="runs/a")`,
+            continues its run under the recipe and settings that lie there.
         overwrite: replace the run that `out` holds.
         quiet: show no progress.
-        overrides: settings of the recipe, such as `ipc=5` or `synthesis={"steps": 500}`.
+        overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`, `synthesis={"steps": 500}` or
+            `**{"synthesis.steps": 500}`.
 
     Returns:
         The run: its directory, its recipe, the distilled set and the report.
@@ -86,20 +89,35 @@ def distill(
     Raises:
         RaydError: anything that a user can mend, in one sentence.
     """
-    from rayd.config import given_resources, merge
+    from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Reporter
+    from rayd.engine.rundir import RunDirectory
     from rayd.recipes import resolve
 
-    return run(
-        resolve(name, merge(given_resources(workers, address), overrides)),
-        Path(out),
-        data_root=_path(data_root),
-        cache=_path(cache),
-        resume=resume,
-        overwrite=overwrite,
-        reporter=Reporter(quiet),
-    )
+    with errors_for_python():
+        settings = merge(given_resources(workers, address), nested(overrides))
+        if isinstance(resume, str | Path):
+            if name is not None or out is not None:
+                raise ConfigError(
+                    "resume=DIRECTORY takes recipe and directory from there: leave the recipe's name and out away."
+                )
+            out, resume = resume, True
+        if name is not None:
+            recipe = resolve(name, settings)
+        elif resume and out is not None:
+            recipe = RunDirectory(Path(out)).recipe(settings)
+        else:
+            raise ConfigError("Name a recipe, such as rayd.distill('digits'), or a run to continue with resume=DIRECTORY.")
+        return run(
+            recipe,
+            Path(out if out is not None else Path("runs") / recipe.name),
+            data_root=_path(data_root),
+            cache=_path(cache),
+            resume=resume,
+            overwrite=overwrite,
+            reporter=Reporter(quiet),
+        )
 
 
 def load(path: str | Path) -> Distilled:
@@ -110,7 +128,8 @@ def load(path: str | Path) -> Distilled:
     """
     from rayd.distilled import load as read
 
-    return read(path)
+    with errors_for_python():
+        return read(path)
 
 
 def evaluate(
@@ -129,19 +148,20 @@ def evaluate(
 
     Args:
         distilled: the set, or the directory that holds it.
-        networks: architectures of the students, or one; absent: those of its recipe.
+        networks: architectures of the students, or one; absent: those of its recipe (`distilled.card["config"]`).
         seeds: students per architecture; absent: as in its recipe.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join.
         data_root: where the real data are looked for first.
         cache: where finished work is shared between runs.
         quiet: show no progress.
-        overrides: settings laid over the set's recipe, such as `evaluation={"epochs": 300}`.
+        overrides: settings laid over the set's recipe, such as `evaluation={"epochs": 300}` or
+            `**{"evaluation.epochs": 300}`.
 
     Raises:
         RaydError: anything that a user can mend, in one sentence.
     """
-    from rayd.config import given_resources, merge
+    from rayd.config import given_resources, merge, nested
     from rayd.distilled import Distilled as Set
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Reporter
@@ -149,9 +169,10 @@ def evaluate(
     several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
     settings: dict[str, Any] = {} if networks is None else {"networks": several}
     settings |= {} if seeds is None else {"seeds": seeds}
-    tree = merge(merge(given_resources(workers, address), overrides), {"evaluation": settings})
-    chosen = distilled if isinstance(distilled, Set) else load(distilled)
-    return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Reporter(quiet))
+    with errors_for_python():
+        tree = merge(merge(given_resources(workers, address), nested(overrides)), {"evaluation": settings})
+        chosen = distilled if isinstance(distilled, Set) else load(distilled)
+        return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Reporter(quiet))
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rayd.distilled import Distilled
+from rayd.evaluation.report import Report
+from rayd.evaluation.table import WIDTH
+
+HEAD = "test accuracy  "
+"""Head of a line; those of the other lines are as long."""
 
 
-def describe(distilled: Distilled) -> str:
-    """What the set is, where it comes from and what it costs to keep, in a few lines."""
+def describe(distilled: Distilled, report: Report | None = None) -> str:
+    """What the set is, where it comes from, how well it trains networks and what it costs to keep, in a few lines.
+
+    Args:
+        distilled: the set.
+        report: its evaluation, if there is one.
+    """
     card, shape = distilled.card, distilled.shape
     per_class = distilled.hard_labels.bincount(minlength=distilled.classes)
     each = (
@@ -24,6 +35,7 @@ def describe(distilled: Distilled) -> str:
         f"seed {card.get('seed', 'unknown')}, {card.get('steps', 'unknown')} steps)",
         f"distilled from {data.get('name', 'unknown')} (fingerprint {str(data.get('fingerprint', 'unknown'))[:12]})",
         f"normalisation  {distilled.normalization.kind}: images are network input, `pixels()` undoes it",
+        *_accuracies(report),
         *_observers(card.get("observers") or []),
         *_experts(card.get("experts")),
         *([f"step size      {distilled.step_size:.4g}, learned with the images"] if distilled.step_size is not None else []),
@@ -32,7 +44,16 @@ def describe(distilled: Distilled) -> str:
     ]
     if labels := card.get("labels"):
         lines.insert(-1, f"soft labels    for {labels['epochs']} epochs, in {labels['folder']}")
-    return "\n".join(lines)
+    indent = " " * len(HEAD)
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False) for line in lines)
+
+
+def _accuracies(report: Report | None) -> list[str]:
+    """Test accuracies of the students, those of the baselines beside them."""
+    if report is None:
+        return [f"{HEAD}unknown: 'rayd evaluate' trains networks on the set"]
+    first, *others = [*report.brief(), *report.remarks()] or ["unknown: the report is empty"]
+    return [HEAD + first, *(" " * len(HEAD) + line for line in others)]
 
 
 def _observers(known: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,7 +25,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from rayd import __version__, remote
-from rayd.errors import OutputError, RaydError, ResourceError
+from rayd.errors import ConfigError, OutputError, RaydError, ResourceError
+
+if TYPE_CHECKING:
+    from rayd.config import Recipe
 
 
 class InterruptedRunError(RaydError):
@@ -41,7 +47,7 @@ def _example(line: str) -> str:
 
 
 class _Commands(TyperGroup):
-    """Commands that are listed with an example each, and whose interruption is told in rayd's words."""
+    """Commands that are listed with an example each, and whose interruption ends in one sentence."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List every command: its name, its purpose, an example."""
@@ -59,7 +65,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            raise InterruptedRunError("Interrupted; what was finished is kept, and --resume continues a run.") from error
+            raise InterruptedRunError("Interrupted; finished work is kept.") from error
 
 
 app = typer.Typer(
@@ -260,10 +266,15 @@ def plan(
 
 @app.command(epilog=_example("rayd distill digits ipc=5 --out runs/digits"))
 def distill(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file; with --resume, a run's directory."),
+    ] = None,
     overrides: Overrides = None,
     to: Annotated[Path | None, typer.Option("--out", help="The run's directory, or its URL: s3://bucket/run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that the directory holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run: --resume DIR, which needs neither recipe nor settings.")
+    ] = False,
     overwrite: Overwrite = False,
     workers: Workers = None,
     address: Address = None,
@@ -274,26 +285,27 @@ def distill(
     debug: Debug = False,
 ) -> None:
     """Distil a data set, train networks on the result, and compare with the baselines."""
-    from rayd import recipes
     from rayd.engine.progress import Reporter
 
-    resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
-    directory = to or Path("runs") / resolved.name
+    resolved, directory = _requested(recipe, overrides or [], to, resume, workers, address)
     reporter = Reporter(quiet)
     # what follows takes seconds: torch, the data, perhaps Ray
     reporter.say(f"{resolved.name}: {resolved.method} on {resolved.data.name}, into {remote.shown(directory)}")
 
     from rayd.engine.distill import distill as run_distillation
 
-    run = run_distillation(
-        resolved,
-        directory,
-        data_root=data_root,
-        cache=cache,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=reporter,
-    )
+    try:
+        run = run_distillation(
+            resolved,
+            directory,
+            data_root=data_root,
+            cache=cache,
+            resume=resume,
+            overwrite=overwrite,
+            reporter=reporter,
+        )
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(_continues(directory, data_root, cache)) from error
     if as_json:
         _print_json(run.report.to_json())
     else:
@@ -301,6 +313,50 @@ def distill(
         if (paper := run.recipe.paper) is not None:
             out.print(f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})", markup=False)
         out.print(f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}", markup=False)
+
+
+def _requested(
+    name: str | None, overrides: list[str], to: Path | None, resume: bool, workers: int | None, address: str | None
+) -> tuple[Recipe, Path]:
+    """The recipe and the directory of a run: those that are named, or with --resume those of the run in a directory."""
+    from rayd import recipes
+    from rayd.engine.rundir import RunDirectory
+
+    if resume and name is not None and to is not None and "=" in name:
+        # --resume --out DIR KEY=VALUE: the recipe is left out
+        overrides, name = [name, *overrides], None
+    elif resume and name is not None and to is None and not _names_recipe(name):
+        to, name = Path(name), None
+    settings = _tree(overrides, workers, address)
+    if name is not None:
+        resolved = recipes.resolve(name, settings)
+        return resolved, to or Path("runs") / resolved.name
+    if resume and to is not None:
+        return RunDirectory(to).recipe(settings), to
+    missing = "the run to continue: rayd distill --resume DIR" if resume else "one of 'rayd recipes'"
+    raise ConfigError(f"Missing argument 'RECIPE': name {missing}.")
+
+
+def _names_recipe(name: str) -> bool:
+    """Whether what stands with --resume is a recipe, whose run is continued, and not a run's directory."""
+    from rayd import recipes
+    from rayd.engine.rundir import RunDirectory
+
+    if name.endswith((".yaml", ".yml")):
+        return True
+    # a run's directory may have the name of a recipe
+    return name in recipes.names() and (
+        RunDirectory(Path("runs") / name).holds_run() or not RunDirectory(Path(name)).holds_run()
+    )
+
+
+def _continues(directory: Path, data_root: Path | None, cache: Path | None) -> str:
+    """What to say of a run that was interrupted."""
+    from rayd.engine.rundir import RunDirectory, continuation
+
+    if not RunDirectory(directory).holds_run():
+        return "Interrupted before the run began."
+    return f"Interrupted; finished work is kept. To continue: {continuation(directory, data_root, cache)}"
 
 
 @app.command(epilog=_example("rayd status runs/digits"))
@@ -338,14 +394,15 @@ def evaluate(
     """Train networks on a distilled set and on its baselines; add the results to its evaluation.json."""
     from rayd.config import merge
     from rayd.distilled import load
-    from rayd.engine.evaluate import evaluate_distilled, keep_report, kept_report
+    from rayd.engine.evaluate import evaluate_distilled, keep_report
     from rayd.engine.progress import Reporter
     from rayd.engine.rundir import check_writable, locked
+    from rayd.evaluation.report import Report
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(_tree(overrides, workers, address), {"evaluation": settings})
     distilled = load(directory)
-    kept_report(directory)  # a damaged one is told before the work, not after it
+    Report.kept(directory)  # a damaged one is refused before the work, not after it
     check_writable(remote.local(directory), "directory of the set")
     report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))
     with locked(remote.local(directory)):
@@ -360,7 +417,10 @@ def evaluate(
 def show(
     directory: DirectoryName,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Write the contact sheet, or with --spectrum the spectra, to this file.")
+        Path | None,
+        typer.Option(
+            "--png", help="Write the contact sheet, or with --spectrum the spectra, to this file: .png, .jpg or .webp."
+        ),
     ] = None,
     spectrum: Annotated[
         bool,
@@ -377,25 +437,32 @@ def show(
     """Tell what a distilled set is; write its contact sheet or its spectra."""
     from rayd.artifacts import write_bytes
     from rayd.card import describe
-    from rayd.distilled import as_png, load, picture
+    from rayd.distilled import DIRECTORY, as_file, contact_sheet, load, picture_format
+    from rayd.evaluation.report import Report
 
     distilled = load(directory)
+    place = distilled.directory or directory
+    report = Report.kept(place)
+    if place.name == DIRECTORY and (of_run := Report.kept(place.parent)) is not None:
+        report = of_run if report is None else of_run.merge(report)
     if spectrum and png is None:
-        png = (distilled.directory or directory) / "spectrum.png"
+        png = place / "spectrum.png"
     if png is not None:
         png = remote.local(png)
+        form = picture_format(png)
         if remote.exists(png) and not overwrite:
             raise OutputError(f"'{png}' exists already; choose another file or add --overwrite.")
         if spectrum:
             from rayd.engine.spectra import of_distilled
 
-            write_bytes(png, as_png(of_distilled(distilled, data_root, cache)))
+            image = of_distilled(distilled, data_root, cache)
         else:
-            write_bytes(png, picture(distilled))
+            image = contact_sheet(distilled)
+        write_bytes(png, as_file(image, form))
     if as_json:
-        _print_json(distilled.card)
+        _print_json(distilled.card | ({"evaluation": report.to_json()} if report is not None else {}))
     else:
-        out.print(describe(distilled), markup=False)
+        out.print(describe(distilled, report), markup=False)
 
 
 @app.command(epilog=_example("rayd export runs/digits digits.parquet --format parquet"))
@@ -517,15 +584,52 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
+@contextmanager
+def _one_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C end the command in order, and a further one, while that takes too long, end the process at once."""
+    interrupted = False
+
+    def end(*_: object) -> None:
+        if sys.stderr.isatty():
+            # a progress bar hides the cursor
+            sys.stderr.write("\x1b[?25h\n")
+            sys.stderr.flush()
+        os._exit(InterruptedRunError.exit_code)
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, end)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        # after an interruption what ends with the interpreter (Ray's processes) must not show a traceback either
+        if not interrupted:
+            signal.signal(signal.SIGINT, before)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
+    with _one_interrupt():
+        _main_in_order(given)
+
+
+def _main_in_order(given: list[str]) -> None:
     try:
         app(given)
     except RaydError as error:
         if "--debug" in given:
             raise
         sys.stderr.write(f"rayd: {error}\n")
+        if error.setting is not None:
+            sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)

@@ -321,9 +321,31 @@ def picture(distilled: Distilled) -> bytes:
 
 def as_png(image: Image.Image) -> bytes:
     """An image as a PNG file."""
+    return as_file(image, "PNG")
+
+
+def as_file(image: Image.Image, format: str) -> bytes:
+    """An image as a file of one of the formats in `PICTURE_FORMATS`."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer, format=format, quality=95)
     return buffer.getvalue()
+
+
+PICTURE_FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+"""Formats in which pictures are written, by the suffix of the file."""
+
+
+def picture_format(path: Path) -> str:
+    """The format of a picture by its file's suffix.
+
+    Raises:
+        OutputError: pictures are not written in this format.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in PICTURE_FORMATS:
+        known = ", ".join(name for name in PICTURE_FORMATS if name)
+        raise OutputError(f"A picture's file must end in one of {known}. Got '{path.name}' instead.")
+    return PICTURE_FORMATS[suffix]
 
 
 def _visible(pixels: Tensor) -> Tensor:

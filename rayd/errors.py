@@ -6,7 +6,9 @@ Every mistake that a user can make ends in a `RaydError`; the command line print
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -14,6 +16,8 @@ class RaydError(Exception):
     """Base of all errors that rayd raises on purpose."""
 
     exit_code = 2
+    setting: str | None = None
+    """An override, `key.sub=value`, with which the same command would work; the command line shows that command."""
 
 
 class ConfigError(RaydError):
@@ -22,6 +26,10 @@ class ConfigError(RaydError):
 
 class DataError(RaydError):
     """A data set that is missing, damaged, or unfit for what was asked of it."""
+
+
+class ImageSizeError(DataError):
+    """Images of different sizes, and no size that they should be scaled to."""
 
 
 class ArtifactError(RaydError):
@@ -71,3 +79,42 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> s
     hint = f"; did you mean '{near[0]}'?" if near else "."
     place = f" in {where}" if where else ""
     return f"Unknown {kind} '{name}'{place}{hint} Known: {', '.join(names)}."
+
+
+_SWITCHES = frozenset({"resume", "overwrite"})
+_IN_SENTENCES = re.compile(
+    r"(?P<kept>ray job submit .*)"
+    r"|'rayd distill --resume (?P<directory>[^ ']+)[^']*'"
+    r"|`?--(?P<option>resume|overwrite|out|cache|data-root|workers|address|network|seeds)\b`?(?: (?P<value>N|\d+)\b)?"
+)
+
+
+def in_python(sentence: str) -> str:
+    """A sentence about options of the command line, in terms of the Python API's keywords.
+
+    >>> in_python("add --resume to continue it, or choose another --out.")
+    'add resume=True to continue it, or choose another out.'
+    >>> in_python("run in process with --workers 0, or continue it with 'rayd distill --resume /runs/a'.")
+    "run in process with workers=0, or continue it with rayd.distill(resume='/runs/a')."
+    """
+    return _IN_SENTENCES.sub(_keyword, sentence)
+
+
+def _keyword(found: re.Match[str]) -> str:
+    if found["kept"] is not None:
+        return found["kept"]
+    if found["directory"] is not None:
+        return f"rayd.distill(resume={found['directory']!r})"
+    name = {"network": "networks"}.get(found["option"], found["option"].replace("-", "_"))
+    value = "True" if name in _SWITCHES else found["value"]
+    return name if value is None else f"{name}={value}"
+
+
+@contextmanager
+def errors_for_python() -> Iterator[None]:
+    """Errors that leave the block name keywords of the Python API instead of options of the command line."""
+    try:
+        yield
+    except RaydError as error:
+        error.args = tuple(in_python(part) if isinstance(part, str) else part for part in error.args)
+        raise

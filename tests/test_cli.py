@@ -1,12 +1,19 @@
 """The command line: every command, machine-readable output, and one sentence for a mistake."""
 
 import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import rayd
 from rayd import recipes
@@ -144,6 +151,150 @@ def test_status_tells_how_a_run_goes(capsys, finished):
     assert json.loads(document)["state"] == "finished"
 
 
+def test_a_run_is_continued_by_its_directory_alone(capsys, finished):
+    """Neither the recipe nor its settings are given again, and nothing is done twice."""
+    before = (finished / "distilled" / "data.safetensors").read_bytes()
+    cache = ["--cache", str(finished.parent / "cache"), "--json"]
+    forms = [["--resume", str(finished)], [str(finished), "--resume"], ["--resume", "--out", str(finished)]]
+    forms.append(["digits", *QUICK, "--resume", "--out", str(finished)])
+    for form in forms:
+        code, document, error = run(capsys, "distill", *form, *cache)
+        assert code == 0, error
+        assert json.loads(document) == json.loads((finished / "evaluation.json").read_text())
+        assert "synthesize: done before" in error
+    assert (finished / "distilled" / "data.safetensors").read_bytes() == before
+
+
+def test_evaluation_settings_may_come_with_resume(capsys, finished):
+    for form in (["--resume", str(finished)], ["--resume", "--out", str(finished)]):
+        more = [
+            "evaluation.networks=mlp",
+            "evaluation.baselines=[random]",
+            "--cache",
+            str(finished.parent / "cache"),
+            "--quiet",
+        ]
+        code, text, error = run(capsys, "distill", *form, *more)
+        assert code == 0, error
+        assert "mlp" in text
+    code, _, error = run(capsys, "distill", "--resume", str(finished), "synthesis.steps=7")
+    assert code == 2
+    assert (
+        f"synthesis.steps differs; choose another --out, or continue that run as it is with 'rayd distill --resume {finished}"
+        in error
+    )
+
+
+def test_resume_means_the_recipe_where_a_directory_has_its_name(capsys, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(finished)
+    code, text, error = run(capsys, "distill", "digits", *QUICK, "--resume", "--cache", str(finished.parent / "cache"))
+    assert code == 0, error
+    (tmp_path / "runs" / "digits").rename(tmp_path / "digits")
+    assert run(capsys, "distill", "--resume", "digits", "--cache", str(finished.parent / "cache"))[:2] == (0, text)
+
+
+def test_the_table_of_a_run_has_80_columns(capsys, finished):
+    _, text, _ = run(capsys, "distill", "--resume", str(finished), "--cache", str(finished.parent / "cache"), "--quiet")
+    *table, blank, _place = text.splitlines()
+    assert not blank
+    assert max(map(len, table)) <= 80
+
+
+def test_images_of_different_sizes_are_refused_with_a_command_that_works(capsys, tmp_path):
+    draws = np.random.default_rng(0)
+    for name, side in product("ab", (9, 11)):
+        for number in range(3):
+            (tmp_path / "zoo" / name).mkdir(parents=True, exist_ok=True)
+            pixels = draws.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "zoo" / name / f"{side}-{number}.png")
+    arguments = ["distill", "digits", f"data={tmp_path / 'zoo'}", *QUICK, "--out", str(tmp_path / "my run")]
+    code, _, error = run(capsys, *arguments)
+    sentence, command = error.splitlines()
+    assert code == 2
+    assert "data.image_size=32 scales each to 32 x 32 and keeps the middle square." in sentence
+    assert not (tmp_path / "my run").exists()
+    program, *rest = shlex.split(command)
+    assert (program, rest) == ("rayd", [*arguments, "data.image_size=32"])
+    code, text, _ = run(capsys, *rest, "--cache", str(tmp_path / "cache"), "--quiet")
+    assert code == 0
+    assert " ".join(text.split()).startswith(f"dm-zoo-ipc1: dm on {tmp_path / 'zoo'}, 1 per class")
+
+
+INTERRUPTED = """
+import time
+from rayd import cli
+def command(_):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning up", flush=True)
+        time.sleep(60)
+cli.app = command
+cli.main([])
+"""
+
+
+def test_a_second_interrupt_ends_quietly():
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "cleaning up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == ""
+
+
+def test_an_interrupted_run_names_the_command_that_continues_it(capsys, tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rayd.engine.synthesize.Synthesizer._one_step", interrupt)
+    place = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--quiet"]
+    code, _, error = run(capsys, "distill", "digits", *QUICK, *place)
+    assert code == 130
+    command = f"rayd distill --resume {tmp_path / 'run'} --cache {tmp_path / 'cache'}"
+    assert error.splitlines()[-1] == f"rayd: Interrupted; finished work is kept. To continue: {command}"
+    monkeypatch.undo()
+    assert run(capsys, *shlex.split(command)[1:], "--quiet")[0] == 0
+
+
+def test_show_has_accuracies(capsys, finished, tmp_path):
+    _, text, _ = run(capsys, "show", str(finished))
+    report = json.loads((finished / "evaluation.json").read_text())
+    (ours,) = (r for r in report["results"] if r["set"] == "distilled" and r["network"] == "convnet-d2-w8")
+    assert f"test accuracy  convnet-d2-w8: distilled {ours['test_accuracy']['mean']:.3f}" in text
+    assert run(capsys, "show", str(finished / "distilled"))[1] == text
+    assert max(map(len, text.splitlines())) <= 80
+    shutil.copytree(finished / "distilled", tmp_path / "set")
+    assert "test accuracy  unknown: 'rayd evaluate'" in run(capsys, "show", str(tmp_path / "set"))[1]
+
+
+@pytest.mark.parametrize(("name", "start"), [("sheet.jpg", b"\xff\xd8\xff"), ("sheet.webp", b"RIFF"), ("sheet", b"\x89PNG")])
+def test_a_picture_has_the_format_of_its_name(capsys, finished, tmp_path, name, start):
+    assert run(capsys, "show", str(finished), "--png", str(tmp_path / name))[0] == 0
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_other_formats_of_pictures_are_refused(capsys, finished, tmp_path):
+    code, _, error = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.tif"))
+    assert code == 2
+    assert "must end in one of .png, .jpg, .jpeg, .webp. Got 'sheet.tif' instead" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_spectra_of_a_method_without_them_are_refused_with_the_reason(capsys, finished):
+    code, _, error = run(capsys, "show", str(finished), "--spectrum")
+    assert code == 2
+    assert "which method 'dm' neither measures nor matches; cfm and unidd do" in error
+
+
 def test_show_tells_and_draws(capsys, finished, tmp_path):
     code, text, _ = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.png"))
     assert code == 0
@@ -200,6 +351,12 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["cite", "digitz"], "Unknown recipe"),
         (["distil"], "No such command"),
         (["distill"], "Missing argument"),
+        (["distill", "--resume"], "rayd distill --resume DIR"),
+        (["distill", "--resume", "nowhere"], "holds no run of rayd to continue"),
+        (["distill", "digits", "data.path=x"], "Own data are given as data=PATH"),
+        (["distill", "digits", "data=nowhere/x"], "There is no data set at 'nowhere/x'"),
+        (["distill", "digits", "data=cifar11"], "Own data are given as data=PATH"),
+        (["show", "nowhere", "--png", "x.tif"], "must be a run directory"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments: Sequence[str], sentence):

@@ -1,6 +1,7 @@
 """Settings are validated, mistakes are named, and what is written is read back."""
 
 from itertools import chain
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -58,6 +59,28 @@ def test_overrides_are_yaml_and_nest():
         "ipc": 2,
     }
     assert parse_overrides(["observers.augmentation=null", "a.b=1", "a.c=2"])["a"] == {"b": 1, "c": 2}
+
+
+def test_data_are_named_by_a_word_or_a_path():
+    under = {"data": {"name": "digits", "validation_fraction": 0.2}}
+    wanted = {"data": {"name": "/my/images", "validation_fraction": 0.2}}
+    assert merge(under, parse_overrides(["data=/my/images"])) == wanted
+    assert merge(under, {"data": Path("/my/images")}) == wanted
+    both = parse_overrides(["data=/my/images", "data.image_size=32"])
+    assert both == parse_overrides(["data.name=/my/images", "data.image_size=32"])
+    assert merge({}, {"data": "cifar10"}) == {"data": {"name": "cifar10"}}
+
+
+@pytest.mark.parametrize("tree", [{"data": {"path": "/x"}}, {"data_path": "/x"}, {"dataset": "/x"}, {"path": "/x"}])
+def test_other_words_for_own_data_are_refused_with_the_right_one(tree):
+    with pytest.raises(ConfigError, match=r"Unknown setting .* Own data are given as data=PATH"):
+        validate(Recipe, merge(LEAST, tree))
+
+
+def test_an_image_size_is_proposed_that_suits_the_networks():
+    assert validate(Recipe, LEAST).usual_image_size == 32
+    large = {"evaluation": {"networks": "torchvision/resnet18"}}
+    assert validate(Recipe, merge(LEAST, large)).usual_image_size == 224
 
 
 @pytest.mark.parametrize("argument", ["ipc", "=3", "a..b=3", ".a=3", "a=[1"])

@@ -206,7 +206,8 @@ def prepare(
     loaded: dict[str, ImageData] = {}
     for name in space.base:
         recipe = plan.recipe(ground.own_point(name), name)
-        loaded[name] = read(recipe.data, data_root, cache, reporter).judged_on_validation()
+        data = read(recipe.data, data_root, cache, reporter, recipe.usual_image_size)
+        loaded[name] = data.judged_on_validation()
         preflight(recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"workers": 0})}), loaded[name])
     for name, recipe in probed:
         check_budget(recipe, loaded[name])

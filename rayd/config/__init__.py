@@ -16,7 +16,7 @@ from rayd.config.observers import (
     PanelSettings,
     QueueSettings,
 )
-from rayd.config.reading import given_resources, lookup, merge, parse_overrides, prune, read_yaml, validate, without
+from rayd.config.reading import given_resources, lookup, merge, nested, parse_overrides, prune, read_yaml, validate, without
 from rayd.config.recipe import PANELS, MeasuredResult, Panel, PaperResult, Recipe, TermSettings
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -68,6 +68,7 @@ __all__ = [
     "idle",
     "lookup",
     "merge",
+    "nested",
     "parse_overrides",
     "prune",
     "read_yaml",

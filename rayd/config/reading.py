@@ -30,7 +30,24 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
         if isinstance(value, str):
             value = _number(value)
-        branch: Any = value
+        tree = merge(tree, nested({key: value}))
+    return tree
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key as a nested mapping; later ones win.
+
+    >>> nested({"ipc": 2, "synthesis": {"steps": 5}, "synthesis.clip": True})
+    {'ipc': 2, 'synthesis': {'steps': 5, 'clip': True}}
+
+    Raises:
+        ConfigError: a key is not names that dots join.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        if not all(key.split(".")):
+            raise ConfigError(f"A setting must look like key or key.sub. Got '{key}' instead.")
+        branch = value
         for part in reversed(key.split(".")):
             branch = {part: branch}
         tree = merge(tree, branch)
@@ -54,11 +71,13 @@ def _number(text: str) -> float | str:
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, mapping by mapping; anything else in `over` replaces what it covers.
 
-    A mapping laid on a list of networks is laid on each of them.
+    A mapping laid on a list of networks is laid on each of them, and a name or path laid on `data` is its `data.name`.
     """
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
+        if key == "data" and isinstance(value, str | Path):
+            value = {"name": str(value)}
         if isinstance(below, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(below, value)
         elif isinstance(below, str) and isinstance(value, Mapping) and key == "networks":
@@ -145,7 +164,8 @@ def _sentence(model: type[Settings], error: dict[str, Any], where: str, prefix: 
     key = ".".join([*outer, *location])
     if error["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
-        return unknown("setting", key, [".".join([*outer, *location[:-1], name]) for name in parent.model_fields], where)
+        sentence = unknown("setting", key, [".".join([*outer, *location[:-1], name]) for name in parent.model_fields], where)
+        return f"{sentence} Own data are given as data=PATH." if key.startswith(("data", "path")) else sentence
     if error["type"] == "missing":
         return f"Setting '{key}' is missing in {where}."
     message = str(error["msg"]).removeprefix("Value error, ")

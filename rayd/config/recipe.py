@@ -156,6 +156,13 @@ class Recipe(Settings):
             )
         return self
 
+    @property
+    def usual_image_size(self) -> int:
+        """Side in pixels that images of different sizes are best scaled to: 224 for networks of torchvision, else 32."""
+        panels = [self.observers, *([self.guides] if self.guides is not None else [])]
+        networks = [*self.evaluation.networks, *(network for panel in panels for network in panel.networks)]
+        return 224 if any(network.name.startswith("torchvision/") for network in networks) else 32
+
     def panel(self, name: Panel) -> PanelSettings:
         """The settings of those who look."""
         return self.observers if name == "observers" else self.guiding

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rayd.data.arrays import ImageShape, Pixels
 from rayd.data.resizing import fit_square
-from rayd.errors import DataError
+from rayd.errors import DataError, ImageSizeError
 
 GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
@@ -133,7 +133,7 @@ def _decode_chunk(chunk: list[Encoded], decoded: Pixels, side: int | None) -> No
         image = _open(encoded)
         _check_mode(image, channels, encoded.where)
         if side is None and image.size != (width, height):
-            raise DataError(
+            raise ImageSizeError(
                 f"Images must all have the same size unless 'data.image_size' is set: {encoded.where} has height x width "
                 f"{image.height} x {image.width}, wanted {height} x {width}."
             )

@@ -137,7 +137,7 @@ def _format(path: Path) -> Format | None:
 def _why_not(name: str, root: Path | None) -> str:
     """Why the data set of this name cannot be opened: what stands in its place, or what to do."""
     if not name:
-        return "Setting 'data.name' must not be empty."
+        return "Setting 'data.name' must not be empty; own data are given as data=PATH."
     known = KNOWN.get(name)
     remedy = f"; {known.how}" if known else ""
     pickled = [place / folder for place in data_roots(root) for folder in (known.pickled if known else ())]
@@ -150,7 +150,7 @@ def _why_not(name: str, root: Path | None) -> str:
     if os.sep in name or name.startswith(("~", ".")):
         return f"There is no data set at '{remote.shown(remote.local(name))}'."
     names = [info.name for info in known_sources(root)]
-    return f"{unknown('data set', name, names)} A folder or .npz file is given by its path."
+    return f"{unknown('data set', name, names)} Own data are given as data=PATH: a folder or .npz file."
 
 
 def _why_unreadable(path: Path) -> str:

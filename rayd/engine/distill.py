@@ -35,7 +35,7 @@ from rayd.engine.optimise import Optimisation
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
-from rayd.engine.rundir import RunDirectory, check_writable
+from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.squeeze import TrainedObserver
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Assignment, adopt, block_folder, foreign
@@ -100,16 +100,20 @@ def distill(
     """
     reporter = reporter or Reporter()
     check_settings(recipe)
-    data = read(recipe.data, data_root, cache, reporter)
+    data = read(recipe.data, data_root, cache, reporter, recipe.usual_image_size)
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
-    choice = arithmetic.choose(recipe, data.shape, RunDirectory(out).recipe() if resume else None)
+    earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
+    choice = arithmetic.choose(recipe, data.shape, earlier.recipe() if earlier is not None else None)
     recipe = choice.recipe
     method = methods.build(recipe)
     squeeze.check(recipe, data, Store(cache))
     check_writable(Store(cache).root, "cache")
+    # trials belong to their sweep: continued by hand, their students would see the test split
+    alone = judged_on == "test" and inheritance is None
+    command = continuation(out, data_root, cache) if alone else None
     with (
-        RunDirectory(out).opened(recipe, resume, overwrite) as directory,
+        RunDirectory(out).opened(recipe, resume, overwrite, command) as directory,
         reporter.watched(directory.status),
         devices.thread_limit(devices.threads(recipe.resources)),
     ):
@@ -122,7 +126,7 @@ def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str
     """Hash of all that a synthesis depends on."""
     looking = [network for panel in panels(recipe) for network in recipe.panel(panel).networks]
     weights = [given.fingerprint(network) for network in looking]
-    inputs = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
+    inputs: dict[str, Any] = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
     return content_hash(inputs | ({"history": list(history)} if history else {}))
 
 

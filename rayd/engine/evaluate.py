@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rayd import devices, remote
-from rayd.artifacts import read_json, write_json
+from rayd.artifacts import write_json
 from rayd.config import EvaluationSettings, Recipe, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
@@ -31,13 +31,12 @@ from rayd.engine.store import Store
 from rayd.engine.students import Students
 from rayd.engine.tasks import Candidates, Task, tasks
 from rayd.errors import ArtifactError, ConfigError, DataError
-from rayd.evaluation.report import Report
+from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.recipes import assemble
 from rayd.training.progress import Progress
 
 STAGE = "students"
-REPORT = "evaluation.json"
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
 """Settings that may be laid over the recipe of a finished set; its data are checked by their fingerprint."""
 
@@ -242,19 +241,9 @@ def _classroom(recipe: Recipe, data: ImageData, distilled: Distilled, store: Sto
     return Classroom(squeezed, None if labels is None else labels.directory, teacher_hashes(recipe, data))
 
 
-def kept_report(directory: Path) -> Report | None:
-    """The report that a run directory, or the directory of a distilled set, holds.
-
-    Raises:
-        ArtifactError: it is damaged.
-    """
-    path = remote.local(directory) / REPORT
-    return Report.from_json(read_json(path)) if remote.bring(path) else None
-
-
 def keep_report(report: Report, directory: Path) -> Report:
     """Add a report to the one that a directory holds; newer results win. The caller holds the directory's lock."""
-    before = kept_report(directory)
+    before = Report.kept(directory)
     merged = report if before is None else before.merge(report)
-    write_json(remote.local(directory) / REPORT, merged.to_json())
+    write_json(remote.local(directory) / FILE, merged.to_json())
     return merged

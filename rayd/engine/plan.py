@@ -104,7 +104,8 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
         RaydError: as `distill` would.
     """
     check_settings(recipe)
-    data, store = read(recipe.data, data_root, cache, reporter or Reporter()), Store(cache)
+    data = read(recipe.data, data_root, cache, reporter or Reporter(), recipe.usual_image_size)
+    store = Store(cache)
     preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe
     method = methods.build(recipe)

@@ -9,9 +9,12 @@ from typing import Any
 from rayd.config import DataSettings
 from rayd.data import ImageData, load
 from rayd.engine.progress import Reporter
+from rayd.errors import ImageSizeError
 
 
-def read(settings: DataSettings, data_root: Path | None, cache: Path | None, reporter: Reporter) -> ImageData:
+def read(
+    settings: DataSettings, data_root: Path | None, cache: Path | None, reporter: Reporter, image_size: int | None = None
+) -> ImageData:
     """The data; a first pass over streamed images is shown.
 
     Args:
@@ -19,6 +22,7 @@ def read(settings: DataSettings, data_root: Path | None, cache: Path | None, rep
         data_root: where named data are looked for first.
         cache: root of the store that runs share.
         reporter: where progress is shown.
+        image_size: what to propose for `data.image_size` where images have different sizes.
 
     Raises:
         DataError, ConfigError: as `rayd.data.load` does.
@@ -32,4 +36,18 @@ def read(settings: DataSettings, data_root: Path | None, cache: Path | None, rep
                 shown[split] = stage.enter_context(reporter.stage(f"look ({split})", total, "images"))
             shown[split].update(done)
 
-        return load(settings, data_root, cache, progress)
+        try:
+            return load(settings, data_root, cache, progress)
+        except ImageSizeError as error:
+            raise _with_proposal(error, image_size) from error
+
+
+def _with_proposal(error: ImageSizeError, image_size: int | None) -> ImageSizeError:
+    """The error with the setting that mends it."""
+    if image_size is None:
+        return error
+    setting = f"data.image_size={image_size}"
+    proposal = f"{setting} scales each to {image_size} x {image_size} and keeps the middle square"
+    proposed = ImageSizeError(f"{str(error).removesuffix('.')}; {proposal}.")
+    proposed.setting = setting
+    return proposed

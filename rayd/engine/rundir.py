@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from typing import IO, Any
 
 from rayd import remote
 from rayd.artifacts import unfinished, write_bytes
-from rayd.config import Recipe, prune, read_yaml, validate
+from rayd.config import Recipe, prune, read_yaml
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
+from rayd.recipes import assemble
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
@@ -45,18 +47,18 @@ class RunDirectory:
         self._tensorboard = path / "tensorboard"
         self._status = path / NAME
 
-    def recipe(self) -> Recipe | None:
-        """The resolved recipe of the run that the directory holds; None if it holds none."""
-        if not self._holds_run():
-            return None
-        return validate(Recipe, prune(Recipe, read_yaml(self.config)), str(self.config))
-
     @contextmanager
-    def opened(self, recipe: Recipe, resume: bool, overwrite: bool) -> Iterator[RunDirectory]:
+    def opened(self, recipe: Recipe, resume: bool, overwrite: bool, command: str | None = None) -> Iterator[RunDirectory]:
         """Claim the directory for a run, and give it free at the end.
 
         A new or empty directory is taken. One that holds a run is taken with `resume`, if it is the same run whatever the
         resources and the evaluation, or emptied with `overwrite`, which leaves alone what no run has made.
+
+        Args:
+            recipe: the run.
+            resume: continue the run that the directory holds.
+            overwrite: replace it.
+            command: what continues the run after an interruption, for `rayd status`.
 
         Raises:
             OutputError: the directory is in use, cannot be written, or holds something else; or both ways are asked for.
@@ -68,7 +70,7 @@ class RunDirectory:
                 if overwrite:
                     self._empty()
                 remote.bring_all(self.path)
-                if not overwrite and self._holds_run():
+                if not overwrite and self.holds_run():
                     self._continue(recipe, resume)
                 elif not overwrite and self._holds_others():
                     raise OutputError(f"'{self._name}' is not empty and holds no run of rayd; choose another --out.")
@@ -76,7 +78,7 @@ class RunDirectory:
                 self.log = RunLog(self._metrics, self._tensorboard)
             except OSError as error:
                 raise OutputError(f"Cannot write into '{self.path}': {error.strerror}.") from error
-            self.status = StatusFile(self._status)
+            self.status = StatusFile(self._status, command)
             try:
                 yield self
             except BaseException as error:
@@ -87,8 +89,23 @@ class RunDirectory:
             finally:
                 self.log.close()
 
-    def _holds_run(self) -> bool:
+    def holds_run(self) -> bool:
+        """Whether the directory holds a run, finished or not."""
         return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
+
+    def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe of the run that the directory holds, with which it is continued.
+
+        Args:
+            overrides: settings laid over it; a run continues under other resources and evaluations only.
+
+        Raises:
+            OutputError: the directory holds no run.
+            ConfigError: its `config.yaml` is damaged, or a setting does not exist or does not fit.
+        """
+        if not self.holds_run():
+            raise OutputError(f"'{self._name}' holds no run of rayd to continue; name the --out of one.")
+        return assemble(prune(Recipe, read_yaml(self.config)), overrides, f"'{self.config}'")
 
     def _holds_others(self) -> bool:
         """Whether there is anything beside the lock and what a run left that was killed when it began."""
@@ -98,18 +115,41 @@ class RunDirectory:
         if not resume:
             raise OutputError(f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out.")
         before = self.recipe()
-        changed = sorted(_differences(_identity(before), _identity(recipe))) if before is not None else []
+        changed = sorted(_differences(_identity(before), _identity(recipe)))
         if changed:
-            raise OutputError(f"'{self._name}' holds another run: {', '.join(changed[:5])} differ; choose another --out.")
+            differ = "differs" if len(changed) == 1 else "differ"
+            raise OutputError(
+                f"'{self._name}' holds another run: {', '.join(changed[:5])} {differ}; choose another --out, or continue that "
+                f"run as it is with '{continuation(self.path)}'."
+            )
 
     def _empty(self) -> None:
-        if not self._holds_run() and self._holds_others():
+        if not self.holds_run() and self._holds_others():
             raise OutputError(f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
         # the configuration says that this is a run, until the new one takes its place
         for file in (self._metrics, self._status, self.evaluation):
             remote.remove(file)
+
+
+def continuation(directory: Path, data_root: Path | None = None, cache: Path | None = None) -> str:
+    """The command that continues the run in a directory.
+
+    Args:
+        directory: of the run; its recipe and settings lie there.
+        data_root: where the run looks for named data, where that was given.
+        cache: root of the store that the run uses, where that was given.
+
+    >>> continuation(Path("/runs/my digits"), cache=Path("/scratch/cache"))
+    "rayd distill --resume '/runs/my digits' --cache /scratch/cache"
+    """
+    places = {"--resume": directory, "--data-root": data_root, "--cache": cache}
+    words = ["rayd", "distill"]
+    for option, place in places.items():
+        if place is not None:
+            words += [option, remote.shown(remote.local(place).absolute())]
+    return shlex.join(words)
 
 
 @contextmanager

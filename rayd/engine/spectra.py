@@ -64,7 +64,11 @@ def term_of(method: Method) -> SpectralMatching:
     """
     term = next((term for term in method.terms if isinstance(term, SpectralMatching)), None)
     if term is None:
-        raise ArtifactError(f"There are no spectra to show: method '{method.name}' has no term that looks through a filter.")
+        filtering = [name for name in methods.names() if "filter" in methods.get(name).settings_type.model_fields]
+        raise ArtifactError(
+            f"There are no spectra to show: they are those of feature correlations, which method '{method.name}' "
+            f"neither measures nor matches; {' and '.join(filtering)} do. Without --spectrum the set itself is shown."
+        )
     if method.recipe.real == "sampled":
         raise ArtifactError("There are no spectra to show: with 'real: sampled' nothing of the real images was measured.")
     return term

@@ -16,6 +16,7 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import socket
 import threading
 import time
@@ -38,15 +39,18 @@ INTERVAL = 2.0
 PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
-"""Intervals without a write after which a driver is taken for dead where its lock cannot be asked."""
+"""Intervals without a write after which a driver is taken for killed where its lock cannot be asked."""
+UNFINISHED = frozenset({"interrupted", "killed", "failed"})
+"""States of a run that can be continued."""
 
 
 class StatusFile:
     """Writes what a run is doing, from a thread of its own, until it is closed."""
 
-    def __init__(self, path: Path):
-        """Begin to write the file at `path`."""
+    def __init__(self, path: Path, command: str | None = None):
+        """Begin to write the file at `path`; `command` continues the run when it was interrupted."""
         self._path = path
+        self._command = command
         self._driver = {"pid": os.getpid(), "node": socket.gethostname()}
         self._meter: Meter | None = None
         self._groups: list[Group] = []
@@ -73,11 +77,13 @@ class StatusFile:
             self._last = [replace(one, restarts=0) for one in self._last]
 
     def close(self, error: BaseException | None = None) -> None:
-        """Write it a last time: finished, or how it failed."""
+        """Write it a last time: finished, interrupted, or how it failed."""
         self._over.set()
         self._thread.join(PATIENCE)
         if error is None:
             self._write("finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self._write("interrupted")
         else:
             said = str(error) if isinstance(error, RaydError) else f"{type(error).__name__}: {error}".removesuffix(": ")
             self._write("failed", {"error": said})
@@ -116,6 +122,7 @@ class StatusFile:
             "driver": self._driver,
             "written": time.time(),
             "interval": INTERVAL,
+            "command": self._command,
             "logs": self._logs,
             "restarts": self._restarts + sum(one.restarts for one in self._last),
             "workers": [asdict(one) for one in self._last],
@@ -129,7 +136,8 @@ class Status:
     directory: str
     """Which."""
     state: str
-    """`running`, `finished`, `failed` (and told why), or `dead`: the driver is gone and said nothing."""
+    """`running`, `finished`, `failed` (see `error`), `interrupted` (Ctrl-C), or `killed`: the driver's process is gone
+    without a word about its end."""
     driver: dict[str, Any]
     """Process and machine of the driver, and whether it holds the directory's lock: null where that cannot be known."""
     stage: str | None = None
@@ -158,6 +166,8 @@ class Status:
     """Seconds since the driver was last heard of."""
     error: str | None = None
     """How the run failed."""
+    command: str | None = None
+    """What continues the run; absent for a run that a sweep continues."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON-able mapping."""
@@ -166,7 +176,8 @@ class Status:
     def text(self) -> str:
         """For people."""
         who = f"pid {self.driver['pid']} on {self.driver['node']}" if self.driver.get("pid") else "unknown"
-        heard = "" if self.age is None or self.state in ("finished", "failed") else f", heard of {clock(self.age)} ago"
+        ended = ("finished", "failed", "interrupted")
+        heard = "" if self.age is None or self.state in ended else f", heard of {clock(self.age)} ago"
         lines = [f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}", f"driver   {who}{heard}"]
         if self.stage is not None:
             lines.append(f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}")
@@ -181,8 +192,8 @@ class Status:
         elif self.workers:
             lines.append(f"workers  {len(self.workers)} at last, {self.restarts} restarts, logs in {self.logs}")
         lines += [f"         {_line(one)}" for one in self.workers]
-        if self.state in ("dead", "failed"):
-            lines.append("rayd distill with --resume continues it.")
+        if self.state in UNFINISHED:
+            lines.append(f"continue {self.command or 'by the sweep: rayd tune with --resume'}")
         return "\n".join(lines)
 
     def _left(self) -> str:
@@ -227,6 +238,7 @@ def status(directory: Path) -> Status:
         disk_bytes=_bytes(directory),
         age=None if age is None else round(age, 1),
         error=told.get("error"),
+        command=told.get("command", f"rayd distill --resume {shlex.quote(remote.shown(directory))}"),
     )
 
 
@@ -238,7 +250,7 @@ def _state(directory: Path, told: dict[str, Any], held: bool | None, age: float 
     young = age is not None and age <= STALE * float(told.get("interval", INTERVAL))
     # a lock that nobody holds may be one that this machine cannot see
     unseen = held is None or told.get("driver", {}).get("node") != socket.gethostname()
-    return "running" if held or (young and unseen) else "dead"
+    return "running" if held or (young and unseen) else "killed"
 
 
 def lock_held(directory: Path) -> bool | None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Self
 
 from rich.markup import escape
 from rich.table import Table
 
+from rayd import remote
+from rayd.artifacts import read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
 from rayd.distilled import Distilled
@@ -25,6 +28,9 @@ from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Layout, Row, wrapped
 from rayd.recipes import names as recipe_names
+
+FILE = "evaluation.json"
+"""The file that a report is kept in."""
 
 ORDER = ("distilled", "random", "herding", "k-center", "whole")
 """Sets in the order of tables, so that random images always stand beside the distilled ones."""
@@ -180,9 +186,28 @@ class Report:
         results = {result.key: result for report in (self, newer) for result in report.results}
         return replace(newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values()))
 
+    def brief(self) -> list[str]:
+        """A line for each network and tested epoch: the accuracies of its sets, the distilled one first."""
+        groups: dict[str, list[str]] = {}
+        for result in self.results:
+            network = result.network if result.epoch == "last" else f"{result.network} ({result.epoch})"
+            mark = f" {MARK}" if at_chance(result) else ""
+            groups.setdefault(network, []).append(f"{result.set} {result.test_accuracy.text()}{mark}")
+        return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
+
     def to_json(self) -> dict[str, Any]:
         """The content of `evaluation.json`."""
         return asdict(self)
+
+    @classmethod
+    def kept(cls, directory: Path) -> Self | None:
+        """The report that a run directory, or the directory of a distilled set, holds; None if there is none.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        path = remote.local(directory) / FILE
+        return cls.from_json(read_json(path)) if remote.bring(path) else None
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

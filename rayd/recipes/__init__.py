@@ -6,6 +6,7 @@ says of a variant that a later one leaves is dropped; what the last one says mus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from rayd import methods
-from rayd.config import MeasuredResult, PaperResult, Recipe, Settings, idle, lookup, merge, read_yaml, validate, without
+from rayd.config import MeasuredResult, PaperResult, Recipe, Settings, idle, lookup, merge, nested, read_yaml, validate, without
 from rayd.errors import ConfigError, nearest
 
 _FOLDER = Path(str(resources.files(__name__)))
@@ -53,6 +54,11 @@ def find(name_or_path: str | Path) -> Path:
         ConfigError: there is neither.
     """
     text = str(name_or_path)
+    if Path(text).is_dir() and not (_FOLDER / f"{text}.yaml").is_file():
+        raise ConfigError(
+            f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill digits data={text}', "
+            "and a run that was interrupted is continued with --resume."
+        )
     if text.endswith((".yaml", ".yml")) or "/" in text:
         return Path(text)
     path = _FOLDER / f"{text}.yaml"
@@ -77,22 +83,44 @@ def _headline(name: str) -> Headline:
 def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The whole recipe: method's defaults, file, overrides.
 
-    The terms of a built-in recipe as it is are not built: they are known to fit it.
+    Where overrides change the method, the data or the budget, the result is another cell of the table: it loses the recipe's
+    numbers, and is named by what it is. The terms of a built-in recipe as it is are not built: they are known to fit it.
+
+    Args:
+        name_or_path: a built-in recipe or a YAML file.
+        overrides: settings laid over it, nested or by dotted key.
 
     Raises:
         ConfigError: the recipe, a key, the method or a value does not exist or does not fit.
     """
     path = find(name_or_path)
+    overrides = nested(overrides) if overrides is not None else None
     tree = merge({"name": path.stem}, read_yaml(path))
     where = f"recipe '{tree['name']}'"
     if path.parent == _FOLDER and not (overrides or {}).keys() - {"resources"}:
         return _by_settings(tree, overrides, where)[0]
     recipe = assemble(tree, overrides, where)
     cell = _by_settings(tree, None, where)[0]
-    if (recipe.data, recipe.ipc, recipe.method) != (cell.data, cell.ipc, cell.method):
-        # the numbers belong to another cell of the table
-        return recipe.model_copy(update={"paper": None, "measured": ()})
-    return recipe
+    changed = [key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)]
+    if not changed:
+        return recipe
+    update: dict[str, Any] = {"paper": None, "measured": ()}
+    if overrides is None or "name" not in overrides:
+        update["name"] = _named_by_content(recipe)
+        update["summary"] = f"Recipe '{cell.name}' with other settings: {', '.join(changed)}"
+    return recipe.model_copy(update=update)
+
+
+def _of_cell(recipe: Recipe, key: str) -> Any:
+    """What stands under a key that decides the cell; how images are read is no part of it."""
+    return recipe.data.model_copy(update={"stream": None}) if key == "data" else getattr(recipe, key)
+
+
+def _named_by_content(recipe: Recipe) -> str:
+    """A name as built-in recipes have it, from method, data and budget: `dm-flowers-ipc10`."""
+    data = Path(recipe.data.name).stem if "/" in recipe.data.name else recipe.data.name
+    tail = f"-lt{recipe.data.imbalance:g}" if recipe.data.imbalance > 1 else ""
+    return re.sub(r"[^\w.-]+", "-", f"{recipe.method}-{data}{tail}-ipc{recipe.ipc}")
 
 
 def assemble(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe") -> Recipe:

@@ -141,5 +141,5 @@ def test_what_the_store_has_lost_is_said(capsys, finished, tmp_path, stage):
 
 def test_methods_without_a_filter_have_none(tmp_path):
     distill(tiny(synthesis={"steps": 1}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
-    with pytest.raises(ArtifactError, match="method 'dm' has no term that looks through a filter"):
+    with pytest.raises(ArtifactError, match="method 'dm' neither measures nor matches; cfm and unidd do"):
         spectra.of_distilled(load(tmp_path / "run"), reporter=QUIET)

@@ -46,7 +46,29 @@ def test_a_run_that_failed_says_how(tmp_path, monkeypatch):
         distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
     found = status(tmp_path / "run")
     assert (found.state, found.stage, found.error) == ("failed", "synthesize", "The loss is not finite.")
-    assert "--resume" in found.text()
+    assert found.text().splitlines()[-1] == f"continue rayd distill --resume {tmp_path / 'run'}"
+
+
+def test_a_run_that_was_interrupted_says_so_and_how_to_continue(tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Synthesizer, "_one_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", cache=tmp_path / "my cache", reporter=QUIET)
+    found = status(tmp_path / "run")
+    assert (found.state, found.error) == ("interrupted", None)
+    assert found.command == f"rayd distill --resume {tmp_path / 'run'} --cache '{tmp_path / 'my cache'}'"
+    assert found.text().splitlines()[-1] == f"continue {found.command}"
+
+
+def test_a_trial_is_continued_by_its_sweep(tmp_path, monkeypatch):
+    """By hand its students would see the test split."""
+    monkeypatch.setattr(Synthesizer, "_one_step", lambda *_: (_ for _ in ()).throw(RunError("stopped")))
+    with pytest.raises(RunError):
+        distill(tiny(data={"validation_fraction": 0.2}, **NO_STUDENTS), tmp_path, reporter=QUIET, judged_on="validation")
+    assert status(tmp_path).command is None
+    assert "rayd distill" not in status(tmp_path).text()
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -96,13 +118,13 @@ def test_a_run_at_work(tmp_path, monkeypatch):
     assert status(tmp_path).restarts == 2
 
 
-def test_a_driver_that_said_nothing_more_is_dead_unless_it_may_be_elsewhere(tmp_path):
+def test_a_driver_without_a_last_word_was_killed_unless_it_may_be_elsewhere(tmp_path):
     told = {"state": "running", "driver": {"pid": 1, "node": "another"}, "written": time.time(), "interval": 2.0}
     place = tmp_path / "status.json"
     for change, expected in [
         ({}, "running"),
-        ({"written": time.time() - 60}, "dead"),
-        ({"driver": {"pid": 1, "node": os.uname().nodename}}, "dead"),
+        ({"written": time.time() - 60}, "killed"),
+        ({"driver": {"pid": 1, "node": os.uname().nodename}}, "killed"),
     ]:
         place.write_text(json.dumps(told | change))
         assert status(tmp_path).state == expected
@@ -122,7 +144,7 @@ def test_a_damaged_file_is_survived(tmp_path, content):
     (tmp_path / "metrics.jsonl").write_text('{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5}\n{"stage"')
     (tmp_path / "status.json").write_text(content)
     assert status(tmp_path).terms == {"loss": 0.5}
-    assert status(tmp_path).state == "dead"
+    assert status(tmp_path).state == "killed"
 
 
 def test_a_look_does_not_keep_a_run_from_its_directory(tmp_path):
@@ -160,5 +182,6 @@ def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
         running.kill()
         running.wait()
     found = status(run)
-    assert (found.state, found.driver["holds_lock"]) == ("dead", False)
-    assert "--resume continues it" in found.text()
+    assert (found.state, found.driver["holds_lock"]) == ("killed", False)
+    assert f"continue rayd distill --resume {run} --cache" not in found.text()
+    assert f"continue rayd distill --resume {run}" in found.text()

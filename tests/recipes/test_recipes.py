@@ -146,6 +146,34 @@ def test_unknown_recipe_names_the_nearest_and_not_all():
     assert len(sentence) < 250
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({"ipc": 20}, "dm-cifar10-ipc20"),
+        ({"method": "rded"}, "rded-cifar10-ipc10"),
+        ({"data": "/pictures/my flowers.npz"}, "dm-my-flowers-ipc10"),
+        ({"data.imbalance": 50, "ipc": 1}, "dm-cifar10-lt50-ipc1"),
+        ({"ipc": 20, "name": "mine"}, "mine"),
+    ],
+)
+def test_another_cell_is_named_by_what_it_is(overrides, name):
+    recipe = recipes.resolve("dm-cifar10-ipc10", overrides)
+    assert recipe.name == name
+    if name != "mine":
+        assert recipe.summary.startswith("Recipe 'dm-cifar10-ipc10' with other settings: ")
+
+
+def test_settings_that_leave_the_cell_leave_the_name():
+    for overrides in ({"synthesis.steps": 9}, {"data": {"stream": True}}, {"seed": 4}):
+        recipe = recipes.resolve("dm-cifar10-ipc10", overrides)
+        assert (recipe.name, recipe.paper is None) == ("dm-cifar10-ipc10", False)
+
+
+def test_a_directory_is_no_recipe_but_may_be_data_or_a_run(tmp_path):
+    with pytest.raises(ConfigError, match=f"'rayd distill digits data={tmp_path}', and a run that .* with --resume"):
+        recipes.resolve(tmp_path)
+
+
 def test_names_near_and_far():
     with pytest.raises(ConfigError, match="did you mean 'dm-cifar10-ipc1'"):
         recipes.resolve("dm-cifar10-ipc2")
