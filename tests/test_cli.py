@@ -211,7 +211,7 @@ def test_images_of_different_sizes_are_refused_with_a_command_that_works(capsys,
             Image.fromarray(pixels).save(tmp_path / "zoo" / name / f"{side}-{number}.png")
     arguments = ["distill", "digits", f"data={tmp_path / 'zoo'}", *QUICK, "--out", str(tmp_path / "my run")]
     code, _, error = run(capsys, *arguments)
-    sentence, command = error.splitlines()
+    _, sentence, command = error.splitlines()
     assert code == 2
     assert "data.image_size=32 scales each to 32 x 32 and keeps the middle square." in sentence
     assert not (tmp_path / "my run").exists()

@@ -134,19 +134,20 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
         ResourceError: the device that the recipe names does not exist here, or its cluster cannot be reached.
     """
     hardware = _hardware(recipe.resources)
-    least = methods.get(recipe.method).least_precision
+    method = methods.build(recipe)
     tree: dict[str, Any] = {}
     warnings = []
     dumped = recipe.model_dump(mode="json")
     kept = before.model_dump(mode="json") if before is not None else {}
     for section in SECTIONS:
         settings = lookup(dumped, section)
-        if settings is None:
+        # sections that the method does not use keep their defaults: a recipe that says more of them would be refused
+        if settings is None or section.partition(".")[0] in method.unused:
             continue
         key = f"{section}.precision"
         if settings["precision"] == "auto":
             earlier = lookup(kept, key)
-            chosen = earlier if earlier not in (None, "auto") else hardware.fastest(shape, _least(least, section))
+            chosen = earlier if earlier not in (None, "auto") else hardware.fastest(shape, _least(method.least_precision, section))
             tree = merge(tree, _branch(key, chosen))
         elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
             warnings.append(

@@ -37,13 +37,17 @@ def recipe(method: str = "dm", **overrides: object) -> Recipe:
 
 
 def precisions(chosen: Recipe) -> dict[str, str]:
-    return {
+    """What was chosen, by section; unused sections are left as they are."""
+    found = {
         "observers": chosen.observers.precision,
         "squeeze": chosen.squeeze.precision,
         "experts": chosen.experts.precision,
         "synthesis": chosen.synthesis.precision,
         "evaluation": chosen.evaluation.precision,
     }
+    unused = methods.build(chosen).unused
+    assert all(found[name] == "auto" for name in unused if name in found)
+    return {name: value for name, value in found.items() if name not in unused}
 
 
 @pytest.mark.parametrize(
