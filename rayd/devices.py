@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from rayd.allocator import keep_freed_memory
 from rayd.config import ResourceSettings
 from rayd.errors import ResourceError
 
@@ -18,9 +19,19 @@ def choose(resources: ResourceSettings) -> torch.device:
     In process, `auto` takes CUDA, then MPS, then the CPU. A Ray worker uses the GPU that Ray reserved for it (Ray makes it the
     process's only visible one), and the CPU when none was asked for, even on a machine that has GPUs.
 
+    Where work is done on the CPU, freed memory is kept for reuse from now on, see `rayd.allocator`.
+
     Raises:
         ResourceError: the named device does not exist here.
     """
+    device = _named(resources)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def _named(resources: ResourceSettings) -> torch.device:
+    """The device that the settings mean."""
     if resources.workers > 0:
         return torch.device("cuda:0" if resources.gpus_per_worker > 0 else "cpu")
     if resources.device == "auto":

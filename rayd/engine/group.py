@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from rayd import allocator
 from rayd.config import ResourceSettings
 
 
@@ -184,6 +185,7 @@ class LocalGroup(Group):
             # networks and what is cached of them refer to each other in circles
             gc.collect()
             torch.cuda.empty_cache()
+        allocator.give_back()
 
 
 class LocalHost:
