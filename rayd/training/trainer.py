@@ -175,7 +175,9 @@ class Trainer:
         return self._crew.joined(self.network)
 
     def _pass(self) -> Tensor:
-        self._joined.train()
+        # a walk over all modules, which only a test in between makes necessary
+        if not self.network.training:
+            self._joined.train()
         total, count = torch.zeros((), device=self.device), len(self._labels)
         parts = (self._crew.part(batch, count) for batch in self._batches.epoch(self.epoch))
         read = taken(self._images, parts, lambda part: self._rows(part.batch))
@@ -215,7 +217,8 @@ class Trainer:
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        self._move_average()
+        if self._average is not None:
+            self._move_average()
         return loss.detach()
 
     @torch.no_grad()
