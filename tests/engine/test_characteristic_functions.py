@@ -29,7 +29,7 @@ from rayd.statistics import CharacteristicFunction, Frequencies
 from rayd.statistics.frequencies import median_distance
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
-from tests.engine.test_measure import monkeypatched_shards
+from tests.engine.test_measure import monkeypatched_shards, observed
 from tests.faults import interrupted_at
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
@@ -150,11 +150,10 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
     images, labels = data.normalization(torch.from_numpy(data.train.images)), torch.from_numpy(data.train.labels)
     for member, got in measured(recipe, data, tmp_path, shard).items():
         network = networks.build(member.network, data.shape, data.classes, seed=member.seed(recipe)).eval()
-        tapped = networks.Tapped(network, methods.build(recipe).taps(), data.shape)
         # the batches that observers see: 100 images, anew in every shard
-        with torch.no_grad():
-            seen = [tapped(batch).taps[need.tap][0] for part in images.split(shard) for batch in part.split(100)]
-        angles = torch.cat(seen).double().flatten(1) @ got.frequencies.T
+        batches = [batch for part in images.split(shard) for batch in part.split(100)]
+        seen = observed(network, methods.build(recipe), batches)
+        angles = torch.cat([observation.taps[need.tap][0] for observation in seen]).double().flatten(1) @ got.frequencies.T
         for label in range(10):
             mine = angles[labels == label]
             assert got.count[label] == len(mine)
@@ -267,20 +266,22 @@ def test_interpolated_observers_stand_between_their_first_and_their_last_weights
 
 def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path):
     squeeze = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "transform": {"shift": 1, "flip": False}}
-    recipe = ncfm(squeeze=squeeze)
+    # the first line is that of the first step: afterwards the runs have different images
+    changes = {"squeeze": squeeze, "synthesis": {"log_every": 1}}
+    recipe = ncfm(**changes)
     method = methods.build(recipe)
     assert [method.panel_of(term) for term in method.terms] == ["observers", "guides"]
     own = recipe.observers
     same = {"networks": NETWORK, "pool": own.pool, "augmentation": own.augmentation}
     same |= {"squeeze": recipe.squeeze.model_dump(exclude_unset=True)}
     distill(recipe, tmp_path / "run", cache=tmp_path / "cache", reporter=QUIET)
-    distill(ncfm(squeeze=squeeze, guides=same), tmp_path / "named", cache=tmp_path / "cache", reporter=QUIET)
+    distill(ncfm(**changes, guides=same), tmp_path / "named", cache=tmp_path / "cache", reporter=QUIET)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "named")
     assert len(list((tmp_path / "cache" / "squeeze").glob("*.safetensors"))) == own.pool
     text = plan(recipe, cache=tmp_path / "elsewhere", reporter=QUIET).text()
     assert "3 of 3 observers (convnet-d1-w6 #0, convnet-d1-w6 #1, convnet-d1-w6 #2) learn 2 epochs" in text
     where_they_are = {**same, "interpolate": True}
-    distill(ncfm(squeeze=squeeze, guides=where_they_are), tmp_path / "between", cache=tmp_path / "cache", reporter=QUIET)
+    distill(ncfm(**changes, guides=where_they_are), tmp_path / "between", cache=tmp_path / "cache", reporter=QUIET)
     first, between = (next(line for line in lines_of(tmp_path / run) if "loss" in line) for run in ("run", "between"))
     assert first["spectral"] == between["spectral"]
     assert first["calibration"] != between["calibration"]

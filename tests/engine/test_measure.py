@@ -1,17 +1,18 @@
 """What a measured statistic depends on is in its key, and what it does not is not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from rayd import methods, networks
+from rayd import devices, methods, networks
 from rayd.artifacts import content_hash, write_tensors
 from rayd.config import Recipe
-from rayd.data import ImageData, load
+from rayd.data import ImageData, ImageShape, load
 from rayd.engine import measure
 from rayd.engine.group import open_group
 from rayd.engine.members import members
@@ -92,10 +93,9 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
     for member, state, got in zip(pool, states, (measured[one] for one in pool), strict=True):
         network = networks.build(member.network, data.shape, data.classes, seed=0)
         network.load_state_dict(state)
-        tapped = networks.Tapped(network.eval(), method.taps(), data.shape)
         # the batches that observers see: 100 images, anew in every shard of 500
-        with torch.no_grad():
-            seen = [tapped(batch) for shard in images.split(500) for batch in shard.split(100)]
+        batches = [batch for shard in images.split(500) for batch in shard.split(100)]
+        seen = observed(network.eval(), method, batches)
         for need in method.needs():
             for layer, statistic in enumerate(got[need.key]):
                 maps = torch.cat([part.taps[need.tap][layer] for part in seen]).double()
@@ -117,9 +117,7 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(data, tmp
         weights = {member: group.share(dict(network.state_dict()))}
         measured = measure.measure(group, recipe, method, data, Store(tmp_path), weights, lambda *_: None)[member]
     images, labels = data.normalization(torch.from_numpy(data.train.images)), torch.from_numpy(data.train.labels)
-    tapped = networks.Tapped(network, method.taps(), data.shape)
-    with torch.no_grad():
-        seen = [tapped(batch).taps[Tap.CONV_PATH] for batch in images.split(100)]
+    seen = [observation.taps[Tap.CONV_PATH] for observation in observed(network, method, images.split(100))]
     targets = torch.nn.functional.one_hot(labels, 10).double()
     ffc, flc = (measured[f"conv_path.channels.{name}"] for name in ("pooled.Covariance", "LabelCorrelation"))
     assert len(ffc) == len(flc) == 2
@@ -202,6 +200,18 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
                 assert left.keys() == right.keys()
                 for name in right:
                     torch.testing.assert_close(left[name], right[name], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def observed(network: nn.Module, method: methods.Method, batches: Sequence[torch.Tensor]) -> list[networks.Observation]:
+    """What an observer's network computes, in the memory layout in which an observer runs it.
+
+    Convolution kernels of another layout may round otherwise (by 2e-8 on processors without AVX-512), which is far more than
+    what float64 sums are compared to.
+    """
+    layout = devices.settle(network, torch.device("cpu"))
+    tapped = networks.Tapped(network, method.taps(), ImageShape(*batches[0].shape[1:]))
+    return [tapped(batch.contiguous(memory_format=layout)) for batch in batches]
 
 
 def nbytes(states: States) -> int:

@@ -22,7 +22,8 @@ def network(**settings) -> nn.Module:
 def test_it_says_what_the_network_says(settings):
     plain = network(**settings)
     flat = FlatNetwork(plain)
-    assert torch.equal(flat(flat.vector(), IMAGES), plain(IMAGES))
+    # weights at another place in memory: matrix products may be summed in another order
+    torch.testing.assert_close(flat(flat.vector(), IMAGES), plain(IMAGES), rtol=1e-5, atol=1e-6)
     assert flat.size == sum(parameter.numel() for parameter in plain.parameters()) == len(flat.vector())
 
 

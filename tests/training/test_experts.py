@@ -103,7 +103,8 @@ def test_a_row_is_the_network_and_the_file_says_how_good_it_is(tmp_path):
     assert list(one.shapes) == [name for name, _ in model.named_parameters()]
     images, labels = NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
     flat = FlatNetwork(network(9))
-    assert torch.equal(flat(one[40], images), model.eval()(images))
+    # weights at another place in memory: matrix products may be summed in another order
+    torch.testing.assert_close(flat(one[40], images), model.eval()(images), rtol=1e-5, atol=1e-5)
     accuracy = float((flat(one[40], images).argmax(1) == labels).float().mean())
     assert one.facts["train_accuracy"] == pytest.approx(accuracy)
     assert accuracy > 0.9
