@@ -32,6 +32,7 @@ from rayd.engine.group import Group, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
 from rayd.engine.observer import Facts
 from rayd.engine.optimise import Optimisation
+from rayd.engine.pixel_range import out_of_range
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
@@ -127,7 +128,16 @@ def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str
     looking = [network for panel in panels(recipe) for network in recipe.panel(panel).networks]
     weights = [given.fingerprint(network) for network in looking]
     inputs: dict[str, Any] = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
+    if _scales_mappers(recipe):
+        inputs["version"] = 4
     return content_hash(inputs | ({"history": list(history)} if history else {}))
+
+
+def _scales_mappers(recipe: Recipe) -> bool:
+    """Whether step sizes of low-rank mappers are those of `LowRank.step_scales`."""
+    settings = recipe.synthesis
+    given = {"left", "right"} <= settings.learning_rates.keys()
+    return recipe.synthetic.kind == "lowrank" and settings.optimizer == "sgd" and not given
 
 
 def synthesis_inputs(recipe: Recipe, key: str) -> dict[str, Any]:
@@ -211,6 +221,7 @@ class _Driver:
             return None
         distilled.save(self._directory.distilled)
         self._reporter.say(f"synthesize: found {len(distilled)} images of a run with the same settings")
+        self._warn(distilled)
         return distilled
 
     def _other_data(self) -> OutputError:
@@ -338,7 +349,14 @@ class _Driver:
         if distilled is None:
             raise RunError(f"The synthetic set '{place}', which another run made, cannot be read; run again with --resume.")
         self._show_spectra(distilled, recipe.synthesis.steps * len(parts))
+        if made:
+            self._warn(distilled)
         return distilled
+
+    def _warn(self, distilled: Distilled) -> None:
+        """Say what is wrong with a set that is new to this run."""
+        if (sentence := out_of_range(self._recipe, distilled)) is not None:
+            log.warning("%s", sentence)
 
     def _keep(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
         distilled = self._distilled(learned, observers)

@@ -406,11 +406,15 @@ def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: _mean([part[name] for part in parts]) for name in parts[0]}
 
 
-def optimizer(module: torch.nn.Module, settings: SynthesisSettings) -> torch.optim.Optimizer:
+def optimizer(learned: SyntheticSet, settings: SynthesisSettings) -> torch.optim.Optimizer:
     """The optimizer of the synthetic set's parameters, each with its own step size, which its group keeps as `first`, too."""
+    # Adam's steps do not depend on the size of gradients
+    scales = learned.step_scales if settings.optimizer == "sgd" else {}
     groups = []
-    for name, parameter in module.named_parameters():
-        rate = settings.learning_rates.get(cast(Parameter, name.rpartition(".")[2]), settings.learning_rate)
+    for name, parameter in learned.named_parameters():
+        part = name.rpartition(".")[2]
+        usual = settings.learning_rate * scales.get(part, 1.0)
+        rate = settings.learning_rates.get(cast(Parameter, part), usual)
         groups.append({"params": [parameter], "lr": rate, "first": rate})
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.learning_rate, settings.momentum)

@@ -70,6 +70,14 @@ class SyntheticSet(nn.Module, ABC):
         """Buffers that follow from the order of the images, such as hard labels sorted by class, and so cost nothing."""
         return frozenset()
 
+    @property
+    def step_scales(self) -> dict[str, float]:
+        """Factors of the step size under SGD by the last part of a parameter's name; 1 for those that are not named.
+
+        They make a step along the parameter move images about as far as a step along their pixels.
+        """
+        return {}
+
     @torch.no_grad()
     def assign(self, parameters: dict[str, Tensor]) -> None:
         """Overwrite the parameters with values of the same names and shapes: how a replica follows the original."""

@@ -25,10 +25,16 @@ There is no released code. **What the paper leaves open, and what was chosen:**
 Images share parameters, so what can be cut apart are mapper sets, not images.
 
 **Step sizes.** The gradient by a basis is that of its image, projected; the one by U or V is multiplied by the basis, and a
-step along it moves the image by its square, for all m images of the set: in normalised space that is up to H W m times as far.
-With one step size for all, only the factors move, or too far. In one run on digits each, rank 3, students knew 0.60 of the test
-images with a step size of 1 for all, and 0.78 with 3 for the bases and 0.02 for `left` and `right`
-(`synthesis.learning_rates`), both after 300 steps.
+step along it moves the image by its square: in normalised space up to H W times as far, as images have a variance of 1. So
+under SGD the step size of U and V is that of the bases divided by H W, unless `synthesis.learning_rates` names another one.
+With one step size for all, images leave their range by hundreds of times its width, which networks with instance normalisation
+do not notice. On digits (recipe `digits`, rank 3, 1,000 steps, three distillations, accuracy on a validation split):
+
+    left, right    bases    accuracy             pixels, of a range from 0 to 1
+    1              1        0.914 0.902 0.906    -476 to 785
+    1 / H W        1        0.901 0.900 0.885    -1.8 to 3.4
+    0.005          3        0.919 0.923 0.891    -1.2 to 2.4
+    0              1        0.850                -1.5 to 1.6
 """
 
 from __future__ import annotations
@@ -115,6 +121,12 @@ class LowRank(SyntheticSet):
             return torch.einsum("kchr,kmcrs,kcsw->kmchw", self.left, bases, self.right).flatten(0, 1)
         sets = indices // self.sharing
         return self.left[sets] @ self.bases[indices] @ self.right[sets]
+
+    @property
+    def step_scales(self) -> dict[str, float]:
+        """1 / (H W) for the mappers; see "Step sizes" above."""
+        pixels = self.left.shape[2] * self.right.shape[3]
+        return {"left": 1 / pixels, "right": 1 / pixels}
 
     @torch.no_grad()
     def clip(self, lower: Tensor, upper: Tensor) -> None:

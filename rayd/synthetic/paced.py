@@ -57,6 +57,11 @@ class Paced(SyntheticSet):
         self.learned.clip(lower, upper)
 
     @property
+    def step_scales(self) -> dict[str, float]:
+        """As the set has them."""
+        return self.learned.step_scales
+
+    @property
     def units(self) -> Tensor:
         """As the set has it."""
         return self.learned.units

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.config import NetworkSettings
+from rayd.config import NetworkSettings, SynthesisSettings
 from rayd.data import ImageShape
 from rayd.data.augmentation import augmentation
+from rayd.engine.synthesize import optimizer
 from rayd.errors import ConfigError
 from rayd.networks import build
 from rayd.networks.flat import FlatNetwork
@@ -260,6 +261,25 @@ class TestParts:
         torch.testing.assert_close(made.batch(rows)[0], part.batch()[0])
         torch.testing.assert_close(made.batch(rows)[1], part.batch()[1])
         torch.testing.assert_close(made.batch()[0].detach()[4:8], before[4:8])
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates"),
+    [
+        ({}, {"left": 2 / 12, "right": 2 / 12, "bases": 2.0}),
+        ({"learning_rates": {"left": 0.5, "bases": 3.0}}, {"left": 0.5, "right": 2 / 12, "bases": 3.0}),
+        ({"optimizer": "adam"}, {"left": 2.0, "right": 2.0, "bases": 2.0}),
+    ],
+)
+def test_mappers_take_smaller_steps_under_sgd(settings, rates):
+    """By the number of pixels, 3 x 4: along a mapper images move so much further; Adam's steps have one size."""
+    factors = Factors(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 4), torch.ones(5, 1, 2, 2))
+    learned = LowRank(*factors, torch.arange(5) % 2)
+    for one, prefix in ((learned, ""), (Paced(learned, 0.1), "learned.")):
+        made = optimizer(one, SynthesisSettings(learning_rate=2.0, **settings))
+        names = {id(parameter): name for name, parameter in one.named_parameters()}
+        found = {names[id(group["params"][0])]: group["lr"] for group in made.param_groups}
+        assert {name: found[prefix + name] for name in rates} == pytest.approx(rates)
 
 
 def test_factors_that_do_not_fit_are_refused():
