@@ -1,0 +1,57 @@
+"""The README's Python example, as it stands there."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rayd
+from rayd.networks import names
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def example() -> str:
+    """The first Python block."""
+    found = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def calls(name: str) -> list[ast.Call]:
+    """Calls of a function of `rayd` in the example."""
+    nodes = (node for node in ast.walk(ast.parse(example())) if isinstance(node, ast.Call))
+    return [node for node in nodes if ast.unparse(node.func) == f"rayd.{name}"]
+
+
+def test_example_does_not_collide_with_the_command_before_it():
+    """The first command's run has other settings: in the same directory the example would be refused."""
+    command = re.search(r"rayd distill digits --out (\S+)", README)
+    (distill,) = calls("distill")
+    out = next(ast.literal_eval(word.value) for word in distill.keywords if word.arg == "out")
+    assert command is not None
+    assert out != command[1]
+    assert [ast.literal_eval(call.args[0]) for call in calls("load")] == [out]
+
+
+def test_example_names_what_exists(tmp_path):
+    (distill,), (resolve,), (evaluate,) = calls("distill"), calls("recipes.resolve"), calls("evaluate")
+    settings = {word.arg: ast.literal_eval(word.value) for word in distill.keywords if word.arg not in ("out", "resume")}
+    assert rayd.recipes.resolve(ast.literal_eval(distill.args[0]), settings).ipc == settings["ipc"]
+    rayd.recipes.resolve(*map(ast.literal_eval, resolve.args))
+    networks = next(ast.literal_eval(word.value) for word in evaluate.keywords if word.arg == "networks")
+    assert set(networks) <= set(names())
+
+
+@pytest.mark.slow
+def test_example_runs_after_the_first_command_and_again(tmp_path):
+    first = ["digits", "--out", "runs/digits", "--quiet", "synthesis.steps=1", "evaluation.seeds=1", "evaluation.epochs=1"]
+    subprocess.run([sys.executable, "-m", "rayd", "distill", *first], check=True, cwd=tmp_path)
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", example()], check=True, cwd=tmp_path, capture_output=True, text=True)
+        lines = [line.split() for line in done.stdout.splitlines()]
+        accuracies = {line[1]: float(line[2]) for line in lines if line[:1] == ["mlp"]}
+        assert accuracies["distilled"] > accuracies["random"]
