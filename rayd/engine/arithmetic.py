@@ -146,8 +146,9 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
             continue
         key = f"{section}.precision"
         if settings["precision"] == "auto":
-            earlier = lookup(kept, key)
-            chosen = earlier if earlier not in (None, "auto") else hardware.fastest(shape, _least(method.least_precision, section))
+            chosen = lookup(kept, key)
+            if chosen in (None, "auto"):
+                chosen = hardware.fastest(shape, _least(method.least_precision, section))
             tree = merge(tree, _branch(key, chosen))
         elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
             warnings.append(
