@@ -4,6 +4,7 @@ Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, c
 applies it, as often as wished and always alike. The pure functions beside them take the parameters directly.
 """
 
+from rayd.data.augmentation.by_class import ALL, ByClass, Rows
 from rayd.data.augmentation.color import Color, brightness, contrast, saturation
 from rayd.data.augmentation.dsa import DSA, Operation, augmentation
 from rayd.data.augmentation.geometry import (
@@ -28,7 +29,9 @@ from rayd.data.augmentation.rows import at_rows
 from rayd.data.augmentation.transform import Transform, draw_transform
 
 __all__ = [
+    "ALL",
     "DSA",
+    "ByClass",
     "Color",
     "Crop",
     "CutMix",
@@ -40,6 +43,7 @@ __all__ = [
     "ResizedCrop",
     "Roll",
     "Rotate",
+    "Rows",
     "Scale",
     "Transform",
     "at_rows",

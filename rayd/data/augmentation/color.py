@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from rayd.data.augmentation.geometry import uniform
@@ -55,4 +56,7 @@ class Color:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
-        return contrast(saturation(brightness(images, self.offsets), self.saturations), self.contrasts)
+        # one copy brings all parameters to the images
+        parameters = torch.stack((self.offsets, self.saturations, self.contrasts)).to(images.device)
+        offsets, saturations, contrasts = parameters.unbind()
+        return contrast(saturation(brightness(images, offsets), saturations), contrasts)

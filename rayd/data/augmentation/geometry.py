@@ -27,17 +27,22 @@ def share(side: int, ratio: float) -> int:
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
     """Mirror left to right the images where `mask`, boolean (N,), is true."""
-    rows = mask.expand(len(images)).nonzero()[:, 0].to(images.device)
-    return images.index_copy(0, rows, images[rows].flip(3))
+    # not by rows: to find them a mask on a GPU must be waited for
+    return torch.where(mask.to(images.device)[:, None, None, None], images.flip(3), images)
 
 
-def crop(images: Tensor, shifts: Tensor) -> Tensor:
-    """Move the window by whole pixels: output[y, x] = image[y + dy, x + dx], 0 outside; `shifts`, (N, 2), holds (dy, dx).
+def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
+    """Move the window by whole pixels: output[y, x] = image[y + dy, x + dx], 0 outside.
 
     This is also the crop from an image padded with zeros: with a padding of p, shift = offset - p.
+
+    Args:
+        images: (N, channels, H, W).
+        shifts: (dy, dx) of each image, (N, 2) or (1, 2).
+        margin: pixels that no shift exceeds; absent: the largest shift, for which shifts on a GPU must be waited for.
     """
     count, channels, height, width = images.shape
-    margin = int(shifts.abs().max())
+    margin = int(shifts.abs().max()) if margin is None else margin
     dy, dx = shifts.to(images.device).expand(count, 2)[:, :, None].unbind(1)
     rows = torch.arange(margin, margin + height, device=images.device) + dy
     columns = torch.arange(margin, margin + width, device=images.device) + dx
@@ -67,23 +72,28 @@ def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
 
 def scale(images: Tensor, factors: Tensor) -> Tensor:
     """Sample the images on a grid stretched by `factors`, (N, 2) as (s_x, s_y); a factor above 1 shrinks the content."""
-    zero = torch.zeros(len(factors))
-    return _sample_affine(images, factors[:, 0], zero, zero, factors[:, 1])
+    zero = torch.zeros_like(factors[:, 0])
+    return _sample_affine(images, torch.stack((factors[:, 0], zero, zero, factors[:, 1])))
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
     """Rotate about the centre; the sampling grid turns by `angles`, (N,), in radians. Distances are in pixels on both axes."""
     aspect = images.shape[2] / images.shape[3]
     cosine, sine = angles.cos(), angles.sin()
-    return _sample_affine(images, cosine, -sine * aspect, sine / aspect, cosine)
+    return _sample_affine(images, torch.stack((cosine, -sine * aspect, sine / aspect, cosine)))
 
 
-def _sample_affine(images: Tensor, xx: Tensor, xy: Tensor, yx: Tensor, yy: Tensor) -> Tensor:
-    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over the image; 0 outside."""
+def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
+    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over the image; 0 outside.
+
+    Args:
+        images: (N, channels, H, W).
+        matrices: rows xx, xy, yx and yy, (4, N) or (4, 1): one tensor, so that one copy brings it to the images.
+    """
     count, _, height, width = images.shape
     precision = torch.promote_types(images.dtype, torch.float32)
     y, x = ((2 * torch.arange(side, device=images.device, dtype=precision) + 1) / side - 1 for side in (height, width))
-    xx, xy, yx, yy = (a.to(images.device, precision)[:, None, None] for a in (xx, xy, yx, yy))
+    xx, xy, yx, yy = matrices.to(images.device, precision)[:, :, None, None].unbind()
     grid = torch.stack((xx * x + xy * y[:, None], yx * x + yy * y[:, None]), dim=3)
     return _sample(images, grid.expand(count, -1, -1, -1))
 
@@ -148,6 +158,8 @@ class Crop:
 
     shifts: Tensor
     """Integer (N, 2): (dy, dx) in pixels."""
+    margin: int | None = None
+    """Pixels that no shift exceeds, where that is known without looking at them."""
 
     @classmethod
     def draw(
@@ -155,11 +167,12 @@ class Crop:
     ) -> Crop:
         """Each axis uniform on -p..p, where p is `pixels`, or if absent `ratio` of the side (4 pixels at 32)."""
         padding = [share(side, ratio) if pixels is None else pixels for side in (height, width)]
-        return cls(torch.stack([torch.randint(-p, p + 1, (count,), generator=generator) for p in padding], dim=1))
+        shifts = [torch.randint(-p, p + 1, (count,), generator=generator) for p in padding]
+        return cls(torch.stack(shifts, dim=1), max(padding))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
-        return crop(images, self.shifts)
+        return crop(images, self.shifts, self.margin)
 
 
 @dataclass(frozen=True, eq=False)

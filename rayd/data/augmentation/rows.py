@@ -10,8 +10,8 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def at_rows(drawn: T, rows: Tensor) -> T:
-    """What was drawn for the images at `rows`, int64 (n,), of a batch: any of the dataclasses of drawn parameters, or None.
+def at_rows(drawn: T, rows: Tensor | slice) -> T:
+    """What was drawn for the images at `rows`, int64 (n,) or a slice, of a batch: any dataclass of drawn parameters, or None.
 
     Parameters that are tensors have a row an image, or one for all; what else there is holds for the batch as a whole. A mix is
     not among them, as its partners may be anywhere in the batch.
