@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rayd import devices, networks, schedules, seeding, synthetic
-from rayd.config import Panel, Recipe
-from rayd.data.augmentation import Operation, augmentation, draw_transform
+from rayd.config import NetworkSettings, Panel, Recipe
+from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
 from rayd.engine.group import Shared
 from rayd.engine.members import Member
-from rayd.engine.observer import Augment, Facts, Lengths, Measuring, Observer, States, measure_together
+from rayd.engine.observer import Augment, Facts, Lengths, Measuring, Observer, States, measure_together, unchanged
 from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
 from rayd.engine.queue import Grown, Growth, Supply, grow, initial_seed
 from rayd.methods import build
@@ -27,6 +28,7 @@ from rayd.objectives import Context, Measured, Need
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.paced import Paced
+from rayd.transfer import send
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,18 @@ Answer = tuple[dict[str, Tensor], dict[str, Tensor], Memory]
 """Values of the loss and its terms, gradients by parameter, and the memory."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Sampled:
+    """A real mini-batch on the device."""
+
+    images: Tensor
+    """Network input (N, C, H, W)."""
+    labels: Tensor
+    """Class indices (N,)."""
+    augment: Augment
+    """Through which the images are seen."""
+
+
 class Observers:
     """The observers of one worker, answering work items. Every answer depends on the item alone."""
 
@@ -75,7 +89,8 @@ class Observers:
         self._device = device or devices.choose(recipe.resources)
         devices.use_layout(recipe.resources)
         self._augmentations = {panel: augmentation(recipe.panel(panel).augmentation) for panel in self._method.panels}
-        self._growing: tuple[str, Observer] | None = None
+        self._kept: dict[tuple[Panel, NetworkSettings], tuple[str, Observer]] = {}
+        self._known_classes: tuple[str, Tensor] | None = None
         self._pursuer: Pursuer | None = None
         self._pool: dict[tuple[Member, str], Observer] = {}
         self._lengths: dict[tuple[Member, str], Lengths] = {}
@@ -181,11 +196,15 @@ class Observers:
         replica = self._follow(asked.template, "now", asked.parameters)
         images, labels = replica.batch()
         view = self._view(asked, len(images))
-        observer, augment = self._asked(asked)
+        observer, fixed = self._asked(asked)
+        drawn: dict[int, Sequence[Operation]] = {}
+        sampled = self._sampled(asked, fixed, drawn)
+        augment = fixed or self._by_class(asked, self._classes(asked.template, labels), drawn)
         terms = self._method.terms_of(asked.member.panel)
-        sampled, size = self._sampled(asked), self._recipe.panel(asked.member.panel).batch_size
-        needed = sampled is not None and self._method.needs_batch(asked.member.panel)
-        batch = observer.batch(*sampled, size, augment) if sampled is not None and needed else None
+        batch = None
+        if sampled is not None and self._method.needs_batch(asked.member.panel):
+            size = self._recipe.panel(asked.member.panel).batch_size
+            batch = observer.batch(sampled.images, sampled.labels, size, sampled.augment)
         before: Memory = asked.memory.get()
         memory: Memory = {term.name: dict(before.get(term.name, {})) for term in terms}
 
@@ -194,7 +213,7 @@ class Observers:
                 raise RuntimeError("No moving average came with the question.")
             averaged = self._follow(asked.template, "average", asked.average).batch()[0]
             with torch.no_grad():
-                return observer.logits(augment(view(averaged), labels))
+                return observer.logits(augment(view(averaged), ALL))
 
         contexts = {
             term.name: Context(
@@ -211,45 +230,73 @@ class Observers:
             )
             for term in terms
         }
-        real = self._real_side(asked, observer, augment, sampled)
+        real = self._real_side(asked, observer, sampled)
         loss, values = observer.compare(real, view(images), labels, contexts, augment)
         names, tensors = zip(*replica.named_parameters(), strict=True)
         # a step size that is learned beside the images is nothing to them
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
         return {"loss": loss.detach(), **values}, dict(zip(names, gradients, strict=True)), memory
 
-    def _asked(self, asked: Question) -> tuple[Observer, Augment]:
-        """The observer that a question is for, and the augmentation through which it looks."""
+    def _asked(self, asked: Question) -> tuple[Observer, Augment | None]:
+        """The observer that a question is for, and the augmentation through which it looks; None if each class has its own."""
         member, precision, queue = asked.member, self._recipe.synthesis.precision, self._recipe.observers.queue
-        drawn = partial(self._by_class, asked)
+        drawn = None if self._augmentations[member.panel].operations else unchanged
         if member.panel == "guides" or self._recipe.real == "measured" or self._recipe.observers.trained:
             measured = self._recipe.real == "measured" and self._method.needs(member.panel)
             return self._member(member, asked.weights, precision), self._fixed_augment(member) if measured else drawn
         if queue is not None:
             return self._grown(member, asked.weights), drawn
         seed = seeding.derive(self._recipe.seed, "fresh observer", asked.step, asked.slot)
-        network = networks.build(member.network, self._facts.shape, self._facts.classes, seed=seed)
-        if not networks.uses_batch_statistics(network):
-            network.eval()
-        return self._observer(network, precision, member.panel), drawn
+        return self._changing(member, str(seed), lambda: self._untrained(member, seed)), drawn
 
-    def _sampled(self, asked: Question) -> tuple[Tensor, Tensor] | None:
-        """The real mini-batch of a question as network input, and its labels; None where there is none."""
+    def _grown(self, member: Member, weights: Shared | None) -> Observer:
+        """A network of the queue."""
+        seed = initial_seed(self._recipe, member)
+        key = weights.key if weights is not None else member.label
+        return self._changing(member, key, lambda: self._network(member, weights, seed=seed), weights)
+
+    def _changing(self, member: Member, key: str, build: Callable[[], nn.Module], weights: Shared | None = None) -> Observer:
+        """An observer that is kept for an architecture, while its weights are others at every step.
+
+        Args:
+            member: who looks.
+            key: of the weights; those that the observer has already are not made again.
+            build: makes the network with these weights, on the CPU.
+            weights: the state of that network, where it is known without building it.
+        """
+        place = member.panel, member.network
+        if place not in self._kept:
+            observer = self._observer(build(), self._recipe.synthesis.precision, member.panel)
+            self._kept[place] = key, observer
+        known, observer = self._kept[place]
+        if known != key:
+            observer.load(weights.get() if weights is not None else build().state_dict())
+            self._kept[place] = key, observer
+        return observer
+
+    def _untrained(self, member: Member, seed: int) -> nn.Module:
+        """A network with random weights, on the CPU; those that normalise by the batch do so."""
+        network = networks.build(member.network, self._facts.shape, self._facts.classes, seed=seed)
+        return network if networks.uses_batch_statistics(network) else network.eval()
+
+    def _sampled(self, asked: Question, fixed: Augment | None, drawn: dict[int, Sequence[Operation]]) -> _Sampled | None:
+        """The real mini-batch of a question; None where there is none."""
         if asked.real is None or self._recipe.real == "measured":
             return None
-        pixels, labels = (torch.tensor(array, device=self._device) for array in asked.real.get())
-        return self._facts.normalization(pixels), labels
+        pixels, classes = (torch.tensor(array) for array in asked.real.get())
+        images, labels = send((pixels, classes), self._device)
+        augment = fixed or self._by_class(asked, classes, drawn)
+        return _Sampled(self._facts.normalization(images), labels, augment)
 
-    def _real_side(
-        self, asked: Question, observer: Observer, augment: Augment, sampled: tuple[Tensor, Tensor] | None
-    ) -> Measured:
+    def _real_side(self, asked: Question, observer: Observer, sampled: _Sampled | None) -> Measured:
         """Statistics of the real images, as the observer sees them."""
         if asked.real is None or not self._method.needs(asked.member.panel):
             return {}
         if sampled is None:
             return self._measured(asked.real, asked.member.panel)
         batch_size = self._recipe.panel(asked.member.panel).batch_size
-        return observer.sample(*sampled, batch_size, augment, partial(self._drawn, asked))
+        draws = partial(self._drawn, asked)
+        return observer.sample(sampled.images, sampled.labels, batch_size, sampled.augment, draws)
 
     def _drawn(self, asked: Question, need: Need) -> torch.Generator:
         return seeding.generator(self._recipe.seed, f"frequencies {need.key}", asked.step, asked.slot)
@@ -276,14 +323,6 @@ class Observers:
             network = self._network(member, weights, place)
             self._pool[member, precision] = self._observer(network, precision, member.panel)
         return self._pool[member, precision]
-
-    def _grown(self, member: Member, weights: Shared | None) -> Observer:
-        """A network of the queue; as it changes all the time, only the last one is kept."""
-        key = weights.key if weights is not None else member.label
-        if self._growing is None or self._growing[0] != key:
-            network = self._network(member, weights, seed=initial_seed(self._recipe, member))
-            self._growing = key, self._observer(network, self._recipe.synthesis.precision, member.panel)
-        return self._growing[1]
 
     def _fixed_augment(self, member: Member) -> Augment:
         """The draw of the augmentation that a measured observer keeps for good."""
@@ -335,22 +374,34 @@ class Observers:
             }
         return self._real[real.key]
 
-    def _by_class(self, asked: Question, images: Tensor, labels: Tensor) -> Tensor:
-        """Each class draws one operation and its parameters, as in the released code of DM."""
-        augmentation = self._augmentations[asked.member.panel]
-        if not augmentation.operations:
-            return images
-        augmented, places = [], []
-        named = labels.argmax(1) if labels.is_floating_point() else labels
-        for label in torch.unique(named).tolist():
-            rows = (named == label).nonzero().squeeze(1)
-            draws = seeding.generator(self._recipe.seed, "siamese augmentation", asked.step, asked.slot, label)
-            augmented.append(augmentation(images[rows], draws, siamese=True))
-            places.append(rows)
-        return torch.cat(augmented)[torch.cat(places).argsort()]
+    def _by_class(self, asked: Question, classes: Tensor, drawn: dict[int, Sequence[Operation]]) -> Augment:
+        """The augmentation of a batch of classes (N,), on the CPU, as in the released code of DM.
+
+        Each class draws one operation and its parameters, which its real and its synthetic images share.
+
+        Args:
+            asked: whose step and slot are drawn for.
+            classes: of the images.
+            drawn: what was drawn for a class before; what is missing is added.
+        """
+        strategy = self._augmentations[asked.member.panel]
+        _, height, width = self._facts.shape
+        for label in np.unique(classes.numpy()).tolist():
+            if label not in drawn:
+                draws = seeding.generator(self._recipe.seed, "siamese augmentation", asked.step, asked.slot, label)
+                drawn[label] = strategy.draw(draws, 1, height, width)
+        return ByClass(drawn, classes, self._device)
+
+    def _classes(self, template: Shared, labels: Tensor) -> Tensor:
+        """Classes (N,) of the synthetic images, on the CPU; the device is waited for once, or where labels are learned."""
+        if labels.is_floating_point():
+            return labels.detach().argmax(1).cpu()
+        if self._known_classes is None or self._known_classes[0] != template.key:
+            self._known_classes = template.key, labels.cpu()
+        return self._known_classes[1]
 
 
-def _apply(operations: Sequence[Operation], images: Tensor, labels: Tensor) -> Tensor:
+def _apply(operations: Sequence[Operation], images: Tensor, rows: Rows) -> Tensor:
     for operation in operations:
         images = operation(images)
     return images

@@ -77,6 +77,9 @@ class Tapped(nn.Module):
         shape: (channels, height, width) of the images that it will see.
         optional: those of them that no layer need play: such a tap hears nothing, an empty tuple.
 
+    Attributes:
+        largest: values of the largest tensor that goes into or out of a layer, for one image.
+
     Raises:
         ConfigError: no layer of the network plays a role that was asked for and is not optional.
     """
@@ -94,6 +97,7 @@ class Tapped(nn.Module):
         self._points: dict[Tap, tuple[_Point, ...]] = {}
         self._dimensions: dict[Tap, list[tuple[int, ...]]] = {}
         heard = _rehearsal(network, shape)
+        self.largest = max((tensor.numel() for _, tensor in heard), default=0)
         for tap in Tap:
             if tap not in taps:
                 continue

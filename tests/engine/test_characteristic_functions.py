@@ -204,7 +204,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
     images, labels = data.normalization(torch.from_numpy(pixels[:])), torch.from_numpy(classes)
     observer = Observers(recipe, Facts.of(data))._member(members(recipe)[0], None, "float32")
-    whole = observer.see(images, labels).taps[need.tap][0].flatten(1)
+    whole = observer.see(images).taps[need.tap][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
         ((function,),) = observer.sample(images, labels, chunk, draws=lambda _: torch.Generator().manual_seed(0)).values()

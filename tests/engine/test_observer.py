@@ -3,12 +3,17 @@
 import pytest
 import torch
 
-from rayd.config import Recipe
+from rayd import networks, seeding
+from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
+from rayd.data.augmentation import augmentation
+from rayd.engine import observer
 from rayd.engine.group import LocalShared
 from rayd.engine.members import members, turn
-from rayd.engine.observer import Facts
+from rayd.engine.observer import Facts, Observer
 from rayd.engine.observers import Observers, Question
+from rayd.methods import build
+from rayd.networks import Observation
 from tests.conftest import tiny
 
 DSA = "color_crop_cutout_scale_rotate"
@@ -85,3 +90,66 @@ def test_the_gradient_is_that_of_the_loss(data):
     along = gradient / gradient.norm()
     difference = (at(images + 1e-2 * along)[0]["loss"] - at(images - 1e-2 * along)[0]["loss"]) / 2e-2
     torch.testing.assert_close(difference, gradient.norm(), rtol=2e-2, atol=0)
+
+
+def sampled_recipe(network: dict[str, object], **observers: object) -> Recipe:
+    return tiny(real="sampled", observers={"networks": network, "augmentation": DSA, "real_batch": 8} | observers)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_fresh_network_does_not_depend_on_steps_before(data, norm):
+    """The observer of an architecture is kept; its network of a step is the one that a new worker builds."""
+    recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2, "norm": norm})
+    _, state, parameters = everything(data)
+    real = LocalShared((data.train.images[::9], data.train.labels[::9]))
+    seasoned = Observers(recipe, Facts.of(data))
+    for step in range(3):
+        asked = question(recipe, state, parameters, real, step)
+        _, ours, _ = seasoned.gradient(asked)
+        _, wanted, _ = Observers(recipe, Facts.of(data)).gradient(asked)
+        assert torch.equal(ours["images"], wanted["images"])
+        assert float(ours["images"].abs().sum()) > 0
+
+
+def test_each_class_has_one_draw_for_real_and_synthetic_images(data):
+    """What a class gets is drawn from its own generator of the step and slot, however the batch is made up."""
+    recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2})
+    real, state, parameters = everything(data)
+    asked = question(recipe, state, parameters, real, step=4)
+    observers, batch = Observers(recipe, Facts.of(data)), data.normalization(torch.from_numpy(data.train.images[:60]))
+    labels = torch.from_numpy(data.train.labels[:60])
+    ours = observers._by_class(asked, labels, {})(batch, slice(None))
+    for label in labels.unique().tolist():
+        draws = seeding.generator(recipe.seed, "siamese augmentation", 4, 0, label)
+        wanted = augmentation(DSA)(batch[labels == label], draws, siamese=True)
+        torch.testing.assert_close(ours[labels == label], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18"])
+def test_tiles_change_nothing(data, name, monkeypatch):
+    """Images that are forwarded a few at a time give what the whole batch gives."""
+    recipe = tiny()
+    network = networks.build(NetworkSettings(name=name, width=8), data.shape, data.classes, seed=1).eval()
+    images = data.normalization(torch.from_numpy(data.train.images[:70]))
+
+    def seen(tile_bytes: int) -> Observation:
+        monkeypatch.setattr(observer, "TILE_BYTES", tile_bytes)
+        looking = Observer(network, build(recipe), Facts.of(data), torch.device("cpu"), "float32")
+        with torch.no_grad():
+            assert (len(looking._tiles(images)) > 1) == (tile_bytes < 2**20)
+            return looking.see(images)
+
+    tiled, whole = seen(2**10), seen(2**30)
+    torch.testing.assert_close(tiled.logits, whole.logits, rtol=1e-5, atol=1e-6)
+    for tap, layers in whole.taps.items():
+        for ours, wanted in zip(tiled.taps[tap], layers, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_networks_that_normalise_by_the_batch_are_not_tiled(data):
+    """In training mode an image's features depend on all images of the batch."""
+    settings = NetworkSettings(name="convnet", width=8, norm="batch")
+    network = networks.build(settings, data.shape, data.classes, seed=1).train()
+    looking = Observer(network, build(tiny()), Facts.of(data), torch.device("cpu"), "float32")
+    with torch.no_grad():
+        assert len(looking._tiles(torch.zeros(10_000, *data.shape))) == 1
