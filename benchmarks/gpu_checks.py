@@ -1,0 +1,502 @@
+"""Every method on a device against the CPU: tiny recipes on digits, in float32.
+
+A check runs the stages of a recipe twice, once on each device, through the classes that `rayd
+distill` uses. Both sides go on from the CPU's trained networks, statistics and first images, so
+that each part is judged by itself and not by what rounding made of the parts before.
+
+A deviation is relative, in the Euclidean norm of a tensor, or of tensors that belong together:
+|found - expected| / |expected|. Whole numbers and booleans must be equal.
+
+With `--device cpu` the other side is the same CPU without oneDNN, whose convolutions take other
+kernels: it shows what float32 rounding alone makes of a check.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import Clock, Result, say
+from torch import Tensor
+
+from rayd import devices, networks
+from rayd.artifacts import content_hash
+from rayd.config import Recipe, merge
+from rayd.data import ImageData, load
+from rayd.engine import experts, initial, measure, squeeze
+from rayd.engine.group import LocalGroup, Shared
+from rayd.engine.members import Member, members, panels, teachers, team
+from rayd.engine.observer import Facts
+from rayd.engine.squeeze import TrainedObserver
+from rayd.engine.store import Store
+from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.worker import Worker
+from rayd.evaluation.student import StudentResult, train
+from rayd.methods import build
+from rayd.recipes import assemble
+from rayd.synthetic import SyntheticSet
+from rayd.training.sets import TrainingSet
+from rayd.training.trajectories import Trajectory
+
+TOLERANCES = {
+    "training": 3e-2,
+    "statistics": 1e-4,
+    "scores": 3e-4,
+    "terms": 3e-4,
+    "gradient": 1e-3,
+    "memory": 1e-3,
+    "synthesis": 2e-2,
+    "labels": 3e-4,
+    "student": 1e-2,
+}
+"""Largest deviation of each part.
+
+From below: at least ten times what rounding made of any method with other kernels (`--device cpu`).
+From above: with the factors of all convolutions and matrix products rounded to TF32's ten bits,
+each of the fourteen methods tried was beyond one of them, gradients by 2 to 47 times. So "float32"
+that is really TF32 fails.
+"""
+
+CONVNET = {"name": "convnet", "depth": 2, "width": 16}
+BATCH = {**CONVNET, "norm": "batch"}
+EXACT = {"precision": "float32"}
+
+BASE: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "ipc": 2,
+    "observers": {"networks": CONVNET, "batch_size": 256, **EXACT},
+    "synthesis": {"steps": 4, "log_every": 1, "checkpoint_every": 1000, **EXACT},
+    "evaluation": {"networks": [CONVNET], "seeds": 1, "epochs": 3, "baselines": [], **EXACT},
+    "resources": {"threads": 1},
+}
+POOL = {"observers": {"pool": 2}}
+SQUEEZE = {"epochs": 2, "batch_size": 128, "transform": {"shift": 1, "flip": False}, **EXACT}
+TRAINED: dict[str, Any] = {
+    "observers": {"networks": [BATCH, {**BATCH, "depth": 1}]},
+    "squeeze": SQUEEZE,
+    "synthesis": {"block": None, "learning_rate": 0.05},
+    "evaluation": {"networks": [BATCH], "batch_size": 10},
+    "labels": {"precision": "float32"},
+}
+FOLLOWING: dict[str, Any] = {
+    "experts": {
+        "network": CONVNET,
+        "count": 1,
+        "epochs": 3,
+        "batch_size": 128,
+        "learning_rate": 0.05,
+        **EXACT,
+    },
+    "synthetic": {"step_size": 0.05},
+    "synthesis": {"learning_rate": 0.1},
+    "objective": {"steps": 4, "epochs": 1, "start": {"most": 2}},
+}
+GUIDES = {"guides": {"networks": {**CONVNET, "depth": 1}, "pool": 1, "squeeze": SQUEEZE, **EXACT}}
+REAL_BATCH = {"observers": {"real_batch": 16}, "synthesis": {"learning_rate": 0.05}}
+FREQUENCIES = {"objective": {"frequencies": 64}}
+QUEUE = {"observers": {"queue": {"train_steps": 2, "batch_size": 32}}}
+NCFM: dict[str, Any] = {
+    **FREQUENCIES,
+    "synthetic": {"kind": "pixels"},
+    "observers": {"pool": 2},
+    "squeeze": SQUEEZE,
+    "synthesis": {"learning_rate": 0.02},
+}
+FEW_CROPS = {"synthetic": {"candidates": 20, "crops": 3}}
+LOW_RANK = {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 1, "window": 1}}}
+
+
+def laid(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid on one another, the last on top."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = merge(merged, layer)
+    return merged
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "dm": laid({"method": "dm"}, POOL),
+    "dm sampled": laid({"method": "dm", "real": "sampled"}, REAL_BATCH),
+    "dm low rank": laid({"method": "dm", "synthetic": {"kind": "lowrank", "rank": 3}}, POOL),
+    "csdm": laid({"method": "csdm"}, FREQUENCIES, POOL),
+    "csdm sampled": laid({"method": "csdm", "real": "sampled"}, FREQUENCIES, REAL_BATCH),
+    "idm": laid({"method": "idm"}, REAL_BATCH, QUEUE),
+    "iid-dm": laid({"method": "iid-dm"}, POOL, GUIDES),
+    "iid-idm": laid({"method": "iid-idm"}, REAL_BATCH, GUIDES, QUEUE),
+    "dc": laid({"method": "dc"}, REAL_BATCH),
+    "dsa": laid({"method": "dsa"}, REAL_BATCH),
+    "krr": laid({"method": "krr"}, REAL_BATCH),
+    "frepo": laid({"method": "frepo"}, REAL_BATCH),
+    "ncfm": laid({"method": "ncfm"}, NCFM),
+    "sre2l": laid({"method": "sre2l"}, TRAINED),
+    "cda": laid({"method": "cda"}, TRAINED),
+    "gvbsm": laid({"method": "gvbsm"}, TRAINED),
+    "rded": laid({"method": "rded"}, TRAINED, FEW_CROPS, {"synthesis": {"steps": 0}}),
+    "edc": laid({"method": "edc", "synthetic": {"init": "rded"}}, TRAINED, FEW_CROPS),
+    "unidd": laid({"method": "unidd"}, TRAINED),
+    "cfm": laid({"method": "cfm"}, TRAINED),
+    "mtt": laid({"method": "mtt"}, FOLLOWING),
+    "tesla": laid({"method": "tesla"}, FOLLOWING),
+    "datm": laid({"method": "datm"}, FOLLOWING, {"objective": {"start": {"first": 1, "rise": 4}}}),
+    "ls-mtt": laid({"method": "ls-mtt"}, FOLLOWING, LOW_RANK),
+}
+"""Tiny recipes: all methods, those that can with measured and with sampled real images."""
+QUICK = ("dm", "edc", "mtt")
+
+
+def run(
+    result: Result,
+    device: torch.device,
+    quick: bool,
+    out: Path,
+    clock: Clock,
+    share: float,
+) -> None:
+    """Run the checks that the result does not hold yet, until a share of the time is over."""
+    result.set("tolerances", TOLERANCES)
+    data = load(assemble(BASE | {"method": "dm"}).data)
+    reference = torch.device("cpu")
+    result.set("reference", "the same CPU without oneDNN" if device == reference else "the CPU")
+    skipped = []
+    for name in QUICK if quick else CASES:
+        if result.has("checks", name):
+            continue
+        if clock.left(share) < 0:
+            skipped.append(name)
+            continue
+        began = time.monotonic()
+        entry = checked(name, data, device, out / "checks")
+        result.put("checks", name, {**entry, "seconds": round(time.monotonic() - began, 3)})
+        say(f"check {name}: {_told(entry)}")
+    result.set("checks_not_run", skipped)
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    if "error" in entry:
+        return f"FAILED, {entry['error']}"
+    name, part = max(entry["parts"].items(), key=lambda part: _ratio(part[1]))
+    verdict = "passed" if entry["passed"] else "FAILED"
+    return f"{verdict}, {name} is closest to its tolerance: {part['deviation']}"
+
+
+def _ratio(part: Mapping[str, Any]) -> float:
+    deviation = part["deviation"]
+    return math.inf if deviation is None else float(deviation / part["tolerance"])
+
+
+def checked(name: str, data: ImageData, device: torch.device, folder: Path) -> dict[str, Any]:
+    """One case on the CPU and on a device: the largest deviation of each part, with its tolerance.
+
+    A case that raises an error has failed; the error then stands in place of the parts.
+    """
+    recipe = assemble({"name": name, **merge(BASE, CASES[name])})
+    try:
+        parts = _compare(recipe, data, device, folder / name.replace(" ", "-"))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        sentence = next(iter(str(error).splitlines()), "")
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        return {"passed": False, "error": f"{type(error).__name__}: {sentence} ({where})"}
+    return {"passed": all(_ratio(part) <= 1 for part in parts.values()), "parts": parts}
+
+
+def _compare(recipe: Recipe, data: ImageData, device: torch.device, folder: Path) -> dict[str, Any]:
+    same = device.type == "cpu"
+    cpu = Side(recipe, data, torch.device("cpu"), folder / "cpu")
+    other = Side(recipe, data, device, folder / "device", without_onednn=same)
+    found: dict[str, Any] = {}
+
+    def compare(work: Callable[[Side], dict[str, Any]]) -> None:
+        """Do the work on both sides, and keep the largest deviation of each part of its results."""
+        expected = cpu.within(work)
+        results = other.within(work)
+        for part, value in expected.items():
+            deviation, where = worst(value, results.get(part))
+            entry = {
+                "deviation": _digits(deviation),
+                "tolerance": TOLERANCES[part],
+                "where": where,
+            }
+            if where is not None and (part not in found or _ratio(entry) > _ratio(found[part])):
+                found[part] = entry
+
+    compare(lambda side: {"training": side.trained()})
+    given = cpu.given()
+    compare(lambda side: {"statistics": side.measured(given)})
+    compare(lambda side: {"scores": side.scored(given)})
+    start = cpu.started(given)
+    if recipe.synthesis.steps > 0:
+        statistics = cpu.measured(given)
+        compare(lambda side: side.synthesized(given, start, statistics))
+    compare(lambda side: {"labels": side.labelled(given, start)})
+    compare(lambda side: {"student": side.student(given, start)})
+    return found
+
+
+def _digits(deviation: float) -> float | None:
+    """Three digits; None for what is not a number, which JSON has no word for."""
+    return float(f"{deviation:.3g}") if math.isfinite(deviation) else None
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the CPU made, which both sides go on from."""
+
+    trained: Mapping[Member, TrainedObserver]
+    """Trained networks."""
+    experts: tuple[Path, ...]
+    """Files of the experts."""
+
+
+class Recording(LocalGroup):
+    """A group in this process that keeps what its worker answers in the steps of a synthesis."""
+
+    def __init__(self, recipe: Recipe, facts: Facts):
+        """Host a worker of the recipe."""
+        super().__init__(recipe.resources, Worker, recipe, facts)
+        self.answers: list[Any] = []
+
+    def map(
+        self,
+        method: str,
+        items: Sequence[tuple[Any, ...]],
+        affinity: Sequence[int] | None = None,
+    ) -> Iterator[Any]:
+        """Run the items one after another."""
+        for answer in super().map(method, items, affinity):
+            if method == "answer":
+                self.answers.append(answer)
+            yield answer
+
+
+class Side:
+    """The stages of a recipe on one device."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        device: torch.device,
+        folder: Path,
+        without_onednn: bool = False,
+    ):
+        """Nothing is done yet; `folder` keeps what stages leave."""
+        resources = recipe.resources.model_copy(update={"device": str(device)})
+        self.recipe = recipe.model_copy(update={"resources": resources})
+        self._data = data
+        self._device = device
+        self._folder = folder
+        self._without_onednn = without_onednn
+        self._store = Store(folder / "store")
+        self._group = Recording(self.recipe, Facts.of(data))
+
+    def within(self, work: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
+        """Do some work with this side's kernels."""
+        onednn: Any = torch.backends.mkldnn
+        before = onednn.enabled
+        onednn.enabled = before and not self._without_onednn
+        try:
+            with devices.thread_limit(1):
+                return work(self)
+        finally:
+            onednn.enabled = before
+
+    def trained(self) -> dict[str, Any]:
+        """Weights of all networks that are trained on the real data, one vector a network."""
+        found: dict[str, Any] = {}
+        for member, one in self._squeezed().items():
+            found[member.label] = _vector(one.state)
+        for index, path in enumerate(self._experts()):
+            trajectory = Trajectory(path)
+            found[f"expert {index}"] = trajectory[trajectory.epochs]
+        return found
+
+    def given(self) -> Given:
+        """What this side trained, for both."""
+        return Given(self._squeezed(), self._experts())
+
+    def _squeezed(self) -> dict[Member, TrainedObserver]:
+        wanted = team(self.recipe)
+        if not wanted:
+            return {}
+        work = (self._group, self.recipe, self._data, self._store)
+        return squeeze.squeeze(*work, lambda *_: None, wanted)
+
+    def _experts(self) -> tuple[Path, ...]:
+        if not build(self.recipe).needs_experts:
+            return ()
+        work = (self._group, self.recipe, self._data, self._store)
+        return experts.train(*work, lambda *_: None)
+
+    def _weights(self, given: Given) -> dict[Member, Shared]:
+        """Weights of the trained networks that compute features."""
+        found: dict[Member, Shared] = {}
+        for panel in panels(self.recipe):
+            if self.recipe.panel(panel).trained:
+                for member in members(self.recipe, panel):
+                    found[member] = self._group.share(given.trained[member].state)
+        return found
+
+    def measured(self, given: Given) -> dict[Member, Any]:
+        """Statistics of the real images by network; none where the real side is sampled."""
+        method = build(self.recipe)
+        sampled = self.recipe.real == "sampled"
+        if sampled or not method.panels or self.recipe.synthesis.steps == 0:
+            return {}
+        work = (self._group, self.recipe, method, self._data, self._store, self._weights(given))
+        return measure.measure(*work, lambda *_: None)
+
+    def scored(self, given: Given) -> dict[str, Any]:
+        """Scores of crops of two classes by the first network, where images start from those."""
+        if self.recipe.synthetic.init != "rded":
+            return {}
+        first = members(self.recipe)[0]
+        weights = self._weights(given)[first]
+        items = []
+        for label in (0, 1):
+            rows = self._data.train.class_index[label][:40]
+            images = self._group.share(self._data.train.part(rows).images)
+            items.append((first, weights, label, images))
+        scores = self._group.map("score", items)
+        return {f"class {label}": found for label, found in enumerate(scores)}
+
+    def started(self, given: Given) -> SyntheticSet:
+        """The synthetic set before the first step."""
+        work = (self._group, self.recipe, self._data, self._weights(given), self._store)
+        return initial.initial(*work, lambda *_: None, given.experts)
+
+    def synthesized(
+        self,
+        given: Given,
+        start: SyntheticSet,
+        statistics: Mapping[Member, Any],
+    ) -> dict[str, Any]:
+        """A few steps: what the first one's networks answer, by part, and the set in the end."""
+        group, data = self._group, self._data
+        weights = self._weights(given)
+        accuracies = {one: float(given.trained[one].facts["train_accuracy"]) for one in weights}
+        train = None
+        if self.recipe.real == "sampled":
+            train = group.share((data.train.images, data.train.labels))
+        work = Assignment(
+            recipe=self.recipe,
+            key=content_hash({"of": self.recipe.name}),
+            normalization=data.normalization,
+            block=0,
+            blocks=1,
+            start=group.share(dict(start.state_dict())),
+            checkpoints=self._folder / "checkpoints",
+            weights=weights,
+            accuracies=accuracies,
+            measured={member: group.share(state) for member, state in statistics.items()},
+            train=train,
+            experts=given.experts,
+        )
+        synthesizer = Synthesizer(group)
+        synthesizer.advance(work, 0, 1)
+        found: dict[str, Any] = {"terms": [], "gradient": [], "memory": [], "training": []}
+        for answer in group.answers:
+            for part, value in _parted(answer).items():
+                found[part].append(value)
+        found["synthesis"] = synthesizer.state(work, self.recipe.synthesis.steps)
+        return {part: value for part, value in found.items() if value}
+
+    def labelled(self, given: Given, start: SyntheticSet) -> dict[str, Any]:
+        """Soft labels of the first images for two epochs, with order, crops and mixes."""
+        chosen = teachers(self.recipe)
+        if not chosen:
+            return {}
+        weights = tuple(self._group.share(given.trained[member].state) for member in chosen)
+        images = self._group.share(start.batch()[0].detach())
+        (made,) = self._group.map("label", [(chosen, weights, images, 0, 2)])
+        return dict(made)
+
+    def student(self, given: Given, start: SyntheticSet) -> dict[str, Any]:
+        """The training loss of a student of the first images after a few epochs."""
+        recipe, data = self.recipe, self._data
+        images, labels = (tensor.detach().cpu() for tensor in start.batch())
+        taught = []
+        for member in teachers(recipe):
+            network = networks.build(member.network, data.shape, data.classes, seed=0)
+            networks.restore(network, given.trained[member].state)
+            taught.append(network)
+        source = recipe.labels
+        if taught:
+            source = source.model_copy(update={"kind": "online"})
+        *_, last = train(
+            TrainingSet(images, labels, data.normalization),
+            recipe.evaluation.networks[0],
+            recipe.evaluation,
+            data.shape,
+            data.classes,
+            seed=0,
+            epochs=recipe.evaluation.epochs,
+            device=self._device,
+            test=TrainingSet.of_images(data.test, data.normalization),
+            labels=source,
+            teachers=taught or None,
+        )
+        assert isinstance(last, StudentResult)
+        return {"loss": torch.tensor(last.train_loss)}
+
+
+def _parted(answer: Any) -> dict[str, Any]:
+    """An answer of a step by part: of matched features, a matched trajectory, or a training."""
+    if hasattr(answer, "gradients"):
+        return {"terms": answer.loss, "gradient": answer.gradients}
+    if len(answer) == 3:
+        values, gradients, memory = answer
+        return {"terms": values, "gradient": gradients, "memory": memory}
+    state, _ = answer
+    return {"training": _vector(state)}
+
+
+def _vector(state: Mapping[str, Tensor]) -> Tensor:
+    """A network as one vector: single tensors, such as biases before a normalisation, may be
+    nothing but rounding.
+    """
+    floating = [tensor for tensor in state.values() if tensor.is_floating_point()]
+    return torch.cat([tensor.detach().cpu().flatten() for tensor in floating])
+
+
+def worst(expected: Any, found: Any) -> tuple[float, str | None]:
+    """The largest deviation of two trees of tensors, and where it is; None without tensors."""
+    ones, others = dict(_leaves(expected)), dict(_leaves(found))
+    if ones.keys() != others.keys():
+        return math.inf, f"only on one side: {sorted(ones.keys() ^ others.keys())[0]}"
+    largest, where = 0.0, None
+    for name, one in ones.items():
+        deviation = _deviation(one, others[name])
+        if where is None or deviation > largest or math.isnan(deviation):
+            largest, where = deviation, name
+    return largest, where
+
+
+def _deviation(expected: Tensor, found: Tensor) -> float:
+    expected, found = expected.detach().cpu(), found.detach().cpu()
+    if expected.shape != found.shape:
+        return math.inf
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(expected, found) else math.inf
+    difference = (found.double() - expected.double()).norm()
+    # a tensor of zeros is compared by what the other side has there
+    return float(difference / expected.double().norm().clamp(min=1e-6))
+
+
+def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested mappings and sequences, by path."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            label = key.label if isinstance(key, Member) else str(key)
+            yield from _leaves(value, f"{name}/{label}" if name else label)
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{name}/{index}")
