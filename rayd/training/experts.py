@@ -180,7 +180,8 @@ class ExpertTrainer(Trainer):
         _, there = loss_and_gradient()
         self.flat.load(place)
         for name, gradient in self.flat.parameters(flat_gradient(here, there, self._gap_weight)).items():
-            self._parameters[name].grad = gradient
+            # fused optimizers read memory in order, so a gradient must be laid out as its parameter
+            self._parameters[name].grad = torch.empty_like(self._parameters[name]).copy_(gradient)
         self._optimizer.step()
         return loss
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from rayd import devices
 from rayd.config import ExpertSettings, validate
 from rayd.errors import ConfigError, RunError
 from rayd.networks.flat import FlatNetwork
@@ -75,8 +76,10 @@ def test_every_epoch_is_kept_and_is_that_of_plain_sgd(tmp_path):
     assert float((found[1:] - found[:-1]).norm(dim=1).min()) > 1e-2
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-def test_flat_trajectories_are_those_of_gsam(tmp_path, weight):
+def test_flat_trajectories_are_those_of_gsam(tmp_path, monkeypatch, weight, layout):
+    monkeypatch.setattr(devices, "layout", lambda *_: layout)
     changes = {"flat_radius": 0.2, "flat_weight": weight}
     found = expert(tmp_path / "expert.safetensors", augmentation=None, **changes)
     reference = plain_descent(EPOCHS, **changes)
