@@ -247,17 +247,20 @@ def plan(
     address: Address = None,
     data_root: DataRoot = None,
     cache: Cache = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure anew how fast this machine is, which is otherwise done once.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what would run, what is cached, memory, disk, and time per stage."""
+    """Say what would run, what is cached, memory, disk, and time per stage, also without the data."""
     from rayd import recipes
 
     resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
 
     from rayd.engine.plan import plan as make_plan
 
-    made = make_plan(resolved, data_root, cache)
+    made = make_plan(resolved, data_root, cache, calibrate=calibrate)
     if as_json:
         _print_json(made.to_json())
     else:

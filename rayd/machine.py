@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -76,18 +76,44 @@ def fact(name: str, device: torch.device, measure: Callable[[], float], anew: bo
     Returns:
         The number. If the folder cannot be written the measurement counts for this process, and is made again in the next.
     """
-    described = identity(device)
-    path = folder() / f"{content_hash(described)}.json"
+    path = _path(device)
     if not anew:
         known = _MEASURED.get((str(path), name), _known(path).get(name))
         if known is not None:
             return known
     value = measure()
-    _MEASURED[str(path), name] = value
-    with suppress(RunError):
-        # read again: another process may have added its own facts meanwhile
-        write_json(path, {"machine": described, "facts": _known(path) | {name: value}})
+    # the file is read again: another process may have added its own facts meanwhile
+    remember({name: value}, device)
     return value
+
+
+def facts(device: torch.device) -> dict[str, float]:
+    """All that was measured on this machine so far, by name.
+
+    Args:
+        device: where it was measured.
+    """
+    path = _path(device)
+    mine = {name: value for (place, name), value in _MEASURED.items() if place == str(path)}
+    return _known(path) | mine
+
+
+def remember(measured: Mapping[str, float], device: torch.device) -> None:
+    """Keep numbers that were measured on this machine, as `fact` does, many at once.
+
+    Args:
+        measured: by name.
+        device: where they were measured.
+    """
+    path = _path(device)
+    _MEASURED.update({(str(path), name): value for name, value in measured.items()})
+    with suppress(RunError):
+        if measured:
+            write_json(path, {"machine": identity(device), "facts": _known(path) | dict(measured)})
+
+
+def _path(device: torch.device) -> Path:
+    return folder() / f"{content_hash(identity(device))}.json"
 
 
 _MEASURED: dict[tuple[str, str], float] = {}

@@ -49,6 +49,12 @@ class KnownSet:
     """What `fetch` downloads; empty where it cannot."""
     remedy: str = ""
     """What to do to have it where `fetch` cannot help, as a clause."""
+    train_counts: tuple[int, ...] | None = None
+    """Training images of each class, where they differ and are known."""
+    test_counts: tuple[int, ...] | None = None
+    """The same of the test images."""
+    test_is_validation: bool = False
+    """Whether the images that are used for testing are published as a validation split."""
 
     @property
     def how(self) -> str:
@@ -129,6 +135,8 @@ _SETS = (
         DIGITS,
         places=("MNIST/raw",),
         downloads=_idx_files(_MNIST_MIRRORS, _MNIST_MD5),
+        train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        test_counts=(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
     ),
     KnownSet(
         "fashion_mnist",
@@ -152,6 +160,8 @@ _SETS = (
             Download("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", (_STANFORD + "train_32x32.mat",)),
             Download("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", (_STANFORD + "test_32x32.mat",)),
         ),
+        train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+        test_counts=(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
     ),
     KnownSet(
         "cifar10",
@@ -179,11 +189,39 @@ _SETS = (
             Download("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", (_TORONTO + "cifar-100-binary.tar.gz",)),
         ),
     ),
-    KnownSet("tiny-imagenet", 200, ImageShape(3, 64, 64), 100_000, 10_000, places=("tiny-imagenet-200",), remedy=_LICENSED),
     KnownSet(
-        "imagenette", 10, None, 9_469, 3_925, tuple(IMAGENETTE_CLASSES.values()), places=("imagenette2",), remedy=_LICENSED
+        "tiny-imagenet",
+        200,
+        ImageShape(3, 64, 64),
+        100_000,
+        10_000,
+        places=("tiny-imagenet-200",),
+        remedy=_LICENSED,
+        test_is_validation=True,
     ),
-    KnownSet("imagenet-1k", 1000, None, 1_281_167, 50_000, places=("imagenet",), remedy=_LICENSED),
+    KnownSet(
+        "imagenette",
+        10,
+        None,
+        9_469,
+        3_925,
+        tuple(IMAGENETTE_CLASSES.values()),
+        places=("imagenette2",),
+        remedy=_LICENSED,
+        train_counts=(963, 955, 993, 858, 941, 956, 961, 931, 951, 960),
+        test_counts=(387, 395, 357, 386, 409, 394, 389, 419, 399, 390),
+        test_is_validation=True,
+    ),
+    KnownSet(
+        "imagenet-1k",
+        1000,
+        None,
+        1_281_167,
+        50_000,
+        places=("imagenet",),
+        remedy=_LICENSED,
+        test_is_validation=True,
+    ),
 )
 
 KNOWN: Mapping[str, KnownSet] = {known.name: known for known in _SETS}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rayd.artifacts import default_root
 from rayd.config import DataSettings
-from rayd.data.formats.base import EncodedPixels, Source, Split
-from rayd.data.images import ImageData, ImageSet, Labels, Rows
+from rayd.data import outline
+from rayd.data.formats.base import Choice, EncodedPixels, Source
+from rayd.data.images import ImageData, ImageSet
 from rayd.data.memory import available_memory
 from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
 from rayd.data.sources import open_source
@@ -31,21 +31,6 @@ MEMORY_SHARE = 0.5
 
 Progress = Callable[[str, int, int], None]
 """Told the split, how many of its images were looked at, and how many there are."""
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """Images of a split that are to be decoded."""
-
-    split: Split
-    rows: Rows
-    """Ascending rows of the split."""
-    labels: Labels
-    """Their labels, int64 (len(rows),)."""
-
-    def at(self, positions: Rows) -> Choice:
-        """The images at these positions of this choice."""
-        return Choice(self.split, self.rows[positions], self.labels[positions])
 
 
 def load(
@@ -77,6 +62,20 @@ def load(
         ConfigError: the normalisation does not suit images of this size, or images cannot be streamed that should be.
     """
     source = open_source(settings.name, root)
+    names, chosen = choose(settings, source)
+    if is_streamed(settings, chosen, source.where):
+        return _stream(settings, chosen, names, cache or default_root(), progress)
+    data = _decode(settings, chosen, names)
+    outline.remember(settings, chosen, data, cache or default_root())
+    return data
+
+
+def choose(settings: DataSettings, source: Source) -> tuple[tuple[str, ...], dict[str, Choice]]:
+    """Class names, and the images of each split: steps 1 to 4 of `load`, for which no image is decoded.
+
+    Raises:
+        DataError: the labels are unfit for the settings.
+    """
     names, choices = _choose_classes(source, settings.classes)
     train, test = choices["train"], choices.get("test")
     validation = choices.get("validation")
@@ -91,10 +90,7 @@ def load(
         train = train.at(long_tailed(train.labels, settings.imbalance, names, settings.split_seed))
     check_labels(test.labels, names, test.split.where)
     splits = {"train": train, "validation": validation, "test": test}
-    chosen = {name: choice for name, choice in splits.items() if choice is not None}
-    if _is_streamed(settings, chosen, source.where):
-        return _stream(settings, chosen, names, cache or default_root(), progress)
-    return _decode(settings, chosen, names)
+    return names, {name: choice for name, choice in splits.items() if choice is not None}
 
 
 def _choose_classes(source: Source, wanted: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, Choice]]:
@@ -125,7 +121,7 @@ def _decode(settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[s
     return ImageData(settings.name, sets["train"], sets.get("validation"), sets["test"], normalization)
 
 
-def _is_streamed(settings: DataSettings, chosen: Mapping[str, Choice], where: str) -> bool:
+def is_streamed(settings: DataSettings, chosen: Mapping[str, Choice], where: str) -> bool:
     """Whether images are left in their files."""
     encoded = [choice.split.read for choice in chosen.values() if isinstance(choice.split.read, EncodedPixels)]
     if settings.stream and len(encoded) < len(chosen):

@@ -79,6 +79,16 @@ def survey(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...],
     return found
 
 
+def known(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path) -> Survey | None:
+    """What was found before; None where nothing was. The arguments are those of `survey`."""
+    return _kept(remote.local(store) / STAGE / f"{content_hash(_inputs(images, labels, class_names))}.json")
+
+
+def identity(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> str:
+    """A hash of the files, of which of their images are read how, and of their labels: no image is decoded for it."""
+    return content_hash(_inputs(images, labels, class_names))
+
+
 def _look(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], watch: Watch) -> Survey:
     digest = content_digest(images.shape, labels, class_names)
     histogram = np.zeros((images.image.channels, 256), np.int64)

@@ -28,13 +28,14 @@ from rayd.distilled import load as load_distilled
 from rayd.engine import arithmetic, card, experts, initial, measure, memory, relabel, spectra, squeeze
 from rayd.engine.claims import Taken, exactly_once
 from rayd.engine.evaluate import Classroom, judge, keep_report
+from rayd.engine.foresight import Foresight
 from rayd.engine.group import Group, Shared, Streams, open_group
 from rayd.engine.members import Member, members, panels, teachers, team
 from rayd.engine.observer import Facts
 from rayd.engine.optimise import Optimisation
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.preflight import check_settings, preflight
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Reporter, Shown
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.squeeze import TrainedObserver
@@ -170,6 +171,37 @@ class _Driver:
         self._looked = 0.0
 
     def run(self) -> Run:
+        with self._reporter.stages(self._stage_names()):
+            return self._run()
+
+    def _stage_names(self) -> list[str]:
+        """The stages of this run, in order, cached or not."""
+        recipe, method = self._recipe, self._method
+        optimised = recipe.synthesis.steps > 0
+        measured = recipe.real == "measured" and any(method.needs(panel) for panel in method.panels)
+        there = {
+            "squeeze": bool(team(recipe)),
+            "experts": method.needs_experts,
+            "measure": measured and optimised,
+            "score": recipe.synthetic.init == "rded",
+            "synthesize": optimised,
+            "relabel": recipe.labels.kind == "stored",
+            "evaluate": True,
+        }
+        return [name for name, wanted in there.items() if wanted]
+
+    @cached_property
+    def _foresight(self) -> Foresight:
+        return Foresight(self._recipe, self._data, self._store)
+
+    def _foreseen(self, name: str) -> float | None:
+        return self._foresight.stage(name) if self._reporter.followed else None
+
+    def _stage(self, name: str, unit: str) -> AbstractContextManager[Shown]:
+        """The progress of a stage whose work items are not counted yet."""
+        return self._reporter.stage(name, 0, unit, self._foreseen(name))
+
+    def _run(self) -> Run:
         with self._workers:
             distilled = self._finished() or self._found()
             squeezed = self._squeeze(team(self._recipe) if distilled is None else teachers(self._recipe))
@@ -244,9 +276,10 @@ class _Driver:
         recipe, data, store = self._recipe, self._data, self._store
         if not squeeze.missing(recipe, data, store, wanted):
             return squeeze.everyone(recipe, data, store, wanted)
-        with self._timed("squeeze"), self._reporter.stage("squeeze", 0, "epochs") as shown, self._trainers() as group:
+        with self._stage("squeeze", "epochs") as shown, self._timed("squeeze"), self._trainers() as group:
             waiting = self._reporter.waiting("squeeze", "observers")
-            trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting)
+            weight = self._foresight.epoch
+            trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting, weight)
         for member in squeeze.distinct(recipe, data, wanted):
             self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(trained[member])}")
         return trained
@@ -257,7 +290,7 @@ class _Driver:
             return ()
         if not experts.missing(recipe, data, store):
             return experts.paths(recipe, data, store)
-        with self._timed("experts"), self._reporter.stage("experts", 0, "epochs") as shown:
+        with self._stage("experts", "epochs") as shown, self._timed("experts"):
             waiting = self._reporter.waiting("experts", "experts")
             files = experts.train(self._group, recipe, data, store, shown.update, waiting)
         self._reporter.say(f"experts: {experts.in_words(files)}")
@@ -272,16 +305,22 @@ class _Driver:
     def _measure(self, weights: dict[Member, Shared]) -> dict[Member, Shared]:
         if self._recipe.real == "sampled" or not self._method.panels:
             return {}
-        with self._timed("measure"), self._reporter.stage("measure", 0, "shards") as shown:
-            recipe, method, data = self._recipe, self._method, self._data
+        recipe, method, data = self._recipe, self._method, self._data
+        if not measure.missing(recipe, method, data, self._store):
+            with self._timed("measure"):
+                states = measure.measure(self._group, recipe, method, data, self._store, weights, lambda *_: None)
+            return {member: self._group.share(state) for member, state in states.items()}
+        with self._stage("measure", "shards") as shown, self._timed("measure"):
             waiting = self._reporter.waiting("measure", "observers")
-            states = measure.measure(self._group, recipe, method, data, self._store, weights, shown.update, waiting)
+            states = measure.measure(
+                self._group, recipe, method, data, self._store, weights, shown.update, waiting, self._foresight.shard
+            )
         return {member: self._group.share(state) for member, state in states.items()}
 
     def _initial(self, weights: dict[Member, Shared], files: tuple[Path, ...]) -> SyntheticSet:
         if not initial.missing(self._recipe, self._data, self._store):
             return initial.initial(self._group, self._recipe, self._data, weights, self._store, lambda *_: None, files)
-        with self._timed("score"), self._reporter.stage("score", 0, "classes") as shown:
+        with self._stage("score", "classes") as shown, self._timed("score"):
             waiting = self._reporter.waiting("score", "classes")
             return initial.initial(self._group, self._recipe, self._data, weights, self._store, shown.update, waiting=waiting)
 
@@ -324,7 +363,7 @@ class _Driver:
             raise self._other_data()
 
         look = partial(self._look, learned, facts)
-        way = Optimisation(group, assignments, learned, parts, self._log, self._reporter, self._distilled, look)
+        way = Optimisation(group, assignments, learned, parts, self._log, self._reporter, self._distilled, look, self._foreseen)
 
         def make(taken: Taken[str]) -> None:
             for piece in taken:
@@ -423,7 +462,7 @@ class _Driver:
             wanted = relabel.made_for(recipe, distilled, squeeze.teacher_hashes(recipe, data))
             labels = relabel.found(recipe, wanted, directory)
             if labels is None:
-                with self._timed("relabel"), self._reporter.stage("relabel", 0, "epochs") as shown:
+                with self._stage("relabel", "epochs") as shown, self._timed("relabel"):
                     labels = relabel.relabel(self._group, recipe, data, distilled, squeezed, directory, shown.update)
             kept = distilled.storage
             numbers, size = kept.numbers | {"soft labels": labels.numbers}, kept.bytes | {"soft labels": labels.bytes}

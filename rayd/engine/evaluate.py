@@ -20,6 +20,7 @@ from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory, relabel, squeeze
 from rayd.engine.claims import Taken, exactly_once
+from rayd.engine.foresight import Foresight
 from rayd.engine.group import Group, open_group
 from rayd.engine.members import Member, teachers
 from rayd.engine.observer import Facts
@@ -156,6 +157,10 @@ def judge(
     if absent:
         rest = [work[index] for index in absent]
         reached = [0] * len(rest)
+        foresight = Foresight(recipe, data, store) if reporter.followed else None
+        weights = [1.0 if foresight is None else foresight.student(task) for task in rest]
+        seconds = sum(weight * task.epochs for weight, task in zip(weights, rest, strict=True))
+        beside = max(1, min(recipe.resources.workers, len(rest)))
         free: AbstractContextManager[Group] = (
             open_group(recipe.resources, Students, settings, recipe.resources, Facts.of(data))
             if group is None
@@ -164,7 +169,7 @@ def judge(
         with (
             free as trainers,
             reporter.workers(trainers),
-            reporter.stage("evaluate", sum(task.epochs for task in rest), "epochs") as shown,
+            reporter.stage("evaluate", sum(task.epochs for task in rest), "epochs", seconds / beside) as shown,
         ):
 
             def event(index: int, message: Progress | StudentResult) -> None:
@@ -175,9 +180,10 @@ def judge(
                     log("evaluate", len(results), message.seconds, {_scalar(task, message, settings): message.test_accuracy})
                 else:
                     reached[index] = message.epoch
-                shown.update(sum(reached))
+                done = sum(weight * epochs for weight, epochs in zip(weights, reached, strict=True))
+                shown.update(sum(reached), share=done / seconds)
 
-            shown.update(0)
+            shown.update(0, share=0.0)
             waiting = reporter.waiting("evaluate", "students")
             train_students(trainers, recipe, data, candidates, rest, store, event, classroom, waiting)
         others = [index for index in absent if index not in results]

@@ -99,8 +99,9 @@ def measure(
     data: ImageData,
     store: Store,
     weights: Mapping[Member, Shared],
-    done: Callable[[int, int], None],
+    done: Callable[..., None],
     waiting: Callable[[int], None] = lambda _: None,
+    weight: Callable[[Member], float] | None = None,
 ) -> dict[Member, States]:
     """Statistics of the training split for all who look: from the store where they are, else measured and stored.
 
@@ -111,13 +112,16 @@ def measure(
         data: the real data.
         store: where results are kept.
         weights: trained weights; those of random networks are missing.
-        done: told (work items finished, work items in all).
+        done: called with (work items finished, work items in all), and with `weight` (None, share of the work) after these.
         waiting: told of how many observers other runs measure what they see, when nothing else is left to do.
+        weight: work of a shard for an observer.
     """
     everyone = [member for panel in method.panels for member in members(recipe, panel)]
     states = {member: _stored(recipe, method, data, store, member) for member in everyone}
     absent = [member for member, state in states.items() if state is None]
     parts = shards(len(data.train))
+    effort = {} if weight is None else {member: weight(member) for member in absent}
+    whole = sum(effort.values()) * len(parts)
     done(0, len(absent) * len(parts))
 
     def there(member: Member) -> bool:
@@ -130,10 +134,14 @@ def measure(
     def make(taken: Taken[Member]) -> None:
         # all that are free at once: whoever decodes a shard shows it to all of them
         if mine := list(taken):
-            before = sum(states[member] is not None for member in absent) * len(parts)
+            known = [member for member in absent if states[member] is not None]
+            before = len(known) * len(parts)
+            spent = [sum(effort.get(member, 0.0) for member in known) * len(parts)]
 
-            def told(items: int, _: int) -> None:
-                done(before + items, len(absent) * len(parts))
+            def told(items: int, member: Member) -> None:
+                spent[0] += effort.get(member, 0.0)
+                shares = [None, spent[0] / whole] if whole else []
+                done(before + items, len(absent) * len(parts), *shares)
 
             def seen(member: Member) -> None:
                 _keep(recipe, method, data, store, member, states[member] or {})
@@ -154,7 +162,7 @@ def _measure(
     everyone: Sequence[Member],
     weights: Mapping[Member, Shared],
     states: dict[Member, States | None],
-    done: Callable[[int, int], None],
+    done: Callable[[int, Member], None],
     seen: Callable[[Member], None],
 ) -> None:
     """Let some observers see the whole training split; what they saw goes to `states`, and `seen` is told when it is there."""
@@ -188,7 +196,7 @@ def _measure(
         for member, part in zip(team, told, strict=True):
             states[member] = merged(method.needs(member.panel), states[member], part, labels[index], data.classes)
             count += 1
-            done(count, len(parts) * len(absent))
+            done(count, member)
             if index == len(parts) - 1:
                 # merged where they were measured; from here on they are kept, not computed with
                 states[member] = _on_host(states[member] or {})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +47,8 @@ class Optimisation:
     """A set as it is to be seen."""
     look: Callable[[float], None]
     """Told at each pause of the blocks which share of the steps is done."""
+    foreseen: Callable[[str], float | None] = lambda _: None
+    """Seconds that a stage should take, where that is known."""
 
     @property
     def _steps(self) -> int:
@@ -61,6 +64,9 @@ class Optimisation:
         self.log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
         return began
 
+    def _shown(self) -> AbstractContextManager[Shown]:
+        return self.reporter.stage("synthesize", self._total, "steps", self.foreseen("synthesize"))
+
     def in_turn(self) -> None:
         """All workers on one block after another: each step asks its observers side by side.
 
@@ -68,7 +74,7 @@ class Optimisation:
         """
         synthesizer, steps, began = self.group.host(Synthesizer), self._steps, self._resumed()
         remembered: Mapping[Member, Memory] = {}
-        with self.reporter.stage("synthesize", self._total, "steps") as shown:
+        with self._shown() as shown:
             shown.update(sum(began))
             for assignment, reached in zip(self.assignments, began, strict=True):
                 assignment = replace(assignment, remembered=remembered)
@@ -105,7 +111,7 @@ class Optimisation:
         """Blocks over workers: each worker optimises a block with its own observers."""
         steps, began = self._steps, self._resumed()
         reached = list(began)
-        with self.reporter.stage("synthesize", self._total, "steps") as shown:
+        with self._shown() as shown:
             shown.update(sum(reached))
             # all blocks come to a pause before any goes beyond it
             for end in (*(pause for pause in self.assignments[0].pauses if max(began) <= pause), steps):

@@ -1,51 +1,47 @@
-"""What a run would do: work, what is cached, time, memory and disk, stage by stage, without doing it.
+"""What a run would do: work, what is cached, time, memory and disk, stage by stage, without doing
+it and without decoding data.
 
-Times are not guessed: one batch of every kind of work is run and timed on this machine's in-process device, then multiplied. A
-cluster's workers may be faster or slower, and `workers` divide the work items that can go side by side.
+Times are counted operations (`rayd.engine.costs`) times what such operations take on this machine
+(`rayd.engine.speeds`). A cluster's workers may be faster or slower, and `workers` divide the work
+items that can go side by side.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from rayd import devices, methods, networks, synthetic
-from rayd.config import EvaluationSettings, NetworkSettings, Panel, Recipe, TrainingSettings
-from rayd.data import ImageData
-from rayd.data.augmentation import augmentation
+from rayd import devices, methods, synthetic
+from rayd.config import Panel, Recipe
+from rayd.data import ImageData, ImageSet
+from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
 from rayd.engine import arithmetic, distill, evaluate, experts, initial, measure, squeeze
-from rayd.engine.group import LocalShared
-from rayd.engine.members import Member, members, teachers
-from rayd.engine.observer import Facts
-from rayd.engine.observers import Observers, Question
+from rayd.engine.costs import Costs, StepCost
+from rayd.engine.counting import Count, Counting
+from rayd.engine.members import Member, teachers
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
-from rayd.engine.pursuit import Pursuer
-from rayd.engine.queue import Growth
-from rayd.engine.reading import read
+from rayd.engine.speeds import Speeds
 from rayd.engine.store import Store
-from rayd.engine.synthesize import RealBatches
 from rayd.engine.tasks import Candidates, tasks
-from rayd.networks.flat import FlatNetwork
-from rayd.objectives.following import Following
-from rayd.objectives.trajectory import Segment
 from rayd.seeding import generator
-from rayd.synthetic import SyntheticSet
-from rayd.synthetic.paced import Paced
 from rayd.training.judging import TEST_BATCH
+from rayd.training.progress import milestones
+from rayd.training.squeeze import JUDGED
 from rayd.training.stored import chunks as stored_chunks
 
-LONG = 2.0
-"""Seconds after which a call is not timed again."""
-TIMED_STEPS = 3
-"""Steps of a student that are timed; the others take as long."""
+DAY = 24 * 3600.0
+DOMINANT = 0.3
+"""Share of the time from which on a part of the work is named as what it is spent on."""
+DECODED = 16
+"""Streamed images of which the decoding is timed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class StagePlan:
     cached: str
     """What need not be done."""
     seconds: float
-    """Wall-clock time that the rest takes, from one timed batch."""
+    """Wall-clock time that the rest takes."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +72,9 @@ class Plan:
     """Bytes by what holds them; `step` is what a worker's backward pass keeps."""
     disk: dict[str, int] = field(default_factory=dict)
     """Bytes by what is written."""
+    remarks: tuple[str, ...] = ()
+    """Sentences: what takes most of the time and which settings change it, and whatever else must
+    be known."""
 
     @property
     def seconds(self) -> float:
@@ -90,23 +89,65 @@ class Plan:
         """The plan for people."""
         lines = [f"{self.recipe} on {self.data}", ""]
         for stage in self.stages:
-            lines.append(f"{stage.stage:<11} {_duration(stage.seconds):>10}   {stage.work}; {stage.cached}")
-        lines += [f"{'in all':<11} {_duration(self.seconds):>10}", ""]
+            lines.append(f"{stage.stage:<11} {duration(stage.seconds):>10}   {stage.work}; {stage.cached}")
+        lines += [f"{'in all':<11} {duration(self.seconds):>10}", ""]
         lines.append("memory  " + ", ".join(f"{name} {_size(size)}" for name, size in self.memory.items()))
         lines.append("disk    " + ", ".join(f"{name} {_size(size)}" for name, size in self.disk.items()))
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *self.remarks] if self.remarks else lines)
 
 
-def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = None, reporter: Reporter | None = None) -> Plan:
-    """Plan a run; refuses what the run itself would refuse. Of streamed data it needs the pass that the run would need.
+@dataclass(frozen=True)
+class Part:
+    """Some of the work of a stage."""
+
+    what: str
+    """In words, e.g. `2 students on the whole set`."""
+    settings: str
+    """What its time is proportional to, e.g. `evaluation.whole_epochs`."""
+    count: Count
+    """Its operations."""
+    side_by_side: float = 1.0
+    """How many workers share it."""
+    decoded: float = 0.0
+    """Streamed images that it decodes."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The work of a stage, not priced yet."""
+
+    name: str
+    work: str
+    cached: str
+    parts: tuple[Part, ...]
+
+
+def plan(
+    recipe: Recipe,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    reporter: Reporter | None = None,
+    calibrate: bool = False,
+) -> Plan:
+    """Plan a run; refuses what the run itself would refuse.
+
+    Args:
+        recipe: the run.
+        data_root: where named data are looked for first; a known set may be nowhere.
+        cache: root of the store that runs share.
+        reporter: where it is said that speeds are being measured.
+        calibrate: measure speeds anew that are known.
 
     Raises:
         RaydError: as `distill` would.
     """
+    reporter = reporter or Reporter()
     check_settings(recipe)
-    data = read(recipe.data, data_root, cache, reporter or Reporter(), recipe.usual_image_size)
-    store = Store(cache)
-    preflight(recipe, data)
+    outline, store = load_outline(recipe.data, data_root, cache), Store(cache)
+    data = outline.data
+    with Counting():
+        # networks are built without their values
+        preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe
     method = methods.build(recipe)
     squeeze.check(recipe, data, store)
@@ -114,357 +155,428 @@ def plan(recipe: Recipe, data_root: Path | None = None, cache: Path | None = Non
         update={"resources": recipe.resources.model_copy(update={"workers": 0, "threads": devices.threads(recipe.resources)})}
     )
     with devices.thread_limit(devices.threads(local.resources)):
-        probe = _Probe(local, method, data)
-        sides = (
-            _squeezing(recipe, data, store, local),
-            _training_experts(recipe, method, data, store, local),
-            _measuring(recipe, method, data, store, probe),
-            _scoring(recipe, data, store),
-            _synthesizing(recipe, method, probe, _synthesized(recipe, data, store)),
-            _relabelling(recipe, data, local),
-            _evaluating(recipe, data, store, local),
+        work = _Work(recipe, method, outline, store)
+        stages = work.stages()
+        device = _device(recipe, local)
+        speeds = Speeds(device)
+        if calibrate or not speeds.measured:
+            reporter.say("plan: measuring how fast this machine is, for some seconds, once")
+        speeds.calibrate([part.count for stage in stages for part in stage.parts], anew=calibrate)
+        decoding = _seconds_to_decode(data.train) if any(part.decoded for stage in stages for part in stage.parts) else 0.0
+        priced = {stage.name: [_seconds(part, speeds, decoding) for part in stage.parts] for stage in stages}
+    made = tuple(StagePlan(stage.name, stage.work, stage.cached, sum(priced[stage.name])) for stage in stages)
+    remarks = _remarks(recipe, outline, stages, priced, device)
+    return Plan(recipe.name, _data_words(outline), made, work.memory(), work.disk(), remarks)
+
+
+def stage_seconds(
+    recipe: Recipe,
+    method: methods.Method,
+    data: ImageData,
+    store: Store,
+    speeds: Speeds,
+    long: float,
+    budget: float,
+) -> dict[str, float]:
+    """Seconds of each stage of a run that is about to begin.
+
+    Args:
+        recipe: the run.
+        method: its method.
+        data: its data.
+        store: what is cached.
+        speeds: of the machine; they are measured if they are not known and the run is long.
+        long: seconds from which on it is.
+        budget: seconds of measuring.
+    """
+    stages = _Work(recipe, method, Outline(data, True, True), store).stages()
+    decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
+
+    def priced() -> dict[str, float]:
+        return {stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts) for stage in stages}
+
+    found = priced()
+    if not speeds.measured and sum(found.values()) > long:
+        speeds.calibrate([part.count for stage in stages for part in stage.parts], budget)
+        found = priced()
+    return found
+
+
+def _device(recipe: Recipe, local: Recipe) -> torch.device:
+    """Where the work is done, if this machine has such a device; workers that reserve GPUs may be
+    elsewhere.
+    """
+    if recipe.resources.workers > 0 and recipe.resources.gpus_per_worker == 0:
+        return torch.device("cpu")
+    return devices.choose(local.resources)
+
+
+def _seconds(part: Part, speeds: Speeds, decoding: float) -> float:
+    return (speeds.seconds(part.count) + part.decoded * decoding) / part.side_by_side
+
+
+def _data_words(outline: Outline) -> str:
+    data = outline.data
+    shape = "x".join(map(str, data.shape))
+    streamed = ", streamed" if data.train.streamed else ""
+    return f"{data.name} ({len(data.train):,} training images of {shape}, {data.classes} classes{streamed})"
+
+
+class _Work:
+    """The stages of a run, counted."""
+
+    def __init__(self, recipe: Recipe, method: methods.Method, outline: Outline, store: Store):
+        self.recipe, self.method, self.outline, self.data, self.store = recipe, method, outline, outline.data, store
+        self.costs = Costs(recipe, outline.data, store)
+        self.images = len(outline.data.train)
+        self.statistics: dict[Panel, int] = {}
+        self.step_bytes = 0.0
+
+    def stages(self) -> list[Stage]:
+        """All of them, in order."""
+        found = (
+            self._reading(),
+            self._squeezing(),
+            self._training_experts(),
+            self._measuring(),
+            self._scoring(),
+            self._synthesizing(),
+            self._relabelling(),
+            self._evaluating(),
         )
-        set_bytes = sum(tensor.nbytes for tensor in probe.start.state_dict().values())
+        return [stage for stage in found if stage is not None]
+
+    def _decoded(self, images: float) -> float:
+        return images if self.data.train.streamed else 0.0
+
+    def _reading(self) -> Stage | None:
+        """The first pass over streamed images."""
+        if self.outline.surveyed:
+            return None
+        splits = [split for split in (self.data.train, self.data.validation, self.data.test) if split is not None]
+        count = sum(map(len, splits))
+        part = Part(f"the first pass over {count:,} images", "data.image_size", Count(), decoded=count)
+        return Stage("read", f"{count:,} images are decoded once, to know them", "not cached", (part,))
+
+    def _squeezing(self) -> Stage | None:
+        recipe, data, store = self.recipe, self.data, self.store
+        everyone, absent = squeeze.distinct(recipe, data), squeeze.missing(recipe, data, store)
+        if not everyone:
+            return None
+        beside = recipe.squeeze.workers if squeeze.together(recipe) else _side_by_side(recipe, len(absent))
+        parts = []
+        for kind, same in _alike(absent):
+            settings = recipe.squeezing(kind.panel)
+            count = self.costs.testing(kind.network, settings.precision, min(JUDGED, self.images))
+            if data.validation is not None:
+                count = count + self.costs.testing(kind.network, settings.precision, len(data.validation))
+            if settings.epochs > 0:
+                count = count + self.costs.training(kind.network, settings, self.images) * settings.epochs
+            decoded = self._decoded(settings.epochs * self.images + min(JUDGED, self.images)) * len(same)
+            what = f"{len(same)} x {kind.network.label}, {settings.epochs} epochs"
+            parts.append(Part(what, "squeeze.epochs", count * len(same), beside, decoded))
+        names = ", ".join(member.label for member in absent) or "none"
+        learned = sorted({recipe.squeezing(member.panel).epochs for member in everyone})
+        epochs = " or ".join(str(number) for number in learned)
+        work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {self.images:,} images"
+        there = squeeze.everyone(recipe, data, store, everyone)
+        known = [f"{member.label} {one.facts['train_accuracy']:.3f}" for member, one in there.items()]
+        return Stage("squeeze", work, f"cached: {', '.join(known) or 'none'}", tuple(parts))
+
+    def _training_experts(self) -> Stage | None:
+        recipe = self.recipe
+        if not self.method.needs_experts:
+            return None
+        settings, absent = recipe.experts, experts.missing(recipe, self.data, self.store)
+        parts = []
+        if absent:
+            one = self.costs.training(settings.network, settings, self.images) * settings.epochs
+            one = one + self.costs.testing(settings.network, settings.precision, min(JUDGED, self.images))
+            decoded = self._decoded(settings.epochs * self.images) * len(absent)
+            what = f"{len(absent)} experts, {settings.epochs} epochs"
+            beside = _side_by_side(recipe, len(absent))
+            parts.append(Part(what, "experts.count and experts.epochs", one * len(absent), beside, decoded))
+        work = f"{len(absent)} of {settings.count} experts ({settings.network.label}) learn {settings.epochs} epochs of "
+        work += f"{self.images:,} images"
+        return Stage("experts", work, f"{settings.count - len(absent)} cached", tuple(parts))
+
+    def _unmeasured(self) -> list[Member]:
+        if self.recipe.real != "measured":
+            return []
+        return measure.missing(self.recipe, self.method, self.data, self.store)
+
+    def _measuring(self) -> Stage | None:
+        recipe = self.recipe
+        looking = [panel for panel in self.method.panels if self.method.needs(panel)]
+        if recipe.real == "sampled" or not looking or recipe.synthesis.steps == 0:
+            return None
+        absent = self._unmeasured()
+        pool = sum(recipe.panel(panel).members for panel in looking)
+        parts = len(measure.shards(self.images))
+        beside = _side_by_side(recipe, len(absent) * parts)
+        work_parts = []
+        for kind, same in _alike(absent):
+            place = [one.model_dump() for one in recipe.panel(kind.panel).networks].index(kind.network.model_dump())
+            count = self.costs.measuring(kind.panel, place) * len(same)
+            # streamed images are decoded once for several observers
+            decoded = self._decoded(self.images) * math.ceil(len(same) / measure.TEAM)
+            what = f"{len(same)} x {kind.network.label} on all {self.images:,} images"
+            work_parts.append(Part(what, f"{kind.panel}.pool", count, beside, decoded))
+        labels = ", ".join(network.label for panel in looking for network in recipe.panel(panel).networks)
+        work = f"{len(absent)} of {pool} observers ({labels}) look at {self.images:,} images"
+        return Stage("measure", work, f"{pool - len(absent)} cached", tuple(work_parts))
+
+    def _scoring(self) -> Stage | None:
+        recipe, data, settings = self.recipe, self.data, self.recipe.synthetic
+        if settings.init != "rded":
+            return None
+        absent = initial.missing(recipe, data, self.store)
+        candidates = sum(min(settings.candidates, int(data.train.counts[label])) for label in absent)
+        parts = []
+        if absent:
+            what, beside = f"{settings.crops} crops of {candidates:,} images", _side_by_side(recipe, len(absent))
+            setting = "synthetic.candidates and synthetic.crops"
+            parts.append(Part(what, setting, self.costs.scoring() * candidates, beside, self._decoded(candidates)))
+        work = f"{settings.crops} crops of up to {settings.candidates} images of {len(absent)} classes"
+        return Stage("score", work, f"{data.classes - len(absent)} of {data.classes} classes cached", tuple(parts))
+
+    def _synthesized(self) -> bool:
+        """Whether a run with the same settings left its set in the store."""
+        inputs = distill.synthesis_inputs(self.recipe, distill.synthesis_key(self.recipe, self.data))
+        return self.recipe.synthesis.steps > 0 and self.store.has(distill.STAGE, inputs, "safetensors")
+
+    def _synthesizing(self) -> Stage:
+        recipe, method = self.recipe, self.method
+        with Counting():
+            start = self.costs.start()
+            blocks = len(synthetic.blocks(start.units, recipe.synthesis.block, recipe.synthesis.order))
+        images, steps, cached = len(start), recipe.synthesis.steps, self._synthesized()
+        looking = {panel: recipe.panel(panel).per_step for panel in method.panels}
+        students = method.following.settings.per_step if method.following is not None else 0
+        parts: tuple[Part, ...] = ()
+        grown = 0.0
+        if steps > 0:
+            step, self.statistics = self.costs.step()
+            self.step_bytes, grown = step.saved_bytes, step.trained_items
+            asked = step.asked
+            if students:
+                student, size = self.costs.student()
+                asked, self.step_bytes = asked + student * students, max(self.step_bytes, size)
+            parts = () if cached else self._step_parts(step, asked, blocks)
+        in_turn = " one after another" if method.sequential else ""
+        cut = f" in {blocks} blocks{in_turn}" if blocks > 1 else ""
+        looks = [f"{count} {panel}" for panel, count in looking.items()]
+        if method.following is not None:
+            chosen = method.following.settings
+            looks.append(f"{students} {'student' if students == 1 else 'students'} of {chosen.steps} steps ({chosen.way})")
+        who = " and ".join(looks) or "no observers"
+        real = f", real side {recipe.real}" if looking or method.following is None else ""
+        trained = f", {grown:.2g} of the queue trained on" if grown else ""
+        work = f"{steps:,} steps of {who} on {images:,} images{cut}{real}{trained}"
+        return Stage("synthesize", work, "cached" if cached else "not cached", parts)
+
+    def _step_parts(self, step: StepCost, asked: Count, blocks: int) -> tuple[Part, ...]:
+        """A step times steps and blocks, with what goes side by side in it."""
+        recipe, queue = self.recipe, self.recipe.observers.queue
+        times = recipe.synthesis.steps * blocks
+        if blocks > 1 and not self.method.sequential:
+            together = apart = alone = _side_by_side(recipe, blocks)
+        else:
+            after = queue is not None and queue.source == "synthetic"
+            items = step.asked_items if after else step.asked_items + step.trained_items
+            together = _side_by_side(recipe, math.ceil(items))
+            apart = _side_by_side(recipe, math.ceil(step.trained_items)) if after else together
+            alone = 1
+        decoded = 0.0
+        if recipe.real == "sampled" and any(self.method.samples(panel) for panel in self.method.panels):
+            decoded = self._decoded(recipe.observers.real_batch * self.data.classes * recipe.observers.per_step * times)
+        settings = "synthesis.steps"
+        if self.method.following is not None:
+            settings = "synthesis.steps and objective.steps"
+        parts = [
+            Part(f"{times:,} steps", settings, asked * times, together, decoded),
+            Part(f"what {times:,} steps do beside their gradients", "synthesis.steps", step.driver * times, alone),
+        ]
+        if step.trained.calls:
+            setting = "observers.queue.train_epochs" if queue and queue.train_epochs else "observers.queue.train_steps"
+            parts.append(Part("the training of the queue's networks", setting, step.trained * times, apart))
+        return tuple(parts)
+
+    def _relabelling(self) -> Stage | None:
+        recipe = self.recipe
+        if recipe.labels.kind != "stored":
+            return None
+        images, epochs = synthetic.image_count(recipe, self.data), recipe.evaluation.epochs
+        parts = stored_chunks(epochs, images, self.data.classes, recipe.labels.precision)
+        count = self.costs.labelling(images) * epochs
+        work = f"{len(teachers(recipe))} teachers label {epochs:,} epochs of {images:,} images"
+        part = Part(f"labels of {epochs:,} epochs", "evaluation.epochs", count, _side_by_side(recipe, len(parts)))
+        return Stage("relabel", work, "kept beside the set", (part,))
+
+    def _evaluating(self) -> Stage:
+        recipe, data, settings = self.recipe, self.data, self.recipe.evaluation
+        hashes = squeeze.teacher_hashes(recipe, data)
+        # of what was not decoded nobody can tell which images are selected, so such baselines count as not cached
+        known = {name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)}
+        baselines = tasks(recipe, known, Candidates(data, None, recipe.ipc), hashes)
+        there = evaluate.stored(baselines, recipe, data, self.store)
+        absent = [(task.set_name, task.network, task.labels.kind) for at, task in enumerate(baselines) if at not in there]
+        kind = recipe.labels.kind
+        others = "online" if kind == "stored" else kind
+        runs = range(settings.seeds)
+        unknown = [name for name in settings.baselines if name not in known]
+        absent += [(name, network, others) for name in unknown for network in settings.networks for _ in runs]
+        absent += [("distilled", network, kind) for network in settings.networks for _ in runs]
+        beside = _side_by_side(recipe, len(absent))
+        parts = tuple(self._students(name, network, labels, absent, beside) for name, network, labels in dict.fromkeys(absent))
+        names = ", ".join(network.label for network in settings.networks)
+        done = len(baselines) + len(unknown) * len(settings.networks) * settings.seeds
+        cached = f"{len(there)} of {done} baseline results cached"
+        return Stage("evaluate", f"{len(absent)} students ({names})", cached, parts)
+
+    def _students(self, name: str, network: Any, labels: str, absent: Sequence[Any], beside: int) -> Part:
+        """All students of one architecture on one set."""
+        settings, data, count = self.recipe.evaluation, self.data, absent.count((name, network, labels))
+        own = synthetic.image_count(self.recipe, data)
+        images = {"whole": self.images, "distilled": own}.get(name, self.recipe.ipc * data.classes)
+        epochs = settings.epochs_on(name)
+        one = self.costs.training(network, settings, images, labels, real=name != "distilled") * epochs
+        selections = len(settings.epoch)
+        one = one + self.costs.testing(network, settings.precision, len(data.test)) * selections
+        judged = float(len(data.test))
+        if data.validation is not None:
+            times = selections + (len(milestones(epochs)) if "validation-best" in settings.epoch else 0)
+            one = one + self.costs.testing(network, settings.precision, len(data.validation)) * times
+            judged += len(data.validation) * times
+        decoded = self._decoded(judged + (epochs * images if name == "whole" else 0)) * count
+        what = f"{count} {'student' if count == 1 else 'students'} ({network.label}) on the {name} set, {epochs:,} epochs"
+        setting = "evaluation.whole_epochs" if name == "whole" else "evaluation.epochs"
+        return Part(what, f"{setting} and evaluation.seeds", one * count, beside, decoded)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by what holds them."""
+        return {
+            "data": self._data_bytes(),
+            "measured statistics": self._statistic_bytes(),
+            "step": int(self.step_bytes),
+        }
+
+    def disk(self) -> dict[str, int]:
+        """Bytes by what is written."""
+        recipe = self.recipe
+        with Counting():
+            set_bytes = sum(tensor.nbytes for tensor in self.costs.start().state_dict().values())
         optimizer_states = {"sgd": 1 if recipe.synthesis.momentum else 0, "adam": 2}[recipe.synthesis.optimizer]
-        return Plan(
-            recipe.name,
-            f"{data.name} ({len(data.train):,} training images of {'x'.join(map(str, data.shape))}, {data.classes} classes"
-            f"{', streamed' if data.train.streamed else ''})",
-            tuple(stage for stage in sides if stage is not None),
-            {
-                "data": _data_bytes(recipe, data),
-                "measured statistics": _statistic_bytes(recipe, probe),
-                "step": probe.step_bytes,
-            },
-            {
-                "measured statistics": _statistic_bytes(recipe, probe, _unmeasured(recipe, method, data, store)),
-                **_expert_bytes(recipe, method, data, store),
-                "checkpoints": 2 * set_bytes * (1 + optimizer_states + (method.averaging is not None)),
-                "distilled": 2 * set_bytes,
-                "soft labels": _label_bytes(recipe, data),
-            },
-        )
+        return {
+            "measured statistics": self._statistic_bytes(self._unmeasured()),
+            **self._expert_bytes(),
+            "checkpoints": 2 * set_bytes * (1 + optimizer_states + (self.method.averaging is not None)),
+            "distilled": 2 * set_bytes,
+            "soft labels": self._label_bytes(),
+        }
+
+    def _data_bytes(self) -> int:
+        """Decoded images: all of them, or those that a worker holds at a time where they are
+        streamed.
+        """
+        recipe, data = self.recipe, self.data
+        splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+        if not data.train.streamed:
+            return sum(split.images.nbytes for split in splits)
+        batch = max(recipe.observers.batch_size, recipe.squeeze.batch_size, recipe.evaluation.batch_size, TEST_BATCH)
+        drawn = recipe.observers.real_batch * data.classes if recipe.real == "sampled" else 0
+        scored = recipe.synthetic.candidates if recipe.synthetic.init == "rded" else 0
+        # besides those decoded ahead, one batch is in use and one on its way
+        held = max((READ_AHEAD + 2) * batch, drawn, scored)
+        return max(min(held, len(split)) * split.images.nbytes // len(split) for split in splits)
+
+    def _statistic_bytes(self, absent: list[Member] | None = None) -> int:
+        """Of all who are measured, or of those that are absent from the store."""
+        total = 0
+        for panel, size in self.statistics.items():
+            settings = self.recipe.panel(panel)
+            count = settings.members if absent is None else sum(one.panel == panel for one in absent)
+            total += size * count // len(settings.networks)
+        return total
+
+    def _expert_bytes(self) -> dict[str, int]:
+        if not self.method.needs_experts:
+            return {}
+        with Counting():
+            each = experts.stored_bytes(self.recipe, self.data)
+        return {"experts": len(experts.missing(self.recipe, self.data, self.store)) * each}
+
+    def _label_bytes(self) -> int:
+        """The logits of stored labels; crops and mixes are small beside them."""
+        recipe = self.recipe
+        if recipe.labels.kind != "stored":
+            return 0
+        numbers = recipe.evaluation.epochs * synthetic.image_count(recipe, self.data) * self.data.classes
+        return numbers * (2 if recipe.labels.precision == "float16" else 4)
 
 
-def _data_bytes(recipe: Recipe, data: ImageData) -> int:
-    """Decoded images: all of them, or those that a worker holds at a time where they are streamed."""
-    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
-    if not data.train.streamed:
-        return sum(split.images.nbytes for split in splits)
-    batch = max(recipe.observers.batch_size, recipe.squeeze.batch_size, recipe.evaluation.batch_size, TEST_BATCH)
-    drawn = recipe.observers.real_batch * data.classes if recipe.real == "sampled" else 0
-    scored = recipe.synthetic.candidates if recipe.synthetic.init == "rded" else 0
-    # besides those decoded ahead, one batch is in use and one on its way
-    held = max((READ_AHEAD + 2) * batch, drawn, scored)
-    return max(min(held, len(split)) * split.images.nbytes // len(split) for split in splits)
+def _has_pixels(data: ImageData) -> bool:
+    """Whether the pixels are those of the data: of stand-ins, the fingerprint was given."""
+    return data.train.known_fingerprint is None
 
 
-class _Probe:
-    """One batch of measuring and one step of every architecture that looks, timed with random weights."""
-
-    def __init__(self, recipe: Recipe, method: methods.Method, data: ImageData):
-        # whatever the images start as, a step costs the same
-        labels = "hard" if recipe.synthetic.labels == "hard" else "random"
-        cheap = recipe.synthetic.model_copy(update={"init": "noise", "labels": labels})
-        recipe = recipe.model_copy(update={"synthetic": cheap})
-        self.start = synthetic.initial(recipe, data)
-        self.blocks = synthetic.blocks(self.start.units, recipe.synthesis.block, recipe.synthesis.order)
-        self.statistic_bytes: dict[Panel, int] = dict.fromkeys(method.panels, 0)
-        """Of one member of each architecture of a panel."""
-        self.seconds_per_image: dict[Panel, float] = dict.fromkeys(method.panels, 0.0)
-        self.seconds_per_gradient: dict[Panel, float] = dict.fromkeys(method.panels, 0.0)
-        self.seconds_per_growth = 0.0
-        self.seconds_per_student = 0.0
-        self.step_bytes = 0
-        if method.following is not None and recipe.synthesis.steps > 0:
-            self.seconds_per_student, self.step_bytes = _student_cost(recipe, method.following, data, self.start)
-        if method.terms and recipe.synthesis.steps > 0:
-            self._observers, self._recipe, self._data, self._method = Observers(recipe, Facts.of(data)), recipe, data, method
-            for panel in method.panels:
-                for place in range(len(recipe.panel(panel).networks)):
-                    self._time(panel, place)
-
-    def _time(self, panel: Panel, place: int) -> None:
-        """Add the share of one architecture to the means over all of its panel."""
-        recipe, data, settings = self._recipe, self._data, self._recipe.panel(panel)
-        share, member = 1 / len(settings.networks), members(recipe, panel)[place]
-        images, labels = data.train.images, data.train.labels
-        real: LocalShared | None = None
-        if self._method.needs(panel) and recipe.real == "measured":
-            some = data.train.part(slice(0, settings.batch_size))
-            shard = LocalShared((some.images, some.labels))
-            states = self._observers.measure_alone(member, None, shard, shard)
-            self.statistic_bytes[panel] += sum(t.nbytes for layers in states.values() for one in layers for t in one.values())
-            seconds = _timed(lambda: self._observers.measure_alone(member, None, shard, shard))
-            self.seconds_per_image[panel] += share * seconds / len(shard.value[0])
-            real = LocalShared(states)
-        elif self._method.samples(panel):
-            real = LocalShared(RealBatches((images, labels)).draw(recipe, 0, 0))
-        part = self.start.part(self.blocks[0])
-        state = LocalShared(dict(part.state_dict()))
-        parameters = LocalShared({name: p.detach() for name, p in part.named_parameters()})
-        question = Question(member, 0, len(self.blocks), 0, 0, state, parameters, parameters, None, 0.0, real, LocalShared({}))
-        asked = Observers(recipe, Facts.of(data))
-        self.step_bytes = max(self.step_bytes, _kept_bytes(lambda: asked.answer(question)))
-        self.seconds_per_gradient[panel] += share * _timed(lambda: asked.answer(question))
-        queue = recipe.observers.queue
-        if panel == "observers" and queue is not None:
-            one_step = queue.model_copy(update={"train_steps": 1, "train_epochs": None})
-            once = recipe.model_copy(update={"observers": recipe.observers.model_copy(update={"queue": one_step})})
-            train = LocalShared((images, labels)) if queue.source == "real" else None
-            growing, growth = Observers(once, Facts.of(data)), Growth(member, 0, None, train, state, parameters)
-            count = len(labels) if train is not None else len(part)
-            steps = (queue.train_epochs or 0) * -(-count // queue.batch_size) or queue.train_steps
-            self.seconds_per_growth += share * steps * _timed(lambda: growing.answer(growth))
-
-
-def _unmeasured(recipe: Recipe, method: methods.Method, data: ImageData, store: Store) -> list[Member]:
-    return measure.missing(recipe, method, data, store) if recipe.real == "measured" else []
-
-
-def _measuring(recipe: Recipe, method: methods.Method, data: ImageData, store: Store, probe: _Probe) -> StagePlan | None:
-    looking = [panel for panel in method.panels if method.needs(panel)]
-    if recipe.real == "sampled" or not looking:
-        return None
-    absent = _unmeasured(recipe, method, data, store)
-    pool = sum(recipe.panel(panel).members for panel in looking)
-    beside = _side_by_side(recipe, len(absent) * len(measure.shards(len(data.train))))
-    seconds = len(data.train) / beside * sum(probe.seconds_per_image[member.panel] for member in absent)
-    labels = ", ".join(network.label for panel in looking for network in recipe.panel(panel).networks)
-    work = f"{len(absent)} of {pool} observers ({labels}) look at {len(data.train):,} images"
-    return StagePlan("measure", work, f"{pool - len(absent)} cached", seconds)
-
-
-def _statistic_bytes(recipe: Recipe, probe: _Probe, absent: list[Member] | None = None) -> int:
-    """Of all who are measured, or of those that are absent from the store."""
-    total = 0
-    for panel, size in probe.statistic_bytes.items():
-        pool, networks = recipe.panel(panel).pool, len(recipe.panel(panel).networks)
-        total += size * pool if absent is None else size * sum(one.panel == panel for one in absent) // networks
-    return total
-
-
-def _squeezing(recipe: Recipe, data: ImageData, store: Store, local: Recipe) -> StagePlan | None:
-    everyone, absent = squeeze.distinct(recipe, data), squeeze.missing(recipe, data, store)
-    if not everyone:
-        return None
-    cost = 0.0
-    speed: dict[tuple[str, Panel], float] = {}
+def _alike(absent: Sequence[Member]) -> list[tuple[Member, list[Member]]]:
+    """Members by architecture and panel."""
+    groups: dict[tuple[str, str], list[Member]] = {}
     for member in absent:
-        settings, kind = recipe.squeezing(member.panel), (member.network.label, member.panel)
-        if kind not in speed:
-            speed[kind] = _seconds_per_image(local, data, member.network, settings, settings.batch_size)
-            speed[kind] += _seconds_to_decode(data, settings.batch_size)
-        cost += speed[kind] * settings.epochs * len(data.train)
-    beside = recipe.squeeze.workers if squeeze.together(recipe) else _side_by_side(recipe, len(absent))
-    names = ", ".join(member.label for member in absent) or "none"
-    learned = sorted({recipe.squeezing(member.panel).epochs for member in everyone})
-    epochs = " or ".join(str(number) for number in learned)
-    work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {len(data.train):,} images"
-    there = squeeze.everyone(recipe, data, store, everyone)
-    known = [f"{member.label} {one.facts['train_accuracy']:.3f}" for member, one in there.items()]
-    return StagePlan("squeeze", work, f"cached: {', '.join(known) or 'none'}", cost / beside)
+        groups.setdefault((member.panel, member.network.model_dump_json()), []).append(member)
+    return [(same[0], same) for same in groups.values()]
 
 
-def _training_experts(recipe: Recipe, method: methods.Method, data: ImageData, store: Store, local: Recipe) -> StagePlan | None:
-    if not method.needs_experts:
-        return None
-    settings, absent = recipe.experts, experts.missing(recipe, data, store)
-    cost = 0.0
-    if absent:
-        speed = _seconds_per_image(local, data, settings.network, settings, min(settings.batch_size, len(data.train)))
-        # flat trajectories take two gradients a step
-        speed = speed * (2 if settings.flat_radius > 0 else 1) + _seconds_to_decode(data, settings.batch_size)
-        cost = speed * settings.epochs * len(data.train) * len(absent)
-    work = f"{len(absent)} of {settings.count} experts ({settings.network.label}) learn {settings.epochs} epochs of "
-    work += f"{len(data.train):,} images"
-    return StagePlan("experts", work, f"{settings.count - len(absent)} cached", cost / _side_by_side(recipe, len(absent)))
-
-
-def _student_cost(recipe: Recipe, following: Following, data: ImageData, learned: SyntheticSet) -> tuple[float, int]:
-    """Time and memory of a student: from one of a few steps between the random weights of two networks."""
-    assert isinstance(learned, Paced)
-    device, settings = devices.choose(recipe.resources), following.settings
-    made = [networks.build(recipe.experts.network, data.shape, data.classes, seed=seed) for seed in (0, 1)]
-    segment, replica = Segment(*(FlatNetwork(one).vector().to(device) for one in made)), learned.to(device)
-
-    def student(steps: int) -> Callable[[], object]:
-        fewer = replace(following, settings=settings.model_copy(update={"steps": steps, "loss_limit": None}))
-        pursuer = Pursuer(recipe, fewer, data.shape, data.classes, device)
-        return lambda: pursuer.pursue(segment, replica, 0, 0)
-
-    few = min(settings.steps, TIMED_STEPS)
-    seconds = _timed(student(few)) * settings.steps / few
-    graph = _kept_bytes(student(1)) * (settings.steps if settings.way == "full" else 1)
-    return seconds, graph + (settings.steps + 1) * segment.start.nbytes
-
-
-def _expert_bytes(recipe: Recipe, method: methods.Method, data: ImageData, store: Store) -> dict[str, int]:
-    """What is written of experts."""
-    if not method.needs_experts:
-        return {}
-    return {"experts": len(experts.missing(recipe, data, store)) * experts.stored_bytes(recipe, data)}
-
-
-def _scoring(recipe: Recipe, data: ImageData, store: Store) -> StagePlan | None:
-    if recipe.synthetic.init != "rded":
-        return None
-    absent, settings = initial.missing(recipe, data, store), recipe.synthetic
-    work = f"{settings.crops} crops of up to {settings.candidates} images of {len(absent)} classes, not timed"
-    return StagePlan("score", work, f"{data.classes - len(absent)} of {data.classes} classes cached", 0.0)
-
-
-def _relabelling(recipe: Recipe, data: ImageData, local: Recipe) -> StagePlan | None:
-    if recipe.labels.kind != "stored":
-        return None
-    device, count = devices.choose(local.resources), min(recipe.evaluation.batch_size, len(data.train))
-    images = data.normalization(torch.tensor(data.train.images[:count], device=device))
-    seconds = 0.0
-    for one in teachers(recipe):
-        network = networks.build(one.network, data.shape, data.classes, seed=0).eval()
-        devices.settle(network, device)
-        with torch.no_grad():
-            seconds += _timed(lambda network=network: network(images)) / count  # type: ignore[misc]
-    images_made = synthetic.image_count(recipe, data)
-    looks = recipe.evaluation.epochs * images_made
-    parts = stored_chunks(recipe.evaluation.epochs, images_made, data.classes, recipe.labels.precision)
-    work = f"{len(teachers(recipe))} teachers label {recipe.evaluation.epochs:,} epochs of {images_made:,} images"
-    return StagePlan("relabel", work, "kept beside the set", seconds * looks / _side_by_side(recipe, len(parts)))
-
-
-def _synthesized(recipe: Recipe, data: ImageData, store: Store) -> bool:
-    """Whether a run with the same settings left its set in the store."""
-    inputs = distill.synthesis_inputs(recipe, distill.synthesis_key(recipe, data))
-    return recipe.synthesis.steps > 0 and store.has(distill.STAGE, inputs, "safetensors")
-
-
-def _synthesizing(recipe: Recipe, method: methods.Method, probe: _Probe, cached: bool) -> StagePlan:
-    steps, parts = recipe.synthesis.steps, len(probe.blocks)
-    looking = {panel: recipe.panel(panel).per_step for panel in method.panels}
-    queue = recipe.observers.queue
-    growing = 0 if queue is None else queue.trained_per_step if queue.trained == "drawn" else recipe.observers.per_step
-    students = method.following.settings.per_step if method.following is not None else 0
-    asking = sum(count * probe.seconds_per_gradient[panel] for panel, count in looking.items())
-    asking += students * probe.seconds_per_student
-    training, asked = growing * probe.seconds_per_growth, sum(looking.values()) + students
-    if parts > 1 and not method.sequential:
-        one = (asking + training) / _side_by_side(recipe, parts)
-    elif queue is not None and queue.source == "synthetic":
-        one = asking / _side_by_side(recipe, asked) + training / _side_by_side(recipe, growing)
-    else:
-        one = (asking + training) / _side_by_side(recipe, asked + growing)
-    seconds = steps * parts * one
-    in_turn = " one after another" if method.sequential else ""
-    cut = f" in {parts} blocks{in_turn}" if parts > 1 else ""
-    looks = [f"{count} {panel}" for panel, count in looking.items()]
-    if method.following is not None:
-        chosen = method.following.settings
-        looks.append(f"{students} {'student' if students == 1 else 'students'} of {chosen.steps} steps ({chosen.way})")
-    who = " and ".join(looks) or "no observers"
-    real = f", real side {recipe.real}" if looking or method.following is None else ""
-    grown = f", {growing} of the queue trained on" if growing else ""
-    work = f"{steps:,} steps of {who} on {len(probe.start):,} images{cut}{real}{grown}"
-    return StagePlan("synthesize", work, "cached" if cached else "not cached", 0.0 if cached else seconds)
-
-
-def _label_bytes(recipe: Recipe, data: ImageData) -> int:
-    """The logits of stored labels; crops and mixes are small beside them."""
-    if recipe.labels.kind != "stored":
-        return 0
-    numbers = recipe.evaluation.epochs * synthetic.image_count(recipe, data) * data.classes
-    return numbers * (2 if recipe.labels.precision == "float16" else 4)
-
-
-def _evaluating(recipe: Recipe, data: ImageData, store: Store, local: Recipe) -> StagePlan:
-    settings = recipe.evaluation
-    baselines = tasks(recipe, settings.baselines, Candidates(data, None, recipe.ipc), squeeze.teacher_hashes(recipe, data))
-    there = evaluate.stored(baselines, recipe, data, store)
-    absent = [task for index, task in enumerate(baselines) if index not in there]
-    small, own = recipe.ipc * data.classes, synthetic.image_count(recipe, data)
-    batch = min(settings.batch_size, small)
-    speed = {network: _seconds_per_image(local, data, network, settings, batch) for network in settings.networks}
-    whole = _seconds_to_decode(data, batch) if any(task.set_name == "whole" for task in absent) else 0.0
-    cost = sum(
-        task.epochs
-        * ((speed[task.network] + whole) * len(data.train) if task.set_name == "whole" else speed[task.network] * small)
-        for task in absent
-    )
-    cost += sum(speed[network] * settings.epochs * own * settings.seeds for network in settings.networks)
-    students = len(absent) + settings.seeds * len(settings.networks)
-    work = f"{students} students ({', '.join(network.label for network in settings.networks)})"
-    cached = f"{len(baselines) - len(absent)} of {len(baselines)} baseline results cached"
-    return StagePlan("evaluate", work, cached, cost / _side_by_side(recipe, students))
-
-
-def _seconds_per_image(
-    recipe: Recipe, data: ImageData, settings: NetworkSettings, training: TrainingSettings, count: int
-) -> float:
-    """Time of one image in a network's training, from one batch; teachers that label online look at it, too."""
-    device = devices.choose(recipe.resources)
-    network = networks.build(settings, data.shape, data.classes, seed=0).to(device)
-    images = data.normalization(torch.tensor(data.train.images[:count], device=device))
-    labels = torch.tensor(data.train.labels[:count], device=device)
-    augment = augmentation(training.augmentation)
-    online = isinstance(training, EvaluationSettings) and recipe.labels.kind == "online"
-    watching = [networks.build(one.network, data.shape, data.classes, seed=0).to(device).eval() for one in teachers(recipe)]
-
-    def step() -> None:
-        network.zero_grad()
-        with torch.no_grad():
-            for teacher in watching if online else []:
-                teacher(images)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bfloat16"):
-            loss = torch.nn.functional.cross_entropy(network(augment(images, generator(0, "plan"))), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    return _timed(step) / len(images)
-
-
-def _seconds_to_decode(data: ImageData, count: int) -> float:
-    """Time of one image on its way from file to batch; nothing where the images are in memory."""
-    if not data.train.streamed:
-        return 0.0
-    rows = torch.randperm(len(data.train), generator=generator(0, "plan"))[:count].numpy()
-    return _timed(lambda: data.train.images[rows]) / len(rows)
+def _seconds_to_decode(images: ImageSet) -> float:
+    """Time of one image on its way from file to batch."""
+    rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
+    images.images[rows[:1]]
+    began = time.perf_counter()
+    images.images[rows]
+    return (time.perf_counter() - began) / len(rows)
 
 
 def _side_by_side(recipe: Recipe, items: int) -> int:
     return max(1, min(recipe.resources.workers, items))
 
 
-def _kept_bytes(work: Callable[[], object]) -> int:
-    """Bytes that autograd keeps for backward passes, all of a call together."""
-    saved: dict[int, int] = {}
+def _remarks(
+    recipe: Recipe,
+    outline: Outline,
+    stages: Sequence[Stage],
+    priced: Mapping[str, Sequence[float]],
+    device: torch.device,
+) -> tuple[str, ...]:
+    """What a reader should know beside the numbers."""
+    remarks = []
+    if not outline.found:
+        remarks.append(f"'{recipe.data.name}' is not here: sizes are those of the published set, and nothing is cached.")
+    total = sum(map(sum, priced.values()))
+    ranked = sorted(
+        ((seconds, stage, part) for stage in stages for part, seconds in zip(stage.parts, priced[stage.name], strict=True)),
+        key=lambda one: -one[0],
+    )
+    if ranked and ranked[0][0] >= DOMINANT * total > 0:
+        seconds, stage, part = ranked[0]
+        remarks.append(
+            f"{seconds / total:.0%} of the time is {stage.name}: {part.what}. It is proportional to {part.settings}."
+        )
+    if device.type == "cpu" and total > DAY:
+        remarks.append(
+            f"On the CPU of this machine that is about {duration(total)}: use a GPU (resources.device=cuda, or --workers with "
+            "resources.gpus_per_worker=1), more workers, or a smaller recipe."
+        )
+    return tuple(remarks)
 
-    def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        work()
-    return sum(saved.values())
-
-
-def _timed(work: Callable[[], object]) -> float:
-    """Seconds of one call, the least of three after a warm-up; of one that takes long, the first has to do."""
-    best, first = float("inf"), 0.0
-    for call in range(4):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-        first = first or seconds
-        best = seconds if call < 2 else min(best, seconds)
-        if first > LONG:
-            break
-    return best
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people."""
     if seconds < 90:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 4 * DAY else f"{seconds / DAY:,.0f} days"
 
 
 def _size(size: float) -> str:

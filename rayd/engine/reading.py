@@ -33,7 +33,7 @@ def read(
         def progress(split: str, done: int, total: int) -> None:
             if split not in shown:
                 stage.close()
-                shown[split] = stage.enter_context(reporter.stage(f"look ({split})", total, "images"))
+                shown[split] = stage.enter_context(reporter.stage(f"read ({split})", total, "images"))
             shown[split].update(done)
 
         try:

@@ -148,9 +148,10 @@ def squeeze(
     recipe: Recipe,
     data: ImageData,
     store: Store,
-    done: Callable[[int, int], None],
+    done: Callable[..., None],
     wanted: Iterable[Member] | None = None,
     waiting: Callable[[int], None] = lambda _: None,
+    weight: Callable[[Member], float] | None = None,
 ) -> dict[Member, TrainedObserver]:
     """The trained observers of a run: from the store where they are, else trained and stored.
 
@@ -159,18 +160,20 @@ def squeeze(
         recipe: the run.
         data: the real data.
         store: where observers are kept.
-        done: told (epochs done, epochs to do).
+        done: called with (epochs done, epochs to do), and with `weight` (None, share of the work) after these.
         wanted: which observers; absent: all.
         waiting: told how many observers other runs are training, when nothing else is left to do.
+        weight: work of an epoch of an observer.
     """
     wanted = team(recipe) if wanted is None else tuple(wanted)
     absent = missing(recipe, data, store, wanted)
+    weights = {} if weight is None else {member: weight(member) for member in absent}
     reached, epochs = dict.fromkeys(absent, 0), {member: recipe.squeezing(member.panel).epochs for member in absent}
 
     def make(taken: Taken[Member]) -> None:
         for member in absent:
             reached[member] = epochs[member] if there(member) else 0
-        done(sum(reached.values()), sum(epochs.values()))
+        report()
         train = group.share(data.train)
         validation = group.share(data.validation) if data.validation is not None else None
 
@@ -187,7 +190,13 @@ def squeeze(
                 reached[member] = epochs[member]
                 _keep(recipe, data, store, member, event)
                 taken.done(member)
-            done(sum(reached.values()), sum(epochs.values()))
+            report()
+
+    def report() -> None:
+        work = sum(weights[member] * epochs[member] for member in weights)
+        spent = sum(weights[member] * reached[member] for member in weights)
+        shares = [None, spent / work] if work else []
+        done(sum(reached.values()), sum(epochs.values()), *shares)
 
     def there(member: Member) -> bool:
         return found(recipe, data, store, member) is not None

@@ -5,6 +5,7 @@ machine that is; stages only leave their meter with it, which costs their steps 
 data.
 
     {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps", "rate": 31.2,
+     "seconds_left": 9.0, "stages": {"measure": "cached", "synthesize": "running", "evaluate": "waiting"},
      "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"}, "written": 1760000000.0, "interval": 2.0,
      "logs": "/tmp/ray/session_.../logs", "restarts": 0, "workers": [
          {"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)", "log": "worker-...-4812", "restarts": 0, "there": true}]}
@@ -29,7 +30,7 @@ from typing import Any
 from rayd import remote
 from rayd.artifacts import read_json, write_json
 from rayd.engine.group import Group, Presence
-from rayd.engine.progress import Meter, clock
+from rayd.engine.progress import Meter, clock, stages_text, terms_text
 from rayd.errors import ArtifactError, OutputError, RaydError
 
 NAME = "status.json"
@@ -109,6 +110,8 @@ class StatusFile:
             "total": meter.total,
             "unit": meter.unit,
             "rate": round(meter.rate, 4),
+            "seconds_left": meter.seconds_left,
+            "stages": {} if meter.stages is None else dict(meter.stages.states),
             "terms": {name: value if math.isfinite(value) else None for name, value in meter.terms.items()},
         }
 
@@ -151,7 +154,9 @@ class Status:
     rate: float = 0.0
     """Work units a second."""
     seconds_left: float | None = None
-    """Of the stage, at its rate."""
+    """Of the stage."""
+    stages: dict[str, str] = field(default_factory=dict)
+    """The stages of the run, in order, each waiting, running, done or cached."""
     terms: dict[str, float] = field(default_factory=dict)
     """What was logged last."""
     workers: list[dict[str, Any]] = field(default_factory=list)
@@ -179,12 +184,12 @@ class Status:
         ended = ("finished", "failed", "interrupted")
         heard = "" if self.age is None or self.state in ended else f", heard of {clock(self.age)} ago"
         lines = [f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}", f"driver   {who}{heard}"]
+        if self.stages:
+            lines.append(f"stages   {stages_text(self.stages)}")
         if self.stage is not None:
             lines.append(f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}")
         if self.terms:
-            lines.append(
-                "terms    " + " ".join(f"{name} {value:.4g}" for name, value in self.terms.items() if value is not None)
-            )
+            lines.append(f"terms    {terms_text(self.terms)}")
         lines.append(f"disk     {self.disk_bytes:,} bytes")
         if self.state == "running" and self.workers:
             there = sum(one["there"] for one in self.workers)
@@ -220,17 +225,18 @@ def status(directory: Path) -> Status:
         told = {}
     age = max(0.0, time.time() - told["written"]) if "written" in told else None
     driver = {"pid": None, "node": None, **told.get("driver", {}), "holds_lock": held}
-    left, rate = told.get("total", 0.0) - told.get("done", 0.0), told.get("rate", 0.0)
+    state = _state(directory, told, held, age)
     return Status(
         directory=remote.shown(directory),
-        state=_state(directory, told, held, age),
+        state=state,
         driver=driver,
         stage=told.get("stage"),
         done=told.get("done", 0.0),
         total=told.get("total", 0.0),
         unit=told.get("unit", ""),
-        rate=rate,
-        seconds_left=left / rate if rate > 0 and left > 0 else None,
+        rate=told.get("rate", 0.0),
+        seconds_left=told.get("seconds_left") if state == "running" else None,
+        stages=_stages(told, state),
         terms=told.get("terms") or _last_terms(directory),
         workers=list(told.get("workers", [])),
         restarts=int(told.get("restarts", 0)),
@@ -240,6 +246,15 @@ def status(directory: Path) -> Status:
         error=told.get("error"),
         command=told.get("command", f"rayd distill --resume {shlex.quote(remote.shown(directory))}"),
     )
+
+
+def _stages(told: dict[str, Any], state: str) -> dict[str, str]:
+    """The stages of a run; when it is finished, those that it did not need were cached."""
+    stages: dict[str, str] = dict(told.get("stages") or {})
+    if state == "finished":
+        over = {"waiting": "cached", "running": "done"}
+        return {name: over.get(one, one) for name, one in stages.items()}
+    return stages
 
 
 def _state(directory: Path, told: dict[str, Any], held: bool | None, age: float | None) -> str:

@@ -54,6 +54,21 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Choice:
+    """Images of a split that are to be decoded."""
+
+    split: Split
+    rows: Rows
+    """Ascending rows of the split."""
+    labels: Labels
+    """Their labels, int64 (len(rows),)."""
+
+    def at(self, positions: Rows) -> Choice:
+        """The images at these positions of this choice."""
+        return Choice(self.split, self.rows[positions], self.labels[positions])
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A data set on disk, opened: its classes and splits."""
 

@@ -1,0 +1,142 @@
+"""What `rayd plan` foresees against what a run then takes, stage by stage.
+
+    python benchmarks/plan.py digits
+    python benchmarks/plan.py dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
+    evaluation.epochs=20
+
+The run has a cache of its own, so that nothing is found in it; speeds of the machine are those of
+the user's cache. Beside the wall clock stands the processor time of this process, which other
+programs move less. They do move it, as they share caches and memory: so a piece of reference work
+is timed at both ends of every stage, and the processor time is divided by how much longer than in
+the best case it takes there (`busy`). With one thread and no workers, that is an estimate of what
+the wall clock would show on a quiet machine (`quiet`), which is what a plan foresees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rayd import devices, recipes
+from rayd.artifacts import default_root
+from rayd.config import parse_overrides
+from rayd.engine.distill import distill
+from rayd.engine.group import Group
+from rayd.engine.plan import plan
+from rayd.engine.progress import Meter, Reporter
+from rayd.seeding import generator
+
+
+class Reference:
+    """Work of the kind that runs consist of: calls, convolutions and memory."""
+
+    def __init__(self) -> None:
+        draws = generator(0, "reference")
+        self._images = torch.randn(64, 3, 32, 32, generator=draws)
+        self._small = torch.randn(10, 3, 8, 8, generator=draws)
+        self._network = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.GroupNorm(64, 64), torch.nn.ReLU(), torch.nn.AvgPool2d(2)
+        )
+        self._best = min(self._times(40))
+
+    def _times(self, repeats: int) -> list[float]:
+        return [self._time() for _ in range(repeats)]
+
+    def _time(self) -> float:
+        began = time.thread_time()
+        self._network(self._images).sum().backward()
+        for _ in range(10):
+            self._network(self._small).sum().backward()
+        return time.thread_time() - began
+
+    def busy(self) -> float:
+        """How much longer it takes now than in the best case, at least 1."""
+        return max(1.0, statistics.mean(self._times(12)) / self._best)
+
+
+class Clock:
+    """Watches a run: wall-clock, processor and quiet seconds of each stage, from its beginning to
+    that of the next one.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self.seconds: dict[str, tuple[float, float, float]] = {}
+        self._reference = reference
+        self._stage: str | None = None
+        self._began = (0.0, 0.0)
+        self._busy = 1.0
+
+    def stage(self, meter: Meter) -> None:
+        """A stage begins."""
+        self.end()
+        self._stage = meter.stage
+        self._busy = self._reference.busy()
+        self._began = (time.monotonic(), time.process_time())
+
+    def end(self) -> None:
+        """The last stage is over."""
+        if self._stage is not None:
+            wall, cpu = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+            busy = (self._busy + self._reference.busy()) / 2
+            before = self.seconds.get(self._stage, (0.0, 0.0, 0.0))
+            self.seconds[self._stage] = (before[0] + wall, before[1] + cpu, before[2] + cpu / busy)
+        self._stage = None
+
+    @contextmanager
+    def group(self, group: Group) -> Iterator[None]:
+        """A group of workers comes and goes."""
+        yield
+
+
+def say(line: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(line + "\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Plan and run a recipe, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--calibrate", action="store_true", help="measure the speeds of this machine anew")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    given = parser.parse_intermixed_args(arguments)
+    recipe = recipes.resolve(given.recipe, parse_overrides(given.overrides))
+    torch.set_num_threads(devices.threads(recipe.resources))
+    reference = Reference()
+    began = (time.monotonic(), time.process_time())
+    planned = plan(recipe, given.data_root, default_root(), Reporter(quiet=True), calibrate=given.calibrate)
+    planning = (time.monotonic() - began[0], time.process_time() - began[1])
+    clock = Clock(reference)
+    with tempfile.TemporaryDirectory() as folder:
+        reporter = Reporter(quiet=not sys.stderr.isatty())
+        with reporter.watched(clock):
+            distill(recipe, Path(folder) / "run", data_root=given.data_root, cache=Path(folder) / "cache", reporter=reporter)
+        clock.end()
+    rows = [(stage.stage, stage.seconds, *clock.seconds.get(stage.stage, (0.0, 0.0, 0.0))) for stage in planned.stages]
+    rows.append(("in all", planned.seconds, *(sum(row[column] for row in rows) for column in (2, 3, 4))))
+    if given.json:
+        names = ("foreseen", "wall", "cpu", "quiet")
+        table = {stage: dict(zip(names, row, strict=True)) for stage, *row in rows}
+        content = {"recipe": recipe.name, "overrides": given.overrides, "planning": planning, "stages": table}
+        say(json.dumps(content, indent=2))
+        return
+    say(f"{recipe.name} {' '.join(given.overrides)}: planned in {planning[0]:.1f} s ({planning[1]:.1f} s of processor time)")
+    say(f"{'stage':<12} {'foreseen':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / foreseen':>17}")
+    for stage, foreseen, wall, cpu, quiet in rows:
+        ratio = f"{quiet / foreseen:>17.2f}" if foreseen > 0 else ""
+        say(f"{stage:<12} {foreseen:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")
+
+
+if __name__ == "__main__":
+    main()

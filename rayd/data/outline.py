@@ -1,0 +1,308 @@
+"""What is known of a data set without decoding it, or without having it: enough to plan a run.
+
+`load_outline` chooses classes, splits and the long tail on the labels, as `rayd.data.load` does,
+with stand-ins for the pixels. Of a set in files it reads labels and the headers of a few images;
+classes and counts of a known set that is not there come from the catalogue.
+
+Fingerprints are hashes of all pixels. When a set is decoded they are kept in the store, under
+`outlines/`, keyed by the files' paths, sizes and times of modification, so that a plan finds the
+results that are stored under them. Of a set that was never decoded with this store there are none.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rayd import remote
+from rayd.artifacts import content_hash, default_root, read_json, write_json
+from rayd.config import DataSettings
+from rayd.data import survey
+from rayd.data.arrays import ImageShape, Labels, Rows
+from rayd.data.catalog import KNOWN, KnownSet
+from rayd.data.decode import Encoded
+from rayd.data.files import DataFile
+from rayd.data.formats.base import ArrayPixels, Choice, EncodedPixels, Source, Split, SplitName
+from rayd.data.images import ImageData, ImageSet
+from rayd.data.normalization import (
+    LARGEST_WHITENING,
+    STREAMED_WHITENING,
+    Normalization,
+    Standardization,
+    Whitening,
+    fit_normalization,
+)
+from rayd.errors import ArtifactError, ConfigError, DataError, RunError
+from rayd.seeding import generator
+
+log = logging.getLogger(__name__)
+
+STAGE = "outlines"
+"""Folder of the store."""
+CHANNELS = 3
+"""Of known sets whose files have different sizes."""
+PHOTOGRAPH = (375, 500)
+"""Height and width of a usual photograph of ImageNet."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A data set without its pixels."""
+
+    data: ImageData
+    """Splits, labels and class names as they are; pixels and normalisation are stand-ins."""
+    found: bool
+    """Whether the data set is there; else sizes are those of the published set."""
+    surveyed: bool
+    """Whether the pass over streamed images was made already; true where none is needed."""
+
+
+def load_outline(settings: DataSettings, root: Path | None = None, cache: Path | None = None) -> Outline:
+    """The outline of a data set.
+
+    Args:
+        settings: as for `rayd.data.load`.
+        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        cache: root of the store that runs share.
+
+    Raises:
+        DataError: the data are damaged or unfit for the settings, or neither there nor known.
+        ConfigError: the settings do not suit the data.
+    """
+    from rayd.data.loading import choose, is_streamed
+    from rayd.data.sources import locate, open_source
+
+    known = KNOWN.get(settings.name)
+    found = known is None or locate(settings.name, root) is not None
+    source = open_source(settings.name, root) if found or known is None else _published(known, settings)
+    names, chosen = choose(settings, source)
+    store = cache or default_root()
+    if is_streamed(settings, chosen, source.where):
+        return _streamed(settings, chosen, names, store, found)
+    return Outline(_in_memory(settings, chosen, names, store, found), found, True)
+
+
+def _in_memory(
+    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path, found: bool
+) -> ImageData:
+    """Data that a run decodes whole."""
+    arrays = all(isinstance(choice.split.read, ArrayPixels) for choice in chosen.values())
+    sets: dict[str, ImageSet] = {}
+    shape: ImageShape | None = None
+    fingerprints = _recall(settings, chosen, names, store) if found else {}
+    for split, choice in chosen.items():
+        if found and arrays:
+            sets[split] = ImageSet(choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names)
+        else:
+            shape = shape or _shape(choice, settings)
+            # zeros that nobody reads take no memory
+            pixels = np.zeros((len(choice.rows), *shape), np.uint8)
+            sets[split] = ImageSet(pixels, choice.labels, names, fingerprints.get(split, f"unknown {split}"))
+        shape = sets[split].shape
+    if found and arrays and settings.normalization == "standard":
+        normalization = fit_normalization(settings.normalization, sets["train"].images)
+    else:
+        normalization = _stand_in(settings, sets["train"].shape, fingerprints.get("normalization", "unknown"))
+    return ImageData(settings.name, sets["train"], sets.get("validation"), sets["test"], normalization)
+
+
+def _streamed(
+    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path, found: bool
+) -> Outline:
+    """Data that a run leaves in their files."""
+    if settings.normalization != "standard":
+        raise ConfigError(STREAMED_WHITENING)
+    sets: dict[str, ImageSet] = {}
+    surveys: dict[str, survey.Survey | None] = {}
+    shape: ImageShape | None = None
+    for split, choice in chosen.items():
+        assert isinstance(choice.split.read, EncodedPixels)
+        images = choice.split.read.streamed(choice.rows, settings.image_size, shape)
+        seen = survey.known(images, choice.labels, names, store) if found else None
+        surveys[split] = seen
+        sets[split] = ImageSet(images, choice.labels, names, seen.fingerprint if seen else f"unknown {split}")
+        shape = images.image
+    first = surveys["train"]
+    normalization = Standardization.of_histogram(first.histogram) if first else _stand_in(settings, shape, "unknown")
+    data = ImageData(settings.name, sets["train"], sets.get("validation"), sets["test"], normalization)
+    return Outline(data, found, all(one is not None for one in surveys.values()))
+
+
+def _shape(choice: Choice, settings: DataSettings) -> ImageShape:
+    read = choice.split.read
+    if isinstance(read, EncodedPixels):
+        return read.shape(choice.rows, settings.image_size)
+    assert isinstance(read, ArrayPixels)
+    shape = ImageShape(*read.images.shape[1:])
+    return shape if settings.image_size is None else ImageShape(shape.channels, settings.image_size, settings.image_size)
+
+
+@dataclass(frozen=True, eq=False)
+class _Standardization(Standardization):
+    """A stand-in for the standardisation that a run fits."""
+
+    known: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.known
+
+
+@dataclass(frozen=True, eq=False)
+class _Whitening(Whitening):
+    """A stand-in for the whitening that a run fits."""
+
+    known: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.known
+
+
+def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str) -> Normalization:
+    assert shape is not None
+    if settings.normalization == "standard":
+        half = torch.full((shape.channels,), 0.5, dtype=torch.float64)
+        return _Standardization(half, half, fingerprint)
+    values = shape.channels * shape.height * shape.width
+    if values > LARGEST_WHITENING:
+        # refuses it, in the words of a run
+        Whitening.fit(np.zeros((2, *shape), np.uint8))
+    return _Whitening(torch.full(shape, 0.5), torch.empty(values, values), fingerprint)
+
+
+def remember(settings: DataSettings, chosen: Mapping[str, Choice], data: ImageData, store: Path) -> None:
+    """Keep the fingerprints of a set that was decoded, where decoding or fitting it takes long
+    enough.
+
+    Args:
+        settings: of the data.
+        chosen: which images of which splits they are.
+        data: what was decoded.
+        store: root of the store that runs share.
+    """
+    key = _key(settings, chosen, data.class_names)
+    if key is None:
+        return
+    path = _place(key, store)
+    if path.exists():
+        return
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    found = {name: split.fingerprint for name, split in splits.items() if split is not None}
+    try:
+        write_json(path, {"result": found | {"normalization": data.normalization.fingerprint}})
+    except RunError as error:
+        log.warning("%s A plan will not find what this run leaves.", error)
+
+
+def _recall(settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path) -> dict[str, str]:
+    """The fingerprints of a set that some run decoded; none where none did."""
+    key = _key(settings, chosen, names)
+    if key is None:
+        return {}
+    path = _place(key, store)
+    try:
+        if not remote.bring(path):
+            return {}
+        return {str(name): str(value) for name, value in read_json(path)["result"].items()}
+    except (ArtifactError, KeyError, AttributeError):
+        return {}
+
+
+def _place(key: str, store: Path) -> Path:
+    return remote.local(store) / STAGE / f"{key}.json"
+
+
+def _key(settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...]) -> str | None:
+    """Hash of all that fingerprints follow from; None where they are quickly found anyway."""
+    parts: dict[str, Any] = {}
+    shape: ImageShape | None = None
+    for split, choice in chosen.items():
+        read = choice.split.read
+        if isinstance(read, EncodedPixels):
+            images = read.streamed(choice.rows, settings.image_size, shape)
+            shape = images.image
+            parts[split] = survey.identity(images, choice.labels, names)
+        elif settings.normalization == "zca" and isinstance(read, ArrayPixels):
+            images_ = read(choice.rows, settings.image_size, shape)
+            parts[split] = ImageSet(images_, choice.labels, names).fingerprint
+        else:
+            return None
+    return content_hash({"version": 1, "splits": parts, "normalization": settings.normalization})
+
+
+def _published(known: KnownSet, settings: DataSettings) -> Source:
+    """A known set that is not here, as it is published.
+
+    Raises:
+        DataError: its files have different sizes, and the settings name none.
+    """
+    if known.shape is None and settings.image_size is None:
+        raise DataError(
+            f"Images must all have the same size unless 'data.image_size' is set: those of '{known.name}' have not."
+        )
+    shape = known.shape or ImageShape(CHANNELS, *PHOTOGRAPH)
+    names = known.class_names or _names(known.classes, settings.classes or ())
+    splits: dict[SplitName, Split] = {"train": _split(known, "train", known.train, known.train_counts, shape)}
+    if known.test:
+        name: SplitName = "validation" if known.test_is_validation else "test"
+        splits[name] = _split(known, name, known.test, known.test_counts, shape)
+    return Source(f"'{known.name}', as it is published", names, splits)
+
+
+def _names(count: int, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Names of classes that copies spell differently: those that are asked for stand for
+    themselves.
+    """
+    return (*wanted[:count], *(f"class {label}" for label in range(len(wanted), count)))
+
+
+def _split(known: KnownSet, split: SplitName, total: int, counts: Sequence[int] | None, shape: ImageShape) -> Split:
+    labels: Labels = np.repeat(np.arange(known.classes), counts) if counts else np.sort(np.arange(total) % known.classes)
+    if known.shape is not None:
+        # sets of small images are published in an order that was drawn once, others class by class
+        labels = labels[torch.randperm(total, generator=generator(0, "published order")).numpy()]
+    return Split(f"the {split} split of '{known.name}'", labels.astype(np.int64), EncodedPixels(_Photographs(shape, total)))
+
+
+@dataclass(frozen=True)
+class _Photographs:
+    """Stand-ins for encoded images: one grey image of a usual size, as often as it is wanted."""
+
+    shape: ImageShape
+    count: int
+
+    def read(self, rows: Rows) -> Iterable[Encoded]:
+        """See `EncodedImages`."""
+        return self.at(rows)
+
+    def at(self, rows: Rows) -> Iterator[Encoded]:
+        """See `EncodedImages`."""
+        content = _photograph(self.shape)
+        return (Encoded(content, f"row {row}") for row in rows)
+
+    def narrowed(self, rows: Rows) -> tuple[_Photographs, Rows]:
+        """See `EncodedImages`."""
+        return self, rows
+
+    def files(self) -> Iterable[DataFile]:
+        """See `EncodedImages`."""
+        return ()
+
+
+def _photograph(shape: ImageShape) -> bytes:
+    """An image file with detail everywhere, as photographs have."""
+    rows, columns = np.indices((shape.height, shape.width))
+    waves = 127 + 60 * np.sin(rows / 3) + 60 * np.sin(columns / 5)
+    image = Image.fromarray(waves.astype(np.uint8))
+    content = io.BytesIO()
+    (image if shape.channels == 1 else image.convert("RGB")).save(content, "JPEG", quality=90)
+    return content.getvalue()

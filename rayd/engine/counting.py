@@ -1,0 +1,397 @@
+"""Counts the operations of a piece of work without doing them.
+
+`counted(work)` calls the code that a run calls, under a dispatch mode between autograd and the
+kernels. What is cheap and depends on real values (draws, labels, indices) is computed. What is
+expensive is not: its result is a *placeholder*, a tensor of the right shape without memory behind
+it, as is everything that is computed from a placeholder. So a step with ImageNet batches is counted
+in the time that Python needs for it, in a process of a few hundred megabytes, and the count has the
+operations and shapes of the run: augmentation, second-order gradients and optimizers included.
+`torch.utils.flop_counter` on meta tensors would need code without control flow that depends on
+values, which draws and labels have.
+
+A count maps an operation to the number of its calls. An operation is text, e.g.
+
+    ["aten.mm.default", [["T", [64, 128], [128, 1], "float32"], ["T", [128, 10], [10, 1],
+    "float32"]], {},
+     [["T", [64, 10], [10, 1], "float32"]]]
+
+so that counts can be added, multiplied and kept as JSON. What an operation costs on this machine is
+the business of `rayd.engine.speeds`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+import mmap
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+SMALL = 2**14
+"""Bytes of arguments up to which an operation on real values is computed."""
+INDICES = 2**26
+"""The same of operations whose results are integers: what they say decides what is done next."""
+ADDRESSES = (2**42, 2**39, 2**36, 2**33)
+"""Bytes of address space that placeholder tensors share; the first that the system grants. None of
+it is ever memory."""
+NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which Python names from 3.13 on: the addresses do not count as memory that may be
+needed, neither now nor when the process forks."""
+ALIGNMENT = 64
+
+_KEEPING = frozenset(
+    {
+        *("add", "sub", "mul", "div", "neg", "abs", "square", "pow", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh"),
+        *("clamp", "clamp_min", "relu", "sigmoid", "gelu", "silu", "hardswish"),
+        *("threshold_backward", "gelu_backward", "silu_backward", "hardswish_backward"),
+    }
+)
+"""Elementwise operations whose result has the type of their arguments."""
+
+Operation = str
+"""A call as JSON text: name, arguments, keyword arguments, tensors made; tensors are ["T", shape,
+strides, type]."""
+
+
+_operations: dict[tuple[Any, ...], str] = {}
+"""The text of calls that were met in this process."""
+_specs: dict[tuple[Any, ...], Any] = {}
+"""Shapes, strides and types of their results."""
+
+
+@dataclass
+class Count:
+    """How often each operation is called, and what autograd keeps for its backward passes at
+    most.
+    """
+
+    calls: dict[Operation, float] = field(default_factory=dict)
+    """Number of calls; a fraction where work is counted in part."""
+    saved_bytes: float = 0.0
+    """Most bytes that one backward pass needs."""
+
+    @property
+    def number(self) -> float:
+        """Calls in all."""
+        return sum(self.calls.values())
+
+    def __add__(self, other: Count) -> Count:
+        calls = dict(self.calls)
+        for operation, number in other.calls.items():
+            calls[operation] = calls.get(operation, 0.0) + number
+        return Count(calls, max(self.saved_bytes, other.saved_bytes))
+
+    def __mul__(self, factor: float) -> Count:
+        return Count({operation: number * factor for operation, number in self.calls.items()}, self.saved_bytes)
+
+    def __sub__(self, other: Count) -> Count:
+        """What is left of this when the other, a part of it, is done."""
+        calls = {operation: number - other.calls.get(operation, 0.0) for operation, number in self.calls.items()}
+        return Count({operation: number for operation, number in calls.items() if number > 0}, self.saved_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"calls": self.calls, "saved_bytes": self.saved_bytes}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Count:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the content is something else.
+        """
+        calls = {str(operation): float(number) for operation, number in content["calls"].items()}
+        return cls(calls, float(content["saved_bytes"]))
+
+
+def counted(work: Callable[[], object]) -> Count:
+    """Count the operations of a call. What it returns or writes to its tensors is meaningless."""
+    with Counting() as counting:
+        work()
+    return counting.count()
+
+
+class Counting(TorchDispatchMode):
+    """The dispatch mode; while it is active, operations are counted instead of computed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._calls: Counter[tuple[Any, ...]] = Counter()
+        self._space = _space()
+        self._saved: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled here, and the guard against it takes longer than the rest
+        return False
+
+    def __enter__(self) -> Counting:
+        self._hooks.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._hooks.__exit__(*error)
+
+    def count(self) -> Count:
+        """What was counted so far."""
+        calls: dict[Operation, float] = {}
+        for key, number in self._calls.items():
+            operation = _operations[key]
+            calls[operation] = calls.get(operation, 0.0) + number
+        return Count(calls, float(sum(self._saved.values())))
+
+    def take(self) -> Count:
+        """What was counted since the last call, which is then forgotten."""
+        taken = self.count()
+        self._calls.clear()
+        self._saved.clear()
+        return taken
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        place, size = self._space.region(tensor)
+        self._saved[place] = size
+        return tensor
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors: list[Tensor] = []
+        key = (func, _signature(args, tensors), *((name, _signature(kwargs[name], tensors)) for name in kwargs))
+        self._calls[key] += 1
+        result = self._result(func, args, kwargs, tensors, key)
+        if key not in _operations:
+            _operations[key] = _described(func, args, kwargs, result)
+        return result
+
+    def _result(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor], key: tuple[Any, ...]
+    ) -> Any:
+        """What a call returns: computed where that is cheap or decides what is done next, else
+        placeholder.
+        """
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self._value(args[0])
+        if func.is_view or (not tensors and not _is_float(kwargs.get("dtype"))):
+            return func(*args, **kwargs)
+        placeholder = any(map(self._space.holds, tensors))
+        size = sum(each.nbytes for each in tensors)
+        if not placeholder and tensors and size <= SMALL:
+            try:
+                return func(*args, **kwargs)
+            except RuntimeError:
+                # e.g. a matrix of zeros that cannot be inverted
+                return self._skipped(func, args, kwargs, key)
+        if not placeholder and size <= INDICES and not any(each.is_floating_point() for each in tensors):
+            spec = self._spec(func, args, kwargs, key)
+            if spec is None or not any(_is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)):
+                return func(*args, **kwargs)
+        return self._skipped(func, args, kwargs, key)
+
+    def _value(self, tensor: Tensor) -> Any:
+        """A number for control flow: of placeholder tensors one that is finite, true and
+        harmless.
+        """
+        if self._space.holds(tensor):
+            return True if tensor.dtype is torch.bool else 0.5 if tensor.is_floating_point() else 0
+        value = torch.ops.aten._local_scalar_dense.default(tensor)
+        return value if math.isfinite(value) else 0.5
+
+    def _skipped(self, func: Any, args: Any, kwargs: Any, key: tuple[Any, ...]) -> Any:
+        """The result of a call that is not made."""
+        if func._schema.is_mutable:
+            return _written(func, args, kwargs)
+        spec = self._spec(func, args, kwargs, key)
+        if spec is None:
+            # its result depends on values: of placeholder tensors, on zeros
+            return func(*args, **kwargs)
+        return tree_map(
+            lambda each: self._space.placeholder(*each) if isinstance(each, tuple) else each, spec, is_leaf=_is_spec
+        )
+
+    def _spec(self, func: Any, args: Any, kwargs: Any, key: tuple[Any, ...]) -> Any:
+        """Shapes, strides and types of a result; None where they depend on values."""
+        if key not in _specs:
+            _specs[key] = _same(func, args, kwargs) or _inferred(func, args, kwargs)
+        return _specs[key]
+
+
+def _same(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of elementwise arithmetic on alike tensors, which is like them; None for whatever
+    else.
+    """
+    if torch.Tag.pointwise not in func.tags or func.namespace != "aten" or kwargs:
+        return None
+    found = {_spec_of(each) for each in args if isinstance(each, Tensor)}
+    plain = func._schema.name.partition("::")[2] in _KEEPING
+    return next(iter(found)) if plain and len(found) == 1 and next(iter(found))[2].is_floating_point else None
+
+
+def _inferred(func: Any, args: Any, kwargs: Any) -> Any:
+    """What the kernels for shapes say; None where there is none."""
+    try:
+        found = func(*tree_map(_on_meta, args), **tree_map(_on_meta, dict(kwargs) | _meta_device(func, kwargs)))
+    except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
+        return None
+    return tree_map(lambda each: _spec_of(each) if isinstance(each, Tensor) else each, found)
+
+
+class _AddressSpace:
+    """Where placeholder tensors are: addresses that are reserved and have no memory behind them
+    until they are written to.
+    """
+
+    def __init__(self) -> None:
+        for size in ADDRESSES:
+            try:
+                mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+                break
+            except (OSError, ValueError):
+                continue
+        else:
+            mapped = mmap.mmap(-1, ADDRESSES[-1] // 16)
+        self._storage = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
+        self._first = self._storage.data_ptr()
+        self._size = self._storage.nbytes()
+        self._starts: list[int] = []
+        self._next = 0
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is placeholder."""
+        return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() == self._first
+
+    def placeholder(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A new placeholder tensor."""
+        span = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        needed = max(1, span) * dtype.itemsize
+        if self._next + needed > self._size:
+            # addresses are used again: that two tensors then share them does not matter, as nothing is ever read
+            self._next, self._starts = 0, []
+        start = self._next
+        self._starts.append(start)
+        self._next = start + -(-needed // ALIGNMENT) * ALIGNMENT
+        return torch.empty(0, dtype=dtype).set_(self._storage, start // dtype.itemsize, shape, strides)
+
+    def region(self, tensor: Tensor) -> tuple[int, int]:
+        """What identifies the memory that a tensor would be in, and its size."""
+        if tensor.layout is not torch.strided:
+            return id(tensor), 0
+        if not self.holds(tensor):
+            storage = tensor.untyped_storage()
+            return storage.data_ptr(), storage.nbytes()
+        offset = tensor.storage_offset() * tensor.element_size()
+        index = max(0, bisect.bisect_right(self._starts, offset) - 1)
+        start = self._starts[index]
+        end = self._starts[index + 1] if index + 1 < len(self._starts) else self._next
+        return self._first + start, end - start
+
+
+@lru_cache
+def _space() -> _AddressSpace:
+    """The address space of this process: a placeholder is one in whatever is counted later."""
+    return _AddressSpace()
+
+
+def _is_float(dtype: Any) -> bool:
+    return not isinstance(dtype, torch.dtype) or dtype.is_floating_point or dtype.is_complex
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and isinstance(value[2], torch.dtype)
+
+
+def _specs_in(spec: Any) -> Iterator[tuple[Any, Any, torch.dtype]]:
+    flat, _ = tree_flatten(spec, is_leaf=_is_spec)
+    return (each for each in flat if _is_spec(each))
+
+
+def _spec_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
+    return tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype
+
+
+def _signature(value: Any, tensors: list[Tensor]) -> Any:
+    """What of an argument decides the shape and the cost of a call; its tensors are added to a list."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return (value.shape, value.stride(), value.dtype)
+    if isinstance(value, tuple | list):
+        return tuple([_signature(each, tensors) for each in value])
+    return "generator" if isinstance(value, torch.Generator) else value
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+    if isinstance(value, torch.Generator):
+        return None
+    return torch.device("meta") if isinstance(value, torch.device) else value
+
+
+def _meta_device(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Factories without tensors among their arguments make theirs where they are told."""
+    takes = any(argument.name == "device" for argument in func._schema.arguments)
+    return {"device": torch.device("meta")} if takes and kwargs.get("device") is None and _makes(func) else {}
+
+
+def _makes(func: Any) -> bool:
+    return not any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a call returns that writes to its arguments: those."""
+    values = {
+        argument.name: args[index] if index < len(args) else kwargs.get(argument.name)
+        for index, argument in enumerate(func._schema.arguments)
+    }
+    written = [
+        values[argument.name]
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    count = len(func._schema.returns)
+    if count == 0:
+        return None
+    return written[0] if count == 1 else tuple(written[:count])
+
+
+def _described(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Operation:
+    """A call as text; a view has no results of its own."""
+    plain = {name: value for name, value in kwargs.items() if value is not None and name not in ("device", "pin_memory")}
+    made = [] if func.is_view else [_plain(each) for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+    return json.dumps([str(func), _plain(args), _plain(plain), made], separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON values."""
+    if isinstance(value, Tensor):
+        return ["T", list(value.shape), list(value.stride()), _name(value.dtype)]
+    if isinstance(value, torch.dtype):
+        return {"dtype": _name(value)}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": _name(value)}
+    if isinstance(value, torch.Generator | torch.device | torch.layout):
+        return None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value if isinstance(value, int | float | bool | str) or value is None else str(value)
+
+
+def _name(value: object) -> str:
+    return str(value).removeprefix("torch.")
