@@ -173,7 +173,7 @@ class StageList:
         return stages_text(self.states)
 
     def __rich__(self) -> Text:
-        line = Text(no_wrap=True, overflow="ellipsis")
+        line = Text()
         for index, (name, state) in enumerate(self.states.items()):
             line.append(" · " if index else "", "dim")
             line.append(name if state == "waiting" else f"{name} {state}", STYLES[state])

@@ -427,11 +427,13 @@ def _shrink(packet: str, func: Any, args: list[Any], one: Kernel) -> float:
     if packet not in IMAGES and not alike:
         return 1.0
     tensors, numbers = IMAGES.get(packet, (tuple(range(len(args))), ()))
-    shapes = [args[index][1] for index in tensors if _tensors([args[index]]) == [args[index]] and args[index][1]]
-    batch = max((shape[0] for shape in shapes if len(shape) == max(map(len, shapes))), default=1)
+    shapes = [args[index][1] for index in tensors if _tensors([args[index]]) == [args[index]]]
+    most = max(map(len, shapes), default=0)
+    batch = max((shape[0] for shape in shapes if len(shape) == most > 0), default=1)
     few = _fewer(batch, one.flops, one.bytes)
     for shape in shapes:
-        if shape[0] == batch:
+        # vectors may be of channels, as many as there are images: kernels do not check their length
+        if shape and shape[0] == batch and (len(shape) == most or numbers):
             shape[0] = few
     for index in numbers:
         args[index] = few

@@ -17,6 +17,7 @@ from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.plan import plan
 from rayd.engine.progress import Reporter
+from rayd.engine.reading import read
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.recipes import assemble
@@ -155,10 +156,13 @@ def test_a_plan_counts_the_batches_that_are_held(root: Path) -> None:
 
 def test_a_first_look_is_shown(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for again in (False, True):
-        plan(recipe("dm", True, evaluation={"baselines": []}), root, tmp_path / "cache", Reporter())
+        chosen = recipe("dm", True, evaluation={"baselines": []})
+        planned = plan(chosen, root, tmp_path / "cache", QUIET)
+        assert ("read" in [stage.stage for stage in planned.stages]) is not again
+        read(chosen.data, root, tmp_path / "cache", Reporter())
         lines = capsys.readouterr().err
-        assert ("look (train): 300/300 images" in lines) is not again
-        assert ("look (test): 60/60 images" in lines) is not again
+        assert ("read (train): 300/300 images" in lines) is not again
+        assert ("read (test): 60/60 images" in lines) is not again
 
 
 def test_streamed_images_are_looked_at_first(tmp_path: Path, root: Path) -> None:

@@ -1,0 +1,77 @@
+"""What operations cost on this machine: what is measured, how long, and what is made of it."""
+
+import pytest
+import torch
+
+from rayd import machine
+from rayd.engine import speeds
+from rayd.engine.counting import Count, counted
+from rayd.engine.speeds import Speeds
+
+CPU = torch.device("cpu")
+
+
+def work(batch: int, channels: int = 16) -> Count:
+    """A convolution, a sum and a product."""
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
+    images = torch.randn(batch, channels, 16, 16)
+    return counted(lambda: (layer(images).relu().flatten(1) @ torch.zeros(channels * 256, 10)).sum().backward())
+
+
+def test_foreseen_seconds_are_near_those_that_it_takes():
+    """Within a factor of three, whatever else this machine does: a plan is meant to keep within 1.5 on a quiet one."""
+    layer = torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.GroupNorm(32, 32), torch.nn.ReLU())
+    images = torch.randn(64, 32, 32, 32)
+
+    def step() -> None:
+        layer(images).sum().backward()
+
+    count = counted(step)
+    known = Speeds(CPU)
+    known.calibrate([count])
+    assert known.seconds(count) == pytest.approx(speeds._timed(step, CPU), rel=2.0, abs=0)
+    assert known.seconds(count) > speeds._timed(step, CPU) / 3
+
+
+def test_speeds_are_measured_once_and_kept(monkeypatch):
+    first = Speeds(CPU)
+    assert not first.measured
+    first.calibrate([work(8)])
+    known = machine.facts(CPU)
+    assert any("convolution" in name for name in known)
+    monkeypatch.setattr(speeds, "_timed", lambda *_, **__: 1.0)
+    again = Speeds(CPU)
+    again.calibrate([work(8)])
+    assert again.measured
+    assert again.seconds(work(8)) == pytest.approx(first.seconds(work(8)))
+    again.calibrate([work(8)], anew=True)
+    assert machine.facts(CPU) != known
+
+
+def test_what_takes_most_time_is_measured_first(monkeypatch):
+    known = Speeds(CPU)
+    known.calibrate([work(2)])
+    measured = []
+    replay = speeds._replay
+    monkeypatch.setattr(speeds, "_replay", lambda operation, device: measured.append(operation) or replay(operation, device))
+    known.calibrate([work(64, 96)], budget=0.0)
+    assert measured == []
+    known.calibrate([work(64, 96)])
+    assert "convolution" in measured[0]
+
+
+def test_seconds_grow_with_work():
+    known = Speeds(CPU)
+    assert known.seconds(work(64)) > known.seconds(work(4)) > 0
+    assert known.seconds(work(4) * 3) == pytest.approx(3 * known.seconds(work(4)))
+    assert sum(known.shares(work(4)).values()) == pytest.approx(known.seconds(work(4)))
+
+
+def test_large_batches_are_measured_on_a_part():
+    """A call that is timed does at most about REPLAYED_FLOPS operations."""
+    count = work(4096, 64)
+    for operation in count.calls:
+        if speeds.kernel(operation).family == "convolutions":
+            done, _, call = speeds._replay(operation, CPU)
+            assert done <= 2 * speeds.REPLAYED_FLOPS
+            call()
