@@ -38,6 +38,17 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [_unpacked(there, start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
 
 
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, without waiting for the work that is queued there, as a plain copy to a GPU does.
+
+    The tensor may be changed or freed as soon as this returns. One that is on a device already is moved as usual.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    source = tensor if tensor.nbytes <= STAGED or tensor.is_pinned() else tensor.pin_memory()
+    return source.to(device, non_blocking=True)
+
+
 def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     """Tensors of the CPU as one buffer of bytes, and where in it each begins."""
     padded = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]

@@ -17,12 +17,13 @@ from rayd.data import ImageData, ImageShape, Normalization
 from rayd.data.augmentation import ALL, Rows
 from rayd.data.images import ImageArray, Pixels
 from rayd.data.streaming import batches
+from rayd.derived import rows_of, uploaded
 from rayd.methods import Method
 from rayd.networks import Observation, Tapped
 from rayd.objectives import Batch, Context, Measured, Need
 from rayd.statistics import Frequencies, Statistic
 from rayd.statistics.frequencies import evenly_spaced
-from rayd.transfer import send
+from rayd.transfer import send, upload
 
 TILE_BYTES = 4 * 2**20
 """Largest map of a forward pass without gradient on the CPU, for each thread: one that a core's share of the cache holds."""
@@ -116,13 +117,7 @@ class Observer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take the weights and buffers of another network of the same architecture, by name; other tensors are left out."""
-        own = self.network.state_dict()
-        names = list(own)
-        given = [state[name] for name in names]
-        sent = given if given[0].device == self._device else send(given, self._device)
-        with torch.no_grad():
-            for name, tensor in zip(names, sent, strict=True):
-                own[name].copy_(tensor)
+        networks.take_over(self.network, state)
 
     @property
     def network(self) -> nn.Module:
@@ -228,8 +223,8 @@ class Observer:
 
     def _heard(self, images: Pixels, home: torch.device, augment: Augment) -> Observation:
         """What is heard of real images, where statistics are accumulated."""
-        pixels = torch.tensor(images, device=self._device)
-        seen = self.see(self._facts.normalization(pixels), augment)
+        inputs = self._facts.normalization(upload(torch.tensor(images), self._device))
+        seen = self.see(inputs, augment)
         taps = {tap: tuple(t.to(home) for t in layers) for tap, layers in seen.taps.items()}
         return Observation(seen.logits, taps, seen.images)
 
@@ -249,9 +244,10 @@ class Observer:
         empty = {need: self._fresh(need, draws, lengths) for need in self._needs}
         total = dict(empty)
         for rows in parts:
+            classes = rows_of(labels, rows)
             seen = whole[0] if whole else self.see(images[rows], augment, rows)
             for need in self._needs:
-                part = need.of(seen, labels[rows], empty[need])
+                part = need.of(seen, classes, empty[need])
                 total[need] = tuple(a.merge(b) for a, b in zip(total[need], part, strict=True))
         return total
 
@@ -331,8 +327,9 @@ class Measuring:
     def see(self, rows: slice, images: Pixels) -> None:
         """Add the images at some rows."""
         heard = self._observer._heard(images, self._home, self._augment)
+        places = uploaded(torch.tensor(self._places[rows]), self._home)
         for need, statistics in self._into.items():
-            need.update(statistics, heard, torch.tensor(self._places[rows], device=self._home))
+            need.update(statistics, heard, places)
 
     def states(self) -> States:
         """What was seen."""

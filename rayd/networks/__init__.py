@@ -11,8 +11,18 @@ from rayd.networks import (  # noqa: F401  (importing a module registers its arc
     vgg,
     wide_resnet,
 )
-from rayd.networks.building import build, restore, uses_batch_statistics
+from rayd.networks.building import build, restore, take_over, uses_batch_statistics
 from rayd.networks.registry import architecture, names
 from rayd.networks.taps import Observation, Tap, Tapped
 
-__all__ = ["Observation", "Tap", "Tapped", "architecture", "build", "names", "restore", "uses_batch_statistics"]
+__all__ = [
+    "Observation",
+    "Tap",
+    "Tapped",
+    "architecture",
+    "build",
+    "names",
+    "restore",
+    "take_over",
+    "uses_batch_statistics",
+]

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from rayd.errors import ConfigError
 from rayd.networks.registry import TORCHVISION, find, given_options, refuse_options
 from rayd.seeding import seeded
+from rayd.transfer import send
 
 if TYPE_CHECKING:
     from rayd.config import NetworkSettings
@@ -47,6 +49,23 @@ def build(spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | No
 def uses_batch_statistics(network: nn.Module) -> bool:
     """Whether a layer normalises with statistics of the batch in training (any batch normalisation)."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+@torch.no_grad()
+def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a network the weights and buffers of another one of its architecture, by name, in its own types and layout.
+
+    From the host they come in one copy, which is not waited for. Other tensors of the state are left out.
+
+    Raises:
+        KeyError: a tensor is missing.
+    """
+    own = network.state_dict()
+    given = [state[name] for name in own]
+    device = next(iter(own.values())).device
+    if given[0].device != device:
+        given = send([tensor.cpu() for tensor in given], device)
+    torch._foreach_copy_(list(own.values()), given)
 
 
 def restore(network: nn.Module, state: Mapping[str, Tensor]) -> None:

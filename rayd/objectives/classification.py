@@ -10,11 +10,11 @@ of. The released code of IDM takes p in percent, 0 to 100, so that its weights o
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rayd.config import Panel
+from rayd.derived import class_sizes
 from rayd.networks import Observation
 from rayd.objectives.terms import Context, Measured, Term
 
@@ -41,5 +41,8 @@ class ClassAware(Term):
     def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
         """Sum over the classes of the mean over their images; logits (N, classes), labels are class indices (N,)."""
         each = functional.cross_entropy(seen.logits, labels, reduction="none")
-        images = torch.bincount(labels, minlength=seen.logits.shape[1])
-        return context.accuracy * (each / images[labels]).sum()
+        images = class_sizes(labels, seen.logits.shape[1])
+        accuracy = context.accuracy
+        if isinstance(accuracy, Tensor):
+            accuracy = accuracy.to(each)
+        return accuracy * (each / images[labels]).sum()

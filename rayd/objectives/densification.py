@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayd.config import TermSettings
+from rayd.derived import derived, on_host, rows_by_class, uploaded
 from rayd.networks import Observation
 from rayd.objectives.terms import Context, Measured, Term
 
@@ -41,22 +42,23 @@ def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
     Returns:
         A row for every class that holds n images, for each n above 1 that occurs.
     """
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row, label in enumerate(labels.tolist()):
-        rows[label].append(row)
-    by_size: dict[int, list[list[int]]] = defaultdict(list)
-    for label in sorted(rows):
-        by_size[len(rows[label])].append(rows[label])
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     flat = functional.adaptive_avg_pool2d(wide, SIDE).flatten(1)
     found = []
-    for size in sorted(by_size.keys() - {1}):
-        index = torch.tensor(by_size[size], device=images.device)
+    for index in derived(labels, "rows by class size", lambda: _by_size(labels)):
         together = flat.index_select(0, index.flatten()).reshape(*index.shape, -1)
         gram = together @ together.mT
         able = gram.cpu() if gram.device.type == "mps" else gram  # MPS has no solver for eigenvalues
         found.append(torch.linalg.eigvalsh(able).to(gram.device))
     return found
+
+
+def _by_size(labels: Tensor) -> list[Tensor]:
+    """Rows (classes, n) of the classes that have n images, for each n above 1, ascending."""
+    by_size: dict[int, list[Tensor]] = defaultdict(list)
+    for rows in rows_by_class(on_host(labels)).values():
+        by_size[len(rows)].append(rows)
+    return [uploaded(torch.stack(by_size[size]), labels.device) for size in sorted(by_size.keys() - {1})]
 
 
 def flattening(eigenvalues: Tensor, temperature: float) -> Tensor:

@@ -50,6 +50,7 @@ from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import Moments, SampleMoments, sample_moments
 from rayd.statistics.base import membership
+from rayd.transfer import upload
 
 
 class MomentMatching(Term):
@@ -110,15 +111,29 @@ class MomentMatching(Term):
         targets = self._targets([cast(Moments, statistic) for need in self.needs for statistic in real[need]])
         heard = list(compress(layers, kept))
         samples = _side_by_side(heard)
+        columns, layer_of, weights = self._plan(targets, kept, heard, samples.mean)
         table = _Table(
-            columns=slice(None) if all(kept) else _columns(targets.widths, kept).to(samples.mean.device),
+            columns=columns,
             width=sum(targets.widths),
-            layers=_layer_of(list(compress(targets.widths, kept)), samples.mean),
-            weights=samples.mean.new_tensor([self._layer_weight(layer) for layer in heard]),
+            layers=layer_of,
+            weights=weights,
             momentum=self._momentum,
             memory=context.memory,
         )
         return self._distance(targets, samples, labels, table)
+
+    def _plan(
+        self, targets: Targets, kept: Sequence[bool], heard: Sequence[_Layer], like: Tensor
+    ) -> tuple[Tensor | slice, Tensor, Tensor]:
+        """Columns, one-hot layers and weights of the layers that are kept; those of all layers are made once."""
+        if all(kept) and targets.plan is not None and targets.plan[1].dtype == like.dtype:
+            return slice(None), *targets.plan
+        columns = slice(None) if all(kept) else upload(_columns(targets.widths, list(kept)), like.device)
+        layer_of = _layer_of(list(compress(targets.widths, kept)), like)
+        weights = upload(torch.tensor([self._layer_weight(layer) for layer in heard], dtype=like.dtype), like.device)
+        if all(kept):
+            targets.plan = layer_of, weights
+        return columns, layer_of, weights
 
     def _distance(self, targets: Targets, samples: SampleMoments, labels: Tensor, table: _Table) -> Tensor:
         parts = []
@@ -213,7 +228,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
 def _layer_of(widths: list[int], like: Tensor) -> Tensor:
     """One-hot rows (D, L): which layer each column belongs to."""
     index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-    return membership(index.to(like.device), len(widths), like.dtype)
+    return membership(upload(index, like.device), len(widths), like.dtype)
 
 
 def _columns(widths: list[int], kept: list[bool]) -> Tensor:

@@ -43,11 +43,13 @@ import torch
 from torch import Tensor
 
 from rayd.config.choices import OverClasses, Split
+from rayd.derived import derived
 from rayd.networks import Observation
 from rayd.objectives.frequency_network import FrequencyAdversary
 from rayd.objectives.head_and_tail import amplitude_weights, check
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import CharacteristicFunction, Moments
+from rayd.transfer import upload
 
 ROOT_EPSILON = 1e-12
 """Below the square root, in units of |phi|^2."""
@@ -171,8 +173,7 @@ class SpectralDistance(Term):
 
     def _layer(self, real: _Kind, synthetic: _Kind, context: Context, place: str) -> Tensor:
         """The value of one layer, whose place is the prefix of its names in the memory."""
-        counts = real.count if context.class_counts is None else context.class_counts.to(real.count)
-        weights = amplitude_weights(counts, self._head_weight, self._split)
+        weights = self._amplitude_weights(real.count, context.class_counts)
         both = ((real.count > 0) & (synthetic.count > 0)).to(weights)
         if isinstance(real, Moments):
             by_class = mean_gaps(real, cast(Moments, synthetic), weights, factor=self._factor, root=self._root).squeeze(1)
@@ -182,6 +183,17 @@ class SpectralDistance(Term):
             by_class = self._over_frequencies(gaps, real.frequencies, both, context, place)
         total: Tensor = (by_class * both).sum()
         return total if self._over_classes == "sum" else total / both.sum().clamp(min=1)
+
+    def _amplitude_weights(self, measured: Tensor, class_counts: Tensor | None) -> Tensor:
+        """Weights of the amplitudes (C,) by the size of the real classes, or else by how many feature vectors were measured."""
+        if class_counts is None:
+            return amplitude_weights(measured, self._head_weight, self._split)
+
+        def weigh() -> Tensor:
+            # on the host, where the sizes are
+            return upload(amplitude_weights(class_counts.to(measured.dtype), self._head_weight, self._split), measured.device)
+
+        return derived(measured, f"amplitude weights of {tuple(class_counts.tolist())}", weigh)
 
     def _over_frequencies(self, gaps: Tensor, frequencies: Tensor, both: Tensor, context: Context, place: str) -> Tensor:
         """Mean over the frequencies (C,) of gaps (C, M), weighed by the adversary where there is one."""

@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from rayd.derived import class_sizes, derived, on_host, present_classes
 from rayd.statistics import Moments
 
 
@@ -39,7 +40,7 @@ class ClassTargets:
             labels: class indices (N,).
             inside: whether the variance is the part inside images alone.
         """
-        present, self.rows = torch.unique(labels, return_inverse=True)
+        present, self.rows = present_classes(labels)
         """Which row each image belongs to (N,)."""
         parts = [statistic.rows(present) for statistic in statistics]
         known = (parts[0].count > 0).to(parts[0].mean.dtype)
@@ -51,7 +52,7 @@ class ClassTargets:
     @cached_property
     def average(self) -> Target:
         """The average over the images of their classes' rows (one row)."""
-        images = torch.bincount(self.rows, minlength=len(self.each.share)) * self.each.share.sign()
+        images = class_sizes(self.rows, len(self.each.share)) * self.each.share.sign()
         weight = (images / images.sum().clamp(min=1)).unsqueeze(0)
         return Target(weight @ self.each.mean, weight @ self.each.variance, weight.new_ones(1))
 
@@ -66,6 +67,8 @@ class Targets:
         self._block: tuple[tuple[int, ...], ClassTargets] | None = None
         self.widths = [statistic.mean.shape[1] for statistic in statistics]
         """Columns of each layer."""
+        self.plan: tuple[Tensor, Tensor] | None = None
+        """Which layer each column belongs to, one-hot, and weights of the layers, where all of them are compared."""
 
     def are_of(self, statistics: Sequence[Moments]) -> bool:
         """Whether these very objects are what they were made of."""
@@ -80,7 +83,7 @@ class Targets:
 
     def classes(self, labels: Tensor) -> ClassTargets:
         """Targets for the classes of a block with these labels (N,); those of the last block are kept."""
-        key = tuple(labels.tolist())
+        key = derived(labels, "as a tuple", lambda: tuple(on_host(labels).tolist()))
         if self._block is None or self._block[0] != key:
             self._block = key, ClassTargets(self._statistics, labels, self._inside)
         return self._block[1]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rayd.config import Panel, Recipe
+from rayd.derived import derived, uploaded
 from rayd.networks import Observation, Tap
 from rayd.statistics import (
     CharacteristicFunction,
@@ -160,7 +161,7 @@ class Need:
 
     def _rows(self, labels: Tensor) -> Tensor:
         """Which row of the statistic each image belongs to (N,)."""
-        return labels.new_zeros(len(labels)) if self.pooled else labels
+        return derived(labels, "one row", lambda: _zeros(labels)) if self.pooled else labels
 
     def _features(self, layer: Tensor) -> tuple[Tensor, View, int]:
         """What a layer heard, with the view and the side of a patch through which it is looked at."""
@@ -168,6 +169,10 @@ class Need:
             return layer, self.view, self.patch
         # dead features have no direction; with a smaller eps their gradient would be as good as infinite
         return functional.normalize(vectors(layer, self.view, self.patch), dim=-1, eps=1e-6), "vectors", 0
+
+
+def _zeros(labels: Tensor) -> Tensor:
+    return uploaded(torch.zeros(len(labels), dtype=labels.dtype), labels.device)
 
 
 def _no_draws(purpose: str) -> torch.Generator:
@@ -206,8 +211,9 @@ class Context:
     average_logits: Callable[[], Tensor] = _no_average
     """Logits (N, classes) of the moving average of the images, seen through the same view, without graph; for terms with an
     `averaging` decay."""
-    accuracy: float = 0.0
-    """Fraction of the real training images that the observer gets right; 0 for one that was not trained."""
+    accuracy: float | Tensor = 0.0
+    """Fraction of the real training images that the observer gets right, a number or a scalar on a device; 0 for one that was
+    not trained."""
     progress: float = 0.0
     """Share of the block's steps that are done, in [0, 1)."""
     block: int = 0

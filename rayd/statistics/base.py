@@ -21,7 +21,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from rayd.derived import present_classes
 from rayd.statistics.views import View
+from rayd.transfer import upload
 
 
 def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -74,7 +76,7 @@ class Statistic(ABC):
     def update(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
         """Add a batch in float64, without autograd, in place; returns self. Touches only the classes that the batch holds."""
         with torch.no_grad():
-            present, compact = torch.unique(labels, return_inverse=True)
+            present, compact = present_classes(labels)
             return self.add(self.rows(present).like(features.double(), compact, view, patch), present)
 
     def rows(self, classes: Tensor) -> Self:
@@ -115,7 +117,10 @@ class Statistic(ABC):
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same statistic on another device or in another precision."""
-        return type(self)(**{name: tensor.to(device=device, dtype=dtype) for name, tensor in self.state().items()})
+        moved = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in self.state().items()}
+        if device is not None:
+            moved = {name: upload(tensor, torch.device(device)) for name, tensor in moved.items()}
+        return type(self)(**moved)
 
 
 def ratio(numerator: Tensor, count: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from rayd.derived import class_grid
 from rayd.statistics.base import Statistic, centred, ratio
 from rayd.statistics.views import View, vectors
 
@@ -106,12 +107,7 @@ class _Scatter(torch.autograd.Function):
 
 def grouped(deviation: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Deviations (N, s, d) as (C, m*s, d): by class, padded with zeros to the largest class m, for one batched product."""
-    order = labels.argsort(stable=True)
-    ordered = labels[order]
-    counts = torch.bincount(labels, minlength=classes)
-    starts = counts.cumsum(0) - counts
-    place = torch.arange(len(labels), device=labels.device) - starts[ordered]
-    largest = int(counts.max()) if len(labels) else 0
-    padded = deviation.new_zeros(classes, largest, *deviation.shape[1:])
-    padded = padded.index_put((ordered, place), deviation[order])
+    grid = class_grid(labels, classes)
+    padded = deviation.new_zeros(classes, grid.width, *deviation.shape[1:])
+    padded = padded.index_put((grid.rows, grid.places), deviation[grid.order])
     return padded.flatten(1, 2)

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from rayd.config.choices import Kernel, Scale
 from rayd.errors import DataError
+from rayd.transfer import upload
 
 PAIRED = 512
 """Feature vectors whose pairs the median is taken over: evenly spaced ones of all that are given."""
@@ -137,7 +138,7 @@ def median_distance(features: Tensor, order: float = 2.0) -> float:
     if len(features) < 2:
         raise DataError(f"A median distance needs at least 2 feature vectors. Got {len(features)} instead.")
     places = evenly_spaced(len(features))
-    chosen = features.detach()[places.to(features.device)].cpu().double()
+    chosen = features.detach()[upload(places, features.device)].cpu().double()
     return float(torch.pdist(chosen, order).median())
 
 

@@ -33,7 +33,7 @@ class LabelCorrelation(Statistic):
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Correlation of a batch of feature vectors (N, s, d) with class indices (N,) or soft labels (N, C)."""
         soft = labels.to(features.dtype) if labels.ndim == 2 else membership(labels, classes, features.dtype)
-        count = torch.tensor(features.shape[0] * features.shape[1], dtype=features.dtype, device=features.device)
+        count = features.new_full((), features.shape[0] * features.shape[1])
         return cls(count, soft.T @ features.sum(1))
 
     @classmethod

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayd.derived import derived
 from rayd.synthetic.pixels import Pixels
 
 
@@ -36,7 +37,9 @@ class Partitioned(Pixels):
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Decoded images and class indices; each stored image gives f^2 of them, column by column."""
         if indices is None:
-            return expand(self.images, self._factor), self.labels.repeat_interleave(self._factor**2)
+            # the same tensor at every call, so that what is derived of it is kept
+            labels = derived(self.labels, f"repeated {self._factor**2}", lambda: self.labels.repeat_interleave(self._factor**2))
+            return expand(self.images, self._factor), labels
         stored, which = torch.unique(indices // self._factor**2, return_inverse=True)
         expanded = expand(self.images[stored], self._factor)
         return expanded[which * self._factor**2 + indices % self._factor**2], self.labels[indices // self._factor**2]
