@@ -43,11 +43,17 @@ class Filtered(NamedTuple):
     """f(FFC) g, with the signal g in rows, (k, m, d)."""
 
 
-def through(filters: Filters, matrices: Tensor, signals: Tensor) -> Filtered:
-    """Matrices (k, d, d) and signals (k, m, d) through their filters, each computed once; differentiable."""
-    filtered = filters.matrix(matrices)
-    applied = filtered if filters.signal == filters.matrix else filters.signal(matrices)
-    return Filtered(filtered, signals @ applied)
+def through(filters: Filters, matrices: Sequence[Tensor], signals: Sequence[Tensor]) -> list[Filtered]:
+    """Matrices (k, d, d) and signals (k, m, d) through their filters, each computed once; differentiable.
+
+    Args:
+        filters: of the matrices and of the signals.
+        matrices: a stack for each dimension.
+        signals: a stack for each dimension.
+    """
+    filtered = filters.matrix.of_each(matrices)
+    applied = filtered if filters.signal == filters.matrix else filters.signal.of_each(matrices)
+    return [Filtered(one, signal @ function) for one, signal, function in zip(filtered, signals, applied, strict=True)]
 
 
 class Group:

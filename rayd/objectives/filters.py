@@ -25,6 +25,7 @@ eigenvalues taken as the zeros that they stand for. Of finite matrices filters a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, ClassVar, NamedTuple
@@ -49,6 +50,10 @@ class Filter(ABC):
     @abstractmethod
     def __call__(self, matrices: Tensor) -> Tensor:
         """The value f(C) for symmetric matrices C (..., d, d) without negative eigenvalues; differentiable."""
+
+    def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """The value of several stacks of matrices, each (..., d, d) of a dimension of its own."""
+        return [self(matrices) for matrices in stacks]
 
     @property
     def limit(self) -> float:
@@ -171,8 +176,11 @@ class Ridge(Filter):
 
     def __call__(self, matrices: Tensor) -> Tensor:
         """(C + beta I)^-1."""
-        inverses: Tensor = _Resolvent.apply(matrices, self)
-        return inverses
+        return self.of_each([matrices])[0]
+
+    def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+        """(C + beta I)^-1 of each; whether factors exist is asked of the device once for all of them."""
+        return list(_Resolvent.apply(self, *stacks))
 
     @property
     def detail(self) -> float:
@@ -222,25 +230,44 @@ class _Resolvent(torch.autograd.Function):
     """F = (C + beta I)^-1 of symmetric matrices. With G the gradient of F, that of C is -F G F: nothing is solved again."""
 
     @staticmethod
-    def forward(matrices: Tensor, ridge: Ridge) -> Tensor:
-        able = _able(matrices)
-        factors, failed = torch.linalg.cholesky_ex(able + ridge.beta * _identity(able))
-        if not failed.any():
-            inverses = torch.cholesky_inverse(factors)
-            if inverses.isfinite().all():
-                return inverses.to(matrices.device)
-        if not able.isfinite().all():
-            raise ValueError("A ridge filter needs a matrix of finite numbers. Got one with others instead.")
-        return Spectrum.of(able).filtered(ridge).to(matrices.device)
+    def forward(ridge: Ridge, *stacks: Tensor) -> tuple[Tensor, ...]:
+        able = [_able(matrices) for matrices in stacks]
+        inverses = [_by_factors(ridge, matrices) for matrices in able]
+        good = [inverse.isfinite().all() for inverse in inverses]
+        # one question for all of them: the host waits for the answer
+        if not torch.stack(good).all():
+            inverses = [
+                inverse if fine else _by_eigenvalues(ridge, matrices)
+                for inverse, fine, matrices in zip(inverses, good, able, strict=True)
+            ]
+        return tuple(inverse.to(matrices.device) for inverse, matrices in zip(inverses, stacks, strict=True))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Ridge], output: Tensor) -> None:
-        ctx.save_for_backward(output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*output)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (inverses,) = ctx.saved_tensors
-        return -(inverses @ gradients[0] @ inverses), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pairs = zip(ctx.saved_tensors, gradients, strict=True)
+        return None, *(-(inverses @ gradient @ inverses) for inverses, gradient in pairs)
+
+
+def _by_factors(ridge: Ridge, matrices: Tensor) -> Tensor:
+    """(C + beta I)^-1 by Cholesky factors; not finite where there are none."""
+    identity = _identity(matrices)
+    factors, failed = torch.linalg.cholesky_ex(matrices + ridge.beta * identity)
+    if matrices.device.type == "cpu":
+        return torch.full_like(matrices, torch.nan) if failed.any() else torch.cholesky_inverse(factors)
+    # `cholesky_inverse` waits for the device to check its result
+    solved = torch.cholesky_solve(identity.expand_as(matrices), factors)
+    return torch.where((failed == 0).all(), solved, torch.nan)
+
+
+def _by_eigenvalues(ridge: Ridge, matrices: Tensor) -> Tensor:
+    """The same for matrices without a Cholesky factor."""
+    if not matrices.isfinite().all():
+        raise ValueError("A ridge filter needs a matrix of finite numbers. Got one with others instead.")
+    return Spectrum.of(matrices).filtered(ridge)
 
 
 def _able(matrices: Tensor) -> Tensor:

@@ -41,12 +41,14 @@ import torch
 from torch import Tensor
 
 from rayd.config.choices import Signal
+from rayd.derived import derived, on_host
 from rayd.errors import RunError
 from rayd.networks import Observation, Tap
 from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.terms import Context, Measured, Need, Term
 from rayd.statistics import Covariance, LabelCorrelation
+from rayd.transfer import upload
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps
 """Size of details, relative to the largest eigenvalue, that float32 tells from its rounding to a hundredth."""
@@ -114,13 +116,12 @@ class SpectralMatching(Term):
         seen = self._precise(seen, groups, filters)
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         mean = RunningMeans(context) if self._updating else _as_it_is
-        parts = []
+        stacked, with_signals = [], []
         for group in groups:
-            ours = _filtered(
-                filters,
-                mean(f"matrix {group.dimension}", torch.stack([matrices[place] for place in group.places])),
-                mean(f"signal {group.dimension}", torch.stack([signals[place] for place in group.places])),
-            )
+            stacked.append(mean(f"matrix {group.dimension}", torch.stack([matrices[place] for place in group.places])))
+            with_signals.append(mean(f"signal {group.dimension}", torch.stack([signals[place] for place in group.places])))
+        parts = []
+        for group, ours in zip(groups, _filtered(filters, stacked, with_signals), strict=True):
             theirs = group.through(filters, ours.matrices.dtype)
             gaps = zip(self._weights, theirs, ours, strict=True)
             parts += [weight * distances(one, other) for weight, one, other in gaps if weight > 0]
@@ -135,8 +136,13 @@ class SpectralMatching(Term):
         if self._signals is None:
             return matrices, [one.mean for one in covariances]
         by_class = cast(tuple[LabelCorrelation, ...], self._signals.of(seen, labels, real[self._signals]))
-        scales = _as_frequent(labels, class_counts)
-        return matrices, [one.correlation * scales.to(one.total).unsqueeze(-1) for one in by_class]
+        if class_counts is None:
+            return matrices, [one.correlation for one in by_class]
+        counts, precision = class_counts, by_class[0].total.dtype
+        known = f"frequency among {tuple(counts.tolist())} {precision}"
+        scales = derived(labels, known, lambda: _as_frequent(labels, counts).to(precision))
+        scales = derived(labels, f"{known} there", lambda: upload(scales, labels.device))
+        return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
 
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
         """The same, in float64 where a filter looks at details that float32 would round away."""
@@ -159,7 +165,7 @@ class SpectralMatching(Term):
         return factors
 
 
-def _filtered(filters: Filters, matrices: Tensor, signals: Tensor) -> Filtered:
+def _filtered(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -> list[Filtered]:
     try:
         return through(filters, matrices, signals)
     except ValueError as error:
@@ -169,11 +175,10 @@ def _filtered(filters: Filters, matrices: Tensor, signals: Tensor) -> Filtered:
         ) from error
 
 
-def _as_frequent(labels: Tensor, class_counts: Tensor | None) -> Tensor:
+def _as_frequent(labels: Tensor, class_counts: Tensor) -> Tensor:
     """What the signal of each class is to be multiplied by, so that it counts as often as among the real images (m,)."""
-    if class_counts is None:
-        return torch.ones(1)
-    ours = labels.bincount(minlength=len(class_counts)).double() / len(labels)
+    numbers = on_host(labels)
+    ours = numbers.bincount(minlength=len(class_counts)).double() / len(numbers)
     theirs = class_counts.to(ours) / class_counts.sum()
     return torch.where(ours > 0, theirs / ours.clamp(min=1e-12), 0.0)
 

@@ -186,8 +186,8 @@ def test_details_below_rounding_are_worked_on_in_double(monkeypatch):
     seen = []
     original = factors.through
 
-    def spy(filters: Filters, matrices: Tensor, signals: Tensor) -> Any:
-        seen.append(matrices.dtype)
+    def spy(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -> Any:
+        seen.extend(one.dtype for one in matrices)
         return original(filters, matrices, signals)
 
     monkeypatch.setattr("rayd.objectives.spectral.through", spy)
