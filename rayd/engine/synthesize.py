@@ -303,8 +303,11 @@ class Synthesizer:
     def _checked(self, terms: dict[str, Tensor]) -> dict[str, float]:
         values = {name: float(value) for name, value in terms.items()}
         if not all(math.isfinite(value) for value in values.values()):
-            raise RunError(f"The loss is not finite at step {self._step}; lower synthesis.learning_rate.")
+            raise self._not_finite()
         return values
+
+    def _not_finite(self) -> RunError:
+        return RunError(f"The loss is not finite at step {self._step}; lower synthesis.learning_rate.")
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         # One process on one device needs no copies in host memory.
@@ -340,6 +343,9 @@ class Synthesizer:
 
     def _save(self) -> None:
         tensors = {f"set.{name}": tensor for name, tensor in self._set.state_dict().items()}
+        # terms on a GPU do not say at once that they failed, and what is not finite must not push out what was there before
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).all():
+            raise self._not_finite()
         if self._average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self._average.state_dict().items()}
         for panel, pool in self._panels.items():

@@ -91,6 +91,9 @@ def label_margin(targets: Tensor) -> Tensor:
 
 def _solved(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    if matrix.device.type != "cpu":
+        # not to wait for the device in every step: what follows of NaN is refused where losses are logged and sets are saved
+        return torch.where(failed == 0, torch.cholesky_solve(right, factor), torch.nan)
     if failed:
         raise ValueError("Ridge regression needs synthetic features that are finite and not all zero. Got others instead.")
     return torch.cholesky_solve(right, factor)

@@ -179,6 +179,17 @@ def test_divergence_is_told(tmp_path):
         distill(recipe, tmp_path / "run", reporter=QUIET)
 
 
+def test_a_set_that_is_not_finite_is_not_kept(tmp_path):
+    """A checkpoint that comes before the next logged step is refused, too."""
+    steps = {"learning_rate": 1e30, "steps": 12, "log_every": 12, "checkpoint_every": 1}
+    with pytest.raises(RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"):
+        distill(tiny(synthesis=steps, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    kept = list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    assert kept
+    for path in kept:
+        assert all(tensor.isfinite().all() for tensor in read_tensors(path)[0].values())
+
+
 def test_random_observers_with_batch_norm_cannot_be_measured(tmp_path):
     recipe = tiny(observers={"networks": {"norm": "batch"}}, **NO_STUDENTS)
     with pytest.raises(ConfigError, match="use real=sampled"):
