@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from rayd import devices, networks, schedules, seeding, synthetic
 from rayd.config import NetworkSettings, Panel, Recipe
 from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
+from rayd.derived import known_on_host, on_host
 from rayd.engine.group import Shared
 from rayd.engine.members import Member
 from rayd.engine.observer import Augment, Facts, Lengths, Measuring, Observer, States, measure_together, unchanged
 from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
-from rayd.engine.queue import Grown, Growth, Supply, grow, initial_seed
+from rayd.engine.queue import Grown, Growth, Supply, Trainees, initial_seed
 from rayd.methods import build
 from rayd.objectives import Context, Measured, Need
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.paced import Paced
-from rayd.transfer import send
+from rayd.transfer import send, upload
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Question:
     """Their moving average, where a term looks at it."""
     weights: Shared | None
     """The observer's trained weights; None for a random one."""
-    accuracy: float
-    """How well it knows the real training images, a fraction."""
+    accuracy: float | Tensor
+    """How well it knows the real training images, a fraction: a number, or a scalar where it was trained."""
     real: Shared | None
     """The observer's measured statistics (`States`), or a `RealBatch` when the real side is sampled; None if not needed."""
     memory: Shared
@@ -90,7 +91,8 @@ class Observers:
         devices.use_layout(recipe.resources)
         self._augmentations = {panel: augmentation(recipe.panel(panel).augmentation) for panel in self._method.panels}
         self._kept: dict[tuple[Panel, NetworkSettings], tuple[str, Observer]] = {}
-        self._known_classes: tuple[str, Tensor] | None = None
+        self._trainees = Trainees(recipe, facts.shape, facts.classes, self._device)
+        self._class_counts = torch.tensor(facts.class_counts)
         self._pursuer: Pursuer | None = None
         self._pool: dict[tuple[Member, str], Observer] = {}
         self._lengths: dict[tuple[Member, str], Lengths] = {}
@@ -168,7 +170,7 @@ class Observers:
             if isinstance(asked, Pursuit):
                 return self._pursued(asked)
             if isinstance(asked, Growth):
-                return grow(asked, self._recipe, self._facts.shape, self._facts.classes, self._supply(asked), self._device)
+                return self._trainees.grow(asked, self._supply(asked))
             return self.gradient(asked)
 
     def _supply(self, growth: Growth) -> Supply:
@@ -177,10 +179,19 @@ class Observers:
             if growth.template is None or growth.parameters is None:
                 raise RuntimeError("No images came to train on.")
             made, classes = (one.detach() for one in self._follow(growth.template, "now", growth.parameters).batch())
-            return Supply(classes.cpu(), lambda rows: made[rows.to(made.device)])
+
+            def of_synthetic(rows: Tensor) -> tuple[Tensor, Tensor]:
+                there = upload(rows, made.device)
+                return made[there], classes[there]
+
+            return Supply(len(made), of_synthetic)
         images, labels = growth.train.get()
-        read = self._facts.normalization
-        return Supply(torch.tensor(labels), lambda rows: read(torch.tensor(images[rows.numpy()], device=self._device)))
+
+        def of_real(rows: Tensor) -> tuple[Tensor, Tensor]:
+            pixels, numbers = torch.tensor(images[rows.numpy()]), torch.tensor(labels[rows.numpy()])
+            return self._facts.normalization(upload(pixels, self._device)), upload(numbers, self._device)
+
+        return Supply(len(labels), of_real)
 
     def _pursued(self, asked: Pursuit) -> Pursued:
         if self._pursuer is None:
@@ -199,7 +210,7 @@ class Observers:
         observer, fixed = self._asked(asked)
         drawn: dict[int, Sequence[Operation]] = {}
         sampled = self._sampled(asked, fixed, drawn)
-        augment = fixed or self._by_class(asked, self._classes(asked.template, labels), drawn)
+        augment = fixed or self._by_class(asked, self._classes(labels), drawn)
         terms = self._method.terms_of(asked.member.panel)
         batch = None
         if sampled is not None and self._method.needs_batch(asked.member.panel):
@@ -224,7 +235,7 @@ class Observers:
                 asked.step / self._recipe.synthesis.steps,
                 asked.block,
                 asked.blocks,
-                torch.tensor(self._facts.class_counts),
+                self._class_counts,
                 observer.network,
                 batch,
             )
@@ -285,6 +296,7 @@ class Observers:
             return None
         pixels, classes = (torch.tensor(array) for array in asked.real.get())
         images, labels = send((pixels, classes), self._device)
+        known_on_host(labels, classes)
         augment = fixed or self._by_class(asked, classes, drawn)
         return _Sampled(self._facts.normalization(images), labels, augment)
 
@@ -392,13 +404,11 @@ class Observers:
                 drawn[label] = strategy.draw(draws, 1, height, width)
         return ByClass(drawn, classes, self._device)
 
-    def _classes(self, template: Shared, labels: Tensor) -> Tensor:
+    def _classes(self, labels: Tensor) -> Tensor:
         """Classes (N,) of the synthetic images, on the CPU; the device is waited for once, or where labels are learned."""
         if labels.is_floating_point():
             return labels.detach().argmax(1).cpu()
-        if self._known_classes is None or self._known_classes[0] != template.key:
-            self._known_classes = template.key, labels.cpu()
-        return self._known_classes[1]
+        return on_host(labels)
 
 
 def _apply(operations: Sequence[Operation], images: Tensor, rows: Rows) -> Tensor:

@@ -57,14 +57,16 @@ class Growth:
 class Supply:
     """What a network is trained on."""
 
-    labels: Tensor
-    """Class indices of all images (N,), or soft labels (N, classes), on the CPU."""
-    inputs: Callable[[Tensor], Tensor]
-    """Network input (n, C, H, W) of the images at some indices (n,), on the device."""
+    count: int
+    """Number of images."""
+    batch: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """Network input (n, C, H, W) of the images at some indices (n,) on the CPU, and their class indices (n,) or soft labels
+    (n, classes), both on the device."""
 
 
-Grown = tuple[dict[str, Tensor], float]
-"""The state of a network, momentum included, and the fraction of its last mini-batches that it got right before each step."""
+Grown = tuple[dict[str, Tensor], Tensor]
+"""The state of a network, momentum included, and the fraction of its last mini-batches that it got right before each step, a
+scalar: both on the device where it was trained, so that nothing waits for it."""
 
 
 class Queue:
@@ -77,7 +79,7 @@ class Queue:
         self._recipe, self._settings, self._group = recipe, settings, group
         self._states: dict[int, dict[str, Tensor]] = {}
         self._shared: dict[int, Shared] = {}
-        self._accuracy: dict[int, float] = {}
+        self._accuracy: dict[int, float | Tensor] = {}
         self._times: dict[int, int] = {}
         self._places = list(range(settings.start))
 
@@ -123,7 +125,7 @@ class Queue:
         """What a network has become; None for a new one."""
         return self._shared.get(number)
 
-    def accuracy(self, number: int) -> float:
+    def accuracy(self, number: int) -> float | Tensor:
         """Fraction of the real images that a network got right when it was trained on; 0 for one that has not seen any."""
         return 0.0 if self.synthetic else self._accuracy.get(number, 0.0)
 
@@ -145,7 +147,7 @@ class Queue:
         """All that must be kept to go on."""
         kept = {f"{number}.{name}": tensor for number, state in self._states.items() for name, tensor in state.items()}
         facts = {
-            f"{number}.": torch.tensor([self._accuracy[number], self._times[number]], dtype=torch.float64)
+            f"{number}.": torch.tensor([float(self._accuracy[number]), self._times[number]], dtype=torch.float64)
             for number in self._states
         }
         renewed = {"places": torch.tensor(self._places)} if self._settings.lifetime is not None else {}
@@ -164,7 +166,7 @@ class Queue:
             accuracy, times = state.pop("").tolist()
             self._note(one, state, accuracy, int(times))
 
-    def _note(self, number: int, state: dict[str, Tensor], accuracy: float, times: int) -> None:
+    def _note(self, number: int, state: dict[str, Tensor], accuracy: float | Tensor, times: int) -> None:
         self._states[number], self._accuracy[number], self._times[number] = state, accuracy, times
         self._shared[number] = self._group.share(state)
 
@@ -177,44 +179,73 @@ def initial_seed(recipe: Recipe, member: Member) -> int:
     return seeding.derive(recipe.seed, "queue network", member.copy)
 
 
-def grow(growth: Growth, recipe: Recipe, shape: ImageShape, classes: int, supply: Supply, device: torch.device) -> Grown:
-    """Train a network on: some steps of its optimizer, or some passes over all images.
+class Trainees:
+    """Networks in a worker that take the weights of those of the queue to be trained: one for each architecture."""
 
-    Args:
-        growth: which network, and when.
-        recipe: the run.
-        shape: of an image.
-        classes: number of classes.
-        supply: what it is trained on.
-        device: where to compute.
-    """
-    settings = recipe.observers.queue
-    assert settings is not None
-    network = networks.build(growth.member.network, shape, classes, seed=initial_seed(recipe, growth.member))
-    before = growth.weights.get() if growth.weights is not None else {}
-    if before:
-        networks.restore(network, {name: before[name] for name in network.state_dict()})
-    layout = devices.settle(network, device)
-    parameters = dict(network.named_parameters())
-    optimizer = _optimizer(parameters, settings, before)
-    draws = seeding.generator(recipe.seed, "queue batch", growth.member.copy, growth.step)
-    augment = augmentation(settings.augmentation)
-    right, seen = torch.zeros((), device=device), 0
-    network.train()
-    with seeding.seeded(recipe.seed, "queue dropout", growth.member.copy, growth.step, device=device):
-        for rows in _batches(len(supply.labels), settings, draws):
-            inputs = augment(supply.inputs(rows), draws).contiguous(memory_format=layout)
-            target = supply.labels[rows].to(device)
-            with devices.autocast(device, recipe.synthesis.precision):
-                logits = network(inputs)
-                loss = _loss(logits, target, settings.loss)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            named = target.argmax(1) if target.is_floating_point() else target
-            right, seen = right + (logits.argmax(1) == named).sum(), seen + len(rows)
-    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    return state | _memory(parameters, optimizer), float(right) / seen
+    def __init__(self, recipe: Recipe, shape: ImageShape, classes: int, device: torch.device):
+        """Make none yet.
+
+        Args:
+            recipe: the run.
+            shape: of an image.
+            classes: number of classes.
+            device: where to compute.
+        """
+        self._recipe, self._shape, self._classes, self._device = recipe, shape, classes, device
+        self._networks: dict[str, tuple[nn.Module, torch.memory_format]] = {}
+
+    def _network(self, growth: Growth, before: Mapping[str, Tensor]) -> tuple[nn.Module, torch.memory_format]:
+        """A network with the weights of one of the queue, and its layout."""
+        kind = growth.member.network
+        if not before or kind.label not in self._networks:
+            seed = initial_seed(self._recipe, growth.member)
+            network = networks.build(kind, self._shape, self._classes, seed=seed)
+            if kind.label not in self._networks:
+                self._networks[kind.label] = network, devices.settle(network, self._device)
+            else:
+                networks.take_over(self._networks[kind.label][0], network.state_dict())
+        network, layout = self._networks[kind.label]
+        if before:
+            networks.take_over(network, before)
+        return network, layout
+
+    def grow(self, growth: Growth, supply: Supply) -> Grown:
+        """Train a network on: some steps of its optimizer, or some passes over all images.
+
+        Args:
+            growth: which network, and when.
+            supply: what it is trained on.
+        """
+        recipe, device, settings = self._recipe, self._device, self._recipe.observers.queue
+        assert settings is not None
+        before = growth.weights.get() if growth.weights is not None else {}
+        network, layout = self._network(growth, before)
+        parameters = dict(network.named_parameters())
+        optimizer = _optimizer(parameters, settings, before)
+        draws = seeding.generator(recipe.seed, "queue batch", growth.member.copy, growth.step)
+        augment = augmentation(settings.augmentation)
+        right, seen = torch.zeros((), device=device), 0
+        network.train()
+        with seeding.seeded(recipe.seed, "queue dropout", growth.member.copy, growth.step, device=device):
+            for rows in _batches(supply.count, settings, draws):
+                images, target = supply.batch(rows)
+                inputs = augment(images, draws).contiguous(memory_format=layout)
+                with devices.autocast(device, recipe.synthesis.precision):
+                    logits = network(inputs)
+                    loss = _loss(logits, target, settings.loss)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                named = target.argmax(1) if target.is_floating_point() else target
+                right, seen = right + (logits.argmax(1) == named).sum(), seen + len(rows)
+        # copies: the network will take other weights
+        state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        return state | _memory(parameters, optimizer), right.to(_exact(device)) / seen
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """The finest type of a device; MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _batches(count: int, settings: QueueSettings, draws: torch.Generator) -> Iterator[Tensor]:
@@ -255,7 +286,7 @@ def _optimizer(
 def _memory(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimizer remembers, under names for the state of a network."""
     return {
-        f"{MOMENTUM}{kind}.{name}": kept.cpu()
+        f"{MOMENTUM}{kind}.{name}": kept
         for name, parameter in parameters.items()
         for kind, kept in optimizer.state[parameter].items()
         if kept is not None
