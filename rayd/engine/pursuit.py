@@ -2,14 +2,16 @@
 
 A work item is one student of one step: which expert it follows and from which epoch follows from (run seed, step, slot) alone.
 The worker reads the two rows that it needs from the expert's file, takes the student's steps, and answers with the gradient of
-the loss, or, where the student diverged, with none.
+the loss, and whether the student diverged.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +23,13 @@ from rayd.engine.group import Shared
 from rayd.errors import RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.following import Following
-from rayd.objectives.trajectory import Segment, diverged
+from rayd.objectives.trajectory import Segment, useful
 from rayd.synthetic.paced import Paced
 from rayd.training.trajectories import Trajectory
+from rayd.transfer import upload
+
+KEPT_ON_DEVICE = 2**30
+"""Bytes of experts' parameters that stay on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,15 @@ class Pursuit:
     """Epoch of the expert from which the student starts."""
 
 
-@dataclass(frozen=True)
-class Pursued:
+class Pursued(NamedTuple):
     """What became of a student."""
 
     loss: Tensor
     """Of its end; a scalar."""
-    gradients: dict[str, Tensor] | None
-    """Of the loss, by parameter; None if the student diverged."""
+    gradients: dict[str, Tensor]
+    """Of the loss, by parameter; of no use if the student diverged."""
+    good: Tensor
+    """Whether it did not diverge; a scalar, so that the device is not waited for."""
 
 
 def pursuits(
@@ -75,8 +82,8 @@ class Pursuer:
             ConfigError: it has buffers or dropout.
         """
         network = networks.build(recipe.experts.network, shape, classes, seed=0).to(device)
-        self._student, self._recipe, self._following, self._device = FlatNetwork(network), recipe, following, device
-        self._known: dict[Path, Trajectory] = {}
+        self._student, self._recipe, self._following = FlatNetwork(network), recipe, following
+        self._rows = _Rows(device)
 
     def answer(self, asked: Pursuit, replica: Paced) -> Pursued:
         """The loss of one student and its gradients by the replica's parameters.
@@ -84,23 +91,46 @@ class Pursuer:
         Raises:
             ArtifactError: the expert's file is gone or damaged.
         """
-        if asked.expert not in self._known:
-            self._known[asked.expert] = Trajectory(asked.expert)
-        one = self._known[asked.expert]
-        rows = (one[asked.start], one[asked.start + self._following.settings.epochs])
-        return self.pursue(Segment(*(row.to(self._device) for row in rows)), replica, asked.step, asked.slot)
+        start, target = asked.start, asked.start + self._following.settings.epochs
+        segment = Segment(self._rows.of(asked.expert, start), self._rows.of(asked.expert, target))
+        return self.pursue(segment, replica, asked.step, asked.slot)
 
     def pursue(self, segment: Segment, replica: Paced, step: int, slot: int) -> Pursued:
         """The same for a part of a trajectory that is at hand."""
         images, labels = replica.batch()
         draws = seeding.generator(self._recipe.seed, "student steps", step, slot)
         loss = self._following.loss(self._student, segment, images, labels, replica.step_size, draws)
-        if diverged(float(loss.detach()), self._following.settings.loss_limit):
-            return Pursued(loss.detach(), None)
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        return Pursued(loss.detach(), dict(zip(names, gradients, strict=True)) if finite else None)
+        finite = [gradient.isfinite().all() for gradient in gradients]
+        good = torch.stack([useful(loss.detach(), self._following.settings.loss_limit), *finite]).all()
+        return Pursued(loss.detach(), dict(zip(names, gradients, strict=True)), good)
+
+
+class _Rows:
+    """Parameters of experts after their epochs, on a device; on a GPU those that were used last stay there."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._experts: dict[Path, Trajectory] = {}
+        self._kept: OrderedDict[tuple[Path, int], Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def of(self, expert: Path, epoch: int) -> Tensor:
+        """One row (P,)."""
+        if (expert, epoch) in self._kept:
+            self._kept.move_to_end((expert, epoch))
+            return self._kept[expert, epoch]
+        if expert not in self._experts:
+            self._experts[expert] = Trajectory(expert)
+        row = upload(self._experts[expert][epoch], self._device)
+        # on the CPU the operating system keeps what was read
+        if self._device.type == "cuda":
+            self._kept[expert, epoch] = row
+            self._bytes += row.nbytes
+            while self._bytes > KEPT_ON_DEVICE and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return row
 
 
 class Divergence:
@@ -120,7 +150,9 @@ class Divergence:
         Raises:
             RunError: too many steps in a row had none.
         """
-        good = [answer for answer in answers if answer.gradients is not None]
+        # one question for all students of the step
+        flags = torch.stack([answer.good for answer in answers]).tolist()
+        good = [answer for answer, fine in zip(answers, flags, strict=True) if fine]
         self.skipped += len(answers) - len(good)
         self.steps = 0 if good else self.steps + 1
         if self.steps >= self._patience:

@@ -209,7 +209,7 @@ class Synthesizer:
             if not good:
                 self._advance()
                 return terms
-            gradients.append(_means([student.gradients for student in good if student.gradients is not None]))
+            gradients.append(_means([student.gradients for student in good]))
             values.append({"loss": _mean([student.loss for student in good])})
         self._move({name: _sum([gradient[name] for gradient in gradients]) for name in gradients[0]})
         if queue is not None and queue.synthetic:

@@ -23,7 +23,7 @@ class Packed:
 
 
 def pack(value: Any) -> Any:
-    """The same nested value (mappings, tuples, lists) with every tensor as a `Packed` array."""
+    """The same nested value (mappings, tuples, named ones too, lists) with every tensor as a `Packed` array."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
         if plain.dtype == torch.bfloat16:
@@ -33,6 +33,8 @@ def pack(value: Any) -> Any:
         return {key: pack(part) for key, part in value.items()}
     if type(value) in (tuple, list):
         return type(value)(pack(part) for part in value)
+    if _named(value):
+        return type(value)(*map(pack, value))
     return value
 
 
@@ -45,6 +47,8 @@ def unpack(value: Any) -> Any:
         return {key: unpack(part) for key, part in value.items()}
     if type(value) in (tuple, list):
         return type(value)(unpack(part) for part in value)
+    if _named(value):
+        return type(value)(*map(unpack, value))
     return value
 
 
@@ -56,4 +60,8 @@ def size(value: Any) -> int:
         return int(value.nbytes)
     if type(value) is dict:
         return sum(map(size, value.values()))
-    return sum(map(size, value)) if type(value) in (tuple, list) else 0
+    return sum(map(size, value)) if type(value) in (tuple, list) or _named(value) else 0
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "_fields")

@@ -46,9 +46,8 @@ Use `reverse`, unless memory does not matter: `full` is somewhat faster, as it n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -57,6 +56,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn.functional import cross_entropy
 
 from rayd.data.augmentation import DSA, Operation
+from rayd.transfer import upload
 
 Student = Callable[[Tensor, Tensor], Tensor]
 """From parameters (P,) and images (B, C, H, W) to logits (B, classes); see `rayd.networks.flat`."""
@@ -123,20 +123,21 @@ def trajectory_loss(
         way: to the gradient.
         inner_loss: what the student descends.
     """
-    task = _Task(student, segment, tuple(steps), inner_loss)
+    task = _Task(student, segment, _placed(steps, images.device), inner_loss)
     if way == "full":
         return segment.loss(task.unrolled(images, labels, step_size))
     loss: Tensor = _Swept.apply(task, way == "truncated", images, labels, step_size)
     return loss
 
 
-def diverged(loss: float, limit: float | None = None) -> bool:
-    """Whether a loss is of no use: not finite, or above a limit (DATM skips steps above 1 or so).
+def useful(loss: Tensor, limit: float | None = None) -> Tensor:
+    """Whether losses are of use, elementwise: finite, and not above a limit (DATM skips steps above 1 or so).
 
-    >>> diverged(0.9, 1.0), diverged(1.1, 1.0), diverged(1.1), diverged(float("nan"))
-    (False, True, False, True)
+    >>> losses = torch.tensor([0.9, 1.1, float("nan")])
+    >>> useful(losses, 1.0).tolist(), useful(losses).tolist()
+    ([True, False, False], [True, True, False])
     """
-    return not math.isfinite(loss) or (limit is not None and loss > limit)
+    return loss.isfinite() if limit is None else loss.isfinite() & (loss <= limit)
 
 
 def inner_steps(
@@ -173,6 +174,15 @@ def inner_steps(
     return tuple(drawn)
 
 
+def _placed(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep, ...]:
+    """The steps with their rows on a device, where they are taken by one copy."""
+    if device.type == "cpu" or not steps:
+        return tuple(steps)
+    rows = upload(torch.cat([step.rows for step in steps]), device)
+    parts = torch.split(rows, [len(step.rows) for step in steps])
+    return tuple(replace(step, rows=part) for step, part in zip(steps, parts, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class _Task:
     """What a student is to do."""
@@ -192,7 +202,7 @@ class _Task:
         vector = _leaf(self.segment.start)
         with torch.enable_grad():
             for step in self.steps:
-                rows = step.rows.to(images.device)
+                rows = step.rows
                 vector = vector - step_size * self.gradient(step, vector, images[rows], labels[rows], again=True)
         return vector
 
@@ -200,7 +210,7 @@ class _Task:
         """theta_0 to theta_N, each (P,), without graph."""
         vectors = [self.segment.start]
         for step in self.steps:
-            rows = step.rows.to(images.device)
+            rows = step.rows
             with torch.enable_grad():
                 gradient = self.gradient(step, _leaf(vectors[-1]), images[rows], labels[rows], again=False)
             vectors.append(torch.addcmul(vectors[-1], gradient, step_size, value=-1))
@@ -248,7 +258,7 @@ class _Sweep:
 
     def _back(self, step: InnerStep, vector: Tensor, adjoint: Tensor, through: bool) -> Tensor | None:
         """Add what one step contributes; what it makes of the adjoint, if that is wanted."""
-        rows = step.rows.to(self._images.device)
+        rows = step.rows
         vector, images, labels = _leaf(vector), _leaf(self._images[rows]), self._labels[rows]
         wanted = [images]
         if self.by_labels is not None:

@@ -1,10 +1,12 @@
 """The wire format: tensors come back equal, writable, and not shared."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
-from rayd.engine.wire import pack, unpack
+from rayd.engine.wire import Packed, pack, size, unpack
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
@@ -17,6 +19,24 @@ def test_tensors_round_trip(dtype):
     assert back["x"][0].dtype == dtype
     back["x"][0].zero_()
     assert tensor.any()
+
+
+class Answer(NamedTuple):
+    loss: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+
+
+def test_tensors_in_named_tuples_travel_as_arrays():
+    """As tensors they would be unpickled on the device that they were on, which the reader may not have."""
+    answer = Answer(torch.tensor(1.5), {"images": torch.ones(2)})
+    packed = pack(answer)
+    assert isinstance(packed, Answer)
+    assert isinstance(packed.loss, Packed)
+    assert isinstance(packed.gradients["images"], Packed)
+    assert size(packed) == 12
+    back = unpack(packed)
+    assert torch.equal(back.loss, answer.loss)
+    assert torch.equal(back.gradients["images"], answer.gradients["images"])
 
 
 def test_arrays_stay_arrays_and_are_not_copied():
