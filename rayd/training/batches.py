@@ -25,6 +25,7 @@ from rayd.data.normalization import Normalization
 from rayd.seeding import generator
 from rayd.training.packing import unpack
 from rayd.training.stored import Chunk, StoredLabels
+from rayd.transfer import upload
 
 Rows = Tensor | slice
 """Which images of the set: int64 (n,) on the CPU, or all of them."""
@@ -55,7 +56,10 @@ class DrawnBatch:
 
     def mixed(self, images: Tensor) -> tuple[Tensor, Tensor | None, float]:
         """The images (n, C, H, W) after mixing, each one's partner (n,), if it has one, and the share of the image itself."""
-        return (images, None, 1.0) if self.mix is None else self.mix(images)
+        if self.mix is None:
+            return images, None, 1.0
+        # losses need the partners' labels: they are copied to the device once
+        return replace(self.mix, permutation=upload(self.mix.permutation, images.device))(images)
 
     def size(self, count: int) -> int:
         """Number of its images, of a set of `count`."""

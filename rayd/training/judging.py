@@ -11,6 +11,7 @@ from torch.func import functional_call
 from rayd.devices import autocast, convolutions
 from rayd.training.sets import TrainingSet, taken
 from rayd.training.trainer import Weights
+from rayd.transfer import upload
 
 TEST_BATCH = 512
 """Images of one forward pass while testing; changes speed and memory, results only by rounding."""
@@ -37,8 +38,8 @@ def hits(
     network.eval()
     predicted: list[list[Tensor]] = [[] for _ in weights]
     slices = [slice(start, start + TEST_BATCH) for start in range(0, len(judged), TEST_BATCH)]
-    for _, some in taken(judged.images, slices, lambda rows: rows):
-        images = judged.inputs(some.to(device, non_blocking=True))
+    for _, some in taken(judged.images, slices, lambda rows: rows, device):
+        images = judged.inputs(upload(some, device))
         with convolutions(device, precision), autocast(device, precision):
             for each, classes in zip(weights, predicted, strict=True):
                 classes.append(functional_call(network, dict(each), (images,)).argmax(1))

@@ -20,6 +20,7 @@ from rayd.devices import autocast, convolutions, settle
 from rayd.errors import RunError
 from rayd.training.batches import DrawnBatch, Draws
 from rayd.training.packing import pack, stack
+from rayd.transfer import upload
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
@@ -46,25 +47,35 @@ class Teachers:
         self._networks = [network.eval() for network in networks]
         self._layouts = [settle(network, self.device) for network in networks]
         self._precision, self._arithmetic = PRECISIONS[precision], arithmetic
+        self._largest: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Mean logits (n, classes) of network input (n, C, H, W): float32, but no finer than the precision of labels.
 
-        Raises:
-            RunError: a logit is not finite in that precision.
+        They may be infinite or NaN; see `check`.
         """
         with convolutions(self.device, self._arithmetic), autocast(self.device, self._arithmetic):
             pairs = zip(self._networks, self._layouts, strict=True)
             said = [network(images.contiguous(memory_format=layout)).float() for network, layout in pairs]
         mean = torch.stack(said).mean(0) if len(said) > 1 else said[0]
-        rounded = mean.to(self._precision).float()
-        if not rounded.isfinite().all():
+        # NaN stays NaN in both
+        largest = mean.abs().amax()
+        self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+        return mean.to(self._precision).float()
+
+    def check(self) -> None:
+        """Refuse logits that were not finite. It waits for the device, so it is for the end of an epoch.
+
+        Raises:
+            RunError: a logit since the last check is not finite in the precision of labels.
+        """
+        largest, self._largest = self._largest, None
+        if largest is not None and not largest.to(self._precision).isfinite():
             raise RunError(
                 f"The teachers' logits must be finite in {str(self._precision).removeprefix('torch.')}. Got up to "
-                f"{float(mean.abs().max()):g}; a teacher diverged, or 'labels.precision: float32' is needed."
+                f"{float(largest):g}; a teacher diverged, or 'labels.precision: float32' is needed."
             )
-        return rounded
 
     def of_each(self, batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Mean logits of several batches, asked at once; see `gathered`."""
@@ -127,11 +138,11 @@ def _label(
     images: Tensor, draws: Draws, teachers: Teachers, normalization: Normalization | None, epoch: int, precision: torch.dtype
 ) -> dict[str, Tensor]:
     batches = list(draws.epoch(epoch))
-    logits = [
-        {"logits": said.to("cpu", precision)}
-        for some in gathered(_mixed(images, batch, teachers, normalization) for batch in batches)
-        for said in teachers.of_each(some)
-    ]
+    mixed = gathered(_mixed(images, batch, teachers, normalization) for batch in batches)
+    # all of the epoch stays on the device, which is waited for once
+    said = torch.cat([teachers(torch.cat(some)).to(precision) for some in mixed]).cpu()
+    teachers.check()
+    logits = [{"logits": part} for part in torch.split(said, list(draws.sizes))]
     transforms = [batch.transform.state() if batch.transform is not None else {} for batch in batches]
     mixes = [batch.mix.state() if batch.mix is not None else {} for batch in batches]
     order = draws.order(epoch)
@@ -144,5 +155,5 @@ def _label(
 
 
 def _mixed(images: Tensor, batch: DrawnBatch, teachers: Teachers, normalization: Normalization | None) -> Tensor:
-    rows = batch.rows if isinstance(batch.rows, slice) else batch.rows.to(images.device)
-    return batch.mixed(batch.view(images[rows].to(teachers.device), normalization))[0]
+    rows = batch.rows if isinstance(batch.rows, slice) else upload(batch.rows, images.device)
+    return batch.mixed(batch.view(upload(images[rows], teachers.device), normalization))[0]

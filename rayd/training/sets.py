@@ -64,14 +64,27 @@ Images = Tensor | StreamedImages
 """Images (n, C, H, W), in memory or to be decoded."""
 
 
-def taken(images: Images, batches: Iterable[Batch], rows: Callable[[Batch], Rows]) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its images, in order; streamed ones are decoded a little ahead, in other threads."""
-    if isinstance(images, Tensor):
+def taken(
+    images: Images, batches: Iterable[Batch], rows: Callable[[Batch], Rows], device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its images, in order.
+
+    Streamed images are decoded a little ahead, in other threads; so are images in memory gathered that a GPU has no room for.
+
+    Args:
+        images: of the set.
+        batches: what is asked for.
+        rows: which images a batch has.
+        device: where the images are needed; they come from where they are, in pinned memory if that is the host of a GPU.
+    """
+    if isinstance(images, StreamedImages):
+        threads = decoding_threads()
+        yield from ahead(batches, lambda batch: images.take(rows(batch), threads))
+    elif device.type == "cuda" and images.device.type == "cpu":
+        yield from ahead(batches, lambda batch: images[rows(batch)].pin_memory())
+    else:
         for batch in batches:
             yield batch, images[rows(batch)]
-        return
-    threads = decoding_threads()
-    yield from ahead(batches, lambda batch: images.take(rows(batch), threads))
 
 
 def _images(images: ImageArray) -> Images:

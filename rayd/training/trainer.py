@@ -33,6 +33,7 @@ from rayd.training.crew import ALONE, Crew, Part
 from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
 from rayd.training.sets import TrainingSet, taken
+from rayd.transfer import upload
 
 Weights = Mapping[str, Tensor]
 """Parameters and buffers of a network, under the names of its state dict."""
@@ -180,18 +181,22 @@ class Trainer:
             self._joined.train()
         total, count = torch.zeros((), device=self.device), len(self._labels)
         parts = (self._crew.part(batch, count) for batch in self._batches.epoch(self.epoch))
-        read = taken(self._images, parts, lambda part: self._rows(part.batch))
-        for view, logits in self._taught(self._view(part, images) for part, images in read):
+        # where a batch's rows are needed twice, they are copied to the device once
+        placed = ((part, self._rows(part.batch)) for part in parts)
+        read = taken(self._images, placed, lambda one: one[1], self.device)
+        for view, logits in self._taught(self._view(part, rows, images) for (part, rows), images in read):
             total += self._step(view, logits) * view.part.whole
+        if self._teachers is not None:
+            self._teachers.check()
         return self._crew.mean(total) / count
 
     def _rows(self, batch: DrawnBatch) -> Rows:
-        return batch.rows if isinstance(batch.rows, slice) else batch.rows.to(self._labels.device)
+        return batch.rows if isinstance(batch.rows, slice) else upload(batch.rows, self._labels.device)
 
-    def _view(self, part: Part, images: Tensor) -> View:
+    def _view(self, part: Part, rows: Rows, images: Tensor) -> View:
         """A part of a batch, the images of which were read."""
-        inputs = self.training.inputs(images.to(self.device, non_blocking=True))
-        labels = self._labels[self._rows(part.batch)].to(self.device, non_blocking=True)
+        inputs = self.training.inputs(upload(images, self.device))
+        labels = upload(self._labels[rows], self.device)
         seen = part.batch.view(inputs, self.training.normalization).contiguous(memory_format=self._layout)
         return View(part, seen, labels, *part.batch.mixed(seen))
 
@@ -200,7 +205,7 @@ class Trainer:
         if self._teachers is None:
             for view in views:
                 stored = view.part.batch.logits
-                yield view, None if stored is None else stored.to(self.device, non_blocking=True)
+                yield view, None if stored is None else upload(stored, self.device)
             return
         for some in gathered(views):
             yield from zip(some, self._teachers.of_each([view.mixed for view in some]), strict=True)

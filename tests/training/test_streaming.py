@@ -36,7 +36,7 @@ def test_batches_are_the_same(both: tuple[ImageData, ImageData]) -> None:
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     rows = [*torch.split(order, 7), slice(None), slice(3, 5)]
     for one in (streamed, decoded):
-        for wanted, images in taken(one.images, rows, lambda rows: rows):
+        for wanted, images in taken(one.images, rows, lambda rows: rows, torch.device("cpu")):
             assert torch.equal(images, torch.from_numpy(IMAGES)[wanted])
     assert streamed.resident(torch.device("cpu"))[0] is streamed.images
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import EvaluationSettings
+from rayd.errors import RunError
 from rayd.schedules import learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
 from rayd.training import trainer as module
@@ -128,6 +129,15 @@ def test_teachers_are_asked_about_the_mixed_images():
     mixed, _, _ = batch.mix(IMAGES)
     wanted = kl(network()(mixed), Teachers(teachers(), "float16")(mixed), 4.0)
     assert training.advance().item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_teachers_that_diverged_end_the_epoch():
+    broken = network(1)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    training = trainer(settings(batch_size=12, loss="kl"), teachers=Teachers([broken], "float16"))
+    with pytest.raises(RunError, match=r"The teachers' logits must be finite in float16\. Got up to nan"):
+        training.advance()
 
 
 def statistics(model: nn.Module) -> list[nn.BatchNorm2d]:
