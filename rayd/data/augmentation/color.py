@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from rayd.data.augmentation.geometry import uniform
+from rayd.transfer import upload
 
 
 def brightness(images: Tensor, offsets: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def contrast(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _like(parameters: Tensor, images: Tensor) -> Tensor:
-    return parameters.to(images.device, images.dtype)[:, None, None, None]
+    return upload(parameters.to(images.dtype), images.device)[:, None, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,6 @@ class Color:
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
         # one copy brings all parameters to the images
-        parameters = torch.stack((self.offsets, self.saturations, self.contrasts)).to(images.device)
+        parameters = upload(torch.stack((self.offsets, self.saturations, self.contrasts)), images.device)
         offsets, saturations, contrasts = parameters.unbind()
         return contrast(saturation(brightness(images, offsets), saturations), contrasts)

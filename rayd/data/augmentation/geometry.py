@@ -14,6 +14,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample, pad
 
+from rayd.transfer import upload
+
 
 def uniform(generator: Generator, low: float, high: float, *size: int) -> Tensor:
     """Draws from U[low, high), float32 on the CPU."""
@@ -28,7 +30,7 @@ def share(side: int, ratio: float) -> int:
 def flip(images: Tensor, mask: Tensor) -> Tensor:
     """Mirror left to right the images where `mask`, boolean (N,), is true."""
     # not by rows: to find them a mask on a GPU must be waited for
-    return torch.where(mask.to(images.device)[:, None, None, None], images.flip(3), images)
+    return torch.where(upload(mask, images.device)[:, None, None, None], images.flip(3), images)
 
 
 def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
@@ -43,7 +45,7 @@ def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
     """
     count, channels, height, width = images.shape
     margin = int(shifts.abs().max()) if margin is None else margin
-    dy, dx = shifts.to(images.device).expand(count, 2)[:, :, None].unbind(1)
+    dy, dx = upload(shifts, images.device).expand(count, 2)[:, :, None].unbind(1)
     rows = torch.arange(margin, margin + height, device=images.device) + dy
     columns = torch.arange(margin, margin + width, device=images.device) + dx
     places = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
@@ -61,7 +63,7 @@ def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
 
     Rows center - size // 2 up to, but without, center - size // 2 + size are filled; columns likewise.
     """
-    center_y, center_x = centers.to(images.device)[:, :, None].unbind(1)
+    center_y, center_x = upload(centers, images.device)[:, :, None].unbind(1)
     top, left = center_y - size[0] // 2, center_x - size[1] // 2
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
@@ -93,7 +95,7 @@ def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
     count, _, height, width = images.shape
     precision = torch.promote_types(images.dtype, torch.float32)
     y, x = ((2 * torch.arange(side, device=images.device, dtype=precision) + 1) / side - 1 for side in (height, width))
-    xx, xy, yx, yy = matrices.to(images.device, precision)[:, :, None, None].unbind()
+    xx, xy, yx, yy = upload(matrices.to(precision), images.device)[:, :, None, None].unbind()
     grid = torch.stack((xx * x + xy * y[:, None], yx * x + yy * y[:, None]), dim=3)
     return _sample(images, grid.expand(count, -1, -1, -1))
 
@@ -117,7 +119,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
     """
     count, _, height, width = images.shape
     precision = torch.promote_types(images.dtype, torch.float32)
-    top, left, box_height, box_width = boxes.to(images.device, precision).unbind(1)
+    top, left, box_height, box_width = upload(boxes.to(precision), images.device).unbind(1)
     y = _normalized(_positions(top, box_height, size[0]), height)
     x = _normalized(_positions(left, box_width, size[1]), width)
     grid = torch.stack((x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])), dim=3)

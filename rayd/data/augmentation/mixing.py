@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from rayd.transfer import upload
+
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels, inside the image."""
 Mixed = tuple[Tensor, Tensor, float]
@@ -38,13 +40,13 @@ def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Mixed:
     top, left, height, width = box
     hole = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
     hole[top : top + height, left : left + width] = True
-    mixed = torch.where(hole, images[permutation.to(images.device)], own)
+    mixed = torch.where(hole, images[upload(permutation, images.device)], own)
     return mixed, permutation, 1 - height * width / hole.numel()
 
 
 def mixup(images: Tensor, permutation: Tensor, kept: float) -> Mixed:
     """Blend every image with its partner: kept * image + (1 - kept) * partner."""
-    return kept * images[: len(permutation)] + (1 - kept) * images[permutation.to(images.device)], permutation, kept
+    return kept * images[: len(permutation)] + (1 - kept) * images[upload(permutation, images.device)], permutation, kept
 
 
 @dataclass(frozen=True, eq=False)

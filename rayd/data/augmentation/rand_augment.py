@@ -30,6 +30,7 @@ import torch
 from torch import Generator, Tensor
 
 from rayd.errors import ConfigError
+from rayd.transfer import upload
 
 BINS = 31
 """Strengths of an operation, from none to its largest effect."""
@@ -148,7 +149,8 @@ class RandAugment:
                 name = OPERATIONS[index]
                 if name == "Identity":
                     continue
-                rows = ((operations == index) & (signed == negative)).nonzero()[:, 0].to(images.device)
+                rows = ((operations == index) & (signed == negative)).nonzero()[:, 0]
+                rows = upload(rows, images.device)
                 size = strength(name, self.magnitude, height, width)
                 images[rows] = _OPERATIONS[name](images[rows], -size if negative else size)
         return images
