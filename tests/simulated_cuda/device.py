@@ -18,7 +18,8 @@ With `strict` a violation raises, as it would on CUDA; otherwise it is recorded 
 all of them.
 
 It also counts what makes a GPU wait, by the line of rayd that did it: synchronisations (copies to the host, `item()`, `bool()`,
-`nonzero`, boolean masks, `unique`, `tolist()`, ...) and copies from host memory to the device.
+`nonzero`, boolean masks, `unique`, `tolist()`, ...) and copies from host memory to the device. Of the latter those without
+`non_blocking=True` are synchronisations, too: torch waits for the device's queue before it returns.
 
 It does not see kernels that CUDA lacks, memory, speed, non-determinism, or streams.
 """
@@ -40,6 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 
 DEVICES = 2
+STAGED = 2**16
+"""Bytes up to which the driver takes a copy of pageable memory at once."""
 MEMORY = 80 * 10**9
 """Bytes of each device, all of them free."""
 PACKAGES = ("rayd.", "tuning.")
@@ -159,20 +162,21 @@ class Record:
         self.syncs: Counter[tuple[str, str]] = Counter()
         """(kind, lines of rayd)."""
         self.copies: Counter[tuple[str, str]] = Counter()
-        """From host memory to the device: (kind of memory, lines of rayd)."""
-        self.copied: Counter[str] = Counter()
-        """Bytes of these copies, by lines of rayd."""
+        """From host memory to the device: (`copy` or `blocking copy`, lines of rayd)."""
+        self.slow_copies: Counter[str] = Counter()
+        """Large copies that are to be asynchronous and are not, as their memory is pageable; by lines of rayd."""
         self.operations = 0
         """Kernels, about: ATen operations on the device."""
         self.seeded: list[tuple[str, int]] = []
         """(what, device) of every access to a CUDA generator."""
 
     def counts(self) -> dict[str, int]:
-        """Operations, synchronisations and copies to the device so far."""
+        """Operations, synchronisations and copies to the device so far, and how many of these copies are blocking."""
         return {
             "operations": self.operations,
             "syncs": sum(self.syncs.values()),
             "copies": sum(self.copies.values()),
+            "blocking": sum(count for (kind, _), count in self.copies.items() if kind.startswith("blocking")),
         }
 
     def violate(self, sentence: str) -> None:
@@ -182,12 +186,13 @@ class Record:
         if self.strict:
             raise RuntimeError(described)
 
-    def copy(self, tensor: torch.Tensor) -> None:
-        """Record a copy from host memory."""
+    def copy(self, tensor: torch.Tensor, blocking: bool) -> None:
+        """Record a copy from host memory; torch waits for the device in a blocking one."""
         lines = _lines()
-        kind = "pinned" if getattr(tensor, "simulated_pinned", False) else "pageable"
-        self.copies[kind, lines] += 1
-        self.copied[lines] += tensor.numel() * tensor.element_size()
+        self.copies["blocking copy" if blocking else "copy", lines] += 1
+        pageable = tensor.nbytes > STAGED and not getattr(tensor, "simulated_pinned", False)
+        if pageable and not blocking:
+            self.slow_copies[lines] += 1
 
 
 _record: Record | None = None
@@ -307,10 +312,10 @@ def _check(
         if wanted.type == "cpu" and on_device:
             record.syncs["copy to host", _lines()] += 1
         elif wanted.type == "cuda" and not on_device:
-            record.copy(args[0])
+            record.copy(args[0], blocking=not kwargs.get("non_blocking", False))
     if operation is aten.copy_.default and isinstance(args[0], SimulatedTensor) != isinstance(args[1], SimulatedTensor):
         if isinstance(args[0], SimulatedTensor):
-            record.copy(args[1])
+            record.copy(args[1], blocking=not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)))
         else:
             record.syncs["copy to host", _lines()] += 1
 
@@ -333,7 +338,7 @@ def _strangers(
         if isinstance(values, torch.Tensor) and not isinstance(values, SimulatedTensor) and values.ndim > 0:
             return [values]
         for index in (one for one in args[1] if isinstance(one, torch.Tensor) and not isinstance(one, SimulatedTensor)):
-            record.copy(index)
+            record.copy(index, blocking=True)
         return []
     if name.startswith("aten::_fused"):
         return on_host
@@ -362,6 +367,8 @@ class _Functions(TorchFunctionMode):
             pinned = first.clone()
             pinned.simulated_pinned = True  # type: ignore[attr-defined]
             return pinned
+        if function is torch.Tensor.is_pinned and isinstance(first, torch.Tensor):
+            return getattr(first, "simulated_pinned", False)
         if not isinstance(first, SimulatedTensor):
             return function(*args, **kwargs)
         if function is torch.Tensor.new_tensor:

@@ -3,10 +3,10 @@
     python -m tests.simulated_cuda.program LIBRARY REPORT JOB...
 
 LIBRARY is the shim, REPORT the JSON file to write, and a JOB is JSON: `{"scenario": NAME}`, or `{"rules": true}` for what
-`rules.tried` gives. A scenario may have `overrides`, settings laid over it; `strict: false`, so that violations are recorded in
-place of raised; and a list `also` of what else is done with the result: `plan`, `spectra`, `evaluate`, or `cpu`, the same run
-on the CPU. The report is a list with an entry for each job: the job, its CPU seconds, the traceback of an error or null, and
-what `_report` says.
+`rules.tried` gives. A scenario may be `small`, and have `overrides`, settings laid over it; `strict: false`, so that
+violations are recorded in place of raised; and a list `also` of what else is done with the result: `plan`, `spectra`,
+`evaluate`, or `cpu`, the same run on the CPU. The report is a list with an entry for each job: the job, its CPU seconds, the
+traceback of an error or null, and what `_report` says.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from tests.simulated_cuda.counting import Counting
     from tests.simulated_cuda.scenarios import scenario
 
-    recipe = scenario(job["scenario"], **job.get("overrides", {}))
+    recipe = scenario(job["scenario"], job.get("small", False), **job.get("overrides", {}))
     also, quiet = job.get("also", []), Reporter(quiet=True)
     with device.simulated(strict=job.get("strict", True)) as record, Counting(record) as counting:
         run = distill(recipe, folder / "run", cache=folder / "cache", reporter=quiet)
@@ -76,8 +76,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             report = evaluate_distilled(run.distilled, {"evaluation": {"seeds": 2}}, None, folder / "cache", quiet)
             entry["evaluated"] = [result.test_accuracy.mean for result in report.results]
     if "cpu" in also:
-        on_cpu = scenario(job["scenario"], **job.get("overrides", {}))
-        on_cpu = on_cpu.model_copy(update={"resources": on_cpu.resources.model_copy(update={"device": "cpu"})})
+        on_cpu = recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"device": "cpu"})})
         other = distill(on_cpu, folder / "cpu", cache=folder / "cache", reporter=quiet)
         entry["difference"] = float((run.distilled.images - other.distilled.images).abs().max())
     accuracies = {result.set: result.test_accuracy.mean for result in run.report.results}

@@ -42,11 +42,11 @@ def tried() -> dict[str, Any]:
             except RuntimeError:
                 raised.append(name)
 
-        def costs(work: Callable[[], object]) -> tuple[int, int]:
+        def costs(work: Callable[[], object]) -> list[int]:
             before = record.counts()
             work()
             after = record.counts()
-            return after["syncs"] - before["syncs"], after["copies"] - before["copies"]
+            return [after[name] - before[name] for name in ("syncs", "copies", "blocking")]
 
         return {
             "attempts": list(attempts),
@@ -57,6 +57,7 @@ def tried() -> dict[str, Any]:
             "unique": costs(lambda: torch.unique(there)),
             "to host": costs(there.cpu),
             "to device": costs(lambda: torch.ones(3).to("cuda")),
+            "to device at leisure": costs(lambda: torch.ones(3).to("cuda", non_blocking=True)),
             "made there": costs(lambda: torch.tensor([1.0, 2.0], device="cuda")),
             "arithmetic": costs(lambda: (there * 2 + 1).sum(0).softmax(0)),
             "values": (there * 2).cpu().tolist(),

@@ -7,7 +7,7 @@ from typing import Any
 from rayd.config import Recipe, merge
 from rayd.recipes import assemble
 
-NETWORK = {"name": "convnet", "depth": 1, "width": 4}
+NETWORK = {"name": "convnet", "depth": 2, "width": 4}
 BATCH_NORM = {"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}
 PERCEPTRON = {"name": "mlp", "width": 8}
 DSA = "color_crop_cutout_scale_rotate"
@@ -22,7 +22,7 @@ CLASSIFIERS = {"networks": NETWORK, "pool": 1, "augmentation": DSA, "squeeze": {
 QUEUE = {"push_every": 2, "capacity": 3, "train_steps": 2, "batch_size": 32}
 DECOUPLED: dict[str, Any] = {
     "ipc": 2,
-    "observers": {"networks": [BATCH_NORM, {**BATCH_NORM, "depth": 1}], "batch_size": 1024},
+    "observers": {"networks": [BATCH_NORM, {**BATCH_NORM, "width": 6}], "batch_size": 1024},
     "squeeze": SQUEEZE,
     "evaluation": {"networks": [BATCH_NORM], "epochs": 2, "batch_size": 5, "baselines": ["random"]},
 }
@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "observers": {
                 "real_batch": 8,
                 "augmentation": None,
-                "queue": {"push_every": 3, "train_epochs": 1, "batch_size": 8},
+                "queue": {"push_every": 3, "train_epochs": 1, "batch_size": 32},
             },
         },
     ),
@@ -97,11 +97,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Settings by name: that of the method, and what distinguishes it from another recipe of the method."""
 
 
-def scenario(name: str, **overrides: Any) -> Recipe:
+def scenario(name: str, small: bool = False, **overrides: Any) -> Recipe:
     """The recipe of a name.
 
     Args:
         name: one of `SETTINGS`.
+        small: three classes in place of ten, and networks of one block in place of two.
         overrides: settings laid over it.
     """
     base = {
@@ -110,6 +111,16 @@ def scenario(name: str, **overrides: Any) -> Recipe:
         "data": {"name": "digits"},
         "synthesis": {"steps": 4, "log_every": 4, "checkpoint_every": 4},
         "evaluation": {"seeds": 1, "epochs": 1, "whole_epochs": 1},
-        "resources": {"threads": 1, "device": "cuda"},
+        "resources": {"threads": 1, "device": "cuda", "layout": "contiguous"},
     }
-    return assemble(merge(merge(base, SETTINGS[name]), overrides))
+    tree = merge(base, SETTINGS[name])
+    if small:
+        tree = _shallow(merge(tree, {"data": {"classes": ["0", "1", "2"]}}))
+    return assemble(merge(tree, overrides))
+
+
+def _shallow(settings: Any) -> Any:
+    """The same settings with networks of one block."""
+    if isinstance(settings, dict):
+        return {name: 1 if name == "depth" else _shallow(value) for name, value in settings.items()}
+    return [_shallow(value) for value in settings] if isinstance(settings, list) else settings

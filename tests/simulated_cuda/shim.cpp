@@ -3,6 +3,7 @@
 // Autograd asks the device guard for streams and devices when it makes and walks a graph, and the hooks for whether CUDA is
 // there at all; without them the first backward pass of a tensor on "cuda:0" ends in "no CUDA driver".
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 namespace {
@@ -56,6 +57,7 @@ struct Hooks final : public at::CUDAHooksInterface {
   bool hasCUDA() const override { return true; }
   bool hasCUDART() const override { return true; }
   bool isPinnedPtr(const void*) const override { return false; }
+  at::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
   DeviceIndex deviceCount() const override { return kDevices; }
   int getNumGPUs() const override { return kDevices; }
   DeviceIndex current_device() const override { return current; }

@@ -10,6 +10,9 @@ import pytest
 from tests.simulated_cuda.conftest import Run
 from tests.simulated_cuda.scenarios import SETTINGS
 
+pytestmark = pytest.mark.timeout(900)
+"""The first test of a group runs all of the group."""
+
 SLOW = {"csdm sampled", "idm", "dsa", "krr", "cda", "unidd", "tesla", "datm"}
 """Whose every line another scenario runs too."""
 ALSO: dict[str, list[str]] = {
@@ -26,30 +29,55 @@ GROUPS = (
     ("edc", "gvbsm", "sre2l", "cda", "rded", "cfm", "unidd", "mtt", "tesla", "datm", "ls-mtt"),
 )
 """Scenarios that share a process, for which torch is imported once."""
+STEP: dict[str, tuple[int, int]] = {
+    "dm": (0, 2),
+    "dm sampled": (0, 4),
+    "iid-dm": (0, 2),
+    "csdm": (0, 1),
+    "csdm sampled": (1, 7),  # the median distance of a real batch is a length that the host draws with
+    "ncfm": (0, 2),
+    "idm": (0, 7),
+    "iid-idm": (0, 11),
+    "dc": (0, 5),
+    "dsa": (0, 8),
+    "frepo": (0, 2),
+    "krr": (0, 2),
+    "edc": (0, 11),
+    "gvbsm": (1, 5),  # an eigendecomposition checks itself
+    "sre2l": (0, 0),
+    "cda": (0, 2),
+    "cfm": (1, 2),  # where a Cholesky factor fails, eigenvalues are used
+    "unidd": (1, 2),
+    "mtt": (1, 11),  # a step without any student that did not diverge is not taken
+    "tesla": (1, 11),
+    "datm": (1, 11),
+    "ls-mtt": (1, 10),
+}
+"""How often the last step of a synthesis waits for the device, and how often it copies to it without waiting, at most."""
 
 
 @pytest.fixture(scope="module")
 def reported(simulated: Run, request: pytest.FixtureRequest) -> Any:
-    """What was reported of a scenario; it is run together with those of its group that this session tests."""
-    wanted = {item.callspec.params["name"] for item in request.session.items if _named(item)}
-    with_more = any(item.path == request.path and not _named(item) for item in request.session.items)
+    """What was reported of a scenario, small or not; it is run together with those of its group that this session tests."""
+    tested = [item for item in request.session.items if item.path == request.path]
+    wanted = {item.callspec.params["name"] for item in tested if hasattr(item, "callspec")}
+    # tests without a scenario of their own are about those with more to do
+    wanted |= ALSO.keys() if any(not hasattr(item, "callspec") for item in tested) else set()
 
     @cache
-    def group(index: int) -> dict[str, dict[str, Any]]:
-        names = [name for name in GROUPS[index] if name in wanted or (with_more and name in ALSO)]
-        entries = simulated(*({"scenario": name, "also": ALSO.get(name, [])} for name in names))
-        return dict(zip(names, entries, strict=True))
+    def group(index: int) -> dict[tuple[str, bool], dict[str, Any]]:
+        names = [name for name in GROUPS[index] if name in wanted]
+        large = [{"scenario": name, "also": ALSO.get(name, [])} for name in names]
+        small = [{"scenario": name, "small": True} for name in names if name in STEP]
+        entries = simulated(*large, *small)
+        return {(entry["scenario"], "small" in entry): entry for entry in entries}
 
-    def of(name: str) -> dict[str, Any]:
-        entry = next(group(index)[name] for index, names in enumerate(GROUPS) if name in names)
+    def of(name: str, small: bool = False) -> dict[str, Any]:
+        entry = next(group(index)[name, small] for index, names in enumerate(GROUPS) if name in names)
         assert entry["error"] is None, entry["error"]
         return entry
 
     return of
-
-
-def _named(item: pytest.Item) -> bool:
-    return hasattr(item, "callspec") and item.callspec.params.get("name") in SETTINGS
 
 
 every = pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in SETTINGS])
@@ -60,6 +88,32 @@ def test_a_whole_run_keeps_the_rules_of_cuda(reported, name):
     entry = reported(name)
     assert entry["violations"] == []
     assert all(0 < accuracy < 1 for accuracy in entry["accuracies"].values())
+
+
+stepping = pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in STEP])
+
+
+@stepping
+def test_a_step_hardly_waits_for_the_device(reported, name):
+    entry = reported(name)
+    last, (syncs, copies) = entry["steps"][-1], STEP[name]
+    assert (last["blocking"], last["syncs"] <= syncs, last["copies"] <= copies) == (0, True, True), (last, entry["lines"])
+
+
+@stepping
+def test_more_classes_and_layers_do_not_make_a_step_wait_more(reported, name):
+    small, large = (reported(name, small=small)["steps"][-1] for small in (True, False))
+    assert large["operations"] != small["operations"]
+    assert [large[count] for count in ("syncs", "blocking", "copies")] == [small[c] for c in ("syncs", "blocking", "copies")]
+
+
+@every
+def test_an_epoch_of_training_waits_once_if_teachers_are_checked(reported, name):
+    for kind, epoch in reported(name)["passes"].items():
+        # RandAugment's operations are torchvision's, which wait
+        if name != "edc" or kind == "observer":
+            assert epoch["blocking"] == 0, epoch["lines"]
+            assert epoch["syncs"] == (1 if kind.endswith("teachers") else 0), epoch["lines"]
 
 
 @every
@@ -85,11 +139,14 @@ def test_spectra_are_drawn_and_finished_sets_are_judged_again(reported):
 
 def test_another_device_than_the_current_one_draws_from_its_own_generator(simulated):
     """Dropout draws from a global generator: that of the device where the network is."""
-    entries = simulated(
-        {"scenario": "dm", "overrides": {"resources": {"device": "cuda:1"}}},
-        {"scenario": "idm", "overrides": {"resources": {"device": "cuda:1"}}},
-    )
+    entries = simulated(*({"scenario": name, "overrides": {"resources": {"device": "cuda:1"}}} for name in ("dm", "idm")))
     for entry in entries:
         assert entry["error"] is None, entry["error"]
         assert {what for what, _ in entry["seeded"]} == {"get", "seed", "set"}
         assert {device for _, device in entry["seeded"]} == {1}
+
+
+def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(simulated):
+    """On the CPU it is refused at once; asking a GPU in every step would make it wait."""
+    (entry,) = simulated({"scenario": "krr", "overrides": {"synthesis": {"learning_rate": 1e30}}})
+    assert "RunError: The loss is not finite at step 4; lower synthesis.learning_rate." in entry["error"]
