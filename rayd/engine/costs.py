@@ -470,7 +470,11 @@ class _StandIn(Worker):
 
     def _pursued(self, asked: Pursuit) -> Pursued:
         replica = self._follow(asked.template, "now", asked.parameters)
-        return Pursued(torch.zeros(()), {name: torch.zeros_like(value) for name, value in replica.named_parameters()})
+        return Pursued(
+            loss=torch.zeros(()),
+            gradients={name: torch.zeros_like(value) for name, value in replica.named_parameters()},
+            good=torch.tensor(True),
+        )
 
 
 class _CountingGroup(LocalGroup):

@@ -134,7 +134,8 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
     for run in runs:
         run.wait(200)
     assert [run.returncode for run in runs] == [0, 0, 0]
-    made = (tmp_path / "log").read_text().splitlines()
+    # counts of operations, for the time left, take less than waiting for another run's
+    made = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("counts ")]
     assert len(made) == len(set(made)) > 5
     assert {line.split()[0] for line in made} == {"squeeze", "measure", "synthesis", "students"}
     assert bytes_of(outs[0]) == bytes_of(outs[1]) == bytes_of(outs[2])
