@@ -191,11 +191,12 @@ class _Driver:
         return [name for name, wanted in there.items() if wanted]
 
     @cached_property
-    def _foresight(self) -> Foresight:
-        return Foresight(self._recipe, self._data, self._store)
+    def _foresight(self) -> Foresight | None:
+        """The forecast of the run; none where no progress is shown, as counting operations takes a second or two."""
+        return Foresight(self._recipe, self._data, self._store) if self._reporter.followed else None
 
     def _foreseen(self, name: str) -> float | None:
-        return self._foresight.stage(name) if self._reporter.followed else None
+        return None if self._foresight is None else self._foresight.stage(name)
 
     def _stage(self, name: str, unit: str) -> AbstractContextManager[Shown]:
         """The progress of a stage whose work items are not counted yet."""
@@ -278,7 +279,7 @@ class _Driver:
             return squeeze.everyone(recipe, data, store, wanted)
         with self._stage("squeeze", "epochs") as shown, self._timed("squeeze"), self._trainers() as group:
             waiting = self._reporter.waiting("squeeze", "observers")
-            weight = self._foresight.epoch
+            weight = None if self._foresight is None else self._foresight.epoch
             trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting, weight)
         for member in squeeze.distinct(recipe, data, wanted):
             self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(trained[member])}")
@@ -312,9 +313,8 @@ class _Driver:
             return {member: self._group.share(state) for member, state in states.items()}
         with self._stage("measure", "shards") as shown, self._timed("measure"):
             waiting = self._reporter.waiting("measure", "observers")
-            states = measure.measure(
-                self._group, recipe, method, data, self._store, weights, shown.update, waiting, self._foresight.shard
-            )
+            weight = None if self._foresight is None else self._foresight.shard
+            states = measure.measure(self._group, recipe, method, data, self._store, weights, shown.update, waiting, weight)
         return {member: self._group.share(state) for member, state in states.items()}
 
     def _initial(self, weights: dict[Member, Shared], files: tuple[Path, ...]) -> SyntheticSet:
