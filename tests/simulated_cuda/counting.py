@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from rayd import machine
 from rayd.engine import distill
 from rayd.engine.synthesize import Synthesizer
 from rayd.training.trainer import Trainer
@@ -60,8 +59,6 @@ class Counting:
             counting.held = held()
             return judge(*args, **kwargs)
 
-        # how fast the simulation computes in which arithmetic means nothing
-        self._patches.enter_context(patch.object(machine, "fact", lambda *_, **__: 1.0))
         self._patches.enter_context(patch.object(distill, "judge", watched_judge))
         self._patches.enter_context(patch.object(Synthesizer, "_one_step", counted_step))
         self._patches.enter_context(patch.object(Trainer, "_pass", counted_pass))

@@ -137,16 +137,22 @@ def test_spectra_are_drawn_and_finished_sets_are_judged_again(reported):
     assert len(reported("dm")["evaluated"]) == 3
 
 
-def test_another_device_than_the_current_one_draws_from_its_own_generator(simulated):
+@pytest.fixture(scope="module")
+def special(simulated: Run) -> list[dict[str, Any]]:
+    """Two runs on the second device, and one of a regression that cannot be solved."""
+    second = {"overrides": {"resources": {"device": "cuda:1"}}}
+    diverging = {"overrides": {"synthesis": {"learning_rate": 1e30}}}
+    return simulated({"scenario": "dm", **second}, {"scenario": "idm", **second}, {"scenario": "krr", **diverging})
+
+
+def test_another_device_than_the_current_one_draws_from_its_own_generator(special):
     """Dropout draws from a global generator: that of the device where the network is."""
-    entries = simulated(*({"scenario": name, "overrides": {"resources": {"device": "cuda:1"}}} for name in ("dm", "idm")))
-    for entry in entries:
+    for entry in special[:2]:
         assert entry["error"] is None, entry["error"]
         assert {what for what, _ in entry["seeded"]} == {"get", "seed", "set"}
         assert {device for _, device in entry["seeded"]} == {1}
 
 
-def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(simulated):
+def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(special):
     """On the CPU it is refused at once; asking a GPU in every step would make it wait."""
-    (entry,) = simulated({"scenario": "krr", "overrides": {"synthesis": {"learning_rate": 1e30}}})
-    assert "RunError: The loss is not finite at step 4; lower synthesis.learning_rate." in entry["error"]
+    assert "RunError: The loss is not finite at step 4; lower synthesis.learning_rate." in special[2]["error"]
