@@ -11,6 +11,12 @@ from rayd.engine.speeds import Speeds
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_measured(tmp_path, monkeypatch):
+    """Every test begins on a machine of which nothing is known."""
+    monkeypatch.setenv("RAYD_MACHINE", str(tmp_path / "machine"))
+
+
 def work(batch: int, channels: int = 16) -> Count:
     """A convolution, a sum and a product."""
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
