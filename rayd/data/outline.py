@@ -103,7 +103,7 @@ def _in_memory(
             sets[split] = ImageSet(choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names)
         else:
             shape = shape or _shape(choice, settings)
-            # zeros that nobody reads take no memory
+            # zeros that are never read take no memory
             pixels = np.zeros((len(choice.rows), *shape), np.uint8)
             sets[split] = ImageSet(pixels, choice.labels, names, fingerprints.get(split, f"unknown {split}"))
         shape = sets[split].shape

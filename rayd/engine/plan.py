@@ -416,7 +416,7 @@ class _Work:
     def _evaluating(self) -> Stage:
         recipe, data, settings = self.recipe, self.data, self.recipe.evaluation
         hashes = squeeze.teacher_hashes(recipe, data)
-        # of what was not decoded nobody can tell which images are selected, so such baselines count as not cached
+        # which images are selected depends on pixels: without them such baselines count as not cached
         known = {name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)}
         baselines = tasks(recipe, known, Candidates(data, None, recipe.ipc), hashes)
         there = evaluate.stored(baselines, recipe, data, self.store)

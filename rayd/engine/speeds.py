@@ -2,12 +2,11 @@
 
 The time of an operation is what Python and autograd need for any call, plus what its kernel needs,
 
-    seconds = call + work / rate + fresh        work:  floating-point operations of convolutions and
-    matrix products,
-                                                       bytes read and written of everything else,
-                                                       which memory bounds
-                                                fresh: for memory that the system must clear first;
-                                                    see `FRESH_BYTES`
+    seconds = call + work / rate + fresh
+
+    work    floating-point operations of convolutions and matrix products; bytes read and written of
+            everything else, which memory bounds
+    fresh   for memory that the system must clear first; see `FRESH_BYTES`
 
 where the rate is that of operations of the same kind and about the same size on this machine:
 convolutions of few and of many channels, depthwise ones, matrix products, pooling, normalisation,

@@ -81,3 +81,19 @@ def test_large_batches_are_measured_on_a_part():
             done, _, call = speeds._replay(operation, CPU)
             assert done <= 2 * speeds.REPLAYED_FLOPS
             call()
+
+
+@pytest.mark.parametrize("images", [64, 512])
+def test_normalisation_is_measured_with_whole_vectors(images):
+    """As many images as channels: kernels do not check the length of what belongs to channels."""
+    layer = torch.nn.BatchNorm2d(images)
+    for operation in counted(lambda: layer(torch.randn(images, images, 48, 48)).sum().backward()).calls:
+        name, args, _, _ = speeds.json.loads(operation)
+        if "batch_norm" in name:
+            packet = name.split(".")[1]
+            func = getattr(torch.ops.aten, packet).default
+            share = speeds._shrink(packet, func, args, speeds.kernel(operation))
+            shapes = [each[1] for each in speeds._tensors(args)]
+            assert share < 1
+            assert {tuple(shape) for shape in shapes if len(shape) == 1} == {(images,)}
+            assert {shape[0] for shape in shapes if len(shape) == 4} == {round(images * share)}
