@@ -1,8 +1,8 @@
 """rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost as well.
 
-run = rayd.distill("digits", out="runs/digits5", ipc=5)
-distilled = rayd.load("runs/digits5")
-report = rayd.evaluate(distilled, networks=["convnet", "mlp"], seeds=3)
+run = rayd.distill("digits", out="runs/digits2", ipc=2)
+distilled = rayd.load("runs/digits2")
+report = rayd.evaluate(distilled, networks=["mlp"], seeds=3)
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The Python API: keywords, errors in its own words, and the example in the README."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_settings_may_be_dotted_keys(finished, tmp_path):
     assert [result.set for result in report.results] == ["distilled"]
     with pytest.raises(ConfigError, match=r"must look like key or key\.sub\. Got 'synthesis\.\.steps' instead"):
         rayd.distill("digits", out=tmp_path / "run", **{"synthesis..steps": 6})
+
+
+def test_a_set_is_evaluated_with_the_threads_of_its_run(finished, monkeypatch):
+    """The recipe's one thread, though the card holds no resources; another number where it is asked for."""
+    counts: list[int | None] = []
+    monkeypatch.setattr("rayd.devices.thread_limit", lambda threads: counts.append(threads) or nullcontext())
+    for resources in ({}, {"threads": 2}):
+        settings = {"resources": resources, "evaluation.baselines": []}
+        rayd.evaluate(finished, quiet=True, cache=finished.parent / "cache", **settings)
+    assert counts == [1, 2]
 
 
 def test_a_run_is_continued_by_its_directory_alone(finished):

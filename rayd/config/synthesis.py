@@ -78,7 +78,7 @@ class SynthesisSettings(Settings):
     """Optimiser of the synthetic set's parameters."""
     learning_rate: float = Field(default=1.0, gt=0)
     """Step size of the parameters, in units of normalised pixels. That of low-rank mappers (`left`, `right`) is divided by the
-    number of pixels under SGD, since images move so much further with them."""
+    number of pixels of the images that share one under SGD, since images move so much further with them."""
     learning_rates: dict[Parameter, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Other step sizes for some of the parameters, where they are there: `images`, or `left`, `right` and `bases` of low-rank
     ones, `labels`, `log_step_size`."""

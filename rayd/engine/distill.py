@@ -130,7 +130,7 @@ def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str
     weights = [given.fingerprint(network) for network in looking]
     inputs: dict[str, Any] = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
     if _scales_mappers(recipe):
-        inputs["version"] = 4
+        inputs["version"] = 5
     return content_hash(inputs | ({"history": list(history)} if history else {}))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rayd import devices, remote
 from rayd.artifacts import write_json
-from rayd.config import EvaluationSettings, Recipe, prune
+from rayd.config import EvaluationSettings, Recipe, lookup, prune
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory, relabel, squeeze
@@ -27,6 +27,7 @@ from rayd.engine.observer import Facts
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Reporter
 from rayd.engine.reading import read
+from rayd.engine.rundir import RunDirectory
 from rayd.engine.squeeze import TrainedObserver, teacher_hashes
 from rayd.engine.store import Store
 from rayd.engine.students import Students
@@ -215,6 +216,7 @@ def evaluate_distilled(
             f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got '{other[0]}' instead."
         )
     recipe = assemble(prune(Recipe, distilled.card["config"]), overrides, "the card's recipe")
+    recipe = _with_threads_of_run(recipe, distilled, overrides)
     check_settings(recipe)
     data = read(recipe.data, data_root, cache, reporter)
     if (known := distilled.card.get("data", {}).get("fingerprint")) not in (None, data.fingerprint):
@@ -234,6 +236,20 @@ def evaluate_distilled(
         with memory.explained("evaluate", recipe):
             results = judge(recipe, data, distilled, Store(cache), reporter, classroom=room)
     return Report.build(recipe, results, distilled, {"evaluate": time.monotonic() - began}, data.train.counts.tolist())
+
+
+def _with_threads_of_run(recipe: Recipe, distilled: Distilled, overrides: Mapping[str, Any]) -> Recipe:
+    """The recipe with the number of threads that the set's run had, unless another one is asked for.
+
+    Cards do not hold resources, but with other threads students round otherwise, and small ones are several times slower.
+    """
+    if distilled.directory is None or lookup(overrides, "resources.threads") is not None:
+        return recipe
+    run = RunDirectory(distilled.directory.parent)
+    if not run.holds_run():
+        return recipe
+    threads = run.recipe().resources.threads
+    return recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"threads": threads})})
 
 
 def _classroom(recipe: Recipe, data: ImageData, distilled: Distilled, store: Store, reporter: Reporter) -> Classroom:

@@ -266,13 +266,13 @@ class TestParts:
 @pytest.mark.parametrize(
     ("settings", "rates"),
     [
-        ({}, {"left": 2 / 12, "right": 2 / 12, "bases": 2.0}),
-        ({"learning_rates": {"left": 0.5, "bases": 3.0}}, {"left": 0.5, "right": 2 / 12, "bases": 3.0}),
+        ({}, {"left": 2 / 60, "right": 2 / 60, "bases": 2.0}),
+        ({"learning_rates": {"left": 0.5, "bases": 3.0}}, {"left": 0.5, "right": 2 / 60, "bases": 3.0}),
         ({"optimizer": "adam"}, {"left": 2.0, "right": 2.0, "bases": 2.0}),
     ],
 )
 def test_mappers_take_smaller_steps_under_sgd(settings, rates):
-    """By the number of pixels, 3 x 4: along a mapper images move so much further; Adam's steps have one size."""
+    """By the pixels of all images that share one, 5 x 3 x 4: they move so much further; Adam's steps have one size."""
     factors = Factors(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 4), torch.ones(5, 1, 2, 2))
     learned = LowRank(*factors, torch.arange(5) % 2)
     for one, prefix in ((learned, ""), (Paced(learned, 0.1), "learned.")):
