@@ -1,6 +1,6 @@
-"""Memory and speed of trajectory gradients: `python tests/benchmarks/benchmark_trajectories.py [--rounds 5] [--clock wall]`.
+"""Memory and speed of trajectory gradients: `python benchmarks/trajectories.py [--rounds 5] [--clock wall]`.
 
-As in `benchmark_dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
+As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
 rounds; nothing is asserted. The peak of memory is that of a process of its own, beyond what it holds once everything is made.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from csdm import in_a_process, kilobytes
+from dm import compare, rate
 from torch import Tensor
 
 from rayd import networks
@@ -20,8 +22,6 @@ from rayd.config import NetworkSettings
 from rayd.data.augmentation import augmentation
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, Way, inner_steps, trajectory_loss
-from tests.benchmarks.benchmark_csdm import in_a_process, kilobytes
-from tests.benchmarks.benchmark_dm import compare, rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHAPE, CLASSES, WIDTH = (3, 32, 32), 10, 64

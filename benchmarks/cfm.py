@@ -1,6 +1,6 @@
 """Time of a step of CFM, as ratios within one run: against matching plain moments, and against solving by LU.
 
-    python tests/benchmarks/benchmark_cfm.py [--data cifar10] [--network resnet18] [--rounds 5]
+    python benchmarks/cfm.py [--data cifar10] [--network resnet18] [--rounds 5]
 
 Both references run in the same engine, with the same observer, images, views and optimizer. The first matches means and
 variances of what batch normalisations read (SRe2L). The second is spectral matching as one would write it first, and as the
@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from benchmark_decoupled import Steps, compare, rate
+from decoupled import Steps, compare, rate
 from torch import Tensor
 
 from rayd import methods, networks

@@ -1,4 +1,4 @@
-"""What a second worker brings: `python tests/benchmarks/benchmark_scaling.py [--data cifar10] [--images 16384] [--rounds 5]`.
+"""What a second worker brings: `python benchmarks/scaling.py [--data cifar10] [--images 16384] [--rounds 5]`.
 
 The measuring pass over so many training images, and the synthesis step that asks two observers, on one and on two Ray workers
 of one torch thread each, in turns. Efficiency is the rate of two over twice the rate of one; both must come to the same
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_dm import Steps, compare, rate, recipe
+from dm import Steps, compare, rate, recipe
 
 from rayd import methods
 from rayd.config import Recipe

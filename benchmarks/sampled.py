@@ -1,4 +1,4 @@
-"""Speed of sampled steps, as ratios measured in one run: `python tests/benchmarks/benchmark_sampled.py [--ipc 1 10]`.
+"""Speed of sampled steps, as ratios measured in one run: `python benchmarks/sampled.py [--ipc 1 10]`.
 
 A step with `real: sampled` draws a fresh network and 256 real images of every class. It is compared with the loop of the paper
 (Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023), written out plainly here: class after class, a
@@ -21,7 +21,7 @@ from math import pi
 
 import numpy as np
 import torch
-from benchmark_dm import NOWHERE
+from dm import NOWHERE
 from torch import Tensor, nn
 from torch.nn import functional
 

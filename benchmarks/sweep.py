@@ -1,4 +1,4 @@
-"""What a sweep saves: `python tests/benchmarks/benchmark_tuning.py [--space edc-digits] [--trials 20] [KEY=VALUE ...]`.
+"""What a sweep saves: `python benchmarks/sweep.py [--space edc-digits] [--trials 20] [KEY=VALUE ...]`.
 
 The same trials, one after another in one process and with one thread: over one store, as a sweep runs them, and each over an
 empty store, as if it were run alone. Observers, statistics and equal synthetic sets are made once on the one side and each time

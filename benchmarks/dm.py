@@ -1,4 +1,4 @@
-"""Speed of the main job, as ratios measured in one run: `python tests/benchmarks/benchmark_dm.py [--data cifar10]`.
+"""Speed of the main job, as ratios measured in one run: `python benchmarks/dm.py [--data cifar10]`.
 
 Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows both; the median of the
 rounds' ratios is printed with the least and the greatest. Nothing is asserted: a shared machine is no place for a timed test.

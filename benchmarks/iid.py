@@ -1,4 +1,4 @@
-"""Speed of IID on DM, as ratios measured in one run: `python tests/benchmarks/benchmark_iid.py [--data cifar10] [--threads 2]`.
+"""Speed of IID on DM, as ratios measured in one run: `python benchmarks/iid.py [--data cifar10] [--threads 2]`.
 
 Every step has 10 images per class and the paper's ConvNet; guides are ResNet-18s of full width with random weights, as the
 values do not matter to the speed. Each ratio compares two ways of doing the same work, timed in turns; the median of the
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_dm import NOWHERE, compare, rate
+from dm import NOWHERE, compare, rate
 from torch import Tensor, nn
 
 from rayd import networks, seeding

@@ -1,6 +1,6 @@
-"""Speed and memory of characteristic functions: `python tests/benchmarks/benchmark_csdm.py [--data cifar10] [--rounds 5]`.
+"""Speed and memory of characteristic functions: `python benchmarks/csdm.py [--data cifar10] [--rounds 5]`.
 
-As in `benchmark_dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
+As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
 rounds; nothing is asserted. Everything runs in one thread of this process, so that it may be timed by the processor's clock
 (`--clock cpu`), which a busy machine disturbs less.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dm import compare, in_process, rate
 from torch import Tensor
 
 from rayd.config import Recipe
@@ -28,7 +29,6 @@ from rayd.engine.observers import Observers
 from rayd.objectives.spectral_distance import spectral_gaps
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction
-from tests.benchmarks.benchmark_dm import compare, in_process, rate
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 FEATURES, CLASSES = 2048, 10

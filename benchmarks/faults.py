@@ -1,4 +1,4 @@
-"""What faults cost: `python -m tests.benchmarks.benchmark_faults nodes|kills [--seed 0] [--kills 20] [--scale 1]`.
+"""What faults cost: `python -m benchmarks.faults nodes|kills [--seed 0] [--kills 20] [--scale 1]`.
 
 EDC on digits, on workers of one thread. `nodes`: a head and two nodes of one worker each; in the middle of each stage another
 one joins, and the oldest is lost. `kills`: workers, the synthesizer and the driver of a run are killed at random moments; each
