@@ -1,11 +1,13 @@
-"""Time of a step of CFM, as ratios within one run: against matching plain moments, and against solving by LU.
+"""Time of a step of CFM, as ratios within one run: against matching plain moments, and against
+solving by LU.
 
     python benchmarks/cfm.py [--data cifar10] [--network resnet18] [--rounds 5]
 
-Both references run in the same engine, with the same observer, images, views and optimizer. The first matches means and
-variances of what batch normalisations read (SRe2L). The second is spectral matching as one would write it first, and as the
-released code has it: layer by layer, both sides through `torch.linalg.solve` in every step, with autograd behind the synthetic
-one; its statistics and its measured real side are those of CFM.
+Both references run in the same engine, with the same observer, images, views and optimizer. The
+first matches means and variances of what batch normalisations read (SRe2L). The second is spectral
+matching as one would write it first, and as the released code has it: layer by layer, both sides
+through `torch.linalg.solve` in every step, with autograd behind the synthetic one; its statistics
+and its measured real side are those of CFM.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from torch import Tensor
 from rayd import methods, networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
-from rayd.engine.group import open_group
-from rayd.engine.observer import Facts, Observer
+from rayd.engine.observer import DatasetInfo, Observer
 from rayd.engine.observers import Observers
+from rayd.engine.pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
-from rayd.networks import Observation, Tapped
-from rayd.objectives import Context, CrossEntropy, Measured, SpectralMatching, Term
+from rayd.networks import FeatureExtractor, Observation
+from rayd.objectives import Context, CrossEntropy, RealStatistics, SpectralMatching, Term
 from rayd.recipes import assemble
 from rayd.statistics import Covariance, LabelCorrelation
 
@@ -37,7 +39,9 @@ STEPS = 2
 class SolvedByLU(SpectralMatching):
     """The same value, both sides solved anew."""
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Distances of inverses and of what they make of the signals."""
         beta = cast(Any, self.filters(context).matrix).beta
         assert self._signals is not None
@@ -48,9 +52,15 @@ class SolvedByLU(SpectralMatching):
         for their, signal, our, own in zip(theirs, known, matrices, signals, strict=True):
             one = torch.eye(len(our), dtype=our.dtype, device=our.device)
             parts.append(
-                torch.linalg.norm(torch.linalg.solve(our + beta * one, one) - torch.linalg.solve(their + beta * one, one))
+                torch.linalg.norm(
+                    torch.linalg.solve(our + beta * one, one)
+                    - torch.linalg.solve(their + beta * one, one)
+                )
             )
-            filtered = [torch.linalg.solve(c + beta * one, s.to(c.dtype).T) for c, s in ((our, own), (their, signal))]
+            filtered = [
+                torch.linalg.solve(c + beta * one, s.to(c.dtype).T)
+                for c, s in ((our, own), (their, signal))
+            ]
             parts.append(torch.linalg.norm(filtered[0] - filtered[1]))
         return torch.stack(parts).sum()
 
@@ -71,11 +81,19 @@ def recipe(method: str, data: str, network: str) -> Recipe:
         "method": method,
         "data": {"name": data},
         "ipc": 1,
-        "observers": {"networks": [{"name": network, "norm": "batch"} if network == "convnet" else network]},
+        "observers": {
+            "networks": [{"name": network, "norm": "batch"} if network == "convnet" else network]
+        },
         "resources": {"threads": 1},
     }
     shared = recipe("cfm", data, network).synthesis.model_dump() if method != "cfm" else {}
-    never = {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "block": None, "schedule": "constant"}
+    never = {
+        "steps": 10**6,
+        "log_every": 10**6,
+        "checkpoint_every": 10**6,
+        "block": None,
+        "schedule": "constant",
+    }
     return assemble(merge(base, {"synthesis": merge(shared, never)}))
 
 
@@ -83,26 +101,37 @@ class Matching:
     """The spectral term alone, forward and backward, on what an observer saw once."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
-        method, facts = methods.build(chosen), Facts.of(data)
-        network = networks.build(chosen.observers.networks[0], data.shape, data.classes, seed=1).eval()
+        method = methods.build(chosen)
+        facts = DatasetInfo.of(data)
+        network = networks.build(
+            chosen.observers.networks[0], data.shape, data.classes, seed=1
+        ).eval()
         states = Observer(network, method, facts, torch.device("cpu"), "float32").measure(
             data.train.images, data.train.labels, batch_size=50
         )
         self._real = {
-            need: tuple(need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key])
+            need: tuple(
+                need.statistic.from_state(state).to(dtype=torch.float32)
+                for state in states[need.key]
+            )
             for need in method.needs()
         }
         self._labels = torch.arange(data.classes)
         images = facts.normalization(torch.from_numpy(data.train.images[: data.classes]))
-        seen = Tapped(network, method.taps(), data.shape)(images)
-        taps = {tap: tuple(one.detach().requires_grad_() for one in layers) for tap, layers in seen.taps.items()}
+        seen = FeatureExtractor(network, method.taps(), data.shape)(images)
+        taps = {
+            tap: tuple(one.detach().requires_grad_() for one in layers)
+            for tap, layers in seen.taps.items()
+        }
         self._seen = Observation(seen.logits.detach(), taps, seen.images)
         (self._term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
 
     def value(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""
         value = self._term(self._real, self._seen, self._labels, Context())
-        return value.detach(), torch.autograd.grad(value, [one for layers in self._seen.taps.values() for one in layers])
+        return value.detach(), torch.autograd.grad(
+            value, [one for layers in self._seen.taps.values() for one in layers]
+        )
 
     def rate(self, times: int) -> float:
         """Values and gradients a second."""
@@ -110,26 +139,39 @@ class Matching:
 
 
 def fewer(data: ImageData) -> ImageData:
-    """Five hundred of the training images: what real statistics are of does not matter to the speed of a step."""
-    return replace(data, train=data.train.part(np.arange(0, len(data.train), len(data.train) // 500)))
+    """Five hundred of the training images: what real statistics are of does not matter to the speed
+    of a step.
+    """
+    return replace(
+        data, train=data.train.part(np.arange(0, len(data.train), len(data.train) // 500))
+    )
 
 
 def main() -> None:
     """Print every ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="cifar10")
-    parser.add_argument("--network", default="resnet18", help="name of an architecture with batch normalisation")
+    parser.add_argument(
+        "--network", default="resnet18", help="name of an architecture with batch normalisation"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    chosen = {name: recipe(name, options.data, options.network) for name in ("cfm", "sre2l", "cfm-by-lu")}
+    chosen = {
+        name: recipe(name, options.data, options.network) for name in ("cfm", "sre2l", "cfm-by-lu")
+    }
     data = fewer(load(chosen["cfm"].data))
     ours, theirs = (Matching(chosen[name], data) for name in ("cfm", "cfm-by-lu"))
     torch.testing.assert_close(ours.value(), theirs.value(), rtol=1e-2, atol=1e-4)
-    print(f"{options.network} on {options.data}, a block of {data.classes} images, medians of {options.rounds} rounds")
+    print(
+        f"{options.network} on {options.data}, a block of {data.classes} images, medians of {options.rounds} rounds"
+    )
     for threads in (1, 2):
         torch.set_num_threads(threads)
         steps = {
-            name: Steps(open_group(one.resources, Observers, one, Facts.of(data)), one, data) for name, one in chosen.items()
+            name: Steps(open_pool(one.resources, Observers, one, DatasetInfo.of(data)), one, data)
+            for name, one in chosen.items()
         }
         where = f"{threads} thread{'s' if threads > 1 else ''}"
 
@@ -137,11 +179,25 @@ def main() -> None:
             return 1 / steps[name].rate(STEPS)
 
         title = f"time of a step of CFM : of matching moments; {where}"
-        compare(title, "at most 2.0", lambda: seconds("cfm"), lambda: seconds("sre2l"), options.rounds)
+        compare(
+            title, "at most 2.0", lambda: seconds("cfm"), lambda: seconds("sre2l"), options.rounds
+        )
         title = f"time of a step solved by LU : of CFM; {where}"
-        compare(title, "at least 1.3", lambda: seconds("cfm-by-lu"), lambda: seconds("cfm"), options.rounds)
+        compare(
+            title,
+            "at least 1.3",
+            lambda: seconds("cfm-by-lu"),
+            lambda: seconds("cfm"),
+            options.rounds,
+        )
         title = f"the same, the spectral term alone; {where}"
-        compare(title, "no target", lambda: 1 / theirs.rate(STEPS), lambda: 1 / ours.rate(STEPS), options.rounds)
+        compare(
+            title,
+            "no target",
+            lambda: 1 / theirs.rate(STEPS),
+            lambda: 1 / ours.rate(STEPS),
+            options.rounds,
+        )
 
 
 if __name__ == "__main__":

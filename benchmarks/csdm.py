@@ -1,8 +1,9 @@
-"""Speed and memory of characteristic functions: `python benchmarks/csdm.py [--data cifar10] [--rounds 5]`.
+"""Speed and memory of characteristic functions: `python benchmarks/csdm.py [--data cifar10]
+[--rounds 5]`.
 
-As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
-rounds; nothing is asserted. Everything runs in one thread of this process, so that it may be timed by the processor's clock
-(`--clock cpu`), which a busy machine disturbs less.
+As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
+greatest of the rounds; nothing is asserted. Everything runs in one thread of this process, so that
+it may be timed by the processor's clock (`--clock cpu`), which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -22,38 +23,50 @@ from torch import Tensor
 
 from rayd.config import Recipe
 from rayd.data import ImageData, load
-from rayd.engine.group import LocalShared
-from rayd.engine.members import members
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import network_ids
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
+from rayd.engine.pool import LocalRef
 from rayd.objectives.spectral_distance import spectral_gaps
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-FEATURES, CLASSES = 2048, 10
+FEATURES = 2048
+CLASSES = 10
 
 
 def recipe(data: str, **settings: object) -> Recipe:
-    """The recipes' shape on CIFAR-10: ConvNet of depth 3 and width 128, 1,024 frequencies; 1,024 real images a class."""
+    """The recipes' shape on CIFAR-10: ConvNet of depth 3 and width 128, 1,024 frequencies; 1,024
+    real images a class.
+    """
     base = {
         "method": "csdm",
         "data": {"name": data},
         "observers": {"pool": 2, "precision": "bfloat16", "real_batch": 1024},
-        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "precision": "bfloat16"},
+        "synthesis": {
+            "steps": 10**6,
+            "log_every": 10**6,
+            "checkpoint_every": 10**6,
+            "precision": "bfloat16",
+        },
         "resources": {"threads": 1},
     }
     return assemble(base, settings)
 
 
 def term(images: int, number: int) -> Callable[[], Tensor]:
-    """The distance of images from measured functions at a number of frequencies, and its gradient by their features."""
+    """The distance of images from measured functions at a number of frequencies, and its gradient
+    by their features.
+    """
     features = torch.randn(images, 1, FEATURES, requires_grad=True)
     frequencies = torch.randn(number, FEATURES) / FEATURES**0.5
     labels = torch.arange(images) % CLASSES
     weights = torch.full((CLASSES,), 0.5)
     with torch.no_grad():
-        real = CharacteristicFunction.of(torch.randn(100, 1, FEATURES), torch.arange(100) % CLASSES, CLASSES, frequencies)
+        real = CharacteristicFunction.of(
+            torch.randn(100, 1, FEATURES), torch.arange(100) % CLASSES, CLASSES, frequencies
+        )
 
     def step() -> Tensor:
         ours = CharacteristicFunction.of(features, labels, CLASSES, frequencies)
@@ -64,7 +77,9 @@ def term(images: int, number: int) -> Callable[[], Tensor]:
 
 
 def peak(images: int, number: int, found: multiprocessing.SimpleQueue[float]) -> None:
-    """Most memory of a process that does nothing else, beyond what it has after its imports, in GB."""
+    """Most memory of a process that does nothing else, beyond what it has after its imports, in
+    GB.
+    """
     torch.set_num_threads(1)
     before = kilobytes("VmRSS")
     term(images, number)()
@@ -84,8 +99,14 @@ def in_a_process(work: Callable[..., None], *arguments: Any) -> float:
 
 
 def kilobytes(name: str) -> int:
-    """A line of this process's status; `getrusage` would count the most that the parent held, too."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    """A line of this process's status; `getrusage` would count the most that the parent held,
+    too.
+    """
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{name}:")
+    )
     return int(line.split()[1])
 
 
@@ -98,7 +119,8 @@ def main() -> None:
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     data = load(recipe(options.data).data, options.data_root)
-    clock, timed = CLOCKS[options.clock], partial(compare, rounds=options.rounds)
+    clock = CLOCKS[options.clock]
+    timed = partial(compare, rounds=options.rounds)
     torch.set_num_threads(1)
     print(
         f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread, {options.clock} time, "
@@ -107,17 +129,32 @@ def main() -> None:
 
     for images in (100, 2000):
         most = in_a_process(peak, images, 4096)
-        print(f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<70} {most:7.2f}   (under 1)", flush=True)
+        print(
+            f"{f'peak memory of 4,096 frequencies, {images:,} images, GB':<70} {most:7.2f}   (under 1)",
+            flush=True,
+        )
 
-    tenth = ImageData(data.name, data.train.subset(np.arange(0, len(data.train), 10)), None, data.test, data.normalization)
+    tenth = ImageData(
+        data.name,
+        data.train.subset(np.arange(0, len(data.train), 10)),
+        None,
+        data.test,
+        data.normalization,
+    )
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):
         measured = in_process(recipe(options.data, ipc=ipc), data, tenth)
         sampled = in_process(recipe(options.data, ipc=ipc, real="sampled"), data)
         timed(f"step rate, measured : sampled, IPC {ipc}", wanted,
               lambda m=measured, n=steps: m.rate(n, clock), lambda s=sampled: s.rate(1, clock))  # fmt: skip
 
-    few, many = in_process(recipe(options.data, ipc=10), data, tenth), in_process(recipe(options.data, ipc=10), data)
-    timed("step rate, 10 % : 100 % of the real set", "within 5 %", lambda: few.rate(8, clock), lambda: many.rate(8, clock))
+    few = in_process(recipe(options.data, ipc=10), data, tenth)
+    many = in_process(recipe(options.data, ipc=10), data)
+    timed(
+        "step rate, 10 % : 100 % of the real set",
+        "within 5 %",
+        lambda: few.rate(8, clock),
+        lambda: many.rate(8, clock),
+    )
 
     for ipc, steps in ((1, 40), (10, 8)):
         plain = in_process(recipe(options.data, ipc=ipc, method="dm"), data, tenth)
@@ -127,17 +164,22 @@ def main() -> None:
 
     for images in (10, 100):
         for few, many in ((512, 1024), (1024, 4096), (4096, 16384)):
-            small, large = term(images, few), term(images, many)
+            small = term(images, few)
+            large = term(images, many)
             timed(f"time of the term, {many} : {few} frequencies, {images} images", f"linear is {many // few}",
                   lambda step=small: rate(step, 1, clock), lambda step=large: rate(step, 1, clock))  # fmt: skip
 
     batch = data.train.images[:2048], data.train.labels[:2048]
-    shard, first = LocalShared(batch), LocalShared((batch[0][:512], batch[1][:512]))
-    looks = {method: Observers(recipe(options.data, method=method), Facts.of(data)) for method in ("csdm", "dm")}
-    (member, *_) = members(recipe(options.data))
+    shard = LocalRef(batch)
+    first = LocalRef((batch[0][:512], batch[1][:512]))
+    looks = {
+        method: Observers(recipe(options.data, method=method), DatasetInfo.of(data))
+        for method in ("csdm", "dm")
+    }
+    (network_id, *_) = network_ids(recipe(options.data))
     timed("rate of the measuring pass, csdm : dm", "",
-          lambda: rate(lambda: looks["csdm"].measure_alone(member, None, shard, first), 2048, clock),
-          lambda: rate(lambda: looks["dm"].measure_alone(member, None, shard), 2048, clock))  # fmt: skip
+          lambda: rate(lambda: looks["csdm"].measure_alone(network_id, None, shard, first), 2048, clock),
+          lambda: rate(lambda: looks["dm"].measure_alone(network_id, None, shard), 2048, clock))  # fmt: skip
 
 
 if __name__ == "__main__":

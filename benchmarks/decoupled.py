@@ -2,8 +2,9 @@
 
     python benchmarks/decoupled.py [--data cifar10] [--rounds 5]
 
-The plain loop below is what one would write first: hooks on every layer, observers one after another in one process with all
-cores, classes in a Python loop. Everything else is equal: the same trained-or-not networks, images, transforms and optimizer.
+The plain loop below is what one would write first: hooks on every layer, observers one after
+another in one process with all cores, classes in a Python loop. Everything else is equal: the same
+trained-or-not networks, images, transforms and optimizer.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from rayd import networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, ImageSet, load
 from rayd.data.augmentation import draw_transform
-from rayd.engine.group import Group, LocalShared, open_group
-from rayd.engine.members import members
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import network_ids
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.pool import LocalRef, WorkerPool, open_pool
+from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.seeding import generator
 from rayd.synthetic import initial
@@ -53,11 +54,16 @@ def recipe(data: str, **settings: object) -> Recipe:
     return assemble(base, settings)
 
 
-def compare(title: str, wanted: str, left: Callable[[], float], right: Callable[[], float], rounds: int) -> None:
+def compare(
+    title: str, wanted: str, left: Callable[[], float], right: Callable[[], float], rounds: int
+) -> None:
     """Print the ratio of two rates (work per second), each measured once a round."""
     left(), right()
     ratios = sorted(left() / right() for _ in range(rounds))
-    print(f"{title:<86} {statistics.median(ratios):6.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})", flush=True)
+    print(
+        f"{title:<86} {statistics.median(ratios):6.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})",
+        flush=True,
+    )
 
 
 def rate(work: Callable[[], object], units: int) -> float:
@@ -70,37 +76,59 @@ def rate(work: Callable[[], object], units: int) -> float:
 class Steps:
     """A synthesizer that is ready to step, with random weights in eval mode."""
 
-    def __init__(self, group: Group, chosen: Recipe, data: ImageData):
-        team = members(chosen)
+    def __init__(self, pool: WorkerPool, chosen: Recipe, data: ImageData):
+        team = network_ids(chosen)
         self._weights = [built(chosen, data, place).state_dict() for place in range(len(team))]
-        weights = {member: group.share(dict(state)) for member, state in zip(team, self._weights, strict=True)}
+        weights = {
+            network_id: pool.share(dict(state))
+            for network_id, state in zip(team, self._weights, strict=True)
+        }
         # the values do not matter to the speed; their number, that of all classes, does
-        part = group.share((data.train.images[::50], data.train.labels[::50]))
-        states = group.map("measure_alone", [(member, weights[member], part) for member in team])
-        measured = {member: group.share(state) for member, state in zip(team, states, strict=True)}
-        start = group.share(dict(initial(chosen, data).state_dict()))
-        self._assignment = Assignment(
-            chosen, "benchmark", data.normalization, 0, 1, start, NOWHERE, weights, {}, measured, None
+        part = pool.share((data.train.images[::50], data.train.labels[::50]))
+        states = pool.map(
+            "measure_alone", [(network_id, weights[network_id], part) for network_id in team]
         )
-        self._host = group.host(Synthesizer)
+        measured = {
+            network_id: pool.share(state) for network_id, state in zip(team, states, strict=True)
+        }
+        start = pool.share(dict(initial(chosen, data).state_dict()))
+        self._assignment = BlockTask(
+            chosen,
+            "benchmark",
+            data.normalization,
+            0,
+            1,
+            start,
+            NOWHERE,
+            weights,
+            {},
+            measured,
+            None,
+        )
+        self._host = pool.host(Synthesizer)
         self._step = 0
 
     def rate(self, steps: int) -> float:
         """Steps a second."""
-        before, self._step = self._step, self._step + steps
-        return rate(lambda: self._host.call("advance", self._assignment, before, before + steps), steps)
+        before = self._step
+        self._step = self._step + steps
+        return rate(
+            lambda: self._host.call("advance", self._assignment, before, before + steps), steps
+        )
 
 
 def built(chosen: Recipe, data: ImageData, place: int) -> nn.Module:
     """A member's network with its initial weights."""
-    member = members(chosen)[place]
-    return networks.build(member.network, data.shape, data.classes, seed=member.seed(chosen))
+    network_id = network_ids(chosen)[place]
+    return networks.build(
+        network_id.architecture, data.shape, data.classes, seed=network_id.seed(chosen)
+    )
 
 
 def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
     """EDC's step written out by hand, with hooks, and zeros as real statistics."""
     settings = chosen.objective
-    pool = [built(chosen, data, place).eval() for place in range(len(members(chosen)))]
+    pool = [built(chosen, data, place).eval() for place in range(len(network_ids(chosen)))]
     images, labels = initial(chosen, data).batch()
     images = images.detach().requires_grad_()
     average = images.detach().clone()
@@ -120,12 +148,16 @@ def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
 
     def compare_patches(place: int, name: str, maps: Tensor, share: float, who: str) -> None:
         side = settings["patch"]
-        rows, columns = -(-maps.shape[2] // side), -(-maps.shape[3] // side)
+        rows = -(-maps.shape[2] // side)
+        columns = -(-maps.shape[3] // side)
         if maps.shape[2] % side or maps.shape[3] % side:
             maps = nn.functional.interpolate(maps, (rows * side, columns * side), mode="bilinear")
         tiles = maps.reshape(len(maps), maps.shape[1], rows, side, columns, side)
         hear((place, name, f"{who} patch mean"), share * tiles.mean((0, 1, 3, 5)).flatten())
-        hear((place, name, f"{who} patch variance"), share * tiles.var((0, 1, 3, 5), unbiased=False).flatten())
+        hear(
+            (place, name, f"{who} patch variance"),
+            share * tiles.var((0, 1, 3, 5), unbiased=False).flatten(),
+        )
 
     def hook(place: int, name: str, patches: bool) -> Callable[..., None]:
         def listen(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -135,7 +167,13 @@ def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
                 if settings["alpha"] < 1:
                     for label in range(data.classes):
                         rows = maps[labels == label]
-                        compare_(place, name, rows, (1 - settings["alpha"]) / data.classes, f"class {label}")
+                        compare_(
+                            place,
+                            name,
+                            rows,
+                            (1 - settings["alpha"]) / data.classes,
+                            f"class {label}",
+                        )
 
         return listen
 
@@ -155,7 +193,10 @@ def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
             with torch.no_grad():
                 calm = network(view(average))
             flat = nn.functional.kl_div(
-                (calm / 4).log_softmax(1), (logits / 4).log_softmax(1), log_target=True, reduction="batchmean"
+                (calm / 4).log_softmax(1),
+                (logits / 4).log_softmax(1),
+                log_target=True,
+                reduction="batchmean",
             )
             (nn.functional.cross_entropy(logits, labels) + 0.01 * moments + 0.25 * flat).backward()
         optimizer.step()
@@ -171,12 +212,16 @@ def with_classes(data: ImageData, classes: int) -> ImageData:
         labels = np.arange(len(images), dtype=np.int64) % classes
         return ImageSet(images.images, labels, tuple(map(str, range(classes))))
 
-    return ImageData(data.name, relabelled(data.train), None, relabelled(data.test), data.normalization)
+    return ImageData(
+        data.name, relabelled(data.train), None, relabelled(data.test), data.normalization
+    )
 
 
 def main() -> None:
     """Print every ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -188,10 +233,12 @@ def main() -> None:
         ("EDC, bfloat16", {"synthesis": {"precision": "bfloat16"}}),
         ("statistics of all images alone, float32", {"objective": {"alpha": 1.0}}),
     ):
-        spread = recipe(options.data, **merge(settings, {"resources": {"workers": 2, "threads": 1}}))
+        spread = recipe(
+            options.data, **merge(settings, {"resources": {"workers": 2, "threads": 1}})
+        )
         plain = plain_loop(spread, data)
-        with open_group(spread.resources, Observers, spread, Facts.of(data)) as group:
-            ours = Steps(group, spread, data)
+        with open_pool(spread.resources, Observers, spread, DatasetInfo.of(data)) as pool:
+            ours = Steps(pool, spread, data)
 
             def by_hand(plain: Callable[[int], float] = plain) -> float:
                 torch.set_num_threads(cores)
@@ -206,20 +253,39 @@ def main() -> None:
     torch.set_num_threads(1)
     hundred = with_classes(data, 100)
     by_class, over_all = (
-        recipe(options.data, ipc=1, observers={"networks": NETWORKS[:3], "per_step": 3}, objective={"alpha": alpha})
+        recipe(
+            options.data,
+            ipc=1,
+            observers={"networks": NETWORKS[:3], "per_step": 3},
+            objective={"alpha": alpha},
+        )
         for alpha in (0.5, 1.0)
     )
-    steps = [Steps(open_group(one.resources, Observers, one, Facts.of(hundred)), one, hundred) for one in (by_class, over_all)]
+    steps = [
+        Steps(open_pool(one.resources, Observers, one, DatasetInfo.of(hundred)), one, hundred)
+        for one in (by_class, over_all)
+    ]
     title = "time of a step with statistics of 100 classes : of all images alone"
-    compare(title, "at most 1.15", lambda: 1 / steps[0].rate(4), lambda: 1 / steps[1].rate(4), options.rounds)
+    compare(
+        title,
+        "at most 1.15",
+        lambda: 1 / steps[0].rate(4),
+        lambda: 1 / steps[1].rate(4),
+        options.rounds,
+    )
 
-    observers = [Observers(by_class, Facts.of(known)) for known in (hundred, with_classes(data, 2))]
-    images, member = data.train.images[:1024], members(by_class)[0]
-    shards = [LocalShared((images, known.train.labels[:1024])) for known in (hundred, with_classes(data, 2))]
+    observers = [
+        Observers(by_class, DatasetInfo.of(known)) for known in (hundred, with_classes(data, 2))
+    ]
+    images = data.train.images[:1024]
+    network_id = network_ids(by_class)[0]
+    shards = [
+        LocalRef((images, known.train.labels[:1024])) for known in (hundred, with_classes(data, 2))
+    ]
     title = "time of the measuring pass with 100 classes : with 2"
     compare(
-        title, "at most 1.15", lambda: 1 / rate(lambda: observers[0].measure_alone(member, None, shards[0]), 1024),
-        lambda: 1 / rate(lambda: observers[1].measure_alone(member, None, shards[1]), 1024), options.rounds,
+        title, "at most 1.15", lambda: 1 / rate(lambda: observers[0].measure_alone(network_id, None, shards[0]), 1024),
+        lambda: 1 / rate(lambda: observers[1].measure_alone(network_id, None, shards[1]), 1024), options.rounds,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Speed of the main job, as ratios measured in one run: `python benchmarks/dm.py [--data cifar10]`.
 
-Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows both; the median of the
-rounds' ratios is printed with the least and the greatest. Nothing is asserted: a shared machine is no place for a timed test.
+Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows
+both; the median of the rounds' ratios is printed with the least and the greatest. Nothing is
+asserted: a shared machine is no place for a timed test.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.devices import dtype
-from rayd.engine.group import Group, LocalShared, open_group
-from rayd.engine.members import members
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import network_ids
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.pool import LocalRef, WorkerPool, open_pool
+from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 
@@ -38,20 +39,36 @@ def recipe(data: str, **settings: object) -> Recipe:
         "method": "dm",
         "data": {"name": data},
         "observers": {"pool": 2, "precision": "bfloat16"},
-        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "precision": "bfloat16"},
+        "synthesis": {
+            "steps": 10**6,
+            "log_every": 10**6,
+            "checkpoint_every": 10**6,
+            "precision": "bfloat16",
+        },
         "resources": {"threads": 1},
     }
     return assemble(base, settings)
 
 
-def compare(title: str, wanted: str, left: Callable[[], float], right: Callable[[], float], rounds: int = ROUNDS) -> None:
+def compare(
+    title: str,
+    wanted: str,
+    left: Callable[[], float],
+    right: Callable[[], float],
+    rounds: int = ROUNDS,
+) -> None:
     """Print the ratio of two rates (work per second), each measured once a round."""
     left(), right()
     ratios = sorted(left() / right() for _ in range(rounds))
-    print(f"{title:<70} {statistics.median(ratios):7.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})", flush=True)
+    print(
+        f"{title:<70} {statistics.median(ratios):7.2f}   ({ratios[0]:.2f} .. {ratios[-1]:.2f}, {wanted})",
+        flush=True,
+    )
 
 
-def rate(work: Callable[[], object], units: int, clock: Callable[[], float] = time.perf_counter) -> float:
+def rate(
+    work: Callable[[], object], units: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Units of work a second of a clock."""
     began = clock()
     work()
@@ -61,55 +78,79 @@ def rate(work: Callable[[], object], units: int, clock: Callable[[], float] = ti
 class Steps:
     """A synthesizer that is ready to step."""
 
-    def __init__(self, group: Group, recipe: Recipe, data: ImageData, real: ImageData):
-        start = group.share(dict(initial(recipe, data).state_dict()))
+    def __init__(self, pool: WorkerPool, recipe: Recipe, data: ImageData, real: ImageData):
+        start = pool.share(dict(initial(recipe, data).state_dict()))
         measured = {}
         if recipe.real == "measured":
             # the values do not matter to the speed; their number, that of all classes, does
-            part = group.share((real.train.images[::10], real.train.labels[::10]))
-            pool = members(recipe)
-            first = group.share((real.train.images[::100], real.train.labels[::100]))
-            states = group.map("measure_alone", [(member, None, part, first) for member in pool])
-            measured = {member: group.share(state) for member, state in zip(pool, states, strict=True)}
-        train = None if measured else group.share((real.train.images, real.train.labels))
-        self._assignment = Assignment(recipe, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, measured, train)
-        self._host = group.host(Synthesizer)
+            part = pool.share((real.train.images[::10], real.train.labels[::10]))
+            pool = network_ids(recipe)
+            first = pool.share((real.train.images[::100], real.train.labels[::100]))
+            states = pool.map(
+                "measure_alone", [(network_id, None, part, first) for network_id in pool]
+            )
+            measured = {
+                network_id: pool.share(state)
+                for network_id, state in zip(pool, states, strict=True)
+            }
+        train = None if measured else pool.share((real.train.images, real.train.labels))
+        self._assignment = BlockTask(
+            recipe, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, measured, train
+        )
+        self._host = pool.host(Synthesizer)
         self._step = 0
 
     def rate(self, steps: int, clock: Callable[[], float] = time.perf_counter) -> float:
         """Steps a second of a clock."""
-        before, self._step = self._step, self._step + steps
-        return rate(lambda: self._host.call("advance", self._assignment, before, before + steps), steps, clock)
+        before = self._step
+        self._step = self._step + steps
+        return rate(
+            lambda: self._host.call("advance", self._assignment, before, before + steps),
+            steps,
+            clock,
+        )
 
 
 def in_process(recipe_: Recipe, data: ImageData, real: ImageData | None = None) -> Steps:
     """Steps in this process."""
-    return Steps(open_group(recipe_.resources, Observers, recipe_, Facts.of(data)), recipe_, data, real or data)
+    return Steps(
+        open_pool(recipe_.resources, Observers, recipe_, DatasetInfo.of(data)),
+        recipe_,
+        data,
+        real or data,
+    )
 
 
 def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
     """The measured step written out by hand, with the real means as constants."""
     kind = dtype(recipe_.synthesis.precision)
     pool = []
-    for member in range(recipe_.observers.pool):
-        draws = seeding.generator(recipe_.observers.seed, "pool augmentation", member)
+    for network_id in range(recipe_.observers.pool):
+        draws = seeding.generator(recipe_.observers.seed, "pool augmentation", network_id)
         (operation,) = augmentation(recipe_.observers.augmentation).draw(draws, 1, *data.shape[1:])
-        seed = seeding.derive(recipe_.observers.seed, "pool observer", member)
+        seed = seeding.derive(recipe_.observers.seed, "pool observer", network_id)
         network = (
-            networks.build(recipe_.observers.networks[0], data.shape, data.classes, seed=seed).requires_grad_(False).to(kind)
+            networks.build(recipe_.observers.networks[0], data.shape, data.classes, seed=seed)
+            .requires_grad_(False)
+            .to(kind)
         )
         pool.append((operation, torch.nn.Sequential(*list(network.children())[:-1])))
     images, labels = initial(recipe_, data).batch()
     images = images.detach().requires_grad_()
-    member = torch.nn.functional.one_hot(labels).float()
+    network_id = torch.nn.functional.one_hot(labels).float()
     with torch.no_grad():
-        constants = [torch.randn_like(member.T @ network(images.to(kind)).flatten(1).float()) for _, network in pool]
-    optimizer = torch.optim.SGD([images], recipe_.synthesis.learning_rate, recipe_.synthesis.momentum)
+        constants = [
+            torch.randn_like(network_id.T @ network(images.to(kind)).flatten(1).float())
+            for _, network in pool
+        ]
+    optimizer = torch.optim.SGD(
+        [images], recipe_.synthesis.learning_rate, recipe_.synthesis.momentum
+    )
 
     def step(index: int) -> None:
         operation, network = pool[index % len(pool)]
         features = network(operation(images).to(kind)).flatten(1).float()
-        means = member.T @ features / recipe_.ipc
+        means = network_id.T @ features / recipe_.ipc
         loss = (constants[index % len(pool)] - means).square().sum()
         optimizer.zero_grad()
         loss.backward()
@@ -126,7 +167,9 @@ def main() -> None:
     options = parser.parse_args()
     data = load(recipe(options.data).data, options.data_root)
     torch.set_num_threads(1)
-    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless said, {ROUNDS} rounds")
+    print(
+        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, one thread unless said, {ROUNDS} rounds"
+    )
 
     for ipc, wanted, steps in ((1, "at least 40", 40), (10, "at least 8", 8)):
         measured = in_process(recipe(options.data, ipc=ipc), data)
@@ -140,17 +183,25 @@ def main() -> None:
 
     for ipc, steps in ((1, 200), (10, 25)):
         chosen = recipe(options.data, ipc=ipc)
-        ours, bare = in_process(chosen, data), bare_loop(chosen, data)
+        ours = in_process(chosen, data)
+        bare = bare_loop(chosen, data)
         compare(f"time of a measured step : bare loop with constants, IPC {ipc}", "at most 1.05",
                 lambda b=bare, n=steps: b(n), lambda o=ours, n=steps: o.rate(n))  # fmt: skip
 
     chosen = recipe(options.data)
-    observers = Observers(chosen, Facts.of(data))
-    images, labels = data.train.images[:4096], data.train.labels[:4096]
-    shard = LocalShared((images, labels))
+    observers = Observers(chosen, DatasetInfo.of(data))
+    images = data.train.images[:4096]
+    labels = data.train.labels[:4096]
+    shard = LocalRef((images, labels))
     seed = seeding.derive(chosen.observers.seed, "pool observer", 0)
-    network = networks.build(chosen.observers.networks[0], data.shape, data.classes, seed=seed).to(torch.bfloat16)
-    batches = data.normalization(torch.from_numpy(np.ascontiguousarray(images))).bfloat16().split(chosen.observers.batch_size)
+    network = networks.build(chosen.observers.networks[0], data.shape, data.classes, seed=seed).to(
+        torch.bfloat16
+    )
+    batches = (
+        data.normalization(torch.from_numpy(np.ascontiguousarray(images)))
+        .bfloat16()
+        .split(chosen.observers.batch_size)
+    )
 
     @torch.no_grad()
     def forward() -> None:
@@ -158,18 +209,31 @@ def main() -> None:
             network(batch)
 
     compare("rate of the measuring pass : bare forward pass", "at least 0.85",
-            lambda: rate(lambda: observers.measure_alone(members(chosen)[0], None, shard), len(images)),
+            lambda: rate(lambda: observers.measure_alone(network_ids(chosen)[0], None, shard), len(images)),
             lambda: rate(forward, len(images)))  # fmt: skip
 
-    tenth = ImageData(data.name, data.train.subset(np.arange(0, len(data.train), 10)), None, data.test, data.normalization)
-    few, many = in_process(recipe(options.data, ipc=10), data, tenth), in_process(recipe(options.data, ipc=10), data)
-    compare("step rate, 10 % : 100 % of the real set", "within 5 %", lambda: few.rate(25), lambda: many.rate(25))
+    tenth = ImageData(
+        data.name,
+        data.train.subset(np.arange(0, len(data.train), 10)),
+        None,
+        data.test,
+        data.normalization,
+    )
+    few = in_process(recipe(options.data, ipc=10), data, tenth)
+    many = in_process(recipe(options.data, ipc=10), data)
+    compare(
+        "step rate, 10 % : 100 % of the real set",
+        "within 5 %",
+        lambda: few.rate(25),
+        lambda: many.rate(25),
+    )
 
     pair = {"observers": {"per_step": 2}, "ipc": 10}
     local = recipe(options.data, **merge(pair, {"resources": {"threads": 2}}))
     remote = recipe(options.data, **merge(pair, {"resources": {"workers": 2, "threads": 1}}))
-    with open_group(remote.resources, Observers, remote, Facts.of(data)) as group:
-        spread, alone = Steps(group, remote, data, data), in_process(local, data)
+    with open_pool(remote.resources, Observers, remote, DatasetInfo.of(data)) as pool:
+        spread = Steps(pool, remote, data, data)
+        alone = in_process(local, data)
         compare("step rate, Ray with 2 one-thread workers : in process with 2 threads", "at least 0.85",
                 lambda: spread.rate(8), lambda: alone.rate(8))  # fmt: skip
 

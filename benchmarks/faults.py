@@ -1,9 +1,11 @@
 """What faults cost: `python -m benchmarks.faults nodes|kills [--seed 0] [--kills 20] [--scale 1]`.
 
-EDC on digits, on workers of one thread. `nodes`: a head and two nodes of one worker each; in the middle of each stage another
-one joins, and the oldest is lost. `kills`: workers, the synthesizer and the driver of a run are killed at random moments; each
-row tells after how many seconds the run was further than it had been, and the sum what all of them cost against an undisturbed
-run with as many workers. Either way the set, its stored labels and the observers' weights must be those of an undisturbed run.
+EDC on digits, on workers of one thread. `nodes`: a head and two nodes of one worker each; in the
+middle of each stage another one joins, and the oldest is lost. `kills`: workers, the synthesizer
+and the driver of a run are killed at random moments; each row tells after how many seconds the run
+was further than it had been, and the sum what all of them cost against an undisturbed run with as
+many workers. Either way the set, its stored labels and the observers' weights must be those of an
+undisturbed run.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from tests.faults import four_observers, made
 from tests.kills import STAGES, Kill, killed_at_random, long_enough, lost, undisturbed
 from tests.nodes import finely_cut, moved_about
@@ -30,7 +32,9 @@ def nodes(folder: Path) -> None:
     """Nodes that come and go."""
     with pytest.MonkeyPatch.context() as patch:
         finely_cut(patch)
-        distill(four_observers(), folder / "still", cache=folder / "one", reporter=Reporter(quiet=True))
+        distill(
+            four_observers(), folder / "still", cache=folder / "one", progress=Progress(quiet=True)
+        )
         elastic = four_observers(resources={"workers": 3, "elastic": True, **ONE_THREAD})
         began = time.monotonic()
         moves = moved_about(elastic, folder / "moved", folder / "other")
@@ -53,7 +57,11 @@ def kills(folder: Path, seed: int, count: int, scale: float) -> None:
     for hit, seconds in zip(hits, lost(struck, hits), strict=True):
         stage, share = hit.place
         print(f"{hit.at:6.1f}  {STAGES[stage]:<11} {share:5.0%}  {hit.victim:<12} {seconds:7.1f}")
-    print(", ".join(f"{number} {victim}" for victim, number in Counter(hit.victim for hit in hits).items()))
+    print(
+        ", ".join(
+            f"{number} {victim}" for victim, number in Counter(hit.victim for hit in hits).items()
+        )
+    )
     more = struck.seconds - still.seconds
     print(
         f"{struck.seconds:.1f} s against {still.seconds:.1f} s undisturbed with as many workers: {more:.1f} s lost, "
@@ -69,7 +77,9 @@ def tell(hit: Kill) -> None:
 
 def compare(expected: dict[str, bytes], found: dict[str, bytes]) -> None:
     """Say whether two runs made the same."""
-    different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    different = sorted(
+        name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+    )
     if different:
         raise SystemExit(f"Different bytes: {', '.join(different[:5])}")
     print(f"same bytes: {len(expected)} files and tensors")
@@ -77,11 +87,15 @@ def compare(expected: dict[str, bytes], found: dict[str, bytes]) -> None:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("faults", choices=("nodes", "kills"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--scale", type=float, default=1.0, help="of epochs and steps of the run that is killed")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of epochs and steps of the run that is killed"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if options.faults == "nodes":

@@ -21,13 +21,14 @@ from gpu import Clock, Result, say
 from rayd.artifacts import read_json
 from rayd.data.sources import locate
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.runlog import RunLog
 from rayd.errors import ArtifactError, RaydError
 from rayd.recipes import resolve
 
 RECIPE = "edc-cifar10-ipc10"
-TRAIN, TEST = 50_000, 10_000
+TRAIN = 50_000
+TEST = 10_000
 """Images of CIFAR-10."""
 SMALL = {"name": "convnet", "depth": 1, "width": 8, "norm": "batch"}
 QUICK: dict[str, Any] = {
@@ -63,7 +64,8 @@ def run(
     else:
         entry["data"] = "CIFAR-10"
     say(f"cell {RECIPE} on {entry['data']}, {clock.left():.0f} s left")
-    began, accuracies = time.monotonic(), None
+    began = time.monotonic()
+    accuracies = None
     entry.pop("error", None)
     try:
         with interrupted_after(clock.left()):
@@ -74,7 +76,7 @@ def run(
                 data_root=data_root,
                 cache=out / "cache",
                 resume=there,
-                reporter=Reporter(quiet=quick),
+                progress=Progress(quiet=quick),
             )
         accuracies = {}
         for one in made.report.results:

@@ -30,12 +30,12 @@ from rayd.artifacts import content_hash
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine import experts, initial, measure, squeeze
-from rayd.engine.group import LocalGroup, Shared
-from rayd.engine.members import Member, members, panels, teachers, team
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import LocalPool, ObjectRef
 from rayd.engine.squeeze import TrainedObserver
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
 from rayd.evaluation.student import StudentResult, train
 from rayd.methods import build
@@ -97,10 +97,12 @@ FOLLOWING: dict[str, Any] = {
     "synthesis": {"learning_rate": 0.1},
     "objective": {"steps": 4, "epochs": 1, "start": {"most": 2}},
 }
-GUIDES = {"guides": {"networks": {**CONVNET, "depth": 1}, "pool": 1, "squeeze": SQUEEZE, **EXACT}}
+GUIDES = {
+    "classifiers": {"networks": {**CONVNET, "depth": 1}, "pool": 1, "squeeze": SQUEEZE, **EXACT}
+}
 REAL_BATCH = {"observers": {"real_batch": 16}, "synthesis": {"learning_rate": 0.05}}
 FREQUENCIES = {"objective": {"frequencies": 64}}
-QUEUE = {"observers": {"queue": {"train_steps": 2, "batch_size": 32}}}
+QUEUE = {"observers": {"model_pool": {"train_steps": 2, "batch_size": 32}}}
 NCFM: dict[str, Any] = {
     **FREQUENCIES,
     "synthetic": {"kind": "pixels"},
@@ -248,16 +250,16 @@ def _digits(deviation: float) -> float | None:
 class Given:
     """What the CPU made, which both sides go on from."""
 
-    trained: Mapping[Member, TrainedObserver]
+    trained: Mapping[NetworkId, TrainedObserver]
     """Trained networks."""
     experts: tuple[Path, ...]
     """Files of the experts."""
 
 
-class Recording(LocalGroup):
+class Recording(LocalPool):
     """A group in this process that keeps what its worker answers in the steps of a synthesis."""
 
-    def __init__(self, recipe: Recipe, facts: Facts):
+    def __init__(self, recipe: Recipe, facts: DatasetInfo):
         """Host a worker of the recipe."""
         super().__init__(recipe.resources, Worker, recipe, facts)
         self.answers: list[Any] = []
@@ -294,7 +296,7 @@ class Side:
         self._folder = folder
         self._without_onednn = without_onednn
         self._store = Store(folder / "store")
-        self._group = Recording(self.recipe, Facts.of(data))
+        self._pool = Recording(self.recipe, DatasetInfo.of(data))
 
     def within(self, work: Callable[[Side], dict[str, Any]]) -> dict[str, Any]:
         """Do some work with this side's kernels."""
@@ -310,8 +312,8 @@ class Side:
     def trained(self) -> dict[str, Any]:
         """Weights of all networks that are trained on the real data, one vector a network."""
         found: dict[str, Any] = {}
-        for member, one in self._squeezed().items():
-            found[member.label] = _vector(one.state)
+        for network_id, one in self._squeezed().items():
+            found[network_id.label] = _vector(one.state)
         for index, path in enumerate(self._experts()):
             trajectory = Trajectory(path)
             found[f"expert {index}"] = trajectory[trajectory.epochs]
@@ -321,87 +323,88 @@ class Side:
         """What this side trained, for both."""
         return Given(self._squeezed(), self._experts())
 
-    def _squeezed(self) -> dict[Member, TrainedObserver]:
-        wanted = team(self.recipe)
+    def _squeezed(self) -> dict[NetworkId, TrainedObserver]:
+        wanted = trained_networks(self.recipe)
         if not wanted:
             return {}
-        work = (self._group, self.recipe, self._data, self._store)
+        work = (self._pool, self.recipe, self._data, self._store)
         return squeeze.squeeze(*work, lambda *_: None, wanted)
 
     def _experts(self) -> tuple[Path, ...]:
         if not build(self.recipe).needs_experts:
             return ()
-        work = (self._group, self.recipe, self._data, self._store)
+        work = (self._pool, self.recipe, self._data, self._store)
         return experts.train(*work, lambda *_: None)
 
-    def _weights(self, given: Given) -> dict[Member, Shared]:
+    def _weights(self, given: Given) -> dict[NetworkId, ObjectRef]:
         """Weights of the trained networks that compute features."""
-        found: dict[Member, Shared] = {}
-        for panel in panels(self.recipe):
-            if self.recipe.panel(panel).trained:
-                for member in members(self.recipe, panel):
-                    found[member] = self._group.share(given.trained[member].state)
+        found: dict[NetworkId, ObjectRef] = {}
+        for group in groups(self.recipe):
+            if self.recipe.network_group(group).trained:
+                for network_id in network_ids(self.recipe, group):
+                    found[network_id] = self._pool.share(given.trained[network_id].state)
         return found
 
-    def measured(self, given: Given) -> dict[Member, Any]:
+    def measured(self, given: Given) -> dict[NetworkId, Any]:
         """Statistics of the real images by network; none where the real side is sampled."""
         method = build(self.recipe)
         sampled = self.recipe.real == "sampled"
-        if sampled or not method.panels or self.recipe.synthesis.steps == 0:
+        if sampled or not method.groups or self.recipe.synthesis.steps == 0:
             return {}
-        work = (self._group, self.recipe, method, self._data, self._store, self._weights(given))
+        work = (self._pool, self.recipe, method, self._data, self._store, self._weights(given))
         return measure.measure(*work, lambda *_: None)
 
     def scored(self, given: Given) -> dict[str, Any]:
         """Scores of crops of two classes by the first network, where images start from those."""
         if self.recipe.synthetic.init != "rded":
             return {}
-        first = members(self.recipe)[0]
+        first = network_ids(self.recipe)[0]
         weights = self._weights(given)[first]
         items = []
         for label in (0, 1):
             rows = self._data.train.class_index[label][:40]
-            images = self._group.share(self._data.train.part(rows).images)
+            images = self._pool.share(self._data.train.part(rows).images)
             items.append((first, weights, label, images))
-        scores = self._group.map("score", items)
+        scores = self._pool.map("score", items)
         return {f"class {label}": found for label, found in enumerate(scores)}
 
     def started(self, given: Given) -> SyntheticSet:
         """The synthetic set before the first step."""
-        work = (self._group, self.recipe, self._data, self._weights(given), self._store)
+        work = (self._pool, self.recipe, self._data, self._weights(given), self._store)
         return initial.initial(*work, lambda *_: None, given.experts)
 
     def synthesized(
         self,
         given: Given,
         start: SyntheticSet,
-        statistics: Mapping[Member, Any],
+        statistics: Mapping[NetworkId, Any],
     ) -> dict[str, Any]:
         """A few steps: what the first one's networks answer, by part, and the set in the end."""
-        group, data = self._group, self._data
+        pool = self._pool
+        data = self._data
         weights = self._weights(given)
         accuracies = {one: float(given.trained[one].facts["train_accuracy"]) for one in weights}
         train = None
         if self.recipe.real == "sampled":
-            train = group.share((data.train.images, data.train.labels))
-        work = Assignment(
+            train = pool.share((data.train.images, data.train.labels))
+        work = BlockTask(
             recipe=self.recipe,
             key=content_hash({"of": self.recipe.name}),
             normalization=data.normalization,
             block=0,
             blocks=1,
-            start=group.share(dict(start.state_dict())),
+            start=pool.share(dict(start.state_dict())),
             checkpoints=self._folder / "checkpoints",
             weights=weights,
             accuracies=accuracies,
-            measured={member: group.share(state) for member, state in statistics.items()},
+            measured={network_id: pool.share(state) for network_id, state in statistics.items()},
             train=train,
             experts=given.experts,
         )
-        synthesizer = Synthesizer(group)
+        synthesizer = Synthesizer(pool)
         synthesizer.advance(work, 0, 1)
         found: dict[str, Any] = {"terms": [], "gradient": [], "memory": [], "training": []}
-        for answer in group.answers:
+        for answer in pool.answers:
             for part, value in _parted(answer).items():
                 found[part].append(value)
         found["synthesis"] = synthesizer.state(work, self.recipe.synthesis.steps)
@@ -412,19 +415,20 @@ class Side:
         chosen = teachers(self.recipe)
         if not chosen:
             return {}
-        weights = tuple(self._group.share(given.trained[member].state) for member in chosen)
-        images = self._group.share(start.batch()[0].detach())
-        (made,) = self._group.map("label", [(chosen, weights, images, 0, 2)])
+        weights = tuple(self._pool.share(given.trained[network_id].state) for network_id in chosen)
+        images = self._pool.share(start.batch()[0].detach())
+        (made,) = self._pool.map("label", [(chosen, weights, images, 0, 2)])
         return dict(made)
 
     def student(self, given: Given, start: SyntheticSet) -> dict[str, Any]:
         """The training loss of a student of the first images after a few epochs."""
-        recipe, data = self.recipe, self._data
+        recipe = self.recipe
+        data = self._data
         images, labels = (tensor.detach().cpu() for tensor in start.batch())
         taught = []
-        for member in teachers(recipe):
-            network = networks.build(member.network, data.shape, data.classes, seed=0)
-            networks.restore(network, given.trained[member].state)
+        for network_id in teachers(recipe):
+            network = networks.build(network_id.architecture, data.shape, data.classes, seed=0)
+            networks.restore(network, given.trained[network_id].state)
             taught.append(network)
         source = recipe.labels
         if taught:
@@ -438,7 +442,7 @@ class Side:
             seed=0,
             epochs=recipe.evaluation.epochs,
             device=self._device,
-            test=TrainingSet.of_images(data.test, data.normalization),
+            test=TrainingSet.from_images(data.test, data.normalization),
             labels=source,
             teachers=taught or None,
         )
@@ -467,19 +471,23 @@ def _vector(state: Mapping[str, Tensor]) -> Tensor:
 
 def worst(expected: Any, found: Any) -> tuple[float, str | None]:
     """The largest deviation of two trees of tensors, and where it is; None without tensors."""
-    ones, others = dict(_leaves(expected)), dict(_leaves(found))
+    ones = dict(_leaves(expected))
+    others = dict(_leaves(found))
     if ones.keys() != others.keys():
         return math.inf, f"only on one side: {sorted(ones.keys() ^ others.keys())[0]}"
-    largest, where = 0.0, None
+    largest = 0.0
+    where = None
     for name, one in ones.items():
         deviation = _deviation(one, others[name])
         if where is None or deviation > largest or math.isnan(deviation):
-            largest, where = deviation, name
+            largest = deviation
+            where = name
     return largest, where
 
 
 def _deviation(expected: Tensor, found: Tensor) -> float:
-    expected, found = expected.detach().cpu(), found.detach().cpu()
+    expected = expected.detach().cpu()
+    found = found.detach().cpu()
     if expected.shape != found.shape:
         return math.inf
     if not expected.is_floating_point():
@@ -495,7 +503,7 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         yield name, tree
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            label = key.label if isinstance(key, Member) else str(key)
+            label = key.label if isinstance(key, NetworkId) else str(key)
             yield from _leaves(value, f"{name}/{label}" if name else label)
     elif isinstance(tree, list | tuple):
         for index, value in enumerate(tree):

@@ -34,11 +34,11 @@ from rayd.config import EvaluationSettings, NetworkSettings, Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.normalization import fit_normalization
 from rayd.engine import experts, measure
-from rayd.engine.group import LocalGroup
-from rayd.engine.members import Member, members, panels
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import NetworkId, groups, network_ids
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import LocalPool
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import RaydError
 from rayd.methods import build
@@ -269,7 +269,7 @@ class Bench:
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.float()
-        layout = devices.settle(network, self.device)
+        layout = devices.to_device(network, self.device)
         sizes = [min(batch, images - start) for start in range(0, images, batch)]
         inputs = {}
         for size in set(sizes):
@@ -287,7 +287,8 @@ class Bench:
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call, repeated until the clock can tell."""
-    best, calls = float("inf"), 1
+    best = float("inf")
+    calls = 1
     # the first round warms up, and says how many calls the others need
     for _ in range(1 + ROUNDS):
         began = _clock(device)
@@ -309,35 +310,37 @@ def _clock(device: torch.device) -> float:
 
 def step(bench: Bench) -> dict[str, Any] | None:
     """One step of the synthesis with its optimizer, against a pass over the synthetic images."""
-    recipe, data = bench.recipe, bench.data
-    group = LocalGroup(recipe.resources, Worker, recipe, Facts.of(data))
-    weights = _weights(bench, group)
-    statistics: dict[Member, Any] = {}
-    if recipe.real == "measured" and build(recipe).panels:
-        work = (group, recipe, build(recipe), data, Store(bench.folder / bench.key), weights)
+    recipe = bench.recipe
+    data = bench.data
+    pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
+    weights = _weights(bench, pool)
+    statistics: dict[NetworkId, Any] = {}
+    if recipe.real == "measured" and build(recipe).groups:
+        work = (pool, recipe, build(recipe), data, Store(bench.folder / bench.key), weights)
         statistics = measure.measure(*work, lambda *_: None)
     files: tuple[Path, ...] = ()
     if build(recipe).needs_experts:
-        files = experts.train(group, recipe, data, Store(bench.folder), lambda *_: None)
+        files = experts.train(pool, recipe, data, Store(bench.folder), lambda *_: None)
     train = None
     if recipe.real == "sampled":
-        train = group.share((data.train.images, data.train.labels))
+        train = pool.share((data.train.images, data.train.labels))
     learned = synthetic.initial(recipe, data)
-    assignment = Assignment(
+    assignment = BlockTask(
         recipe=recipe,
         key=bench.key,
         normalization=data.normalization,
         block=0,
         blocks=1,
-        start=group.share(dict(learned.state_dict())),
+        start=pool.share(dict(learned.state_dict())),
         checkpoints=bench.folder / bench.key / "checkpoints",
         weights=weights,
         accuracies=dict.fromkeys(weights, 0.9),
-        measured={member: group.share(state) for member, state in statistics.items()},
+        measured={network_id: pool.share(state) for network_id, state in statistics.items()},
         train=train,
         experts=files,
     )
-    synthesizer, reached = Synthesizer(group), 0
+    synthesizer = Synthesizer(pool)
+    reached = 0
 
     def once() -> None:
         nonlocal reached
@@ -349,39 +352,42 @@ def step(bench: Bench) -> dict[str, Any] | None:
     return bench.entry(once, settings, images, images)
 
 
-def _weights(bench: Bench, group: LocalGroup) -> dict[Member, Any]:
+def _weights(bench: Bench, pool: LocalPool) -> dict[NetworkId, Any]:
     """Random weights in the place of trained ones."""
     recipe = bench.recipe
     found = {}
-    for panel in panels(recipe):
-        for member in members(recipe, panel) if recipe.panel(panel).trained else ():
-            found[member] = group.share(bench.network(member.network).state_dict())
+    for group in groups(recipe):
+        for network_id in network_ids(recipe, group) if recipe.network_group(group).trained else ():
+            found[network_id] = pool.share(bench.network(network_id.architecture).state_dict())
     return found
 
 
 def measuring(bench: Bench) -> dict[str, Any] | None:
     """Measuring the real images with one network, against forward passes over them."""
-    recipe, data = bench.recipe, bench.data
+    recipe = bench.recipe
+    data = bench.data
     if recipe.real == "sampled" or not build(recipe).needs():
         return None
-    group = LocalGroup(recipe.resources, Worker, recipe, Facts.of(data))
-    member, weights = members(recipe)[0], _weights(bench, group)
-    shard = group.share((data.train.images, data.train.labels))
+    pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
+    network_id = network_ids(recipe)[0]
+    weights = _weights(bench, pool)
+    shard = pool.share((data.train.images, data.train.labels))
 
     def work() -> None:
-        list(group.map("measure_alone", [(member, weights.get(member), shard)]))
+        list(pool.map("measure_alone", [(network_id, weights.get(network_id), shard)]))
 
-    return bench.entry(work, member.network, len(data.train), recipe.observers.batch_size)
+    return bench.entry(work, network_id.architecture, len(data.train), recipe.observers.batch_size)
 
 
 def student(bench: Bench) -> dict[str, Any] | None:
     """One epoch of a student with hard labels, against forward passes over its images."""
-    recipe, data = bench.recipe, bench.data
+    recipe = bench.recipe
+    data = bench.data
     if not bench.timed.everywhere:
         return None
     settings: EvaluationSettings = recipe.evaluation.model_copy(update={"loss": "cross-entropy"})
     count = recipe.ipc * data.classes
-    training = TrainingSet.of_images(data.train, data.normalization, np.arange(count))
+    training = TrainingSet.from_images(data.train, data.normalization, np.arange(count))
     trainer = Trainer(
         bench.network(settings.networks[0]),
         training,

@@ -1,8 +1,10 @@
-"""Speed of IID on DM, as ratios measured in one run: `python benchmarks/iid.py [--data cifar10] [--threads 2]`.
+"""Speed of IID on DM, as ratios measured in one run: `python benchmarks/iid.py [--data cifar10]
+[--threads 2]`.
 
-Every step has 10 images per class and the paper's ConvNet; guides are ResNet-18s of full width with random weights, as the
-values do not matter to the speed. Each ratio compares two ways of doing the same work, timed in turns; the median of the
-rounds' ratios is printed with the least and the greatest. Nothing is asserted: a shared machine is no place for a timed test.
+Every step has 10 images per class and the paper's ConvNet; classifiers are ResNet-18s of full width
+with random weights, as the values do not matter to the speed. Each ratio compares two ways of doing
+the same work, timed in turns; the median of the rounds' ratios is printed with the least and the
+greatest. Nothing is asserted: a shared machine is no place for a timed test.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from rayd import networks, seeding
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
-from rayd.engine.group import open_group
-from rayd.engine.members import members
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import network_ids
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.synthesize import Assignment, Synthesizer
-from rayd.networks import Tap, Tapped
+from rayd.engine.pool import open_pool
+from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.networks import FeatureExtractor, LayerRole
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 
@@ -39,7 +41,7 @@ def recipe(data: str, threads: int, **settings: object) -> Recipe:
         "data": {"name": data},
         "ipc": 10,
         "observers": {"pool": 2, "batch_size": 64},
-        "guides": {"pool": 1},
+        "classifiers": {"pool": 1},
         "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6},
         "resources": {"threads": threads},
     }
@@ -50,27 +52,47 @@ class Steps:
     """A synthesizer in this process that is ready to step."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
-        group = open_group(chosen.resources, Observers, chosen, Facts.of(data))
-        pool, guides = members(chosen), members(chosen, "guides")
-        start = group.share(dict(initial(chosen, data).state_dict()))
+        pool = open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data))
+        pool = network_ids(chosen)
+        classifiers = network_ids(chosen, "classifiers")
+        start = pool.share(dict(initial(chosen, data).state_dict()))
         measured = {}
         if chosen.real == "measured":
             # the values do not matter to the speed; their number, that of all classes, does
-            part = group.share((data.train.images[::50], data.train.labels[::50]))
-            states = group.map("measure_alone", [(member, None, part) for member in pool])
-            measured = {member: group.share(state) for member, state in zip(pool, states, strict=True)}
-        train = None if measured else group.share((data.train.images, data.train.labels))
-        weights = {member: group.share(dict(built(chosen, data, member.network).state_dict())) for member in guides}
-        self._assignment = Assignment(
-            chosen, "benchmark", data.normalization, 0, 1, start, NOWHERE, weights, {}, measured, train
+            part = pool.share((data.train.images[::50], data.train.labels[::50]))
+            states = pool.map("measure_alone", [(network_id, None, part) for network_id in pool])
+            measured = {
+                network_id: pool.share(state)
+                for network_id, state in zip(pool, states, strict=True)
+            }
+        train = None if measured else pool.share((data.train.images, data.train.labels))
+        weights = {
+            network_id: pool.share(dict(built(chosen, data, network_id.architecture).state_dict()))
+            for network_id in classifiers
+        }
+        self._assignment = BlockTask(
+            chosen,
+            "benchmark",
+            data.normalization,
+            0,
+            1,
+            start,
+            NOWHERE,
+            weights,
+            {},
+            measured,
+            train,
         )
-        self._host = group.host(Synthesizer)
+        self._host = pool.host(Synthesizer)
         self._step = 0
 
     def rate(self, steps: int) -> float:
         """Steps a second."""
-        before, self._step = self._step, self._step + steps
-        return rate(lambda: self._host.call("advance", self._assignment, before, before + steps), steps)
+        before = self._step
+        self._step = self._step + steps
+        return rate(
+            lambda: self._host.call("advance", self._assignment, before, before + steps), steps
+        )
 
 
 def built(chosen: Recipe, data: ImageData, network: object) -> nn.Module:
@@ -83,23 +105,36 @@ def gap(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> Tensor:
     return (ours[0] - theirs[0]).square().sum() + 0.01 * (ours[1] - theirs[1]).square().sum()
 
 
-def statistics_of(tapped: Tapped, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the features and covariance of the local descriptors of one class, as the paper writes them."""
+def statistics_of(tapped: FeatureExtractor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the features and covariance of the local descriptors of one class, as the paper
+    writes them.
+    """
     seen = tapped(images)
-    maps = seen.taps[Tap.LAST_MAP][0].flatten(2)
+    maps = seen.taps[LayerRole.LAST_MAP][0].flatten(2)
     centred = maps - maps.mean(0, keepdim=True)
-    return seen.taps[Tap.FEATURES][0].mean(0), (centred @ centred.transpose(1, 2)).mean(0)
+    return seen.taps[LayerRole.FEATURES][0].mean(0), (centred @ centred.transpose(1, 2)).mean(0)
 
 
 def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], float]:
-    """A step written out class by class (without guides); with constants in place of the real side, in one batch."""
-    tapped = Tapped(built(chosen, data, chosen.observers.networks[0]), {Tap.FEATURES, Tap.LAST_MAP}, data.shape)
+    """A step written out class by class (without classifiers); with constants in place of the real
+    side, in one batch.
+    """
+    tapped = FeatureExtractor(
+        built(chosen, data, chosen.observers.networks[0]),
+        {LayerRole.FEATURES, LayerRole.LAST_MAP},
+        data.shape,
+    )
     images, labels = initial(chosen, data).batch()
     images = images.detach().requires_grad_()
     optimizer = torch.optim.SGD([images], chosen.synthesis.learning_rate, chosen.synthesis.momentum)
-    augment, rows = augmentation(chosen.observers.augmentation), data.train.class_index
-    draws, ipc = torch.Generator().manual_seed(0), chosen.ipc
-    operations = [augment.draw(seeding.generator(0, "pool augmentation", one), 1, *data.shape[1:]) for one in range(2)]
+    augment = augmentation(chosen.observers.augmentation)
+    rows = data.train.class_index
+    draws = torch.Generator().manual_seed(0)
+    ipc = chosen.ipc
+    operations = [
+        augment.draw(seeding.generator(0, "pool augmentation", one), 1, *data.shape[1:])
+        for one in range(2)
+    ]
     with torch.no_grad():
         seen = [statistics_of(tapped, images[labels == c]) for c in range(data.classes)]
     real = [torch.randn_like(torch.stack(parts)) for parts in zip(*seen, strict=True)]
@@ -109,15 +144,17 @@ def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], 
         for operation in operations[index % 2]:
             view = operation(view)
         seen = tapped(view)
-        maps = seen.taps[Tap.LAST_MAP][0].flatten(2).unflatten(0, (data.classes, ipc))
+        maps = seen.taps[LayerRole.LAST_MAP][0].flatten(2).unflatten(0, (data.classes, ipc))
         centred = (maps - maps.mean(1, keepdim=True)).transpose(2, 3).flatten(1, 2)
-        means = seen.taps[Tap.FEATURES][0].unflatten(0, (data.classes, ipc)).mean(1)
+        means = seen.taps[LayerRole.FEATURES][0].unflatten(0, (data.classes, ipc)).mean(1)
         return gap((means, centred.transpose(1, 2) @ centred / ipc), (real[0], real[1]))
 
     def class_by_class(index: int) -> Tensor:
         total = torch.zeros(())
         for c in range(data.classes):
-            chosen_rows = np.random.default_rng(index).permutation(rows[c])[: chosen.observers.real_batch]
+            chosen_rows = np.random.default_rng(index).permutation(rows[c])[
+                : chosen.observers.real_batch
+            ]
             theirs = data.normalization(torch.from_numpy(data.train.images[chosen_rows]))
             seed = int(torch.randint(1 << 30, (), generator=draws))
             theirs, ours = (
@@ -137,17 +174,40 @@ def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], 
     return lambda steps: rate(lambda: [step(index) for index in range(steps)], steps)
 
 
-def ratios(data: ImageData, name: str, threads: int) -> Iterator[tuple[str, str, Callable[[], float], Callable[[], float]]]:
+def ratios(
+    data: ImageData, name: str, threads: int
+) -> Iterator[tuple[str, str, Callable[[], float], Callable[[], float]]]:
     """What is compared: a title, what is wanted, and the rates that are divided."""
     measured = Steps(recipe(name, threads, **ALONE), data)
     constants = by_hand(recipe(name, threads, **ALONE), data, constant=True)
-    yield "time of a measured step : bare step with constants", "at most 1.05", lambda: constants(8), lambda: measured.rate(8)
+    yield (
+        "time of a measured step : bare step with constants",
+        "at most 1.05",
+        lambda: constants(8),
+        lambda: measured.rate(8),
+    )
     sampled = Steps(recipe(name, threads, real="sampled", **ALONE), data)
-    yield "step rate, measured : sampled, without centralization", "printed", lambda: measured.rate(8), lambda: sampled.rate(1)
-    guided, both = Steps(recipe(name, threads), data), Steps(recipe(name, threads, real="sampled"), data)
-    yield "step rate, measured : sampled, with centralization", "printed", lambda: guided.rate(1), lambda: both.rate(1)
+    yield (
+        "step rate, measured : sampled, without centralization",
+        "printed",
+        lambda: measured.rate(8),
+        lambda: sampled.rate(1),
+    )
+    guided = Steps(recipe(name, threads), data)
+    both = Steps(recipe(name, threads, real="sampled"), data)
+    yield (
+        "step rate, measured : sampled, with centralization",
+        "printed",
+        lambda: guided.rate(1),
+        lambda: both.rate(1),
+    )
     loop = by_hand(recipe(name, threads, **ALONE), data, constant=False)
-    yield "step rate, sampled : class by class", "at least 1.3", lambda: sampled.rate(1), lambda: loop(1)
+    yield (
+        "step rate, sampled : class by class",
+        "at least 1.3",
+        lambda: sampled.rate(1),
+        lambda: loop(1),
+    )
 
 
 def main() -> None:
@@ -157,11 +217,15 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", help="a word of the titles of the ratios that are wanted")
+    parser.add_argument(
+        "--only", default="", help="a word of the titles of the ratios that are wanted"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(recipe(options.data, options.threads).data, options.data_root)
-    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.threads} threads")
+    print(
+        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.threads} threads"
+    )
     for title, wanted, left, right in ratios(data, options.data, options.threads):
         if options.only in title:
             compare(title, wanted, left, right, options.rounds)

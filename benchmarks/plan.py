@@ -30,9 +30,9 @@ from rayd import devices, recipes
 from rayd.artifacts import default_root
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill
-from rayd.engine.group import Group
 from rayd.engine.plan import plan
-from rayd.engine.progress import Meter, Reporter
+from rayd.engine.pool import WorkerPool
+from rayd.engine.progress import Progress, StageProgress
 from rayd.seeding import generator
 
 
@@ -44,7 +44,10 @@ class Reference:
         self._images = torch.randn(64, 3, 32, 32, generator=draws)
         self._small = torch.randn(10, 3, 8, 8, generator=draws)
         self._network = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.GroupNorm(64, 64), torch.nn.ReLU(), torch.nn.AvgPool2d(2)
+            torch.nn.Conv2d(3, 64, 3, padding=1),
+            torch.nn.GroupNorm(64, 64),
+            torch.nn.ReLU(),
+            torch.nn.AvgPool2d(2),
         )
         self._best = min(self._times(40))
 
@@ -75,7 +78,7 @@ class Clock:
         self._began = (0.0, 0.0)
         self._busy = 1.0
 
-    def stage(self, meter: Meter) -> None:
+    def stage(self, meter: StageProgress) -> None:
         """A stage begins."""
         self.end()
         self._stage = meter.stage
@@ -85,14 +88,15 @@ class Clock:
     def end(self) -> None:
         """The last stage is over."""
         if self._stage is not None:
-            wall, cpu = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+            wall = time.monotonic() - self._began[0]
+            cpu = time.process_time() - self._began[1]
             busy = (self._busy + self._reference.busy()) / 2
             before = self.seconds.get(self._stage, (0.0, 0.0, 0.0))
             self.seconds[self._stage] = (before[0] + wall, before[1] + cpu, before[2] + cpu / busy)
         self._stage = None
 
     @contextmanager
-    def group(self, group: Group) -> Iterator[None]:
+    def pool(self, pool: WorkerPool) -> Iterator[None]:
         """A group of workers comes and goes."""
         yield
 
@@ -104,35 +108,61 @@ def say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Plan and run a recipe, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--data-root", type=Path)
-    parser.add_argument("--calibrate", action="store_true", help="measure the speeds of this machine anew")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure the speeds of this machine anew"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_intermixed_args(arguments)
     recipe = recipes.resolve(given.recipe, parse_overrides(given.overrides))
     torch.set_num_threads(devices.threads(recipe.resources))
     reference = Reference()
     began = (time.monotonic(), time.process_time())
-    planned = plan(recipe, given.data_root, default_root(), Reporter(quiet=True), calibrate=given.calibrate)
+    planned = plan(
+        recipe, given.data_root, default_root(), Progress(quiet=True), calibrate=given.calibrate
+    )
     planning = (time.monotonic() - began[0], time.process_time() - began[1])
     clock = Clock(reference)
     with tempfile.TemporaryDirectory() as folder:
-        reporter = Reporter(quiet=not sys.stderr.isatty())
-        with reporter.watched(clock):
-            distill(recipe, Path(folder) / "run", data_root=given.data_root, cache=Path(folder) / "cache", reporter=reporter)
+        progress = Progress(quiet=not sys.stderr.isatty())
+        with progress.watched(clock):
+            distill(
+                recipe,
+                Path(folder) / "run",
+                data_root=given.data_root,
+                cache=Path(folder) / "cache",
+                progress=progress,
+            )
         clock.end()
-    rows = [(stage.stage, stage.seconds, *clock.seconds.get(stage.stage, (0.0, 0.0, 0.0))) for stage in planned.stages]
-    rows.append(("in all", planned.seconds, *(sum(row[column] for row in rows) for column in (2, 3, 4))))
+    rows = [
+        (stage.stage, stage.seconds, *clock.seconds.get(stage.stage, (0.0, 0.0, 0.0)))
+        for stage in planned.stages
+    ]
+    rows.append(
+        ("in all", planned.seconds, *(sum(row[column] for row in rows) for column in (2, 3, 4)))
+    )
     if given.json:
         names = ("foreseen", "wall", "cpu", "quiet")
         table = {stage: dict(zip(names, row, strict=True)) for stage, *row in rows}
-        content = {"recipe": recipe.name, "overrides": given.overrides, "planning": planning, "stages": table}
+        content = {
+            "recipe": recipe.name,
+            "overrides": given.overrides,
+            "planning": planning,
+            "stages": table,
+        }
         say(json.dumps(content, indent=2))
         return
-    say(f"{recipe.name} {' '.join(given.overrides)}: planned in {planning[0]:.1f} s ({planning[1]:.1f} s of processor time)")
-    say(f"{'stage':<12} {'foreseen':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / foreseen':>17}")
+    say(
+        f"{recipe.name} {' '.join(given.overrides)}: planned in {planning[0]:.1f} s ({planning[1]:.1f} s of processor time)"
+    )
+    say(
+        f"{'stage':<12} {'foreseen':>10} {'found':>10} {'cpu':>10} {'quiet':>10} {'quiet / foreseen':>17}"
+    )
     for stage, foreseen, wall, cpu, quiet in rows:
         ratio = f"{quiet / foreseen:>17.2f}" if foreseen > 0 else ""
         say(f"{stage:<12} {foreseen:>10.2f} {wall:>10.2f} {cpu:>10.2f} {quiet:>10.2f} {ratio}")

@@ -2,9 +2,10 @@
 
     python benchmarks/quick_start.py COMMIT [--rounds 2] [--command "distill digits"]
 
-The two commits take turns in one run, each in its own checkout and with the Python that runs this file, so that a machine that
-is busy with other things disturbs both alike. Compare processor seconds (user and system, of all threads); wall-clock seconds
-are printed beside them. The results of both must be equal, or the script says how they differ and exits with 1.
+The two commits take turns in one run, each in its own checkout and with the Python that runs this
+file, so that a machine that is busy with other things disturbs both alike. Compare processor
+seconds (user and system, of all threads); wall-clock seconds are printed beside them. The results
+of both must be equal, or the script says how they differ and exits with 1.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def checkout(commit: str) -> Iterator[Path]:
     """The files of a commit, in a folder of their own."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "checkout"
-        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", folder, commit], cwd=ROOT, check=True)
+        subprocess.run(
+            ["git", "worktree", "add", "--quiet", "--detach", folder, commit], cwd=ROOT, check=True
+        )
         try:
             yield folder
         finally:
@@ -57,7 +60,9 @@ def run(folder: Path, command: str) -> Timed:
         environment = os.environ | {"RAYD_CACHE": f"{place}/cache", "PYTHONPATH": str(folder)}
         arguments = [sys.executable, "-m", "rayd", *shlex.split(command), "--out", str(out)]
         began = time.monotonic()
-        process = subprocess.Popen(arguments, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            arguments, cwd=place, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         assert process.stderr is not None
         messages = process.stderr.read()
         # `wait4` gives the usage of this process alone
@@ -66,7 +71,9 @@ def run(folder: Path, command: str) -> Timed:
         if process.returncode != 0:
             raise SystemExit(messages.decode())
         results = json.loads((out / "evaluation.json").read_text())["results"]
-        accuracies = {f"{one['set']} {one['network']}": one["test_accuracy"]["runs"] for one in results}
+        accuracies = {
+            f"{one['set']} {one['network']}": one["test_accuracy"]["runs"] for one in results
+        }
         return Timed(
             processor=usage.ru_utime + usage.ru_stime,
             wall=time.monotonic() - began,
@@ -76,7 +83,9 @@ def run(folder: Path, command: str) -> Timed:
 
 def main() -> None:
     """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("commit", help="the commit to compare with")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each")
     parser.add_argument("--command", default="distill digits", help="what is timed")
@@ -94,7 +103,9 @@ def main() -> None:
                 flush=True,
             )
     for name in ("processor", "wall"):
-        ratio = median(getattr(n, name) / getattr(b, name) for b, n in zip(before, now, strict=True))
+        ratio = median(
+            getattr(n, name) / getattr(b, name) for b, n in zip(before, now, strict=True)
+        )
         print(f"{name}: {ratio:.2f} of the time at {chosen.commit}")
     if any(one.accuracies != before[0].accuracies for one in before + now):
         print("accuracies differ:", *(one.accuracies for one in before + now), sep="\n")

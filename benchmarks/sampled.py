@@ -1,13 +1,15 @@
-"""Speed of sampled steps, as ratios measured in one run: `python benchmarks/sampled.py [--ipc 1 10]`.
+"""Speed of sampled steps, as ratios measured in one run: `python benchmarks/sampled.py [--ipc 1
+10]`.
 
-A step with `real: sampled` draws a fresh network and 256 real images of every class. It is compared with the loop of the paper
-(Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023), written out plainly here: class after class, a
-batch of real and one of synthetic images go through the same random augmentation and the same network, and the loss is the
-squared distance of their mean features. Both sides have CIFAR-10's shapes (random pixels, whose values do not matter to the
-speed), a ConvNet of depth 3 and width 128, float32 and one thread.
+A step with `real: sampled` draws a fresh network and 256 real images of every class. It is compared
+with the loop of the paper (Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV
+2023), written out plainly here: class after class, a batch of real and one of synthetic images go
+through the same random augmentation and the same network, and the loss is the squared distance of
+their mean features. Both sides have CIFAR-10's shapes (random pixels, whose values do not matter to
+the speed), a ConvNet of depth 3 and width 128, float32 and one thread.
 
-Each ratio is the median over rounds in which both are timed in turn, in processor seconds of this process. Nothing is asserted:
-a shared machine is no place for a timed test.
+Each ratio is the median over rounds in which both are timed in turn, in processor seconds of this
+process. Nothing is asserted: a shared machine is no place for a timed test.
 """
 
 from __future__ import annotations
@@ -29,10 +31,10 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.images import ImageSet
 from rayd.data.normalization import Standardization
-from rayd.engine.group import LocalGroup
-from rayd.engine.observer import Facts
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.pool import LocalPool
+from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 
@@ -57,7 +59,12 @@ def recipe(ipc: int, **settings: object) -> Recipe:
         "data": {"name": "cifar10"},
         "ipc": ipc,
         "real": "sampled",
-        "synthesis": {"steps": 10**6, "log_every": 10**6, "checkpoint_every": 10**6, "learning_rate": 1.0},
+        "synthesis": {
+            "steps": 10**6,
+            "log_every": 10**6,
+            "checkpoint_every": 10**6,
+            "learning_rate": 1.0,
+        },
         "resources": {"threads": 1, "device": "cpu"},
     }
     return assemble(base, settings)
@@ -67,11 +74,13 @@ class Ours:
     """A synthesizer in this process that is ready to step."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
-        group = LocalGroup(chosen.resources, Observers, chosen, Facts.of(data))
-        start = group.share(dict(initial(chosen, data).state_dict()))
-        train = group.share((data.train.images, data.train.labels))
-        self._assignment = Assignment(chosen, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, {}, train)
-        self._host = group.host(Synthesizer)
+        pool = LocalPool(chosen.resources, Observers, chosen, DatasetInfo.of(data))
+        start = pool.share(dict(initial(chosen, data).state_dict()))
+        train = pool.share((data.train.images, data.train.labels))
+        self._assignment = BlockTask(
+            chosen, "benchmark", data.normalization, 0, 1, start, NOWHERE, {}, {}, {}, train
+        )
+        self._host = pool.host(Synthesizer)
         self._step = 0
 
     def __call__(self) -> None:
@@ -81,10 +90,17 @@ class Ours:
 
 
 def convnet() -> nn.Sequential:
-    """The features of the paper's network: three blocks of convolution, instance normalisation, ReLU and average pooling."""
+    """The features of the paper's network: three blocks of convolution, instance normalisation,
+    ReLU and average pooling.
+    """
     blocks: list[nn.Module] = []
     for channels in (3, 128, 128):
-        blocks += [nn.Conv2d(channels, 128, 3, padding=1), nn.GroupNorm(128, 128), nn.ReLU(), nn.AvgPool2d(2)]
+        blocks += [
+            nn.Conv2d(channels, 128, 3, padding=1),
+            nn.GroupNorm(128, 128),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+        ]
     return nn.Sequential(*blocks, nn.Flatten())
 
 
@@ -128,11 +144,14 @@ class View:
 
     def rotate(self, images: Tensor) -> Tensor:
         angle = torch.tensor((self.first - 0.5) * 2 * 15 * pi / 180)
-        sine, cosine = float(angle.sin()), float(angle.cos())
+        sine = float(angle.sin())
+        cosine = float(angle.cos())
         return self._affine(images, [[cosine, -sine, 0.0], [sine, cosine, 0.0]])
 
     def _affine(self, images: Tensor, matrix: list[list[float]]) -> Tensor:
-        grid = functional.affine_grid(torch.tensor(matrix).expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        grid = functional.affine_grid(
+            torch.tensor(matrix).expand(len(images), 2, 3), list(images.shape), align_corners=False
+        )
         return functional.grid_sample(images, grid, align_corners=False)
 
 
@@ -140,7 +159,9 @@ VIEWS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 class Published:
-    """The loop of the paper, class after class, on normalised images that lie in memory as float32."""
+    """The loop of the paper, class after class, on normalised images that lie in memory as
+    float32.
+    """
 
     def __init__(self, ipc: int, data: ImageData):
         self._ipc = ipc
@@ -178,16 +199,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2, help="steps of a side in a round; operations differ from step to step")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2,
+        help="steps of a side in a round; operations differ from step to step",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = cifar_like()
-    print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, float32, {options.rounds} rounds")
+    print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, float32, {options.rounds} rounds"
+    )
     for ipc in options.ipc:
-        ours, published = Ours(recipe(ipc), data), Published(ipc, data)
+        ours = Ours(recipe(ipc), data)
+        published = Published(ipc, data)
         seconds(ours, 1)
         seconds(published, 1)
-        rounds = [(seconds(ours, options.steps), seconds(published, options.steps)) for _ in range(options.rounds)]
+        rounds = [
+            (seconds(ours, options.steps), seconds(published, options.steps))
+            for _ in range(options.rounds)
+        ]
         ratios = sorted(theirs / own for own, theirs in rounds)
         own = statistics.median(own for own, _ in rounds) / options.steps
         print(

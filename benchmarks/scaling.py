@@ -1,8 +1,10 @@
-"""What a second worker brings: `python benchmarks/scaling.py [--data cifar10] [--images 16384] [--rounds 5]`.
+"""What a second worker brings: `python benchmarks/scaling.py [--data cifar10] [--images 16384]
+[--rounds 5]`.
 
-The measuring pass over so many training images, and the synthesis step that asks two observers, on one and on two Ray workers
-of one torch thread each, in turns. Efficiency is the rate of two over twice the rate of one; both must come to the same
-statistics. It needs two cores that nobody else uses: the driver works on them too, between answers.
+The measuring pass over so many training images, and the synthesis step that asks two observers, on
+one and on two Ray workers of one torch thread each, in turns. Efficiency is the rate of two over
+twice the rate of one; both must come to the same statistics. It needs two cores that nobody else
+uses: the driver works on them too, between answers.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from rayd import methods
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine import measure
-from rayd.engine.group import Group, open_group
-from rayd.engine.members import Member
-from rayd.engine.observer import Facts, States
+from rayd.engine.network_ids import NetworkId
+from rayd.engine.observer import DatasetInfo, States
+from rayd.engine.pool import WorkerPool, open_pool
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 
@@ -30,7 +32,9 @@ WANTED = "at least 0.85"
 
 
 def spread(data: str, workers: int) -> Recipe:
-    """The recipe of both, on some workers; both groups are there at once, so each worker reserves less than it uses."""
+    """The recipe of both, on some workers; both groups are there at once, so each worker reserves
+    less than it uses.
+    """
     return recipe(
         data,
         ipc=10,
@@ -40,26 +44,30 @@ def spread(data: str, workers: int) -> Recipe:
     )
 
 
-def measured(group: Group, chosen: Recipe, data: ImageData) -> dict[Member, States]:
+def measured(pool: WorkerPool, chosen: Recipe, data: ImageData) -> dict[NetworkId, States]:
     """The measuring pass over an empty store."""
     with tempfile.TemporaryDirectory() as folder:
-        return measure.measure(group, chosen, methods.build(chosen), data, Store(Path(folder)), {}, lambda *_: None)
+        return measure.measure(
+            pool, chosen, methods.build(chosen), data, Store(Path(folder)), {}, lambda *_: None
+        )
 
 
-def same(left: dict[Member, States], right: dict[Member, States]) -> bool:
+def same(left: dict[NetworkId, States], right: dict[NetworkId, States]) -> bool:
     """Whether statistics are the same, bit for bit."""
     return all(
         torch.equal(tensor, other[name])
-        for member, needs in left.items()
+        for network_id, needs in left.items()
         for need, layers in needs.items()
-        for one, other in zip(layers, right[member][need], strict=True)
+        for one, other in zip(layers, right[network_id][need], strict=True)
         for name, tensor in one.items()
     )
 
 
 def main() -> None:
     """Print both efficiencies."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--images", type=int, default=16_384)
@@ -68,13 +76,17 @@ def main() -> None:
     options = parser.parse_args()
     recipes = [spread(options.data, workers) for workers in (1, 2)]
     whole = load(recipes[0].data, options.data_root)
-    rows = np.linspace(0, len(whole.train), min(options.images, len(whole.train)), endpoint=False).astype(np.int64)
+    rows = np.linspace(
+        0, len(whole.train), min(options.images, len(whole.train)), endpoint=False
+    ).astype(np.int64)
     data = replace(whole, train=whole.train.part(rows))
     torch.set_num_threads(1)
-    print(f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.rounds} rounds")
+    print(
+        f"{options.data}: {len(data.train):,} images, torch {torch.__version__}, {options.rounds} rounds"
+    )
     with (
-        open_group(recipes[0].resources, Worker, recipes[0], Facts.of(data)) as one,
-        open_group(recipes[1].resources, Worker, recipes[1], Facts.of(data)) as two,
+        open_pool(recipes[0].resources, Worker, recipes[0], DatasetInfo.of(data)) as one,
+        open_pool(recipes[1].resources, Worker, recipes[1], DatasetInfo.of(data)) as two,
     ):
         if not same(measured(one, recipes[0], data), measured(two, recipes[1], data)):
             raise SystemExit("One worker and two come to different statistics.")
@@ -83,7 +95,8 @@ def main() -> None:
             lambda: rate(lambda: measured(two, recipes[1], data), 1) / 2,
             lambda: rate(lambda: measured(one, recipes[0], data), 1), options.rounds,
         )  # fmt: skip
-        alone, together = Steps(one, recipes[0], data, data), Steps(two, recipes[1], data, data)
+        alone = Steps(one, recipes[0], data, data)
+        together = Steps(two, recipes[1], data, data)
         compare(
             "efficiency of two workers, synthesis step of two observers", WANTED,
             lambda: together.rate(options.steps) / 2, lambda: alone.rate(options.steps), options.rounds,

@@ -4,10 +4,10 @@
     python benchmarks/startup.py --against ../main                # paired with another one: A B A B ...
     python benchmarks/startup.py --json > startup.json
 
-Every command runs in a process of its own. Reported are processor seconds (user and system, median over `--repeat` runs), which
-other work on the machine changes little, and the number of modules that were imported when the command ended. For
-`rayd distill`, it is what was spent up to the first line on standard error. A small run is made first, for the commands that
-need one.
+Every command runs in a process of its own. Reported are processor seconds (user and system, median
+over `--repeat` runs), which other work on the machine changes little, and the number of modules
+that were imported when the command ended. For `rayd distill`, it is what was spent up to the first
+line on standard error. A small run is made first, for the commands that need one.
 """
 
 from __future__ import annotations
@@ -66,8 +66,20 @@ def commands(run: Path, nowhere: Path) -> dict[str, list[str]]:
         "recipes digits": ["recipes", "digits"],
         "recipes dgits (refused)": ["recipes", "dgits"],
         "distill digits ipcc=5 (refused)": ["distill", "digits", "ipcc=5", "--out", str(nowhere)],
-        "distill digits terms.maen.weight=1 (refused)": ["distill", "digits", "terms.maen.weight=1", "--out", str(nowhere)],
-        "distill digits ipc=9999 (refused)": ["distill", "digits", "ipc=9999", "--out", str(nowhere)],
+        "distill digits terms.maen.weight=1 (refused)": [
+            "distill",
+            "digits",
+            "terms.maen.weight=1",
+            "--out",
+            str(nowhere),
+        ],
+        "distill digits ipc=9999 (refused)": [
+            "distill",
+            "digits",
+            "ipc=9999",
+            "--out",
+            str(nowhere),
+        ],
         "status DIR": ["status", str(run)],
         "cite digits": ["cite", "digits"],
         "data list": ["data", "list"],
@@ -77,7 +89,11 @@ def commands(run: Path, nowhere: Path) -> dict[str, list[str]]:
 
 def environment(checkout: Path, folder: Path) -> dict[str, str]:
     """The environment in which a checkout runs, with caches under `folder`."""
-    own = {"PYTHONPATH": str(checkout), "RAYD_CACHE": str(folder / "cache"), "RAYD_MODULES": str(folder / "modules")}
+    own = {
+        "PYTHONPATH": str(checkout),
+        "RAYD_CACHE": str(folder / "cache"),
+        "RAYD_MODULES": str(folder / "modules"),
+    }
     return {**os.environ, **own}
 
 
@@ -119,27 +135,59 @@ def middle(costs: list[Cost]) -> Cost:
 def measure(checkouts: list[Path], repeat: int, folder: Path) -> dict[str, list[Cost]]:
     """Costs by command, one for each checkout; runs of the checkouts alternate."""
     run = folder / "run"
-    small = [sys.executable, "-m", "rayd", "distill", "digits", *QUICK, "--out", str(run), "--quiet"]
-    subprocess.run(small, env=environment(checkouts[0], folder), cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    small = [
+        sys.executable,
+        "-m",
+        "rayd",
+        "distill",
+        "digits",
+        *QUICK,
+        "--out",
+        str(run),
+        "--quiet",
+    ]
+    subprocess.run(
+        small,
+        env=environment(checkouts[0], folder),
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
     table: dict[str, list[Cost]] = {}
-    work = [("import rayd", IMPORT, []), *((name, PROGRAM, given) for name, given in commands(run, folder / "no").items())]
+    work = [
+        ("import rayd", IMPORT, []),
+        *((name, PROGRAM, given) for name, given in commands(run, folder / "no").items()),
+    ]
     for name, program, arguments in work:
-        runs = [[cost(program, arguments, checkout, folder) for checkout in checkouts] for _ in range(repeat)]
+        runs = [
+            [cost(program, arguments, checkout, folder) for checkout in checkouts]
+            for _ in range(repeat)
+        ]
         table[name] = [middle(list(column)) for column in zip(*runs, strict=True)]
-        print(f"{name}: {', '.join(f'{one.seconds:.2f} s' for one in table[name])}", file=sys.stderr)
+        print(
+            f"{name}: {', '.join(f'{one.seconds:.2f} s' for one in table[name])}", file=sys.stderr
+        )
 
     distill = ["distill", "digits", *QUICK, "--out", str(folder / "first")]
-    runs = [[cost_of_first_line(distill, checkout, folder) for checkout in checkouts] for _ in range(repeat)]
+    runs = [
+        [cost_of_first_line(distill, checkout, folder) for checkout in checkouts]
+        for _ in range(repeat)
+    ]
     table[FIRST_LINE] = [middle(list(column)) for column in zip(*runs, strict=True)]
     return table
 
 
 def text(table: dict[str, list[Cost]]) -> str:
-    """The table for people: seconds and modules of each checkout, and the ratio of seconds where there are two."""
+    """The table for people: seconds and modules of each checkout, and the ratio of seconds where
+    there are two.
+    """
     lines = []
     for name, costs in table.items():
-        cells = [f"{one.seconds:8.2f} s {one.modules if one.modules is not None else '-':>6}" for one in costs]
+        cells = [
+            f"{one.seconds:8.2f} s {one.modules if one.modules is not None else '-':>6}"
+            for one in costs
+        ]
         ratio = f"{costs[0].seconds / costs[1].seconds:8.2f}" if len(costs) == 2 else ""
         lines.append(f"{name:<46}{''.join(cells)}{ratio}")
     return "\n".join(lines)
@@ -147,8 +195,12 @@ def text(table: dict[str, list[Cost]]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="Processor seconds and modules of commands that compute nothing.")
-    parser.add_argument("--against", type=Path, help="another checkout of rayd, measured in turn with this one")
+    parser = argparse.ArgumentParser(
+        description="Processor seconds and modules of commands that compute nothing."
+    )
+    parser.add_argument(
+        "--against", type=Path, help="another checkout of rayd, measured in turn with this one"
+    )
     parser.add_argument("--repeat", type=int, default=5, help="runs of every command (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
@@ -156,7 +208,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = measure(checkouts, given.repeat, Path(folder))
     if given.json:
-        print(json.dumps({name: [asdict(one) for one in costs] for name, costs in table.items()}, indent=2))
+        print(
+            json.dumps(
+                {name: [asdict(one) for one in costs] for name, costs in table.items()}, indent=2
+            )
+        )
     else:
         print(text(table))
 

@@ -1,17 +1,22 @@
-"""Whether students of one network pay off as one network: processor time of a training step, one by one and in one batch.
+"""Whether students of one network pay off as one network: processor time of a training step, one by
+one and in one batch.
 
-    python benchmarks/students_together.py [--students 3] [--images 10] [--width 64] [--side 8] [--threads 1]
+    python benchmarks/students_together.py [--students 3] [--images 10] [--width 64] [--side 8]
+    [--threads 1]
 
-Four ways to take one step (forward pass, cross-entropy, backward pass, SGD) of several ConvNets, each on its own images:
+Four ways to take one step (forward pass, cross-entropy, backward pass, SGD) of several ConvNets,
+each on its own images:
 
 - `single`: one after another, as students are trained;
 - `vmap`: `torch.func.vmap` over their stacked weights;
-- `groups`: one network whose convolutions and normalisations have a group a student, whose classifier is a batched product;
-- `equal groups`: groups for the convolutions with 16 input channels or more, which oneDNN computes in the same order as it
-  does alone; first convolution, classifier and loss one by one.
+- `groups`: one network whose convolutions and normalisations have a group a student, whose
+  classifier is a batched product;
+- `equal groups`: groups for the convolutions with 16 input channels or more, which oneDNN computes
+  in the same order as it does alone; first convolution, classifier and loss one by one.
 
-Prints each way's share of the time of `single` (median over rounds in which all ways take turns), and how far the weights are
-from those of `single` after 20 steps: 0 means bit for bit, which only then leaves cached results of single students valid.
+Prints each way's share of the time of `single` (median over rounds in which all ways take turns),
+and how far the weights are from those of `single` after 20 steps: 0 means bit for bit, which only
+then leaves cached results of single students valid.
 """
 
 from __future__ import annotations
@@ -73,7 +78,10 @@ def single(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[S
 
 def mapped(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[Step, Weights]:
     """By `vmap` over stacked weights."""
-    stacked = {name: value.detach().requires_grad_() for name, value in stack_module_state(networks)[0].items()}
+    stacked = {
+        name: value.detach().requires_grad_()
+        for name, value in stack_module_state(networks)[0].items()
+    }
     of_all = optimizer(list(stacked.values()))
     skeleton = networks[0]
 
@@ -88,13 +96,22 @@ def mapped(networks: list[nn.Module], images: Tensor, labels: Tensor) -> tuple[S
     return step, lambda: detached(stacked)
 
 
-def grouped(networks: list[nn.Module], images: Tensor, labels: Tensor, equal: bool) -> tuple[Step, Weights]:
+def grouped(
+    networks: list[nn.Module], images: Tensor, labels: Tensor, equal: bool
+) -> tuple[Step, Weights]:
     """As groups of one network; with `equal` only where that leaves every bit as it is."""
     count = len(networks)
-    stacked = {name: value.detach().requires_grad_() for name, value in stack_module_state(networks)[0].items()}
+    stacked = {
+        name: value.detach().requires_grad_()
+        for name, value in stack_module_state(networks)[0].items()
+    }
     of_all = optimizer(list(stacked.values()))
-    convolutions = [name for name, module in networks[0].named_modules() if isinstance(module, nn.Conv2d)]
-    normalisations = [name for name, module in networks[0].named_modules() if isinstance(module, nn.GroupNorm)]
+    convolutions = [
+        name for name, module in networks[0].named_modules() if isinstance(module, nn.Conv2d)
+    ]
+    normalisations = [
+        name for name, module in networks[0].named_modules() if isinstance(module, nn.GroupNorm)
+    ]
     # (n, students * channels, H, W): student by student along the channels
     together = images.transpose(0, 1).flatten(1, 2)
 
@@ -130,8 +147,18 @@ def grouped(networks: list[nn.Module], images: Tensor, labels: Tensor, equal: bo
 
 def main() -> None:
     """Time and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"students": 3, "images": 10, "width": 64, "side": 8, "channels": 1, "depth": 2, "threads": 1}.items():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in {
+        "students": 3,
+        "images": 10,
+        "width": 64,
+        "side": 8,
+        "channels": 1,
+        "depth": 2,
+        "threads": 1,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -139,7 +166,9 @@ def main() -> None:
 
     shape = ImageShape(chosen.channels, chosen.side, chosen.side)
     settings = NetworkSettings(name="convnet", depth=chosen.depth, width=chosen.width)
-    images = torch.randn(chosen.students, chosen.images, *shape, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        chosen.students, chosen.images, *shape, generator=torch.Generator().manual_seed(0)
+    )
     labels = torch.arange(chosen.images) % CLASSES
 
     def networks() -> list[nn.Module]:
@@ -167,9 +196,13 @@ def main() -> None:
                 step()
             seconds[name].append(time.process_time() - began)
     for name in ways:
-        share = median(mine / alone for mine, alone in zip(seconds[name], seconds["single"], strict=True))
+        share = median(
+            mine / alone for mine, alone in zip(seconds[name], seconds["single"], strict=True)
+        )
         least = 1000 * min(seconds[name]) / STEPS
-        print(f"{name:>12}: {share:.2f} of single, {least:.2f} ms a step, largest difference {differences[name]:.1e}")
+        print(
+            f"{name:>12}: {share:.2f} of single, {least:.2f} ms a step, largest difference {differences[name]:.1e}"
+        )
 
 
 if __name__ == "__main__":

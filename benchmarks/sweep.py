@@ -1,8 +1,10 @@
-"""What a sweep saves: `python benchmarks/sweep.py [--space edc-digits] [--trials 20] [KEY=VALUE ...]`.
+"""What a sweep saves: `python benchmarks/sweep.py [--space edc-digits] [--trials 20] [KEY=VALUE
+...]`.
 
-The same trials, one after another in one process and with one thread: over one store, as a sweep runs them, and each over an
-empty store, as if it were run alone. Observers, statistics and equal synthetic sets are made once on the one side and each time
-on the other. Accuracies must be the same. Nothing else is asserted: a shared machine is no place for a timed test.
+The same trials, one after another in one process and with one thread: over one store, as a sweep
+runs them, and each over an empty store, as if it were run alone. Observers, statistics and equal
+synthetic sets are made once on the one side and each time on the other. Accuracies must be the
+same. Nothing else is asserted: a shared machine is no place for a timed test.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ from tempfile import TemporaryDirectory
 
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from tuning import load
 from tuning.driver import prepare
 from tuning.search import points
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 
 
 def main() -> None:
@@ -29,23 +31,36 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    space = load(given.space, parse_overrides(given.overrides)).model_copy(update={"samples": given.trials})
-    seconds, accuracies = {"shared": 0.0, "cold": 0.0}, {}
+    space = load(given.space, parse_overrides(given.overrides)).model_copy(
+        update={"samples": given.trials}
+    )
+    seconds = {"shared": 0.0, "cold": 0.0}
+    accuracies = {}
     with TemporaryDirectory() as folder:
-        plan = prepare(space, Path(folder), workers=0, reporter=QUIET)
+        plan = prepare(space, Path(folder), workers=0, progress=QUIET)
         for number, point in enumerate(points(plan.ground, space.samples)):
             # in turns, so that both meet the same load of the machine
             for kind, store in (("shared", "shared"), ("cold", f"cold-{number}")):
-                recipe, out = plan.recipe(point, "trial"), Path(folder) / f"{kind}-{number}"
+                recipe = plan.recipe(point, "trial")
+                out = Path(folder) / f"{kind}-{number}"
                 began = time.perf_counter()
-                run = distill(recipe, out, cache=Path(folder) / store, reporter=QUIET, judged_on="validation")
+                run = distill(
+                    recipe, out, cache=Path(folder) / store, progress=QUIET, judged_on="validation"
+                )
                 seconds[kind] += time.perf_counter() - began
                 accuracies[kind] = run.report.results[0].test_accuracy.runs
             if accuracies["shared"] != accuracies["cold"]:
-                raise SystemExit(f"Trial {number} came to {accuracies['shared']} and, alone, to {accuracies['cold']}.")
-            print(f"{number + 1} trials: shared {seconds['shared']:.1f} s, cold {seconds['cold']:.1f} s", flush=True)
+                raise SystemExit(
+                    f"Trial {number} came to {accuracies['shared']} and, alone, to {accuracies['cold']}."
+                )
+            print(
+                f"{number + 1} trials: shared {seconds['shared']:.1f} s, cold {seconds['cold']:.1f} s",
+                flush=True,
+            )
     ratio = seconds["cold"] / seconds["shared"]
-    print(f"{given.trials} trials of {given.space} over shared work take 1 / {ratio:.2f} of the time of as many cold runs")
+    print(
+        f"{given.trials} trials of {given.space} over shared work take 1 / {ratio:.2f} of the time of as many cold runs"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Memory and speed of trajectory gradients: `python benchmarks/trajectories.py [--rounds 5] [--clock wall]`.
+"""Memory and speed of trajectory gradients: `python benchmarks/trajectories.py [--rounds 5]
+[--clock wall]`.
 
-As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the greatest of the
-rounds; nothing is asserted. The peak of memory is that of a process of its own, beyond what it holds once everything is made.
+As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
+greatest of the rounds; nothing is asserted. The peak of memory is that of a process of its own,
+beyond what it holds once everything is made.
 """
 
 from __future__ import annotations
@@ -24,24 +26,36 @@ from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, Way, inner_steps, trajectory_loss
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-SHAPE, CLASSES, WIDTH = (3, 32, 32), 10, 64
+SHAPE = (3, 32, 32)
+CLASSES = 10
+WIDTH = 64
 
 
 def gradient(way: Way, steps: int, images: int, dsa: bool) -> Callable[[], tuple[Tensor, ...]]:
-    """The gradient by images, soft labels and step size, for a ConvNet of half width that takes so many steps on all images."""
+    """The gradient by images, soft labels and step size, for a ConvNet of half width that takes so
+    many steps on all images.
+    """
     network = networks.build(NetworkSettings(name="convnet", width=WIDTH), SHAPE, CLASSES, seed=0)
-    student, draws = FlatNetwork(network), torch.Generator().manual_seed(0)
+    student = FlatNetwork(network)
+    draws = torch.Generator().manual_seed(0)
     start = student.vector().detach()
     segment = Segment(start, start + 0.01 * torch.randn(start.shape, generator=draws))
     pixels = torch.randn(images, *SHAPE, generator=draws).requires_grad_()
     logits = torch.randn(images, CLASSES, generator=draws).requires_grad_()
     step_size = torch.tensor(0.01, requires_grad=True)
     drawn = inner_steps(
-        images, None, steps, SHAPE[1:], draws, augmentation("color_crop_cutout_flip_scale_rotate") if dsa else None
+        images,
+        None,
+        steps,
+        SHAPE[1:],
+        draws,
+        augmentation("color_crop_cutout_flip_scale_rotate") if dsa else None,
     )
 
     def once() -> tuple[Tensor, ...]:
-        loss = trajectory_loss(student, segment, drawn, pixels, logits.softmax(1), step_size, way=way)
+        loss = trajectory_loss(
+            student, segment, drawn, pixels, logits.softmax(1), step_size, way=way
+        )
         return torch.autograd.grad(loss, (pixels, logits, step_size))
 
     return once
@@ -62,7 +76,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
-    clock, timed = CLOCKS[options.clock], partial(compare, rounds=options.rounds)
+    clock = CLOCKS[options.clock]
+    timed = partial(compare, rounds=options.rounds)
     torch.set_num_threads(1)
     print(
         f"ConvNet of depth 3 and width {WIDTH}, 100 images of 32x32, DSA, torch {torch.__version__}, one thread, "
@@ -73,12 +88,20 @@ def main() -> None:
     for way in ("reverse", "full"):
         for steps in (5, 40) if way == "reverse" else (5, 10):
             peaks[way, steps] = in_a_process(peak, way, steps)
-            print(f"{f'peak memory, {way}, {steps} steps, MB':<70} {peaks[way, steps]:7.0f}", flush=True)
-    print(f"{'peak memory of the sweep, 40 : 5 steps':<70} {peaks['reverse', 40] / peaks['reverse', 5]:7.2f}   (at most 1.2)")
-    print(f"{'peak memory of full unrolling, 10 : 5 steps':<70} {peaks['full', 10] / peaks['full', 5]:7.2f}")
+            print(
+                f"{f'peak memory, {way}, {steps} steps, MB':<70} {peaks[way, steps]:7.0f}",
+                flush=True,
+            )
+    print(
+        f"{'peak memory of the sweep, 40 : 5 steps':<70} {peaks['reverse', 40] / peaks['reverse', 5]:7.2f}   (at most 1.2)"
+    )
+    print(
+        f"{'peak memory of full unrolling, 10 : 5 steps':<70} {peaks['full', 10] / peaks['full', 5]:7.2f}"
+    )
 
     for images in (10, 100):
-        swept, full = gradient("reverse", 5, images, True), gradient("full", 5, images, True)
+        swept = gradient("reverse", 5, images, True)
+        full = gradient("full", 5, images, True)
         truncated = gradient("truncated", 5, images, True)
         timed(f"time of a gradient, sweep : full unrolling, {images} images", "at most 1.6",
               lambda f=full: rate(f, 1, clock), lambda s=swept: rate(s, 1, clock))  # fmt: skip

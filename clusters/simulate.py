@@ -2,10 +2,11 @@
 
     python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X] [--shuffled]
 
-For 1 to 256 workers, one a GPU, it prints the time of every stage, the efficiency T(1) / (n T(n)), and what holds each stage
-up. Work items are those of the engine: so many of them, given out by one driver to whoever is free, one at a time; what all
-workers need crosses the driver's link once a node; results come back over that link and are taken in by the driver, which
-gives out nothing meanwhile. A stage's time is the sum of these parts, of which the largest is its bottleneck:
+For 1 to 256 workers, one a GPU, it prints the time of every stage, the efficiency T(1) / (n T(n)),
+and what holds each stage up. Work items are those of the engine: so many of them, given out by one
+driver to whoever is free, one at a time; what all workers need crosses the driver's link once a
+node; results come back over that link and are taken in by the driver, which gives out nothing
+meanwhile. A stage's time is the sum of these parts, of which the largest is its bottleneck:
 
     computing    all work, evenly over the workers (`decoding`, where images are decoded more slowly than they are used)
     items        workers that idle, as there are too few items, or some are longer than others
@@ -13,7 +14,8 @@ gives out nothing meanwhile. A stage's time is the sum of these parts, of which 
     results      results on their way over the driver's link
     driver       what the driver does alone: the first look at streamed data, merging statistics, stitching, writing labels
 
-Costs are a JSON file; `simulate.json` beside this file is an example, and says where its figures come from:
+Costs are a JSON file; `simulate.json` beside this file is an example, and says where its figures
+come from:
 
     {"source": "where the figures come from, which is printed",
      "seconds": {"decode":      of one core, an image: from its file to pixels
@@ -31,10 +33,11 @@ Costs are a JSON file; `simulate.json` beside this file is an example, and says 
                  "storage":     bytes a second that one process reads or writes of run and cache},
      "cluster": {"gpus_per_node": 8, "cores_per_worker": 12, "driver_cores": 16}}
 
-`--speedup` makes workers compute that many times as fast as those that were measured; decoding, the driver and the rates stay.
-Images lie class by class, as in ImageNet's folders, so that a shard has statistics of few classes to send; with `--shuffled`
-they lie in any order, as in Parquet files, and a shard has images of all classes.
-Not simulated: lost workers, squeezing (observers with given weights are only judged on the training images), several panels.
+`--speedup` makes workers compute that many times as fast as those that were measured; decoding, the
+driver and the rates stay. Images lie class by class, as in ImageNet's folders, so that a shard has
+statistics of few classes to send; with `--shuffled` they lie in any order, as in Parquet files, and
+a shard has images of all classes. Not simulated: lost workers, squeezing (observers with given
+weights are only judged on the training images), several panels.
 """
 
 from __future__ import annotations
@@ -58,7 +61,10 @@ from rayd.training.stored import chunks
 
 RECIPE = "edc-imagenet-1k-ipc10"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-IMAGES, TEST_IMAGES, CLASSES, SIDE = 1_281_167, 50_000, 1000, 224
+IMAGES = 1_281_167
+TEST_IMAGES = 50_000
+CLASSES = 1000
+SIDE = 224
 """ImageNet-1k."""
 
 
@@ -126,34 +132,52 @@ def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
 def _span(stage: Stage, workers: int, taking: float) -> float:
     """Seconds from the first item given out to the last one taken in."""
     together = workers * stage.handful if stage.handful is not None else max(1, len(stage.items))
-    return sum(span(stage.items[start : start + together], workers, taking) for start in range(0, len(stage.items), together))
+    return sum(
+        span(stage.items[start : start + together], workers, taking)
+        for start in range(0, len(stage.items), together)
+    )
 
 
 def span(items: Sequence[float], workers: int, taking: float) -> float:
-    """The driver gives an item to everyone who is free, waits for the next one that is done, takes it in, and so on."""
-    clock, idle, given, running = 0.0, workers, 0, list[float]()
+    """The driver gives an item to everyone who is free, waits for the next one that is done, takes
+    it in, and so on.
+    """
+    clock = 0.0
+    idle = workers
+    given = 0
+    running = list[float]()
     while given < len(items) or running:
         while idle and given < len(items):
             heapq.heappush(running, clock + items[given])
-            idle, given = idle - 1, given + 1
+            idle = idle - 1
+            given = given + 1
         clock = max(clock, heapq.heappop(running)) + taking
         idle += 1
     return clock
 
 
-def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuffled: bool = False) -> list[Stage]:
+def stages(
+    recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuffled: bool = False
+) -> list[Stage]:
     """The stages of a run on ImageNet-1k, in order."""
-    seconds, size, rates, cluster = costs["seconds"], costs["bytes"], costs["rates"], costs["cluster"]
+    seconds = costs["seconds"]
+    size = costs["bytes"]
+    rates = costs["rates"]
+    cluster = costs["cluster"]
     forward, statistics, step, label, student = (
         seconds[name] / speedup for name in ("forward", "statistics", "step", "label", "student")
     )
-    decode, storage = seconds["decode"] / cluster["cores_per_worker"], rates["storage"]
-    observers, shown = len(recipe.observers.networks), recipe.ipc * CLASSES
+    decode = seconds["decode"] / cluster["cores_per_worker"]
+    storage = rates["storage"]
+    observers = len(recipe.observers.networks)
+    shown = recipe.ipc * CLASSES
     image = 4 * 3 * SIDE * SIDE
     parts = shards(IMAGES)
     # what an observer's shards send of its statistics, on average
     sent = size["statistics"] * sum(held(part, shuffled) for part in parts) / (len(parts) * CLASSES)
-    synthesis, evaluation, synthetic = recipe.synthesis, recipe.evaluation, recipe.synthetic
+    synthesis = recipe.synthesis
+    evaluation = recipe.evaluation
+    synthetic = recipe.synthetic
     found = [
         Stage("start", alone=2 * seconds["start"]),
         Stage("look", alone=(IMAGES + TEST_IMAGES) * seconds["decode"] / cluster["driver_cores"]),
@@ -165,7 +189,11 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuff
         ),
         Stage(
             "measure",
-            [(part.stop - part.start) * max(decode, statistics) for part in parts for _ in range(observers)],
+            [
+                (part.stop - part.start) * max(decode, statistics)
+                for part in parts
+                for _ in range(observers)
+            ],
             kind="decoding" if decode > statistics else "computing",
             result=sent,
             taking=seconds["merge"] * sent,
@@ -183,7 +211,13 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuff
                 alone=CLASSES * synthetic.candidates * seconds["decode"] / cluster["driver_cores"],
             )
         )
-    block = synthesis.block if isinstance(synthesis.block, int) else CLASSES if synthesis.block else shown
+    block = (
+        synthesis.block
+        if isinstance(synthesis.block, int)
+        else CLASSES
+        if synthesis.block
+        else shown
+    )
     blocks = [min(block, shown - start) for start in range(0, shown, block)]
     asked = recipe.observers.per_step
     if len(blocks) > 1 and not methods.get(recipe.method).sequential:
@@ -231,7 +265,8 @@ def stages(recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuff
     found.append(
         Stage(
             "evaluate",
-            [learned + (replayed if recipe.labels.kind != "hard" else 0.0)] * students + [learned + taught] * students * others,
+            [learned + (replayed if recipe.labels.kind != "hard" else 0.0)] * students
+            + [learned + taught] * students * others,
             broadcast=shown * image,
         )
     )
@@ -248,14 +283,25 @@ def held(rows: slice, shuffled: bool) -> int:
 def table(work: Sequence[Stage], costs: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> str:
     """A line for each number of workers."""
     names = [stage.name for stage in work]
-    lines = [" ".join([f"{'GPUs':>5}", *(f"{name:>20}" for name in names), f"{'in all':>8} {'efficiency':>10}  bottleneck"])]
+    lines = [
+        " ".join(
+            [
+                f"{'GPUs':>5}",
+                *(f"{name:>20}" for name in names),
+                f"{'in all':>8} {'efficiency':>10}  bottleneck",
+            ]
+        )
+    ]
     first = 0.0
     for workers in sizes:
         cluster = Cluster(workers, costs["cluster"]["gpus_per_node"], costs["rates"]["network"])
         split = [parts(stage, cluster) for stage in work]
         times = [sum(found.values()) for found in split]
         first = first or sum(times) * workers
-        cells = [f"{_duration(time)} {_largest(found):<10}" for time, found in zip(times, split, strict=True)]
+        cells = [
+            f"{_duration(time)} {_largest(found):<10}"
+            for time, found in zip(times, split, strict=True)
+        ]
         longest = times.index(max(times))
         lines.append(
             f"{workers:>5} {' '.join(f'{cell:>20}' for cell in cells)} {_duration(sum(times)):>8} "
@@ -276,21 +322,34 @@ def _duration(seconds: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("costs", nargs="?", default=str(Path(__file__).with_suffix(".json")), metavar="COSTS.json")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"settings laid over {RECIPE}")
-    parser.add_argument("--speedup", type=float, default=1.0, help="how many times as fast workers compute")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "costs", nargs="?", default=str(Path(__file__).with_suffix(".json")), metavar="COSTS.json"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help=f"settings laid over {RECIPE}"
+    )
+    parser.add_argument(
+        "--speedup", type=float, default=1.0, help="how many times as fast workers compute"
+    )
     parser.add_argument("--shuffled", action="store_true", help="images do not lie class by class")
     given = parser.parse_args(arguments)
-    path, overrides = given.costs, given.overrides
+    path = given.costs
+    overrides = given.overrides
     if "=" in path:
         path, overrides = str(Path(__file__).with_suffix(".json")), [path, *overrides]
     costs = json.loads(Path(path).read_text(encoding="utf-8"))
     recipe = resolve(RECIPE, parse_overrides(overrides))
     sys.stdout.write(f"{RECIPE} on ImageNet-1k. Costs: {costs['source']}\n")
     if given.speedup != 1:
-        sys.stdout.write(f"Workers compute {given.speedup:g} times as fast as those that were measured.\n")
-    sys.stdout.write("\n" + table(stages(recipe, costs, given.speedup, given.shuffled), costs) + "\n")
+        sys.stdout.write(
+            f"Workers compute {given.speedup:g} times as fast as those that were measured.\n"
+        )
+    sys.stdout.write(
+        "\n" + table(stages(recipe, costs, given.speedup, given.shuffled), costs) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost as well.
+"""rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost
+as well.
 
 run = rayd.distill("digits", out="runs/digits2", ipc=2)
 distilled = rayd.load("runs/digits2")
@@ -70,18 +71,20 @@ def distill(
 
     Args:
         name: a built-in recipe or a YAML file.
-        out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be URLs, too. Absent:
-            `runs/<name of the recipe>`.
+        out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be
+            URLs, too. Absent: `runs/<name of the recipe>`.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join; absent: a private one on this machine.
         data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.
-        cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else `~/.cache/rayd/store`.
-        resume: continue the run that `out` holds. A directory in place of `name` and `out`, `rayd.distill(resume="runs/a")`,
-            continues its run under the recipe and settings that lie there.
+        cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else
+            `~/.cache/rayd/store`.
+        resume: continue the run that `out` holds. A directory in place of `name` and `out`,
+            `rayd.distill(resume="runs/a")`, continues its run under the recipe and settings that
+            lie there.
         overwrite: replace the run that `out` holds.
         quiet: show no progress.
-        overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`, `synthesis={"steps": 500}` or
-            `**{"synthesis.steps": 500}`.
+        overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
+            `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
 
     Returns:
         The run: its directory, its recipe, the distilled set and the report.
@@ -91,7 +94,7 @@ def distill(
     """
     from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
-    from rayd.engine.progress import Reporter
+    from rayd.engine.progress import Progress
     from rayd.engine.rundir import RunDirectory
     from rayd.recipes import resolve
 
@@ -102,13 +105,16 @@ def distill(
                 raise ConfigError(
                     "resume=DIRECTORY takes recipe and directory from there: leave the recipe's name and out away."
                 )
-            out, resume = resume, True
+            out = resume
+            resume = True
         if name is not None:
             recipe = resolve(name, settings)
         elif resume and out is not None:
             recipe = RunDirectory(Path(out)).recipe(settings)
         else:
-            raise ConfigError("Name a recipe, such as rayd.distill('digits'), or a run to continue with resume=DIRECTORY.")
+            raise ConfigError(
+                "Name a recipe, such as rayd.distill('digits'), or a run to continue with resume=DIRECTORY."
+            )
         return run(
             recipe,
             Path(out if out is not None else Path("runs") / recipe.name),
@@ -116,12 +122,13 @@ def distill(
             cache=_path(cache),
             resume=resume,
             overwrite=overwrite,
-            reporter=Reporter(quiet),
+            progress=Progress(quiet),
         )
 
 
 def load(path: str | Path) -> Distilled:
-    """The distilled set of a run directory: a torch `Dataset` with `.images`, `.labels` and `.card`.
+    """The distilled set of a run directory: a torch `Dataset` with `.images`, `.labels` and
+    `.card`.
 
     Raises:
         ArtifactError: it is missing or damaged.
@@ -148,7 +155,8 @@ def evaluate(
 
     Args:
         distilled: the set, or the directory that holds it.
-        networks: architectures of the students, or one; absent: those of its recipe (`distilled.card["config"]`).
+        networks: architectures of the students, or one; absent: those of its recipe
+            (`distilled.card["config"]`).
         seeds: students per architecture; absent: as in its recipe.
         workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
         address: Ray cluster to join.
@@ -164,15 +172,17 @@ def evaluate(
     from rayd.config import given_resources, merge, nested
     from rayd.distilled import Distilled as Set
     from rayd.engine.evaluate import evaluate_distilled
-    from rayd.engine.progress import Reporter
+    from rayd.engine.progress import Progress
 
     several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
     settings: dict[str, Any] = {} if networks is None else {"networks": several}
     settings |= {} if seeds is None else {"seeds": seeds}
     with errors_for_python():
-        tree = merge(merge(given_resources(workers, address), nested(overrides)), {"evaluation": settings})
+        tree = merge(
+            merge(given_resources(workers, address), nested(overrides)), {"evaluation": settings}
+        )
         chosen = distilled if isinstance(distilled, Set) else load(distilled)
-        return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Reporter(quiet))
+        return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -1,13 +1,14 @@
 """How the C library's allocator treats the memory of tensors.
 
-glibc maps every large tensor afresh and unmaps it when it is freed, or grows and shrinks the heap around it, so that the kernel
-has to clear the same pages again in every step: up to a third of the time of a training step on the CPU. With
-`keep_freed_memory` what is freed stays with the process and serves the next tensor.
+glibc maps every large tensor afresh and unmaps it when it is freed, or grows and shrinks the heap
+around it, so that the kernel has to clear the same pages again in every step: up to a third of the
+time of a training step on the CPU. With `keep_freed_memory` what is freed stays with the process
+and serves the next tensor.
 
-Nothing that is computed depends on it. The price is memory: what was freed is given back only beyond `KEPT` bytes, or by
-`give_back`. Tensors above `HEAPED` are still mapped one by one. Without mappings at all (`M_MMAP_MAX` 0) steps on larger
-tensors would take a quarter less time again, but holes that no aligned tensor fits into then add up: half as much memory again
-was seen.
+Nothing that is computed depends on it. The price is memory: what was freed is given back only
+beyond `KEPT` bytes, or by `give_back`. Tensors above `HEAPED` are still mapped one by one. Without
+mappings at all (`M_MMAP_MAX` 0) steps on larger tensors would take a quarter less time again, but
+holes that no aligned tensor fits into then add up: half as much memory again was seen.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ def keep_freed_memory() -> bool:
     """Let this process keep freed memory for its next tensors, from now on.
 
     Returns:
-        Whether that was possible: not where another C library than glibc runs, nor where the user has set the allocator by an
+        Whether that was possible: not where another C library than glibc runs, nor where the user
+            has set the allocator by an
         environment variable, see `VARIABLES`.
     """
     library = _glibc()
     if library is None or any(name in os.environ for name in VARIABLES):
         return False
     # both are needed: either one switches off glibc's own rule, which adapts the other
-    return bool(library.mallopt(_M_TRIM_THRESHOLD, KEPT) and library.mallopt(_M_MMAP_THRESHOLD, HEAPED))
+    return bool(
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT) and library.mallopt(_M_MMAP_THRESHOLD, HEAPED)
+    )
 
 
 def give_back() -> None:

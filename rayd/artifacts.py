@@ -1,9 +1,10 @@
 """Files that rayd writes and reads: safetensors and JSON, never pickle.
 
-Every file is written to a temporary name beside its place and renamed, so that a reader sees the whole of it or nothing. Tensor
-files carry one JSON string as metadata: with a single entry the bytes depend on the content alone. It holds a hash of the
-tensors, so that bits which a disk or a line has changed are noticed. What lies under the mirror of a URL is sent there first,
-and fetched when it is missing (`rayd.remote`).
+Every file is written to a temporary name beside its place and renamed, so that a reader sees the
+whole of it or nothing. Tensor files carry one JSON string as metadata: with a single entry the
+bytes depend on the content alone. It holds a hash of the tensors, so that bits which a disk or a
+line has changed are noticed. What lies under the mirror of a URL is sent there first, and fetched
+when it is missing (`rayd.remote`).
 
 Torch is imported with the first tensor, so that commands that only read JSON start at once.
 """
@@ -54,12 +55,18 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal content gives equal bytes."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal
+    content gives equal bytes.
+    """
     from safetensors.torch import save_file
 
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    note = {METADATA_KEY: json.dumps({**(metadata or {}), HASH: tensor_hash(plain)}, sort_keys=True)}
+    note = {
+        METADATA_KEY: json.dumps({**(metadata or {}), HASH: tensor_hash(plain)}, sort_keys=True)
+    }
     _replace(path, lambda temporary: save_file(plain, temporary, metadata=note))
 
 
@@ -102,7 +109,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"'{path}' is truncated or not JSON.") from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"'{path}' must hold a JSON object. Got {type(content).__name__} instead.")
+        raise ArtifactError(
+            f"'{path}' must hold a JSON object. Got {type(content).__name__} instead."
+        )
     return content
 
 
@@ -110,7 +119,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Named tensors and metadata of a safetensors file.
 
     Raises:
-        ArtifactError: the file is missing, truncated, damaged, or something else than safetensors (a pickle is never loaded).
+        ArtifactError: the file is missing, truncated, damaged, or something else than safetensors
+            (a pickle is never loaded).
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -124,7 +134,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a safetensors file, without its tensors.
 
     Raises:
-        ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle is never loaded).
+        ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle
+            is never loaded).
     """
     with _opened(path) as file:
         note = _metadata(file)
@@ -136,7 +147,8 @@ def read_row(path: Path, name: str, row: int) -> Tensor:
     """One entry along the first axis of a tensor in a safetensors file, without reading the others.
 
     Raises:
-        ArtifactError: the file is missing, truncated, something else than safetensors, or has no such row.
+        ArtifactError: the file is missing, truncated, something else than safetensors, or has no
+            such row.
     """
     with _opened(path) as file:
         if name not in file.keys():  # noqa: SIM118 (not a mapping)
@@ -144,7 +156,9 @@ def read_row(path: Path, name: str, row: int) -> Tensor:
         rows = file.get_slice(name)
         count = rows.get_shape()[0]
         if not 0 <= row < count:
-            raise ArtifactError(f"'{name}' of '{path}' has the rows 0 to {count - 1}. Got {row} instead.")
+            raise ArtifactError(
+                f"'{name}' of '{path}' has the rows 0 to {count - 1}. Got {row} instead."
+            )
         found: Tensor = rows[row]
         return found
 
@@ -162,9 +176,18 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             first = file.read(9)
-        # a safetensors file begins with the length of its header, which may look like the first bytes of a pickle
-        if first[8:] != b"{" and first[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-            raise ArtifactError(f"'{path}' is a pickle, which rayd never loads; convert it to safetensors.")
+        # a safetensors file begins with the length of its header, which may look like the first
+        # bytes of a pickle
+        if first[8:] != b"{" and first[:2] in (
+            b"PK",
+            b"\x80\x02",
+            b"\x80\x03",
+            b"\x80\x04",
+            b"\x80\x05",
+        ):
+            raise ArtifactError(
+                f"'{path}' is a pickle, which rayd never loads; convert it to safetensors."
+            )
         with safe_open(path, framework="pt") as tensors:
             yield tensors
     except OSError as error:

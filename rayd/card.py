@@ -15,16 +15,20 @@ HEAD = "test accuracy  "
 
 
 def describe(distilled: Distilled, report: Report | None = None) -> str:
-    """What the set is, where it comes from, how well it trains networks and what it costs to keep, in a few lines.
+    """What the set is, where it comes from, how well it trains networks and what it costs to keep,
+    in a few lines.
 
     Args:
         distilled: the set.
         report: its evaluation, if there is one.
     """
-    card, shape = distilled.card, distilled.shape
+    card = distilled.card
+    shape = distilled.shape
     per_class = distilled.hard_labels.bincount(minlength=distilled.classes)
     each = (
-        f"{int(per_class[0])} per class" if bool((per_class == per_class[0]).all()) else f"{list(per_class.tolist())} per class"
+        f"{int(per_class[0])} per class"
+        if bool((per_class == per_class[0]).all())
+        else f"{list(per_class.tolist())} per class"
     )
     storage = distilled.storage
     data = card.get("data", {})
@@ -38,14 +42,23 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
         *_accuracies(report),
         *_observers(card.get("observers") or []),
         *_experts(card.get("experts")),
-        *([f"step size      {distilled.step_size:.4g}, learned with the images"] if distilled.step_size is not None else []),
-        f"storage        {storage.total_bytes:,} bytes: " + ", ".join(f"{k} {v:,}" for k, v in storage.bytes.items()),
-        "made with      " + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
+        *(
+            [f"step size      {distilled.step_size:.4g}, learned with the images"]
+            if distilled.step_size is not None
+            else []
+        ),
+        f"storage        {storage.total_bytes:,} bytes: "
+        + ", ".join(f"{k} {v:,}" for k, v in storage.bytes.items()),
+        "made with      "
+        + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
     ]
     if labels := card.get("labels"):
         lines.insert(-1, f"soft labels    for {labels['epochs']} epochs, in {labels['folder']}")
     indent = " " * len(HEAD)
-    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False) for line in lines)
+    return "\n".join(
+        textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False)
+        for line in lines
+    )
 
 
 def _accuracies(report: Report | None) -> list[str]:
@@ -69,7 +82,9 @@ def _experts(known: Mapping[str, Any] | None) -> list[str]:
     if not known:
         return []
     number = f"{known['count']} of {known['network']} over {known['epochs']} epochs"
-    return [f"experts        {number} ({known['train_accuracy']:.3f} of the training images on average)"]
+    return [
+        f"experts        {number} ({known['train_accuracy']:.3f} of the training images on average)"
+    ]
 
 
 def _accuracy(one: Mapping[str, Any]) -> str:

@@ -135,7 +135,11 @@ SELECTIONS = {
 
 def citations(recipe: Recipe, method_citation: str) -> list[str]:
     """BibTeX entries of all that a recipe uses, the method's first, each once."""
-    architectures = [*recipe.observers.networks, *(recipe.labels.networks or ()), *recipe.evaluation.networks]
+    architectures = [
+        *recipe.observers.networks,
+        *(recipe.labels.networks or ()),
+        *recipe.evaluation.networks,
+    ]
     selections = [recipe.synthetic.init, *recipe.evaluation.baselines]
     found = [method_citation]
     found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]

@@ -1,8 +1,8 @@
 """The command line: thin, every command a call of the package.
 
-Exit codes: 0 success, 1 a run that failed, 2 a usage or configuration error, 130 interrupted. A user's mistake is one
-sentence on standard error; `--debug` adds the traceback. With `--json` standard output holds one JSON document and nothing
-else.
+Exit codes: 0 success, 1 a run that failed, 2 a usage or configuration error, 130 interrupted. A
+user's mistake is one sentence on standard error; `--debug` adds the traceback. With `--json`
+standard output holds one JSON document and nothing else.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def _example(line: str) -> str:
 
 
 class _Commands(TyperGroup):
-    """Commands that are listed with an example each, and whose interruption ends in one sentence."""
+    """Commands that are listed with an example each, and whose interruption ends in one
+    sentence.
+    """
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List every command: its name, its purpose, an example."""
@@ -59,7 +61,9 @@ class _Commands(TyperGroup):
                     continue
                 formatter.write_dl([(name.ljust(indent), command.get_short_help_str(limit=200))])
                 if command.epilog:
-                    formatter.write(f"{'':{formatter.current_indent + indent + 2}}$ {command.epilog.removeprefix(_EXAMPLE)}\n")
+                    formatter.write(
+                        f"{'':{formatter.current_indent + indent + 2}}$ {command.epilog.removeprefix(_EXAMPLE)}\n"
+                    )
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -86,21 +90,41 @@ data_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.")]
-DirectoryName = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe."),
+]
+DirectoryName = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 DataRoot = Annotated[
     Path | None,
-    typer.Option("--data-root", help="Where named data are looked for first (then $RAYD_DATA, ~/.cache/rayd/data)."),
+    typer.Option(
+        "--data-root",
+        help="Where named data are looked for first (then $RAYD_DATA, ~/.cache/rayd/data).",
+    ),
 ]
 Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Where finished work is shared between runs ($RAYD_CACHE, ~/.cache/rayd/store).")
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Where finished work is shared between runs ($RAYD_CACHE, ~/.cache/rayd/store).",
+    ),
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Ray actors; 0 works in this process, without Ray.")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; absent: a private one on this machine.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=0, help="Ray actors; 0 works in this process, without Ray."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster to join; absent: a private one on this machine."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 out = Console(soft_wrap=True, highlight=False)
@@ -134,7 +158,9 @@ def _number(value: float | None) -> str:
 
 @app.command("recipes", epilog=_example("rayd recipes digits"))
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None, as_json: Json = False, debug: Debug = False
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """List the recipes with the paper's number and ours; or print one whole as YAML."""
     from rayd import recipes
@@ -184,12 +210,19 @@ def _print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Sequ
         if _line_width(kept) > console.width:
             del kept[column]
     if shortened in kept:
-        kept[shortened] = min(widths[shortened], kept[shortened] + console.width - _line_width(kept))
+        kept[shortened] = min(
+            widths[shortened], kept[shortened] + console.width - _line_width(kept)
+        )
 
     heading = {column: column for column in kept}
     for row in (heading, *rows):
         cells = [_fitted(row[column], width) for column, width in kept.items()]
-        console.print("  ".join(cells).rstrip(), style="bold" if row is heading else "", markup=False, soft_wrap=True)
+        console.print(
+            "  ".join(cells).rstrip(),
+            style="bold" if row is heading else "",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _fitted(text: str, width: int) -> str:
@@ -226,7 +259,9 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
         table.add_column(column, overflow="fold")
     for source in known:
         table.add_row(
-            source.name, str(source.classes), remote.shown(source.found) if source.found is not None else f"no: {source.how}"
+            source.name,
+            str(source.classes),
+            remote.shown(source.found) if source.found is not None else f"no: {source.how}",
         )
     _wide().print(table)
 
@@ -248,12 +283,18 @@ def plan(
     data_root: DataRoot = None,
     cache: Cache = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure anew how fast this machine is, which is otherwise done once.")
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Measure anew how fast this machine is, which is otherwise done once.",
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what would run, what is cached, memory, disk, and time per stage, also without the data."""
+    """Say what would run, what is cached, memory, disk, and time per stage, also without the
+    data.
+    """
     from rayd import recipes
 
     resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
@@ -271,12 +312,21 @@ def plan(
 def distill(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file; with --resume, a run's directory."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="A built-in recipe or a YAML file; with --resume, a run's directory.",
+        ),
     ] = None,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option("--out", help="The run's directory, or its URL: s3://bucket/run.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="The run's directory, or its URL: s3://bucket/run.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run: --resume DIR, which needs neither recipe nor settings.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue a run: --resume DIR, which needs neither recipe nor settings.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
     workers: Workers = None,
@@ -288,12 +338,14 @@ def distill(
     debug: Debug = False,
 ) -> None:
     """Distil a data set, train networks on the result, and compare with the baselines."""
-    from rayd.engine.progress import Reporter
+    from rayd.engine.progress import Progress
 
     resolved, directory = _requested(recipe, overrides or [], to, resume, workers, address)
-    reporter = Reporter(quiet)
+    progress = Progress(quiet)
     # what follows takes seconds: torch, the data, perhaps Ray
-    reporter.say(f"{resolved.name}: {resolved.method} on {resolved.data.name}, into {remote.shown(directory)}")
+    progress.log(
+        f"{resolved.name}: {resolved.method} on {resolved.data.name}, into {remote.shown(directory)}"
+    )
 
     from rayd.engine.distill import distill as run_distillation
 
@@ -305,7 +357,7 @@ def distill(
             cache=cache,
             resume=resume,
             overwrite=overwrite,
-            reporter=reporter,
+            progress=progress,
         )
     except KeyboardInterrupt as error:
         raise InterruptedRunError(_continues(directory, data_root, cache)) from error
@@ -314,34 +366,53 @@ def distill(
     else:
         out.print(run.report.text(), markup=False)
         if (paper := run.recipe.paper) is not None:
-            out.print(f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})", markup=False)
-        out.print(f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}", markup=False)
+            out.print(
+                f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})",
+                markup=False,
+            )
+        out.print(
+            f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}",
+            markup=False,
+        )
 
 
 def _requested(
-    name: str | None, overrides: list[str], to: Path | None, resume: bool, workers: int | None, address: str | None
+    name: str | None,
+    overrides: list[str],
+    to: Path | None,
+    resume: bool,
+    workers: int | None,
+    address: str | None,
 ) -> tuple[Recipe, Path]:
-    """The recipe and the directory of a run: those that are named, or with --resume those of the run in a directory."""
+    """The recipe and the directory of a run: those that are named, or with --resume those of the
+    run in a directory.
+    """
     from rayd import recipes
     from rayd.engine.rundir import RunDirectory
 
     if resume and name is not None and to is not None and "=" in name:
         # --resume --out DIR KEY=VALUE: the recipe is left out
-        overrides, name = [name, *overrides], None
+        overrides = [name, *overrides]
+        name = None
     elif resume and name is not None and to is None and not _names_recipe(name):
-        to, name = Path(name), None
+        to = Path(name)
+        name = None
     settings = _tree(overrides, workers, address)
     if name is not None:
         resolved = recipes.resolve(name, settings)
         return resolved, to or Path("runs") / resolved.name
     if resume and to is not None:
         return RunDirectory(to).recipe(settings), to
-    missing = "the run to continue: rayd distill --resume DIR" if resume else "one of 'rayd recipes'"
+    missing = (
+        "the run to continue: rayd distill --resume DIR" if resume else "one of 'rayd recipes'"
+    )
     raise ConfigError(f"Missing argument 'RECIPE': name {missing}.")
 
 
 def _names_recipe(name: str) -> bool:
-    """Whether what stands with --resume is a recipe, whose run is continued, and not a run's directory."""
+    """Whether what stands with --resume is a recipe, whose run is continued, and not a run's
+    directory.
+    """
     from rayd import recipes
     from rayd.engine.rundir import RunDirectory
 
@@ -368,7 +439,9 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run is doing: stage, step, rate, time left, workers, restarts, disk; or how it ended."""
+    """Say what a run is doing: stage, step, rate, time left, workers, restarts, disk; or how it
+    ended.
+    """
     from rayd.engine.status import status as look
 
     found = look(directory)
@@ -383,9 +456,12 @@ def evaluate(
     directory: DirectoryName,
     overrides: Overrides = None,
     network: Annotated[
-        list[str] | None, typer.Option("--network", help="Architecture of the students; may be repeated.")
+        list[str] | None,
+        typer.Option("--network", help="Architecture of the students; may be repeated."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Students per architecture.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Students per architecture.")
+    ] = None,
     workers: Workers = None,
     address: Address = None,
     data_root: DataRoot = None,
@@ -394,11 +470,13 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train networks on a distilled set and on its baselines; add the results to its evaluation.json."""
+    """Train networks on a distilled set and on its baselines; add the results to its
+    evaluation.json.
+    """
     from rayd.config import merge
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report
-    from rayd.engine.progress import Reporter
+    from rayd.engine.progress import Progress
     from rayd.engine.rundir import check_writable, locked
     from rayd.evaluation.report import Report
 
@@ -407,7 +485,7 @@ def evaluate(
     distilled = load(directory)
     Report.kept(directory)  # a damaged one is refused before the work, not after it
     check_writable(remote.local(directory), "directory of the set")
-    report = evaluate_distilled(distilled, tree, data_root, cache, Reporter(quiet))
+    report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
     with locked(remote.local(directory)):
         report = keep_report(report, directory)
     if as_json:
@@ -422,13 +500,15 @@ def show(
     png: Annotated[
         Path | None,
         typer.Option(
-            "--png", help="Write the contact sheet, or with --spectrum the spectra, to this file: .png, .jpg or .webp."
+            "--png",
+            help="Write the contact sheet, or with --spectrum the spectra, to this file: .png, .jpg or .webp.",
         ),
     ] = None,
     spectrum: Annotated[
         bool,
         typer.Option(
-            "--spectrum", help="Draw spectra of real and synthetic features, into the set's spectrum.png unless --png."
+            "--spectrum",
+            help="Draw spectra of real and synthetic features, into the set's spectrum.png unless --png.",
         ),
     ] = False,
     data_root: DataRoot = None,
@@ -456,14 +536,16 @@ def show(
         if remote.exists(png) and not overwrite:
             raise OutputError(f"'{png}' exists already; choose another file or add --overwrite.")
         if spectrum:
-            from rayd.engine.spectra import of_distilled
+            from rayd.engine.spectra import from_distilled
 
-            image = of_distilled(distilled, data_root, cache)
+            image = from_distilled(distilled, data_root, cache)
         else:
             image = contact_sheet(distilled)
         write_bytes(png, as_file(image, form))
     if as_json:
-        _print_json(distilled.card | ({"evaluation": report.to_json()} if report is not None else {}))
+        _print_json(
+            distilled.card | ({"evaluation": report.to_json()} if report is not None else {})
+        )
     else:
         out.print(describe(distilled, report), markup=False)
 
@@ -486,20 +568,29 @@ def export(
 
 @app.command(epilog=_example("rayd tune dm-digits --samples 20"))
 def tune(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")],
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")
+    ],
     overrides: Overrides = None,
     samples: Annotated[
         int | None,
         typer.Option(
-            "--samples", min=1, help="Trials to draw; absent: as the space says. More may be asked for with --resume."
+            "--samples",
+            min=1,
+            help="Trials to draw; absent: as the space says. More may be asked for with --resume.",
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep that the directory holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep that the directory holds.")
+    ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Ray actors of each trial; 0: the trial's own.")
+        int | None,
+        typer.Option("--workers", min=0, help="Ray actors of each trial; 0: the trial's own."),
     ] = None,
-    concurrent: Annotated[int | None, typer.Option("--concurrent", min=1, help="Trials at a time, at most.")] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", min=1, help="Trials at a time, at most.")
+    ] = None,
     address: Address = None,
     data_root: DataRoot = None,
     cache: Cache = None,
@@ -507,17 +598,21 @@ def tune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Search for better settings of a recipe; trials share what they have in common, and see no test images."""
+    """Search for better settings of a recipe; trials share what they have in common, and see no
+    test images.
+    """
     from rayd.config import parse_overrides
-    from rayd.engine.progress import Reporter
-    from tuning import Ground, load
+    from rayd.engine.progress import Progress
+    from tuning import ResolvedSpace, load
 
     found = load(space, parse_overrides(overrides or []))
-    Ground(found).check()  # again in the sweep; here before Ray is imported
+    ResolvedSpace(found).check()  # again in the sweep; here before Ray is imported
     try:
         import tuning.driver as tuning
     except ImportError as error:
-        raise ResourceError("Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'.") from error
+        raise ResourceError(
+            "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
+        ) from error
 
     out_ = to or Path("sweeps") / found.name
     tuning.sweep(
@@ -530,7 +625,7 @@ def tune(
         address=address,
         data_root=data_root,
         cache=cache,
-        reporter=Reporter(quiet),
+        progress=Progress(quiet),
     )
     summary = tuning.summary(out_)
     if as_json:
@@ -542,9 +637,15 @@ def tune(
 
 @app.command(epilog=_example("rayd doctor"))
 def doctor(
-    data_root: DataRoot = None, cache: Cache = None, address: Address = None, as_json: Json = False, debug: Debug = False
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    address: Address = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Check Ray, devices, the data root, class order and versions; say what is wrong and how to mend it."""
+    """Check Ray, devices, the data root, class order and versions; say what is wrong and how to
+    mend it.
+    """
     from rayd.engine.doctor import examine
 
     findings = examine(data_root, cache, address)
@@ -575,21 +676,27 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     threading.excepthook = _thread_failed
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what the disk refuses there is refused, and told, in the run's log as well."""
+    """TensorBoard writes in a thread of its own; what the disk refuses there is refused, and told,
+    in the run's log as well.
+    """
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C end the command in order, and a further one, while that takes too long, end the process at once."""
+    """Let the first Ctrl-C end the command in order, and a further one, while that takes too long,
+    end the process at once.
+    """
     interrupted = False
 
     def end(*_: object) -> None:
@@ -612,7 +719,8 @@ def _one_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        # after an interruption what ends with the interpreter (Ray's processes) must not show a traceback either
+        # after an interruption what ends with the interpreter (Ray's processes) must not show a
+        # traceback either
         if not interrupted:
             signal.signal(signal.SIGINT, before)
 
@@ -639,5 +747,7 @@ def _main_in_order(given: list[str]) -> None:
     except OSError as error:
         if "--debug" in given:
             raise
-        sys.stderr.write(f"rayd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.\n")
+        sys.stderr.write(
+            f"rayd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.\n"
+        )
         sys.exit(1)

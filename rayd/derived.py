@@ -1,8 +1,10 @@
-"""What is derived of a tensor, kept as long as the tensor lives unchanged; and what the host knows of tensors on a device.
+"""What is derived of a tensor, kept as long as the tensor lives unchanged; and what the host knows
+of tensors on a device.
 
-Which classes a block of images has, how many images each, and in which order, follow from its class indices, which stay the
-same for a whole synthesis. Asking the device for them in every step, or for every layer, would make the host wait for all
-queued work each time. So they are asked for once, or not at all where the indices came from the host.
+Which classes a block of images has, how many images each, and in which order, follow from its class
+indices, which stay the same for a whole synthesis. Asking the device for them in every step, or for
+every layer, would make the host wait for all queued work each time. So they are asked for once, or
+not at all where the indices came from the host.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ _kept: MutableMapping[Tensor, tuple[int, dict[str, Any]]] = WeakTensorKeyDiction
 
 
 def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
-    """A value that follows from a tensor: made at the first call, and again after the tensor was changed in place.
+    """A value that follows from a tensor: made at the first call, and again after the tensor was
+    changed in place.
 
     Args:
         tensor: what it follows from; it is not kept alive, so the value must not refer to it.
@@ -48,12 +51,20 @@ def _values(tensor: Tensor) -> dict[str, Any]:
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """A tensor's numbers on the CPU; they are not to be written to. The first call may wait for the device."""
-    return tensor if tensor.device.type == "cpu" else derived(tensor, "on host", lambda: tensor.detach().cpu())
+    """A tensor's numbers on the CPU; they are not to be written to. The first call may wait for the
+    device.
+    """
+    return (
+        tensor
+        if tensor.device.type == "cpu"
+        else derived(tensor, "on host", lambda: tensor.detach().cpu())
+    )
 
 
 def known_on_host(tensor: Tensor, numbers: Tensor) -> Tensor:
-    """A tensor, of which `on_host` is to know the numbers: those that it was copied from, on the CPU."""
+    """A tensor, of which `on_host` is to know the numbers: those that it was copied from, on the
+    CPU.
+    """
     if tensor.device.type != "cpu":
         _values(tensor)["on host"] = numbers
     return tensor
@@ -65,14 +76,18 @@ def uploaded(numbers: Tensor, device: torch.device) -> Tensor:
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows of a tensor, of which `on_host` knows the numbers if it knows those of the tensor."""
+    """Some rows of a tensor, of which `on_host` knows the numbers if it knows those of the
+    tensor.
+    """
     part = tensor[rows]
     known = tensor.device.type != "cpu" and "on host" in _values(tensor)
     return known_on_host(part, _values(tensor)["on host"][rows]) if known else part
 
 
 def present_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes among class indices (N,), ascending (K,), and which of these each index is (N,)."""
+    """The classes among class indices (N,), ascending (K,), and which of these each index is
+    (N,).
+    """
 
     def find() -> tuple[Tensor, Tensor]:
         present, which = torch.unique(on_host(labels), return_inverse=True)
@@ -103,7 +118,9 @@ def rows_by_class(labels: Tensor) -> dict[int, Tensor]:
 
 
 class Grid(NamedTuple):
-    """Where images go so that each class has a row of its own, of as many places as the largest class has images."""
+    """Where images go so that each class has a row of its own, of as many places as the largest
+    class has images.
+    """
 
     order: Tensor
     """The images, class by class (N,)."""

@@ -2,10 +2,12 @@
 
 A saved set is a directory of
 
-- `data.safetensors`: `images` float32 (n, C, H, W), network input; `labels`, class indices int64 (n,) or soft labels float32
-  (n, classes); `normalization.*`, the state of the normalisation. Its bytes depend on the content alone. Where images are
-  stored in another form (`synthetic.kind`), the tensors are those of that form, and the card says under `synthetic` which.
-- `card.json`: what it is and where it comes from, with the SHA-256 of the tensors' file. It is written last: no card, no set.
+- `data.safetensors`: `images` float32 (n, C, H, W), network input; `labels`, class indices int64
+  (n,) or soft labels float32 (n, classes); `normalization.*`, the state of the normalisation. Its
+  bytes depend on the content alone. Where images are stored in another form (`synthetic.kind`), the
+  tensors are those of that form, and the card says under `synthetic` which.
+- `card.json`: what it is and where it comes from, with the SHA-256 of the tensors' file. It is
+  written last: no card, no set.
 - `grid.png`: the contact sheet.
 """
 
@@ -24,21 +26,32 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rayd import remote
-from rayd.artifacts import file_hash, read_json, read_tensors, write_bytes, write_json, write_tensors
+from rayd.artifacts import (
+    file_hash,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from rayd.config import SyntheticSettings, validate
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization, restore
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.kinds import restore as restore_set
-from rayd.synthetic.paced import Paced
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 FORMAT = 2
-"""Version of the layout above; a newer one is refused. Sets whose images are stored as they are have version 1."""
+"""Version of the layout above; a newer one is refused. Sets whose images are stored as they are
+have version 1.
+"""
 
 DIRECTORY = "distilled"
 """Where a run directory keeps its set."""
-TENSORS, CARD, GRID = "data.safetensors", "card.json", "grid.png"
+TENSORS = "data.safetensors"
+CARD = "card.json"
+GRID = "grid.png"
 
 REQUIRED = ("format", "class_names", "shape", "normalization", "sha256")
 """Keys that a card must have to be read."""
@@ -59,10 +72,11 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         images: network input, (n, C, H, W); kept as float32 on the CPU.
         labels: class indices (n,), or soft labels (n, classes).
         class_names: one name per class, in label order.
-        normalization: how real pixels become network input of the same kind; what it is tested on must pass through it.
-        card: where the set comes from (recipe, method, citation, data, seed, steps, storage, versions, ...), JSON-able. What
-            follows from the other arguments is filled in: `format`, `class_names`, `shape`, `normalization`, and `ipc` and
-            `storage` if absent.
+        normalization: how real pixels become network input of the same kind; what it is tested on
+            must pass through it.
+        card: where the set comes from (recipe, method, citation, data, seed, steps, storage,
+            versions, ...), JSON-able. What follows from the other arguments is filled in: `format`,
+            `class_names`, `shape`, `normalization`, and `ipc` and `storage` if absent.
 
     Raises:
         ArtifactError: images are not finite or labels do not fit the class names.
@@ -77,7 +91,11 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         card: Mapping[str, Any] | None = None,
     ):
         self.images = images.detach().to("cpu", torch.float32).contiguous()
-        self.labels = labels.detach().to("cpu", torch.float32 if labels.is_floating_point() else torch.int64).contiguous()
+        self.labels = (
+            labels.detach()
+            .to("cpu", torch.float32 if labels.is_floating_point() else torch.int64)
+            .contiguous()
+        )
         self.class_names = tuple(class_names)
         self.normalization = normalization
         self._form: tuple[SyntheticSettings, dict[str, Tensor]] | None = None
@@ -104,7 +122,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         normalization: Normalization,
         card: Mapping[str, Any],
     ) -> Self:
-        """The set that was learned, in the form in which it was learned: what is saved is what is stored, not its images.
+        """The set that was learned, in the form in which it was learned: what is saved is what is
+        stored, not its images.
 
         Args:
             learned: the synthetic set.
@@ -115,12 +134,15 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         """
         with torch.no_grad():
             images, labels = learned.batch()
-        if isinstance(learned, Paced):
+        if isinstance(learned, WithLearnedStepSize):
             card = {**card, "step_size": float(learned.step_size.detach())}
             learned = learned.learned
         made = cls(images, labels, class_names, normalization, card)
         if settings.kind != "pixels":
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.state_dict().items()}
+            state = {
+                name: tensor.detach().cpu().contiguous()
+                for name, tensor in learned.state_dict().items()
+            }
             made._form = settings, state
             made.card |= {"format": FORMAT, "synthetic": settings.model_dump(mode="json")}
         return made
@@ -149,7 +171,9 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     @property
     def storage(self) -> Storage:
         """What the set costs to keep: as the card says, else every number of its tensors."""
-        return Storage(self.card["storage"].get("numbers", {}), self.card["storage"].get("bytes", {}))
+        return Storage(
+            self.card["storage"].get("numbers", {}), self.card["storage"].get("bytes", {})
+        )
 
     @property
     def step_size(self) -> float | None:
@@ -158,7 +182,9 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         return None if learned is None else float(learned)
 
     def pixels(self) -> Tensor:
-        """The images as people see them, uint8 (n, C, H, W): normalisation undone, clamped, rounded to the nearest level."""
+        """The images as people see them, uint8 (n, C, H, W): normalisation undone, clamped, rounded
+        to the nearest level.
+        """
         return self.normalization.inverse(self.images).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
@@ -184,19 +210,26 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {_STATE + name: value for name, value in self.normalization.state().items()}
-        form = self._form[1] if self._form is not None else {"images": self.images, "labels": self.labels}
+        form = (
+            self._form[1]
+            if self._form is not None
+            else {"images": self.images, "labels": self.labels}
+        )
         return {**form, **state}
 
     def _stored(self) -> Storage:
         tensors = self._tensors()
-        return Storage({n: t.numel() for n, t in tensors.items()}, {n: t.nbytes for n, t in tensors.items()})
+        return Storage(
+            {n: t.numel() for n, t in tensors.items()}, {n: t.nbytes for n, t in tensors.items()}
+        )
 
 
 def load(path: str | Path) -> Distilled:
     """The distilled set of a run directory, or of a directory that `Distilled.save` wrote.
 
     Raises:
-        ArtifactError: it is missing, damaged, newer than this version reads, or its tensors are not those of its card.
+        ArtifactError: it is missing, damaged, newer than this version reads, or its tensors are not
+            those of its card.
     """
     directory = _locate(remote.local(path))
     card = _read_card(directory / CARD)
@@ -204,8 +237,14 @@ def load(path: str | Path) -> Distilled:
     remote.bring(file)
     tensors, _ = read_tensors(file)
     if file_hash(file) != card["sha256"]:
-        raise ArtifactError(f"'{file}' is not the file that '{CARD}' beside it describes: their SHA-256 differ.")
-    state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
+        raise ArtifactError(
+            f"'{file}' is not the file that '{CARD}' beside it describes: their SHA-256 differ."
+        )
+    state = {
+        name.removeprefix(_STATE): value
+        for name, value in tensors.items()
+        if name.startswith(_STATE)
+    }
     try:
         normalization = restore(card["normalization"], state)
     except (ConfigError, DataError) as error:
@@ -220,19 +259,26 @@ def load(path: str | Path) -> Distilled:
     return distilled
 
 
-def _decoded(file: Path, tensors: dict[str, Tensor], card: dict[str, Any], normalization: Normalization) -> Distilled:
+def _decoded(
+    file: Path, tensors: dict[str, Tensor], card: dict[str, Any], normalization: Normalization
+) -> Distilled:
     """The set that the tensors of a file make."""
     for name in ("images", "labels") if "synthetic" not in card else ():
         if name not in tensors:
             raise ArtifactError(f"'{file}' lacks the tensor '{name}'.")
     try:
-        settings = validate(SyntheticSettings, card.get("synthetic", {}), f"'{file.parent / CARD}'", "synthetic")
+        settings = validate(
+            SyntheticSettings, card.get("synthetic", {}), f"'{file.parent / CARD}'", "synthetic"
+        )
         if settings.kind != "pixels":
             learned = restore_set(settings, tensors)
             return Distilled.of(learned, settings, card["class_names"], normalization, card)
     except (ConfigError, KeyError, RuntimeError, ValueError) as error:
-        raise ArtifactError(f"'{file}' does not hold images of the form that its card names: {error}") from error
-    images, labels = tensors["images"], tensors["labels"]
+        raise ArtifactError(
+            f"'{file}' does not hold images of the form that its card names: {error}"
+        ) from error
+    images = tensors["images"]
+    labels = tensors["labels"]
     if fault := _fault(images, labels, len(card["class_names"])):
         raise ArtifactError(f"'{file}' is damaged: {fault}.")
     return Distilled(images, labels, card["class_names"], normalization, card)
@@ -247,7 +293,9 @@ def _locate(path: Path) -> Path:
     if (path / DIRECTORY).is_dir():
         return path / DIRECTORY
     if not (path / CARD).exists():
-        raise ArtifactError(f"'{path}' holds no distilled set: neither '{DIRECTORY}/' nor '{CARD}' is there.")
+        raise ArtifactError(
+            f"'{path}' holds no distilled set: neither '{DIRECTORY}/' nor '{CARD}' is there."
+        )
     return path
 
 
@@ -255,17 +303,27 @@ def _read_card(path: Path) -> dict[str, Any]:
     card = read_json(path)
     version = card.get("format", FORMAT)
     if not isinstance(version, int) or version > FORMAT:
-        raise ArtifactError(f"'{path}' must have format {FORMAT} or older. Got {version!r} instead; a newer rayd wrote it.")
+        raise ArtifactError(
+            f"'{path}' must have format {FORMAT} or older. Got {version!r} instead; a newer rayd wrote it."
+        )
     if missing := [key for key in REQUIRED if key not in card]:
         raise ArtifactError(f"'{path}' lacks {', '.join(missing)}.")
     for key, kind in KINDS.items():
         if key in card and not isinstance(card[key], kind):
-            raise ArtifactError(f"'{key}' in '{path}' must be of type {kind.__name__}. Got {card[key]!r} instead.")
-    if not all(isinstance(card.get("storage", {}).get(part, {}), dict) for part in ("numbers", "bytes")):
-        raise ArtifactError(f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. Got {card['storage']!r} instead.")
+            raise ArtifactError(
+                f"'{key}' in '{path}' must be of type {kind.__name__}. Got {card[key]!r} instead."
+            )
+    if not all(
+        isinstance(card.get("storage", {}).get(part, {}), dict) for part in ("numbers", "bytes")
+    ):
+        raise ArtifactError(
+            f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. Got {card['storage']!r} instead."
+        )
     names = card["class_names"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ArtifactError(f"'class_names' in '{path}' must be a list of names. Got {names!r} instead.")
+        raise ArtifactError(
+            f"'class_names' in '{path}' must be a list of names. Got {names!r} instead."
+        )
     return card
 
 
@@ -282,7 +340,9 @@ def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
         return f"labels must be {wanted}; got {labels.dtype} {tuple(labels.shape)}"
     least, most = labels.aminmax()
     if least < 0 or most >= classes:
-        return f"labels must lie in 0..{classes - 1}, its class names; got {int(least)}..{int(most)}"
+        return (
+            f"labels must lie in 0..{classes - 1}, its class names; got {int(least)}..{int(most)}"
+        )
     return None
 
 
@@ -291,21 +351,33 @@ def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
         there, _ = read_tensors(path)
     except ArtifactError:
         return False
-    return there.keys() == tensors.keys() and all(torch.equal(there[name], tensors[name].cpu()) for name in tensors)
+    return there.keys() == tensors.keys() and all(
+        torch.equal(there[name], tensors[name].cpu()) for name in tensors
+    )
 
 
-CELL, COLUMNS, ROWS, GAP = 48, 10, 20, 2
-"""Contact sheet: least side of an image, most images of a class, most classes, and the space between them (pixels)."""
+CELL = 48
+COLUMNS = 10
+ROWS = 20
+GAP = 2
+"""Contact sheet: least side of an image, most images of a class, most classes, and the space
+between them (pixels).
+"""
 LONGEST_NAME = 24
 """Characters of a class name that a contact sheet shows."""
 
 
 def contact_sheet(distilled: Distilled) -> Image.Image:
-    """The set at a glance: a row for each of the first `ROWS` classes, its name, and its first `COLUMNS` images."""
+    """The set at a glance: a row for each of the first `ROWS` classes, its name, and its first
+    `COLUMNS` images.
+    """
     from torchvision.utils import make_grid
 
     pixels = _visible(distilled.pixels())
-    groups = [(distilled.hard_labels == label).nonzero().squeeze(1)[:COLUMNS] for label in range(min(distilled.classes, ROWS))]
+    groups = [
+        (distilled.hard_labels == label).nonzero().squeeze(1)[:COLUMNS]
+        for label in range(min(distilled.classes, ROWS))
+    ]
     columns = max(1, *map(len, groups))
     tiles = pixels.new_full((len(groups) * columns, 3, *pixels.shape[2:]), 255)
     for row, group in enumerate(groups):
@@ -344,12 +416,16 @@ def picture_format(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in PICTURE_FORMATS:
         known = ", ".join(name for name in PICTURE_FORMATS if name)
-        raise OutputError(f"A picture's file must end in one of {known}. Got '{path.name}' instead.")
+        raise OutputError(
+            f"A picture's file must end in one of {known}. Got '{path.name}' instead."
+        )
     return PICTURE_FORMATS[suffix]
 
 
 def _visible(pixels: Tensor) -> Tensor:
-    """uint8 RGB (n, 3, H, W), enlarged by whole factors so that the shorter side has at least `CELL` pixels."""
+    """uint8 RGB (n, 3, H, W), enlarged by whole factors so that the shorter side has at least
+    `CELL` pixels.
+    """
     if pixels.shape[1] != 3:
         pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
     factor = -(-CELL // min(pixels.shape[2:]))
@@ -364,7 +440,9 @@ def _with_names(grid: Tensor, names: Sequence[str]) -> Image.Image:
     sheet.paste(Image.fromarray(np.ascontiguousarray(grid.permute(1, 2, 0).numpy())), (margin, 0))
     draw = ImageDraw.Draw(sheet)
     for row, name in enumerate(names):
-        draw.text((2 * GAP, height * (row + 0.5) / len(names)), name, fill="black", font=font, anchor="lm")
+        draw.text(
+            (2 * GAP, height * (row + 0.5) / len(names)), name, fill="black", font=font, anchor="lm"
+        )
     return sheet
 
 

@@ -34,18 +34,32 @@ class Pen:
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
         """A line through points."""
-        self._draw.line([(SHARP * x, SHARP * y) for x, y in points], colour, round(SHARP * width), joint="curve")
+        self._draw.line(
+            [(SHARP * x, SHARP * y) for x, y in points], colour, round(SHARP * width), joint="curve"
+        )
 
     def dot(self, x: float, y: float, colour: str, radius: float = 3) -> None:
         """A disc."""
         self._draw.ellipse(
-            [SHARP * (x - radius), SHARP * (y - radius), SHARP * (x + radius), SHARP * (y + radius)], fill=colour
+            [
+                SHARP * (x - radius),
+                SHARP * (y - radius),
+                SHARP * (x + radius),
+                SHARP * (y + radius),
+            ],
+            fill=colour,
         )
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
         """A filled rectangle."""
-        self._draw.rectangle([SHARP * left, SHARP * top, SHARP * right, SHARP * bottom], fill=colour)
+        self._draw.rectangle(
+            [SHARP * left, SHARP * top, SHARP * right, SHARP * bottom], fill=colour
+        )
 
-    def text(self, x: float, y: float, words: str, size: int = 11, colour: str = INK, anchor: str = "la") -> None:
+    def text(
+        self, x: float, y: float, words: str, size: int = 11, colour: str = INK, anchor: str = "la"
+    ) -> None:
         """Words, at an anchor of Pillow's."""
-        self._draw.text((SHARP * x, SHARP * y), words, colour, ImageFont.load_default(SHARP * size), anchor)
+        self._draw.text(
+            (SHARP * x, SHARP * y), words, colour, ImageFont.load_default(SHARP * size), anchor
+        )

@@ -1,7 +1,7 @@
 """What rayd raises: one sentence that says what is wrong, where, what was wanted and what came.
 
-Every mistake that a user can make ends in a `RaydError`; the command line prints its sentence and exits with the class's
-`exit_code`. Anything else that escapes is a bug of rayd itself.
+Every mistake that a user can make ends in a `RaydError`; the command line prints its sentence and
+exits with the class's `exit_code`. Anything else that escapes is a bug of rayd itself.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ class RaydError(Exception):
 
     exit_code = 2
     setting: str | None = None
-    """An override, `key.sub=value`, with which the same command would work; the command line shows that command."""
+    """An override, `key.sub=value`, with which the same command would work; the command line shows
+    that command.
+    """
 
 
 class ConfigError(RaydError):
-    """A setting, recipe, network, method or command-line argument that does not exist or does not fit."""
+    """A setting, recipe, network, method or command-line argument that does not exist or does not
+    fit.
+    """
 
 
 class DataError(RaydError):
@@ -33,7 +37,9 @@ class ImageSizeError(DataError):
 
 
 class ArtifactError(RaydError):
-    """A distilled set, checkpoint or cached file that is missing, damaged, or not what its card says."""
+    """A distilled set, checkpoint or cached file that is missing, damaged, or not what its card
+    says.
+    """
 
 
 class OutputError(RaydError):
@@ -45,7 +51,9 @@ class ResourceError(RaydError):
 
 
 class RunError(RaydError):
-    """A run that started well and failed later; finished stages are kept and `--resume` continues."""
+    """A run that started well and failed later; finished stages are kept and `--resume`
+    continues.
+    """
 
     exit_code = 1
 
@@ -54,9 +62,12 @@ class OutOfMemoryError(RunError):
     """A stage that needed more memory than its device, or the machine, has."""
 
     def __init__(self, what: str, where: str | None = None):
-        """Say what ran out, as the beginning of a sentence, and where, with what to do about it, if that is known already."""
+        """Say what ran out, as the beginning of a sentence, and where, with what to do about it, if
+        that is known already.
+        """
         super().__init__(f"{what} {where or 'in a worker'}.")
-        self.what, self.where = what, where
+        self.what = what
+        self.where = where
 
 
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
@@ -112,9 +123,13 @@ def _keyword(found: re.Match[str]) -> str:
 
 @contextmanager
 def errors_for_python() -> Iterator[None]:
-    """Errors that leave the block name keywords of the Python API instead of options of the command line."""
+    """Errors that leave the block name keywords of the Python API instead of options of the command
+    line.
+    """
     try:
         yield
     except RaydError as error:
-        error.args = tuple(in_python(part) if isinstance(part, str) else part for part in error.args)
+        error.args = tuple(
+            in_python(part) if isinstance(part, str) else part for part in error.args
+        )
         raise

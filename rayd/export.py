@@ -1,6 +1,7 @@
 """A distilled set for other tools: Parquet, an image folder, or an `.npz` file.
 
-All three hold the pixels as `Distilled.pixels` rounds them, losslessly, and hard labels; only `npz` has room for soft ones.
+All three hold the pixels as `Distilled.pixels` rounds them, losslessly, and hard labels; only `npz`
+has room for soft ones.
 """
 
 from __future__ import annotations
@@ -31,35 +32,47 @@ SHARD = "train-00000-of-00001.parquet"
 """The file of a Parquet folder, as Hugging Face names the only shard of a training split."""
 
 
-def export(distilled: Distilled, format: Format | str, destination: str | Path, overwrite: bool = False) -> None:
+def export(
+    distilled: Distilled, format: Format | str, destination: str | Path, overwrite: bool = False
+) -> None:
     """Write the set to `destination`, whole or not at all.
 
-    - `parquet`: rows of `image`, a struct of PNG `bytes` and `path`, and `label`, int64, with the class names in the metadata
-      where Hugging Face `datasets` looks for them. A destination that ends in `.parquet` is the file, any other a folder of it.
-    - `imagefolder`: `<class name>/<number>.png`. Names are made safe; they begin with the class index where they would not sort
-      in label order, so that torchvision's `ImageFolder` finds the same labels. A class without images is an empty folder.
-    - `npz`: `images` uint8 (n, H, W, C), `labels` int64 (n,), `class_names`, and if there are any `soft_labels` float32
-      (n, classes). No array needs pickle.
+    - `parquet`: rows of `image`, a struct of PNG `bytes` and `path`, and `label`, int64, with the
+      class names in the metadata where Hugging Face `datasets` looks for them. A destination that
+      ends in `.parquet` is the file, any other a folder of it.
+    - `imagefolder`: `<class name>/<number>.png`. Names are made safe; they begin with the class
+      index where they would not sort in label order, so that torchvision's `ImageFolder` finds the
+      same labels. A class without images is an empty folder.
+    - `npz`: `images` uint8 (n, H, W, C), `labels` int64 (n,), `class_names`, and if there are any
+      `soft_labels` float32 (n, classes). No array needs pickle.
 
     Args:
         distilled: the set.
         format: one of the three.
         destination: file or folder to make.
-        overwrite: replace what is there: a file, or a folder with nothing in it but images or Parquet files.
+        overwrite: replace what is there: a file, or a folder with nothing in it but images or
+            Parquet files.
 
     Raises:
         ConfigError: there is no such format.
-        OutputError: the destination exists, cannot be written, or the images have more channels than a PNG can hold.
+        OutputError: the destination exists, cannot be written, or the images have more channels
+            than a PNG can hold.
     """
     if format not in WRITERS:
         raise ConfigError(unknown("format", format, WRITERS))
     destination = remote.local(destination)
     if remote.url(destination) is not None:
-        raise OutputError(f"An export is written to a path, not to '{remote.shown(destination)}'; copy it there afterwards.")
+        raise OutputError(
+            f"An export is written to a path, not to '{remote.shown(destination)}'; copy it there afterwards."
+        )
     if destination.exists() and not overwrite:
-        raise OutputError(f"'{destination}' exists already; choose another destination or overwrite it.")
+        raise OutputError(
+            f"'{destination}' exists already; choose another destination or overwrite it."
+        )
     if format != "npz" and distilled.shape.channels > 4:
-        raise OutputError(f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; export to 'npz'.")
+        raise OutputError(
+            f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; export to 'npz'."
+        )
     if destination.is_dir() and (other := _not_ours(destination)):
         raise OutputError(
             f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; remove it yourself."
@@ -76,12 +89,18 @@ def export(distilled: Distilled, format: Format | str, destination: str | Path, 
 
 
 def _parquet(distilled: Distilled, place: Path, destination: Path) -> None:
-    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(distilled.class_names)}}
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(distilled.class_names)},
+    }
     schema = pa.schema(
         {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()},
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    images = [{"bytes": _png(image), "path": f"{index:06d}.png"} for index, image in enumerate(_channels_last(distilled))]
+    images = [
+        {"bytes": _png(image), "path": f"{index:06d}.png"}
+        for index, image in enumerate(_channels_last(distilled))
+    ]
     table = pa.table({"image": images, "label": distilled.hard_labels.tolist()}, schema=schema)
     if destination.suffix != ".parquet":
         place.mkdir()
@@ -93,7 +112,9 @@ def _imagefolder(distilled: Distilled, place: Path, destination: Path) -> None:
     images = _channels_last(distilled)
     for label, folder in enumerate(folders(distilled.class_names)):
         (place / folder).mkdir(parents=True)
-        for number, row in enumerate((distilled.hard_labels == label).nonzero().squeeze(1).tolist()):
+        for number, row in enumerate(
+            (distilled.hard_labels == label).nonzero().squeeze(1).tolist()
+        ):
             (place / folder / f"{number:05d}.png").write_bytes(_png(images[row]))
 
 
@@ -115,7 +136,9 @@ WRITERS: Mapping[Format, Callable[[Distilled, Path, Path], None]] = {
     "imagefolder": _imagefolder,
     "npz": _npz,
 }
-"""The formats by name. A writer makes a temporary file or folder that is then renamed to the destination."""
+"""The formats by name. A writer makes a temporary file or folder that is then renamed to the
+destination.
+"""
 
 
 def folders(class_names: Sequence[str]) -> list[str]:
@@ -147,7 +170,14 @@ def _png(image: npt.NDArray[np.uint8]) -> bytes:
 def _not_ours(directory: Path) -> str | None:
     """A file in the directory that no export writes."""
     files = (path for path in directory.rglob("*") if not path.is_dir())
-    return next((str(path.relative_to(directory)) for path in files if path.suffix not in (".png", ".parquet")), None)
+    return next(
+        (
+            str(path.relative_to(directory))
+            for path in files
+            if path.suffix not in (".png", ".parquet")
+        ),
+        None,
+    )
 
 
 def _replace(temporary: Path, destination: Path) -> None:

@@ -1,16 +1,19 @@
 """Facts of this machine that decide how work is done fastest, measured once and kept.
 
-Which precision, memory layout or batching is fastest depends on the processor, so nothing of the kind is written down in the
-code: a short measurement is made when the answer is first needed, and kept in
+Which precision, memory layout or batching is fastest depends on the processor, so nothing of the
+kind is written down in the code: a short measurement is made when the answer is first needed, and
+kept in
 
     $RAYD_MACHINE/<hash of the machine>.json        ($RAYD_MACHINE is ~/.cache/rayd/machine unless set)
 
-The hash covers the processor (or GPU), the instruction sets that torch uses, the number of torch threads and torch's version,
-so that machines which share a home directory measure for themselves. The folder is not part of the cache that runs share
-(`$RAYD_CACHE`): all runs of a user on a machine must find the same facts, whichever cache they use.
+The hash covers the processor (or GPU), the instruction sets that torch uses, the number of torch
+threads and torch's version, so that machines which share a home directory measure for themselves.
+The folder is not part of the cache that runs share (`$RAYD_CACHE`): all runs of a user on a machine
+must find the same facts, whichever cache they use.
 
-Measurements decide how fast a run is. Where they also decide what it computes (the precision), the choice is written into the
-recipe before anything else sees it, so that it is part of every cache key.
+Measurements decide how fast a run is. Where they also decide what it computes (the precision), the
+choice is written into the recipe before anything else sees it, so that it is part of every cache
+key.
 """
 
 from __future__ import annotations
@@ -51,9 +54,14 @@ def identity(device: torch.device) -> dict[str, str | int]:
     """All that a measurement on a device depends on.
 
     Args:
-        device: where work is done; a GPU is identified by its name, the CPU by its model and instruction sets.
+        device: where work is done; a GPU is identified by its name, the CPU by its model and
+            instruction sets.
     """
-    common: dict[str, str | int] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device.type}
+    common: dict[str, str | int] = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
     if device.type == "cuda":
         return common | {"name": torch.cuda.get_device_name(device)}
     return common | {
@@ -64,7 +72,9 @@ def identity(device: torch.device) -> dict[str, str | int]:
     }
 
 
-def fact(name: str, device: torch.device, measure: Callable[[], float], anew: bool = False) -> float:
+def fact(
+    name: str, device: torch.device, measure: Callable[[], float], anew: bool = False
+) -> float:
     """A number that was measured on this machine, measured now if it is not known yet.
 
     Args:
@@ -74,7 +84,8 @@ def fact(name: str, device: torch.device, measure: Callable[[], float], anew: bo
         anew: measure even if the number is known.
 
     Returns:
-        The number. If the folder cannot be written the measurement counts for this process, and is made again in the next.
+        The number. If the folder cannot be written the measurement counts for this process, and is
+        made again in the next.
     """
     path = _path(device)
     if not anew:
@@ -131,7 +142,8 @@ def _known(path: Path) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Seconds of one call: the least of some repeats after a warm-up, as the least is what other programs disturb least.
+    """Seconds of one call: the least of some repeats after a warm-up, as the least is what other
+    programs disturb least.
 
     Args:
         work: called `repeats + 1` times.
@@ -150,10 +162,17 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) 
     return best
 
 
-def ratio(first: Callable[[], object], second: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """How many times as long as the second the first takes: the least of either, called in turn after a warm-up.
+def ratio(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    device: torch.device,
+    repeats: int = 3,
+) -> float:
+    """How many times as long as the second the first takes: the least of either, called in turn
+    after a warm-up.
 
-    On the CPU both run on one thread and its processor time is compared, which other programs on a busy machine hardly change.
+    On the CPU both run on one thread and its processor time is compared, which other programs on a
+    busy machine hardly change.
 
     Args:
         first: the work that is judged.

@@ -1,20 +1,24 @@
-"""Directories at URLs: runs, caches and data in an object store (`s3://`, `gs://`, what fsspec knows), worked on in a folder.
+"""Directories at URLs: runs, caches and data in an object store (`s3://`, `gs://`, what fsspec
+knows), worked on in a folder.
 
 What lies at `s3://bucket/runs/a` is worked on in a folder of this machine, its mirror:
 
     <root>/rayd-mirror/s3/bucket/runs/a          root: $RAYD_MIRROR, else ~/.cache
 
-A path tells its URL, so that any process on any node that is given a path knows what it mirrors, and nothing has to be told to
-workers. The store holds the truth: a file is sent there whole, under its final name, before it appears in the folder, and is
-fetched when the folder has none or another one. A copy has the size and the time of what it is a copy of. So a node that dies
-takes nothing with it, and an empty folder on another one is as good.
+A path tells its URL, so that any process on any node that is given a path knows what it mirrors,
+and nothing has to be told to workers. The store holds the truth: a file is sent there whole, under
+its final name, before it appears in the folder, and is fetched when the folder has none or another
+one. A copy has the size and the time of what it is a copy of. So a node that dies takes nothing
+with it, and an empty folder on another one is as good.
 
-Object stores replace a file at once but know no locks: who is at a run or makes an entry of a cache is known on one machine
-alone. On two, work may be done twice, with the same result.
+Object stores replace a file at once but know no locks: who is at a run or makes an entry of a cache
+is known on one machine alone. On two, work may be done twice, with the same result.
 
-`file://` is the path itself. On paths that mirror nothing, these functions do what a file system does.
+`file://` is the path itself. On paths that mirror nothing, these functions do what a file system
+does.
 
-The files of data sets, which may be more than a disk holds, are not kept in mirrors: `rayd.data.copies` has them.
+The files of data sets, which may be more than a disk holds, are not kept in mirrors:
+`rayd.data.copies` has them.
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ Result = TypeVar("Result")
 
 
 def local(place: str | Path) -> Path:
-    """The path that a path or URL is worked on under; `s3:/bucket`, which a `Path` makes of a URL, is one too.
+    """The path that a path or URL is worked on under; `s3:/bucket`, which a `Path` makes of a URL,
+    is one too.
 
     Raises:
         ConfigError: no kind of storage has this scheme.
@@ -63,7 +68,8 @@ def local(place: str | Path) -> Path:
     found = _URL.fullmatch(str(place))
     if found is None:
         return Path(place).expanduser()
-    scheme, rest = found[1], found[2].strip("/")
+    scheme = found[1]
+    rest = found[2].strip("/")
     if scheme in ("file", "local"):
         return Path("/") / rest
     _filesystem(scheme)
@@ -135,20 +141,28 @@ def read(path: Path, start: int, stop: int) -> bytes:
     """
     place = _place(path)
     assert place is not None
-    content: bytes = _tried(place.url, lambda: place.system.cat_file(place.name, start=start, end=stop))
+    content: bytes = _tried(
+        place.url, lambda: place.system.cat_file(place.name, start=start, end=stop)
+    )
     return content
 
 
 def get(files: Sequence[tuple[Path, Path]]) -> None:
-    """Write what paths of one storage mirror into files elsewhere, which nobody else writes; side by side.
+    """Write what paths of one storage mirror into files elsewhere, which nobody else writes; side
+    by side.
 
     Raises:
         RunError: the storage cannot be reached, or a file not be written here.
     """
     places = [_place(path) for path, _ in files]
-    some = [(place, str(target)) for place, (_, target) in zip(places, files, strict=True) if place is not None]
+    some = [
+        (place, str(target))
+        for place, (_, target) in zip(places, files, strict=True)
+        if place is not None
+    ]
     if some:
-        names, targets = [place.name for place, _ in some], [target for _, target in some]
+        names = [place.name for place, _ in some]
+        targets = [target for _, target in some]
         _tried(some[0][0].url, lambda: some[0][0].system.get(names, targets))
 
 
@@ -163,17 +177,29 @@ def listed(directory: Path, pattern: str = "*") -> list[Path]:
     place = _place(directory)
     if place is None:
         return sorted(directory.glob(pattern))
-    found: list[str] = _tried(place.url, lambda: _or(FileNotFoundError, [], lambda: place.system.ls(place.name, detail=False)))
-    names = {str(name).rstrip("/").rpartition("/")[2] for name in found if str(name).strip("/") != place.name.strip("/")}
+    found: list[str] = _tried(
+        place.url,
+        lambda: _or(FileNotFoundError, [], lambda: place.system.ls(place.name, detail=False)),
+    )
+    names = {
+        str(name).rstrip("/").rpartition("/")[2]
+        for name in found
+        if str(name).strip("/") != place.name.strip("/")
+    }
     return [directory / name for name in sorted(names) if fnmatch(name, pattern)]
 
 
 def files(directory: Path) -> list[tuple[Path, int, int]]:
-    """All files of a directory that mirrors something, however deep, fetched or not: path, bytes, and seconds since 1970."""
+    """All files of a directory that mirrors something, however deep, fetched or not: path, bytes,
+    and seconds since 1970.
+    """
     place = _place(directory)
     assert place is not None
     found = place.find_all()
-    return [(directory / one.name[len(place.name) :].lstrip("/"), one.size, one.modified) for one in found]
+    return [
+        (directory / one.name[len(place.name) :].lstrip("/"), one.size, one.modified)
+        for one in found
+    ]
 
 
 def bring_all(directory: Path) -> None:
@@ -183,7 +209,9 @@ def bring_all(directory: Path) -> None:
     """
     if (place := _place(directory)) is None:
         return
-    there = {directory / found.name[len(place.name) :].lstrip("/"): found for found in place.find_all()}
+    there = {
+        directory / found.name[len(place.name) :].lstrip("/"): found for found in place.find_all()
+    }
     for path in directory.rglob("*"):
         if path not in there and path.is_file() and not path.name.startswith("."):
             path.unlink()
@@ -193,7 +221,12 @@ def bring_all(directory: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a directory with all that it holds, if it is there."""
     if (place := _place(path)) is not None:
-        _tried(place.url, lambda: _or(FileNotFoundError, None, lambda: place.system.rm(place.name, recursive=True)))
+        _tried(
+            place.url,
+            lambda: _or(
+                FileNotFoundError, None, lambda: place.system.rm(place.name, recursive=True)
+            ),
+        )
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -220,7 +253,11 @@ class _Found:
         stamp = next((info[name] for name in _STAMPS if info.get(name) is not None), 0)
         if isinstance(stamp, str):
             stamp = datetime.fromisoformat(stamp)
-        return cls(str(info["name"]), int(info["size"]), int(stamp.timestamp() if isinstance(stamp, datetime) else stamp))
+        return cls(
+            str(info["name"]),
+            int(info["size"]),
+            int(stamp.timestamp() if isinstance(stamp, datetime) else stamp),
+        )
 
     def same(self, path: Path) -> bool:
         """Whether a file is a copy of it."""
@@ -255,7 +292,8 @@ class _Place:
     def find_all(self) -> list[_Found]:
         """All files of the directory, however deep."""
         infos: dict[str, Any] = _tried(
-            self.url, lambda: _or(FileNotFoundError, {}, lambda: self.system.find(self.name, detail=True))
+            self.url,
+            lambda: _or(FileNotFoundError, {}, lambda: self.system.find(self.name, detail=True)),
         )
         return [_Found.of(info) for info in infos.values() if info["type"] == "file"]
 
@@ -276,16 +314,23 @@ def _filesystem(scheme: str) -> Any:
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
         wanted = f"rayd[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else "what fsspec reads it with"
-        raise ResourceError(f"Storage at '{scheme}://' needs a package that is not installed; install '{wanted}'.") from error
+        raise ResourceError(
+            f"Storage at '{scheme}://' needs a package that is not installed; install '{wanted}'."
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"There is no storage at '{scheme}://'; use s3://, gs://, file:// or a path.") from error
+        raise ConfigError(
+            f"There is no storage at '{scheme}://'; use s3://, gs://, file:// or a path."
+        ) from error
 
 
 def _fetch(system: Any, files: Sequence[tuple[_Found, Path]]) -> None:
     """Fetch files, each whole or not at all."""
     for start in range(0, len(files), TOGETHER):
         batch = files[start : start + TOGETHER]
-        some = [(found, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")) for found, path in batch]
+        some = [
+            (found, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
+            for found, path in batch
+        ]
         try:
             _tried(shown(some[0][1]), lambda some=some: _copy(system, some))  # type: ignore[misc]
         finally:
@@ -311,7 +356,8 @@ def _or(kind: type[Exception], absent: Result, work: Callable[[], Result]) -> Re
 
 
 def _tried(address: str, work: Callable[[], Result]) -> Result:
-    """What work returns, tried again after a pause where it fails: connections drop, and servers are busy.
+    """What work returns, tried again after a pause where it fails: connections drop, and servers
+    are busy.
 
     Raises:
         RunError: it fails for good.
@@ -320,7 +366,8 @@ def _tried(address: str, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except Exception as error:
-            # storages raise what their libraries raise: what is not known to stay wrong is tried again
+            # storages raise what their libraries raise: what is not known to stay wrong is tried
+            # again
             hopeless = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
             hopeless = hopeless or (isinstance(error, OSError) and error.errno in _FOR_GOOD)
             if hopeless or pause is None:

@@ -1,8 +1,9 @@
-r"""Schedules: step sizes over the epochs of a training or the steps of a synthesis, and the curricula of crops, filters and
-experts.
+r"""Schedules: step sizes over the epochs of a training or the steps of a synthesis, and the
+curricula of crops, filters and experts.
 
-All are functions of progress alone, in plain floats; with i the index of an epoch, 0 <= i < N, N the number of epochs, and
-:math:`\zeta \ge 1` the stretch (Shao et al., "Elucidating the Design Space of Dataset Condensation", EDC, NeurIPS 2024):
+All are functions of progress alone, in plain floats; with i the index of an epoch, 0 <= i < N, N
+the number of epochs, and :math:`\zeta \ge 1` the stretch (Shao et al., "Elucidating the Design
+Space of Dataset Condensation", EDC, NeurIPS 2024):
 
 | name | factor on the first step size during epoch i |
 |---|---|
@@ -14,28 +15,35 @@ All are functions of progress alone, in plain floats; with i the index of an epo
 | `restart` | `factor` once for every milestone m with :math:`i \ge \lfloor m N \rfloor + 1`, one epoch later |
 | `alrs` | 1 here; the trainer multiplies its step size by `factor` after every epoch that `alrs` calls stalled |
 
-`ssrs` is EDC's "early smoothing, later steep" schedule (Eq. 33), and the drop is deliberate: the released code has it too.
-`restart` is one epoch late because the released code of DSA (Zhao and Bilen, ICML 2021) decays after the epoch of that index.
+`ssrs` is EDC's "early smoothing, later steep" schedule (Eq. 33), and the drop is deliberate: the
+released code has it too. `restart` is one epoch late because the released code of DSA (Zhao and
+Bilen, ICML 2021) decays after the epoch of that index.
 
-ALRS (Chen et al., "Bootstrap Generalization Ability from Loss Landscape Perspective", ECCV workshops 2022) calls an epoch
-stalled when its loss is near that of the epoch before, both absolutely and relatively. This is the variant of EDC's released
-code, where the relative distance is that to the newer loss and the factor 0.9975; in the original, every increase is a stall.
+ALRS (Chen et al., "Bootstrap Generalization Ability from Loss Landscape Perspective", ECCV
+workshops 2022) calls an epoch stalled when its loss is near that of the epoch before, both
+absolutely and relatively. This is the variant of EDC's released code, where the relative distance
+is that to the newer loss and the factor 0.9975; in the original, every increase is a stall.
 
-The curriculum is that of CDA (Yin and Shen, "Dataset Distillation via Curriculum Data Synthesis in Large Data Era", TMLR 2024):
-synthetic images are first seen whole, later through ever smaller crops.
+The curriculum is that of CDA (Yin and Shen, "Dataset Distillation via Curriculum Data Synthesis in
+Large Data Era", TMLR 2024): synthetic images are first seen whole, later through ever smaller
+crops.
 
-Trajectory matching has curricula of where on an expert's trajectory students start: first early, later late. They say from
-which epochs the start of a step is drawn, uniformly, as a `range`; MTT has `range(0, max_start)` throughout. An expert of E
-epochs can be followed for M of them from epoch E - M at the latest.
+Trajectory matching has curricula of where on an expert's trajectory students start: first early,
+later late. They say from which epochs the start of a step is drawn, uniformly, as a `range`; MTT
+has `range(0, max_start)` throughout. An expert of E epochs can be followed for M of them from epoch
+E - M at the latest.
 
-- LS-MTT ("low-rank space" matching, Eq. 9 and 10): :math:`\mathrm{Start} \sim \mathrm{rand}(u_i - w, u_i)` with the upper end
-  :math:`u_i = (i / N) \cdot \mathrm{MaxStart} + \delta` at step i of N. There is no code; here both ends are rounded down, the
-  upper one is out of the range, as in MTT's code, and both are clipped to 0 and E - M, such that one epoch at least is left.
-- DATM (Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024): from a fixed
-  lower end up to, but without, :math:`\min(c + (m - c) i / e, m)`, rounded down, which rises from c to m until step e.
+- LS-MTT ("low-rank space" matching, Eq. 9 and 10): :math:`\mathrm{Start} \sim \mathrm{rand}(u_i -
+  w, u_i)` with the upper end :math:`u_i = (i / N) \cdot \mathrm{MaxStart} + \delta` at step i of N.
+  There is no code; here both ends are rounded down, the upper one is out of the range, as in MTT's
+  code, and both are clipped to 0 and E - M, such that one epoch at least is left.
+- DATM (Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory
+  Matching", ICLR 2024): from a fixed lower end up to, but without, :math:`\min(c + (m - c) i / e,
+  m)`, rounded down, which rises from c to m until step e.
 
-Filters have the curriculum of CFM (Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering", ICLR 2026)
-and its variants. With b the parameter at first, m the least value and t the share of the way that is done, 0 <= t < 1:
+Filters have the curriculum of CFM (Bo, Liu and Wang, "Understanding Dataset Distillation via
+Spectral Filtering", ICLR 2026) and its variants. With b the parameter at first, m the least value
+and t the share of the way that is done, 0 <= t < 1:
 
 | name | parameter of the filter at t |
 |---|---|
@@ -94,13 +102,17 @@ def learning_rate_factor(settings: ScheduleSettings, epoch: int, epochs: int) ->
                 return half_cosine(progress)
             return half_cosine(5 / (6 * settings.stretch)) * (epochs - epoch) / epochs
         case "multistep" | "restart":
-            return float(settings.factor ** sum(epoch >= start for start in milestone_epochs(settings, epochs)))
+            return float(
+                settings.factor
+                ** sum(epoch >= start for start in milestone_epochs(settings, epochs))
+            )
         case "constant" | "alrs":
             return 1.0
 
 
 def milestone_epochs(settings: ScheduleSettings, epochs: int) -> tuple[int, ...]:
-    """Index of the first epoch at every smaller step size, in the settings' order; none but for `restart` and `multistep`.
+    """Index of the first epoch at every smaller step size, in the settings' order; none but for
+    `restart` and `multistep`.
 
     >>> milestone_epochs(ScheduleSettings(name="multistep", milestones=(0.8, 0.9, 0.95)), 1000)
     (800, 900, 950)
@@ -118,7 +130,8 @@ def alrs(previous: float | None, current: float) -> bool:
     """Whether the loss stalls, so that `alrs` decays the step size.
 
     Args:
-        previous: mean training loss of the epoch before; None after the first epoch, which never counts as stalled.
+        previous: mean training loss of the epoch before; None after the first epoch, which never
+            counts as stalled.
         current: mean training loss of the epoch just ended.
 
     >>> alrs(None, 1.0), alrs(1.0, 0.99), alrs(1.0, 1.01), alrs(1.0, 0.9), alrs(0.1, 0.09)
@@ -130,12 +143,18 @@ def alrs(previous: float | None, current: float) -> bool:
     return distance < ALRS_ABSOLUTE and distance < ALRS_RELATIVE * abs(current)
 
 
-def crop_floor(curriculum: Literal["none", "cosine", "linear", "step"], least: float, progress: float, end: float) -> float:
-    """CDA's least share of an image's area that a crop may keep: it falls from 1, the whole image, to `least`.
+def crop_floor(
+    curriculum: Literal["none", "cosine", "linear", "step"],
+    least: float,
+    progress: float,
+    end: float,
+) -> float:
+    """CDA's least share of an image's area that a crop may keep: it falls from 1, the whole image,
+    to `least`.
 
     Args:
-        curriculum: `none` is `least` throughout; `cosine` and `linear` fall along a half cosine or a line; `step` is 1 before
-            `end` and `least` from there on, as in the released code.
+        curriculum: `none` is `least` throughout; `cosine` and `linear` fall along a half cosine or
+            a line; `step` is 1 before `end` and `least` from there on, as in the released code.
         least: the share at the end.
         progress: share of the steps done, from 0.
         end: share of the steps at which the fall ends, in (0, 1]; CDA's milestone.
@@ -155,7 +174,9 @@ def crop_floor(curriculum: Literal["none", "cosine", "linear", "step"], least: f
             return 1.0 if done < 1 else least
 
 
-def progressive_start(step: int, steps: int, max_start: int, offset: float, window: float, last: int) -> range:
+def progressive_start(
+    step: int, steps: int, max_start: int, offset: float, window: float, last: int
+) -> range:
     """The epochs that a student may start from in LS-MTT: a window that moves from early to late.
 
     Args:
@@ -191,7 +212,9 @@ def rising_start(step: int, first: int, upper: int, end: int, lower: int, last: 
 
 
 def _epochs(lower: float, upper: float, last: int) -> range:
-    """Whole epochs from `lower` up to, but without, `upper`, none after `last`, and one at least."""
+    """Whole epochs from `lower` up to, but without, `upper`, none after `last`, and one at
+    least.
+    """
     # 1e-9: a share such as 29 / 100 of 100 epochs can be 28.999999999999996 in floats
     start = min(max(floor(lower + 1e-9), 0), last)
     return range(start, max(start, min(floor(upper + 1e-9) - 1, last)) + 1)
@@ -217,7 +240,10 @@ def filter_parameter(settings: FilterScheduleSettings, first: float, progress: f
         case "linear":
             return settings.least + span * (1 - progress)
         case "step":
-            return max(settings.least, float(first * settings.factor ** sum(progress >= m for m in settings.milestones)))
+            return max(
+                settings.least,
+                float(first * settings.factor ** sum(progress >= m for m in settings.milestones)),
+            )
         case "reversed":
             return settings.least + span * half_cosine(1 - progress)
         case "cyclic":

@@ -1,8 +1,9 @@
 """Random generators that depend on what is drawn, never on who draws it.
 
-Every draw of a run comes from `generator(seed, purpose, *indices)`: the stream is a hash of the run's seed, the purpose of the
-draw and the indices of the work item, so results do not depend on the number of workers, on their order, or on a restart.
-Generators live on the CPU: the same draws serve every device.
+Every draw of a run comes from `generator(seed, purpose, *indices)`: the stream is a hash of the
+run's seed, the purpose of the draw and the indices of the work item, so results do not depend on
+the number of workers, on their order, or on a restart. Generators live on the CPU: the same draws
+serve every device.
 """
 
 from __future__ import annotations
@@ -31,14 +32,18 @@ def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, purpose: str, *indices: int | str, device: torch.device | None = None) -> Iterator[None]:
-    """Run code that can only use torch's global generators (constructors, dropout) on a derived stream, then restore them.
+def seeded(
+    seed: int, purpose: str, *indices: int | str, device: torch.device | None = None
+) -> Iterator[None]:
+    """Run code that can only use torch's global generators (constructors, dropout) on a derived
+    stream, then restore them.
 
     Args:
         seed: of the run.
         purpose: of the draws.
         indices: of the work item.
-        device: where the code draws, besides the CPU; its generator is seeded, those of other devices stay as they are.
+        device: where the code draws, besides the CPU; its generator is seeded, those of other
+            devices stay as they are.
     """
     chosen = derive(seed, purpose, *indices)
     with ExitStack() as restored:

@@ -1,8 +1,9 @@
-"""Spectra of feature correlations: which frequencies of the real features a synthetic set has, and which a filter looks at.
+"""Spectra of feature correlations: which frequencies of the real features a synthetic set has, and
+which a filter looks at.
 
-The eigenvalues of a layer's covariance (FFC), largest first: on the left what all images share (low frequencies), on the right
-detail (high ones). A set of few images has too little on the right; a filter that is high there asks for more of it. For the
-mathematics see `rayd.objectives.filters`.
+The eigenvalues of a layer's covariance (FFC), largest first: on the left what all images share (low
+frequencies), on the right detail (high ones). A set of few images has too little on the right; a
+filter that is high there asks for more of it. For the mathematics see `rayd.objectives.filters`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,20 @@ from rayd.drawing import FAINT, INK, Pen, Sheet
 from rayd.objectives.filters import Filter
 from rayd.statistics import Covariance
 
-WIDTH, HEIGHT = 380, 270
+WIDTH = 380
+HEIGHT = 270
 """Of the panel of a layer, in pixels."""
-LEFT, RIGHT, TOP, BOTTOM = 58, 48, 42, 44
+LEFT = 58
+RIGHT = 48
+TOP = 42
+BOTTOM = 44
 """Margins of a panel around its axes, in pixels."""
 HEADING = 58
 """Height of title and legend, in pixels."""
 DECADES = 8
-"""Eigenvalues are shown down to this many powers of ten below the largest; rounding is all that lies further down."""
+"""Eigenvalues are shown down to this many powers of ten below the largest; rounding is all that
+lies further down.
+"""
 REAL, SYNTHETIC, RESPONSE = "#1f4e9c", "#d9730d", "#3a8f4d"
 
 
@@ -44,24 +51,37 @@ class LayerSpectrum:
     """Descending (d,), float64."""
 
 
-def spectra(names: Sequence[str], real: Sequence[Covariance], synthetic: Sequence[Covariance]) -> tuple[LayerSpectrum, ...]:
+def spectra(
+    names: Sequence[str], real: Sequence[Covariance], synthetic: Sequence[Covariance]
+) -> tuple[LayerSpectrum, ...]:
     """Spectra of the covariances of all classes together, layer by layer.
 
     Args:
-        names: of the layers (`Tapped.layers`).
+        names: of the layers (`FeatureExtractor.layers`).
         real: covariances of real images, one a layer, pooled or by class.
         synthetic: the same of synthetic images.
     """
     layers = zip(names, real, synthetic, strict=True)
-    return tuple(LayerSpectrum(name, _eigenvalues(theirs), _eigenvalues(ours)) for name, theirs, ours in layers)
+    return tuple(
+        LayerSpectrum(name, _eigenvalues(theirs), _eigenvalues(ours))
+        for name, theirs, ours in layers
+    )
 
 
-def chart(layers: Sequence[LayerSpectrum], function: Filter | None = None, *, title: str = "", columns: int = 4) -> Image.Image:
-    """Draw spectra, a panel a layer, with the response of a filter to the real eigenvalues over them.
+def chart(
+    layers: Sequence[LayerSpectrum],
+    function: Filter | None = None,
+    *,
+    title: str = "",
+    columns: int = 4,
+) -> Image.Image:
+    """Draw spectra, a panel a layer, with the response of a filter to the real eigenvalues over
+    them.
 
     Args:
         layers: what to draw; at least one layer.
-        function: the filter; the size of its response is drawn, relative to the largest in the layer.
+        function: the filter; the size of its response is drawn, relative to the largest in the
+            layer.
         title: stands above all.
         columns: panels beside each other, at most.
 
@@ -69,13 +89,19 @@ def chart(layers: Sequence[LayerSpectrum], function: Filter | None = None, *, ti
         ValueError: there is no layer, or no column.
     """
     if not layers or columns < 1:
-        raise ValueError(f"A chart needs layers and columns. Got {len(layers)} layers and {columns} columns instead.")
+        raise ValueError(
+            f"A chart needs layers and columns. Got {len(layers)} layers and {columns} columns instead."
+        )
     across = min(columns, len(layers))
     size = (across * WIDTH, HEADING + ceil(len(layers) / across) * HEIGHT)
     sheet = Sheet(*size)
     pen = sheet.pen
     pen.text(14, 10, title or "Eigenvalues of feature correlations", size=16)
-    legend = [("real", REAL), ("synthetic", SYNTHETIC), *([("filter", RESPONSE)] if function else [])]
+    legend = [
+        ("real", REAL),
+        ("synthetic", SYNTHETIC),
+        *([("filter", RESPONSE)] if function else []),
+    ]
     for place, (word, colour) in enumerate(legend):
         pen.line([(14 + 110 * place, 43), (38 + 110 * place, 43)], colour, 3)
         pen.text(44 + 110 * place, 36, word, size=12)
@@ -85,7 +111,9 @@ def chart(layers: Sequence[LayerSpectrum], function: Filter | None = None, *, ti
     return sheet.picture()
 
 
-def save(path: Path, layers: Sequence[LayerSpectrum], function: Filter | None = None, *, title: str = "") -> None:
+def save(
+    path: Path, layers: Sequence[LayerSpectrum], function: Filter | None = None, *, title: str = ""
+) -> None:
     """Draw spectra into a PNG file; see `chart`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chart(layers, function, title=title).save(path, format="PNG")
@@ -99,7 +127,10 @@ def _eigenvalues(statistic: Covariance) -> Tensor:
 
 def _panel(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter | None) -> None:
     """One layer, its upper left corner at (x, y)."""
-    left, right, top, bottom = x + LEFT, x + WIDTH - RIGHT, y + TOP, y + HEIGHT - BOTTOM
+    left = x + LEFT
+    right = x + WIDTH - RIGHT
+    top = y + TOP
+    bottom = y + HEIGHT - BOTTOM
     low, high = _decades(torch.cat([layer.real, layer.synthetic]))
     dimension = len(layer.real)
 
@@ -118,18 +149,27 @@ def _panel(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter 
     for tick in ticks:
         pen.line([(across(tick), bottom), (across(tick), bottom + 4)], INK)
         pen.text(across(tick), bottom + 6, str(tick + 1), anchor="ma")
-    pen.text((left + right) / 2, bottom + 22, "eigenvalue, by rank: low to high frequency", anchor="ma")
+    pen.text(
+        (left + right) / 2, bottom + 22, "eigenvalue, by rank: low to high frequency", anchor="ma"
+    )
     pen.line([(left, top), (left, bottom), (right, bottom)], INK)
     if function is not None:
         response = function.response(layer.real).abs()
         response = response / response.max().clamp(min=1e-300)
-        _curve(pen, [(across(index), up(share)) for index, share in enumerate(response.tolist())], RESPONSE, dashed=True)
+        _curve(
+            pen,
+            [(across(index), up(share)) for index, share in enumerate(response.tolist())],
+            RESPONSE,
+            dashed=True,
+        )
         pen.line([(right, top), (right, bottom)], RESPONSE)
         for share in (0.0, 0.5, 1.0):
             pen.text(right + 6, up(share), f"{share:g}", colour=RESPONSE, anchor="lm")
         pen.text(right + 42, top - 24, "f / max f", colour=RESPONSE, anchor="ra")
     for side, colour in ((layer.real, REAL), (layer.synthetic, SYNTHETIC)):
-        shares = [(log10(value) - low) / (high - low) if value > 0 else 0.0 for value in side.tolist()]
+        shares = [
+            (log10(value) - low) / (high - low) if value > 0 else 0.0 for value in side.tolist()
+        ]
         _curve(pen, [(across(index), up(share)) for index, share in enumerate(shares)], colour)
 
 
@@ -138,7 +178,8 @@ def _decades(eigenvalues: Tensor) -> tuple[int, int]:
     positive = eigenvalues[eigenvalues > 0]
     if len(positive) == 0:
         return -1, 0
-    high, least = ceil(log10(float(positive.max()))), floor(log10(float(positive.min())))
+    high = ceil(log10(float(positive.max())))
+    least = floor(log10(float(positive.min())))
     return min(high - 1, max(high - DECADES, least)), high
 
 
@@ -154,9 +195,13 @@ def _curve(pen: Pen, points: list[tuple[float, float]], colour: str, dashed: boo
 
 
 def _evenly(points: list[tuple[float, float]], step: float = 3.0) -> list[tuple[float, float]]:
-    """Points along the same lines, none further than `step` pixels from the next, so that dashes are alike."""
+    """Points along the same lines, none further than `step` pixels from the next, so that dashes
+    are alike.
+    """
     found = [points[0]]
     for (x, y), (u, v) in pairwise(points):
         parts = max(1, ceil(max(abs(u - x), abs(v - y)) / step))
-        found += [(x + (u - x) * part / parts, y + (v - y) * part / parts) for part in range(1, parts + 1)]
+        found += [
+            (x + (u - x) * part / parts, y + (v - y) * part / parts) for part in range(1, parts + 1)
+        ]
     return found

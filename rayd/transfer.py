@@ -1,8 +1,8 @@
 """Small tensors on their way to a device, together.
 
-A copy to a GPU costs some ten microseconds however small it is, and one from ordinary (pageable) memory also makes the host
-wait. Parameters of an augmentation, indices of a batch or the weights of a new network are many small tensors: they are packed
-into one buffer and copied at once.
+A copy to a GPU costs some ten microseconds however small it is, and one from ordinary (pageable)
+memory also makes the host wait. Parameters of an augmentation, indices of a batch or the weights of
+a new network are many small tensors: they are packed into one buffer and copied at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 ALIGNMENT = 16
 """Bytes: every tensor starts at a multiple of it in the buffer, as a view in another type must."""
 STAGED = 2**16
-"""Bytes up to which the CUDA driver takes a copy of ordinary memory at once; a larger buffer is pinned first."""
+"""Bytes up to which the CUDA driver takes a copy of ordinary memory at once; a larger buffer is
+pinned first.
+"""
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
@@ -27,7 +29,8 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         device: where they go; for the CPU they come back as they are.
 
     Returns:
-        Tensors of the same values, types and shapes, contiguous. They share one buffer, which lives as long as any of them.
+        Tensors of the same values, types and shapes, contiguous. They share one buffer, which lives
+        as long as any of them.
     """
     if device.type == "cpu" or not tensors:
         return list(tensors)
@@ -39,9 +42,11 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, without waiting for the work that is queued there, as a plain copy to a GPU does.
+    """A tensor on a device, without waiting for the work that is queued there, as a plain copy to a
+    GPU does.
 
-    The tensor may be changed or freed as soon as this returns. One that is on a device already is moved as usual.
+    The tensor may be changed or freed as soon as this returns. One that is on a device already is
+    moved as usual.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -25,7 +25,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured of the machine is measured once for all tests, so that all of them compute alike."""
+    """What is measured of the machine is measured once for all tests, so that all of them compute
+    alike.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYD_MACHINE", str(tmp_path_factory.mktemp("machine")))
         yield
@@ -33,10 +35,14 @@ def _own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are compared with each other: each makes its set itself, unless a test is about runs that share it."""
+    """Runs are compared with each other: each makes its set itself, unless a test is about runs
+    that share it.
+    """
     if request.node.get_closest_marker("shared_synthesis") is None:
         inputs = distill.synthesis_inputs
-        monkeypatch.setattr(distill, "synthesis_inputs", lambda *args: inputs(*args) | {"run": uuid.uuid4().hex})
+        monkeypatch.setattr(
+            distill, "synthesis_inputs", lambda *args: inputs(*args) | {"run": uuid.uuid4().hex}
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +61,11 @@ def tiny(**overrides: object) -> Recipe:
             "name": "tiny",
             "method": "dm",
             "data": {"name": "digits"},
-            "observers": {"networks": {"name": "convnet", "width": 8, "depth": 2}, "pool": 3, "per_step": 2},
+            "observers": {
+                "networks": {"name": "convnet", "width": 8, "depth": 2},
+                "pool": 3,
+                "per_step": 2,
+            },
             "synthesis": {"steps": 12, "log_every": 4, "checkpoint_every": 5},
             "evaluation": {
                 "networks": [{"name": "convnet", "width": 8, "depth": 2}],

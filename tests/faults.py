@@ -1,4 +1,6 @@
-"""What goes wrong in tests: runs that break off at a step, workers that are killed; and what must come out all the same."""
+"""What goes wrong in tests: runs that break off at a step, workers that are killed; and what must
+come out all the same.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class InterruptionError(Exception):
 
 @contextmanager
 def interrupted_at(step: int, block: int | None = None) -> Iterator[None]:
-    """A synthesis inside breaks off before this step, of this block if one is named; it must come to it."""
+    """A synthesis inside breaks off before this step, of this block if one is named; it must come
+    to it.
+    """
     one_step = Synthesizer._one_step
 
     def interrupted(self: Synthesizer) -> dict[str, Tensor]:
@@ -42,8 +46,13 @@ def interrupted_at(step: int, block: int | None = None) -> Iterator[None]:
 
 def workers_of(driver: int) -> list[int]:
     """Process ids of the Ray actors that descend from a driver."""
-    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
-    rows = [(int(pid), int(parent), args) for pid, parent, args in (line.split(None, 2) for line in table)]
+    table = subprocess.run(
+        ["ps", "-eo", "pid,ppid,args"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[1:]
+    rows = [
+        (int(pid), int(parent), args)
+        for pid, parent, args in (line.split(None, 2) for line in table)
+    ]
     family = {driver}
     while True:
         grown = family | {pid for pid, parent, _ in rows if parent in family}
@@ -54,25 +63,37 @@ def workers_of(driver: int) -> list[int]:
 
 
 def kill_one_in_each_stage(running: subprocess.Popen[bytes], directory: Path) -> int:
-    """Kill a worker of a run with two of them once in each of its stages, until it ends; how many were killed."""
-    killed, stages = 0, -1
+    """Kill a worker of a run with two of them once in each of its stages, until it ends; how many
+    were killed.
+    """
+    killed = 0
+    stages = -1
     while running.poll() is None:
         time.sleep(0.05)
         metrics = directory / "metrics.jsonl"
-        done = len([1 for line in metrics.read_text().splitlines() if '"finished"' in line]) if metrics.exists() else -1
+        done = (
+            len([1 for line in metrics.read_text().splitlines() if '"finished"' in line])
+            if metrics.exists()
+            else -1
+        )
         workers = workers_of(running.pid)
         if done > stages and len(workers) >= 2:
             try:
                 os.kill(min(workers), signal.SIGKILL)
             except ProcessLookupError:
                 continue
-            killed, stages = killed + 1, done
+            killed = killed + 1
+            stages = done
     return killed
 
 
 def four_observers(**overrides: Any) -> Recipe:
     """EDC on digits with four observers and stored labels, few epochs and steps."""
-    observers = [{"name": "convnet", "depth": depth, "width": width, "norm": "batch"} for depth in (1, 2) for width in (16, 24)]
+    observers = [
+        {"name": "convnet", "depth": depth, "width": width, "norm": "batch"}
+        for depth in (1, 2)
+        for width in (16, 24)
+    ]
     settings = {
         "observers": {"networks": observers, "per_step": 4},
         "squeeze": {"epochs": 40},
@@ -84,7 +105,9 @@ def four_observers(**overrides: Any) -> Recipe:
 
 
 def made(run: Path, cache: Path) -> dict[str, bytes]:
-    """All that a run with stored labels made: set, labels and the observers' weights; other facts of these tell of time."""
+    """All that a run with stored labels made: set, labels and the observers' weights; other facts
+    of these tell of time.
+    """
     files = {path.name: path.read_bytes() for path in (run / "distilled").rglob("*.safetensors")}
     weights = {
         f"{path.name} {name}": tensor.numpy().tobytes()

@@ -22,7 +22,9 @@ VICTIMS = ("worker", "synthesizer", "driver")
 AT_LEAST = 2
 """Kills in each stage."""
 DELAY = 1.0
-"""Most seconds between the moment that was drawn and the kill: it may hit what is just starting again."""
+"""Most seconds between the moment that was drawn and the kill: it may hit what is just starting
+again.
+"""
 PROGRAM = """
 from rayd.cli import main
 from rayd.engine import measure, status
@@ -30,14 +32,18 @@ from rayd.training import stored
 measure.SHARD, stored.CHUNK_EPOCHS, status.INTERVAL = 8, 1, 0.1
 main()
 """
-"""rayd, whose shards and chunks are so small that digits make many of them, and which tells often how far it is."""
+"""rayd, whose shards and chunks are so small that digits make many of them, and which tells often
+how far it is.
+"""
 
 Place = tuple[int, float]
 """A stage, by its index, and the share of it that is done."""
 
 
 def long_enough(scale: float) -> dict[str, Any]:
-    """Settings of a run that can be hit in every stage: with 1 it takes about a minute on two idle cores."""
+    """Settings of a run that can be hit in every stage: with 1 it takes about a minute on two idle
+    cores.
+    """
     return {
         "squeeze": {"epochs": round(50 * scale)},
         "synthesis": {"steps": round(400 * scale), "checkpoint_every": max(1, round(50 * scale))},
@@ -74,7 +80,17 @@ class Run:
         self._start()
 
     def _start(self, *more: str) -> None:
-        command = [sys.executable, "-c", PROGRAM, "distill", str(self.recipe), "--quiet", "--out", str(self.out), *more]
+        command = [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            "distill",
+            str(self.recipe),
+            "--quiet",
+            "--out",
+            str(self.out),
+            *more,
+        ]
         self.process = subprocess.Popen(command, env=os.environ | {"RAYD_CACHE": str(self.cache)})
 
     @property
@@ -100,7 +116,10 @@ class Run:
         told = self._told()
         if told.get("stage") not in STAGES:
             return None
-        place = (STAGES.index(told["stage"]), told["done"] / told["total"] if told["total"] else 0.0)
+        place = (
+            STAGES.index(told["stage"]),
+            told["done"] / told["total"] if told["total"] else 0.0,
+        )
         if not self.seen or self.seen[-1][1] != place:
             self.seen.append((self.seconds, place))
         return place
@@ -139,10 +158,11 @@ def undisturbed(recipe: Path, out: Path, cache: Path) -> Run:
 def killed_at_random(
     recipe: Path, out: Path, cache: Path, seed: int, kills: int, tell: Callable[[Kill], object]
 ) -> tuple[Run, list[Kill]]:
-    """A run of which a worker, the synthesizer or the driver is killed so many times, the driver with SIGKILL as the others.
+    """A run of which a worker, the synthesizer or the driver is killed so many times, the driver
+    with SIGKILL as the others.
 
-    Moments are drawn uniformly from stages that are drawn, `AT_LEAST` in each; a synthesizer is there in its stage only. `tell`
-    is told of each kill.
+    Moments are drawn uniformly from stages that are drawn, `AT_LEAST` in each; a synthesizer is
+    there in its stage only. `tell` is told of each kill.
 
     Raises:
         AssertionError: the run ended before all of them happened.
@@ -151,18 +171,22 @@ def killed_at_random(
     stages = [stage for stage in range(len(STAGES)) for _ in range(AT_LEAST)]
     stages += draws.choices(range(len(STAGES)), k=kills - len(stages))
     moments = sorted((stage, draws.random()) for stage in stages)
-    run, done = Run(recipe, out, cache), list[Kill]()
+    run = Run(recipe, out, cache)
+    done = list[Kill]()
     for moment in moments:
         synthesizing = STAGES[moment[0]] == "synthesize"
         victim = draws.choice(VICTIMS if synthesizing else ("worker", "driver"))
-        wait, struck = draws.uniform(0, DELAY), False
+        wait = draws.uniform(0, DELAY)
+        struck = False
         while not struck:
             assert run.going_on(), f"The run ended after {len(done)} kills."
             place = run.place()
             if place is not None and place >= moment:
                 time.sleep(wait)
-                place, wait = run.place() or place, 0.0
-                at, struck = run.seconds, run.kill(victim, draws)
+                place = run.place() or place
+                wait = 0.0
+                at = run.seconds
+                struck = run.kill(victim, draws)
             time.sleep(0.05)
         done.append(Kill(victim, place, at))
         tell(done[-1])
@@ -173,6 +197,11 @@ def killed_at_random(
 
 
 def lost(run: Run, kills: list[Kill]) -> Iterator[float]:
-    """Seconds until the run was further than it was when it was hit, which may be after further hits."""
+    """Seconds until the run was further than it was when it was hit, which may be after further
+    hits.
+    """
     for kill in kills:
-        yield next((at for at, place in run.seen if at > kill.at and place > kill.place), run.seconds) - kill.at
+        yield (
+            next((at for at, place in run.seen if at > kill.at and place > kill.place), run.seconds)
+            - kill.at
+        )

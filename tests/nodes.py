@@ -1,4 +1,6 @@
-"""Clusters on this machine whose nodes come and go, in tests and in the middle of every stage of a run."""
+"""Clusters on this machine whose nodes come and go, in tests and in the middle of every stage of a
+run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from ray.cluster_utils import Cluster
 
 from rayd.config import Recipe
 from rayd.engine import distill, measure
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.worker import Worker
 from rayd.training import stored
 
@@ -41,7 +43,9 @@ LIMIT = 240.0
 def several_nodes() -> Iterator[Cluster]:
     """A head that holds no worker, to which this process is connected."""
     ray.shutdown()
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE}
+    )
     ray.init(address=made.address, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield made
@@ -57,7 +61,9 @@ class Notes:
     directory: Path
 
     def work(self, stage: str) -> None:
-        """Note a piece of work that is done, and take longer over it as long as the nodes are as they were."""
+        """Note a piece of work that is done, and take longer over it as long as the nodes are as
+        they were.
+        """
         node = self.directory / stage / ray.get_runtime_context().get_node_id()
         node.parent.mkdir(parents=True, exist_ok=True)
         with node.open("a") as pieces:
@@ -114,7 +120,9 @@ class Move:
     lost: str
     """Node that was lost."""
     by_joined: int
-    """Pieces of the stage's work that the node which joined had done when the other one was lost."""
+    """Pieces of the stage's work that the node which joined had done when the other one was
+    lost.
+    """
     by_lost: int
     """Pieces that the node which was lost had done."""
     seconds: float
@@ -136,22 +144,34 @@ def moved_about(recipe: Recipe, out: Path, cache: Path) -> list[Move]:
     with several_nodes() as cluster, pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "Worker", partial(Noted, notes))
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-        run = _Thread(lambda: distill.distill(recipe, out, cache=cache, reporter=Reporter(quiet=True)))
+        run = _Thread(
+            lambda: distill.distill(recipe, out, cache=cache, progress=Progress(quiet=True))
+        )
         moves = [_move(run, cluster, nodes, notes, stage, out) for stage in STAGES]
         run.join()
-    assert all(notes.pieces(move.stage)[move.lost] == move.by_lost for move in moves), "A node that was lost went on working."
+    assert all(notes.pieces(move.stage)[move.lost] == move.by_lost for move in moves), (
+        "A node that was lost went on working."
+    )
     return moves
 
 
-def _move(run: _Thread, cluster: Cluster, nodes: list[Any], notes: Notes, stage: str, out: Path) -> Move:
+def _move(
+    run: _Thread, cluster: Cluster, nodes: list[Any], notes: Notes, stage: str, out: Path
+) -> Move:
     """Add a node in the middle of a stage, let it work, and lose the oldest one."""
-    run.until(lambda: {node.node_id for node in nodes} <= notes.pieces(stage).keys(), f"both nodes work at {stage}")
+    run.until(
+        lambda: {node.node_id for node in nodes} <= notes.pieces(stage).keys(),
+        f"both nodes work at {stage}",
+    )
     began = time.monotonic()
     nodes.append(cluster.add_node(num_cpus=1))
-    old, new = nodes.pop(0).node_id, nodes[-1].node_id
+    old = nodes.pop(0).node_id
+    new = nodes[-1].node_id
     run.until(lambda: new in notes.pieces(stage), f"the new node works at {stage}")
     before = notes.pieces(stage)[new]
-    cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id == old), allow_graceful=False)
+    cluster.remove_node(
+        next(node for node in cluster.worker_nodes if node.node_id == old), allow_graceful=False
+    )
     run.until(lambda: old not in _alive(), "the old node is gone")
     assert stage not in finished(out), f"{stage} was over before its node was gone."
     move = Move(stage, new, old, before, notes.pieces(stage)[old], time.monotonic() - began)

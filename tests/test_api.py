@@ -27,20 +27,37 @@ def test_settings_may_be_dotted_keys(finished, tmp_path):
         cache=finished.parent / "cache",
         resume=True,
         quiet=True,
-        evaluation={"epochs": 2, "whole_epochs": 1, "networks": [{"name": "convnet", "depth": 2, "width": 8}]},
-        **{"synthesis.steps": 6, "observers.pool": 2, "observers.networks.width": 8, "evaluation.seeds": 1},
+        evaluation={
+            "epochs": 2,
+            "whole_epochs": 1,
+            "networks": [{"name": "convnet", "depth": 2, "width": 8}],
+        },
+        **{
+            "synthesis.steps": 6,
+            "observers.pool": 2,
+            "observers.networks.width": 8,
+            "evaluation.seeds": 1,
+        },
     )
     assert (again.recipe.synthesis.steps, again.recipe.evaluation.seeds) == (6, 1)
-    report = rayd.evaluate(finished, quiet=True, cache=finished.parent / "cache", **{"evaluation.baselines": []})
+    report = rayd.evaluate(
+        finished, quiet=True, cache=finished.parent / "cache", **{"evaluation.baselines": []}
+    )
     assert [result.set for result in report.results] == ["distilled"]
-    with pytest.raises(ConfigError, match=r"must look like key or key\.sub\. Got 'synthesis\.\.steps' instead"):
+    with pytest.raises(
+        ConfigError, match=r"must look like key or key\.sub\. Got 'synthesis\.\.steps' instead"
+    ):
         rayd.distill("digits", out=tmp_path / "run", **{"synthesis..steps": 6})
 
 
 def test_a_set_is_evaluated_with_the_threads_of_its_run(finished, monkeypatch):
-    """The recipe's one thread, though the card holds no resources; another number where it is asked for."""
+    """The recipe's one thread, though the card holds no resources; another number where it is asked
+    for.
+    """
     counts: list[int | None] = []
-    monkeypatch.setattr("rayd.devices.thread_limit", lambda threads: counts.append(threads) or nullcontext())
+    monkeypatch.setattr(
+        "rayd.devices.thread_limit", lambda threads: counts.append(threads) or nullcontext()
+    )
     for resources in ({}, {"threads": 2}):
         settings = {"resources": resources, "evaluation.baselines": []}
         rayd.evaluate(finished, quiet=True, cache=finished.parent / "cache", **settings)
@@ -57,8 +74,14 @@ def test_a_run_is_continued_by_its_directory_alone(finished):
     ("arguments", "sentence"),
     [
         ({"name": "digits"}, "add resume=True to continue it, or choose another out"),
-        ({"name": "digits", "resume": True}, r"choose another out, or continue .* with rayd\.distill\(resume='.*/run'\)"),
-        ({"name": "digits", "resume": True, "overwrite": True}, "give resume=True or overwrite=True, not both"),
+        (
+            {"name": "digits", "resume": True},
+            r"choose another out, or continue .* with rayd\.distill\(resume='.*/run'\)",
+        ),
+        (
+            {"name": "digits", "resume": True, "overwrite": True},
+            "give resume=True or overwrite=True, not both",
+        ),
     ],
 )
 def test_errors_name_keywords_not_options(finished, arguments, sentence):

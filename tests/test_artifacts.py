@@ -12,7 +12,9 @@ from rayd.errors import ArtifactError, RunError
 
 def test_tensors_and_metadata_round_trip(tmp_path):
     tensors = {"b": torch.arange(3), "a": torch.rand(2, 2).bfloat16()}
-    artifacts.write_tensors(tmp_path / "deep" / "x.safetensors", tensors, {"step": 3, "list": [1, "two"]})
+    artifacts.write_tensors(
+        tmp_path / "deep" / "x.safetensors", tensors, {"step": 3, "list": [1, "two"]}
+    )
     back, metadata = artifacts.read_tensors(tmp_path / "deep" / "x.safetensors")
     assert metadata == {"step": 3, "list": [1, "two"]}
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
@@ -66,7 +68,8 @@ def test_truncated_tensors_are_refused(tmp_path):
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_pickles_are_never_loaded(tmp_path, protocol):
-    plain, zipped = tmp_path / "plain.safetensors", tmp_path / "zip.safetensors"
+    plain = tmp_path / "plain.safetensors"
+    zipped = tmp_path / "zip.safetensors"
     plain.write_bytes(pickle.dumps({"x": 1}, protocol=protocol))
     torch.save({"x": torch.ones(1)}, zipped)
     for path in (plain, zipped):
@@ -74,7 +77,10 @@ def test_pickles_are_never_loaded(tmp_path, protocol):
             artifacts.read_tensors(path)
 
 
-@pytest.mark.parametrize(("content", "sentence"), [("{", "not JSON"), ("[1]", "must hold a JSON object"), (None, "is missing")])
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [("{", "not JSON"), ("[1]", "must hold a JSON object"), (None, "is missing")],
+)
 def test_damaged_json_is_refused(tmp_path, content, sentence):
     if content is not None:
         (tmp_path / "x.json").write_text(content)
@@ -83,7 +89,9 @@ def test_damaged_json_is_refused(tmp_path, content, sentence):
 
 
 def test_content_hash_ignores_order_and_nothing_else():
-    assert artifacts.content_hash({"a": 1, "b": [1, 2]}) == artifacts.content_hash(json.loads('{"b": [1, 2], "a": 1}'))
+    assert artifacts.content_hash({"a": 1, "b": [1, 2]}) == artifacts.content_hash(
+        json.loads('{"b": [1, 2], "a": 1}')
+    )
     assert artifacts.content_hash({"a": 1}) != artifacts.content_hash({"a": 1.5})
 
 
@@ -97,7 +105,10 @@ def test_metadata_is_read_without_tensors(tmp_path):
 
 
 def test_the_hash_of_tensors_is_of_names_types_shapes_and_bits():
-    same = [{"a": torch.arange(4.0), "b": torch.tensor(1)}, {"b": torch.tensor(1), "a": torch.arange(8.0)[:4]}]
+    same = [
+        {"a": torch.arange(4.0), "b": torch.tensor(1)},
+        {"b": torch.tensor(1), "a": torch.arange(8.0)[:4]},
+    ]
     others = [
         {"a": torch.arange(4.0), "c": torch.tensor(1)},
         {"a": torch.arange(4.0).bfloat16(), "b": torch.tensor(1)},
@@ -110,7 +121,9 @@ def test_the_hash_of_tensors_is_of_names_types_shapes_and_bits():
 
 
 def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path):
-    """Headers of 640, 896, 1,152 and 1,408 bytes begin a file with the first two bytes of a pickle."""
+    """Headers of 640, 896, 1,152 and 1,408 bytes begin a file with the first two bytes of a
+    pickle.
+    """
     lengths = set()
     for size in range(1600):
         path = tmp_path / "file.safetensors"

@@ -44,7 +44,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("cli")
     with pytest.raises(SystemExit) as stop:
-        main(["distill", "digits", *QUICK, "--out", str(folder / "run"), "--cache", str(folder / "cache"), "--quiet"])
+        main(
+            [
+                "distill",
+                "digits",
+                *QUICK,
+                "--out",
+                str(folder / "run"),
+                "--cache",
+                str(folder / "cache"),
+                "--quiet",
+            ]
+        )
     assert not stop.value.code
     return folder / "run"
 
@@ -81,7 +92,19 @@ def test_recipe_list_in_a_pipe_is_whole(capsys, monkeypatch):
 def test_help_shows_an_example_of_every_command(capsys):
     code, text, _ = run(capsys, "--help")
     assert code == 0
-    for command in ("recipes", "plan", "distill", "status", "evaluate", "show", "export", "tune", "doctor", "cite", "data"):
+    for command in (
+        "recipes",
+        "plan",
+        "distill",
+        "status",
+        "evaluate",
+        "show",
+        "export",
+        "tune",
+        "doctor",
+        "cite",
+        "data",
+    ):
         assert f"$ rayd {command}" in text
     _, text, _ = run(capsys, "distill", "--help")
     assert "Example: rayd distill digits" in text
@@ -109,7 +132,13 @@ def test_plan_tells_time_cache_memory_and_disk(capsys, finished, tmp_path):
 
 
 def test_json_of_a_run_is_its_report(capsys, finished, tmp_path):
-    arguments = ["--out", str(tmp_path / "run"), "--cache", str(finished.parent / "cache"), "--json"]
+    arguments = [
+        "--out",
+        str(tmp_path / "run"),
+        "--cache",
+        str(finished.parent / "cache"),
+        "--json",
+    ]
     code, document, _ = run(capsys, "distill", "digits", *QUICK, *arguments)
     assert code == 0
     assert json.loads(document) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -126,20 +155,30 @@ def test_a_set_whose_directory_is_read_only_is_not_evaluated_in_vain(capsys, fin
 
 def test_one_network_may_be_named_alone(finished, monkeypatch):
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr("rayd.engine.evaluate.evaluate_distilled", lambda distilled, tree, *_: asked.append(tree))
+    monkeypatch.setattr(
+        "rayd.engine.evaluate.evaluate_distilled", lambda distilled, tree, *_: asked.append(tree)
+    )
     for networks in ("mlp", ["mlp"], {"name": "mlp"}, [{"name": "mlp"}]):
         rayd.evaluate(finished, networks=networks)
-    names = [[one if isinstance(one, str) else one["name"] for one in tree["evaluation"]["networks"]] for tree in asked]
+    names = [
+        [one if isinstance(one, str) else one["name"] for one in tree["evaluation"]["networks"]]
+        for tree in asked
+    ]
     assert names == [["mlp"]] * 4
 
 
 def test_evaluate_adds_to_the_report(capsys, finished):
     more = ["--network", "mlp", "--seeds", "1", "evaluation.baselines=[random]", "--quiet"]
-    code, text, _ = run(capsys, "evaluate", str(finished), *more, "--cache", str(finished.parent / "cache"))
+    code, text, _ = run(
+        capsys, "evaluate", str(finished), *more, "--cache", str(finished.parent / "cache")
+    )
     assert code == 0
     assert "mlp" in text
     report = json.loads((finished / "evaluation.json").read_text())
-    assert {(r["set"], r["network"]) for r in report["results"]} >= {("distilled", "mlp"), ("distilled", "convnet-d2-w8")}
+    assert {(r["set"], r["network"]) for r in report["results"]} >= {
+        ("distilled", "mlp"),
+        ("distilled", "convnet-d2-w8"),
+    }
 
 
 def test_status_tells_how_a_run_goes(capsys, finished):
@@ -155,7 +194,11 @@ def test_a_run_is_continued_by_its_directory_alone(capsys, finished):
     """Neither the recipe nor its settings are given again, and nothing is done twice."""
     before = (finished / "distilled" / "data.safetensors").read_bytes()
     cache = ["--cache", str(finished.parent / "cache"), "--json"]
-    forms = [["--resume", str(finished)], [str(finished), "--resume"], ["--resume", "--out", str(finished)]]
+    forms = [
+        ["--resume", str(finished)],
+        [str(finished), "--resume"],
+        ["--resume", "--out", str(finished)],
+    ]
     forms.append(["digits", *QUICK, "--resume", "--out", str(finished)])
     for form in forms:
         code, document, error = run(capsys, "distill", *form, *cache)
@@ -185,18 +228,32 @@ def test_evaluation_settings_may_come_with_resume(capsys, finished):
     )
 
 
-def test_resume_means_the_recipe_where_a_directory_has_its_name(capsys, finished, tmp_path, monkeypatch):
+def test_resume_means_the_recipe_where_a_directory_has_its_name(
+    capsys, finished, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(finished)
-    code, text, error = run(capsys, "distill", "digits", *QUICK, "--resume", "--cache", str(finished.parent / "cache"))
+    code, text, error = run(
+        capsys, "distill", "digits", *QUICK, "--resume", "--cache", str(finished.parent / "cache")
+    )
     assert code == 0, error
     (tmp_path / "runs" / "digits").rename(tmp_path / "digits")
-    assert run(capsys, "distill", "--resume", "digits", "--cache", str(finished.parent / "cache"))[:2] == (0, text)
+    assert run(capsys, "distill", "--resume", "digits", "--cache", str(finished.parent / "cache"))[
+        :2
+    ] == (0, text)
 
 
 def test_the_table_of_a_run_has_80_columns(capsys, finished):
-    _, text, _ = run(capsys, "distill", "--resume", str(finished), "--cache", str(finished.parent / "cache"), "--quiet")
+    _, text, _ = run(
+        capsys,
+        "distill",
+        "--resume",
+        str(finished),
+        "--cache",
+        str(finished.parent / "cache"),
+        "--quiet",
+    )
     *table, blank, _place = text.splitlines()
     assert not blank
     assert max(map(len, table)) <= 80
@@ -209,7 +266,14 @@ def test_images_of_different_sizes_are_refused_with_a_command_that_works(capsys,
             (tmp_path / "zoo" / name).mkdir(parents=True, exist_ok=True)
             pixels = draws.integers(0, 256, (side, side, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "zoo" / name / f"{side}-{number}.png")
-    arguments = ["distill", "digits", f"data={tmp_path / 'zoo'}", *QUICK, "--out", str(tmp_path / "my run")]
+    arguments = [
+        "distill",
+        "digits",
+        f"data={tmp_path / 'zoo'}",
+        *QUICK,
+        "--out",
+        str(tmp_path / "my run"),
+    ]
     code, _, error = run(capsys, *arguments)
     _, sentence, command = error.splitlines()
     assert code == 2
@@ -239,7 +303,10 @@ cli.main([])
 
 def test_a_second_interrupt_ends_quietly():
     with subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -260,7 +327,10 @@ def test_an_interrupted_run_names_the_command_that_continues_it(capsys, tmp_path
     code, _, error = run(capsys, "distill", "digits", *QUICK, *place)
     assert code == 130
     command = f"rayd distill --resume {tmp_path / 'run'} --cache {tmp_path / 'cache'}"
-    assert error.splitlines()[-1] == f"rayd: Interrupted; finished work is kept. To continue: {command}"
+    assert (
+        error.splitlines()[-1]
+        == f"rayd: Interrupted; finished work is kept. To continue: {command}"
+    )
     monkeypatch.undo()
     assert run(capsys, *shlex.split(command)[1:], "--quiet")[0] == 0
 
@@ -268,15 +338,22 @@ def test_an_interrupted_run_names_the_command_that_continues_it(capsys, tmp_path
 def test_show_has_accuracies(capsys, finished, tmp_path):
     _, text, _ = run(capsys, "show", str(finished))
     report = json.loads((finished / "evaluation.json").read_text())
-    (ours,) = (r for r in report["results"] if r["set"] == "distilled" and r["network"] == "convnet-d2-w8")
+    (ours,) = (
+        r for r in report["results"] if r["set"] == "distilled" and r["network"] == "convnet-d2-w8"
+    )
     assert f"test accuracy  convnet-d2-w8: distilled {ours['test_accuracy']['mean']:.3f}" in text
     assert run(capsys, "show", str(finished / "distilled"))[1] == text
     assert max(map(len, text.splitlines())) <= 80
     shutil.copytree(finished / "distilled", tmp_path / "set")
-    assert "test accuracy  unknown: 'rayd evaluate'" in run(capsys, "show", str(tmp_path / "set"))[1]
+    assert (
+        "test accuracy  unknown: 'rayd evaluate'" in run(capsys, "show", str(tmp_path / "set"))[1]
+    )
 
 
-@pytest.mark.parametrize(("name", "start"), [("sheet.jpg", b"\xff\xd8\xff"), ("sheet.webp", b"RIFF"), ("sheet", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [("sheet.jpg", b"\xff\xd8\xff"), ("sheet.webp", b"RIFF"), ("sheet", b"\x89PNG")],
+)
 def test_a_picture_has_the_format_of_its_name(capsys, finished, tmp_path, name, start):
     assert run(capsys, "show", str(finished), "--png", str(tmp_path / name))[0] == 0
     assert (tmp_path / name).read_bytes().startswith(start)
@@ -346,7 +423,10 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["show", "nowhere"], "must be a run directory or a distilled set"),
         (["status", "nowhere"], "holds no run of rayd"),
         (["evaluate", "nowhere"], "must be a run directory or a distilled set"),
-        (["export", "nowhere", "x", "--format", "npz"], "must be a run directory or a distilled set"),
+        (
+            ["export", "nowhere", "x", "--format", "npz"],
+            "must be a run directory or a distilled set",
+        ),
         (["data", "fetch", "cifar11"], "cifar10"),
         (["cite", "digitz"], "Unknown recipe"),
         (["distil"], "No such command"),
@@ -359,7 +439,9 @@ def test_cite_prints_bibtex_once_each(capsys):
         (["show", "nowhere", "--png", "x.tif"], "must be a run directory"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_leaves_nothing(capsys, tmp_path, monkeypatch, arguments: Sequence[str], sentence):
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    capsys, tmp_path, monkeypatch, arguments: Sequence[str], sentence
+):
     monkeypatch.chdir(tmp_path)
     code, out, error = run(capsys, *arguments)
     assert code == 2
@@ -380,7 +462,14 @@ def test_nan_pixels_are_refused(capsys, tmp_path):
     images = np.random.default_rng(0).random((20, 8, 8))
     images[3, 2, 2] = np.nan
     np.savez(tmp_path / "broken.npz", images=images, labels=np.arange(20) % 2)
-    code, _, error = run(capsys, "distill", "digits", f"data.name={tmp_path / 'broken.npz'}", "--out", str(tmp_path / "run"))
+    code, _, error = run(
+        capsys,
+        "distill",
+        "digits",
+        f"data.name={tmp_path / 'broken.npz'}",
+        "--out",
+        str(tmp_path / "run"),
+    )
     assert code == 2
     assert "3" in error
     assert not (tmp_path / "run").exists()

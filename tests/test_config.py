@@ -16,7 +16,9 @@ LEAST = {"method": "dm", "data": {"name": "digits"}}
 
 
 def test_yaml_round_trip():
-    recipe = validate(Recipe, merge(LEAST, {"observers": {"networks": "mlp"}, "terms": {"mean": {"weight": 2}}}))
+    recipe = validate(
+        Recipe, merge(LEAST, {"observers": {"networks": "mlp"}, "terms": {"mean": {"weight": 2}}})
+    )
     assert recipe.observers.networks[0].name == "mlp"
     assert validate(Recipe, yaml.safe_load(recipe.to_yaml())) == recipe
 
@@ -26,17 +28,26 @@ def test_yaml_round_trip():
     [
         ({"ipx": 3}, "Unknown setting 'ipx'.*did you mean 'ipc'"),
         ({"synthesis": {"lerning_rate": 3}}, "did you mean 'synthesis.learning_rate'"),
-        ({"evaluation": {"networks": [{"name": "mlp", "widht": 3}]}}, "did you mean 'evaluation.networks.0.width'"),
+        (
+            {"evaluation": {"networks": [{"name": "mlp", "widht": 3}]}},
+            "did you mean 'evaluation.networks.0.width'",
+        ),
         ({"terms": {"mean": {"weight": -3}}}, "'terms.mean.weight'.*greater than or equal to 0"),
         ({"ipc": 0}, "'ipc'.*greater than or equal to 1.*Got 0"),
         ({"ipc": "many"}, "'ipc'.*integer.*Got 'many'"),
-        ({"data": {"name": "digits", "validation_fraction": 1.0}}, "validation_fraction.*less than 1"),
+        (
+            {"data": {"name": "digits", "validation_fraction": 1.0}},
+            "validation_fraction.*less than 1",
+        ),
         ({"evaluation": {"learning_rate": float("inf")}}, "learning_rate.*finite"),
         ({"resources": {"device": "tpu"}}, "'resources.device'.*pattern"),
         ({"resources": {"address": "here:1"}}, "needs 'workers' above 0"),
         ({"synthesis": {"block": "clases"}}, "'synthesis.block'.*'classes'.*Got 'clases'"),
         ({"synthesis": {"block": 0}}, "'synthesis.block'.*of at least 1.*Got 0"),
-        ({"synthesis": {"block": "classes", "order": "class"}}, "one image of each class: set 'synthesis.order: turn'"),
+        (
+            {"synthesis": {"block": "classes", "order": "class"}},
+            "one image of each class: set 'synthesis.order: turn'",
+        ),
         ({"observers": {"pool": 2, "per_step": 3}}, "must not exceed the number of observers"),
     ],
 )
@@ -51,14 +62,24 @@ def test_a_missing_setting_is_named():
 
 
 def test_overrides_are_yaml_and_nest():
-    tree = parse_overrides(["synthesis.learning_rate=1e-3", "evaluation.networks=[mlp, convnet]", "real=sampled", "ipc=2"])
+    tree = parse_overrides(
+        [
+            "synthesis.learning_rate=1e-3",
+            "evaluation.networks=[mlp, convnet]",
+            "real=sampled",
+            "ipc=2",
+        ]
+    )
     assert tree == {
         "synthesis": {"learning_rate": 1e-3},
         "evaluation": {"networks": ["mlp", "convnet"]},
         "real": "sampled",
         "ipc": 2,
     }
-    assert parse_overrides(["observers.augmentation=null", "a.b=1", "a.c=2"])["a"] == {"b": 1, "c": 2}
+    assert parse_overrides(["observers.augmentation=null", "a.b=1", "a.c=2"])["a"] == {
+        "b": 1,
+        "c": 2,
+    }
 
 
 def test_data_are_named_by_a_word_or_a_path():
@@ -71,7 +92,9 @@ def test_data_are_named_by_a_word_or_a_path():
     assert merge({}, {"data": "cifar10"}) == {"data": {"name": "cifar10"}}
 
 
-@pytest.mark.parametrize("tree", [{"data": {"path": "/x"}}, {"data_path": "/x"}, {"dataset": "/x"}, {"path": "/x"}])
+@pytest.mark.parametrize(
+    "tree", [{"data": {"path": "/x"}}, {"data_path": "/x"}, {"dataset": "/x"}, {"path": "/x"}]
+)
 def test_other_words_for_own_data_are_refused_with_the_right_one(tree):
     with pytest.raises(ConfigError, match=r"Unknown setting .* Own data are given as data=PATH"):
         validate(Recipe, merge(LEAST, tree))
@@ -90,7 +113,9 @@ def test_a_malformed_override_is_refused(argument):
 
 
 def test_a_network_named_by_a_word_takes_options():
-    assert merge({"networks": ["convnet"]}, {"networks": {"width": 8}}) == {"networks": [{"name": "convnet", "width": 8}]}
+    assert merge({"networks": ["convnet"]}, {"networks": {"width": 8}}) == {
+        "networks": [{"name": "convnet", "width": 8}]
+    }
 
 
 @pytest.mark.parametrize(
@@ -118,39 +143,127 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
 @pytest.mark.parametrize(
     ("method", "tree", "sentence"),
     [
-        ("dm", {"synthetic": {"factor": 3}}, "'synthetic.factor' would.* 'synthetic.kind: partitioned'. Got '.*: pixels'"),
-        ("dm", {"synthetic": {"rank": 3}}, "'synthetic.rank' would change nothing.* 'synthetic.kind: lowrank'"),
-        ("dm", {"synthetic": {"patches": 3}}, "'synthetic.patches' would change nothing.* 'synthetic.init: rded'"),
-        ("dm", {"synthesis": {"second_momentum": 0.5}}, "belongs to 'synthesis.optimizer: adam'. Got '.*: sgd'"),
-        ("dm", {"synthesis": {"curriculum_end": 0.5}}, "'synthesis.curriculum: cosine' or 'synthesis.curriculum: linear' or"),
-        ("dm", {"synthesis": {"transform": {"magnitude": 3}}}, "'synthesis.transform.rand_augment above 0'. Got .*: 0'"),
-        ("dm", {"evaluation": {"schedule": {"stretch": 2.0}}}, "'evaluation.schedule.stretch' would.* Got '.*name: restart'"),
-        ("dm", {"evaluation": {"mix_concentration": 2.0}}, "'evaluation.mix: cutmix'.* Got 'evaluation.mix: none'"),
-        ("dm", {"evaluation": {"hard_weight": 0.5}}, "belongs to 'evaluation.loss: kl' or 'evaluation.loss: mse'"),
-        ("dm", {"labels": {"networks": "mlp"}}, "'labels.networks' would change nothing.* 'labels.kind: online' or"),
-        ("dm", merge(SOFT, {"evaluation": {"temperature": 3}}), "belongs to 'evaluation.loss: kl'. Got 'evaluation.loss: mse'"),
-        ("dm", {"observers": {"real_batch": 8}}, "'observers.real_batch' would.* 'real: sampled'. Got 'real: measured'"),
-        ("dm", {"experts": {"epochs": 8}}, "'experts' would change nothing.* method 'dm' follows no experts"),
-        ("dm", {"squeeze": {"epochs": 8}}, "'squeeze' would change nothing.* trains no observers here"),
-        ("dm", {"guides": {"pool": 2}}, "'guides' would change nothing.* looks through guides"),
+        (
+            "dm",
+            {"synthetic": {"factor": 3}},
+            "'synthetic.factor' would.* 'synthetic.kind: partitioned'. Got '.*: pixels'",
+        ),
+        (
+            "dm",
+            {"synthetic": {"rank": 3}},
+            "'synthetic.rank' would change nothing.* 'synthetic.kind: lowrank'",
+        ),
+        (
+            "dm",
+            {"synthetic": {"patches": 3}},
+            "'synthetic.patches' would change nothing.* 'synthetic.init: rded'",
+        ),
+        (
+            "dm",
+            {"synthesis": {"second_momentum": 0.5}},
+            "belongs to 'synthesis.optimizer: adam'. Got '.*: sgd'",
+        ),
+        (
+            "dm",
+            {"synthesis": {"curriculum_end": 0.5}},
+            "'synthesis.curriculum: cosine' or 'synthesis.curriculum: linear' or",
+        ),
+        (
+            "dm",
+            {"synthesis": {"transform": {"magnitude": 3}}},
+            "'synthesis.transform.rand_augment above 0'. Got .*: 0'",
+        ),
+        (
+            "dm",
+            {"evaluation": {"schedule": {"stretch": 2.0}}},
+            "'evaluation.schedule.stretch' would.* Got '.*name: restart'",
+        ),
+        (
+            "dm",
+            {"evaluation": {"mix_concentration": 2.0}},
+            "'evaluation.mix: cutmix'.* Got 'evaluation.mix: none'",
+        ),
+        (
+            "dm",
+            {"evaluation": {"hard_weight": 0.5}},
+            "belongs to 'evaluation.loss: kl' or 'evaluation.loss: mse'",
+        ),
+        (
+            "dm",
+            {"labels": {"networks": "mlp"}},
+            "'labels.networks' would change nothing.* 'labels.kind: online' or",
+        ),
+        (
+            "dm",
+            merge(SOFT, {"evaluation": {"temperature": 3}}),
+            "belongs to 'evaluation.loss: kl'. Got 'evaluation.loss: mse'",
+        ),
+        (
+            "dm",
+            {"observers": {"real_batch": 8}},
+            "'observers.real_batch' would.* 'real: sampled'. Got 'real: measured'",
+        ),
+        (
+            "dm",
+            {"experts": {"epochs": 8}},
+            "'experts' would change nothing.* method 'dm' follows no experts",
+        ),
+        (
+            "dm",
+            {"squeeze": {"epochs": 8}},
+            "'squeeze' would change nothing.* trains no observers here",
+        ),
+        (
+            "dm",
+            {"classifiers": {"pool": 2}},
+            "'classifiers' would change nothing.* looks through classifiers",
+        ),
         (
             "idm",
-            {"observers": {"queue": {"train_epochs": 1, "train_steps": 2}}},
+            {"observers": {"model_pool": {"train_epochs": 1, "train_steps": 2}}},
             "train_epochs: null'. Got '.*train_epochs: 1'",
         ),
-        ("idm", {"observers": {"queue": {"trained": "looking", "trained_per_step": 1}}}, "'observers.queue.trained: drawn'"),
+        (
+            "idm",
+            {"observers": {"model_pool": {"trained": "looking", "trained_per_step": 1}}},
+            "'observers.model_pool.trained: drawn'",
+        ),
         ("mtt", {"experts": {"flat_weight": 0.3}}, "'experts.flat_radius above 0'"),
-        ("mtt", {"objective": {"start": {"offset": 2}}}, "'objective.start.schedule: progressive'. Got '.*: uniform'"),
-        ("csdm", {"objective": {"smoothness": 0.5}}, "'objective.kernel: matern'. Got 'objective.kernel: gaussian'"),
-        ("csdm", {"objective": {"kernel": "linear", "frequencies": 2}}, "'objective.frequencies' would change nothing"),
-        ("ncfm", {"objective": {"sampling_rate": 0.1}}, "'objective.sampling_network: true'. Got '.*: false'"),
-        ("unidd", {"objective": {"filter": {"alpha": 0.1}}}, "'objective.filter.name: gradient' or .* Got '.*: ridge'"),
+        (
+            "mtt",
+            {"objective": {"start": {"offset": 2}}},
+            "'objective.start.schedule: progressive'. Got '.*: uniform'",
+        ),
+        (
+            "csdm",
+            {"objective": {"smoothness": 0.5}},
+            "'objective.kernel: matern'. Got 'objective.kernel: gaussian'",
+        ),
+        (
+            "csdm",
+            {"objective": {"kernel": "linear", "frequencies": 2}},
+            "'objective.frequencies' would change nothing",
+        ),
+        (
+            "ncfm",
+            {"objective": {"sampling_rate": 0.1}},
+            "'objective.sampling_network: true'. Got '.*: false'",
+        ),
+        (
+            "unidd",
+            {"objective": {"filter": {"alpha": 0.1}}},
+            "'objective.filter.name: gradient' or .* Got '.*: ridge'",
+        ),
         (
             "unidd",
             {"objective": merge(MOVING, {"filter": {"schedule": {"cycles": 3}}})},
             "schedule.name: cyclic'. Got '.*: step'",
         ),
-        ("unidd", {"objective": {"signal_weight": 0, "signal": "mean"}}, "'objective.signal_weight above 0'"),
+        (
+            "unidd",
+            {"objective": {"signal_weight": 0, "signal": "mean"}},
+            "'objective.signal_weight above 0'",
+        ),
     ],
 )
 def test_a_setting_of_another_variant_is_refused(method, tree, sentence):
@@ -171,8 +284,16 @@ def test_an_override_says_what_counts_even_where_it_says_the_default():
     ("name", "switch", "dropped"),
     [
         ("ncfm-cifar10-ipc1", {"synthetic": {"kind": "pixels"}}, ("synthetic", "factor", 2)),
-        ("sre2l-cifar10-ipc1", {"synthesis": {"optimizer": "sgd"}}, ("synthesis", "second_momentum", 0.999)),
-        ("edc-digits", {"evaluation": {"schedule": {"name": "constant"}}}, ("evaluation", "schedule", "stretch", 1.0)),
+        (
+            "sre2l-cifar10-ipc1",
+            {"synthesis": {"optimizer": "sgd"}},
+            ("synthesis", "second_momentum", 0.999),
+        ),
+        (
+            "edc-digits",
+            {"evaluation": {"schedule": {"name": "constant"}}},
+            ("evaluation", "schedule", "stretch", 1.0),
+        ),
         (
             "edc-digits",
             {"labels": {"kind": "hard"}, "evaluation": {"loss": "cross-entropy"}},
@@ -181,7 +302,9 @@ def test_an_override_says_what_counts_even_where_it_says_the_default():
         ("datm-cifar10-ipc10", {"experts": {"flat_radius": 0}}, ("experts", "flat_weight", 1.0)),
     ],
 )
-def test_what_a_recipe_says_of_the_variant_that_an_override_leaves_is_dropped(name, switch, dropped):
+def test_what_a_recipe_says_of_the_variant_that_an_override_leaves_is_dropped(
+    name, switch, dropped
+):
     switched = resolve(name, switch)
     found = switched.model_dump(mode="json")
     *path, value = dropped
@@ -209,16 +332,25 @@ def classes_in(annotation):
 
 def words_in(annotation):
     """The words that an annotation allows."""
-    return {word for part in (annotation, *get_args(annotation)) for word in get_args(part) if isinstance(word, str)}
+    return {
+        word
+        for part in (annotation, *get_args(annotation))
+        for word in get_args(part)
+        if isinstance(word, str)
+    }
 
 
 def test_marks_name_settings_and_words_that_exist():
-    known = {*classes_in(Recipe)}.union(*(classes_in(methods.get(name).settings_type) for name in methods.names()))
+    known = {*classes_in(Recipe)}.union(
+        *(classes_in(methods.get(name).settings_type) for name in methods.names())
+    )
     marked = 0
     for kind in known:
         for mark in chain.from_iterable(field.metadata for field in kind.model_fields.values()):
             for name, values in mark.wanted.items() if isinstance(mark, Only) else ():
                 other = kind.model_fields.get(name) or Recipe.model_fields[name]
-                assert {value for value in values if isinstance(value, str)} <= words_in(other.annotation)
+                assert {value for value in values if isinstance(value, str)} <= words_in(
+                    other.annotation
+                )
                 marked += 1
     assert marked > 30

@@ -1,4 +1,6 @@
-"""What is derived of a tensor is made once, again when the tensor changes, and forgotten with it."""
+"""What is derived of a tensor is made once, again when the tensor changes, and forgotten with
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ import weakref
 
 import torch
 
-from rayd.derived import class_grid, class_sizes, derived, on_host, present_classes, rows_by_class, rows_of, uploaded
+from rayd.derived import (
+    class_grid,
+    class_sizes,
+    derived,
+    on_host,
+    present_classes,
+    rows_by_class,
+    rows_of,
+    uploaded,
+)
 
 LABELS = torch.tensor([4, 1, 4, 0, 1, 4])
 
@@ -29,7 +40,8 @@ def test_a_value_of_a_tensor_that_was_changed_is_made_again():
 
 
 def test_equal_tensors_do_not_share_values():
-    one, other = LABELS.clone(), LABELS.clone()
+    one = LABELS.clone()
+    other = LABELS.clone()
     assert derived(one, "name", lambda: "one") == "one"
     assert derived(other, "name", lambda: "other") == "other"
 

@@ -1,4 +1,6 @@
-"""A distilled set comes back from disk as it was, and a damaged one is refused with one sentence."""
+"""A distilled set comes back from disk as it was, and a damaged one is refused with one
+sentence.
+"""
 
 import json
 import pickle
@@ -22,7 +24,9 @@ def pixels(channels: int = 3, count: int = 6, side: int = 4) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
 
 
-def distilled(channels: int = 3, soft: bool = False, kind: type = Standardization, **card: object) -> Distilled:
+def distilled(
+    channels: int = 3, soft: bool = False, kind: type = Standardization, **card: object
+) -> Distilled:
     real = pixels(channels)
     normalization = kind.fit(real)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -40,7 +44,9 @@ def saved(tmp_path: Path) -> Path:
 def forge(directory: Path, **changes: object) -> None:
     """Change the card; a value of None removes the key."""
     card = json.loads((directory / CARD).read_text()) | changes
-    (directory / CARD).write_text(json.dumps({key: value for key, value in card.items() if value is not None}))
+    (directory / CARD).write_text(
+        json.dumps({key: value for key, value in card.items() if value is not None})
+    )
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -136,7 +142,9 @@ def test_swapped_tensors(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "write", [torch.save, lambda o, path: Path(path).write_bytes(pickle.dumps(o))], ids=["torch", "pickle"]
+    "write",
+    [torch.save, lambda o, path: Path(path).write_bytes(pickle.dumps(o))],
+    ids=["torch", "pickle"],
 )
 def test_a_pickle_is_refused(saved, write):
     write({"images": torch.zeros(2)}, saved / TENSORS)
@@ -171,9 +179,15 @@ def test_a_card_that_is_not_json_is_refused(saved):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"images": torch.full((2, 1, 4, 4), torch.nan)}, "2 of 2 images hold values that are not finite"),
+        (
+            {"images": torch.full((2, 1, 4, 4), torch.nan)},
+            "2 of 2 images hold values that are not finite",
+        ),
         ({"images": torch.zeros(2, 4, 4)}, r"must be float32 \(n, C, H, W\)"),
-        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be int64 \(2,\) or float32 \(2, 2\)"),
+        (
+            {"labels": torch.zeros(3, dtype=torch.int64)},
+            r"labels must be int64 \(2,\) or float32 \(2, 2\)",
+        ),
         ({"labels": torch.full((2, 2), torch.inf)}, "soft labels hold values that are not finite"),
         ({"images": None}, "lacks the tensor 'images'"),
         ({"normalization.std": None}, "lacks 'std'"),
@@ -181,10 +195,14 @@ def test_a_card_that_is_not_json_is_refused(saved):
 )
 def test_wrong_tensors_are_refused_though_the_card_agrees(tmp_path, changes, sentence):
     normalization = Standardization(torch.zeros(1), torch.ones(1))
-    Distilled(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), ["a", "b"], normalization).save(tmp_path)
+    Distilled(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), ["a", "b"], normalization).save(
+        tmp_path
+    )
     state = {f"normalization.{name}": value for name, value in normalization.state().items()}
     tensors = {"images": torch.zeros(2, 1, 4, 4), "labels": torch.tensor([0, 1]), **state} | changes
-    write_tensors(tmp_path / TENSORS, {name: value for name, value in tensors.items() if value is not None})
+    write_tensors(
+        tmp_path / TENSORS, {name: value for name, value in tensors.items() if value is not None}
+    )
     forge(tmp_path, sha256=file_hash(tmp_path / TENSORS))
     with pytest.raises(ArtifactError, match=sentence):
         load(tmp_path)
@@ -192,7 +210,12 @@ def test_wrong_tensors_are_refused_though_the_card_agrees(tmp_path, changes, sen
 
 def test_a_diverged_set_is_not_made():
     with pytest.raises(ArtifactError, match="not finite"):
-        Distilled(torch.full((1, 1, 2, 2), torch.inf), torch.tensor([0]), ["a"], Standardization(torch.zeros(1), torch.ones(1)))
+        Distilled(
+            torch.full((1, 1, 2, 2), torch.inf),
+            torch.tensor([0]),
+            ["a"],
+            Standardization(torch.zeros(1), torch.ones(1)),
+        )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -201,20 +224,28 @@ def test_contact_sheet_has_a_row_a_class_and_a_column_an_image(channels):
     right = sheet[:, -102:]
     assert right.shape == (3 * 50 + 2, 102, 3)
     first = right[2:50, 2:50]
-    expected = pixels(channels)[0] if channels != 2 else pixels(channels)[0].mean(0, keepdims=True).round()
-    for tile, value in zip(first[::12, ::12].reshape(16, 3), expected.reshape(len(expected), 16).T, strict=True):
+    expected = (
+        pixels(channels)[0] if channels != 2 else pixels(channels)[0].mean(0, keepdims=True).round()
+    )
+    for tile, value in zip(
+        first[::12, ::12].reshape(16, 3), expected.reshape(len(expected), 16).T, strict=True
+    ):
         assert tile.tolist() == np.broadcast_to(value, 3).tolist()
     assert (sheet[:, :-102] < 128).any()
 
 
 def test_the_saved_grid_is_the_contact_sheet(saved):
-    np.testing.assert_array_equal(np.asarray(Image.open(saved / GRID)), np.asarray(contact_sheet(load(saved))))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(saved / GRID)), np.asarray(contact_sheet(load(saved)))
+    )
 
 
 def test_contact_sheet_of_many_classes_and_images_stays_small():
     normalization = Standardization(torch.zeros(1), torch.ones(1))
     labels = torch.arange(30).repeat_interleave(12)
-    made = Distilled(torch.zeros(360, 1, 48, 48), labels, [f"class {c}" for c in range(30)], normalization)
+    made = Distilled(
+        torch.zeros(360, 1, 48, 48), labels, [f"class {c}" for c in range(30)], normalization
+    )
     width, height = contact_sheet(made).size
     assert height == 20 * 50 + 2
     assert width < 10 * 50 + 2 + 100

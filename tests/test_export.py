@@ -1,4 +1,6 @@
-"""What is exported is read back, with the tools it was exported for, as the same pixels and labels."""
+"""What is exported is read back, with the tools it was exported for, as the same pixels and
+labels.
+"""
 
 import io
 import json
@@ -17,12 +19,16 @@ from rayd.errors import ConfigError, OutputError
 from rayd.export import export, folders
 
 
-def distilled(names: tuple[str, ...] = ("zebra", "ape", "cat"), channels: int = 3, soft: bool = False) -> Distilled:
+def distilled(
+    names: tuple[str, ...] = ("zebra", "ape", "cat"), channels: int = 3, soft: bool = False
+) -> Distilled:
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, channels, 4, 5), generator=draw, dtype=torch.uint8)
     normalization = Standardization.fit(images.numpy())
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    return Distilled(normalization(images), torch.eye(3)[labels] if soft else labels, names, normalization)
+    return Distilled(
+        normalization(images), torch.eye(3)[labels] if soft else labels, names, normalization
+    )
 
 
 def as_array(image: bytes | Image.Image) -> np.ndarray:
@@ -43,11 +49,21 @@ def test_parquet(tmp_path, name, channels):
         np.testing.assert_array_equal(as_array(image["bytes"]), made.pixels()[row].numpy())
     file = tmp_path / name if name.endswith(".parquet") else next((tmp_path / name).iterdir())
     features = json.loads(pq.read_schema(file).metadata[b"huggingface"])["info"]["features"]
-    assert features == {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["zebra", "ape", "cat"]}}
+    assert features == {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": ["zebra", "ape", "cat"]},
+    }
 
 
 @pytest.mark.parametrize(
-    "names", [("ape", "cat", "zebra"), ("zebra", "ape", "cat"), ("a/b", "a?b", "a b"), ("", "..", "c\nd"), ("Cat", "cat", "猫")]
+    "names",
+    [
+        ("ape", "cat", "zebra"),
+        ("zebra", "ape", "cat"),
+        ("a/b", "a?b", "a b"),
+        ("", "..", "c\nd"),
+        ("Cat", "cat", "猫"),
+    ],
 )
 def test_image_folder_keeps_labels_and_order(tmp_path, names):
     made = distilled(names)

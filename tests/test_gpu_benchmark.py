@@ -1,4 +1,6 @@
-"""`benchmarks/gpu.py` on the CPU: what it checks, times and runs, what it keeps, and that it finds what is wrong."""
+"""`benchmarks/gpu.py` on the CPU: what it checks, times and runs, what it keeps, and that it finds
+what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +60,18 @@ def test_a_call_checks_times_and_runs_a_cell(finished, result):
     assert (result["checks_not_run"], result["timings_not_run"]) == ([], [])
     assert result["cell"]["finished"]
     assert "not CIFAR-10" in result["cell"]["data"]
-    assert {"squeeze", "measure", "synthesize", "evaluate"} <= result["cell"]["progress"]["stage_seconds"].keys()
+    assert {"squeeze", "measure", "synthesize", "evaluate"} <= result["cell"]["progress"][
+        "stage_seconds"
+    ].keys()
     assert all(0 <= accuracy <= 1 for accuracy in result["cell"]["accuracy"].values())
 
 
 def test_every_part_of_a_method_is_checked_within_its_tolerance(result):
     import gpu_checks
 
-    assert {"statistics", "gradient", "synthesis", "student"} <= result["checks"]["dm"]["parts"].keys()
+    assert {"statistics", "gradient", "synthesis", "student"} <= result["checks"]["dm"][
+        "parts"
+    ].keys()
     everything = result["checks"]["edc"]["parts"]
     assert everything.keys() == gpu_checks.TOLERANCES.keys()
     for check in result["checks"].values():
@@ -80,7 +86,9 @@ def test_times_are_told_in_units_of_the_forward_pass(result):
     for entry in result["timings"].values():
         assert entry["ratio"] == pytest.approx(entry["seconds"] / entry["forward_seconds"])
     # a step holds a forward and a backward pass
-    assert all(entry["ratio"] > 1 for name, entry in result["timings"].items() if name.startswith("step"))
+    assert all(
+        entry["ratio"] > 1 for name, entry in result["timings"].items() if name.startswith("step")
+    )
 
 
 def test_another_call_keeps_what_is_there(finished, result, monkeypatch):
@@ -106,7 +114,9 @@ def test_a_part_that_had_no_time_is_made_by_the_next_call(tmp_path, monkeypatch)
 
 def tf32(tensor: Tensor) -> Tensor:
     """Rounded to the ten bits of TF32."""
-    rounded = ((tensor.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    rounded = ((tensor.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(
+        torch.float32
+    )
     return tensor + (rounded.view_as(tensor) - tensor.detach())
 
 
@@ -140,7 +150,9 @@ def test_an_error_fails_its_check_and_no_other(tmp_path, monkeypatch):
     code, result = benchmark(tmp_path, "--parts", "checks")
     assert code == 1
     assert {name for name, entry in result["checks"].items() if entry["passed"]} == {"mtt"}
-    assert result["checks"]["dm"]["error"].startswith("RuntimeError: no kernel image is available (")
+    assert result["checks"]["dm"]["error"].startswith(
+        "RuntimeError: no kernel image is available ("
+    )
 
 
 def test_the_time_of_a_cell_can_be_over():
@@ -160,7 +172,10 @@ def test_the_time_of_a_cell_can_be_over():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--parts", "checks,tests"], "--parts takes checks, timings, cell, separated by commas. Got 'tests' instead."),
+        (
+            ["--parts", "checks,tests"],
+            "--parts takes checks, timings, cell, separated by commas. Got 'tests' instead.",
+        ),
         (["--device", "nonsense"], "Got 'nonsense' instead."),
     ],
 )

@@ -28,7 +28,9 @@ def calls(name: str) -> list[ast.Call]:
 
 
 def test_example_does_not_collide_with_the_command_before_it():
-    """The first command's run has other settings: in the same directory the example would be refused."""
+    """The first command's run has other settings: in the same directory the example would be
+    refused.
+    """
     command = re.search(r"rayd distill digits --out (\S+)", README)
     (distill,) = calls("distill")
     out = next(ast.literal_eval(word.value) for word in distill.keywords if word.arg == "out")
@@ -38,20 +40,42 @@ def test_example_does_not_collide_with_the_command_before_it():
 
 
 def test_example_names_what_exists(tmp_path):
-    (distill,), (resolve,), (evaluate,) = calls("distill"), calls("recipes.resolve"), calls("evaluate")
-    settings = {word.arg: ast.literal_eval(word.value) for word in distill.keywords if word.arg not in ("out", "resume")}
+    (distill,) = calls("distill")
+    (resolve,) = calls("recipes.resolve")
+    (evaluate,) = calls("evaluate")
+    settings = {
+        word.arg: ast.literal_eval(word.value)
+        for word in distill.keywords
+        if word.arg not in ("out", "resume")
+    }
     assert rayd.recipes.resolve(ast.literal_eval(distill.args[0]), settings).ipc == settings["ipc"]
     rayd.recipes.resolve(*map(ast.literal_eval, resolve.args))
-    networks = next(ast.literal_eval(word.value) for word in evaluate.keywords if word.arg == "networks")
+    networks = next(
+        ast.literal_eval(word.value) for word in evaluate.keywords if word.arg == "networks"
+    )
     assert set(networks) <= set(names())
 
 
 @pytest.mark.slow
 def test_example_runs_after_the_first_command_and_again(tmp_path):
-    first = ["digits", "--out", "runs/digits", "--quiet", "synthesis.steps=1", "evaluation.seeds=1", "evaluation.epochs=1"]
+    first = [
+        "digits",
+        "--out",
+        "runs/digits",
+        "--quiet",
+        "synthesis.steps=1",
+        "evaluation.seeds=1",
+        "evaluation.epochs=1",
+    ]
     subprocess.run([sys.executable, "-m", "rayd", "distill", *first], check=True, cwd=tmp_path)
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", example()], check=True, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", example()],
+            check=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
         lines = [line.split() for line in done.stdout.splitlines()]
         accuracies = {line[1]: float(line[2]) for line in lines if line[:1] == ["mlp"]}
         assert accuracies["distilled"] > accuracies["random"]

@@ -1,4 +1,6 @@
-"""Storage at URLs: what is sent and fetched, runs that go on with an empty folder, and connections that drop."""
+"""Storage at URLs: what is sent and fetched, runs that go on with an empty folder, and connections
+that drop.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from rayd.data.streaming import batches
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.doctor import _directory
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.status import status
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
@@ -36,7 +38,7 @@ from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import interrupted_at
 from tuning import sweep
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
@@ -127,7 +129,9 @@ def test_directories_are_listed_fetched_and_removed(memory):
     (directory / "gone-there").touch()
     (directory / ".lock").touch()
     remote.bring_all(directory)
-    there = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    there = sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+    )
     assert there == [".lock", "b/x", "step-1", "step-2"]
     assert (directory / "b" / "x").read_bytes() == b"a/b/x"
     assert remote.size(directory) == 8 + 8 + 5
@@ -138,12 +142,16 @@ def test_directories_are_listed_fetched_and_removed(memory):
     assert not (directory / "b").exists()
 
 
-def failing(system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception) -> list[str]:
+def failing(
+    system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception
+) -> list[str]:
     """The first calls of every kind fail; the names of those that did."""
     failed: list[str] = []
     for name in ("put_file", "get", "info", "ls", "find"):
 
-        def call(*args: object, name: str = name, real: object = getattr(system, name), **kwargs: object) -> object:
+        def call(
+            *args: object, name: str = name, real: object = getattr(system, name), **kwargs: object
+        ) -> object:
             if failed.count(name) < times:
                 failed.append(name)
                 raise error
@@ -165,7 +173,10 @@ def test_dropped_connections_are_tried_again(memory, monkeypatch):
 def test_a_storage_that_stays_away_is_told_in_one_sentence(memory, monkeypatch):
     failed = failing(memory, monkeypatch, 99, ConnectionResetError("connection reset by peer"))
     path = remote.local("memory://bucket/x.json")
-    with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/x.json' in 3 tries: connection reset by peer; once"):
+    with pytest.raises(
+        RunError,
+        match=r"Cannot reach 'memory://bucket/x.json' in 3 tries: connection reset by peer; once",
+    ):
         write_json(path, {"a": 1})
     assert failed == ["put_file"] * 3
     assert not path.exists()
@@ -174,22 +185,32 @@ def test_a_storage_that_stays_away_is_told_in_one_sentence(memory, monkeypatch):
             look(Store(path.parent), "stage", {})
 
 
-@pytest.mark.parametrize("error", [PermissionError("Access Denied"), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [PermissionError("Access Denied"), OSError(errno.ENOSPC, "No space left on device")]
+)
 def test_what_stays_wrong_is_not_tried_again(memory, monkeypatch, error):
     failed = failing(memory, monkeypatch, 99, error)
-    with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/x.json': .*(Access Denied|No space left)"):
+    with pytest.raises(
+        RunError, match=r"Cannot reach 'memory://bucket/x.json': .*(Access Denied|No space left)"
+    ):
         write_json(remote.local("memory://bucket/x.json"), {})
     assert failed == ["put_file"]
 
 
 def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
     recipe = tiny(**STUDENT)
-    undisturbed = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET)
+    undisturbed = distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET)
     expected = (undisturbed.directory / "distilled" / "data.safetensors").read_bytes()
-    at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache"), "reporter": QUIET}
+    at = {
+        "out": Path("memory://bucket/run"),
+        "cache": Path("memory://bucket/cache"),
+        "reporter": QUIET,
+    }
     with interrupted_at(8):
         distill(recipe, **at)
-    assert [Path(name).name for name in memory.ls("/bucket/run/checkpoints", detail=False)] == ["step-00000005.safetensors"]
+    assert [Path(name).name for name in memory.ls("/bucket/run/checkpoints", detail=False)] == [
+        "step-00000005.safetensors"
+    ]
     forget_mirrors()
     assert status(Path("memory://bucket/run")).state == "failed"
     with interrupted_at(11):
@@ -198,26 +219,40 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
     seen: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         one_step = Synthesizer._one_step
-        patch.setattr(Synthesizer, "_one_step", lambda self: (seen.append(self._step), one_step(self))[1])
+        patch.setattr(
+            Synthesizer, "_one_step", lambda self: (seen.append(self._step), one_step(self))[1]
+        )
         run = distill(recipe, resume=True, **at)
     assert seen == [10, 11]
     assert memory.cat("/bucket/run/distilled/data.safetensors") == expected
     lines = list(map(json.loads, memory.cat("/bucket/run/metrics.jsonl").decode().splitlines()))
-    assert [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line] == [4, 8, 12]
-    assert {"measure", "students", "synthesis"} <= {Path(name).name for name in memory.ls("/bucket/cache", detail=False)}
+    assert [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line] == [
+        4,
+        8,
+        12,
+    ]
+    assert {"measure", "students", "synthesis"} <= {
+        Path(name).name for name in memory.ls("/bucket/cache", detail=False)
+    }
     assert run.report.results[0].test_accuracy == undisturbed.report.results[0].test_accuracy
     forget_mirrors()
     assert torch.equal(load("memory://bucket/run").images, undisturbed.distilled.images)
     found = status(Path("memory://bucket/run"))
     assert (found.state, found.directory) == ("finished", "memory://bucket/run")
-    with pytest.raises(OutputError, match=r"'memory://bucket/run' holds a run already; add --resume"):
+    with pytest.raises(
+        OutputError, match=r"'memory://bucket/run' holds a run already; add --resume"
+    ):
         distill(recipe, **at)
 
 
 def test_connections_that_drop_now_and_then_cost_a_run_nothing(tmp_path, memory, monkeypatch):
     """Every third call of the storage fails, whatever it is."""
-    recipe, calls = tiny(**STUDENT), itertools.count()
-    expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
+    recipe = tiny(**STUDENT)
+    calls = itertools.count()
+    expected = (
+        distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
+        / "distilled"
+    )
     for name in ("put_file", "get", "info", "ls", "find", "rm"):
 
         def call(*args: object, real: object = getattr(memory, name), **kwargs: object) -> object:
@@ -226,19 +261,40 @@ def test_connections_that_drop_now_and_then_cost_a_run_nothing(tmp_path, memory,
             return real(*args, **kwargs)  # type: ignore[operator]
 
         monkeypatch.setattr(memory, name, call)
-    distill(recipe, Path("memory://bucket/run"), cache=Path("memory://bucket/cache"), reporter=QUIET)
+    distill(
+        recipe, Path("memory://bucket/run"), cache=Path("memory://bucket/cache"), progress=QUIET
+    )
     assert next(calls) > 30
-    assert memory.store["/bucket/run/distilled/data.safetensors"].getvalue() == (expected / "data.safetensors").read_bytes()
+    assert (
+        memory.store["/bucket/run/distilled/data.safetensors"].getvalue()
+        == (expected / "data.safetensors").read_bytes()
+    )
 
 
-LOST = ["cache/measure", "step-00000010.safetensors", "cache/synthesis", "data.safetensors", "card.json", "evaluation.json"]
+LOST = [
+    "cache/measure",
+    "step-00000010.safetensors",
+    "cache/synthesis",
+    "data.safetensors",
+    "card.json",
+    "evaluation.json",
+]
 
 
 @pytest.mark.parametrize("lost", LOST)
-def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(tmp_path, memory, monkeypatch, lost):
+def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(
+    tmp_path, memory, monkeypatch, lost
+):
     recipe = tiny(**STUDENT)
-    expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
-    at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache"), "reporter": QUIET}
+    expected = (
+        distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
+        / "distilled"
+    )
+    at = {
+        "out": Path("memory://bucket/run"),
+        "cache": Path("memory://bucket/cache"),
+        "reporter": QUIET,
+    }
     put_file = memory.put_file
 
     def dropping(content: str, name: str) -> None:
@@ -248,11 +304,17 @@ def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(tmp_path, memory
 
     with monkeypatch.context() as patch:
         patch.setattr(memory, "put_file", dropping)
-        with pytest.raises(RunError, match=r"Cannot reach 'memory://bucket/.*' in 3 tries: the line is dead; .*--resume"):
+        with pytest.raises(
+            RunError,
+            match=r"Cannot reach 'memory://bucket/.*' in 3 tries: the line is dead; .*--resume",
+        ):
             distill(recipe, **at)
     forget_mirrors()
     distill(recipe, resume=True, **at)
-    assert memory.cat("/bucket/run/distilled/data.safetensors") == (expected / "data.safetensors").read_bytes()
+    assert (
+        memory.cat("/bucket/run/distilled/data.safetensors")
+        == (expected / "data.safetensors").read_bytes()
+    )
 
 
 def test_overwriting_and_strangers(memory):
@@ -263,13 +325,19 @@ def test_overwriting_and_strangers(memory):
     forget_mirrors()
     assert len(load("memory://bucket/run")) == 20
     memory.pipe_file("/bucket/other/notes.txt", b"mine")
-    with pytest.raises(OutputError, match=r"'memory://bucket/other' is not empty and holds no run of rayd"):
-        distill(tiny(**STUDENT), Path("memory://bucket/other"), reporter=QUIET)
+    with pytest.raises(
+        OutputError, match=r"'memory://bucket/other' is not empty and holds no run of rayd"
+    ):
+        distill(tiny(**STUDENT), Path("memory://bucket/other"), progress=QUIET)
 
 
 def test_data_at_a_url(memory, tmp_path):
     draws = np.random.default_rng(0)
-    np.savez(tmp_path / "toy.npz", images=draws.integers(0, 255, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3)
+    np.savez(
+        tmp_path / "toy.npz",
+        images=draws.integers(0, 255, (60, 8, 8), dtype=np.uint8),
+        labels=np.arange(60) % 3,
+    )
     memory.put_file(str(tmp_path / "toy.npz"), "/bucket/data/toy.npz")
     assert len(open_source("memory://bucket/data/toy.npz").splits["train"].labels) == 60
     assert len(open_source("toy", Path("memory://bucket/data")).splits["train"].labels) == 60
@@ -280,30 +348,44 @@ def test_data_at_a_url(memory, tmp_path):
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])
 def test_streamed_images_are_fetched_where_they_are_read(memory, tmp_path, layout):
-    images, here = some_images(12), tmp_path / "toy"
+    images = some_images(12)
+    here = tmp_path / "toy"
     for split in ("train", "test"):
         if layout == "parquet":
-            write_parquet(here / f"{split}-0.parquet", [encode(image) for image in images], [0, 1] * 6)
+            write_parquet(
+                here / f"{split}-0.parquet", [encode(image) for image in images], [0, 1] * 6
+            )
         else:
             write_folder(here / split, {"cat": images[:6], "dog": images[6:]})
     memory.put(str(here), "/bucket/toy", recursive=True)
-    streamed = load_data(DataSettings(name="memory://bucket/toy", stream=True), cache=Path("memory://bucket/cache")).train
+    streamed = load_data(
+        DataSettings(name="memory://bucket/toy", stream=True), cache=Path("memory://bucket/cache")
+    ).train
     sent = pickle.dumps(streamed)
     forget_mirrors()
     expected = load_data(DataSettings(name=str(here))).train.images
     assert np.array_equal(pickle.loads(sent).images[np.arange(11, -1, -1)], expected[::-1])
     forget_mirrors()
     elsewhere = pickle.loads(sent)
-    assert np.array_equal(np.concatenate([pixels for _, pixels in batches(elsewhere.images, [slice(0, 12)])]), expected)
+    assert np.array_equal(
+        np.concatenate([pixels for _, pixels in batches(elsewhere.images, [slice(0, 12)])]),
+        expected,
+    )
     assert memory.exists("/bucket/cache/survey")
 
 
 def test_what_works_on_paths_only_says_so(memory, tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
     for refused, work in (
-        ("An export is written to a path", lambda: export(run.distilled, "npz", "memory://bucket/x.npz")),
+        (
+            "An export is written to a path",
+            lambda: export(run.distilled, "npz", "memory://bucket/x.npz"),
+        ),
         ("'mnist' is fetched into a folder", lambda: fetch("mnist", Path("memory://bucket/data"))),
-        ("A sweep's --out must be a path", lambda: sweep("edc-digits", out="memory://bucket/sweep")),
+        (
+            "A sweep's --out must be a path",
+            lambda: sweep("edc-digits", out="memory://bucket/sweep"),
+        ),
     ):
         with pytest.raises((DataError, OutputError), match=refused):
             work()

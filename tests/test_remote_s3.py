@@ -1,4 +1,6 @@
-"""A run whose directory and cache lie on a real S3 server on loopback: interrupted, and resumed with an empty folder."""
+"""A run whose directory and cache lie on a real S3 server on loopback: interrupted, and resumed
+with an empty folder.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,18 @@ from rayd.data import load as load_data
 from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.errors import RunError
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.faults import interrupted_at
 
-server = pytest.importorskip("moto.server", reason="needs an S3 server: pip install 'moto[server]' s3fs")
+server = pytest.importorskip(
+    "moto.server", reason="needs an S3 server: pip install 'moto[server]' s3fs"
+)
 s3fs = pytest.importorskip("s3fs", reason="needs a client of S3: pip install s3fs")
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
@@ -58,7 +62,10 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
     recipe = tiny(**STUDENT)
-    expected = distill(recipe, tmp_path / "run", cache=tmp_path / "other", reporter=QUIET).directory / "distilled"
+    expected = (
+        distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
+        / "distilled"
+    )
     at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache"), "reporter": QUIET}
     with interrupted_at(8):
         distill(recipe, **at)
@@ -67,7 +74,10 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
     shutil.rmtree(tmp_path / "mirrors")
     assert torch.equal(load(f"{bucket}/run").images, load(expected).images)
     system = remote._filesystem("s3")
-    assert system.cat(f"{bucket}/run/distilled/data.safetensors") == (expected / "data.safetensors").read_bytes()
+    assert (
+        system.cat(f"{bucket}/run/distilled/data.safetensors")
+        == (expected / "data.safetensors").read_bytes()
+    )
     assert {name.rpartition("/")[2] for name in system.ls(f"{bucket}/run", detail=False)} >= {
         "config.yaml", "metrics.jsonl", "status.json", "tensorboard", "checkpoints", "distilled", "evaluation.json"
     }  # fmt: skip
@@ -75,12 +85,29 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
 
 @pytest.mark.slow
 def test_workers_work_on_s3(tmp_path, bucket):
-    blocks = {"synthesis": {"steps": 12, "block": 5, "checkpoint_every": 5}, "resources": {"workers": 2, "threads": 1}}
-    seen = {"networks": {"name": "convnet", "width": 8, "depth": 2, "norm": "batch"}, "pool": 1, "per_step": 1}
-    recipe = tiny(method="sre2l", observers=seen, squeeze={"epochs": 1}, labels={"kind": "stored"}, **blocks, **STUDENT)
+    blocks = {
+        "synthesis": {"steps": 12, "block": 5, "checkpoint_every": 5},
+        "resources": {"workers": 2, "threads": 1},
+    }
+    seen = {
+        "networks": {"name": "convnet", "width": 8, "depth": 2, "norm": "batch"},
+        "pool": 1,
+        "per_step": 1,
+    }
+    recipe = tiny(
+        method="sre2l",
+        observers=seen,
+        squeeze={"epochs": 1},
+        labels={"kind": "stored"},
+        **blocks,
+        **STUDENT,
+    )
     there = {"out": tmp_path / "run", "cache": tmp_path / "other", "reporter": QUIET}
-    expected = distill(recipe.model_copy(update={"resources": tiny().resources}), **there).directory / "distilled"
-    run = distill(recipe, Path(f"{bucket}/run"), cache=Path(f"{bucket}/cache"), reporter=QUIET)
+    expected = (
+        distill(recipe.model_copy(update={"resources": tiny().resources}), **there).directory
+        / "distilled"
+    )
+    run = distill(recipe, Path(f"{bucket}/run"), cache=Path(f"{bucket}/cache"), progress=QUIET)
     shutil.rmtree(tmp_path / "mirrors")
     assert torch.equal(load(f"{bucket}/run").images, load(expected).images)
     system = remote._filesystem("s3")
@@ -97,7 +124,9 @@ def test_what_is_the_same_on_s3_is_not_fetched_again(bucket, monkeypatch):
     path.parent.mkdir(parents=True)
     path.write_bytes(b"content")
     remote.send(path, path)
-    monkeypatch.setattr(remote, "_fetch", lambda _, files: [pytest.fail(str(files))] if files else None)
+    monkeypatch.setattr(
+        remote, "_fetch", lambda _, files: [pytest.fail(str(files))] if files else None
+    )
     assert remote.bring(path)
     remote.bring_all(path.parent)
     assert remote.listed(path.parent) == [path]
@@ -105,12 +134,15 @@ def test_what_is_the_same_on_s3_is_not_fetched_again(bucket, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])
 def test_data_on_s3_that_the_disk_does_not_hold(tmp_path, bucket, layout, monkeypatch):
-    images, here = some_images(90, side=16), tmp_path / "toy"
+    images = some_images(90, side=16)
+    here = tmp_path / "toy"
     for split in ("train", "test"):
         if layout == "parquet":
             for part in range(3):
                 contents = [encode(image) for image in images[30 * part :][:30]]
-                write_parquet(here / f"{split}-{part}.parquet", contents, [0, 1] * 15, row_group_size=10)
+                write_parquet(
+                    here / f"{split}-{part}.parquet", contents, [0, 1] * 15, row_group_size=10
+                )
         else:
             write_folder(here / split, {"cat": images[:45], "dog": images[45:]})
     remote._filesystem("s3").put(str(here), f"{bucket}/toy", recursive=True)
@@ -127,4 +159,4 @@ def test_data_on_s3_that_the_disk_does_not_hold(tmp_path, bucket, layout, monkey
 
 def test_a_bucket_that_is_not_there_is_told(bucket):
     with pytest.raises(RunError, match=r"Cannot reach 's3://other/run/config.yaml'"):
-        distill(tiny(), Path("s3://other/run"), reporter=QUIET)
+        distill(tiny(), Path("s3://other/run"), progress=QUIET)

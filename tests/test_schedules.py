@@ -46,7 +46,9 @@ def test_the_half_cosine_falls_from_one_to_zero() -> None:
     ],
     ids=lambda value: value.words if isinstance(value, ScheduleSettings) else "",
 )
-def test_factors_at_the_beginning_middle_and_end(settings: ScheduleSettings, first: float, middle: float, last: float) -> None:
+def test_factors_at_the_beginning_middle_and_end(
+    settings: ScheduleSettings, first: float, middle: float, last: float
+) -> None:
     found = [learning_rate_factor(settings, epoch, 1200) for epoch in (0, 600, 1200)]
     assert found == pytest.approx([first, middle, last], abs=1e-12)
 
@@ -61,7 +63,9 @@ def test_factors_at_the_beginning_middle_and_end(settings: ScheduleSettings, fir
 def test_factors_never_rise_and_stay_within_zero_and_one(
     name: str, stretch: float, milestones: list[float], factor: float, epochs: int
 ) -> None:
-    settings = ScheduleSettings(name=name, stretch=stretch, milestones=tuple(milestones), factor=factor)
+    settings = ScheduleSettings(
+        name=name, stretch=stretch, milestones=tuple(milestones), factor=factor
+    )
     factors = [learning_rate_factor(settings, epoch, epochs) for epoch in range(epochs)]
     assert all(0 < after <= before for before, after in pairwise([1.0, *factors]))
 
@@ -77,14 +81,31 @@ def test_ssrs_drops_to_a_sixth_after_five_sixths_of_the_epochs() -> None:
 def test_milestones_multiply_and_restarts_come_one_epoch_later() -> None:
     steps = ScheduleSettings(name="multistep", milestones=(0.8, 0.9, 0.95), factor=0.5)
     starts = (799, 800, 899, 900, 949, 950)
-    assert [learning_rate_factor(steps, epoch, 1000) for epoch in starts] == [1, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert [learning_rate_factor(steps, epoch, 1000) for epoch in starts] == [
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+        0.125,
+    ]
     restart = steps.model_copy(update={"name": "restart"})
-    assert [learning_rate_factor(restart, epoch + 1, 1000) for epoch in starts] == [1, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert [learning_rate_factor(restart, epoch + 1, 1000) for epoch in starts] == [
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+        0.125,
+    ]
     assert milestone_epochs(restart, 1000) == (801, 901, 951)
 
 
 def test_milestones_are_exact_shares_of_the_epochs() -> None:
-    assert milestone_epochs(ScheduleSettings(name="multistep", milestones=(0.29, 0.57)), 100) == (29, 57)
+    assert milestone_epochs(ScheduleSettings(name="multistep", milestones=(0.29, 0.57)), 100) == (
+        29,
+        57,
+    )
     assert milestone_epochs(ScheduleSettings(name="multistep"), 7) == (3,)
     assert milestone_epochs(ScheduleSettings(name="cosine"), 100) == ()
 
@@ -120,7 +141,9 @@ def test_the_curriculum_ends_at_its_end(curriculum: Curriculum, shares: list[flo
 
 def test_the_cosine_curriculum_is_that_of_cda() -> None:
     for step in range(0, 4001, 250):
-        assert crop_floor("cosine", 0.08, step / 4000, end=1.0) == pytest.approx(0.08 + 0.92 * (1 + cos(pi * step / 4000)) / 2)
+        assert crop_floor("cosine", 0.08, step / 4000, end=1.0) == pytest.approx(
+            0.08 + 0.92 * (1 + cos(pi * step / 4000)) / 2
+        )
 
 
 @given(
@@ -154,15 +177,26 @@ def test_the_progressive_window_moves_an_epoch_every_steps_over_max_start_steps(
 
 def test_the_progressive_window_rounds_down_and_keeps_an_epoch() -> None:
     assert progressive_start(0, 10, 20, 2.7, 0.5, last=30) == range(2, 3)
-    assert progressive_start(0, 10, 20, 0, 5, last=30) == range(0, 1), "nothing is before the first epoch"
-    assert progressive_start(10, 10, 20, 50, 5, last=30) == range(30, 31), "the window is beyond the last start"
+    assert progressive_start(0, 10, 20, 0, 5, last=30) == range(0, 1), (
+        "nothing is before the first epoch"
+    )
+    assert progressive_start(10, 10, 20, 50, 5, last=30) == range(30, 31), (
+        "the window is beyond the last start"
+    )
     assert progressive_start(29, 100, 100, 0, 1, last=50) == range(28, 29), "29 / 100 of 100 is 29"
 
 
 def test_datm_s_upper_end_rises_to_its_limit_and_stays() -> None:
-    ends = [rising_start(step, 20, 40, 2000, lower=10, last=98) for step in (0, 99, 100, 1000, 1999, 2000, 10_000)]
-    assert [(epochs.start, epochs.stop) for epochs in ends] == [(10, n) for n in (20, 20, 21, 30, 39, 40, 40)]
-    assert rising_start(0, 5, 40, 2000, lower=10, last=98) == range(10, 11), "the lower end is beyond the upper one"
+    ends = [
+        rising_start(step, 20, 40, 2000, lower=10, last=98)
+        for step in (0, 99, 100, 1000, 1999, 2000, 10_000)
+    ]
+    assert [(epochs.start, epochs.stop) for epochs in ends] == [
+        (10, n) for n in (20, 20, 21, 30, 39, 40, 40)
+    ]
+    assert rising_start(0, 5, 40, 2000, lower=10, last=98) == range(10, 11), (
+        "the lower end is beyond the upper one"
+    )
     assert rising_start(2000, 20, 40, 2000, lower=10, last=30) == range(10, 31)
 
 
@@ -177,9 +211,14 @@ def test_datm_s_upper_end_rises_to_its_limit_and_stays() -> None:
 def test_starts_are_never_empty_within_the_trajectory_and_never_earlier_than_before(
     step: int, steps: int, max_start: int, offset: float, window: float, last: int
 ) -> None:
-    windows = [progressive_start(at, steps, max_start, offset, window, last) for at in (min(step, steps), min(step + 1, steps))]
+    windows = [
+        progressive_start(at, steps, max_start, offset, window, last)
+        for at in (min(step, steps), min(step + 1, steps))
+    ]
     risen = [
-        rising_start(at, min(max_start, last), max_start, steps, lower=min(int(offset), last), last=last)
+        rising_start(
+            at, min(max_start, last), max_start, steps, lower=min(int(offset), last), last=last
+        )
         for at in (step, step + 1)
     ]
     for before, after in (windows, risen):
@@ -192,27 +231,41 @@ def test_starts_are_never_empty_within_the_trajectory_and_never_earlier_than_bef
     [
         ({"name": "constant"}, [0.8, 0.8, 0.8, 0.8, 0.8]),
         ({"name": "cosine"}, [0.8, 0.4 * (1 + sqrt(0.5)), 0.4, 0.4 * (1 - sqrt(0.5)), 0]),
-        ({"name": "cosine", "least": 0.2}, [0.8, 0.5 + 0.3 * sqrt(0.5), 0.5, 0.5 - 0.3 * sqrt(0.5), 0.2]),
+        (
+            {"name": "cosine", "least": 0.2},
+            [0.8, 0.5 + 0.3 * sqrt(0.5), 0.5, 0.5 - 0.3 * sqrt(0.5), 0.2],
+        ),
         ({"name": "linear"}, [0.8, 0.6, 0.4, 0.2, 0]),
         ({"name": "linear", "least": 0.2}, [0.8, 0.65, 0.5, 0.35, 0.2]),
         ({"name": "step", "factor": 0.5}, [0.8, 0.8, 0.4, 0.4, 0.4]),
         ({"name": "step", "milestones": [0.25, 0.75], "least": 0.2}, [0.8, 0.2, 0.2, 0.2, 0.2]),
-        ({"name": "reversed", "least": 0.2}, [0.2, 0.5 - 0.3 * sqrt(0.5), 0.5, 0.5 + 0.3 * sqrt(0.5), 0.8]),
+        (
+            {"name": "reversed", "least": 0.2},
+            [0.2, 0.5 - 0.3 * sqrt(0.5), 0.5, 0.5 + 0.3 * sqrt(0.5), 0.8],
+        ),
         ({"name": "cyclic", "least": 0.2}, [0.8, 0.2, 0.8, 0.2, 0.8]),
         ({"name": "cyclic", "least": 0.2, "cycles": 1}, [0.8, 0.5, 0.2, 0.5, 0.8]),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_filters_at_the_beginning_the_quarters_and_the_end(settings: dict[str, object], values: list[float]) -> None:
+def test_filters_at_the_beginning_the_quarters_and_the_end(
+    settings: dict[str, object], values: list[float]
+) -> None:
     schedule = FilterScheduleSettings.model_validate(settings)
-    assert [filter_parameter(schedule, 0.8, t / 4) for t in range(5)] == pytest.approx(values, abs=1e-15)
+    assert [filter_parameter(schedule, 0.8, t / 4) for t in range(5)] == pytest.approx(
+        values, abs=1e-15
+    )
 
 
 def test_the_curriculum_of_filters_is_that_of_cfm() -> None:
-    """Eq. 16 over ten blocks: it begins at beta and ends above zero, at about beta pi^2 / (4 T^2)."""
+    """Eq. 16 over ten blocks: it begins at beta and ends above zero, at about beta pi^2 / (4
+    T^2).
+    """
     schedule = FilterScheduleSettings(name="cosine")
     found = [filter_parameter(schedule, 0.1, block / 10) for block in range(10)]
-    assert found == pytest.approx([0.1 * (1 + cos(pi * block / 10)) / 2 for block in range(10)], rel=1e-12)
+    assert found == pytest.approx(
+        [0.1 * (1 + cos(pi * block / 10)) / 2 for block in range(10)], rel=1e-12
+    )
     assert found[-1] == pytest.approx(0.1 * pi**2 / 400, rel=0.01)
 
 
@@ -222,7 +275,9 @@ def test_the_curriculum_of_filters_is_that_of_cfm() -> None:
     share=st.floats(0, 1),
     t=st.floats(0, 1),
 )
-def test_filters_stay_between_the_least_and_the_first(name: str, first: float, share: float, t: float) -> None:
+def test_filters_stay_between_the_least_and_the_first(
+    name: str, first: float, share: float, t: float
+) -> None:
     schedule = FilterScheduleSettings.model_validate({"name": name, "least": share * first})
     assert share * first - 1e-12 <= filter_parameter(schedule, first, t) <= first * (1 + 1e-12)
 
@@ -230,10 +285,22 @@ def test_filters_stay_between_the_least_and_the_first(name: str, first: float, s
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"schedule": {"name": "reversed"}}, "'schedule.name: reversed' takes beta down to 'schedule.least'"),
-        ({"schedule": {"name": "cyclic"}}, "'schedule.name: cyclic' takes beta down to 'schedule.least'"),
-        ({"schedule": {"name": "cosine", "least": 0.2}}, r"'schedule.least' \(0.2\) must not exceed the parameter \(0.1\)"),
-        ({"name": "low-pass", "schedule": {"name": "linear"}}, "'low-pass' has no parameter that 'schedule' could change"),
+        (
+            {"schedule": {"name": "reversed"}},
+            "'schedule.name: reversed' takes beta down to 'schedule.least'",
+        ),
+        (
+            {"schedule": {"name": "cyclic"}},
+            "'schedule.name: cyclic' takes beta down to 'schedule.least'",
+        ),
+        (
+            {"schedule": {"name": "cosine", "least": 0.2}},
+            r"'schedule.least' \(0.2\) must not exceed the parameter \(0.1\)",
+        ),
+        (
+            {"name": "low-pass", "schedule": {"name": "linear"}},
+            "'low-pass' has no parameter that 'schedule' could change",
+        ),
         ({"beta": 0.0}, "beta"),
         ({"name": "gradient", "power": -1}, "power"),
     ],
@@ -241,4 +308,9 @@ def test_filters_stay_between_the_least_and_the_first(name: str, first: float, s
 def test_filters_that_cannot_be_are_refused(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         FilterSettings.model_validate(settings)
-    assert FilterSettings.model_validate({"name": "gradient", "schedule": {"name": "reversed"}}).parameter == 0.01
+    assert (
+        FilterSettings.model_validate(
+            {"name": "gradient", "schedule": {"name": "reversed"}}
+        ).parameter
+        == 0.01
+    )

@@ -9,14 +9,23 @@ from rayd import seeding
 
 @given(st.integers(0, 2**31), st.text(max_size=5), st.lists(st.integers(0, 99), max_size=3))
 def test_equal_inputs_give_equal_streams(seed, purpose, indices):
-    first, second = (torch.rand(4, generator=seeding.generator(seed, purpose, *indices)) for _ in range(2))
+    first, second = (
+        torch.rand(4, generator=seeding.generator(seed, purpose, *indices)) for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert 0 <= seeding.derive(seed, purpose, *indices) < 2**63
 
 
 def test_indices_are_not_run_together():
     seeds = {
-        seeding.derive(*key) for key in [(1, "a", 1, 12), (1, "a", 11, 2), (1, "a", 112), (11, "a", 12), (1, "a", "1", 12)]
+        seeding.derive(*key)
+        for key in [
+            (1, "a", 1, 12),
+            (1, "a", 11, 2),
+            (1, "a", 112),
+            (11, "a", 12),
+            (1, "a", "1", 12),
+        ]
     }
     assert len(seeds) == 5
 

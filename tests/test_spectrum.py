@@ -16,21 +16,36 @@ from rayd.statistics import Covariance
 
 
 def covariance(scales: list[float], count: int = 2000, seed: int = 0) -> Covariance:
-    """Of features whose channels are independent, with these standard deviations, in three classes."""
+    """Of features whose channels are independent, with these standard deviations, in three
+    classes.
+    """
     draw = torch.Generator().manual_seed(seed)
-    features = torch.randn(count, 1, len(scales), generator=draw, dtype=torch.float64) * torch.tensor(scales)
+    features = torch.randn(
+        count, 1, len(scales), generator=draw, dtype=torch.float64
+    ) * torch.tensor(scales)
     return Covariance.empty(3, len(scales)).update(features, torch.arange(count) % 3)
 
 
-def painted(image: Image.Image, colour: str, panel: int = 0) -> np.ndarray:
-    """Where between the axes of a panel a colour stands, (rows, columns); edges of lines are mixed with white."""
-    left, top = panel * WIDTH + spectrum.LEFT + 3, HEADING + spectrum.TOP - 2
-    inside = image.crop((left, top, (panel + 1) * WIDTH - spectrum.RIGHT - 3, HEADING + HEIGHT - spectrum.BOTTOM - 2))
+def painted(image: Image.Image, colour: str, group: int = 0) -> np.ndarray:
+    """Where between the axes of a panel a colour stands, (rows, columns); edges of lines are mixed
+    with white.
+    """
+    left = group * WIDTH + spectrum.LEFT + 3
+    top = HEADING + spectrum.TOP - 2
+    inside = image.crop(
+        (
+            left,
+            top,
+            (group + 1) * WIDTH - spectrum.RIGHT - 3,
+            HEADING + HEIGHT - spectrum.BOTTOM - 2,
+        )
+    )
     return np.abs(np.asarray(inside, dtype=int) - ImageColor.getrgb(colour)).sum(2) < 90
 
 
 def test_spectra_are_eigenvalues_of_all_classes_together():
-    real, few = covariance([1.0, 5.0, 0.1]), covariance([1.0, 5.0, 0.1], count=2)
+    real = covariance([1.0, 5.0, 0.1])
+    few = covariance([1.0, 5.0, 0.1], count=2)
     (layer,) = spectrum.spectra(["conv"], [real], [few])
     assert layer.name == "conv"
     expected = torch.linalg.eigvalsh(real.pooled().covariance[0]).flip(0)
@@ -43,12 +58,16 @@ def test_spectra_are_eigenvalues_of_all_classes_together():
 
 
 def test_a_chart_has_a_panel_a_layer_and_all_three_curves():
-    real, few = covariance([3.0, 1.0, 0.3, 0.1]), covariance([3.0, 1.0, 0.3, 0.1], count=3)
+    real = covariance([3.0, 1.0, 0.3, 0.1])
+    few = covariance([3.0, 1.0, 0.3, 0.1], count=3)
     layers = spectrum.spectra([f"conv {place}" for place in range(5)], [real] * 5, [few] * 5)
     image = spectrum.chart(layers, Ridge(0.1), columns=3)
     assert image.size == (3 * WIDTH, HEADING + 2 * HEIGHT)
-    for panel in range(3):
-        assert all(painted(image, colour, panel).any(1).sum() > 20 for colour in (REAL, SYNTHETIC, RESPONSE))
+    for group in range(3):
+        assert all(
+            painted(image, colour, group).any(1).sum() > 20
+            for colour in (REAL, SYNTHETIC, RESPONSE)
+        )
     without = spectrum.chart(layers[:1])
     assert painted(without, REAL).any()
     assert not painted(without, RESPONSE).any()
@@ -60,7 +79,9 @@ def test_a_chart_has_a_panel_a_layer_and_all_three_curves():
     ids=["ridge", "low", "gradient"],
 )
 def test_the_response_is_high_where_the_filter_is(function: Filter, rises: bool):
-    """Eigenvalues fall from left to right in a line; the upper half of the filter's curve stands on the right side of them."""
+    """Eigenvalues fall from left to right in a line; the upper half of the filter's curve stands on
+    the right side of them.
+    """
     values = torch.logspace(1, -3, 30, dtype=torch.float64)
     image = spectrum.chart([LayerSpectrum("conv", values, values)], function)
     curve = painted(image, RESPONSE)
@@ -68,7 +89,11 @@ def test_the_response_is_high_where_the_filter_is(function: Filter, rises: bool)
     assert (high > 0.5) == rises
     assert abs(high - 0.5) > 0.03
     fall = painted(image, SYNTHETIC)
-    middles = [np.flatnonzero(fall[:, column]).mean() for column in range(20, fall.shape[1] - 20, 20) if fall[:, column].any()]
+    middles = [
+        np.flatnonzero(fall[:, column]).mean()
+        for column in range(20, fall.shape[1] - 20, 20)
+        if fall[:, column].any()
+    ]
     assert len(middles) > 5
     np.testing.assert_allclose(np.diff(middles), np.diff(middles).mean(), atol=2.5)
 
@@ -77,7 +102,9 @@ def test_the_response_is_high_where_the_filter_is(function: Filter, rises: bool)
 @pytest.mark.parametrize("function", [AllPass(), Ridge(1e-6), LowPass()], ids=str)
 def test_spectra_that_are_zero_or_alone_or_far_apart_can_be_drawn(values, function):
     eigenvalues = torch.tensor(values, dtype=torch.float64)
-    image = spectrum.chart([LayerSpectrum("conv", eigenvalues, torch.zeros_like(eigenvalues))], function)
+    image = spectrum.chart(
+        [LayerSpectrum("conv", eigenvalues, torch.zeros_like(eigenvalues))], function
+    )
     assert image.size == (WIDTH, HEADING + HEIGHT)
 
 

@@ -1,4 +1,6 @@
-"""Commands that compute nothing start at once: they import neither torch nor what takes longer still."""
+"""Commands that compute nothing start at once: they import neither torch nor what takes longer
+still.
+"""
 
 import json
 import os
@@ -30,7 +32,9 @@ for arguments in json.loads(sys.argv[1]):
     ends.append({"code": code, "out": out.getvalue(), "error": error.getvalue(), "modules": list(sys.modules)})
 print(json.dumps(ends))
 """
-"""Runs commands one after another, and says of each how it ended and what has been imported by then."""
+"""Runs commands one after another, and says of each how it ended and what has been imported by
+then.
+"""
 
 ANSWERS = [
     (["--help"], "rayd distill digits"),
@@ -85,13 +89,23 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], dict
     (run / "status.json").write_text(json.dumps({"state": "finished", "stage": None}))
     normalization = Standardization(torch.tensor([0.5]), torch.tensor([0.25]))
     names = tuple(map(str, range(10)))
-    Distilled(torch.zeros(10, *ImageShape(1, 8, 8)), torch.arange(10), names, normalization).save(run / "distilled")
+    Distilled(torch.zeros(10, *ImageShape(1, 8, 8)), torch.arange(10), names, normalization).save(
+        run / "distilled"
+    )
 
     wanted = [arguments for arguments, _ in (*ANSWERS, *REFUSALS, *WITH_TORCH)]
     given = [[str(run) if word == "RUN" else word for word in arguments] for arguments in wanted]
-    environment = {**os.environ, "RAYD_CACHE": str(folder / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "RAYD_CACHE": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(given)], capture_output=True, text=True, env=environment, cwd=folder
+        [sys.executable, "-c", PROGRAM, json.dumps(given)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in folder.iterdir()] == ["run"]
@@ -116,7 +130,9 @@ def test_refuses_without_torch(ends, arguments, words):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), WITH_TORCH, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("arguments", "words"),
+    WITH_TORCH,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_needs_torch_alone(ends, arguments, words):
     end = ends[tuple(arguments)]
@@ -126,5 +142,7 @@ def test_needs_torch_alone(ends, arguments, words):
 
 def test_package_imports_almost_nothing():
     program = "import sys, rayd; print(sum(name.partition('.')[0] not in sys.stdlib_module_names for name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 20

@@ -1,4 +1,5 @@
-"""Sweeps: search for better settings of a recipe with Ray Tune, sharing all that trials have in common.
+"""Sweeps: search for better settings of a recipe with Ray Tune, sharing all that trials have in
+common.
 
 grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy
@@ -7,12 +8,12 @@ tuning.summary("sweeps/edc").validation_accuracy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tuning.space import Domain, Ground, Space, load, names
+from tuning.space import Domain, ResolvedSpace, Space, load, names
 
 if TYPE_CHECKING:
     from tuning.driver import Summary, summary, sweep
 
-__all__ = ["Domain", "Ground", "Space", "Summary", "load", "names", "summary", "sweep"]
+__all__ = ["Domain", "ResolvedSpace", "Space", "Summary", "load", "names", "summary", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

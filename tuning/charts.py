@@ -1,4 +1,6 @@
-"""Charts of a sweep: which settings matter, and how the validation accuracy goes with each of them."""
+"""Charts of a sweep: which settings matter, and how the validation accuracy goes with each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,19 @@ from math import ceil, log10
 from PIL import Image
 
 from rayd.drawing import FAINT, INK, Pen, Sheet
-from tuning.space import Ground
+from tuning.space import ResolvedSpace
 from tuning.table import Row, finished
 
 TRIAL, OWN, BEST = "#1f4e9c", "#3a8f4d", "#d9730d"
-WIDTH, HEIGHT, HEADING, COLUMNS = 330, 240, 58, 3
+WIDTH = 330
+HEIGHT = 240
+HEADING = 58
+COLUMNS = 3
 """Of a panel, of what stands above all of them, and how many stand beside each other."""
-LEFT, RIGHT, TOP, BOTTOM = 50, 16, 26, 40
+LEFT = 50
+RIGHT = 16
+TOP = 26
+BOTTOM = 40
 """Margins of a panel around its axes."""
 BAR = 26
 """Height of a bar and the space around it."""
@@ -26,7 +34,12 @@ def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
     sheet = Sheet(640, HEADING + BAR * max(1, len(shares)) + 20)
     pen = sheet.pen
     pen.text(14, 10, "Which settings matter", size=16)
-    pen.text(14, 34, f"share in what a random forest can tell of the validation accuracy of {trials} trials", size=11)
+    pen.text(
+        14,
+        34,
+        f"share in what a random forest can tell of the validation accuracy of {trials} trials",
+        size=11,
+    )
     if not shares:
         pen.text(14, HEADING, "too few finished trials")
     for place, (key, share) in enumerate(shares.items()):
@@ -37,14 +50,19 @@ def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
     return sheet.picture()
 
 
-def slices(ground: Ground, trials: Sequence[Row], best: Row | None) -> Image.Image:
-    """A panel for each setting: its value across, the validation accuracy up, a dot for each trial that came to its end."""
-    keys, done = list(ground.space.domains), finished(trials)
+def slices(ground: ResolvedSpace, trials: Sequence[Row], best: Row | None) -> Image.Image:
+    """A panel for each setting: its value across, the validation accuracy up, a dot for each trial
+    that came to its end.
+    """
+    keys = list(ground.space.domains)
+    done = finished(trials)
     columns = min(COLUMNS, len(keys))
     sheet = Sheet(WIDTH * columns, HEADING + HEIGHT * ceil(len(keys) / columns))
     pen = sheet.pen
     pen.text(14, 10, f"{ground.space.name}: validation accuracy of {len(done)} trials", size=16)
-    for place, (word, colour) in enumerate((("trial", TRIAL), ("the recipe's own settings", OWN), ("best", BEST))):
+    for place, (word, colour) in enumerate(
+        (("trial", TRIAL), ("the recipe's own settings", OWN), ("best", BEST))
+    ):
         pen.dot(20 + 90 * place + (90 if place == 2 else 0), 44, colour)
         pen.text(28 + 90 * place + (90 if place == 2 else 0), 37, word)
     for place, key in enumerate(keys):
@@ -53,14 +71,27 @@ def slices(ground: Ground, trials: Sequence[Row], best: Row | None) -> Image.Ima
     return sheet.picture()
 
 
-def _panel(pen: Pen, x: float, y: float, ground: Ground, key: str, trials: Sequence[Row], best: Row | None) -> None:
-    left, right, top, bottom = x + LEFT, x + WIDTH - RIGHT, y + TOP, y + HEIGHT - BOTTOM
+def _panel(
+    pen: Pen,
+    x: float,
+    y: float,
+    ground: ResolvedSpace,
+    key: str,
+    trials: Sequence[Row],
+    best: Row | None,
+) -> None:
+    left = x + LEFT
+    right = x + WIDTH - RIGHT
+    top = y + TOP
+    bottom = y + HEIGHT - BOTTOM
     pen.text(left, y + 6, key, size=12)
     there = [row for row in trials if key in row.settings]
     accuracies = [row.validation_accuracy or 0.0 for row in trials] or [0.0, 1.0]
-    low, high = min(accuracies), max(accuracies)
+    low = min(accuracies)
+    high = max(accuracies)
     room = max(high - low, 0.01) * 0.08
-    low, high = low - room, high + room
+    low = low - room
+    high = high + room
     for part in range(5):
         level = low + (high - low) * part / 4
         height = bottom - (bottom - top) * part / 4
@@ -71,29 +102,50 @@ def _panel(pen: Pen, x: float, y: float, ground: Ground, key: str, trials: Seque
     logarithmic = numeric and ground.space.domains[key][0].kind == "loguniform"
     kinds = [] if numeric else sorted({json.dumps(row.settings[key]) for row in there})
     numbers = [float(row.settings[key]) for row in there] if numeric else []
-    numbers += [float(end) for domain in ground.space.domains[key] for end in domain.values] if numeric else []
+    numbers += (
+        [float(end) for domain in ground.space.domains[key] for end in domain.values]
+        if numeric
+        else []
+    )
     ends = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
 
     def share(row: Row) -> float:
         if not numeric:
             return (kinds.index(json.dumps(row.settings[key])) + 0.5) / len(kinds)
-        value, ends_ = float(row.settings[key]), ends
+        value = float(row.settings[key])
+        ends_ = ends
         if logarithmic and min(value, *ends) > 0:
-            value, ends_ = log10(value), (log10(ends[0]), log10(ends[1]))
+            value = log10(value)
+            ends_ = (log10(ends[0]), log10(ends[1]))
         return (value - ends_[0]) / max(ends_[1] - ends_[0], 1e-12)
 
     if numeric:
         for end, anchor in ((0, "la"), (1, "ra")):
             pen.text((left, right)[end], bottom + 6, f"{ends[end]:.4g}", size=10, anchor=anchor)
-        pen.text((left + right) / 2, bottom + 6, "logarithmic" if logarithmic else "", size=10, anchor="ma")
+        pen.text(
+            (left + right) / 2,
+            bottom + 6,
+            "logarithmic" if logarithmic else "",
+            size=10,
+            anchor="ma",
+        )
     for place, kind in enumerate(kinds):
         words = kind.strip('"')
         across = left + (right - left) * (place + 0.5) / len(kinds)
         most = max(4, 40 // len(kinds))
         pen.text(
-            across, bottom + 6 + 12 * (place % 2), words if len(words) <= most else f"{words[: most - 1]}…", 10, anchor="ma"
+            across,
+            bottom + 6 + 12 * (place % 2),
+            words if len(words) <= most else f"{words[: most - 1]}…",
+            10,
+            anchor="ma",
         )
     for row in there:
         colour = BEST if best is not None and row.trial == best.trial else OWN if row.own else TRIAL
         up = ((row.validation_accuracy or 0.0) - low) / (high - low)
-        pen.dot(left + (right - left) * share(row), bottom - (bottom - top) * up, colour, 4 if colour != TRIAL else 3)
+        pen.dot(
+            left + (right - left) * share(row),
+            bottom - (bottom - top) * up,
+            colour,
+            4 if colour != TRIAL else 3,
+        )

@@ -1,4 +1,6 @@
-"""Who proposes settings, and who stops or changes trials on their way: a space in the words of Ray Tune and Optuna."""
+"""Who proposes settings, and who stops or changes trials on their way: a space in the words of Ray
+Tune and Optuna.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from ray.tune.search.search_generator import SearchGenerator
 from rayd import seeding
 from rayd.config import read_yaml
 from rayd.errors import ConfigError
-from tuning.space import MODES, Domain, Ground, Point, Space, fitting
+from tuning.space import MODES, Domain, Point, ResolvedSpace, Space, fitting
 
 SETTINGS = "settings"
 """Where a trial's configuration holds its point."""
@@ -28,7 +30,8 @@ DRAWS = 1000
 """How often a point is drawn that no recipe can have before a space is given up."""
 AGAIN = 20
 """How many draws there are for each that is wanted, where they come to the same points."""
-METRIC, MILESTONE = "validation_accuracy", "milestone"
+METRIC = "validation_accuracy"
+MILESTONE = "milestone"
 
 
 def sampler(domain: Domain) -> Any:
@@ -41,8 +44,9 @@ def sampler(domain: Domain) -> Any:
     return tune.uniform(low, high) if domain.kind == "uniform" else tune.loguniform(low, high)
 
 
-def points(ground: Ground, samples: int) -> list[Point]:
-    """The points of a random search: the recipes' own settings, then draws, each of them with all values of every grid.
+def points(ground: ResolvedSpace, samples: int) -> list[Point]:
+    """The points of a random search: the recipes' own settings, then draws, each of them with all
+    values of every grid.
 
     Point n depends on the space's seed and on n alone.
 
@@ -50,7 +54,11 @@ def points(ground: Ground, samples: int) -> list[Point]:
         ConfigError: no draw fits the recipe.
     """
     space = ground.space
-    grids = [key for key, domains in space.domains.items() if any(domain.kind == "grid" for domain in domains)]
+    grids = [
+        key
+        for key, domains in space.domains.items()
+        if any(domain.kind == "grid" for domain in domains)
+    ]
     found: list[Point] = []
     if not grids:
         found = [ground.own_point(name) for name in space.base][:samples]
@@ -65,10 +73,12 @@ def points(ground: Ground, samples: int) -> list[Point]:
 
 
 def _all_values(space: Space, key: str) -> list[Any]:
-    return [value for domain in space.domains[key] if domain.kind == "grid" for value in domain.values]
+    return [
+        value for domain in space.domains[key] if domain.kind == "grid" for value in domain.values
+    ]
 
 
-def _drawn(ground: Ground, number: int, given: Point) -> Point:
+def _drawn(ground: ResolvedSpace, number: int, given: Point) -> Point:
     """A point that a recipe can have."""
     for attempt in range(DRAWS):
         draws = np.random.default_rng(seeding.derive(ground.space.seed, "trial", number, attempt))
@@ -77,12 +87,16 @@ def _drawn(ground: Ground, number: int, given: Point) -> Point:
             domain = ground.domain(key, point)
             if domain is not None:
                 known = key in given and domain.kind == "grid"
-                point[key] = given[key] if known else _plain(sampler(domain).sample(random_state=draws))
+                point[key] = (
+                    given[key] if known else _plain(sampler(domain).sample(random_state=draws))
+                )
         if fitting(ground, point):
             return point
         if len(given) == len(ground.space.domains):
             return point
-    raise ConfigError(f"No draw of {DRAWS} from space '{ground.space.name}' fits its recipe; its domains exclude each other.")
+    raise ConfigError(
+        f"No draw of {DRAWS} from space '{ground.space.name}' fits its recipe; its domains exclude each other."
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +108,7 @@ def _plain(value: Any) -> Any:
 class Suggested:
     """A space as Optuna walks through it: conditions hold or not as it goes."""
 
-    ground: Ground
+    ground: ResolvedSpace
 
     def __call__(self, trial: Any) -> dict[str, Point]:
         """Have Optuna's trial suggest a point."""
@@ -126,12 +140,15 @@ def asked_samples(sweep: Path) -> int:
 
 
 class Drawn(BasicVariantGenerator):  # type: ignore[misc]
-    """Points that are known beforehand: those of a random search, and when it goes on those that are asked for by then."""
+    """Points that are known beforehand: those of a random search, and when it goes on those that
+    are asked for by then.
+    """
 
-    def __init__(self, ground: Ground, sweep: Path, concurrent: int | None):
+    def __init__(self, ground: ResolvedSpace, sweep: Path, concurrent: int | None):
         """Draw for a space, as many points as the file of the sweep says."""
         super().__init__(max_concurrent=concurrent or 0)
-        self._ground, self._sweep = ground, sweep
+        self._ground = ground
+        self._sweep = sweep
         self._experiment: Any = None
 
     def add_configurations(self, experiments: Any) -> None:
@@ -153,10 +170,12 @@ class Drawn(BasicVariantGenerator):  # type: ignore[misc]
 class Proposed(SearchGenerator):  # type: ignore[misc]
     """Optuna's proposals, and when it goes on as many as are asked for by then."""
 
-    def __init__(self, ground: Ground, sweep: Path, concurrent: int | None):
+    def __init__(self, ground: ResolvedSpace, sweep: Path, concurrent: int | None):
         """Have Optuna propose for a space."""
         proposing = optuna(ground)
-        super().__init__(ConcurrencyLimiter(proposing, max_concurrent=concurrent) if concurrent else proposing)
+        super().__init__(
+            ConcurrencyLimiter(proposing, max_concurrent=concurrent) if concurrent else proposing
+        )
         self._sweep = sweep
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -165,7 +184,7 @@ class Proposed(SearchGenerator):  # type: ignore[misc]
         self._total_samples = asked_samples(self._sweep)
 
 
-def algorithm(ground: Ground, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
+def algorithm(ground: ResolvedSpace, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
     """Who proposes settings.
 
     Args:
@@ -177,15 +196,21 @@ def algorithm(ground: Ground, sweep: Path, concurrent: int | None) -> SearchAlgo
     return kind(ground, sweep, concurrent)
 
 
-def optuna(ground: Ground) -> OptunaSearch:
-    """Optuna, which is asked for the recipes' own settings first, as far as they lie in the space."""
-    space, first = ground.space, []
+def optuna(ground: ResolvedSpace) -> OptunaSearch:
+    """Optuna, which is asked for the recipes' own settings first, as far as they lie in the
+    space.
+    """
+    space = ground.space
+    first = []
     for name in space.base:
-        own, known = ground.own_point(name), {}
+        own = ground.own_point(name)
+        known = {}
         for key, value in own.items():
             domain = ground.domain(key, own)
             if domain is not None and domain.holds(value):
-                known[label(key, space.domains[key].index(domain))] = value if domain.numeric else json.dumps(value)
+                known[label(key, space.domains[key].index(domain))] = (
+                    value if domain.numeric else json.dumps(value)
+                )
         first.append(known)
     several = len(space.objectives) > 1
     return OptunaSearch(
@@ -197,9 +222,10 @@ def optuna(ground: Ground) -> OptunaSearch:
     )
 
 
-def scheduler(ground: Ground) -> TrialScheduler | None:
+def scheduler(ground: ResolvedSpace) -> TrialScheduler | None:
     """Who stops or changes trials at the rungs."""
-    space, settings = ground.space, ground.space.scheduler
+    space = ground.space
+    settings = ground.space.scheduler
     if settings.name == "asha":
         rungs = len(space.steps_on_the_way)
         return ASHAScheduler(
@@ -216,11 +242,14 @@ def scheduler(ground: Ground) -> TrialScheduler | None:
             metric=METRIC,
             mode="max",
             perturbation_interval=1,
-            hyperparam_mutations={SETTINGS: {key: sampler(domains[0]) for key, domains in space.search.items()}},
+            hyperparam_mutations={
+                SETTINGS: {key: sampler(domains[0]) for key, domains in space.search.items()}
+            },
             quantile_fraction=settings.quantile,
             resample_probability=settings.resample,
             custom_explore_fn=Kept(ground),
-            # with fewer places than trials, those that go on from others would else be chosen again and again, and others never
+            # with fewer places than trials, those that go on from others would else be chosen again
+            # and again, and others never
             synch=True,
             log_config=False,
         )
@@ -236,9 +265,13 @@ def milestone(space: Space, rung: int) -> float:
 class Kept:
     """Keeps settings that population-based training moved within their domains."""
 
-    ground: Ground
+    ground: ResolvedSpace
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
         """The configuration with the nearest settings that the space has."""
-        search, moved = self.ground.space.search, config[SETTINGS]
-        return {**config, SETTINGS: {key: search[key][0].clamped(value) for key, value in moved.items()}}
+        search = self.ground.space.search
+        moved = config[SETTINGS]
+        return {
+            **config,
+            SETTINGS: {key: search[key][0].clamped(value) for key, value in moved.items()},
+        }

@@ -1,14 +1,17 @@
-"""Search spaces: a recipe, and a domain for each setting that is searched; YAML, validated before anything starts.
+"""Search spaces: a recipe, and a domain for each setting that is searched; YAML, validated before
+anything starts.
 
     base: edc-digits                                  # one recipe, or several to choose from
     overrides: {synthesis: {steps: 250}}              # laid over it
     search:
       objective.alpha: {uniform: [0, 1]}
       evaluation.schedule.name: {choice: [cosine, ssrs, constant]}
-      evaluation.schedule.stretch: {uniform: [1, 4], when: {evaluation.schedule.name: [cosine, ssrs]}}
+      evaluation.schedule.stretch: {uniform: [1, 4], when: {evaluation.schedule.name: [cosine,
+      ssrs]}}
 
-A setting may have several domains with different conditions; the first whose condition holds is drawn from. Conditions look at
-the recipe and at settings that stand above, `recipe` (which base) and `method` included.
+A setting may have several domains with different conditions; the first whose condition holds is
+drawn from. Conditions look at the recipe and at settings that stand above, `recipe` (which base)
+and `method` included.
 """
 
 from __future__ import annotations
@@ -46,13 +49,17 @@ PERTURBABLE = (
     "synthesis.learning_rate", "synthesis.learning_rates", "synthesis.momentum", "synthesis.second_momentum",
     "synthesis.clip_gradient", "terms", "objective", "evaluation",
 )  # fmt: skip
-"""Settings that a checkpoint of a synthesis does not depend on: population-based training may change them on the way."""
+"""Settings that a checkpoint of a synthesis does not depend on: population-based training may
+change them on the way.
+"""
 
 COMPLETIONS = 200
 """How many points are tried to find one in which a value fits."""
 
 Point = dict[str, Any]
-"""Settings of a trial by dotted key, in the order of the space; those whose condition does not hold are missing."""
+"""Settings of a trial by dotted key, in the order of the space; those whose condition does not hold
+are missing.
+"""
 Kind = Literal["uniform", "loguniform", "integer", "choice", "grid"]
 KINDS: tuple[Kind, ...] = ("uniform", "loguniform", "integer", "choice", "grid")
 
@@ -71,13 +78,17 @@ class Domain(Settings):
     grid: tuple[Any, ...] | None = None
     """All of these, one after another, with every draw of the other settings."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Settings by dotted key and the value, or list of values, that each must have for this one to be there at all."""
+    """Settings by dotted key and the value, or list of values, that each must have for this one to
+    be there at all.
+    """
 
     @model_validator(mode="after")
     def _one_kind(self) -> Domain:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"a domain is exactly one of {', '.join(KINDS)}; this one is {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"a domain is exactly one of {', '.join(KINDS)}; this one is {' and '.join(given) or 'none'}"
+            )
         values: tuple[Any, ...] = getattr(self, given[0])
         if not values:
             raise ValueError(f"'{given[0]}' must name at least one value")
@@ -85,7 +96,9 @@ class Domain(Settings):
             return self
         low, high = values
         if not low < high:
-            raise ValueError(f"'{given[0]}' must rise from its first number to its second: {low:g} is not below {high:g}")
+            raise ValueError(
+                f"'{given[0]}' must rise from its first number to its second: {low:g} is not below {high:g}"
+            )
         elif given[0] == "loguniform" and low <= 0:
             raise ValueError(f"'loguniform' needs numbers above 0: {low:g} has no logarithm")
         return self
@@ -133,8 +146,9 @@ class SchedulerSettings(Settings):
     """Who stops or changes trials on their way, at the rungs."""
 
     name: Literal["none", "asha", "pbt"] = "none"
-    """`asha`: at each rung only the best 1 in `reduction` go on. `pbt`: at each rung the worst go on from where the best are,
-    with settings near theirs."""
+    """`asha`: at each rung only the best 1 in `reduction` go on. `pbt`: at each rung the worst go
+    on from where the best are, with settings near theirs.
+    """
     reduction: float = Field(default=2.0, gt=1)
     """`asha`: of how many trials one goes on."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
@@ -148,7 +162,11 @@ def _named(value: object) -> object:
 
 
 Objective = Literal["validation_accuracy", "storage_bytes", "seconds"]
-MODES: dict[Objective, Literal["max", "min"]] = {"validation_accuracy": "max", "storage_bytes": "min", "seconds": "min"}
+MODES: dict[Objective, Literal["max", "min"]] = {
+    "validation_accuracy": "max",
+    "storage_bytes": "min",
+    "seconds": "min",
+}
 
 
 class Space(Settings):
@@ -159,21 +177,29 @@ class Space(Settings):
     summary: str = ""
     """One line: what is looked for."""
     base: Annotated[tuple[str, ...], Listed, Field(min_length=1)]
-    """A recipe, by name or as a file, or several; which of several is then a setting like any other, called `recipe`."""
+    """A recipe, by name or as a file, or several; which of several is then a setting like any
+    other, called `recipe`.
+    """
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Settings laid over the recipe in all trials."""
     search: dict[str, Annotated[tuple[Domain, ...], Listed, Field(min_length=1)]]
     """Domains by dotted setting."""
     algorithm: Literal["random", "optuna"] = "random"
-    """Who proposes settings: draws from the domains, or Optuna's tree-structured Parzen estimator."""
+    """Who proposes settings: draws from the domains, or Optuna's tree-structured Parzen
+    estimator.
+    """
     scheduler: Annotated[SchedulerSettings, BeforeValidator(_named)] = SchedulerSettings()
     """Who stops or changes trials on their way."""
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
-    """Shares of the synthesis after which a trial's set is judged; absent: what the scheduler needs, (1/4, 1/2) with
-    `reduction: 2`, (1/4, 1/2, 3/4) for `pbt`, none without one."""
-    objectives: Annotated[tuple[Objective, ...], Listed, Field(min_length=1)] = ("validation_accuracy",)
-    """What is wanted: the first decides which trial is best; with several, all trials that no other beats in everything are
-    told. `seconds` are those of synthesis and students."""
+    """Shares of the synthesis after which a trial's set is judged; absent: what the scheduler
+    needs, (1/4, 1/2) with `reduction: 2`, (1/4, 1/2, 3/4) for `pbt`, none without one.
+    """
+    objectives: Annotated[tuple[Objective, ...], Listed, Field(min_length=1)] = (
+        "validation_accuracy",
+    )
+    """What is wanted: the first decides which trial is best; with several, all trials that no other
+    beats in everything are told. `seconds` are those of synthesis and students.
+    """
     samples: int = Field(default=20, ge=1)
     """Draws; the first is the recipe's own settings."""
     seeds: int = Field(default=2, ge=1)
@@ -181,8 +207,9 @@ class Space(Settings):
     final_seeds: int = Field(default=5, ge=1)
     """Students of the best settings that are tested at the end."""
     confirm: int = Field(default=0, ge=0)
-    """Fresh distillations of the best settings and of the recipe's own, with other seeds, that are compared on the validation
-    split at the end: the best of many trials looks better than it is."""
+    """Fresh distillations of the best settings and of the recipe's own, with other seeds, that are
+    compared on the validation split at the end: the best of many trials looks better than it is.
+    """
     seed: int = Field(default=0, ge=0)
     """Of the draws."""
     retries: int = Field(default=1, ge=0)
@@ -195,17 +222,23 @@ class Space(Settings):
         if self.rungs is not None and list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError("'rungs' must ascend")
         if self.objectives[0] != "validation_accuracy":
-            raise ValueError("'objectives' must begin with validation_accuracy, which decides which trial is best")
+            raise ValueError(
+                "'objectives' must begin with validation_accuracy, which decides which trial is best"
+            )
         if self.scheduler.name != "none" and not self.steps_on_the_way:
             raise ValueError(f"'scheduler: {self.scheduler.name}' needs 'rungs'")
         everyone = list(chain.from_iterable(self.search.values()))
         if self.algorithm == "optuna" and any(domain.kind == "grid" for domain in everyone):
-            raise ValueError("'grid' goes through all values and 'algorithm: optuna' proposes them: use choice, or random")
+            raise ValueError(
+                "'grid' goes through all values and 'algorithm: optuna' proposes them: use choice, or random"
+            )
         if self.scheduler.name == "pbt":
             if self.algorithm != "random" or len(self.base) > 1:
                 raise ValueError("'scheduler: pbt' needs 'algorithm: random' and a single base")
             if any(domain.when or domain.kind == "grid" for domain in everyone):
-                raise ValueError("'scheduler: pbt' moves all settings together: none may have 'when' or 'grid'")
+                raise ValueError(
+                    "'scheduler: pbt' moves all settings together: none may have 'when' or 'grid'"
+                )
         return self
 
     @property
@@ -274,7 +307,7 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-class Ground:
+class ResolvedSpace:
     """A space together with the recipes that it lies on."""
 
     def __init__(self, space: Space):
@@ -291,8 +324,11 @@ class Ground:
         self._dumps = {name: recipe.model_dump(mode="json") for name, recipe in self.own.items()}
 
     def _laid(self, name: str, tree: Mapping[str, Any]) -> Recipe:
-        """A recipe under the space's overrides; those over several recipes may be meant for some of them."""
-        over, where = self.space.overrides, f"recipe '{name}'"
+        """A recipe under the space's overrides; those over several recipes may be meant for some of
+        them.
+        """
+        over = self.space.overrides
+        where = f"recipe '{name}'"
         if len(self.space.base) > 1:
             return recipes.assemble(merge(tree, over), {}, where)
         return recipes.assemble(tree, over or None, where)
@@ -329,7 +365,9 @@ class Ground:
     def domain(self, key: str, point: Mapping[str, Any]) -> Domain | None:
         """What a setting is drawn from, given those above it; None where it is not there."""
         for domain in self.space.domains[key]:
-            if all(_among(self._known(point, other), wanted) for other, wanted in domain.when.items()):
+            if all(
+                _among(self._known(point, other), wanted) for other, wanted in domain.when.items()
+            ):
                 return domain
         return None
 
@@ -359,13 +397,19 @@ class Ground:
                             reached = True
                             yield key, point
                 if not reached:
-                    conditions = ", ".join(f"{other}: {wanted}" for other, wanted in domain.when.items())
+                    conditions = ", ".join(
+                        f"{other}: {wanted}" for other, wanted in domain.when.items()
+                    )
                     raise ConfigError(
                         f"Setting '{key}' in space '{self.space.name}' is never there: no recipe and no draw has {conditions}."
                     )
 
-    def _with(self, name: str, key: str, domain: Domain, value: Any, above: tuple[str, ...]) -> Point | None:
-        """A point in which a setting has a value and its condition holds, with as few other draws as possible."""
+    def _with(
+        self, name: str, key: str, domain: Domain, value: Any, above: tuple[str, ...]
+    ) -> Point | None:
+        """A point in which a setting has a value and its condition holds, with as few other draws
+        as possible.
+        """
         several = len(self.space.base) > 1
         point: Point = {RECIPE: name} if several else {}
         for other, wanted in domain.when.items():
@@ -373,7 +417,11 @@ class Ground:
                 continue
             for theirs in self.space.search.get(other, ()) if other not in above else ():
                 fitting = next((one for one in _listed(wanted) if theirs.holds(one)), None)
-                more = None if fitting is None else self._with(name, other, theirs, fitting, (*above, key))
+                more = (
+                    None
+                    if fitting is None
+                    else self._with(name, other, theirs, fitting, (*above, key))
+                )
                 if more is not None:
                     point |= more
                     break
@@ -383,7 +431,8 @@ class Ground:
         return {other: point[other] for other in self.space.domains if other in point}
 
     def check(self) -> list[tuple[str, Recipe]]:
-        """Refuse what no trial could do: every value that stands for a domain is tried on the recipe.
+        """Refuse what no trial could do: every value that stands for a domain is tried on the
+        recipe.
 
         Returns what was tried: the name of the recipe, and the recipe with the value.
 
@@ -401,7 +450,9 @@ class Ground:
         for key in space.search:
             for fixed, why in FIXED.items():
                 if key == fixed or key.startswith(f"{fixed}."):
-                    raise ConfigError(f"Setting '{key}' cannot be searched in space '{space.name}': {why}.")
+                    raise ConfigError(
+                        f"Setting '{key}' cannot be searched in space '{space.name}': {why}."
+                    )
             for domain in space.search[key]:
                 for other in domain.when:
                     self._check_order(key, other)
@@ -414,7 +465,8 @@ class Ground:
         return made
 
     def _tried(self, point: Point) -> Recipe:
-        """The recipe with a value, and where it needs them with values of the settings that depend on it.
+        """The recipe with a value, and where it needs them with values of the settings that depend
+        on it.
 
         Raises:
             ConfigError: there are no such values; says what is wrong with this one alone.
@@ -433,7 +485,9 @@ class Ground:
             if domain is not None and domain.when:
                 for value in domain.probes:
                     more = {
-                        other: {**point, key: value}[other] for other in self.space.domains if other in point or other == key
+                        other: {**point, key: value}[other]
+                        for other in self.space.domains
+                        if other in point or other == key
                     }
                     yield more
                     yield from self._completions(more)
@@ -445,16 +499,27 @@ class Ground:
             raise ConfigError(
                 f"Setting '{other}' must stand above '{key}' in space '{self.space.name}', whose condition it is."
             )
-        if other not in (*places, RECIPE) and all(lookup(dump, other) is None for dump in self._dumps.values()):
-            known = sorted({*places, *chain.from_iterable(_keys(dump) for dump in self._dumps.values())})
-            sentence = unknown("setting", other, known, f"the condition of '{key}'").split(" Known:")[0]
+        if other not in (*places, RECIPE) and all(
+            lookup(dump, other) is None for dump in self._dumps.values()
+        ):
+            known = sorted(
+                {*places, *chain.from_iterable(_keys(dump) for dump in self._dumps.values())}
+            )
+            sentence = unknown("setting", other, known, f"the condition of '{key}'").split(
+                " Known:"
+            )[0]
             raise ConfigError(sentence)
 
     def _check_perturbable(self, key: str, recipe: Recipe) -> None:
-        then, now = methods.build(self.own[self.space.base[0]]), methods.build(recipe)
+        then = methods.build(self.own[self.space.base[0]])
+        now = methods.build(recipe)
         kept = any(key == one or key.startswith(f"{one}.") for one in PERTURBABLE)
         measured = [
-            (method.panels, [method.needs(panel) for panel in method.panels], method.averaging is None)
+            (
+                method.groups,
+                [method.needs(group) for group in method.groups],
+                method.averaging is None,
+            )
             for method in (then, now)
         ]
         if not kept or measured[0] != measured[1]:
@@ -485,7 +550,7 @@ def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def fitting(ground: Ground, point: Mapping[str, Any]) -> bool:
+def fitting(ground: ResolvedSpace, point: Mapping[str, Any]) -> bool:
     """Whether a recipe can have the settings of a point all together."""
     try:
         ground.recipe(point)

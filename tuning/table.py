@@ -1,4 +1,6 @@
-"""The table of trials, and what is learned from it: the best, those that no other beats, and which settings matter."""
+"""The table of trials, and what is learned from it: the best, those that no other beats, and which
+settings matter.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 from rayd.artifacts import read_json, write_bytes
 from rayd.errors import ArtifactError
-from tuning.space import MODES, RECIPE, Ground, Point
+from tuning.space import MODES, RECIPE, Point, ResolvedSpace
 from tuning.trial import FAILURE, PROGRESS
 
 TREES = 300
@@ -58,8 +60,9 @@ class Row:
     """Settings that it had before, and up to which share of the synthesis."""
 
 
-def rows(ground: Ground, grid: ResultGrid, directory: Path) -> list[Row]:
-    """All trials: the recipes' own settings first, others by name, which in a random search is the order of the draws.
+def rows(ground: ResolvedSpace, grid: ResultGrid, directory: Path) -> list[Row]:
+    """All trials: the recipes' own settings first, others by name, which in a random search is the
+    order of the draws.
 
     Ray Tune turns its own order round whenever a sweep goes on.
     """
@@ -114,11 +117,19 @@ def best(trials: Iterable[Row]) -> Row | None:
 
 
 def pareto(trials: Iterable[Row], objectives: Sequence[str]) -> list[Row]:
-    """Finished trials that no other one equals or beats in all objectives and beats in one, the most accurate first."""
+    """Finished trials that no other one equals or beats in all objectives and beats in one, the
+    most accurate first.
+    """
     done = finished(trials)
-    signs = {name: 1.0 if mode == "max" else -1.0 for name, mode in MODES.items()}
-    worth = {row.trial: [signs[name] * float(getattr(row, name)) for name in objectives] for row in done}  # type: ignore[index]
-    front = [row for row in done if not any(_beats(worth[other.trial], worth[row.trial]) for other in done)]
+    signs: dict[str, float] = {name: 1.0 if mode == "max" else -1.0 for name, mode in MODES.items()}
+    worth = {}
+    for row in done:
+        worth[row.trial] = [signs[name] * float(getattr(row, name)) for name in objectives]
+    front = [
+        row
+        for row in done
+        if not any(_beats(worth[other.trial], worth[row.trial]) for other in done)
+    ]
     return sorted(front, key=lambda row: -(row.validation_accuracy or 0.0))
 
 
@@ -126,7 +137,7 @@ def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
     return left != right and all(a >= b for a, b in zip(left, right, strict=True))
 
 
-def columns(ground: Ground, trials: Iterable[Row]) -> list[dict[str, Any]]:
+def columns(ground: ResolvedSpace, trials: Iterable[Row]) -> list[dict[str, Any]]:
     """The table: a mapping a trial, settings under their dotted keys."""
     keys = list(ground.space.domains)
     return [
@@ -169,16 +180,23 @@ def _array(values: list[Any]) -> Any:
         return pa.array([None if value is None else json.dumps(value) for value in values])
 
 
-def importance(ground: Ground, trials: Iterable[Row]) -> dict[str, float]:
-    """Share of each setting in what a random forest can tell of the validation accuracy; they sum to 1, the greatest first.
+def importance(ground: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]:
+    """Share of each setting in what a random forest can tell of the validation accuracy; they sum
+    to 1, the greatest first.
 
-    Of few trials this is a hint and no more. Settings that are not there in a trial have a value of their own.
+    Of few trials this is a hint and no more. Settings that are not there in a trial have a value of
+    their own.
     """
     done = finished(trials)
-    keys = [key for key in ground.space.domains if len({json.dumps(row.settings.get(key)) for row in done}) > 1]
+    keys = [
+        key
+        for key in ground.space.domains
+        if len({json.dumps(row.settings.get(key)) for row in done}) > 1
+    ]
     if len(done) < 3 or not keys:
         return {}
-    features, owner = [], []
+    features = []
+    owner = []
     for key in keys:
         made = _features(ground, key, [row.settings.get(key) for row in done])
         features.append(made)
@@ -191,12 +209,19 @@ def importance(ground: Ground, trials: Iterable[Row]) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _features(ground: Ground, key: str, values: list[Any]) -> npt.NDArray[np.float64]:
-    """Numbers (logarithms where the domain has them) and whether they are there; or which of the choices each one is."""
+def _features(ground: ResolvedSpace, key: str, values: list[Any]) -> npt.NDArray[np.float64]:
+    """Numbers (logarithms where the domain has them) and whether they are there; or which of the
+    choices each one is.
+    """
     domains = ground.space.domains[key]
     if key != RECIPE and all(domain.numeric for domain in domains):
         scale = log if domains[0].kind == "loguniform" else float
-        numbers = [scale(value) if isinstance(value, int | float) and value > 0 else 0.0 for value in values]
+        numbers = [
+            scale(value) if isinstance(value, int | float) and value > 0 else 0.0
+            for value in values
+        ]
         return np.array([numbers, [value is None for value in values]], dtype=np.float64).T
     kinds = sorted({json.dumps(value) for value in values})
-    return np.array([[json.dumps(value) == kind for kind in kinds] for value in values], dtype=np.float64)
+    return np.array(
+        [[json.dumps(value) == kind for kind in kinds] for value in values], dtype=np.float64
+    )

@@ -1,8 +1,9 @@
-"""A trial: distil with some settings, and judge the set on the validation split, at the rungs and at the end.
+"""A trial: distil with some settings, and judge the set on the validation split, at the rungs and
+at the end.
 
-A trial is a run of rayd in a directory of its own, which is also its state: one that is started again, by Ray or after the
-driver was killed, goes on from there. What it has in common with other trials is in the store and made once. The test split is
-not looked at.
+A trial is a run of rayd in a directory of its own, which is also its state: one that is started
+again, by Ray or after the driver was killed, goes on from there. What it has in common with other
+trials is in the store and made once. The test split is not looked at.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from rich.console import Console
 
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.config import Recipe
+from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import Run, distill
-from rayd.engine.progress import Reporter
-from rayd.engine.watch import Inheritance, Rung, Watch
+from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RaydError
 from rayd.evaluation.report import Report
 from tuning.search import SETTINGS, milestone
-from tuning.space import Ground, Point
+from tuning.space import Point, ResolvedSpace
 
-PROGRESS, FAILURE, LOG, STATE = "progress.json", "failure.json", "log.txt", "trial.json"
+PROGRESS = "progress.json"
+FAILURE = "failure.json"
+LOG = "log.txt"
+STATE = "trial.json"
 LINGER = 60.0
 """Seconds that the processes of a killed driver may take to end."""
 
@@ -40,10 +44,12 @@ class Plan:
 
     directory: Path
     """Of the trials."""
-    ground: Ground
+    ground: ResolvedSpace
     """What is searched."""
     validation: dict[str, float]
-    """By recipe, the share of the training images that trials are judged on; 0 where the data have a validation split."""
+    """By recipe, the share of the training images that trials are judged on; 0 where the data have
+    a validation split.
+    """
     workers: int
     """Ray actors of a trial; 0 works in the trial's own process."""
     data_root: Path | None
@@ -56,16 +62,24 @@ class Plan:
         recipe = self.ground.recipe(point)
         data = recipe.data
         if data.validation_fraction == 0:
-            data = data.model_copy(update={"validation_fraction": self.validation[recipe_name(self.ground, point)]})
+            data = data.model_copy(
+                update={"validation_fraction": self.validation[recipe_name(self.ground, point)]}
+            )
         resources = recipe.resources.model_copy(
-            update={"workers": self.workers, "address": None, "threads": recipe.resources.threads or threads(recipe)}
+            update={
+                "workers": self.workers,
+                "address": None,
+                "threads": recipe.resources.threads or threads(recipe),
+            }
         )
-        evaluation = recipe.evaluation.model_copy(update={"seeds": self.ground.space.seeds, "baselines": ()})
+        evaluation = recipe.evaluation.model_copy(
+            update={"seeds": self.ground.space.seeds, "baselines": ()}
+        )
         changed = {"name": name, "data": data, "resources": resources, "evaluation": evaluation}
         return recipe.model_copy(update=changed)
 
 
-def recipe_name(ground: Ground, point: Point) -> str:
+def recipe_name(ground: ResolvedSpace, point: Point) -> str:
     """The recipe that a point lies on."""
     return str(point.get("recipe", ground.space.base[0]))
 
@@ -76,7 +90,8 @@ def threads(recipe: Recipe) -> int:
 
 
 def resources(recipe: Recipe, workers: int) -> tune.PlacementGroupFactory:
-    """What Ray reserves for a trial: a bundle a worker beside its own, which is empty; without workers what it computes on.
+    """What Ray reserves for a trial: a bundle a worker beside its own, which is empty; without
+    workers what it computes on.
 
     Workers stay in their bundles, which are placed as the recipe places workers.
     """
@@ -95,50 +110,70 @@ def run(config: dict[str, Any], plan: Plan) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as kept:
         log = kept.enter_context((folder / LOG).open("a", encoding="utf-8"))
-        reporter = Reporter(console=Console(file=log, highlight=False, width=200))
+        progress = Progress(console=Console(file=log, highlight=False, width=200))
         try:
-            _Trial(plan, identity, config[SETTINGS], reporter, kept).run()
+            _Trial(plan, identity, config[SETTINGS], progress, kept).run()
         except RaydError as error:
             write_json(folder / FAILURE, {"reason": str(error)})
-            reporter.say(f"failed: {error}")
+            progress.log(f"failed: {error}")
             raise
 
 
 class _Trial:
-    def __init__(self, plan: Plan, identity: str, point: Point, reporter: Reporter, kept: ExitStack):
-        self._plan, self._identity, self._point, self._reporter = plan, identity, point, reporter
-        self._folder, self._rungs = plan.directory / identity, plan.ground.space.steps_on_the_way
+    def __init__(
+        self, plan: Plan, identity: str, point: Point, progress: Progress, kept: ExitStack
+    ):
+        self._plan = plan
+        self._identity = identity
+        self._point = point
+        self._progress = progress
+        self._folder = plan.directory / identity
+        self._rungs = plan.ground.space.steps_on_the_way
         self._began = time.monotonic()
-        checkpoint, state, donor = tune.get_checkpoint(), {}, None
+        checkpoint = tune.get_checkpoint()
+        state = {}
+        donor = None
         if checkpoint is not None:
             donor = Path(kept.enter_context(checkpoint.as_directory()))
             state = read_json(donor / STATE)
         self._history: list[dict[str, Any]] = state.get("history", [])
-        self._since, self._inheritance = 0.0, None
+        self._since = 0.0
+        self._warm_start = None
         told: list[float] = state.get("told", [])
         if donor is not None and (state["trial"], state["settings"]) != (identity, point):
             # population-based training: on from where another trial is
-            self._history = [*self._history, {"fraction": state["fraction"], "settings": state["settings"]}]
+            self._history = [
+                *self._history,
+                {"fraction": state["fraction"], "settings": state["settings"]},
+            ]
             told = []
         if self._history:
             self._since = float(self._history[-1]["fraction"])
             checkpoints = (donor or self._folder) / "checkpoints"
-            self._inheritance = Inheritance(checkpoints, tuple(self._history))
-        self._name = f"run-{content_hash({'history': self._history, 'settings': point})[:8]}" if self._history else "run"
+            self._warm_start = WarmStart(checkpoints, tuple(self._history))
+        self._name = (
+            f"run-{content_hash({'history': self._history, 'settings': point})[:8]}"
+            if self._history
+            else "run"
+        )
         self._told = set(told)
 
     def run(self) -> None:
-        """Distil and judge, telling Ray of each rung; what was judged before is told and not judged again."""
+        """Distil and judge, telling Ray of each rung; what was judged before is told and not judged
+        again.
+        """
         for record in self._records():
             if record["fraction"] < 1:
                 self._tell(record)
         fractions = tuple(fraction for fraction in self._rungs if fraction > self._since)
-        run = self._distilled(Watch(fractions, self._reached))
+        run = self._distilled(Callback(fractions, self._reached))
         self._keep(self._record(run.report, 1.0, run.synthesis_seconds))
         self._tell(self._records()[-1], self._folder / self._name / "checkpoints")
 
-    def _distilled(self, watch: Watch) -> Run:
-        recipe, out, tried = self._plan.recipe(self._point, self._identity), self._folder / self._name, time.monotonic()
+    def _distilled(self, watch: Callback) -> Run:
+        recipe = self._plan.recipe(self._point, self._identity)
+        out = self._folder / self._name
+        tried = time.monotonic()
         while True:
             try:
                 return distill(
@@ -147,10 +182,10 @@ class _Trial:
                     data_root=self._plan.data_root,
                     cache=self._plan.cache,
                     resume=True,
-                    reporter=self._reporter,
+                    progress=self._progress,
                     judged_on="validation",
                     watch=watch,
-                    inheritance=self._inheritance,
+                    warm_start=self._warm_start,
                 )
             except OutputError as error:
                 # the process that a killed driver left is still ending
@@ -158,7 +193,7 @@ class _Trial:
                     raise
                 time.sleep(1.0)
 
-    def _reached(self, rung: Rung) -> None:
+    def _reached(self, rung: Milestone) -> None:
         fraction = min(self._rungs, key=lambda wanted: abs(wanted - rung.fraction))
         if any(record["fraction"] == fraction for record in self._records()):
             return
@@ -167,7 +202,12 @@ class _Trial:
 
     def _record(self, report: Report, fraction: float, seconds: float) -> dict[str, Any]:
         judged = [result for result in report.results if result.set == "distilled"]
-        runs = [accuracy for result in judged if result.epoch == judged[0].epoch for accuracy in result.test_accuracy.runs]
+        runs = [
+            accuracy
+            for result in judged
+            if result.epoch == judged[0].epoch
+            for accuracy in result.test_accuracy.runs
+        ]
         return {
             "fraction": fraction,
             "validation_accuracy": fmean(runs),
@@ -177,7 +217,9 @@ class _Trial:
         }
 
     def _tell(self, record: dict[str, Any], checkpoints: Path | None = None) -> None:
-        """Tell Ray, once, with a checkpoint that says where the trial is; its run's directory is the state itself."""
+        """Tell Ray, once, with a checkpoint that says where the trial is; its run's directory is
+        the state itself.
+        """
         if record["fraction"] in self._told:
             return
         self._told.add(record["fraction"])
@@ -190,9 +232,17 @@ class _Trial:
                 "told": sorted(self._told),
             }
             write_json(Path(folder) / STATE, state)
-            if checkpoints is not None and checkpoints.is_dir() and self._plan.ground.space.scheduler.name == "pbt":
+            if (
+                checkpoints is not None
+                and checkpoints.is_dir()
+                and self._plan.ground.space.scheduler.name == "pbt"
+            ):
                 shutil.copytree(checkpoints, Path(folder) / "checkpoints")
-            rung = len(self._rungs) if record["fraction"] == 1 else self._rungs.index(record["fraction"])
+            rung = (
+                len(self._rungs)
+                if record["fraction"] == 1
+                else self._rungs.index(record["fraction"])
+            )
             metrics = {**record, "milestone": milestone(self._plan.ground.space, rung)}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 

@@ -1,8 +1,9 @@
 """Every setting of a run, typed, documented and validated.
 
-A run is described by one `Recipe`. It is built in layers, later ones winning: the defaults here, the method's own defaults, the
-recipe file, and `key.sub=value` overrides. All layers are validated the same way; a key that does not exist is an error that
-names the nearest one, and one that belongs to another variant (`Only`) is refused where it would change nothing.
+A run is described by one `Recipe`. It is built in layers, later ones winning: the defaults here,
+the method's own defaults, the recipe file, and `key.sub=value` overrides. All layers are validated
+the same way; a key that does not exist is an error that names the nearest one, and one that belongs
+to another variant (`Only`) is refused where it would change nothing.
 """
 
 from rayd.config.base import POSITIVE, Only, Precision, Settings, idle
@@ -10,19 +11,37 @@ from rayd.config.data import DataSettings
 from rayd.config.filters import FilterScheduleSettings, FilterSettings
 from rayd.config.observers import (
     DSA_STRATEGY,
+    ModelPoolSettings,
+    NetworkGroupSettings,
     NetworkSettings,
     ObserverNetworkSettings,
     ObserverSettings,
-    PanelSettings,
-    QueueSettings,
 )
-from rayd.config.reading import given_resources, lookup, merge, nested, parse_overrides, prune, read_yaml, validate, without
-from rayd.config.recipe import PANELS, MeasuredResult, Panel, PaperResult, Recipe, TermSettings
+from rayd.config.reading import (
+    given_resources,
+    lookup,
+    merge,
+    nested,
+    parse_overrides,
+    prune,
+    read_yaml,
+    validate,
+    with_new_names,
+    without,
+)
+from rayd.config.recipe import (
+    NETWORK_GROUPS,
+    MeasuredResult,
+    NetworkGroup,
+    PaperResult,
+    Recipe,
+    TermSettings,
+)
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
 from rayd.config.training import (
+    ClassifierSettings,
     EvaluationSettings,
-    GuideSettings,
     LabelSettings,
     ScheduleSettings,
     SqueezeSettings,
@@ -33,25 +52,25 @@ from rayd.config.trajectories import ExpertSettings, StartSettings, TrajectorySe
 
 __all__ = [
     "DSA_STRATEGY",
-    "PANELS",
+    "NETWORK_GROUPS",
     "POSITIVE",
+    "ClassifierSettings",
     "DataSettings",
     "EvaluationSettings",
     "ExpertSettings",
     "FilterScheduleSettings",
     "FilterSettings",
-    "GuideSettings",
     "LabelSettings",
     "MeasuredResult",
+    "ModelPoolSettings",
+    "NetworkGroup",
+    "NetworkGroupSettings",
     "NetworkSettings",
     "ObserverNetworkSettings",
     "ObserverSettings",
     "Only",
-    "Panel",
-    "PanelSettings",
     "PaperResult",
     "Precision",
-    "QueueSettings",
     "Recipe",
     "ResourceSettings",
     "ScheduleSettings",
@@ -73,5 +92,6 @@ __all__ = [
     "prune",
     "read_yaml",
     "validate",
+    "with_new_names",
     "without",
 ]

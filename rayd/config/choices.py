@@ -1,7 +1,7 @@
 """Choices that settings of methods share with the mathematics that they configure.
 
-They stand here, and not beside their formulas in `rayd.objectives` and `rayd.statistics`, so that a recipe can be read, checked
-and refused without importing torch.
+They stand here, and not beside their formulas in `rayd.objectives` and `rayd.statistics`, so that a
+recipe can be read, checked and refused without importing torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ Signal = Literal["class", "mean"]
 """What a filter is applied to: features by class, or their mean; see `rayd.objectives.spectral`."""
 
 Direction = Literal["current", "average"]
-"""Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their average."""
+"""Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their
+average.
+"""
 
 RELATIVE_RIDGE = 1e-6
-"""Default ridge of a regression, relative to the mean eigenvalue of the kernel matrix; see `rayd.objectives.ridge`."""
+"""Default ridge of a regression, relative to the mean eigenvalue of the kernel matrix; see
+`rayd.objectives.ridge`.
+"""

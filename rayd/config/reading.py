@@ -1,7 +1,10 @@
-"""From files and command lines to validated settings; errors name the key, and the nearest known one."""
+"""From files and command lines to validated settings; errors name the key, and the nearest known
+one.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +14,8 @@ from pydantic import ValidationError
 
 from rayd.config.base import S, Settings
 from rayd.errors import ConfigError, unknown
+
+log = logging.getLogger(__name__)
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -23,7 +28,9 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"An override must look like key.sub=value. Got '{argument}' instead.")
+            raise ConfigError(
+                f"An override must look like key.sub=value. Got '{argument}' instead."
+            )
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -55,7 +62,9 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_resources(workers: int | None, address: str | None) -> dict[str, Any]:
-    """The overrides that `--workers` and `--address` stand for; what is not given stays as the recipe says."""
+    """The overrides that `--workers` and `--address` stand for; what is not given stays as the
+    recipe says.
+    """
     given = {"workers": workers, "address": address}
     return {"resources": {key: value for key, value in given.items() if value is not None}}
 
@@ -71,7 +80,8 @@ def _number(text: str) -> float | str:
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, mapping by mapping; anything else in `over` replaces what it covers.
 
-    A mapping laid on a list of networks is laid on each of them, and a name or path laid on `data` is its `data.name`.
+    A mapping laid on a list of networks is laid on each of them, and a name or path laid on `data`
+    is its `data.name`.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -83,10 +93,55 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(below, str) and isinstance(value, Mapping) and key == "networks":
             merged[key] = merge({"name": below}, value)
         elif isinstance(below, list | tuple) and isinstance(value, Mapping) and key == "networks":
-            merged[key] = [merge({"name": one} if isinstance(one, str) else one, value) for one in below]
+            merged[key] = [
+                merge({"name": one} if isinstance(one, str) else one, value) for one in below
+            ]
         else:
             merged[key] = value
     return merged
+
+
+RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
+"""Settings that had another name in the version before, by dotted key."""
+
+
+def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+    """Settings under the names that they have now.
+
+    >>> with_new_names({"guides": {"pool": 2}})
+    {'classifiers': {'pool': 2}}
+
+    Args:
+        tree: settings as a nested mapping.
+        where: what the settings are called in a warning about old names; without it there is none.
+    """
+    for old, new in RENAMED.items():
+        if not _holds(tree, old):
+            continue
+        if where is not None:
+            log.warning(
+                "Setting '%s' in %s is called '%s' now; the old name will be refused by the next "
+                "version.",
+                old,
+                where,
+                new,
+            )
+        tree = merge(nested({new: lookup(tree, old)}), without(tree, [old]))
+    return dict(tree)
+
+
+def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `with_new_names`: cache keys are hashes of settings under their first names."""
+    for old, new in RENAMED.items():
+        if _holds(tree, new):
+            tree = merge(nested({old: lookup(tree, new)}), without(tree, [new]))
+    return dict(tree)
+
+
+def _holds(tree: Mapping[str, Any], key: str) -> bool:
+    outer, _, name = key.rpartition(".")
+    parent = lookup(tree, outer) if outer else tree
+    return isinstance(parent, Mapping) and name in parent
 
 
 def lookup(tree: Mapping[str, Any], key: str) -> Any:
@@ -125,35 +180,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"Cannot read the recipe '{path}': {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
         place = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-        raise ConfigError(f"'{path}' is not valid YAML: {error.problem or error.context}{place}.") from error
+        raise ConfigError(
+            f"'{path}' is not valid YAML: {error.problem or error.context}{place}."
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"'{path}' must hold a mapping of settings. Got {type(tree).__name__} instead.")
+        raise ConfigError(
+            f"'{path}' must hold a mapping of settings. Got {type(tree).__name__} instead."
+        )
     return tree
 
 
-def validate(model: type[S], tree: Mapping[str, Any], where: str = "the settings", prefix: str = "") -> S:
+def validate(
+    model: type[S], tree: Mapping[str, Any], where: str = "the settings", prefix: str = ""
+) -> S:
     """`tree` as `model`; `prefix` is the key under which it stands, for errors.
 
     Raises:
-        ConfigError: a key is unknown, missing, or its value does not fit; the sentence names it, with the nearest known key.
+        ConfigError: a key is unknown, missing, or its value does not fit; the sentence names it,
+            with the nearest known key.
     """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(" ".join(_sentence(model, dict(e), where, prefix) for e in error.errors()[:3])) from error
+        raise ConfigError(
+            " ".join(_sentence(model, dict(e), where, prefix) for e in error.errors()[:3])
+        ) from error
 
 
 def prune(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` without the keys that `model` does not know: how settings that an older version wrote are read."""
+    """`tree` without the keys that `model` does not know: how settings that an older version wrote
+    are read.
+    """
     kept: dict[str, Any] = {}
-    for key, value in tree.items():
+    for key, value in with_new_names(tree).items():
         field = model.model_fields.get(key)
         if field is None:
             continue
         inner = _settings_in(field.annotation)
-        nested = inner is not None and isinstance(value, Mapping) and key not in ("terms", "objective")
+        nested = (
+            inner is not None and isinstance(value, Mapping) and key not in ("terms", "objective")
+        )
         kept[key] = prune(inner, value) if inner is not None and nested else value
     return kept
 
@@ -164,8 +232,17 @@ def _sentence(model: type[Settings], error: dict[str, Any], where: str, prefix: 
     key = ".".join([*outer, *location])
     if error["type"] == "extra_forbidden":
         parent = _model_at(model, location[:-1])
-        sentence = unknown("setting", key, [".".join([*outer, *location[:-1], name]) for name in parent.model_fields], where)
-        return f"{sentence} Own data are given as data=PATH." if key.startswith(("data", "path")) else sentence
+        sentence = unknown(
+            "setting",
+            key,
+            [".".join([*outer, *location[:-1], name]) for name in parent.model_fields],
+            where,
+        )
+        return (
+            f"{sentence} Own data are given as data=PATH."
+            if key.startswith(("data", "path"))
+            else sentence
+        )
     if error["type"] == "missing":
         return f"Setting '{key}' is missing in {where}."
     message = str(error["msg"]).removeprefix("Value error, ")

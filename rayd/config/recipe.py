@@ -9,15 +9,23 @@ from pydantic import ConfigDict, Field, model_validator
 
 from rayd.config.base import Settings
 from rayd.config.data import DataSettings
-from rayd.config.observers import ObserverSettings, PanelSettings
+from rayd.config.observers import NetworkGroupSettings, ObserverSettings
+from rayd.config.reading import with_old_names
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
-from rayd.config.training import EvaluationSettings, GuideSettings, LabelSettings, SqueezeSettings
+from rayd.config.training import (
+    ClassifierSettings,
+    EvaluationSettings,
+    LabelSettings,
+    SqueezeSettings,
+)
 from rayd.config.trajectories import ExpertSettings
 
-Panel = Literal["observers", "guides"]
-"""Who looks: the networks through which real and synthetic images are compared, or those beside them."""
-PANELS: tuple[Panel, ...] = get_args(Panel)
+NetworkGroup = Literal["observers", "classifiers"]
+"""Who looks: the networks through which real and synthetic images are compared, or those beside
+them.
+"""
+NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 """All of them, in a stable order."""
 
 
@@ -29,7 +37,9 @@ class TermSettings(Settings):
 
 
 class GivenTermSettings(TermSettings):
-    """What a recipe says of a term. What it may say besides the weight is the term's business, which refuses the rest."""
+    """What a recipe says of a term. What it may say besides the weight is the term's business,
+    which refuses the rest.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -86,15 +96,18 @@ class Recipe(Settings):
     seed: int = Field(default=0, ge=0)
     """Seed of the run; every random draw derives from it."""
     real: Literal["measured", "sampled"] = "measured"
-    """Real side: statistics of the whole set measured once per observer, or a fresh mini-batch each step, and a fresh network
-    too unless observers are trained."""
+    """Real side: statistics of the whole set measured once per observer, or a fresh mini-batch each
+    step, and a fresh network too unless observers are trained.
+    """
     observers: ObserverSettings = ObserverSettings()
     """The networks that look."""
     squeeze: SqueezeSettings = SqueezeSettings()
     """How they are trained, where they are."""
-    guides: GuideSettings | None = None
-    """Networks beside the observers, for terms that look through others; absent: the observers if they are trained (where they
-    are interpolated, the same networks at their trained weights), else ResNet-18s as in IID."""
+    classifiers: ClassifierSettings | None = None
+    """Networks beside the observers, for terms that look through others; absent: the observers if
+    they are trained (where they are interpolated, the same networks at their trained weights), else
+    ResNet-18s as in IID.
+    """
     experts: ExpertSettings = ExpertSettings()
     """The networks whose training students are to follow, for methods that match trajectories."""
     synthetic: SyntheticSettings = SyntheticSettings()
@@ -102,8 +115,9 @@ class Recipe(Settings):
     synthesis: SynthesisSettings = SynthesisSettings()
     """How it is learned."""
     terms: dict[str, GivenTermSettings] = Field(default_factory=dict)
-    """Terms of the objective by name: weights of the method's own, and terms that any method may add, such as
-    `terms.centralization.weight=0.05`."""
+    """Terms of the objective by name: weights of the method's own, and terms that any method may
+    add, such as `terms.centralization.weight=0.05`.
+    """
     objective: dict[str, Any] = Field(default_factory=dict)
     """Settings of the method's objective; each method has its own."""
     labels: LabelSettings = LabelSettings()
@@ -120,36 +134,55 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         fixed = self.real == "measured" or self.observers.trained
-        if fixed and self.observers.per_step > self.observers.members:
+        if fixed and self.observers.per_step > self.observers.count:
             raise ValueError(
                 f"'observers.per_step' ({self.observers.per_step}) must not exceed the number of observers "
-                f"({self.observers.members}: 'observers.pool' of each of 'observers.networks')"
+                f"({self.observers.count}: 'observers.pool' of each of 'observers.networks')"
             )
-        if self.observers.trained and self.observers.queue is not None:
-            raise ValueError("'observers.trained' and 'observers.queue' exclude each other: a queue's networks change")
-        if self.observers.queue is not None and self.real == "measured":
-            raise ValueError("'observers.queue' needs 'real: sampled'; networks that change cannot be measured once")
-        for name in PANELS:
-            if self.panel(name).interpolate and not self.panel(name).trained:
-                raise ValueError(f"'{name}.interpolate' needs trained weights: set '{name}.trained: true'")
-        if self.guides is not None and self.guides.squeeze.workers != 1:
-            raise ValueError("'guides.squeeze.workers' must be 1: 'squeeze.workers' holds for guides too")
-        if self.guides is not None and self.guides.per_step > self.guides.members:
+        if self.observers.trained and self.observers.model_pool is not None:
             raise ValueError(
-                f"'guides.per_step' ({self.guides.per_step}) must not exceed the number of guides ({self.guides.members})"
+                "'observers.trained' and 'observers.model_pool' exclude each other: a queue's networks change"
+            )
+        if self.observers.model_pool is not None and self.real == "measured":
+            raise ValueError(
+                "'observers.model_pool' needs 'real: sampled'; networks that change cannot be measured once"
+            )
+        for name in NETWORK_GROUPS:
+            if self.network_group(name).interpolate and not self.network_group(name).trained:
+                raise ValueError(
+                    f"'{name}.interpolate' needs trained weights: set '{name}.trained: true'"
+                )
+        if self.classifiers is not None and self.classifiers.squeeze.workers != 1:
+            raise ValueError(
+                "'classifiers.squeeze.workers' must be 1: 'squeeze.workers' holds for classifiers too"
+            )
+        if self.classifiers is not None and self.classifiers.per_step > self.classifiers.count:
+            raise ValueError(
+                f"'classifiers.per_step' ({self.classifiers.per_step}) must not exceed the number "
+                f"of classifiers ({self.classifiers.count})"
             )
         if self.synthesis.curriculum != "none" and self.synthesis.transform.crop is None:
-            raise ValueError("'synthesis.curriculum' is one of crops: set 'synthesis.transform.crop', e.g. [0.08, 1]")
+            raise ValueError(
+                "'synthesis.curriculum' is one of crops: set 'synthesis.transform.crop', e.g. [0.08, 1]"
+            )
         if self.observers.trained and self.squeeze.epochs == 0 and self.observers.pool > 1:
-            raise ValueError("'squeeze.epochs: 0' takes weights as they are: copies ('observers.pool') would all be the same")
+            raise ValueError(
+                "'squeeze.epochs: 0' takes weights as they are: copies ('observers.pool') would all be the same"
+            )
         if self.synthetic.init == "rded" and not self.observers.trained:
-            raise ValueError("'synthetic.init: rded' needs an observer that knows the classes: set 'observers.trained: true'")
+            raise ValueError(
+                "'synthetic.init: rded' needs an observer that knows the classes: set 'observers.trained: true'"
+            )
         if self.labels.kind == "hard" and self.evaluation.loss != "cross-entropy":
-            raise ValueError(f"'evaluation.loss: {self.evaluation.loss}' needs teachers: set 'labels.kind' to online or stored")
+            raise ValueError(
+                f"'evaluation.loss: {self.evaluation.loss}' needs teachers: set 'labels.kind' to online or stored"
+            )
         if self.labels.kind != "hard" and self.evaluation.loss == "cross-entropy":
             raise ValueError(f"'labels.kind: {self.labels.kind}' needs 'evaluation.loss' kl or mse")
         if self.synthesis.block is not None and self.synthetic.step_size is not None:
-            raise ValueError("'synthesis.block' must be null where a step size is learned: it belongs to all images together")
+            raise ValueError(
+                "'synthesis.block' must be null where a step size is learned: it belongs to all images together"
+            )
         if self.synthesis.clip and self.data.normalization == "zca":
             raise ValueError(
                 "'synthesis.clip' needs 'data.normalization: standard'; whitened images have no range of their own"
@@ -158,39 +191,54 @@ class Recipe(Settings):
 
     @property
     def usual_image_size(self) -> int:
-        """Side in pixels that images of different sizes are best scaled to: 224 for networks of torchvision, else 32."""
-        panels = [self.observers, *([self.guides] if self.guides is not None else [])]
-        networks = [*self.evaluation.networks, *(network for panel in panels for network in panel.networks)]
+        """Side in pixels that images of different sizes are best scaled to: 224 for networks of
+        torchvision, else 32.
+        """
+        groups = [self.observers, *([self.classifiers] if self.classifiers is not None else [])]
+        networks = [
+            *self.evaluation.networks,
+            *(network for group in groups for network in group.networks),
+        ]
         return 224 if any(network.name.startswith("torchvision/") for network in networks) else 32
 
-    def panel(self, name: Panel) -> PanelSettings:
+    def network_group(self, name: NetworkGroup) -> NetworkGroupSettings:
         """The settings of those who look."""
-        return self.observers if name == "observers" else self.guiding
+        return self.observers if name == "observers" else self.classifier_settings
 
-    def squeezing(self, name: Panel) -> SqueezeSettings:
+    def squeezing(self, name: NetworkGroup) -> SqueezeSettings:
         """How a panel is trained."""
-        return self.squeeze if name == "observers" else self.guiding.squeeze
+        return self.squeeze if name == "observers" else self.classifier_settings.squeeze
 
     @property
-    def guided_by_observers(self) -> bool:
-        """Whether the observers are guides enough: there are no others, and they stand at the weights that were trained."""
-        return self.guides is None and self.observers.trained and not self.observers.interpolate
+    def observers_classify(self) -> bool:
+        """Whether the observers are classifiers enough: there are no others, and they stand at the
+        weights that were trained.
+        """
+        return (
+            self.classifiers is None and self.observers.trained and not self.observers.interpolate
+        )
 
     @property
-    def guiding(self) -> GuideSettings:
-        """The settings of the guides: those of the recipe, else interpolated observers at their trained weights, else IID's."""
-        if self.guides is not None:
-            return self.guides
+    def classifier_settings(self) -> ClassifierSettings:
+        """The settings of the classifiers: those of the recipe, else interpolated observers at
+        their trained weights, else IID's.
+        """
+        if self.classifiers is not None:
+            return self.classifiers
         if not self.observers.interpolate:
-            default = GuideSettings()
+            default = ClassifierSettings()
             squeeze = default.squeeze.model_copy(update={"precision": self.squeeze.precision})
-            return default.model_copy(update={"precision": self.observers.precision, "squeeze": squeeze})
-        same = {name: getattr(self.observers, name) for name in PanelSettings.model_fields}
-        return GuideSettings(**{**same, "interpolate": False, "squeeze": self.squeeze})
+            return default.model_copy(
+                update={"precision": self.observers.precision, "squeeze": squeeze}
+            )
+        same = {name: getattr(self.observers, name) for name in NetworkGroupSettings.model_fields}
+        return ClassifierSettings(**{**same, "interpolate": False, "squeeze": self.squeeze})
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the synthetic set: without its evaluation, who does the work, and how often it is logged."""
-        return self.model_dump(
+        """The settings that decide the synthetic set: without its evaluation, who does the work,
+        and how often it is logged.
+        """
+        settings = self.model_dump(
             mode="json",
             exclude={
                 "name": True,
@@ -203,10 +251,15 @@ class Recipe(Settings):
                 "measured": True,
                 "synthesis": {"log_every", "checkpoint_every"},
                 "observers": {"networks": {"__all__": {"weights"}}},
-                "guides": {"networks": {"__all__": {"weights"}}},
+                "classifiers": {"networks": {"__all__": {"weights"}}},
             },
         )
+        return with_old_names(settings)
 
     def to_yaml(self) -> str:
-        """The whole recipe, every default resolved, as YAML that `validate` reads back to an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=False), sort_keys=False, width=120)
+        """The whole recipe, every default resolved, as YAML that `validate` reads back to an equal
+        recipe.
+        """
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=False), sort_keys=False, width=120
+        )

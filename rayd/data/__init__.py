@@ -1,4 +1,6 @@
-"""Real images: where they are, how they are read, split and normalised. Nothing here imports Ray."""
+"""Real images: where they are, how they are read, split and normalised. Nothing here imports
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from rayd.data.sources import SourceInfo, data_roots, known_sources, locate
 if TYPE_CHECKING:
     from rayd.data.images import ImageData, ImageSet
     from rayd.data.loading import load
-    from rayd.data.normalization import Normalization, Standardization, Whitening, fit_normalization, restore
+    from rayd.data.normalization import (
+        Normalization,
+        Standardization,
+        Whitening,
+        fit_normalization,
+        restore,
+    )
 
 __all__ = [
     "KNOWN",

@@ -16,7 +16,9 @@ Rows = npt.NDArray[np.int64]
 
 
 class ImageArray(Protocol):
-    """Images uint8 (N, C, H, W): an array in memory, or `rayd.data.streaming.StreamedPixels`, decoded when indexed."""
+    """Images uint8 (N, C, H, W): an array in memory, or `rayd.data.streaming.StreamedPixels`,
+    decoded when indexed.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
-"""What is known of the field's data sets: their classes in the canonical order, their sizes, and where they come from.
+"""What is known of the field's data sets: their classes in the canonical order, their sizes, and
+where they come from.
 
-A set is known so that it can be found by name, fetched, and checked: a copy whose classes stand in another order trains just as
-well, but its per-class results and its long tail belong to other classes.
+A set is known so that it can be found by name, fetched, and checked: a copy whose classes stand in
+another order trains just as well, but its per-class results and its long tail belong to other
+classes.
 """
 
 from __future__ import annotations
@@ -38,11 +40,15 @@ class KnownSet:
     train: int
     """Training images."""
     test: int
-    """Test images; of the validation split where that one is used for testing; 0 where rayd carves a test split."""
+    """Test images; of the validation split where that one is used for testing; 0 where rayd carves
+    a test split.
+    """
     class_names: tuple[str, ...] | None = None
     """Classes in canonical order; None where copies differ in how they spell them."""
     places: tuple[str, ...] = ()
-    """Where else than in `<root>/<name>` it may be: torchvision's folders and files under the data root."""
+    """Where else than in `<root>/<name>` it may be: torchvision's folders and files under the data
+    root.
+    """
     pickled: tuple[str, ...] = ()
     """Where torchvision keeps pickles of it, which are never loaded."""
     downloads: tuple[Download, ...] = ()
@@ -62,7 +68,18 @@ class KnownSet:
         return f"run 'rayd data fetch {self.name}'" if self.downloads else self.remedy
 
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 # fmt: off
 CIFAR100_CLASSES = (
@@ -102,10 +119,16 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def _idx_files(mirrors: Sequence[str], md5: Mapping[str, str]) -> tuple[Download, ...]:
-    return tuple(Download(file, digest, tuple(mirror + file for mirror in mirrors)) for file, digest in md5.items())
+    return tuple(
+        Download(file, digest, tuple(mirror + file for mirror in mirrors))
+        for file, digest in md5.items()
+    )
 
 
-_MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
+_MNIST_MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
 _MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
@@ -157,8 +180,16 @@ _SETS = (
         DIGITS,
         places=("SVHN", "train_32x32.mat"),
         downloads=(
-            Download("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", (_STANFORD + "train_32x32.mat",)),
-            Download("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", (_STANFORD + "test_32x32.mat",)),
+            Download(
+                "train_32x32.mat",
+                "e26dedcc434d2e4c54c9b2d4a06d8373",
+                (_STANFORD + "train_32x32.mat",),
+            ),
+            Download(
+                "test_32x32.mat",
+                "eb5a983be6a315427106f1b164d9cef3",
+                (_STANFORD + "test_32x32.mat",),
+            ),
         ),
         train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
         test_counts=(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
@@ -173,7 +204,11 @@ _SETS = (
         places=("cifar-10-batches-bin",),
         pickled=("cifar-10-batches-py",),
         downloads=(
-            Download("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", (_TORONTO + "cifar-10-binary.tar.gz",)),
+            Download(
+                "cifar-10-binary.tar.gz",
+                "c32a1d4ab5d03f1284b67883e8d87530",
+                (_TORONTO + "cifar-10-binary.tar.gz",),
+            ),
         ),
     ),
     KnownSet(
@@ -186,7 +221,11 @@ _SETS = (
         places=("cifar-100-binary",),
         pickled=("cifar-100-python",),
         downloads=(
-            Download("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", (_TORONTO + "cifar-100-binary.tar.gz",)),
+            Download(
+                "cifar-100-binary.tar.gz",
+                "03b5dce01913d631647c71ecec9e9cb8",
+                (_TORONTO + "cifar-100-binary.tar.gz",),
+            ),
         ),
     ),
     KnownSet(
@@ -243,10 +282,12 @@ def known_set(name: str) -> KnownSet:
 
 
 def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
-    """What is wrong with the classes of a copy of a known data set, as a sentence; None when nothing is, or nothing is known.
+    """What is wrong with the classes of a copy of a known data set, as a sentence; None when
+    nothing is, or nothing is known.
 
     >>> check_class_order("mnist", [*"0123456798"])
-    "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong to other classes."
+    "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong
+    to other classes."
     """
     known = KNOWN.get(name)
     if known is None:
@@ -255,7 +296,8 @@ def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
         return f"'{name}' must have {known.classes} classes. Got {len(class_names)} instead."
     canonical = known.class_names
     if canonical is None:
-        # ImageNet's canonical order is that of its synsets; copies that spell the classes in words cannot be checked
+        # ImageNet's canonical order is that of its synsets; copies that spell the classes in words
+        # cannot be checked
         synsets = all(_is_synset(spelled) for spelled in class_names)
         canonical = tuple(sorted(class_names)) if synsets else tuple(class_names)
     aliases = ALIASES.get(name, {})

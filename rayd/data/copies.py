@@ -1,12 +1,15 @@
-"""Copies of data files that lie at URLs, on this machine's disk: as many as a limit allows, those that were used last.
+"""Copies of data files that lie at URLs, on this machine's disk: as many as a limit allows, those
+that were used last.
 
     <root>/rayd-data/s3/bucket/imagenet/train-0.parquet          root: $RAYD_MIRROR of this process, else the driver's
 
-All processes of a machine share them. Who opens a copy holds it, as does who fetches it: what nobody holds gives way when
-another file would make the copies exceed the limit, the least recently used first. So they exceed it by what is held at most, a
-file for each reader. Nothing else lies in this folder: runs and what they share (`rayd.remote`) never give way.
+All processes of a machine share them. Who opens a copy holds it, as does who fetches it: what
+nobody holds gives way when another file would make the copies exceed the limit, the least recently
+used first. So they exceed it by what is held at most, a file for each reader. Nothing else lies in
+this folder: runs and what they share (`rayd.remote`) never give way.
 
-A copy has the size and the time of its original when the data set was opened; one of another original is fetched again.
+A copy has the size and the time of its original when the data set was opened; one of another
+original is fetched again.
 """
 
 from __future__ import annotations
@@ -31,9 +34,13 @@ FOLDER = "rayd-data"
 LIMIT = "RAYD_MIRROR_LIMIT"
 """Environment variable: bytes that copies may take on this machine's disk."""
 SHARE = 0.5
-"""Share of the disk, of what is free and what copies take already, that they may take without that."""
+"""Share of the disk, of what is free and what copies take already, that they may take without
+that.
+"""
 ROOM = 0.9
-"""Share of the limit that is left when some give way: looking through a million copies each time would take long."""
+"""Share of the limit that is left when some give way: looking through a million copies each time
+would take long.
+"""
 TOGETHER = 64
 """Files that are fetched side by side."""
 MOST = 1 / 8
@@ -52,7 +59,9 @@ def limit(root: Path, taken: int) -> int:
     try:
         return int(float(given))
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"${LIMIT} must be a number of bytes, e.g. 200e9. Got '{given}' instead.") from error
+        raise ConfigError(
+            f"${LIMIT} must be a number of bytes, e.g. 200e9. Got '{given}' instead."
+        ) from error
 
 
 def fit(originals: Iterable[DataFile]) -> bool:
@@ -94,19 +103,24 @@ def opened(original: DataFile) -> BinaryIO:
 
 
 def prefetched(originals: Listing) -> Iterator[DataFile]:
-    """The same files, in order; of those at a URL a handful is fetched, side by side, when the first of them is due."""
+    """The same files, in order; of those at a URL a handful is fetched, side by side, when the
+    first of them is due.
+    """
     if not len(originals) or not originals[0].elsewhere:
         yield from originals
         return
     handful: list[DataFile] = []
     absent: list[DataFile] = []
     root = _root(originals[0])
-    size, most = 0, MOST * limit(root, _taken(root))
+    size = 0
+    most = MOST * limit(root, _taken(root))
     for original in originals:
         if handful and (len(handful) == TOGETHER or size + original.size > most):
             _fetch(absent)
             yield from handful
-            handful, absent, size = [], [], 0
+            handful = []
+            absent = []
+            size = 0
         handful.append(original)
         size += original.size
         if not _same(path(original), original):
@@ -116,7 +130,9 @@ def prefetched(originals: Listing) -> Iterator[DataFile]:
 
 
 def _fetch(originals: Iterable[DataFile]) -> None:
-    """Fetch those files of which there is no copy, each whole or not at all; each by one process."""
+    """Fetch those files of which there is no copy, each whole or not at all; each by one
+    process.
+    """
     # whoever waits for others does so in the same order as they
     files = sorted({(path(original), original) for original in originals}, key=lambda file: file[0])
     with ExitStack() as stack:
@@ -138,7 +154,9 @@ def _fetch(originals: Iterable[DataFile]) -> None:
                 # from here on its part may be that of somebody else
                 due.pop()
         except OSError as error:
-            raise RunError(f"Cannot keep a copy of '{due[-1][0]}' here: {error.strerror}.") from error
+            raise RunError(
+                f"Cannot keep a copy of '{due[-1][0]}' here: {error.strerror}."
+            ) from error
         finally:
             for _, part, _ in due:
                 part.unlink(missing_ok=True)
@@ -147,7 +165,9 @@ def _fetch(originals: Iterable[DataFile]) -> None:
 def _keep(original: DataFile, part: Path, copy: Path) -> None:
     size = part.stat().st_size
     if size != original.size:
-        raise DataError(f"'{original}' has changed since it was opened: {original.size} bytes then, {size} now.")
+        raise DataError(
+            f"'{original}' has changed since it was opened: {original.size} bytes then, {size} now."
+        )
     os.utime(part, ns=(time.time_ns(), original.modified))
     os.replace(part, copy)
 
@@ -168,7 +188,9 @@ def _make_room(root: Path, size: int) -> None:
 
 
 def _taken(root: Path) -> int:
-    """Bytes that copies take, or were to take: what who died did not fetch is counted until some give way."""
+    """Bytes that copies take, or were to take: what who died did not fetch is counted until some
+    give way.
+    """
     try:
         return int((root / ".taken").read_text())
     except (FileNotFoundError, ValueError):

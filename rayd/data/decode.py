@@ -1,7 +1,8 @@
 """Encoded images (PNG, JPEG, ...) to one uint8 array, in threads.
 
-The array is allocated once, from the first images' headers; encoded bytes are read a little ahead of the decoders and dropped
-behind them, so the peak is the array and a few megabytes. PIL releases the GIL while it decodes.
+The array is allocated once, from the first images' headers; encoded bytes are read a little ahead
+of the decoders and dropped behind them, so the peak is the array and a few megabytes. PIL releases
+the GIL while it decodes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**22
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 """What PIL raises for bytes that are no image, or only part of one."""
 
 
@@ -57,12 +67,17 @@ class Encoded(NamedTuple):
 
 
 def decode_images(
-    encoded: Iterable[Encoded], count: int, side: int | None = None, shape: ImageShape | None = None, threads: int | None = None
+    encoded: Iterable[Encoded],
+    count: int,
+    side: int | None = None,
+    shape: ImageShape | None = None,
+    threads: int | None = None,
 ) -> Pixels:
     """`count` encoded images as one array uint8 (count, C, H, W).
 
-    Without `shape`, the first image decides the size, and the majority of the first chunk whether the set is greyscale or RGB:
-    ImageNet has a few greyscale images, which become RGB as palettes and alpha do.
+    Without `shape`, the first image decides the size, and the majority of the first chunk whether
+    the set is greyscale or RGB: ImageNet has a few greyscale images, which become RGB as palettes
+    and alpha do.
 
     Args:
         encoded: the images, in order; consumed lazily.
@@ -72,11 +87,15 @@ def decode_images(
         threads: decoding threads; absent: one a core that this process may use.
 
     Raises:
-        DataError: an image is empty, damaged, of another size, has more than 8 bits a channel, or colours in a greyscale set.
+        DataError: an image is empty, damaged, of another size, has more than 8 bits a channel, or
+            colours in a greyscale set.
     """
     threads = threads or cores()
     # where the first chunk decides nothing, even a small batch is shared out among the threads
-    chunks = _chunks(encoded, CHUNK_IMAGES if shape is None else min(CHUNK_IMAGES, -(-count // (2 * threads)) or 1))
+    chunks = _chunks(
+        encoded,
+        CHUNK_IMAGES if shape is None else min(CHUNK_IMAGES, -(-count // (2 * threads)) or 1),
+    )
     first = next(chunks, (0, []))
     if shape is None:
         shape = _shape(first[1], side)
@@ -85,7 +104,9 @@ def decode_images(
         running: deque[Future[None]] = deque()
         try:
             for start, chunk in chain([first], chunks):
-                running.append(pool.submit(_decode_chunk, chunk, decoded[start : start + len(chunk)], side))
+                running.append(
+                    pool.submit(_decode_chunk, chunk, decoded[start : start + len(chunk)], side)
+                )
                 if len(running) > 2 * threads:
                     running.popleft().result()
             while running:
@@ -113,15 +134,23 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _chunks(images: Iterable[Encoded], most: int = CHUNK_IMAGES) -> Iterator[tuple[int, list[Encoded]]]:
-    """Runs of consecutive images with the index of their first, short enough in number and in bytes."""
-    start, chunk, size = 0, list[Encoded](), 0
+def _chunks(
+    images: Iterable[Encoded], most: int = CHUNK_IMAGES
+) -> Iterator[tuple[int, list[Encoded]]]:
+    """Runs of consecutive images with the index of their first, short enough in number and in
+    bytes.
+    """
+    start = 0
+    chunk = list[Encoded]()
+    size = 0
     for image in images:
         chunk.append(image)
         size += image.size
         if len(chunk) == most or size >= CHUNK_BYTES:
             yield start, chunk
-            start, chunk, size = start + len(chunk), [], 0
+            start = start + len(chunk)
+            chunk = []
+            size = 0
     if chunk:
         yield start, chunk
 
@@ -160,7 +189,11 @@ def _shape(images: list[Encoded], side: int | None) -> ImageShape:
 def _open(encoded: Encoded) -> Image.Image:
     """The image with its header read, its pixels not yet."""
     try:
-        content = encoded.content if isinstance(encoded.content, bytes | memoryview) else encoded.content.read_bytes()
+        content = (
+            encoded.content
+            if isinstance(encoded.content, bytes | memoryview)
+            else encoded.content.read_bytes()
+        )
         if len(content) == 0:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
         return Image.open(io.BytesIO(content))
@@ -170,11 +203,19 @@ def _open(encoded: Encoded) -> Image.Image:
 
 def _check_mode(image: Image.Image, channels: int, where: str) -> None:
     if image.mode in DEEP:
-        raise DataError(f"Images must have 8 bits a channel. Got mode '{image.mode}' at {where} instead.")
+        raise DataError(
+            f"Images must have 8 bits a channel. Got mode '{image.mode}' at {where} instead."
+        )
     if channels == 1 and image.mode not in GREYSCALE:
-        raise DataError(f"The image at {where} has colours (mode '{image.mode}') in a greyscale set.")
+        raise DataError(
+            f"The image at {where} has colours (mode '{image.mode}') in a greyscale set."
+        )
 
 
 def _damaged(encoded: Encoded, error: Exception) -> DataError:
-    reason = "it is in no known image format" if isinstance(error, UnidentifiedImageError) else str(error).rstrip(".")
+    reason = (
+        "it is in no known image format"
+        if isinstance(error, UnidentifiedImageError)
+        else str(error).rstrip(".")
+    )
     return DataError(f"Cannot decode the image at {encoded.where}: {reason}.")

@@ -1,9 +1,10 @@
 """Downloading known data sets into the data root.
 
-A set is downloaded into a temporary folder beside its destination, checked against its published MD5, unpacked, opened,
-compared with what is known of it, and only then renamed to `<root>/<name>`: a download that fails leaves nothing behind. The
-files stay as they were published; `rayd.data.formats` reads them directly. CIFAR comes in its binary version, as the other one
-is pickles.
+A set is downloaded into a temporary folder beside its destination, checked against its published
+MD5, unpacked, opened, compared with what is known of it, and only then renamed to `<root>/<name>`:
+a download that fails leaves nothing behind. The files stay as they were published;
+`rayd.data.formats` reads them directly. CIFAR comes in its binary version, as the other one is
+pickles.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from rayd.data.sources import data_roots, locate, open_source
 from rayd.errors import DataError
 
 Progress = Callable[[str, int, int | None], None]
-"""Told the file, the bytes of it that are there, and its size, None where the server does not say."""
+"""Told the file, the bytes of it that are there, and its size, None where the server does not
+say.
+"""
 
 TIMEOUT_SECONDS = 30.0
 """Longest silence of a server."""
@@ -39,8 +42,8 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
         progress: called after every block.
 
     Raises:
-        DataError: the name is unknown or cannot be fetched, the download failed or is not what was published, or the
-            destination holds something else.
+        DataError: the name is unknown or cannot be fetched, the download failed or is not what was
+            published, or the destination holds something else.
     """
     known = known_set(name)
     there = locate(name, root)
@@ -50,12 +53,18 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
         raise DataError(f"Data set '{name}' cannot be fetched; {known.remedy}.")
     destination = data_roots(root)[0] / name
     if remote.url(destination) is not None:
-        raise DataError(f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; copy it there afterwards.")
+        raise DataError(
+            f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; copy it there afterwards."
+        )
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise DataError(f"'{destination}' is in the way of '{name}': it is there, but holds no data set; move it away.")
+        raise DataError(
+            f"'{destination}' is in the way of '{name}': it is there, but holds no data set; move it away."
+        )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=destination.parent, ignore_cleanup_errors=True) as temporary:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{name}-", dir=destination.parent, ignore_cleanup_errors=True
+        ) as temporary:
             unfinished = Path(temporary) / name
             unfinished.mkdir()
             for download in known.downloads:
@@ -64,7 +73,9 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
             unfinished.rename(destination)
     except (OSError, EOFError, tarfile.TarError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
-        raise DataError(f"Cannot fetch '{name}' into '{destination}': {reason}; nothing was left there.") from error
+        raise DataError(
+            f"Cannot fetch '{name}' into '{destination}': {reason}; nothing was left there."
+        ) from error
     return destination
 
 
@@ -81,7 +92,9 @@ def _download(download: Download, folder: Path, progress: Progress | None) -> Pa
         if digest == download.md5:
             return path
         failures.append(f"{url}: its MD5 is {digest}, wanted {download.md5}")
-    raise DataError(f"Cannot download '{download.file}' ({'; '.join(failures)}); nothing was left behind.")
+    raise DataError(
+        f"Cannot download '{download.file}' ({'; '.join(failures)}); nothing was left behind."
+    )
 
 
 def _stream(url: str, path: Path, progress: Progress | None) -> str:

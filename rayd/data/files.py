@@ -41,7 +41,8 @@ class DataFile:
         return remote.url(self.path) is not None
 
     def open(self) -> BinaryIO:
-        """The file, for reading; of one at a URL the copy (`rayd.data.copies`), which is fetched if there is none.
+        """The file, for reading; of one at a URL the copy (`rayd.data.copies`), which is fetched if
+        there is none.
 
         Raises:
             OSError: it cannot be read.
@@ -51,7 +52,9 @@ class DataFile:
         return copies.opened(self) if self.elsewhere else self.path.open("rb")
 
     def peek(self) -> BinaryIO:
-        """The same; of one at a URL without a copy nothing is fetched but what is read, byte by byte."""
+        """The same; of one at a URL without a copy nothing is fetched but what is read, byte by
+        byte.
+        """
         if not self.elsewhere:
             return self.path.open("rb")
         return copies.held(self) or _Distant(self)  # type: ignore[return-value]
@@ -88,7 +91,10 @@ class Listing:
         if remote.url(folder) is None:
             folders, files = _walk(folder)
         else:
-            files = [(str(path.relative_to(folder)), size, time * 10**9) for path, size, time in remote.files(folder)]
+            files = [
+                (str(path.relative_to(folder)), size, time * 10**9)
+                for path, size, time in remote.files(folder)
+            ]
             folders = {str(parent) for name, _, _ in files for parent in Path(name).parents[:-1]}
         files.sort(key=lambda file: file[0].split(os.sep))
         sizes, modified = (np.array([file[which] for file in files], np.int64) for which in (1, 2))
@@ -98,7 +104,9 @@ class Listing:
         return len(self.names)
 
     def __getitem__(self, index: int) -> DataFile:
-        return DataFile(self.folder / self.names[index], int(self.sizes[index]), int(self.modified[index]))
+        return DataFile(
+            self.folder / self.names[index], int(self.sizes[index]), int(self.modified[index])
+        )
 
     def __iter__(self) -> Iterator[DataFile]:
         return (self[index] for index in range(len(self)))
@@ -106,14 +114,20 @@ class Listing:
     def at(self, rows: Rows | Sequence[int]) -> Listing:
         """Some of the files, in the order asked."""
         wanted = np.asarray(rows, np.int64)
-        return Listing(self.folder, tuple(self.names[row] for row in wanted), self.sizes[wanted], self.modified[wanted])
+        return Listing(
+            self.folder,
+            tuple(self.names[row] for row in wanted),
+            self.sizes[wanted],
+            self.modified[wanted],
+        )
 
 
 class _Distant(io.RawIOBase):
     """A file at a URL, of which is fetched what is read."""
 
     def __init__(self, file: DataFile):
-        self._file, self._position = file, 0
+        self._file = file
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -121,16 +135,21 @@ class _Distant(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def tell(self) -> int:
+    def publish(self) -> int:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        self._position = (
+            offset
+            + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
+        )
         return self._position
 
     def readinto(self, buffer: Any) -> int:
         stop = min(self._position + len(buffer), self._file.size)
-        content = remote.read(self._file.path, self._position, stop) if stop > self._position else b""
+        content = (
+            remote.read(self._file.path, self._position, stop) if stop > self._position else b""
+        )
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
@@ -138,12 +157,15 @@ class _Distant(io.RawIOBase):
 
 def _walk(folder: Path) -> tuple[set[str], list[tuple[str, int, int]]]:
     """Folders below a folder, and files with their sizes and times."""
-    folders, files = set[str](), list[tuple[str, int, int]]()
+    folders = set[str]()
+    files = list[tuple[str, int, int]]()
     for inside, below, names in os.walk(folder, followlinks=True):
         place = os.path.relpath(inside, folder)
         folders.update(os.path.normpath(os.path.join(place, name)) for name in below)
         for name in names:
             with suppress(FileNotFoundError):  # a link to nowhere
                 stat = os.stat(os.path.join(inside, name))
-                files.append((os.path.normpath(os.path.join(place, name)), stat.st_size, stat.st_mtime_ns))
+                files.append(
+                    (os.path.normpath(os.path.join(place, name)), stat.st_size, stat.st_mtime_ns)
+                )
     return folders, files

@@ -1,6 +1,8 @@
-"""Labelled images: their pixels in memory or in files, their labels, and the names of their classes.
+"""Labelled images: their pixels in memory or in files, their labels, and the names of their
+classes.
 
-Everything downstream works on `ImageData`: the three splits of a data set and the normalisation fitted on its training split.
+Everything downstream works on `ImageData`: the three splits of a data set and the normalisation
+fitted on its training split.
 """
 
 from __future__ import annotations
@@ -18,7 +20,16 @@ from rayd.data.normalization import Normalization
 from rayd.data.streaming import part
 from rayd.errors import DataError
 
-__all__ = ["ImageArray", "ImageData", "ImageSet", "ImageShape", "Labels", "Pixels", "Rows", "content_digest"]
+__all__ = [
+    "ImageArray",
+    "ImageData",
+    "ImageSet",
+    "ImageShape",
+    "Labels",
+    "Pixels",
+    "Rows",
+    "content_digest",
+]
 
 HASHED_BYTES = 2**25
 """Pixels that are hashed at a time."""
@@ -29,7 +40,8 @@ class ImageSet:
     """Labelled images.
 
     Raises:
-        DataError: an array has the wrong type, rank or length, or a label lies outside the class names.
+        DataError: an array has the wrong type, rank or length, or a label lies outside the class
+            names.
     """
 
     images: ImageArray
@@ -42,17 +54,26 @@ class ImageSet:
     """The fingerprint, where it is known already: streamed images must all be decoded for it."""
 
     def __post_init__(self) -> None:
-        images, labels = self.images, self.labels
+        images = self.images
+        labels = self.labels
         if images.dtype != np.uint8 or len(images.shape) != 4:
-            raise DataError(f"Images must be uint8 (N, C, H, W). Got {images.dtype} {images.shape} instead.")
+            raise DataError(
+                f"Images must be uint8 (N, C, H, W). Got {images.dtype} {images.shape} instead."
+            )
         if isinstance(images, np.ndarray) and not images.flags.c_contiguous:
-            raise DataError(f"Images must be C-contiguous. Got strides {images.strides} for shape {images.shape} instead.")
+            raise DataError(
+                f"Images must be C-contiguous. Got strides {images.strides} for shape {images.shape} instead."
+            )
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-            raise DataError(f"Labels must be int64 ({len(images)},), one an image. Got {labels.dtype} {labels.shape} instead.")
+            raise DataError(
+                f"Labels must be int64 ({len(images)},), one an image. Got {labels.dtype} {labels.shape} instead."
+            )
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if outside.size:
             row = int(outside[0])
-            raise DataError(f"Labels must lie in 0..{len(self.class_names) - 1}. Got {labels[row]} in row {row} instead.")
+            raise DataError(
+                f"Labels must lie in 0..{len(self.class_names) - 1}. Got {labels[row]} in row {row} instead."
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +102,9 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of shape, pixels, labels and class names: equal if and only if the sets are, streamed or not."""
+        """Hex BLAKE2b of shape, pixels, labels and class names: equal if and only if the sets are,
+        streamed or not.
+        """
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = content_digest(self.images.shape, self.labels, self.class_names)
@@ -106,7 +129,8 @@ class ImageSet:
 
     def writable(self) -> ImageSet:
         """The same images in memory that torch may write to; what Ray hands out is read-only."""
-        images, labels = self.images, self.labels
+        images = self.images
+        labels = self.labels
         if isinstance(images, np.ndarray) and not images.flags.writeable:
             images = images.copy()
         if not labels.flags.writeable:
@@ -114,7 +138,9 @@ class ImageSet:
         return replace(self, images=images, labels=labels)
 
 
-def content_digest(shape: tuple[int, ...], labels: Labels, class_names: tuple[str, ...]) -> hashlib.blake2b:
+def content_digest(
+    shape: tuple[int, ...], labels: Labels, class_names: tuple[str, ...]
+) -> hashlib.blake2b:
     """The hash of a set before its first pixel."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((shape, class_names)).encode())
@@ -171,17 +197,22 @@ class ImageData:
         return self.train.class_names
 
     def judged_on_validation(self) -> ImageData:
-        """The same data with the validation split in the place of the test split, which nobody then sees.
+        """The same data with the validation split in the place of the test split, which nobody then
+        sees.
 
         Raises:
             DataError: there is no validation split.
         """
         if self.validation is None:
-            raise DataError(f"'{self.name}' has no validation split: set 'data.validation_fraction' above 0.")
+            raise DataError(
+                f"'{self.name}' has no validation split: set 'data.validation_fraction' above 0."
+            )
         return replace(self, test=self.validation)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of the training split and the normalisation: what a distilled set depends on."""
+        """Hex BLAKE2b of the training split and the normalisation: what a distilled set depends
+        on.
+        """
         text = f"{self.train.fingerprint} {self.normalization.fingerprint}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -14,12 +14,14 @@ GROUPS = Path("/sys/fs/cgroup")
 def available_memory() -> int | None:
     """Bytes that this process can still use without swapping; None where the system does not tell.
 
-    Linux: what the kernel deems available, but no more than the control groups (a container, a job of a scheduler) still have.
-    Elsewhere: the machine's memory.
+    Linux: what the kernel deems available, but no more than the control groups (a container, a job
+    of a scheduler) still have. Elsewhere: the machine's memory.
     """
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        available = next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")
+        )
         return max(0, min([available, *_left_to_groups()]))
     with suppress(AttributeError, OSError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -42,7 +44,9 @@ def _left_to_groups() -> Iterator[int]:
 
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-"""Files of a group's limit and use, and what gives way of the use: pages of files that nobody looked at for a while."""
+"""Files of a group's limit and use, and what gives way of the use: pages of files that nobody
+looked at for a while.
+"""
 
 
 def _left(group: Path, limit: str, used: str, yielding: str) -> int:

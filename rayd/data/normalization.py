@@ -1,15 +1,20 @@
 r"""How pixels become network input, and back.
 
-Both kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W) divided by 255:
+Both kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W)
+divided by 255:
 
-- `Standardization`: :math:`(x - \mu_c) / \sigma_c` per channel c; :math:`\mu_c` and :math:`\sigma_c` (C,) are the mean and
-  the population standard deviation over all images and positions.
-- `Whitening` (ZCA): :math:`(x - \mu) T` with :math:`T = U (\Lambda + \epsilon I)^{-1/2} U^\top` (D, D), where x is flattened
-  to D = C·H·W numbers, :math:`\mu` (D,) is the mean image and :math:`U \Lambda U^\top` the eigendecomposition of the covariance
-  :math:`\sum_n (x_n-\mu)^\top (x_n-\mu) / (N-1)`. :math:`\epsilon` = 0.1 is added to the covariance's eigenvalues, and no
-  per-channel standardisation comes before: what MTT (Cazenavette et al., CVPR 2022) does through kornia's `ZCAWhitening`.
+- `Standardization`: :math:`(x - \mu_c) / \sigma_c` per channel c; :math:`\mu_c` and
+  :math:`\sigma_c` (C,) are the mean and the population standard deviation over all images and
+  positions.
+- `Whitening` (ZCA): :math:`(x - \mu) T` with :math:`T = U (\Lambda + \epsilon I)^{-1/2} U^\top` (D,
+  D), where x is flattened to D = C·H·W numbers, :math:`\mu` (D,) is the mean image and :math:`U
+  \Lambda U^\top` the eigendecomposition of the covariance :math:`\sum_n (x_n-\mu)^\top (x_n-\mu) /
+  (N-1)`. :math:`\epsilon` = 0.1 is added to the covariance's eigenvalues, and no per-channel
+  standardisation comes before: what MTT (Cazenavette et al., CVPR 2022) does through kornia's
+  `ZCAWhitening`.
 
-Sums over the training split are sums of integers, taken exactly, so a fit does not depend on chunks or threads.
+Sums over the training split are sums of integers, taken exactly, so a fit does not depend on chunks
+or threads.
 """
 
 from __future__ import annotations
@@ -36,7 +41,9 @@ MTT_EPSILON = 0.1
 """What MTT adds to the eigenvalues of the covariance."""
 
 LARGEST_WHITENING = 3 * 64 * 64
-"""Most values of an image (C·H·W) that are whitened: the covariance then takes 1.2 GB, its eigenvectors minutes."""
+"""Most values of an image (C·H·W) that are whitened: the covariance then takes 1.2 GB, its
+eigenvectors minutes.
+"""
 
 
 STREAMED_WHITENING = (
@@ -65,11 +72,15 @@ class Normalization(ABC):
 
     @abstractmethod
     def forward_unit(self, images: Tensor) -> Tensor:
-        """Network input (N, C, H, W) of floating images (N, C, H, W) in [0, 1] units; undoes `inverse`; differentiable."""
+        """Network input (N, C, H, W) of floating images (N, C, H, W) in [0, 1] units; undoes
+        `inverse`; differentiable.
+        """
 
     @abstractmethod
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] units, not clamped, of network input (N, C, H, W); differentiable."""
+        """Images (N, C, H, W) in [0, 1] units, not clamped, of network input (N, C, H, W);
+        differentiable.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
@@ -89,7 +100,9 @@ class Normalization(ABC):
             digest.update(value.contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _on(self, device: torch.device, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _on(
+        self, device: torch.device, make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
         if device not in self._constants:
             self._constants[device] = tuple(constant.float().to(device) for constant in make())
         return self._constants[device]
@@ -99,10 +112,16 @@ class Normalization(ABC):
 
 
 def _check_images(images: Tensor, shape: tuple[int | None, ...]) -> None:
-    fits = images.ndim == 4 and all(want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True))
+    fits = images.ndim == 4 and all(
+        want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True)
+    )
     if images.dtype != torch.uint8 or not fits:
-        wanted = ", ".join(letter if want is None else str(want) for letter, want in zip("CHW", shape, strict=True))
-        raise DataError(f"Images to normalise must be uint8 (N, {wanted}). Got {images.dtype} {tuple(images.shape)} instead.")
+        wanted = ", ".join(
+            letter if want is None else str(want) for letter, want in zip("CHW", shape, strict=True)
+        )
+        raise DataError(
+            f"Images to normalise must be uint8 (N, {wanted}). Got {images.dtype} {tuple(images.shape)} instead."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +132,9 @@ class Standardization(Normalization):
     """float64 (C,), in [0, 1] units."""
     std: Tensor
     """float64 (C,), in [0, 1] units; 1 for a channel without variance."""
-    _constants: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+    _constants: dict[torch.device, tuple[Tensor, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     kind: ClassVar[NormalizationKind] = "standard"
 
@@ -134,7 +155,8 @@ class Standardization(Normalization):
     def of_histogram(cls, histogram: npt.NDArray[np.int64]) -> Self:
         """The same from how often each channel has each value, int64 (C, 256)."""
         # Python's integers: count * squares may pass 2**63
-        values, count = np.arange(256), int(histogram[0].sum())
+        values = np.arange(256)
+        count = int(histogram[0].sum())
         totals = [int(total) for total in histogram @ values]
         squares = [int(square) for square in histogram @ values**2]
         spreads = [count * square - total**2 for total, square in zip(totals, squares, strict=True)]
@@ -174,13 +196,17 @@ class Standardization(Normalization):
 
 @dataclass(frozen=True, eq=False)
 class Whitening(Normalization):
-    """ZCA whitening: decorrelates all values of an image while staying as close to it as a whitening can."""
+    """ZCA whitening: decorrelates all values of an image while staying as close to it as a
+    whitening can.
+    """
 
     mean: Tensor
     """float32 (C, H, W), in [0, 1] units."""
     transform: Tensor
     """float32 (D, D), symmetric: T = U (Λ + ε I)^(-1/2) Uᵀ."""
-    _constants: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
+    _constants: dict[torch.device, tuple[Tensor, ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     kind: ClassVar[NormalizationKind] = "zca"
 
@@ -189,12 +215,14 @@ class Whitening(Normalization):
         """Mean image and whitening matrix of uint8 images (N, C, H, W).
 
         Raises:
-            ConfigError: an image has more than `LARGEST_WHITENING` values, or the images are streamed.
+            ConfigError: an image has more than `LARGEST_WHITENING` values, or the images are
+                streamed.
             DataError: there are fewer than two images.
         """
         if isinstance(images, StreamedPixels):
             raise ConfigError(STREAMED_WHITENING)
-        count, values = len(images), math.prod(images.shape[1:])
+        count = len(images)
+        values = math.prod(images.shape[1:])
         if values > LARGEST_WHITENING:
             raise ConfigError(
                 f"Setting 'data.normalization: zca' needs images of at most {LARGEST_WHITENING:,} values, as it keeps a matrix "
@@ -244,7 +272,9 @@ class Whitening(Normalization):
         return cls(state["mean"].float().cpu(), state["transform"].float().cpu())
 
 
-KINDS: Mapping[str, type[Standardization] | type[Whitening]] = {kind.kind: kind for kind in (Standardization, Whitening)}
+KINDS: Mapping[str, type[Standardization] | type[Whitening]] = {
+    kind.kind: kind for kind in (Standardization, Whitening)
+}
 """The normalisations by the name that a setting or an artefact gives them."""
 
 
@@ -281,7 +311,9 @@ def _kind(kind: str) -> type[Standardization] | type[Whitening]:
 
 def _check_not_empty(images: ImageArray, at_least: int = 1) -> None:
     if len(images) < at_least:
-        raise DataError(f"A normalisation must be fitted on at least {at_least} image(s). Got {len(images)} instead.")
+        raise DataError(
+            f"A normalisation must be fitted on at least {at_least} image(s). Got {len(images)} instead."
+        )
 
 
 def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
@@ -298,5 +330,7 @@ def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
 def _chunks(images: ImageArray, values: int) -> Iterator[Pixels]:
     """Consecutive images, as many at a time as have at most `values` values (but at least one)."""
     step = max(1, values // max(1, math.prod(images.shape[1:])))
-    for _, chunk in batches(images, (slice(start, start + step) for start in range(0, len(images), step))):
+    for _, chunk in batches(
+        images, (slice(start, start + step) for start in range(0, len(images), step))
+    ):
         yield chunk

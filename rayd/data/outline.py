@@ -65,7 +65,9 @@ class Outline:
     """Whether the pass over streamed images was made already; true where none is needed."""
 
 
-def load_outline(settings: DataSettings, root: Path | None = None, cache: Path | None = None) -> Outline:
+def load_outline(
+    settings: DataSettings, root: Path | None = None, cache: Path | None = None
+) -> Outline:
     """The outline of a data set.
 
     Args:
@@ -82,7 +84,9 @@ def load_outline(settings: DataSettings, root: Path | None = None, cache: Path |
 
     known = KNOWN.get(settings.name)
     found = known is None or locate(settings.name, root) is not None
-    source = open_source(settings.name, root) if found or known is None else _published(known, settings)
+    source = (
+        open_source(settings.name, root) if found or known is None else _published(known, settings)
+    )
     names, chosen = choose(settings, source)
     store = cache or default_root()
     if is_streamed(settings, chosen, source.where):
@@ -91,7 +95,11 @@ def load_outline(settings: DataSettings, root: Path | None = None, cache: Path |
 
 
 def _in_memory(
-    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path, found: bool
+    settings: DataSettings,
+    chosen: Mapping[str, Choice],
+    names: tuple[str, ...],
+    store: Path,
+    found: bool,
 ) -> ImageData:
     """Data that a run decodes whole."""
     arrays = all(isinstance(choice.split.read, ArrayPixels) for choice in chosen.values())
@@ -100,22 +108,34 @@ def _in_memory(
     fingerprints = _recall(settings, chosen, names, store) if found else {}
     for split, choice in chosen.items():
         if found and arrays:
-            sets[split] = ImageSet(choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names)
+            sets[split] = ImageSet(
+                choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names
+            )
         else:
             shape = shape or _shape(choice, settings)
             # zeros that are never read take no memory
             pixels = np.zeros((len(choice.rows), *shape), np.uint8)
-            sets[split] = ImageSet(pixels, choice.labels, names, fingerprints.get(split, f"unknown {split}"))
+            sets[split] = ImageSet(
+                pixels, choice.labels, names, fingerprints.get(split, f"unknown {split}")
+            )
         shape = sets[split].shape
     if found and arrays and settings.normalization == "standard":
         normalization = fit_normalization(settings.normalization, sets["train"].images)
     else:
-        normalization = _stand_in(settings, sets["train"].shape, fingerprints.get("normalization", "unknown"))
-    return ImageData(settings.name, sets["train"], sets.get("validation"), sets["test"], normalization)
+        normalization = _stand_in(
+            settings, sets["train"].shape, fingerprints.get("normalization", "unknown")
+        )
+    return ImageData(
+        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+    )
 
 
 def _streamed(
-    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path, found: bool
+    settings: DataSettings,
+    chosen: Mapping[str, Choice],
+    names: tuple[str, ...],
+    store: Path,
+    found: bool,
 ) -> Outline:
     """Data that a run leaves in their files."""
     if settings.normalization != "standard":
@@ -128,11 +148,19 @@ def _streamed(
         images = choice.split.read.streamed(choice.rows, settings.image_size, shape)
         seen = survey.known(images, choice.labels, names, store) if found else None
         surveys[split] = seen
-        sets[split] = ImageSet(images, choice.labels, names, seen.fingerprint if seen else f"unknown {split}")
+        sets[split] = ImageSet(
+            images, choice.labels, names, seen.fingerprint if seen else f"unknown {split}"
+        )
         shape = images.image
     first = surveys["train"]
-    normalization = Standardization.of_histogram(first.histogram) if first else _stand_in(settings, shape, "unknown")
-    data = ImageData(settings.name, sets["train"], sets.get("validation"), sets["test"], normalization)
+    normalization = (
+        Standardization.of_histogram(first.histogram)
+        if first
+        else _stand_in(settings, shape, "unknown")
+    )
+    data = ImageData(
+        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+    )
     return Outline(data, found, all(one is not None for one in surveys.values()))
 
 
@@ -142,7 +170,11 @@ def _shape(choice: Choice, settings: DataSettings) -> ImageShape:
         return read.shape(choice.rows, settings.image_size)
     assert isinstance(read, ArrayPixels)
     shape = ImageShape(*read.images.shape[1:])
-    return shape if settings.image_size is None else ImageShape(shape.channels, settings.image_size, settings.image_size)
+    return (
+        shape
+        if settings.image_size is None
+        else ImageShape(shape.channels, settings.image_size, settings.image_size)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +211,9 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
     return _Whitening(torch.full(shape, 0.5), torch.empty(values, values), fingerprint)
 
 
-def remember(settings: DataSettings, chosen: Mapping[str, Choice], data: ImageData, store: Path) -> None:
+def remember(
+    settings: DataSettings, chosen: Mapping[str, Choice], data: ImageData, store: Path
+) -> None:
     """Keep the fingerprints of a set that was decoded, where decoding or fitting it takes long
     enough.
 
@@ -203,7 +237,9 @@ def remember(settings: DataSettings, chosen: Mapping[str, Choice], data: ImageDa
         log.warning("%s A plan will not find what this run leaves.", error)
 
 
-def _recall(settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path) -> dict[str, str]:
+def _recall(
+    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path
+) -> dict[str, str]:
     """The fingerprints of a set that some run decoded; none where none did."""
     key = _key(settings, chosen, names)
     if key is None:
@@ -221,7 +257,9 @@ def _place(key: str, store: Path) -> Path:
     return remote.local(store) / STAGE / f"{key}.json"
 
 
-def _key(settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...]) -> str | None:
+def _key(
+    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...]
+) -> str | None:
     """Hash of all that fingerprints follow from; None where they are quickly found anyway."""
     parts: dict[str, Any] = {}
     shape: ImageShape | None = None
@@ -251,7 +289,9 @@ def _published(known: KnownSet, settings: DataSettings) -> Source:
         )
     shape = known.shape or ImageShape(CHANNELS, *PHOTOGRAPH)
     names = known.class_names or _names(known.classes, settings.classes or ())
-    splits: dict[SplitName, Split] = {"train": _split(known, "train", known.train, known.train_counts, shape)}
+    splits: dict[SplitName, Split] = {
+        "train": _split(known, "train", known.train, known.train_counts, shape)
+    }
     if known.test:
         name: SplitName = "validation" if known.test_is_validation else "test"
         splits[name] = _split(known, name, known.test, known.test_counts, shape)
@@ -265,12 +305,22 @@ def _names(count: int, wanted: Sequence[str]) -> tuple[str, ...]:
     return (*wanted[:count], *(f"class {label}" for label in range(len(wanted), count)))
 
 
-def _split(known: KnownSet, split: SplitName, total: int, counts: Sequence[int] | None, shape: ImageShape) -> Split:
-    labels: Labels = np.repeat(np.arange(known.classes), counts) if counts else np.sort(np.arange(total) % known.classes)
+def _split(
+    known: KnownSet, split: SplitName, total: int, counts: Sequence[int] | None, shape: ImageShape
+) -> Split:
+    labels: Labels = (
+        np.repeat(np.arange(known.classes), counts)
+        if counts
+        else np.sort(np.arange(total) % known.classes)
+    )
     if known.shape is not None:
         # sets of small images are published in an order that was drawn once, others class by class
         labels = labels[torch.randperm(total, generator=generator(0, "published order")).numpy()]
-    return Split(f"the {split} split of '{known.name}'", labels.astype(np.int64), EncodedPixels(_Photographs(shape, total)))
+    return Split(
+        f"the {split} split of '{known.name}'",
+        labels.astype(np.int64),
+        EncodedPixels(_Photographs(shape, total)),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Images at another size: the short side scaled to the wanted one, the middle square kept.
 
-Bilinear with antialiasing, as torchvision's `Resize` and `CenterCrop` do together; the aspect ratio stays.
+Bilinear with antialiasing, as torchvision's `Resize` and `CenterCrop` do together; the aspect ratio
+stays.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from rayd.data.arrays import Pixels
 
 
 def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square of an image at `side` x `side` pixels; the image itself if it has that size."""
+    """The middle square of an image at `side` x `side` pixels; the image itself if it has that
+    size.
+    """
     if image.size == (side, side):
         return image
     return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)

@@ -1,21 +1,24 @@
-r"""Choosing k images of every class: baselines to hold a distilled set against, and places to start one from.
+r"""Choosing k images of every class: baselines to hold a distilled set against, and places to start
+one from.
 
 With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,):
 
 - `random`: k images drawn without replacement.
-- `herding` (Welling, "Herding dynamical weights to learn", ICML 2009; greedy and without replacement as in iCaRL, Rebuffi et
-  al., CVPR 2017): image after image, the one that brings the mean of the chosen closest to :math:`\mu`,
+- `herding` (Welling, "Herding dynamical weights to learn", ICML 2009; greedy and without
+  replacement as in iCaRL, Rebuffi et al., CVPR 2017): image after image, the one that brings the
+  mean of the chosen closest to :math:`\mu`,
 
   .. math:: i_t = \arg\min_i \Big\| \mu - \tfrac{1}{t} \big( x_i + \sum_{s<t} x_{i_s} \big) \Big\|
 
-- `k_center` (greedy farthest point; Sener and Savarese, ICLR 2018): first the image nearest :math:`\mu`, then image after image
-  the one farthest from all the chosen,
+- `k_center` (greedy farthest point; Sener and Savarese, ICLR 2018): first the image nearest
+  :math:`\mu`, then image after image the one farthest from all the chosen,
 
   .. math:: i_t = \arg\max_i \min_{s<t} \| x_i - x_{i_s} \|
 
-Every function returns rows sorted by class, class 0's first, and within a class in the order of choice: the first j of a choice
-of k are the choice of j. Ties go to the first row. Of a class with fewer than k images, as the tail of a long-tailed set may
-be, `select` takes all, and then again in the same order: as if with replacement, but no image twice before each was taken once.
+Every function returns rows sorted by class, class 0's first, and within a class in the order of
+choice: the first j of a choice of k are the choice of j. Ties go to the first row. Of a class with
+fewer than k images, as the tail of a long-tailed set may be, `select` takes all, and then again in
+the same order: as if with replacement, but no image twice before each was taken once.
 """
 
 from __future__ import annotations
@@ -34,11 +37,17 @@ Pick = Callable[[Tensor, int], Tensor]
 """From the features (n, d) of one class, the positions (k,) of the k chosen."""
 
 
-def select(how: str, image_set: ImageSet, per_class: int, normalization: Normalization, generator: torch.Generator) -> Rows:
+def select(
+    how: str,
+    image_set: ImageSet,
+    per_class: int,
+    normalization: Normalization,
+    generator: torch.Generator,
+) -> Rows:
     """Rows of `per_class` images of every class, int64 (classes * per_class,).
 
-    The features of herding and k-center are the normalised pixels, flattened, in float32. One class is normalised at a time, so
-    memory holds the largest class and not the set.
+    The features of herding and k-center are the normalised pixels, flattened, in float32. One class
+    is normalised at a time, so memory holds the largest class and not the set.
 
     Args:
         how: `random`, `herding` or `k-center`.
@@ -65,7 +74,8 @@ def select(how: str, image_set: ImageSet, per_class: int, normalization: Normali
 
 
 def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> Rows:
-    """Rows of `per_class` images of every class, drawn without replacement as long as there are any left.
+    """Rows of `per_class` images of every class, drawn without replacement as long as there are any
+    left.
 
     Raises:
         DataError: a class has no image.
@@ -79,7 +89,8 @@ def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> R
 
 
 def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
-    """Rows of features (N, d) whose mean, class by class, follows the mean of the class (labels (N,)) as closely as greed can.
+    """Rows of features (N, d) whose mean, class by class, follows the mean of the class (labels
+    (N,)) as closely as greed can.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -88,7 +99,8 @@ def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
 
 
 def k_center(features: Tensor, labels: Tensor, per_class: int) -> Rows:
-    """Rows of features (N, d) that, class by class (labels (N,)), leave no row of the class far from a chosen one.
+    """Rows of features (N, d) that, class by class (labels (N,)), leave no row of the class far
+    from a chosen one.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -107,7 +119,9 @@ def _by_class(features: Tensor, labels: Tensor, per_class: int, pick: Pick) -> R
 
 def _require(name: str, count: int, per_class: int) -> None:
     if count < per_class:
-        raise DataError(f"Class {name} must have at least the {per_class} image(s) to choose. Got {count} instead.")
+        raise DataError(
+            f"Class {name} must have at least the {per_class} image(s) to choose. Got {count} instead."
+        )
 
 
 def _herd(features: Tensor, count: int) -> Tensor:
@@ -126,8 +140,11 @@ def _herd(features: Tensor, count: int) -> Tensor:
 
 def _cover(features: Tensor, count: int) -> Tensor:
     def distances(point: Tensor) -> Tensor:
-        # exact differences: the expanded square would put near duplicates at a distance of rounding errors
-        return torch.cdist(features, point.unsqueeze(0), compute_mode="donot_use_mm_for_euclid_dist").squeeze(1)
+        # exact differences: the expanded square would put near duplicates at a distance of rounding
+        # errors
+        return torch.cdist(
+            features, point.unsqueeze(0), compute_mode="donot_use_mm_for_euclid_dist"
+        ).squeeze(1)
 
     chosen = torch.empty(count, dtype=torch.long, device=features.device)
     chosen[:1] = distances(features.mean(0)).argmin()

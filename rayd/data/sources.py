@@ -1,9 +1,10 @@
 """Finding and opening data sets: by name in the data root, or by path.
 
-A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in each as
-`<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in torchvision's own folders. Roots
-and paths may be URLs (`rayd.remote`): of encoded images nothing but the labels is read when they are opened, and a file is
-fetched by whoever needs it (`rayd.data.copies`); arrays are fetched whole.
+A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in
+`~/.cache/rayd/data`; in each as `<root>/<name>` (Parquet files, raw files or an image folder),
+`<root>/<name>.npz`, and in torchvision's own folders. Roots and paths may be URLs (`rayd.remote`):
+of encoded images nothing but the labels is read when they are opened, and a file is fetched by
+whoever needs it (`rayd.data.copies`); arrays are fetched whole.
 """
 
 from __future__ import annotations
@@ -72,14 +73,23 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
-    """Where the data set of a name, or at a path, is; None when it is nowhere or cannot be read there."""
+    """Where the data set of a name, or at a path, is; None when it is nowhere or cannot be read
+    there.
+    """
     return next((path for path in _candidates(name, root) if _there(path)), None)
 
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
     """The known data sets, found or not, then whatever else lies in the data roots."""
-    infos = [SourceInfo(known.name, known.classes, locate(known.name, root), known.how) for known in KNOWN.values()]
-    seen = {Path(place).parts[0] for known in KNOWN.values() for place in (known.name, *known.places, *known.pickled)}
+    infos = [
+        SourceInfo(known.name, known.classes, locate(known.name, root), known.how)
+        for known in KNOWN.values()
+    ]
+    seen = {
+        Path(place).parts[0]
+        for known in KNOWN.values()
+        for place in (known.name, *known.places, *known.pickled)
+    }
     for place in data_roots(root):
         for path in remote.listed(place):
             name = path.stem if path.suffix == ".npz" else path.name
@@ -90,7 +100,8 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
 
 
 def open_source(name: str, root: Path | None = None) -> Source:
-    """Open a data set by name or path: its labels are read and checked, its images are not decoded yet.
+    """Open a data set by name or path: its labels are read and checked, its images are not decoded
+    yet.
 
     Raises:
         DataError: it is unknown, not there, empty, damaged, or a pickle.
@@ -131,7 +142,11 @@ def _there(path: Path) -> bool:
 
 
 def _format(path: Path) -> Format | None:
-    return next((layout for layout in FORMATS if layout.matches(path)), None) if path.exists() else None
+    return (
+        next((layout for layout in FORMATS if layout.matches(path)), None)
+        if path.exists()
+        else None
+    )
 
 
 def _why_not(name: str, root: Path | None) -> str:
@@ -140,7 +155,9 @@ def _why_not(name: str, root: Path | None) -> str:
         return "Setting 'data.name' must not be empty; own data are given as data=PATH."
     known = KNOWN.get(name)
     remedy = f"; {known.how}" if known else ""
-    pickled = [place / folder for place in data_roots(root) for folder in (known.pickled if known else ())]
+    pickled = [
+        place / folder for place in data_roots(root) for folder in (known.pickled if known else ())
+    ]
     found = next((path for path in (*_candidates(name, root), *pickled) if path.exists()), None)
     if found is not None:
         return f"{_why_unreadable(found)}{remedy}."

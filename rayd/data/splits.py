@@ -1,7 +1,7 @@
 """Which images of a split are taken: decided on the labels alone, before any image is decoded.
 
-Every draw comes from a generator of (split seed, purpose, class name), so the images drawn for a class depend neither on which
-other classes were chosen nor on their order.
+Every draw comes from a generator of (split seed, purpose, class name), so the images drawn for a
+class depend neither on which other classes were chosen nor on their order.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]
     return rows, position[labels[rows]]
 
 
-def stratified(labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str) -> tuple[Rows, Rows]:
+def stratified(
+    labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str
+) -> tuple[Rows, Rows]:
     """Rows that stay and rows that are carved out: the same fraction of every class.
 
-    Of a class of n images, `fraction * n`, rounded, are carved, but at least one where there are two, and never the last.
+    Of a class of n images, `fraction * n`, rounded, are carved, but at least one where there are
+    two, and never the last.
 
     Args:
         labels: class indices (N,).
@@ -51,14 +54,18 @@ def stratified(labels: Labels, fraction: float, class_names: Sequence[str], seed
 
 
 def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
-    """Whether classes of so many images have a head and a tail: the largest has at least twice the images of the smallest."""
+    """Whether classes of so many images have a head and a tail: the largest has at least twice the
+    images of the smallest.
+    """
     return bool(max(counts) >= 2 * min(counts))
 
 
 def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
-    """Images that each class keeps, int64 (classes,): n_c = n_max f^(-c/(C-1)), truncated; class 0 is the head.
+    """Images that each class keeps, int64 (classes,): n_c = n_max f^(-c/(C-1)), truncated; class 0
+    is the head.
 
-    The convention of LTDD (Zhao et al., 2024) and of the long-tailed CIFAR sets before it (Cui et al., CVPR 2019).
+    The convention of LTDD (Zhao et al., 2024) and of the long-tailed CIFAR sets before it (Cui et
+    al., CVPR 2019).
 
     >>> long_tailed_counts(5000, 100, 10).sum()
     np.int64(12406)
@@ -69,7 +76,8 @@ def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDAr
 
 
 def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], seed: int) -> Rows:
-    """Rows of a long-tailed subset, drawn without replacement; a class smaller than its share keeps all it has.
+    """Rows of a long-tailed subset, drawn without replacement; a class smaller than its share keeps
+    all it has.
 
     Args:
         labels: class indices (N,).
@@ -81,7 +89,9 @@ def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], se
         DataError: a class would keep no image.
     """
     available = np.bincount(labels, minlength=len(class_names))
-    counts = np.minimum(long_tailed_counts(int(available.max()), imbalance, len(class_names)), available)
+    counts = np.minimum(
+        long_tailed_counts(int(available.max()), imbalance, len(class_names)), available
+    )
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
         raise DataError(
@@ -89,7 +99,9 @@ def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], se
             f"(the largest class has {available.max()})."
         )
     kept = [
-        np.flatnonzero(labels == label)[_draw(int(available[label]), int(counts[label]), seed, "long tail", name)]
+        np.flatnonzero(labels == label)[
+            _draw(int(available[label]), int(counts[label]), seed, "long tail", name)
+        ]
         for label, name in enumerate(class_names)
     ]
     return np.sort(np.concatenate(kept))
@@ -102,11 +114,15 @@ def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None
         DataError: there are fewer than two classes, or a class has no image.
     """
     if len(class_names) < 2:
-        raise DataError(f"A data set must have at least two classes. Got {len(class_names)} in {where} instead.")
+        raise DataError(
+            f"A data set must have at least two classes. Got {len(class_names)} in {where} instead."
+        )
     counts = np.bincount(labels, minlength=len(class_names))
     missing = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if missing:
-        raise DataError(f"Every class must have an image in {where}. Got none for {_listed(missing)} instead.")
+        raise DataError(
+            f"Every class must have an image in {where}. Got none for {_listed(missing)} instead."
+        )
 
 
 def _draw(available: int, take: int, seed: int, purpose: str, name: str) -> Rows:

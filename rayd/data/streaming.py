@@ -1,9 +1,10 @@
 """Images that stay encoded in their files until somebody needs their pixels.
 
-`StreamedPixels` stands where an array uint8 (N, C, H, W) may stand: it has a shape, and indexing it decodes those images, in
-threads, in the order asked. It is small whatever N is, so that it travels to workers, who decode what they need where they are;
-the files must be there under the same path, or lie at a URL. Nothing that was decoded is kept: memory holds the batches in
-use, and `READ_AHEAD` more where they are asked for one after another with `batches`.
+`StreamedPixels` stands where an array uint8 (N, C, H, W) may stand: it has a shape, and indexing it
+decodes those images, in threads, in the order asked. It is small whatever N is, so that it travels
+to workers, who decode what they need where they are; the files must be there under the same path,
+or lie at a URL. Nothing that was decoded is kept: memory holds the batches in use, and `READ_AHEAD`
+more where they are asked for one after another with `batches`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class EncodedImages(Protocol):
         ...
 
     def at(self, rows: Rows) -> Iterable[Encoded]:
-        """The images at rows in any order, each read when it is decoded; quick where few are wanted."""
+        """The images at rows in any order, each read when it is decoded; quick where few are
+        wanted.
+        """
         ...
 
     def narrowed(self, rows: Rows) -> tuple[EncodedImages, Rows]:
@@ -86,7 +89,8 @@ class StreamedPixels:
         """Decode images: uint8 (n, C, H, W), in the order asked.
 
         Raises:
-            DataError: a file is gone or has changed, or an image in it is damaged; the sentence names file and row.
+            DataError: a file is gone or has changed, or an image in it is damaged; the sentence
+                names file and row.
             IndexError: there is no such row.
         """
         return self.decode(rows, decoding_threads())
@@ -97,7 +101,9 @@ class StreamedPixels:
         return decode_images(self.encoded.at(wanted), len(wanted), self.side, self.image, threads)
 
     def part(self, rows: slice | npt.NDArray[np.int64]) -> StreamedPixels:
-        """Some of the images, in the order asked, still encoded; it knows of no files but theirs."""
+        """Some of the images, in the order asked, still encoded; it knows of no files but
+        theirs.
+        """
         encoded, renumbered = self.encoded.narrowed(self._at(rows))
         return StreamedPixels(encoded, renumbered, self.image, self.side)
 
@@ -106,17 +112,23 @@ class StreamedPixels:
         return self.encoded.files()
 
     def __array__(self, *_: object, **__: object) -> Pixels:
-        raise DataError(f"{len(self):,} streamed images must not be decoded all at once; index those that are needed.")
+        raise DataError(
+            f"{len(self):,} streamed images must not be decoded all at once; index those that are needed."
+        )
 
     def _at(self, rows: slice | npt.NDArray[np.int64]) -> Rows:
         wanted: Rows = self.rows[rows]
         if wanted.ndim != 1:
-            raise IndexError("Streamed images must be indexed by a slice or by an array of row numbers.")
+            raise IndexError(
+                "Streamed images must be indexed by a slice or by an array of row numbers."
+            )
         return wanted
 
 
 def decoding_threads() -> int:
-    """Threads that decode: those of torch in this thread, which a worker has been granted, but no more than there are cores."""
+    """Threads that decode: those of torch in this thread, which a worker has been granted, but no
+    more than there are cores.
+    """
     import torch
 
     return max(1, min(cores(), torch.get_num_threads()))
@@ -128,7 +140,9 @@ def part(images: ImageArray, rows: slice | Rows) -> ImageArray:
 
 
 def batches(images: ImageArray, rows: Iterable[Wanted]) -> Iterator[tuple[Wanted, Pixels]]:
-    """The images at each of some rows, one batch after another; streamed ones are decoded a little ahead."""
+    """The images at each of some rows, one batch after another; streamed ones are decoded a little
+    ahead.
+    """
     if not isinstance(images, StreamedPixels):
         for wanted in rows:
             yield wanted, images[wanted]
@@ -140,7 +154,9 @@ def batches(images: ImageArray, rows: Iterable[Wanted]) -> Iterator[tuple[Wanted
 def ahead(
     requests: Iterable[Request], answer: Callable[[Request], Result], depth: int = READ_AHEAD
 ) -> Iterator[tuple[Request, Result]]:
-    """Each request with its answer, in order; a thread works on the next `depth` requests meanwhile."""
+    """Each request with its answer, in order; a thread works on the next `depth` requests
+    meanwhile.
+    """
     waiting: deque[tuple[Request, Future[Result]]] = deque()
     with ThreadPoolExecutor(1, "rayd-ahead") as pool:
         try:

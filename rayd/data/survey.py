@@ -1,11 +1,13 @@
-"""What must be known of all pixels of streamed images before a run: found in one pass, and kept for the next run.
+"""What must be known of all pixels of streamed images before a run: found in one pass, and kept for
+the next run.
 
-A pass over ImageNet is minutes of decoding, so what it finds lies in the store that runs share, under `survey/`, keyed by the
-files' paths, sizes and times of modification when they were opened, and by which of their images are read how. Whoever changes
-a file and gives it its old size and time back deceives it.
+A pass over ImageNet is minutes of decoding, so what it finds lies in the store that runs share,
+under `survey/`, keyed by the files' paths, sizes and times of modification when they were opened,
+and by which of their images are read how. Whoever changes a file and gives it its old size and time
+back deceives it.
 
-The fingerprint is a hash of all pixels in order, so that one process makes the pass, with as many decoding threads as it has
-cores, and of data at a URL fetches every file once.
+The fingerprint is a hash of all pixels in order, so that one process makes the pass, with as many
+decoding threads as it has cores, and of data at a URL fetches every file once.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ STAGE = "survey"
 CHUNK_BYTES = 2**24
 """Pixels that are looked at at a time."""
 
-Watch = Callable[[int, int], None]
+Callback = Callable[[int, int], None]
 """Told how many images were looked at, and how many there are."""
 
 
@@ -54,7 +56,13 @@ class Survey:
         return {"fingerprint": self.fingerprint, "histogram": self.histogram.tolist()}
 
 
-def survey(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path, watch: Watch) -> Survey:
+def survey(
+    images: StreamedPixels,
+    labels: Labels,
+    class_names: tuple[str, ...],
+    store: Path,
+    watch: Callback,
+) -> Survey:
     """What was found before, else what a pass over the images finds.
 
     Args:
@@ -79,22 +87,32 @@ def survey(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...],
     return found
 
 
-def known(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path) -> Survey | None:
+def known(
+    images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path
+) -> Survey | None:
     """What was found before; None where nothing was. The arguments are those of `survey`."""
-    return _kept(remote.local(store) / STAGE / f"{content_hash(_inputs(images, labels, class_names))}.json")
+    return _kept(
+        remote.local(store) / STAGE / f"{content_hash(_inputs(images, labels, class_names))}.json"
+    )
 
 
 def identity(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> str:
-    """A hash of the files, of which of their images are read how, and of their labels: no image is decoded for it."""
+    """A hash of the files, of which of their images are read how, and of their labels: no image is
+    decoded for it.
+    """
     return content_hash(_inputs(images, labels, class_names))
 
 
-def _look(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], watch: Watch) -> Survey:
+def _look(
+    images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], watch: Callback
+) -> Survey:
     digest = content_digest(images.shape, labels, class_names)
     histogram = np.zeros((images.image.channels, 256), np.int64)
     step = max(1, CHUNK_BYTES // max(1, images.nbytes // max(1, len(images))))
     watch(0, len(images))
-    for rows, pixels in batches(images, (slice(start, start + step) for start in range(0, len(images), step))):
+    for rows, pixels in batches(
+        images, (slice(start, start + step) for start in range(0, len(images), step))
+    ):
         digest.update(pixels.data)
         histogram += channel_histogram(pixels)
         watch(min(rows.stop, len(images)), len(images))

@@ -1,16 +1,19 @@
-"""Which arithmetic a run computes in: `precision: auto` and `resources.layout: auto` become what the hardware does fastest.
+"""Which arithmetic a run computes in: `precision: auto` and `resources.layout: auto` become what
+the hardware does fastest.
 
-bfloat16 halves the time of a convolution where the processor computes it natively (AVX512-BF16, AMX, CUDA from Ampere on) and
-multiplies it by ten and more where it is emulated. Nothing but a measurement tells which: one small network is run both ways,
-once a machine (`rayd.machine`), and
+bfloat16 halves the time of a convolution where the processor computes it natively (AVX512-BF16,
+AMX, CUDA from Ampere on) and multiplies it by ten and more where it is emulated. Nothing but a
+measurement tells which: one small network is run both ways, once a machine (`rayd.machine`), and
 
     bfloat16   is chosen where it takes at most `WORTH` of float32's time, unless the method needs finer numbers
-               (`Method.least_precision`) or images are so small that converting costs what computing saves;
+               (`Method.least_precision`) or images are so small that converting costs what
+               computing saves;
     tf32       is chosen on GPUs that have it where a method allows it but not bfloat16;
     float32    is chosen everywhere else.
 
-The choice is written into the recipe before anything else reads it: cache keys, cards and workers see a definite value, and a
-run that is continued on another machine keeps the choice that it began with.
+The choice is written into the recipe before anything else reads it: cache keys, cards and workers
+see a definite value, and a run that is continued on another machine keeps the choice that it began
+with.
 """
 
 from __future__ import annotations
@@ -27,18 +30,30 @@ from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge
 from rayd.data import ImageShape
 
 WORTH = 0.85
-"""Share of float32's time below which another arithmetic or layout is chosen: what is gained must exceed the noise of the
-measurement, so that equal machines choose alike."""
+"""Share of float32's time below which another arithmetic or layout is chosen: what is gained must
+exceed the noise of the measurement, so that equal machines choose alike.
+"""
 CLEARLY_SLOWER = 1.15
-"""Share of the time in contiguous layout above which CPUs do not lay networks out with channels last. AVX-512 and AVX2
-processors measured 0.8 to 1.0."""
+"""Share of the time in contiguous layout above which CPUs do not lay networks out with channels
+last. AVX-512 and AVX2 processors measured 0.8 to 1.0.
+"""
 CRAWLS = 1.5
 """Share of float32's time above which an explicit setting is warned of."""
 UNKNOWN = 1e6
 """Stands for the time of an arithmetic that a device does not have."""
 SMALL = 16
-"""Side of images in pixels below which bfloat16 is not chosen. On 8x8 digits conversions cost about what it saves."""
-SECTIONS = ("observers", "guides", "squeeze", "guides.squeeze", "experts", "synthesis", "evaluation")
+"""Side of images in pixels below which bfloat16 is not chosen. On 8x8 digits conversions cost about
+what it saves.
+"""
+SECTIONS = (
+    "observers",
+    "classifiers",
+    "squeeze",
+    "classifiers.squeeze",
+    "experts",
+    "synthesis",
+    "evaluation",
+)
 """Where recipes hold a `precision`."""
 
 
@@ -55,7 +70,9 @@ class Hardware:
     tf32: bool
     """Whether convolutions can be rounded to TF32."""
     channels_last: float
-    """Time of a training step with batch normalisation in channels-last layout, in units of the same in contiguous layout."""
+    """Time of a training step with batch normalisation in channels-last layout, in units of the
+    same in contiguous layout.
+    """
 
     @property
     def summary(self) -> str:
@@ -66,8 +83,8 @@ class Hardware:
     def layout(self) -> str:
         """The faster layout for networks with batch normalisation.
 
-        The usual one of the device, channels last on CPUs, is left only for one that is clearly faster: equal machines must
-        choose alike, whatever else they were doing while they measured.
+        The usual one of the device, channels last on CPUs, is left only for one that is clearly
+        faster: equal machines must choose alike, whatever else they were doing while they measured.
         """
         least = CLEARLY_SLOWER if self.device == "cpu" else WORTH
         return "channels-last" if self.channels_last < least else "contiguous"
@@ -109,7 +126,11 @@ class Choice:
             "students": self.recipe.evaluation.precision,
         }
         chosen = set(sections.values())
-        words = ", ".join(f"{name} {value}" for name, value in sections.items()) if len(chosen) > 1 else chosen.pop()
+        words = (
+            ", ".join(f"{name} {value}" for name, value in sections.items())
+            if len(chosen) > 1
+            else chosen.pop()
+        )
         return f"arithmetic: {words} on {self.hardware.summary}"
 
 
@@ -126,7 +147,9 @@ def measure(device: torch.device, anew: bool = False) -> Hardware:
         name=name,
         bfloat16=machine.fact("bfloat16 / float32", device, lambda: _bfloat16(device), anew=anew),
         tf32=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0),
-        channels_last=machine.fact("channels last / contiguous", device, lambda: _channels_last(device), anew=anew),
+        channels_last=machine.fact(
+            "channels last / contiguous", device, lambda: _channels_last(device), anew=anew
+        ),
     )
 
 
@@ -139,7 +162,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
         before: the recipe of the run that is continued, whose choices hold; absent: none is.
 
     Raises:
-        ResourceError: the device that the recipe names does not exist here, or its cluster cannot be reached.
+        ResourceError: the device that the recipe names does not exist here, or its cluster cannot
+            be reached.
     """
     hardware = _hardware(recipe.resources)
     method = methods.build(recipe)
@@ -149,7 +173,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
     kept = before.model_dump(mode="json") if before is not None else {}
     for section in SECTIONS:
         settings = lookup(dumped, section)
-        # sections that the method does not use keep their defaults: a recipe that says more of them would be refused
+        # sections that the method does not use keep their defaults: a recipe that says more of them
+        # would be refused
         if settings is None or section.partition(".")[0] in method.unused:
             continue
         key = f"{section}.precision"
@@ -169,8 +194,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 
 
 def _least(least: Mapping[str, Precision], section: str) -> Precision:
-    """Coarsest arithmetic of a section; guides compute what observers do."""
-    return least.get("observers" if section == "guides" else section, "bfloat16")
+    """Coarsest arithmetic of a section; classifiers compute what observers do."""
+    return least.get("observers" if section == "classifiers" else section, "bfloat16")
 
 
 def _branch(key: str, value: Any) -> dict[str, Any]:
@@ -183,13 +208,16 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
 def _replaced(settings: Any, tree: Mapping[str, Any]) -> Any:
     """Settings with some values replaced at any depth; validation has nothing to say about them."""
     update = {
-        name: _replaced(getattr(settings, name), value) if isinstance(value, Mapping) else value for name, value in tree.items()
+        name: _replaced(getattr(settings, name), value) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
     }
     return settings.model_copy(update=update)
 
 
 def _hardware(resources: ResourceSettings) -> Hardware:
-    """Of the machine that does the work: this one, or for a cluster that is joined one of its nodes."""
+    """Of the machine that does the work: this one, or for a cluster that is joined one of its
+    nodes.
+    """
     if resources.address is not None:
         from rayd.engine.on_ray.cluster import ask_worker, connect
 
@@ -206,8 +234,8 @@ def measure_here(resources: ResourceSettings) -> dict[str, Any]:
 class _Probe:
     """A training step of two 3x3 convolutions with a normalisation between, on random images.
 
-    Its size is that of a ConvNet's layer: 64 channels and 8 images of 16x16 on the CPU, 128 and 128 of 32x32 on a GPU, which
-    smaller work does not fill.
+    Its size is that of a ConvNet's layer: 64 channels and 8 images of 16x16 on the CPU, 128 and 128
+    of 32x32 on a GPU, which smaller work does not fill.
     """
 
     def __init__(self, device: torch.device, norm: type[nn.Module], last: bool = False):
@@ -216,8 +244,12 @@ class _Probe:
         second = nn.Conv2d(width, width, 3, padding=1)
         between = nn.GroupNorm(width, width) if norm is nn.GroupNorm else norm(width)
         self._order = torch.channels_last if last else torch.contiguous_format
-        self._network = nn.Sequential(first, between, nn.ReLU(), second).to(device=device, memory_format=self._order)  # type: ignore[call-overload]
-        images = torch.zeros(count, width, side, side, device=device).contiguous(memory_format=self._order)
+        self._network = nn.Sequential(first, between, nn.ReLU(), second).to(
+            device=device, memory_format=self._order
+        )  # type: ignore[call-overload]
+        images = torch.zeros(count, width, side, side, device=device).contiguous(
+            memory_format=self._order
+        )
         self._images = images.requires_grad_()
 
     def step(self, precision: str) -> Tensor:

@@ -74,9 +74,12 @@ def config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _with_whitening(storage: Storage, data: ImageData) -> Storage:
-    """What a set costs together with the whitening that its use needs; two numbers a channel are not counted."""
+    """What a set costs together with the whitening that its use needs; two numbers a channel are
+    not counted.
+    """
     if data.normalization.kind != "zca":
         return storage
     state = data.normalization.state().values()
-    numbers, size = sum(tensor.numel() for tensor in state), sum(tensor.nbytes for tensor in state)
+    numbers = sum(tensor.numel() for tensor in state)
+    size = sum(tensor.nbytes for tensor in state)
     return Storage(storage.numbers | {"whitening": numbers}, storage.bytes | {"whitening": size})

@@ -24,24 +24,31 @@ from torch import nn
 
 from rayd import __version__, methods, networks, synthetic
 from rayd.artifacts import content_hash
-from rayd.config import EvaluationSettings, ExpertSettings, NetworkSettings, Panel, Recipe, TrainingSettings
+from rayd.config import (
+    EvaluationSettings,
+    ExpertSettings,
+    NetworkGroup,
+    NetworkSettings,
+    Recipe,
+    TrainingSettings,
+)
 from rayd.data import ImageData
 from rayd.engine import measure
 from rayd.engine.counting import Count, Counting
-from rayd.engine.group import LocalGroup, LocalShared
-from rayd.engine.members import Member, members, teachers
-from rayd.engine.observer import Facts, Observer, States
-from rayd.engine.observers import Question
-from rayd.engine.pursuit import Pursued, Pursuer, Pursuit
-from rayd.engine.queue import Growth
+from rayd.engine.model_pool import TrainTask
+from rayd.engine.network_ids import NetworkId, network_ids, teachers
+from rayd.engine.observer import DatasetInfo, Observer, States
+from rayd.engine.observers import GradientTask
+from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, Synthesizer
+from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.trajectory_matching import TrajectoryResult, TrajectoryTask, TrajectoryWorker
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment
 from rayd.statistics.frequencies import evenly_spaced
-from rayd.synthetic.paced import Paced
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.rded import CHUNK
 from rayd.training.batches import Batches, DrawnBatch, Draws
 from rayd.training.experts import ExpertTrainer
@@ -88,7 +95,9 @@ class StepCost:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         counts = {name: getattr(self, name).to_json() for name in ("asked", "trained", "driver")}
-        return counts | {name: getattr(self, name) for name in ("asked_items", "trained_items", "saved_bytes")}
+        return counts | {
+            name: getattr(self, name) for name in ("asked_items", "trained_items", "saved_bytes")
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> StepCost:
@@ -117,21 +126,27 @@ class Costs:
     data: ImageData
     store: Store
     _known: dict[str, Any] = field(default_factory=dict)
-    _seen: dict[tuple[Panel, str], States] = field(default_factory=dict)
+    _seen: dict[tuple[NetworkGroup, str], States] = field(default_factory=dict)
     """Statistics of an observer of each architecture that was counted."""
 
     @property
-    def _facts(self) -> Facts:
-        return Facts.of(self.data)
+    def _facts(self) -> DatasetInfo:
+        return DatasetInfo.of(self.data)
 
     @property
     def _device(self) -> torch.device:
         # counted here, whatever device the run is for
         return torch.device("cpu")
 
-    def _kept(self, name: str, inputs: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _kept(
+        self, name: str, inputs: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
         """A count from this process, the store, or the making."""
-        shape = {"shape": list(self.data.shape), "classes": self.data.classes, "normalization": self.data.normalization.kind}
+        shape = {
+            "shape": list(self.data.shape),
+            "classes": self.data.classes,
+            "normalization": self.data.normalization.kind,
+        }
         versions = {"version": VERSION, "rayd": __version__, "torch": torch.__version__}
         described = {"count": name, **inputs, **shape, **versions}
         key = content_hash(described)
@@ -151,7 +166,12 @@ class Costs:
             return make()
 
     def training(
-        self, network: NetworkSettings, settings: TrainingSettings, images: int, labels: str = "hard", real: bool = True
+        self,
+        network: NetworkSettings,
+        settings: TrainingSettings,
+        images: int,
+        labels: str = "hard",
+        real: bool = True,
     ) -> Count:
         """An epoch of a network's training.
 
@@ -171,12 +191,19 @@ class Costs:
             inputs = {
                 "network": network.model_dump(mode="json", exclude={"weights"}),
                 "settings": settings.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
-                "teachers": [one.network.model_dump(mode="json", exclude={"weights"}) for one in teachers(self.recipe)],
+                "teachers": [
+                    one.architecture.model_dump(mode="json", exclude={"weights"})
+                    for one in teachers(self.recipe)
+                ],
                 "labels": [labels, self.recipe.labels.precision],
                 "images": images if limit is None else [limit, batch, self._resident(images, real)],
                 "real": real,
             }
-            return self._count("training", inputs, lambda: self._epoch(network, settings, images, labels, real, limit))
+            return self._count(
+                "training",
+                inputs,
+                lambda: self._epoch(network, settings, images, labels, real, limit),
+            )
 
         if batches <= WHOLE * together:
             return epoch(None)
@@ -190,10 +217,18 @@ class Costs:
 
     def _resident(self, images: int, real: bool) -> bool:
         """Whether a set is normalised once."""
-        return not real or (not self.data.train.streamed and 4 * images * math.prod(self.data.shape) <= 2**28)
+        return not real or (
+            not self.data.train.streamed and 4 * images * math.prod(self.data.shape) <= 2**28
+        )
 
     def _epoch(
-        self, network: NetworkSettings, settings: TrainingSettings, images: int, labels: str, real: bool, limit: int | None
+        self,
+        network: NetworkSettings,
+        settings: TrainingSettings,
+        images: int,
+        labels: str,
+        real: bool,
+        limit: int | None,
     ) -> Count:
         with Counting() as counting:
             trainer = self._trainer(network, settings, images, labels, real, limit)
@@ -202,7 +237,13 @@ class Costs:
             return counting.take()
 
     def _trainer(
-        self, network: NetworkSettings, settings: TrainingSettings, images: int, labels: str, real: bool, limit: int | None
+        self,
+        network: NetworkSettings,
+        settings: TrainingSettings,
+        images: int,
+        labels: str,
+        real: bool,
+        limit: int | None,
     ) -> Trainer:
         training = _stand_in(self.data, images, real)
         if isinstance(settings, ExpertSettings):
@@ -215,9 +256,10 @@ class Costs:
         loss: Loss = cross_entropy
         clean = False
         if isinstance(settings, EvaluationSettings):
-            loss, clean = loss_of(settings), settings.clean_forward
+            loss = loss_of(settings)
+            clean = settings.clean_forward
         if labels == "online":
-            known = [self._built(one.network) for one in teachers(self.recipe)]
+            known = [self._built(one.architecture) for one in teachers(self.recipe)]
             asked = Teachers(known, self.recipe.labels.precision, settings.precision, self._device)
         return Trainer(
             self._built(network),
@@ -238,29 +280,40 @@ class Costs:
     def testing(self, network: NetworkSettings, precision: str, images: int) -> Count:
         """The judging of a network on some images."""
         batch = min(images, TEST_BATCH)
-        inputs = {"network": network.model_dump(mode="json", exclude={"weights"}), "precision": precision, "batch": batch}
+        inputs = {
+            "network": network.model_dump(mode="json", exclude={"weights"}),
+            "precision": precision,
+            "batch": batch,
+        }
 
         def work() -> Count:
             with Counting() as counting:
-                built, judged = self._built(network), _stand_in(self.data, batch, real=True)
+                built = self._built(network)
+                judged = _stand_in(self.data, batch, real=True)
                 counting.take()
                 hits(built, [built.state_dict()], judged, self._device, precision)
                 return counting.take()
 
         return self._count("testing", inputs, work) * (images / batch)
 
-    def measuring(self, panel: Panel, place: int) -> Count:
+    def measuring(self, group: NetworkGroup, place: int) -> Count:
         """What measuring the training split takes for an observer of a panel's architecture."""
         images = len(self.data.train)
-        batch = self.recipe.panel(panel).batch_size
+        batch = self.recipe.network_group(group).batch_size
         parts = len(measure.shards(images))
-        inputs = self._identity() | {"panel": panel, "place": place, "labels": self._first_labels(2 * batch)}
+        inputs = self._identity() | {
+            "panel": group,
+            "place": place,
+            "labels": self._first_labels(2 * batch),
+        }
 
         def make() -> dict[str, Any]:
-            return {name: count.to_json() for name, count in self._shard(panel, place).items()}
+            return {name: count.to_json() for name, count in self._shard(group, place).items()}
 
         found = self._kept("measuring", inputs, make)
-        once, shard, each, merged = (Count.from_json(found[name]) for name in ("once", "shard", "batch", "merged"))
+        once, shard, each, merged = (
+            Count.from_json(found[name]) for name in ("once", "shard", "batch", "merged")
+        )
         return once + (shard + merged) * parts + each * (images / batch)
 
     def _first_labels(self, count: int) -> str:
@@ -277,24 +330,29 @@ class Costs:
         settings["synthesis"].pop("steps")
         return {"recipe": settings}
 
-    def _shard(self, panel: Panel, place: int) -> dict[str, Count]:
-        """What is done once, once a shard and once a batch when an observer measures, and for merging a shard."""
-        member = members(self.recipe, panel)[place]
+    def _shard(self, group: NetworkGroup, place: int) -> dict[str, Count]:
+        """What is done once, once a shard and once a batch when an observer measures, and for
+        merging a shard.
+        """
+        network_id = network_ids(self.recipe, group)[place]
         with Counting() as counting:
             worker = self._worker
-            worker._member(member, None, self.recipe.panel(panel).precision)
+            worker._fixed_observer(network_id, None, self.recipe.network_group(group).precision)
             counting.take()
-            states = self._look(member, 1)
+            states = self._look(network_id, 1)
             first = counting.take()
-            self._seen[panel, member.network.model_dump_json()] = self._merged(member, states, 1)
+            self._seen[group, network_id.architecture.model_dump_json()] = self._merged(
+                network_id, states, 1
+            )
             merged = counting.take()
             if first.number > MANY:
-                # what is done once a shard is nothing beside a batch, and the first look a part of it
+                # what is done once a shard is nothing beside a batch, and the first look a part of
+                # it
                 nothing = Count()
                 return {"once": nothing, "shard": nothing, "batch": first, "merged": merged}
-            self._look(member, 1)
+            self._look(network_id, 1)
             again = counting.take()
-            self._look(member, 2)
+            self._look(network_id, 2)
             each = counting.take() - again
         return {"once": first - again, "shard": again - each, "batch": each, "merged": merged}
 
@@ -302,32 +360,39 @@ class Costs:
     def _worker(self) -> _StandIn:
         return _StandIn(self.recipe, self._facts, device=self._device)
 
-    def _look(self, member: Member, batches: int) -> States:
+    def _look(self, network_id: NetworkId, batches: int) -> States:
         """Statistics of some batches."""
-        rows = slice(0, batches * self.recipe.panel(member.panel).batch_size)
+        rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = self.data.train.labels[rows]
-        shard = LocalShared((_pixels(self.data, len(labels)), labels))
-        looks_first = any(need.looks_first for need in self._worker._method.needs(member.panel))
-        (part,) = self._worker.measure(((member, None, self._first_look if looks_first else None),), shard)
+        shard = LocalRef((_pixels(self.data, len(labels)), labels))
+        looks_first = any(need.looks_first for need in self._worker._method.needs(network_id.group))
+        (part,) = self._worker.measure(
+            ((network_id, None, self._first_look if looks_first else None),), shard
+        )
         return part
 
     @cached_property
-    def _first_look(self) -> LocalShared:
+    def _first_look(self) -> LocalRef:
         rows = evenly_spaced(len(self.data.train)).numpy()
-        return LocalShared((_pixels(self.data, len(rows)), self.data.train.labels[rows]))
+        return LocalRef((_pixels(self.data, len(rows)), self.data.train.labels[rows]))
 
-    def _merged(self, member: Member, part: States, batches: int) -> States:
+    def _merged(self, network_id: NetworkId, part: States, batches: int) -> States:
         """The same as the driver keeps them, for all classes."""
-        rows = slice(0, batches * self.recipe.panel(member.panel).batch_size)
+        rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = torch.tensor(self.data.train.labels[rows])
-        return measure.merged(self._worker._method.needs(member.panel), None, part, labels, self.data.classes)
+        return measure.merged(
+            self._worker._method.needs(network_id.group), None, part, labels, self.data.classes
+        )
 
-    def step(self) -> tuple[StepCost, dict[Panel, int]]:
+    def step(self) -> tuple[StepCost, dict[NetworkGroup, int]]:
         """A step of the synthesis, on average over the architectures, and bytes of statistics of a
         member of each panel.
         """
         recipe = self.recipe
-        inputs = self._identity() | {"steps": recipe.synthesis.steps > 0, "labels": self._first_labels(64)}
+        inputs = self._identity() | {
+            "steps": recipe.synthesis.steps > 0,
+            "labels": self._first_labels(64),
+        }
 
         def make() -> dict[str, Any]:
             cost, size = _counted_steps(self)
@@ -354,10 +419,14 @@ class Costs:
         if len(some) == 1:
             return some[0], graphs + vectors
         few, more = STUDENT_STEPS
-        return some[0] + (some[1] - some[0]) * ((settings.steps - few) / (more - few)), graphs + vectors
+        return some[0] + (some[1] - some[0]) * (
+            (settings.steps - few) / (more - few)
+        ), graphs + vectors
 
     def _student(self, steps: int) -> Count:
-        return self._count("student", self._identity() | {"student steps": steps}, lambda: self._pursued(steps))
+        return self._count(
+            "student", self._identity() | {"student steps": steps}, lambda: self._pursued(steps)
+        )
 
     def _parameter_bytes(self) -> float:
         with Counting():
@@ -366,13 +435,18 @@ class Costs:
     def _pursued(self, steps: int) -> Count:
         following = methods.build(self.recipe).following
         assert following is not None
-        fewer = replace(following, settings=following.settings.model_copy(update={"steps": steps, "loss_limit": None}))
+        fewer = replace(
+            following,
+            settings=following.settings.model_copy(update={"steps": steps, "loss_limit": None}),
+        )
         with Counting() as counting:
             learned = self.start()
-            assert isinstance(learned, Paced)
+            assert isinstance(learned, WithLearnedStepSize)
             size = FlatNetwork(self._built(self.recipe.experts.network)).size
             segment = Segment(torch.randn(size), torch.randn(size))
-            pursuer = Pursuer(self.recipe, fewer, self.data.shape, self.data.classes, self._device)
+            pursuer = TrajectoryWorker(
+                self.recipe, fewer, self.data.shape, self.data.classes, self._device
+            )
             counting.take()
             pursuer.pursue(segment, learned, 0, 0)
             return counting.take()
@@ -391,8 +465,13 @@ class Costs:
         batch = min(images, settings.batch_size)
         count = min(images, batch * -(-TOGETHER // batch))
         inputs = {
-            "settings": settings.model_dump(mode="json", exclude={"epochs", "seeds", "networks", "whole_epochs", "baselines"}),
-            "teachers": [one.network.model_dump(mode="json", exclude={"weights"}) for one in teachers(self.recipe)],
+            "settings": settings.model_dump(
+                mode="json", exclude={"epochs", "seeds", "networks", "whole_epochs", "baselines"}
+            ),
+            "teachers": [
+                one.architecture.model_dump(mode="json", exclude={"weights"})
+                for one in teachers(self.recipe)
+            ],
             "labels": self.recipe.labels.precision,
             "images": count,
         }
@@ -400,8 +479,8 @@ class Costs:
         def work() -> Count:
             with Counting() as counting:
                 worker = Worker(self.recipe, self._facts, device=self._device)
-                worker._teachers = [self._built(one.network) for one in teachers(self.recipe)]
-                shared = LocalShared(torch.zeros(count, *self.data.shape))
+                worker._teachers = [self._built(one.architecture) for one in teachers(self.recipe)]
+                shared = LocalRef(torch.zeros(count, *self.data.shape))
                 counting.take()
                 worker.label((), (), shared, 0, 1)
                 return counting.take()
@@ -410,18 +489,18 @@ class Costs:
 
     def scoring(self) -> Count:
         """The scoring of one candidate of the first images."""
-        member = members(self.recipe)[0]
+        network_id = network_ids(self.recipe)[0]
         inputs = {
-            "network": member.network.model_dump(mode="json", exclude={"weights"}),
+            "network": network_id.architecture.model_dump(mode="json", exclude={"weights"}),
             "settings": self.recipe.synthetic.model_dump(mode="json"),
         }
 
         def work() -> Count:
             with Counting() as counting:
                 worker = self._worker
-                worker._member(member, None, "float32")
+                worker._fixed_observer(network_id, None, "float32")
                 counting.take()
-                worker.score(member, LocalShared(None), 0, LocalShared(_pixels(self.data, CHUNK)))
+                worker.score(network_id, LocalRef(None), 0, LocalRef(_pixels(self.data, CHUNK)))
                 return counting.take()
 
         return self._count("scoring", inputs, work) * (1 / CHUNK)
@@ -443,7 +522,9 @@ class _First:
     """The first batches of every epoch; with classes, each comes with logits, as stored ones do."""
 
     def __init__(self, batches: Batches, limit: int | None, classes: int | None = None):
-        self._batches, self._limit, self._classes = batches, limit, classes
+        self._batches = batches
+        self._limit = limit
+        self._classes = classes
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
         """The batches of one epoch."""
@@ -465,23 +546,24 @@ class _StandIn(Worker):
     whose students stand still.
     """
 
-    def _member(self, member: Member, weights: Any, precision: str) -> Observer:
-        return super()._member(replace(member, copy=0), None, precision)
+    def _fixed_observer(self, network_id: NetworkId, weights: Any, precision: str) -> Observer:
+        return super()._fixed_observer(replace(network_id, index=0), None, precision)
 
-    def _pursued(self, asked: Pursuit) -> Pursued:
+    def _pursued(self, asked: TrajectoryTask) -> TrajectoryResult:
         replica = self._follow(asked.template, "now", asked.parameters)
-        return Pursued(
+        return TrajectoryResult(
             loss=torch.zeros(()),
             gradients={name: torch.zeros_like(value) for name, value in replica.named_parameters()},
             good=torch.tensor(True),
         )
 
 
-class _CountingGroup(LocalGroup):
+class _CountingGroup(LocalPool):
     """A group in this process that counts each kind of work item by itself."""
 
     def __init__(self, worker: Worker, counting: Counting):
-        self._threads, self._worker = torch.get_num_threads(), worker
+        self._threads = torch.get_num_threads()
+        self._worker = worker
         self._counting = counting
         self.forget()
 
@@ -490,8 +572,10 @@ class _CountingGroup(LocalGroup):
         self.items: dict[type, list[Count]] = {}
         self.driver = Count()
 
-    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
-        """See `Group`."""
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        """See `WorkerPool`."""
         for item in items:
             self.driver = self.driver + self._counting.take()
             result = getattr(self._worker, method)(*item)
@@ -499,27 +583,36 @@ class _CountingGroup(LocalGroup):
             yield result
 
 
-def _counted_steps(costs: Costs) -> tuple[StepCost, dict[Panel, int]]:
+def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
     """Count steps of the synthesizer until each architecture had its turn; see `Costs.step`."""
-    recipe, method = costs.recipe, methods.build(costs.recipe)
+    recipe = costs.recipe
+    method = methods.build(costs.recipe)
     steps = _cycle(recipe, method)
     # neither checkpoints nor log lines, and the last step is never reached
-    quiet = {"steps": max(recipe.synthesis.steps, 2 * steps + 1), "checkpoint_every": 10**9, "log_every": 10**9}
+    quiet = {
+        "steps": max(recipe.synthesis.steps, 2 * steps + 1),
+        "checkpoint_every": 10**9,
+        "log_every": 10**9,
+    }
     longer = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update=quiet)})
     with Counting() as counting:
-        group = _CountingGroup(costs._worker, counting)
+        pool = _CountingGroup(costs._worker, counting)
         measured, size = _measured(costs, method)
         learned = costs.start()
-        parts = synthetic.blocks(learned.units, recipe.synthesis.block, recipe.synthesis.order)
+        parts = synthetic.blocks(learned.samples, recipe.synthesis.block, recipe.synthesis.order)
         labels = costs.data.train.labels
-        train = LocalShared((_pixels(costs.data, len(labels)), labels)) if recipe.real == "sampled" else None
-        assignment = Assignment(
+        train = (
+            LocalRef((_pixels(costs.data, len(labels)), labels))
+            if recipe.real == "sampled"
+            else None
+        )
+        assignment = BlockTask(
             recipe=longer,
             key="counted",
             normalization=costs.data.normalization,
             block=0,
             blocks=len(parts),
-            start=LocalShared(dict(learned.part(parts[0]).state_dict())),
+            start=LocalRef(dict(learned.part(parts[0]).state_dict())),
             checkpoints=Path("counted"),
             weights={},
             accuracies={},
@@ -527,17 +620,19 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[Panel, int]]:
             train=train,
             experts=tuple(Path(f"expert-{index}") for index in range(recipe.experts.count)),
         )
-        synthesizer = Synthesizer(group)
-        # observers that are measured were built for that; others are built, and caches filled, in the first round
-        warm = 1 if measured and recipe.observers.queue is None else steps
+        synthesizer = Synthesizer(pool)
+        # observers that are measured were built for that; others are built, and caches filled, in
+        # the first round
+        warm = 1 if measured and recipe.observers.model_pool is None else steps
         synthesizer.advance(assignment, 0, warm)
         counting.take()
-        group.forget()
+        pool.forget()
         synthesizer.advance(assignment, warm, warm + steps)
-        driver = group.driver + counting.take()
+        driver = pool.driver + counting.take()
     share = 1 / steps
-    questions, growths = group.items.get(Question, []), group.items.get(Growth, [])
-    students = group.items.get(Pursuit, [])
+    questions = pool.items.get(GradientTask, [])
+    growths = pool.items.get(TrainTask, [])
+    students = pool.items.get(TrajectoryTask, [])
     cost = StepCost(
         asked=_sum([*questions]) * share,
         trained=_sum(growths) * share,
@@ -551,32 +646,38 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[Panel, int]]:
 
 def _cycle(recipe: Recipe, method: methods.Method) -> int:
     rounds = [1]
-    for panel in method.panels:
-        settings = recipe.panel(panel)
+    for group in method.groups:
+        settings = recipe.network_group(group)
         architectures = len(settings.networks)
         rounds.append(architectures // math.gcd(architectures, settings.per_step))
     return min(CYCLE, math.lcm(*rounds))
 
 
-def _measured(costs: Costs, method: methods.Method) -> tuple[dict[Member, LocalShared], dict[Panel, int]]:
+def _measured(
+    costs: Costs, method: methods.Method
+) -> tuple[dict[NetworkId, LocalRef], dict[NetworkGroup, int]]:
     """Statistics of all who are measured, as large as they will be, and bytes of one of each
     architecture of a panel.
     """
-    measured: dict[Member, LocalShared] = {}
-    size: dict[Panel, int] = dict.fromkeys(method.panels, 0)
+    measured: dict[NetworkId, LocalRef] = {}
+    size: dict[NetworkGroup, int] = dict.fromkeys(method.groups, 0)
     if costs.recipe.real == "sampled":
         return measured, size
-    for panel in method.panels:
-        if not method.needs(panel):
+    for group in method.groups:
+        if not method.needs(group):
             continue
-        known: dict[str, LocalShared] = {}
-        for member in members(costs.recipe, panel):
-            key = member.network.model_dump_json()
+        known: dict[str, LocalRef] = {}
+        for network_id in network_ids(costs.recipe, group):
+            key = network_id.architecture.model_dump_json()
             if key not in known:
-                states = costs._seen.get((panel, key)) or costs._merged(member, costs._look(member, 1), 1)
-                size[panel] += sum(t.nbytes for layers in states.values() for one in layers for t in one.values())
-                known[key] = LocalShared(states)
-            measured[member] = known[key]
+                states = costs._seen.get((group, key)) or costs._merged(
+                    network_id, costs._look(network_id, 1), 1
+                )
+                size[group] += sum(
+                    t.nbytes for layers in states.values() for one in layers for t in one.values()
+                )
+                known[key] = LocalRef(states)
+            measured[network_id] = known[key]
     return measured, size
 
 

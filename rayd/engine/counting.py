@@ -51,7 +51,23 @@ ALIGNMENT = 64
 
 _KEEPING = frozenset(
     {
-        *("add", "sub", "mul", "div", "neg", "abs", "square", "pow", "exp", "log", "sqrt", "rsqrt", "sin", "cos", "tanh"),
+        *(
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "neg",
+            "abs",
+            "square",
+            "pow",
+            "exp",
+            "log",
+            "sqrt",
+            "rsqrt",
+            "sin",
+            "cos",
+            "tanh",
+        ),
         *("clamp", "clamp_min", "relu", "sigmoid", "gelu", "silu", "hardswish"),
         *("threshold_backward", "gelu_backward", "silu_backward", "hardswish_backward"),
     }
@@ -92,12 +108,21 @@ class Count:
         return Count(calls, max(self.saved_bytes, other.saved_bytes))
 
     def __mul__(self, factor: float) -> Count:
-        return Count({operation: number * factor for operation, number in self.calls.items()}, self.saved_bytes)
+        return Count(
+            {operation: number * factor for operation, number in self.calls.items()},
+            self.saved_bytes,
+        )
 
     def __sub__(self, other: Count) -> Count:
         """What is left of this when the other, a part of it, is done."""
-        calls = {operation: number - other.calls.get(operation, 0.0) for operation, number in self.calls.items()}
-        return Count({operation: number for operation, number in calls.items() if number > 0}, self.saved_bytes)
+        calls = {
+            operation: number - other.calls.get(operation, 0.0)
+            for operation, number in self.calls.items()
+        }
+        return Count(
+            {operation: number for operation, number in calls.items() if number > 0},
+            self.saved_bytes,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -166,11 +191,19 @@ class Counting(TorchDispatchMode):
         return tensor
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         tensors: list[Tensor] = []
-        key = (func, _signature(args, tensors), *((name, _signature(kwargs[name], tensors)) for name in kwargs))
+        key = (
+            func,
+            _signature(args, tensors),
+            *((name, _signature(kwargs[name], tensors)) for name in kwargs),
+        )
         self._calls[key] += 1
         result = self._result(func, args, kwargs, tensors, key)
         if key not in _operations:
@@ -178,7 +211,12 @@ class Counting(TorchDispatchMode):
         return result
 
     def _result(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor], key: tuple[Any, ...]
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+        key: tuple[Any, ...],
     ) -> Any:
         """What a call returns: computed where that is cheap or decides what is done next, else
         placeholder.
@@ -195,9 +233,15 @@ class Counting(TorchDispatchMode):
             except RuntimeError:
                 # e.g. a matrix of zeros that cannot be inverted
                 return self._skipped(func, args, kwargs, key)
-        if not placeholder and size <= INDICES and not any(each.is_floating_point() for each in tensors):
+        if (
+            not placeholder
+            and size <= INDICES
+            and not any(each.is_floating_point() for each in tensors)
+        ):
             spec = self._spec(func, args, kwargs, key)
-            if spec is None or not any(_is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)):
+            if spec is None or not any(
+                _is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)
+            ):
                 return func(*args, **kwargs)
         return self._skipped(func, args, kwargs, key)
 
@@ -219,7 +263,9 @@ class Counting(TorchDispatchMode):
             # its result depends on values: of placeholder tensors, on zeros
             return func(*args, **kwargs)
         return tree_map(
-            lambda each: self._space.placeholder(*each) if isinstance(each, tuple) else each, spec, is_leaf=_is_spec
+            lambda each: self._space.placeholder(*each) if isinstance(each, tuple) else each,
+            spec,
+            is_leaf=_is_spec,
         )
 
     def _spec(self, func: Any, args: Any, kwargs: Any, key: tuple[Any, ...]) -> Any:
@@ -237,13 +283,20 @@ def _same(func: Any, args: Any, kwargs: Any) -> Any:
         return None
     found = {_spec_of(each) for each in args if isinstance(each, Tensor)}
     plain = func._schema.name.partition("::")[2] in _KEEPING
-    return next(iter(found)) if plain and len(found) == 1 and next(iter(found))[2].is_floating_point else None
+    return (
+        next(iter(found))
+        if plain and len(found) == 1 and next(iter(found))[2].is_floating_point
+        else None
+    )
 
 
 def _inferred(func: Any, args: Any, kwargs: Any) -> Any:
     """What the kernels for shapes say; None where there is none."""
     try:
-        found = func(*tree_map(_on_meta, args), **tree_map(_on_meta, dict(kwargs) | _meta_device(func, kwargs)))
+        found = func(
+            *tree_map(_on_meta, args),
+            **tree_map(_on_meta, dict(kwargs) | _meta_device(func, kwargs)),
+        )
     except (RuntimeError, NotImplementedError, TypeError, IndexError, ValueError):
         return None
     return tree_map(lambda each: _spec_of(each) if isinstance(each, Tensor) else each, found)
@@ -257,7 +310,9 @@ class _AddressSpace:
     def __init__(self) -> None:
         for size in ADDRESSES:
             try:
-                mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+                mapped = mmap.mmap(
+                    -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
+                )
                 break
             except (OSError, ValueError):
                 continue
@@ -273,17 +328,23 @@ class _AddressSpace:
         """Whether a tensor is placeholder."""
         return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() == self._first
 
-    def placeholder(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def placeholder(
+        self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
         """A new placeholder tensor."""
         span = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
         needed = max(1, span) * dtype.itemsize
         if self._next + needed > self._size:
-            # addresses are used again: that two tensors then share them does not matter, as nothing is ever read
-            self._next, self._starts = 0, []
+            # addresses are used again: that two tensors then share them does not matter, as nothing
+            # is ever read
+            self._next = 0
+            self._starts = []
         start = self._next
         self._starts.append(start)
         self._next = start + -(-needed // ALIGNMENT) * ALIGNMENT
-        return torch.empty(0, dtype=dtype).set_(self._storage, start // dtype.itemsize, shape, strides)
+        return torch.empty(0, dtype=dtype).set_(
+            self._storage, start // dtype.itemsize, shape, strides
+        )
 
     def region(self, tensor: Tensor) -> tuple[int, int]:
         """What identifies the memory that a tensor would be in, and its size."""
@@ -323,7 +384,9 @@ def _spec_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dt
 
 
 def _signature(value: Any, tensors: list[Tensor]) -> Any:
-    """What of an argument decides the shape and the cost of a call; its tensors are added to a list."""
+    """What of an argument decides the shape and the cost of a call; its tensors are added to a
+    list.
+    """
     if isinstance(value, Tensor):
         tensors.append(value)
         return (value.shape, value.stride(), value.dtype)
@@ -343,7 +406,11 @@ def _on_meta(value: Any) -> Any:
 def _meta_device(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Factories without tensors among their arguments make theirs where they are told."""
     takes = any(argument.name == "device" for argument in func._schema.arguments)
-    return {"device": torch.device("meta")} if takes and kwargs.get("device") is None and _makes(func) else {}
+    return (
+        {"device": torch.device("meta")}
+        if takes and kwargs.get("device") is None and _makes(func)
+        else {}
+    )
 
 
 def _makes(func: Any) -> bool:
@@ -367,10 +434,20 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any
     return written[0] if count == 1 else tuple(written[:count])
 
 
-def _described(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Operation:
+def _described(
+    func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> Operation:
     """A call as text; a view has no results of its own."""
-    plain = {name: value for name, value in kwargs.items() if value is not None and name not in ("device", "pin_memory")}
-    made = [] if func.is_view else [_plain(each) for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+    plain = {
+        name: value
+        for name, value in kwargs.items()
+        if value is not None and name not in ("device", "pin_memory")
+    }
+    made = (
+        []
+        if func.is_view
+        else [_plain(each) for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
+    )
     return json.dumps([str(func), _plain(args), _plain(plain), made], separators=(",", ":"))
 
 

@@ -2,8 +2,9 @@
 
     squeeze -> experts -> measure -> score -> synthesize -> relabel -> evaluate
 
-It reads like sequential code whether the work is done in this process or by Ray workers. What runs have in common, up to the
-synthetic set itself, is made once (`rayd.engine.claims`), also by those that go on at the same time.
+It reads like sequential code whether the work is done in this process or by Ray workers. What runs
+have in common, up to the synthetic set itself, is made once (`rayd.engine.work_queue`), also by
+those that go on at the same time.
 """
 
 from __future__ import annotations
@@ -25,23 +26,33 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import arithmetic, card, experts, initial, measure, memory, relabel, spectra, squeeze
-from rayd.engine.claims import Taken, exactly_once
-from rayd.engine.evaluate import Classroom, judge, keep_report
-from rayd.engine.foresight import Foresight
-from rayd.engine.group import Group, Shared, Streams, open_group
-from rayd.engine.members import Member, members, panels, teachers, team
-from rayd.engine.observer import Facts
+from rayd.engine import (
+    arithmetic,
+    card,
+    experts,
+    initial,
+    measure,
+    memory,
+    relabel,
+    spectra,
+    squeeze,
+)
+from rayd.engine.callbacks import Callback, Milestone, WarmStart
+from rayd.engine.evaluate import LabelSource, judge, keep_report
+from rayd.engine.forecast import Forecast
+from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.optimise import Optimisation
 from rayd.engine.pixel_range import out_of_range
+from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool, open_pool
 from rayd.engine.preflight import check_settings, preflight
-from rayd.engine.progress import Reporter, Shown
+from rayd.engine.progress import Progress, Shown
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.squeeze import TrainedObserver
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Assignment, adopt, block_folder, foreign
-from rayd.engine.watch import Inheritance, Rung, Watch
+from rayd.engine.synthesize import BlockTask, adopt, block_folder, foreign
+from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, ConfigError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
@@ -78,10 +89,10 @@ def distill(
     cache: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
     judged_on: Literal["test", "validation"] = "test",
-    watch: Watch | None = None,
-    inheritance: Inheritance | None = None,
+    watch: Callback | None = None,
+    warm_start: WarmStart | None = None,
 ) -> Run:
     """Distil a data set as a recipe says, judge the result, and leave both in `out`.
 
@@ -92,43 +103,58 @@ def distill(
         cache: root of the store that runs share; see `rayd.engine.store`.
         resume: continue the run that `out` holds.
         overwrite: replace the run that `out` holds.
-        reporter: where progress is shown; standard error unless given.
-        judged_on: `validation` looks at the validation split in place of the test split, which is then not looked at.
+        progress: where progress is shown; standard error unless given.
+        judged_on: `validation` looks at the validation split in place of the test split, which is
+            then not looked at.
         watch: who looks at the set on its way.
-        inheritance: what the synthesis goes on from.
+        warm_start: what the synthesis goes on from.
 
     Raises:
-        RaydError: anything that a user can mend, in one sentence, before long work starts where that is possible.
+        RaydError: anything that a user can mend, in one sentence, before long work starts where
+            that is possible.
     """
-    reporter = reporter or Reporter()
+    progress = progress or Progress()
     check_settings(recipe)
-    data = read(recipe.data, data_root, cache, reporter, recipe.usual_image_size)
+    data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
-    choice = arithmetic.choose(recipe, data.shape, earlier.recipe() if earlier is not None else None)
+    choice = arithmetic.choose(
+        recipe, data.shape, earlier.recipe() if earlier is not None else None
+    )
     recipe = choice.recipe
     method = methods.build(recipe)
     squeeze.check(recipe, data, Store(cache))
     check_writable(Store(cache).root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split
-    alone = judged_on == "test" and inheritance is None
+    alone = judged_on == "test" and warm_start is None
     command = continuation(out, data_root, cache) if alone else None
     with (
         RunDirectory(out).opened(recipe, resume, overwrite, command) as directory,
-        reporter.watched(directory.status),
+        progress.watched(directory.status),
         devices.thread_limit(devices.threads(recipe.resources)),
     ):
         for sentence in (choice.summary, *choice.warnings):
-            reporter.say(sentence)
-        return _Driver(choice, method, data, directory, Store(cache), reporter, judged_on, watch, inheritance).run()
+            progress.log(sentence)
+        return _Driver(
+            choice, method, data, directory, Store(cache), progress, judged_on, watch, warm_start
+        ).run()
 
 
-def synthesis_key(recipe: Recipe, data: ImageData, history: Sequence[Mapping[str, Any]] = ()) -> str:
+def synthesis_key(
+    recipe: Recipe, data: ImageData, history: Sequence[Mapping[str, Any]] = ()
+) -> str:
     """Hash of all that a synthesis depends on."""
-    looking = [network for panel in panels(recipe) for network in recipe.panel(panel).networks]
+    looking = [
+        network for group in groups(recipe) for network in recipe.network_group(group).networks
+    ]
     weights = [given.fingerprint(network) for network in looking]
-    inputs: dict[str, Any] = {"version": 3, "data": data.fingerprint, "settings": recipe.identity(), "weights": weights}
+    inputs: dict[str, Any] = {
+        "version": 3,
+        "data": data.fingerprint,
+        "settings": recipe.identity(),
+        "weights": weights,
+    }
     if _scales_mappers(recipe):
         inputs["version"] = 5
     return content_hash(inputs | ({"history": list(history)} if history else {}))
@@ -154,33 +180,42 @@ class _Driver:
         data: ImageData,
         directory: RunDirectory,
         store: Store,
-        reporter: Reporter,
+        progress: Progress,
         judged_on: str,
-        watch: Watch | None,
-        inheritance: Inheritance | None,
+        watch: Callback | None,
+        warm_start: WarmStart | None,
     ):
         recipe = choice.recipe
-        self._recipe, self._method, self._data = recipe, method, data
+        self._recipe = recipe
+        self._method = method
+        self._data = data
         self._hardware = choice.hardware
-        self._directory, self._store, self._reporter = directory, store, reporter
-        self._judged_on, self._watch, self._inheritance = judged_on, watch, inheritance
+        self._directory = directory
+        self._store = store
+        self._progress = progress
+        self._judged_on = judged_on
+        self._watch = watch
+        self._warm_start = warm_start
         self._log = directory.log
-        self._key = synthesis_key(recipe, data, inheritance.history if inheritance is not None else ())
+        self._key = synthesis_key(
+            recipe, data, warm_start.history if warm_start is not None else ()
+        )
         self._inputs = synthesis_inputs(recipe, self._key)
         self._workers = ExitStack()
         self._looked = 0.0
 
     def run(self) -> Run:
-        with self._reporter.stages(self._stage_names()):
+        with self._progress.stages(self._stage_names()):
             return self._run()
 
     def _stage_names(self) -> list[str]:
         """The stages of this run, in order, cached or not."""
-        recipe, method = self._recipe, self._method
+        recipe = self._recipe
+        method = self._method
         optimised = recipe.synthesis.steps > 0
-        measured = recipe.real == "measured" and any(method.needs(panel) for panel in method.panels)
+        measured = recipe.real == "measured" and any(method.needs(group) for group in method.groups)
         there = {
-            "squeeze": bool(team(recipe)),
+            "squeeze": bool(trained_networks(recipe)),
             "experts": method.needs_experts,
             "measure": measured and optimised,
             "score": recipe.synthetic.init == "rded",
@@ -191,26 +226,30 @@ class _Driver:
         return [name for name, wanted in there.items() if wanted]
 
     @cached_property
-    def _foresight(self) -> Foresight | None:
-        """The forecast of the run; none where no progress is shown, as counting operations takes a second or two."""
-        return Foresight(self._recipe, self._data, self._store) if self._reporter.followed else None
+    def _foresight(self) -> Forecast | None:
+        """The forecast of the run; none where no progress is shown, as counting operations takes a
+        second or two.
+        """
+        return Forecast(self._recipe, self._data, self._store) if self._progress.followed else None
 
     def _foreseen(self, name: str) -> float | None:
         return None if self._foresight is None else self._foresight.stage(name)
 
     def _stage(self, name: str, unit: str) -> AbstractContextManager[Shown]:
         """The progress of a stage whose work items are not counted yet."""
-        return self._reporter.stage(name, 0, unit, self._foreseen(name))
+        return self._progress.stage(name, 0, unit, self._foreseen(name))
 
     def _run(self) -> Run:
         with self._workers:
             distilled = self._finished() or self._found()
-            squeezed = self._squeeze(team(self._recipe) if distilled is None else teachers(self._recipe))
+            squeezed = self._squeeze(
+                trained_networks(self._recipe) if distilled is None else teachers(self._recipe)
+            )
             if distilled is None:
                 distilled = self._synthesize(squeezed)
             labels = self._relabel(distilled, squeezed)
         # students need the memory that observers, statistics and real images still take
-        self.__dict__.pop("_group", None)
+        self.__dict__.pop("_pool", None)
         report = self._evaluate(distilled, squeezed, labels)
         return Run(self._directory.path, self._recipe, distilled, report, self._synthesis_seconds())
 
@@ -220,11 +259,13 @@ class _Driver:
         return self._log.spent().get("synthesize", 0.0)
 
     @cached_property
-    def _group(self) -> Group:
+    def _pool(self) -> WorkerPool:
         """The workers, started when they are first needed."""
-        group = self._workers.enter_context(open_group(self._recipe.resources, Worker, self._recipe, Facts.of(self._data)))
-        self._workers.enter_context(self._reporter.workers(group))
-        return group
+        pool = self._workers.enter_context(
+            open_pool(self._recipe.resources, Worker, self._recipe, DatasetInfo.of(self._data))
+        )
+        self._workers.enter_context(self._progress.workers(pool))
+        return pool
 
     def _finished(self) -> Distilled | None:
         if not (self._directory.distilled / "card.json").exists():
@@ -233,10 +274,14 @@ class _Driver:
             distilled = load_distilled(self._directory.distilled)
         except ArtifactError as error:
             place = remote.shown(self._directory.distilled)
-            raise ArtifactError(f"{error} Move '{place}' away, and --resume makes it again from what is there.") from error
+            raise ArtifactError(
+                f"{error} Move '{place}' away, and --resume makes it again from what is there."
+            ) from error
         if distilled.card.get("synthesis") != self._key:
             raise self._other_data()
-        self._reporter.say(f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}")
+        self._progress.log(
+            f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}"
+        )
         return distilled
 
     def _found(self) -> Distilled | None:
@@ -253,7 +298,9 @@ class _Driver:
             log.warning("%s It will be made again.", error)
             return None
         distilled.save(self._directory.distilled)
-        self._reporter.say(f"synthesize: found {len(distilled)} images of a run with the same settings")
+        self._progress.log(
+            f"synthesize: found {len(distilled)} images of a run with the same settings"
+        )
         self._warn(distilled)
         return distilled
 
@@ -264,7 +311,8 @@ class _Driver:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        began, finished = time.monotonic(), False
+        began = time.monotonic()
+        finished = False
         try:
             with memory.explained(stage, self._recipe):
                 yield
@@ -273,82 +321,134 @@ class _Driver:
             self._log.spend(stage, time.monotonic() - began - self._looked, finished)
             self._looked = 0.0
 
-    def _squeeze(self, wanted: tuple[Member, ...]) -> dict[Member, TrainedObserver]:
-        recipe, data, store = self._recipe, self._data, self._store
+    def _squeeze(self, wanted: tuple[NetworkId, ...]) -> dict[NetworkId, TrainedObserver]:
+        recipe = self._recipe
+        data = self._data
+        store = self._store
         if not squeeze.missing(recipe, data, store, wanted):
             return squeeze.everyone(recipe, data, store, wanted)
-        with self._stage("squeeze", "epochs") as shown, self._timed("squeeze"), self._trainers() as group:
-            waiting = self._reporter.waiting("squeeze", "observers")
+        with (
+            self._stage("squeeze", "epochs") as shown,
+            self._timed("squeeze"),
+            self._trainers() as pool,
+        ):
+            waiting = self._progress.waiting("squeeze", "observers")
             weight = None if self._foresight is None else self._foresight.epoch
-            trained = squeeze.squeeze(group, recipe, data, store, shown.update, wanted, waiting, weight)
-        for member in squeeze.distinct(recipe, data, wanted):
-            self._reporter.say(f"squeeze: {member.label} {squeeze.in_words(trained[member])}")
+            trained = squeeze.squeeze(
+                pool, recipe, data, store, shown.update, wanted, waiting, weight
+            )
+        for network_id in squeeze.distinct(recipe, data, wanted):
+            self._progress.log(
+                f"squeeze: {network_id.label} {squeeze.summary(trained[network_id])}"
+            )
         return trained
 
     def _experts(self) -> tuple[Path, ...]:
-        recipe, data, store = self._recipe, self._data, self._store
+        recipe = self._recipe
+        data = self._data
+        store = self._store
         if not self._method.needs_experts:
             return ()
         if not experts.missing(recipe, data, store):
             return experts.paths(recipe, data, store)
         with self._stage("experts", "epochs") as shown, self._timed("experts"):
-            waiting = self._reporter.waiting("experts", "experts")
-            files = experts.train(self._group, recipe, data, store, shown.update, waiting)
-        self._reporter.say(f"experts: {experts.in_words(files)}")
+            waiting = self._progress.waiting("experts", "experts")
+            files = experts.train(self._pool, recipe, data, store, shown.update, waiting)
+        self._progress.log(f"experts: {experts.summary(files)}")
         return files
 
-    def _trainers(self) -> AbstractContextManager[Streams]:
-        """The group, unless observers are trained by workers together, who need what the group holds once it is there."""
+    def _trainers(self) -> AbstractContextManager[TaskStream]:
+        """The group, unless observers are trained by workers together, who need what the group
+        holds once it is there.
+        """
         if squeeze.together(self._recipe):
             return squeeze.open_workers(self._recipe, self._data, self._store)
-        return nullcontext(self._group)
+        return nullcontext(self._pool)
 
-    def _measure(self, weights: dict[Member, Shared]) -> dict[Member, Shared]:
-        if self._recipe.real == "sampled" or not self._method.panels:
+    def _measure(self, weights: dict[NetworkId, ObjectRef]) -> dict[NetworkId, ObjectRef]:
+        if self._recipe.real == "sampled" or not self._method.groups:
             return {}
-        recipe, method, data = self._recipe, self._method, self._data
+        recipe = self._recipe
+        method = self._method
+        data = self._data
         if not measure.missing(recipe, method, data, self._store):
             with self._timed("measure"):
-                states = measure.measure(self._group, recipe, method, data, self._store, weights, lambda *_: None)
-            return {member: self._group.share(state) for member, state in states.items()}
+                states = measure.measure(
+                    self._pool, recipe, method, data, self._store, weights, lambda *_: None
+                )
+            return {network_id: self._pool.share(state) for network_id, state in states.items()}
         with self._stage("measure", "shards") as shown, self._timed("measure"):
-            waiting = self._reporter.waiting("measure", "observers")
+            waiting = self._progress.waiting("measure", "observers")
             weight = None if self._foresight is None else self._foresight.shard
-            states = measure.measure(self._group, recipe, method, data, self._store, weights, shown.update, waiting, weight)
-        return {member: self._group.share(state) for member, state in states.items()}
+            states = measure.measure(
+                self._pool,
+                recipe,
+                method,
+                data,
+                self._store,
+                weights,
+                shown.update,
+                waiting,
+                weight,
+            )
+        return {network_id: self._pool.share(state) for network_id, state in states.items()}
 
-    def _initial(self, weights: dict[Member, Shared], files: tuple[Path, ...]) -> SyntheticSet:
+    def _initial(
+        self, weights: dict[NetworkId, ObjectRef], files: tuple[Path, ...]
+    ) -> SyntheticSet:
         if not initial.missing(self._recipe, self._data, self._store):
-            return initial.initial(self._group, self._recipe, self._data, weights, self._store, lambda *_: None, files)
+            return initial.initial(
+                self._pool, self._recipe, self._data, weights, self._store, lambda *_: None, files
+            )
         with self._stage("score", "classes") as shown, self._timed("score"):
-            waiting = self._reporter.waiting("score", "classes")
-            return initial.initial(self._group, self._recipe, self._data, weights, self._store, shown.update, waiting=waiting)
+            waiting = self._progress.waiting("score", "classes")
+            return initial.initial(
+                self._pool,
+                self._recipe,
+                self._data,
+                weights,
+                self._store,
+                shown.update,
+                waiting=waiting,
+            )
 
-    def _synthesize(self, squeezed: dict[Member, TrainedObserver]) -> Distilled:
-        recipe, group = self._recipe, self._group
-        trained = [panel for panel in panels(recipe) if recipe.panel(panel).trained]
-        looking = {member for panel in trained for member in members(recipe, panel)}
-        weights = {member: group.share(one.state) for member, one in squeezed.items() if member in looking}
-        accuracies = {member: float(squeezed[member].facts["train_accuracy"]) for member in weights}
+    def _synthesize(self, squeezed: dict[NetworkId, TrainedObserver]) -> Distilled:
+        recipe = self._recipe
+        pool = self._pool
+        trained = [group for group in groups(recipe) if recipe.network_group(group).trained]
+        looking = {network_id for group in trained for network_id in network_ids(recipe, group)}
+        weights = {
+            network_id: pool.share(one.state)
+            for network_id, one in squeezed.items()
+            if network_id in looking
+        }
+        accuracies = {
+            network_id: float(squeezed[network_id].facts["train_accuracy"])
+            for network_id in weights
+        }
         files = self._experts()
         measured = self._measure(weights) if recipe.synthesis.steps > 0 else {}
         learned = self._initial(weights, files)
         facts = [one.facts_for_card for one in squeezed.values()]
         if recipe.synthesis.steps == 0:
             return self._keep(learned, facts)
-        parts = synthetic.blocks(learned.units, recipe.synthesis.block, recipe.synthesis.order)
-        in_turn = len(parts) == 1 or self._method.sequential
-        watched = self._watch or Watch((), lambda _: None)
-        pauses = watched.pauses(recipe.synthesis.steps, len(parts), in_turn)
-        train = group.share((self._data.train.images, self._data.train.labels)) if recipe.real == "sampled" else None
+        parts = synthetic.blocks(learned.samples, recipe.synthesis.block, recipe.synthesis.order)
+        sequential = len(parts) == 1 or self._method.sequential
+        watched = self._watch or Callback((), lambda _: None)
+        pauses = watched.pauses(recipe.synthesis.steps, len(parts), sequential)
+        train = (
+            pool.share((self._data.train.images, self._data.train.labels))
+            if recipe.real == "sampled"
+            else None
+        )
         assignments = [
-            Assignment(
+            BlockTask(
                 recipe,
                 self._key,
                 self._data.normalization,
                 block,
                 len(parts),
-                group.share(dict(learned.part(part).state_dict())),
+                pool.share(dict(learned.part(part).state_dict())),
                 self._directory.checkpoints / block_folder(block, len(parts)),
                 weights,
                 accuracies,
@@ -363,16 +463,28 @@ class _Driver:
             raise self._other_data()
 
         look = partial(self._look, learned, facts)
-        way = Optimisation(group, assignments, learned, parts, self._log, self._reporter, self._distilled, look, self._foreseen)
+        way = Optimisation(
+            pool,
+            assignments,
+            learned,
+            parts,
+            self._log,
+            self._progress,
+            self._distilled,
+            look,
+            self._foreseen,
+        )
 
-        def make(taken: Taken[str]) -> None:
+        def make(taken: WorkQueue[str]) -> None:
             for piece in taken:
-                if self._inheritance is not None:
+                if self._warm_start is not None:
                     for assignment in assignments:
-                        source = self._inheritance.checkpoints / block_folder(assignment.block, len(parts))
+                        source = self._warm_start.checkpoints / block_folder(
+                            assignment.block, len(parts)
+                        )
                         adopt(source, assignment.checkpoints, self._key)
                 with self._timed("synthesize"):
-                    way.in_turn() if in_turn else way.side_by_side()
+                    way.sequential() if sequential else way.parallel()
                 note = {"observers": facts, "seconds": self._log.spent()["synthesize"]}
                 self._store.put_tensors(STAGE, self._inputs, learned.state_dict(), note)
                 made.append(self._keep(learned, facts))
@@ -380,13 +492,19 @@ class _Driver:
 
         made: list[Distilled] = []
         place = self._store.path(STAGE, self._inputs, "safetensors")
-        waiting = self._reporter.waiting("synthesize", "set")
-        exactly_once(
-            [self._key], lambda _: self._store.tensors(STAGE, self._inputs) is not None, lambda _: [place], make, waiting
+        waiting = self._progress.waiting("synthesize", "set")
+        run_once(
+            [self._key],
+            lambda _: self._store.tensors(STAGE, self._inputs) is not None,
+            lambda _: [place],
+            make,
+            waiting,
         )
         distilled = made[0] if made else self._found()
         if distilled is None:
-            raise RunError(f"The synthetic set '{place}', which another run made, cannot be read; run again with --resume.")
+            raise RunError(
+                f"The synthetic set '{place}', which another run made, cannot be read; run again with --resume."
+            )
         self._show_spectra(distilled, recipe.synthesis.steps * len(parts))
         if made:
             self._warn(distilled)
@@ -410,33 +528,56 @@ class _Driver:
         if not spectra.drawn_of(self._method):
             return
         try:
-            image = spectra.picture(self._recipe, self._method, self._data, self._store, distilled, self._group)
+            image = spectra.picture(
+                self._recipe, self._method, self._data, self._store, distilled, self._pool
+            )
             self._log.picture("spectra", step, np.asarray(image))
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning("The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: %s", reason)
+            log.warning(
+                "The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: %s",
+                reason,
+            )
 
-    def _look(self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float) -> None:
+    def _look(
+        self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float
+    ) -> None:
         """Show the set, as it is now, to who wants to see it."""
         assert self._watch is not None
         began = time.monotonic()
         now = self._distilled(learned, observers)
-        self._watch.reached(Rung(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now)))
+        self._watch.reached(
+            Milestone(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now))
+        )
         self._looked += time.monotonic() - began
 
     def _judge_now(self, distilled: Distilled) -> Report:
-        """How well a set that is on its way trains the recipe's students; its labels are not stored, with the same result."""
-        recipe, data, labels = self._recipe, self._data, self._recipe.labels
+        """How well a set that is on its way trains the recipe's students; its labels are not
+        stored, with the same result.
+        """
+        recipe = self._recipe
+        data = self._data
+        labels = self._recipe.labels
         if labels.kind == "stored":
             labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
             recipe = recipe.model_copy(update={"labels": labels})
         taught = squeeze.everyone(recipe, data, self._store, teachers(recipe))
-        room = Classroom(taught, None, squeeze.teacher_hashes(recipe, data))
+        room = LabelSource(taught, None, squeeze.teacher_hashes(recipe, data))
         with memory.explained("evaluate", recipe):
-            results = judge(recipe, data, distilled, self._store, Reporter(quiet=True), classroom=room, group=self._group)
+            results = judge(
+                recipe,
+                data,
+                distilled,
+                self._store,
+                Progress(quiet=True),
+                classroom=room,
+                pool=self._pool,
+            )
         return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
 
-    def _distilled(self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()) -> Distilled:
+    def _distilled(
+        self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()
+    ) -> Distilled:
         data = self._data
         told = card.card(
             self._method,
@@ -447,15 +588,25 @@ class _Driver:
             experts=self._expert_facts,
             hardware=self._hardware,
         )
-        return Distilled.of(learned, self._recipe.synthetic, data.class_names, data.normalization, told)
+        return Distilled.of(
+            learned, self._recipe.synthetic, data.class_names, data.normalization, told
+        )
 
     @cached_property
     def _expert_facts(self) -> dict[str, Any] | None:
-        return experts.facts_for_card(self._recipe, self._data, self._store) if self._method.needs_experts else None
+        return (
+            experts.facts_for_card(self._recipe, self._data, self._store)
+            if self._method.needs_experts
+            else None
+        )
 
-    def _relabel(self, distilled: Distilled, squeezed: dict[Member, TrainedObserver]) -> Path | None:
+    def _relabel(
+        self, distilled: Distilled, squeezed: dict[NetworkId, TrainedObserver]
+    ) -> Path | None:
         """Soft labels for every epoch of a student, beside the set, whose card counts them."""
-        recipe, data, directory = self._recipe, self._data, self._directory.distilled
+        recipe = self._recipe
+        data = self._data
+        directory = self._directory.distilled
         told: dict[str, Any] = {"config": card.config(recipe)}
         labels = None
         if recipe.labels.kind == "stored":
@@ -463,25 +614,40 @@ class _Driver:
             labels = relabel.found(recipe, wanted, directory)
             if labels is None:
                 with self._stage("relabel", "epochs") as shown, self._timed("relabel"):
-                    labels = relabel.relabel(self._group, recipe, data, distilled, squeezed, directory, shown.update)
+                    labels = relabel.relabel(
+                        self._pool, recipe, data, distilled, squeezed, directory, shown.update
+                    )
             kept = distilled.storage
-            numbers, size = kept.numbers | {"soft labels": labels.numbers}, kept.bytes | {"soft labels": labels.bytes}
+            numbers = kept.numbers | {"soft labels": labels.numbers}
+            size = kept.bytes | {"soft labels": labels.bytes}
             told["storage"] = asdict(Storage(numbers, size))
-            told["labels"] = {"folder": str(labels.directory.relative_to(directory)), "epochs": labels.epochs}
+            told["labels"] = {
+                "folder": str(labels.directory.relative_to(directory)),
+                "epochs": labels.epochs,
+            }
         if any(distilled.card.get(name) != value for name, value in told.items()):
             distilled.card |= told
             distilled.save(directory)
         return None if labels is None else labels.directory
 
-    def _evaluate(self, distilled: Distilled, squeezed: dict[Member, TrainedObserver], labels: Path | None) -> Report:
-        recipe, data = self._recipe, self._data
+    def _evaluate(
+        self, distilled: Distilled, squeezed: dict[NetworkId, TrainedObserver], labels: Path | None
+    ) -> Report:
+        recipe = self._recipe
+        data = self._data
         with self._timed("evaluate"):
-            taught = {member: squeezed[member] for member in teachers(recipe)}
-            room = Classroom(taught, labels, squeeze.teacher_hashes(recipe, data))
-            results = judge(recipe, data, distilled, self._store, self._reporter, self._log.step, room)
-        report = Report.build(recipe, results, distilled, self._log.spent(), data.train.counts.tolist())
+            taught = {network_id: squeezed[network_id] for network_id in teachers(recipe)}
+            room = LabelSource(taught, labels, squeeze.teacher_hashes(recipe, data))
+            results = judge(
+                recipe, data, distilled, self._store, self._progress, self._log.step, room
+            )
+        report = Report.build(
+            recipe, results, distilled, self._log.spent(), data.train.counts.tolist()
+        )
         if self._judged_on == "validation":
-            report = replace(report, results=tuple(_on_validation(result) for result in report.results))
+            report = replace(
+                report, results=tuple(_on_validation(result) for result in report.results)
+            )
         return keep_report(report, self._directory.path)
 
 

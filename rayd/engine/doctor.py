@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -59,7 +60,9 @@ class Finding:
         return f"{self.status:<5}  {self.subject:<12} {self.detail}"
 
 
-def examine(data_root: Path | None = None, cache: Path | None = None, address: str | None = None) -> list[Finding]:
+def examine(
+    data_root: Path | None = None, cache: Path | None = None, address: str | None = None
+) -> list[Finding]:
     """Look at versions, devices, disk, data and Ray.
 
     Args:
@@ -78,7 +81,8 @@ def examine(data_root: Path | None = None, cache: Path | None = None, address: s
 
 
 def _versions() -> Finding:
-    found, absent = [f"python {sys.version.split()[0]}"], []
+    found = [f"python {sys.version.split()[0]}"]
+    absent = []
     for package in PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
@@ -86,16 +90,21 @@ def _versions() -> Finding:
             absent.append(package)
     if absent:
         return Finding(
-            "versions", "wrong", f"missing: {', '.join(absent)}; run 'pip install rayd' again. Found: {', '.join(found)}"
+            "versions",
+            "wrong",
+            f"missing: {', '.join(absent)}; run 'pip install rayd' again. Found: {', '.join(found)}",
         )
     return Finding("versions", "good", ", ".join(found))
 
 
 def _devices() -> list[Finding]:
-    findings = [Finding("cpu", "good", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")]
+    findings = [
+        Finding("cpu", "good", f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    ]
     findings.append(_arithmetic())
     for index in range(torch.cuda.device_count()):
-        name, memory = torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory
+        name = torch.cuda.get_device_name(index)
+        memory = torch.cuda.get_device_properties(index).total_memory
         findings.append(Finding(f"cuda:{index}", "good", f"{name}, {memory / 1e9:.1f} GB"))
     if torch.backends.mps.is_available():
         findings.append(Finding("mps", "good", "Apple GPU"))
@@ -105,9 +114,13 @@ def _devices() -> list[Finding]:
 
 
 def _arithmetic() -> Finding:
-    """What `precision: auto` and `resources.layout: auto` mean on the device that a run in process would use."""
+    """What `precision: auto` and `resources.layout: auto` mean on the device that a run in process
+    would use.
+    """
     found = arithmetic.measure(devices.choose(ResourceSettings()), anew=True)
-    chosen = "bfloat16" if found.bfloat16 <= arithmetic.WORTH else "tf32" if found.tf32 else "float32"
+    chosen = (
+        "bfloat16" if found.bfloat16 <= arithmetic.WORTH else "tf32" if found.tf32 else "float32"
+    )
     return Finding(
         "arithmetic",
         "good",
@@ -120,7 +133,11 @@ def _directory(subject: str, path: Path) -> Finding:
     if (address := remote.url(path)) is not None:
         return _checked(subject, f"{address}, worked on in {path}", lambda: _unreachable(path))
     if not writable(path):
-        return Finding(subject, "wrong", f"'{path}' cannot be written; set RAYD_CACHE or RAYD_DATA to a directory of yours")
+        return Finding(
+            subject,
+            "wrong",
+            f"'{path}' cannot be written; set RAYD_CACHE or RAYD_DATA to a directory of yours",
+        )
     there = path
     while not there.exists():
         there = there.parent
@@ -140,7 +157,8 @@ def _data(data_root: Path | None) -> list[Finding]:
         if source.found is None:
             findings.append(Finding(source.name, "note", f"not here; {source.how}"))
             continue
-        findings.append(_checked(source.name, str(source.found), lambda name=source.name: _class_order(name, data_root)))  # type: ignore[misc]
+        check = partial(_class_order, source.name, data_root)
+        findings.append(_checked(source.name, str(source.found), check))
     return findings
 
 

@@ -1,7 +1,8 @@
-"""The experts stage: networks trained on the real data whose every epoch is kept, one resumable task each, made once and kept.
+"""The experts stage: networks trained on the real data whose every epoch is kept, one resumable
+task each, made once and kept.
 
-An expert is a file of the store (`rayd.training.trajectories`), which its worker writes and those who follow it read: across
-machines, the store must lie where all of them see it, or at a URL.
+An expert is a file of the store (`rayd.training.trajectories`), which its worker writes and those
+who follow it read: across machines, the store must lie where all of them see it, or at a URL.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 from rayd import devices, networks, remote, seeding
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape
-from rayd.engine.claims import Taken, exactly_once
-from rayd.engine.group import Streams
+from rayd.engine.pool import TaskStream
 from rayd.engine.store import Store
+from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
-from rayd.training.progress import Progress
+from rayd.training.progress import EpochProgress
 from rayd.training.trajectories import Trajectory
 
 STAGE = "experts"
@@ -45,7 +46,10 @@ def inputs(recipe: Recipe, data: ImageData, index: int) -> dict[str, Any]:
 
 def paths(recipe: Recipe, data: ImageData, store: Store) -> tuple[Path, ...]:
     """Files of all experts, there or not."""
-    return tuple(store.path(STAGE, inputs(recipe, data, index), "safetensors") for index in range(recipe.experts.count))
+    return tuple(
+        store.path(STAGE, inputs(recipe, data, index), "safetensors")
+        for index in range(recipe.experts.count)
+    )
 
 
 def missing(recipe: Recipe, data: ImageData, store: Store) -> list[int]:
@@ -60,7 +64,7 @@ def _found(path: Path) -> Trajectory | None:
 
 
 def train(
-    group: Streams,
+    pool: TaskStream,
     recipe: Recipe,
     data: ImageData,
     store: Store,
@@ -70,7 +74,7 @@ def train(
     """Files of all experts of a run: those that are not in the store are trained.
 
     Args:
-        group: hosts `Worker`.
+        pool: hosts `Worker`.
         recipe: the run.
         data: the real data.
         store: where experts are kept.
@@ -80,30 +84,37 @@ def train(
     Raises:
         RunError: an expert diverged, or its file does not appear.
     """
-    files, absent = paths(recipe, data, store), missing(recipe, data, store)
-    reached, epochs = dict.fromkeys(absent, 0), recipe.experts.epochs
+    files = paths(recipe, data, store)
+    absent = missing(recipe, data, store)
+    reached = dict.fromkeys(absent, 0)
+    epochs = recipe.experts.epochs
 
     def there(index: int) -> bool:
         return _found(files[index]) is not None
 
-    def make(taken: Taken[int]) -> None:
+    def make(taken: WorkQueue[int]) -> None:
         for index in absent:
             reached[index] = epochs if there(index) else 0
         done(sum(reached.values()), epochs * len(absent))
-        training = group.share(data.train)
+        training = pool.share(data.train)
 
         def items() -> Iterator[tuple[Any, ...]]:
             for index in taken:
-                yield index, training, files[index], store.path(UNFINISHED, inputs(recipe, data, index), "safetensors")
+                yield (
+                    index,
+                    training,
+                    files[index],
+                    store.path(UNFINISHED, inputs(recipe, data, index), "safetensors"),
+                )
 
-        for place, event in group.stream("expert", items()):
+        for place, event in pool.stream("expert", items()):
             index = taken.made[place]
-            reached[index] = event.epoch if isinstance(event, Progress) else epochs
-            if not isinstance(event, Progress):
+            reached[index] = event.epoch if isinstance(event, EpochProgress) else epochs
+            if not isinstance(event, EpochProgress):
                 taken.done(index)
             done(sum(reached.values()), epochs * len(absent))
 
-    exactly_once(absent, there, lambda index: [files[index]], make, waiting)
+    run_once(absent, there, lambda index: [files[index]], make, waiting)
     for path in files:
         if _found(path) is None:
             raise RunError(
@@ -114,13 +125,20 @@ def train(
 
 
 def facts_for_card(recipe: Recipe, data: ImageData, store: Store) -> dict[str, Any] | None:
-    """What the card of a distilled set says of the experts that it followed; None where they are not there any more."""
+    """What the card of a distilled set says of the experts that it followed; None where they are
+    not there any more.
+    """
     if missing(recipe, data, store):
         return None
     known = accuracies(paths(recipe, data, store))
     settings = recipe.experts
     mean = sum(known) / len(known)
-    return {"network": settings.network.label, "count": len(known), "epochs": settings.epochs, "train_accuracy": mean}
+    return {
+        "network": settings.network.label,
+        "count": len(known),
+        "epochs": settings.epochs,
+        "train_accuracy": mean,
+    }
 
 
 def accuracies(files: tuple[Path, ...]) -> list[float]:
@@ -128,7 +146,7 @@ def accuracies(files: tuple[Path, ...]) -> list[float]:
     return [float(Trajectory(path).facts["train_accuracy"]) for path in files]
 
 
-def in_words(files: tuple[Path, ...]) -> str:
+def summary(files: tuple[Path, ...]) -> str:
     """How good experts are, on average."""
     known = accuracies(files)
     return f"{len(known)} know {sum(known) / len(known):.3f} of the training images on average"

@@ -1,6 +1,8 @@
-"""Running out of memory, as one sentence: which stage needed it, and which setting makes it need less.
+"""Running out of memory, as one sentence: which stage needed it, and which setting makes it need
+less.
 
-Torch raises `torch.OutOfMemoryError` on GPUs and a plain `RuntimeError` on the CPU and on MPS; numpy raises `MemoryError`.
+Torch raises `torch.OutOfMemoryError` on GPUs and a plain `RuntimeError` on the CPU and on MPS;
+numpy raises `MemoryError`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from typing import Any
 import torch
 
 from rayd import methods
-from rayd.config import PANELS, Recipe
-from rayd.engine.members import panels
+from rayd.config import NETWORK_GROUPS, Recipe
+from rayd.engine.network_ids import groups
 from rayd.errors import OutOfMemoryError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
@@ -28,7 +30,9 @@ def out_of_memory(error: BaseException) -> str | None:
         return error.what
     if isinstance(error, torch.OutOfMemoryError):
         return f"The GPU ran out of memory{_wanted(text)}"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(one in text.lower() for one in _ON_HOST)):
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in text.lower() for one in _ON_HOST)
+    ):
         place = "The GPU" if "MPS" in text else "This machine"
         return f"{place} ran out of memory{_wanted(text)}"
     return None
@@ -61,25 +65,40 @@ def explained(stage: str, recipe: Recipe) -> Iterator[None]:
 
 
 def remedy(stage: str, recipe: Recipe) -> str:
-    """What to lower so that a stage needs less memory: the settings that its largest tensors grow with."""
+    """What to lower so that a stage needs less memory: the settings that its largest tensors grow
+    with.
+    """
     method = methods.build(recipe)
     match stage:
         case "squeeze":
-            trained = [panel for panel in PANELS if panel in panels(recipe) and recipe.panel(panel).trained]
-            names = ["squeeze.batch_size" if panel == "observers" else "guides.squeeze.batch_size" for panel in trained]
+            trained = [
+                group
+                for group in NETWORK_GROUPS
+                if group in groups(recipe) and recipe.network_group(group).trained
+            ]
+            names = [
+                "squeeze.batch_size" if group == "observers" else "classifiers.squeeze.batch_size"
+                for group in trained
+            ]
             # teachers may be the only ones that are trained
             return _lower(recipe, *(names or ["squeeze.batch_size"]))
         case "experts":
             return _lower(recipe, "experts.batch_size")
         case "measure":
-            return _lower(recipe, *(f"{panel}.batch_size" for panel in method.panels if method.needs(panel)))
+            return _lower(
+                recipe, *(f"{group}.batch_size" for group in method.groups if method.needs(group))
+            )
         case "score":
             return _lower(recipe, "synthetic.crops")
         case "synthesize" if method.following is not None:
             settings = method.following.settings
             if settings.way == "full":
                 return "set 'objective.way' to 'reverse', which keeps one step of a student in memory at a time"
-            return _lower(recipe, "ipc") if settings.batch_size is None else "lower 'objective.batch_size'"
+            return (
+                _lower(recipe, "ipc")
+                if settings.batch_size is None
+                else "lower 'objective.batch_size'"
+            )
         case "synthesize":
             sampled = ["observers.real_batch"] if recipe.real == "sampled" else []
             return _lower(recipe, *sampled, "synthesis.block", "ipc")
@@ -90,8 +109,8 @@ def _lower(recipe: Recipe, *names: str) -> str:
     """Settings with their values, to be lowered."""
     shown = []
     for name in names:
-        value: Any = recipe.guiding if name.startswith("guides.") else recipe
-        for part in name.removeprefix("guides.").split("."):
+        value: Any = recipe.classifier_settings if name.startswith("classifiers.") else recipe
+        for part in name.removeprefix("classifiers.").split("."):
             value = getattr(value, part)
         shown.append(f"'{name}' ({'not set, so all at once' if value is None else f'{value} now'})")
     return f"lower {' or '.join([', '.join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)}"

@@ -1,6 +1,8 @@
-"""The blocks of a synthetic set through all their steps, on the workers of a group: one after another, or side by side.
+"""The blocks of a synthetic set through all their steps, on the workers of a group: one after
+another, or side by side.
 
-What was reached before, by checkpoints, is not done again. The whole set is kept up to date, for those who look on the way.
+What was reached before, by checkpoints, is not done again. The whole set is kept up to date, for
+those who look on the way.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from torch import Tensor
 
 from rayd import synthetic
 from rayd.distilled import Distilled, contact_sheet
-from rayd.engine.group import Group, Host
-from rayd.engine.members import Member
+from rayd.engine.network_ids import NetworkId
 from rayd.engine.observers import Memory
-from rayd.engine.progress import Reporter, Shown
+from rayd.engine.pool import ActorHandle, WorkerPool
+from rayd.engine.progress import Progress, Shown
 from rayd.engine.runlog import RunLog
-from rayd.engine.synthesize import Assignment, Logged, State, Synthesizer, resumable
+from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer, resumable
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
@@ -31,9 +33,9 @@ ADVANCE_SECONDS = 1.0
 class Optimisation:
     """A synthesis that is going on. Steps are numbered through the blocks."""
 
-    group: Group
+    pool: WorkerPool
     """Who does the work."""
-    assignments: Sequence[Assignment]
+    assignments: Sequence[BlockTask]
     """The blocks."""
     learned: SyntheticSet
     """The whole set, as far as it is known here."""
@@ -41,7 +43,7 @@ class Optimisation:
     """What of it each block is."""
     log: RunLog
     """Where logged steps are written."""
-    reporter: Reporter
+    progress: Progress
     """Where progress is shown."""
     pictured: Callable[[SyntheticSet], Distilled]
     """A set as it is to be seen."""
@@ -59,21 +61,30 @@ class Optimisation:
         return self._steps * len(self.assignments)
 
     def _resumed(self) -> list[int]:
-        """How far each block was before; lines of the steps that will be done again are forgotten."""
-        steps, began = self._steps, [resumable(assignment.checkpoints, assignment.key) for assignment in self.assignments]
-        self.log.forget("synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps])
+        """How far each block was before; lines of the steps that will be done again are
+        forgotten.
+        """
+        steps = self._steps
+        began = [
+            resumable(assignment.checkpoints, assignment.key) for assignment in self.assignments
+        ]
+        self.log.forget(
+            "synthesize", lambda step: (step - 1) % steps + 1 <= began[(step - 1) // steps]
+        )
         return began
 
     def _shown(self) -> AbstractContextManager[Shown]:
-        return self.reporter.stage("synthesize", self._total, "steps", self.foreseen("synthesize"))
+        return self.progress.stage("synthesize", self._total, "steps", self.foreseen("synthesize"))
 
-    def in_turn(self) -> None:
+    def sequential(self) -> None:
         """All workers on one block after another: each step asks its observers side by side.
 
         Terms find in their memory what the block before left there.
         """
-        synthesizer, steps, began = self.group.host(Synthesizer), self._steps, self._resumed()
-        remembered: Mapping[Member, Memory] = {}
+        synthesizer = self.pool.host(Synthesizer)
+        steps = self._steps
+        began = self._resumed()
+        remembered: Mapping[NetworkId, Memory] = {}
         with self._shown() as shown:
             shown.update(sum(began))
             for assignment, reached in zip(self.assignments, began, strict=True):
@@ -90,10 +101,14 @@ class Optimisation:
                 if block + 1 < len(self.assignments):
                     remembered = synthesizer.call("remembered", assignment, steps)
 
-    def _advance(self, synthesizer: Host, assignment: Assignment, reached: int, end: int, shown: Shown) -> None:
+    def _advance(
+        self, synthesizer: ActorHandle, assignment: BlockTask, reached: int, end: int, shown: Shown
+    ) -> None:
         """One block, from the step that was reached before to a later one."""
-        interval, before = assignment.recipe.synthesis.checkpoint_every, self._steps * assignment.block
-        step, stride = reached, 1
+        interval = assignment.recipe.synthesis.checkpoint_every
+        before = self._steps * assignment.block
+        step = reached
+        stride = 1
         while step < end:
             until = min(step + stride, end, (step // interval + 1) * interval)
             started = time.monotonic()
@@ -104,23 +119,33 @@ class Optimisation:
                 self.log.step("synthesize", before + line.step, line.seconds, line.terms)
             shown.update(before + step, terms=logged[-1].terms if logged else None)
             if step % interval == 0 and assignment.blocks == 1:
-                now = synthetic.restore(assignment.recipe.synthetic, synthesizer.call("state", assignment, step))
-                self.log.picture("synthetic images", step, np.asarray(contact_sheet(self.pictured(now))))
+                now = synthetic.restore(
+                    assignment.recipe.synthetic, synthesizer.call("state", assignment, step)
+                )
+                self.log.picture(
+                    "synthetic images", step, np.asarray(contact_sheet(self.pictured(now)))
+                )
 
-    def side_by_side(self) -> None:
+    def parallel(self) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
-        steps, began = self._steps, self._resumed()
+        steps = self._steps
+        began = self._resumed()
         reached = list(began)
         with self._shown() as shown:
             shown.update(sum(reached))
             # all blocks come to a pause before any goes beyond it
-            for end in (*(pause for pause in self.assignments[0].pauses if max(began) <= pause), steps):
+            for end in (
+                *(pause for pause in self.assignments[0].pauses if max(began) <= pause),
+                steps,
+            ):
                 items = [(assignment, end) for assignment in self.assignments]
-                for block, event in self.group.stream("synthesize", items):
+                for block, event in self.pool.stream("synthesize", items):
                     if isinstance(event, Logged):
                         reached[block] = max(reached[block], event.step)
                         if event.terms:
-                            self.log.step("synthesize", block * steps + event.step, event.seconds, event.terms)
+                            self.log.step(
+                                "synthesize", block * steps + event.step, event.seconds, event.terms
+                            )
                         shown.update(sum(reached), terms=event.terms or None)
                     else:
                         self._put(block, event)
@@ -129,7 +154,9 @@ class Optimisation:
 
     def _put(self, block: int, state: State) -> None:
         """Know how far a block is."""
-        self.learned.put(self.parts[block], synthetic.restore(self.assignments[block].recipe.synthetic, state))
+        self.learned.put(
+            self.parts[block], synthetic.restore(self.assignments[block].recipe.synthetic, state)
+        )
 
 
 def _next_stride(steps: int, seconds: float) -> int:

@@ -1,8 +1,9 @@
 """A warning about synthetic images whose pixels have left the range of real ones by far.
 
-Matching through networks with instance normalisation does not see the scale of an image, so that step
-sizes that are too large end in pixels hundreds of times out of range. Such images train the networks
-they were made with, and may train others badly; nobody can look at them or store them as images.
+Matching through networks with instance normalisation does not see the scale of an image, so that
+step sizes that are too large end in pixels hundreds of times out of range. Such images train the
+networks they were made with, and may train others badly; nobody can look at them or store them as
+images.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from rayd.distilled import Distilled
 FAR = 2.0
 """Widths of the data's range by which a pixel must lie outside of it to count."""
 SHARE = 0.05
-"""Share of such pixels from which on a set is warned about; sets that DM learns from digits have none."""
+"""Share of such pixels from which on a set is warned about; sets that DM learns from digits have
+none.
+"""
 
 
 def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
-    """What to say of a set whose pixels are far out of range, and what to try; None if they are not.
+    """What to say of a set whose pixels are far out of range, and what to try; None if they are
+    not.
 
     Args:
         recipe: what the set was made by.

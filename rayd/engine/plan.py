@@ -18,19 +18,19 @@ from typing import Any
 import torch
 
 from rayd import devices, methods, synthetic
-from rayd.config import Panel, Recipe
+from rayd.config import NetworkGroup, Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
 from rayd.engine import arithmetic, distill, evaluate, experts, initial, measure, squeeze
 from rayd.engine.costs import Costs, StepCost
 from rayd.engine.counting import Count, Counting
-from rayd.engine.members import Member, teachers
+from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.preflight import check_settings, preflight
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.speeds import Speeds
 from rayd.engine.store import Store
-from rayd.engine.tasks import Candidates, tasks
+from rayd.engine.student_tasks import TrainingSets, tasks
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH
 from rayd.training.progress import milestones
@@ -89,10 +89,16 @@ class Plan:
         """The plan for people."""
         lines = [f"{self.recipe} on {self.data}", ""]
         for stage in self.stages:
-            lines.append(f"{stage.stage:<11} {duration(stage.seconds):>10}   {stage.work}; {stage.cached}")
+            lines.append(
+                f"{stage.stage:<11} {duration(stage.seconds):>10}   {stage.work}; {stage.cached}"
+            )
         lines += [f"{'in all':<11} {duration(self.seconds):>10}", ""]
-        lines.append("memory  " + ", ".join(f"{name} {_size(size)}" for name, size in self.memory.items()))
-        lines.append("disk    " + ", ".join(f"{name} {_size(size)}" for name, size in self.disk.items()))
+        lines.append(
+            "memory  " + ", ".join(f"{name} {_size(size)}" for name, size in self.memory.items())
+        )
+        lines.append(
+            "disk    " + ", ".join(f"{name} {_size(size)}" for name, size in self.disk.items())
+        )
         return "\n".join([*lines, "", *self.remarks] if self.remarks else lines)
 
 
@@ -106,7 +112,7 @@ class Part:
     """What its time is proportional to, e.g. `evaluation.whole_epochs`."""
     count: Count
     """Its operations."""
-    side_by_side: float = 1.0
+    parallel: float = 1.0
     """How many workers share it."""
     decoded: float = 0.0
     """Streamed images that it decodes."""
@@ -126,7 +132,7 @@ def plan(
     recipe: Recipe,
     data_root: Path | None = None,
     cache: Path | None = None,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
     calibrate: bool = False,
 ) -> Plan:
     """Plan a run; refuses what the run itself would refuse.
@@ -135,15 +141,16 @@ def plan(
         recipe: the run.
         data_root: where named data are looked for first; a known set may be nowhere.
         cache: root of the store that runs share.
-        reporter: where it is said that speeds are being measured.
+        progress: where it is said that speeds are being measured.
         calibrate: measure speeds anew that are known.
 
     Raises:
         RaydError: as `distill` would.
     """
-    reporter = reporter or Reporter()
+    progress = progress or Progress()
     check_settings(recipe)
-    outline, store = load_outline(recipe.data, data_root, cache), Store(cache)
+    outline = load_outline(recipe.data, data_root, cache)
+    store = Store(cache)
     data = outline.data
     with Counting():
         # networks are built without their values
@@ -152,7 +159,11 @@ def plan(
     method = methods.build(recipe)
     squeeze.check(recipe, data, store)
     local = recipe.model_copy(
-        update={"resources": recipe.resources.model_copy(update={"workers": 0, "threads": devices.threads(recipe.resources)})}
+        update={
+            "resources": recipe.resources.model_copy(
+                update={"workers": 0, "threads": devices.threads(recipe.resources)}
+            )
+        }
     )
     with devices.thread_limit(devices.threads(local.resources)):
         work = _Work(recipe, method, outline, store)
@@ -160,11 +171,20 @@ def plan(
         device = _device(recipe, local)
         speeds = Speeds(device)
         if calibrate or not speeds.measured:
-            reporter.say("plan: measuring how fast this machine is, for some seconds, once")
+            progress.log("plan: measuring how fast this machine is, for some seconds, once")
         speeds.calibrate([part.count for stage in stages for part in stage.parts], anew=calibrate)
-        decoding = _seconds_to_decode(data.train) if any(part.decoded for stage in stages for part in stage.parts) else 0.0
-        priced = {stage.name: [_seconds(part, speeds, decoding) for part in stage.parts] for stage in stages}
-    made = tuple(StagePlan(stage.name, stage.work, stage.cached, sum(priced[stage.name])) for stage in stages)
+        decoding = (
+            _seconds_to_decode(data.train)
+            if any(part.decoded for stage in stages for part in stage.parts)
+            else 0.0
+        )
+        priced = {
+            stage.name: [_seconds(part, speeds, decoding) for part in stage.parts]
+            for stage in stages
+        }
+    made = tuple(
+        StagePlan(stage.name, stage.work, stage.cached, sum(priced[stage.name])) for stage in stages
+    )
     remarks = _remarks(recipe, outline, stages, priced, device)
     return Plan(recipe.name, _data_words(outline), made, work.memory(), work.disk(), remarks)
 
@@ -193,7 +213,10 @@ def stage_seconds(
     decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
 
     def priced() -> dict[str, float]:
-        return {stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts) for stage in stages}
+        return {
+            stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts)
+            for stage in stages
+        }
 
     found = priced()
     if not speeds.measured and sum(found.values()) > long:
@@ -212,7 +235,7 @@ def _device(recipe: Recipe, local: Recipe) -> torch.device:
 
 
 def _seconds(part: Part, speeds: Speeds, decoding: float) -> float:
-    return (speeds.seconds(part.count) + part.decoded * decoding) / part.side_by_side
+    return (speeds.seconds(part.count) + part.decoded * decoding) / part.parallel
 
 
 def _data_words(outline: Outline) -> str:
@@ -226,10 +249,14 @@ class _Work:
     """The stages of a run, counted."""
 
     def __init__(self, recipe: Recipe, method: methods.Method, outline: Outline, store: Store):
-        self.recipe, self.method, self.outline, self.data, self.store = recipe, method, outline, outline.data, store
+        self.recipe = recipe
+        self.method = method
+        self.outline = outline
+        self.data = outline.data
+        self.store = store
         self.costs = Costs(recipe, outline.data, store)
         self.images = len(outline.data.train)
-        self.statistics: dict[Panel, int] = {}
+        self.statistics: dict[NetworkGroup, int] = {}
         self.step_bytes = 0.0
 
     def stages(self) -> list[Stage]:
@@ -253,122 +280,192 @@ class _Work:
         """The first pass over streamed images."""
         if self.outline.surveyed:
             return None
-        splits = [split for split in (self.data.train, self.data.validation, self.data.test) if split is not None]
+        splits = [
+            split
+            for split in (self.data.train, self.data.validation, self.data.test)
+            if split is not None
+        ]
         count = sum(map(len, splits))
-        part = Part(f"the first pass over {count:,} images", "data.image_size", Count(), decoded=count)
-        return Stage("read", f"{count:,} images are decoded once, to know them", "not cached", (part,))
+        part = Part(
+            f"the first pass over {count:,} images", "data.image_size", Count(), decoded=count
+        )
+        return Stage(
+            "read", f"{count:,} images are decoded once, to know them", "not cached", (part,)
+        )
 
     def _squeezing(self) -> Stage | None:
-        recipe, data, store = self.recipe, self.data, self.store
-        everyone, absent = squeeze.distinct(recipe, data), squeeze.missing(recipe, data, store)
+        recipe = self.recipe
+        data = self.data
+        store = self.store
+        everyone = squeeze.distinct(recipe, data)
+        absent = squeeze.missing(recipe, data, store)
         if not everyone:
             return None
-        beside = recipe.squeeze.workers if squeeze.together(recipe) else _side_by_side(recipe, len(absent))
+        beside = (
+            recipe.squeeze.workers
+            if squeeze.together(recipe)
+            else _side_by_side(recipe, len(absent))
+        )
         parts = []
         for kind, same in _alike(absent):
-            settings = recipe.squeezing(kind.panel)
-            count = self.costs.testing(kind.network, settings.precision, min(JUDGED, self.images))
+            settings = recipe.squeezing(kind.group)
+            count = self.costs.testing(
+                kind.architecture, settings.precision, min(JUDGED, self.images)
+            )
             if data.validation is not None:
-                count = count + self.costs.testing(kind.network, settings.precision, len(data.validation))
+                count = count + self.costs.testing(
+                    kind.architecture, settings.precision, len(data.validation)
+                )
             if settings.epochs > 0:
-                count = count + self.costs.training(kind.network, settings, self.images) * settings.epochs
-            decoded = self._decoded(settings.epochs * self.images + min(JUDGED, self.images)) * len(same)
-            what = f"{len(same)} x {kind.network.label}, {settings.epochs} epochs"
+                count = (
+                    count
+                    + self.costs.training(kind.architecture, settings, self.images)
+                    * settings.epochs
+                )
+            decoded = self._decoded(settings.epochs * self.images + min(JUDGED, self.images)) * len(
+                same
+            )
+            what = f"{len(same)} x {kind.architecture.label}, {settings.epochs} epochs"
             parts.append(Part(what, "squeeze.epochs", count * len(same), beside, decoded))
-        names = ", ".join(member.label for member in absent) or "none"
-        learned = sorted({recipe.squeezing(member.panel).epochs for member in everyone})
+        names = ", ".join(network_id.label for network_id in absent) or "none"
+        learned = sorted({recipe.squeezing(network_id.group).epochs for network_id in everyone})
         epochs = " or ".join(str(number) for number in learned)
         work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {self.images:,} images"
         there = squeeze.everyone(recipe, data, store, everyone)
-        known = [f"{member.label} {one.facts['train_accuracy']:.3f}" for member, one in there.items()]
+        known = [
+            f"{network_id.label} {one.facts['train_accuracy']:.3f}"
+            for network_id, one in there.items()
+        ]
         return Stage("squeeze", work, f"cached: {', '.join(known) or 'none'}", tuple(parts))
 
     def _training_experts(self) -> Stage | None:
         recipe = self.recipe
         if not self.method.needs_experts:
             return None
-        settings, absent = recipe.experts, experts.missing(recipe, self.data, self.store)
+        settings = recipe.experts
+        absent = experts.missing(recipe, self.data, self.store)
         parts = []
         if absent:
             one = self.costs.training(settings.network, settings, self.images) * settings.epochs
-            one = one + self.costs.testing(settings.network, settings.precision, min(JUDGED, self.images))
+            one = one + self.costs.testing(
+                settings.network, settings.precision, min(JUDGED, self.images)
+            )
             decoded = self._decoded(settings.epochs * self.images) * len(absent)
             what = f"{len(absent)} experts, {settings.epochs} epochs"
             beside = _side_by_side(recipe, len(absent))
-            parts.append(Part(what, "experts.count and experts.epochs", one * len(absent), beside, decoded))
+            parts.append(
+                Part(what, "experts.count and experts.epochs", one * len(absent), beside, decoded)
+            )
         work = f"{len(absent)} of {settings.count} experts ({settings.network.label}) learn {settings.epochs} epochs of "
         work += f"{self.images:,} images"
         return Stage("experts", work, f"{settings.count - len(absent)} cached", tuple(parts))
 
-    def _unmeasured(self) -> list[Member]:
+    def _unmeasured(self) -> list[NetworkId]:
         if self.recipe.real != "measured":
             return []
         return measure.missing(self.recipe, self.method, self.data, self.store)
 
     def _measuring(self) -> Stage | None:
         recipe = self.recipe
-        looking = [panel for panel in self.method.panels if self.method.needs(panel)]
+        looking = [group for group in self.method.groups if self.method.needs(group)]
         if recipe.real == "sampled" or not looking or recipe.synthesis.steps == 0:
             return None
         absent = self._unmeasured()
-        pool = sum(recipe.panel(panel).members for panel in looking)
+        pool = sum(recipe.network_group(group).count for group in looking)
         parts = len(measure.shards(self.images))
         beside = _side_by_side(recipe, len(absent) * parts)
         work_parts = []
         for kind, same in _alike(absent):
-            place = [one.model_dump() for one in recipe.panel(kind.panel).networks].index(kind.network.model_dump())
-            count = self.costs.measuring(kind.panel, place) * len(same)
+            place = [one.model_dump() for one in recipe.network_group(kind.group).networks].index(
+                kind.architecture.model_dump()
+            )
+            count = self.costs.measuring(kind.group, place) * len(same)
             # streamed images are decoded once for several observers
             decoded = self._decoded(self.images) * math.ceil(len(same) / measure.TEAM)
-            what = f"{len(same)} x {kind.network.label} on all {self.images:,} images"
-            work_parts.append(Part(what, f"{kind.panel}.pool", count, beside, decoded))
-        labels = ", ".join(network.label for panel in looking for network in recipe.panel(panel).networks)
+            what = f"{len(same)} x {kind.architecture.label} on all {self.images:,} images"
+            work_parts.append(Part(what, f"{kind.group}.pool", count, beside, decoded))
+        labels = ", ".join(
+            network.label for group in looking for network in recipe.network_group(group).networks
+        )
         work = f"{len(absent)} of {pool} observers ({labels}) look at {self.images:,} images"
         return Stage("measure", work, f"{pool - len(absent)} cached", tuple(work_parts))
 
     def _scoring(self) -> Stage | None:
-        recipe, data, settings = self.recipe, self.data, self.recipe.synthetic
+        recipe = self.recipe
+        data = self.data
+        settings = self.recipe.synthetic
         if settings.init != "rded":
             return None
         absent = initial.missing(recipe, data, self.store)
-        candidates = sum(min(settings.candidates, int(data.train.counts[label])) for label in absent)
+        candidates = sum(
+            min(settings.candidates, int(data.train.counts[label])) for label in absent
+        )
         parts = []
         if absent:
-            what, beside = f"{settings.crops} crops of {candidates:,} images", _side_by_side(recipe, len(absent))
+            what = f"{settings.crops} crops of {candidates:,} images"
+            beside = _side_by_side(recipe, len(absent))
             setting = "synthetic.candidates and synthetic.crops"
-            parts.append(Part(what, setting, self.costs.scoring() * candidates, beside, self._decoded(candidates)))
-        work = f"{settings.crops} crops of up to {settings.candidates} images of {len(absent)} classes"
-        return Stage("score", work, f"{data.classes - len(absent)} of {data.classes} classes cached", tuple(parts))
+            parts.append(
+                Part(
+                    what,
+                    setting,
+                    self.costs.scoring() * candidates,
+                    beside,
+                    self._decoded(candidates),
+                )
+            )
+        work = (
+            f"{settings.crops} crops of up to {settings.candidates} images of {len(absent)} classes"
+        )
+        return Stage(
+            "score",
+            work,
+            f"{data.classes - len(absent)} of {data.classes} classes cached",
+            tuple(parts),
+        )
 
     def _synthesized(self) -> bool:
         """Whether a run with the same settings left its set in the store."""
-        inputs = distill.synthesis_inputs(self.recipe, distill.synthesis_key(self.recipe, self.data))
-        return self.recipe.synthesis.steps > 0 and self.store.has(distill.STAGE, inputs, "safetensors")
+        inputs = distill.synthesis_inputs(
+            self.recipe, distill.synthesis_key(self.recipe, self.data)
+        )
+        return self.recipe.synthesis.steps > 0 and self.store.has(
+            distill.STAGE, inputs, "safetensors"
+        )
 
     def _synthesizing(self) -> Stage:
-        recipe, method = self.recipe, self.method
+        recipe = self.recipe
+        method = self.method
         with Counting():
             start = self.costs.start()
-            blocks = len(synthetic.blocks(start.units, recipe.synthesis.block, recipe.synthesis.order))
-        images, steps, cached = len(start), recipe.synthesis.steps, self._synthesized()
-        looking = {panel: recipe.panel(panel).per_step for panel in method.panels}
+            blocks = len(
+                synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
+            )
+        images = len(start)
+        steps = recipe.synthesis.steps
+        cached = self._synthesized()
+        looking = {group: recipe.network_group(group).per_step for group in method.groups}
         students = method.following.settings.per_step if method.following is not None else 0
         parts: tuple[Part, ...] = ()
         grown = 0.0
         if steps > 0:
             step, self.statistics = self.costs.step()
-            self.step_bytes, grown = step.saved_bytes, step.trained_items
+            self.step_bytes = step.saved_bytes
+            grown = step.trained_items
             asked = step.asked
             if students:
                 student, size = self.costs.student()
-                asked, self.step_bytes = asked + student * students, max(self.step_bytes, size)
+                asked = asked + student * students
+                self.step_bytes = max(self.step_bytes, size)
             parts = () if cached else self._step_parts(step, asked, blocks)
-        in_turn = " one after another" if method.sequential else ""
-        cut = f" in {blocks} blocks{in_turn}" if blocks > 1 else ""
-        looks = [f"{count} {panel}" for panel, count in looking.items()]
+        sequential = " one after another" if method.sequential else ""
+        cut = f" in {blocks} blocks{sequential}" if blocks > 1 else ""
+        looks = [f"{count} {group}" for group, count in looking.items()]
         if method.following is not None:
             chosen = method.following.settings
-            looks.append(f"{students} {'student' if students == 1 else 'students'} of {chosen.steps} steps ({chosen.way})")
+            looks.append(
+                f"{students} {'student' if students == 1 else 'students'} of {chosen.steps} steps ({chosen.way})"
+            )
         who = " and ".join(looks) or "no observers"
         real = f", real side {recipe.real}" if looking or method.following is None else ""
         trained = f", {grown:.2g} of the queue trained on" if grown else ""
@@ -377,7 +474,8 @@ class _Work:
 
     def _step_parts(self, step: StepCost, asked: Count, blocks: int) -> tuple[Part, ...]:
         """A step times steps and blocks, with what goes side by side in it."""
-        recipe, queue = self.recipe, self.recipe.observers.queue
+        recipe = self.recipe
+        queue = self.recipe.observers.model_pool
         times = recipe.synthesis.steps * blocks
         if blocks > 1 and not self.method.sequential:
             together = apart = alone = _side_by_side(recipe, blocks)
@@ -388,65 +486,114 @@ class _Work:
             apart = _side_by_side(recipe, math.ceil(step.trained_items)) if after else together
             alone = 1
         decoded = 0.0
-        if recipe.real == "sampled" and any(self.method.samples(panel) for panel in self.method.panels):
-            decoded = self._decoded(recipe.observers.real_batch * self.data.classes * recipe.observers.per_step * times)
+        if recipe.real == "sampled" and any(
+            self.method.samples(group) for group in self.method.groups
+        ):
+            decoded = self._decoded(
+                recipe.observers.real_batch * self.data.classes * recipe.observers.per_step * times
+            )
         settings = "synthesis.steps"
         if self.method.following is not None:
             settings = "synthesis.steps and objective.steps"
         parts = [
             Part(f"{times:,} steps", settings, asked * times, together, decoded),
-            Part(f"what {times:,} steps do beside their gradients", "synthesis.steps", step.driver * times, alone),
+            Part(
+                f"what {times:,} steps do beside their gradients",
+                "synthesis.steps",
+                step.driver * times,
+                alone,
+            ),
         ]
         if step.trained.calls:
-            setting = "observers.queue.train_epochs" if queue and queue.train_epochs else "observers.queue.train_steps"
-            parts.append(Part("the training of the queue's networks", setting, step.trained * times, apart))
+            setting = (
+                "observers.model_pool.train_epochs"
+                if queue and queue.train_epochs
+                else "observers.model_pool.train_steps"
+            )
+            parts.append(
+                Part("the training of the queue's networks", setting, step.trained * times, apart)
+            )
         return tuple(parts)
 
     def _relabelling(self) -> Stage | None:
         recipe = self.recipe
         if recipe.labels.kind != "stored":
             return None
-        images, epochs = synthetic.image_count(recipe, self.data), recipe.evaluation.epochs
+        images = synthetic.image_count(recipe, self.data)
+        epochs = recipe.evaluation.epochs
         parts = stored_chunks(epochs, images, self.data.classes, recipe.labels.precision)
         count = self.costs.labelling(images) * epochs
         work = f"{len(teachers(recipe))} teachers label {epochs:,} epochs of {images:,} images"
-        part = Part(f"labels of {epochs:,} epochs", "evaluation.epochs", count, _side_by_side(recipe, len(parts)))
+        part = Part(
+            f"labels of {epochs:,} epochs",
+            "evaluation.epochs",
+            count,
+            _side_by_side(recipe, len(parts)),
+        )
         return Stage("relabel", work, "kept beside the set", (part,))
 
     def _evaluating(self) -> Stage:
-        recipe, data, settings = self.recipe, self.data, self.recipe.evaluation
+        recipe = self.recipe
+        data = self.data
+        settings = self.recipe.evaluation
         hashes = squeeze.teacher_hashes(recipe, data)
-        # which images are selected depends on pixels: without them such baselines count as not cached
-        known = {name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)}
-        baselines = tasks(recipe, known, Candidates(data, None, recipe.ipc), hashes)
+        # which images are selected depends on pixels: without them such baselines count as not
+        # cached
+        known = {
+            name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)
+        }
+        baselines = tasks(recipe, known, TrainingSets(data, None, recipe.ipc), hashes)
         there = evaluate.stored(baselines, recipe, data, self.store)
-        absent = [(task.set_name, task.network, task.labels.kind) for at, task in enumerate(baselines) if at not in there]
+        absent = [
+            (task.set_name, task.network, task.labels.kind)
+            for at, task in enumerate(baselines)
+            if at not in there
+        ]
         kind = recipe.labels.kind
         others = "online" if kind == "stored" else kind
         runs = range(settings.seeds)
         unknown = [name for name in settings.baselines if name not in known]
-        absent += [(name, network, others) for name in unknown for network in settings.networks for _ in runs]
+        absent += [
+            (name, network, others)
+            for name in unknown
+            for network in settings.networks
+            for _ in runs
+        ]
         absent += [("distilled", network, kind) for network in settings.networks for _ in runs]
         beside = _side_by_side(recipe, len(absent))
-        parts = tuple(self._students(name, network, labels, absent, beside) for name, network, labels in dict.fromkeys(absent))
+        parts = tuple(
+            self._students(name, network, labels, absent, beside)
+            for name, network, labels in dict.fromkeys(absent)
+        )
         names = ", ".join(network.label for network in settings.networks)
         done = len(baselines) + len(unknown) * len(settings.networks) * settings.seeds
         cached = f"{len(there)} of {done} baseline results cached"
         return Stage("evaluate", f"{len(absent)} students ({names})", cached, parts)
 
-    def _students(self, name: str, network: Any, labels: str, absent: Sequence[Any], beside: int) -> Part:
+    def _students(
+        self, name: str, network: Any, labels: str, absent: Sequence[Any], beside: int
+    ) -> Part:
         """All students of one architecture on one set."""
-        settings, data, count = self.recipe.evaluation, self.data, absent.count((name, network, labels))
+        settings = self.recipe.evaluation
+        data = self.data
+        count = absent.count((name, network, labels))
         own = synthetic.image_count(self.recipe, data)
         images = {"whole": self.images, "distilled": own}.get(name, self.recipe.ipc * data.classes)
         epochs = settings.epochs_on(name)
-        one = self.costs.training(network, settings, images, labels, real=name != "distilled") * epochs
+        one = (
+            self.costs.training(network, settings, images, labels, real=name != "distilled")
+            * epochs
+        )
         selections = len(settings.epoch)
         one = one + self.costs.testing(network, settings.precision, len(data.test)) * selections
         judged = float(len(data.test))
         if data.validation is not None:
-            times = selections + (len(milestones(epochs)) if "validation-best" in settings.epoch else 0)
-            one = one + self.costs.testing(network, settings.precision, len(data.validation)) * times
+            times = selections + (
+                len(milestones(epochs)) if "validation-best" in settings.epoch else 0
+            )
+            one = (
+                one + self.costs.testing(network, settings.precision, len(data.validation)) * times
+            )
             judged += len(data.validation) * times
         decoded = self._decoded(judged + (epochs * images if name == "whole" else 0)) * count
         what = f"{count} {'student' if count == 1 else 'students'} ({network.label}) on the {name} set, {epochs:,} epochs"
@@ -466,11 +613,15 @@ class _Work:
         recipe = self.recipe
         with Counting():
             set_bytes = sum(tensor.nbytes for tensor in self.costs.start().state_dict().values())
-        optimizer_states = {"sgd": 1 if recipe.synthesis.momentum else 0, "adam": 2}[recipe.synthesis.optimizer]
+        optimizer_states = {"sgd": 1 if recipe.synthesis.momentum else 0, "adam": 2}[
+            recipe.synthesis.optimizer
+        ]
         return {
             "measured statistics": self._statistic_bytes(self._unmeasured()),
             **self._expert_bytes(),
-            "checkpoints": 2 * set_bytes * (1 + optimizer_states + (self.method.averaging is not None)),
+            "checkpoints": 2
+            * set_bytes
+            * (1 + optimizer_states + (self.method.averaging is not None)),
             "distilled": 2 * set_bytes,
             "soft labels": self._label_bytes(),
         }
@@ -479,23 +630,29 @@ class _Work:
         """Decoded images: all of them, or those that a worker holds at a time where they are
         streamed.
         """
-        recipe, data = self.recipe, self.data
+        recipe = self.recipe
+        data = self.data
         splits = [split for split in (data.train, data.validation, data.test) if split is not None]
         if not data.train.streamed:
             return sum(split.images.nbytes for split in splits)
-        batch = max(recipe.observers.batch_size, recipe.squeeze.batch_size, recipe.evaluation.batch_size, TEST_BATCH)
+        batch = max(
+            recipe.observers.batch_size,
+            recipe.squeeze.batch_size,
+            recipe.evaluation.batch_size,
+            TEST_BATCH,
+        )
         drawn = recipe.observers.real_batch * data.classes if recipe.real == "sampled" else 0
         scored = recipe.synthetic.candidates if recipe.synthetic.init == "rded" else 0
         # besides those decoded ahead, one batch is in use and one on its way
         held = max((READ_AHEAD + 2) * batch, drawn, scored)
         return max(min(held, len(split)) * split.images.nbytes // len(split) for split in splits)
 
-    def _statistic_bytes(self, absent: list[Member] | None = None) -> int:
+    def _statistic_bytes(self, absent: list[NetworkId] | None = None) -> int:
         """Of all who are measured, or of those that are absent from the store."""
         total = 0
-        for panel, size in self.statistics.items():
-            settings = self.recipe.panel(panel)
-            count = settings.members if absent is None else sum(one.panel == panel for one in absent)
+        for group, size in self.statistics.items():
+            settings = self.recipe.network_group(group)
+            count = settings.count if absent is None else sum(one.group == group for one in absent)
             total += size * count // len(settings.networks)
         return total
 
@@ -511,7 +668,9 @@ class _Work:
         recipe = self.recipe
         if recipe.labels.kind != "stored":
             return 0
-        numbers = recipe.evaluation.epochs * synthetic.image_count(recipe, self.data) * self.data.classes
+        numbers = (
+            recipe.evaluation.epochs * synthetic.image_count(recipe, self.data) * self.data.classes
+        )
         return numbers * (2 if recipe.labels.precision == "float16" else 4)
 
 
@@ -520,11 +679,13 @@ def _has_pixels(data: ImageData) -> bool:
     return data.train.known_fingerprint is None
 
 
-def _alike(absent: Sequence[Member]) -> list[tuple[Member, list[Member]]]:
+def _alike(absent: Sequence[NetworkId]) -> list[tuple[NetworkId, list[NetworkId]]]:
     """Members by architecture and panel."""
-    groups: dict[tuple[str, str], list[Member]] = {}
-    for member in absent:
-        groups.setdefault((member.panel, member.network.model_dump_json()), []).append(member)
+    groups: dict[tuple[str, str], list[NetworkId]] = {}
+    for network_id in absent:
+        groups.setdefault((network_id.group, network_id.architecture.model_dump_json()), []).append(
+            network_id
+        )
     return [(same[0], same) for same in groups.values()]
 
 
@@ -533,7 +694,8 @@ def _seconds_to_decode(images: ImageSet) -> float:
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
     # files are opened by the first image
     images.images[rows[:1]]
-    began, used = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
+    used = time.process_time()
     images.images[rows]
     return min(time.perf_counter() - began, time.process_time() - used) / len(rows)
 
@@ -552,10 +714,16 @@ def _remarks(
     """What a reader should know beside the numbers."""
     remarks = []
     if not outline.found:
-        remarks.append(f"'{recipe.data.name}' is not here: sizes are those of the published set, and nothing is cached.")
+        remarks.append(
+            f"'{recipe.data.name}' is not here: sizes are those of the published set, and nothing is cached."
+        )
     total = sum(map(sum, priced.values()))
     ranked = sorted(
-        ((seconds, stage, part) for stage in stages for part, seconds in zip(stage.parts, priced[stage.name], strict=True)),
+        (
+            (seconds, stage, part)
+            for stage in stages
+            for part, seconds in zip(stage.parts, priced[stage.name], strict=True)
+        ),
         key=lambda one: -one[0],
     )
     if ranked and ranked[0][0] >= DOMINANT * total > 0:

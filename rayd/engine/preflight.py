@@ -9,22 +9,25 @@ from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.engine import experts, measure
-from rayd.engine.members import Member, team
+from rayd.engine.network_ids import NetworkId, trained_networks
 from rayd.errors import ConfigError
 from rayd.methods import Method
-from rayd.networks import Tapped, registry, weights
+from rayd.networks import FeatureExtractor, registry, weights
 from rayd.synthetic.initialization import check_budget
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Refuse networks and augmentations that do not exist; needs neither data nor torchvision, so it comes before both.
+    """Refuse networks and augmentations that do not exist; needs neither data nor torchvision, so
+    it comes before both.
 
     Raises:
         ConfigError: says what is wrong, and names the nearest that exists.
     """
     method = methods.build(recipe)
     teachers = recipe.labels.networks or ()
-    looking = [network for panel in method.panels for network in recipe.panel(panel).networks]
+    looking = [
+        network for group in method.groups for network in recipe.network_group(group).networks
+    ]
     followed = [recipe.experts.network] if method.needs_experts else []
     for network in (*recipe.evaluation.networks, *looking, *teachers, *followed):
         registry.check(network)
@@ -34,10 +37,10 @@ def check_settings(recipe: Recipe) -> None:
 
 def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
     """The augmentations of a run, as its recipe names them."""
-    strategies = [recipe.panel(panel).augmentation for panel in method.panels]
+    strategies = [recipe.network_group(group).augmentation for group in method.groups]
     strategies.append(recipe.evaluation.augmentation)
-    if recipe.observers.queue is not None:
-        strategies.append(recipe.observers.queue.augmentation)
+    if recipe.observers.model_pool is not None:
+        strategies.append(recipe.observers.model_pool.augmentation)
     if method.needs_experts:
         strategies.append(recipe.experts.augmentation)
     if method.following is not None:
@@ -45,7 +48,7 @@ def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
     return strategies
 
 
-def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None = None) -> None:
+def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | None = None) -> None:
     """Refuse what cannot work before any long work starts.
 
     Args:
@@ -54,24 +57,27 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         trained: observers that are trained or taken as they are given; absent: all of the run's.
 
     Raises:
-        RaydError: the budget exceeds a class, a network does not fit the images, or the resources are not there.
+        RaydError: the budget exceeds a class, a network does not fit the images, or the resources
+            are not there.
     """
     check_settings(recipe)
     method = methods.build(recipe)
     check_budget(recipe, data)
-    looking = {panel: recipe.panel(panel) for panel in method.panels}
+    looking = {group: recipe.network_group(group) for group in method.groups}
     for settings in recipe.evaluation.networks:
         networks.build(settings, data.shape, data.classes, seed=0)
-    for panel, them in looking.items():
-        measured = recipe.real == "measured" and bool(method.needs(panel))
+    for group, them in looking.items():
+        measured = recipe.real == "measured" and bool(method.needs(group))
         for one in them.networks:
             observer = networks.build(one, data.shape, data.classes, seed=0)
             try:
-                Tapped(observer, method.taps(panel), data.shape, optional=method.optional_taps(panel))
+                FeatureExtractor(
+                    observer, method.taps(group), data.shape, optional=method.optional_taps(group)
+                )
             except ValueError as error:
                 raise ConfigError(
                     f"Network '{one.label}' cannot look at images of {data.shape.height} x {data.shape.width} pixels "
-                    f"({error}): choose others by '{panel}.networks', shallower or with norm: batch."
+                    f"({error}): choose others by '{group}.networks', shallower or with norm: batch."
                 ) from error
             if measured and not them.trained and networks.uses_batch_statistics(observer):
                 raise ConfigError(
@@ -80,7 +86,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
                 )
             if them.interpolate and networks.uses_batch_statistics(observer):
                 raise ConfigError(
-                    f"'{panel}.interpolate' moves weights, not the running statistics of batch normalisation: '{one.label}' "
+                    f"'{group}.interpolate' moves weights, not the running statistics of batch normalisation: '{one.label}' "
                     "needs norm: instance."
                 )
     if "validation-best" in recipe.evaluation.epoch and data.validation is None:
@@ -88,16 +94,21 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
             f"'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: '{data.name}' has no validation "
             "split of its own."
         )
-    for member in team(recipe) if trained is None else trained:
-        networks.build(member.network, data.shape, data.classes, seed=0)
-        weights.fingerprint(member.network)
-        if recipe.squeezing(member.panel).epochs == 0 and member.network.weights is None:
+    for network_id in trained_networks(recipe) if trained is None else trained:
+        networks.build(network_id.architecture, data.shape, data.classes, seed=0)
+        weights.fingerprint(network_id.architecture)
+        if (
+            recipe.squeezing(network_id.group).epochs == 0
+            and network_id.architecture.weights is None
+        ):
             raise ConfigError(
-                f"Observer '{member.network.label}' would know nothing: 'squeeze.epochs: 0' needs 'weights' for each of the "
-                "networks, or set squeeze.epochs above 0."
+                f"Observer '{network_id.architecture.label}' would know nothing: 'squeeze.epochs: "
+                "0' needs 'weights' for each of the networks, or set squeeze.epochs above 0."
             )
     if recipe.synthesis.transform.rand_augment:
-        raise ConfigError("RandAugment has no gradient for the synthetic images; set synthesis.transform.rand_augment to 0.")
+        raise ConfigError(
+            "RandAugment has no gradient for the synthetic images; set synthesis.transform.rand_augment to 0."
+        )
     if method.needs_experts:
         experts.numbers(recipe, data.shape, data.classes)
     if recipe.synthesis.steps > 0 and not method.terms and method.following is None:
@@ -107,7 +118,11 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[Member] | None 
         from rayd.engine.on_ray.cluster import check_resources, check_store, connect
 
         connect(recipe.resources.address)
-        remedy = "ask for fewer resources.decoders" if data.train.streamed else "leave them in their files (data.stream=true)"
+        remedy = (
+            "ask for fewer resources.decoders"
+            if data.train.streamed
+            else "leave them in their files (data.stream=true)"
+        )
         check_store(measure.in_store(recipe, data.train), not data.train.streamed, remedy)
         if not recipe.resources.elastic:
             check_resources(recipe.resources)

@@ -1,9 +1,10 @@
 """Progress of long work: on a terminal a picture of the stages with a bar, rate, time left and loss
 terms; plain lines elsewhere.
 
-How far a stage is, is counted in what people count (epochs, steps, shards) and, for the time that is
-left, as a share of its work: an epoch of a thousand images is more of it than one of ten. The time
-left begins with what was foreseen (`rayd.engine.plan`) and follows the measured rate as work is done.
+How far a stage is, is counted in what people count (epochs, steps, shards) and, for the time that
+is left, as a share of its work: an epoch of a thousand images is more of it than one of ten. The
+time left begins with what was foreseen (`rayd.engine.plan`) and follows the measured rate as work
+is done.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rayd.engine.group import Group
+from rayd.engine.pool import WorkerPool
 
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -29,11 +30,16 @@ PRIOR = 0.05
 """Share of a stage's work whose measured time counts as much as the time that was foreseen."""
 
 StageState = Literal["waiting", "running", "done", "cached"]
-STYLES: Mapping[StageState, str] = {"waiting": "dim", "running": "bold", "done": "green", "cached": "green"}
+STYLES: Mapping[StageState, str] = {
+    "waiting": "dim",
+    "running": "bold",
+    "done": "green",
+    "cached": "green",
+}
 
 
 @dataclass
-class Meter:
+class StageProgress:
     """The progress of one stage."""
 
     stage: str
@@ -89,8 +95,8 @@ class Meter:
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the stage is done: from the rate of its work here, and what was foreseen before
-        there is one. None where neither is known, or nothing is left.
+        """Time until the stage is done: from the rate of its work here, and what was foreseen
+        before there is one. None where neither is known, or nothing is left.
         """
         left = 1.0 - self._share
         gained = self._share - self._first_share
@@ -186,23 +192,23 @@ def stages_text(states: Mapping[str, str]) -> str:
     return " · ".join(words)
 
 
-class Watcher(Protocol):
+class ProgressListener(Protocol):
     """What else follows the progress of a run."""
 
-    def stage(self, meter: Meter) -> None:
+    def stage(self, meter: StageProgress) -> None:
         """A stage begins; its meter is updated as it goes on."""
 
-    def group(self, group: Group) -> AbstractContextManager[None]:
+    def pool(self, pool: WorkerPool) -> AbstractContextManager[None]:
         """A group works while the block runs."""
 
 
-class Reporter:
+class Progress:
     """Shows meters on standard error; `quiet` shows nothing."""
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
         """Report to a console, standard error unless given."""
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
-        self._watchers: list[Watcher] = []
+        self._watchers: list[ProgressListener] = []
         self._stages: StageList | None = None
 
     @property
@@ -210,20 +216,22 @@ class Reporter:
         """Whether progress is shown, so that a forecast is of use."""
         return not self.console.quiet
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """A line of its own."""
         self.console.print(sentence, markup=False, soft_wrap=True)
 
     def waiting(self, stage: str, unit: str) -> Callable[[int], None]:
-        """A function that reports how many pieces of a stage other runs are making, which this one waits for."""
+        """A function that reports how many pieces of a stage other runs are making, which this one
+        waits for.
+        """
 
         def told(count: int) -> None:
-            self.say(f"{stage}: waiting for {count} {unit} that another run is making")
+            self.log(f"{stage}: waiting for {count} {unit} that another run is making")
 
         return told
 
     @contextmanager
-    def watched(self, watcher: Watcher) -> Iterator[None]:
+    def watched(self, watcher: ProgressListener) -> Iterator[None]:
         """Let something else follow every stage and every group of workers while the block runs."""
         self._watchers.append(watcher)
         try:
@@ -232,27 +240,30 @@ class Reporter:
             self._watchers.remove(watcher)
 
     @contextmanager
-    def workers(self, group: Group) -> Iterator[None]:
+    def workers(self, pool: WorkerPool) -> Iterator[None]:
         """Let those who watch see a group while the block runs."""
         with ExitStack() as stack:
             for watcher in self._watchers:
-                stack.enter_context(watcher.group(group))
+                stack.enter_context(watcher.pool(pool))
             yield
 
     @contextmanager
     def stages(self, names: Sequence[str]) -> Iterator[None]:
         """Show the stages of one run as one picture while the block runs."""
-        before, self._stages = self._stages, StageList(names)
+        before = self._stages
+        self._stages = StageList(names)
         try:
             yield
             self._stages.finish()
             if set(self._stages.states.values()) == {"cached"}:
-                self.say(f"stages: {self._stages.text()}")
+                self.log(f"stages: {self._stages.text()}")
         finally:
             self._stages = before
 
     @contextmanager
-    def stage(self, name: str, total: float, unit: str, foreseen: float | None = None) -> Iterator[Shown]:
+    def stage(
+        self, name: str, total: float, unit: str, foreseen: float | None = None
+    ) -> Iterator[Shown]:
         """Show the progress of one stage while the block runs.
 
         Args:
@@ -263,12 +274,12 @@ class Reporter:
         """
         if self._stages is not None:
             self._stages.begin(name)
-        meter = Meter(name, total, unit, foreseen=foreseen, stages=self._stages)
+        meter = StageProgress(name, total, unit, foreseen=foreseen, stages=self._stages)
         for watcher in self._watchers:
             watcher.stage(meter)
         if not self.console.is_terminal:
             if self._stages is not None:
-                self.say(f"stages: {self._stages.text()}")
+                self.log(f"stages: {self._stages.text()}")
             shown = Shown(meter) if self.console.quiet else _Lines(meter, self)
             yield shown
             shown.finish()
@@ -277,7 +288,7 @@ class Reporter:
                 yield Shown(meter)
             if meter.total > 0:
                 note = f", {meter.note}" if meter.note else ""
-                self.say(f"{name}: {meter.count} in {clock(meter.elapsed)}{note}")
+                self.log(f"{name}: {meter.count} in {clock(meter.elapsed)}{note}")
         if self._stages is not None:
             self._stages.end(name)
 
@@ -285,7 +296,7 @@ class Reporter:
 class Shown:
     """A meter that is shown when it changes."""
 
-    def __init__(self, meter: Meter):
+    def __init__(self, meter: StageProgress):
         self.meter = meter
 
     def update(
@@ -309,7 +320,7 @@ class Shown:
 class _Picture:
     """The stages of a run, the bar of the present one, and its loss terms: a line each."""
 
-    def __init__(self, meter: Meter):
+    def __init__(self, meter: StageProgress):
         self._meter = meter
 
     def __rich__(self) -> RenderableType:
@@ -339,9 +350,11 @@ class _Picture:
 
 
 class _Lines(Shown):
-    def __init__(self, meter: Meter, reporter: Reporter):
+    def __init__(self, meter: StageProgress, progress: Progress):
         super().__init__(meter)
-        self._reporter, self._last, self._said = reporter, time.monotonic(), ""
+        self._progress = progress
+        self._last = time.monotonic()
+        self._said = ""
 
     def show(self) -> None:
         if time.monotonic() - self._last >= LINE_EVERY:
@@ -355,7 +368,7 @@ class _Lines(Shown):
         self._last = time.monotonic()
         line = self.meter.line()
         if line != self._said:
-            self._reporter.say(line)
+            self._progress.log(line)
             self._said = line
 
 

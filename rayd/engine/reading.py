@@ -8,12 +8,16 @@ from typing import Any
 
 from rayd.config import DataSettings
 from rayd.data import ImageData, load
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.errors import ImageSizeError
 
 
 def read(
-    settings: DataSettings, data_root: Path | None, cache: Path | None, reporter: Reporter, image_size: int | None = None
+    settings: DataSettings,
+    data_root: Path | None,
+    cache: Path | None,
+    progress: Progress,
+    image_size: int | None = None,
 ) -> ImageData:
     """The data; a first pass over streamed images is shown.
 
@@ -21,7 +25,7 @@ def read(
         settings: which images.
         data_root: where named data are looked for first.
         cache: root of the store that runs share.
-        reporter: where progress is shown.
+        progress: where progress is shown.
         image_size: what to propose for `data.image_size` where images have different sizes.
 
     Raises:
@@ -30,14 +34,16 @@ def read(
     shown: dict[str, Any] = {}
     with ExitStack() as stage:
 
-        def progress(split: str, done: int, total: int) -> None:
+        def on_progress(split: str, done: int, total: int) -> None:
             if split not in shown:
                 stage.close()
-                shown[split] = stage.enter_context(reporter.stage(f"read ({split})", total, "images"))
+                shown[split] = stage.enter_context(
+                    progress.stage(f"read ({split})", total, "images")
+                )
             shown[split].update(done)
 
         try:
-            return load(settings, data_root, cache, progress)
+            return load(settings, data_root, cache, on_progress)
         except ImageSizeError as error:
             raise _with_proposal(error, image_size) from error
 

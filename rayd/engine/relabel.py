@@ -1,7 +1,9 @@
-"""The relabel stage: soft labels of a distilled set, made once by its teachers for every epoch of a student to come.
+"""The relabel stage: soft labels of a distilled set, made once by its teachers for every epoch of a
+student to come.
 
-Work items are chunks of epochs. Labels lie beside the set in a folder named by a hash of all that they depend on, so that those
-of another protocol do not overwrite them; an interrupted run goes on with the chunks that are missing.
+Work items are chunks of epochs. Labels lie beside the set in a folder named by a hash of all that
+they depend on, so that those of another protocol do not overwrite them; an interrupted run goes on
+with the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.distilled import Distilled
-from rayd.engine.group import Group
-from rayd.engine.members import Member, teachers
+from rayd.engine.network_ids import NetworkId, teachers
+from rayd.engine.pool import WorkerPool
 from rayd.engine.squeeze import TrainedObserver, teacher_hashes
 from rayd.errors import ArtifactError, ConfigError, RaydError
 from rayd.training.sets import TrainingSet
@@ -27,7 +29,9 @@ FOLDER = "labels"
 
 def made_for(recipe: Recipe, distilled: Distilled, hashes: tuple[str, ...]) -> Labelled:
     """What labels of a set under a recipe are made for."""
-    return Labelled.of(_training(distilled), distilled.classes, recipe.evaluation, recipe.labels, hashes)
+    return Labelled.of(
+        _training(distilled), distilled.classes, recipe.evaluation, recipe.labels, hashes
+    )
 
 
 def place(recipe: Recipe, wanted: Labelled, directory: Path) -> Path:
@@ -49,11 +53,14 @@ def beside(recipe: Recipe, data: ImageData, distilled: Distilled) -> StoredLabel
     """Labels of a finished set that fit a recipe, from beside it.
 
     Raises:
-        ArtifactError, ConfigError: there are none; the sentence says how those that there are differ.
+        ArtifactError, ConfigError: there are none; the sentence says how those that there are
+            differ.
     """
     folder = distilled.card.get("labels", {}).get("folder")
     if distilled.directory is None or folder is None:
-        raise ConfigError("This distilled set holds no stored labels; set labels.kind=online to let its teachers speak.")
+        raise ConfigError(
+            "This distilled set holds no stored labels; set labels.kind=online to let its teachers speak."
+        )
     known = distilled.card["config"]["labels"]["networks"]
     renamed = recipe.model_dump(mode="json")["labels"]["networks"] != known
     hashes = teacher_hashes(recipe, data) if renamed else ()
@@ -64,7 +71,14 @@ def beside(recipe: Recipe, data: ImageData, distilled: Distilled) -> StoredLabel
         try:
             labels = StoredLabels(path)
             epochs = recipe.evaluation.epochs
-            labels.check(_training(distilled), distilled.classes, recipe.evaluation, recipe.labels, epochs, hashes)
+            labels.check(
+                _training(distilled),
+                distilled.classes,
+                recipe.evaluation,
+                recipe.labels,
+                epochs,
+                hashes,
+            )
         except (ArtifactError, ConfigError) as error:
             faults.append(error)
         else:
@@ -73,18 +87,18 @@ def beside(recipe: Recipe, data: ImageData, distilled: Distilled) -> StoredLabel
 
 
 def relabel(
-    group: Group,
+    pool: WorkerPool,
     recipe: Recipe,
     data: ImageData,
     distilled: Distilled,
-    squeezed: Mapping[Member, TrainedObserver],
+    squeezed: Mapping[NetworkId, TrainedObserver],
     directory: Path,
     done: Callable[[int, int], None],
 ) -> StoredLabels:
     """Label every epoch that is not labelled yet.
 
     Args:
-        group: hosts `Worker`.
+        pool: hosts `Worker`.
         recipe: the run; its evaluation says what students will see.
         data: the real data, which the teachers were trained on.
         distilled: the set.
@@ -92,17 +106,18 @@ def relabel(
         directory: of the set.
         done: told (epochs labelled, epochs in all).
     """
-    wanted, epochs = made_for(recipe, distilled, teacher_hashes(recipe, data)), recipe.evaluation.epochs
+    wanted = made_for(recipe, distilled, teacher_hashes(recipe, data))
+    epochs = recipe.evaluation.epochs
     folder = place(recipe, wanted, directory)
     parts = chunks(epochs, len(distilled), distilled.classes, recipe.labels.precision)
     absent = [part for part in parts if not _whole(chunk_path(folder, part))]
     reached = epochs - sum(map(len, absent))
     done(reached, epochs)
     team = teachers(recipe)
-    weights = tuple(group.share(squeezed[member].state) for member in team)
-    images = group.share(distilled.images)
+    weights = tuple(pool.share(squeezed[network_id].state) for network_id in team)
+    images = pool.share(distilled.images)
     items = [(team, weights, images, part.start, part.stop) for part in absent]
-    for part, tensors in zip(absent, group.map("label", items), strict=True):
+    for part, tensors in zip(absent, pool.map("label", items), strict=True):
         write_chunk(folder, wanted, part, tensors)
         reached += len(part)
         done(reached, epochs)
@@ -119,4 +134,4 @@ def _whole(path: Path) -> bool:
 
 
 def _training(distilled: Distilled) -> TrainingSet:
-    return TrainingSet.of_distilled(distilled)
+    return TrainingSet.from_distilled(distilled)

@@ -48,11 +48,14 @@ class RunDirectory:
         self._status = path / NAME
 
     @contextmanager
-    def opened(self, recipe: Recipe, resume: bool, overwrite: bool, command: str | None = None) -> Iterator[RunDirectory]:
+    def opened(
+        self, recipe: Recipe, resume: bool, overwrite: bool, command: str | None = None
+    ) -> Iterator[RunDirectory]:
         """Claim the directory for a run, and give it free at the end.
 
-        A new or empty directory is taken. One that holds a run is taken with `resume`, if it is the same run whatever the
-        resources and the evaluation, or emptied with `overwrite`, which leaves alone what no run has made.
+        A new or empty directory is taken. One that holds a run is taken with `resume`, if it is the
+        same run whatever the resources and the evaluation, or emptied with `overwrite`, which
+        leaves alone what no run has made.
 
         Args:
             recipe: the run.
@@ -61,10 +64,13 @@ class RunDirectory:
             command: what continues the run after an interruption, for `rayd status`.
 
         Raises:
-            OutputError: the directory is in use, cannot be written, or holds something else; or both ways are asked for.
+            OutputError: the directory is in use, cannot be written, or holds something else; or
+                both ways are asked for.
         """
         if resume and overwrite:
-            raise OutputError(f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not both.")
+            raise OutputError(
+                f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not both."
+            )
         with locked(self.path, wait=False):
             try:
                 if overwrite:
@@ -73,7 +79,9 @@ class RunDirectory:
                 if not overwrite and self.holds_run():
                     self._continue(recipe, resume)
                 elif not overwrite and self._holds_others():
-                    raise OutputError(f"'{self._name}' is not empty and holds no run of rayd; choose another --out.")
+                    raise OutputError(
+                        f"'{self._name}' is not empty and holds no run of rayd; choose another --out."
+                    )
                 write_bytes(self.config, (MARK + recipe.to_yaml()).encode())
                 self.log = RunLog(self._metrics, self._tensorboard)
             except OSError as error:
@@ -97,23 +105,32 @@ class RunDirectory:
         """The recipe of the run that the directory holds, with which it is continued.
 
         Args:
-            overrides: settings laid over it; a run continues under other resources and evaluations only.
+            overrides: settings laid over it; a run continues under other resources and evaluations
+                only.
 
         Raises:
             OutputError: the directory holds no run.
             ConfigError: its `config.yaml` is damaged, or a setting does not exist or does not fit.
         """
         if not self.holds_run():
-            raise OutputError(f"'{self._name}' holds no run of rayd to continue; name the --out of one.")
+            raise OutputError(
+                f"'{self._name}' holds no run of rayd to continue; name the --out of one."
+            )
         return assemble(prune(Recipe, read_yaml(self.config)), overrides, f"'{self.config}'")
 
     def _holds_others(self) -> bool:
-        """Whether there is anything beside the lock and what a run left that was killed when it began."""
-        return any(entry.name != LOCK and not unfinished(entry) for entry in remote.listed(self.path))
+        """Whether there is anything beside the lock and what a run left that was killed when it
+        began.
+        """
+        return any(
+            entry.name != LOCK and not unfinished(entry) for entry in remote.listed(self.path)
+        )
 
     def _continue(self, recipe: Recipe, resume: bool) -> None:
         if not resume:
-            raise OutputError(f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out.")
+            raise OutputError(
+                f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out."
+            )
         before = self.recipe()
         changed = sorted(_differences(_identity(before), _identity(recipe)))
         if changed:
@@ -125,7 +142,9 @@ class RunDirectory:
 
     def _empty(self) -> None:
         if not self.holds_run() and self._holds_others():
-            raise OutputError(f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out.")
+            raise OutputError(
+                f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out."
+            )
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
         # the configuration says that this is a run, until the new one takes its place
@@ -157,7 +176,8 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a directory, which is made if need be.
 
     Raises:
-        OutputError: the directory cannot be written, or another process holds the lock and `wait` is false.
+        OutputError: the directory cannot be written, or another process holds the lock and `wait`
+            is false.
     """
     lock: IO[str] | None = None
     try:
@@ -166,7 +186,9 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
             lock = (directory / LOCK).open("a")
             _claim(lock, wait)
         except BlockingIOError as error:
-            raise OutputError(f"'{directory}' is in use by another run; choose another --out or wait.") from error
+            raise OutputError(
+                f"'{directory}' is in use by another run; choose another --out or wait."
+            ) from error
         except OSError as error:
             raise OutputError(f"Cannot write into '{directory}': {error.strerror}.") from error
         yield
@@ -191,14 +213,17 @@ def check_writable(path: Path, purpose: str) -> None:
     """Refuse a directory that this user could not write to, before anything is made.
 
     Raises:
-        OutputError: it, or the nearest directory above it that exists, is not a directory or cannot be written.
+        OutputError: it, or the nearest directory above it that exists, is not a directory or cannot
+            be written.
     """
     if not writable(path):
         raise OutputError(f"The {purpose} '{path}' cannot be written; choose another.")
 
 
 def writable(path: Path) -> bool:
-    """Whether this user may write at a path, or make it under the nearest directory above it that exists."""
+    """Whether this user may write at a path, or make it under the nearest directory above it that
+    exists.
+    """
     while not path.exists() and path != path.parent:
         path = path.parent
     return path.is_dir() and os.access(path, os.W_OK)
@@ -212,7 +237,11 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+        found += (
+            _leaves(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else [(prefix + key, value)]
+        )
     return found
 
 

@@ -1,7 +1,8 @@
-"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for TensorBoard.
+"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for
+TensorBoard.
 
-Of a run at a URL metrics.jsonl is sent there every `SEND_SECONDS` at most, and all of the log at the end of every stage: a run
-that goes on elsewhere may miss the last lines.
+Of a run at a URL metrics.jsonl is sent there every `SEND_SECONDS` at most, and all of the log at
+the end of every stage: a run that goes on elsewhere may miss the last lines.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ SEND_SECONDS = 10.0
 
 
 class RunLog:
-    """Appends to a run's log; a line that a crash cut off is dropped when the log is opened again."""
+    """Appends to a run's log; a line that a crash cut off is dropped when the log is opened
+    again.
+    """
 
     def __init__(self, metrics: Path, tensorboard: Path):
         """Open the log at `metrics` and the TensorBoard directory.
@@ -32,7 +35,9 @@ class RunLog:
         Raises:
             RunError: they cannot be written.
         """
-        self._path, self._tensorboard, self._board = metrics, tensorboard, None
+        self._path = metrics
+        self._tensorboard = tensorboard
+        self._board = None
         with self._writing():
             self._entries = [entry for entry in map(_entry, _lines(metrics)) if entry is not None]
             self._rewrite()
@@ -60,9 +65,13 @@ class RunLog:
         return total
 
     def forget(self, stage: str, kept: Callable[[int], bool]) -> None:
-        """Drop a stage's lines of steps that a resumed run does again: all but those that are `kept`."""
+        """Drop a stage's lines of steps that a resumed run does again: all but those that are
+        `kept`.
+        """
         self._entries = [
-            entry for entry in self._entries if entry["stage"] != stage or "step" not in entry or kept(entry["step"])
+            entry
+            for entry in self._entries
+            if entry["stage"] != stage or "step" not in entry or kept(entry["step"])
         ]
         with self._writing():
             self._file.close()
@@ -75,7 +84,9 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
-        """Close both; what a full disk refuses now is lost, and was reported when it was written."""
+        """Close both; what a full disk refuses now is lost, and was reported when it was
+        written.
+        """
         for thing in (self._file, self._board):
             with suppress(OSError):
                 if thing is not None:
@@ -99,8 +110,11 @@ class RunLog:
             self._send(self._path)
 
     def _rewrite(self) -> None:
-        write_bytes(self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode())
-        self._file, self._sent = self._path.open("a", encoding="utf-8"), time.monotonic()
+        write_bytes(
+            self._path, "".join(json.dumps(entry) + "\n" for entry in self._entries).encode()
+        )
+        self._file = self._path.open("a", encoding="utf-8")
+        self._sent = time.monotonic()
 
     def _send(self, *paths: Path) -> None:
         for path in paths:
@@ -112,7 +126,9 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            raise RunError(f"Cannot write the log '{self._path}': {error.strerror or error}.") from error
+            raise RunError(
+                f"Cannot write the log '{self._path}': {error.strerror or error}."
+            ) from error
 
 
 def _lines(path: Path) -> list[str]:

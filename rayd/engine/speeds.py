@@ -110,17 +110,24 @@ def kernel(operation: Operation) -> Kernel:
     """What is known of an operation."""
     name, args, kwargs, made = json.loads(operation)
     short = name.split(".")[1]
-    read, written = _tensors([args, kwargs]), _tensors(made)
+    read = _tensors([args, kwargs])
+    written = _tensors(made)
     if not written and short != "_local_scalar_dense" and not short.startswith("_fused"):
         return Kernel(0.0, 0.0, (short,), (), "calls")
     size = float(sum(map(_bytes, [*read, *written])))
-    fresh = float(sum(each for each in map(_bytes, written) if each > FRESH_BYTES)) if not short.endswith("_") else 0.0
+    fresh = (
+        float(sum(each for each in map(_bytes, written) if each > FRESH_BYTES))
+        if not short.endswith("_")
+        else 0.0
+    )
     types = sorted({each[3] for each in read})
     if short in ("convolution", "convolution_backward"):
         return _convolution(short, args, made, types, size, fresh)
     if short in PRODUCTS:
         left, right = [each for each in read if len(each[1]) > 1][-2:]
-        rows, inner, columns = math.prod(left[1][:-1]), left[1][-1], right[1][-1]
+        rows = math.prod(left[1][:-1])
+        inner = left[1][-1]
+        columns = right[1][-1]
         kind = (short, *types, _order(left), _order(right))
         sizes = tuple(math.log2(max(1, each)) for each in (rows, inner, columns))
         return Kernel(2.0 * rows * inner * columns, size, kind, sizes, "matrix products", fresh)
@@ -129,20 +136,29 @@ def kernel(operation: Operation) -> Kernel:
 
 
 def _convolution(
-    short: str, args: Sequence[Any], made: Sequence[Any], types: Sequence[str], size: float, fresh: float
+    short: str,
+    args: Sequence[Any],
+    made: Sequence[Any],
+    types: Sequence[str],
+    size: float,
+    fresh: float,
 ) -> Kernel:
     backward = short == "convolution_backward"
     inputs, weight = (args[1], args[2]) if backward else (args[0], args[1])
     outputs = args[0] if backward else made[0]
-    stride, transposed = args[4 if backward else 3], args[7 if backward else 6]
+    stride = args[4 if backward else 3]
+    transposed = args[7 if backward else 6]
     groups, wanted = (args[9], args[10][:2]) if backward else (args[8], [True])
-    shape, filters = outputs[1], weight[1]
+    shape = outputs[1]
+    filters = weight[1]
     grid = inputs[1] if transposed else shape
     flops = 2.0 * grid[0] * math.prod(grid[2:]) * math.prod(filters) * sum(wanted)
     kind = (short, *types, _order(inputs), *filters[2:], *stride, transposed, groups > 1, *wanted)
     batch = max(1, min(shape[0], _fewer(shape[0], flops, size)))
     lengths = (filters[0] / groups, filters[1], groups, math.prod(shape[2:]), batch)
-    return Kernel(flops, size, kind, tuple(math.log2(max(1, each)) for each in lengths), "convolutions", fresh)
+    return Kernel(
+        flops, size, kind, tuple(math.log2(max(1, each)) for each in lengths), "convolutions", fresh
+    )
 
 
 def _fewer(batch: int, flops: float, size: float) -> int:
@@ -157,7 +173,11 @@ def _tensors(value: Any) -> list[Any]:
         if len(value) == 4 and value[0] == "T":
             return [value]
         return [found for each in value for found in _tensors(each)]
-    return [found for each in value.values() for found in _tensors(each)] if isinstance(value, dict) else []
+    return (
+        [found for each in value.values() for found in _tensors(each)]
+        if isinstance(value, dict)
+        else []
+    )
 
 
 def _options(value: Any) -> list[Any]:
@@ -170,13 +190,19 @@ def _options(value: Any) -> list[Any]:
         return [found for each in value for found in _options(each)]
     if isinstance(value, dict):
         return [found for each in value.values() for found in _options(each)]
-    return [value] if isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 16) else []
+    return (
+        [value]
+        if isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 16)
+        else []
+    )
 
 
 def _bytes(tensor: Any) -> int:
     _, shape, strides, dtype = tensor
     # what is expanded is read from the cache
-    real: int = math.prod(length for length, stride in zip(shape, strides, strict=True) if stride != 0)
+    real: int = math.prod(
+        length for length, stride in zip(shape, strides, strict=True) if stride != 0
+    )
     return real * _dtype(dtype).itemsize
 
 
@@ -205,7 +231,8 @@ class Speeds:
         threads = torch.get_num_threads() if device.type == "cpu" else 1
         flops, width, call = NOMINAL[device.type]
         self._nominal = {True: flops * threads, False: width * threads}
-        self._call, self._fresh = call, 0.0
+        self._call = call
+        self._fresh = 0.0
         self._rates: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
         self.measured = False
         for name, value in machine.facts(device).items():
@@ -217,7 +244,8 @@ class Speeds:
             return
         described = name.removeprefix(prefix)
         if described == CALL:
-            self._call, self.measured = value, True
+            self._call = value
+            self.measured = True
             return
         if described == FRESH:
             self._fresh = value
@@ -228,7 +256,10 @@ class Speeds:
     def seconds(self, count: Count) -> float:
         """Seconds of counted work."""
         calls = sum(count.calls.values()) * self._call
-        work = sum(number * self._kernel_seconds(kernel(operation)) for operation, number in count.calls.items())
+        work = sum(
+            number * self._kernel_seconds(kernel(operation))
+            for operation, number in count.calls.items()
+        )
         # a GPU computes while the next calls are made
         return max(calls, work) if self.device.type == "cuda" else calls + work
 
@@ -257,7 +288,9 @@ class Speeds:
     def _is_known(self, one: Kernel) -> bool:
         return tuple(round(size) for size in one.sizes) in self._rates.get(one.kind, {})
 
-    def calibrate(self, counts: Iterable[Count], budget: float = BUDGET, anew: bool = False) -> float:
+    def calibrate(
+        self, counts: Iterable[Count], budget: float = BUDGET, anew: bool = False
+    ) -> float:
         """Measure what takes most of some counted work and was not measured yet.
 
         Args:
@@ -276,9 +309,17 @@ class Speeds:
         if anew or not self.measured:
             self._measure_calls()
         operations = _together(counts)
-        seconds = {name: self._kernel_seconds(kernel(operation)) * number for name, (operation, number) in operations.items()}
-        absent = [name for name, (operation, _) in operations.items() if not self._is_known(kernel(operation))]
-        left, total = sum(seconds[name] for name in absent), sum(seconds.values())
+        seconds = {
+            name: self._kernel_seconds(kernel(operation)) * number
+            for name, (operation, number) in operations.items()
+        }
+        absent = [
+            name
+            for name, (operation, _) in operations.items()
+            if not self._is_known(kernel(operation))
+        ]
+        left = sum(seconds[name] for name in absent)
+        total = sum(seconds.values())
         found: dict[str, float] = {}
         base = _timed(_nothing(self.device), self.device)
         for name in sorted(absent, key=seconds.__getitem__, reverse=True):
@@ -297,8 +338,13 @@ class Speeds:
         count = counted(step)
         base = _timed(_nothing(self.device), self.device)
         kernels = _together([count])
-        self._keep({name: self._measured(operation, base) for name, (operation, _) in kernels.items()})
-        work = sum(number * self._kernel_seconds(kernel(operation)) for operation, number in count.calls.items())
+        self._keep(
+            {name: self._measured(operation, base) for name, (operation, _) in kernels.items()}
+        )
+        work = sum(
+            number * self._kernel_seconds(kernel(operation))
+            for operation, number in count.calls.items()
+        )
         seconds = _timed(step, self.device, tries=20)
         if self.device.type == "cuda":
             # kernels run while the next calls are made
@@ -377,12 +423,17 @@ def tiny_step(device: torch.device) -> Callable[[], object]:
     images = torch.rand(2, *shape, generator=seeding.generator(0, "tiny step"))
     training = TrainingSet(images, torch.arange(2))
     network = networks.build(NetworkSettings(name="convnet", width=4, depth=2), shape, 2, seed=0)
-    batches, loss = Draws(settings, 2, shape, 0), loss_of(settings)
-    trainer = Trainer(network, training, settings, batches, loss, epochs=10**6, seed=0, device=device)
+    batches = Draws(settings, 2, shape, 0)
+    loss = loss_of(settings)
+    trainer = Trainer(
+        network, training, settings, batches, loss, epochs=10**6, seed=0, device=device
+    )
     return trainer.advance
 
 
-def _replay(operation: Operation, device: torch.device) -> tuple[float, float, Callable[[], object]]:
+def _replay(
+    operation: Operation, device: torch.device
+) -> tuple[float, float, Callable[[], object]]:
     """A call of the same kind on this device, with a smaller batch if it is large: its work, its
     fresh memory, the call.
     """
@@ -422,7 +473,12 @@ def _shrink(packet: str, func: Any, args: list[Any], one: Kernel) -> float:
     """Cut arguments down, in place, to a batch that is quick to compute; the share of it that is
     left.
     """
-    alike = torch.Tag.pointwise in func.tags or "pool2d" in packet or "batch_norm" in packet or packet == "bmm"
+    alike = (
+        torch.Tag.pointwise in func.tags
+        or "pool2d" in packet
+        or "batch_norm" in packet
+        or packet == "bmm"
+    )
     if packet not in IMAGES and not alike:
         return 1.0
     tensors, numbers = IMAGES.get(packet, (tuple(range(len(args))), ()))
@@ -459,7 +515,8 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
     dtype = _dtype(name)
     made = torch.empty_strided(shape, strides, dtype=dtype)
     if dtype.is_floating_point and 0 not in strides:
-        # values of one size: neither zeros, which may be skipped, nor numbers that overflow when they are multiplied
+        # values of one size: neither zeros, which may be skipped, nor numbers that overflow when
+        # they are multiplied
         some = torch.rand(1024, generator=draws).repeat(-(-made.numel() // 1024))
         made.copy_(some[: made.numel()].view(shape))
     else:
@@ -470,13 +527,15 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
 def _timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
     """Seconds of one call: the least of a few tries, each of as many calls as take `TIMED` seconds.
 
-    On the CPU processor time counts where it is less than the wall clock's: on a quiet machine it is
-    not, whatever the number of threads; on a busy one, the wall clock shows the other programs, too.
+    On the CPU processor time counts where it is less than the wall clock's: on a quiet machine it
+    is not, whatever the number of threads; on a busy one, the wall clock shows the other programs,
+    too.
     """
     best = math.inf
     calls = 1
     for attempt in range(tries):
-        began, used = time.perf_counter(), time.process_time()
+        began = time.perf_counter()
+        used = time.process_time()
         for _ in range(calls):
             work()
         if device.type == "cuda":

@@ -1,14 +1,17 @@
-"""What a run is doing, for whoever looks at its directory: `status.json`, and what `rayd status` makes of it.
+"""What a run is doing, for whoever looks at its directory: `status.json`, and what `rayd status`
+makes of it.
 
-A thread of the driver writes the file every `INTERVAL` seconds, so that its age tells whether the driver lives, on whichever
-machine that is; stages only leave their meter with it, which costs their steps nothing. Reading needs neither Ray nor the run's
-data.
+A thread of the driver writes the file every `INTERVAL` seconds, so that its age tells whether the
+driver lives, on whichever machine that is; stages only leave their meter with it, which costs their
+steps nothing. Reading needs neither Ray nor the run's data.
 
-    {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps", "rate": 31.2,
-     "seconds_left": 9.0, "stages": {"measure": "cached", "synthesize": "running", "evaluate": "waiting"},
-     "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"}, "written": 1760000000.0, "interval": 2.0,
-     "logs": "/tmp/ray/session_.../logs", "restarts": 0, "workers": [
-         {"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)", "log": "worker-...-4812", "restarts": 0, "there": true}]}
+    {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps", "rate":
+    31.2,
+     "seconds_left": 9.0, "stages": {"measure": "cached", "synthesize": "running", "evaluate":
+     "waiting"}, "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"}, "written":
+     1760000000.0, "interval": 2.0, "logs": "/tmp/ray/session_.../logs", "restarts": 0, "workers": [
+         {"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)", "log": "worker-...-4812",
+         "restarts": 0, "there": true}]}
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ from typing import Any
 
 from rayd import remote
 from rayd.artifacts import read_json, write_json
-from rayd.engine.group import Group, Presence
-from rayd.engine.progress import Meter, clock, stages_text, terms_text
+from rayd.engine.pool import WorkerInfo, WorkerPool
+from rayd.engine.progress import StageProgress, clock, stages_text, terms_text
 from rayd.errors import ArtifactError, OutputError, RaydError
 
 NAME = "status.json"
@@ -40,7 +43,9 @@ INTERVAL = 2.0
 PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
-"""Intervals without a write after which a driver is taken for killed where its lock cannot be asked."""
+"""Intervals without a write after which a driver is taken for killed where its lock cannot be
+asked.
+"""
 UNFINISHED = frozenset({"interrupted", "killed", "failed"})
 """States of a run that can be continued."""
 
@@ -49,31 +54,33 @@ class StatusFile:
     """Writes what a run is doing, from a thread of its own, until it is closed."""
 
     def __init__(self, path: Path, command: str | None = None):
-        """Begin to write the file at `path`; `command` continues the run when it was interrupted."""
+        """Begin to write the file at `path`; `command` continues the run when it was
+        interrupted.
+        """
         self._path = path
         self._command = command
         self._driver = {"pid": os.getpid(), "node": socket.gethostname()}
-        self._meter: Meter | None = None
-        self._groups: list[Group] = []
-        self._last: list[Presence] = []
+        self._meter: StageProgress | None = None
+        self._groups: list[WorkerPool] = []
+        self._last: list[WorkerInfo] = []
         self._logs: str | None = None
         self._restarts = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rayd-status", daemon=True)
         self._thread.start()
 
-    def stage(self, meter: Meter) -> None:
+    def stage(self, meter: StageProgress) -> None:
         """A stage begins, and will tell by its meter how far it is."""
         self._meter = meter
 
     @contextmanager
-    def group(self, group: Group) -> Iterator[None]:
+    def pool(self, pool: WorkerPool) -> Iterator[None]:
         """Tell of a group's workers while the block runs."""
-        self._groups.append(group)
+        self._groups.append(pool)
         try:
             yield
         finally:
-            self._groups.remove(group)
+            self._groups.remove(pool)
             self._restarts += sum(one.restarts for one in self._last)
             self._last = [replace(one, restarts=0) for one in self._last]
 
@@ -86,7 +93,11 @@ class StatusFile:
         elif isinstance(error, KeyboardInterrupt):
             self._write("interrupted")
         else:
-            said = str(error) if isinstance(error, RaydError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+            said = (
+                str(error)
+                if isinstance(error, RaydError)
+                else f"{type(error).__name__}: {error}".removesuffix(": ")
+            )
             self._write("failed", {"error": said})
 
     def _run(self) -> None:
@@ -98,7 +109,9 @@ class StatusFile:
     def _write(self, state: str, more: dict[str, Any] | None = None) -> None:
         # a look at a run must not end it: whatever goes wrong here is tried again soon
         with suppress(Exception):
-            write_json(self._path, {"state": state, **self._work(), **(more or {}), **self._people()})
+            write_json(
+                self._path, {"state": state, **self._work(), **(more or {}), **self._people()}
+            )
 
     def _work(self) -> dict[str, Any]:
         meter = self._meter
@@ -112,15 +125,18 @@ class StatusFile:
             "rate": round(meter.rate, 4),
             "seconds_left": meter.seconds_left,
             "stages": {} if meter.stages is None else dict(meter.stages.states),
-            "terms": {name: value if math.isfinite(value) else None for name, value in meter.terms.items()},
+            "terms": {
+                name: value if math.isfinite(value) else None for name, value in meter.terms.items()
+            },
         }
 
     def _people(self) -> dict[str, Any]:
-        for group in self._groups:
-            if found := group.roster():
-                self._last, self._logs = found, group.logs()
+        for pool in self._groups:
+            if found := pool.workers():
+                self._last = found
+                self._logs = pool.logs()
             if self._meter is not None:
-                group.tell(self._meter.stage, self._meter.rate)
+                pool.publish(self._meter.stage, self._meter.rate)
         return {
             "driver": self._driver,
             "written": time.time(),
@@ -139,10 +155,13 @@ class Status:
     directory: str
     """Which."""
     state: str
-    """`running`, `finished`, `failed` (see `error`), `interrupted` (Ctrl-C), or `killed`: the driver's process is gone
-    without a word about its end."""
+    """`running`, `finished`, `failed` (see `error`), `interrupted` (Ctrl-C), or `killed`: the
+    driver's process is gone without a word about its end.
+    """
     driver: dict[str, Any]
-    """Process and machine of the driver, and whether it holds the directory's lock: null where that cannot be known."""
+    """Process and machine of the driver, and whether it holds the directory's lock: null where that
+    cannot be known.
+    """
     stage: str | None = None
     """The last stage that began."""
     done: float = 0.0
@@ -180,22 +199,37 @@ class Status:
 
     def text(self) -> str:
         """For people."""
-        who = f"pid {self.driver['pid']} on {self.driver['node']}" if self.driver.get("pid") else "unknown"
+        who = (
+            f"pid {self.driver['pid']} on {self.driver['node']}"
+            if self.driver.get("pid")
+            else "unknown"
+        )
         ended = ("finished", "failed", "interrupted")
-        heard = "" if self.age is None or self.state in ended else f", heard of {clock(self.age)} ago"
-        lines = [f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}", f"driver   {who}{heard}"]
+        heard = (
+            "" if self.age is None or self.state in ended else f", heard of {clock(self.age)} ago"
+        )
+        lines = [
+            f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}",
+            f"driver   {who}{heard}",
+        ]
         if self.stages:
             lines.append(f"stages   {stages_text(self.stages)}")
         if self.stage is not None:
-            lines.append(f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}")
+            lines.append(
+                f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}"
+            )
         if self.terms:
             lines.append(f"terms    {terms_text(self.terms)}")
         lines.append(f"disk     {self.disk_bytes:,} bytes")
         if self.state == "running" and self.workers:
             there = sum(one["there"] for one in self.workers)
-            lines.append(f"workers  {there} of {len(self.workers)} there, {self.restarts} restarts, logs in {self.logs}")
+            lines.append(
+                f"workers  {there} of {len(self.workers)} there, {self.restarts} restarts, logs in {self.logs}"
+            )
         elif self.workers:
-            lines.append(f"workers  {len(self.workers)} at last, {self.restarts} restarts, logs in {self.logs}")
+            lines.append(
+                f"workers  {len(self.workers)} at last, {self.restarts} restarts, logs in {self.logs}"
+            )
         lines += [f"         {_line(one)}" for one in self.workers]
         if self.state in UNFINISHED:
             lines.append(f"continue {self.command or 'by the sweep: rayd tune with --resume'}")
@@ -221,7 +255,9 @@ def status(directory: Path) -> Status:
         told = read_json(directory / NAME)
     except ArtifactError as error:
         if not (directory / "config.yaml").is_file():
-            raise OutputError(f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one.") from error
+            raise OutputError(
+                f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one."
+            ) from error
         told = {}
     age = max(0.0, time.time() - told["written"]) if "written" in told else None
     driver = {"pid": None, "node": None, **told.get("driver", {}), "holds_lock": held}
@@ -244,7 +280,9 @@ def status(directory: Path) -> Status:
         disk_bytes=_bytes(directory),
         age=None if age is None else round(age, 1),
         error=told.get("error"),
-        command=told.get("command", f"rayd distill --resume {shlex.quote(remote.shown(directory))}"),
+        command=told.get(
+            "command", f"rayd distill --resume {shlex.quote(remote.shown(directory))}"
+        ),
     )
 
 
@@ -287,11 +325,19 @@ def lock_held(directory: Path) -> bool | None:
 def _last_terms(directory: Path) -> dict[str, float]:
     """The terms of the last logged step, where the driver told none."""
     metrics = directory / METRICS
-    for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.is_file() else []):
+    for line in reversed(
+        metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        if metrics.is_file()
+        else []
+    ):
         with suppress(json.JSONDecodeError):
             entry = json.loads(line)
             if "step" in entry:
-                return {name: value for name, value in entry.items() if name not in ("stage", "step", "seconds")}
+                return {
+                    name: value
+                    for name, value in entry.items()
+                    if name not in ("stage", "step", "seconds")
+                }
     return {}
 
 
@@ -307,5 +353,9 @@ def _bytes(directory: Path) -> int:
 
 
 def _line(one: dict[str, Any]) -> str:
-    where = f"pid {one['pid']} on {one['node']}, {one['log'] or 'worker-*'}.out|err" if one["pid"] else "not started yet"
+    where = (
+        f"pid {one['pid']} on {one['node']}, {one['log'] or 'worker-*'}.out|err"
+        if one["pid"]
+        else "not started yet"
+    )
     return f"{one['role']:<12} {where}{'' if one['there'] or not one['pid'] else ', away'}"

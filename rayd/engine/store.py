@@ -2,9 +2,10 @@
 
     <root>/<stage>/<key>.safetensors | .json
 
-A key is a hash of everything that decides the result. It leaves out what only rounds differently (number of threads, versions
-of libraries): whoever compares runs bit for bit across those gives each a store of its own. A damaged entry is made again. The
-root is `$RAYD_CACHE`, else `~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
+A key is a hash of everything that decides the result. It leaves out what only rounds differently
+(number of threads, versions of libraries): whoever compares runs bit for bit across those gives
+each a store of its own. A damaged entry is made again. The root is `$RAYD_CACHE`, else
+`~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from rayd import remote
-from rayd.artifacts import content_hash, default_root, read_json, read_metadata, read_tensors, write_json, write_tensors
+from rayd.artifacts import (
+    content_hash,
+    default_root,
+    read_json,
+    read_metadata,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from rayd.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -52,10 +61,16 @@ class Store:
             return None
 
     def put_tensors(
-        self, stage: str, inputs: Mapping[str, Any], tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        note: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep tensors, with the inputs that they came from and what else is known of them."""
-        write_tensors(self.path(stage, inputs, "safetensors"), tensors, {**(note or {}), "inputs": inputs})
+        write_tensors(
+            self.path(stage, inputs, "safetensors"), tensors, {**(note or {}), "inputs": inputs}
+        )
 
     def note(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What was noted with tensors that are there.
@@ -79,4 +94,6 @@ class Store:
 
     def put_record(self, stage: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Keep a JSON record, with the inputs that it came from."""
-        write_json(self.path(stage, inputs, "json"), {"inputs": dict(inputs), "result": dict(result)})
+        write_json(
+            self.path(stage, inputs, "json"), {"inputs": dict(inputs), "result": dict(result)}
+        )

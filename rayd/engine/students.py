@@ -10,22 +10,27 @@ from torch import Tensor, nn
 from rayd import devices, networks
 from rayd.config import EvaluationSettings, ResourceSettings
 from rayd.data import ImageSet
-from rayd.engine.group import Shared
-from rayd.engine.members import Member
-from rayd.engine.observer import Facts
-from rayd.engine.tasks import Task
+from rayd.engine.network_ids import NetworkId
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import ObjectRef
+from rayd.engine.student_tasks import Task
 from rayd.evaluation.student import StudentResult, train
-from rayd.training.progress import Progress
+from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.stored import StoredLabels
 
 
-class Students:
-    """Trains students in a worker; between tasks it keeps what they are tested on, and their teachers."""
+class StudentTrainer:
+    """Trains students in a worker; between tasks it keeps what they are tested on, and their
+    teachers.
+    """
 
-    def __init__(self, settings: EvaluationSettings, resources: ResourceSettings, facts: Facts):
+    def __init__(
+        self, settings: EvaluationSettings, resources: ResourceSettings, facts: DatasetInfo
+    ):
         """Know the protocol and the facts of the data."""
-        self._settings, self._facts = settings, facts
+        self._settings = settings
+        self._facts = facts
         self._device = devices.choose(resources)
         devices.use_layout(resources)
         self._kept: dict[str, TrainingSet] = {}
@@ -34,18 +39,20 @@ class Students:
     def train(
         self,
         task: Task,
-        training: Shared,
-        test: Shared,
-        validation: Shared | None,
+        training: ObjectRef,
+        test: ObjectRef,
+        validation: ObjectRef | None,
         checkpoint: Path,
-        teachers: tuple[tuple[Member, Shared], ...] = (),
+        teachers: tuple[tuple[NetworkId, ObjectRef], ...] = (),
         stored: Path | None = None,
-    ) -> Iterator[Progress | StudentResult]:
-        """Train and test one student; yields its progress, then a result for each entry of `evaluation.epoch`.
+    ) -> Iterator[EpochProgress | StudentResult]:
+        """Train and test one student; yields its progress, then a result for each entry of
+        `evaluation.epoch`.
 
         Args:
             task: which student.
-            training: an `ImageSet`, or the images and labels of a synthetic set in network input space.
+            training: an `ImageSet`, or the images and labels of a synthetic set in network input
+                space.
             test: an `ImageSet`.
             validation: an `ImageSet`.
             checkpoint: where the unfinished student is kept.
@@ -70,19 +77,21 @@ class Students:
             checkpoint=checkpoint,
         )
 
-    def _teacher(self, member: Member, weights: Shared) -> nn.Module:
+    def _teacher(self, network_id: NetworkId, weights: ObjectRef) -> nn.Module:
         if weights.key not in self._teachers:
-            network = networks.build(member.network, self._facts.shape, self._facts.classes, seed=0)
+            network = networks.build(
+                network_id.architecture, self._facts.shape, self._facts.classes, seed=0
+            )
             networks.restore(network, weights.get())
             self._teachers[weights.key] = network
         return self._teachers[weights.key]
 
     def _training(self, name: str, content: ImageSet | tuple[Tensor, Tensor]) -> TrainingSet:
         if isinstance(content, ImageSet):
-            return TrainingSet.of_images(content.writable(), self._facts.normalization, name=name)
+            return TrainingSet.from_images(content.writable(), self._facts.normalization, name=name)
         return TrainingSet(*content, self._facts.normalization, name)
 
-    def _real(self, shared: Shared) -> TrainingSet:
+    def _real(self, shared: ObjectRef) -> TrainingSet:
         if shared.key not in self._kept:
             self._kept[shared.key] = self._training("test", shared.get())
         return self._kept[shared.key]

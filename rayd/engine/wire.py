@@ -1,7 +1,7 @@
 """What crosses between processes: torch tensors travel as numpy arrays.
 
-Ray hands numpy arrays to readers without a copy and read-only, so that writing into shared memory is an error instead of silent
-corruption, and it moves them several times faster than torch tensors.
+Ray hands numpy arrays to readers without a copy and read-only, so that writing into shared memory
+is an error instead of silent corruption, and it moves them several times faster than torch tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class Packed:
 
 
 def pack(value: Any) -> Any:
-    """The same nested value (mappings, tuples, named ones too, lists) with every tensor as a `Packed` array."""
+    """The same nested value (mappings, tuples, named ones too, lists) with every tensor as a
+    `Packed` array.
+    """
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
         if plain.dtype == torch.bfloat16:
@@ -39,7 +41,9 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The inverse of `pack`; tensors are copies that may be written to. Plain arrays stay as they are."""
+    """The inverse of `pack`; tensors are copies that may be written to. Plain arrays stay as they
+    are.
+    """
     if isinstance(value, Packed):
         tensor = torch.tensor(np.asarray(value.array))
         return tensor.view(torch.bfloat16) if value.bfloat16 else tensor

@@ -1,4 +1,6 @@
-"""What a reader should know of a report beside its numbers, such as students that learned nothing."""
+"""What a reader should know of a report beside its numbers, such as students that learned
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report, SetResult
 
 CHANCE_MARGIN = 1.1
-"""A student has learned nothing below this many times the accuracy of one that gives every image the same class."""
+"""A student has learned nothing below this many times the accuracy of one that gives every image
+the same class.
+"""
 
 MARK = "*"
 """Stands behind the accuracy of students at chance."""
@@ -19,8 +23,8 @@ MARK = "*"
 def at_chance(result: SetResult) -> bool:
     """Whether students are no better than ones that give every image the same class.
 
-    The mean accuracy over the C classes is compared with 1/C: what such a student reaches on any test
-    set, whether or not its classes have the same number of images.
+    The mean accuracy over the C classes is compared with 1/C: what such a student reaches on any
+    test set, whether or not its classes have the same number of images.
     """
     known = [accuracy for accuracy in result.per_class if accuracy is not None]
     return bool(known) and sum(known) <= CHANCE_MARGIN
@@ -33,13 +37,19 @@ def remarks(report: Report, recipes: Iterable[str]) -> list[str]:
         report: the results.
         recipes: names of the built-in recipes; one for the same method and data is a remedy.
     """
-    return [*_chance(report.results), *_below_random(report, recipes), *_above_whole(report.results)]
+    return [
+        *_chance(report.results),
+        *_below_random(report, recipes),
+        *_above_whole(report.results),
+    ]
 
 
 def _chance(results: Sequence[SetResult]) -> Iterator[str]:
     networks = dict.fromkeys(result.network for result in results if at_chance(result))
     for network in networks:
-        sets = dict.fromkeys(result.set for result in results if result.network == network and at_chance(result))
+        sets = dict.fromkeys(
+            result.set for result in results if result.network == network and at_chance(result)
+        )
         yield (
             f"{MARK} at chance: {network} did not learn ({', '.join(sets)}); try another "
             "evaluation.learning_rate, more evaluation.epochs, or a network made for images of this size."
@@ -66,11 +76,16 @@ def _above_whole(results: Sequence[SetResult]) -> Iterator[str]:
             )
 
 
-def _pairs(results: Sequence[SetResult], first: str, second: str) -> Iterator[tuple[SetResult, SetResult]]:
+def _pairs(
+    results: Sequence[SetResult], first: str, second: str
+) -> Iterator[tuple[SetResult, SetResult]]:
     """Results of two sets for the same network and tested epoch."""
     others = {(result.network, result.epoch): result for result in results if result.set == second}
     for result in results:
-        if result.set == first and (other := others.get((result.network, result.epoch))) is not None:
+        if (
+            result.set == first
+            and (other := others.get((result.network, result.epoch))) is not None
+        ):
             yield result, other
 
 
@@ -81,7 +96,9 @@ def _is_below(result: SetResult, other: SetResult) -> bool:
 
 
 def _remedy(report: Report, recipes: Iterable[str]) -> str:
-    """What to try: the recipe that is made for this method and these data, if there is one, or other settings."""
+    """What to try: the recipe that is made for this method and these data, if there is one, or
+    other settings.
+    """
     fitting = re.compile(rf"{re.escape(report.method)}-{re.escape(report.data)}(-.*)?")
     names = sorted(name for name in recipes if name != report.recipe and fitting.fullmatch(name))
     same_budget = [name for name in names if name.endswith(f"-ipc{report.ipc}")]

@@ -1,10 +1,11 @@
 """The report of an evaluation: what `evaluation.json` holds and what is shown of it.
 
-Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n - 1) over students, and
-absent for a single one. On a training set that was cut to a long tail, or whose largest class has at least twice the images of
-its smallest, head classes are those with at least the median number of images and tail classes the others; with the exponential
-profile of `data.imbalance` that is the former half of the classes and the latter, and so it is said where the numbers are not
-known.
+Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n -
+1) over students, and absent for a single one. On a training set that was cut to a long tail, or
+whose largest class has at least twice the images of its smallest, head classes are those with at
+least the median number of images and tail classes the others; with the exponential profile of
+`data.imbalance` that is the former half of the classes and the latter, and so it is said where the
+numbers are not known.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class SetResult:
         long_tailed: bool,
         class_counts: Sequence[int] | None = None,
     ) -> Self:
-        """The result of at least one student of the same architecture and selection, ordered by seed.
+        """The result of at least one student of the same architecture and selection, ordered by
+        seed.
 
         Args:
             set_name: `distilled`, or the name of a baseline.
@@ -106,9 +108,14 @@ class SetResult:
             class_counts: real training images of each class; absent: fewer from class to class.
         """
         students = sorted(students, key=lambda student: student.seed)
-        per_class = tuple(_mean(runs) for runs in zip(*(student.per_class for student in students), strict=True))
+        per_class = tuple(
+            _mean(runs) for runs in zip(*(student.per_class for student in students), strict=True)
+        )
         head = head_classes(len(per_class), class_counts)
-        sides = [[one for one, is_head in zip(per_class, head, strict=True) if is_head is side] for side in (True, False)]
+        sides = [
+            [one for one, is_head in zip(per_class, head, strict=True) if is_head is side]
+            for side in (True, False)
+        ]
         return cls(
             set=set_name,
             network=students[0].network,
@@ -145,7 +152,9 @@ class Report:
     seconds: Mapping[str, float]
     """Wall-clock seconds of the stages."""
     results: tuple[SetResult, ...]
-    """One for each set, architecture and tested epoch: architectures as they came, sets in the order of `ORDER`."""
+    """One for each set, architecture and tested epoch: architectures as they came, sets in the
+    order of `ORDER`.
+    """
 
     @classmethod
     def build(
@@ -156,7 +165,8 @@ class Report:
         seconds: Mapping[str, float],
         class_counts: Sequence[int] | None = None,
     ) -> Self:
-        """Group the students, given with the names of their sets, by set, architecture and tested epoch.
+        """Group the students, given with the names of their sets, by set, architecture and tested
+        epoch.
 
         Args:
             recipe: what was run.
@@ -169,8 +179,13 @@ class Report:
         for name, student in students:
             groups.setdefault((student.network, name, student.selection), []).append(student)
         on = {name: _protocol_on(name, recipe, distilled) for _, name, _ in groups}
-        of = (recipe.data.imbalance > 1 or (class_counts is not None and uneven(class_counts)), class_counts)
-        results = (SetResult.of(name, group, on[name], *of) for (_, name, _), group in groups.items())
+        of = (
+            recipe.data.imbalance > 1 or (class_counts is not None and uneven(class_counts)),
+            class_counts,
+        )
+        results = (
+            SetResult.of(name, group, on[name], *of) for (_, name, _), group in groups.items()
+        )
         return cls(
             recipe=recipe.name,
             method=recipe.method,
@@ -182,17 +197,27 @@ class Report:
         )
 
     def merge(self, newer: Report) -> Report:
-        """This report with the results of a newer one of the same set, which win where both have one."""
+        """This report with the results of a newer one of the same set, which win where both have
+        one.
+        """
         results = {result.key: result for report in (self, newer) for result in report.results}
-        return replace(newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values()))
+        return replace(
+            newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values())
+        )
 
     def brief(self) -> list[str]:
-        """A line for each network and tested epoch: the accuracies of its sets, the distilled one first."""
+        """A line for each network and tested epoch: the accuracies of its sets, the distilled one
+        first.
+        """
         groups: dict[str, list[str]] = {}
         for result in self.results:
-            network = result.network if result.epoch == "last" else f"{result.network} ({result.epoch})"
+            network = (
+                result.network if result.epoch == "last" else f"{result.network} ({result.epoch})"
+            )
             mark = f" {MARK}" if at_chance(result) else ""
-            groups.setdefault(network, []).append(f"{result.set} {result.test_accuracy.text()}{mark}")
+            groups.setdefault(network, []).append(
+                f"{result.set} {result.test_accuracy.text()}{mark}"
+            )
         return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
 
     def to_json(self) -> dict[str, Any]:
@@ -201,7 +226,8 @@ class Report:
 
     @classmethod
     def kept(cls, directory: Path) -> Self | None:
-        """The report that a run directory, or the directory of a distilled set, holds; None if there is none.
+        """The report that a run directory, or the directory of a distilled set, holds; None if
+        there is none.
 
         Raises:
             ArtifactError: it is damaged.
@@ -217,18 +243,26 @@ class Report:
             ArtifactError: a field is missing or unknown.
         """
         try:
-            return cls(**{**content, "results": tuple(_result(result) for result in content["results"])})
+            return cls(
+                **{**content, "results": tuple(_result(result) for result in content["results"])}
+            )
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"A report must have the fields that 'evaluation.json' documents: {error}.") from error
+            raise ArtifactError(
+                f"A report must have the fields that 'evaluation.json' documents: {error}."
+            ) from error
 
     def remarks(self) -> list[str]:
-        """What a reader should know beside the numbers, a sentence each; see `rayd.evaluation.remarks`."""
+        """What a reader should know beside the numbers, a sentence each; see
+        `rayd.evaluation.remarks`.
+        """
         return remarks(self, recipe_names())
 
     def table(self) -> Table:
         """For a terminal."""
         layout = Layout.of(self._rows())
-        table = Table(title=escape(self._title()), caption=escape("\n".join((*layout.below, *self.remarks()))))
+        table = Table(
+            title=escape(self._title()), caption=escape("\n".join((*layout.below, *self.remarks())))
+        )
         for name in layout.columns:
             table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
         for row in layout.rows:
@@ -236,7 +270,9 @@ class Report:
         return table
 
     def text(self) -> str:
-        """The same as plain aligned lines, at most 80 characters wide where the names of networks allow it."""
+        """The same as plain aligned lines, at most 80 characters wide where the names of networks
+        allow it.
+        """
         layout = Layout.of(self._rows())
         paragraphs = (*layout.below, *self.remarks())
         return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
@@ -245,9 +281,12 @@ class Report:
         return f"{self.recipe}: {self.method} on {self.data}, {self.ipc} per class, {sum(self.storage_bytes.values()):,} bytes"
 
     def _rows(self) -> list[Row]:
-        """Cells by column; where random images were not evaluated beside the distilled ones, a row says so."""
+        """Cells by column; where random images were not evaluated beside the distilled ones, a row
+        says so.
+        """
         evaluated = {(result.set, result.network, result.epoch) for result in self.results}
-        # where some accuracies have a mark, the others keep its place, so that digits stand below each other
+        # where some accuracies have a mark, the others keep its place, so that digits stand below
+        # each other
         blank = " " * (len(MARK) + 1) if any(map(at_chance, self.results)) else ""
         rows: list[Row] = []
         for result in self.results:
@@ -255,7 +294,8 @@ class Report:
                 {
                     "network": result.network,
                     "set": result.set,
-                    "test accuracy": result.test_accuracy.text() + (f" {MARK}" if at_chance(result) else blank),
+                    "test accuracy": result.test_accuracy.text()
+                    + (f" {MARK}" if at_chance(result) else blank),
                     "students": str(len(result.test_accuracy.runs)),
                     "head": _cell(result.head_accuracy),
                     "tail": _cell(result.tail_accuracy),
@@ -264,14 +304,18 @@ class Report:
                     "protocol": result.protocol,
                 }
             )
-            if result.set == "distilled" and ("random", result.network, result.epoch) not in evaluated:
+            if (
+                result.set == "distilled"
+                and ("random", result.network, result.epoch) not in evaluated
+            ):
                 absent = {"network": result.network, "set": "random", "epoch": result.epoch}
                 rows.append({**absent, "test accuracy": f"not evaluated{blank}"})
         return rows
 
 
 def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[bool, ...]:
-    """Whether each class is a head class: one with at least the median number of images, or one of the former half.
+    """Whether each class is a head class: one with at least the median number of images, or one of
+    the former half.
 
     >>> head_classes(3, [7, 1, 5]), head_classes(3)
     ((True, False, True), (True, True, False))
@@ -283,14 +327,25 @@ def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[boo
 def _result(content: Mapping[str, Any]) -> SetResult:
     accuracy = content["test_accuracy"]
     listed = {name: tuple(content[name]) for name in ("per_class", "seeds")}
-    return SetResult(**{**content, **listed, "test_accuracy": Accuracy(**{**accuracy, "runs": tuple(accuracy["runs"])})})
+    return SetResult(
+        **{
+            **content,
+            **listed,
+            "test_accuracy": Accuracy(**{**accuracy, "runs": tuple(accuracy["runs"])}),
+        }
+    )
 
 
 def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
     results = tuple(results)
     networks = list(dict.fromkeys(result.network for result in results))
     place = {name: index for index, name in enumerate(ORDER)}
-    return tuple(sorted(results, key=lambda r: (networks.index(r.network), r.epoch, place.get(r.set, len(ORDER)), r.set)))
+    return tuple(
+        sorted(
+            results,
+            key=lambda r: (networks.index(r.network), r.epoch, place.get(r.set, len(ORDER)), r.set),
+        )
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -309,5 +364,7 @@ def _protocol_on(set_name: str, recipe: Recipe, distilled: Distilled) -> str:
     if set_name != "distilled":
         return settings.protocol_on(set_name, recipe.labels)
     if settings.learned_step_size and distilled.step_size is not None:
-        settings = settings.model_copy(update={"learning_rate": float(f"{distilled.step_size:.3g}")})
+        settings = settings.model_copy(
+            update={"learning_rate": float(f"{distilled.step_size:.3g}")}
+        )
     return settings.protocol_on(set_name, recipe.labels, distilled.labels.is_floating_point())

@@ -1,19 +1,23 @@
 """One student: a fresh network trained on one set and tested once.
 
-With hard labels this is the protocol of Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML
-2021): SGD with momentum and weight decay, shuffled batches (the last one may be smaller), cross-entropy, augmentation with
-parameters drawn per image, one decay of the step size to a tenth, one test after the last epoch.
+With hard labels this is the protocol of Zhao and Bilen, "Dataset Condensation with Differentiable
+Siamese Augmentation" (ICML 2021): SGD with momentum and weight decay, shuffled batches (the last
+one may be smaller), cross-entropy, augmentation with parameters drawn per image, one decay of the
+step size to a tenth, one test after the last epoch.
 
-Where this differs from the released code: there, E epochs mean E + 1, and the decay comes after the epoch of index E // 2 + 1.
-Here E means E, and the epochs of index e <= E * `schedule.milestones` run at the full step size; what follows is as long as
-there: 501 and 499 epochs for E = 1000, there 502 and 499. A set of a single batch is not shuffled, as order then changes
-nothing but rounding. As there, the optimiser is rebuilt at the decay, so the momentum is lost.
+Where this differs from the released code: there, E epochs mean E + 1, and the decay comes after the
+epoch of index E // 2 + 1. Here E means E, and the epochs of index e <= E * `schedule.milestones`
+run at the full step size; what follows is as long as there: 501 and 499 epochs for E = 1000, there
+502 and 499. A set of a single batch is not shuffled, as order then changes nothing but rounding. As
+there, the optimiser is rebuilt at the decay, so the momentum is lost.
 
-With soft labels teachers say what each mixed batch shows (`rayd.training.labels`), online or replayed from a directory. With
-`labels.seed` set, online and stored labels give the same student: bit for bit where both are made on one device.
+With soft labels teachers say what each mixed batch shows (`rayd.training.labels`), online or
+replayed from a directory. With `labels.seed` set, online and stored labels give the same student:
+bit for bit where both are made on one device.
 
-Draws derive from (seed, purpose, epoch, batch) and never from what ran before, so a student resumed from its checkpoint ends as
-the uninterrupted one: bit for bit on the CPU with the same number of threads.
+Draws derive from (seed, purpose, epoch, batch) and never from what ran before, so a student resumed
+from its checkpoint ends as the uninterrupted one: bit for bit on the CPU with the same number of
+threads.
 """
 
 from __future__ import annotations
@@ -35,14 +39,14 @@ from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import build
 from rayd.seeding import derive
 from rayd.training.batches import Batches, Draws, Replay
-from rayd.training.course import Course, Subject, resumed
 from rayd.training.judging import accuracy, hits
 from rayd.training.labels import Teachers
 from rayd.training.losses import loss_of
-from rayd.training.progress import Progress
+from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.stored import StoredLabels
 from rayd.training.trainer import Trainer
+from rayd.training.training_run import Subject, TrainingRun, resumed
 
 HARD = LabelSettings()
 """Students learn from the images' own labels."""
@@ -106,37 +110,53 @@ def train(
     teachers: Sequence[nn.Module] | None = None,
     stored: StoredLabels | None = None,
     checkpoint: Path | None = None,
-) -> Iterator[Progress | StudentResult]:
-    """Train a student and test it: yields a `Progress` for each of `milestones(epochs)`, then its results.
+) -> Iterator[EpochProgress | StudentResult]:
+    """Train a student and test it: yields a `EpochProgress` for each of `milestones(epochs)`, then
+    its results.
 
-    There is one `StudentResult` for each entry of `settings.epoch`, in that order. Resumed from its checkpoint it first yields
-    the milestones that it had reached before, at once, so that the events and their order are the same however often it was
-    interrupted.
+    There is one `StudentResult` for each entry of `settings.epoch`, in that order. Resumed from its
+    checkpoint it first yields the milestones that it had reached before, at once, so that the
+    events and their order are the same however often it was interrupted.
 
     Args:
         training: what it learns from.
         network: its architecture.
-        settings: the protocol; `networks`, `seeds`, `epochs`, `whole_epochs` and `baselines` are the caller's business.
+        settings: the protocol; `networks`, `seeds`, `epochs`, `whole_epochs` and `baselines` are
+            the caller's business.
         shape: shape of one image.
         classes: number of classes.
         seed: seed of all its draws, but those of batches that `labels` has a seed for.
         epochs: passes over the set.
         device: where it is trained.
-        validation: images that choose the epoch of `validation-best` (of equal ones the latest milestone), and whose accuracy
-            is reported otherwise.
+        validation: images that choose the epoch of `validation-best` (of equal ones the latest
+            milestone), and whose accuracy is reported otherwise.
         test: images that are looked at once, at the end.
         labels: what it learns from the images; `networks` are the caller's business.
-        teachers: trained networks, for `labels.kind: online`; moved to the device and put in eval mode.
+        teachers: trained networks, for `labels.kind: online`; moved to the device and put in eval
+            mode.
         stored: for `labels.kind: stored`.
-        checkpoint: where to keep the state of an unfinished student; removed when the caller comes back after the results.
+        checkpoint: where to keep the state of an unfinished student; removed when the caller comes
+            back after the results.
 
     Raises:
         ArtifactError: the stored labels are of other images or classes.
-        ConfigError: `validation-best` without validation images, or labels that are not there or do not fit.
+        ConfigError: `validation-best` without validation images, or labels that are not there or do
+            not fit.
         RunError: the training loss is not finite.
     """
     student = _Student(
-        training, network, settings, labels, shape, classes, seed, epochs, torch.device(device), validation, teachers, stored
+        training,
+        network,
+        settings,
+        labels,
+        shape,
+        classes,
+        seed,
+        epochs,
+        torch.device(device),
+        validation,
+        teachers,
+        stored,
     )
     student.check()
     course = resumed(student.course, checkpoint)
@@ -165,26 +185,34 @@ class _Student:
 
     def check(self) -> None:
         """Refuse what does not fit together."""
-        kind, loss = self.labels.kind, self.settings.loss
+        kind = self.labels.kind
+        loss = self.settings.loss
         if "validation-best" in self.settings.epoch and self.validation is None:
             raise ConfigError(
                 "'evaluation.epoch: validation-best' needs validation images: set 'data.validation_fraction' above 0."
             )
         if (kind == "hard") != (loss == "cross-entropy"):
             wanted = "cross-entropy" if kind == "hard" else "kl or mse"
-            raise ConfigError(f"'labels.kind: {kind}' needs 'evaluation.loss' {wanted}. Got {loss} instead.")
+            raise ConfigError(
+                f"'labels.kind: {kind}' needs 'evaluation.loss' {wanted}. Got {loss} instead."
+            )
         if (kind == "online") != bool(self.teachers):
             got = "none" if kind == "online" else f"some for 'labels.kind: {kind}'"
-            raise ConfigError(f"Teachers must be given for 'labels.kind: online', and for no other. Got {got}.")
+            raise ConfigError(
+                f"Teachers must be given for 'labels.kind: online', and for no other. Got {got}."
+            )
         if (kind == "stored") != (self.stored is not None):
             got = "none" if kind == "stored" else f"some for 'labels.kind: {kind}'"
-            raise ConfigError(f"Stored labels must be given for 'labels.kind: stored', and for no other. Got {got}.")
+            raise ConfigError(
+                f"Stored labels must be given for 'labels.kind: stored', and for no other. Got {got}."
+            )
         if self.stored is not None:
             self.stored.check(self.training, self.classes, self.settings, self.labels, self.epochs)
 
-    def course(self) -> Course:
+    def course(self) -> TrainingRun:
         """The training before its first epoch."""
-        settings, precision = self.settings, self.settings.precision
+        settings = self.settings
+        precision = self.settings.precision
         trainer = Trainer(
             build(self.network, self.shape, self.classes, seed=derive(self.seed, "student")),
             self.training,
@@ -194,22 +222,37 @@ class _Student:
             epochs=self.epochs,
             seed=self.seed,
             device=self.device,
-            teachers=Teachers(self.teachers, self.labels.precision, precision, self.device) if self.teachers else None,
+            teachers=Teachers(self.teachers, self.labels.precision, precision, self.device)
+            if self.teachers
+            else None,
             clean_forward=settings.clean_forward,
         )
         name = f"student '{self.network.label}' with seed {self.seed} on the set '{self.training.name}'"
         subject = Subject("student", name, "evaluation.learning_rate")
-        return Course(trainer, subject, self._key, self.validation if "validation-best" in settings.epoch else None)
+        return TrainingRun(
+            trainer,
+            subject,
+            self._key,
+            self.validation if "validation-best" in settings.epoch else None,
+        )
 
-    def results(self, course: Course, test: TrainingSet) -> Iterator[StudentResult]:
-        """Test the last weights, or the best on the validation images, or both: all in one pass over the test images."""
+    def results(self, course: TrainingRun, test: TrainingSet) -> Iterator[StudentResult]:
+        """Test the last weights, or the best on the validation images, or both: all in one pass
+        over the test images.
+        """
         started = time.perf_counter()
-        trainer, selections = course.trainer, self.settings.epoch
-        weights = [course.best if selection == "validation-best" else trainer.weights() for selection in selections]
+        trainer = course.trainer
+        selections = self.settings.epoch
+        weights = [
+            course.best if selection == "validation-best" else trainer.weights()
+            for selection in selections
+        ]
         tested = hits(trainer.network, weights, test, self.device, self.settings.precision)
         validated: Sequence[Tensor | None] = [None] * len(weights)
         if self.validation is not None:
-            validated = hits(trainer.network, weights, self.validation, self.device, self.settings.precision)
+            validated = hits(
+                trainer.network, weights, self.validation, self.device, self.settings.precision
+            )
         seconds = course.seconds + time.perf_counter() - started
         for selection, right, valid in zip(selections, tested, validated, strict=True):
             yield StudentResult(
@@ -228,7 +271,9 @@ class _Student:
         if self.stored is not None:
             return Replay(self.stored, self.settings, self.shape)
         given = self.labels.seed if self.labels.kind == "online" else None
-        return Draws(self.settings, len(self.training), self.shape, self.seed if given is None else given)
+        return Draws(
+            self.settings, len(self.training), self.shape, self.seed if given is None else given
+        )
 
     def _key(self) -> str:
         """Hash of all that decides the outcome."""

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 WIDTH = 80
 """Characters of a line."""
 
-COLUMNS = ("network", "set", "test accuracy", "students", "head", "tail", "epoch", "seconds", "protocol")
+COLUMNS = (
+    "network",
+    "set",
+    "test accuracy",
+    "students",
+    "head",
+    "tail",
+    "epoch",
+    "seconds",
+    "protocol",
+)
 """All columns, in order. The protocol is a list of words that commas separate."""
 
 LEFT_ALIGNED = frozenset({"network", "set", "protocol"})
@@ -35,7 +45,9 @@ class Layout:
     rows: tuple[tuple[str, ...], ...]
     """A cell for each column."""
     below: tuple[str, ...]
-    """Paragraphs below the table: what all rows share, and what the numbers of protocols stand for."""
+    """Paragraphs below the table: what all rows share, and what the numbers of protocols stand
+    for.
+    """
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Layout:
@@ -43,7 +55,9 @@ class Layout:
         shared = _shared_words(rows)
         short = [{**row, "protocol": _without(row, shared)} for row in rows]
         columns = [name for name in COLUMNS if name in ALWAYS or _differs(name, short)]
-        hidden = {name: _common(name, short) for name in ("students", "epoch") if name not in columns}
+        hidden = {
+            name: _common(name, short) for name in ("students", "epoch") if name not in columns
+        }
         common = [word for word in (hidden.get("students"), *shared, hidden.get("epoch")) if word]
         below = (f"protocol: {', '.join(common)}",) if common else ()
         made = cls(tuple(columns), tuple(_cells(row, columns) for row in short), below)
@@ -81,13 +95,19 @@ class Layout:
 
 def wrapped(paragraph: str) -> str:
     """A paragraph in lines of at most `WIDTH` characters; long names and paths are not cut."""
-    return textwrap.fill(paragraph, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(
+        paragraph, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _shared_words(rows: Sequence[Row]) -> list[str]:
     """Words that all protocols have, in the order of the first one."""
     protocols = [_words(row) for row in rows if _words(row)]
-    return [word for word in protocols[0] if all(word in other for other in protocols)] if protocols else []
+    return (
+        [word for word in protocols[0] if all(word in other for other in protocols)]
+        if protocols
+        else []
+    )
 
 
 def _words(row: Row) -> list[str]:

@@ -1,7 +1,7 @@
 """What a method declares. The engine asks for these declarations and never for a method's name.
 
-Defaults, settings and citations are read by commands that compute nothing, so modules of methods import torch, and what needs
-it (terms, statistics, networks), only where terms are built.
+Defaults, settings and citations are read by commands that compute nothing, so modules of methods
+import torch, and what needs it (terms, statistics, networks), only where terms are built.
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from rayd.config import PANELS, Panel, Precision, Recipe, Settings, TermSettings, validate
+from rayd.config import (
+    NETWORK_GROUPS,
+    NetworkGroup,
+    Precision,
+    Recipe,
+    Settings,
+    TermSettings,
+    validate,
+)
 from rayd.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from rayd.networks import Tap
-    from rayd.objectives import Need, Term
-    from rayd.objectives.following import Following
+    from rayd.networks import LayerRole
+    from rayd.objectives import StatisticSpec, Term
+    from rayd.objectives.trajectory_matching import TrajectoryMatching
 
 
 class Method(ABC):
     """A paper's method: the terms of its objective, its defaults, its needs and its citation.
 
-    Adding one is a module beside this file with a subclass, its recipes, its tests. Methods are registered by a subclass that
-    has a name.
+    Adding one is a module beside this file with a subclass, its recipes, its tests. Methods are
+    registered by a subclass that has a name.
     """
 
     name: ClassVar[str]
@@ -36,15 +44,22 @@ class Method(ABC):
     settings_type: ClassVar[type[Settings]] = Settings
     """Settings of its objective: what `objective:` of a recipe may hold."""
     needs_trained_observers: ClassVar[bool] = False
-    """Whether its observers must know the classes, that is be trained on the real data or start from given weights."""
+    """Whether its observers must know the classes, that is be trained on the real data or start
+    from given weights.
+    """
     needs_experts: ClassVar[bool] = False
-    """Whether networks must be trained on the real data whose every epoch is kept, for students to follow."""
+    """Whether networks must be trained on the real data whose every epoch is kept, for students to
+    follow.
+    """
     least_precision: ClassVar[Mapping[str, Precision]] = {}
-    """Coarsest arithmetic that `precision: auto` may choose, by section of the recipe (`observers`, `synthesis`, `experts`),
-    where bfloat16 would spoil the method; an explicit setting is not overruled."""
+    """Coarsest arithmetic that `precision: auto` may choose, by section of the recipe (`observers`,
+    `synthesis`, `experts`), where bfloat16 would spoil the method; an explicit setting is not
+    overruled.
+    """
     sequential: ClassVar[bool] = False
-    """Whether blocks of the synthetic set follow one another, each finding in its terms' memory what the one before left there;
-    else they do not know of each other and may go side by side."""
+    """Whether blocks of the synthetic set follow one another, each finding in its terms' memory
+    what the one before left there; else they do not know of each other and may go side by side.
+    """
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -68,12 +83,16 @@ class Method(ABC):
         added = sorted(recipe.terms.keys() - set(names))
         for name in added:
             if name not in REGULARISERS:
-                raise ConfigError(unknown("term", name, sorted({*names, *REGULARISERS}), f"method '{self.name}'"))
+                raise ConfigError(
+                    unknown("term", name, sorted({*names, *REGULARISERS}), f"method '{self.name}'")
+                )
         for name in sorted(recipe.terms.keys() - set(added) - self._regularised):
             self._given(name, TermSettings)
         self._all = (*own, *(self.regulariser(name) for name in added))
         if self.needs_trained_observers and not recipe.observers.trained:
-            raise ConfigError(f"Method '{self.name}' needs observers that know the classes: set 'observers.trained: true'.")
+            raise ConfigError(
+                f"Method '{self.name}' needs observers that know the classes: set 'observers.trained: true'."
+            )
         for term in self.terms:
             self._check_panel(term)
             term.check(recipe)
@@ -84,13 +103,19 @@ class Method(ABC):
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
         if self.following is None and settings.step_size is not None:
-            raise ConfigError(f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'.")
+            raise ConfigError(
+                f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
+            )
         if settings.labels == "hard":
             return
         if self.following is None and not any(term.learns_labels for term in self.terms):
-            raise ConfigError(f"Method '{self.name}' learns no labels: set 'synthetic.labels: hard'.")
+            raise ConfigError(
+                f"Method '{self.name}' learns no labels: set 'synthetic.labels: hard'."
+            )
         if settings.labels == "experts" and not self.needs_experts:
-            raise ConfigError(f"Method '{self.name}' has no experts to label images: set 'synthetic.labels: classes'.")
+            raise ConfigError(
+                f"Method '{self.name}' has no experts to label images: set 'synthetic.labels: classes'."
+            )
         for term in self.terms:
             if not term.learns_labels:
                 raise ConfigError(
@@ -98,10 +123,16 @@ class Method(ABC):
                 )
 
     def _check_panel(self, term: Term) -> None:
-        panel = self.panel_of(term)
-        know = self._observers_know_classes if panel == "observers" else self.recipe.panel(panel).trained
+        group = self.group_of(term)
+        know = (
+            self._observers_classify
+            if group == "observers"
+            else self.recipe.network_group(group).trained
+        )
         if term.needs_classes and not know:
-            raise ConfigError(f"The term '{term.name}' needs {panel} that know the classes: set '{panel}.trained: true'.")
+            raise ConfigError(
+                f"The term '{term.name}' needs {group} that know the classes: set '{group}.trained: true'."
+            )
         if term.needs_batch and self.recipe.real == "measured":
             raise ConfigError(
                 f"The term '{term.name}' looks at real mini-batches themselves, not at what can be measured of them once: set "
@@ -149,19 +180,23 @@ class Method(ABC):
         Raises:
             ConfigError: a key does not exist, or its value does not fit.
         """
-        return validate(cls.settings_type, objective, f"the objective of method '{cls.name}'", "objective")
+        return validate(
+            cls.settings_type, objective, f"the objective of method '{cls.name}'", "objective"
+        )
 
     @abstractmethod
     def objective(self) -> tuple[Term, ...]:
         """The terms of the objective, with their default weights."""
 
     @property
-    def following(self) -> Following | None:
+    def following(self) -> TrajectoryMatching | None:
         """How students follow experts, beside the terms; None where they do not."""
         return None
 
     def check(self) -> None:
-        """Refuse a recipe that the method cannot follow (a ConfigError that says what to use instead)."""
+        """Refuse a recipe that the method cannot follow (a ConfigError that says what to use
+        instead).
+        """
         return
 
     @property
@@ -170,16 +205,22 @@ class Method(ABC):
         unused = {}
         if not self.needs_experts:
             unused["experts"] = f"method '{self.name}' follows no experts."
-        if "guides" not in self.panels:
-            unused["guides"] = f"no term of method '{self.name}' looks through guides."
-        looking = any(self.recipe.panel(panel).trained for panel in self.panels)
-        if not looking and self.recipe.labels.kind == "hard" and self.recipe.synthetic.init != "rded":
+        if "classifiers" not in self.groups:
+            unused["classifiers"] = f"no term of method '{self.name}' looks through classifiers."
+        looking = any(self.recipe.network_group(group).trained for group in self.groups)
+        if (
+            not looking
+            and self.recipe.labels.kind == "hard"
+            and self.recipe.synthetic.init != "rded"
+        ):
             unused["squeeze"] = f"method '{self.name}' trains no observers here."
         return unused
 
     @cached_property
     def terms(self) -> tuple[Term, ...]:
-        """The terms of the objective that count: what a weight of 0 switches off is neither measured nor looked at."""
+        """The terms of the objective that count: what a weight of 0 switches off is neither
+        measured nor looked at.
+        """
         return tuple(term for term in self._all if self.weight(term) > 0)
 
     def weight(self, term: Term) -> float:
@@ -189,55 +230,73 @@ class Method(ABC):
 
     @property
     def averaging(self) -> float | None:
-        """Decay of the moving average of the synthetic images that a term looks at; None where none does."""
+        """Decay of the moving average of the synthetic images that a term looks at; None where none
+        does.
+        """
         return next((term.averaging for term in self.terms if term.averaging is not None), None)
 
-    def panel_of(self, term: Term) -> Panel:
-        """Which networks a term looks through: its own choice, but observers where they are guides enough, and guides where the
-        observers do not know the classes that it must know.
+    def group_of(self, term: Term) -> NetworkGroup:
+        """Which networks a term looks through: its own choice, but observers where they are
+        classifiers enough, and classifiers where the observers do not know the classes that it must
+        know.
         """
-        if self.recipe.guided_by_observers:
+        if self.recipe.observers_classify:
             return "observers"
-        return "guides" if term.needs_classes and not self._observers_know_classes else term.through
+        return (
+            "classifiers" if term.needs_classes and not self._observers_classify else term.through
+        )
 
     @property
-    def _observers_know_classes(self) -> bool:
+    def _observers_classify(self) -> bool:
         """Whether they are trained on the real data before they look, or meanwhile."""
-        queue = self.recipe.observers.queue
+        queue = self.recipe.observers.model_pool
         return self.recipe.observers.trained or (queue is not None and queue.source == "real")
 
     @property
-    def panels(self) -> tuple[Panel, ...]:
+    def groups(self) -> tuple[NetworkGroup, ...]:
         """Who looks at the synthetic images, in a stable order."""
-        looking = {self.panel_of(term) for term in self.terms}
-        return tuple(panel for panel in PANELS if panel in looking)
+        looking = {self.group_of(term) for term in self.terms}
+        return tuple(group for group in NETWORK_GROUPS if group in looking)
 
-    def terms_of(self, panel: Panel) -> tuple[Term, ...]:
+    def terms_of(self, group: NetworkGroup) -> tuple[Term, ...]:
         """The terms that look through one panel."""
-        return tuple(term for term in self.terms if self.panel_of(term) == panel)
+        return tuple(term for term in self.terms if self.group_of(term) == group)
 
-    def needs(self, panel: Panel = "observers") -> tuple[Need, ...]:
-        """Statistics of the real data that a panel's terms ask for, each once, in a stable order."""
-        return tuple(sorted({need for term in self.terms_of(panel) for need in term.needs}, key=lambda need: need.key))
+    def needs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
+        """Statistics of the real data that a panel's terms ask for, each once, in a stable
+        order.
+        """
+        return tuple(
+            sorted(
+                {need for term in self.terms_of(group) for need in term.needs},
+                key=lambda need: need.key,
+            )
+        )
 
-    def needs_batch(self, panel: Panel = "observers") -> bool:
+    def needs_batch(self, group: NetworkGroup = "observers") -> bool:
         """Whether a panel's terms look at real mini-batches themselves."""
-        return any(term.needs_batch for term in self.terms_of(panel))
+        return any(term.needs_batch for term in self.terms_of(group))
 
-    def samples(self, panel: Panel = "observers") -> bool:
-        """Whether a panel's terms look at anything of a real mini-batch, where the real side is sampled."""
-        return self.needs_batch(panel) or bool(self.needs(panel))
+    def samples(self, group: NetworkGroup = "observers") -> bool:
+        """Whether a panel's terms look at anything of a real mini-batch, where the real side is
+        sampled.
+        """
+        return self.needs_batch(group) or bool(self.needs(group))
 
-    def taps(self, panel: Panel = "observers") -> frozenset[Tap]:
+    def taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
         """Where a panel is listened to."""
-        return frozenset().union(*(listened(term) for term in self.terms_of(panel)))
+        return frozenset().union(*(listened(term) for term in self.terms_of(group)))
 
-    def optional_taps(self, panel: Panel = "observers") -> frozenset[Tap]:
-        """The taps that a network of a panel may lack: those that every term that listens there can do without."""
-        required = frozenset().union(*(listened(term) - term.optional for term in self.terms_of(panel)))
-        return self.taps(panel) - required
+    def optional_taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
+        """The taps that a network of a panel may lack: those that every term that listens there can
+        do without.
+        """
+        required = frozenset().union(
+            *(listened(term) - term.optional for term in self.terms_of(group))
+        )
+        return self.taps(group) - required
 
 
-def listened(term: Term) -> frozenset[Tap]:
+def listened(term: Term) -> frozenset[LayerRole]:
     """All taps that a term listens to."""
     return term.taps | {need.tap for need in term.needs}

@@ -1,6 +1,7 @@
 """CFM: curriculum frequency matching, low frequencies first.
 
-Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via Spectral Filtering", ICLR 2026.
+Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via Spectral Filtering",
+ICLR 2026.
 
     minimise over X_b   CE(phi(A(X_b)), y) + eta sum_l ( || f_b(C_l) - f_b(C_bl) ||_F + || f_b(C_l) S_l - f_b(C_bl) S_bl ||_2 )
     f_b(C) = (C + beta_b I)^-1          beta_b = beta (1 + cos(pi b / B)) / 2          b = 0, ..., B - 1
@@ -12,30 +13,36 @@ Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via S
     C_bl, S_bl   the same of the synthetic images, as means over the blocks so far (exponential moving updating, EMU)
     beta   0.1 on CIFAR and ImageNet, 1 on Tiny-ImageNet (`objective.filter.beta`)          eta   0.1 (`terms.spectral.weight`)
 
-A large beta leaves what many images share, a small one brings out detail; so the first images of each class get structure and
-the last ones texture. Adam (0.5, 0.9), 1,000 steps of size 0.25 on CIFAR and 0.1 elsewhere along a cosine to zero; pixels are
-kept in range. Students learn the softened logits (T = 20) of the network on batches mixed by CutMix, with a step size along the
-first half of a cosine.
+A large beta leaves what many images share, a small one brings out detail; so the first images of
+each class get structure and the last ones texture. Adam (0.5, 0.9), 1,000 steps of size 0.25 on
+CIFAR and 0.1 elsewhere along a cosine to zero; pixels are kept in range. Students learn the
+softened logits (T = 20) of the network on batches mixed by CutMix, with a step size along the first
+half of a cosine.
 
-Blocks follow one another, each with the memory of the one before; `synthesis.block` may set another size than one image of
-each class.
+Blocks follow one another, each with the memory of the one before; `synthesis.block` may set another
+size than one image of each class.
 
 **Paper and released code differ.**
 
-- Eq. 16 writes beta over t of T; Algorithm 1 and the code change it from block to block, b of B, the default here; `over:
-  steps` is the literal reading. Algorithm 1 names a least beta that Eq. 16 does not use: `objective.filter.schedule.least`, 0.
-- The command that the code gives for CIFAR leaves EMU out, the paper does not: `objective.updating`.
-- The signal by class (paper) or the global mean (the code's default), and the real covariance: see `rayd.objectives.spectral`.
-- The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for CIFAR where the code has 32.
-  On large data the code cuts blocks further, into chunks of 200 classes, and counts each of them for EMU, not for beta.
-- Real statistics are of whole images, those of synthetic ones of what a crop leaves, enlarged: in paper, code and here. Matched
-  to each other, crops come to look like whole images. `synthesis.transform.crop: null` has both seen whole.
-- The code starts from the first real images of each class; here they are drawn. It reports the best of the test evaluations
-  after 80 % of the epochs; here the last is the default. It normalises the test images of CIFAR-100 with the mean and deviation
-  of ImageNet, a mistake that is not repeated.
+- Eq. 16 writes beta over t of T; Algorithm 1 and the code change it from block to block, b of B,
+  the default here; `over: steps` is the literal reading. Algorithm 1 names a least beta that Eq. 16
+  does not use: `objective.filter.schedule.least`, 0.
+- The command that the code gives for CIFAR leaves EMU out, the paper does not:
+  `objective.updating`.
+- The signal by class (paper) or the global mean (the code's default), and the real covariance: see
+  `rayd.objectives.spectral`.
+- The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for
+  CIFAR where the code has 32. On large data the code cuts blocks further, into chunks of 200
+  classes, and counts each of them for EMU, not for beta.
+- Real statistics are of whole images, those of synthetic ones of what a crop leaves, enlarged: in
+  paper, code and here. Matched to each other, crops come to look like whole images.
+  `synthesis.transform.crop: null` has both seen whole.
+- The code starts from the first real images of each class; here they are drawn. It reports the best
+  of the test evaluations after 80 % of the epochs; here the last is the default. It normalises the
+  test images of CIFAR-100 with the mean and deviation of ImageNet, a mistake that is not repeated.
 
-Use it for a few dozen images per class, where blocks differ enough for a curriculum; with one image per class there is one
-block, and beta stays what it is.
+Use it for a few dozen images per class, where blocks differ enough for a curriculum; with one image
+per class there is one block, and beta stays what it is.
 """
 
 from __future__ import annotations
@@ -53,14 +60,18 @@ if TYPE_CHECKING:
 class CFMSettings(SpectralSettings):
     """Settings of CFM's objective."""
 
-    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(name="cosine", over="blocks"))
+    filter: FilterSettings = FilterSettings(
+        schedule=FilterScheduleSettings(name="cosine", over="blocks")
+    )
     """What correlations of features go through: a ridge that falls from block to block."""
     updating: bool = True
     """Whether statistics of synthetic images are means over the blocks so far."""
 
 
 class CurriculumFrequencyMatching(Method):
-    """Cross-entropy, and correlations of features and labels through a ridge that falls from block to block."""
+    """Cross-entropy, and correlations of features and labels through a ridge that falls from block
+    to block.
+    """
 
     name = "cfm"
     citation = CITATION

@@ -1,35 +1,41 @@
 """CSDM: class-aware spectral distribution matching, for long-tailed data.
 
-Ruixi Wu, Shaobo Wang, Jiahuan Chen, Zhiyuan Liu, Yicun Yang, Zhaorun Chen, Zekai Li, Kaixin Li, Xinming Wang, Hongzhu Yi, Kai
-Wang and Linfeng Zhang, "Towards Principled Dataset Distillation: A Spectral Distribution Perspective", arXiv 2603.01698, 2026.
-Written after its abstract and figures; no code was released.
+Ruixi Wu, Shaobo Wang, Jiahuan Chen, Zhiyuan Liu, Yicun Yang, Zhaorun Chen, Zekai Li, Kaixin Li,
+Xinming Wang, Hongzhu Yi, Kai Wang and Linfeng Zhang, "Towards Principled Dataset Distillation: A
+Spectral Distribution Perspective", arXiv 2603.01698, 2026. Written after its abstract and figures;
+no code was released.
 
     minimise over S   mean_c mean_t 2 [ a_c (A_T - A_S)^2 + (1 - a_c) 2 (A_T A_S - R_T R_S - I_T I_S) ]
 
     T, S   real and synthetic images of class c          R + i I = A exp(i theta)   characteristic functions of their features
     t      frequencies of a universal kernel's spectrum  a_c    amplitude weight: a in head classes, 1 - a in tail ones
 
-A kernel that is universal sees every difference of two distributions, where DM's linear one sees that of the means alone.
-Amplitudes stand for diversity, of which head classes have plenty to give; phases for realism, which the few images of a tail
-class need most. With a = 1/2 it is the plain spectral distance, the squared maximum mean discrepancy; see
-`rayd.objectives.spectral_distance`.
+A kernel that is universal sees every difference of two distributions, where DM's linear one sees
+that of the means alone. Amplitudes stand for diversity, of which head classes have plenty to give;
+phases for realism, which the few images of a tail class need most. With a = 1/2 it is the plain
+spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.spectral_distance`.
 
 **What is not said is a setting** (`objective`), and these are our choices:
 
-- `head_amplitude_weight`: 0.8; the figures find 0.7 to 0.9 best at large imbalance. 1 is said to be diverse but unreal, 0 real
-  but all alike. (An earlier abstract of the same work says the opposite, realism for head classes; text and figures of this one
-  agree with the rule above.)
-- `split`: head classes are those of at least the median number of real images. `rank` takes the larger half, `continuous`
-  goes from one weight to the other with the logarithm of the number, `uniform` has one weight for all.
-- `kernel: gaussian`, `scale: median`, features as they are. On normalised features a length of 1 is NCFM's sampler.
+- `head_amplitude_weight`: 0.8; the figures find 0.7 to 0.9 best at large imbalance. 1 is said to be
+  diverse but unreal, 0 real but all alike. (An earlier abstract of the same work says the opposite,
+  realism for head classes; text and figures of this one agree with the rule above.)
+- `split`: head classes are those of at least the median number of real images. `rank` takes the
+  larger half, `continuous` goes from one weight to the other with the logarithm of the number,
+  `uniform` has one weight for all.
+- `kernel: gaussian`, `scale: median`, features as they are. On normalised features a length of 1 is
+  NCFM's sampler.
 - No square root (`root`), which NCFM has; its weight of 300 (`terms.spectral.weight`).
-- No calibration, which NCFM has, unless the recipe asks for it (`terms.cross_entropy.weight`). Networks that were trained on
-  the same long-tailed data favour head classes, and so do images that they calibrate; that is what class-aware weights mend.
-  Where nothing favours the head there is nothing to mend, and the weights only move accuracy from head to tail.
-- Observers, augmentation and optimizer are DM's. `real: measured` draws frequencies once for every observer and measures the
-  characteristic functions of *all* real images at them; `real: sampled` draws networks, images and frequencies anew each step.
+- No calibration, which NCFM has, unless the recipe asks for it (`terms.cross_entropy.weight`).
+  Networks that were trained on the same long-tailed data favour head classes, and so do images that
+  they calibrate; that is what class-aware weights mend. Where nothing favours the head there is
+  nothing to mend, and the weights only move accuracy from head to tail.
+- Observers, augmentation and optimizer are DM's. `real: measured` draws frequencies once for every
+  observer and measures the characteristic functions of *all* real images at them; `real: sampled`
+  draws networks, images and frequencies anew each step.
 
-Use it where classes have very different sizes; `kernel: linear` with `split: uniform` and a weight of 1/2 is DM.
+Use it where classes have very different sizes; `kernel: linear` with `split: uniform` and a weight
+of 1/2 is DM.
 """
 
 from __future__ import annotations
@@ -58,6 +64,6 @@ class ClassAwareSpectralMatching(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """One term: the spectral distance of the features before the classifier."""
-        from rayd.networks import Tap
+        from rayd.networks import LayerRole
 
-        return (self.settings.distance(Tap.FEATURES, weight=300.0),)
+        return (self.settings.distance(LayerRole.FEATURES, weight=300.0),)

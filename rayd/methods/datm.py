@@ -1,16 +1,19 @@
 r"""DATM: trajectory matching whose difficulty is that of the budget, with learned soft labels.
 
-Ziyao Guo, Kai Wang, George Cazenavette, Hui Li, Kaipeng Zhang and Yang You, "Towards Lossless Dataset Distillation via
-Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT, and:
+Ziyao Guo, Kai Wang, George Cazenavette, Hui Li, Kaipeng Zhang and Yang You, "Towards Lossless
+Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT, and:
 
-- Starts are late for large budgets, early for small ones, and later ones join on the way (`objective.start.schedule: rising`).
-- Labels are logits that are learned: they start at the mean of what those experts say who are right about an image, and images
-  that no expert knows are not taken (`synthetic.labels: experts`). Students learn from their softmax.
+- Starts are late for large budgets, early for small ones, and later ones join on the way
+  (`objective.start.schedule: rising`).
+- Labels are logits that are learned: they start at the mean of what those experts say who are right
+  about an image, and images that no expert knows are not taken (`synthetic.labels: experts`).
+  Students learn from their softmax.
 - Experts have flat trajectories (GSAM with radius 0.01 and weight 0.3) of 100 epochs.
 - Steps with a loss above 1 are skipped (`objective.loss_limit`).
 
-**Different from the released code**: its momentum is 0.5 for images and 0.9 for labels, here it is the same for all; its
-evaluation has a moving average of the weights, decay 0.9995, which the recipes set.
+**Different from the released code**: its momentum is 0.5 for images and 0.9 for labels, here it is
+the same for all; its evaluation has a moving average of the weights, decay 0.9995, which the
+recipes set.
 
 Use it for larger budgets, where MTT's early starts have nothing new to say.
 """
@@ -37,7 +40,14 @@ class DifficultyAlignedMatching(TrajectoryMethod):
         {
             "experts": {"epochs": 100, "flat_radius": 0.01, "flat_weight": 0.3},
             "synthetic": {"labels": "experts"},
-            "synthesis": {"steps": 10000, "learning_rate": 100.0, "learning_rates": {"labels": 2.0}},
-            "objective": {"start": {"schedule": "rising", "first": 10, "most": 20, "rise": 1000}, "loss_limit": 1.0},
+            "synthesis": {
+                "steps": 10000,
+                "learning_rate": 100.0,
+                "learning_rates": {"labels": 2.0},
+            },
+            "objective": {
+                "start": {"schedule": "rising", "first": 10, "most": 20, "rise": 1000},
+                "loss_limit": 1.0,
+            },
         },
     )

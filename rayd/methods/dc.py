@@ -1,7 +1,8 @@
 """DC and DSA: gradient matching, with a network that is trained on the synthetic images beside it.
 
-Bo Zhao, Konda Reddy Mopuri and Hakan Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021; Bo Zhao and Hakan Bilen,
-"Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021.
+Bo Zhao, Konda Reddy Mopuri and Hakan Bilen, "Dataset Condensation with Gradient Matching", ICLR
+2021; Bo Zhao and Hakan Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML
+2021.
 
     minimise over S   E_theta0 [ sum_{t < o} sum_c D( grad_theta CE(A(T_c); theta_t), grad_theta CE(A(S_c); theta_t) ) ]
     theta_{t+1} = theta_t after i epochs of SGD on S
@@ -14,15 +15,18 @@ Bo Zhao, Konda Reddy Mopuri and Hakan Bilen, "Dataset Condensation with Gradient
     images per class   1      10       20       30       40       50
     (o, i)             1, 1   10, 50   20, 25   30, 20   40, 15   50, 10
 
-One step of the synthesis is one outer loop: a step of the images (SGD of size 0.1, momentum 0.5) for all classes, then the
-network's training (SGD of size 0.01, batches of 256). So K = 1,000 fresh networks are 1,000 o steps. In settings it is a queue
-of one network (`observers.queue`): `push_every` is o, `train_epochs` is i. After the last of the o steps a network is not
-trained any more, as nobody will look through it. For another number of images per class, the loops of the next smaller hold.
+One step of the synthesis is one outer loop: a step of the images (SGD of size 0.1, momentum 0.5)
+for all classes, then the network's training (SGD of size 0.01, batches of 256). So K = 1,000 fresh
+networks are 1,000 o steps. In settings it is a queue of one network (`observers.model_pool`):
+`push_every` is o, `train_epochs` is i. After the last of the o steps a network is not trained any
+more, as nobody will look through it. For another number of images per class, the loops of the next
+smaller hold.
 
-**Paper and released code.** The loops, and the first images (noise for DC, real ones for DSA), are those of the released code.
-It trains the network on augmented images in DSA, one draw for each image, and without momentum (0.5 in its first version), both
-followed here. It fixes statistics of batch normalisations from 16 real images of each class first; here such networks look with
-those of their own training, so that instance normalisation, the default of both, is the one to use.
+**Paper and released code.** The loops, and the first images (noise for DC, real ones for DSA), are
+those of the released code. It trains the network on augmented images in DSA, one draw for each
+image, and without momentum (0.5 in its first version), both followed here. It fixes statistics of
+batch normalisations from 16 real images of each class first; here such networks look with those of
+their own training, so that instance normalisation, the default of both, is the one to use.
 
 Use them as the classic baseline; distribution matching is far cheaper. They need `real: sampled`.
 """
@@ -38,7 +42,14 @@ from rayd.methods.base import Method
 if TYPE_CHECKING:
     from rayd.objectives import Term
 
-LOOPS: Mapping[int, tuple[int, int]] = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+LOOPS: Mapping[int, tuple[int, int]] = {
+    1: (1, 1),
+    10: (10, 50),
+    20: (20, 25),
+    30: (30, 20),
+    40: (40, 15),
+    50: (50, 10),
+}
 """Outer and inner loops by images per class."""
 NETWORKS = 1000
 """Fresh networks of a synthesis, the K."""
@@ -54,7 +65,7 @@ _QUEUE: Mapping[str, Any] = {
 """One network, trained on what is learned between two looks."""
 _DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
-    "observers": {"augmentation": None, "queue": _QUEUE},
+    "observers": {"augmentation": None, "model_pool": _QUEUE},
     "synthetic": {"init": "noise"},
     "synthesis": {"learning_rate": 0.1, "momentum": 0.5, "checkpoint_every": 500},
     "evaluation": {"augmentation": None},
@@ -71,7 +82,9 @@ def loops(ipc: int) -> tuple[int, int]:
 
 
 class DatasetCondensation(Method):
-    """Class-wise gradients of the cross-entropy, in a network that is trained on the synthetic images meanwhile."""
+    """Class-wise gradients of the cross-entropy, in a network that is trained on the synthetic
+    images meanwhile.
+    """
 
     name = "dc"
     # gradients of gradients lose too much to bfloat16
@@ -88,7 +101,10 @@ class DatasetCondensation(Method):
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
         """The loops that belong to the number of images per class."""
         outer, inner = loops(ipc)
-        paced = {"synthesis": {"steps": NETWORKS * outer}, "observers": {"queue": {"push_every": outer, "train_epochs": inner}}}
+        paced = {
+            "synthesis": {"steps": NETWORKS * outer},
+            "observers": {"model_pool": {"push_every": outer, "train_epochs": inner}},
+        }
         return merge(cls.defaults, paced)
 
     def objective(self) -> tuple[Term, ...]:
@@ -111,7 +127,10 @@ class SiameseDatasetCondensation(DatasetCondensation):
     defaults = merge(
         _DEFAULTS,
         {
-            "observers": {"augmentation": DSA_STRATEGY, "queue": {"augmentation": DSA_STRATEGY}},
+            "observers": {
+                "augmentation": DSA_STRATEGY,
+                "model_pool": {"augmentation": DSA_STRATEGY},
+            },
             "synthetic": {"init": "real"},
             "evaluation": {"augmentation": DSA_STRATEGY, "epochs": 1000},
         },

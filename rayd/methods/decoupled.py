@@ -1,9 +1,11 @@
-"""What the decoupled methods share: they squeeze networks, recover images from them, and let them relabel the images.
+"""What the decoupled methods share: they squeeze networks, recover images from them, and let them
+relabel the images.
 
-Yin, Xing and Shen, "Squeeze, Recover and Relabel" (NeurIPS 2023), and what came of it: CDA, G-VBSM, RDED, EDC. Observers are
-trained on the real data and then fixed; the set is cut into blocks that are optimised apart; students learn what the observers
-say of every batch. Accuracy of this family depends on how observers label, which the papers agree on: networks in eval mode,
-mean logits over them, after the batch was mixed, and a divergence that is not multiplied by the squared temperature.
+Yin, Xing and Shen, "Squeeze, Recover and Relabel" (NeurIPS 2023), and what came of it: CDA, G-VBSM,
+RDED, EDC. Observers are trained on the real data and then fixed; the set is cut into blocks that
+are optimised apart; students learn what the observers say of every batch. Accuracy of this family
+depends on how observers label, which the papers agree on: networks in eval mode, mean logits over
+them, after the batch was mixed, and a divergence that is not multiplied by the squared temperature.
 """
 
 from __future__ import annotations
@@ -46,7 +48,13 @@ _COMMON: Mapping[str, Any] = {
 }
 
 
-BACKBONES: tuple[Any, ...] = ("resnet18", {"name": "convnet", "width": 128}, "mobilenet_v2", "wrn16_2", "shufflenet_v2")
+BACKBONES: tuple[Any, ...] = (
+    "resnet18",
+    {"name": "convnet", "width": 128},
+    "mobilenet_v2",
+    "wrn16_2",
+    "shufflenet_v2",
+)
 """Observers of G-VBSM on small images, to which EDC adds three."""
 SQUEEZE: Mapping[str, Any] = {
     "epochs": 50,
@@ -76,20 +84,22 @@ class MatchingSettings(Settings):
     """Factor of the input of the first convolution."""
 
     def matching(self, alpha: float = 1.0, category: Category = "class") -> MomentMatching:
-        """The term: normalisations and convolutions by channel, convolutions by patch; a network may lack normalisations."""
-        from rayd.networks import Tap
-        from rayd.objectives import MomentMatching, Need
+        """The term: normalisations and convolutions by channel, convolutions by patch; a network
+        may lack normalisations.
+        """
+        from rayd.networks import LayerRole
+        from rayd.objectives import MomentMatching, StatisticSpec
         from rayd.statistics import Moments
 
-        normalizations = Need(Tap.BN_INPUTS, Moments, "channels")
-        convolutions = Need(Tap.CONV_INPUTS, Moments, "channels")
-        patches = Need(Tap.CONV_INPUTS, Moments, "patches", self.patch)
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
+        convolutions = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "channels")
+        patches = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", self.patch)
         return MomentMatching(
             (normalizations, convolutions, patches),
             alpha=alpha,
             category=category,
             momentum=self.momentum,
-            first_layer_weight={Tap.CONV_INPUTS: self.first_layer_weight},
-            drop={Tap.CONV_INPUTS: self.drop},
-            optional={Tap.BN_INPUTS},
+            first_layer_weight={LayerRole.CONV_INPUTS: self.first_layer_weight},
+            drop={LayerRole.CONV_INPUTS: self.drop},
+            optional={LayerRole.BN_INPUTS},
         )

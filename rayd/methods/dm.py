@@ -7,14 +7,17 @@ Bo Zhao and Hakan Bilen, "Dataset Condensation with Distribution Matching", WACV
     T_c  real images of class c              psi_theta  a ConvNet up to its classifier, theta drawn from the initialisation
     S_c  synthetic images of class c         A          one differentiable augmentation, the same for both sides (DSA)
 
-Paper and released code agree: a fresh network, 256 real images a class and one SGD step for all classes (momentum 0.5) in
-each of 20,000 iterations, summed (not averaged) over the 2,048 feature dimensions. That is `real: sampled`.
+Paper and released code agree: a fresh network, 256 real images a class and one SGD step for all
+classes (momentum 0.5) in each of 20,000 iterations, summed (not averaged) over the 2,048 feature
+dimensions. That is `real: sampled`.
 
-`real: measured`, the default, takes the expectation over theta and A from a pool of fixed pairs instead: each observer keeps
-one network and one draw of the augmentation, through which *all* real images are measured once. A step then costs nothing
-that grows with the real data, and the real side has no sampling noise; what limits it is the size of the pool.
+`real: measured`, the default, takes the expectation over theta and A from a pool of fixed pairs
+instead: each observer keeps one network and one draw of the augmentation, through which *all* real
+images are measured once. A step then costs nothing that grows with the real data, and the real side
+has no sampling noise; what limits it is the size of the pool.
 
-Use it as the cheap baseline that needs no trained network, and as the first thing to try on new data.
+Use it as the cheap baseline that needs no trained network, and as the first thing to try on new
+data.
 """
 
 from __future__ import annotations
@@ -29,11 +32,11 @@ if TYPE_CHECKING:
 
 def mean_matching() -> Term:
     """The squared gap of class means of the features before the classifier."""
-    from rayd.networks import Tap
-    from rayd.objectives import Discrepancy, Need, squared_mean_gap
+    from rayd.networks import LayerRole
+    from rayd.objectives import Discrepancy, StatisticSpec, squared_mean_gap
     from rayd.statistics import Moments
 
-    return Discrepancy("mean", Need(Tap.FEATURES, Moments), squared_mean_gap)
+    return Discrepancy("mean", StatisticSpec(LayerRole.FEATURES, Moments), squared_mean_gap)
 
 
 class DistributionMatching(Method):

@@ -1,6 +1,7 @@
 """EDC: G-VBSM with every design choice made anew.
 
-Shitong Shao, Zikai Zhou, Huanran Chen and Zhiqiang Shen, "Elucidating the Design Space of Dataset Condensation", NeurIPS 2024.
+Shitong Shao, Zikai Zhou, Huanran Chen and Zhiqiang Shen, "Elucidating the Design Space of Dataset
+Condensation", NeurIPS 2024.
 
     minimise over X   CE(phi(A(X)), y) + r [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ] + f KL(p(X) || p(average X))
 
@@ -10,7 +11,8 @@ Shitong Shao, Zikai Zhou, Huanran Chen and Zhiqiang Shen, "Elucidating the Desig
     a     alpha, 0.5: share of the comparison over all images         r   0.01 (`terms.moments.weight`)
     p     softmax(phi(.) / 4); the average of X over steps has decay 0.99         f   0.25 (`terms.flatness.weight`)
 
-The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing after another (48.6 %). Each is a setting:
+The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing after another (48.6
+%). Each is a setting:
 
     real images first           synthetic.init: real, or rded on ImageNet (noise)              with half the steps
     smoothing of the step size  evaluation.schedule: {name: cosine, stretch: 2} (1)            ssrs for many images per class
@@ -22,18 +24,20 @@ The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing
     better backbones            observers.networks, labels.networks
     no densification, no drop   terms.densification.weight: 0 (1), objective.drop: 0 (0.4)
 
-with G-VBSM's value in parentheses. Adam (0.5, 0.9), steps of size 0.05 along a cosine to zero: 2,000, on CIFAR-10 75; students
-learn mean logits by mean squared error plus 0.025 times the cross-entropy with the hard label.
+with G-VBSM's value in parentheses. Adam (0.5, 0.9), steps of size 0.05 along a cosine to zero:
+2,000, on CIFAR-10 75; students learn mean logits by mean squared error plus 0.025 times the
+cross-entropy with the hard label.
 
 **Paper and released code differ.**
 
-- Statistics of a class in the code are not those of the paper, and are compared otherwise: see `category` in
-  `rayd.objectives.moments`. The paper's are the default (`class`); `batch` is the code's comparison, `instance` between them.
-  The code also swaps mean and variance of the patch statistics of classes, which nothing here does.
-- Flatness is off in all scripts, turns the divergence round and divides it by the number of classes too; see
-  `rayd.objectives.flatness`. The paper's is the default.
-- Scripts: r = 0.1 and 1,000 steps on ImageNet-1k; 50 steps without smoothing on ImageNet-10. Their observers on CIFAR-10 were
-  trained for one epoch (paper: 10). These belong to recipes.
+- Statistics of a class in the code are not those of the paper, and are compared otherwise: see
+  `category` in `rayd.objectives.moments`. The paper's are the default (`class`); `batch` is the
+  code's comparison, `instance` between them. The code also swaps mean and variance of the patch
+  statistics of classes, which nothing here does.
+- Flatness is off in all scripts, turns the divergence round and divides it by the number of classes
+  too; see `rayd.objectives.flatness`. The paper's is the default.
+- Scripts: r = 0.1 and 1,000 steps on ImageNet-1k; 50 steps without smoothing on ImageNet-10. Their
+  observers on CIFAR-10 were trained for one epoch (paper: 10). These belong to recipes.
 - Students on small images are trained with RandAugment (code), which is the default here.
 - What holds for G-VBSM of memory and of real statistics, holds here.
 
@@ -60,8 +64,9 @@ class EDCSettings(MatchingSettings):
     alpha: float = Field(default=0.5, ge=0, le=1)
     """Share of the comparison over all images; the rest is for classes."""
     category: Category = "class"
-    """What is compared for classes: their whole variance (paper), the part inside images, or, over the whole batch, the average
-    of the part inside images (released code)."""
+    """What is compared for classes: their whole variance (paper), the part inside images, or, over
+    the whole batch, the average of the part inside images (released code).
+    """
     drop: float = Field(default=0.0, ge=0, le=1)
     """Probability with which a convolution is left out of a step; normalisations never are."""
     flatness_decay: float = Field(default=0.99, ge=0, lt=1)
@@ -69,7 +74,9 @@ class EDCSettings(MatchingSettings):
     flatness_temperature: float = Field(default=4.0, gt=0)
     """Of the softened logits of the images and of their average."""
     flatness_direction: Direction = "current"
-    """Which distribution stands first in the divergence: that of the images (paper) or of their average (released code)."""
+    """Which distribution stands first in the divergence: that of the images (paper) or of their
+    average (released code).
+    """
     densification_temperature: float = Field(default=4.0, gt=0)
     """Of the softened spectrum, where densification is switched on."""
 
@@ -117,7 +124,9 @@ class ElucidatedCondensation(Method):
     )
 
     def objective(self) -> tuple[Term, ...]:
-        """Four terms: the classes, statistics, flatness, and G-VBSM's densification, which is switched off."""
+        """Four terms: the classes, statistics, flatness, and G-VBSM's densification, which is
+        switched off.
+        """
         from rayd.objectives import CrossEntropy, Densification, Flatness
 
         settings = self.settings

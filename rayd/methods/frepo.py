@@ -1,32 +1,41 @@
-"""FRePo and KRR: images that teach a ridge regression on a network's features to predict the real ones.
+"""FRePo and KRR: images that teach a ridge regression on a network's features to predict the real
+ones.
 
-Yongchao Zhou, Ehsan Nezhadarya and Jimmy Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS 2022; after
-Timothy Nguyen, Roman Novak, Lechao Xiao and Jaehoon Lee, "Dataset Distillation with Infinitely Wide Convolutional Networks"
-(KIP), NeurIPS 2021.
+Yongchao Zhou, Ehsan Nezhadarya and Jimmy Ba, "Dataset Distillation using Neural Feature
+Regression", NeurIPS 2022; after Timothy Nguyen, Roman Novak, Lechao Xiao and Jaehoon Lee, "Dataset
+Distillation with Infinitely Wide Convolutional Networks" (KIP), NeurIPS 2021.
 
     minimise over S   E_theta [ mean_i (1/2) || K_ts (K_ss + lambda I)^-1 Y_s - Y_t ||_i^2 ]         K_ab = X_a X_b^T
 
-    X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the synthetic images (n, d)
+    X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the
+    synthetic images (n, d)
     Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`objective.relative_ridge`)
     theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every look, a fresh network in
-              its place after 100 of them. KRR: a fresh random network in each step, a finite stand-in for KIP's kernel
+              its place after 100 of them. KRR: a fresh random network in each step, a finite
+              stand-in for KIP's kernel
 
-The pool is a queue (`observers.queue`) with a `lifetime`. The mathematics is in `rayd.objectives.ridge`.
+The pool is a queue (`observers.model_pool`) with a `lifetime`. The mathematics is in
+`rayd.objectives.ridge`.
 
 **Paper and released code, and what differs here.**
 
-- The optimizer is LAMB with a step of 3e-4, along a cosine to a tenth. Here it is Adam with 1e-3, as in the authors' PyTorch
-  version, along a cosine to zero.
-- 1,024 real images are drawn from all; here `observers.real_batch` is a number per class, 103 of each of ten classes.
-- Networks of the pool are trained by the squared distance from the targets that the regression has, as in the code, at a
-  constant step size; the code warms it up and lets it fall. The first ones are renewed after 10, 20, ... steps, as in the code.
+- The optimizer is LAMB with a step of 3e-4, along a cosine to a tenth. Here it is Adam with 1e-3,
+  as in the authors' PyTorch version, along a cosine to zero.
+- 1,024 real images are drawn from all; here `observers.real_batch` is a number per class, 103 of
+  each of ten classes.
+- Networks of the pool are trained by the squared distance from the targets that the regression has,
+  as in the code, at a constant step size; the code warms it up and lets it fall. The first ones are
+  renewed after 10, 20, ... steps, as in the code.
 - The code regresses on the images and their mirror images; here on the images.
-- FRePo learns its labels, with a margin; the code's targets are free, here they are centred rows of a softmax, so that the set
-  trains any network (`synthetic.labels: classes`, the default of `frepo`; `hard` keeps them). KRR keeps them.
-- The paper's network doubles its channels from block to block; the default is the ConvNet that the field compares with.
+- FRePo learns its labels, with a margin; the code's targets are free, here they are centred rows of
+  a softmax, so that the set trains any network (`synthetic.labels: classes`, the default of
+  `frepo`; `hard` keeps them). KRR keeps them.
+- The paper's network doubles its channels from block to block; the default is the ConvNet that the
+  field compares with.
 - Data are whitened (ZCA): those who left that out report chance accuracy.
 
-Use them for few images per class, where solving for the classifier at once is worth most. They need `real: sampled`.
+Use them for few images per class, where solving for the classifier at once is worth most. They need
+`real: sampled`.
 """
 
 from __future__ import annotations
@@ -96,14 +105,18 @@ class KernelRidgeRegression(Method):
     defaults = _REGRESSION
 
     def objective(self) -> tuple[Term, ...]:
-        """One term: what a classifier that is solved for on the synthetic images gets wrong of the real ones."""
+        """One term: what a classifier that is solved for on the synthetic images gets wrong of the
+        real ones.
+        """
         from rayd.objectives import RidgeRegression
 
         return (RidgeRegression(self.settings.relative_ridge),)
 
 
 class FeatureRegression(KernelRidgeRegression):
-    """Ridge regression on the features of a pool of networks that are trained on the synthetic images meanwhile."""
+    """Ridge regression on the features of a pool of networks that are trained on the synthetic
+    images meanwhile.
+    """
 
     name = "frepo"
     citation = """@inproceedings{zhou2022frepo,
@@ -114,5 +127,5 @@ class FeatureRegression(KernelRidgeRegression):
 }"""
     defaults = merge(
         _REGRESSION,
-        {"observers": {"queue": _POOL}, "synthetic": {"labels": "classes"}},
+        {"observers": {"model_pool": _POOL}, "synthetic": {"labels": "classes"}},
     )

@@ -1,7 +1,7 @@
 """G-VBSM: various backbones, layers and statistics in place of one.
 
-Shitong Shao, Zeyuan Yin, Muxin Zhou, Xindong Zhang and Zhiqiang Shen, "Generalized Large-Scale Data Condensation via Various
-Backbone and Statistical Matching", CVPR 2024.
+Shitong Shao, Zeyuan Yin, Muxin Zhou, Xindong Zhang and Zhiqiang Shen, "Generalized Large-Scale Data
+Condensation via Various Backbone and Statistical Matching", CVPR 2024.
 
     minimise over X   CE(phi(A(X)), y) + r sum_h w_h ( || s_h - mean_h ||_2 + || s'_h - var_h ||_2 ) + densification(A(X))
 
@@ -12,19 +12,22 @@ Backbone and Statistical Matching", CVPR 2024.
     w_h   10 for the first hooked layer, the input of the first convolution (both views); 1 for the others
     r     0.01 (`terms.moments.weight`)
 
-A convolution is left out of a step with probability 0.4 (`objective.drop`). Patches are 4 positions wide (16 on ImageNet); see
-`rayd.statistics.views`. Densification, weight 1, is in `rayd.objectives.densification`. Adam (0.5, 0.9), 4,000 steps of size
-0.05 (0.1 on ImageNet) along a cosine to zero. Students learn the mean logits of the observers by mean squared error, plus 0.15
+A convolution is left out of a step with probability 0.4 (`objective.drop`). Patches are 4 positions
+wide (16 on ImageNet); see `rayd.statistics.views`. Densification, weight 1, is in
+`rayd.objectives.densification`. Adam (0.5, 0.9), 4,000 steps of size 0.05 (0.1 on ImageNet) along a
+cosine to zero. Students learn the mean logits of the observers by mean squared error, plus 0.15
 times the cross-entropy with the hard label (0.1 on ImageNet and Tiny-ImageNet).
 
-**Paper and released code.** Smoothing is as in the code: from zero, not corrected for it. The code shares one memory among all
-blocks of a network, in the order in which they come; here each block has its own, so that blocks do not wait for each other.
-Its real statistics are averages of those of augmented batches, whose variances lack the part between batches, and running ones
-for normalisations; here all are measured once over the whole training split. Where an observer has no batch normalisation, its
-convolutions are compared alone. Released teachers see the images of CIFAR-10 before they are mixed, a mistake; here after.
+**Paper and released code.** Smoothing is as in the code: from zero, not corrected for it. The code
+shares one memory among all blocks of a network, in the order in which they come; here each block
+has its own, so that blocks do not wait for each other. Its real statistics are averages of those of
+augmented batches, whose variances lack the part between batches, and running ones for
+normalisations; here all are measured once over the whole training split. Where an observer has no
+batch normalisation, its convolutions are compared alone. Released teachers see the images of
+CIFAR-10 before they are mixed, a mistake; here after.
 
-Use it where students of other architectures shall learn well from the set; the cost of a step does not depend on how many
-observers there are. EDC builds upon it and is better throughout.
+Use it where students of other architectures shall learn well from the set; the cost of a step does
+not depend on how many observers there are. EDC builds upon it and is better throughout.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class GVBSMSettings(MatchingSettings):
 
 
 class GeneralizedMatching(Method):
-    """Statistics of normalisations and convolutions, by channel and patch, through several architectures."""
+    """Statistics of normalisations and convolutions, by channel and patch, through several
+    architectures.
+    """
 
     name = "gvbsm"
     citation = """@inproceedings{shao2024gvbsm,
@@ -74,8 +79,14 @@ class GeneralizedMatching(Method):
     )
 
     def objective(self) -> tuple[Term, ...]:
-        """Three terms: the classes, the statistics of all images, and their spread within each class."""
+        """Three terms: the classes, the statistics of all images, and their spread within each
+        class.
+        """
         from rayd.objectives import CrossEntropy, Densification
 
         settings = self.settings
-        return CrossEntropy(), settings.matching(), Densification(temperature=settings.densification_temperature)
+        return (
+            CrossEntropy(),
+            settings.matching(),
+            Densification(temperature=settings.densification_temperature),
+        )

@@ -1,6 +1,8 @@
-"""IDM: distribution matching with partitioned images, growing networks, and a say for those that know the classes.
+"""IDM: distribution matching with partitioned images, growing networks, and a say for those that
+know the classes.
 
-Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023.
+Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset
+Condensation", CVPR 2023.
 
     minimise over S   E_theta [ sum_c || mean_{x in T_c} psi_theta(A(x)) - mean_{s in E(S)_c} psi_theta(A(s)) ||^2
                                 + lambda p_theta sum_c mean_{s in E(S)_c} CE(phi_theta(A(s)), c) ]
@@ -9,21 +11,25 @@ Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Match
     E(S)   each synthetic image expanded to four of full size      theta  a network of a queue that grows beside the synthesis
     A      one differentiable augmentation for both sides (DSA)    p_theta  its accuracy on real images, a fraction
 
-Partition and expansion is in `rayd.synthetic.partitioned`, the queue in `rayd.engine.queue`, the second term, called
-`class_aware`, in `rayd.objectives.classification`.
+Partition and expansion is in `rayd.synthetic.partitioned`, the queue in `rayd.engine.model_pool`,
+the second term, called `class_aware`, in `rayd.objectives.classification`.
 
-**Paper and released code differ**, and the code's own argument defaults are not the method: the repository's command file is
-what recipes follow.
+**Paper and released code differ**, and the code's own argument defaults are not the method: the
+repository's command file is what recipes follow.
 
-- p is in percent in the code, so its lambda of 0.5 (0.1 for CIFAR-10 IPC 50 and CIFAR-100 IPC 10 and 50, 0.8 for Tiny-ImageNet
-  IPC 50) is `terms.class_aware.weight: 50` (10, 80) here. There, p is a running mean that evaluations reset; here it is that of
-  the last mini-batches that the network was trained on.
-- The code moves the optimizer once for each class, with momentum 0.5: every class takes its own step of size 0.2 and goes on
-  for the steps of the others, by momentum, which sums to twice the step. One step for all classes without momentum and of
-  size 0.4 moves the images as far, with gradients that are all taken at the same place.
-- For one image per class the code draws 5,000 real images of a class and adds a network every 5 iterations.
+- p is in percent in the code, so its lambda of 0.5 (0.1 for CIFAR-10 IPC 50 and CIFAR-100 IPC 10
+  and 50, 0.8 for Tiny-ImageNet IPC 50) is `terms.class_aware.weight: 50` (10, 80) here. There, p is
+  a running mean that evaluations reset; here it is that of the last mini-batches that the network
+  was trained on.
+- The code moves the optimizer once for each class, with momentum 0.5: every class takes its own
+  step of size 0.2 and goes on for the steps of the others, by momentum, which sums to twice the
+  step. One step for all classes without momentum and of size 0.4 moves the images as far, with
+  gradients that are all taken at the same place.
+- For one image per class the code draws 5,000 real images of a class and adds a network every 5
+  iterations.
 
-Use it where DM saturates: it gains most at few images per class, for the price of training networks meanwhile.
+Use it where DM saturates: it gains most at few images per class, for the price of training networks
+meanwhile.
 """
 
 from __future__ import annotations
@@ -39,7 +45,7 @@ if TYPE_CHECKING:
 
 DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
-    "observers": {"queue": {}},
+    "observers": {"model_pool": {}},
     "synthetic": {"kind": "partitioned", "factor": 2},
     "synthesis": {"steps": 20000, "learning_rate": 0.4, "momentum": 0.0, "checkpoint_every": 500},
 }
@@ -47,7 +53,9 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class ImprovedDistributionMatching(Method):
-    """Class-wise feature means of expanded images, seen through networks in training, and their cross-entropy."""
+    """Class-wise feature means of expanded images, seen through networks in training, and their
+    cross-entropy.
+    """
 
     name = "idm"
     citation = """@inproceedings{zhao2023idm,

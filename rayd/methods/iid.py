@@ -1,25 +1,28 @@
-"""IID: two relations that means leave out, between samples and between features, as terms on DM and on IDM.
+"""IID: two relations that means leave out, between samples and between features, as terms on DM and
+on IDM.
 
-Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang Gao, "Exploiting
-Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024.
+Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang
+Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024.
 
     minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM          L_base  that of DM or of IDM
 
     L_CC  class centralization, through networks of a pool that were trained on the real data        lambda_CC  0.05
     L_CM  covariance matching of local descriptors, through the network that looks for L_base        lambda_CM  0.01
 
-The terms are in `rayd.objectives.relations`, with their symbols; any method may add them (`terms.centralization.weight=0.05`).
+The terms are in `rayd.objectives.relations`, with their symbols; any method may add them
+(`terms.centralization.weight=0.05`).
 
-**Paper and released code differ.** The paper's weights are 0.05 and 0.01 for 1 and 10 images per class, 0.003 and 0.01 for
-50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, whatever the number of images; the paper's are the defaults
-here. The code draws one of 1,000 ResNet-18 with instance normalisation in each step, each trained for 40 epochs (paper: 30);
-here they are the `guides`, ten unless said otherwise, squeezed once like all observers. For the form of L_CC see
+**Paper and released code differ.** The paper's weights are 0.05 and 0.01 for 1 and 10 images per
+class, 0.003 and 0.01 for 50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, whatever
+the number of images; the paper's are the defaults here. The code draws one of 1,000 ResNet-18 with
+instance normalisation in each step, each trained for 40 epochs (paper: 30); here they are the
+`classifiers`, ten unless said otherwise, squeezed once like all observers. For the form of L_CC see
 `rayd.objectives.relations`.
 
 A covariance needs two images of a class: with one, DM has no L_CM, while IDM expands it to four.
 
-`real: measured`, the default on DM, measures means and covariances of every class once over all real images; on IDM networks
-change, so the real side is sampled as the paper has it.
+`real: measured`, the default on DM, measures means and covariances of every class once over all
+real images; on IDM networks change, so the real side is sampled as the paper has it.
 """
 
 from __future__ import annotations
@@ -48,9 +51,13 @@ class _Related(Method):
     citation = CITATION
 
     def relations(self) -> tuple[Term, ...]:
-        """Class centralization and covariance matching, with the paper's weights for the number of images."""
+        """Class centralization and covariance matching, with the paper's weights for the number of
+        images.
+        """
         many = self.recipe.ipc >= 50
-        return self.regulariser("centralization", 0.003 if many else 0.05), self.regulariser("covariance", 0.01)
+        return self.regulariser("centralization", 0.003 if many else 0.05), self.regulariser(
+            "covariance", 0.01
+        )
 
 
 class RelatedDistributionMatching(_Related):

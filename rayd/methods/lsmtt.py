@@ -1,17 +1,22 @@
-r"""LS-MTT: trajectory matching in a low-rank space of images, with learned soft labels and ever later starts.
+r"""LS-MTT: trajectory matching in a low-rank space of images, with learned soft labels and ever
+later starts.
 
-Hangyang Kong, Wenbo Zhou, Xuxiang He, Xiaotong Tu and Xinghao Ding, "Efficient Dataset Distillation through Low-Rank Space
-Sampling", 2025. What is learned are not images but small matrices whose products they are; several images share factors, so
-that many more images fit into the storage of a few whole ones (`rayd.synthetic.lowrank`, where the storage is counted as in the
-paper's Table 2). Beside that, MTT with
+Hangyang Kong, Wenbo Zhou, Xuxiang He, Xiaotong Tu and Xinghao Ding, "Efficient Dataset Distillation
+through Low-Rank Space Sampling", 2025. What is learned are not images but small matrices whose
+products they are; several images share factors, so that many more images fit into the storage of a
+few whole ones (`rayd.synthetic.lowrank`, where the storage is counted as in the paper's Table 2).
+Beside that, MTT with
 
-- labels that are learned, from random logits on (`synthetic.labels: random`; `experts` starts them as DATM does),
-- starts from a window that moves from early epochs to late ones (`objective.start.schedule: progressive`).
+- labels that are learned, from random logits on (`synthetic.labels: random`; `experts` starts them
+  as DATM does),
+- starts from a window that moves from early epochs to late ones (`objective.start.schedule:
+  progressive`).
 
-There is no released code. **What the paper leaves open, and what was chosen**: number of mapper sets and of images for a
-budget, and where factors start, see `rayd.synthetic.lowrank`; random logits are standard normal; step sizes, window and offset
-are those of the recipes. The budget is that of `ipc` whole images a class with hard labels, unless
-`synthetic.budget` says otherwise; rank 8 is the paper's choice for one image a class.
+There is no released code. **What the paper leaves open, and what was chosen**: number of mapper
+sets and of images for a budget, and where factors start, see `rayd.synthetic.lowrank`; random
+logits are standard normal; step sizes, window and offset are those of the recipes. The budget is
+that of `ipc` whole images a class with hard labels, unless `synthetic.budget` says otherwise; rank
+8 is the paper's choice for one image a class.
 
 Use it for the smallest budgets.
 """
@@ -38,6 +43,8 @@ class LowRankSpaceMatching(TrajectoryMethod):
         {
             "synthetic": {"kind": "lowrank", "rank": 8, "labels": "random"},
             "synthesis": {"learning_rates": {"labels": 2.0}},
-            "objective": {"start": {"schedule": "progressive", "most": 20, "offset": 5, "window": 5}},
+            "objective": {
+                "start": {"schedule": "progressive", "most": 20, "offset": 5, "window": 5}
+            },
         },
     )

@@ -1,21 +1,25 @@
-r"""MTT: students that learn from the synthetic images move as experts did that learned from the real ones.
+r"""MTT: students that learn from the synthetic images move as experts did that learned from the
+real ones.
 
-George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset Distillation by Matching Training
-Trajectories", CVPR 2022. From an expert's parameters after epoch t, drawn from the first `start.most`, a student takes N steps
-on the synthetic images, with a learned step size, and shall be where the expert is M epochs later:
+George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset
+Distillation by Matching Training Trajectories", CVPR 2022. From an expert's parameters after epoch
+t, drawn from the first `start.most`, a student takes N steps on the synthetic images, with a
+learned step size, and shall be where the expert is M epochs later:
 
     minimise over S, alpha   E_t [ || theta_N - theta*_{t+M} ||^2 / || theta*_t - theta*_{t+M} ||^2 ]
 
 with the symbols of `rayd.objectives.trajectory`. N is `objective.steps`, M `objective.epochs`.
 
-The defaults are those of the released code: 100 experts of 50 epochs, 5,000 steps, images of step size 1,000 with momentum 0.5.
-The step size alpha starts at 0.01 and moves with 1e-5 there; here its logarithm is learned, at 0.1, which begins alike
-(`rayd.synthetic.paced`). N, M and `start.most` differ from cell to cell of the paper's tables.
+The defaults are those of the released code: 100 experts of 50 epochs, 5,000 steps, images of step
+size 1,000 with momentum 0.5. The step size alpha starts at 0.01 and moves with 1e-5 there; here its
+logarithm is learned, at 0.1, which begins alike (`rayd.synthetic.learned_step_size`). N, M and
+`start.most` differ from cell to cell of the paper's tables.
 
-**Different from the released code**: the gradient is the same, but found in the memory of one step (`objective.way: reverse`).
-Steps whose loss is not finite are skipped and counted.
+**Different from the released code**: the gradient is the same, but found in the memory of one step
+(`objective.way: reverse`). Steps whose loss is not finite are skipped and counted.
 
-Use it where DM is not good enough and experts can be afforded; see LS-MTT for images of less storage.
+Use it where DM is not good enough and experts can be afforded; see LS-MTT for images of less
+storage.
 """
 
 from __future__ import annotations
@@ -24,7 +28,12 @@ from rayd.methods.trajectories import TrajectoryMethod
 
 DEFAULTS = {
     "synthetic": {"step_size": 0.01},
-    "synthesis": {"steps": 5000, "learning_rate": 1000.0, "momentum": 0.5, "learning_rates": {"log_step_size": 0.1}},
+    "synthesis": {
+        "steps": 5000,
+        "learning_rate": 1000.0,
+        "momentum": 0.5,
+        "learning_rates": {"log_step_size": 0.1},
+    },
 }
 """What the methods of this family have in common."""
 

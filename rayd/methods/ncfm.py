@@ -1,38 +1,46 @@
 """NCFM: neural characteristic function matching.
 
-Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Linfeng Zhang, "Dataset Distillation with Neural
-Characteristic Function: A Minmax Perspective", CVPR 2025.
+Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Linfeng Zhang,
+"Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025.
 
     minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) ) + CE(phi(A(S)), y)
 
     T, S    real and synthetic images of class c, labels y      R + i I = A exp(i theta)   characteristic functions of
     t       4,096 frequencies, standard normal (M, d)                                      psi(A(.)), of norm 1 (d,)
     phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
-                                                                     trained weights, flattened: d = 2,048 for 32 x 32 pixels
+                                                                     trained weights, flattened: d =
+                                                                     2,048 for 32 x 32 pixels
     a       amplitude weight, 1/2                               A    one augmentation for both sides (colour, crop, cutout)
 
-Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60 epochs with cutmix; images move
-by AdamW for 20,000 steps and stay in the range of pixels; students learn hard labels for 2,000 epochs.
+Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60
+epochs with cutmix; images move by AdamW for 20,000 steps and stay in the range of pixels; students
+learn hard labels for 2,000 epochs.
 
 **Paper and released code differ, and what was chosen here.**
 
-- The code draws frequencies and 1,024 real images a class anew for every step. `real: measured` draws frequencies once for
-  every observer and measures *all* real images at them once, so a step costs nothing that grows with the real data.
-- The *sampling network* that makes frequencies against the synthesis is in the paper's title and off in every shipped
-  configuration; `sampling_network: true` switches on one that weighs those that were drawn, so that the real side can be
-  measured once: it climbs the same objective, among the densities that differ from the kernel's spectrum by a bounded factor.
-  See `rayd.objectives.frequency_network`.
-- The code takes one optimizer step for each class, and alternates with steps of the cross-entropy of one network
-  (*calibration*). Here all classes and both terms are one step (`terms.calibration.weight`: 0 switches the latter off).
-- Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a plateau. Its 0.001 is in
-  units of pixels in [0, 1]; here it is in units of normalised ones, four times as many.
-- Students of the last epoch are reported, the code reports the best of tests every 100 epochs. Cutmix is applied to every
-  batch, there to half of them.
-- Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained with l uniform in [0, 1]. The
-  code draws l anew for every step; here every observer has its own for good, so that it can be measured once (and keeps it with
-  `real: sampled`). `observers.interpolate: false` looks through the trained weights.
-- Calibration, as in the code, looks through networks as they were trained: those that stand between two weights have twins
-  that stand at the end (`Recipe.guiding`), unless the recipe has `guides` of its own.
+- The code draws frequencies and 1,024 real images a class anew for every step. `real: measured`
+  draws frequencies once for every observer and measures *all* real images at them once, so a step
+  costs nothing that grows with the real data.
+- The *sampling network* that makes frequencies against the synthesis is in the paper's title and
+  off in every shipped configuration; `sampling_network: true` switches on one that weighs those
+  that were drawn, so that the real side can be measured once: it climbs the same objective, among
+  the densities that differ from the kernel's spectrum by a bounded factor. See
+  `rayd.objectives.frequency_network`.
+- The code takes one optimizer step for each class, and alternates with steps of the cross-entropy
+  of one network (*calibration*). Here all classes and both terms are one step
+  (`terms.calibration.weight`: 0 switches the latter off).
+- Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a
+  plateau. Its 0.001 is in units of pixels in [0, 1]; here it is in units of normalised ones, four
+  times as many.
+- Students of the last epoch are reported, the code reports the best of tests every 100 epochs.
+  Cutmix is applied to every batch, there to half of them.
+- Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained
+  with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
+  for good, so that it can be measured once (and keeps it with `real: sampled`).
+  `observers.interpolate: false` looks through the trained weights.
+- Calibration, as in the code, looks through networks as they were trained: those that stand between
+  two weights have twins that stand at the end (`Recipe.classifier_settings`), unless the recipe has
+  `classifiers` of its own.
 
 Use it where observers can be trained on the real data and labels are to be hard.
 """
@@ -60,7 +68,9 @@ class NCFMSettings(SpectralSettings):
     """Settings of the distance, as NCFM has them."""
 
     scale: Annotated[Length, DRAWN] = 1.0
-    """Length of the kernel in units of the features, which have norm 1; or the median distance of real ones."""
+    """Length of the kernel in units of the features, which have norm 1; or the median distance of
+    real ones.
+    """
     frequencies: Annotated[int, DRAWN] = Field(default=4096, ge=1)
     """How many are drawn for each observer."""
     normalize: bool = True
@@ -83,12 +93,16 @@ class NCFMSettings(SpectralSettings):
     @model_validator(mode="after")
     def _possible(self) -> NCFMSettings:
         if self.sampling_network and self.kernel == "linear":
-            raise ValueError("'sampling_network' needs frequencies to weigh: set another 'kernel' than linear")
+            raise ValueError(
+                "'sampling_network' needs frequencies to weigh: set another 'kernel' than linear"
+            )
         return self
 
 
 class NeuralCharacteristicFunctionMatching(Method):
-    """Characteristic functions of classes, seen through trained networks, with their cross-entropy."""
+    """Characteristic functions of classes, seen through trained networks, with their
+    cross-entropy.
+    """
 
     name = "ncfm"
     citation = """@inproceedings{wang2025ncfm,
@@ -101,7 +115,12 @@ class NeuralCharacteristicFunctionMatching(Method):
     settings_type = NCFMSettings
     needs_trained_observers = True
     defaults: ClassVar[Mapping[str, Any]] = {
-        "observers": {"trained": True, "interpolate": True, "pool": 20, "augmentation": "color_crop_cutout"},
+        "observers": {
+            "trained": True,
+            "interpolate": True,
+            "pool": 20,
+            "augmentation": "color_crop_cutout",
+        },
         "squeeze": {
             "epochs": 60,
             "learning_rate": 0.01,
@@ -128,12 +147,16 @@ class NeuralCharacteristicFunctionMatching(Method):
     }
 
     def objective(self) -> tuple[Term, ...]:
-        """Two terms: the spectral distance of the last map, and the cross-entropy of networks as they were trained."""
-        from rayd.networks import Tap
+        """Two terms: the spectral distance of the last map, and the cross-entropy of networks as
+        they were trained.
+        """
+        from rayd.networks import LayerRole
         from rayd.objectives import CrossEntropy
         from rayd.objectives.frequency_network import FrequencyAdversary
 
         settings = self.settings
-        adversary = FrequencyAdversary(settings.sampling_rate) if settings.sampling_network else None
-        distance = settings.distance(Tap.LAST_MAP, weight=300.0, adversary=adversary)
-        return distance, CrossEntropy(name="calibration", through="guides")
+        adversary = (
+            FrequencyAdversary(settings.sampling_rate) if settings.sampling_network else None
+        )
+        distance = settings.distance(LayerRole.LAST_MAP, weight=300.0, adversary=adversary)
+        return distance, CrossEntropy(name="calibration", through="classifiers")

@@ -1,22 +1,25 @@
 """RDED: real patches that a network finds realistic, stitched together; nothing is optimised.
 
-Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation
-Paradigm", CVPR 2024.
+Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
+Efficient Dataset Distillation Paradigm", CVPR 2024.
 
     score(p) = -log softmax(phi(p))_y       of a patch p of a real image of class y, small is realistic
 
     phi   a network that was trained on the real data, the first observer
 
-For each class: of each of 300 real images, 5 random crops, of which the one of the best score stands for the image; of these
-the IPC f^2 best; every f x f of them make one image (`synthetic.patches` is f: 1 for small images, 2 for ImageNet). Students
-then learn from the observers' softened labels (T = 20) of every batch, mixed by cutmix, while the step size falls to a half.
+For each class: of each of 300 real images, 5 random crops, of which the one of the best score
+stands for the image; of these the IPC f^2 best; every f x f of them make one image
+(`synthetic.patches` is f: 1 for small images, 2 for ImageNet). Students then learn from the
+observers' softened labels (T = 20) of every batch, mixed by cutmix, while the step size falls to a
+half.
 
-**Paper and released code.** The code normalises all data with ImageNet's mean and standard deviation; here with those of the
-training split. It also lets the student see each batch before mixing, without gradient and in training mode, so that batch
-statistics update twice; this is followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at
-least 1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves images whole. Batches are
-of 10, 50 and 100 images for IPC 1, 10 and 50. The optional shuffling of patches is not offered. The best of all test
-evaluations is reported; here the last is the default.
+**Paper and released code.** The code normalises all data with ImageNet's mean and standard
+deviation; here with those of the training split. It also lets the student see each batch before
+mixing, without gradient and in training mode, so that batch statistics update twice; this is
+followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at least
+1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves
+images whole. Batches are of 10, 50 and 100 images for IPC 1, 10 and 50. The optional shuffling of
+patches is not offered. The best of all test evaluations is reported; here the last is the default.
 
 Use it as the strong baseline that costs minutes, and as the start of EDC on large images.
 """

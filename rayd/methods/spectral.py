@@ -1,4 +1,6 @@
-"""What the characteristic-function methods share: the settings of their distance. NCFM and CSDM differ in its defaults."""
+"""What the characteristic-function methods share: the settings of their distance. NCFM and CSDM
+differ in its defaults.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ from rayd.config import Only, Settings
 from rayd.config.choices import Kernel, OverClasses, Scale, Split
 
 if TYPE_CHECKING:
-    from rayd.networks import Tap
-    from rayd.objectives import Need, SpectralDistance
+    from rayd.networks import LayerRole
+    from rayd.objectives import SpectralDistance, StatisticSpec
     from rayd.objectives.frequency_network import FrequencyAdversary
 
 
@@ -31,12 +33,18 @@ DRAWN = Only(kernel=get_args(Kernel))
 
 
 class SpectralSettings(Settings):
-    """Settings of the distance of characteristic functions; see `rayd.objectives.spectral_distance`."""
+    """Settings of the distance of characteristic functions; see
+    `rayd.objectives.spectral_distance`.
+    """
 
     kernel: Literal[Kernel, "linear"] = "gaussian"
-    """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does, without any frequency."""
+    """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does,
+    without any frequency.
+    """
     scale: Annotated[Length, DRAWN] = "median"
-    """Length of the kernel in units of the features, or the median distance of real ones, found for each observer."""
+    """Length of the kernel in units of the features, or the median distance of real ones, found for
+    each observer.
+    """
     frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
     """How many are drawn for each observer."""
     smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, ge=0.25)
@@ -46,12 +54,17 @@ class SpectralSettings(Settings):
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
     head_amplitude_weight: float = Field(default=0.8, ge=0, le=1)
-    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and tail classes the converse."""
+    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and
+    tail classes the converse.
+    """
     split: Split = "median"
-    """Which classes are head: those of at least the median size, the larger half, more or less with the logarithm of the size,
-    or all of them alike (`uniform`)."""
+    """Which classes are head: those of at least the median size, the larger half, more or less with
+    the logarithm of the size, or all of them alike (`uniform`).
+    """
     factor: float = Field(default=2.0, gt=0)
-    """Of amplitude and phase; with 2 and a weight of 1/2 the distance is the squared maximum mean discrepancy."""
+    """Of amplitude and phase; with 2 and a weight of 1/2 the distance is the squared maximum mean
+    discrepancy.
+    """
     root: bool = False
     """Whether the square root is taken, frequency by frequency."""
     over_classes: OverClasses = "mean"
@@ -67,7 +80,9 @@ class SpectralSettings(Settings):
             )
         return self
 
-    def distance(self, tap: Tap, weight: float, adversary: FrequencyAdversary | None = None) -> SpectralDistance:
+    def distance(
+        self, tap: LayerRole, weight: float, adversary: FrequencyAdversary | None = None
+    ) -> SpectralDistance:
         """The term: feature vectors of a tap, one an image, with this default weight."""
         from rayd.objectives import SpectralDistance
 
@@ -82,11 +97,15 @@ class SpectralSettings(Settings):
             weight=weight,
         )
 
-    def _need(self, tap: Tap) -> Need:
-        from rayd.objectives import Need
+    def _need(self, tap: LayerRole) -> StatisticSpec:
+        from rayd.objectives import StatisticSpec
         from rayd.statistics import CharacteristicFunction, Frequencies, Moments
 
         if self.kernel == "linear":
-            return Need(tap, Moments, normalize=self.normalize)
-        frequencies = Frequencies(self.kernel, self.scale, self.frequencies, self.smoothness, self.mixture)
-        return Need(tap, CharacteristicFunction, frequencies=frequencies, normalize=self.normalize)
+            return StatisticSpec(tap, Moments, normalize=self.normalize)
+        frequencies = Frequencies(
+            self.kernel, self.scale, self.frequencies, self.smoothness, self.mixture
+        )
+        return StatisticSpec(
+            tap, CharacteristicFunction, frequencies=frequencies, normalize=self.normalize
+        )

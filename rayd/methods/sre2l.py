@@ -1,7 +1,8 @@
-"""SRe2L: squeeze the data into a network, recover images from its normalisations, relabel them by it.
+"""SRe2L: squeeze the data into a network, recover images from its normalisations, relabel them by
+it.
 
-Zeyuan Yin, Eric Xing and Zhiqiang Shen, "Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New
-Perspective", NeurIPS 2023.
+Zeyuan Yin, Eric Xing and Zhiqiang Shen, "Squeeze, Recover and Relabel: Dataset Condensation at
+ImageNet Scale From A New Perspective", NeurIPS 2023.
 
     minimise over X   CE(phi(A(X)), y) + r sum_l w_l ( || mean_l(A(X)) - mean_l ||_2 + || var_l(A(X)) - var_l ||_2 )
 
@@ -11,17 +12,20 @@ Perspective", NeurIPS 2023.
     mean_l, var_l   of the input of batch normalisation l, over images and positions, (channels,); without argument: real images
     w_l   10 for the first normalisation, 1 for the others         r   0.01 (`terms.moments.weight`; 1 on Tiny-ImageNet)
 
-Adam (0.5, 0.9), step size 0.25 along a cosine to zero, 1,000 steps on CIFAR and 4,000 elsewhere, a block of 100 images, one of
-each class; pixels are kept in range after every step. Students then learn from the network's softened labels (T = 20).
+Adam (0.5, 0.9), step size 0.25 along a cosine to zero, 1,000 steps on CIFAR and 4,000 elsewhere, a
+block of 100 images, one of each class; pixels are kept in range after every step. Students then
+learn from the network's softened labels (T = 20).
 
-**Paper and released code differ**, or leave open: the paper's image priors (total variation, l2) have weight 0 in the scripts
-and are left out here. Real statistics in the code are the running ones of training, exponentially averaged over batches that
-were augmented and with unbiased variance; here they are measured once over the training split as it is, in eval mode, with
-biased variance, as that of X is. The code stores the last images as JPEG, cut to 8 bits; here they are not. It reports the best
-of all test evaluations; here the last is the default. On CIFAR-100 it labels online with mixup(0.8) and T = 30.
+**Paper and released code differ**, or leave open: the paper's image priors (total variation, l2)
+have weight 0 in the scripts and are left out here. Real statistics in the code are the running ones
+of training, exponentially averaged over batches that were augmented and with unbiased variance;
+here they are measured once over the training split as it is, in eval mode, with biased variance, as
+that of X is. The code stores the last images as JPEG, cut to 8 bits; here they are not. It reports
+the best of all test evaluations; here the last is the default. On CIFAR-100 it labels online with
+mixup(0.8) and T = 30.
 
-Use it where the data are too large for any method that looks at them in every step; a network with batch normalisation is
-needed. With few classes or images RDED and EDC are better.
+Use it where the data are too large for any method that looks at them in every step; a network with
+batch normalisation is needed. With few classes or images RDED and EDC are better.
 """
 
 from __future__ import annotations
@@ -66,10 +70,10 @@ class SqueezeRecoverRelabel(Method):
 
     def objective(self) -> tuple[Term, ...]:
         """Two terms: the classes, and the inputs of normalisations."""
-        from rayd.networks import Tap
-        from rayd.objectives import CrossEntropy, MomentMatching, Need
+        from rayd.networks import LayerRole
+        from rayd.objectives import CrossEntropy, MomentMatching, StatisticSpec
         from rayd.statistics import Moments
 
-        normalizations = Need(Tap.BN_INPUTS, Moments, "channels")
-        first = {Tap.BN_INPUTS: self.settings.first_layer_weight}
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
+        first = {LayerRole.BN_INPUTS: self.settings.first_layer_weight}
         return CrossEntropy(), MomentMatching([normalizations], first_layer_weight=first)

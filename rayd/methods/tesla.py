@@ -1,12 +1,14 @@
 r"""TESLA: trajectory matching with an approximate gradient, in constant memory.
 
-Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory", ICML
-2023. MTT, whose gradient leaves out that images of one step move the parameters of later ones: `objective.way: truncated`, with
-the formula in `rayd.objectives.trajectory`.
+Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K
+with Constant Memory", ICML 2023. MTT, whose gradient leaves out that images of one step move the
+parameters of later ones: `objective.way: truncated`, with the formula in
+`rayd.objectives.trajectory`.
 
-**Paper and released code differ.** The code has half of the printed gradient, which is the one here: with a published step size
-of the images, halve it. The published step size of alpha, 1e-7 at 0.01, is 1e-3 of its logarithm. Soft labels by experts, which
-the paper has for ImageNet-1K, are those of `synthetic.labels: experts`, which here are learned, too.
+**Paper and released code differ.** The code has half of the printed gradient, which is the one
+here: with a published step size of the images, halve it. The published step size of alpha, 1e-7 at
+0.01, is 1e-3 of its logarithm. Soft labels by experts, which the paper has for ImageNet-1K, are
+those of `synthetic.labels: experts`, which here are learned, too.
 
 Use it for comparison: MTT's exact gradient takes no more memory here, and about a third more time.
 """
@@ -28,4 +30,10 @@ class ConstantMemoryMatching(TrajectoryMethod):
   booktitle = {International Conference on Machine Learning (ICML)},
   year      = {2023}
 }"""
-    defaults = merge(DEFAULTS, {"objective": {"way": "truncated"}, "synthesis": {"learning_rates": {"log_step_size": 0.001}}})
+    defaults = merge(
+        DEFAULTS,
+        {
+            "objective": {"way": "truncated"},
+            "synthesis": {"learning_rates": {"log_step_size": 0.001}},
+        },
+    )

@@ -1,4 +1,6 @@
-"""What methods that match trajectories have in common; which they are, see `mtt`, `tesla`, `datm` and `lsmtt`."""
+"""What methods that match trajectories have in common; which they are, see `mtt`, `tesla`, `datm`
+and `lsmtt`.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,18 @@ from rayd.methods.base import Method
 
 if TYPE_CHECKING:
     from rayd.objectives import Term
-    from rayd.objectives.following import Following
+    from rayd.objectives.trajectory_matching import TrajectoryMatching
 
 
 class TrajectoryMethod(Method):
-    """Students that learn from the synthetic images shall move as experts do that learn from the real ones."""
+    """Students that learn from the synthetic images shall move as experts do that learn from the
+    real ones.
+    """
 
     settings_type = TrajectorySettings
     needs_experts: ClassVar[bool] = True
-    # the loss is a difference of parameters that lie close together, and experts are what it is compared with
+    # the loss is a difference of parameters that lie close together, and experts are what it is
+    # compared with
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32", "experts": "tf32"}
 
     def objective(self) -> tuple[Term, ...]:
@@ -28,19 +33,23 @@ class TrajectoryMethod(Method):
         return ()
 
     @cached_property
-    def following(self) -> Following:
+    def following(self) -> TrajectoryMatching:
         """As `objective:` of the recipe says."""
-        from rayd.objectives.following import Following
+        from rayd.objectives.trajectory_matching import TrajectoryMatching
 
         settings: TrajectorySettings = self.settings
         experts = self.recipe.experts
-        return Following(settings, experts.count, experts.epochs - settings.epochs, self.recipe.synthesis.steps)
+        return TrajectoryMatching(
+            settings, experts.count, experts.epochs - settings.epochs, self.recipe.synthesis.steps
+        )
 
     def check(self) -> None:
         """Refuse what no student could follow."""
         settings: TrajectorySettings = self.settings
         if self.recipe.synthetic.step_size is None:
-            raise ConfigError(f"Method '{self.name}' learns a step size of students: set 'synthetic.step_size', e.g. to 0.01.")
+            raise ConfigError(
+                f"Method '{self.name}' learns a step size of students: set 'synthetic.step_size', e.g. to 0.01."
+            )
         if self.following.last < settings.start.least:
             raise ConfigError(
                 f"'objective.epochs' ({settings.epochs}) from epoch 'objective.start.least' ({settings.start.least}) on must "

@@ -1,6 +1,7 @@
 """UniDD: distillation through a filter of one's choice.
 
-Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via Spectral Filtering", ICLR 2026.
+Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via Spectral Filtering",
+ICLR 2026.
 
     minimise over X   CE(phi(A(X)), y) + eta sum_l ( w || f(C_l) - f(C'_l) ||_F + v || f(C_l) S_l - f(C'_l) S'_l ||_2 )
 
@@ -11,7 +12,8 @@ Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via S
           labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral.weight`)
     f     a filter (`objective.filter`), and how its parameter changes over the steps          w, v  1
 
-The view of the paper is that the methods of the field differ in f. What each is here, in settings of the objective:
+The view of the paper is that the methods of the field differ in f. What each is here, in settings
+of the objective:
 
     DM           filter: {name: all-pass}                                                        layers: features
     DC           filter: {name: low-pass}, signal_filter: {name: all-pass}
@@ -19,10 +21,11 @@ The view of the paper is that the methods of the field differ in f. What each is
     FRePo, KIP   filter: {name: ridge, beta: ...}                                                layers: features
     CFM          filter: {name: ridge, schedule: {name: cosine}}, and means over blocks: method `cfm`
 
-This is the filter of each, not the method: the networks, the pace, the set and what the filter is applied to are those of CFM
-(FRePo's own ridge is relative to the trace of moments that are not centred). The classification term can be switched off
-(`terms.cross_entropy.weight: 0`). A schedule goes over the steps of each block, as blocks go side by side. For the
-mathematics, and for what paper and code do otherwise, see `rayd.objectives.spectral` and `rayd.objectives.filters`.
+This is the filter of each, not the method: the networks, the pace, the set and what the filter is
+applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
+centred). The classification term can be switched off (`terms.cross_entropy.weight: 0`). A schedule
+goes over the steps of each block, as blocks go side by side. For the mathematics, and for what
+paper and code do otherwise, see `rayd.objectives.spectral` and `rayd.objectives.filters`.
 
 Use it to compare filters; use CFM to get a good set.
 """
@@ -60,7 +63,11 @@ DEFAULTS = family(
             "learning_rate": 0.25,
             "transform": {"crop": [0.08, 1.0], "flip": True, "roll": 4},
         },
-        "evaluation": {"epochs": 1000, "batch_size": 100, "schedule": {"name": "cosine", "stretch": 2.0}},
+        "evaluation": {
+            "epochs": 1000,
+            "batch_size": 100,
+            "schedule": {"name": "cosine", "stretch": 2.0},
+        },
     }
 )
 """How both methods of the paper make images on CIFAR and judge them."""
@@ -97,7 +104,9 @@ class SpectralSettings(Settings):
     @model_validator(mode="after")
     def _something(self) -> SpectralSettings:
         if self.filter_weight == self.signal_weight == 0:
-            raise ValueError("'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral.weight: 0' instead")
+            raise ValueError(
+                "'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral.weight: 0' instead"
+            )
         return self
 
     def filters(self, context: Context) -> Filters:
@@ -109,7 +118,7 @@ class SpectralSettings(Settings):
 
     def matching(self, updating: bool = False) -> SpectralMatching:
         """The term, with means over blocks or without."""
-        from rayd.networks import Tap
+        from rayd.networks import LayerRole
         from rayd.objectives import SpectralMatching
 
         return SpectralMatching(
@@ -118,7 +127,7 @@ class SpectralSettings(Settings):
             filter_weight=self.filter_weight,
             signal_weight=self.signal_weight,
             updating=updating,
-            tap=Tap(self.layers),
+            tap=LayerRole(self.layers),
         )
 
 
@@ -130,7 +139,10 @@ class SpectralFiltering(Method):
     settings_type = SpectralSettings
     needs_trained_observers = True
     # filters weigh small eigenvalues, whose signal is below the rounding of bfloat16 and TF32
-    least_precision: ClassVar[Mapping[str, Precision]] = {"observers": "float32", "synthesis": "float32"}
+    least_precision: ClassVar[Mapping[str, Precision]] = {
+        "observers": "float32",
+        "synthesis": "float32",
+    }
     defaults = DEFAULTS
 
     def objective(self) -> tuple[Term, ...]:

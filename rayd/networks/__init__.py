@@ -12,13 +12,13 @@ from rayd.networks import (  # noqa: F401  (importing a module registers its arc
     wide_resnet,
 )
 from rayd.networks.building import build, restore, take_over, uses_batch_statistics
+from rayd.networks.features import FeatureExtractor, LayerRole, Observation
 from rayd.networks.registry import architecture, names
-from rayd.networks.taps import Observation, Tap, Tapped
 
 __all__ = [
+    "FeatureExtractor",
+    "LayerRole",
     "Observation",
-    "Tap",
-    "Tapped",
     "architecture",
     "build",
     "names",

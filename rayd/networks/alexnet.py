@@ -1,7 +1,7 @@
 """AlexNet for small images, without normalisation and with one linear layer.
 
-Sources: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks" (NeurIPS 2012); the
-cross-architecture comparison of Zhao et al. (ICLR 2021).
+Sources: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks"
+(NeurIPS 2012); the cross-architecture comparison of Zhao et al. (ICLR 2021).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @architecture("alexnet")
 def alexnet(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Five convolutions and three 2x2 max pools; the last map is 192x4x4 for images of 32x32 pixels."""
+    """Five convolutions and three 2x2 max pools; the last map is 192x4x4 for images of 32x32
+    pixels.
+    """
     require_side("alexnet", shape, 8)
     channels, height, width = shape
     features = nn.Sequential(
@@ -38,4 +40,6 @@ def alexnet(shape: ImageShape, classes: int) -> nn.Sequential:
         nn.MaxPool2d(kernel_size=2),
     )
     classifier = nn.Linear(192 * (height // 8) * (width // 8), classes)
-    return nn.Sequential(OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier))
+    return nn.Sequential(
+        OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    )

@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 
-def build(spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | None = None) -> nn.Module:
-    """A new network for images of `shape` = (channels, height, width), with random weights, in train mode, on the CPU.
+def build(
+    spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | None = None
+) -> nn.Module:
+    """A new network for images of `shape` = (channels, height, width), with random weights, in
+    train mode, on the CPU.
 
     Args:
         spec: name and options of the architecture.
         shape: of one image.
         classes: number of logits.
-        seed: of the initial weights, which come from a private stream and leave torch's global generator as it was; None draws
-            them from the global generator.
+        seed: of the initial weights, which come from a private stream and leave torch's global
+            generator as it was; None draws them from the global generator.
 
     Raises:
         ConfigError: no such network, an option that it does not have, or images too small for it.
@@ -47,15 +50,19 @@ def build(spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | No
 
 
 def uses_batch_statistics(network: nn.Module) -> bool:
-    """Whether a layer normalises with statistics of the batch in training (any batch normalisation)."""
+    """Whether a layer normalises with statistics of the batch in training (any batch
+    normalisation).
+    """
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 @torch.no_grad()
 def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network the weights and buffers of another one of its architecture, by name, in its own types and layout.
+    """Give a network the weights and buffers of another one of its architecture, by name, in its
+    own types and layout.
 
-    From the host they come in one copy, which is not waited for. Other tensors of the state are left out.
+    From the host they come in one copy, which is not waited for. Other tensors of the state are
+    left out.
 
     Raises:
         KeyError: a tensor is missing.
@@ -71,7 +78,8 @@ def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def restore(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a network the weights and buffers that its `state_dict` had, from plain tensors by name.
 
-    Some modules ask for the version of a state dict, which is not among its tensors: it is this network's.
+    Some modules ask for the version of a state dict, which is not among its tensors: it is this
+    network's.
 
     Raises:
         RuntimeError: a tensor is missing, unknown or of another shape.

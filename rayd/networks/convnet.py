@@ -1,10 +1,11 @@
 """ConvNet, the standard observer and student of dataset distillation.
 
-Each block is a 3x3 convolution with bias, a normalisation, ReLU and 2x2 average pooling; a linear classifier reads the last
-map. Three blocks of width 128 with instance normalisation ("ConvNetD3") on 32x32 pixels: a last map of 128x4x4, 2,048 features.
+Each block is a 3x3 convolution with bias, a normalisation, ReLU and 2x2 average pooling; a linear
+classifier reads the last map. Three blocks of width 128 with instance normalisation ("ConvNetD3")
+on 32x32 pixels: a last map of 128x4x4, 2,048 features.
 
-Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (CVPR 2018); Zhao et al., "Dataset
-Condensation with Gradient Matching" (ICLR 2021).
+Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (CVPR 2018);
+Zhao et al., "Dataset Condensation with Gradient Matching" (ICLR 2021).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 
 def default_depth(side: int) -> int:
-    """The field's number of blocks for images of `side` pixels: 3 up to 32, 4 up to 64, 5 up to 128, and so on.
+    """The field's number of blocks for images of `side` pixels: 3 up to 32, 4 up to 64, 5 up to
+    128, and so on.
 
     Sides below 8 pixels get as many blocks as leave a map of one pixel.
 
@@ -35,7 +37,12 @@ def default_depth(side: int) -> int:
 
 @architecture("convnet", norms=("instance", "batch", "group", "layer", "none"))
 def convnet(
-    shape: ImageShape, classes: int, *, depth: int | None = None, width: int = 128, norm: Norm = "instance"
+    shape: ImageShape,
+    classes: int,
+    *,
+    depth: int | None = None,
+    width: int = 128,
+    norm: Norm = "instance",
 ) -> nn.Sequential:
     """`depth` blocks of `width` channels for images of `shape`; logits of shape (N, classes)."""
     channels, height, breadth = shape
@@ -48,7 +55,9 @@ def convnet(
             nn.ReLU(),
             nn.AvgPool2d(kernel_size=2),
         ]
-        channels, height, breadth = width, height // 2, breadth // 2
+        channels = width
+        height = height // 2
+        breadth = breadth // 2
     return nn.Sequential(
         OrderedDict(
             features=nn.Sequential(*blocks),

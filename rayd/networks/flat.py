@@ -1,7 +1,8 @@
 """Networks as functions of one vector of parameters.
 
-Matching trajectories is geometry in the space of a network's parameters. A point there is one vector (P,): all parameters, each
-in row-major order, one after another in the order of `named_parameters`.
+Matching trajectories is geometry in the space of a network's parameters. A point there is one
+vector (P,): all parameters, each in row-major order, one after another in the order of
+`named_parameters`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from rayd.errors import ConfigError
 
 
 class FlatNetwork:
-    """A network as a pure function of its parameters and of images, in the vector's precision and on its device.
+    """A network as a pure function of its parameters and of images, in the vector's precision and
+    on its device.
 
     Args:
-        network: must keep no statistics and draw nothing: what it says must depend on parameters and images alone.
+        network: must keep no statistics and draw nothing: what it says must depend on parameters
+            and images alone.
 
     Raises:
         ConfigError: it has buffers, such as running statistics of batch normalisation, or dropout.
@@ -32,8 +35,13 @@ class FlatNetwork:
                 "The networks of trajectories must keep nothing but parameters: use the norm 'instance', 'group', 'layer' or "
                 f"'none'. Got {type(network).__name__} with '{kept}' instead."
             )
-        if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in network.modules()):
-            raise ConfigError(f"The networks of trajectories must be without dropout. Got {type(network).__name__} instead.")
+        if any(
+            isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+            for module in network.modules()
+        ):
+            raise ConfigError(
+                f"The networks of trajectories must be without dropout. Got {type(network).__name__} instead."
+            )
         self._network = network
         shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
         self.shapes: dict[str, tuple[int, ...]] = shapes
@@ -43,7 +51,9 @@ class FlatNetwork:
         """P, the number of all parameters."""
 
     def __call__(self, vector: Tensor, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, C, H, W) with the parameters (P,); differentiable in both, as often as wished."""
+        """Logits (N, classes) of images (N, C, H, W) with the parameters (P,); differentiable in
+        both, as often as wished.
+        """
         logits: Tensor = functional_call(self._network, self.parameters(vector), (images,))
         return logits
 

@@ -1,6 +1,8 @@
-"""LeNet-5 with ReLU and max pooling, of the cross-architecture comparison of Zhao et al. (ICLR 2021).
+"""LeNet-5 with ReLU and max pooling, of the cross-architecture comparison of Zhao et al. (ICLR
+2021).
 
-Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (Proceedings of the IEEE, 1998).
+Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (Proceedings of the
+IEEE, 1998).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 @architecture("lenet")
 def lenet(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Two 5x5 convolutions and three linear layers; images below 32 pixels are padded by 2, so that 28 gives the maps of 32."""
+    """Two 5x5 convolutions and three linear layers; images below 32 pixels are padded by 2, so that
+    28 gives the maps of 32.
+    """
     require_side("lenet", shape, 12)
     channels, height, width = shape
     padding = 2 if min(height, width) < 32 else 0
@@ -31,7 +35,14 @@ def lenet(shape: ImageShape, classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.MaxPool2d(kernel_size=2),
     )
-    hidden = nn.Sequential(nn.Linear(16 * maps[0] * maps[1], 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU())
+    hidden = nn.Sequential(
+        nn.Linear(16 * maps[0] * maps[1], 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()
+    )
     return nn.Sequential(
-        OrderedDict(features=features, flatten=nn.Flatten(), hidden=hidden, classifier=nn.Linear(84, classes)),
+        OrderedDict(
+            features=features,
+            flatten=nn.Flatten(),
+            hidden=hidden,
+            classifier=nn.Linear(84, classes),
+        ),
     )

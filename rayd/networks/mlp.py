@@ -1,4 +1,6 @@
-"""The multi-layer perceptron of the cross-architecture comparison of Zhao et al. (ICLR 2021): two layers of 128 units."""
+"""The multi-layer perceptron of the cross-architecture comparison of Zhao et al. (ICLR 2021): two
+layers of 128 units.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 @architecture("mlp")
 def mlp(shape: ImageShape, classes: int, *, depth: int = 2, width: int = 128) -> nn.Sequential:
-    """`depth` hidden layers of `width` units with ReLU, then the classifier; logits of shape (N, classes)."""
+    """`depth` hidden layers of `width` units with ReLU, then the classifier; logits of shape (N,
+    classes).
+    """
     channels, height, breadth = shape
     units = channels * height * breadth
     hidden: list[nn.Module] = []
@@ -23,5 +27,9 @@ def mlp(shape: ImageShape, classes: int, *, depth: int = 2, width: int = 128) ->
         hidden += [nn.Linear(units, width), nn.ReLU()]
         units = width
     return nn.Sequential(
-        OrderedDict(flatten=nn.Flatten(), hidden=nn.Sequential(*hidden), classifier=nn.Linear(units, classes)),
+        OrderedDict(
+            flatten=nn.Flatten(),
+            hidden=nn.Sequential(*hidden),
+            classifier=nn.Linear(units, classes),
+        ),
     )

@@ -16,9 +16,11 @@ GROUPS = 4
 
 
 def normalization(norm: Norm, channels: int, height: int, width: int) -> list[nn.Module]:
-    """The layers, none or one, that normalise maps of shape (N, channels, height, width); all have a learned scale and shift.
+    """The layers, none or one, that normalise maps of shape (N, channels, height, width); all have
+    a learned scale and shift.
 
-    Instance normalisation is `GroupNorm` with one group a channel, because `InstanceNorm2d` refuses 1x1 maps in training.
+    Instance normalisation is `GroupNorm` with one group a channel, because `InstanceNorm2d` refuses
+    1x1 maps in training.
 
     Raises:
         ConfigError: `group`, and the channels do not divide into four groups.
@@ -41,12 +43,19 @@ def normalization(norm: Norm, channels: int, height: int, width: int) -> list[nn
 
 
 def normalized_convolution(
-    inputs: int, outputs: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1, activation: bool = True
+    inputs: int,
+    outputs: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    activation: bool = True,
 ) -> nn.Sequential:
-    """A convolution without bias that keeps the side (up to its stride), batch normalisation, and ReLU where one is wanted.
+    """A convolution without bias that keeps the side (up to its stride), batch normalisation, and
+    ReLU where one is wanted.
 
-    The layers, their order and their names are those of torchvision's `Conv2dNormActivation`, without importing torchvision,
-    which takes longer than torch itself.
+    The layers, their order and their names are those of torchvision's `Conv2dNormActivation`,
+    without importing torchvision, which takes longer than torch itself.
 
     Args:
         inputs: channels that it reads.
@@ -57,7 +66,9 @@ def normalized_convolution(
         activation: whether ReLU comes last.
     """
     padding = (kernel_size - 1) // 2
-    convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False)
+    convolution = nn.Conv2d(
+        inputs, outputs, kernel_size, stride, padding, groups=groups, bias=False
+    )
     layers: list[nn.Module] = [convolution, nn.BatchNorm2d(outputs)]
     if activation:
         layers.append(nn.ReLU())

@@ -1,7 +1,7 @@
 """Architectures by name. One architecture is one decorated builder.
 
-A builder takes the shape of the images and the number of classes; its keyword-only arguments are the options that the
-architecture has, with the field's defaults:
+A builder takes the shape of the images and the number of classes; its keyword-only arguments are
+the options that the architecture has, with the field's defaults:
 
     @architecture("vgg11", norms=("instance", "batch"))
     def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Module: ...
@@ -47,13 +47,16 @@ class Architecture:
         """The network that `spec` describes.
 
         Raises:
-            ConfigError: `spec` sets an option that the architecture does not have, or the images are too small for it.
+            ConfigError: `spec` sets an option that the architecture does not have, or the images
+                are too small for it.
         """
         self.check(spec)
         return self.builder(shape, classes, **given_options(spec))
 
     def check(self, spec: NetworkSettings) -> None:
-        """Refuse options that the architecture does not have (a ConfigError), whatever the images."""
+        """Refuse options that the architecture does not have (a ConfigError), whatever the
+        images.
+        """
         refuse_options(spec.name, given_options(spec), self.options)
         if spec.norm is not None and spec.norm not in self.norms:
             raise ConfigError(
@@ -68,7 +71,11 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
     """Register a builder under a name."""
 
     def register(builder: B) -> B:
-        options = tuple(p.name for p in signature(builder).parameters.values() if p.kind is Parameter.KEYWORD_ONLY)
+        options = tuple(
+            p.name
+            for p in signature(builder).parameters.values()
+            if p.kind is Parameter.KEYWORD_ONLY
+        )
         _ARCHITECTURES[name] = Architecture(name, builder, options, norms)
         return builder
 
@@ -76,7 +83,9 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
 
 
 def names() -> list[str]:
-    """The names of the registered architectures, sorted; `torchvision/<model>` names work besides."""
+    """The names of the registered architectures, sorted; `torchvision/<model>` names work
+    besides.
+    """
     return sorted(_ARCHITECTURES)
 
 
@@ -92,7 +101,8 @@ def find(name: str) -> Architecture:
 
 
 def check(spec: NetworkSettings) -> None:
-    """Refuse a network that does not exist, or an option that it does not have, whatever the images.
+    """Refuse a network that does not exist, or an option that it does not have, whatever the
+    images.
 
     Models of torchvision are not looked up, which would import it.
 
@@ -106,7 +116,9 @@ def check(spec: NetworkSettings) -> None:
 
 
 def given_options(spec: NetworkSettings) -> dict[str, int | str]:
-    """The options of the architecture that `spec` sets; its name and the weights of an observer are none."""
+    """The options of the architecture that `spec` sets; its name and the weights of an observer are
+    none.
+    """
     return spec.model_dump(exclude={"name", "weights"}, exclude_none=True)
 
 
@@ -115,11 +127,17 @@ def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...
     for option, value in given.items():
         if option not in known:
             has = f"it has {' and '.join(known)}" if known else "it has no options"
-            raise ConfigError(f"Network '{name}' has no option '{option}'; {has}. Got {option}={value} instead.")
+            raise ConfigError(
+                f"Network '{name}' has no option '{option}'; {has}. Got {option}={value} instead."
+            )
 
 
 def require_side(name: str, shape: ImageShape, least: int) -> None:
-    """Raise a ConfigError if a side of the images is below `least` pixels, where the network's maps would vanish."""
+    """Raise a ConfigError if a side of the images is below `least` pixels, where the network's maps
+    would vanish.
+    """
     _, height, width = shape
     if min(height, width) < least:
-        raise ConfigError(f"Network '{name}' needs images of at least {least}x{least} pixels. Got {height}x{width} instead.")
+        raise ConfigError(
+            f"Network '{name}' needs images of at least {least}x{least} pixels. Got {height}x{width} instead."
+        )

@@ -1,8 +1,10 @@
-"""ResNet-18 for small images: a 3x3 stem of stride 1 and no max pooling, PyTorch's default initialisation.
+"""ResNet-18 for small images: a 3x3 stem of stride 1 and no max pooling, PyTorch's default
+initialisation.
 
-Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Zhao et al. (ICLR 2021) for small images and for
-the variant that replaces strides by average pooling. `torchvision/resnet18` is the other one in use: the same layers for images
-below 64 pixels, torchvision's initialisation.
+Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Zhao et al. (ICLR
+2021) for small images and for the variant that replaces strides by average pooling.
+`torchvision/resnet18` is the other one in use: the same layers for images below 64 pixels,
+torchvision's initialisation.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (N, inputs, h, w) to (N, outputs, ceil(h / reduction), ceil(w / reduction)).
+    """Two 3x3 convolutions and a shortcut: (N, inputs, h, w) to (N, outputs, ceil(h / reduction),
+    ceil(w / reduction)).
 
-    The shortcut is the identity, or a 1x1 projection where the shape changes. With `pooled`, the reduction is done by average
-    pooling behind convolutions of stride 1 (and rounds down).
+    The shortcut is the identity, or a 1x1 projection where the shape changes. With `pooled`, the
+    reduction is done by average pooling behind convolutions of stride 1 (and rounds down).
     """
 
-    def __init__(self, inputs: int, outputs: int, reduction: int, norm: Norm, pooled: bool = False) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, reduction: int, norm: Norm, pooled: bool = False
+    ) -> None:
         super().__init__()
         stride = 1 if pooled else reduction
         pool = [nn.AvgPool2d(reduction)] if pooled and reduction > 1 else []
@@ -64,14 +69,20 @@ def _features(channels: int, stem: int, norm: Norm, pooled: bool) -> nn.Sequenti
     inputs = stem
     for multiple, reduction in STAGES:
         outputs = multiple * stem
-        layers += [BasicBlock(inputs, outputs, reduction, norm, pooled), BasicBlock(outputs, outputs, 1, norm, pooled)]
+        layers += [
+            BasicBlock(inputs, outputs, reduction, norm, pooled),
+            BasicBlock(outputs, outputs, 1, norm, pooled),
+        ]
         inputs = outputs
     return nn.Sequential(*layers)
 
 
 @architecture("resnet18", norms=("batch", "instance", "group"))
-def resnet18(shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch") -> nn.Sequential:
-    """Eight basic blocks and global average pooling, for images of any side; the last map is 512x4x4 for 32x32 pixels.
+def resnet18(
+    shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"
+) -> nn.Sequential:
+    """Eight basic blocks and global average pooling, for images of any side; the last map is
+    512x4x4 for 32x32 pixels.
 
     `width` is that of the stem; the last blocks are eight times as wide.
     """
@@ -86,8 +97,12 @@ def resnet18(shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "
 
 
 @architecture("resnet18_ap", norms=("batch", "instance", "group"))
-def resnet18_ap(shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch") -> nn.Sequential:
-    """ResNet-18 with average pooling in place of strides and no global pooling: the classifier reads the whole last map."""
+def resnet18_ap(
+    shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"
+) -> nn.Sequential:
+    """ResNet-18 with average pooling in place of strides and no global pooling: the classifier
+    reads the whole last map.
+    """
     require_side("resnet18_ap", shape, 8)
     channels, height, breadth = shape
     return nn.Sequential(

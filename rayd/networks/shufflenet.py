@@ -1,9 +1,11 @@
 """ShuffleNetV2 0.5x for small images, with PyTorch's default initialisation.
 
-Source: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design" (ECCV 2018).
+Source: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design" (ECCV
+2018).
 
-This is the variant in use for images of 32x32 pixels: against the paper, the stem has stride 1 and no max pool follows, so that
-the last map is 4x4. `torchvision/shufflenet_v2_x0_5` is the paper's own.
+This is the variant in use for images of 32x32 pixels: against the paper, the stem has stride 1 and
+no max pool follows, so that the last map is 4x4. `torchvision/shufflenet_v2_x0_5` is the paper's
+own.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from rayd.networks.registry import architecture, require_side
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
-STEM, LAST = 24, 1024
+STEM = 24
+LAST = 1024
 """Channels of the first and of the last convolution."""
 STAGES = ((48, 3), (96, 7), (192, 3))
 """Channels, and blocks after the one that halves the side."""
 
 
 def shuffled(maps: Tensor) -> Tensor:
-    """Channels 0, d/2, 1, d/2 + 1, ... of maps (N, d, h, w), so that what comes next sees both halves.
+    """Channels 0, d/2, 1, d/2 + 1, ... of maps (N, d, h, w), so that what comes next sees both
+    halves.
 
     >>> shuffled(torch.arange(6).reshape(1, 6, 1, 1)).flatten().tolist()
     [0, 3, 1, 4, 2, 5]
@@ -37,7 +41,9 @@ def shuffled(maps: Tensor) -> Tensor:
 
 
 def _depthwise(channels: int, stride: int) -> nn.Module:
-    layer: nn.Module = normalized_convolution(channels, channels, stride=stride, groups=channels, activation=False)
+    layer: nn.Module = normalized_convolution(
+        channels, channels, stride=stride, groups=channels, activation=False
+    )
     return layer
 
 
@@ -47,12 +53,16 @@ def _pointwise(inputs: int, outputs: int) -> nn.Module:
 
 
 class ShuffleBlock(nn.Module):
-    """One half of the channels passes, the other is convolved, both are shuffled: (N, channels, h, w) to the same."""
+    """One half of the channels passes, the other is convolved, both are shuffled: (N, channels, h,
+    w) to the same.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         half = channels // 2
-        self.branch = nn.Sequential(_pointwise(half, half), _depthwise(half, stride=1), _pointwise(half, half))
+        self.branch = nn.Sequential(
+            _pointwise(half, half), _depthwise(half, stride=1), _pointwise(half, half)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, channels, h, w) to (N, channels, h, w)."""
@@ -61,13 +71,17 @@ class ShuffleBlock(nn.Module):
 
 
 class HalvingBlock(nn.Module):
-    """Two branches of stride 2 that both see all channels: (N, inputs, h, w) to (N, outputs, ceil(h/2), ceil(w/2))."""
+    """Two branches of stride 2 that both see all channels: (N, inputs, h, w) to (N, outputs,
+    ceil(h/2), ceil(w/2)).
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         half = outputs // 2
         self.shortcut = nn.Sequential(_depthwise(inputs, stride=2), _pointwise(inputs, half))
-        self.branch = nn.Sequential(_pointwise(inputs, half), _depthwise(half, stride=2), _pointwise(half, half))
+        self.branch = nn.Sequential(
+            _pointwise(inputs, half), _depthwise(half, stride=2), _pointwise(half, half)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map (N, inputs, h, w) to (N, outputs, h', w')."""
@@ -76,7 +90,9 @@ class HalvingBlock(nn.Module):
 
 @architecture("shufflenet_v2")
 def shufflenet_v2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Three stages of shuffled blocks and global average pooling; the last map is 1024x4x4 for images of 32x32 pixels."""
+    """Three stages of shuffled blocks and global average pooling; the last map is 1024x4x4 for
+    images of 32x32 pixels.
+    """
     require_side("shufflenet_v2", shape, 8)
     layers: list[nn.Module] = [normalized_convolution(shape[0], STEM)]
     inputs = STEM

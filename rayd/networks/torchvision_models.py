@@ -1,8 +1,9 @@
-"""Torchvision's classification models by the name `torchvision/<model>`, with random weights, fitted to the images.
+"""Torchvision's classification models by the name `torchvision/<model>`, with random weights,
+fitted to the images.
 
-ResNets get a 3x3 stem of stride 1 without max pooling for images below 64 pixels, as in SRe2L (Yin et al., NeurIPS 2023) and
-RDED (Sun et al., CVPR 2024). Anything else keeps torchvision's layers, but for the first convolution, which takes the channels
-of the images, and the classifier.
+ResNets get a 3x3 stem of stride 1 without max pooling for images below 64 pixels, as in SRe2L (Yin
+et al., NeurIPS 2023) and RDED (Sun et al., CVPR 2024). Anything else keeps torchvision's layers,
+but for the first convolution, which takes the channels of the images, and the classifier.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ LARGEST_SIDE = 1024
 
 
 def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
-    """The model `torchvision/<model>` for images of `shape`; logits (N, classes) in training, too (no auxiliary heads).
+    """The model `torchvision/<model>` for images of `shape`; logits (N, classes) in training, too
+    (no auxiliary heads).
 
     Raises:
-        ConfigError: torchvision has no such classification model, or the images are too small for it or of a wrong side.
+        ConfigError: torchvision has no such classification model, or the images are too small for
+            it or of a wrong side.
     """
     model = name.removeprefix(PREFIX)
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:
         near = get_close_matches(model, known, n=1, cutoff=0.5)
         hint = f"; did you mean '{PREFIX}{near[0]}'?" if near else "."
-        raise ConfigError(f"Unknown network '{name}'{hint} See torchvision.models.list_models() for the known ones.")
+        raise ConfigError(
+            f"Unknown network '{name}'{hint} See torchvision.models.list_models() for the known ones."
+        )
     _require_grain(name, model, shape)
     network = _fitted(model, shape, classes)
     if not _accepts(network, *shape):
@@ -57,9 +62,13 @@ def _fitted(model: str, shape: ImageShape, classes: int) -> nn.Module:
         options["input_size"] = (height, width)
     elif model in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
-    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **options)
+    network: nn.Module = torchvision.models.get_model(
+        model, weights=None, num_classes=classes, **options
+    )
     if isinstance(network, torchvision.models.ResNet) and min(height, width) < SMALL_SIDE:
-        network.set_submodule("conv1", nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False))
+        network.set_submodule(
+            "conv1", nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+        )
         network.set_submodule("maxpool", nn.Identity())
     elif channels != 3:
         _set_input_channels(network, channels)
@@ -68,9 +77,17 @@ def _fitted(model: str, shape: ImageShape, classes: int) -> nn.Module:
 
 def _set_input_channels(network: nn.Module, channels: int) -> None:
     """Replace the first convolution by one that differs in its input channels only."""
-    name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
-    shape: dict[str, Any] = {"kernel_size": first.kernel_size, "stride": first.stride, "padding": first.padding}
-    network.set_submodule(name, nn.Conv2d(channels, first.out_channels, **shape, bias=first.bias is not None))
+    name, first = next(
+        (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    shape: dict[str, Any] = {
+        "kernel_size": first.kernel_size,
+        "stride": first.stride,
+        "padding": first.padding,
+    }
+    network.set_submodule(
+        name, nn.Conv2d(channels, first.out_channels, **shape, bias=first.bias is not None)
+    )
 
 
 def _require_grain(name: str, model: str, shape: ImageShape) -> None:
@@ -89,11 +106,18 @@ def _require_grain(name: str, model: str, shape: ImageShape) -> None:
 
 
 def _accepts(network: nn.Module, channels: int, height: int, width: int) -> bool:
-    """Whether the network takes such images: a forward pass in eval mode on the meta device, without memory or arithmetic."""
-    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    """Whether the network takes such images: a forward pass in eval mode on the meta device,
+    without memory or arithmetic.
+    """
+    state = {
+        name: tensor.to("meta")
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
     try:
         with torch.no_grad():
-            functional_call(network.eval(), state, torch.zeros(1, channels, height, width, device="meta"))
+            functional_call(
+                network.eval(), state, torch.zeros(1, channels, height, width, device="meta")
+            )
     except RuntimeError:
         return False
     finally:
@@ -103,7 +127,8 @@ def _accepts(network: nn.Module, channels: int, height: int, width: int) -> bool
 
 def _least_side(accepts: Callable[[int], bool]) -> int:
     """The least side from which on images are accepted, by bisection."""
-    low, high = 0, LARGEST_SIDE
+    low = 0
+    high = LARGEST_SIDE
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if accepts(middle) else (middle, high)

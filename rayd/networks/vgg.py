@@ -1,6 +1,8 @@
-"""VGG-11 for small images, with one linear layer, of the cross-architecture comparison of Zhao et al. (ICLR 2021).
+"""VGG-11 for small images, with one linear layer, of the cross-architecture comparison of Zhao et
+al. (ICLR 2021).
 
-Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (ICLR 2015).
+Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
+(ICLR 2015).
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 @architecture("vgg11", norms=("instance", "batch"))
 def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Sequential:
-    """Eight 3x3 convolutions and five 2x2 max pools; the last map is 512x1x1 for images of 32x32 pixels.
+    """Eight 3x3 convolutions and five 2x2 max pools; the last map is 512x1x1 for images of 32x32
+    pixels.
 
-    Images of 28 to 31 pixels are padded by 2 more in the first convolution, as Zhao et al. do for MNIST, so that a map is left.
+    Images of 28 to 31 pixels are padded by 2 more in the first convolution, as Zhao et al. do for
+    MNIST, so that a map is left.
     """
     require_side("vgg11", shape, 28)
     channels, height, breadth = shape
     border = 2 if min(height, breadth) < 32 else 0
-    height, breadth = height + 2 * border, breadth + 2 * border
+    height = height + 2 * border
+    breadth = breadth + 2 * border
     layers: list[nn.Module] = []
     for stage in STAGES:
         for width in stage:
@@ -40,6 +45,9 @@ def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Seq
             ]
             channels = width
         layers.append(nn.MaxPool2d(kernel_size=2))
-        height, breadth = height // 2, breadth // 2
+        height = height // 2
+        breadth = breadth // 2
     classifier = nn.Linear(channels * height * breadth, classes)
-    return nn.Sequential(OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=classifier))
+    return nn.Sequential(
+        OrderedDict(features=nn.Sequential(*layers), flatten=nn.Flatten(), classifier=classifier)
+    )

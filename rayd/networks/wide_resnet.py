@@ -1,7 +1,9 @@
-"""Wide ResNet for small images: pre-activation blocks without dropout, with PyTorch's default initialisation.
+"""Wide ResNet for small images: pre-activation blocks without dropout, with PyTorch's default
+initialisation.
 
-Source: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016). WRN-d-k has d layers, that is 6n + 4 for n blocks in each
-of its three stages, which are k times as wide as 16, 32 and 64 channels.
+Source: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016). WRN-d-k has d layers, that is
+6n + 4 for n blocks in each of its three stages, which are k times as wide as 16, 32 and 64
+channels.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ STAGES = ((16, 1), (32, 2), (64, 2))
 
 
 class PreActivationBlock(nn.Module):
-    """Twice normalisation, ReLU and a 3x3 convolution: (N, inputs, h, w) to (N, outputs, ceil(h/stride), ceil(w/stride)).
+    """Twice normalisation, ReLU and a 3x3 convolution: (N, inputs, h, w) to (N, outputs,
+    ceil(h/stride), ceil(w/stride)).
 
-    The result is added to the input, or, where the channels change, to a 1x1 projection of the first activation.
+    The result is added to the input, or, where the channels change, to a 1x1 projection of the
+    first activation.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -50,16 +54,22 @@ class PreActivationBlock(nn.Module):
 
 
 @architecture("wide_resnet")
-def wide_resnet(shape: ImageShape, classes: int, *, depth: int = 16, width: int = 2) -> nn.Sequential:
-    """WRN-`depth`-`width` with global average pooling; the last map is (64 width)x8x8 for images of 32x32 pixels.
+def wide_resnet(
+    shape: ImageShape, classes: int, *, depth: int = 16, width: int = 2
+) -> nn.Sequential:
+    """WRN-`depth`-`width` with global average pooling; the last map is (64 width)x8x8 for images of
+    32x32 pixels.
 
     Raises:
-        ConfigError: `depth` is not 6n + 4 for a number n of at least one block, or the images are too small.
+        ConfigError: `depth` is not 6n + 4 for a number n of at least one block, or the images are
+            too small.
     """
     require_side("wide_resnet", shape, 4)
     blocks, rest = divmod(depth - 4, 6)
     if blocks < 1 or rest:
-        raise ConfigError(f"The depth of network 'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got {depth} instead.")
+        raise ConfigError(
+            f"The depth of network 'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got {depth} instead."
+        )
     layers: list[nn.Module] = [nn.Conv2d(shape[0], STEM, kernel_size=3, padding=1, bias=False)]
     inputs = STEM
     for channels, stride in STAGES:
@@ -79,6 +89,8 @@ def wide_resnet(shape: ImageShape, classes: int, *, depth: int = 16, width: int 
 
 @architecture("wrn16_2")
 def wrn16_2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """WRN-16-2, the small teacher and observer of the literature: `wide_resnet` of depth 16 and width 2."""
+    """WRN-16-2, the small teacher and observer of the literature: `wide_resnet` of depth 16 and
+    width 2.
+    """
     require_side("wrn16_2", shape, 4)
     return wide_resnet(shape, classes, depth=16, width=2)

@@ -11,7 +11,7 @@ from rayd.objectives.relations import Centralization, CovarianceMatching
 from rayd.objectives.ridge import RidgeRegression
 from rayd.objectives.spectral import SpectralMatching
 from rayd.objectives.spectral_distance import SpectralDistance
-from rayd.objectives.terms import Batch, Context, Discrepancy, Measured, Need, Term
+from rayd.objectives.terms import Batch, Context, Discrepancy, RealStatistics, StatisticSpec, Term
 
 __all__ = [
     "REGULARISERS",
@@ -25,12 +25,12 @@ __all__ = [
     "Discrepancy",
     "Flatness",
     "GradientMatching",
-    "Measured",
     "MomentMatching",
-    "Need",
+    "RealStatistics",
     "RidgeRegression",
     "SpectralDistance",
     "SpectralMatching",
+    "StatisticSpec",
     "Term",
     "squared_mean_gap",
 ]

@@ -3,9 +3,10 @@
     cross-entropy    loss = mean_i CE(phi(x_i), y_i)             phi  the observer, logits     y_i  class index of image x_i
     class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    how well it knows the real images, a fraction
 
-The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM (Zhao, Li, Qin and Yu,
-"Improved Distribution Matching for Dataset Condensation", CVPR 2023): an observer has a say as far as it knows what it speaks
-of. The released code of IDM takes p in percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
+The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM
+(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): an
+observer has a say as far as it knows what it speaks of. The released code of IDM takes p in
+percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
 """
 
 from __future__ import annotations
@@ -13,20 +14,31 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from rayd.config import Panel
+from rayd.config import NetworkGroup
 from rayd.derived import class_sizes
 from rayd.networks import Observation
-from rayd.objectives.terms import Context, Measured, Term
+from rayd.objectives.terms import Context, RealStatistics, Term
 
 
 class CrossEntropy(Term):
     """Mean cross-entropy of the logits with hard labels."""
 
-    def __init__(self, *, name: str = "cross_entropy", weight: float = 1.0, through: Panel = "observers"):
+    def __init__(
+        self,
+        *,
+        name: str = "cross_entropy",
+        weight: float = 1.0,
+        through: NetworkGroup = "observers",
+    ):
         """The networks that it looks through must have been trained on the classes."""
-        self.name, self.weight, self.needs_classes, self.through = name, weight, True, through
+        self.name = name
+        self.weight = weight
+        self.needs_classes = True
+        self.through = through
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Mean over the images; logits (N, classes), labels are class indices (N,)."""
         return functional.cross_entropy(seen.logits, labels)
 
@@ -36,10 +48,16 @@ class ClassAware(Term):
 
     def __init__(self, *, name: str = "class_aware", weight: float = 50.0):
         """The observer must be in training on the classes, or have been."""
-        self.name, self.weight, self.needs_classes = name, weight, True
+        self.name = name
+        self.weight = weight
+        self.needs_classes = True
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
-        """Sum over the classes of the mean over their images; logits (N, classes), labels are class indices (N,)."""
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the classes of the mean over their images; logits (N, classes), labels are class
+        indices (N,).
+        """
         each = functional.cross_entropy(seen.logits, labels, reduction="none")
         images = class_sizes(labels, seen.logits.shape[1])
         accuracy = context.accuracy

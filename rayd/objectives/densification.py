@@ -1,17 +1,19 @@
 """Data densification: images of a class shall differ from each other.
 
-Shao et al., "Generalized Large-Scale Data Condensation via Various Backbone and Statistical Matching" (CVPR 2024):
+Shao et al., "Generalized Large-Scale Data Condensation via Various Backbone and Statistical
+Matching" (CVPR 2024):
 
     loss = sum_c KL( softmax(l_c / tau) || softmax(l_c) )      l_c = eigenvalues of X_c X_c^T, (n_c,)
 
-    X_c  the n_c images of class c that the step holds, as the observer sees them, pooled to 32 x 32 pixels, flattened
-    tau  temperature, 4; the first argument is a target without gradient
+    X_c  the n_c images of class c that the step holds, as the observer sees them, pooled to 32 x 32
+    pixels, flattened tau  temperature, 4; the first argument is a target without gradient
 
-Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum towards equal parts. A single
-image has one eigenvalue and nothing to pull: such a class adds 0. Eigenvalues are sums of some 3,000 squared pixels: where
-they are further apart than a few tau, both distributions are all but one-hot, and the term is neither felt nor costs anything.
-The released code does the same with a solver for general matrices; here the matrices of all classes of one size are solved
-together, as the symmetric ones that they are.
+Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum
+towards equal parts. A single image has one eigenvalue and nothing to pull: such a class adds 0.
+Eigenvalues are sums of some 3,000 squared pixels: where they are further apart than a few tau, both
+distributions are all but one-hot, and the term is neither felt nor costs anything. The released
+code does the same with a solver for general matrices; here the matrices of all classes of one size
+are solved together, as the symmetric ones that they are.
 """
 
 from __future__ import annotations
@@ -26,14 +28,15 @@ from torch.nn import functional
 from rayd.config import TermSettings
 from rayd.derived import derived, on_host, rows_by_class, uploaded
 from rayd.networks import Observation
-from rayd.objectives.terms import Context, Measured, Term
+from rayd.objectives.terms import Context, RealStatistics, Term
 
 SIDE = 32
 """Pixels that images are pooled to."""
 
 
 def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
-    """Eigenvalues of the Gram matrices of pooled images (N, channels, h, w), ascending, a tensor (classes, n) for every n > 1.
+    """Eigenvalues of the Gram matrices of pooled images (N, channels, h, w), ascending, a tensor
+    (classes, n) for every n > 1.
 
     Args:
         images: images.
@@ -48,7 +51,9 @@ def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
     for index in derived(labels, "rows by class size", lambda: _by_size(labels)):
         together = flat.index_select(0, index.flatten()).reshape(*index.shape, -1)
         gram = together @ together.mT
-        able = gram.cpu() if gram.device.type == "mps" else gram  # MPS has no solver for eigenvalues
+        able = (
+            gram.cpu() if gram.device.type == "mps" else gram
+        )  # MPS has no solver for eigenvalues
         found.append(torch.linalg.eigvalsh(able).to(gram.device))
     return found
 
@@ -58,13 +63,19 @@ def _by_size(labels: Tensor) -> list[Tensor]:
     by_size: dict[int, list[Tensor]] = defaultdict(list)
     for rows in rows_by_class(on_host(labels)).values():
         by_size[len(rows)].append(rows)
-    return [uploaded(torch.stack(by_size[size]), labels.device) for size in sorted(by_size.keys() - {1})]
+    return [
+        uploaded(torch.stack(by_size[size]), labels.device) for size in sorted(by_size.keys() - {1})
+    ]
 
 
 def flattening(eigenvalues: Tensor, temperature: float) -> Tensor:
-    """Sum over rows of KL(softmax(l / tau) || softmax(l)) of eigenvalues (rows, n), the first argument without gradient."""
+    """Sum over rows of KL(softmax(l / tau) || softmax(l)) of eigenvalues (rows, n), the first
+    argument without gradient.
+    """
     target = functional.log_softmax(eigenvalues.detach() / temperature, dim=-1)
-    return functional.kl_div(functional.log_softmax(eigenvalues, dim=-1), target, reduction="sum", log_target=True)
+    return functional.kl_div(
+        functional.log_softmax(eigenvalues, dim=-1), target, reduction="sum", log_target=True
+    )
 
 
 class DensificationSettings(TermSettings):
@@ -77,11 +88,22 @@ class DensificationSettings(TermSettings):
 class Densification(Term):
     """Divergence of the spectra of the classes from softer ones."""
 
-    def __init__(self, *, temperature: float = 4.0, name: str = "densification", weight: float = 1.0):
+    def __init__(
+        self, *, temperature: float = 4.0, name: str = "densification", weight: float = 1.0
+    ):
         """Soften the spectra by a temperature."""
-        self.name, self.weight, self._temperature = name, weight, temperature
+        self.name = name
+        self.weight = weight
+        self._temperature = temperature
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
-        """Sum over the classes, differentiable in the images (N, channels, h, w) that the observer saw."""
-        values = [flattening(eigenvalues, self._temperature) for eigenvalues in spectra(seen.images, labels)]
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the classes, differentiable in the images (N, channels, h, w) that the observer
+        saw.
+        """
+        values = [
+            flattening(eigenvalues, self._temperature)
+            for eigenvalues in spectra(seen.images, labels)
+        ]
         return torch.stack(values).sum() if values else seen.logits.new_zeros(())

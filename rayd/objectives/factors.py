@@ -1,12 +1,14 @@
-"""What filtered statistics of synthetic images are compared with: those of the real ones, filtered once.
+"""What filtered statistics of synthetic images are compared with: those of the real ones, filtered
+once.
 
 Layers of one dimension are worked on together, as a stack:
 
     k  layers of dimension d          m  rows of the signal: classes, or one for the mean of all features
 
-All of it is made in float64 (real statistics are few, and made once), and handed out in the precision that the synthetic side
-has. A filter is remembered until another one is asked for. The first is computed by its own route; a second one that would have
-to factorise the same matrices again shows that there will be more, so that the eigendecomposition is made and kept, from which
+All of it is made in float64 (real statistics are few, and made once), and handed out in the
+precision that the synthetic side has. A filter is remembered until another one is asked for. The
+first is computed by its own route; a second one that would have to factorise the same matrices
+again shows that there will be more, so that the eigendecomposition is made and kept, from which
 each costs one product.
 """
 
@@ -43,8 +45,11 @@ class Filtered(NamedTuple):
     """f(FFC) g, with the signal g in rows, (k, m, d)."""
 
 
-def through(filters: Filters, matrices: Sequence[Tensor], signals: Sequence[Tensor]) -> list[Filtered]:
-    """Matrices (k, d, d) and signals (k, m, d) through their filters, each computed once; differentiable.
+def through(
+    filters: Filters, matrices: Sequence[Tensor], signals: Sequence[Tensor]
+) -> list[Filtered]:
+    """Matrices (k, d, d) and signals (k, m, d) through their filters, each computed once;
+    differentiable.
 
     Args:
         filters: of the matrices and of the signals.
@@ -53,20 +58,36 @@ def through(filters: Filters, matrices: Sequence[Tensor], signals: Sequence[Tens
     """
     filtered = filters.matrix.of_each(matrices)
     applied = filtered if filters.signal == filters.matrix else filters.signal.of_each(matrices)
-    return [Filtered(one, signal @ function) for one, signal, function in zip(filtered, signals, applied, strict=True)]
+    return [
+        Filtered(one, signal @ function)
+        for one, signal, function in zip(filtered, signals, applied, strict=True)
+    ]
 
 
 class Group:
     """The real side of all layers of one dimension. It does not keep the statistics alive."""
 
-    def __init__(self, places: tuple[int, ...], matrices: Sequence[Covariance], signals: Sequence[LabelCorrelation] | None):
-        """Of pooled covariances, one a layer at these places, and label correlations; without these, means are the signal."""
+    def __init__(
+        self,
+        places: tuple[int, ...],
+        matrices: Sequence[Covariance],
+        signals: Sequence[LabelCorrelation] | None,
+    ):
+        """Of pooled covariances, one a layer at these places, and label correlations; without
+        these, means are the signal.
+        """
         self.places = places
         """Which layers."""
         self._device = matrices[0].mean.device
         home = "cpu" if self._device.type == "mps" else self._device  # MPS has no float64
-        self._matrices = torch.stack([one.covariance[0] for one in matrices]).to(home, torch.float64)
-        given = [one.mean for one in matrices] if signals is None else [one.correlation for one in signals]
+        self._matrices = torch.stack([one.covariance[0] for one in matrices]).to(
+            home, torch.float64
+        )
+        given = (
+            [one.mean for one in matrices]
+            if signals is None
+            else [one.correlation for one in signals]
+        )
         self._signals = torch.stack(given).to(home)
         self.size = float(torch.linalg.matrix_norm(self._matrices).max())
         """A bound of the eigenvalues: the largest Frobenius norm."""
@@ -91,7 +112,11 @@ class Group:
             known = {function: self._filtered(function) for function in dict.fromkeys(filters)}
             signals = self._signals.double() @ known[filters.signal]
             sides = (known[filters.matrix], signals)
-            self._last = filters, dtype, Filtered(*(side.to(dtype).to(self._device) for side in sides))
+            self._last = (
+                filters,
+                dtype,
+                Filtered(*(side.to(dtype).to(self._device) for side in sides)),
+            )
         return self._last[2]
 
     def _filtered(self, function: Filter) -> Tensor:
@@ -100,7 +125,10 @@ class Group:
         return self._spectrum.filtered(function) if again else function(self._matrices)
 
     def _check(self, function: Filter) -> None:
-        if self.size > function.limit and (largest := float(self._spectrum.values.max())) > function.limit:
+        if (
+            self.size > function.limit
+            and (largest := float(self._spectrum.values.max())) > function.limit
+        ):
             raise ConfigError(
                 f"Gradient steps with 'alpha' of {2 / function.limit:g} diverge: it must be below {2 / largest:.4g}, "
                 f"2 over the largest eigenvalue of a layer with {self.dimension} channels."
@@ -111,17 +139,25 @@ class Factors:
     """All that is derived of one observer's real statistics. It does not keep them alive."""
 
     def __init__(self, matrices: Sequence[Covariance], signals: Sequence[LabelCorrelation] | None):
-        """Factors of pooled covariances, one a layer, and of label correlations where those are the signal."""
+        """Factors of pooled covariances, one a layer, and of label correlations where those are the
+        signal.
+        """
         self._of = [ref(statistic) for statistic in (*matrices, *(signals or ()))]
         places: dict[int, list[int]] = {}
         for place, statistic in enumerate(matrices):
             places.setdefault(statistic.mean.shape[-1], []).append(place)
         self.groups = [
-            Group(tuple(some), [matrices[p] for p in some], None if signals is None else [signals[p] for p in some])
+            Group(
+                tuple(some),
+                [matrices[p] for p in some],
+                None if signals is None else [signals[p] for p in some],
+            )
             for _, some in sorted(places.items())
         ]
         """Layers by dimension."""
 
     def are_of(self, statistics: Sequence[Covariance | LabelCorrelation]) -> bool:
         """Whether these very objects are what they were made of."""
-        return len(statistics) == len(self._of) and all(a() is b for a, b in zip(self._of, statistics, strict=True))
+        return len(statistics) == len(self._of) and all(
+            a() is b for a, b in zip(self._of, statistics, strict=True)
+        )

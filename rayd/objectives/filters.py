@@ -13,13 +13,14 @@ Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (U
     GradientSum     alpha sum_{i<p} (1 - alpha l)^i      what p steps from zero make of a signal    products, by doubling
     Ridge           1 / (l + beta)                       FRePo, KIP, CFM: a ridge regression        Cholesky factor
 
-Large eigenvalues are low frequencies: coarse structure that all images share; small ones are detail. Ridge gives detail more
-weight the smaller beta is; as p grows, GradientSum comes near 1 / l where alpha l < 2, as gradient descent comes near the least
-squares solution.
+Large eigenvalues are low frequencies: coarse structure that all images share; small ones are
+detail. Ridge gives detail more weight the smaller beta is; as p grows, GradientSum comes near 1 / l
+where alpha l < 2, as gradient descent comes near the least squares solution.
 
-**Few images.** C of few feature vectors has eigenvalues 0, and rounding makes some of them negative. A ridge that lies above
-the rounding mends that; where it does not, there is no Cholesky factor, and the eigendecomposition is used, with the negative
-eigenvalues taken as the zeros that they stand for. Of finite matrices filters are finite, and so are their gradients.
+**Few images.** C of few feature vectors has eigenvalues 0, and rounding makes some of them
+negative. A ridge that lies above the rounding mends that; where it does not, there is no Cholesky
+factor, and the eigendecomposition is used, with the negative eigenvalues taken as the zeros that
+they stand for. Of finite matrices filters are finite, and so are their gradients.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Filter(ABC):
     """A function f of eigenvalues. Equal filters give equal results."""
 
     factorises: ClassVar[bool] = False
-    """Whether it needs a factorisation, so that for several of its kind on one matrix an eigendecomposition is cheaper."""
+    """Whether it needs a factorisation, so that for several of its kind on one matrix an
+    eigendecomposition is cheaper.
+    """
 
     @abstractmethod
     def response(self, eigenvalues: Tensor) -> Tensor:
@@ -49,7 +52,9 @@ class Filter(ABC):
 
     @abstractmethod
     def __call__(self, matrices: Tensor) -> Tensor:
-        """The value f(C) for symmetric matrices C (..., d, d) without negative eigenvalues; differentiable."""
+        """The value f(C) for symmetric matrices C (..., d, d) without negative eigenvalues;
+        differentiable.
+        """
 
     def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """The value of several stacks of matrices, each (..., d, d) of a dimension of its own."""
@@ -62,7 +67,9 @@ class Filter(ABC):
 
     @property
     def detail(self) -> float:
-        """The size of eigenvalues that the filter tells from 0; the rounding of a matrix must be smaller."""
+        """The size of eigenvalues that the filter tells from 0; the rounding of a matrix must be
+        smaller.
+        """
         return inf
 
 
@@ -94,7 +101,9 @@ class LowPass(Filter):
 
 @dataclass(frozen=True)
 class GradientStep(Filter):
-    """f(l) = (1 - step_size l)^power: what gradient steps on a linear regression leave of the first weights."""
+    """f(l) = (1 - step_size l)^power: what gradient steps on a linear regression leave of the first
+    weights.
+    """
 
     step_size: float
     """Step size of the gradient steps, the alpha."""
@@ -110,7 +119,9 @@ class GradientStep(Filter):
 
     def __call__(self, matrices: Tensor) -> Tensor:
         """(I - step_size C)^power."""
-        left: Tensor = torch.linalg.matrix_power(_identity(matrices) - self.step_size * matrices, self.power)
+        left: Tensor = torch.linalg.matrix_power(
+            _identity(matrices) - self.step_size * matrices, self.power
+        )
         return left
 
     @property
@@ -121,7 +132,9 @@ class GradientStep(Filter):
 
 @dataclass(frozen=True)
 class GradientSum(Filter):
-    """f(l) = step_size sum_{i < power} (1 - step_size l)^i: weights of a linear regression after gradient steps from zero."""
+    """f(l) = step_size sum_{i < power} (1 - step_size l)^i: weights of a linear regression after
+    gradient steps from zero.
+    """
 
     step_size: float
     """Step size of the gradient steps, the alpha."""
@@ -139,16 +152,21 @@ class GradientSum(Filter):
         return total
 
     def __call__(self, matrices: Tensor) -> Tensor:
-        """The sum over the first steps, doubled and extended along the binary digits of their number."""
+        """The sum over the first steps, doubled and extended along the binary digits of their
+        number.
+        """
         if self.power == 0:
             return torch.zeros_like(matrices)
         first = self.step_size * _identity(matrices)
         step = _identity(matrices) - self.step_size * matrices
-        total, power = first.expand_as(matrices), step
+        total = first.expand_as(matrices)
+        power = step
         for digit in format(self.power, "b")[1:]:
-            total, power = total + power @ total, power @ power
+            total = total + power @ total
+            power = power @ power
             if digit == "1":
-                total, power = first + step @ total, step @ power
+                total = first + step @ total
+                power = step @ power
         return total
 
     @property
@@ -168,7 +186,9 @@ class Ridge(Filter):
 
     def __post_init__(self) -> None:
         if not (isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"The 'beta' of Ridge must be a finite number above 0. Got {self.beta} instead.")
+            raise ValueError(
+                f"The 'beta' of Ridge must be a finite number above 0. Got {self.beta} instead."
+            )
 
     def response(self, eigenvalues: Tensor) -> Tensor:
         """1 / (l + beta), where l below 0 is the rounding of 0."""
@@ -179,7 +199,9 @@ class Ridge(Filter):
         return self.of_each([matrices])[0]
 
     def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """(C + beta I)^-1 of each; whether factors exist is asked of the device once for all of them."""
+        """(C + beta I)^-1 of each; whether factors exist is asked of the device once for all of
+        them.
+        """
         return list(_Resolvent.apply(self, *stacks))
 
     @property
@@ -227,7 +249,9 @@ def of_settings(settings: FilterSettings, parameter: float) -> Filter:
 
 
 class _Resolvent(torch.autograd.Function):
-    """F = (C + beta I)^-1 of symmetric matrices. With G the gradient of F, that of C is -F G F: nothing is solved again."""
+    """F = (C + beta I)^-1 of symmetric matrices. With G the gradient of F, that of C is -F G F:
+    nothing is solved again.
+    """
 
     @staticmethod
     def forward(ridge: Ridge, *stacks: Tensor) -> tuple[Tensor, ...]:
@@ -240,7 +264,9 @@ class _Resolvent(torch.autograd.Function):
                 inverse if fine else _by_eigenvalues(ridge, matrices)
                 for inverse, fine, matrices in zip(inverses, good, able, strict=True)
             ]
-        return tuple(inverse.to(matrices.device) for inverse, matrices in zip(inverses, stacks, strict=True))
+        return tuple(
+            inverse.to(matrices.device) for inverse, matrices in zip(inverses, stacks, strict=True)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -257,7 +283,11 @@ def _by_factors(ridge: Ridge, matrices: Tensor) -> Tensor:
     identity = _identity(matrices)
     factors, failed = torch.linalg.cholesky_ex(matrices + ridge.beta * identity)
     if matrices.device.type == "cpu":
-        return torch.full_like(matrices, torch.nan) if failed.any() else torch.cholesky_inverse(factors)
+        return (
+            torch.full_like(matrices, torch.nan)
+            if failed.any()
+            else torch.cholesky_inverse(factors)
+        )
     # `cholesky_inverse` waits for the device to check its result
     solved = torch.cholesky_solve(identity.expand_as(matrices), factors)
     return torch.where((failed == 0).all(), solved, torch.nan)
@@ -266,7 +296,9 @@ def _by_factors(ridge: Ridge, matrices: Tensor) -> Tensor:
 def _by_eigenvalues(ridge: Ridge, matrices: Tensor) -> Tensor:
     """The same for matrices without a Cholesky factor."""
     if not matrices.isfinite().all():
-        raise ValueError("A ridge filter needs a matrix of finite numbers. Got one with others instead.")
+        raise ValueError(
+            "A ridge filter needs a matrix of finite numbers. Got one with others instead."
+        )
     return Spectrum.of(matrices).filtered(ridge)
 
 
@@ -281,7 +313,9 @@ def _identity(matrices: Tensor) -> Tensor:
 
 def _check_steps(name: str, step_size: float, power: int) -> None:
     if not (isfinite(step_size) and step_size >= 0):
-        raise ValueError(f"The 'step_size' of {name} must be a finite number of at least 0. Got {step_size} instead.")
+        raise ValueError(
+            f"The 'step_size' of {name} must be a finite number of at least 0. Got {step_size} instead."
+        )
     if power < 0:
         raise ValueError(f"The 'power' of {name} must be at least 0. Got {power} instead.")
 

@@ -1,18 +1,22 @@
 """Flatness: the observer shall say the same of the images as of their moving average.
 
-Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), flatness regularisation:
+Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), flatness
+regularisation:
 
     loss = mean_i KL( softmax(phi(x_i) / tau) || softmax(phi(average_i) / tau) )      average <- beta average + (1 - beta) x
 
     phi  the observer, logits (classes,)      tau  temperature, 4
-    x_i  synthetic image, seen through the same random view as its moving average (beta = 0.99), which gets no gradient
+    x_i  synthetic image, seen through the same random view as its moving average (beta = 0.99),
+    which gets no gradient
 
-Images that move along a sharp ridge of the loss leave their average behind; a small divergence means a flat neighbourhood.
+Images that move along a sharp ridge of the loss leave their average behind; a small divergence
+means a flat neighbourhood.
 
-**Paper and released code differ.** The code has KL(average || image), the other direction; it divides by the number of classes
-too (`reduction="mean"`), so that its weight is that many times smaller; and the shipped scripts leave the term out. Here the
-printed formula is the default, averaged over images alone, not multiplied by tau^2 (neither does so); `direction: average`
-gives the code's direction.
+**Paper and released code differ.** The code has KL(average || image), the other direction; it
+divides by the number of classes too (`reduction="mean"`), so that its weight is that many times
+smaller; and the shipped scripts leave the term out. Here the printed formula is the default,
+averaged over images alone, not multiplied by tau^2 (neither does so); `direction: average` gives
+the code's direction.
 """
 
 from __future__ import annotations
@@ -24,15 +28,20 @@ from torch.nn import functional
 from rayd.config import TermSettings
 from rayd.config.choices import Direction
 from rayd.networks import Observation
-from rayd.objectives.terms import Context, Measured, Term
+from rayd.objectives.terms import Context, RealStatistics, Term
 
 
-def softened_divergence(current: Tensor, average: Tensor, temperature: float, direction: Direction = "current") -> Tensor:
-    """Mean over rows of the divergence of two softened distributions, given as logits (N, classes); a scalar.
+def softened_divergence(
+    current: Tensor, average: Tensor, temperature: float, direction: Direction = "current"
+) -> Tensor:
+    """Mean over rows of the divergence of two softened distributions, given as logits (N, classes);
+    a scalar.
 
     `direction` says which of them is p in KL(p || q) = sum p log(p / q).
     """
-    now, then = (functional.log_softmax(logits / temperature, dim=1) for logits in (current, average))
+    now, then = (
+        functional.log_softmax(logits / temperature, dim=1) for logits in (current, average)
+    )
     p, q = (now, then) if direction == "current" else (then, now)
     return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
@@ -43,13 +52,17 @@ class FlatnessSettings(TermSettings):
     temperature: float = Field(default=4.0, gt=0)
     """Of the softened logits."""
     direction: Direction = "current"
-    """Which distribution stands first in the divergence: that of the images (paper) or of their average (released code)."""
+    """Which distribution stands first in the divergence: that of the images (paper) or of their
+    average (released code).
+    """
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the moving average of the images."""
 
 
 class Flatness(Term):
-    """Divergence of what an observer says of the images from what it says of their moving average."""
+    """Divergence of what an observer says of the images from what it says of their moving
+    average.
+    """
 
     def __init__(
         self,
@@ -61,10 +74,16 @@ class Flatness(Term):
         weight: float = 0.25,
     ):
         """Compare logits at a temperature; `decay` is that of the moving average of the images."""
-        self.name, self.weight, self.needs_classes, self.averaging = name, weight, True, decay
-        self._temperature, self._direction = temperature, direction
+        self.name = name
+        self.weight = weight
+        self.needs_classes = True
+        self.averaging = decay
+        self._temperature = temperature
+        self._direction = direction
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Mean over the images, differentiable in the logits (N, classes) of the images now."""
         average = context.average_logits().detach().to(seen.logits)
         return softened_divergence(seen.logits, average, self._temperature, self._direction)

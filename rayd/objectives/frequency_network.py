@@ -1,24 +1,28 @@
-"""The network that chooses frequencies against the synthesis (NCFM's sampling network), and its step.
+"""The network that chooses frequencies against the synthesis (NCFM's sampling network), and its
+step.
 
-Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025:
+Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR
+2025:
 
     min over S  max over psi   E_{t ~ F(t; psi)} gap(t)         gap  distance of the characteristic functions at t (M,)
 
-The paper lets a network psi turn noise into frequencies. Here psi is the density of F over the kernel's spectrum L, from which
-M frequencies are drawn once (or once a step):
+The paper lets a network psi turn noise into frequencies. Here psi is the density of F over the
+kernel's spectrum L, from which M frequencies are drawn once (or once a step):
 
     F(dt; psi) = w_psi(t) L(dt)       w_j = exp(b h(t_j)) / sum_k exp(b h(t_k))       E_F gap = sum_j w_j gap(t_j)
 
     t_j  frequencies (M, d)         h  three linear stages with leaky ReLU (0.2), the last one Tanh, so in (-1, 1)
     w    weights (M,), sum 1        b  `spread`: no frequency counts more than e^(2 b) times another
 
-so that the real side can be measured once: the frequencies stay, what they count moves. The frequencies are distinct by
-construction, and none can take all the weight. Every call takes one step of Adam uphill, then the synthesis goes down the
-weighted sum: both sides move in turn. The network climbs sum_j w_j gap_j / mean gap, whose step does not shrink with the gap.
+so that the real side can be measured once: the frequencies stay, what they count moves. The
+frequencies are distinct by construction, and none can take all the weight. Every call takes one
+step of Adam uphill, then the synthesis goes down the weighted sum: both sides move in turn. The
+network climbs sum_j w_j gap_j / mean gap, whose step does not shrink with the gap.
 
-**Paper and released code differ.** The code's network sees four rows of noise, each repeated sixteen times, so it makes four
-distinct frequencies whatever their number is set to; its scheduler hangs on the optimizer of the images; and all shipped
-configurations switch it off. So it is off by default here, too.
+**Paper and released code differ.** The code's network sees four rows of noise, each repeated
+sixteen times, so it makes four distinct frequencies whatever their number is set to; its scheduler
+hangs on the optimizer of the images; and all shipped configurations switch it off. So it is off by
+default here, too.
 """
 
 from __future__ import annotations
@@ -41,10 +45,14 @@ class FrequencyNetwork(nn.Module):
         super().__init__()
         self.spread = spread
         self.stages = nn.Sequential(
-            nn.Linear(dimension, width), nn.LeakyReLU(0.2), nn.Linear(width, width), nn.LeakyReLU(0.2), nn.Linear(width, 1)
+            nn.Linear(dimension, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, 1),
         )
 
-    def settle(self, generator: torch.Generator) -> None:
+    def to_device(self, generator: torch.Generator) -> None:
         """Draw all parameters anew, as torch would, from a generator on the CPU."""
         for stage in self.stages:
             if isinstance(stage, nn.Linear):
@@ -54,16 +62,27 @@ class FrequencyNetwork(nn.Module):
                     parameter.data.copy_(bound * drawn)
 
     def forward(self, frequencies: Tensor) -> Tensor:
-        """Frequencies are looked at in units of their median norm, so that their length does not matter."""
+        """Frequencies are looked at in units of their median norm, so that their length does not
+        matter.
+        """
         norms = frequencies.norm(dim=1, keepdim=True)
-        # norm sqrt(d), as standard normal rows have; of heavy tails the square root of what they are longer
-        scaled = frequencies / norms.median() * (norms / norms.median()).clamp(min=1).rsqrt() * frequencies.shape[1] ** 0.5
+        # norm sqrt(d), as standard normal rows have; of heavy tails the square root of what they
+        # are longer
+        scaled = (
+            frequencies
+            / norms.median()
+            * (norms / norms.median()).clamp(min=1).rsqrt()
+            * frequencies.shape[1] ** 0.5
+        )
         heights: Tensor = self.stages(scaled).squeeze(1).tanh()
         return (self.spread * heights).softmax(0)
 
 
-def ascend(network: FrequencyNetwork, optimizer: torch.optim.Optimizer, frequencies: Tensor, gaps: Tensor) -> Tensor:
-    """One step of the network towards frequencies with large gaps; returns the weights after it, without graph (M,).
+def ascend(
+    network: FrequencyNetwork, optimizer: torch.optim.Optimizer, frequencies: Tensor, gaps: Tensor
+) -> Tensor:
+    """One step of the network towards frequencies with large gaps; returns the weights after it,
+    without graph (M,).
 
     Args:
         network: changed in place.
@@ -74,7 +93,9 @@ def ascend(network: FrequencyNetwork, optimizer: torch.optim.Optimizer, frequenc
     gaps = gaps.detach()
     optimizer.zero_grad()
     with torch.enable_grad():
-        gain = (network(frequencies) * gaps).sum() / gaps.mean().clamp(min=torch.finfo(gaps.dtype).tiny)
+        gain = (network(frequencies) * gaps).sum() / gaps.mean().clamp(
+            min=torch.finfo(gaps.dtype).tiny
+        )
         (-gain).backward()
     optimizer.step()
     with torch.no_grad():
@@ -84,7 +105,9 @@ def ascend(network: FrequencyNetwork, optimizer: torch.optim.Optimizer, frequenc
 
 @dataclass(frozen=True)
 class FrequencyAdversary:
-    """A frequency network that lives in a term's memory: every call is a step from where the last one ended."""
+    """A frequency network that lives in a term's memory: every call is a step from where the last
+    one ended.
+    """
 
     learning_rate: float = 1e-3
     """Of its Adam."""
@@ -96,10 +119,16 @@ class FrequencyAdversary:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "width", "spread"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"The '{name}' of FrequencyAdversary must be above 0. Got {getattr(self, name)} instead.")
+                raise ValueError(
+                    f"The '{name}' of FrequencyAdversary must be above 0. Got {getattr(self, name)} instead."
+                )
 
     def step(
-        self, frequencies: Tensor, gaps: Tensor, memory: State, generator: Callable[[], torch.Generator]
+        self,
+        frequencies: Tensor,
+        gaps: Tensor,
+        memory: State,
+        generator: Callable[[], torch.Generator],
     ) -> tuple[Tensor, State]:
         """Weights of the frequencies after one step uphill, and what to remember for the next.
 
@@ -116,12 +145,21 @@ class FrequencyAdversary:
         if memory:
             for name, parameter in network.named_parameters():
                 parameter.data.copy_(memory[f"network.{name}"])
-                kept = {part: memory[f"{part}.{name}"].clone() for part in ("step", "exp_avg", "exp_avg_sq")}
-                optimizer.state[parameter] = {part: t if part == "step" else t.to(parameter) for part, t in kept.items()}
+                kept = {
+                    part: memory[f"{part}.{name}"].clone()
+                    for part in ("step", "exp_avg", "exp_avg_sq")
+                }
+                optimizer.state[parameter] = {
+                    part: t if part == "step" else t.to(parameter) for part, t in kept.items()
+                }
         else:
-            network.settle(generator())
+            network.to_device(generator())
         weights = ascend(network, optimizer, frequencies, gaps)
-        after = {f"network.{name}": parameter.detach() for name, parameter in network.named_parameters()}
+        after = {
+            f"network.{name}": parameter.detach() for name, parameter in network.named_parameters()
+        }
         for name, parameter in network.named_parameters():
-            after |= {f"{part}.{name}": tensor for part, tensor in optimizer.state[parameter].items()}
+            after |= {
+                f"{part}.{name}": tensor for part, tensor in optimizer.state[parameter].items()
+            }
         return weights, after

@@ -1,23 +1,27 @@
 """Gradients of a network, compared layer by layer.
 
-Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching" (DC, ICLR 2021), used with the augmentation of DSA (Zhao
-and Bilen, ICML 2021):
+Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching" (DC, ICLR 2021), used with the
+augmentation of DSA (Zhao and Bilen, ICML 2021):
 
     D(g, h) = sum_l sum_r ( 1 - <g_lr, h_lr> / ( ||g_lr|| ||h_lr|| + 1e-6 ) )
 
-    g, h  gradients of the mean cross-entropy on real and on synthetic images, one tensor a parameter
-    g_lr  row r of parameter l: what leads to one output. A convolution (out, in, k, k) has the rows (out, in k k), a linear
+    g, h  gradients of the mean cross-entropy on real and on synthetic images, one tensor a
+    parameter g_lr  row r of parameter l: what leads to one output. A convolution (out, in, k, k)
+    has the rows (out, in k k), a linear
           layer (out, in); parameters of one dimension (biases, normalisations) add nothing
 
-The distance does not see how long gradients are. For a linear model that regresses labels y on fixed features x, one gradient
-step is a filter: with C = X^T X / n and S = X^T Y / n, the weights go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang,
-UniDD, ICLR 2026; see `rayd.objectives.filters`).
+The distance does not see how long gradients are. For a linear model that regresses labels y on
+fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
+go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang, UniDD, ICLR 2026; see
+`rayd.objectives.filters`).
 
-**Cost.** A class is forwarded by itself: its gradient then costs its own images, while that of one loss among all costs those
-of all classes. A loop over the classes takes 0.55 to 0.8 of the time of `torch.func.vmap` over them (a ConvNet of depth 3, 32 x
-32 pixels, on a CPU). Gradients of parameters of one dimension are not made at all.
+**Cost.** A class is forwarded by itself: its gradient then costs its own images, while that of one
+loss among all costs those of all classes. A loop over the classes takes 0.55 to 0.8 of the time of
+`torch.func.vmap` over them (a ConvNet of depth 3, 32 x 32 pixels, on a CPU). Gradients of
+parameters of one dimension are not made at all.
 
-**Paper and released code.** The code adds the 1e-6 and leaves out parameters of one dimension, both followed here.
+**Paper and released code.** The code adds the 1e-6 and leaves out parameters of one dimension, both
+followed here.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch.nn import functional
 
 from rayd.derived import rows_by_class
 from rayd.networks import Observation
-from rayd.objectives.terms import Context, Measured, Term
+from rayd.objectives.terms import Context, RealStatistics, Term
 
 EPSILON = 1e-6
 """Keeps rows without gradient at distance 1 of everything."""
@@ -42,15 +46,22 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
     Args:
         real: gradients, one a parameter.
-        synthetic: gradients of the same parameters, in the same order and shapes; the distance is differentiable in them.
+        synthetic: gradients of the same parameters, in the same order and shapes; the distance is
+            differentiable in them.
 
     Raises:
         ValueError: numbers or shapes differ, or no parameter has rows.
     """
     shapes = [[tuple(gradient.shape) for gradient in side] for side in (real, synthetic)]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"Gradients must be of the same parameters. Got shapes {shapes[0]} and {shapes[1]} instead.")
-    parts = [_rows_apart(one.flatten(1), other.flatten(1)) for one, other in zip(real, synthetic, strict=True) if one.ndim > 1]
+        raise ValueError(
+            f"Gradients must be of the same parameters. Got shapes {shapes[0]} and {shapes[1]} instead."
+        )
+    parts = [
+        _rows_apart(one.flatten(1), other.flatten(1))
+        for one, other in zip(real, synthetic, strict=True)
+        if one.ndim > 1
+    ]
     if not parts:
         raise ValueError(f"At least one parameter must have rows. Got shapes {shapes[0]} instead.")
     return torch.stack(parts).sum()
@@ -59,13 +70,18 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def _rows_apart(real: Tensor, synthetic: Tensor) -> Tensor:
     # 1 - cos cancels: gradients that bfloat16 gave are compared in float32
     precision = torch.promote_types(real.dtype, torch.float32)
-    real, synthetic = real.to(precision), synthetic.to(precision)
+    real = real.to(precision)
+    synthetic = synthetic.to(precision)
     product = (real * synthetic).sum(1)
-    lengths: Tensor = torch.linalg.vector_norm(real, dim=1) * torch.linalg.vector_norm(synthetic, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(real, dim=1) * torch.linalg.vector_norm(
+        synthetic, dim=1
+    )
     return (1 - product / (lengths + EPSILON)).sum()
 
 
-def loss_gradients(network: nn.Module, images: Tensor, labels: Tensor, *, create_graph: bool = False) -> tuple[Tensor, ...]:
+def loss_gradients(
+    network: nn.Module, images: Tensor, labels: Tensor, *, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """Gradients of the mean cross-entropy by every parameter that has rows.
 
     Args:
@@ -75,22 +91,29 @@ def loss_gradients(network: nn.Module, images: Tensor, labels: Tensor, *, create
         create_graph: whether the gradients are differentiable in the images.
     """
     own = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    with_rows = {name: parameter.requires_grad_() for name, parameter in own.items() if parameter.ndim > 1}
+    with_rows = {
+        name: parameter.requires_grad_() for name, parameter in own.items() if parameter.ndim > 1
+    }
     with torch.enable_grad():
         loss = functional.cross_entropy(functional_call(network, own, (images,)).float(), labels)
         return torch.autograd.grad(loss, tuple(with_rows.values()), create_graph=create_graph)
 
 
 class GradientMatching(Term):
-    """Distance of the gradients that real and synthetic images of a class give a network, summed over classes."""
+    """Distance of the gradients that real and synthetic images of a class give a network, summed
+    over classes.
+    """
 
     needs_batch = True
 
     def __init__(self, *, name: str = "gradient", weight: float = 1.0):
         """Compare gradients class by class."""
-        self.name, self.weight = name, weight
+        self.name = name
+        self.weight = weight
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Sum over the classes that the synthetic images have; labels are class indices (N,)."""
         network, batch = context.seen_through()
         parts = []

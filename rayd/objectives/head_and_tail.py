@@ -1,16 +1,17 @@
 """How much the amplitude of a class's characteristic function counts, by the size of the class.
 
-CSDM (see `rayd.methods.csdm`) weighs amplitudes by a in head classes, which have images enough to be diverse, and by 1 - a in
-tail classes; phases have the rest. Which classes are head is not said; with n_c the number of real images of class c:
+CSDM (see `rayd.methods.csdm`) weighs amplitudes by a in head classes, which have images enough to
+be diverse, and by 1 - a in tail classes; phases have the rest. Which classes are head is not said;
+with n_c the number of real images of class c:
 
     uniform      a_c = a for every class
     median       head if n_c is at least the median of n
     rank         head are the ceil(C / 2) largest classes, the first of those that are equally large
     continuous   a_c = (1 - a) + (2 a - 1) u_c,   u_c = log(n_c / n_min) / log(n_max / n_min)
 
-so that the continuous rule agrees with the others in the largest and in the smallest class. The profile of `data.imbalance`
-is exponential, so u_c falls by the same step from class to class. Where all classes are equally large all are head, except by
-rank.
+so that the continuous rule agrees with the others in the largest and in the smallest class. The
+profile of `data.imbalance` is exponential, so u_c falls by the same step from class to class. Where
+all classes are equally large all are head, except by rank.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def check(head_weight: float, split: str) -> None:
     if not 0 <= head_weight <= 1:
         raise ValueError(f"The head amplitude weight must be in [0, 1]. Got {head_weight} instead.")
     if split not in get_args(Split):
-        raise ValueError(f"The split of head and tail must be one of {get_args(Split)}. Got '{split}' instead.")
+        raise ValueError(
+            f"The split of head and tail must be one of {get_args(Split)}. Got '{split}' instead."
+        )
 
 
 def _uniform(counts: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
-"""Terms that any method may add to its objective by their name: `terms.<name>.weight=...`, and `terms.<name>.<setting>=...`.
+"""Terms that any method may add to its objective by their name: `terms.<name>.weight=...`, and
+`terms.<name>.<setting>=...`.
 
-A new one is an entry here: what makes it, and the settings that it takes, which are the keyword arguments of its constructor.
+A new one is an entry here: what makes it, and the settings that it takes, which are the keyword
+arguments of its constructor.
 """
 
 from __future__ import annotations

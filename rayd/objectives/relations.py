@@ -1,7 +1,8 @@
 """Relations between samples and between features: class centralization and covariance matching.
 
-Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang Gao, "Exploiting
-Inter-sample and Inter-feature Relations in Dataset Distillation" (IID), CVPR 2024. Two terms that any method may add:
+Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang
+Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation" (IID), CVPR 2024.
+Two terms that any method may add:
 
     L_CC = sum_c sum_{j in c} max(0, exp(alpha || psi(s_j) - centre_c ||^2) - beta)      class centralization
     L_CM = sum_c || Sigma_c(S) - Sigma_c(T) ||_F^2                                        covariance matching
@@ -10,11 +11,13 @@ Inter-sample and Inter-feature Relations in Dataset Distillation" (IID), CVPR 20
     centre_c  their mean over the synthetic images of class c          s_j  synthetic image j
     Sigma_c   covariance of the local descriptors of the observer's last map, (d, d); see `rayd.statistics.local_covariance`
 
-**Paper and released code differ.** The code has no exponential and no threshold: it sums || psi(s_j) - centre_c ||^2 and says
-that the result is the same; a form with alpha = 0.02 is commented out. That is the default here (`form: squared`), as the
-weights that the paper states (0.05 and 0.01) belong to it and the exponential overflows at distances that are usual at the
-start. As exp(alpha x) is at least 1, a threshold of at most 1 is never reached in the printed form: it shifts the loss by a
-constant and changes no gradient. The real classes may be the centres instead (`centre: real`); the paper does not do that.
+**Paper and released code differ.** The code has no exponential and no threshold: it sums ||
+psi(s_j) - centre_c ||^2 and says that the result is the same; a form with alpha = 0.02 is commented
+out. That is the default here (`form: squared`), as the weights that the paper states (0.05 and
+0.01) belong to it and the exponential overflows at distances that are usual at the start. As
+exp(alpha x) is at least 1, a threshold of at most 1 is never reached in the printed form: it shifts
+the loss by a constant and changes no gradient. The real classes may be the centres instead
+(`centre: real`); the paper does not do that.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from torch import Tensor
 
 from rayd.config import Recipe, TermSettings
 from rayd.errors import ConfigError
-from rayd.networks import Observation, Tap
-from rayd.objectives.terms import Context, Discrepancy, Measured, Need, Term
+from rayd.networks import LayerRole, Observation
+from rayd.objectives.terms import Context, Discrepancy, RealStatistics, StatisticSpec, Term
 from rayd.statistics import LocalCovariance, Moments
 from rayd.statistics.base import membership, ratio
 
@@ -36,10 +39,12 @@ Form = Literal["squared", "exponential"]
 Centre = Literal["synthetic", "real"]
 """Whose mean features are the centres of the classes."""
 
-FEATURES = Need(Tap.FEATURES, Moments)
+FEATURES = StatisticSpec(LayerRole.FEATURES, Moments)
 
 
-def dispersion(features: Tensor, labels: Tensor, classes: int, centres: Tensor | None = None) -> Tensor:
+def dispersion(
+    features: Tensor, labels: Tensor, classes: int, centres: Tensor | None = None
+) -> Tensor:
     """Squared distance of every feature vector (N, d) from its class's centre, (N,).
 
     Args:
@@ -69,7 +74,9 @@ class CentralizationSettings(TermSettings):
     alpha: float = Field(default=0.02, gt=0)
     """`exponential`: scale of the squared distance."""
     beta: float = Field(default=0.0, ge=0)
-    """`exponential`: threshold below which a sample is near enough; at most 1 it changes nothing."""
+    """`exponential`: threshold below which a sample is near enough; at most 1 it changes
+    nothing.
+    """
     centre: Centre = "synthetic"
     """Mean of the synthetic images of a class (paper), or of the real ones."""
 
@@ -87,24 +94,34 @@ class Centralization(Term):
         name: str = "centralization",
         weight: float = 0.05,
     ):
-        """Look through the guides; see `CentralizationSettings`."""
-        self.name, self.weight, self.through, self.needs_classes = name, weight, "guides", True
-        self._form, self._alpha, self._beta, self._centre = form, alpha, beta, centre
+        """Look through the classifiers; see `CentralizationSettings`."""
+        self.name = name
+        self.weight = weight
+        self.through = "classifiers"
+        self.needs_classes = True
+        self._form = form
+        self._alpha = alpha
+        self._beta = beta
+        self._centre = centre
         if centre == "real":
             self.needs = (FEATURES,)
         else:
-            self.taps = frozenset({Tap.FEATURES})
+            self.taps = frozenset({LayerRole.FEATURES})
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Sum over all images; differentiable, through the centres too."""
-        (features,) = (layer.float() for layer in seen.taps[Tap.FEATURES])
+        (features,) = (layer.float() for layer in seen.taps[LayerRole.FEATURES])
         centres = real[FEATURES][0].state()["mean"] if self._centre == "real" else None
         distances = dispersion(features, labels, seen.logits.shape[1], centres)
         return centralization(distances, self._form, self._alpha, self._beta)
 
 
 def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) -> Tensor:
-    """Sum over classes of the squared Frobenius distance of local covariances; classes that either side lacks are left out."""
+    """Sum over classes of the squared Frobenius distance of local covariances; classes that either
+    side lacks are left out.
+    """
     both = (real.count > 0) & (synthetic.count > 0)
     return ((real.covariance - synthetic.covariance).square().sum((1, 2)) * both).sum()
 
@@ -114,7 +131,12 @@ class CovarianceMatching(Discrepancy):
 
     def __init__(self, *, name: str = "covariance", weight: float = 0.01):
         """Listen to the last map."""
-        super().__init__(name, Need(Tap.LAST_MAP, LocalCovariance, "channels"), squared_covariance_gap, weight)
+        super().__init__(
+            name,
+            StatisticSpec(LayerRole.LAST_MAP, LocalCovariance, "channels"),
+            squared_covariance_gap,
+            weight,
+        )
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a single image of a class, whose covariance is zero whatever it shows.

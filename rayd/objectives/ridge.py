@@ -1,7 +1,8 @@
 """Ridge regression on features: what a set teaches a linear classifier, in closed form.
 
-Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression" (FRePo, NeurIPS 2022); Nguyen, Novak, Xiao and
-Lee, "Dataset Distillation with Infinitely Wide Convolutional Networks" (KIP, NeurIPS 2021):
+Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression" (FRePo, NeurIPS
+2022); Nguyen, Novak, Xiao and Lee, "Dataset Distillation with Infinitely Wide Convolutional
+Networks" (KIP, NeurIPS 2021):
 
     P = K_ts (K_ss + lambda I)^-1 Y_s          lambda = 1e-6 trace(K_ss) / n          K_ab = X_a X_b^T
 
@@ -11,15 +12,17 @@ Lee, "Dataset Distillation with Infinitely Wide Convolutional Networks" (KIP, Ne
     X_s  features of the n synthetic images (n, d)     Y_s  their targets (n, C), which may be learned
     first_j, second_j   largest and second largest entry of row j of Y_s: learned labels keep a margin
 
-Targets are centred one-hot rows, (y - 1/C) / sqrt(C / 10). KIP has the kernel of an infinitely wide network in place of X X^T.
+Targets are centred one-hot rows, (y - 1/C) / sqrt(C / 10). KIP has the kernel of an infinitely wide
+network in place of X X^T.
 
-With more images than features the same P comes of a smaller system, X_t (X_s^T X_s + lambda I)^-1 X_s^T Y_s, and that is a
-ridge filter: with C = X_s^T X_s / n and S = X_s^T Y_s / n, P = X_t f(C) S for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang,
-UniDD, ICLR 2026; see `rayd.objectives.filters`).
+With more images than features the same P comes of a smaller system, X_t (X_s^T X_s + lambda I)^-1
+X_s^T Y_s, and that is a ridge filter: with C = X_s^T X_s / n and S = X_s^T Y_s / n, P = X_t f(C) S
+for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang, UniDD, ICLR 2026; see `rayd.objectives.filters`).
 
-**Paper and released code.** The ridge is relative to the trace in both, and its gradient counts. Half of the squared distance
-and the margin are those of the code. Here all is computed in float64: a ridge of 1e-6 is below the rounding of float32 as soon
-as there are ten images. Those who left out whitening or centring report chance accuracy.
+**Paper and released code.** The ridge is relative to the trace in both, and its gradient counts.
+Half of the squared distance and the margin are those of the code. Here all is computed in float64:
+a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Those who left out
+whitening or centring report chance accuracy.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ from torch.nn import functional
 
 from rayd.config.choices import RELATIVE_RIDGE
 from rayd.errors import RunError
-from rayd.networks import Observation, Tap
-from rayd.objectives.terms import Context, Measured, Term
+from rayd.networks import LayerRole, Observation
+from rayd.objectives.terms import Context, RealStatistics, Term
 
 
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
@@ -47,11 +50,15 @@ def regression_targets(labels: Tensor, classes: int) -> Tensor:
 
 
 def ridge_of(features: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
-    """The lambda for features (n, d): `relative` times the mean of the n eigenvalues of their kernel matrix, a scalar."""
+    """The lambda for features (n, d): `relative` times the mean of the n eigenvalues of their
+    kernel matrix, a scalar.
+    """
     return relative * features.square().sum() / len(features)
 
 
-def predictions(real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
+def predictions(
+    real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE
+) -> Tensor:
     """What a ridge regression that is trained on the synthetic set says of the real features.
 
     Args:
@@ -84,42 +91,60 @@ def regression_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 
 
 def label_margin(targets: Tensor) -> Tensor:
-    """Minus the mean margin of learned targets (n, C): largest minus second largest entry, counted up to 1 / C."""
+    """Minus the mean margin of learned targets (n, C): largest minus second largest entry, counted
+    up to 1 / C.
+    """
     best = targets.topk(2, dim=1).values
     return -(best[:, 0] - best[:, 1]).clamp(max=1 / targets.shape[1]).mean()
 
 
 def _solved(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    factor, failed = torch.linalg.cholesky_ex(
+        matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    )
     if matrix.device.type != "cpu":
-        # not to wait for the device in every step: what follows of NaN is refused where losses are logged and sets are saved
+        # not to wait for the device in every step: what follows of NaN is refused where losses are
+        # logged and sets are saved
         return torch.where(failed == 0, torch.cholesky_solve(right, factor), torch.nan)
     if failed:
-        raise ValueError("Ridge regression needs synthetic features that are finite and not all zero. Got others instead.")
+        raise ValueError(
+            "Ridge regression needs synthetic features that are finite and not all zero. Got others instead."
+        )
     return torch.cholesky_solve(right, factor)
 
 
 class RidgeRegression(Term):
-    """How well a ridge regression on the synthetic images predicts a real mini-batch, on what the classifier reads."""
+    """How well a ridge regression on the synthetic images predicts a real mini-batch, on what the
+    classifier reads.
+    """
 
     needs_batch = True
     learns_labels = True
-    taps = frozenset({Tap.FEATURES})
+    taps = frozenset({LayerRole.FEATURES})
 
-    def __init__(self, relative: float = RELATIVE_RIDGE, *, name: str = "regression", weight: float = 1.0):
+    def __init__(
+        self, relative: float = RELATIVE_RIDGE, *, name: str = "regression", weight: float = 1.0
+    ):
         """Regress with a ridge of `relative` times the mean eigenvalue of the kernel matrix."""
-        self.name, self.weight, self._relative = name, weight, relative
+        self.name = name
+        self.weight = weight
+        self._relative = relative
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
-        """The mean loss of the real images; labels are class indices (n,), or soft (n, C), and their margin then counts.
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """The mean loss of the real images; labels are class indices (n,), or soft (n, C), and
+        their margin then counts.
 
         Raises:
             RunError: the features are all zero or not finite any more.
         """
         _, batch = context.seen_through()
-        classes, learned = seen.logits.shape[1], labels.is_floating_point()
+        classes = seen.logits.shape[1]
+        learned = labels.is_floating_point()
         targets = regression_targets(labels, classes)
-        (theirs,), (ours,) = batch.look().taps[Tap.FEATURES], seen.taps[Tap.FEATURES]
+        (theirs,) = batch.look().taps[LayerRole.FEATURES]
+        (ours,) = seen.taps[LayerRole.FEATURES]
         try:
             predicted = predictions(theirs.float(), ours.float(), targets, self._relative)
         except ValueError as error:

@@ -1,17 +1,20 @@
 """Exponential moving updating: means of statistics over the blocks of a synthetic set.
 
-Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026): a block of few images is too
-small to stand for a data set, so its statistic is averaged with those of the blocks before it, which are finished and fixed:
+Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026): a
+block of few images is too small to stand for a data set, so its statistic is averaged with those of
+the blocks before it, which are finished and fixed:
 
     s_b = (1 - 1/b) s_{b-1} + (1/b) stat_b          s_0 = 0,     b = 1, 2, ...  blocks
 
-    stat_b  of block b, as it is seen now, with its gradient, which the mean passes on with the factor 1/b
+    stat_b  of block b, as it is seen now, with its gradient, which the mean passes on with the
+    factor 1/b
     s_b     what is compared; s_{b-1} takes what the last look at block b-1 gave
 
-So s_b is the mean over the blocks; all have the same weight. A covariance that is averaged so lacks the part between blocks, in
-the paper and here alike. The released code writes s_b once a block is finished; here every look leaves the mean that it gave,
-and the first look at the next block finds it (see `Context.memory`). Blocks are counted by the looks that an observer took: one
-that was not asked in a block has nothing to average for it.
+So s_b is the mean over the blocks; all have the same weight. A covariance that is averaged so lacks
+the part between blocks, in the paper and here alike. The released code writes s_b once a block is
+finished; here every look leaves the mean that it gave, and the first look at the next block finds
+it (see `Context.memory`). Blocks are counted by the looks that an observer took: one that was not
+asked in a block has nothing to average for it.
 """
 
 from __future__ import annotations
@@ -23,23 +26,31 @@ from rayd.objectives.terms import Context
 
 
 class RunningMeans:
-    """The means of one call; kept in the context's memory under the names of the statistics, `block` and `before`."""
+    """The means of one call; kept in the context's memory under the names of the statistics,
+    `block` and `before`.
+    """
 
     def __init__(self, context: Context):
         """Find out how many blocks came before this one; a single block has no memory."""
-        self._memory, self._kept = context.memory, dict(context.memory)
-        self._alone, self._last = context.blocks == 1, context.block + 1 == context.blocks
-        self._before, self._source = 0, "before"
+        self._memory = context.memory
+        self._kept = dict(context.memory)
+        self._alone = context.blocks == 1
+        self._last = context.block + 1 == context.blocks
+        self._before = 0
+        self._source = "before"
         if "block" in self._kept:
             self._before = int(self._kept["before"])
             if int(self._kept["block"]) != context.block:
-                self._before, self._source = self._before + 1, "now"
+                self._before = self._before + 1
+                self._source = "now"
         if not self._alone:
             self._memory["block"] = torch.tensor(context.block)
             self._memory["before"] = torch.tensor(self._before)
 
     def __call__(self, name: str, current: Tensor) -> Tensor:
-        """The mean with what came before, of the same shape and dtype; its gradient is that of `current`, times 1/b."""
+        """The mean with what came before, of the same shape and dtype; its gradient is that of
+        `current`, times 1/b.
+        """
         mean = current
         if self._before > 0:
             weight = 1 / (self._before + 1)

@@ -1,7 +1,8 @@
-"""What moments of the synthetic images are compared with: targets derived of one observer's real statistics, made once.
+"""What moments of the synthetic images are compared with: targets derived of one observer's real
+statistics, made once.
 
-All layers stand side by side, as one table: a column for each feature of each layer, D in all; a row for each class that a
-block of images holds, K of them, or one row for all classes together.
+All layers stand side by side, as one table: a column for each feature of each layer, D in all; a
+row for each class that a block of images holds, K of them, or one row for all classes together.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class ClassTargets:
         parts = [statistic.rows(present) for statistic in statistics]
         known = (parts[0].count > 0).to(parts[0].mean.dtype)
         mean = torch.cat([part.mean for part in parts], 1)
-        variance = torch.cat([part.within_variance if inside else part.variance for part in parts], 1)
+        variance = torch.cat(
+            [part.within_variance if inside else part.variance for part in parts], 1
+        )
         self.each = Target(mean, variance, known / known.sum().clamp(min=1))
         """One row a class, all of the same weight; classes without real images have none."""
 
@@ -68,21 +71,29 @@ class Targets:
         self.widths = [statistic.mean.shape[1] for statistic in statistics]
         """Columns of each layer."""
         self.plan: tuple[Tensor, Tensor] | None = None
-        """Which layer each column belongs to, one-hot, and weights of the layers, where all of them are compared."""
+        """Which layer each column belongs to, one-hot, and weights of the layers, where all of them
+        are compared.
+        """
 
     def are_of(self, statistics: Sequence[Moments]) -> bool:
         """Whether these very objects are what they were made of."""
-        return len(statistics) == len(self._of) and all(a() is b for a, b in zip(self._of, statistics, strict=True))
+        return len(statistics) == len(self._of) and all(
+            a() is b for a, b in zip(self._of, statistics, strict=True)
+        )
 
     @cached_property
     def everything(self) -> Target:
         """All classes together (one row): the variance holds the part between classes."""
         pooled = [statistic.pooled() for statistic in self._statistics]
         mean = torch.cat([statistic.mean for statistic in pooled], 1)
-        return Target(mean, torch.cat([statistic.variance for statistic in pooled], 1), mean.new_ones(1))
+        return Target(
+            mean, torch.cat([statistic.variance for statistic in pooled], 1), mean.new_ones(1)
+        )
 
     def classes(self, labels: Tensor) -> ClassTargets:
-        """Targets for the classes of a block with these labels (N,); those of the last block are kept."""
+        """Targets for the classes of a block with these labels (N,); those of the last block are
+        kept.
+        """
         key = derived(labels, "as a tuple", lambda: tuple(on_host(labels).tolist()))
         if self._block is None or self._block[0] != key:
             self._block = key, ClassTargets(self._statistics, labels, self._inside)

@@ -1,8 +1,9 @@
 """Terms of an objective, and what they need to know of the real data.
 
-An objective is a weighted sum of terms. A term looks at one observer's view of the synthetic images (an `Observation`) and,
-where it compares with the real data, at statistics of the same observer's view of them. It says what it needs; the engine
-measures that once, over the whole real set, or samples it, whichever the recipe asks for: the term cannot tell.
+An objective is a weighted sum of terms. A term looks at one observer's view of the synthetic images
+(an `Observation`) and, where it compares with the real data, at statistics of the same observer's
+view of them. It says what it needs; the engine measures that once, over the whole real set, or
+samples it, whichever the recipe asks for: the term cannot tell.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayd.config import Panel, Recipe
+from rayd.config import NetworkGroup, Recipe
 from rayd.derived import derived, uploaded
-from rayd.networks import Observation, Tap
+from rayd.networks import LayerRole, Observation
 from rayd.statistics import (
     CharacteristicFunction,
     Covariance,
@@ -35,20 +36,30 @@ from rayd.statistics import (
 
 
 @dataclass(frozen=True)
-class Need:
-    """A statistic of the real data that a term asks for: where it is taken, how maps become vectors, and which."""
+class StatisticSpec:
+    """A statistic of the real data that a term asks for: where it is taken, how maps become
+    vectors, and which.
+    """
 
-    tap: Tap
+    tap: LayerRole
     """Where the observer is listened to."""
-    statistic: type[Moments] | type[Covariance] | type[LocalCovariance] | type[LabelCorrelation] | type[CharacteristicFunction]
+    statistic: (
+        type[Moments]
+        | type[Covariance]
+        | type[LocalCovariance]
+        | type[LabelCorrelation]
+        | type[CharacteristicFunction]
+    )
     """Which statistic."""
     view: View = "flat"
     """How a feature map becomes feature vectors."""
     patch: int = 0
     """Side of a patch in pixels of the map, for the view of patches alone."""
     pooled: bool = False
-    """Whether classes are taken together from the start: the statistic has one row, whose size does not grow with classes. It
-    is what `pooled()` makes of one kept by class, the part between classes included."""
+    """Whether classes are taken together from the start: the statistic has one row, whose size does
+    not grow with classes. It is what `pooled()` makes of one kept by class, the part between
+    classes included.
+    """
     frequencies: Frequencies | None = None
     """Where a characteristic function is taken; None for other statistics."""
     normalize: bool = False
@@ -69,17 +80,30 @@ class Need:
     @property
     def key(self) -> str:
         """A stable name, for files and cache keys."""
-        parts = [self.tap.value, f"{self.view}{self.patch or ''}", *(["normalized"] if self.normalize else [])]
+        parts = [
+            self.tap.value,
+            f"{self.view}{self.patch or ''}",
+            *(["normalized"] if self.normalize else []),
+        ]
         parts += ["pooled"] if self.pooled else []
-        parts += [self.statistic.__name__, *([self.frequencies.key] if self.frequencies is not None else [])]
+        parts += [
+            self.statistic.__name__,
+            *([self.frequencies.key] if self.frequencies is not None else []),
+        ]
         return ".".join(parts)
 
-    def spread(self, parts: tuple[Statistic, ...], labels: Tensor, classes: int) -> tuple[Statistic, ...]:
-        """Statistics of all classes made of those whose rows are the classes among `labels`, in order."""
+    def spread(
+        self, parts: tuple[Statistic, ...], labels: Tensor, classes: int
+    ) -> tuple[Statistic, ...]:
+        """Statistics of all classes made of those whose rows are the classes among `labels`, in
+        order.
+        """
         places = self._places(labels, parts)
         return tuple(part.spread(places, self._count(classes)) for part in parts)
 
-    def add(self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor) -> None:
+    def add(
+        self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor
+    ) -> None:
         """Merge, in place, statistics whose rows are the classes among `labels`, in order."""
         places = self._places(labels, parts)
         for statistic, part in zip(into, parts, strict=True):
@@ -92,11 +116,14 @@ class Need:
 
     @property
     def looks_first(self) -> bool:
-        """Whether `resolved` must be shown real images, for a length that is a median of their features."""
+        """Whether `resolved` must be shown real images, for a length that is a median of their
+        features.
+        """
         return self.frequencies is not None and self.frequencies.scale == "median"
 
     def resolved(self, seen: Sequence[Observation]) -> tuple[Frequencies, ...]:
-        """Its frequencies with their lengths, one a layer, by what an observer sees of some real images, in parts.
+        """Its frequencies with their lengths, one a layer, by what an observer sees of some real
+        images, in parts.
 
         Raises:
             DataError: a length cannot be the median distance of these features.
@@ -104,7 +131,10 @@ class Need:
         if self.frequencies is None:
             return ()
         layers = zip(*(part.taps[self.tap] for part in seen), strict=True)
-        heard = (torch.cat([vectors(*self._features(part)).flatten(0, 1) for part in parts]) for parts in layers)
+        heard = (
+            torch.cat([vectors(*self._features(part)).flatten(0, 1) for part in parts])
+            for parts in layers
+        )
         return tuple(self.frequencies.resolved(features) for features in heard)
 
     def empty(
@@ -119,28 +149,41 @@ class Need:
         Args:
             classes: how many there are.
             dimensions: the layers' shapes without batch axis.
-            generator: draws frequencies, layer after layer; equal for all parts that are to be merged.
+            generator: draws frequencies, layer after layer; equal for all parts that are to be
+                merged.
             lengths: what `resolved` found, for a need that looks first; equal for all parts too.
 
         Raises:
-            ValueError: there are frequencies to draw, and no generator, or no lengths where they are medians.
+            ValueError: there are frequencies to draw, and no generator, or no lengths where they
+                are medians.
         """
         rows = self._count(classes)
         if self.frequencies is None:
-            return tuple(self.statistic.sized(rows, *size(shape, self.view, self.patch)) for shape in dimensions)
+            return tuple(
+                self.statistic.sized(rows, *size(shape, self.view, self.patch))
+                for shape in dimensions
+            )
         if generator is None or (self.looks_first and lengths is None):
-            raise ValueError(f"The need '{self.key}' must be given a generator, and lengths where its scale is a median.")
+            raise ValueError(
+                f"The need '{self.key}' must be given a generator, and lengths where its scale is a median."
+            )
         across = [dimension(shape, self.view, self.patch) for shape in dimensions]
         specs = [self.frequencies] * len(dimensions) if lengths is None else lengths
         drawn = [spec.draw(width, generator) for spec, width in zip(specs, across, strict=True)]
         return tuple(CharacteristicFunction.empty(rows, frequencies) for frequencies in drawn)
 
-    def of(self, seen: Observation, labels: Tensor, like: tuple[Statistic, ...]) -> tuple[Statistic, ...]:
-        """The statistic of what an observer saw, differentiable, one a layer; `like` gives classes and frequencies."""
+    def of(
+        self, seen: Observation, labels: Tensor, like: tuple[Statistic, ...]
+    ) -> tuple[Statistic, ...]:
+        """The statistic of what an observer saw, differentiable, one a layer; `like` gives classes
+        and frequencies.
+        """
         layers = zip(like, seen.taps[self.tap], strict=True)
         heard = ((kind, *self._features(layer)) for kind, layer in layers)
         rows = self._rows(labels)
-        return tuple(kind.like(features, rows, view, patch) for kind, features, view, patch in heard)
+        return tuple(
+            kind.like(features, rows, view, patch) for kind, features, view, patch in heard
+        )
 
     def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:
         """Add what an observer saw of real images, in place, in float64."""
@@ -156,7 +199,8 @@ class Need:
     def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
         """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
         places: Tensor = torch.unique(self._rows(labels))
-        # the labels of a shard are on the CPU, while statistics of work in process stay on the device
+        # the labels of a shard are on the CPU, while statistics of work in process stay on the
+        # device
         return places.to(parts[0].device) if parts else places
 
     def _rows(self, labels: Tensor) -> Tensor:
@@ -164,11 +208,18 @@ class Need:
         return derived(labels, "one row", lambda: _zeros(labels)) if self.pooled else labels
 
     def _features(self, layer: Tensor) -> tuple[Tensor, View, int]:
-        """What a layer heard, with the view and the side of a patch through which it is looked at."""
+        """What a layer heard, with the view and the side of a patch through which it is looked
+        at.
+        """
         if not self.normalize:
             return layer, self.view, self.patch
-        # dead features have no direction; with a smaller eps their gradient would be as good as infinite
-        return functional.normalize(vectors(layer, self.view, self.patch), dim=-1, eps=1e-6), "vectors", 0
+        # dead features have no direction; with a smaller eps their gradient would be as good as
+        # infinite
+        return (
+            functional.normalize(vectors(layer, self.view, self.patch), dim=-1, eps=1e-6),
+            "vectors",
+            0,
+        )
 
 
 def _zeros(labels: Tensor) -> Tensor:
@@ -180,10 +231,12 @@ def _no_draws(purpose: str) -> torch.Generator:
 
 
 def _no_average() -> Tensor:
-    raise RuntimeError("There is no moving average of the images: the term must have an 'averaging' decay.")
+    raise RuntimeError(
+        "There is no moving average of the images: the term must have an 'averaging' decay."
+    )
 
 
-Measured = Mapping[Need, tuple[Statistic, ...]]
+RealStatistics = Mapping[StatisticSpec, tuple[Statistic, ...]]
 """Statistics of the real data by need, one a layer."""
 
 
@@ -206,21 +259,25 @@ class Context:
     generator: Callable[[str], torch.Generator] = _no_draws
     """A private generator for a purpose; equal in every repetition of the step."""
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """What the term keeps from call to call, for this observer and this block of images: read it, and write the new values.
-    Tensors in it are without graph and must not be changed in place."""
+    """What the term keeps from call to call, for this observer and this block of images: read it,
+    and write the new values. Tensors in it are without graph and must not be changed in place.
+    """
     average_logits: Callable[[], Tensor] = _no_average
-    """Logits (N, classes) of the moving average of the images, seen through the same view, without graph; for terms with an
-    `averaging` decay."""
+    """Logits (N, classes) of the moving average of the images, seen through the same view, without
+    graph; for terms with an `averaging` decay.
+    """
     accuracy: float | Tensor = 0.0
-    """Fraction of the real training images that the observer gets right, a number or a scalar on a device; 0 for one that was
-    not trained."""
+    """Fraction of the real training images that the observer gets right, a number or a scalar on a
+    device; 0 for one that was not trained.
+    """
     progress: float = 0.0
     """Share of the block's steps that are done, in [0, 1)."""
     block: int = 0
     """Which block of images, from 0."""
     blocks: int = 1
-    """Blocks in all. Where a method's blocks follow one another (`sequential`), a block's first call finds in `memory` what the
-    last call of the block before left there."""
+    """Blocks in all. Where a method's blocks follow one another (`sequential`), a block's first
+    call finds in `memory` what the last call of the block before left there.
+    """
     class_counts: Tensor | None = None
     """Real images of each class of the training split (classes,); a run always tells them."""
     network: nn.Module | None = None
@@ -246,40 +303,59 @@ class Term(ABC):
     """What it is called in recipes, logs and `terms.<name>.weight`."""
     weight: float
     """Its factor, unless the recipe sets another."""
-    needs: tuple[Need, ...] = ()
+    needs: tuple[StatisticSpec, ...] = ()
     """Statistics of the real data that it compares with."""
-    taps: frozenset[Tap] = frozenset()
+    taps: frozenset[LayerRole] = frozenset()
     """Where else it listens."""
-    optional: frozenset[Tap] = frozenset()
+    optional: frozenset[LayerRole] = frozenset()
     """Which of all these taps a network may lack; the term then does without."""
-    through: Panel = "observers"
+    through: NetworkGroup = "observers"
     """Which networks it looks through."""
     needs_classes: bool = False
     """Whether these networks must know the classes, that is be trained on the real data."""
     needs_batch: bool = False
-    """Whether it looks at a real mini-batch itself, not at a statistic; only `real: sampled` has one."""
+    """Whether it looks at a real mini-batch itself, not at a statistic; only `real: sampled` has
+    one.
+    """
     learns_labels: bool = False
     """Whether it can do with rows of probabilities for labels, and has a gradient for them."""
     averaging: float | None = None
-    """Decay of the moving average of the synthetic images that it looks at; None where it looks at none."""
+    """Decay of the moving average of the synthetic images that it looks at; None where it looks at
+    none.
+    """
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a recipe that gives the term nothing to work on (a ConfigError that says what to use instead)."""
+        """Refuse a recipe that gives the term nothing to work on (a ConfigError that says what to
+        use instead).
+        """
         return
 
     @abstractmethod
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
-        """The unweighted value, a scalar, differentiable in what was seen of the synthetic images."""
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in what was seen of the synthetic
+        images.
+        """
 
 
 class Discrepancy(Term):
-    """A term that compares one statistic of the real images with the same statistic of the synthetic ones, layer by layer."""
+    """A term that compares one statistic of the real images with the same statistic of the
+    synthetic ones, layer by layer.
+    """
 
-    def __init__(self, name: str, need: Need, gap: Callable[[Any, Any], Tensor], weight: float = 1.0):
+    def __init__(
+        self, name: str, need: StatisticSpec, gap: Callable[[Any, Any], Tensor], weight: float = 1.0
+    ):
         """Sum of `gap(real, synthetic)` over the layers that the need's tap listens to."""
-        self.name, self.weight, self.needs, self.gap = name, weight, (need,), gap
+        self.name = name
+        self.weight = weight
+        self.needs = (need,)
+        self.gap = gap
 
-    def __call__(self, real: Measured, seen: Observation, labels: Tensor, context: Context) -> Tensor:
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
         """Sum of the gaps of all layers."""
         (need,) = self.needs
         synthetic = need.of(seen, labels, real[need])

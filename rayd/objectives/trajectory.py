@@ -1,7 +1,9 @@
-r"""Trajectory matching: a student that learns from synthetic images shall move as an expert did that learned from real ones.
+r"""Trajectory matching: a student that learns from synthetic images shall move as an expert did
+that learned from real ones.
 
-George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset Distillation by Matching Training
-Trajectories" (MTT), CVPR 2022. From an expert's parameters after epoch t, a student takes N steps of gradient descent:
+George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset
+Distillation by Matching Training Trajectories" (MTT), CVPR 2022. From an expert's parameters after
+epoch t, a student takes N steps of gradient descent:
 
     theta_0 = theta*_t        theta_{i+1} = theta_i - alpha g_i        g_i = grad_theta CE(f(theta_i, A_i(X_i)), Y_i)
 
@@ -11,37 +13,43 @@ Trajectories" (MTT), CVPR 2022. From an expert's parameters after epoch t, a stu
     f       the network, logits (B, classes)              A_i       augmentation, drawn anew for every step (DSA)
     alpha   step size of the student, learned             M         epochs of the expert that the N steps stand for
 
-The loss is 1 where the student has not come nearer, 0 where it has arrived. Its gradient by images, labels and step size goes
-through all N steps, and there are three ways to it:
+The loss is 1 where the student has not come nearer, 0 where it has arrived. Its gradient by images,
+labels and step size goes through all N steps, and there are three ways to it:
 
 `full`      backpropagation through the unrolled steps, as in MTT: their graphs are all in memory at once.
 `reverse`   the same gradient with the memory of one step. The steps are taken without graph, keeping the N vectors theta_i.
-            Then, from last to first, the graph of one step is made again, and the adjoint lambda (P,) pulled through it:
+            Then, from last to first, the graph of one step is made again, and the adjoint lambda
+            (P,) pulled through it:
 
                 lambda_N = d loss / d theta_N              lambda_i = lambda_{i+1} - alpha (d g_i / d theta_i)^T lambda_{i+1}
                 d loss / d X_i = -alpha (d g_i / d X_i)^T lambda_{i+1}, and likewise for labels
                 d loss / d alpha = -sum_i <g_i, lambda_{i+1}>
 
             As g_i is made again with its graph, all three are one backward pass through that graph.
-`truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K with
+`truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset
+Distillation to ImageNet-1K with
             Constant Memory", ICML 2023). With G = sum_i g_i and D = || theta_0 - theta* ||^2,
 
                 d loss / d X_i = (2 / D) (alpha (theta* - theta_0) + alpha^2 G)^T d g_i / d X_i
 
-            which is the sweep above with lambda_i = lambda_N throughout: that X_j moved theta_i, for j < i, is left out. So it
-            is **not** the gradient of the loss, but for N = 1. It saves the pull through the parameters.
+            which is the sweep above with lambda_i = lambda_N throughout: that X_j moved theta_i,
+            for j < i, is left out. So it is **not** the gradient of the loss, but for N = 1. It
+            saves the pull through the parameters.
 
-**Paper and released code differ.** TESLA's code doubles a tuple of gradients where it means to double the gradients, so that it
-has half of the printed formula, which is the one here: with TESLA's published settings, halve the step size of the images.
+**Paper and released code differ.** TESLA's code doubles a tuple of gradients where it means to
+double the gradients, so that it has half of the printed formula, which is the one here: with
+TESLA's published settings, halve the step size of the images.
 
-MTT's step size is free, and may turn negative on the way. Here it is learned as its logarithm (`rayd.synthetic.paced`); this
-module takes the step size itself.
+MTT's step size is free, and may turn negative on the way. Here it is learned as its logarithm
+(`rayd.synthetic.learned_step_size`); this module takes the step size itself.
 
-Labels are class indices or rows of probabilities. DATM (Ziyao Guo et al., "Towards Lossless Dataset Distillation via
-Difficulty-Aligned Trajectory Matching", ICLR 2024) learns logits of labels and has CE(f, softmax(label)): the softmax is the
-synthetic set's own, as whoever trains on it wants rows of probabilities.
+Labels are class indices or rows of probabilities. DATM (Ziyao Guo et al., "Towards Lossless Dataset
+Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024) learns logits of labels and has
+CE(f, softmax(label)): the softmax is the synthetic set's own, as whoever trains on it wants rows of
+probabilities.
 
-Use `reverse`, unless memory does not matter: `full` is somewhat faster, as it needs each step's forward pass only once.
+Use `reverse`, unless memory does not matter: `full` is somewhat faster, as it needs each step's
+forward pass only once.
 """
 
 from __future__ import annotations
@@ -63,7 +71,9 @@ Student = Callable[[Tensor, Tensor], Tensor]
 View = Callable[[Tensor], Tensor]
 """Augmentation of images (B, C, H, W), differentiable, alike whenever it is called."""
 InnerLoss = Callable[[Tensor, Tensor], Tensor]
-"""From logits (B, classes) and labels, indices (B,) or rows (B, classes), to the scalar that the student descends."""
+"""From logits (B, classes) and labels, indices (B,) or rows (B, classes), to the scalar that the
+student descends.
+"""
 Way = Literal["reverse", "full", "truncated"]
 """How the gradient is found; see the head of this module."""
 
@@ -75,7 +85,9 @@ class InnerStep:
     rows: Tensor
     """Which of the images, int64 (B,), each at most once."""
     operations: tuple[Operation, ...] = ()
-    """How they are seen: operations one after another, each differentiable and alike whenever it is called."""
+    """How they are seen: operations one after another, each differentiable and alike whenever it is
+    called.
+    """
 
     def view(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) as the student sees them."""
@@ -108,10 +120,11 @@ def trajectory_loss(
     way: Way = "reverse",
     inner_loss: InnerLoss = cross_entropy,
 ) -> Tensor:
-    """How far a student is from an expert after its steps: a scalar, differentiable once in images, labels and step size.
+    """How far a student is from an expert after its steps: a scalar, differentiable once in images,
+    labels and step size.
 
-    It computes in the precision, and where, the vectors are. With `reverse` and `truncated` the gradient is computed in the
-    backward pass, so a loss that is thrown away costs the steps alone.
+    It computes in the precision, and where, the vectors are. With `reverse` and `truncated` the
+    gradient is computed in the backward pass, so a loss that is thrown away costs the steps alone.
 
     Args:
         student: the network.
@@ -131,7 +144,8 @@ def trajectory_loss(
 
 
 def useful(loss: Tensor, limit: float | None = None) -> Tensor:
-    """Whether losses are of use, elementwise: finite, and not above a limit (DATM skips steps above 1 or so).
+    """Whether losses are of use, elementwise: finite, and not above a limit (DATM skips steps above
+    1 or so).
 
     >>> losses = torch.tensor([0.9, 1.1, float("nan")])
     >>> useful(losses, 1.0).tolist(), useful(losses).tolist()
@@ -141,17 +155,23 @@ def useful(loss: Tensor, limit: float | None = None) -> Tensor:
 
 
 def inner_steps(
-    count: int, batch_size: int | None, steps: int, size: tuple[int, int], draws: Generator, augmentation: DSA | None = None
+    count: int,
+    batch_size: int | None,
+    steps: int,
+    size: tuple[int, int],
+    draws: Generator,
+    augmentation: DSA | None = None,
 ) -> tuple[InnerStep, ...]:
     """Draw what a student learns from.
 
-    As in the released code of MTT, batches are cut from a permutation of the images, and from a new one where it is used up;
-    the last batch of a permutation may be smaller. One operation of the augmentation is drawn a step, with parameters of its
-    own for every image.
+    As in the released code of MTT, batches are cut from a permutation of the images, and from a new
+    one where it is used up; the last batch of a permutation may be smaller. One operation of the
+    augmentation is drawn a step, with parameters of its own for every image.
 
     Args:
         count: images of the synthetic set, n.
-        batch_size: images of a step; all of them, in order, where it is absent or not smaller than n.
+        batch_size: images of a step; all of them, in order, where it is absent or not smaller than
+            n.
         steps: N.
         size: (height, width) of the images.
         draws: a private generator on the CPU.
@@ -167,7 +187,9 @@ def inner_steps(
         if batch_size is None or batch_size >= count:
             rows = torch.arange(count)
         else:
-            waiting = waiting or list(torch.split(torch.randperm(count, generator=draws), batch_size))
+            waiting = waiting or list(
+                torch.split(torch.randperm(count, generator=draws), batch_size)
+            )
             rows = waiting.pop(0)
         operations = () if augmentation is None else augmentation.draw(draws, len(rows), *size)
         drawn.append(InnerStep(rows, operations))
@@ -192,8 +214,12 @@ class _Task:
     steps: tuple[InnerStep, ...]
     inner_loss: InnerLoss
 
-    def gradient(self, step: InnerStep, vector: Tensor, images: Tensor, labels: Tensor, *, again: bool) -> Tensor:
-        """The gradient (P,) for the images (B, C, H, W) of a step; `again`: itself differentiable."""
+    def gradient(
+        self, step: InnerStep, vector: Tensor, images: Tensor, labels: Tensor, *, again: bool
+    ) -> Tensor:
+        """The gradient (P,) for the images (B, C, H, W) of a step; `again`: itself
+        differentiable.
+        """
         loss = self.inner_loss(self.student(vector, step.view(images)), labels)
         return torch.autograd.grad(loss, vector, create_graph=again)[0]
 
@@ -203,7 +229,9 @@ class _Task:
         with torch.enable_grad():
             for step in self.steps:
                 rows = step.rows
-                vector = vector - step_size * self.gradient(step, vector, images[rows], labels[rows], again=True)
+                vector = vector - step_size * self.gradient(
+                    step, vector, images[rows], labels[rows], again=True
+                )
         return vector
 
     def vectors(self, images: Tensor, labels: Tensor, step_size: Tensor) -> list[Tensor]:
@@ -212,7 +240,9 @@ class _Task:
         for step in self.steps:
             rows = step.rows
             with torch.enable_grad():
-                gradient = self.gradient(step, _leaf(vectors[-1]), images[rows], labels[rows], again=False)
+                gradient = self.gradient(
+                    step, _leaf(vectors[-1]), images[rows], labels[rows], again=False
+                )
             vectors.append(torch.addcmul(vectors[-1], gradient, step_size, value=-1))
         return vectors
 
@@ -221,9 +251,13 @@ class _Swept(Function):
     """The loss whose backward pass is the sweep."""
 
     @staticmethod
-    def forward(ctx: Any, task: _Task, truncated: bool, images: Tensor, labels: Tensor, step_size: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, task: _Task, truncated: bool, images: Tensor, labels: Tensor, step_size: Tensor
+    ) -> Tensor:
         vectors = task.vectors(images.detach(), labels.detach(), step_size.detach())
-        ctx.task, ctx.truncated, ctx.vectors = task, truncated, vectors
+        ctx.task = task
+        ctx.truncated = truncated
+        ctx.vectors = vectors
         ctx.save_for_backward(images, labels, step_size)
         return task.segment.loss(vectors[-1])
 
@@ -239,9 +273,14 @@ class _Swept(Function):
 class _Sweep:
     """From the last step to the first, one step's graph at a time."""
 
-    def __init__(self, task: _Task, truncated: bool, images: Tensor, labels: Tensor, step_size: Tensor):
-        self._task, self._truncated = task, truncated
-        self._images, self._labels, self._step_size = images, labels, step_size
+    def __init__(
+        self, task: _Task, truncated: bool, images: Tensor, labels: Tensor, step_size: Tensor
+    ):
+        self._task = task
+        self._truncated = truncated
+        self._images = images
+        self._labels = labels
+        self._step_size = step_size
         self.by_images = torch.zeros_like(images)
         self.by_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
         self.by_step_size = torch.zeros_like(step_size)
@@ -256,10 +295,14 @@ class _Sweep:
             pulled = self._back(self._task.steps[index], vectors[index], adjoint, through)
             adjoint = adjoint if pulled is None else adjoint + pulled
 
-    def _back(self, step: InnerStep, vector: Tensor, adjoint: Tensor, through: bool) -> Tensor | None:
+    def _back(
+        self, step: InnerStep, vector: Tensor, adjoint: Tensor, through: bool
+    ) -> Tensor | None:
         """Add what one step contributes; what it makes of the adjoint, if that is wanted."""
         rows = step.rows
-        vector, images, labels = _leaf(vector), _leaf(self._images[rows]), self._labels[rows]
+        vector = _leaf(vector)
+        images = _leaf(self._images[rows])
+        labels = self._labels[rows]
         wanted = [images]
         if self.by_labels is not None:
             wanted.append(labels.requires_grad_())
@@ -268,8 +311,11 @@ class _Sweep:
         with torch.enable_grad():
             gradient = self._task.gradient(step, vector, images, labels, again=True)
         self.by_step_size -= (gradient.detach() @ adjoint).view_as(self._step_size)
-        # a gradient may be constant in one of them: that of a network that is nothing but a bias does not know the images
-        found = torch.autograd.grad(gradient, wanted, -self._step_size * adjoint, materialize_grads=True)
+        # a gradient may be constant in one of them: that of a network that is nothing but a bias
+        # does not know the images
+        found = torch.autograd.grad(
+            gradient, wanted, -self._step_size * adjoint, materialize_grads=True
+        )
         self.by_images.index_add_(0, rows, found[0])
         if self.by_labels is not None:
             self.by_labels.index_add_(0, rows, found[1])

@@ -1,7 +1,8 @@
 """Recipes by name: one YAML file per cell of a paper's table, with the paper's number and ours.
 
-A recipe is the method's defaults, the file, and overrides, laid on each other in this order and validated as one. What a layer
-says of a variant that a later one leaves is dropped; what the last one says must count.
+A recipe is the method's defaults, the file, and overrides, laid on each other in this order and
+validated as one. What a layer says of a variant that a later one leaves is dropped; what the last
+one says must count.
 """
 
 from __future__ import annotations
@@ -15,12 +16,27 @@ from typing import Any
 import yaml
 
 from rayd import methods
-from rayd.config import MeasuredResult, PaperResult, Recipe, Settings, idle, lookup, merge, nested, read_yaml, validate, without
+from rayd.config import (
+    MeasuredResult,
+    PaperResult,
+    Recipe,
+    Settings,
+    idle,
+    lookup,
+    merge,
+    nested,
+    read_yaml,
+    validate,
+    with_new_names,
+    without,
+)
 from rayd.errors import ConfigError, nearest
 
 _FOLDER = Path(str(resources.files(__name__)))
 _QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Seven times as fast as the other, which PyYAML has everywhere and which survives whatever a stranger's file may hold."""
+"""Seven times as fast as the other, which PyYAML has everywhere and which survives whatever a
+stranger's file may hold.
+"""
 
 
 class Headline(Settings):
@@ -64,8 +80,14 @@ def find(name_or_path: str | Path) -> Path:
     path = _FOLDER / f"{text}.yaml"
     if not path.is_file():
         near = [f"'{name}'" for name in nearest(text, names(), count=3)]
-        hint = f"; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?" if near else "."
-        raise ConfigError(f"Unknown recipe '{text}'{hint} 'rayd recipes' lists all of them; a file must end in .yaml.")
+        hint = (
+            f"; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
+            if near
+            else "."
+        )
+        raise ConfigError(
+            f"Unknown recipe '{text}'{hint} 'rayd recipes' lists all of them; a file must end in .yaml."
+        )
     return path
 
 
@@ -77,14 +99,17 @@ def headlines() -> list[Headline]:
 def _headline(name: str) -> Headline:
     tree = yaml.load(find(name).read_text(encoding="utf-8"), _QUICK_LOADER)
     shown = {key: tree[key] for key in Headline.model_fields if key in tree}
-    return validate(Headline, {**shown, "name": name, "data": tree["data"]["name"]}, f"recipe '{name}'")
+    return validate(
+        Headline, {**shown, "name": name, "data": tree["data"]["name"]}, f"recipe '{name}'"
+    )
 
 
 def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The whole recipe: method's defaults, file, overrides.
 
-    Where overrides change the method, the data or the budget, the result is another cell of the table: it loses the recipe's
-    numbers, and is named by what it is. The terms of a built-in recipe as it is are not built: they are known to fit it.
+    Where overrides change the method, the data or the budget, the result is another cell of the
+    table: it loses the recipe's numbers, and is named by what it is. The terms of a built-in recipe
+    as it is are not built: they are known to fit it.
 
     Args:
         name_or_path: a built-in recipe or a YAML file.
@@ -100,8 +125,10 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     if path.parent == _FOLDER and not (overrides or {}).keys() - {"resources"}:
         return _by_settings(tree, overrides, where)[0]
     recipe = assemble(tree, overrides, where)
-    cell = _by_settings(tree, None, where)[0]
-    changed = [key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)]
+    cell = _by_settings(with_new_names(tree), None, where)[0]
+    changed = [
+        key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)
+    ]
     if not changed:
         return recipe
     update: dict[str, Any] = {"paper": None, "measured": ()}
@@ -113,7 +140,9 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
 
 def _of_cell(recipe: Recipe, key: str) -> Any:
     """What stands under a key that decides the cell; how images are read is no part of it."""
-    return recipe.data.model_copy(update={"stream": None}) if key == "data" else getattr(recipe, key)
+    return (
+        recipe.data.model_copy(update={"stream": None}) if key == "data" else getattr(recipe, key)
+    )
 
 
 def _named_by_content(recipe: Recipe) -> str:
@@ -123,13 +152,19 @@ def _named_by_content(recipe: Recipe) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{recipe.method}-{data}{tail}-ipc{recipe.ipc}")
 
 
-def assemble(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe") -> Recipe:
+def assemble(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe"
+) -> Recipe:
     """A recipe from a mapping of settings and overrides, over the method's defaults.
 
     Raises:
-        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer sets what changes nothing.
+        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
+            sets what changes nothing.
     """
-    # settings first: what is wrong with them alone is said without importing what computes the terms
+    # settings first: what is wrong with them alone is said without importing what computes the
+    # terms
+    tree = with_new_names(tree, where)
+    overrides = None if overrides is None else with_new_names(overrides, where)
     recipe, whole = _by_settings(tree, overrides, where)
     unused = methods.build(recipe).unused
     if not any(lookup(whole, key) is not None for key in unused):
@@ -140,16 +175,24 @@ def assemble(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
     return kept
 
 
-def _by_settings(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None, where: str) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe as far as its settings alone decide it, and the mapping that it was read from; no term is built.
+def _by_settings(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None, where: str
+) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe as far as its settings alone decide it, and the mapping that it was read from; no
+    term is built.
 
     Raises:
-        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer sets what changes nothing.
+        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
+            sets what changes nothing.
     """
     merged = merge(tree, overrides or {})
     method = merged.get("method")
     ipc = merged.get("ipc")
-    defaults = methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1) if isinstance(method, str) else {}
+    defaults = (
+        methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1)
+        if isinstance(method, str)
+        else {}
+    )
     whole = merge(defaults, merged)
     recipe, unused = _read(whole, where)
     if not unused:
@@ -161,7 +204,9 @@ def _by_settings(tree: Mapping[str, Any], overrides: Mapping[str, Any] | None, w
 
 
 def _read(tree: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, str]]:
-    """The recipe that a tree stands for, and what of it changes nothing beside its other settings, with reasons."""
+    """The recipe that a tree stands for, and what of it changes nothing beside its other settings,
+    with reasons.
+    """
     recipe = validate(Recipe, tree, where)
     settings = methods.get(recipe.method).read(recipe.objective)
     unused = {**dict(idle(recipe, recipe)), **dict(idle(settings, recipe, "objective."))}
@@ -188,7 +233,11 @@ def _refuse(
     """
     for key, reason in unused.items():
         # a file may say what holds anyway, as a run's config.yaml says everything
-        said = lookup(tree, key) if overrides is None and lookup(_dump(recipe), key) != lookup(_dump(kept), key) else None
+        said = (
+            lookup(tree, key)
+            if overrides is None and lookup(_dump(recipe), key) != lookup(_dump(kept), key)
+            else None
+        )
         if lookup(overrides or {}, key) is not None or said is not None:
             raise ConfigError(f"Setting '{key}' would change nothing in {where}: {reason}")
 

@@ -1,14 +1,16 @@
-"""What all statistics of features have in common: they are sums over samples, hence commutative monoids.
+"""What all statistics of features have in common: they are sums over samples, hence commutative
+monoids.
 
 A statistic is kept per class. Symbols used in this package:
 
     N  samples (images)               C  classes
     s  feature vectors of one sample  d  dimension of a feature vector
 
-Each class has `empty`, the neutral element, and `of`, the statistic of one batch of feature vectors (N, s, d) with class
-indices (N,). Real side: start from `empty`, `update` with batch after batch in float64, `merge` the parts that other workers
-made. Synthetic side: `real.like(batch)`, differentiable in the features' own precision. Both take feature maps as they come,
-with the name of a view. Derived quantities (means, ...) are properties.
+Each class has `empty`, the neutral element, and `of`, the statistic of one batch of feature vectors
+(N, s, d) with class indices (N,). Real side: start from `empty`, `update` with batch after batch in
+float64, `merge` the parts that other workers made. Synthetic side: `real.like(batch)`,
+differentiable in the features' own precision. Both take feature maps as they come, with the name of
+a view. Derived quantities (means, ...) are properties.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from rayd.transfer import upload
 
 
 def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """One-hot rows (N, classes) of class indices (N,): class sums become one deterministic matrix product."""
+    """One-hot rows (N, classes) of class indices (N,): class sums become one deterministic matrix
+    product.
+    """
     return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
 def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d), of vectors (N, s, d)."""
+    """Counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d),
+    of vectors (N, s, d).
+    """
     member = membership(labels, classes, features.dtype)
     count = member.sum(0) * features.shape[1]
     mean = ratio(member.T @ features.sum(1), count)
@@ -41,10 +47,11 @@ def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True, eq=False)
 class Statistic(ABC):
-    """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class, but the `shared` ones.
+    """A commutative monoid over feature vectors. Fields are tensors whose first axis is the class,
+    but the `shared` ones.
 
-    Two of them are equal only if they are the same object, so that what is derived of one can be kept by it. The row of an
-    empty class is zero.
+    Two of them are equal only if they are the same object, so that what is derived of one can be
+    kept by it. The row of an empty class is zero.
     """
 
     shared: ClassVar[frozenset[str]] = frozenset()
@@ -63,8 +70,11 @@ class Statistic(ABC):
         """The statistic of both parts together."""
 
     @abstractmethod
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
-        """The same statistic of another batch: as many classes, the same frequencies. Differentiable in the features.
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
+        """The same statistic of another batch: as many classes, the same frequencies.
+        Differentiable in the features.
 
         Args:
             features: feature vectors (N, s, d), or what `view` makes into such.
@@ -73,27 +83,44 @@ class Statistic(ABC):
             patch: side of a patch, for the view of patches.
         """
 
-    def update(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
-        """Add a batch in float64, without autograd, in place; returns self. Touches only the classes that the batch holds."""
+    def update(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
+        """Add a batch in float64, without autograd, in place; returns self. Touches only the
+        classes that the batch holds.
+        """
         with torch.no_grad():
             present, compact = present_classes(labels)
-            return self.add(self.rows(present).like(features.double(), compact, view, patch), present)
+            return self.add(
+                self.rows(present).like(features.double(), compact, view, patch), present
+            )
 
     def rows(self, classes: Tensor) -> Self:
         """The statistic restricted to some classes, in the given order."""
-        return type(self)(**{name: tensor if name in self.shared else tensor[classes] for name, tensor in self.state().items()})
+        return type(self)(
+            **{
+                name: tensor if name in self.shared else tensor[classes]
+                for name, tensor in self.state().items()
+            }
+        )
 
     def spread(self, classes: Tensor, count: int) -> Self:
-        """The inverse of `rows`: a statistic of `count` classes that has these at `classes`, and the others empty."""
+        """The inverse of `rows`: a statistic of `count` classes that has these at `classes`, and
+        the others empty.
+        """
 
         def placed(tensor: Tensor) -> Tensor:
             return tensor.new_zeros(count, *tensor.shape[1:]).index_copy_(0, classes, tensor)
 
-        return type(self)(**{name: t if name in self.shared else placed(t) for name, t in self.state().items()})
+        return type(self)(
+            **{name: t if name in self.shared else placed(t) for name, t in self.state().items()}
+        )
 
     @torch.no_grad()
     def add(self, part: Self, classes: Tensor) -> Self:
-        """Merge what holds some classes alone, in the given order, in place; returns self. Other classes are not touched."""
+        """Merge what holds some classes alone, in the given order, in place; returns self. Other
+        classes are not touched.
+        """
         for name, after in self.rows(classes).merge(part).state().items():
             if name in self.shared - self.constant:
                 getattr(self, name).copy_(after)
@@ -115,15 +142,22 @@ class Statistic(ABC):
         """The inverse of `state`."""
         return cls(**state)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """The same statistic on another device or in another precision."""
-        moved = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in self.state().items()}
+        moved = {
+            name: tensor if dtype is None else tensor.to(dtype)
+            for name, tensor in self.state().items()
+        }
         if device is not None:
             moved = {name: upload(tensor, torch.device(device)) for name, tensor in moved.items()}
         return type(self)(**moved)
 
 
 def ratio(numerator: Tensor, count: Tensor) -> Tensor:
-    """`numerator / count` with zero where the count is zero; the count's axes are the numerator's first ones."""
+    """`numerator / count` with zero where the count is zero; the count's axes are the numerator's
+    first ones.
+    """
     shape = count.shape + (1,) * (numerator.ndim - count.ndim)
     return numerator / count.clamp(min=1).reshape(shape)

@@ -2,8 +2,9 @@
 
     phi_c(t) = (1/n_c) sum_i exp(i <t, x_i>) = real_c(t) + i imaginary_c(t)
 
-At fixed frequencies it is a sum over samples like any other statistic. Memory holds the frequencies and the sums, and of the
-angles <t, x> a part of bounded size (`rayd.statistics.wave_sums`). Used by NCFM and CSDM.
+At fixed frequencies it is a sum over samples like any other statistic. Memory holds the frequencies
+and the sums, and of the angles <t, x> a part of bounded size (`rayd.statistics.wave_sums`). Used by
+NCFM and CSDM.
 """
 
 from __future__ import annotations
@@ -36,20 +37,28 @@ class CharacteristicFunction(Statistic):
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int, frequencies: Tensor) -> Self:
-        """Characteristic function at frequencies (M, d) of a batch of feature vectors (N, s, d) with class indices (N,)."""
+        """Characteristic function at frequencies (M, d) of a batch of feature vectors (N, s, d)
+        with class indices (N,).
+        """
         spread = features.shape[1]
         count = membership(labels, classes, features.dtype).sum(0) * spread
         each = labels.repeat_interleave(spread)
-        cosine, sine = wave_sums(features.flatten(0, 1), frequencies.to(features.dtype), each, classes)
+        cosine, sine = wave_sums(
+            features.flatten(0, 1), frequencies.to(features.dtype), each, classes
+        )
         return cls(count, cosine, sine, frequencies)
 
     @classmethod
     def empty(cls, classes: int, frequencies: Tensor) -> Self:
         """Characteristic function of no samples at frequencies (M, d)."""
-        zeros = torch.zeros(classes, len(frequencies), dtype=torch.float64, device=frequencies.device)
+        zeros = torch.zeros(
+            classes, len(frequencies), dtype=torch.float64, device=frequencies.device
+        )
         return cls(zeros.new_zeros(classes), zeros, zeros.clone(), frequencies.double())
 
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """The same statistic of another batch, at the same frequencies."""
         return self.of(vectors(features, view, patch), labels, len(self.count), self.frequencies)
 
@@ -59,9 +68,16 @@ class CharacteristicFunction(Statistic):
         Raises:
             ValueError: the frequencies differ.
         """
-        if self.frequencies is not other.frequencies and not torch.equal(self.frequencies, other.frequencies):
+        if self.frequencies is not other.frequencies and not torch.equal(
+            self.frequencies, other.frequencies
+        ):
             raise ValueError("Characteristic functions at different frequencies cannot be merged.")
-        return type(self)(self.count + other.count, self.cosine + other.cosine, self.sine + other.sine, self.frequencies)
+        return type(self)(
+            self.count + other.count,
+            self.cosine + other.cosine,
+            self.sine + other.sine,
+            self.frequencies,
+        )
 
     @property
     def real(self) -> Tensor:

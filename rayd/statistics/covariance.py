@@ -2,7 +2,8 @@
 
     scatter_c = sum_i (x_i - mean_c)(x_i - mean_c)^T        covariance_c = scatter_c / n_c
 
-Used by UniDD and CFM, whose feature-feature correlation ("FFC") it is: of all classes together, and centred.
+Used by UniDD and CFM, whose feature-feature correlation ("FFC") it is: of all classes together, and
+centred.
 """
 
 from __future__ import annotations
@@ -47,12 +48,16 @@ class Covariance(Statistic):
 
     @classmethod
     def of_all(cls, features: Tensor) -> Self:
-        """Covariance (one row) of all feature vectors (N, s, d) of a batch, without grouping by class."""
+        """Covariance (one row) of all feature vectors (N, s, d) of a batch, without grouping by
+        class.
+        """
         rows = features.reshape(-1, features.shape[-1])
         mean, scatter = _Scatter.apply(rows)
         return cls(mean.new_full((1,), len(rows)), mean.unsqueeze(0), scatter.unsqueeze(0))
 
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """The same statistic of another batch; one row takes all of it, whatever the labels."""
         if len(self.count) == 1:
             return self.of_all(vectors(features, view, patch))
@@ -84,8 +89,8 @@ class Covariance(Statistic):
 class _Scatter(torch.autograd.Function):
     """Mean (d,) and scatter matrix (d, d) of rows (M, d).
 
-    With g and G the gradients of both, that of row x is g / M + (G + G^T)(x - mean): one product with a matrix, where autograd
-    makes two. Differentiable (twice).
+    With g and G the gradients of both, that of row x is g / M + (G + G^T)(x - mean): one product
+    with a matrix, where autograd makes two. Differentiable (twice).
     """
 
     @staticmethod
@@ -106,7 +111,9 @@ class _Scatter(torch.autograd.Function):
 
 
 def grouped(deviation: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Deviations (N, s, d) as (C, m*s, d): by class, padded with zeros to the largest class m, for one batched product."""
+    """Deviations (N, s, d) as (C, m*s, d): by class, padded with zeros to the largest class m, for
+    one batched product.
+    """
     grid = class_grid(labels, classes)
     padded = deviation.new_zeros(classes, grid.width, *deviation.shape[1:])
     padded = padded.index_put((grid.rows, grid.places), deviation[grid.order])

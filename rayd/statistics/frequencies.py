@@ -1,11 +1,14 @@
-"""Frequencies at which characteristic functions are compared: spectral samplers of shift-invariant kernels.
+"""Frequencies at which characteristic functions are compared: spectral samplers of shift-invariant
+kernels.
 
-Bochner (1933), used for sampling by Rahimi and Recht, "Random Features for Large-Scale Kernel Machines" (NeurIPS 2007): a
-kernel k(x, y) = kappa(x - y) with kappa(0) = 1 is the Fourier transform of a probability measure, its spectrum,
+Bochner (1933), used for sampling by Rahimi and Recht, "Random Features for Large-Scale Kernel
+Machines" (NeurIPS 2007): a kernel k(x, y) = kappa(x - y) with kappa(0) = 1 is the Fourier transform
+of a probability measure, its spectrum,
 
     kappa(delta) = E_t cos<t, delta>          t, delta (d,)
 
-so that frequencies t drawn from the spectrum stand for the kernel. With the length s (`scale`), in units of the features:
+so that frequencies t drawn from the spectrum stand for the kernel. With the length s (`scale`), in
+units of the features:
 
     kernel               kappa(delta)                               t
     gaussian             exp(-|delta|^2 / 2 s^2)                    z / s
@@ -17,12 +20,13 @@ so that frequencies t drawn from the spectrum stand for the kernel. With the len
     z   standard normal (d,), z' a standard normal number       G    gamma function, K_v modified Bessel function
     g_b gamma variate of shape b and rate 1, one a frequency    v, a `smoothness`, `mixture`
 
-The isotropic Laplace kernel is Matern's with v = 1/2, the Gaussian one its limit. In all of them s only divides: frequencies of
-length s are those of length 1 divided by s, with the same draws.
+The isotropic Laplace kernel is Matern's with v = 1/2, the Gaussian one its limit. In all of them s
+only divides: frequencies of length s are those of length 1 divided by s, with the same draws.
 
-**Length.** Where features are far apart in units of s, every characteristic function vanishes and so do its gradients; on
-features of norm 1 no two are farther apart than 2, and s = 1 is NCFM's choice. On features as they are, `scale: median` takes
-the median distance of pairs of real ones (Gretton et al., JMLR 2012), in the norm that the kernel is made of.
+**Length.** Where features are far apart in units of s, every characteristic function vanishes and
+so do its gradients; on features of norm 1 no two are farther apart than 2, and s = 1 is NCFM's
+choice. On features as they are, `scale: median` takes the median distance of pairs of real ones
+(Gretton et al., JMLR 2012), in the norm that the kernel is made of.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ from rayd.errors import DataError
 from rayd.transfer import upload
 
 PAIRED = 512
-"""Feature vectors whose pairs the median is taken over: evenly spaced ones of all that are given."""
+"""Feature vectors whose pairs the median is taken over: evenly spaced ones of all that are
+given.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,24 @@ class Frequencies:
 
     def __post_init__(self) -> None:
         if self.kernel not in get_args(Kernel):
-            raise ValueError(f"The 'kernel' of Frequencies must be one of {get_args(Kernel)}. Got '{self.kernel}' instead.")
+            raise ValueError(
+                f"The 'kernel' of Frequencies must be one of {get_args(Kernel)}. Got '{self.kernel}' instead."
+            )
         if self.number < 1:
-            raise ValueError(f"The 'number' of Frequencies must be at least 1. Got {self.number} instead.")
+            raise ValueError(
+                f"The 'number' of Frequencies must be at least 1. Got {self.number} instead."
+            )
         if isinstance(self.scale, str) and self.scale != "median":
-            raise ValueError(f"The 'scale' of Frequencies must be a length or 'median'. Got '{self.scale}' instead.")
+            raise ValueError(
+                f"The 'scale' of Frequencies must be a length or 'median'. Got '{self.scale}' instead."
+            )
         numbers = {"smoothness": self.smoothness, "mixture": self.mixture}
         numbers |= {} if isinstance(self.scale, str) else {"scale": self.scale}
         for name, value in numbers.items():
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"The '{name}' of Frequencies must be finite and above 0. Got {value} instead.")
+                raise ValueError(
+                    f"The '{name}' of Frequencies must be finite and above 0. Got {value} instead."
+                )
 
     @property
     def key(self) -> str:
@@ -78,12 +92,15 @@ class Frequencies:
         >>> Frequencies("matern", 0.5, 64).key, Frequencies(scale="median").key
         ('matern1.5-0.5-64', 'gaussian-median-4096')
         """
-        own = {"matern": f"{self.smoothness!r}", "rational-quadratic": f"{self.mixture!r}"}.get(self.kernel, "")
+        own = {"matern": f"{self.smoothness!r}", "rational-quadratic": f"{self.mixture!r}"}.get(
+            self.kernel, ""
+        )
         scale = self.scale if isinstance(self.scale, str) else f"{float(self.scale)!r}"
         return f"{self.kernel}{own}-{scale}-{self.number}"
 
     def resolved(self, features: Tensor) -> Frequencies:
-        """These frequencies with the median distance of feature vectors (n, d) for a length; a length in numbers stays.
+        """These frequencies with the median distance of feature vectors (n, d) for a length; a
+        length in numbers stays.
 
         Raises:
             DataError: there are fewer than two vectors, or more than half of the pairs coincide.
@@ -107,7 +124,8 @@ class Frequencies:
         return _SPECTRA[self.kernel](self, dimension, generator) / self._length
 
     def closed_form(self, difference: Tensor) -> Tensor:
-        """The kernel kappa (...) that the frequencies stand for, at differences of feature vectors (..., d).
+        """The kernel kappa (...) that the frequencies stand for, at differences of feature vectors
+        (..., d).
 
         Raises:
             ValueError: the length is not resolved, or a Matern kernel has no elementary form.
@@ -117,7 +135,9 @@ class Frequencies:
     @property
     def _length(self) -> float:
         if isinstance(self.scale, str):
-            raise ValueError("The 'scale' of Frequencies must be a number here: resolve 'median' on features first.")
+            raise ValueError(
+                "The 'scale' of Frequencies must be a number here: resolve 'median' on features first."
+            )
         return self.scale
 
 
@@ -136,7 +156,9 @@ def median_distance(features: Tensor, order: float = 2.0) -> float:
         DataError: there are fewer than two vectors.
     """
     if len(features) < 2:
-        raise DataError(f"A median distance needs at least 2 feature vectors. Got {len(features)} instead.")
+        raise DataError(
+            f"A median distance needs at least 2 feature vectors. Got {len(features)} instead."
+        )
     places = evenly_spaced(len(features))
     chosen = features.detach()[upload(places, features.device)].cpu().double()
     return float(torch.pdist(chosen, order).median())
@@ -148,7 +170,9 @@ def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 def _gamma(shape: float, rows: int, generator: torch.Generator) -> Tensor:
     """Gamma variates (rows, 1) of a shape and rate 1; `torch.distributions` takes no generator."""
-    return torch._standard_gamma(torch.full((rows, 1), shape, dtype=torch.float64), generator=generator)
+    return torch._standard_gamma(
+        torch.full((rows, 1), shape, dtype=torch.float64), generator=generator
+    )
 
 
 def _gaussian(of: Frequencies, dimension: int, generator: torch.Generator) -> Tensor:
@@ -187,7 +211,9 @@ def _matern_form(of: Frequencies, difference: Tensor) -> Tensor:
     """A polynomial times an exponential, for half-integer smoothness p + 1/2."""
     p = int(of.smoothness - 0.5)
     if p != of.smoothness - 0.5:
-        raise ValueError(f"A Matern kernel has a closed form for smoothness 0.5, 1.5, ... alone. Got {of.smoothness} instead.")
+        raise ValueError(
+            f"A Matern kernel has a closed form for smoothness 0.5, 1.5, ... alone. Got {of.smoothness} instead."
+        )
     distance = math.sqrt(2 * of.smoothness) * difference.norm(dim=-1)
     polynomial = torch.zeros_like(distance)
     for i in range(p + 1):
@@ -202,6 +228,8 @@ _CLOSED_FORMS: Mapping[str, Callable[[Frequencies, Tensor], Tensor]] = {
     "laplace": lambda of, difference: (-difference.abs().sum(-1)).exp(),
     "isotropic-laplace": lambda of, difference: (-difference.norm(dim=-1)).exp(),
     "matern": _matern_form,
-    "rational-quadratic": lambda of, difference: (1 + difference.square().sum(-1) / (2 * of.mixture)) ** -of.mixture,
+    "rational-quadratic": lambda of, difference: (
+        (1 + difference.square().sum(-1) / (2 * of.mixture)) ** -of.mixture
+    ),
 }
 """Kernels of length 1."""

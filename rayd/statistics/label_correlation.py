@@ -3,7 +3,8 @@
     total = sum_i y_i x_i^T                (C, d), the transpose of X^T Y
     correlation = total / n                ("FLC")
 
-Labels are class indices or rows of soft labels. Used by UniDD / CFM (signal matching) and ridge-regression methods.
+Labels are class indices or rows of soft labels. Used by UniDD / CFM (signal matching) and
+ridge-regression methods.
 """
 
 from __future__ import annotations
@@ -31,17 +32,28 @@ class LabelCorrelation(Statistic):
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
-        """Correlation of a batch of feature vectors (N, s, d) with class indices (N,) or soft labels (N, C)."""
-        soft = labels.to(features.dtype) if labels.ndim == 2 else membership(labels, classes, features.dtype)
+        """Correlation of a batch of feature vectors (N, s, d) with class indices (N,) or soft
+        labels (N, C).
+        """
+        soft = (
+            labels.to(features.dtype)
+            if labels.ndim == 2
+            else membership(labels, classes, features.dtype)
+        )
         count = features.new_full((), features.shape[0] * features.shape[1])
         return cls(count, soft.T @ features.sum(1))
 
     @classmethod
     def empty(cls, classes: int, dimension: int) -> Self:
         """Correlation of no samples."""
-        return cls(torch.zeros((), dtype=torch.float64), torch.zeros(classes, dimension, dtype=torch.float64))
+        return cls(
+            torch.zeros((), dtype=torch.float64),
+            torch.zeros(classes, dimension, dtype=torch.float64),
+        )
 
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """The same statistic of another batch."""
         return self.of(vectors(features, view, patch), labels, len(self.total))
 
@@ -49,7 +61,9 @@ class LabelCorrelation(Statistic):
         """Sums add."""
         return type(self)(self.count + other.count, self.total + other.total)
 
-    def update(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def update(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """Add a batch in float64, without autograd, in place; returns self."""
         with torch.no_grad():
             part = self.like(features.double(), labels, view, patch)

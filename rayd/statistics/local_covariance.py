@@ -1,12 +1,14 @@
-"""Covariance of local descriptors: how the channels of a map vary together from sample to sample, per class.
+"""Covariance of local descriptors: how the channels of a map vary together from sample to sample,
+per class.
 
     mean_cp = (1/n_c) sum_i x_ip          scatter_c = sum_i sum_p (x_ip - mean_cp)(x_ip - mean_cp)^T
 
     x_ip  descriptor of sample i at place p (d,); a map (d, h, w) has s = h w of them      n_c  samples of class c
 
-Deviations are from the mean *at the same place*, over the samples of the class; `Covariance` takes the mean over places too.
-The two differ by how much the mean map itself varies from place to place, which is no relation between features of samples.
-Few samples suffice: n_c s descriptors stand for d (d + 1) / 2 numbers, where a covariance of whole maps would have (d s)^2.
+Deviations are from the mean *at the same place*, over the samples of the class; `Covariance` takes
+the mean over places too. The two differ by how much the mean map itself varies from place to place,
+which is no relation between features of samples. Few samples suffice: n_c s descriptors stand for d
+(d + 1) / 2 numbers, where a covariance of whole maps would have (d s)^2.
 
 Used by IID (covariance matching; Deng et al., CVPR 2024, Eq. 8 and 9).
 """
@@ -48,9 +50,15 @@ class LocalCovariance(Statistic):
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:
         """Of no samples."""
         counts = torch.zeros(classes, dtype=torch.float64)
-        return cls(counts, counts.new_zeros(classes, vectors, dimension), counts.new_zeros(classes, dimension, dimension))
+        return cls(
+            counts,
+            counts.new_zeros(classes, vectors, dimension),
+            counts.new_zeros(classes, dimension, dimension),
+        )
 
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """The same statistic of another batch."""
         return self.of(vectors(features, view, patch), labels, len(self.count))
 
@@ -65,5 +73,7 @@ class LocalCovariance(Statistic):
 
     @property
     def covariance(self) -> Tensor:
-        """Mean over samples of the sum over places of outer products (C, d, d): the paper's Sigma, not divided by s."""
+        """Mean over samples of the sum over places of outer products (C, d, d): the paper's Sigma,
+        not divided by s.
+        """
         return ratio(self.scatter, self.count)

@@ -2,14 +2,15 @@
 
     mean_c = (1/n_c) sum_i x_i          m2_c = sum_i (x_i - mean_c)^2          variance_c = m2_c / n_c
 
-A sample holds s feature vectors (the positions of a map), so the variance has two parts: within samples, around the mean of
-each sample, and between the means of samples:
+A sample holds s feature vectors (the positions of a map), so the variance has two parts: within
+samples, around the mean of each sample, and between the means of samples:
 
     m2_c = within_c + s sum_j (mean_j - mean_c)^2      within_c = sum_j sum_{i in j} (x_i - mean_j)^2      j  samples of class c
 
-Both are taken from moments of the single samples, (N, d) numbers, so that the statistic of many classes costs no more than
-that of one. Parts are merged by the parallel formula of Chan, Golub and LeVeque (1979), which does not cancel as sums of
-squares do. Used by DM (means), SRe2L, CDA, G-VBSM and EDC (means and variances).
+Both are taken from moments of the single samples, (N, d) numbers, so that the statistic of many
+classes costs no more than that of one. Parts are merged by the parallel formula of Chan, Golub and
+LeVeque (1979), which does not cancel as sums of squares do. Used by DM (means), SRe2L, CDA, G-VBSM
+and EDC (means and variances).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Moments(Statistic):
     m2: Tensor
     """Sum of squared deviations from the mean (C, d)."""
     within: Tensor
-    """The part of m2 inside samples: sum of squared deviations from the sample's own mean (C, d)."""
+    """The part of m2 inside samples: sum of squared deviations from the sample's own mean (C,
+    d).
+    """
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
@@ -50,7 +53,9 @@ class Moments(Statistic):
         mean = ratio(member.T @ samples.mean, images)
         gap = samples.mean - mean[labels]
         within = member.T @ samples.m2
-        return cls(images * samples.size, mean, within + samples.size * (member.T @ gap.square()), within)
+        return cls(
+            images * samples.size, mean, within + samples.size * (member.T @ gap.square()), within
+        )
 
     @classmethod
     def empty(cls, classes: int, dimension: int) -> Self:
@@ -58,7 +63,9 @@ class Moments(Statistic):
         zeros = torch.zeros(classes, dimension, dtype=torch.float64)
         return cls(torch.zeros(classes, dtype=torch.float64), zeros, zeros.clone(), zeros.clone())
 
-    def like(self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0) -> Self:
+    def like(
+        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
+    ) -> Self:
         """The same statistic of another batch."""
         return self.of_samples(sample_moments(features, view, patch), labels, len(self.count))
 
@@ -77,12 +84,18 @@ class Moments(Statistic):
 
     @property
     def within_variance(self) -> Tensor:
-        """The part of the variance inside samples, that is the average biased variance of a sample (C, d)."""
+        """The part of the variance inside samples, that is the average biased variance of a sample
+        (C, d).
+        """
         return ratio(self.within, self.count)
 
     def pooled(self) -> Self:
-        """Moments of all classes together (one row): the variance holds the part between classes."""
+        """Moments of all classes together (one row): the variance holds the part between
+        classes.
+        """
         count = self.count.sum().reshape(1)
         mean = ratio((self.count.unsqueeze(-1) * self.mean).sum(0, keepdim=True), count)
         between = (self.count.unsqueeze(-1) * (self.mean - mean).square()).sum(0, keepdim=True)
-        return type(self)(count, mean, self.m2.sum(0, keepdim=True) + between, self.within.sum(0, keepdim=True))
+        return type(self)(
+            count, mean, self.m2.sum(0, keepdim=True) + between, self.within.sum(0, keepdim=True)
+        )

@@ -1,14 +1,17 @@
-"""How what a layer hears becomes feature vectors: views of feature maps, and moments of each sample's vectors.
+"""How what a layer hears becomes feature vectors: views of feature maps, and moments of each
+sample's vectors.
 
-Symbols: N samples, s feature vectors of one sample, d their dimension, p the side of a patch; a map is (N, channels, h, w).
+Symbols: N samples, s feature vectors of one sample, d their dimension, p the side of a patch; a map
+is (N, channels, h, w).
 
     view        d                       the s vectors of a sample
     flat        all numbers of a map    one
     channels    channels                one a position: s = h w
     patches     patch positions         one a channel and a place inside the patch: s = channels p^2
 
-The patch statistic is that of G-VBSM (Shao et al., CVPR 2024; released code): a map whose sides are no multiples of p is
-stretched bilinearly to the next multiples, then tiled into ceil(h/p) ceil(w/p) patches; a map smaller than p is one patch.
+The patch statistic is that of G-VBSM (Shao et al., CVPR 2024; released code): a map whose sides are
+no multiples of p is stretched bilinearly to the next multiples, then tiled into ceil(h/p) ceil(w/p)
+patches; a map smaller than p is one patch.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from torch import Tensor
 from torch.nn import functional
 
 View = Literal["vectors", "flat", "channels", "patches"]
-"""Name of a view; `vectors` are feature vectors (N, s, d) as they are. Elsewhere features (N, d) are one vector a sample."""
+"""Name of a view; `vectors` are feature vectors (N, s, d) as they are. Elsewhere features (N, d)
+are one vector a sample.
+"""
 
 Tiles = tuple[int, int, int]
 """Rows of patches, columns of patches, side of a patch."""
@@ -60,7 +65,9 @@ def size(shape: tuple[int, ...], view: View, patch: int = 0) -> tuple[int, int]:
 
 
 def vectors(features: Tensor, view: View, patch: int = 0) -> Tensor:
-    """Feature vectors (N, s, d), float32 at least, of features (N, d) or feature maps (N, channels, height, width)."""
+    """Feature vectors (N, s, d), float32 at least, of features (N, d) or feature maps (N, channels,
+    height, width).
+    """
     features = _wide(features)
     if view == "vectors":
         return features
@@ -86,10 +93,11 @@ class SampleMoments(NamedTuple):
 
 
 def sample_moments(features: Tensor, view: View, patch: int = 0) -> SampleMoments:
-    """Moments of every sample's vectors: those of `vectors(features, view, patch)` over its second axis.
+    """Moments of every sample's vectors: those of `vectors(features, view, patch)` over its second
+    axis.
 
-    The vectors are never laid out: maps are read in place, three times forward and once backward, in whatever precision they
-    have; sums are in float32 at least. Differentiable (twice).
+    The vectors are never laid out: maps are read in place, three times forward and once backward,
+    in whatever precision they have; sums are in float32 at least. Differentiable (twice).
     """
     if view == "flat" or (features.ndim == 2 and view != "vectors"):
         mean = _wide(features.flatten(1))
@@ -107,10 +115,11 @@ def sample_moments(features: Tensor, view: View, patch: int = 0) -> SampleMoment
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and centred second moment of planes (N, channels, L): over L, or with tiles over channels and inside the tiles.
+    """Mean and centred second moment of planes (N, channels, L): over L, or with tiles over
+    channels and inside the tiles.
 
-    With g and q the gradients of mean and m2, that of a number x is g/s + 2 q (x - mean): one pass, where autograd would keep
-    the deviations and make three.
+    With g and q the gradients of mean and m2, that of a number x is g/s + 2 q (x - mean): one pass,
+    where autograd would keep the deviations and make three.
     """
 
     @staticmethod
@@ -121,7 +130,9 @@ class _Moments(torch.autograd.Function):
         return torch.cat([mean for mean, _ in parts]), torch.cat([m2 for _, m2 in parts])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tiles | None], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tiles | None], output: tuple[Tensor, Tensor]
+    ) -> None:
         planes, ctx.tiles = inputs
         ctx.save_for_backward(planes, output[0])
 
@@ -137,7 +148,9 @@ class _Moments(torch.autograd.Function):
 
 _AT_ONCE = 1 << 26
 _IN_CACHE = {"cpu": 1 << 20}
-"""Numbers of the maps that are worked on together: on a CPU so few that their deviations stay in its cache."""
+"""Numbers of the maps that are worked on together: on a CPU so few that their deviations stay in
+its cache.
+"""
 
 
 def _moments(planes: Tensor, tiles: Tiles | None) -> tuple[Tensor, Tensor]:
@@ -161,16 +174,22 @@ def _gathered(sums: Tensor, tiles: Tiles | None) -> Tensor:
 
 
 def _spread(values: Tensor, tiles: Tiles | None) -> Tensor:
-    """The plane (N, L) that holds at each place the value of its patch (N, rows columns); without tiles, what came."""
+    """The plane (N, L) that holds at each place the value of its patch (N, rows columns); without
+    tiles, what came.
+    """
     if tiles is None:
         return values
     rows, columns, side = tiles
-    return values.reshape(len(values), rows, 1, columns, 1).expand(-1, -1, side, -1, side).flatten(1)
+    return (
+        values.reshape(len(values), rows, 1, columns, 1).expand(-1, -1, side, -1, side).flatten(1)
+    )
 
 
 def _tiles(sides: tuple[int, ...], patch: int) -> Tiles:
     if patch < 1:
-        raise ValueError(f"The view 'patches' needs a 'patch' of at least 1 pixel. Got {patch} instead.")
+        raise ValueError(
+            f"The view 'patches' needs a 'patch' of at least 1 pixel. Got {patch} instead."
+        )
     return -(-sides[0] // patch), -(-sides[1] // patch), patch
 
 

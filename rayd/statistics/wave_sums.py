@@ -4,8 +4,9 @@
 
     x  n feature vectors (n, d)      t  M frequencies (M, d)      c  classes; the angles <t_j, x_i> are (n, M)
 
-The angles are never laid out whole: they are made tile by tile, rows of x times rows of t, and made again for the gradients.
-With p and q the gradients of C and S, and e_ij = q_cj cos<t_j, x_i> - p_cj sin<t_j, x_i> for i of class c,
+The angles are never laid out whole: they are made tile by tile, rows of x times rows of t, and made
+again for the gradients. With p and q the gradients of C and S, and e_ij = q_cj cos<t_j, x_i> - p_cj
+sin<t_j, x_i> for i of class c,
 
     dx_i = sum_j e_ij t_j          dt_j = sum_i e_ij x_i
 
@@ -27,7 +28,9 @@ IN_CACHE = {"cpu": 1 << 18}
 """Angles that are worked on together: on a CPU so few that they stay in its cache."""
 
 
-def wave_sums(features: Tensor, frequencies: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def wave_sums(
+    features: Tensor, frequencies: Tensor, labels: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
     """Class sums of cosines and of sines, each (classes, M).
 
     Args:
@@ -44,11 +47,16 @@ class _WaveSums(torch.autograd.Function):
     """The sums, with angles that are made again in the backward pass."""
 
     @staticmethod
-    def forward(features: Tensor, frequencies: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        features: Tensor, frequencies: Tensor, labels: Tensor, classes: int
+    ) -> tuple[Tensor, Tensor]:
         member = membership(labels, classes, features.dtype).T
-        cosines, sines = [], []
+        cosines = []
+        sines = []
         for columns, tiles in _tiles(features, frequencies):
-            cosine, sine = (features.new_zeros(classes, columns.stop - columns.start) for _ in range(2))
+            cosine, sine = (
+                features.new_zeros(classes, columns.stop - columns.start) for _ in range(2)
+            )
             for rows in tiles:
                 angle = features[rows] @ frequencies[columns].T
                 sine.addmm_(member[:, rows], angle.sin())
@@ -58,7 +66,9 @@ class _WaveSums(torch.autograd.Function):
         return torch.cat(cosines, 1), torch.cat(sines, 1)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]
+    ) -> None:
         features, frequencies, labels, _ = inputs
         ctx.save_for_backward(features, frequencies, labels)
 
@@ -72,7 +82,8 @@ class _WaveSums(torch.autograd.Function):
             waves = frequencies[columns]
             to_waves = torch.zeros_like(waves) if ctx.needs_input_grad[1] else None
             for rows in tiles:
-                angle, of = features[rows] @ waves.T, labels[rows]
+                angle = features[rows] @ waves.T
+                of = labels[rows]
                 slope = sine[:, columns][of] * angle.cos() - cosine[:, columns][of] * angle.sin()
                 if to_features is not None:
                     to_features[rows] += slope @ waves
@@ -83,9 +94,12 @@ class _WaveSums(torch.autograd.Function):
 
 
 def _tiles(features: Tensor, frequencies: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Parts of the frequencies, each with the parts of the features that it meets, of a bounded number of angles."""
+    """Parts of the frequencies, each with the parts of the features that it meets, of a bounded
+    number of angles.
+    """
     angles = IN_CACHE.get(features.device.type, AT_ONCE)
-    samples, number = len(features), len(frequencies)
+    samples = len(features)
+    number = len(frequencies)
     height = min(max(samples, 1), max(1, int(angles**0.5)))
     width = min(number, max(1, angles // height))
     for start in range(0, number, width):

@@ -7,4 +7,13 @@ from rayd.synthetic.kinds import restore
 from rayd.synthetic.partitioned import Partitioned
 from rayd.synthetic.pixels import Pixels
 
-__all__ = ["Partitioned", "Pixels", "Storage", "SyntheticSet", "blocks", "image_count", "initial", "restore"]
+__all__ = [
+    "Partitioned",
+    "Pixels",
+    "Storage",
+    "SyntheticSet",
+    "blocks",
+    "image_count",
+    "initial",
+    "restore",
+]

@@ -26,7 +26,9 @@ class Storage:
 
 
 class SyntheticSet(nn.Module, ABC):
-    """Base of the parameterisations. Its parameters are learned; images are in normalised (network input) space."""
+    """Base of the parameterisations. Its parameters are learned; images are in normalised (network
+    input) space.
+    """
 
     @abstractmethod
     def __len__(self) -> int:
@@ -34,16 +36,22 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and labels (n,) at indices, all of them when absent; differentiable in the parameters."""
+        """Images (n, C, H, W) and labels (n,) at indices, all of them when absent; differentiable
+        in the parameters.
+        """
 
     @abstractmethod
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Bring the images into a range, (1, C, 1, 1) or (1, C, H, W) each, by changing the parameters in place."""
+        """Bring the images into a range, (1, C, 1, 1) or (1, C, H, W) each, by changing the
+        parameters in place.
+        """
 
     @property
     @abstractmethod
-    def units(self) -> Tensor:
-        """Class indices (m,) of what can be cut apart, in order: what the indices of `part` and `put` count."""
+    def samples(self) -> Tensor:
+        """Class indices (m,) of what can be cut apart, in order: what the indices of `part` and
+        `put` count.
+        """
 
     @abstractmethod
     def part(self, indices: Tensor) -> Self:
@@ -59,7 +67,9 @@ class SyntheticSet(nn.Module, ABC):
 
     def storage(self) -> Storage:
         """What is stored: every parameter and every buffer that is not implied by its position."""
-        kept = dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n not in self.implied}
+        kept = dict(self.named_parameters()) | {
+            n: b for n, b in self.named_buffers() if n not in self.implied
+        }
         return Storage(
             {name: tensor.numel() for name, tensor in kept.items()},
             {name: tensor.numel() * tensor.element_size() for name, tensor in kept.items()},
@@ -67,12 +77,15 @@ class SyntheticSet(nn.Module, ABC):
 
     @property
     def implied(self) -> frozenset[str]:
-        """Buffers that follow from the order of the images, such as hard labels sorted by class, and so cost nothing."""
+        """Buffers that follow from the order of the images, such as hard labels sorted by class,
+        and so cost nothing.
+        """
         return frozenset()
 
     @property
     def step_scales(self) -> dict[str, float]:
-        """Factors of the step size under SGD by the last part of a parameter's name; 1 for those that are not named.
+        """Factors of the step size under SGD by the last part of a parameter's name; 1 for those
+        that are not named.
 
         They make a step along the parameter move images about as far as a step along their pixels.
         """
@@ -80,6 +93,8 @@ class SyntheticSet(nn.Module, ABC):
 
     @torch.no_grad()
     def assign(self, parameters: dict[str, Tensor]) -> None:
-        """Overwrite the parameters with values of the same names and shapes: how a replica follows the original."""
+        """Overwrite the parameters with values of the same names and shapes: how a replica follows
+        the original.
+        """
         for name, parameter in self.named_parameters():
             parameter.copy_(parameters[name])

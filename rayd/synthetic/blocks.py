@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 
-def blocks(labels: Tensor, size: int | Literal["classes"] | None, order: Literal["turn", "class"] = "turn") -> list[Tensor]:
-    """Indices of the images of each block, at most `size` of them; one block in the set's own order if `size` is absent.
+def blocks(
+    labels: Tensor, size: int | Literal["classes"] | None, order: Literal["turn", "class"] = "turn"
+) -> list[Tensor]:
+    """Indices of the images of each block, at most `size` of them; one block in the set's own order
+    if `size` is absent.
 
     `classes` is as many as there are classes: in `turn`, an image of each.
 
-    In `turn`, the first image of every class comes before the second one of any, as in SRe2L's batches of one image of each
-    class; in `class`, all images of a class come before those of the next.
+    In `turn`, the first image of every class comes before the second one of any, as in SRe2L's
+    batches of one image of each class; in `class`, all images of a class come before those of the
+    next.
 
     >>> labels = torch.tensor([0, 0, 1, 1, 2, 2])
     >>> [[block.tolist() for block in blocks(labels, 3, order)] for order in ("turn", "class")]

@@ -8,20 +8,25 @@ from torch import Tensor
 
 from rayd.config import SyntheticSettings
 from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import LowRank
-from rayd.synthetic.paced import Paced
 from rayd.synthetic.partitioned import Partitioned
 from rayd.synthetic.pixels import Pixels
 
-STEP_SIZE, INNER = "log_step_size", "learned."
-"""What the state of a set with a step size has besides, and what the rest of its names begin with."""
+STEP_SIZE = "log_step_size"
+INNER = "learned."
+"""What the state of a set with a step size has besides, and what the rest of its names begin
+with.
+"""
 
 
 def restore(settings: SyntheticSettings, state: Mapping[str, Tensor]) -> SyntheticSet:
     """The set whose `state_dict` this is."""
     if STEP_SIZE in state:
-        inner = {name.removeprefix(INNER): tensor for name, tensor in state.items() if name != STEP_SIZE}
-        return Paced.restored(restore(settings, inner), state[STEP_SIZE])
+        inner = {
+            name.removeprefix(INNER): tensor for name, tensor in state.items() if name != STEP_SIZE
+        }
+        return WithLearnedStepSize.restored(restore(settings, inner), state[STEP_SIZE])
     if settings.kind == "lowrank":
         return LowRank(state["left"], state["right"], state["bases"], state["labels"])
     if settings.kind == "partitioned":

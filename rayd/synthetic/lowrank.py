@@ -1,11 +1,13 @@
-r"""Images as products of small matrices, with factors that several of them share (LS-MTT, "low-rank space").
+r"""Images as products of small matrices, with factors that several of them share (LS-MTT, "low-rank
+space").
 
 Every channel x (H, W) of an image is
 
     x = U Sigma V^T        U (H, r)        Sigma (r, r), full        V^T (r, W)
 
-There are k mapper sets. Each has a U and a V^T for every channel, which all m images of the set share; the bases Sigma are each
-image's own. Image i belongs to set i // m, and there are k m images. Everything is learned, soft labels too.
+There are k mapper sets. Each has a U and a V^T for every channel, which all m images of the set
+share; the bases Sigma are each image's own. Image i belongs to set i // m, and there are k m
+images. Everything is learned, soft labels too.
 
 What is stored, in numbers, with C channels and L classes (the paper's Table 2):
 
@@ -13,23 +15,26 @@ What is stored, in numbers, with C channels and L classes (the paper's Table 2):
 
 There is no released code. **What the paper leaves open, and what was chosen:**
 
-- Start. From real images the factors are their best approximation in the sense of least squares, as alternating least squares
-  finds it (Jieping Ye, "Generalized Low Rank Approximations of Matrices", Machine Learning 2005): U are the r leading
-  eigenvectors of sum_i x_i V V^T x_i^T, V those of sum_i x_i^T U U^T x_i, each made from the other in turn, from V of the
-  stacked images on; then Sigma_i = U^T x_i V. Of a single image, this is its truncated singular value decomposition.
-- Which images share a set: those that follow each other; sorted by class, they are mostly of one class. (On ten sets of
-  twelve digits, rank 2, what is left of the variance is then 0.23, but 0.37 with classes mixed.)
+- Start. From real images the factors are their best approximation in the sense of least squares, as
+  alternating least squares finds it (Jieping Ye, "Generalized Low Rank Approximations of Matrices",
+  Machine Learning 2005): U are the r leading eigenvectors of sum_i x_i V V^T x_i^T, V those of
+  sum_i x_i^T U U^T x_i, each made from the other in turn, from V of the stacked images on; then
+  Sigma_i = U^T x_i V. Of a single image, this is its truncated singular value decomposition.
+- Which images share a set: those that follow each other; sorted by class, they are mostly of one
+  class. (On ten sets of twelve digits, rank 2, what is left of the variance is then 0.23, but 0.37
+  with classes mixed.)
 - k and m for a budget: see `choose`.
 - Labels are logits, whose softmax is learned from, as in DATM (Guo et al., ICLR 2024).
 
 Images share parameters, so what can be cut apart are mapper sets, not images.
 
-**Step sizes.** The gradient by a basis is that of its image, projected; the one by U or V is multiplied by the basis, and a
-step along it moves the image by its square, for all m images of the set: in normalised space, where images have a variance of
-1, up to H W m times as far. So under SGD the step size of U and V is that of the bases divided by H W m, unless
-`synthesis.learning_rates` names another one. With one step size for all, images leave their range by hundreds of times its
-width, which networks with instance normalisation do not notice. On digits (recipe `digits`, rank 3, 1,000 steps, three
-distillations, accuracy on a validation split; k = 3, m = 18):
+**Step sizes.** The gradient by a basis is that of its image, projected; the one by U or V is
+multiplied by the basis, and a step along it moves the image by its square, for all m images of the
+set: in normalised space, where images have a variance of 1, up to H W m times as far. So under SGD
+the step size of U and V is that of the bases divided by H W m, unless `synthesis.learning_rates`
+names another one. With one step size for all, images leave their range by hundreds of times its
+width, which networks with instance normalisation do not notice. On digits (recipe `digits`, rank 3,
+1,000 steps, three distillations, accuracy on a validation split; k = 3, m = 18):
 
     left, right    bases    accuracy             pixels, of a range from 0 to 1
     1              1        0.914 0.902 0.906    -476 to 785
@@ -84,19 +89,25 @@ class LowRank(SyntheticSet):
             labels: class indices (k m,), which stay, or logits (k m, classes), which are learned.
 
         Raises:
-            ConfigError: the images are not as many to each set, or the factors do not fit each other.
+            ConfigError: the images are not as many to each set, or the factors do not fit each
+                other.
         """
         super().__init__()
-        (sets, channels, _, rank), count = left.shape, len(bases)
+        (sets, channels, _, rank) = left.shape
+        count = len(bases)
         if right.shape[:3] != (sets, channels, rank) or bases.shape[1:] != (channels, rank, rank):
             shapes = ", ".join(str(tuple(factor.shape)) for factor in (left, right, bases))
-            raise ConfigError(f"Factors must be (k, C, H, r), (k, C, r, W) and (k m, C, r, r). Got {shapes} instead.")
+            raise ConfigError(
+                f"Factors must be (k, C, H, r), (k, C, r, W) and (k m, C, r, r). Got {shapes} instead."
+            )
         if not count or count % sets or len(labels) != count:
             raise ConfigError(
                 f"Mapper sets must have the same number of images each, and images a label each. Got {sets} sets, {count} "
                 f"images and {len(labels)} labels instead."
             )
-        self.left, self.right, self.bases = (nn.Parameter(part.detach().clone().float()) for part in (left, right, bases))
+        self.left, self.right, self.bases = (
+            nn.Parameter(part.detach().clone().float()) for part in (left, right, bases)
+        )
         if labels.is_floating_point():
             self.labels = nn.Parameter(labels.detach().clone().float())
         else:
@@ -118,9 +129,12 @@ class LowRank(SyntheticSet):
 
     def _decoded(self, indices: Tensor | None) -> Tensor:
         if indices is None:
-            # set by set, so that the gradients of shared factors are sums of matrix products and need no scattering
+            # set by set, so that the gradients of shared factors are sums of matrix products and
+            # need no scattering
             bases = self.bases.view(len(self.left), self.sharing, *self.bases.shape[1:])
-            return torch.einsum("kchr,kmcrs,kcsw->kmchw", self.left, bases, self.right).flatten(0, 1)
+            return torch.einsum("kchr,kmcrs,kcsw->kmchw", self.left, bases, self.right).flatten(
+                0, 1
+            )
         sets = indices // self.sharing
         return self.left[sets] @ self.bases[indices] @ self.right[sets]
 
@@ -133,19 +147,23 @@ class LowRank(SyntheticSet):
 
     @torch.no_grad()
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Move the bases of images that leave the range to where they are nearest to the clamped image, the mappers staying.
+        """Move the bases of images that leave the range to where they are nearest to the clamped
+        image, the mappers staying.
 
-        That is one round of alternating projections onto the range and onto the images that the mappers can make: what remains
-        outside of it shrinks from call to call, but need not vanish.
+        That is one round of alternating projections onto the range and onto the images that the
+        mappers can make: what remains outside of it shrinks from call to call, but need not vanish.
         """
         images = self._decoded(None)
         clamped = images.clamp(lower, upper)
         outside = (clamped != images).flatten(1).any(1)
-        left, right = (torch.linalg.pinv(part).repeat_interleave(self.sharing, 0) for part in (self.left, self.right))
+        left, right = (
+            torch.linalg.pinv(part).repeat_interleave(self.sharing, 0)
+            for part in (self.left, self.right)
+        )
         self.bases[outside] = left[outside] @ clamped[outside] @ right[outside]
 
     @property
-    def units(self) -> Tensor:
+    def samples(self) -> Tensor:
         """Labels (k,) of the first images of the mapper sets, which is what can be cut apart."""
         first = self.labels[:: self.sharing]
         return first.argmax(1) if first.is_floating_point() else first
@@ -153,12 +171,15 @@ class LowRank(SyntheticSet):
     def part(self, indices: Tensor) -> Self:
         """Some mapper sets, with their images."""
         rows = self._images_of(indices)
-        return type(self)(self.left[indices], self.right[indices], self.bases[rows], self.labels[rows])
+        return type(self)(
+            self.left[indices], self.right[indices], self.bases[rows], self.labels[rows]
+        )
 
     @torch.no_grad()
     def put(self, indices: Tensor, part: Self) -> None:
         """Overwrite some mapper sets, their images, and the soft labels of these."""
-        self.left[indices], self.right[indices] = part.left.to(self.left.device), part.right.to(self.right.device)
+        self.left[indices] = part.left.to(self.left.device)
+        self.right[indices] = part.right.to(self.right.device)
         rows = self._images_of(indices)
         self.bases[rows] = part.bases.to(self.bases.device)
         if self.labels.is_floating_point():
@@ -174,7 +195,9 @@ class LowRank(SyntheticSet):
         """Hard labels are free where they are those of `spread`."""
         if self.labels.is_floating_point():
             return frozenset()
-        regular = torch.equal(self.labels, spread(len(self), int(self.labels.max()) + 1).to(self.labels.device))
+        regular = torch.equal(
+            self.labels, spread(len(self), int(self.labels.max()) + 1).to(self.labels.device)
+        )
         return frozenset({"labels"}) if regular else frozenset()
 
 
@@ -213,7 +236,9 @@ def fit(images: Tensor, sets: int, rank: int) -> Factors:
         left = _leading(grouped @ right.unsqueeze(2), rank)
         right = _leading(grouped.mT @ left.unsqueeze(2), rank)
     bases = left.mT.unsqueeze(2) @ grouped @ right.unsqueeze(2)
-    return Factors(*(part.to(images.dtype) for part in (left, right.mT, bases.transpose(1, 2).flatten(0, 1))))
+    return Factors(
+        *(part.to(images.dtype) for part in (left, right.mT, bases.transpose(1, 2).flatten(0, 1)))
+    )
 
 
 def _leading(matrices: Tensor, rank: int) -> Tensor:
@@ -222,8 +247,11 @@ def _leading(matrices: Tensor, rank: int) -> Tensor:
     return vectors[..., -rank:].flip(-1)
 
 
-def random_factors(count: int, sets: int, rank: int, shape: ImageShape, draws: Generator) -> Factors:
-    """Factors of `count` images of independent normal entries with, on average, mean 0 and variance 1 of the pixels.
+def random_factors(
+    count: int, sets: int, rank: int, shape: ImageShape, draws: Generator
+) -> Factors:
+    """Factors of `count` images of independent normal entries with, on average, mean 0 and variance
+    1 of the pixels.
 
     U and V have orthonormal columns, drawn uniformly; the bases are normal.
 
@@ -240,14 +268,21 @@ def random_factors(count: int, sets: int, rank: int, shape: ImageShape, draws: G
 
 
 def choose(
-    budget: int, rank: int, shape: ImageShape, classes: int, *, soft: bool = True, sets: int | None = None
+    budget: int,
+    rank: int,
+    shape: ImageShape,
+    classes: int,
+    *,
+    soft: bool = True,
+    sets: int | None = None,
 ) -> tuple[int, int]:
     """How many mapper sets, k, and images of each, m, a number of stored numbers buys.
 
-    For any k, m is as large as can be. More sets mean images of more different kinds, but fewer of them. The paper gives four
-    choices (its Table 2) and no rule. This one makes the same: of those k that leave over no more than 0.4 % of the budget, or
-    too little for two more images, it takes the one with the greatest k m k^0.35 (any exponent from 0.339 to 0.361 gives the
-    Table; the number of images alone would always take k = 1).
+    For any k, m is as large as can be. More sets mean images of more different kinds, but fewer of
+    them. The paper gives four choices (its Table 2) and no rule. This one makes the same: of those
+    k that leave over no more than 0.4 % of the budget, or too little for two more images, it takes
+    the one with the greatest k m k^0.35 (any exponent from 0.339 to 0.361 gives the Table; the
+    number of images alone would always take k = 1).
 
     Args:
         budget: numbers that may be stored: bytes / 4, as they are float32.
@@ -265,7 +300,8 @@ def choose(
     """
     _check_rank(rank, shape)
     channels, height, width = shape
-    mapper, image = channels * rank * (height + width), channels * rank**2 + (classes if soft else 0)
+    mapper = channels * rank * (height + width)
+    image = channels * rank**2 + (classes if soft else 0)
 
     def sharing(k: int) -> int:
         return max(0, (budget - k * mapper) // (k * image))
@@ -281,7 +317,11 @@ def choose(
     if sets is not None:
         return sets, sharing(sets)
     buying = [(k, sharing(k)) for k in range(1, budget // mapper + 1) if k * sharing(k) >= classes]
-    frugal = [(k, m) for k, m in buying if budget - k * mapper - k * m * image < max(2 * image, UNUSED * budget)]
+    frugal = [
+        (k, m)
+        for k, m in buying
+        if budget - k * mapper - k * m * image < max(2 * image, UNUSED * budget)
+    ]
     return max(frugal, key=lambda pair: pair[0] * pair[1] * pair[0] ** SET_WEIGHT)
 
 

@@ -16,7 +16,9 @@ class Pixels(SyntheticSet):
     labels: Tensor
 
     def __init__(self, images: Tensor, labels: Tensor):
-        """Start from images (n, C, H, W) in normalised space, and class indices (n,) or logits (n, classes)."""
+        """Start from images (n, C, H, W) in normalised space, and class indices (n,) or logits (n,
+        classes).
+        """
         super().__init__()
         self.images = nn.Parameter(images.detach().clone().float())
         if labels.is_floating_point():
@@ -30,11 +32,15 @@ class Pixels(SyntheticSet):
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W), and class indices (n,) or rows of probabilities (n, classes)."""
-        images, labels = (self.images, self.labels) if indices is None else (self.images[indices], self.labels[indices])
+        images, labels = (
+            (self.images, self.labels)
+            if indices is None
+            else (self.images[indices], self.labels[indices])
+        )
         return images, labels.softmax(1) if labels.is_floating_point() else labels
 
     @property
-    def units(self) -> Tensor:
+    def samples(self) -> Tensor:
         """Labels of the stored images."""
         return self.labels.argmax(1) if self.labels.is_floating_point() else self.labels
 

@@ -1,7 +1,7 @@
 """RDED: images stitched from those patches of real images that an observer finds most realistic.
 
-Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation
-Paradigm", CVPR 2024. For every class:
+Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
+Efficient Dataset Distillation Paradigm", CVPR 2024. For every class:
 
     candidates   T_c, at most `candidates` of its real images                              (300)
     crops        x_ik, k = 1..`crops`, of each: square, a random share of its area         (5, RandomResizedCrop, ratio 1)
@@ -9,9 +9,10 @@ Paradigm", CVPR 2024. For every class:
     key patches  of each image its best crop, of all images the IPC * f^2 best ones
     stitching    f x f patches of side S / f make one image of side S
 
-A crop is scored at side S / f, in the middle of an image of side S that is filled with the mean colour, as the released code
-does. Crops are scored after plain bilinear resizing, in one batched call; the patches that are kept are cut again from the
-pixels with antialiasing. Images that f does not divide get patches of sides that differ by one pixel.
+A crop is scored at side S / f, in the middle of an image of side S that is filled with the mean
+colour, as the released code does. Crops are scored after plain bilinear resizing, in one batched
+call; the patches that are kept are cut again from the pixels with antialiasing. Images that f does
+not divide get patches of sides that differ by one pixel.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from rayd.errors import DataError
 from rayd.seeding import generator
 
 Scores = dict[str, Tensor]
-"""`loss` (n,) of the best crop of each candidate, and its `box` (n, 4) as (top, left, height, width) in pixels."""
+"""`loss` (n,) of the best crop of each candidate, and its `box` (n, 4) as (top, left, height,
+width) in pixels.
+"""
 
 CHUNK = 32
 """Candidates whose crops are scored in one forward pass."""
@@ -40,7 +43,9 @@ CHUNK = 32
 def candidates(images: ImageSet, label: int, settings: SyntheticSettings, seed: int) -> Rows:
     """Rows of the real images of a class that patches are cut from, drawn without replacement."""
     rows = images.class_index[label]
-    chosen = torch.randperm(len(rows), generator=generator(seed, "rded candidates", label))[: settings.candidates]
+    chosen = torch.randperm(len(rows), generator=generator(seed, "rded candidates", label))[
+        : settings.candidates
+    ]
     drawn: Rows = rows[chosen.numpy()]
     return drawn
 
@@ -59,7 +64,8 @@ def score(
 
     Args:
         observer: from network input (N, C, S, S) to logits (N, classes).
-        images: uint8 candidates (n, C, H, W), all of one class; of streamed ones a few chunks are in memory at a time.
+        images: uint8 candidates (n, C, H, W), all of one class; of streamed ones a few chunks are
+            in memory at a time.
         label: that class.
         settings: number and size of the crops, patches along a side.
         seed: of the crops, which differ by class.
@@ -69,26 +75,40 @@ def score(
     count, _, height, width = images.shape
     side = (-(-height // settings.patches), -(-width // settings.patches))
     draws = generator(seed, "rded crops", label)
-    drawn = ResizedCrop.draw(draws, count * settings.crops, height, width, side, area=settings.crop, ratio=(1.0, 1.0))
+    drawn = ResizedCrop.draw(
+        draws, count * settings.crops, height, width, side, area=settings.crop, ratio=(1.0, 1.0)
+    )
     boxes = drawn.boxes.reshape(count, settings.crops, 4)
     losses = []
-    for rows, pixels in batches(images, (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))):
+    for rows, pixels in batches(
+        images, (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    ):
         inputs = normalization(torch.tensor(pixels).to(device)).repeat_interleave(settings.crops, 0)
         crops = _framed(resized_crop(inputs, boxes[rows].flatten(0, 1), side), height, width)
         target = torch.full((len(crops),), label, device=crops.device)
-        losses.append(F.cross_entropy(observer(crops), target, reduction="none").cpu().reshape(len(pixels), -1))
+        losses.append(
+            F.cross_entropy(observer(crops), target, reduction="none")
+            .cpu()
+            .reshape(len(pixels), -1)
+        )
     loss, best = torch.cat(losses).min(1)
     return {"loss": loss, "box": boxes[torch.arange(count), best]}
 
 
 def _framed(crops: Tensor, height: int, width: int) -> Tensor:
     """Crops in the middle of images filled with 0, the mean colour."""
-    vertical, horizontal = height - crops.shape[2], width - crops.shape[3]
-    return F.pad(crops, (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2))
+    vertical = height - crops.shape[2]
+    horizontal = width - crops.shape[3]
+    return F.pad(
+        crops,
+        (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2),
+    )
 
 
 def most_realistic(scores: Scores, ipc: int, patches: int) -> Tensor:
-    """The candidates that the images of one class are stitched from, int64 (ipc * patches^2,), the best first."""
+    """The candidates that the images of one class are stitched from, int64 (ipc * patches^2,), the
+    best first.
+    """
     return scores["loss"].argsort(stable=True)[: ipc * patches**2]
 
 
@@ -107,13 +127,21 @@ def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
 
     def patch(row: int, height: int, width: int) -> Tensor:
         top, left, box_height, box_width = boxes[row].tolist()
-        cut: Tensor = antialiased_crop(pixels[row], top, left, box_height, box_width, [height, width], antialias=True)
+        cut: Tensor = antialiased_crop(
+            pixels[row], top, left, box_height, box_width, [height, width], antialias=True
+        )
         return cut
 
     images = [
         torch.cat(
             [
-                torch.cat([patch(int(row), height, width) for row, width in zip(line, widths, strict=True)], dim=2)
+                torch.cat(
+                    [
+                        patch(int(row), height, width)
+                        for row, width in zip(line, widths, strict=True)
+                    ],
+                    dim=2,
+                )
                 for line, height in zip(grid, heights, strict=True)
             ],
             dim=1,

@@ -1,1 +1,3 @@
-"""Networks trained: what they learn from, in which batches and views, by which loss, and how they resume."""
+"""Networks trained: what they learn from, in which batches and views, by which loss, and how they
+resume.
+"""

@@ -1,9 +1,9 @@
 """Where batches come from: drawn anew from a seed, or replayed from stored labels.
 
-What is drawn for a batch is what happens to it, in this order: which images it has, the random view of each
-(`transform`, then DSA's `augmentation`), and how they are mixed in pairs. All of it derives from (seed, purpose, epoch, index
-of the batch) and never from what ran before. A set of a single batch is not shuffled, as order then changes nothing but
-rounding.
+What is drawn for a batch is what happens to it, in this order: which images it has, the random view
+of each (`transform`, then DSA's `augmentation`), and how they are mixed in pairs. All of it derives
+from (seed, purpose, epoch, index of the batch) and never from what ran before. A set of a single
+batch is not shuffled, as order then changes nothing but rounding.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class DrawnBatch:
         return images
 
     def mixed(self, images: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """The images (n, C, H, W) after mixing, each one's partner (n,), if it has one, and the share of the image itself."""
+        """The images (n, C, H, W) after mixing, each one's partner (n,), if it has one, and the
+        share of the image itself.
+        """
         if self.mix is None:
             return images, None, 1.0
         # losses need the partners' labels: they are copied to the device once
@@ -66,11 +68,14 @@ class DrawnBatch:
         return count if isinstance(self.rows, slice) else len(self.rows)
 
     def part(self, places: Tensor) -> DrawnBatch:
-        """What is drawn for its images at these places, int64 (m,): they are seen and mixed as in the whole batch.
+        """What is drawn for its images at these places, int64 (m,): they are seen and mixed as in
+        the whole batch.
 
-        Where images are mixed, the partners follow as m more images; mixing gives back the m images themselves.
+        Where images are mixed, the partners follow as m more images; mixing gives back the m images
+        themselves.
         """
-        mix, seen = self.mix, places
+        mix = self.mix
+        seen = places
         if mix is not None:
             seen = torch.cat((places, mix.permutation[places]))
             mix = replace(mix, permutation=torch.arange(len(places), len(seen)))
@@ -102,45 +107,76 @@ class Draws:
         purpose: what is trained (`student`, ...); other purposes have other draws.
     """
 
-    def __init__(self, settings: TrainingSettings, count: int, shape: ImageShape, seed: int, purpose: str = "student"):
+    def __init__(
+        self,
+        settings: TrainingSettings,
+        count: int,
+        shape: ImageShape,
+        seed: int,
+        purpose: str = "student",
+    ):
         self.sizes = batch_sizes(count, settings.batch_size)
-        self._settings, self._shape, self._seed, self._purpose = settings, shape, seed, purpose
-        self._count, self._augmentation = count, augmentation(settings.augmentation)
+        self._settings = settings
+        self._shape = shape
+        self._seed = seed
+        self._purpose = purpose
+        self._count = count
+        self._augmentation = augmentation(settings.augmentation)
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
         """The batches of one epoch, in order."""
         for index, rows in enumerate(split_rows(self.order(epoch), self.sizes)):
             operations = self.operations(epoch, index)
-            yield DrawnBatch(rows, self._transform(epoch, index), operations, self._mix(epoch, index))
+            yield DrawnBatch(
+                rows, self._transform(epoch, index), operations, self._mix(epoch, index)
+            )
 
     def order(self, epoch: int) -> Tensor | None:
-        """The images in the order of an epoch, int64 (count,); None for a single batch, which is not shuffled."""
-        return torch.randperm(self._count, generator=self._draws("batches", epoch)) if len(self.sizes) > 1 else None
+        """The images in the order of an epoch, int64 (count,); None for a single batch, which is
+        not shuffled.
+        """
+        return (
+            torch.randperm(self._count, generator=self._draws("batches", epoch))
+            if len(self.sizes) > 1
+            else None
+        )
 
     def operations(self, epoch: int, index: int) -> tuple[Operation, ...]:
         """DSA's operations on a batch."""
         if not self._augmentation.operations:
             return ()
-        return self._augmentation.draw(self._draws("augmentation", epoch, index), self.sizes[index], *self._shape[1:])
+        return self._augmentation.draw(
+            self._draws("augmentation", epoch, index), self.sizes[index], *self._shape[1:]
+        )
 
     def _transform(self, epoch: int, index: int) -> Transform | None:
         chosen = self._settings.transform
         if not chosen.words:
             return None
-        return draw_transform(chosen, self._draws("transform", epoch, index), self.sizes[index], *self._shape[1:])
+        return draw_transform(
+            chosen, self._draws("transform", epoch, index), self.sizes[index], *self._shape[1:]
+        )
 
     def _mix(self, epoch: int, index: int) -> CutMix | MixUp | None:
-        name, concentration = self._settings.mix, self._settings.mix_concentration
+        name = self._settings.mix
+        concentration = self._settings.mix_concentration
         if name == "none":
             return None
-        return draw_mix(name, self._draws("mix", epoch, index), self.sizes[index], *self._shape[1:], concentration)
+        return draw_mix(
+            name,
+            self._draws("mix", epoch, index),
+            self.sizes[index],
+            *self._shape[1:],
+            concentration,
+        )
 
     def _draws(self, what: str, *indices: int) -> torch.Generator:
         return generator(self._seed, f"{self._purpose} {what}", *indices)
 
 
 class Replay:
-    """Batches as they were drawn when labels were stored, each with its logits; one chunk of them is in memory at a time.
+    """Batches as they were drawn when labels were stored, each with its logits; one chunk of them
+    is in memory at a time.
 
     DSA's operations are not stored but drawn again, from the seed of the labels.
 
@@ -151,14 +187,17 @@ class Replay:
     """
 
     def __init__(self, stored: StoredLabels, settings: TrainingSettings, shape: ImageShape):
-        self._stored, self._size = stored, (shape.height, shape.width)
+        self._stored = stored
+        self._size = (shape.height, shape.width)
         self._draws = Draws(settings, stored.made_for.count, shape, stored.made_for.seed)
         self._chunk: Chunk | None = None
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
         """The batches of one epoch, in order."""
-        sizes, one = self._draws.sizes, self._of(epoch)
-        transforms, mixes = unpack("transform", one, sizes), unpack("mix", one, sizes)
+        sizes = self._draws.sizes
+        one = self._of(epoch)
+        transforms = unpack("transform", one, sizes)
+        mixes = unpack("mix", one, sizes)
         every = zip(split_rows(one.get("order"), sizes), unpack("labels", one, sizes), strict=True)
         for index, (rows, labels) in enumerate(every):
             yield DrawnBatch(

@@ -1,22 +1,27 @@
-r"""Experts: networks trained on the real data whose parameters are kept after every epoch, for trajectory matching.
+r"""Experts: networks trained on the real data whose parameters are kept after every epoch, for
+trajectory matching.
 
-George Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (MTT, CVPR 2022): 100 experts, 50 epochs of
-plain SGD (step size 0.01, batches of 256, neither momentum nor weight decay nor a schedule) on views of DSA with parameters of
-their own for every image. Experts are no good classifiers, on purpose: what counts is a path that few large steps can follow.
+George Cazenavette et al., "Dataset Distillation by Matching Training Trajectories" (MTT, CVPR
+2022): 100 experts, 50 epochs of plain SGD (step size 0.01, batches of 256, neither momentum nor
+weight decay nor a schedule) on views of DSA with parameters of their own for every image. Experts
+are no good classifiers, on purpose: what counts is a path that few large steps can follow.
 
-Flat trajectories (Jiawei Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset Distillation", FTD, CVPR
-2023), which DATM uses too, are those of GSAM (Juntang Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
-Training", ICLR 2022). Every step takes two gradients of its batch, and descends
+Flat trajectories (Jiawei Du et al., "Minimizing the Accumulated Trajectory Error to Improve Dataset
+Distillation", FTD, CVPR 2023), which DATM uses too, are those of GSAM (Juntang Zhuang et al.,
+"Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022). Every step takes two
+gradients of its batch, and descends
 
     g_p - a (g - <g, g_p> / ||g_p||^2 g_p)        g = grad loss(theta),  g_p = grad loss(theta + rho g / ||g||)
 
     rho  radius, 0.01       a  weight of the surrogate gap, 1 for FTD, 0.3 for DATM; 0 is plain SAM
 
-Of g only the part across g_p counts, so that the loss at the perturbed place falls as in SAM, and its gap to the loss as well.
+Of g only the part across g_p counts, so that the loss at the perturbed place falls as in SAM, and
+its gap to the loss as well.
 
-Each expert is trained by itself. Training several small ones at once (`torch.func.stack_module_state` and `vmap`) was slower on
-a core of a CPU: 0.5 to 0.85 times the speed for ConvNets of width 8 to 32, four or eight together, 0.9 to 1.2 for MLPs, as
-convolutions of different weights become one with groups. On a GPU, let several workers share it.
+Each expert is trained by itself. Training several small ones at once
+(`torch.func.stack_module_state` and `vmap`) was slower on a core of a CPU: 0.5 to 0.85 times the
+speed for ConvNets of width 8 to 32, four or eight together, 0.9 to 1.2 for MLPs, as convolutions of
+different weights become one with groups. On a GPU, let several workers share it.
 """
 
 from __future__ import annotations
@@ -35,13 +40,13 @@ from rayd.devices import autocast, dtype
 from rayd.networks import restore
 from rayd.networks.flat import FlatNetwork
 from rayd.training.batches import Draws
-from rayd.training.course import Course, Subject, resumed
 from rayd.training.judging import accuracy, hits
 from rayd.training.losses import Target, cross_entropy
-from rayd.training.progress import Progress
+from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.squeeze import judged_on
 from rayd.training.trainer import Trainer, View
+from rayd.training.training_run import Subject, TrainingRun, resumed
 from rayd.training.trajectories import Trajectory, write_trajectory
 
 KEPT = "trajectory"
@@ -59,8 +64,9 @@ def train_expert(
     path: Path,
     facts: Mapping[str, Any] | None = None,
     checkpoint: Path | None = None,
-) -> Iterator[Progress | Trajectory]:
-    """Train an expert: yields a `Progress` for each of `milestones(settings.epochs)`, then the `Trajectory` that it wrote.
+) -> Iterator[EpochProgress | Trajectory]:
+    """Train an expert: yields a `EpochProgress` for each of `milestones(settings.epochs)`, then the
+    `Trajectory` that it wrote.
 
     Resumed from its checkpoint it first yields the milestones that it had reached before, at once.
 
@@ -72,9 +78,10 @@ def train_expert(
         seed: of all draws.
         device: where it is trained; the network is moved there.
         path: of the file to write.
-        facts: what its metadata shall say of it, beside index, seed, seconds and `train_accuracy`, the fraction of at most
-            10,000 training images that are right in the end.
-        checkpoint: where to keep the state of an unfinished expert; removed when the caller comes back after the result.
+        facts: what its metadata shall say of it, beside index, seed, seconds and `train_accuracy`,
+            the fraction of at most 10,000 training images that are right in the end.
+        checkpoint: where to keep the state of an unfinished expert; removed when the caller comes
+            back after the result.
 
     Raises:
         ConfigError: the network has buffers or dropout.
@@ -94,11 +101,11 @@ def train_expert(
         }
         return content_hash(made)
 
-    def fresh() -> Course:
+    def fresh() -> TrainingRun:
         restore(network, initial)
         name = f"expert {index} ('{type(network).__name__}') with seed {seed} on the set '{training.name}'"
         trainer = ExpertTrainer(network, training, settings, index, seed, device)
-        return Course(trainer, Subject("expert", name, "experts.learning_rate"), key)
+        return TrainingRun(trainer, Subject("expert", name, "experts.learning_rate"), key)
 
     course = resumed(fresh, checkpoint)
     yield from course.run(checkpoint)
@@ -107,11 +114,13 @@ def train_expert(
         remote.remove(checkpoint)
 
 
-def _written(course: Course, path: Path, facts: dict[str, Any]) -> Trajectory:
+def _written(course: TrainingRun, path: Path, facts: dict[str, Any]) -> Trajectory:
     trainer = course.trainer
     assert isinstance(trainer, ExpertTrainer)
     judged = judged_on(trainer.training)
-    (hit,) = hits(trainer.network, [trainer.weights()], judged, trainer.device, trainer.settings.precision)
+    (hit,) = hits(
+        trainer.network, [trainer.weights()], judged, trainer.device, trainer.settings.precision
+    )
     facts |= {"train_accuracy": accuracy(hit), "seconds": course.seconds}
     return write_trajectory(path, torch.stack(trainer.trajectory), trainer.flat.shapes, facts)
 
@@ -129,17 +138,32 @@ class ExpertTrainer(Trainer):
     """
 
     def __init__(
-        self, network: nn.Module, training: TrainingSet, settings: ExpertSettings, index: int, seed: int, device: torch.device
+        self,
+        network: nn.Module,
+        training: TrainingSet,
+        settings: ExpertSettings,
+        index: int,
+        seed: int,
+        device: torch.device,
     ):
         purpose = f"expert {index}"
         draws = Draws(settings, len(training), training.shape, seed, purpose)
         self.flat = FlatNetwork(network)
         super().__init__(
-            network, training, settings, draws, cross_entropy, epochs=settings.epochs, seed=seed, device=device, purpose=purpose
+            network,
+            training,
+            settings,
+            draws,
+            cross_entropy,
+            epochs=settings.epochs,
+            seed=seed,
+            device=device,
+            purpose=purpose,
         )
         self._stored = dtype(settings.stored)
         self.trajectory = [self._now()]
-        self._radius, self._gap_weight = settings.flat_radius, settings.flat_weight
+        self._radius = settings.flat_radius
+        self._gap_weight = settings.flat_weight
 
     def advance(self) -> Tensor:
         """One epoch; its mean loss."""
@@ -156,7 +180,8 @@ class ExpertTrainer(Trainer):
         """Take over what `state` gave.
 
         Raises:
-            KeyError, TypeError, RuntimeError: it is not of this training; the state is then undefined.
+            KeyError, TypeError, RuntimeError: it is not of this training; the state is then
+                undefined.
         """
         super().restore(tensors, note)
         self.trajectory = list(tensors[KEPT])
@@ -167,19 +192,26 @@ class ExpertTrainer(Trainer):
     def _step(self, view: View, logits: Tensor | None) -> Tensor:
         if self._radius == 0:
             return super()._step(view, logits)
-        target, parameters = Target(view.labels, view.partners, view.kept, logits), list(self._parameters.values())
+        target = Target(view.labels, view.partners, view.kept, logits)
+        parameters = list(self._parameters.values())
 
         def loss_and_gradient() -> tuple[Tensor, Tensor]:
             with autocast(self.device, self.settings.precision):
                 loss = view.part.weight * self._loss(self._joined(view.mixed), target)
-            return loss.detach(), torch.cat([each.flatten() for each in torch.autograd.grad(loss, parameters)])
+            return loss.detach(), torch.cat(
+                [each.flatten() for each in torch.autograd.grad(loss, parameters)]
+            )
 
         loss, here = loss_and_gradient()
         place = self.flat.vector()
-        self.flat.load(place + self._radius * here / here.norm().clamp(min=torch.finfo(here.dtype).tiny))
+        self.flat.load(
+            place + self._radius * here / here.norm().clamp(min=torch.finfo(here.dtype).tiny)
+        )
         _, there = loss_and_gradient()
         self.flat.load(place)
-        for name, gradient in self.flat.parameters(flat_gradient(here, there, self._gap_weight)).items():
+        for name, gradient in self.flat.parameters(
+            flat_gradient(here, there, self._gap_weight)
+        ).items():
             # fused optimizers read memory in order, so a gradient must be laid out as its parameter
             self._parameters[name].grad = torch.empty_like(self._parameters[name]).copy_(gradient)
         self._optimizer.step()

@@ -19,7 +19,11 @@ TEST_BATCH = 512
 
 @torch.no_grad()
 def hits(
-    network: nn.Module, weights: Sequence[Weights], judged: TrainingSet, device: torch.device, precision: str
+    network: nn.Module,
+    weights: Sequence[Weights],
+    judged: TrainingSet,
+    device: torch.device,
+    precision: str,
 ) -> list[Tensor]:
     """Whether each image is classified rightly, by a network with each of some weights in turn.
 

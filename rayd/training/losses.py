@@ -4,13 +4,14 @@ With s = `student`, t = `teacher` the logits (n, classes), T the temperature:
 
 - `cross_entropy`: with class indices or soft label rows. On mixed images it is
   kept · CE(s, own label) + (1 - kept) · CE(s, partner's label).
-- `kl`: :math:`\frac1n \sum_i \mathrm{KL}(\mathrm{softmax}(t_i/T) \,\|\, \mathrm{softmax}(s_i/T))`, **not** multiplied by
-  :math:`T^2`, as in the released code of SRe2L, RDED and their descendants; gradients shrink with T² accordingly.
+- `kl`: :math:`\frac1n \sum_i \mathrm{KL}(\mathrm{softmax}(t_i/T) \,\|\, \mathrm{softmax}(s_i/T))`,
+  **not** multiplied by :math:`T^2`, as in the released code of SRe2L, RDED and their descendants;
+  gradients shrink with T² accordingly.
 - `mse`: the mean of :math:`(s - t)^2` over all n · classes elements (G-VBSM and EDC, "MSE-GT").
 
-To both of the latter `loss_of` adds `hard_weight` times the cross-entropy with each image's **own hard** label. On mixed images
-that is the label of the un-mixed image whatever its share, as in the released code of EDC; of a soft label it is the largest
-entry.
+To both of the latter `loss_of` adds `hard_weight` times the cross-entropy with each image's **own
+hard** label. On mixed images that is the label of the un-mixed image whatever its share, as in the
+released code of EDC; of a soft label it is the largest entry.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class Target:
     """What a batch of n images, mixed or not, is to be taken for."""
 
     labels: Tensor
-    """The images' own labels, class indices int64 (n,) or soft labels (n, classes), then those of images that are there as
-    partners only."""
+    """The images' own labels, class indices int64 (n,) or soft labels (n, classes), then those of
+    images that are there as partners only.
+    """
     partners: Tensor | None = None
     """Which image each is mixed with, int64 (n,); None if they are not mixed."""
     kept: float = 1.0
@@ -50,7 +52,9 @@ Loss = Callable[[Tensor, Target], Tensor]
 
 
 def cross_entropy(student: Tensor, target: Target) -> Tensor:
-    """Mean cross-entropy with the labels, shared between own and partner's where images are mixed."""
+    """Mean cross-entropy with the labels, shared between own and partner's where images are
+    mixed.
+    """
     own = F.cross_entropy(student, target.own)
     if target.partners is None:
         return own
@@ -59,7 +63,9 @@ def cross_entropy(student: Tensor, target: Target) -> Tensor:
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over the batch of the divergence of the student's softened distribution from the teacher's; not times T²."""
+    """Mean over the batch of the divergence of the student's softened distribution from the
+    teacher's; not times T².
+    """
     said, meant = (F.log_softmax(_wide(logits) / temperature, 1) for logits in (student, teacher))
     return F.kl_div(said, meant, reduction="batchmean", log_target=True)
 
@@ -82,8 +88,16 @@ def loss_of(settings: EvaluationSettings) -> Loss:
 
     def taught(student: Tensor, target: Target) -> Tensor:
         assert target.logits is not None
-        near = kl(student, target.logits, settings.temperature) if settings.loss == "kl" else mse(student, target.logits)
-        return near + settings.hard_weight * own_hard_label(student, target) if settings.hard_weight else near
+        near = (
+            kl(student, target.logits, settings.temperature)
+            if settings.loss == "kl"
+            else mse(student, target.logits)
+        )
+        return (
+            near + settings.hard_weight * own_hard_label(student, target)
+            if settings.hard_weight
+            else near
+        )
 
     return taught
 

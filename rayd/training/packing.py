@@ -1,13 +1,14 @@
 """Draws of many batches as a few tensors, so that files of them are compact.
 
-What is drawn for a batch of n images is a mapping of tensors: those with one row an image, (n, ...), and those of the batch as
-a whole, such as a box or a share. For an epoch of B batches with N images in all they become
+What is drawn for a batch of n images is a mapping of tensors: those with one row an image, (n,
+...), and those of the batch as a whole, such as a box or a share. For an epoch of B batches with N
+images in all they become
 
 - `<what>.images.<name>` (N, ...): rows of all batches in order,
 - `<what>.batches.<name>` (B, ...): one entry a batch,
 
-and for E epochs each gets one dimension more. Integers are kept in the smallest signed type that holds them and come back as
-int64.
+and for E epochs each gets one dimension more. Integers are kept in the smallest signed type that
+holds them and come back as int64.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def pack(what: str, states: Sequence[State], sizes: Sequence[int]) -> dict[str, 
     packed = {}
     for name in states[0]:
         tensors = [state[name] for state in states]
-        by_image = all(tensor.ndim and len(tensor) == size for tensor, size in zip(tensors, sizes, strict=True))
+        by_image = all(
+            tensor.ndim and len(tensor) == size for tensor, size in zip(tensors, sizes, strict=True)
+        )
         packed[f"{what}.{'images' if by_image else 'batches'}.{name}"] = (
             torch.cat(tensors) if by_image else torch.stack(tensors)
         )
@@ -43,7 +46,9 @@ def pack(what: str, states: Sequence[State], sizes: Sequence[int]) -> dict[str, 
 
 
 def unpack(what: str, packed: State, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
-    """The inverse of `pack`: one mapping for each batch, an empty one if nothing of this kind was packed."""
+    """The inverse of `pack`: one mapping for each batch, an empty one if nothing of this kind was
+    packed.
+    """
     states: list[dict[str, Tensor]] = [{} for _ in sizes]
     for key, tensor in packed.items():
         kind, _, rest = key.partition(".")
@@ -62,7 +67,10 @@ def stack(epochs: Sequence[State]) -> dict[str, Tensor]:
 
 def unstack(stacked: State, index: int) -> dict[str, Tensor]:
     """One of the epochs, integers as int64 again."""
-    return {name: tensor[index].long() if tensor.dtype in SMALL else tensor[index] for name, tensor in stacked.items()}
+    return {
+        name: tensor[index].long() if tensor.dtype in SMALL else tensor[index]
+        for name, tensor in stacked.items()
+    }
 
 
 def narrow(tensor: Tensor) -> Tensor:
@@ -74,5 +82,9 @@ def narrow(tensor: Tensor) -> Tensor:
     if tensor.dtype not in (*SMALL, torch.int64) or not tensor.numel():
         return tensor
     least, most = (int(bound) for bound in tensor.aminmax())
-    fitting = (small for small in SMALL if torch.iinfo(small).min <= least and most <= torch.iinfo(small).max)
+    fitting = (
+        small
+        for small in SMALL
+        if torch.iinfo(small).min <= least and most <= torch.iinfo(small).max
+    )
     return tensor.to(next(fitting, torch.int64))

@@ -9,7 +9,7 @@ MILESTONES = 100
 
 
 @dataclass(frozen=True)
-class Progress:
+class EpochProgress:
     """A milestone of a training."""
 
     index: int
@@ -23,11 +23,14 @@ class Progress:
     loss: float
     """Mean training loss of the last epoch."""
     validation_accuracy: float | None
-    """Fraction of the validation images that are right; None unless the best epoch is chosen by it."""
+    """Fraction of the validation images that are right; None unless the best epoch is chosen by
+    it.
+    """
 
 
 def milestones(epochs: int) -> tuple[int, ...]:
-    """The numbers of epochs after which a training reports progress: evenly spread, at most `MILESTONES`, the last at the end.
+    """The numbers of epochs after which a training reports progress: evenly spread, at most
+    `MILESTONES`, the last at the end.
 
     >>> milestones(3), len(milestones(1000)), milestones(1000)[:3]
     ((1, 2, 3), 100, (10, 20, 30))

@@ -19,7 +19,9 @@ from rayd.distilled import Distilled
 from rayd.errors import DataError
 
 NORMALIZED_ONCE = 2**28
-"""Bytes up to which a whole set is kept as normalised float32; a larger one stays uint8 and is normalised batch by batch."""
+"""Bytes up to which a whole set is kept as normalised float32; a larger one stays uint8 and is
+normalised batch by batch.
+"""
 HASHED = 256
 """Images that are hashed at a time."""
 
@@ -30,7 +32,9 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """Images that are decoded when they are taken; indexed as a tensor uint8 (n, C, H, W) on the CPU is."""
+    """Images that are decoded when they are taken; indexed as a tensor uint8 (n, C, H, W) on the
+    CPU is.
+    """
 
     pixels: StreamedPixels
     """Where they come from."""
@@ -69,13 +73,15 @@ def taken(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Each batch with its images, in order.
 
-    Streamed images are decoded a little ahead, in other threads; so are images in memory gathered that a GPU has no room for.
+    Streamed images are decoded a little ahead, in other threads; so are images in memory gathered
+    that a GPU has no room for.
 
     Args:
         images: of the set.
         batches: what is asked for.
         rows: which images a batch has.
-        device: where the images are needed; they come from where they are, in pinned memory if that is the host of a GPU.
+        device: where the images are needed; they come from where they are, in pinned memory if that
+            is the host of a GPU.
     """
     if isinstance(images, StreamedImages):
         threads = decoding_threads()
@@ -88,7 +94,9 @@ def taken(
 
 
 def _images(images: ImageArray) -> Images:
-    return StreamedImages(images) if isinstance(images, StreamedPixels) else torch.from_numpy(images)
+    return (
+        StreamedImages(images) if isinstance(images, StreamedPixels) else torch.from_numpy(images)
+    )
 
 
 def _plain(rows: Rows) -> slice | npt.NDArray[np.int64]:
@@ -118,7 +126,9 @@ class TrainingSet:
 
     def __post_init__(self) -> None:
         if self.images.dtype == torch.uint8 and self.normalization is None:
-            raise DataError(f"The uint8 pixels of the set '{self.name}' must come with a normalisation. Got none instead.")
+            raise DataError(
+                f"The uint8 pixels of the set '{self.name}' must come with a normalisation. Got none instead."
+            )
         if len(self.images) != len(self.labels) or not len(self.images):
             raise DataError(
                 f"The set '{self.name}' must have at least one image, and a label for each. Got {len(self.images)} images and "
@@ -126,17 +136,24 @@ class TrainingSet:
             )
 
     @classmethod
-    def of_distilled(cls, distilled: Distilled, name: str = "distilled") -> Self:
+    def from_distilled(cls, distilled: Distilled, name: str = "distilled") -> Self:
         """A distilled set."""
-        return cls(distilled.images, distilled.labels, distilled.normalization, name, distilled.class_names)
+        return cls(
+            distilled.images, distilled.labels, distilled.normalization, name, distilled.class_names
+        )
 
     @classmethod
-    def of_images(
-        cls, image_set: ImageSet, normalization: Normalization, rows: npt.ArrayLike | None = None, name: str = "training"
+    def from_images(
+        cls,
+        image_set: ImageSet,
+        normalization: Normalization,
+        rows: npt.ArrayLike | None = None,
+        name: str = "training",
     ) -> Self:
         """Real images, all of them or those at `rows`."""
         chosen = image_set if rows is None else image_set.subset(rows)
-        images, labels = _images(chosen.images), torch.from_numpy(chosen.labels)
+        images = _images(chosen.images)
+        labels = torch.from_numpy(chosen.labels)
         return cls(images, labels, normalization, name, chosen.class_names, chosen)
 
     def part(self, rows: Tensor) -> Self:
@@ -153,13 +170,16 @@ class TrainingSet:
         return ImageShape(*self.images.shape[1:])
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Network input of images that were taken from `images`, on whatever device they are now."""
+        """Network input of images that were taken from `images`, on whatever device they are
+        now.
+        """
         if images.dtype == torch.uint8 and self.normalization is not None:
             return self.normalization(images)
         return images
 
     def resident(self, device: torch.device) -> tuple[Images, Tensor]:
-        """Images and labels where batches are taken from: on the device if they fill at most half of what is free there.
+        """Images and labels where batches are taken from: on the device if they fill at most half
+        of what is free there.
 
         Streamed ones stay where they are.
         """

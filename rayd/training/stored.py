@@ -1,4 +1,5 @@
-"""Labels that teachers made once, on disk, for students to replay (FKD: Shen and Xing, ECCV 2022, as SRe2L uses it).
+"""Labels that teachers made once, on disk, for students to replay (FKD: Shen and Xing, ECCV 2022,
+as SRe2L uses it).
 
 A directory of chunks, each with the draws and logits of some epochs:
 
@@ -14,8 +15,8 @@ with, for E epochs of N images in B batches and C classes (see `rayd.training.pa
 | `transform.*` | (E, N, ...) or (E, B, ...) | the views of the images |
 | `mix.*` | (E, N, ...) or (E, B, ...) | partners, boxes or shares |
 
-and, as metadata, what all of it was made for (`Labelled`), with a hash of the tensors. Nothing of the machine or of the random
-generators that made it is needed to replay it.
+and, as metadata, what all of it was made for (`Labelled`), with a hash of the tensors. Nothing of
+the machine or of the random generators that made it is needed to replay it.
 """
 
 from __future__ import annotations
@@ -107,7 +108,10 @@ class Labelled:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that must be those of the student, by their names in a recipe."""
-        evaluation = {name: getattr(self, name) for name in ("batch_size", "augmentation", "mix", "mix_concentration")}
+        evaluation = {
+            name: getattr(self, name)
+            for name in ("batch_size", "augmentation", "mix", "mix_concentration")
+        }
         return {
             **{f"evaluation.{name}": value for name, value in evaluation.items()},
             **{f"evaluation.transform.{name}": value for name, value in self.transform.items()},
@@ -123,7 +127,9 @@ class Labelled:
         Raises:
             TypeError, KeyError: a field is missing or unknown.
         """
-        return cls(**{**content, **{name: tuple(content[name]) for name in ("class_names", "teachers")}})
+        return cls(
+            **{**content, **{name: tuple(content[name]) for name in ("class_names", "teachers")}}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +162,9 @@ def chunk_path(directory: Path, epochs: range) -> Path:
     return directory / f"epochs-{epochs.start:05d}-{epochs.stop - 1:05d}.safetensors"
 
 
-def write_chunk(directory: Path, made_for: Labelled, epochs: range, tensors: Mapping[str, Tensor]) -> Path:
+def write_chunk(
+    directory: Path, made_for: Labelled, epochs: range, tensors: Mapping[str, Tensor]
+) -> Path:
     """Write what `rayd.training.labels.label_epochs` made of some epochs, whole or not at all."""
     note = {
         "format": FORMAT,
@@ -172,7 +180,8 @@ def write_chunk(directory: Path, made_for: Labelled, epochs: range, tensors: Map
 
 
 class StoredLabels:
-    """The labels that a directory holds. Only what they were made for is read at once; a chunk is when it is asked for.
+    """The labels that a directory holds. Only what they were made for is read at once; a chunk is
+    when it is asked for.
 
     Attributes:
         directory: where they lie.
@@ -180,14 +189,17 @@ class StoredLabels:
         epochs: how many epochs they last for.
 
     Raises:
-        ArtifactError: there are none, or their chunks are damaged, incomplete, or not of one making.
+        ArtifactError: there are none, or their chunks are damaged, incomplete, or not of one
+            making.
     """
 
     def __init__(self, directory: Path):
         self.directory = directory
         self._notes = [_note(path) for path in remote.listed(directory, "epochs-*.safetensors")]
         if not self._notes:
-            raise ArtifactError(f"'{directory}' must hold stored labels ('epochs-*.safetensors'). Got none.")
+            raise ArtifactError(
+                f"'{directory}' must hold stored labels ('epochs-*.safetensors'). Got none."
+            )
         self.epochs = 0
         for note in self._notes:
             start, stop = note["epochs"]
@@ -196,7 +208,9 @@ class StoredLabels:
                     f"The stored labels in '{directory}' must go on with epoch {self.epochs}. Got a chunk from {start} on."
                 )
             if note["made_for"] != self._notes[0]["made_for"]:
-                raise ArtifactError(f"The stored labels in '{directory}' are of two makings: epoch {start} begins another one.")
+                raise ArtifactError(
+                    f"The stored labels in '{directory}' are of two makings: epoch {start} begins another one."
+                )
             self.epochs = stop
         self.made_for = Labelled.from_json(self._notes[0]["made_for"])
 
@@ -230,7 +244,8 @@ class StoredLabels:
             ArtifactError: they are of other images or other classes.
             ConfigError: they are of another protocol, or of too few epochs.
         """
-        wanted, got = Labelled.of(training, classes, settings, labels), self.made_for
+        wanted = Labelled.of(training, classes, settings, labels)
+        got = self.made_for
         if (wanted.images, wanted.count) != (got.images, got.count):
             raise ArtifactError(
                 f"The stored labels in '{self.directory}' are of other images than the set '{training.name}': fingerprint "
@@ -249,7 +264,9 @@ class StoredLabels:
             )
         for name, value in wanted.settings.items():
             if value != (stored := got.settings.get(name)):
-                raise ConfigError(f"The stored labels in '{self.directory}' fit '{name}' {stored} only. Got {value} instead.")
+                raise ConfigError(
+                    f"The stored labels in '{self.directory}' fit '{name}' {stored} only. Got {value} instead."
+                )
         if epochs > self.epochs:
             raise ConfigError(
                 f"The stored labels in '{self.directory}' last for {self.epochs} epochs. Got {epochs} epochs to train instead."
@@ -266,7 +283,9 @@ class StoredLabels:
         path = chunk_path(self.directory, epochs)
         tensors, _ = read_tensors(path)
         if tensor_hash(tensors) != note["digest"]:
-            raise ArtifactError(f"'{path}' is damaged: its tensors are not those that were written.")
+            raise ArtifactError(
+                f"'{path}' is damaged: its tensors are not those that were written."
+            )
         return Chunk(epochs, tensors)
 
 
@@ -276,16 +295,26 @@ def _note(path: Path) -> dict[str, Any]:
     named = re.fullmatch(r"epochs-(\d+)-(\d+)", path.stem)
     try:
         Labelled.from_json(note["made_for"])
-        fits = named is not None and note["epochs"] == [int(named[1]), int(named[2]) + 1] and note["format"] == FORMAT
+        fits = (
+            named is not None
+            and note["epochs"] == [int(named[1]), int(named[2]) + 1]
+            and note["format"] == FORMAT
+        )
     except (KeyError, TypeError):
         fits = False
     if not fits:
-        raise ArtifactError(f"'{path}' must be a chunk of stored labels, format {FORMAT}. Got another file of that name.")
+        raise ArtifactError(
+            f"'{path}' must be a chunk of stored labels, format {FORMAT}. Got another file of that name."
+        )
     return note
 
 
 def _difference(wanted: Labelled, got: Labelled) -> str:
     if wanted.classes != got.classes:
         return f"{wanted.classes} classes wanted, {got.classes} found"
-    place = next(i for i, (a, b) in enumerate(zip(wanted.class_names, got.class_names, strict=True)) if a != b)
+    place = next(
+        i
+        for i, (a, b) in enumerate(zip(wanted.class_names, got.class_names, strict=True))
+        if a != b
+    )
     return f"class {place} is '{wanted.class_names[place]}', '{got.class_names[place]}' found"

@@ -1,8 +1,9 @@
 """Experts on disk: their parameters after every epoch, of which one at a time is read.
 
-An expert is one safetensors file. Its tensor `epochs` (E + 1, P), float32 or bfloat16, has a row for the network as it started
-and one for every epoch; a row is what `rayd.networks.flat` takes. The metadata have the names and shapes of the parameters in
-the order of a row, and what else is known of the expert. An index, `experts.json`, names the files of a library.
+An expert is one safetensors file. Its tensor `epochs` (E + 1, P), float32 or bfloat16, has a row
+for the network as it started and one for every epoch; a row is what `rayd.networks.flat` takes. The
+metadata have the names and shapes of the parameters in the order of a row, and what else is known
+of the expert. An index, `experts.json`, names the files of a library.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ ROWS = "epochs"
 
 
 class Trajectory:
-    """An expert: `trajectory[t]` are its parameters (P,), float32, after epoch t; 0 is where it started.
+    """An expert: `trajectory[t]` are its parameters (P,), float32, after epoch t; 0 is where it
+    started.
 
     Args:
         path: of its file, of which the metadata alone are read now.
@@ -38,14 +40,18 @@ class Trajectory:
         self.path = path
         note = read_metadata(path)
         try:
-            self.shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in note["shapes"]}
+            self.shapes: dict[str, tuple[int, ...]] = {
+                name: tuple(shape) for name, shape in note["shapes"]
+            }
             """Of every parameter, by name, in the order of a row."""
             self.epochs = int(note[ROWS])
             """E, the number of its epochs."""
             self.facts: dict[str, Any] = note["facts"]
             """What else is known of it."""
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"'{path}' is no expert: its metadata lack what tells its epochs and parameters.") from error
+            raise ArtifactError(
+                f"'{path}' is no expert: its metadata lack what tells its epochs and parameters."
+            ) from error
 
     def __len__(self) -> int:
         """E + 1."""
@@ -59,10 +65,14 @@ class Trajectory:
             ArtifactError: the file is gone or damaged.
         """
         if not 0 <= epoch <= self.epochs:
-            raise IndexError(f"'{self.path}' has the epochs 0 to {self.epochs}. Got {epoch} instead.")
+            raise IndexError(
+                f"'{self.path}' has the epochs 0 to {self.epochs}. Got {epoch} instead."
+            )
         row = read_row(self.path, ROWS, epoch).float()
         if row.shape != (self.size,):
-            raise ArtifactError(f"'{self.path}' has rows of {tuple(row.shape)} for {self.size} parameters.")
+            raise ArtifactError(
+                f"'{self.path}' has rows of {tuple(row.shape)} for {self.size} parameters."
+            )
         return row
 
     @cached_property
@@ -72,7 +82,10 @@ class Trajectory:
 
 
 def write_trajectory(
-    path: Path, epochs: Tensor, shapes: Mapping[str, tuple[int, ...]], facts: Mapping[str, Any] | None = None
+    path: Path,
+    epochs: Tensor,
+    shapes: Mapping[str, tuple[int, ...]],
+    facts: Mapping[str, Any] | None = None,
 ) -> Trajectory:
     """Write an expert, whole or not at all.
 
@@ -115,8 +128,12 @@ class Library:
             ArtifactError: the index is missing, damaged, or names no files beside it.
         """
         names = read_json(directory / INDEX).get("experts")
-        if not isinstance(names, list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise ArtifactError(f"'{directory / INDEX}' must list the files of experts, beside it. Got {names!r} instead.")
+        if not isinstance(names, list) or not all(
+            isinstance(name, str) and Path(name).name == name for name in names
+        ):
+            raise ArtifactError(
+                f"'{directory / INDEX}' must list the files of experts, beside it. Got {names!r} instead."
+            )
         return cls([directory / name for name in names])
 
     def write_index(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -138,14 +155,19 @@ class Library:
 
         Raises:
             IndexError: there are not as many.
-            ArtifactError: its file is missing or damaged, or of another network or length than the first one's.
+            ArtifactError: its file is missing or damaged, or of another network or length than the
+                first one's.
         """
         if not 0 <= index < len(self._paths):
-            raise IndexError(f"There are the experts 0 to {len(self._paths) - 1}. Got {index} instead.")
+            raise IndexError(
+                f"There are the experts 0 to {len(self._paths) - 1}. Got {index} instead."
+            )
         if index not in self._known:
             one = Trajectory(self._paths[index])
             if index > 0 and (one.shapes, one.epochs) != (self[0].shapes, self[0].epochs):
-                raise ArtifactError(f"'{one.path}' is an expert of another network or length than '{self[0].path}'.")
+                raise ArtifactError(
+                    f"'{one.path}' is an expert of another network or length than '{self[0].path}'."
+                )
             self._known[index] = one
         return self._known[index]
 

@@ -1,4 +1,6 @@
-"""Cluster files: what Ray, KubeRay and bash would refuse is found here, in the files and in broken copies of them."""
+"""Cluster files: what Ray, KubeRay and bash would refuse is found here, in the files and in broken
+copies of them.
+"""
 
 import copy
 import shlex
@@ -105,7 +107,11 @@ def test_mounts_of_the_manifests_are_volumes_of_theirs():
     for name in KUBERAY:
         groups = [cluster(read(name))["headGroupSpec"], *cluster(read(name))["workerGroupSpecs"]]
         for spec in (group["template"]["spec"] for group in groups):
-            mounted = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
+            mounted = {
+                mount["name"]
+                for container in spec["containers"]
+                for mount in container["volumeMounts"]
+            }
             assert mounted == {volume["name"] for volume in spec["volumes"]}
 
 
@@ -117,11 +123,19 @@ def test_the_slurm_script_is_bash():
     subprocess.run(["bash", "-n", str(CLUSTERS / "slurm.sh")], check=True)
 
 
-@pytest.mark.parametrize("path", sorted(p for p in CLUSTERS.iterdir() if p.suffix in {".yaml", ".sh"}), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(p for p in CLUSTERS.iterdir() if p.suffix in {".yaml", ".sh"}),
+    ids=lambda p: p.name,
+)
 def test_submit_lines_are_commands_of_rayd(path):
     """What the head of every file tells to type is an invocation that the command line takes."""
     text = path.read_text()
-    lines = " ".join(line.removeprefix("#").strip().removesuffix("\\") for line in text.splitlines() if line.startswith("#   "))
+    lines = " ".join(
+        line.removeprefix("#").strip().removesuffix("\\")
+        for line in text.splitlines()
+        if line.startswith("#   ")
+    )
     if path.name == "kuberay-job.yaml":
         lines = read("kuberay-job")["spec"]["entrypoint"]
     words = shlex.split(lines, comments=False)

@@ -23,7 +23,13 @@ for part in ("aiohttp", "aiohttp_cors", "opencensus", "prometheus_client"):
 
 CHECKOUT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-QUICK = ["synthesis.steps=2", "observers.pool=2", "evaluation.epochs=2", "evaluation.seeds=1", "evaluation.baselines=[]"]
+QUICK = [
+    "synthesis.steps=2",
+    "observers.pool=2",
+    "evaluation.epochs=2",
+    "evaluation.seeds=1",
+    "evaluation.baselines=[]",
+]
 
 Head = tuple[str, dict[str, str]]
 
@@ -50,11 +56,28 @@ def head() -> Iterator[Head]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])),
     }
     environment.pop("RAY_ADDRESS", None)
-    names = ["port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "metrics-export-port"]
+    names = [
+        "port",
+        "dashboard-port",
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "metrics-export-port",
+    ]
     ports = dict(zip([*names, "ray-client-server-port"], free_ports(6), strict=True))
     place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
-    command = [*RAY, "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={place}", "--disable-usage-stats"]
-    command += ["--node-ip-address=127.0.0.1", *(f"--{name}={port}" for name, port in ports.items())]
+    command = [
+        *RAY,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--temp-dir={place}",
+        "--disable-usage-stats",
+    ]
+    command += [
+        "--node-ip-address=127.0.0.1",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    ]
     with Path(place, "start.log").open("w") as said:
         starting = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
@@ -75,7 +98,9 @@ def head() -> Iterator[Head]:
 
 def family(parent: int) -> list[int]:
     """A process and all that descend from it."""
-    table = subprocess.run(["ps", "-eo", "pid=,ppid="], check=True, capture_output=True, text=True).stdout.splitlines()
+    table = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
     parents = {int(pid): int(parent) for pid, parent in map(str.split, table)}
     found = [parent]
     for one in found:
@@ -87,15 +112,34 @@ def submit(head: Head, *arguments: str, **more: str) -> subprocess.CompletedProc
     """Submit a command of rayd from the root of the checkout."""
     address, environment = head
     runtime = json.dumps({"env_vars": {"RAYD_CACHE": os.environ["RAYD_CACHE"]}})
-    command = [*RAY, "job", "submit", "--address", address, "--working-dir", str(CHECKOUT), "--runtime-env-json", runtime]
+    command = [
+        *RAY,
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        str(CHECKOUT),
+        "--runtime-env-json",
+        runtime,
+    ]
     command += ["--", sys.executable, "-m", "rayd", *arguments]
-    return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=500, check=False)
+    return subprocess.run(
+        command, env=environment | more, capture_output=True, text=True, timeout=500, check=False
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_is_submitted_as_a_job(head, tmp_path):
-    options = ["--address", "auto", "--workers", "2", "resources.cpus_per_worker=0.5", "resources.threads=1"]
+    options = [
+        "--address",
+        "auto",
+        "--workers",
+        "2",
+        "resources.cpus_per_worker=0.5",
+        "resources.threads=1",
+    ]
     done = submit(head, "distill", "digits", *QUICK, "--out", str(tmp_path / "run"), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 distilled images" in done.stdout

@@ -10,7 +10,9 @@ import fsspec
 
 
 class FolderStorage(fsspec.AbstractFileSystem):
-    """`folder://a/b` is `$FOLDER_STORAGE/a/b`; every read of bytes becomes a line of `$FOLDER_STORAGE.log`."""
+    """`folder://a/b` is `$FOLDER_STORAGE/a/b`; every read of bytes becomes a line of
+    `$FOLDER_STORAGE.log`.
+    """
 
     protocol = "folder"
     cachable = False
@@ -32,7 +34,9 @@ class FolderStorage(fsspec.AbstractFileSystem):
         names = [f"{name}/{file}".strip("/") for file in sorted(os.listdir(_here(name)))]
         return [self.info(one) for one in names] if detail else names
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> bytes:
         """See fsspec."""
         with _here(self._strip_protocol(path)).open("rb") as file:
             file.seek(start or 0)

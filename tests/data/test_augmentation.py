@@ -35,7 +35,8 @@ from rayd.data.augmentation import (
 from rayd.errors import ConfigError
 
 OPERATIONS = DSA_STRATEGY.split("_")
-SQUARE, OBLONG = (4, 3, 8, 8), (4, 3, 6, 9)
+SQUARE = (4, 3, 8, 8)
+OBLONG = (4, 3, 6, 9)
 
 
 def seeded(seed: int) -> Generator:
@@ -53,8 +54,10 @@ def pixel(image: Tensor, channel: int, y: int, x: int) -> float:
 
 
 def bilinear(image: Tensor, channel: int, y: float, x: float) -> float:
-    top, left = floor(y), floor(x)
-    wy, wx = y - top, x - left
+    top = floor(y)
+    left = floor(x)
+    wy = y - top
+    wx = x - left
     return (
         (1 - wy) * (1 - wx) * pixel(image, channel, top, left)
         + (1 - wy) * wx * pixel(image, channel, top, left + 1)
@@ -64,14 +67,22 @@ def bilinear(image: Tensor, channel: int, y: float, x: float) -> float:
 
 
 def affine(image: Tensor, xx: float, xy: float, yx: float, yy: float) -> Tensor:
-    """Sample at offsets (xx dx + xy dy, yx dx + yy dy) from the centre, where (dx, dy) are a pixel's own offsets."""
+    """Sample at offsets (xx dx + xy dy, yx dx + yy dy) from the centre, where (dx, dy) are a
+    pixel's own offsets.
+    """
     channels, height, width = image.shape
     out = torch.empty_like(image)
     for c in range(channels):
         for i in range(height):
             for j in range(width):
-                dy, dx = i - (height - 1) / 2, j - (width - 1) / 2
-                out[c, i, j] = bilinear(image, c, yx * dx + yy * dy + (height - 1) / 2, xx * dx + xy * dy + (width - 1) / 2)
+                dy = i - (height - 1) / 2
+                dx = j - (width - 1) / 2
+                out[c, i, j] = bilinear(
+                    image,
+                    c,
+                    yx * dx + yy * dy + (height - 1) / 2,
+                    xx * dx + xy * dy + (width - 1) / 2,
+                )
     return out
 
 
@@ -98,7 +109,8 @@ def slow_crop(image: Tensor, drawn: Crop, n: int) -> Tensor:
 
 def slow_cutout(image: Tensor, drawn: Cutout, n: int) -> Tensor:
     out = image.clone()
-    (y, x), (height, width) = drawn.centers[n].tolist(), drawn.size
+    (y, x) = drawn.centers[n].tolist()
+    (height, width) = drawn.size
     for i in range(height):
         for j in range(width):
             row = min(max(y + i - height // 2, 0), image.shape[1] - 1)
@@ -127,7 +139,9 @@ REFERENCES = {
 
 @pytest.mark.parametrize("shape", [SQUARE, OBLONG])
 @pytest.mark.parametrize("name", REFERENCES)
-def test_operations_equal_their_slow_references(name: str, shape: tuple[int, int, int, int]) -> None:
+def test_operations_equal_their_slow_references(
+    name: str, shape: tuple[int, int, int, int]
+) -> None:
     operation, slow = REFERENCES[name]
     batch = images(*shape)
     drawn = operation.draw(seeded(1), *(shape[0], *shape[2:]))
@@ -173,7 +187,9 @@ def test_one_mask_mirrors_every_image() -> None:
 
 def test_a_scale_above_one_shrinks_the_content() -> None:
     batch = torch.ones(1, 1, 8, 8)
-    assert Scale(torch.tensor([[1.2, 1.0]]))(batch)[0, 0, 4].tolist() == pytest.approx([0.3, 1, 1, 1, 1, 1, 1, 0.3], abs=1e-5)
+    assert Scale(torch.tensor([[1.2, 1.0]]))(batch)[0, 0, 4].tolist() == pytest.approx(
+        [0.3, 1, 1, 1, 1, 1, 1, 0.3], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -197,11 +213,15 @@ def test_gradients_of_crops_and_mixtures() -> None:
     mode=st.sampled_from(["single", "all"]),
     count=st.integers(1, 5),
 )
-def test_siamese_batches_of_any_size_are_augmented_alike(seed: int, operations: list[str], mode: str, count: int) -> None:
+def test_siamese_batches_of_any_size_are_augmented_alike(
+    seed: int, operations: list[str], mode: str, count: int
+) -> None:
     dsa = DSA("_".join(operations), mode)  # type: ignore[arg-type]
     batch = images(6, 3, 8, 8)
-    generator, other = seeded(seed), seeded(seed)
-    whole, part = dsa(batch, generator, siamese=True), dsa(batch[:count], other, siamese=True)
+    generator = seeded(seed)
+    other = seeded(seed)
+    whole = dsa(batch, generator, siamese=True)
+    part = dsa(batch[:count], other, siamese=True)
     torch.testing.assert_close(whole[:count], part)
     assert torch.equal(generator.get_state(), other.get_state())
 
@@ -215,7 +235,8 @@ def test_only_siamese_calls_share_parameters() -> None:
 
 
 def test_single_draws_one_operation_a_batch_uniformly() -> None:
-    dsa, generator = DSA(DSA_STRATEGY), seeded(0)
+    dsa = DSA(DSA_STRATEGY)
+    generator = seeded(0)
     drawn = [dsa.draw(generator, 1, 8, 8) for _ in range(1200)]
     assert all(len(operations) == 1 for operations in drawn)
     kinds = Counter(type(operations[0]).__name__ for operations in drawn)
@@ -234,7 +255,8 @@ def test_all_applies_every_operation_in_the_strategys_order() -> None:
 
 @pytest.mark.parametrize("strategy", [None, ""])
 def test_no_strategy_is_the_identity(strategy: str | None) -> None:
-    batch, generator = images(*SQUARE), seeded(0)
+    batch = images(*SQUARE)
+    generator = seeded(0)
     before = generator.get_state()
     assert augmentation(strategy)(batch, generator) is batch
     assert torch.equal(generator.get_state(), before)
@@ -243,7 +265,10 @@ def test_no_strategy_is_the_identity(strategy: str | None) -> None:
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ("colour_crop", "Unknown operation 'colour' in augmentation 'colour_crop'; did you mean 'color'?"),
+        (
+            "colour_crop",
+            "Unknown operation 'colour' in augmentation 'colour_crop'; did you mean 'color'?",
+        ),
         ("crop__flip", "Unknown operation ''"),
         ("flip_crop_flip", "must name each operation once; it names 'flip' twice."),
     ],
@@ -279,7 +304,9 @@ def test_half_precision_images_are_sampled_at_exact_places() -> None:
         drawn = operation.draw(seeded(0), 2, 32, 32)
         half = drawn(batch.bfloat16())
         assert half.dtype == torch.bfloat16
-        torch.testing.assert_close(half.double(), drawn(batch.bfloat16().double()), atol=0.02, rtol=0.01)
+        torch.testing.assert_close(
+            half.double(), drawn(batch.bfloat16().double()), atol=0.02, rtol=0.01
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -287,8 +314,11 @@ def test_half_precision_images_are_sampled_at_exact_places() -> None:
 def test_draws_stay_within_their_bounds(seed: int, height: int, width: int) -> None:
     generator = seeded(seed)
     size = (generator, 16, height, width)
-    crop, cutout = Crop.draw(*size), Cutout.draw(*size)
-    scale, rotate, color = Scale.draw(*size), Rotate.draw(*size), Color.draw(*size)
+    crop = Crop.draw(*size)
+    cutout = Cutout.draw(*size)
+    scale = Scale.draw(*size)
+    rotate = Rotate.draw(*size)
+    color = Color.draw(*size)
     for axis, side in enumerate((height, width)):
         assert crop.shifts[:, axis].abs().max() <= int(side / 8 + 0.5)
         length = cutout.size[axis]
@@ -310,7 +340,8 @@ def test_draws_fill_their_bounds_at_32_pixels() -> None:
     assert cutout.size == (16, 16)
     assert cutout.centers.unique().tolist() == list(range(33))
     assert Flip.draw(*size).mask.double().mean().item() == pytest.approx(0.5, abs=0.04)
-    factors, angles = Scale.draw(*size).factors, Rotate.draw(*size).angles
+    factors = Scale.draw(*size).factors
+    angles = Rotate.draw(*size).angles
     assert factors.mean().item() == pytest.approx((1.2 + 1 / 1.2) / 2, abs=0.01)
     assert torch.corrcoef(factors.T)[0, 1].abs() < 0.06
     assert angles.rad2deg().std().item() == pytest.approx(30 / 12**0.5, rel=0.05)
@@ -336,7 +367,10 @@ def test_a_roll_fills_its_limit_uniformly_and_alike_for_any_batch() -> None:
         times = Counter(shift[axis] for shift in drawn)
         assert sorted(times) == [-2, -1, 0, 1, 2]
         assert all(150 < count < 250 for count in times.values())
-    assert Roll.draw(seeded(1), 5, 8, 8, limit=4).shift == Roll.draw(seeded(1), 50, 8, 8, limit=4).shift
+    assert (
+        Roll.draw(seeded(1), 5, 8, 8, limit=4).shift
+        == Roll.draw(seeded(1), 50, 8, 8, limit=4).shift
+    )
 
 
 def test_resized_crops_equal_interpolation_of_each_box() -> None:
@@ -344,23 +378,35 @@ def test_resized_crops_equal_interpolation_of_each_box() -> None:
     for size in ((11, 7), (4, 9)):
         drawn = ResizedCrop.draw(seeded(1), 5, 11, 7, size=size)
         expected = [
-            interpolate(image[None, :, top : top + height, left : left + width], size, mode="bilinear", align_corners=False)
+            interpolate(
+                image[None, :, top : top + height, left : left + width],
+                size,
+                mode="bilinear",
+                align_corners=False,
+            )
             for image, (top, left, height, width) in zip(batch, drawn.boxes.tolist(), strict=True)
         ]
         torch.testing.assert_close(drawn(batch), torch.cat(expected))
     shared = resized_crop(batch, torch.tensor([[2, 1, 5, 3]]), (6, 6))
-    torch.testing.assert_close(shared, interpolate(batch[:, :, 2:7, 1:4], (6, 6), mode="bilinear", align_corners=False))
+    torch.testing.assert_close(
+        shared, interpolate(batch[:, :, 2:7, 1:4], (6, 6), mode="bilinear", align_corners=False)
+    )
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "ratio"), [(32, 32, (3 / 4, 4 / 3)), (60, 16, (3 / 4, 4 / 3)), (16, 60, (1.0, 1.0))]
+    ("height", "width", "ratio"),
+    [(32, 32, (3 / 4, 4 / 3)), (60, 16, (3 / 4, 4 / 3)), (16, 60, (1.0, 1.0))],
 )
-def test_boxes_follow_torchvisions_rule(height: int, width: int, ratio: tuple[float, float]) -> None:
+def test_boxes_follow_torchvisions_rule(
+    height: int, width: int, ratio: tuple[float, float]
+) -> None:
     boxes = ResizedCrop.draw(seeded(0), 1500, height, width, ratio=ratio).boxes.double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blank = torch.empty(1, height, width)
-        theirs = torch.tensor([RandomResizedCrop.get_params(blank, [0.08, 1.0], list(ratio)) for _ in range(1500)]).double()
+        theirs = torch.tensor(
+            [RandomResizedCrop.get_params(blank, [0.08, 1.0], list(ratio)) for _ in range(1500)]
+        ).double()
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] >= 1).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= torch.tensor([height, width])).all()
@@ -393,7 +439,9 @@ def test_cutmix_keeps_exactly_the_share_it_says(seed: int, height: int, width: i
 
 def test_mixtures_draw_from_their_beta() -> None:
     generator = seeded(0)
-    kept = torch.tensor([MixUp.draw(generator, 2, 4, 4, concentration=0.8).kept for _ in range(800)])
+    kept = torch.tensor(
+        [MixUp.draw(generator, 2, 4, 4, concentration=0.8).kept for _ in range(800)]
+    )
     assert kept.mean().item() == pytest.approx(0.5, abs=0.05)
     assert kept.var().item() == pytest.approx(1 / (4 * (2 * 0.8 + 1)), rel=0.15)
 

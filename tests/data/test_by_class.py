@@ -15,14 +15,19 @@ SIZE = (9, 12)
 def drawn(strategy: str, mode: str = "single", seed: int = 0) -> dict[int, tuple[Operation, ...]]:
     """Operations of each class, from a generator of its own."""
     dsa = DSA(strategy, mode)
-    return {label: dsa.draw(torch.Generator().manual_seed(100 * seed + label), 1, *SIZE) for label in range(10)}
+    return {
+        label: dsa.draw(torch.Generator().manual_seed(100 * seed + label), 1, *SIZE)
+        for label in range(10)
+    }
 
 
 def images(count: int = len(LABELS), kind: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(1), dtype=kind)
 
 
-def class_by_class(operations: dict[int, tuple[Operation, ...]], batch: Tensor, labels: Tensor) -> Tensor:
+def class_by_class(
+    operations: dict[int, tuple[Operation, ...]], batch: Tensor, labels: Tensor
+) -> Tensor:
     """The reference: the images of each class by themselves."""
     augmented = torch.empty_like(batch)
     for label in labels.unique().tolist():
@@ -34,9 +39,14 @@ def class_by_class(operations: dict[int, tuple[Operation, ...]], batch: Tensor, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("strategy", "mode"), [(EVERY, "single"), (EVERY, "all"), *((name, "single") for name in OPERATIONS)])
+@pytest.mark.parametrize(
+    ("strategy", "mode"),
+    [(EVERY, "single"), (EVERY, "all"), *((name, "single") for name in OPERATIONS)],
+)
 def test_by_class_matches_loop(strategy, mode, seed):
-    operations, batch, reference = drawn(strategy, mode, seed), images().requires_grad_(), images().requires_grad_()
+    operations = drawn(strategy, mode, seed)
+    batch = images().requires_grad_()
+    reference = images().requires_grad_()
     ours = ByClass(operations, LABELS, batch.device)(batch)
     wanted = class_by_class(operations, reference, LABELS)
     torch.testing.assert_close(ours, wanted, rtol=1e-13, atol=1e-13)
@@ -49,20 +59,32 @@ def test_by_class_matches_loop(strategy, mode, seed):
 
 def test_draws_of_one_batch_are_of_many_kinds():
     """So that the comparison above puts parts of a batch together."""
-    assert len({type(operation) for operations in drawn(EVERY).values() for operation in operations}) >= 5
+    assert (
+        len({type(operation) for operations in drawn(EVERY).values() for operation in operations})
+        >= 5
+    )
 
 
-@pytest.mark.parametrize("rows", [slice(0, 1), slice(3, 11), slice(2, 4), slice(5, 99), torch.tensor([16, 2, 2, 0])])
+@pytest.mark.parametrize(
+    "rows", [slice(0, 1), slice(3, 11), slice(2, 4), slice(5, 99), torch.tensor([16, 2, 2, 0])]
+)
 def test_by_class_rows_of_batch(rows):
-    """Images that are augmented in chunks, or picked from all over the batch, look as in the whole batch."""
-    operations, batch = drawn(EVERY), images()
+    """Images that are augmented in chunks, or picked from all over the batch, look as in the whole
+    batch.
+    """
+    operations = drawn(EVERY)
+    batch = images()
     augment = ByClass(operations, LABELS, batch.device)
-    torch.testing.assert_close(augment(batch[rows], rows), augment(batch)[rows], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        augment(batch[rows], rows), augment(batch)[rows], rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("strategy", [EVERY, *OPERATIONS])
 def test_by_class_reads_nothing_back(strategy):
-    """A tensor without numbers cannot be read by the host, so whatever waited for the device would fail here."""
+    """A tensor without numbers cannot be read by the host, so whatever waited for the device would
+    fail here.
+    """
     device = torch.device("meta")
     augment = ByClass(drawn(strategy), LABELS, device)
     batch = images().to(device).requires_grad_()

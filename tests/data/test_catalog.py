@@ -32,7 +32,10 @@ def test_another_order_is_told() -> None:
 
 def test_other_spellings_of_the_same_class_are_accepted() -> None:
     assert check_class_order("imagenette", list(IMAGENETTE_CLASSES)) is None
-    spaced = [name.replace("T-shirt/top", "T - shirt / top") for name in KNOWN["fashion_mnist"].class_names]
+    spaced = [
+        name.replace("T-shirt/top", "T - shirt / top")
+        for name in KNOWN["fashion_mnist"].class_names
+    ]
     assert check_class_order("fashion_mnist", spaced) is None
 
 

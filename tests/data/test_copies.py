@@ -1,4 +1,6 @@
-"""Of data at URLs little is fetched when they are opened, and no more is kept than a limit allows; results do not tell."""
+"""Of data at URLs little is fetched when they are opened, and no more is kept than a limit allows;
+results do not tell.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +35,29 @@ TOTAL = {"zoo": 6, "folders": 900}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """900 images for training and testing: in six Parquet files of 10 row groups, and in a file each."""
+    """900 images for training and testing: in six Parquet files of 10 row groups, and in a file
+    each.
+    """
     path = tmp_path_factory.mktemp("made")
     contents = [encode(image) for image in IMAGES]
     for shard in range(4):
         rows = range(150 * shard, 150 * (shard + 1))
-        some, labels = [contents[row] for row in rows], LABELS[rows].tolist()
-        write_parquet(path / "zoo" / f"train-{shard}.parquet", some, labels, names=NAMES, row_group_size=15)
+        some = [contents[row] for row in rows]
+        labels = LABELS[rows].tolist()
+        write_parquet(
+            path / "zoo" / f"train-{shard}.parquet", some, labels, names=NAMES, row_group_size=15
+        )
     for shard in range(2):
-        some, labels = contents[150 * shard :][:150], LABELS[:150].tolist()
-        write_parquet(path / "zoo" / f"test-{shard}.parquet", some, labels, names=NAMES, row_group_size=15)
+        some = contents[150 * shard :][:150]
+        labels = LABELS[:150].tolist()
+        write_parquet(
+            path / "zoo" / f"test-{shard}.parquet", some, labels, names=NAMES, row_group_size=15
+        )
     for split, count in (("train", 600), ("test", 300)):
-        write_folder(path / "folders" / split, {name: IMAGES[:count][label::3] for label, name in enumerate(NAMES)})
+        write_folder(
+            path / "folders" / split,
+            {name: IMAGES[:count][label::3] for label, name in enumerate(NAMES)},
+        )
     return path
 
 
@@ -92,15 +105,25 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("name", ["zoo", "folders"])
 def test_opening_fetches_a_small_share(made: Path, name: str) -> None:
     source = open_source(f"folder://{name}")
-    assert {split: len(one.labels) for split, one in source.splits.items()} == {"train": 600, "test": 300}
+    assert {split: len(one.labels) for split, one in source.splits.items()} == {
+        "train": 600,
+        "test": 300,
+    }
     assert sum(count for _, count in fetched()) < (0.5 * size(made, name) if name == "zoo" else 1)
     assert kept() == 0
 
 
-def test_of_a_parquet_file_footer_and_labels_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_parquet_file_footer_and_labels_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FOLDER_STORAGE", str(tmp_path))
     contents = [np.random.default_rng(row).bytes(20_000) for row in range(300)]
-    write_parquet(tmp_path / "big" / "train-0.parquet", contents, [row % 3 for row in range(300)], row_group_size=100)
+    write_parquet(
+        tmp_path / "big" / "train-0.parquet",
+        contents,
+        [row % 3 for row in range(300)],
+        row_group_size=100,
+    )
     assert len(open_source("folder://big").splits["train"].labels) == 300
     assert sum(count for _, count in fetched()) < 0.03 * 6_000_000
 
@@ -113,7 +136,8 @@ def test_a_limit_changes_no_result(
     limit = None if share is None else int(share * size(made, name))
     if limit is not None:
         monkeypatch.setenv("RAYD_MIRROR_LIMIT", str(limit))
-    data, here = streamed(f"folder://{name}"), load(DataSettings(name=str(made / name), stream=False))
+    data = streamed(f"folder://{name}")
+    here = load(DataSettings(name=str(made / name), stream=False))
     assert data.fingerprint == here.fingerprint
     assert data.test.fingerprint == here.test.fingerprint
     rows = np.random.default_rng(0).permutation(600)
@@ -146,12 +170,15 @@ def test_the_next_run_fetches_nothing(made: Path) -> None:
     assert len(fetched()) == before
 
 
-def test_few_images_of_many_files_are_read_where_they_lie(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_of_many_files_are_read_where_they_lie(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = streamed("folder://zoo")
     for copy in (remote.root() / copies.FOLDER).rglob("*.parquet"):
         copy.unlink()
     monkeypatch.setenv("RAYD_MIRROR_LIMIT", str(size(made, "zoo") // 2))
-    images, before = pixels(data).part(slice(None)), len(fetched())
+    images = pixels(data).part(slice(None))
+    before = len(fetched())
     assert np.array_equal(images[np.array([400, 7])], IMAGES[[400, 7]])
     assert not list((remote.root() / copies.FOLDER).rglob("*.parquet"))
     assert sum(count for _, count in fetched()[before:]) < 0.6 * size(made, "zoo")
@@ -170,7 +197,9 @@ def there(files: list[DataFile]) -> list[int]:
     return [index for index, file in enumerate(files) if copies.path(file).exists()]
 
 
-def test_the_least_recently_used_gives_way_unless_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_gives_way_unless_it_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("RAYD_MIRROR_LIMIT", "350")
     files = originals(6, 100)
     for index in (0, 1, 2):
@@ -201,7 +230,8 @@ def test_runs_and_stores_never_give_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_who_wants_the_same_file_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    (file,), gets = originals(1, 1000), list[int]()
+    (file,) = originals(1, 1000)
+    gets = list[int]()
     get = remote.get
 
     def slow(files: list[tuple[Path, Path]]) -> None:
@@ -221,7 +251,8 @@ def test_who_wants_the_same_file_waits_for_it(monkeypatch: pytest.MonkeyPatch) -
 
 def test_many_readers_under_a_small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYD_MIRROR_LIMIT", "250")
-    files, wrong = originals(12, 100), list[int]()
+    files = originals(12, 100)
+    wrong = list[int]()
 
     def reads(seed: int) -> None:
         for index in np.random.default_rng(seed).integers(12, size=60):
@@ -244,7 +275,10 @@ def test_what_changed_is_told_and_fetched_again_when_opened_anew() -> None:
     system.pipe_file("/bucket/00", b"another")
     (again,) = Listing.of(remote.local("memory://bucket"))
     assert again.read_bytes() == b"another"
-    with pytest.raises(DataError, match="'memory://bucket/00' has changed since it was opened: 10 bytes then, 7 now"):
+    with pytest.raises(
+        DataError,
+        match="'memory://bucket/00' has changed since it was opened: 10 bytes then, 7 now",
+    ):
         file.read_bytes()
 
 
@@ -262,7 +296,9 @@ def test_who_dies_while_fetching_leaves_nothing_for_long(monkeypatch: pytest.Mon
 
 def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAYD_MIRROR_LIMIT", "much")
-    with pytest.raises(ConfigError, match=r"\$RAYD_MIRROR_LIMIT must be a number of bytes, e.g. 200e9. Got 'much'"):
+    with pytest.raises(
+        ConfigError, match=r"\$RAYD_MIRROR_LIMIT must be a number of bytes, e.g. 200e9. Got 'much'"
+    ):
         originals(1, 10)[0].read_bytes()
 
 

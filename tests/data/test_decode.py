@@ -43,15 +43,21 @@ def test_jpeg_is_decoded_as_pil_does() -> None:
 
 
 def test_greyscale_palette_and_alpha_become_rgb_in_an_rgb_set() -> None:
-    colour, grey = some_images(1)[0], some_images(1, channels=1)[0]
-    decoded = decode_images(encoded(encode(grey), encode(colour, mode="RGBA"), encode(grey, mode="P"), encode(colour)), 4)
+    colour = some_images(1)[0]
+    grey = some_images(1, channels=1)[0]
+    decoded = decode_images(
+        encoded(encode(grey), encode(colour, mode="RGBA"), encode(grey, mode="P"), encode(colour)),
+        4,
+    )
     assert np.array_equal(decoded[[0, 2]], np.broadcast_to(grey, (2, 3, 4, 4)))
     assert np.array_equal(decoded[[1, 3]], np.stack([colour, colour]))
 
 
 def test_colours_in_a_greyscale_set_are_refused() -> None:
     grey = [encode(image) for image in some_images(4, channels=1)]
-    with pytest.raises(DataError, match=r"image at row 4 has colours \(mode 'RGB'\) in a greyscale set"):
+    with pytest.raises(
+        DataError, match=r"image at row 4 has colours \(mode 'RGB'\) in a greyscale set"
+    ):
         decode_images(encoded(*grey, encode(some_images(1)[0])), 5)
 
 
@@ -66,7 +72,9 @@ def test_a_demanded_shape_decides_over_the_first_image() -> None:
 def test_another_size_is_refused_with_the_way_out() -> None:
     odd = np.zeros((3, 5, 6), np.uint8)
     contents = encoded(encode(some_images(1)[0]), encode(odd))
-    with pytest.raises(DataError, match=r"'data.image_size' is set: row 1 has height x width 5 x 6, wanted 4 x 4"):
+    with pytest.raises(
+        DataError, match=r"'data.image_size' is set: row 1 has height x width 5 x 6, wanted 4 x 4"
+    ):
         decode_images(contents, 2)
     assert decode_images(contents, 2, side=8).shape == (2, 3, 8, 8)
 
@@ -77,8 +85,14 @@ def test_another_size_is_refused_with_the_way_out() -> None:
         (b"", r"row 1 is empty \(0 bytes\)"),
         (b"no image at all", "Cannot decode the image at row 1: it is in no known image format"),
         (encode(some_images(1, side=32)[0])[:-900], "Cannot decode the image at row 1"),
-        (encode(some_images(1, side=64)[0], "JPEG")[:900], "Cannot decode the image at row 1: .*truncated"),
-        (encode(np.full((1, 4, 4), 300, np.uint16)), r"8 bits a channel. Got mode 'I(;16)?' at row 1"),
+        (
+            encode(some_images(1, side=64)[0], "JPEG")[:900],
+            "Cannot decode the image at row 1: .*truncated",
+        ),
+        (
+            encode(np.full((1, 4, 4), 300, np.uint16)),
+            r"8 bits a channel. Got mode 'I(;16)?' at row 1",
+        ),
     ],
     ids=["empty", "no image", "truncated png", "truncated jpeg", "16 bits"],
 )
@@ -86,7 +100,9 @@ def test_a_damaged_image_is_named(content: bytes, sentence: str) -> None:
     good = some_images(1, side=64)[0]
     shape = ImageShape(3, 64, 64)
     with pytest.raises(DataError, match=sentence):
-        decode_images(encoded(encode(good), content), 2, side=64 if len(content) > 900 else None, shape=shape)
+        decode_images(
+            encoded(encode(good), content), 2, side=64 if len(content) > 900 else None, shape=shape
+        )
 
 
 def test_a_truncated_image_is_refused_or_whole() -> None:
@@ -98,7 +114,9 @@ def test_a_truncated_image_is_refused_or_whole() -> None:
             assert np.array_equal(decode_images(encoded(content[:length]), 1), image)
         except DataError:
             refused += 1
-    assert refused >= len(content) - 20  # without its end marker and checksums an image is still whole
+    assert (
+        refused >= len(content) - 20
+    )  # without its end marker and checksums an image is still whole
 
 
 def test_a_damaged_byte_never_ends_in_another_error() -> None:
@@ -121,7 +139,9 @@ def test_encoded_images_are_read_only_a_little_ahead() -> None:
             yield Encoded(b"no image", f"row {row}")
 
     with pytest.raises(DataError, match="row 0"):
-        decode_images(damaged_from_the_start(), 100 * CHUNK_IMAGES, shape=ImageShape(3, 4, 4), threads=2)
+        decode_images(
+            damaged_from_the_start(), 100 * CHUNK_IMAGES, shape=ImageShape(3, 4, 4), threads=2
+        )
     assert read <= 10 * CHUNK_IMAGES
 
 

@@ -13,7 +13,9 @@ NAMES = ("ant", "bee", "cow")
 
 
 def image_set(labels: list[int], seed: int = 0, side: int = 4) -> ImageSet:
-    return ImageSet(some_images(len(labels), side=side, seed=seed), np.array(labels, np.int64), NAMES)
+    return ImageSet(
+        some_images(len(labels), side=side, seed=seed), np.array(labels, np.int64), NAMES
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,17 +74,25 @@ def test_fingerprint_sees_pixels_labels_and_names_and_nothing_else() -> None:
 def test_splits_must_agree() -> None:
     train = image_set([0, 1, 2])
     normalization = Standardization.fit(train.images)
-    with pytest.raises(DataError, match=r"test images of 'zoo' must have .*\(3, 4, 4\). Got \(3, 5, 5\)"):
+    with pytest.raises(
+        DataError, match=r"test images of 'zoo' must have .*\(3, 4, 4\). Got \(3, 5, 5\)"
+    ):
         ImageData("zoo", train, None, image_set([0], side=5), normalization)
     renamed = ImageSet(train.images, train.labels, NAMES[::-1])
-    with pytest.raises(DataError, match="validation split of 'zoo' must have the training split's classes"):
+    with pytest.raises(
+        DataError, match="validation split of 'zoo' must have the training split's classes"
+    ):
         ImageData("zoo", train, renamed, train, normalization)
 
 
 def test_data_fingerprint_depends_on_training_split_and_normalization_only() -> None:
-    train, test = image_set([0, 1, 2]), image_set([1], seed=1)
+    train = image_set([0, 1, 2])
+    test = image_set([1], seed=1)
     normalization = Standardization.fit(train.images)
     made = ImageData("zoo", train, None, test, normalization)
     assert made.fingerprint == ImageData("farm", train, test, train, normalization).fingerprint
-    assert made.fingerprint != ImageData("zoo", train, None, test, Standardization.fit(test.images)).fingerprint
+    assert (
+        made.fingerprint
+        != ImageData("zoo", train, None, test, Standardization.fit(test.images)).fingerprint
+    )
     assert made.fingerprint != ImageData("zoo", test, None, test, normalization).fingerprint

@@ -24,8 +24,18 @@ TEST_LABELS = np.arange(12) % 3
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with one set of three classes: 20 training and 4 test images each."""
     path = tmp_path_factory.mktemp("root")
-    write_parquet(path / "zoo" / "train-0.parquet", [encode(i) for i in TRAIN], TRAIN_LABELS.tolist(), names=NAMES)
-    write_parquet(path / "zoo" / "test-0.parquet", [encode(i) for i in TEST], TEST_LABELS.tolist(), names=NAMES)
+    write_parquet(
+        path / "zoo" / "train-0.parquet",
+        [encode(i) for i in TRAIN],
+        TRAIN_LABELS.tolist(),
+        names=NAMES,
+    )
+    write_parquet(
+        path / "zoo" / "test-0.parquet",
+        [encode(i) for i in TEST],
+        TEST_LABELS.tolist(),
+        names=NAMES,
+    )
     return path
 
 
@@ -74,7 +84,9 @@ def test_the_long_tail_is_cut_after_validation_and_spares_the_test_split(root: P
 
 
 def test_splits_depend_on_the_split_seed_alone(root: Path) -> None:
-    first, again, other = (load(zoo(imbalance=4, split_seed=seed), root).fingerprint for seed in (1, 1, 2))
+    first, again, other = (
+        load(zoo(imbalance=4, split_seed=seed), root).fingerprint for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -95,8 +107,13 @@ def test_digits_get_a_stratified_test_split() -> None:
     data = load(DataSettings(name="digits"))
     assert (len(data.train), len(data.test), data.classes) == (1438, 359, 10)
     assert (data.train.counts > 130).all()
-    np.testing.assert_allclose(data.test.counts / (data.train.counts + data.test.counts), 0.2, atol=0.004)
-    assert load(DataSettings(name="digits", validation_fraction=0.1)).test.fingerprint == data.test.fingerprint
+    np.testing.assert_allclose(
+        data.test.counts / (data.train.counts + data.test.counts), 0.2, atol=0.004
+    )
+    assert (
+        load(DataSettings(name="digits", validation_fraction=0.1)).test.fingerprint
+        == data.test.fingerprint
+    )
 
 
 def test_digits_are_resized_as_other_images_are() -> None:
@@ -121,7 +138,10 @@ def test_a_validation_split_without_a_test_split_is_tested_on(tmp_path: Path) ->
 
 def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     write_folder(tmp_path, {"ant": some_images(4, side=6), "bee": some_images(4, side=9)})
-    with pytest.raises(DataError, match=r"'data.image_size' is set: '.*bee/00.\.png' has height x width 9 x 9, wanted 6 x 6"):
+    with pytest.raises(
+        DataError,
+        match=r"'data.image_size' is set: '.*bee/00.\.png' has height x width 9 x 9, wanted 6 x 6",
+    ):
         load(DataSettings(name=str(tmp_path)))
     assert load(DataSettings(name=str(tmp_path), image_size=7)).shape == ImageShape(3, 7, 7)
 
@@ -142,40 +162,59 @@ def test_only_the_images_that_are_wanted_are_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"classes": ("ant", "be")}, "Unknown class 'be' in 'data.classes' for '.*zoo'; did you mean 'bee'"),
+        (
+            {"classes": ("ant", "be")},
+            "Unknown class 'be' in 'data.classes' for '.*zoo'; did you mean 'bee'",
+        ),
         ({"classes": ("ant", "ant")}, "Classes must have different names. Got 'ant' twice"),
         ({"classes": ("ant",)}, "at least two classes. Got 1"),
         ({"classes": ()}, "at least two classes. Got 0"),
-        ({"imbalance": 100}, "'data.imbalance' must leave every class an image; 100 leaves none to 'cow'"),
+        (
+            {"imbalance": 100},
+            "'data.imbalance' must leave every class an image; 100 leaves none to 'cow'",
+        ),
     ],
 )
-def test_settings_that_do_not_fit_the_data_are_refused(root: Path, settings: dict, sentence: str) -> None:
+def test_settings_that_do_not_fit_the_data_are_refused(
+    root: Path, settings: dict, sentence: str
+) -> None:
     with pytest.raises(DataError, match=sentence):
         load(zoo(**settings), root)
 
 
 def test_whitening_large_images_is_refused(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'data.normalization: zca' needs images of at most 12,288 values"):
+    with pytest.raises(
+        ConfigError, match=r"'data.normalization: zca' needs images of at most 12,288 values"
+    ):
         load(zoo(normalization="zca", image_size=65), root)
 
 
 def test_an_empty_class_is_refused(tmp_path: Path) -> None:
     for split, labels in (("train", [0, 1, 0]), ("test", [0, 1, 2])):
-        write_parquet(tmp_path / f"{split}.parquet", [encode(i) for i in TRAIN[:3]], labels, names=NAMES)
-    with pytest.raises(DataError, match=r"Every class must have an image in the train split of .*. Got none for 'cow'"):
+        write_parquet(
+            tmp_path / f"{split}.parquet", [encode(i) for i in TRAIN[:3]], labels, names=NAMES
+        )
+    with pytest.raises(
+        DataError,
+        match=r"Every class must have an image in the train split of .*. Got none for 'cow'",
+    ):
         load(DataSettings(name=str(tmp_path)))
 
 
 def test_a_class_that_is_never_tested_is_refused(tmp_path: Path) -> None:
     for split, labels in (("train", [0, 1, 2]), ("test", [0, 1, 1])):
-        write_parquet(tmp_path / f"{split}.parquet", [encode(i) for i in TRAIN[:3]], labels, names=NAMES)
+        write_parquet(
+            tmp_path / f"{split}.parquet", [encode(i) for i in TRAIN[:3]], labels, names=NAMES
+        )
     with pytest.raises(DataError, match=r"in the test split of .*. Got none for 'cow'"):
         load(DataSettings(name=str(tmp_path)))
 
 
 def test_one_image_a_class_cannot_be_split(tmp_path: Path) -> None:
     write_folder(tmp_path, {name: some_images(1) for name in NAMES})
-    with pytest.raises(DataError, match=r"test split cannot be carved from .*no class has more than one image"):
+    with pytest.raises(
+        DataError, match=r"test split cannot be carved from .*no class has more than one image"
+    ):
         load(DataSettings(name=str(tmp_path)))
 
 

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rayd.data import Normalization, Standardization, Whitening, fit_normalization, normalization, restore
+from rayd.data import (
+    Normalization,
+    Standardization,
+    Whitening,
+    fit_normalization,
+    normalization,
+    restore,
+)
 from rayd.errors import ConfigError, DataError
 from tests.data.files import some_images
 
@@ -44,7 +51,9 @@ def test_standardized_training_pixels_have_mean_0_and_standard_deviation_1() -> 
     output = FITTED[0](torch.from_numpy(images))
     assert output.dtype == torch.float32
     torch.testing.assert_close(output.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(output.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        output.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0
+    )
 
 
 def test_a_channel_without_variance_gets_standard_deviation_1() -> None:
@@ -60,13 +69,18 @@ def test_a_fit_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) ->
     whole = Standardization.fit(images).fingerprint, Whitening.fit(images[:200]).fingerprint
     chunks = normalization._chunks
     monkeypatch.setattr(normalization, "_chunks", lambda images, values: chunks(images, 100))
-    assert (Standardization.fit(images).fingerprint, Whitening.fit(images[:200]).fingerprint) == whole
+    assert (
+        Standardization.fit(images).fingerprint,
+        Whitening.fit(images[:200]).fingerprint,
+    ) == whole
 
 
 def test_whitening_matrix_is_that_of_the_formula() -> None:
     images = smooth_images(300)
     fitted = Whitening.fit(images, epsilon=0.1)
-    np.testing.assert_allclose(fitted.transform, reference_transform(images, 0.1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        fitted.transform, reference_transform(images, 0.1), rtol=0, atol=1e-5
+    )
     np.testing.assert_allclose(fitted.mean, images.mean(0) / 255, rtol=0, atol=1e-6)
 
 
@@ -102,7 +116,9 @@ def test_images_in_unit_range_are_normalized_as_pixels_are(fitted: Normalization
     pixels = torch.from_numpy(some_images(4))
     inputs = fitted.forward_unit(pixels / 255)
     torch.testing.assert_close(inputs, fitted(pixels), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fitted.forward_unit(fitted.inverse(inputs)), inputs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        fitted.forward_unit(fitted.inverse(inputs)), inputs, atol=1e-4, rtol=1e-4
+    )
     unit = (pixels / 255).requires_grad_()
     fitted.forward_unit(unit).square().sum().backward()
     assert unit.grad is not None
@@ -126,7 +142,11 @@ def test_a_pickle_does_not_carry_device_constants() -> None:
 
 
 def test_fingerprints_tell_normalizations_apart() -> None:
-    made = [*FITTED, Standardization.fit(some_images(50, seed=1)), Whitening.fit(some_images(50), epsilon=0.2)]
+    made = [
+        *FITTED,
+        Standardization.fit(some_images(50, seed=1)),
+        Whitening.fit(some_images(50), epsilon=0.2),
+    ]
     assert len({one.fingerprint for one in made}) == 4
 
 

@@ -26,8 +26,12 @@ def seeded(seed: int) -> Generator:
 
 
 def images(count: int, channels: int, height: int = 24, width: int = 31) -> Tensor:
-    """Whole 8-bit values in [0, 1], smooth enough to have a look of their own in every operation."""
-    noise = torch.rand(count, channels, height, width, generator=seeded(channels)).cumsum(2).cumsum(3)
+    """Whole 8-bit values in [0, 1], smooth enough to have a look of their own in every
+    operation.
+    """
+    noise = (
+        torch.rand(count, channels, height, width, generator=seeded(channels)).cumsum(2).cumsum(3)
+    )
     return (noise / noise.amax((2, 3), keepdim=True) * 230 + 10).round() / 255
 
 
@@ -38,7 +42,9 @@ def alone(image: Tensor, name: str, negative: bool, magnitude: int) -> Tensor:
     size = 0.0 if strengths is None else float(strengths[magnitude])
     pixels = (image * 255).round().byte() if name in ON_BYTES else image
     size = -size if signed and negative else size
-    done = THEIRS._apply_image_or_video_transform(pixels, name, size, InterpolationMode.NEAREST, {Tensor: None})
+    done = THEIRS._apply_image_or_video_transform(
+        pixels, name, size, InterpolationMode.NEAREST, {Tensor: None}
+    )
     return done / 255 if name in ON_BYTES else done
 
 
@@ -63,7 +69,10 @@ def test_each_operation_does_what_torchvision_does_to_each_image(name: str, chan
     operations = torch.full((4, 1), OPERATIONS.index(name))
     for magnitude in (0, 9, 10, 30):
         augmented = RandAugment(operations, signs, magnitude)(batch)
-        expected = [alone(image, name, bool(sign), magnitude) for image, sign in zip(batch, signs, strict=True)]
+        expected = [
+            alone(image, name, bool(sign), magnitude)
+            for image, sign in zip(batch, signs, strict=True)
+        ]
         torch.testing.assert_close(augmented, torch.stack(expected), atol=1e-6, rtol=0)
     unchanged = name == "Identity" or (name == "Color" and channels == 1)
     assert torch.equal(augmented, batch) == unchanged
@@ -78,7 +87,9 @@ def test_layers_act_in_order_and_images_do_not_mix() -> None:
     augmented = drawn(batch)
     assert torch.equal(batch, before)
     for n, image in enumerate(batch):
-        for index, negative in zip(drawn.operations[n].tolist(), drawn.signs[n].tolist(), strict=True):
+        for index, negative in zip(
+            drawn.operations[n].tolist(), drawn.signs[n].tolist(), strict=True
+        ):
             image = alone(image, OPERATIONS[index], negative, 14)
         torch.testing.assert_close(augmented[n], image, atol=1e-6, rtol=0)
 
@@ -86,11 +97,18 @@ def test_layers_act_in_order_and_images_do_not_mix() -> None:
 def test_one_draw_serves_every_image() -> None:
     batch = images(3, 3)
     shared = RandAugment.draw(seeded(2), 1, 24, 31, layers=2, magnitude=9)
-    torch.testing.assert_close(shared(batch), torch.cat([shared(image[None]) for image in batch]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        shared(batch), torch.cat([shared(image[None]) for image in batch]), atol=1e-6, rtol=0
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**31), channels=st.sampled_from([1, 3]), layers=st.integers(0, 3), magnitude=st.integers(0, 30))
+@given(
+    seed=st.integers(0, 2**31),
+    channels=st.sampled_from([1, 3]),
+    layers=st.integers(0, 3),
+    magnitude=st.integers(0, 30),
+)
 def test_images_stay_images(seed: int, channels: int, layers: int, magnitude: int) -> None:
     batch = images(6, channels, 5, 4)
     augmented = RandAugment.draw(seeded(seed), 6, 5, 4, layers, magnitude)(batch)
@@ -108,8 +126,12 @@ def test_operations_and_signs_are_drawn_uniformly_and_independently() -> None:
         assert sorted(times) == list(range(len(OPERATIONS)))
         assert all(400 < count < 600 for count in times.values())
     assert drawn.signs.double().mean().item() == pytest.approx(0.5, abs=0.02)
-    assert (drawn.operations[:, 0] == drawn.operations[:, 1]).double().mean().item() == pytest.approx(1 / 14, abs=0.015)
-    assert (drawn.signs[:, 0] == drawn.signs[:, 1]).double().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert (
+        drawn.operations[:, 0] == drawn.operations[:, 1]
+    ).double().mean().item() == pytest.approx(1 / 14, abs=0.015)
+    assert (drawn.signs[:, 0] == drawn.signs[:, 1]).double().mean().item() == pytest.approx(
+        0.5, abs=0.03
+    )
 
 
 def test_a_draw_depends_on_its_generator_alone() -> None:

@@ -1,4 +1,6 @@
-"""Selections agree with slow references, and are what their definitions say on sets where one can see it."""
+"""Selections agree with slow references, and are what their definitions say on sets where one can
+see it.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ Reference = list[int]
 
 
 def slow_herding(points: Tensor, count: int) -> Reference:
-    mean, chosen = points.mean(0), []
+    mean = points.mean(0)
+    chosen = []
     for _ in range(count):
         left = [i for i in range(len(points)) if i not in chosen]
         chosen.append(min(left, key=lambda i: float((mean - points[[*chosen, i]].mean(0)).norm())))
@@ -26,7 +29,9 @@ def slow_k_center(points: Tensor, count: int) -> Reference:
     chosen = [min(range(len(points)), key=lambda i: float((points[i] - points.mean(0)).norm()))]
     while len(chosen) < count:
         left = [i for i in range(len(points)) if i not in chosen]
-        chosen.append(max(left, key=lambda i: min(float((points[i] - points[j]).norm()) for j in chosen)))
+        chosen.append(
+            max(left, key=lambda i: min(float((points[i] - points[j]).norm()) for j in chosen))
+        )
     return chosen
 
 
@@ -45,7 +50,11 @@ def image_set(counts: list[int], seed: int = 0) -> ImageSet:
 
 
 @pytest.mark.parametrize(("fast", "slow"), [(herding, slow_herding), (k_center, slow_k_center)])
-@given(seed=st.integers(0, 10_000), counts=st.lists(st.integers(5, 12), min_size=1, max_size=3), per_class=st.integers(1, 5))
+@given(
+    seed=st.integers(0, 10_000),
+    counts=st.lists(st.integers(5, 12), min_size=1, max_size=3),
+    per_class=st.integers(1, 5),
+)
 @settings(max_examples=25, deadline=None)
 def test_against_brute_force(fast, slow, seed, counts, per_class):
     x, y = features(seed, counts)
@@ -73,7 +82,10 @@ def test_herding_and_k_center_where_one_can_see_it():
 def test_selections_are_sorted_by_class_distinct_and_nested(how):
     data = image_set([9, 6, 7])
     normalization = Standardization.fit(data.images)
-    rows = {k: select(how, data, k, normalization, torch.Generator().manual_seed(3)).reshape(3, k) for k in (2, 5)}
+    rows = {
+        k: select(how, data, k, normalization, torch.Generator().manual_seed(3)).reshape(3, k)
+        for k in (2, 5)
+    }
     for k, chosen in rows.items():
         assert chosen.dtype == np.int64
         np.testing.assert_array_equal(data.labels[chosen], np.arange(3)[:, None].repeat(k, 1))
@@ -92,7 +104,9 @@ def test_select_uses_normalised_pixels(how, function):
 
 def test_random_draws_from_its_generator_and_every_image_is_drawn_as_often():
     data = image_set([6, 8])
-    first, again, other = (random(data, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        random(data, 3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     draw = torch.Generator().manual_seed(0)
@@ -116,14 +130,18 @@ def test_a_small_class_gives_every_image_before_any_again(how):
 @pytest.mark.parametrize("how", ["random", "herding", "k-center"])
 def test_a_class_without_images_is_named(how):
     data = image_set([9, 0])
-    with pytest.raises(DataError, match=r"Class 'b' must have at least the 1 image\(s\) to choose. Got 0 instead."):
+    with pytest.raises(
+        DataError, match=r"Class 'b' must have at least the 1 image\(s\) to choose. Got 0 instead."
+    ):
         select(how, data, 3, Standardization.fit(data.images), torch.Generator())
 
 
 @pytest.mark.parametrize("choose", [herding, k_center])
 def test_features_of_a_class_that_is_too_small_are_refused(choose):
     x, y = features(0, [9, 2])
-    with pytest.raises(DataError, match=r"Class 1 must have at least the 3 image\(s\) to choose. Got 2 instead."):
+    with pytest.raises(
+        DataError, match=r"Class 1 must have at least the 3 image\(s\) to choose. Got 2 instead."
+    ):
         choose(x, y, 3)
 
 

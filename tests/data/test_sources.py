@@ -8,7 +8,14 @@ import pytest
 from rayd.data import data_roots, known_sources, locate
 from rayd.data.sources import open_source
 from rayd.errors import DataError
-from tests.data.files import encode, some_images, write_cifar10, write_folder, write_idx, write_parquet
+from tests.data.files import (
+    encode,
+    some_images,
+    write_cifar10,
+    write_folder,
+    write_idx,
+    write_parquet,
+)
 
 PNGS = [encode(image) for image in some_images(10)]
 
@@ -26,7 +33,9 @@ def write_cifar(path: Path) -> Path:
     return path
 
 
-def test_roots_are_looked_through_in_order(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roots_are_looked_through_in_order(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     places = [tmp_path / "given", tmp_path / "environment", home / ".cache" / "rayd" / "data"]
     monkeypatch.setenv("RAYD_DATA", str(places[1]))
     assert data_roots(places[0]) == tuple(places)
@@ -37,8 +46,16 @@ def test_roots_are_looked_through_in_order(tmp_path: Path, home: Path, monkeypat
 
 
 def test_torchvisions_own_folders_are_found(tmp_path: Path) -> None:
-    write_cifar10(tmp_path / "cifar-10-batches-bin", some_images(10, side=32), np.arange(10), per_file=1)
-    write_idx(tmp_path / "MNIST" / "raw", "train", some_images(10, channels=1), np.arange(10), zipped=False)
+    write_cifar10(
+        tmp_path / "cifar-10-batches-bin", some_images(10, side=32), np.arange(10), per_file=1
+    )
+    write_idx(
+        tmp_path / "MNIST" / "raw",
+        "train",
+        some_images(10, channels=1),
+        np.arange(10),
+        zipped=False,
+    )
     assert open_source("cifar10", tmp_path).class_names[0] == "airplane"
     assert len(open_source("mnist", tmp_path).splits["train"].labels) == 10
     assert locate("fashion_mnist", tmp_path) is None
@@ -72,13 +89,18 @@ def test_the_list_has_the_known_sets_and_what_else_is_there(tmp_path: Path) -> N
     ("name", "sentence"),
     [
         ("cifr10", "Unknown data set 'cifr10'; did you mean 'cifar10'"),
-        ("cifar100", "'cifar100' was not found in '.*/cifar100', .*; run 'rayd data fetch cifar100'"),
+        (
+            "cifar100",
+            "'cifar100' was not found in '.*/cifar100', .*; run 'rayd data fetch cifar100'",
+        ),
         ("imagenet-1k", "place its images in the data root"),
         ("./nowhere", "There is no data set at 'nowhere'"),
         ("", "'data.name' must not be empty"),
     ],
 )
-def test_a_missing_data_set_is_told_with_the_way_out(tmp_path: Path, name: str, sentence: str) -> None:
+def test_a_missing_data_set_is_told_with_the_way_out(
+    tmp_path: Path, name: str, sentence: str
+) -> None:
     with pytest.raises(DataError, match=sentence):
         open_source(name, tmp_path)
 
@@ -105,14 +127,18 @@ def test_pickled_cifar_is_refused_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x02}q\x01.")
     with pytest.raises(
-        DataError, match=r"cifar-10-batches-py' holds pickles, which are never loaded; run 'rayd data fetch cifar10'"
+        DataError,
+        match=r"cifar-10-batches-py' holds pickles, which are never loaded; run 'rayd data fetch cifar10'",
     ):
         open_source("cifar10", tmp_path)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no data")
-    with pytest.raises(DataError, match=r"must be a folder of Parquet files, .* Got a folder with 'notes.txt' in it"):
+    with pytest.raises(
+        DataError,
+        match=r"must be a folder of Parquet files, .* Got a folder with 'notes.txt' in it",
+    ):
         open_source(str(tmp_path))
     with pytest.raises(DataError, match=r"Got a file.$"):
         open_source(str(tmp_path / "notes.txt"))

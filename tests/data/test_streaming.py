@@ -1,4 +1,6 @@
-"""Streamed images are the decoded ones, wherever and in whatever order they are asked for, and little memory holds them."""
+"""Streamed images are the decoded ones, wherever and in whatever order they are asked for, and
+little memory holds them.
+"""
 
 import os
 import pickle
@@ -25,8 +27,10 @@ from rayd.seeding import generator
 from tests.data.files import encode, some_images, write_folder, write_parquet
 
 NAMES = ("ant", "bee", "cow")
-TRAIN, TEST = some_images(60, side=8, seed=1), some_images(12, side=8, seed=2)
-TRAIN_LABELS, TEST_LABELS = np.arange(60) % 3, np.arange(12) % 3
+TRAIN = some_images(60, side=8, seed=1)
+TEST = some_images(12, side=8, seed=2)
+TRAIN_LABELS = np.arange(60) % 3
+TEST_LABELS = np.arange(12) % 3
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +38,26 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same images in two training files and one for testing, and in folders, as PNG."""
     path = tmp_path_factory.mktemp("root")
     for shard, rows in enumerate((slice(0, 35), slice(35, 60))):
-        contents, labels = [encode(image) for image in TRAIN[rows]], TRAIN_LABELS[rows].tolist()
-        write_parquet(path / "zoo" / f"train-{shard}.parquet", contents, labels, names=NAMES, row_group_size=10)
-    write_parquet(path / "zoo" / "test-0.parquet", [encode(i) for i in TEST], TEST_LABELS.tolist(), names=NAMES)
+        contents = [encode(image) for image in TRAIN[rows]]
+        labels = TRAIN_LABELS[rows].tolist()
+        write_parquet(
+            path / "zoo" / f"train-{shard}.parquet",
+            contents,
+            labels,
+            names=NAMES,
+            row_group_size=10,
+        )
+    write_parquet(
+        path / "zoo" / "test-0.parquet",
+        [encode(i) for i in TEST],
+        TEST_LABELS.tolist(),
+        names=NAMES,
+    )
     for split, images, labels in (("train", TRAIN, TRAIN_LABELS), ("test", TEST, TEST_LABELS)):
-        write_folder(path / "folders" / split, {name: images[labels == label] for label, name in enumerate(NAMES)})
+        write_folder(
+            path / "folders" / split,
+            {name: images[labels == label] for label, name in enumerate(NAMES)},
+        )
     return path
 
 
@@ -88,14 +107,23 @@ def test_streamed_data_are_the_decoded_ones(root: Path, name: str, chosen: dict)
         )
         assert np.array_equal(one.images[:], other.images[:])
         assert np.array_equal(one.labels, other.labels)
-        assert one.fingerprint == other.fingerprint == ImageSet(one.images, one.labels, one.class_names).fingerprint
+        assert (
+            one.fingerprint
+            == other.fingerprint
+            == ImageSet(one.images, one.labels, one.class_names).fingerprint
+        )
 
 
 @pytest.mark.parametrize("name", ["zoo", "folders"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
-@given(rows=st.lists(st.integers(-60, 59), max_size=20), inner=st.lists(st.integers(0, 19), max_size=9))
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25
+)
+@given(
+    rows=st.lists(st.integers(-60, 59), max_size=20), inner=st.lists(st.integers(0, 19), max_size=9)
+)
 def test_any_rows_in_any_order(root: Path, name: str, rows: list[int], inner: list[int]) -> None:
-    images, wanted = pixels(load(zoo(name), root)), np.array(rows, np.int64)
+    images = pixels(load(zoo(name), root))
+    wanted = np.array(rows, np.int64)
     whole = images[:]
     assert np.array_equal(images[wanted], whole[wanted])
     part = images.part(wanted)
@@ -104,8 +132,12 @@ def test_any_rows_in_any_order(root: Path, name: str, rows: list[int], inner: li
     assert np.array_equal(part.part(again)[:], whole[wanted][again])
 
 
-@pytest.mark.parametrize("rows", [slice(3, 9), slice(None, None, -7), slice(50, 99), slice(5, 5), np.arange(60) % 4 == 0])
-def test_slices_and_masks_mean_what_they_mean_for_arrays(root: Path, rows: slice | np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "rows", [slice(3, 9), slice(None, None, -7), slice(50, 99), slice(5, 5), np.arange(60) % 4 == 0]
+)
+def test_slices_and_masks_mean_what_they_mean_for_arrays(
+    root: Path, rows: slice | np.ndarray
+) -> None:
     images = pixels(load(zoo(), root))
     assert np.array_equal(images[rows], TRAIN[rows])
     assert np.array_equal(images.part(rows)[:], TRAIN[rows])
@@ -142,9 +174,12 @@ def test_threads_change_nothing(root: Path) -> None:
 
 
 def test_a_subset_decodes_its_own_images_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, read = load(zoo(), root), list[int]()
+    data = load(zoo(), root)
+    read = list[int]()
     at = parquet.ParquetImages.at
-    monkeypatch.setattr(parquet.ParquetImages, "at", lambda self, rows: (read.extend(rows), at(self, rows))[1])
+    monkeypatch.setattr(
+        parquet.ParquetImages, "at", lambda self, rows: (read.extend(rows), at(self, rows))[1]
+    )
     subset = data.train.subset([7, 3])
     assert not subset.streamed
     assert np.array_equal(subset.images, TRAIN[[7, 3]])
@@ -155,11 +190,16 @@ def test_a_subset_decodes_its_own_images_only(root: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("how", ["random", "herding", "k-center"])
 def test_selections_choose_the_same(root: Path, how: str) -> None:
     streamed, decoded = (load(zoo(stream=stream), root) for stream in (True, False))
-    chosen = [select(how, data.train, 3, data.normalization, generator(0, "test")) for data in (streamed, decoded)]
+    chosen = [
+        select(how, data.train, 3, data.normalization, generator(0, "test"))
+        for data in (streamed, decoded)
+    ]
     assert np.array_equal(*chosen)
 
 
-def test_what_was_found_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_is_kept_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_folder(tmp_path / "zoo", {name: TRAIN[label::3] for label, name in enumerate(NAMES)})
     seen: list[tuple[str, int, int]] = []
 
@@ -182,13 +222,18 @@ def test_what_was_found_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch
     kept = max((tmp_path / "store" / "survey").iterdir(), key=lambda path: path.stat().st_mtime)
     for damage in ("{", '{"result": {"fingerprint": "x", "histogram": [1]}}'):
         kept.write_text(damage)
-        assert looked().normalization.fingerprint == load(zoo(stream=False), tmp_path).normalization.fingerprint
+        assert (
+            looked().normalization.fingerprint
+            == load(zoo(stream=False), tmp_path).normalization.fingerprint
+        )
         assert seen
     monkeypatch.setattr(surveying, "_look", refuse)
     looked()
 
 
-def test_looking_at_eight_times_the_images_takes_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_at_eight_times_the_images_takes_no_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """75 and 600 images of 3 x 32 x 32, which are 0.2 and 1.8 MB, two at a time."""
     monkeypatch.setattr(surveying, "CHUNK_BYTES", 2 * 3 * 32 * 32)
     contents = [encode(image) for image in TRAIN]
@@ -196,13 +241,17 @@ def test_looking_at_eight_times_the_images_takes_no_more_memory(tmp_path: Path, 
     for times in (1, 8):
         count = 75 * times
         path = write_parquet(
-            tmp_path / str(times) / "train-0.parquet", (contents * 10)[:count], (np.arange(count) % 3).tolist()
+            tmp_path / str(times) / "train-0.parquet",
+            (contents * 10)[:count],
+            (np.arange(count) % 3).tolist(),
         )
         images = parquet.open_source(path.parent).splits["train"].read
         assert isinstance(images, EncodedPixels)
         tracemalloc.start()
         streamed = images.streamed(np.arange(count), 32)
-        surveying.survey(streamed, np.zeros(count, np.int64), ("a",), tmp_path / "store", lambda *_: None)
+        surveying.survey(
+            streamed, np.zeros(count, np.int64), ("a",), tmp_path / "store", lambda *_: None
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 0.2 * 600 * 3 * 32 * 32
@@ -217,16 +266,21 @@ def test_touching_a_file_looks_again(root: Path) -> None:
     assert set(seen) == {"test"}
 
 
-def test_a_store_that_cannot_be_written_only_warns(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_cannot_be_written_only_warns(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
     assert load(zoo(), root, tmp_path / "file").train.streamed
     assert "look at all images again" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("available", "streamed"), [(None, False), (10**9, False), (2 * 72 * 192, False), (2 * 72 * 192 - 2, True)]
+    ("available", "streamed"),
+    [(None, False), (10**9, False), (2 * 72 * 192, False), (2 * 72 * 192 - 2, True)],
 )
-def test_by_default_memory_decides(root: Path, monkeypatch: pytest.MonkeyPatch, available: int | None, streamed: bool) -> None:
+def test_by_default_memory_decides(
+    root: Path, monkeypatch: pytest.MonkeyPatch, available: int | None, streamed: bool
+) -> None:
     monkeypatch.setattr(loading, "available_memory", lambda: available)
     assert load(zoo(stream=None), root).train.streamed is streamed
     assert not load(zoo(stream=False), root).train.streamed
@@ -241,7 +295,10 @@ def test_this_machine_has_some_memory() -> None:
 
 
 def test_what_cannot_be_streamed_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"'data.stream' needs Parquet files or an image folder; .* is read as arrays"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'data.stream' needs Parquet files or an image folder; .* is read as arrays",
+    ):
         load(zoo("digits"), root)
     with pytest.raises(ConfigError, match=r"'data\.normalization: zca' needs all pixels in memory"):
         load(zoo(normalization="zca"), root)
@@ -257,7 +314,9 @@ def breakable(tmp_path: Path) -> Callable[[str], StreamedPixels]:
     def make(layout: str) -> StreamedPixels:
         contents = [encode(image) for image in TRAIN[:9]]
         if layout == "parquet":
-            write_parquet(tmp_path / "train-0.parquet", contents, TRAIN_LABELS[:9].tolist(), names=NAMES)
+            write_parquet(
+                tmp_path / "train-0.parquet", contents, TRAIN_LABELS[:9].tolist(), names=NAMES
+            )
             split = parquet.open_source(tmp_path).splits["train"]
         else:
             write_folder(tmp_path, {name: TRAIN[label:9:3] for label, name in enumerate(NAMES)})
@@ -268,11 +327,15 @@ def breakable(tmp_path: Path) -> Callable[[str], StreamedPixels]:
     return make
 
 
-def test_a_vanished_file_is_named(tmp_path: Path, breakable: Callable[[str], StreamedPixels]) -> None:
+def test_a_vanished_file_is_named(
+    tmp_path: Path, breakable: Callable[[str], StreamedPixels]
+) -> None:
     images = breakable("folder")
     (tmp_path / "bee" / "001.png").unlink()
     images[np.array([0, 5])]
-    with pytest.raises(DataError, match=r"Cannot decode the image at '.*bee/001.png': .*No such file"):
+    with pytest.raises(
+        DataError, match=r"Cannot decode the image at '.*bee/001.png': .*No such file"
+    ):
         images[:]
 
 
@@ -288,17 +351,25 @@ def test_a_vanished_parquet_file_is_named_with_the_row(
         images[np.array([7, 2])]
 
 
-def test_another_file_in_its_place_is_noticed(tmp_path: Path, breakable: Callable[[str], StreamedPixels]) -> None:
+def test_another_file_in_its_place_is_noticed(
+    tmp_path: Path, breakable: Callable[[str], StreamedPixels]
+) -> None:
     images = breakable("parquet")
     write_parquet(tmp_path / "train-0.parquet", [encode(TEST[0])] * 9, [0] * 9, names=NAMES)
-    with pytest.raises(DataError, match=r"train-0.parquet' has changed since it was opened: \d+ bytes then, \d+ now"):
+    with pytest.raises(
+        DataError,
+        match=r"train-0.parquet' has changed since it was opened: \d+ bytes then, \d+ now",
+    ):
         images[:]
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(None, "has no bytes"), (b"", "is empty"), (encode(TRAIN[0])[:60], "Cannot decode")]
+    ("content", "sentence"),
+    [(None, "has no bytes"), (b"", "is empty"), (encode(TRAIN[0])[:60], "Cannot decode")],
 )
-def test_a_damaged_image_is_named_by_file_and_row(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_a_damaged_image_is_named_by_file_and_row(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
     contents = [encode(image) for image in TRAIN[:4]]
     write_parquet(tmp_path / "train-0.parquet", contents, [0, 1, 2, 0], names=NAMES)
     write_parquet(tmp_path / "train-1.parquet", [*contents, content], [0, 1, 2, 0, 1], names=NAMES)

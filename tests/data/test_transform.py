@@ -1,4 +1,6 @@
-"""Transforms are their parts in order, and come back from their state byte for byte; so do mixes."""
+"""Transforms are their parts in order, and come back from their state byte for byte; so do
+mixes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ from torch import Generator, Tensor
 
 from rayd.config import TransformSettings
 from rayd.data import Normalization, Standardization, Whitening
-from rayd.data.augmentation import CutMix, MixUp, Transform, draw_mix, draw_transform, mix_from_state
+from rayd.data.augmentation import (
+    CutMix,
+    MixUp,
+    Transform,
+    draw_mix,
+    draw_transform,
+    mix_from_state,
+)
 from rayd.errors import ConfigError, DataError
 from tests.data.files import some_images
 
@@ -36,13 +45,16 @@ def inputs(normalization: Normalization = FITTED[0], count: int = 6) -> Tensor:
     return normalization(torch.from_numpy(some_images(count, side=8)))
 
 
-def drawn_for(batch: Tensor, settings: TransformSettings, seed: int = 0, least: float | None = None) -> Transform:
+def drawn_for(
+    batch: Tensor, settings: TransformSettings, seed: int = 0, least: float | None = None
+) -> Transform:
     count, _, height, width = batch.shape
     return draw_transform(settings, seeded(seed), count, height, width, least)
 
 
 def test_nothing_is_drawn_or_done_with_all_parts_off() -> None:
-    batch, generator = inputs(), seeded(0)
+    batch = inputs()
+    generator = seeded(0)
     before = generator.get_state()
     transform = draw_transform(TransformSettings(), generator, 6, 8, 8, least=0.5)
     assert torch.equal(generator.get_state(), before)
@@ -54,15 +66,22 @@ def test_nothing_is_drawn_or_done_with_all_parts_off() -> None:
 def test_a_setting_turns_on_its_own_part(name: str) -> None:
     batch = inputs()
     transform = drawn_for(batch, PARTS[name])
-    assert [field.name for field in fields(transform) if getattr(transform, field.name) is not None] == [name]
+    assert [
+        field.name for field in fields(transform) if getattr(transform, field.name) is not None
+    ] == [name]
     assert not torch.equal(transform(batch, FITTED[0]), batch)
     assert {key.split(".")[0] for key in transform.state()} == {name}
 
 
 def test_settings_say_how_strong_the_parts_are() -> None:
-    transform = draw_transform(ALL.model_copy(update={"magnitude": 17, "rand_augment": 3}), seeded(0), 400, 32, 32)
+    transform = draw_transform(
+        ALL.model_copy(update={"magnitude": 17, "rand_augment": 3}), seeded(0), 400, 32, 32
+    )
     assert transform.rand_augment is not None
-    assert (transform.rand_augment.magnitude, transform.rand_augment.operations.shape) == (17, (400, 3))
+    assert (transform.rand_augment.magnitude, transform.rand_augment.operations.shape) == (
+        17,
+        (400, 3),
+    )
     assert transform.shift is not None
     assert transform.shift.shifts.unique().tolist() == list(range(-2, 3))
     rolls = [draw_transform(ALL, seeded(seed), 1, 32, 32).roll for seed in range(60)]
@@ -72,7 +91,10 @@ def test_settings_say_how_strong_the_parts_are() -> None:
 def test_parts_act_in_the_order_of_the_settings() -> None:
     batch = inputs()
     settings = TransformSettings(crop=(0.3, 0.6), shift=2, flip=True, roll=3)
-    assert tuple(TransformSettings.model_fields)[2:] == tuple(field.name for field in fields(Transform))[1:]
+    assert (
+        tuple(TransformSettings.model_fields)[2:]
+        == tuple(field.name for field in fields(Transform))[1:]
+    )
     transform = drawn_for(batch, settings, seed=2)
     expected = batch
     for part in (transform.crop, transform.shift, transform.flip, transform.roll):
@@ -88,7 +110,9 @@ def test_rand_augment_acts_on_pixels(fitted: Normalization) -> None:
     assert transform.rand_augment is not None
     assert transform.flip is not None
     pixels = transform.rand_augment(torch.from_numpy(some_images(6, side=8)) / 255)
-    torch.testing.assert_close(transform(batch, fitted), transform.flip(fitted.forward_unit(pixels)), atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(
+        transform(batch, fitted), transform.flip(fitted.forward_unit(pixels)), atol=2e-4, rtol=1e-3
+    )
 
 
 def test_rand_augment_first_clamps_to_the_range_of_pixels() -> None:
@@ -109,7 +133,9 @@ def test_rand_augment_needs_a_normalisation_and_no_gradient() -> None:
 
 def test_the_other_parts_are_differentiable() -> None:
     batch = torch.randn(2, 1, 5, 4, generator=seeded(0), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(drawn_for(batch, ALL.model_copy(update={"rand_augment": 0})), batch)
+    assert torch.autograd.gradcheck(
+        drawn_for(batch, ALL.model_copy(update={"rand_augment": 0})), batch
+    )
 
 
 def test_a_curriculum_raises_the_least_crop() -> None:
@@ -125,7 +151,9 @@ def test_a_curriculum_raises_the_least_crop() -> None:
 
 def test_a_curriculum_starts_with_the_whole_image() -> None:
     batch = inputs()
-    torch.testing.assert_close(drawn_for(batch, TransformSettings(crop=(0.08, 1.0)), least=1.0)(batch), batch)
+    torch.testing.assert_close(
+        drawn_for(batch, TransformSettings(crop=(0.08, 1.0)), least=1.0)(batch), batch
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,8 +170,11 @@ def test_a_curriculum_starts_with_the_whole_image() -> None:
     ),
     mix=st.sampled_from(["none", "cutmix", "mixup"]),
 )
-def test_a_stored_view_and_mix_are_replayed_byte_for_byte(seed: int, on: TransformSettings, mix: str) -> None:
-    batch, generator = inputs(), seeded(seed)
+def test_a_stored_view_and_mix_are_replayed_byte_for_byte(
+    seed: int, on: TransformSettings, mix: str
+) -> None:
+    batch = inputs()
+    generator = seeded(seed)
     transform = draw_transform(on, generator, *(len(batch), *batch.shape[2:]))
     drawn = draw_mix(mix, generator, len(batch), *batch.shape[2:], concentration=0.8)  # type: ignore[arg-type]
     stored = load(save(transform.state() | (drawn.state() if drawn else {})))
@@ -168,8 +199,12 @@ def test_a_stored_view_and_mix_are_replayed_byte_for_byte(seed: int, on: Transfo
 def test_states_are_compact() -> None:
     batch = inputs(count=6)
     state = drawn_for(batch, ALL).state()
-    assert sum(value.nbytes for value in state.values()) == 6 * (2 * 2 + 4 * 2 + 2 * 2 + 1) + 1 + 2 * 2
-    assert {name: value.dtype for name, value in CutMix.draw(seeded(0), 6, 8, 8).state().items()} == {
+    assert (
+        sum(value.nbytes for value in state.values()) == 6 * (2 * 2 + 4 * 2 + 2 * 2 + 1) + 1 + 2 * 2
+    )
+    assert {
+        name: value.dtype for name, value in CutMix.draw(seeded(0), 6, 8, 8).state().items()
+    } == {
         "mix.permutation": torch.int32,
         "mix.box": torch.int16,
     }
@@ -177,7 +212,9 @@ def test_states_are_compact() -> None:
 
 
 def test_boxes_and_shifts_of_large_images_survive() -> None:
-    transform = draw_transform(TransformSettings(crop=(0.08, 1.0), shift=400), seeded(0), 50, 900, 1200)
+    transform = draw_transform(
+        TransformSettings(crop=(0.08, 1.0), shift=400), seeded(0), 50, 900, 1200
+    )
     again = Transform.from_state(transform.state(), (900, 1200))
     assert transform.crop is not None
     assert again.crop is not None

@@ -1,4 +1,6 @@
-"""`precision: auto` and `resources.layout: auto` become what this machine is good at, and stay what a run began with."""
+"""`precision: auto` and `resources.layout: auto` become what this machine is good at, and stay what
+a run began with.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from rayd.engine import arithmetic
 from rayd.engine.arithmetic import Hardware, choose
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.recipes import assemble
 from tests.conftest import tiny
 
@@ -52,7 +54,12 @@ def precisions(chosen: Recipe) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("hardware", "shape", "wanted"),
-    [(NATIVE, CIFAR, "bfloat16"), (EMULATED, CIFAR, "float32"), (NATIVE, DIGITS, "float32"), (AMPERE, CIFAR, "bfloat16")],
+    [
+        (NATIVE, CIFAR, "bfloat16"),
+        (EMULATED, CIFAR, "float32"),
+        (NATIVE, DIGITS, "float32"),
+        (AMPERE, CIFAR, "bfloat16"),
+    ],
 )
 def test_auto_is_bfloat16_only_where_it_is_fast(
     hardware: Hardware, shape: ImageShape, wanted: str, monkeypatch: pytest.MonkeyPatch
@@ -72,7 +79,9 @@ def test_auto_respects_what_a_method_needs(monkeypatch: pytest.MonkeyPatch) -> N
     assert set(precisions(choose(recipe("mtt"), CIFAR).recipe).values()) == {"float32"}
 
 
-def test_explicit_settings_stay_and_slow_ones_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_settings_stay_and_slow_ones_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     on(EMULATED, monkeypatch)
     choice = choose(recipe(synthesis={"precision": "bfloat16"}), CIFAR)
     assert choice.recipe.synthesis.precision == "bfloat16"
@@ -85,12 +94,18 @@ def test_explicit_settings_stay_and_slow_ones_are_warned_of(monkeypatch: pytest.
 
 def test_guides_compute_as_chosen_too(monkeypatch: pytest.MonkeyPatch) -> None:
     on(NATIVE, monkeypatch)
-    own = choose(recipe("iid-dm", ipc=2, guides={"pool": 1}), CIFAR).recipe
-    assert own.guides is not None
-    assert (own.guides.precision, own.guides.squeeze.precision) == ("bfloat16", "bfloat16")
+    own = choose(recipe("iid-dm", ipc=2, classifiers={"pool": 1}), CIFAR).recipe
+    assert own.classifiers is not None
+    assert (own.classifiers.precision, own.classifiers.squeeze.precision) == (
+        "bfloat16",
+        "bfloat16",
+    )
     default = choose(recipe("iid-dm", ipc=2), CIFAR).recipe
-    assert default.guides is None
-    assert (default.guiding.precision, default.guiding.squeeze.precision) == ("bfloat16", "bfloat16")
+    assert default.classifiers is None
+    assert (
+        default.classifier_settings.precision,
+        default.classifier_settings.squeeze.precision,
+    ) == ("bfloat16", "bfloat16")
 
 
 def test_layout_follows_the_measurement_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,30 +113,46 @@ def test_layout_follows_the_measurement_unless_set(monkeypatch: pytest.MonkeyPat
     assert choose(recipe(), CIFAR).recipe.resources.layout == "channels-last"
     on(EMULATED, monkeypatch)
     assert choose(recipe(), CIFAR).recipe.resources.layout == "contiguous"
-    assert choose(recipe(resources={"layout": "channels-last"}), CIFAR).recipe.resources.layout == "channels-last"
+    assert (
+        choose(recipe(resources={"layout": "channels-last"}), CIFAR).recipe.resources.layout
+        == "channels-last"
+    )
 
 
 def test_networks_are_laid_out_as_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    for name, wanted in (("contiguous", torch.contiguous_format), ("channels-last", torch.channels_last)):
+    for name, wanted in (
+        ("contiguous", torch.contiguous_format),
+        ("channels-last", torch.channels_last),
+    ):
         monkeypatch.setattr(devices, "_layout", "auto")
         devices.use_layout(recipe(resources={"layout": name}).resources)
         assert devices.layout(network, torch.device("cpu")) is wanted
-        assert devices.layout(nn.Sequential(nn.GroupNorm(1, 1)), torch.device("cpu")) is torch.contiguous_format
+        assert (
+            devices.layout(nn.Sequential(nn.GroupNorm(1, 1)), torch.device("cpu"))
+            is torch.contiguous_format
+        )
 
 
-def test_a_run_computes_as_chosen_and_its_card_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_computes_as_chosen_and_its_card_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # digits are too small to gain, so that what `auto` means is forced
     monkeypatch.setattr(arithmetic, "SMALL", 1)
     on(NATIVE, monkeypatch)
-    fast = distill(tiny(), tmp_path / "fast", reporter=Reporter(quiet=True))
-    asked = tiny(**{part: {"precision": "bfloat16"} for part in ("observers", "synthesis", "evaluation")})
-    same = distill(asked, tmp_path / "same", reporter=Reporter(quiet=True))
+    fast = distill(tiny(), tmp_path / "fast", progress=Progress(quiet=True))
+    asked = tiny(
+        **{part: {"precision": "bfloat16"} for part in ("observers", "synthesis", "evaluation")}
+    )
+    same = distill(asked, tmp_path / "same", progress=Progress(quiet=True))
     on(EMULATED, monkeypatch)
-    slow = distill(tiny(), tmp_path / "slow", reporter=Reporter(quiet=True))
+    slow = distill(tiny(), tmp_path / "slow", progress=Progress(quiet=True))
     assert torch.equal(fast.distilled.images, same.distilled.images)
     assert not torch.equal(fast.distilled.images, slow.distilled.images)
-    assert (fast.recipe.synthesis.precision, slow.recipe.synthesis.precision) == ("bfloat16", "float32")
+    assert (fast.recipe.synthesis.precision, slow.recipe.synthesis.precision) == (
+        "bfloat16",
+        "float32",
+    )
     assert fast.distilled.card["config"]["synthesis"]["precision"] == "bfloat16"
     assert fast.distilled.card["hardware"] == {
         "device": "cpu",
@@ -133,30 +164,36 @@ def test_a_run_computes_as_chosen_and_its_card_says_so(tmp_path: Path, monkeypat
     assert "precision" not in slow.report.results[0].protocol
 
 
-def test_a_resumed_run_keeps_its_arithmetic_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_its_arithmetic_on_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arithmetic, "SMALL", 1)
     on(NATIVE, monkeypatch)
-    first = distill(tiny(), tmp_path / "run", reporter=Reporter(quiet=True))
+    first = distill(tiny(), tmp_path / "run", progress=Progress(quiet=True))
     on(EMULATED, monkeypatch)
-    again = distill(tiny(), tmp_path / "run", resume=True, reporter=Reporter(quiet=True))
+    again = distill(tiny(), tmp_path / "run", resume=True, progress=Progress(quiet=True))
     assert precisions(again.recipe) == precisions(first.recipe)
     assert torch.equal(again.distilled.images, first.distilled.images)
 
 
-def test_a_set_is_judged_elsewhere_by_its_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_judged_elsewhere_by_its_own_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arithmetic, "SMALL", 1)
     on(NATIVE, monkeypatch)
-    distill(tiny(), tmp_path / "run", reporter=Reporter(quiet=True))
+    distill(tiny(), tmp_path / "run", progress=Progress(quiet=True))
     on(EMULATED, monkeypatch)
     said: list[str] = []
-    reporter = Reporter(quiet=True)
-    monkeypatch.setattr(reporter, "say", said.append)
-    report = evaluate_distilled(load_distilled(tmp_path / "run"), {}, None, None, reporter)
+    progress = Progress(quiet=True)
+    monkeypatch.setattr(progress, "say", said.append)
+    report = evaluate_distilled(load_distilled(tmp_path / "run"), {}, None, None, progress)
     assert "precision bfloat16" in report.results[0].protocol
     assert any("'evaluation.precision: bfloat16' takes 12 times" in sentence for sentence in said)
 
 
-def test_facts_are_measured_once_and_anew_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_measured_once_and_anew_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAYD_MACHINE", str(tmp_path))
     calls: list[int] = []
 
@@ -174,7 +211,9 @@ def test_facts_are_measured_once_and_anew_on_demand(tmp_path: Path, monkeypatch:
     assert machine.fact("speed", cpu, measured) == 3.0
 
 
-def test_facts_that_cannot_be_kept_still_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_that_cannot_be_kept_still_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("RAYD_MACHINE", str(tmp_path / "file"))
     assert machine.fact("unkept", torch.device("cpu"), lambda: 5.0) == 5.0

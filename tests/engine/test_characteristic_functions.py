@@ -1,4 +1,6 @@
-"""Characteristic functions, measured once or sampled each step: whole runs of CSDM and NCFM on digits."""
+"""Characteristic functions, measured once or sampled each step: whole runs of CSDM and NCFM on
+digits.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine import measure
 from rayd.engine.distill import distill
-from rayd.engine.group import LocalShared, open_group
-from rayd.engine.members import Member, members
-from rayd.engine.observer import Facts, Observer
+from rayd.engine.network_ids import NetworkId, network_ids
+from rayd.engine.observer import DatasetInfo, Observer
 from rayd.engine.observers import Observers
 from rayd.engine.plan import plan
+from rayd.engine.pool import LocalRef, open_pool
 from rayd.engine.squeeze import squeeze
 from rayd.engine.store import Store
 from rayd.engine.synthesize import RealBatches
@@ -43,7 +45,12 @@ def csdm(**overrides: Any) -> Recipe:
         "method": "csdm",
         "data": {"name": "digits"},
         "ipc": 2,
-        "observers": {"networks": NETWORK, "pool": 3, "augmentation": "crop_scale_rotate", "real_batch": 32},
+        "observers": {
+            "networks": NETWORK,
+            "pool": 3,
+            "augmentation": "crop_scale_rotate",
+            "real_batch": 32,
+        },
         "objective": {"frequencies": 40},
         "synthesis": {"steps": 6, "log_every": 2, "checkpoint_every": 3, "learning_rate": 0.1},
         "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 2, "baselines": []},
@@ -71,7 +78,9 @@ RECIPES = {
     "csdm linear": lambda **more: csdm(**merge({"objective": {"kernel": "linear"}}, more)),
     "ncfm": ncfm,
     "ncfm sampled": lambda **more: ncfm(**merge({"real": "sampled"}, more)),
-    "ncfm adversarial": lambda **more: ncfm(**merge({"objective": {"sampling_network": True, "sampling_rate": 0.1}}, more)),
+    "ncfm adversarial": lambda **more: ncfm(
+        **merge({"objective": {"sampling_network": True, "sampling_rate": 0.1}}, more)
+    ),
 }
 
 SAMPLED = [which for which in RECIPES if "sampled" in which]
@@ -83,27 +92,47 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("which", RECIPES)
 def test_a_run_goes_through_its_stages_and_lowers_its_loss(tmp_path, which):
-    steps = {"steps": 60, "log_every": 3, "checkpoint_every": 30, "learning_rate": 0.02, "optimizer": "adam", "momentum": 0.9}
+    steps = {
+        "steps": 60,
+        "log_every": 3,
+        "checkpoint_every": 30,
+        "learning_rate": 0.02,
+        "optimizer": "adam",
+        "momentum": 0.9,
+    }
     recipe = RECIPES[which](synthesis=steps)
-    run = distill(recipe, tmp_path / "run", reporter=QUIET)
-    stages = ["squeeze"] * (recipe.method == "ncfm") + ["measure"] * (recipe.real == "measured") + ["synthesize", "evaluate"]
+    run = distill(recipe, tmp_path / "run", progress=QUIET)
+    stages = (
+        ["squeeze"] * (recipe.method == "ncfm")
+        + ["measure"] * (recipe.real == "measured")
+        + ["synthesize", "evaluate"]
+    )
     assert stages_of(tmp_path / "run") == stages
     logged = [line for line in lines_of(tmp_path / "run") if "loss" in line]
-    assert sum(line["spectral"] for line in logged[-3:]) < 0.95 * sum(line["spectral"] for line in logged[:3])
+    assert sum(line["spectral"] for line in logged[-3:]) < 0.95 * sum(
+        line["spectral"] for line in logged[:3]
+    )
     for line in logged:
-        assert line["loss"] == pytest.approx(300 * line["spectral"] + line.get("calibration", 0), rel=1e-5)
+        assert line["loss"] == pytest.approx(
+            300 * line["spectral"] + line.get("calibration", 0), rel=1e-5
+        )
     assert len(run.distilled) == 10 * (recipe.ipc if recipe.method == "csdm" else 4)
     assert torch.isfinite(run.distilled.images).all()
 
 
-@pytest.mark.parametrize("which", [pytest.param(one, marks=pytest.mark.slow) for one in ("csdm", "ncfm adversarial", *SAMPLED)])
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(one, marks=pytest.mark.slow) for one in ("csdm", "ncfm adversarial", *SAMPLED)],
+)
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, which):
     results = []
     for workers in (0, 1, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
         recipe = RECIPES[which](resources=resources, observers={"per_step": 2}, **NO_STUDENTS)
         with monkeypatched_shards(400):
-            distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+            distill(
+                recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", progress=QUIET
+            )
         results.append(bytes_of(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
 
@@ -112,48 +141,69 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, which):
 @pytest.mark.parametrize("at", [2, 4])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, which, at):
     recipe = RECIPES[which](**NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
     with interrupted_at(at):
-        distill(recipe, tmp_path / "cut", reporter=QUIET)
-    distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
+        distill(recipe, tmp_path / "cut", progress=QUIET)
+    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
 
 def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
-    distill(ncfm(**NO_STUDENTS), tmp_path / "first", reporter=QUIET)
+    distill(ncfm(**NO_STUDENTS), tmp_path / "first", progress=QUIET)
     for stage in ("squeeze", "measure"):
         monkeypatch.setattr(Worker, stage, None)
-    another = {"seed": 3, "objective": {"head_amplitude_weight": 0.9, "root": False, "sampling_network": True}}
-    distill(ncfm(ipc=2, **another, **NO_STUDENTS), tmp_path / "second", reporter=QUIET)
+    another = {
+        "seed": 3,
+        "objective": {"head_amplitude_weight": 0.9, "root": False, "sampling_network": True},
+    }
+    distill(ncfm(ipc=2, **another, **NO_STUDENTS), tmp_path / "second", progress=QUIET)
 
 
-def measured(recipe: Recipe, data: ImageData, cache: Path, shard: int) -> dict[Member, CharacteristicFunction]:
+def measured(
+    recipe: Recipe, data: ImageData, cache: Path, shard: int
+) -> dict[NetworkId, CharacteristicFunction]:
     """What every observer measures, in shards of a size."""
-    method, store = methods.build(recipe), Store(cache)
+    method = methods.build(recipe)
+    store = Store(cache)
     (need,) = method.needs()
-    with open_group(recipe.resources, Worker, recipe, Facts.of(data)) as group, monkeypatched_shards(shard):
+    with (
+        open_pool(recipe.resources, Worker, recipe, DatasetInfo.of(data)) as pool,
+        monkeypatched_shards(shard),
+    ):
         trained = {}
         if recipe.observers.trained:
-            trained = squeeze(group, recipe, data, store, lambda *_: None, members(recipe))
-        weights = {member: group.share(one.state) for member, one in trained.items()}
-        states = measure.measure(group, recipe, method, data, store, weights, lambda *_: None)
-    looking = members(recipe)
-    return {member: CharacteristicFunction.from_state(states[member][need.key][0]) for member in looking}
+            trained = squeeze(pool, recipe, data, store, lambda *_: None, network_ids(recipe))
+        weights = {network_id: pool.share(one.state) for network_id, one in trained.items()}
+        states = measure.measure(pool, recipe, method, data, store, weights, lambda *_: None)
+    looking = network_ids(recipe)
+    return {
+        network_id: CharacteristicFunction.from_state(states[network_id][need.key][0])
+        for network_id in looking
+    }
 
 
-@pytest.mark.parametrize(("shard", "workers"), [(130, 0), (500, 0), (4096, 0), pytest.param(500, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("shard", "workers"),
+    [(130, 0), (500, 0), (4096, 0), pytest.param(500, 2, marks=pytest.mark.slow)],
+)
 def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, workers):
     resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
     recipe = csdm(observers={"augmentation": None, "batch_size": 100}, resources=resources)
     data = load(recipe.data)
     (need,) = methods.build(recipe).needs()
-    images, labels = data.normalization(torch.from_numpy(data.train.images)), torch.from_numpy(data.train.labels)
-    for member, got in measured(recipe, data, tmp_path, shard).items():
-        network = networks.build(member.network, data.shape, data.classes, seed=member.seed(recipe)).eval()
+    images = data.normalization(torch.from_numpy(data.train.images))
+    labels = torch.from_numpy(data.train.labels)
+    for network_id, got in measured(recipe, data, tmp_path, shard).items():
+        network = networks.build(
+            network_id.architecture, data.shape, data.classes, seed=network_id.seed(recipe)
+        ).eval()
         # the batches that observers see: 100 images, anew in every shard
         batches = [batch for part in images.split(shard) for batch in part.split(100)]
         seen = observed(network, methods.build(recipe), batches)
-        angles = torch.cat([observation.taps[need.tap][0] for observation in seen]).double().flatten(1) @ got.frequencies.T
+        angles = (
+            torch.cat([observation.taps[need.tap][0] for observation in seen]).double().flatten(1)
+            @ got.frequencies.T
+        )
         for label in range(10):
             mine = angles[labels == label]
             assert got.count[label] == len(mine)
@@ -164,7 +214,9 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
 def test_the_cut_into_shards_changes_the_last_digits_alone(tmp_path):
     recipe = ncfm()
     data = load(recipe.data)
-    whole, cut = (list(measured(recipe, data, tmp_path / str(shard), shard).values()) for shard in (4096, 100))
+    whole, cut = (
+        list(measured(recipe, data, tmp_path / str(shard), shard).values()) for shard in (4096, 100)
+    )
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(one.frequencies, other.frequencies)
         # float32 networks see other batches
@@ -179,7 +231,10 @@ def test_frequencies_travel_with_the_first_shard_alone(tmp_path, monkeypatch):
 
     def watched(self: Worker, *asked: Any) -> Any:
         team = inner(self, *asked)
-        travelled.extend(any("frequencies" in layer for layers in states.values() for layer in layers) for states in team)
+        travelled.extend(
+            any("frequencies" in layer for layers in states.values() for layer in layers)
+            for states in team
+        )
         return team
 
     monkeypatch.setattr(Worker, "measure", watched)
@@ -187,7 +242,9 @@ def test_frequencies_travel_with_the_first_shard_alone(tmp_path, monkeypatch):
     assert travelled == [True] * 3 + [False] * 6
 
 
-def test_every_observer_has_a_length_and_frequencies_of_its_own_that_do_not_depend_on_the_run(tmp_path):
+def test_every_observer_has_a_length_and_frequencies_of_its_own_that_do_not_depend_on_the_run(
+    tmp_path,
+):
     data = load(csdm().data)
     before, after = (
         list(measured(recipe, data, tmp_path / str(index), 4096).values())
@@ -195,26 +252,37 @@ def test_every_observer_has_a_length_and_frequencies_of_its_own_that_do_not_depe
     )
     norms = [float(one.frequencies.norm()) for one in before]
     assert len({round(norm, 9) for norm in norms}) == 3
-    assert all(torch.equal(a.frequencies, b.frequencies) for a, b in zip(before, after, strict=True))
+    assert all(
+        torch.equal(a.frequencies, b.frequencies) for a, b in zip(before, after, strict=True)
+    )
 
 
 def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     recipe = csdm(real="sampled")
-    data, (need,) = load(recipe.data), methods.build(recipe).needs()
+    data = load(recipe.data)
+    (need,) = methods.build(recipe).needs()
     pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
-    images, labels = data.normalization(torch.from_numpy(pixels[:])), torch.from_numpy(classes)
-    observer = Observers(recipe, Facts.of(data))._member(members(recipe)[0], None, "float32")
+    images = data.normalization(torch.from_numpy(pixels[:]))
+    labels = torch.from_numpy(classes)
+    observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
+        network_ids(recipe)[0], None, "float32"
+    )
     whole = observer.see(images).taps[need.tap][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
-        ((function,),) = observer.sample(images, labels, chunk, draws=lambda _: torch.Generator().manual_seed(0)).values()
+        ((function,),) = observer.sample(
+            images, labels, chunk, draws=lambda _: torch.Generator().manual_seed(0)
+        ).values()
         assert isinstance(function, CharacteristicFunction)
-        torch.testing.assert_close(function.frequencies.double(), unit / median_distance(whole), rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            function.frequencies.double(), unit / median_distance(whole), rtol=1e-5, atol=0
+        )
         assert function.count.tolist() == [32] * 10
 
 
 def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
-    drawn, inner = [], Observer.sample
+    drawn = []
+    inner = Observer.sample
 
     def watched(self: Observer, *asked: Any) -> Any:
         real = inner(self, *asked)
@@ -222,7 +290,11 @@ def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
         return real
 
     monkeypatch.setattr(Observer, "sample", watched)
-    distill(csdm(real="sampled", observers={"per_step": 2}, objective={"scale": 1.0}, **NO_STUDENTS), tmp_path, reporter=QUIET)
+    distill(
+        csdm(real="sampled", observers={"per_step": 2}, objective={"scale": 1.0}, **NO_STUDENTS),
+        tmp_path,
+        progress=QUIET,
+    )
     assert len(set(drawn)) == len(drawn) == 12
 
 
@@ -243,7 +315,7 @@ def test_what_changes_the_function_changes_its_key(other):
 
     def key(recipe: Recipe) -> str:
         (need,) = methods.build(recipe).needs()
-        return content_hash(measure.inputs(recipe, data, need, members(recipe)[0]))
+        return content_hash(measure.inputs(recipe, data, need, network_ids(recipe)[0]))
 
     assert key(ncfm(**other)) != key(ncfm())
     assert key(ncfm(objective={"root": False, "over_classes": "mean"}, seed=4)) == key(ncfm())
@@ -252,12 +324,21 @@ def test_what_changes_the_function_changes_its_key(other):
 def test_interpolated_observers_stand_between_their_first_and_their_last_weights():
     recipe = ncfm()
     data = load(recipe.data)
-    observers, places = Observers(recipe, Facts.of(data)), []
-    for member in members(recipe):
-        first = networks.build(member.network, data.shape, data.classes, seed=member.seed(recipe)).state_dict()
+    observers = Observers(recipe, DatasetInfo.of(data))
+    places = []
+    for network_id in network_ids(recipe):
+        first = networks.build(
+            network_id.architecture, data.shape, data.classes, seed=network_id.seed(recipe)
+        ).state_dict()
         last = {name: torch.ones_like(value) for name, value in first.items()}
-        now = observers._member(member, LocalShared(last), "float32").network.state_dict()
-        shares = torch.cat([((now[name] - 1) / (first[name] - 1)).flatten() for name in first if (first[name] != 1).all()])
+        now = observers._fixed_observer(network_id, LocalRef(last), "float32").network.state_dict()
+        shares = torch.cat(
+            [
+                ((now[name] - 1) / (first[name] - 1)).flatten()
+                for name in first
+                if (first[name] != 1).all()
+            ]
+        )
         places.append(float(shares.median()))
         torch.testing.assert_close(shares, shares.median().expand_as(shares), atol=1e-4, rtol=1e-3)
     assert all(0 <= place <= 1 for place in places)
@@ -265,34 +346,57 @@ def test_interpolated_observers_stand_between_their_first_and_their_last_weights
 
 
 def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path):
-    squeeze = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "transform": {"shift": 1, "flip": False}}
+    squeeze = {
+        "epochs": 2,
+        "batch_size": 64,
+        "learning_rate": 0.05,
+        "transform": {"shift": 1, "flip": False},
+    }
     # the first line is that of the first step: afterwards the runs have different images
     changes = {"squeeze": squeeze, "synthesis": {"log_every": 1}}
     recipe = ncfm(**changes)
     method = methods.build(recipe)
-    assert [method.panel_of(term) for term in method.terms] == ["observers", "guides"]
+    assert [method.group_of(term) for term in method.terms] == ["observers", "classifiers"]
     own = recipe.observers
     same = {"networks": NETWORK, "pool": own.pool, "augmentation": own.augmentation}
     same |= {"squeeze": recipe.squeeze.model_dump(exclude_unset=True)}
-    distill(recipe, tmp_path / "run", cache=tmp_path / "cache", reporter=QUIET)
-    distill(ncfm(**changes, guides=same), tmp_path / "named", cache=tmp_path / "cache", reporter=QUIET)
+    distill(recipe, tmp_path / "run", cache=tmp_path / "cache", progress=QUIET)
+    distill(
+        ncfm(**changes, classifiers=same),
+        tmp_path / "named",
+        cache=tmp_path / "cache",
+        progress=QUIET,
+    )
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "named")
     assert len(list((tmp_path / "cache" / "squeeze").glob("*.safetensors"))) == own.pool
-    text = plan(recipe, cache=tmp_path / "elsewhere", reporter=QUIET).text()
-    assert "3 of 3 observers (convnet-d1-w6 #0, convnet-d1-w6 #1, convnet-d1-w6 #2) learn 2 epochs" in text
+    text = plan(recipe, cache=tmp_path / "elsewhere", progress=QUIET).text()
+    assert (
+        "3 of 3 observers (convnet-d1-w6 #0, convnet-d1-w6 #1, convnet-d1-w6 #2) learn 2 epochs"
+        in text
+    )
     where_they_are = {**same, "interpolate": True}
-    distill(ncfm(**changes, guides=where_they_are), tmp_path / "between", cache=tmp_path / "cache", reporter=QUIET)
-    first, between = (next(line for line in lines_of(tmp_path / run) if "loss" in line) for run in ("run", "between"))
+    distill(
+        ncfm(**changes, classifiers=where_they_are),
+        tmp_path / "between",
+        cache=tmp_path / "cache",
+        progress=QUIET,
+    )
+    first, between = (
+        next(line for line in lines_of(tmp_path / run) if "loss" in line)
+        for run in ("run", "between")
+    )
     assert first["spectral"] == between["spectral"]
     assert first["calibration"] != between["calibration"]
 
 
 def test_a_class_smaller_than_the_budget_gives_its_images_more_than_once(tmp_path):
     still = {"synthesis": {"learning_rate": 1e-12}}
-    run = distill(csdm(**merge(merge(TAIL, still), NO_STUDENTS)), tmp_path / "run", reporter=QUIET)
+    run = distill(csdm(**merge(merge(TAIL, still), NO_STUDENTS)), tmp_path / "run", progress=QUIET)
     tail = run.distilled.images[run.distilled.labels == 9]
     assert len(torch.unique(tail, dim=0)) < len(tail) == 4
-    learned = distill(csdm(**merge(TAIL, NO_STUDENTS)), tmp_path / "learned", reporter=QUIET).distilled
+    learned = distill(
+        csdm(**merge(TAIL, NO_STUDENTS)), tmp_path / "learned", progress=QUIET
+    ).distilled
     assert torch.isfinite(learned.images).all()
 
 
@@ -302,22 +406,24 @@ def test_head_and_tail_are_told_by_the_sizes_of_classes(tmp_path, real):
     images = []
     for index, objective in enumerate(({"split": "median"}, {"split": "uniform"})):
         recipe = csdm(real=real, objective=objective, **merge(TAIL, NO_STUDENTS))
-        images.append(distill(recipe, tmp_path / str(index), reporter=QUIET).distilled.images)
-    same = [torch.equal(*(some[label * 4 : label * 4 + 4] for some in images)) for label in range(10)]
+        images.append(distill(recipe, tmp_path / str(index), progress=QUIET).distilled.images)
+    same = [
+        torch.equal(*(some[label * 4 : label * 4 + 4] for some in images)) for label in range(10)
+    ]
     assert same == [True] * 5 + [False] * 5
 
 
 def test_a_run_reports_head_and_tail_by_the_sizes_of_classes(tmp_path):
-    (result,) = distill(csdm(**TAIL), tmp_path, reporter=QUIET).report.results
+    (result,) = distill(csdm(**TAIL), tmp_path, progress=QUIET).report.results
     assert result.head_accuracy == pytest.approx(sum(result.per_class[:5]) / 5)
     assert result.tail_accuracy == pytest.approx(sum(result.per_class[5:]) / 5)
-    (result,) = distill(csdm(), tmp_path / "even", reporter=QUIET).report.results
+    (result,) = distill(csdm(), tmp_path / "even", progress=QUIET).report.results
     assert result.head_accuracy is result.tail_accuracy is None
 
 
 def test_the_sampling_network_is_kept_with_the_synthesis_and_moves_it(tmp_path):
-    distill(RECIPES["ncfm adversarial"](**NO_STUDENTS), tmp_path / "with", reporter=QUIET)
-    distill(ncfm(**NO_STUDENTS), tmp_path / "without", reporter=QUIET)
+    distill(RECIPES["ncfm adversarial"](**NO_STUDENTS), tmp_path / "with", progress=QUIET)
+    distill(ncfm(**NO_STUDENTS), tmp_path / "without", progress=QUIET)
     assert bytes_of(tmp_path / "with") != bytes_of(tmp_path / "without")
     tensors, _ = read_tensors(max((tmp_path / "with" / "checkpoints").iterdir()))
     kept = {name for name in tensors if name.startswith("memory.observers.0.spectral.layer0.")}

@@ -33,12 +33,23 @@ class Recorded(TorchDispatchMode):
 
 
 def trainer(name: str = "convnet", images: int = 20, **settings: object) -> Trainer:
-    chosen = EvaluationSettings(augmentation="color_crop_cutout_flip_scale_rotate", batch_size=images, **settings)
+    chosen = EvaluationSettings(
+        augmentation="color_crop_cutout_flip_scale_rotate", batch_size=images, **settings
+    )
     shape = ImageShape(3, 32, 32)
     training = TrainingSet(torch.randn(images, *shape), torch.arange(images) % 10)
     network = networks.build(NetworkSettings(name=name), shape, 10, seed=0)
     draws = Draws(chosen, images, shape, 0)
-    return Trainer(network, training, chosen, draws, loss_of(chosen), epochs=50, seed=0, device=torch.device("cpu"))
+    return Trainer(
+        network,
+        training,
+        chosen,
+        draws,
+        loss_of(chosen),
+        epochs=50,
+        seed=0,
+        device=torch.device("cpu"),
+    )
 
 
 @pytest.mark.parametrize("name", ["convnet", "resnet18"])
@@ -74,13 +85,18 @@ def test_floating_point_operations_are_those_of_torch():
     with FlopCounterMode(display=False) as expected:
         work()
     calls = counted(work).calls
-    assert sum(number * kernel(operation).flops for operation, number in calls.items()) == expected.get_total_flops()
+    assert (
+        sum(number * kernel(operation).flops for operation, number in calls.items())
+        == expected.get_total_flops()
+    )
 
 
 def test_large_work_is_counted_without_memory():
     """A batch whose activations would fill hundreds of gigabytes."""
     with Counting() as counting:
-        network = networks.build(NetworkSettings(name="convnet"), ImageShape(3, 224, 224), 10, seed=0)
+        network = networks.build(
+            NetworkSettings(name="convnet"), ImageShape(3, 224, 224), 10, seed=0
+        )
         images = torch.zeros(1).expand(10_000, 3, 224, 224).clone()
         network(images).sum().backward()
     count = counting.count()
@@ -91,7 +107,9 @@ def test_large_work_is_counted_without_memory():
 
 def test_saved_bytes_are_those_of_autograd():
     """What autograd keeps, each storage once."""
-    network = networks.build(NetworkSettings(name="convnet", width=16), ImageShape(3, 32, 32), 10, seed=0)
+    network = networks.build(
+        NetworkSettings(name="convnet", width=16), ImageShape(3, 32, 32), 10, seed=0
+    )
     images = torch.randn(8, 3, 32, 32)
     saved: dict[int, int] = {}
 

@@ -1,4 +1,6 @@
-"""What is broken between two runs: other data, damaged files, a stranger's directory. Full disks are in test_faults.py."""
+"""What is broken between two runs: other data, damaged files, a stranger's directory. Full disks
+are in test_faults.py.
+"""
 
 import json
 import shutil
@@ -11,7 +13,7 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import Synthesizer
@@ -20,13 +22,15 @@ from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
 from tests.faults import interrupted_at
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 def arrays(path: Path, seed: int) -> None:
     draws = np.random.default_rng(seed)
-    np.savez(path, images=draws.integers(0, 255, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3)
+    np.savez(
+        path, images=draws.integers(0, 255, (60, 8, 8), dtype=np.uint8), labels=np.arange(60) % 3
+    )
 
 
 def on_arrays(path: Path) -> Recipe:
@@ -36,31 +40,33 @@ def on_arrays(path: Path) -> Recipe:
 @pytest.mark.parametrize("finished", [True, False])
 def test_data_that_changed_are_not_resumed_on(tmp_path, finished):
     arrays(tmp_path / "x.npz", 0)
-    distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", reporter=QUIET)
+    distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", progress=QUIET)
     if not finished:
         shutil.rmtree(tmp_path / "run" / "distilled")
     arrays(tmp_path / "x.npz", 1)
     with pytest.raises(OutputError, match="holds a run on other data"):
-        distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", resume=True, reporter=QUIET)
+        distill(on_arrays(tmp_path / "x.npz"), tmp_path / "run", resume=True, progress=QUIET)
 
 
-@pytest.mark.parametrize("content", ['{"a', '{"inputs": {}, "result": {"accuracy": 1}}', '{"inputs": {}, "result": 3}'])
+@pytest.mark.parametrize(
+    "content", ['{"a', '{"inputs": {}, "result": {"accuracy": 1}}', '{"inputs": {}, "result": 3}']
+)
 def test_a_damaged_student_result_is_made_again(tmp_path, content):
-    first = distill(tiny(**STUDENT), tmp_path / "a", reporter=QUIET)
+    first = distill(tiny(**STUDENT), tmp_path / "a", progress=QUIET)
     for record in (tmp_path / "cache" / "students").iterdir():
         record.write_text(content)
-    again = distill(tiny(**STUDENT), tmp_path / "b", reporter=QUIET)
+    again = distill(tiny(**STUDENT), tmp_path / "b", progress=QUIET)
     assert again.report.results[0].test_accuracy == first.report.results[0].test_accuracy
 
 
 def test_when_every_checkpoint_is_damaged_the_run_starts_again(tmp_path):
     recipe = tiny(**STUDENT)
-    distill(recipe, tmp_path / "run", reporter=QUIET)
+    distill(recipe, tmp_path / "run", progress=QUIET)
     expected = (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "run" / "distilled")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
         checkpoint.write_bytes(checkpoint.read_bytes()[:50])
-    distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     assert (tmp_path / "run" / "distilled" / "data.safetensors").read_bytes() == expected
 
 
@@ -73,18 +79,23 @@ def changed(path: Path) -> None:
 
 def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, caplog):
     recipe = tiny(**STUDENT)
-    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
     with interrupted_at(11):
-        distill(recipe, tmp_path / "run", reporter=QUIET)
+        distill(recipe, tmp_path / "run", progress=QUIET)
     older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
     changed(newest)
     steps: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         one_step = Synthesizer._one_step
-        patch.setattr(Synthesizer, "_one_step", lambda self: (steps.append(self._step), one_step(self))[1])
-        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+        patch.setattr(
+            Synthesizer, "_one_step", lambda self: (steps.append(self._step), one_step(self))[1]
+        )
+        distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     assert steps == list(range(5, 12))
-    assert f"'{newest}' is damaged: its tensors are not those that were written. An older checkpoint is used." in caplog.text
+    assert (
+        f"'{newest}' is damaged: its tensors are not those that were written. An older checkpoint is used."
+        in caplog.text
+    )
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
     assert not older.exists()
 
@@ -93,13 +104,15 @@ def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, 
 @pytest.mark.parametrize("stage", ["measure", "synthesis"])
 def test_an_entry_of_the_cache_whose_bits_changed_is_made_again(tmp_path, caplog, stage):
     recipe = tiny(**STUDENT)
-    distill(recipe, tmp_path / "first", reporter=QUIET)
+    distill(recipe, tmp_path / "first", progress=QUIET)
     if stage == "measure":
         shutil.rmtree(tmp_path / "cache" / "synthesis")
-    entries = {path: path.read_bytes() for path in (tmp_path / "cache" / stage).glob("*.safetensors")}
+    entries = {
+        path: path.read_bytes() for path in (tmp_path / "cache" / stage).glob("*.safetensors")
+    }
     for path in entries:
         changed(path)
-    distill(recipe, tmp_path / "second", reporter=QUIET)
+    distill(recipe, tmp_path / "second", progress=QUIET)
     assert caplog.text.count("It will be made again.") >= len(entries)
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
     for path, content in entries.items():
@@ -110,25 +123,27 @@ def test_an_entry_of_the_cache_whose_bits_changed_is_made_again(tmp_path, caplog
 @pytest.mark.parametrize("name", ["data.safetensors", "card.json"])
 def test_a_damaged_result_is_made_again_once_it_is_moved_away(tmp_path, name):
     recipe = tiny(**STUDENT)
-    distill(recipe, tmp_path / "run", reporter=QUIET)
+    distill(recipe, tmp_path / "run", progress=QUIET)
     result = tmp_path / "run" / "distilled" / name
     expected = bytes_of(tmp_path / "run")
     result.write_bytes(result.read_bytes()[:70])
-    with pytest.raises(ArtifactError, match=r"is truncated .* Move '.*distilled' away, and --resume makes it again"):
-        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    with pytest.raises(
+        ArtifactError, match=r"is truncated .* Move '.*distilled' away, and --resume makes it again"
+    ):
+        distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     result.parent.rename(tmp_path / "damaged")
-    distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+    distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "run") == expected
 
 
 def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path):
     recipe = tiny(**STUDENT)
-    distill(recipe, tmp_path / "run", reporter=QUIET)
+    distill(recipe, tmp_path / "run", progress=QUIET)
     metrics = tmp_path / "run" / "metrics.jsonl"
     before = metrics.read_text()
     metrics.write_text(before + '{"stage": "eva')
     for _ in range(2):
-        distill(recipe, tmp_path / "run", resume=True, reporter=QUIET)
+        distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
     assert all(json.loads(line) for line in metrics.read_text().splitlines())
     assert metrics.read_text().startswith(before)
 
@@ -139,7 +154,7 @@ def test_a_strangers_directory_is_left_alone(tmp_path):
     (tmp_path / "other" / "checkpoints" / "w.bin").touch()
     for options in ({"overwrite": True}, {"resume": True}, {}):
         with pytest.raises(OutputError, match="holds no run of rayd"):
-            distill(tiny(**STUDENT), tmp_path / "other", reporter=QUIET, **options)
+            distill(tiny(**STUDENT), tmp_path / "other", progress=QUIET, **options)
     assert (tmp_path / "other" / "checkpoints" / "w.bin").exists()
 
 
@@ -147,26 +162,28 @@ def test_a_run_that_was_killed_before_its_settings_were_written_can_begin(tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     (tmp_path / "run" / ".config.yaml.0a1b2c3d.tmp").write_text("# A run of")
-    distill(tiny(**STUDENT), tmp_path / "run", resume=True, reporter=QUIET)
+    distill(tiny(**STUDENT), tmp_path / "run", resume=True, progress=QUIET)
     assert (tmp_path / "run" / "evaluation.json").exists()
 
 
 def test_a_relative_directory_is_the_callers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = distill(tiny(**STUDENT), Path("runs/here"), cache=Path("cache-here"), reporter=QUIET)
+    run = distill(tiny(**STUDENT), Path("runs/here"), cache=Path("cache-here"), progress=QUIET)
     assert run.directory == tmp_path / "runs" / "here"
     assert (tmp_path / "cache-here" / "measure").is_dir()
 
 
 def test_an_evaluation_takes_settings_of_the_evaluation_only(tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
     for wrong in ({"ipc": 5}, {"synthesis": {"steps": 3}}):
-        with pytest.raises(ConfigError, match="takes settings of data, evaluation, labels, resources only"):
+        with pytest.raises(
+            ConfigError, match="takes settings of data, evaluation, labels, resources only"
+        ):
             evaluate_distilled(run.distilled, wrong, None, None, QUIET)
 
 
 def test_a_card_of_an_older_version_can_be_evaluated(tmp_path):
-    run = distill(tiny(**STUDENT), tmp_path / "run", reporter=QUIET)
+    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
     run.distilled.card["config"]["synthesis"]["setting_of_old"] = 3
     assert evaluate_distilled(run.distilled, {}, None, None, QUIET).results
 
@@ -187,5 +204,7 @@ def test_a_path_under_a_file_is_not_writable(tmp_path):
     assert not writable(tmp_path / "file" / "cache")
     assert writable(tmp_path / "new" / "cache")
     with pytest.raises(OutputError, match=r"The cache '.*file/cache' cannot be written"):
-        distill(tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", reporter=QUIET)
+        distill(
+            tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", progress=QUIET
+        )
     assert not (tmp_path / "run").exists()

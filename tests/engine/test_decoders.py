@@ -1,4 +1,6 @@
-"""Streamed images that a Ray Data pipeline decodes: the same bytes, once each, a bounded number at a time."""
+"""Streamed images that a Ray Data pipeline decodes: the same bytes, once each, a bounded number at
+a time.
+"""
 
 import os
 import signal
@@ -21,11 +23,11 @@ from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import open_source
 from rayd.data.streaming import StreamedPixels
 from rayd.engine import measure
-from rayd.engine.group import open_group
-from rayd.engine.observer import Facts
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.on_ray.data import decoded
-from rayd.engine.on_ray.group import RayGroup
+from rayd.engine.on_ray.pool import RayPool
+from rayd.engine.pool import open_pool
 from rayd.engine.preflight import preflight
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, ResourceError
@@ -33,13 +35,21 @@ from tests.conftest import tiny
 from tests.data.files import encode, write_parquet
 from tests.engine.test_streaming import stored
 
-IMAGES, SHARD, BATCH = 240, 40, 16
+IMAGES = 240
+SHARD = 40
+BATCH = 16
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     ray.shutdown()
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -52,7 +62,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 of the digits as Parquet in three files."""
-    path, digits = tmp_path_factory.mktemp("root"), load(DataSettings(name="digits"))
+    path = tmp_path_factory.mktemp("root")
+    digits = load(DataSettings(name="digits"))
     write(path / "few", digits)
     return path
 
@@ -64,9 +75,17 @@ def write(path: Path, digits: ImageData, damaged: int | None = None) -> None:
     labels = digits.train.labels[:IMAGES]
     for index, rows in enumerate(np.array_split(np.arange(IMAGES), 3)):
         some = [contents[row] for row in rows]
-        write_parquet(path / f"train-{index}.parquet", some, labels[rows].tolist(), names=digits.class_names, row_group_size=30)
+        write_parquet(
+            path / f"train-{index}.parquet",
+            some,
+            labels[rows].tolist(),
+            names=digits.class_names,
+            row_group_size=30,
+        )
     tested = [encode(image) for image in digits.test.images[:90]]
-    write_parquet(path / "test-0.parquet", tested, digits.test.labels[:90].tolist(), names=digits.class_names)
+    write_parquet(
+        path / "test-0.parquet", tested, digits.test.labels[:90].tolist(), names=digits.class_names
+    )
 
 
 def recipe(name: str = "few", streamed: bool = True, pool: int = 3, **resources: object) -> Recipe:
@@ -80,8 +99,10 @@ def recipe(name: str = "few", streamed: bool = True, pool: int = 3, **resources:
 def measured(chosen: Recipe, root: Path, cache: Path) -> dict[str, bytes]:
     """What all observers measure, by file."""
     data = load(chosen.data, root)
-    with open_group(chosen.resources, Observers, chosen, Facts.of(data)) as group:
-        measure.measure(group, chosen, methods.build(chosen), data, Store(cache), {}, lambda *_: None)
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        measure.measure(
+            pool, chosen, methods.build(chosen), data, Store(cache), {}, lambda *_: None
+        )
     return stored(cache, "measure")
 
 
@@ -121,7 +142,9 @@ def parts(path: Path, folder: Path, size: int) -> list[ImageSet]:
 
 
 def test_shards_come_in_order_and_few_of_them_wait(tmp_path: Path, root: Path) -> None:
-    """One decoder, 24 shards and somebody slow: decoded are those that were asked for and at most three more."""
+    """One decoder, 24 shards and somebody slow: decoded are those that were asked for and at most
+    three more.
+    """
     ahead = list[int]()
     some = parts(root / "few", tmp_path / "seen", 10)
     for count, (part, shard) in enumerate(zip(some, decoded(some, 1), strict=True)):
@@ -131,40 +154,52 @@ def test_shards_come_in_order_and_few_of_them_wait(tmp_path: Path, root: Path) -
         assert not pixels.flags.writeable
         if count in (0, 8):
             time.sleep(5)
-        ahead.append(len({name.partition("-")[0] for name in os.listdir(tmp_path / "seen")}) - count - 1)
+        ahead.append(
+            len({name.partition("-")[0] for name in os.listdir(tmp_path / "seen")}) - count - 1
+        )
     assert max(ahead) <= 3
 
 
-def test_each_shard_is_decoded_once_for_all_observers(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, cut = load(recipe().data, root), parts(root / "few", tmp_path / "seen", SHARD)
+def test_each_shard_is_decoded_once_for_all_observers(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load(recipe().data, root)
+    cut = parts(root / "few", tmp_path / "seen", SHARD)
     monkeypatch.setattr(ImageSet, "part", lambda self, rows: cut[rows.start // SHARD])
     for place, resources in enumerate(({"workers": 1, "decoders": 1}, {"workers": 1}, {})):
         before = len(os.listdir(tmp_path / "seen"))
         chosen = recipe(**resources)
-        with open_group(chosen.resources, Observers, chosen, Facts.of(data)) as group:
+        with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
             store = Store(tmp_path / str(place))
-            measure.measure(group, chosen, methods.build(chosen), data, store, {}, lambda *_: None)
+            measure.measure(pool, chosen, methods.build(chosen), data, store, {}, lambda *_: None)
         # a worker decodes a shard in batches of its observers
         times = 1 if "decoders" in resources else -(-SHARD // BATCH)
         assert len(os.listdir(tmp_path / "seen")) - before == IMAGES // SHARD * times
 
 
-def test_killed_workers_change_no_byte(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_workers_change_no_byte(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker dies in the middle of the pass, and takes the shard that it was at with it."""
     chosen = recipe(workers=2, decoders=1, cpus_per_worker=0.5, pool=4)
-    data, killed = load(chosen.data, root), list[int]()
-    with open_group(chosen.resources, Observers, chosen, Facts.of(data)) as group:
-        assert isinstance(group, RayGroup)
+    data = load(chosen.data, root)
+    killed = list[int]()
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        assert isinstance(pool, RayPool)
 
         def done(items: int, _: int) -> None:
             if items in (3, 10):
-                victim = next(one for one in group.roster() if one.pid and one.pid not in killed)
+                victim = next(one for one in pool.workers() if one.pid and one.pid not in killed)
                 killed.append(victim.pid)
                 os.kill(victim.pid, signal.SIGKILL)
 
-        measure.measure(group, chosen, methods.build(chosen), data, Store(tmp_path / "killed"), {}, done)
+        measure.measure(
+            pool, chosen, methods.build(chosen), data, Store(tmp_path / "killed"), {}, done
+        )
     assert len(killed) == 2
-    assert stored(tmp_path / "killed", "measure") == measured(recipe(pool=4), root, tmp_path / "whole")
+    assert stored(tmp_path / "killed", "measure") == measured(
+        recipe(pool=4), root, tmp_path / "whole"
+    )
 
 
 def test_data_at_a_url(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +209,16 @@ def test_data_at_a_url(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPat
         store.pipe_file(f"/bucket/few/{file.name}", file.read_bytes())
     chosen = recipe("memory://bucket/few", workers=1, decoders=1)
     assert measured(chosen, root, tmp_path / "url") == measured(recipe(), root, tmp_path / "path")
-    assert (remote.root() / copies.FOLDER / "memory" / "bucket" / "few" / "train-0.parquet").exists()
+    assert (
+        remote.root() / copies.FOLDER / "memory" / "bucket" / "few" / "train-0.parquet"
+    ).exists()
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     write(tmp_path / "bad", load(DataSettings(name="digits")), damaged=130)
-    with pytest.raises(DataError, match=r"Cannot decode the image at row 50 of '.*train-1\.parquet'"):
+    with pytest.raises(
+        DataError, match=r"Cannot decode the image at row 50 of '.*train-1\.parquet'"
+    ):
         for _ in decoded(parts(tmp_path / "bad", tmp_path / "seen", SHARD), 1):
             pass
 
@@ -187,11 +226,16 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 def test_decoders_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match="they need 'workers' above 0"):
         recipe(decoders=1)
-    with pytest.raises(ResourceError, match="9 decoders need a CPU each that no worker has: the cluster has 3 of them"):
-        RayGroup(recipe(workers=1, decoders=9).resources, Observers)
+    with pytest.raises(
+        ResourceError,
+        match="9 decoders need a CPU each that no worker has: the cluster has 3 of them",
+    ):
+        RayPool(recipe(workers=1, decoders=9).resources, Observers)
 
 
-def test_shards_that_the_object_store_does_not_hold_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_the_object_store_does_not_hold_are_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = recipe(workers=1, decoders=1)
     data = load(chosen.data, root)
     shard = SHARD * 64
@@ -201,9 +245,21 @@ def test_shards_that_the_object_store_does_not_hold_are_refused(root: Path, monk
     assert measure.in_store(chosen, whole.train) == whole.train.images.nbytes
     preflight(chosen, data)
     node = {"Alive": True, "NodeID": ray.get_runtime_context().get_node_id()}
-    monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 3 * shard - 1}}])
-    with pytest.raises(ResourceError, match=r"real images would be in Ray's object store .* ask for fewer resources.decoders"):
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 3 * shard - 1}}],
+    )
+    with pytest.raises(
+        ResourceError,
+        match=r"real images would be in Ray's object store .* ask for fewer resources.decoders",
+    ):
         preflight(chosen, data)
-    monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 1000}}])
-    with pytest.raises(ResourceError, match=r"on this node: leave them in their files \(data.stream=true\), or start Ray with"):
+    monkeypatch.setattr(
+        ray, "nodes", lambda: [node | {"Resources": {"CPU": 3, "object_store_memory": 1000}}]
+    )
+    with pytest.raises(
+        ResourceError,
+        match=r"on this node: leave them in their files \(data.stream=true\), or start Ray with",
+    ):
         preflight(chosen, whole)

@@ -14,13 +14,13 @@ import yaml
 import rayd
 from rayd.artifacts import read_tensors
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.rundir import locked
 from rayd.errors import ConfigError, OutputError, RunError
 from tests.conftest import tiny
 from tests.faults import InterruptionError, interrupted_at, workers_of
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
@@ -29,16 +29,26 @@ def bytes_of(directory: Path) -> bytes:
 
 
 def test_a_run_leaves_what_it_promises(tmp_path):
-    run = distill(tiny(), tmp_path / "run", reporter=QUIET)
+    run = distill(tiny(), tmp_path / "run", progress=QUIET)
     assert {entry.name for entry in (tmp_path / "run").iterdir()} >= {
         "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "distilled", "evaluation.json",
     }  # fmt: skip
-    assert {entry.name for entry in (tmp_path / "run" / "distilled").iterdir()} == {"data.safetensors", "card.json", "grid.png"}
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {entry.name for entry in (tmp_path / "run" / "distilled").iterdir()} == {
+        "data.safetensors",
+        "card.json",
+        "grid.png",
+    }
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     steps = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
     assert steps == [4, 8, 12]
     assert lines[1].keys() == {"stage", "step", "seconds", "loss", "mean"}
-    assert {line["stage"] for line in lines if line.get("finished")} == {"measure", "synthesize", "evaluate"}
+    assert {line["stage"] for line in lines if line.get("finished")} == {
+        "measure",
+        "synthesize",
+        "evaluate",
+    }
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert {result["set"] for result in evaluation["results"]} == {"distilled", "random", "whole"}
     for result in evaluation["results"]:
@@ -52,41 +62,49 @@ def test_a_run_leaves_what_it_promises(tmp_path):
 
 
 def test_synthesis_lowers_the_loss(tmp_path):
-    distill(tiny(synthesis={"steps": 60}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    distill(tiny(synthesis={"steps": 60}, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
 
 
 def test_clipped_images_are_real_pixels(tmp_path):
-    run = distill(tiny(synthesis={"clip": True, "learning_rate": 10}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    run = distill(
+        tiny(synthesis={"clip": True, "learning_rate": 10}, **NO_STUDENTS),
+        tmp_path / "run",
+        progress=QUIET,
+    )
     pixels = run.distilled.normalization.inverse(run.distilled.images)
     assert pixels.min() > -1e-5
     assert pixels.max() < 1 + 1e-5
-    free = distill(tiny(synthesis={"learning_rate": 10}, **NO_STUDENTS), tmp_path / "free", reporter=QUIET)
+    free = distill(
+        tiny(synthesis={"learning_rate": 10}, **NO_STUDENTS), tmp_path / "free", progress=QUIET
+    )
     assert free.distilled.normalization.inverse(free.distilled.images).min() < -0.01
 
 
 def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
-    distill(tiny(), tmp_path / "first", reporter=QUIET)
+    distill(tiny(), tmp_path / "first", progress=QUIET)
     from rayd.engine.observers import Observers
-    from rayd.engine.students import Students
+    from rayd.engine.students import StudentTrainer
 
     def refuse(*_: object) -> None:
         raise AssertionError("made again")
 
     monkeypatch.setattr(Observers, "measure", refuse)
-    monkeypatch.setattr(Students, "train", refuse)
-    distill(tiny(), tmp_path / "second", reporter=QUIET)
+    monkeypatch.setattr(StudentTrainer, "train", refuse)
+    distill(tiny(), tmp_path / "second", progress=QUIET)
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
 
 
 def test_another_seed_gives_another_set_from_the_same_measurements(tmp_path, monkeypatch):
     from rayd.engine.observers import Observers
 
-    distill(tiny(**NO_STUDENTS), tmp_path / "first", reporter=QUIET)
+    distill(tiny(**NO_STUDENTS), tmp_path / "first", progress=QUIET)
     monkeypatch.setattr(Observers, "measure", None)
-    distill(tiny(seed=1, **NO_STUDENTS), tmp_path / "second", reporter=QUIET)
+    distill(tiny(seed=1, **NO_STUDENTS), tmp_path / "second", progress=QUIET)
     assert bytes_of(tmp_path / "first") != bytes_of(tmp_path / "second")
 
 
@@ -97,7 +115,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, real):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
         observers = {"real_batch": 8} if real == "sampled" else {}
         recipe = tiny(real=real, observers=observers, resources=resources, **NO_STUDENTS)
-        distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+        distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", progress=QUIET)
         results.append(bytes_of(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
 
@@ -106,7 +124,12 @@ def test_students_do_not_depend_on_workers(tmp_path):
     reports = []
     for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
-        run = distill(tiny(resources=resources), tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+        run = distill(
+            tiny(resources=resources),
+            tmp_path / str(workers),
+            cache=tmp_path / f"cache{workers}",
+            progress=QUIET,
+        )
         reports.append([(r.set, r.test_accuracy) for r in run.report.results])
     assert reports[0] == reports[1]
 
@@ -114,76 +137,90 @@ def test_students_do_not_depend_on_workers(tmp_path):
 @pytest.mark.parametrize("at", [1, 5, 6, 11])
 def test_an_interrupted_run_resumes_to_the_same_bytes(tmp_path, monkeypatch, at):
     recipe = tiny(**NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
     with interrupted_at(at):
-        distill(recipe, tmp_path / "cut", reporter=QUIET)
-    distill(recipe, tmp_path / "cut", resume=True, reporter=QUIET)
+        distill(recipe, tmp_path / "cut", progress=QUIET)
+    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
-    lines = [json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line] == [4, 8, 12]
+    lines = [
+        json.loads(line) for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line] == [
+        4,
+        8,
+        12,
+    ]
 
 
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch):
     recipe = tiny(**NO_STUDENTS)
-    distill(recipe, tmp_path / "whole", reporter=QUIET)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
     cut = tmp_path / "cut"
-    monkeypatch.setattr("rayd.distilled.Distilled.save", lambda *_: (_ for _ in ()).throw(InterruptionError))
+    monkeypatch.setattr(
+        "rayd.distilled.Distilled.save", lambda *_: (_ for _ in ()).throw(InterruptionError)
+    )
     with pytest.raises(InterruptionError):
-        distill(recipe, cut, reporter=QUIET)
+        distill(recipe, cut, progress=QUIET)
     monkeypatch.undo()
     newest = max((cut / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:-9])
-    distill(recipe, cut, resume=True, cache=tmp_path / "cache", reporter=QUIET)
+    distill(recipe, cut, resume=True, cache=tmp_path / "cache", progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(cut)
 
 
 def test_a_finished_run_resumes_to_its_report_without_work(tmp_path, monkeypatch):
-    first = distill(tiny(), tmp_path / "run", reporter=QUIET)
-    for worker in ("rayd.engine.observers.Observers", "rayd.engine.students.Students"):
+    first = distill(tiny(), tmp_path / "run", progress=QUIET)
+    for worker in ("rayd.engine.observers.Observers", "rayd.engine.students.StudentTrainer"):
         monkeypatch.setattr(f"{worker}.__init__", None)
-    again = distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
+    again = distill(tiny(), tmp_path / "run", resume=True, progress=QUIET)
     assert again.report.results == first.report.results
 
 
 def test_an_output_directory_is_respected(tmp_path):
-    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     with pytest.raises(OutputError, match="holds a run already; add --resume"):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     with pytest.raises(OutputError, match="holds another run: ipc, seed differ"):
-        distill(tiny(ipc=2, seed=4, **NO_STUDENTS), tmp_path / "run", resume=True, reporter=QUIET)
+        distill(tiny(ipc=2, seed=4, **NO_STUDENTS), tmp_path / "run", resume=True, progress=QUIET)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="holds no run"):
-            distill(tiny(**NO_STUDENTS), tmp_path / "other", overwrite=overwrite, reporter=QUIET)
-    assert [entry.name for entry in (tmp_path / "other").iterdir() if entry.name != ".lock"] == ["thesis.tex"]
+            distill(tiny(**NO_STUDENTS), tmp_path / "other", overwrite=overwrite, progress=QUIET)
+    assert [entry.name for entry in (tmp_path / "other").iterdir() if entry.name != ".lock"] == [
+        "thesis.tex"
+    ]
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="--resume or --overwrite, not both"):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", resume=True, overwrite=True, reporter=QUIET)
-    distill(tiny(seed=4, **NO_STUDENTS), tmp_path / "run", overwrite=True, reporter=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", resume=True, overwrite=True, progress=QUIET)
+    distill(tiny(seed=4, **NO_STUDENTS), tmp_path / "run", overwrite=True, progress=QUIET)
     assert "seed: 4" in (tmp_path / "run" / "config.yaml").read_text()
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write into"):
-        distill(tiny(**NO_STUDENTS), tmp_path / "file", reporter=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "file", progress=QUIET)
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
     with locked(tmp_path / "run"), pytest.raises(OutputError, match="in use by another run"):
-        distill(tiny(), tmp_path / "run", resume=True, reporter=QUIET)
+        distill(tiny(), tmp_path / "run", resume=True, progress=QUIET)
 
 
 def test_divergence_is_told(tmp_path):
     recipe = tiny(synthesis={"learning_rate": 1e30, "steps": 12}, **NO_STUDENTS)
-    with pytest.raises(RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"):
-        distill(recipe, tmp_path / "run", reporter=QUIET)
+    with pytest.raises(
+        RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"
+    ):
+        distill(recipe, tmp_path / "run", progress=QUIET)
 
 
 def test_a_set_that_is_not_finite_is_not_kept(tmp_path):
     """A checkpoint that comes before the next logged step is refused, too."""
     steps = {"learning_rate": 1e30, "steps": 12, "log_every": 12, "checkpoint_every": 1}
-    with pytest.raises(RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"):
-        distill(tiny(synthesis=steps, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    with pytest.raises(
+        RunError, match=r"loss is not finite at step \d+; lower synthesis.learning_rate"
+    ):
+        distill(tiny(synthesis=steps, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
     kept = list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
     assert kept
     for path in kept:
@@ -193,9 +230,11 @@ def test_a_set_that_is_not_finite_is_not_kept(tmp_path):
 def test_random_observers_with_batch_norm_cannot_be_measured(tmp_path):
     recipe = tiny(observers={"networks": {"norm": "batch"}}, **NO_STUDENTS)
     with pytest.raises(ConfigError, match="use real=sampled"):
-        distill(recipe, tmp_path / "run", reporter=QUIET)
-    sampled = tiny(real="sampled", observers={"networks": {"norm": "batch"}, "real_batch": 4}, **NO_STUDENTS)
-    distill(sampled, tmp_path / "sampled", reporter=QUIET)
+        distill(recipe, tmp_path / "run", progress=QUIET)
+    sampled = tiny(
+        real="sampled", observers={"networks": {"norm": "batch"}, "real_batch": 4}, **NO_STUDENTS
+    )
+    distill(sampled, tmp_path / "sampled", progress=QUIET)
 
 
 def test_the_api_mirrors_the_command_line(tmp_path):
@@ -204,12 +243,20 @@ def test_the_api_mirrors_the_command_line(tmp_path):
     run = rayd.distill(path, out=tmp_path / "run", ipc=2, quiet=True)
     distilled = rayd.load(tmp_path / "run")
     assert len(distilled) == len(run.distilled) == 20
-    report = rayd.evaluate(distilled, networks=["mlp"], seeds=1, quiet=True, evaluation={"epochs": 2, "baselines": ["random"]})
+    report = rayd.evaluate(
+        distilled,
+        networks=["mlp"],
+        seeds=1,
+        quiet=True,
+        evaluation={"epochs": 2, "baselines": ["random"]},
+    )
     assert [(r.set, r.network) for r in report.results] == [("distilled", "mlp"), ("random", "mlp")]
 
 
 def test_in_process_work_needs_no_ray(tmp_path):
-    """A whole run in an interpreter where importing Ray fails; workers are refused with a sentence."""
+    """A whole run in an interpreter where importing Ray fails; workers are refused with a
+    sentence.
+    """
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny(**NO_STUDENTS).to_yaml())
     program = "import sys; sys.modules['ray'] = None; from rayd.cli import main; main(sys.argv[1:])"
@@ -217,7 +264,10 @@ def test_in_process_work_needs_no_ray(tmp_path):
     subprocess.run([*command, str(tmp_path / "run")], check=True, capture_output=True)
     assert (tmp_path / "run" / "evaluation.json").exists()
     refused = subprocess.run(
-        [*command, str(tmp_path / "refused"), "--workers", "2"], capture_output=True, text=True, check=False
+        [*command, str(tmp_path / "refused"), "--workers", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert refused.returncode == 2
     assert "Workers need Ray, which is not installed" in refused.stderr
@@ -225,7 +275,9 @@ def test_in_process_work_needs_no_ray(tmp_path):
 
 @pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.slow), "driver"])
 def test_sigkill_midway_changes_nothing(tmp_path, victim):
-    """A whole run on Ray whose observer actor, or whose driver, is killed by pid while it synthesizes."""
+    """A whole run on Ray whose observer actor, or whose driver, is killed by pid while it
+    synthesizes.
+    """
     options = [
         "synthesis.steps=400",
         "evaluation.epochs=1",
@@ -254,7 +306,7 @@ def test_sigkill_midway_changes_nothing(tmp_path, victim):
 
 
 def test_checkpoints_hold_everything_that_is_learned(tmp_path):
-    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     tensors, metadata = read_tensors(max((tmp_path / "run" / "checkpoints").iterdir()))
     assert metadata["step"] == 12
     assert set(tensors) == {"set.images", "set.labels", "optimizer.0.momentum_buffer"}

@@ -12,10 +12,10 @@ from rayd.data import ImageData, load
 from rayd.distilled import Distilled
 from rayd.engine import students as module
 from rayd.engine.evaluate import STAGE, judge
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.squeeze import teacher_hashes
 from rayd.engine.store import Store
-from rayd.engine.tasks import Candidates, tasks
+from rayd.engine.student_tasks import TrainingSets, tasks
 from rayd.evaluation.student import StudentResult
 from tests.conftest import tiny
 
@@ -26,7 +26,9 @@ def data() -> ImageData:
 
 
 def keys(recipe: Recipe, data: ImageData) -> list[str]:
-    work = tasks(recipe, ["random"], Candidates(data, None, recipe.ipc), teacher_hashes(recipe, data))
+    work = tasks(
+        recipe, ["random"], TrainingSets(data, None, recipe.ipc), teacher_hashes(recipe, data)
+    )
     return [content_hash(task.inputs(recipe.evaluation, data, "cpu")) for task in work]
 
 
@@ -41,7 +43,10 @@ def keys(recipe: Recipe, data: ImageData) -> list[str]:
         {"evaluation": {"augmentation": None}},
         {"evaluation": {"precision": "bfloat16"}},
         {"evaluation": {"networks": ["mlp"]}},
-        {"evaluation": {"epoch": ["last", "validation-best"]}, "data": {"validation_fraction": 0.1}},
+        {
+            "evaluation": {"epoch": ["last", "validation-best"]},
+            "data": {"validation_fraction": 0.1},
+        },
         {"labels": {"kind": "online"}, "evaluation": {"loss": "kl"}},
     ],
 )
@@ -55,49 +60,79 @@ def test_other_test_images_make_another_result(data):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed"), [("online", {"seed": 7}), ("stored", {"precision": "float32"}), ("online", {"networks": ["mlp"]})]
+    ("kind", "changed"),
+    [
+        ("online", {"seed": 7}),
+        ("stored", {"precision": "float32"}),
+        ("online", {"networks": ["mlp"]}),
+    ],
 )
 def test_soft_labels_are_part_of_the_key(data, kind, changed):
-    kinds = [tiny(evaluation={"loss": "kl"}, labels={"kind": kind, **labels}) for labels in ({}, changed)]
+    kinds = [
+        tiny(evaluation={"loss": "kl"}, labels={"kind": kind, **labels}) for labels in ({}, changed)
+    ]
     assert not set(keys(kinds[0], data)) & set(keys(kinds[1], data))
 
 
-@pytest.mark.parametrize("shared", [{"seed": 4}, {"synthesis": {"steps": 3}}, {"evaluation": {"whole_epochs": 2}}])
+@pytest.mark.parametrize(
+    "shared", [{"seed": 4}, {"synthesis": {"steps": 3}}, {"evaluation": {"whole_epochs": 2}}]
+)
 def test_a_baseline_is_shared_by_runs_that_differ_elsewhere(data, shared):
     assert keys(tiny(**shared), data) == keys(tiny(), data)
 
 
 def test_students_of_other_numbers_have_other_random_subsets(data):
-    candidates = Candidates(data, None, 1)
+    candidates = TrainingSets(data, None, 1)
     assert candidates.fingerprint("random", 0) != candidates.fingerprint("random", 1)
     assert candidates.fingerprint("herding", 0) == candidates.fingerprint("herding", 1)
 
 
 def judged(recipe: Recipe, data: ImageData, store: Store) -> list[tuple[str, StudentResult]]:
-    distilled = Distilled(torch.zeros(10, *data.shape), torch.arange(10), data.train.class_names, data.normalization)
-    return judge(recipe, data, distilled, store, Reporter(quiet=True))
+    distilled = Distilled(
+        torch.zeros(10, *data.shape), torch.arange(10), data.train.class_names, data.normalization
+    )
+    return judge(recipe, data, distilled, store, Progress(quiet=True))
 
 
 def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypatch):
-    both = {"networks": ["mlp"], "epoch": ["last", "validation-best"], "baselines": ["random"], "epochs": 3}
-    recipe, store = tiny(evaluation=both, data={"validation_fraction": 0.1}), Store(tmp_path)
+    both = {
+        "networks": ["mlp"],
+        "epoch": ["last", "validation-best"],
+        "baselines": ["random"],
+        "epochs": 3,
+    }
+    recipe = tiny(evaluation=both, data={"validation_fraction": 0.1})
+    store = Store(tmp_path)
     data = load(recipe.data)
     put = []
     put_record = Store.put_record
-    monkeypatch.setattr(Store, "put_record", lambda *args: (put.append(len(args[3]["results"])), put_record(*args))[1])
+    monkeypatch.setattr(
+        Store,
+        "put_record",
+        lambda *args: (put.append(len(args[3]["results"])), put_record(*args))[1],
+    )
     results = judged(recipe, data, store)
     assert put == [2] * 4
     names = [(name, result.seed, result.selection) for name, result in results]
-    assert names == [(name, seed, chosen) for name in ("distilled", "random") for seed in (0, 1) for chosen in both["epoch"]]
+    assert names == [
+        (name, seed, chosen)
+        for name in ("distilled", "random")
+        for seed in (0, 1)
+        for chosen in both["epoch"]
+    ]
     assert len(list((tmp_path / STAGE).iterdir())) == 4
 
     trained = []
     train = module.train
-    monkeypatch.setattr(module, "train", lambda *args, **given: (trained.append(args[1]), train(*args, **given))[1])
+    monkeypatch.setattr(
+        module, "train", lambda *args, **given: (trained.append(args[1]), train(*args, **given))[1]
+    )
     assert judged(recipe, data, store) == results
     assert trained == []
     broken = next((tmp_path / STAGE).iterdir())
     write_json(broken, {**read_json(broken), "result": {"results": [{}]}})
     again = judged(recipe, data, store)
-    assert [(r.test_accuracy, r.selection) for _, r in again] == [(r.test_accuracy, r.selection) for _, r in results]
+    assert [(r.test_accuracy, r.selection) for _, r in again] == [
+        (r.test_accuracy, r.selection) for _, r in results
+    ]
     assert len(trained) == 1

@@ -1,4 +1,6 @@
-"""Of data at a URL each node fetches what its workers read, and hardly a file is fetched by two nodes."""
+"""Of data at a URL each node fetches what its workers read, and hardly a file is fetched by two
+nodes.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,19 @@ from rayd import methods
 from rayd.config import Recipe
 from rayd.data import load
 from rayd.engine import measure
-from rayd.engine.group import LocalGroup
-from rayd.engine.observer import Facts
+from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.on_ray.group import RayGroup
+from rayd.engine.on_ray.pool import RayPool
+from rayd.engine.pool import LocalPool
 from rayd.engine.store import Store
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_parquet
 from tests.data.storage import fetched
 from tests.engine.test_streaming import stored
 
-FILES, EACH, SHARD = 24, 50, 30
+FILES = 24
+EACH = 50
+SHARD = 30
 
 
 class Distant(Observers):
@@ -39,7 +43,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for split, files in (("train", FILES), ("test", 1)):
         for file in range(files):
             labels = [(row + file) % 3 for row in range(EACH)]
-            write_parquet(tmp_path / "storage" / "zoo" / f"{split}-{file:02}.parquet", contents, labels, row_group_size=10)
+            write_parquet(
+                tmp_path / "storage" / "zoo" / f"{split}-{file:02}.parquet",
+                contents,
+                labels,
+                row_group_size=10,
+            )
     monkeypatch.setenv("FOLDER_STORAGE", str(tmp_path / "storage"))
     monkeypatch.setenv("RAYD_MIRROR", str(tmp_path / "driver"))
     monkeypatch.setattr(measure, "SHARD", SHARD)
@@ -52,9 +61,13 @@ def recipe(workers: int) -> Recipe:
     return tiny(data=data, observers=observers, resources={"workers": workers, "threads": 1})
 
 
-@pytest.mark.parametrize(("files", "shards"), [(24, 40), (294, 128), (1_281_167, 128), (1, 128), (7, 3), (1, 1)])
+@pytest.mark.parametrize(
+    ("files", "shards"), [(24, 40), (294, 128), (1_281_167, 128), (1, 128), (7, 3), (1, 1)]
+)
 @pytest.mark.parametrize("workers", [1, 2, 30, 200])
-def test_runs_are_of_consecutive_shards_and_leave_work_for_all(files: int, shards: int, workers: int) -> None:
+def test_runs_are_of_consecutive_shards_and_leave_work_for_all(
+    files: int, shards: int, workers: int
+) -> None:
     numbers = measure.runs(files, shards, workers)
     assert len(numbers) == shards
     assert numbers == sorted(numbers)
@@ -64,10 +77,12 @@ def test_runs_are_of_consecutive_shards_and_leave_work_for_all(files: int, shard
 
 @pytest.mark.slow
 def test_hardly_a_file_is_fetched_by_two_nodes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, alone = recipe(2), recipe(0)
-    data, method = load(chosen.data), methods.build(chosen)
-    with LocalGroup(alone.resources, Distant, alone, Facts.of(data)) as group:
-        measure.measure(group, alone, method, data, Store(root / "alone"), {}, lambda *_: None)
+    chosen = recipe(2)
+    alone = recipe(0)
+    data = load(chosen.data)
+    method = methods.build(chosen)
+    with LocalPool(alone.resources, Distant, alone, DatasetInfo.of(data)) as pool:
+        measure.measure(pool, alone, method, data, Store(root / "alone"), {}, lambda *_: None)
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for node in ("one", "two"):
@@ -77,15 +92,18 @@ def test_hardly_a_file_is_fetched_by_two_nodes(root: Path, monkeypatch: pytest.M
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     before = len(fetched())
     try:
-        with RayGroup(chosen.resources, Distant, chosen, Facts.of(data)) as group:
-            measure.measure(group, chosen, method, data, Store(root / "together"), {}, lambda *_: None)
+        with RayPool(chosen.resources, Distant, chosen, DatasetInfo.of(data)) as pool:
+            measure.measure(
+                pool, chosen, method, data, Store(root / "together"), {}, lambda *_: None
+            )
     finally:
         ray.shutdown()
         cluster.shutdown()
     assert stored(root / "together", "measure") == stored(root / "alone", "measure")
     fetches = Counter(name for name, _ in fetched()[before:])
     assert len(fetches) == FILES
-    # files between two runs, and what one worker does in the end for the other; by observer it would be all files twice
+    # files between two runs, and what one worker does in the end for the other; by observer it
+    # would be all files twice
     assert sum(fetches.values()) <= 1.25 * FILES, fetches
     for node in ("one", "two"):
         assert FILES / 4 <= len(list((root / node).rglob("*.parquet"))) <= 3 * FILES / 4

@@ -1,4 +1,6 @@
-"""Memory that runs out is one sentence with what to lower; memory of the synthesis is given back before students train."""
+"""Memory that runs out is one sentence with what to lower; memory of the synthesis is given back
+before students train.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from rayd.cli import main
 from rayd.engine import distill as driver
 from rayd.engine.distill import distill
 from rayd.engine.memory import explained, out_of_memory
-from rayd.engine.students import Students
+from rayd.engine.students import StudentTrainer
 from rayd.engine.worker import Worker
 from rayd.errors import OutOfMemoryError, RunError
 from tests.conftest import tiny
@@ -44,24 +46,43 @@ def full_machine(*_: Any, **__: Any) -> None:
         ("measure", "measure", edc, "'observers.batch_size' (64 now)"),
         ("score", "score", lambda: edc(synthetic={"init": "rded"}), "'synthetic.crops' (5 now)"),
         ("synthesize", "answer", edc, "'synthesis.block' (100 now) or 'ipc' (2 now)"),
-        ("synthesize", "synthesize", lambda: edc(synthesis={"block": 7}), "'synthesis.block' (7 now)"),
+        (
+            "synthesize",
+            "synthesize",
+            lambda: edc(synthesis={"block": 7}),
+            "'synthesis.block' (7 now)",
+        ),
         (
             "synthesize",
             "answer",
             lambda: tiny(real="sampled"),
             "'observers.real_batch' (256 now), 'synthesis.block' (not set, so all at once)",
         ),
-        ("relabel", "label", lambda: edc(labels={"kind": "stored"}), "'evaluation.batch_size' (8 now)"),
+        (
+            "relabel",
+            "label",
+            lambda: edc(labels={"kind": "stored"}),
+            "'evaluation.batch_size' (8 now)",
+        ),
         ("experts", "expert", following, "'experts.batch_size' (128 now)"),
-        ("synthesize", "answer", lambda: following(objective={"batch_size": 4}), "'objective.batch_size'"),
+        (
+            "synthesize",
+            "answer",
+            lambda: following(objective={"batch_size": 4}),
+            "'objective.batch_size'",
+        ),
     ],
 )
-def test_a_stage_that_runs_out_says_so_and_what_to_lower(tmp_path, monkeypatch, stage, method, recipe, setting):
+def test_a_stage_that_runs_out_says_so_and_what_to_lower(
+    tmp_path, monkeypatch, stage, method, recipe, setting
+):
     monkeypatch.setattr(Worker, method, full_gpu)
     with pytest.raises(OutOfMemoryError) as caught:
-        distill(recipe(), tmp_path / "run", reporter=QUIET)
+        distill(recipe(), tmp_path / "run", progress=QUIET)
     sentence = str(caught.value)
-    assert sentence.startswith(f"The GPU ran out of memory (another 2.00 GiB were needed) in stage '{stage}': lower ")
+    assert sentence.startswith(
+        f"The GPU ran out of memory (another 2.00 GiB were needed) in stage '{stage}': lower "
+    )
     assert setting in sentence
     assert "\n" not in sentence
     assert isinstance(caught.value, RunError)
@@ -75,7 +96,7 @@ def test_the_command_line_prints_one_sentence(capsys, tmp_path, monkeypatch, com
     if command == "evaluate":
         assert run(capsys, *arguments)[0] == 0
         arguments = ["evaluate", str(tmp_path / "run"), "--seeds", "2", "--quiet"]
-    monkeypatch.setattr(Students, "train", full_machine)
+    monkeypatch.setattr(StudentTrainer, "train", full_machine)
     code, _, error = run(capsys, *arguments)
     assert code == 1
     (sentence,) = error.splitlines()
@@ -91,7 +112,9 @@ def test_the_command_line_prints_one_sentence(capsys, tmp_path, monkeypatch, com
     [
         (torch.OutOfMemoryError(CUDA), "The GPU ran out of memory (another 2.00 GiB were needed)"),
         (
-            RuntimeError("MPS backend out of memory (MPS allocated: 1 GB). Tried to allocate 24.00 MB"),
+            RuntimeError(
+                "MPS backend out of memory (MPS allocated: 1 GB). Tried to allocate 24.00 MB"
+            ),
             "The GPU ran out of memory",
         ),
         (MemoryError("Unable to allocate 7 GiB for an array"), "This machine ran out of memory"),
@@ -105,7 +128,10 @@ def test_errors_of_memory_are_known_from_others(error, said):
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), explained("measure", tiny()):
+    with (
+        pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
+        explained("measure", tiny()),
+    ):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 
@@ -138,5 +164,5 @@ def test_what_the_synthesis_held_is_given_back_before_students_train(tmp_path, m
 
     monkeypatch.setattr(Worker, "__init__", known)
     monkeypatch.setattr(driver, "judge", judged)
-    distill(tiny(**NO_STUDENTS), Path(tmp_path / "run"), reporter=QUIET)
+    distill(tiny(**NO_STUDENTS), Path(tmp_path / "run"), progress=QUIET)
     assert len(made) == 1

@@ -10,10 +10,10 @@ from ray.cluster_utils import Cluster
 
 from rayd.config import ResourceSettings
 from rayd.engine.distill import distill
-from rayd.engine.group import Group, Presence
-from rayd.engine.on_ray import crew
-from rayd.engine.on_ray.group import RayGroup
-from rayd.engine.progress import Reporter
+from rayd.engine.on_ray import health
+from rayd.engine.on_ray.pool import RayPool
+from rayd.engine.pool import WorkerInfo, WorkerPool
+from rayd.engine.progress import Progress
 from rayd.errors import ResourceError, RunError
 from tests.faults import four_observers, made
 from tests.nodes import STAGES, finely_cut, moved_about, several_nodes
@@ -42,11 +42,11 @@ class Worker:
 class Caller:
     """What is hosted beside the workers."""
 
-    def __init__(self, group: Group):
-        self.group = group
+    def __init__(self, pool: WorkerPool):
+        self.pool = pool
 
     def where(self, count: int, seconds: float) -> list[tuple[int, str]]:
-        return list(self.group.map("where", [(item, seconds) for item in range(count)]))
+        return list(self.pool.map("where", [(item, seconds) for item in range(count)]))
 
 
 def resources(**settings: Any) -> ResourceSettings:
@@ -56,9 +56,10 @@ def resources(**settings: Any) -> ResourceSettings:
 @pytest.mark.slow
 def test_workers_are_used_as_their_nodes_come_and_done_without_when_they_go(cluster):
     first = cluster.add_node(num_cpus=1)
-    with RayGroup(resources(workers=2, elastic=True), Worker) as group:
-        host = group.host(Caller)
-        results, places = group.map("where", [(item, 0.3) for item in range(60)]), []
+    with RayPool(resources(workers=2, elastic=True), Worker) as pool:
+        host = pool.host(Caller)
+        results = pool.map("where", [(item, 0.3) for item in range(60)])
+        places = []
         places.append(next(results))
         second = cluster.add_node(num_cpus=1)  # joins in the middle
         while len({node for _, node in places}) < 2:
@@ -67,22 +68,23 @@ def test_workers_are_used_as_their_nodes_come_and_done_without_when_they_go(clus
         places += results
         assert [item for item, _ in places] == list(range(60))
         assert places[-1][1] == second.node_id
-        # a hosted object, here as a synthesizer does, goes on with who is left, and uses who comes back
+        # a hosted object, here as a synthesizer does, goes on with who is left, and uses who comes
+        # back
         assert {node for _, node in host.call("where", 2, 0.1)} == {second.node_id}
         third = cluster.add_node(num_cpus=1)
         until = time.monotonic() + 60
         while {node for _, node in host.call("where", 8, 0.2)} != {second.node_id, third.node_id}:
             assert time.monotonic() < until
-        roster = seen(group, 3)
+        roster = seen(pool, 3)
     assert [one.role for one in roster] == ["worker", "worker", "caller"]
     assert all(one.there and one.pid and one.log.startswith("worker-") for one in roster)
 
 
-def seen(group: RayGroup, count: int) -> list[Presence]:
+def seen(pool: RayPool, count: int) -> list[WorkerInfo]:
     """The roster, once so many have answered."""
     until = time.monotonic() + 30
     while True:
-        roster = group.roster()
+        roster = pool.workers()
         if sum(one.there for one in roster) >= count:
             return roster
         assert time.monotonic() < until
@@ -91,12 +93,14 @@ def seen(group: RayGroup, count: int) -> list[Presence]:
 
 @pytest.mark.slow
 def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
-    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))}
-    with RayGroup(resources(workers=2, placement="spread"), Worker) as group:
-        placed = {node for _, node in group.map("where", [(item, 0.3) for item in range(4)])}
+    nodes = {
+        node.node_id: node for node in (cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1))
+    }
+    with RayPool(resources(workers=2, placement="spread"), Worker) as pool:
+        placed = {node for _, node in pool.map("where", [(item, 0.3) for item in range(4)])}
         assert placed == set(nodes)
         events = []
-        for event in group.stream("count", [(8, 0.3), (8, 0.3)]):
+        for event in pool.stream("count", [(8, 0.3), (8, 0.3)]):
             events.append(event)
             if len(events) == 4:
                 cluster.remove_node(nodes.popitem()[1], allow_graceful=False)
@@ -106,17 +110,21 @@ def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
 
 @pytest.mark.slow
 def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
-    monkeypatch.setattr(crew, "ABSENCE_LIMIT", 5.0)
-    with pytest.raises(ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"):
-        RayGroup(resources(workers=1), Worker)
+    monkeypatch.setattr(health, "ABSENCE_LIMIT", 5.0)
+    with pytest.raises(
+        ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"
+    ):
+        RayPool(resources(workers=1), Worker)
     with pytest.raises(ResourceError, match="1 worker did not start within 5 s"):
-        RayGroup(resources(workers=1, elastic=True), Worker)
+        RayPool(resources(workers=1, elastic=True), Worker)
     only = cluster.add_node(num_cpus=1)
-    with RayGroup(resources(workers=1), Worker) as group:
-        results = group.map("where", [(item, 0.1) for item in range(100)])
+    with RayPool(resources(workers=1), Worker) as pool:
+        results = pool.map("where", [(item, 0.1) for item in range(100)])
         next(results)
         cluster.remove_node(only, allow_graceful=False)
-        with pytest.raises(RunError, match=r"No worker was there for .* minutes, as no node joined"):
+        with pytest.raises(
+            RunError, match=r"No worker was there for .* minutes, as no node joined"
+        ):
             list(results)
 
 
@@ -124,9 +132,13 @@ def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
 @pytest.mark.timeout(1200)
 def test_nodes_come_and_go_in_every_stage_of_a_run(tmp_path, monkeypatch):
     finely_cut(monkeypatch)
-    distill(four_observers(), tmp_path / "still", cache=tmp_path / "one", reporter=Reporter(quiet=True))
+    distill(
+        four_observers(), tmp_path / "still", cache=tmp_path / "one", progress=Progress(quiet=True)
+    )
     elastic = four_observers(resources={"workers": 3, "elastic": True, "threads": 1})
     moves = moved_about(elastic, tmp_path / "moved", tmp_path / "other")
     assert [move.stage for move in moves] == list(STAGES)
     assert all(move.by_joined > 0 and move.by_lost > 0 for move in moves)
-    assert made(tmp_path / "still", tmp_path / "one") == made(tmp_path / "moved", tmp_path / "other")
+    assert made(tmp_path / "still", tmp_path / "one") == made(
+        tmp_path / "moved", tmp_path / "other"
+    )

@@ -1,4 +1,6 @@
-"""Observers: both sides are seen through one augmentation, every member of the pool has its turn, gradients are exact."""
+"""Observers: both sides are seen through one augmentation, every member of the pool has its turn,
+gradients are exact.
+"""
 
 import pytest
 import torch
@@ -8,10 +10,10 @@ from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine import observer
-from rayd.engine.group import LocalShared
-from rayd.engine.members import members, turn
-from rayd.engine.observer import Facts, Observer
-from rayd.engine.observers import Observers, Question
+from rayd.engine.network_ids import network_ids, turn
+from rayd.engine.observer import DatasetInfo, Observer
+from rayd.engine.observers import GradientTask, Observers
+from rayd.engine.pool import LocalRef
 from rayd.methods import build
 from rayd.networks import Observation
 from tests.conftest import tiny
@@ -24,27 +26,42 @@ def data() -> ImageData:
     return load(tiny().data)
 
 
-def everything(data: ImageData) -> tuple[LocalShared, LocalShared, LocalShared]:
-    """The whole training set as real images, and as a synthetic set: its state and its parameters."""
+def everything(data: ImageData) -> tuple[LocalRef, LocalRef, LocalRef]:
+    """The whole training set as real images, and as a synthetic set: its state and its
+    parameters.
+    """
     images = data.normalization(torch.from_numpy(data.train.images))
     state = {"images": images, "labels": torch.from_numpy(data.train.labels)}
-    return LocalShared((data.train.images, data.train.labels)), LocalShared(state), LocalShared({"images": images})
+    return (
+        LocalRef((data.train.images, data.train.labels)),
+        LocalRef(state),
+        LocalRef({"images": images}),
+    )
 
 
 def question(
-    recipe: Recipe, state: LocalShared, parameters: LocalShared, real: LocalShared, step: int = 0, memory: dict | None = None
-) -> Question:
+    recipe: Recipe,
+    state: LocalRef,
+    parameters: LocalRef,
+    real: LocalRef,
+    step: int = 0,
+    memory: dict | None = None,
+) -> GradientTask:
     """The first observer of a step is asked; nothing is averaged, nobody is trained."""
-    member = members(recipe)[turn(recipe, step, 0)]
-    return Question(member, 0, 1, step, 0, state, parameters, None, None, 0.0, real, LocalShared(memory or {}))
+    network_id = network_ids(recipe)[turn(recipe, step, 0)]
+    return GradientTask(
+        network_id, 0, 1, step, 0, state, parameters, None, None, 0.0, real, LocalRef(memory or {})
+    )
 
 
 def loss_on_itself(recipe: Recipe, data: ImageData, step: int) -> float:
     """The objective where the synthetic set is the real one."""
     real, state, parameters = everything(data)
-    observers = Observers(recipe, Facts.of(data))
+    observers = Observers(recipe, DatasetInfo.of(data))
     if recipe.real == "measured":
-        real = LocalShared(observers.measure_alone(members(recipe)[turn(recipe, step, 0)], None, real))
+        real = LocalRef(
+            observers.measure_alone(network_ids(recipe)[turn(recipe, step, 0)], None, real)
+        )
     return float(observers.gradient(question(recipe, state, parameters, real, step))[0]["loss"])
 
 
@@ -59,10 +76,14 @@ def test_members_of_the_pool_differ_by_network_and_by_augmentation(data):
 
     def means(augmentation: str | None) -> list[torch.Tensor]:
         recipe = tiny(observers={"augmentation": augmentation})
-        observers = Observers(recipe, Facts.of(data))
-        return [observers.measure_alone(member, None, real)["features.flat.Moments"][0]["mean"] for member in members(recipe)]
+        observers = Observers(recipe, DatasetInfo.of(data))
+        return [
+            observers.measure_alone(network_id, None, real)["features.flat.Moments"][0]["mean"]
+            for network_id in network_ids(recipe)
+        ]
 
-    plain, augmented = means(None), means(DSA)
+    plain = means(None)
+    augmented = means(DSA)
     assert not torch.allclose(plain[0], plain[1])
     assert all(not torch.allclose(a, b) for a, b in zip(plain, augmented, strict=True))
 
@@ -76,47 +97,59 @@ def test_the_pool_is_asked_round_robin():
 def test_the_gradient_is_that_of_the_loss(data):
     """A central difference along the gradient, through network, augmentation and statistic."""
     recipe = tiny(observers={"augmentation": DSA})
-    observers = Observers(recipe, Facts.of(data))
+    observers = Observers(recipe, DatasetInfo.of(data))
     images = data.normalization(torch.from_numpy(data.train.images[:40]))
-    state = LocalShared({"images": images, "labels": torch.from_numpy(data.train.labels[:40])})
-    measured = LocalShared(
-        observers.measure_alone(members(recipe)[0], None, LocalShared((data.train.images, data.train.labels)))
+    state = LocalRef({"images": images, "labels": torch.from_numpy(data.train.labels[:40])})
+    measured = LocalRef(
+        observers.measure_alone(
+            network_ids(recipe)[0], None, LocalRef((data.train.images, data.train.labels))
+        )
     )
 
     def at(x: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        return observers.gradient(question(recipe, state, LocalShared({"images": x}), measured))[:2]
+        return observers.gradient(question(recipe, state, LocalRef({"images": x}), measured))[:2]
 
     gradient = at(images)[1]["images"]
     along = gradient / gradient.norm()
-    difference = (at(images + 1e-2 * along)[0]["loss"] - at(images - 1e-2 * along)[0]["loss"]) / 2e-2
+    difference = (
+        at(images + 1e-2 * along)[0]["loss"] - at(images - 1e-2 * along)[0]["loss"]
+    ) / 2e-2
     torch.testing.assert_close(difference, gradient.norm(), rtol=2e-2, atol=0)
 
 
 def sampled_recipe(network: dict[str, object], **observers: object) -> Recipe:
-    return tiny(real="sampled", observers={"networks": network, "augmentation": DSA, "real_batch": 8} | observers)
+    return tiny(
+        real="sampled",
+        observers={"networks": network, "augmentation": DSA, "real_batch": 8} | observers,
+    )
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_fresh_network_does_not_depend_on_steps_before(data, norm):
-    """The observer of an architecture is kept; its network of a step is the one that a new worker builds."""
+    """The observer of an architecture is kept; its network of a step is the one that a new worker
+    builds.
+    """
     recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2, "norm": norm})
     _, state, parameters = everything(data)
-    real = LocalShared((data.train.images[::9], data.train.labels[::9]))
-    seasoned = Observers(recipe, Facts.of(data))
+    real = LocalRef((data.train.images[::9], data.train.labels[::9]))
+    seasoned = Observers(recipe, DatasetInfo.of(data))
     for step in range(3):
         asked = question(recipe, state, parameters, real, step)
         _, ours, _ = seasoned.gradient(asked)
-        _, wanted, _ = Observers(recipe, Facts.of(data)).gradient(asked)
+        _, wanted, _ = Observers(recipe, DatasetInfo.of(data)).gradient(asked)
         assert torch.equal(ours["images"], wanted["images"])
         assert float(ours["images"].abs().sum()) > 0
 
 
 def test_each_class_has_one_draw_for_real_and_synthetic_images(data):
-    """What a class gets is drawn from its own generator of the step and slot, however the batch is made up."""
+    """What a class gets is drawn from its own generator of the step and slot, however the batch is
+    made up.
+    """
     recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2})
     real, state, parameters = everything(data)
     asked = question(recipe, state, parameters, real, step=4)
-    observers, batch = Observers(recipe, Facts.of(data)), data.normalization(torch.from_numpy(data.train.images[:60]))
+    observers = Observers(recipe, DatasetInfo.of(data))
+    batch = data.normalization(torch.from_numpy(data.train.images[:60]))
     labels = torch.from_numpy(data.train.labels[:60])
     ours = observers._by_class(asked, labels, {})(batch, slice(None))
     for label in labels.unique().tolist():
@@ -129,17 +162,22 @@ def test_each_class_has_one_draw_for_real_and_synthetic_images(data):
 def test_tiles_change_nothing(data, name, monkeypatch):
     """Images that are forwarded a few at a time give what the whole batch gives."""
     recipe = tiny()
-    network = networks.build(NetworkSettings(name=name, width=8), data.shape, data.classes, seed=1).eval()
+    network = networks.build(
+        NetworkSettings(name=name, width=8), data.shape, data.classes, seed=1
+    ).eval()
     images = data.normalization(torch.from_numpy(data.train.images[:70]))
 
     def seen(tile_bytes: int) -> Observation:
         monkeypatch.setattr(observer, "TILE_BYTES", tile_bytes)
-        looking = Observer(network, build(recipe), Facts.of(data), torch.device("cpu"), "float32")
+        looking = Observer(
+            network, build(recipe), DatasetInfo.of(data), torch.device("cpu"), "float32"
+        )
         with torch.no_grad():
             assert (len(looking._tiles(images)) > 1) == (tile_bytes < 2**20)
             return looking.see(images)
 
-    tiled, whole = seen(2**10), seen(2**30)
+    tiled = seen(2**10)
+    whole = seen(2**30)
     torch.testing.assert_close(tiled.logits, whole.logits, rtol=1e-5, atol=1e-6)
     for tap, layers in whole.taps.items():
         for ours, wanted in zip(tiled.taps[tap], layers, strict=True):
@@ -150,6 +188,6 @@ def test_networks_that_normalise_by_the_batch_are_not_tiled(data):
     """In training mode an image's features depend on all images of the batch."""
     settings = NetworkSettings(name="convnet", width=8, norm="batch")
     network = networks.build(settings, data.shape, data.classes, seed=1).train()
-    looking = Observer(network, build(tiny()), Facts.of(data), torch.device("cpu"), "float32")
+    looking = Observer(network, build(tiny()), DatasetInfo.of(data), torch.device("cpu"), "float32")
     with torch.no_grad():
         assert len(looking._tiles(torch.zeros(10_000, *data.shape))) == 1

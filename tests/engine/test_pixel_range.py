@@ -10,10 +10,10 @@ from rayd.data import Standardization
 from rayd.distilled import Distilled
 from rayd.engine.distill import distill
 from rayd.engine.pixel_range import out_of_range
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from tests.conftest import tiny
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
@@ -21,7 +21,9 @@ def with_pixels(*values: float) -> Distilled:
     """A set of one-pixel images that have these values, where 0 to 1 is the data's range."""
     images = torch.tensor(values).view(-1, 1, 1, 1)
     normalization = Standardization(torch.tensor([0.3]).double(), torch.tensor([0.5]).double())
-    return Distilled(normalization.forward_unit(images), torch.arange(len(values)) % 2, ["a", "b"], normalization)
+    return Distilled(
+        normalization.forward_unit(images), torch.arange(len(values)) % 2, ["a", "b"], normalization
+    )
 
 
 def recipe(**changes: object) -> Recipe:
@@ -57,7 +59,9 @@ def test_the_remedy_fits_the_set(changes, remedy):
 @pytest.mark.parametrize(("rate", "warned"), [(1.0, False), (1000.0, True)])
 def test_a_run_warns_at_the_end_of_its_synthesis(tmp_path, caplog, rate, warned):
     with caplog.at_level(logging.WARNING):
-        distill(tiny(synthesis={"learning_rate": rate}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+        distill(
+            tiny(synthesis={"learning_rate": rate}, **NO_STUDENTS), tmp_path / "run", progress=QUIET
+        )
     assert any("out of the data's range" in message for message in caplog.messages) is warned
 
 
@@ -67,7 +71,11 @@ def test_low_rank_images_stay_near_the_range_by_default(tmp_path, caplog, rates,
     low_rank = {"kind": "lowrank", "rank": 3}
     synthesis = {"steps": 60, "learning_rates": rates}
     with caplog.at_level(logging.WARNING):
-        run = distill(tiny(synthetic=low_rank, synthesis=synthesis, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+        run = distill(
+            tiny(synthetic=low_rank, synthesis=synthesis, **NO_STUDENTS),
+            tmp_path / "run",
+            progress=QUIET,
+        )
     pixels = run.distilled.normalization.inverse(run.distilled.images)
     assert bool((pixels.abs() > 10).any()) is warned
     assert any("out of the data's range" in message for message in caplog.messages) is warned

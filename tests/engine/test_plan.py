@@ -9,13 +9,13 @@ from rayd import recipes
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, DataError
 from tests.conftest import tiny
 from tests.engine.test_streaming import recipe, root
 
 __all__ = ["root"]
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 
 
 def resolved(name: str, *overrides: str):
@@ -40,7 +40,7 @@ def _nominal_speeds(monkeypatch):
     ],
 )
 def test_a_known_set_is_planned_without_the_data(name, stages):
-    planned = plan(resolved(name), reporter=QUIET)
+    planned = plan(resolved(name), progress=QUIET)
     assert [stage.stage for stage in planned.stages] == stages
     assert all(stage.seconds > 0 for stage in planned.stages if "0 steps" not in stage.work)
     assert "sizes are those of the published set" in planned.text()
@@ -50,12 +50,12 @@ def test_a_known_set_is_planned_without_the_data(name, stages):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_planned(name):
-    planned = plan(resolved(name), reporter=QUIET)
+    planned = plan(resolved(name), progress=QUIET)
     assert planned.seconds > 0
 
 
 def test_streamed_images_are_planned_with_their_first_pass_and_decoding():
-    planned = plan(resolved("rded-imagenet-1k-ipc1"), reporter=QUIET)
+    planned = plan(resolved("rded-imagenet-1k-ipc1"), progress=QUIET)
     first = planned.stages[0]
     assert (first.stage, first.work) == ("read", "1,331,167 images are decoded once, to know them")
     assert first.seconds > 60
@@ -63,26 +63,34 @@ def test_streamed_images_are_planned_with_their_first_pass_and_decoding():
 
 
 def test_work_is_proportional_to_its_settings():
-    once = plan(tiny(), reporter=QUIET)
-    twice = plan(tiny(synthesis={"steps": 24}, evaluation={"epochs": 8}, observers={"pool": 6}), reporter=QUIET)
+    once = plan(tiny(), progress=QUIET)
+    twice = plan(
+        tiny(synthesis={"steps": 24}, evaluation={"epochs": 8}, observers={"pool": 6}),
+        progress=QUIET,
+    )
     for one, two in zip(once.stages[:2], twice.stages[:2], strict=True):
         assert two.seconds == pytest.approx(2 * one.seconds, rel=0.1)
     assert once.stages[2].seconds < twice.stages[2].seconds
 
 
 def test_a_plan_says_what_dominates_and_that_a_cpu_is_too_slow():
-    text = plan(tiny(synthesis={"steps": 10**9}), reporter=QUIET).text()
-    assert "% of the time is synthesize: 1,000,000,000 steps. It is proportional to synthesis.steps." in text
+    text = plan(tiny(synthesis={"steps": 10**9}), progress=QUIET).text()
+    assert (
+        "% of the time is synthesize: 1,000,000,000 steps. It is proportional to synthesis.steps."
+        in text
+    )
     assert "On the CPU of this machine that is about" in text
     assert "use a GPU" in text
-    assert "use a GPU" not in plan(tiny(), reporter=QUIET).text()
+    assert "use a GPU" not in plan(tiny(), progress=QUIET).text()
 
 
 def test_what_a_run_left_is_found_without_decoding(root, tmp_path, monkeypatch):
-    """Parquet files are decoded by the run; the plan finds its results by their fingerprints, and decodes none."""
+    """Parquet files are decoded by the run; the plan finds its results by their fingerprints, and
+    decodes none.
+    """
     chosen = recipe("dm", False, evaluation={"baselines": ["random", "whole"]})
     assert "0 cached" in plan(chosen, root, tmp_path / "cache", QUIET).text()
-    distill(chosen, tmp_path / "run", data_root=root, cache=tmp_path / "cache", reporter=QUIET)
+    distill(chosen, tmp_path / "run", data_root=root, cache=tmp_path / "cache", progress=QUIET)
 
     def refuse(*_: object) -> None:
         raise AssertionError("images were decoded")
@@ -100,7 +108,10 @@ def test_a_run_leaves_its_fingerprints_as_they_are(root, tmp_path):
     from rayd.data.outline import load_outline
 
     chosen = recipe("dm", False).data
-    assert load_outline(chosen, root, tmp_path).data.fingerprint != load(chosen, root, tmp_path).fingerprint
+    assert (
+        load_outline(chosen, root, tmp_path).data.fingerprint
+        != load(chosen, root, tmp_path).fingerprint
+    )
     outline = load_outline(chosen, root, tmp_path)
     assert outline.data.fingerprint == load(chosen, root, tmp_path).fingerprint
     assert outline.data.test.fingerprint == load(chosen, root, tmp_path).test.fingerprint
@@ -119,15 +130,15 @@ def test_a_run_leaves_its_fingerprints_as_they_are(root, tmp_path):
 )
 def test_what_a_run_refuses_is_refused_without_the_data(name, override, words):
     with pytest.raises((ConfigError, DataError), match=words):
-        plan(resolved(name, override), reporter=QUIET)
+        plan(resolved(name, override), progress=QUIET)
 
 
 def test_counts_are_kept(tmp_path, monkeypatch):
-    first = plan(tiny(), cache=tmp_path, reporter=QUIET)
+    first = plan(tiny(), cache=tmp_path, progress=QUIET)
 
     def fail(*_: object) -> None:
         raise AssertionError("counted again")
 
     monkeypatch.setattr("rayd.engine.costs._counted_steps", fail)
     monkeypatch.setattr("rayd.engine.costs.Costs._epoch", fail)
-    assert plan(tiny(), cache=tmp_path, reporter=QUIET) == first
+    assert plan(tiny(), cache=tmp_path, progress=QUIET) == first

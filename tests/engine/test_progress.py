@@ -7,13 +7,13 @@ import pytest
 from rich.console import Console
 
 from rayd.engine import progress
-from rayd.engine.progress import Meter, Reporter, StageList, terms_text
+from rayd.engine.progress import Progress, StageList, StageProgress, terms_text
 
 
 def test_a_meter_tells_rate_time_left_and_terms(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    meter = Meter("synthesize", 100, "steps", _began=100.0)
+    meter = StageProgress("synthesize", 100, "steps", _began=100.0)
     meter.update(20)  # resumed here: these steps took no time now
     now[0] = 110.0
     meter.update(40, terms={"loss": 1.23456})
@@ -27,7 +27,9 @@ def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     text = io.StringIO()
-    with Reporter(console=Console(file=text, force_terminal=False, width=40)).stage("measure", 10, "shards") as shown:
+    with Progress(console=Console(file=text, force_terminal=False, width=40)).stage(
+        "measure", 10, "shards"
+    ) as shown:
         for done in range(1, 11):
             now[0] += 4
             shown.update(done)
@@ -37,15 +39,17 @@ def test_lines_come_now_and_then_and_at_the_end(monkeypatch):
 
 def test_a_terminal_gets_a_bar():
     text = io.StringIO()
-    with Reporter(console=Console(file=text, force_terminal=True, width=120)).stage("measure", 4, "shards") as shown:
+    with Progress(console=Console(file=text, force_terminal=True, width=120)).stage(
+        "measure", 4, "shards"
+    ) as shown:
         shown.update(4, terms={"loss": 2.0})
     assert "4/4" in text.getvalue()
     assert "loss 2" in text.getvalue()
 
 
 def test_quiet_says_nothing(capsys):
-    reporter = Reporter(quiet=True)
-    reporter.say("hello")
+    reporter = Progress(quiet=True)
+    reporter.log("hello")
     with reporter.stage("measure", 1, "shards") as shown:
         shown.update(1)
     assert capsys.readouterr() == ("", "")
@@ -56,8 +60,10 @@ def at(monkeypatch, seconds: float) -> None:
 
 
 def test_time_left_begins_with_what_was_foreseen_and_follows_the_work(monkeypatch):
-    """Nine tenths of the units are a tenth of the work: counted alike, they would promise a tenth of the time."""
-    meter = Meter("evaluate", 100, "epochs", foreseen=40.0, _began=100.0)
+    """Nine tenths of the units are a tenth of the work: counted alike, they would promise a tenth
+    of the time.
+    """
+    meter = StageProgress("evaluate", 100, "epochs", foreseen=40.0, _began=100.0)
     at(monkeypatch, 0.0)
     meter.update(0, share=0.0)
     assert meter.seconds_left == pytest.approx(40)
@@ -73,7 +79,7 @@ def test_time_left_begins_with_what_was_foreseen_and_follows_the_work(monkeypatc
 
 
 def test_time_left_of_a_resumed_stage_counts_what_was_done_here(monkeypatch):
-    meter = Meter("squeeze", 10, "epochs", _began=100.0)
+    meter = StageProgress("squeeze", 10, "epochs", _began=100.0)
     at(monkeypatch, 0.0)
     meter.update(5, share=0.8)
     assert meter.seconds_left is None
@@ -96,12 +102,15 @@ def test_stages_before_the_present_one_were_cached():
 def test_a_loss_with_one_term_is_said_once():
     assert terms_text({"loss": 9.4, "mean": 9.4}) == "loss 9.4"
     assert terms_text({"loss": 9.4, "mean": 4.7}) == "loss 9.4 mean 4.7"
-    assert terms_text({"loss": 0.5, "step_size": 0.5, "skipped": 0}) == "loss 0.5 step_size 0.5 skipped 0"
+    assert (
+        terms_text({"loss": 0.5, "step_size": 0.5, "skipped": 0})
+        == "loss 0.5 step_size 0.5 skipped 0"
+    )
 
 
 def test_numbers_stay_whole_at_80_columns():
     text = io.StringIO()
-    reporter = Reporter(console=Console(file=text, force_terminal=True, width=80))
+    reporter = Progress(console=Console(file=text, force_terminal=True, width=80))
     terms = {f"a_long_name_of_a_term_{number}": 0.123456 for number in range(6)}
     stages = ["squeeze", "experts", "measure", "score", "synthesize", "relabel", "evaluate"]
     with reporter.stages(stages), reporter.stage("synthesize", 100_000, "steps", 36_000.0) as shown:
@@ -117,7 +126,7 @@ def test_numbers_stay_whole_at_80_columns():
 
 def test_what_is_cached_has_no_bar():
     text = io.StringIO()
-    reporter = Reporter(console=Console(file=text, force_terminal=True, width=80))
+    reporter = Progress(console=Console(file=text, force_terminal=True, width=80))
     with reporter.stages(["measure", "evaluate"]), reporter.stage("measure", 0, "shards") as shown:
         shown.update(0, 0)
     assert "0/0" not in text.getvalue()

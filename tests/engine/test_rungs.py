@@ -1,18 +1,20 @@
-"""Rungs: the set is looked at on its way, which changes nothing; and a synthesis that goes on from another one's checkpoint."""
+"""Rungs: the set is looked at on its way, which changes nothing; and a synthesis that goes on from
+another one's checkpoint.
+"""
 
 import pytest
 
+from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.synthesize import Synthesizer
-from rayd.engine.watch import Inheritance, Rung, Watch
 from rayd.errors import DataError
 from tests.conftest import tiny
 from tests.engine.test_decoupled import edc
 from tests.engine.test_distill import bytes_of
 from tests.engine.test_sequential import cfm
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 STUDENT = {"seeds": 1, "epochs": 1, "baselines": []}
 RECIPES = {
     "one block": lambda: tiny(evaluation=STUDENT),
@@ -25,9 +27,12 @@ class Seen:
     """Looks, and remembers."""
 
     def __init__(self, fail_at: int = -1):
-        self.fractions, self.accuracies, self.images, self._fail_at = [], [], [], fail_at
+        self.fractions = []
+        self.accuracies = []
+        self.images = []
+        self._fail_at = fail_at
 
-    def __call__(self, rung: Rung) -> None:
+    def __call__(self, rung: Milestone) -> None:
         self.fractions.append(rung.fraction)
         self.accuracies.append(rung.judge().results[0].test_accuracy.mean)
         self.images.append(rung.distilled.images.clone())
@@ -37,9 +42,11 @@ class Seen:
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_looking_changes_nothing(tmp_path, kind):
-    distill(RECIPES[kind](), tmp_path / "plain", reporter=QUIET)
+    distill(RECIPES[kind](), tmp_path / "plain", progress=QUIET)
     seen = Seen()
-    run = distill(RECIPES[kind](), tmp_path / "watched", reporter=QUIET, watch=Watch((1 / 3, 2 / 3), seen))
+    run = distill(
+        RECIPES[kind](), tmp_path / "watched", progress=QUIET, watch=Callback((1 / 3, 2 / 3), seen)
+    )
     assert seen.fractions == pytest.approx([1 / 3, 2 / 3])
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "watched")
     moved = [(images != run.distilled.images).flatten(1).any(1) for images in seen.images]
@@ -53,26 +60,53 @@ def test_looking_changes_nothing(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("rung", [0, 1])
-def test_a_run_that_is_interrupted_while_it_is_looked_at_goes_on_there(tmp_path, monkeypatch, kind, rung):
+def test_a_run_that_is_interrupted_while_it_is_looked_at_goes_on_there(
+    tmp_path, monkeypatch, kind, rung
+):
     whole = Seen()
-    distill(RECIPES[kind](), tmp_path / "whole", reporter=QUIET, watch=Watch((1 / 3, 2 / 3), whole))
+    distill(
+        RECIPES[kind](), tmp_path / "whole", progress=QUIET, watch=Callback((1 / 3, 2 / 3), whole)
+    )
     with pytest.raises(KeyboardInterrupt):
-        distill(RECIPES[kind](), tmp_path / "cut", reporter=QUIET, watch=Watch((1 / 3, 2 / 3), Seen(fail_at=rung)))
+        distill(
+            RECIPES[kind](),
+            tmp_path / "cut",
+            progress=QUIET,
+            watch=Callback((1 / 3, 2 / 3), Seen(fail_at=rung)),
+        )
     seen = Seen()
-    distill(RECIPES[kind](), tmp_path / "cut", resume=True, reporter=QUIET, watch=Watch((1 / 3, 2 / 3), seen))
+    distill(
+        RECIPES[kind](),
+        tmp_path / "cut",
+        resume=True,
+        progress=QUIET,
+        watch=Callback((1 / 3, 2 / 3), seen),
+    )
     assert seen.fractions == whole.fractions[rung:]
-    assert all((now == then).all() for now, then in zip(seen.images, whole.images[rung:], strict=True))
+    assert all(
+        (now == then).all() for now, then in zip(seen.images, whole.images[rung:], strict=True)
+    )
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
 
 def test_students_on_the_way_share_the_workers(tmp_path):
-    """Workers that synthesize are all that there are; students on the way are theirs too, and come to the same."""
+    """Workers that synthesize are all that there are; students on the way are theirs too, and come
+    to the same.
+    """
     seen = {}
     for workers in (0, 1):
         seen[workers] = Seen()
-        recipe = tiny(resources={"workers": workers, "threads": 1, "cpus_per_worker": 0.5}, evaluation=STUDENT)
+        recipe = tiny(
+            resources={"workers": workers, "threads": 1, "cpus_per_worker": 0.5}, evaluation=STUDENT
+        )
         cache = tmp_path / f"cache{workers}"
-        distill(recipe, tmp_path / str(workers), cache=cache, reporter=QUIET, watch=Watch((0.5,), seen[workers]))
+        distill(
+            recipe,
+            tmp_path / str(workers),
+            cache=cache,
+            progress=QUIET,
+            watch=Callback((0.5,), seen[workers]),
+        )
     assert seen[0].accuracies == seen[1].accuracies
 
 
@@ -81,18 +115,37 @@ def test_labels_of_a_set_on_its_way_are_those_that_would_be_stored(tmp_path):
     for kind in ("online", "stored"):
         seen = Seen()
         recipe = edc(labels={"kind": kind, "seed": 0}, evaluation=STUDENT)
-        distill(recipe, tmp_path / kind, reporter=QUIET, watch=Watch((0.5,), seen), cache=tmp_path / f"cache-{kind}")
+        distill(
+            recipe,
+            tmp_path / kind,
+            progress=QUIET,
+            watch=Callback((0.5,), seen),
+            cache=tmp_path / f"cache-{kind}",
+        )
         kinds[kind] = seen.accuracies
     assert kinds["online"] == kinds["stored"]
 
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, monkeypatch, kind):
-    """With its own settings from there on; what it becomes is kept apart from what it would have been from the start."""
-    distill(RECIPES[kind](), tmp_path / "first", reporter=QUIET, watch=Watch((2 / 3,), lambda rung: None))
+    """With its own settings from there on; what it becomes is kept apart from what it would have
+    been from the start.
+    """
+    distill(
+        RECIPES[kind](),
+        tmp_path / "first",
+        progress=QUIET,
+        watch=Callback((2 / 3,), lambda rung: None),
+    )
     with pytest.raises(KeyboardInterrupt):
-        distill(RECIPES[kind](), tmp_path / "donor", reporter=QUIET, watch=Watch((2 / 3,), Seen(fail_at=0)))
-    steps, one_step = [], Synthesizer._one_step
+        distill(
+            RECIPES[kind](),
+            tmp_path / "donor",
+            progress=QUIET,
+            watch=Callback((2 / 3,), Seen(fail_at=0)),
+        )
+    steps = []
+    one_step = Synthesizer._one_step
 
     def counted(self):
         steps.append(self._step)
@@ -100,22 +153,27 @@ def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, monkeypatch, kin
 
     monkeypatch.setattr(Synthesizer, "_one_step", counted)
     changed = RECIPES[kind]()
-    changed = changed.model_copy(update={"synthesis": changed.synthesis.model_copy(update={"learning_rate": 0.007})})
-    inheritance = Inheritance(tmp_path / "donor" / "checkpoints", ({"step": 1},))
-    distill(changed, tmp_path / "heir", reporter=QUIET, inheritance=inheritance)
+    changed = changed.model_copy(
+        update={"synthesis": changed.synthesis.model_copy(update={"learning_rate": 0.007})}
+    )
+    warm_start = WarmStart(tmp_path / "donor" / "checkpoints", ({"step": 1},))
+    distill(changed, tmp_path / "heir", progress=QUIET, warm_start=warm_start)
     went = len(steps)
-    distill(changed, tmp_path / "fresh", reporter=QUIET)
+    distill(changed, tmp_path / "fresh", progress=QUIET)
     assert went == pytest.approx((len(steps) - went) / 3, abs=1)
-    assert bytes_of(tmp_path / "heir") not in (bytes_of(tmp_path / "first"), bytes_of(tmp_path / "fresh"))
+    assert bytes_of(tmp_path / "heir") not in (
+        bytes_of(tmp_path / "first"),
+        bytes_of(tmp_path / "fresh"),
+    )
 
 
 def test_a_run_may_be_judged_on_the_validation_split(tmp_path, monkeypatch):
     """And then never looks at the test split."""
     recipe = tiny(data={"validation_fraction": 0.2})
-    run = distill(recipe, tmp_path / "run", reporter=QUIET, judged_on="validation")
-    on_test = distill(recipe, tmp_path / "other", reporter=QUIET)
+    run = distill(recipe, tmp_path / "run", progress=QUIET, judged_on="validation")
+    on_test = distill(recipe, tmp_path / "other", progress=QUIET)
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "other")
     assert run.report.results[0].protocol.endswith("judged on the validation split")
     assert run.report.results[0].test_accuracy != on_test.report.results[0].test_accuracy
     with pytest.raises(DataError, match=r"no validation split: set 'data.validation_fraction'"):
-        distill(tiny(), tmp_path / "none", reporter=QUIET, judged_on="validation")
+        distill(tiny(), tmp_path / "none", progress=QUIET, judged_on="validation")

@@ -27,16 +27,29 @@ def cfm(**overrides: object) -> Recipe:
         "data": {"name": "digits"},
         "ipc": 3,
         "observers": {"networks": SMALL, "pool": 1, "batch_size": 64},
-        "squeeze": {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "transform": {"shift": 1, "flip": False}},
+        "squeeze": {
+            "epochs": 2,
+            "batch_size": 64,
+            "learning_rate": 0.05,
+            "transform": {"shift": 1, "flip": False},
+        },
         "synthesis": {"steps": 4, "log_every": 2, "checkpoint_every": 3},
-        "evaluation": {"networks": [SMALL[1]], "seeds": 1, "epochs": 1, "batch_size": 10, "baselines": []},
+        "evaluation": {
+            "networks": [SMALL[1]],
+            "seeds": 1,
+            "epochs": 1,
+            "batch_size": 10,
+            "baselines": [],
+        },
         "resources": {"threads": 1},
     }
     return assemble(base, overrides)
 
 
 def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
-    """In memory, and in the schedule of the filter: a running mean over three blocks, a ridge that falls."""
+    """In memory, and in the schedule of the filter: a running mean over three blocks, a ridge that
+    falls.
+    """
     found: list[tuple[int, float, int]] = []
     objective = CurriculumFrequencyMatching.objective
 
@@ -45,26 +58,34 @@ def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
         inner = spectral.filters
 
         def filters(context: Context):
-            found.append((context.block, context.progress, int(context.memory["before"]) if context.memory else -1))
+            found.append(
+                (
+                    context.block,
+                    context.progress,
+                    int(context.memory["before"]) if context.memory else -1,
+                )
+            )
             return inner(context)
 
         spectral.filters = filters
         return first, spectral
 
     monkeypatch.setattr(CurriculumFrequencyMatching, "objective", watched)
-    distill(cfm(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    distill(cfm(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     found = found[:12]  # the chart of the result asks once more
     assert [block for block, _, _ in found] == [0] * 4 + [1] * 4 + [2] * 4
     assert [progress for _, progress, _ in found[:4]] == [0.0, 0.25, 0.5, 0.75]
-    # two observers in turn: what they have averaged before is 0 in block 0, and one block more in each later one
+    # two observers in turn: what they have averaged before is 0 in block 0, and one block more in
+    # each later one
     assert [before for block, progress, before in found if progress >= 0.5] == [0, 0, 1, 1, 2, 2]
 
 
 def test_blocks_that_follow_one_another_are_not_those_that_do_not(tmp_path):
-    distill(cfm(**NO_STUDENTS), tmp_path / "updating", reporter=QUIET)
-    distill(cfm(objective={"updating": False}, **NO_STUDENTS), tmp_path / "alone", reporter=QUIET)
+    distill(cfm(**NO_STUDENTS), tmp_path / "updating", progress=QUIET)
+    distill(cfm(objective={"updating": False}, **NO_STUDENTS), tmp_path / "alone", progress=QUIET)
     ours, theirs = (
-        read_tensors(tmp_path / run / "distilled" / "data.safetensors")[0]["images"] for run in ("updating", "alone")
+        read_tensors(tmp_path / run / "distilled" / "data.safetensors")[0]["images"]
+        for run in ("updating", "alone")
     )
     first = torch.arange(30) % 3 == 0
     assert torch.equal(ours[first], theirs[first])
@@ -76,7 +97,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, caplog):
     for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
         recipe = cfm(resources=resources, observers={"per_step": 2})
-        distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", reporter=QUIET)
+        distill(recipe, tmp_path / str(workers), cache=tmp_path / f"cache{workers}", progress=QUIET)
         results.append(bytes_of(tmp_path / str(workers)))
     assert results[0] == results[1]
     # workers compute the chart of the result, too
@@ -86,24 +107,34 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, caplog):
 @pytest.mark.parametrize("block", [0, 1, 2])
 @pytest.mark.parametrize("at", [0, 2])
 def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, at, block):
-    distill(cfm(**NO_STUDENTS), tmp_path / "whole", reporter=QUIET)
+    distill(cfm(**NO_STUDENTS), tmp_path / "whole", progress=QUIET)
     with interrupted_at(at, block):
-        distill(cfm(**NO_STUDENTS), tmp_path / "cut", reporter=QUIET)
-    distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, reporter=QUIET)
+        distill(cfm(**NO_STUDENTS), tmp_path / "cut", progress=QUIET)
+    distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")
 
 
 def steps_of(run: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return sorted((line["step"], line["loss"]) for line in lines if line["stage"] == "synthesize" and "loss" in line)
+    return sorted(
+        (line["step"], line["loss"])
+        for line in lines
+        if line["stage"] == "synthesize" and "loss" in line
+    )
 
 
 def test_what_is_planned_says_that_blocks_follow_one_another(tmp_path):
-    assert "in 3 blocks one after another" in plan(cfm(), cache=tmp_path / "cache", reporter=QUIET).text()
+    assert (
+        "in 3 blocks one after another"
+        in plan(cfm(), cache=tmp_path / "cache", progress=QUIET).text()
+    )
 
 
 def test_a_block_is_an_image_of_each_class_whatever_their_number(tmp_path):
     recipe = cfm(data={"classes": ["3", "5", "8"]}, ipc=4)
     assert recipe.synthesis.block == "classes"
-    assert "on 12 images in 4 blocks one after another" in plan(recipe, cache=tmp_path / "cache", reporter=QUIET).text()
+    assert (
+        "on 12 images in 4 blocks one after another"
+        in plan(recipe, cache=tmp_path / "cache", progress=QUIET).text()
+    )

@@ -1,4 +1,6 @@
-"""Charts of the spectra of a finished run: from the store alone, or one sentence that says what is gone."""
+"""Charts of the spectra of a finished run: from the store alone, or one sentence that says what is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,14 @@ from tests.test_cli import run
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of CFM through two observers with three convolutions in all, and its store."""
     folder = tmp_path_factory.mktemp("spectra")
-    distill(cfm(**NO_STUDENTS), folder / "run", cache=folder / "cache", reporter=QUIET)
+    distill(cfm(**NO_STUDENTS), folder / "run", cache=folder / "cache", progress=QUIET)
     return folder
 
 
 def test_a_command_draws_every_layer_of_every_observer(capsys, finished, tmp_path):
-    code, text, _ = run(capsys, "show", "--spectrum", str(finished / "run"), "--cache", str(finished / "cache"))
+    code, text, _ = run(
+        capsys, "show", "--spectrum", str(finished / "run"), "--cache", str(finished / "cache")
+    )
     assert code == 0
     assert "30 images" in text
     with Image.open(finished / "run" / "distilled" / "spectrum.png") as image:
@@ -56,7 +60,7 @@ def layers_of(finished: Path) -> dict[str, list[spectrum.LayerSpectrum]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spectra, "chart", watched)
-        spectra.of_distilled(load(finished / "run"), cache=finished / "cache", reporter=QUIET)
+        spectra.from_distilled(load(finished / "run"), cache=finished / "cache", progress=QUIET)
     ((layers, function),) = drawn
     assert isinstance(function, Ridge)
     # the last of three blocks: 0.1 (1 + cos(2 pi / 3)) / 2
@@ -73,7 +77,9 @@ def test_the_curves_are_those_of_what_observers_hear(finished):
     images = load(finished / "run").images
     for layers in drawn.values():
         # the first convolution reads the pixels themselves
-        torch.testing.assert_close(layers[0].synthetic[0], images.double().var(correction=0), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            layers[0].synthetic[0], images.double().var(correction=0), rtol=1e-9, atol=0
+        )
         assert all(len(layer.real) == len(layer.synthetic) for layer in layers)
         assert all((layer.real.diff() <= 1e-12).all() for layer in layers)
 
@@ -87,7 +93,11 @@ def test_nothing_is_measured_or_trained_for_it(finished, monkeypatch):
 def steps_of_pictures(run: Path) -> list[int]:
     """The steps at which a run left spectra in TensorBoard."""
     board = EventAccumulator(str(run / "tensorboard"), {"images": 0}).Reload()
-    return [picture.step for picture in board.Images("spectra")] if "spectra" in board.Tags()["images"] else []
+    return (
+        [picture.step for picture in board.Images("spectra")]
+        if "spectra" in board.Tags()["images"]
+        else []
+    )
 
 
 def test_a_run_leaves_them_in_tensorboard(finished):
@@ -95,13 +105,15 @@ def test_a_run_leaves_them_in_tensorboard(finished):
 
 
 def test_a_run_computes_them_where_its_workers_are(tmp_path, monkeypatch):
-    """The driver of a cluster may have no GPU while the workers' results, and the keys of the store, are of one."""
+    """The driver of a cluster may have no GPU while the workers' results, and the keys of the
+    store, are of one.
+    """
 
     def none_here(*_: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system.")
 
     monkeypatch.setattr(spectra, "Observers", none_here)
-    distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
     assert steps_of_pictures(tmp_path / "run") == [4]
 
 
@@ -110,7 +122,7 @@ def test_a_chart_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
         raise RuntimeError("Found no NVIDIA driver on your system.\nAnd more lines.")
 
     monkeypatch.setattr(Worker, "hear", fails)
-    result = distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    result = distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
     assert len(result.report.results) == 1
     assert steps_of_pictures(tmp_path / "run") == []
     assert caplog.messages == [
@@ -140,6 +152,8 @@ def test_what_the_store_has_lost_is_said(capsys, finished, tmp_path, stage):
 
 
 def test_methods_without_a_filter_have_none(tmp_path):
-    distill(tiny(synthesis={"steps": 1}, **NO_STUDENTS), tmp_path / "run", reporter=QUIET)
-    with pytest.raises(ArtifactError, match="method 'dm' neither measures nor matches; cfm and unidd do"):
-        spectra.of_distilled(load(tmp_path / "run"), reporter=QUIET)
+    distill(tiny(synthesis={"steps": 1}, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    with pytest.raises(
+        ArtifactError, match="method 'dm' neither measures nor matches; cfm and unidd do"
+    ):
+        spectra.from_distilled(load(tmp_path / "run"), progress=QUIET)

@@ -21,12 +21,18 @@ def work(batch: int, channels: int = 16) -> Count:
     """A convolution, a sum and a product."""
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1)
     images = torch.randn(batch, channels, 16, 16)
-    return counted(lambda: (layer(images).relu().flatten(1) @ torch.zeros(channels * 256, 10)).sum().backward())
+    return counted(
+        lambda: (layer(images).relu().flatten(1) @ torch.zeros(channels * 256, 10)).sum().backward()
+    )
 
 
 def test_foreseen_seconds_are_near_those_that_it_takes():
-    """Within a factor of three, whatever else this machine does: a plan is meant to keep within 1.5 on a quiet one."""
-    layer = torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.GroupNorm(32, 32), torch.nn.ReLU())
+    """Within a factor of three, whatever else this machine does: a plan is meant to keep within 1.5
+    on a quiet one.
+    """
+    layer = torch.nn.Sequential(
+        torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.GroupNorm(32, 32), torch.nn.ReLU()
+    )
     images = torch.randn(64, 32, 32, 32)
 
     def step() -> None:
@@ -59,7 +65,11 @@ def test_what_takes_most_time_is_measured_first(monkeypatch):
     known.calibrate([work(2)])
     measured = []
     replay = speeds._replay
-    monkeypatch.setattr(speeds, "_replay", lambda operation, device: measured.append(operation) or replay(operation, device))
+    monkeypatch.setattr(
+        speeds,
+        "_replay",
+        lambda operation, device: measured.append(operation) or replay(operation, device),
+    )
     known.calibrate([work(64, 96)], budget=0.0)
     assert measured == []
     known.calibrate([work(64, 96)])
@@ -87,7 +97,9 @@ def test_large_batches_are_measured_on_a_part():
 def test_normalisation_is_measured_with_whole_vectors(images):
     """As many images as channels: kernels do not check the length of what belongs to channels."""
     layer = torch.nn.BatchNorm2d(images)
-    for operation in counted(lambda: layer(torch.randn(images, images, 48, 48)).sum().backward()).calls:
+    for operation in counted(
+        lambda: layer(torch.randn(images, images, 48, 48)).sum().backward()
+    ).calls:
         name, args, _, _ = speeds.json.loads(operation)
         if "batch_norm" in name:
             packet = name.split(".")[1]

@@ -14,22 +14,28 @@ import pytest
 
 from rayd.engine import status as statuses
 from rayd.engine.distill import distill
-from rayd.engine.group import LocalGroup, Presence
-from rayd.engine.progress import Meter, Reporter
+from rayd.engine.pool import LocalPool, WorkerInfo
+from rayd.engine.progress import Progress, StageProgress
 from rayd.engine.rundir import locked
 from rayd.engine.status import Status, StatusFile, status
 from rayd.engine.synthesize import Synthesizer
 from rayd.errors import OutputError, RunError
 from tests.conftest import tiny
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
 
 
 def test_a_finished_run(tmp_path):
-    distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+    distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     found = status(tmp_path / "run")
-    assert (found.state, found.stage, found.done, found.total, found.seconds_left) == ("finished", "evaluate", 1, 1, None)
+    assert (found.state, found.stage, found.done, found.total, found.seconds_left) == (
+        "finished",
+        "evaluate",
+        1,
+        1,
+        None,
+    )
     assert found.driver == {"pid": os.getpid(), "node": found.driver["node"], "holds_lock": False}
     assert found.disk_bytes > (tmp_path / "run" / "distilled" / "data.safetensors").stat().st_size
     assert found.workers == []
@@ -43,9 +49,13 @@ def test_a_run_that_failed_says_how(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Synthesizer, "_one_step", fail)
     with pytest.raises(RunError):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", reporter=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     found = status(tmp_path / "run")
-    assert (found.state, found.stage, found.error) == ("failed", "synthesize", "The loss is not finite.")
+    assert (found.state, found.stage, found.error) == (
+        "failed",
+        "synthesize",
+        "The loss is not finite.",
+    )
     assert found.text().splitlines()[-1] == f"continue rayd distill --resume {tmp_path / 'run'}"
 
 
@@ -55,18 +65,28 @@ def test_a_run_that_was_interrupted_says_so_and_how_to_continue(tmp_path, monkey
 
     monkeypatch.setattr(Synthesizer, "_one_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", cache=tmp_path / "my cache", reporter=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", cache=tmp_path / "my cache", progress=QUIET)
     found = status(tmp_path / "run")
     assert (found.state, found.error) == ("interrupted", None)
-    assert found.command == f"rayd distill --resume {tmp_path / 'run'} --cache '{tmp_path / 'my cache'}'"
+    assert (
+        found.command
+        == f"rayd distill --resume {tmp_path / 'run'} --cache '{tmp_path / 'my cache'}'"
+    )
     assert found.text().splitlines()[-1] == f"continue {found.command}"
 
 
 def test_a_trial_is_continued_by_its_sweep(tmp_path, monkeypatch):
     """By hand its students would see the test split."""
-    monkeypatch.setattr(Synthesizer, "_one_step", lambda *_: (_ for _ in ()).throw(RunError("stopped")))
+    monkeypatch.setattr(
+        Synthesizer, "_one_step", lambda *_: (_ for _ in ()).throw(RunError("stopped"))
+    )
     with pytest.raises(RunError):
-        distill(tiny(data={"validation_fraction": 0.2}, **NO_STUDENTS), tmp_path, reporter=QUIET, judged_on="validation")
+        distill(
+            tiny(data={"validation_fraction": 0.2}, **NO_STUDENTS),
+            tmp_path,
+            progress=QUIET,
+            judged_on="validation",
+        )
     assert status(tmp_path).command is None
     assert "rayd distill" not in status(tmp_path).text()
 
@@ -78,34 +98,42 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-class Crowd(LocalGroup):
+class Crowd(LocalPool):
     """A group with a worker that was started again."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, float]] = []
 
-    def roster(self) -> list[Presence]:
-        return [Presence("worker", 7, "here", "worker-7", restarts=2), Presence("worker", 0, "", "", there=False)]
+    def workers(self) -> list[WorkerInfo]:
+        return [
+            WorkerInfo("worker", 7, "here", "worker-7", restarts=2),
+            WorkerInfo("worker", 0, "", "", there=False),
+        ]
 
     def logs(self) -> str:
         return "/logs"
 
-    def tell(self, stage: str, rate: float) -> None:
+    def publish(self, stage: str, rate: float) -> None:
         self.told.append((stage, rate))
 
 
 def test_a_run_at_work(tmp_path, monkeypatch):
     monkeypatch.setattr(statuses, "INTERVAL", 0.05)
     with locked(tmp_path):
-        file, crowd = StatusFile(tmp_path / "status.json"), Crowd()
-        meter = Meter("measure", 10, "shards", _began=time.monotonic() - 4)
+        file = StatusFile(tmp_path / "status.json")
+        crowd = Crowd()
+        meter = StageProgress("measure", 10, "shards", _began=time.monotonic() - 4)
         meter.update(0)
         meter.update(2, terms={"loss": 0.5, "nan": math.nan})
         file.stage(meter)
         with file.group(crowd):
             until(lambda: len(crowd.told) > 1)
             found = status(tmp_path)
-            assert (found.state, found.driver["holds_lock"], found.stage) == ("running", True, "measure")
+            assert (found.state, found.driver["holds_lock"], found.stage) == (
+                "running",
+                True,
+                "measure",
+            )
             assert found.rate == pytest.approx(0.5, rel=0.2)
             assert found.seconds_left == pytest.approx(16, rel=0.2)
             assert found.terms == {"loss": 0.5, "nan": None}
@@ -119,7 +147,12 @@ def test_a_run_at_work(tmp_path, monkeypatch):
 
 
 def test_a_driver_without_a_last_word_was_killed_unless_it_may_be_elsewhere(tmp_path):
-    told = {"state": "running", "driver": {"pid": 1, "node": "another"}, "written": time.time(), "interval": 2.0}
+    told = {
+        "state": "running",
+        "driver": {"pid": 1, "node": "another"},
+        "written": time.time(),
+        "interval": 2.0,
+    }
     place = tmp_path / "status.json"
     for change, expected in [
         ({}, "running"),
@@ -141,7 +174,9 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", '{"state": "running"}'])
 def test_a_damaged_file_is_survived(tmp_path, content):
     (tmp_path / "config.yaml").touch()
-    (tmp_path / "metrics.jsonl").write_text('{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5}\n{"stage"')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5}\n{"stage"'
+    )
     (tmp_path / "status.json").write_text(content)
     assert status(tmp_path).terms == {"loss": 0.5}
     assert status(tmp_path).state == "killed"
@@ -159,8 +194,25 @@ def test_a_look_does_not_keep_a_run_from_its_directory(tmp_path):
 def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
     """A whole run on Ray, watched by its directory; a worker is killed, then the driver."""
     run = tmp_path / "run"
-    options = ["synthesis.steps=100000", "observers.pool=4", "observers.per_step=2", "resources.threads=1", "--quiet"]
-    command = [sys.executable, "-m", "rayd", "distill", "digits", *options, "--out", str(run), "--workers", "2"]
+    options = [
+        "synthesis.steps=100000",
+        "observers.pool=4",
+        "observers.per_step=2",
+        "resources.threads=1",
+        "--quiet",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "rayd",
+        "distill",
+        "digits",
+        *options,
+        "--out",
+        str(run),
+        "--workers",
+        "2",
+    ]
     running = subprocess.Popen(command, env=os.environ | {"RAYD_CACHE": str(tmp_path / "cache")})
     try:
         until(lambda: (run / "config.yaml").exists())
@@ -169,9 +221,15 @@ def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
             until(lambda: condition(status(run)), 120)
             return status(run)
 
-        found = look(lambda now: now.stage == "synthesize" and now.done > 0 and len(now.workers) == 3)
+        found = look(
+            lambda now: now.stage == "synthesize" and now.done > 0 and len(now.workers) == 3
+        )
         found = look(lambda now: all(one["there"] for one in now.workers))
-        assert (found.state, found.driver["pid"], found.driver["holds_lock"]) == ("running", running.pid, True)
+        assert (found.state, found.driver["pid"], found.driver["holds_lock"]) == (
+            "running",
+            running.pid,
+            True,
+        )
         assert [one["role"] for one in found.workers] == ["worker", "worker", "synthesizer"]
         assert all((Path(str(found.logs)) / f"{one['log']}.err").exists() for one in found.workers)
         os.kill(found.workers[0]["pid"], signal.SIGKILL)

@@ -9,7 +9,9 @@ import torch
 from rayd.engine.wire import Packed, pack, size, unpack
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
+)
 def test_tensors_round_trip(dtype):
     tensor = (torch.rand(3, 2) * 5).to(dtype)
     back = unpack(pack({"x": [tensor, (tensor[0],)], "n": 3}))
@@ -21,16 +23,18 @@ def test_tensors_round_trip(dtype):
     assert tensor.any()
 
 
-class Answer(NamedTuple):
+class GradientResult(NamedTuple):
     loss: torch.Tensor
     gradients: dict[str, torch.Tensor]
 
 
 def test_tensors_in_named_tuples_travel_as_arrays():
-    """As tensors they would be unpickled on the device that they were on, which the reader may not have."""
-    answer = Answer(torch.tensor(1.5), {"images": torch.ones(2)})
+    """As tensors they would be unpickled on the device that they were on, which the reader may not
+    have.
+    """
+    answer = GradientResult(torch.tensor(1.5), {"images": torch.ones(2)})
     packed = pack(answer)
-    assert isinstance(packed, Answer)
+    assert isinstance(packed, GradientResult)
     assert isinstance(packed.loss, Packed)
     assert isinstance(packed.gradients["images"], Packed)
     assert size(packed) == 12

@@ -1,4 +1,6 @@
-"""Students that learn from teachers: online and stored labels make the same student, to the last bit."""
+"""Students that learn from teachers: online and stored labels make the same student, to the last
+bit.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,20 +13,43 @@ from rayd.artifacts import read_tensors
 from rayd.config import EvaluationSettings, LabelSettings
 from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.student import StudentResult, train
-from rayd.training import course
+from rayd.training import training_run
 from rayd.training.labels import label_epochs
-from rayd.training.progress import Progress
+from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.stored import Labelled, StoredLabels, write_chunk
-from tests.training.toys import BATCH_NORM, CLASSES, DSA, HELD_OUT, NORMALIZATION, REAL, SHAPE, TEST, VIEWS, of, teachers
+from tests.training.toys import (
+    BATCH_NORM,
+    CLASSES,
+    DSA,
+    HELD_OUT,
+    NORMALIZATION,
+    REAL,
+    SHAPE,
+    TEST,
+    VIEWS,
+    of,
+    teachers,
+)
 
 EPOCHS = 5
-INPUTS = TrainingSet(NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels), NORMALIZATION, "distilled")
-Events = Iterator[Progress | StudentResult]
+INPUTS = TrainingSet(
+    NORMALIZATION(torch.from_numpy(REAL.images)),
+    torch.from_numpy(REAL.labels),
+    NORMALIZATION,
+    "distilled",
+)
+Events = Iterator[EpochProgress | StudentResult]
 
 PROTOCOLS = {
     "kl, cutmix": {"loss": "kl", "mix": "cutmix", "transform": VIEWS},
-    "mse, mixup": {"loss": "mse", "mix": "mixup", "hard_weight": 0.1, "learning_rate": 0.005, "transform": VIEWS},
+    "mse, mixup": {
+        "loss": "mse",
+        "mix": "mixup",
+        "hard_weight": 0.1,
+        "learning_rate": 0.005,
+        "transform": VIEWS,
+    },
     "kl, dsa, one batch": {"loss": "kl", "temperature": 2.0, "augmentation": DSA, "batch_size": 30},
     "mse, all": {
         "loss": "mse",
@@ -41,53 +66,83 @@ PROTOCOLS = {
 
 
 def settings(**changes: Any) -> EvaluationSettings:
-    return EvaluationSettings.model_validate({"batch_size": 12, "augmentation": None, "learning_rate": 0.05, **changes})
+    return EvaluationSettings.model_validate(
+        {"batch_size": 12, "augmentation": None, "learning_rate": 0.05, **changes}
+    )
 
 
-def student(chosen: EvaluationSettings, labels: LabelSettings, seed: int = 5, **given: Any) -> Events:
+def student(
+    chosen: EvaluationSettings, labels: LabelSettings, seed: int = 5, **given: Any
+) -> Events:
     fixed = (INPUTS, BATCH_NORM, chosen, SHAPE, CLASSES, seed, EPOCHS, "cpu")
     return train(*fixed, validation=of(HELD_OUT), test=of(TEST), labels=labels, **given)
 
 
-def online(chosen: EvaluationSettings, precision: str = "float16", seed: int | None = 3, **given: Any) -> Events:
-    return student(chosen, LabelSettings(kind="online", precision=precision, seed=seed), teachers=teachers(), **given)
+def online(
+    chosen: EvaluationSettings, precision: str = "float16", seed: int | None = 3, **given: Any
+) -> Events:
+    return student(
+        chosen,
+        LabelSettings(kind="online", precision=precision, seed=seed),
+        teachers=teachers(),
+        **given,
+    )
 
 
-def store(directory: Path, chosen: EvaluationSettings, precision: str = "float16", seed: int | None = 3) -> LabelSettings:
+def store(
+    directory: Path, chosen: EvaluationSettings, precision: str = "float16", seed: int | None = 3
+) -> LabelSettings:
     labels = LabelSettings(kind="stored", precision=precision, seed=seed)
     made_for = Labelled.of(INPUTS, CLASSES, chosen, labels)
     for epochs in (range(0, 2), range(2, 4), range(4, 5)):
-        args = (INPUTS.images, chosen, labels, teachers(), NORMALIZATION, made_for.seed, epochs, "cpu")
+        args = (
+            INPUTS.images,
+            chosen,
+            labels,
+            teachers(),
+            NORMALIZATION,
+            made_for.seed,
+            epochs,
+            "cpu",
+        )
         write_chunk(directory, made_for, epochs, label_epochs(*args))
     return labels
 
 
 def final(happening: Events, checkpoint: Path) -> tuple[list[object], dict[str, torch.Tensor]]:
     """All events, without the time they took, and the state after the last epoch."""
-    got, tensors = [], {}
+    got = []
+    tensors = {}
     for event in happening:
         got.append(event.to_json() | {"seconds": 0} if isinstance(event, StudentResult) else event)
-        if isinstance(event, Progress) and event.epoch == event.epochs:
+        if isinstance(event, EpochProgress) and event.epoch == event.epochs:
             tensors, _ = read_tensors(checkpoint)
     return got, tensors
 
 
-def same(first: tuple[list[object], dict[str, torch.Tensor]], second: tuple[list[object], dict[str, torch.Tensor]]) -> bool:
-    (events, tensors), (others, values) = first, second
-    equal = tensors.keys() == values.keys() and all(torch.equal(tensor, values[name]) for name, tensor in tensors.items())
+def same(
+    first: tuple[list[object], dict[str, torch.Tensor]],
+    second: tuple[list[object], dict[str, torch.Tensor]],
+) -> bool:
+    (events, tensors) = first
+    (others, values) = second
+    equal = tensors.keys() == values.keys() and all(
+        torch.equal(tensor, values[name]) for name, tensor in tensors.items()
+    )
     return bool(tensors) and equal and events == others
 
 
 @pytest.fixture(autouse=True)
 def _checkpoint_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS.keys())
 def test_online_and_stored_labels_make_the_same_student(tmp_path, protocol, precision):
     chosen = settings(**protocol)
-    one, other = tmp_path / "online.safetensors", tmp_path / "stored.safetensors"
+    one = tmp_path / "online.safetensors"
+    other = tmp_path / "stored.safetensors"
     labels = store(tmp_path / "labels", chosen, precision)
     stored = StoredLabels(tmp_path / "labels")
     at_once = final(online(chosen, precision, checkpoint=one), one)
@@ -104,12 +159,14 @@ def test_a_resumed_student_ends_as_the_uninterrupted_one(tmp_path, kind, at):
     def run(checkpoint: Path) -> Events:
         if kind == "online":
             return online(chosen, checkpoint=checkpoint)
-        return student(chosen, labels, stored=StoredLabels(tmp_path / "labels"), checkpoint=checkpoint)
+        return student(
+            chosen, labels, stored=StoredLabels(tmp_path / "labels"), checkpoint=checkpoint
+        )
 
     whole = final(run(tmp_path / "whole.safetensors"), tmp_path / "whole.safetensors")
     checkpoint = tmp_path / "part.safetensors"
     for event in run(checkpoint):
-        if isinstance(event, Progress) and event.index == at:
+        if isinstance(event, EpochProgress) and event.index == at:
             break
     assert checkpoint.exists()
     assert same(final(run(checkpoint), checkpoint), whole)
@@ -117,7 +174,7 @@ def test_a_resumed_student_ends_as_the_uninterrupted_one(tmp_path, kind, at):
 
 
 def losses(happening: Events) -> list[float]:
-    return [event.loss for event in happening if isinstance(event, Progress)]
+    return [event.loss for event in happening if isinstance(event, EpochProgress)]
 
 
 def test_rounding_of_labels_is_felt():
@@ -130,14 +187,18 @@ def test_without_a_label_seed_each_student_has_its_own_batches_online_and_seed_0
     assert losses(online(chosen, seed=None)) == losses(online(chosen, seed=5))
     assert losses(online(chosen, seed=None)) != losses(online(chosen, seed=3))
     labels = store(tmp_path, chosen, seed=None)
-    assert losses(student(chosen, labels, stored=StoredLabels(tmp_path))) == losses(online(chosen, seed=0))
+    assert losses(student(chosen, labels, stored=StoredLabels(tmp_path))) == losses(
+        online(chosen, seed=0)
+    )
 
 
 def test_students_of_one_label_seed_differ_in_their_weights_only(tmp_path):
     chosen = settings(**PROTOCOLS["kl, cutmix"])
     labels = store(tmp_path, chosen)
     stored = StoredLabels(tmp_path)
-    assert losses(student(chosen, labels, seed=1, stored=stored)) != losses(student(chosen, labels, seed=2, stored=stored))
+    assert losses(student(chosen, labels, seed=1, stored=stored)) != losses(
+        student(chosen, labels, seed=2, stored=stored)
+    )
 
 
 def test_it_learns_from_teachers_what_labels_would_tell():
@@ -145,25 +206,55 @@ def test_it_learns_from_teachers_what_labels_would_tell():
 
     class Knows(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            quarters = [images[:, 0, 4 * (c // 2) :, 4 * (c % 2) :][:, :4, :4].mean((1, 2)) for c in range(CLASSES)]
+            quarters = [
+                images[:, 0, 4 * (c // 2) :, 4 * (c % 2) :][:, :4, :4].mean((1, 2))
+                for c in range(CLASSES)
+            ]
             return 4 * torch.stack(quarters, 1)
 
     wrong = TrainingSet(INPUTS.images, INPUTS.labels.roll(1), NORMALIZATION)
     for loss, rate in (("kl", 0.5), ("mse", 0.05)):
         chosen = settings(loss=loss, temperature=2.0, learning_rate=rate)
         fixed = (wrong, BATCH_NORM, chosen, SHAPE, CLASSES, 0, 30, "cpu")
-        *_, result = train(*fixed, test=of(TEST), labels=LabelSettings(kind="online"), teachers=[Knows()])
+        *_, result = train(
+            *fixed, test=of(TEST), labels=LabelSettings(kind="online"), teachers=[Knows()]
+        )
         assert result.test_accuracy > 0.9
 
 
 @pytest.mark.parametrize(
     ("labels", "loss", "given", "sentence"),
     [
-        ({"kind": "online"}, "kl", {}, "Teachers must be given for 'labels.kind: online'.*Got none"),
-        ({"kind": "stored"}, "kl", {}, "Stored labels must be given for 'labels.kind: stored'.*Got none"),
-        ({"kind": "hard"}, "cross-entropy", {"teachers": teachers()}, "Got some for 'labels.kind: hard'"),
-        ({"kind": "hard"}, "mse", {}, "'labels.kind: hard' needs 'evaluation.loss' cross-entropy. Got mse"),
-        ({"kind": "online"}, "cross-entropy", {"teachers": teachers()}, "needs 'evaluation.loss' kl or mse"),
+        (
+            {"kind": "online"},
+            "kl",
+            {},
+            "Teachers must be given for 'labels.kind: online'.*Got none",
+        ),
+        (
+            {"kind": "stored"},
+            "kl",
+            {},
+            "Stored labels must be given for 'labels.kind: stored'.*Got none",
+        ),
+        (
+            {"kind": "hard"},
+            "cross-entropy",
+            {"teachers": teachers()},
+            "Got some for 'labels.kind: hard'",
+        ),
+        (
+            {"kind": "hard"},
+            "mse",
+            {},
+            "'labels.kind: hard' needs 'evaluation.loss' cross-entropy. Got mse",
+        ),
+        (
+            {"kind": "online"},
+            "cross-entropy",
+            {"teachers": teachers()},
+            "needs 'evaluation.loss' kl or mse",
+        ),
     ],
 )
 def test_labels_must_come_from_somewhere(labels, loss, given, sentence):
@@ -184,21 +275,30 @@ def test_stored_labels_that_do_not_fit_are_refused_before_training(tmp_path):
 
 def begin(happening: Events) -> None:
     for event in happening:
-        if isinstance(event, Progress) and event.index == 2:
+        if isinstance(event, EpochProgress) and event.index == 2:
             return
 
 
 @pytest.mark.parametrize("other", ["labels", "teachers"])
 def test_a_checkpoint_of_other_labels_is_not_taken_up(tmp_path, caplog, other):
-    chosen, checkpoint = settings(**PROTOCOLS["kl, cutmix"]), tmp_path / "student.safetensors"
+    chosen = settings(**PROTOCOLS["kl, cutmix"])
+    checkpoint = tmp_path / "student.safetensors"
     labels = LabelSettings(kind="online", seed=4 if other == "labels" else 3)
-    begin(student(chosen, labels, teachers=teachers()[:1] if other == "teachers" else teachers(), checkpoint=checkpoint))
+    begin(
+        student(
+            chosen,
+            labels,
+            teachers=teachers()[:1] if other == "teachers" else teachers(),
+            checkpoint=checkpoint,
+        )
+    )
     assert losses(online(chosen, checkpoint=checkpoint)) == losses(online(chosen))
     assert "is the checkpoint of another student" in caplog.text
 
 
 def test_a_checkpoint_of_labels_that_were_made_again_is_not_taken_up(tmp_path, caplog):
-    chosen, checkpoint = settings(**PROTOCOLS["kl, cutmix"]), tmp_path / "student.safetensors"
+    chosen = settings(**PROTOCOLS["kl, cutmix"])
+    checkpoint = tmp_path / "student.safetensors"
     labels = store(tmp_path / "labels", chosen)
     begin(student(chosen, labels, stored=StoredLabels(tmp_path / "labels"), checkpoint=checkpoint))
     path = tmp_path / "labels" / "epochs-00000-00001.safetensors"
@@ -211,13 +311,28 @@ def test_a_checkpoint_of_labels_that_were_made_again_is_not_taken_up(tmp_path, c
 
 def test_a_seed_of_labels_changes_nothing_without_teachers():
     chosen = settings(mix="cutmix")
-    assert losses(student(chosen, LabelSettings(seed=9))) == losses(student(chosen, LabelSettings()))
+    assert losses(student(chosen, LabelSettings(seed=9))) == losses(
+        student(chosen, LabelSettings())
+    )
 
 
 def test_the_clean_forward_reaches_the_student(tmp_path):
     ends = []
     for clean in (True, False):
         checkpoint = tmp_path / f"{clean}.safetensors"
-        ends.append(final(online(settings(mix="mixup", loss="kl", clean_forward=clean), checkpoint=checkpoint), checkpoint)[1])
-    tracked = [name for name in ends[0] if name.endswith("num_batches_tracked") and name.startswith("model.")]
-    assert [(int(ends[0][name]), int(ends[1][name])) for name in tracked] == [(2 * 3 * EPOCHS, 3 * EPOCHS)] * 2
+        ends.append(
+            final(
+                online(
+                    settings(mix="mixup", loss="kl", clean_forward=clean), checkpoint=checkpoint
+                ),
+                checkpoint,
+            )[1]
+        )
+    tracked = [
+        name
+        for name in ends[0]
+        if name.endswith("num_batches_tracked") and name.startswith("model.")
+    ]
+    assert [(int(ends[0][name]), int(ends[1][name])) for name in tracked] == [
+        (2 * 3 * EPOCHS, 3 * EPOCHS)
+    ] * 2

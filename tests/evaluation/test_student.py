@@ -1,4 +1,6 @@
-"""A student follows the protocol step by step, says how far it is, and ends the same however often it is interrupted."""
+"""A student follows the protocol step by step, says how far it is, and ends the same however often
+it is interrupted.
+"""
 
 from pathlib import Path
 
@@ -17,31 +19,65 @@ from rayd.errors import ArtifactError, ConfigError, DataError, RunError
 from rayd.evaluation.student import StudentResult, train
 from rayd.networks import build
 from rayd.seeding import derive, generator
-from rayd.training import course, judging, sets
-from rayd.training.progress import MILESTONES, Progress, milestones
+from rayd.training import judging, sets, training_run
+from rayd.training.progress import MILESTONES, EpochProgress, milestones
 from rayd.training.sets import TrainingSet
-from tests.training.toys import BATCH_NORM, CLASSES, CONVNET, DSA, HELD_OUT, NORMALIZATION, REAL, SHAPE, TEST, of
+from tests.training.toys import (
+    BATCH_NORM,
+    CLASSES,
+    CONVNET,
+    DSA,
+    HELD_OUT,
+    NORMALIZATION,
+    REAL,
+    SHAPE,
+    TEST,
+    of,
+)
 
 
-def events(epochs: int, training: TrainingSet | None = None, network: NetworkSettings = CONVNET, seed: int = 5, **changes):
-    """All events of a student; `checkpoint` and `validation` go to `train`, other changes to the settings."""
-    given = {name: changes.pop(name) for name in ("checkpoint", "validation", "device") if name in changes}
+def events(
+    epochs: int,
+    training: TrainingSet | None = None,
+    network: NetworkSettings = CONVNET,
+    seed: int = 5,
+    **changes,
+):
+    """All events of a student; `checkpoint` and `validation` go to `train`, other changes to the
+    settings.
+    """
+    given = {
+        name: changes.pop(name)
+        for name in ("checkpoint", "validation", "device")
+        if name in changes
+    }
     settings = EvaluationSettings(**{"augmentation": None, **changes})
     given = {"device": "cpu", **given}
-    return train(training or of(REAL), network, settings, SHAPE, CLASSES, seed, epochs, test=of(TEST), **given)
+    return train(
+        training or of(REAL),
+        network,
+        settings,
+        SHAPE,
+        CLASSES,
+        seed,
+        epochs,
+        test=of(TEST),
+        **given,
+    )
 
 
 SHUFFLED = ImageSet(HELD_OUT.images, np.roll(HELD_OUT.labels, 1), HELD_OUT.class_names)
 """With labels that no image supports, on which the best epoch is an early one."""
 
 
-def timeless(happened: list[Progress | StudentResult]) -> list[object]:
+def timeless(happened: list[EpochProgress | StudentResult]) -> list[object]:
     return [e.to_json() | {"seconds": 0} if isinstance(e, StudentResult) else e for e in happened]
 
 
 def by_hand(epochs: int, settings: EvaluationSettings, seed: int) -> tuple[nn.Module, float]:
     """The protocol written out: the student's weights and the mean loss of its last epoch."""
-    x, y = NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
+    x = NORMALIZATION(torch.from_numpy(REAL.images))
+    y = torch.from_numpy(REAL.labels)
     model = build(CONVNET, SHAPE, CLASSES, seed=derive(seed, "student"))
     rate = settings.learning_rate
     velocity = [torch.zeros_like(p) for p in model.parameters()]
@@ -79,19 +115,28 @@ def test_protocol_against_one_written_out(strategy):
 
 
 def to_the_bit(epochs: int, settings: EvaluationSettings, seed: int) -> list[float]:
-    """The same with torch's own optimizer: the losses of all epochs, with no difference left but a bug."""
-    x, y = NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
+    """The same with torch's own optimizer: the losses of all epochs, with no difference left but a
+    bug.
+    """
+    x = NORMALIZATION(torch.from_numpy(REAL.images))
+    y = torch.from_numpy(REAL.labels)
     model = build(CONVNET, SHAPE, CLASSES, seed=derive(seed, "student"))
     means = []
     for epoch in range(epochs):
         late = epoch >= epochs // 2 + 1
         if epoch in (0, epochs // 2 + 1):
             rate = settings.learning_rate * (0.1 if late else 1)
-            optimizer = torch.optim.SGD(model.parameters(), rate, settings.momentum, weight_decay=5e-4, fused=True)
+            optimizer = torch.optim.SGD(
+                model.parameters(), rate, settings.momentum, weight_decay=5e-4, fused=True
+            )
         order = torch.randperm(30, generator=generator(seed, "student batches", epoch))
         total = torch.zeros(())
-        for index, rows in enumerate(order.split(settings.batch_size) if settings.batch_size < 30 else [slice(None)]):
-            images = augmentation(settings.augmentation)(x[rows], generator(seed, "student augmentation", epoch, index))
+        for index, rows in enumerate(
+            order.split(settings.batch_size) if settings.batch_size < 30 else [slice(None)]
+        ):
+            images = augmentation(settings.augmentation)(
+                x[rows], generator(seed, "student augmentation", epoch, index)
+            )
             loss = F.cross_entropy(model(images), y[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -124,9 +169,16 @@ def test_losses_and_accuracies_are_those_that_were_recorded(changes, losses, acc
 
 
 def test_the_best_epoch_is_that_which_was_recorded():
-    changes = {"batch_size": 12, "momentum": 0.0, "validation": of(HELD_OUT), "epoch": "validation-best"}
+    changes = {
+        "batch_size": 12,
+        "momentum": 0.0,
+        "validation": of(HELD_OUT),
+        "epoch": "validation-best",
+    }
     *progress, result = events(7, network=BATCH_NORM, **changes)
-    assert [event.loss for event in progress[-2:]] == pytest.approx([0.8317201137542725, 0.8184099197387695], rel=1e-4)
+    assert [event.loss for event in progress[-2:]] == pytest.approx(
+        [0.8317201137542725, 0.8184099197387695], rel=1e-4
+    )
     assert (result.test_accuracy, result.validation_accuracy, result.epoch) == (0.925, 0.8, 4)
 
 
@@ -141,12 +193,16 @@ def test_events_are_those_announced(epochs):
     *progress, result = events(epochs, TrainingSet(torch.randn(2, *SHAPE), torch.tensor([0, 1])))
     assert isinstance(result, StudentResult)
     assert tuple(p.epoch for p in progress) == milestones(epochs)
-    assert [(p.index, p.total, p.epochs) for p in progress] == [(i, len(progress), epochs) for i in range(len(progress))]
+    assert [(p.index, p.total, p.epochs) for p in progress] == [
+        (i, len(progress), epochs) for i in range(len(progress))
+    ]
     assert len(progress) == min(epochs, MILESTONES)
 
 
 def test_pixels_and_network_input_train_alike(monkeypatch):
-    inputs = TrainingSet(NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels))
+    inputs = TrainingSet(
+        NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
+    )
     results = [timeless(list(events(4, training, batch_size=8))) for training in (of(REAL), inputs)]
     monkeypatch.setattr(sets, "NORMALIZED_ONCE", 0)
     results.append(timeless(list(events(4, batch_size=8))))
@@ -154,9 +210,14 @@ def test_pixels_and_network_input_train_alike(monkeypatch):
 
 
 def test_sets_are_made_of_distilled_and_of_some_real_images():
-    distilled = Distilled(NORMALIZATION(torch.from_numpy(REAL.images[:3])), torch.arange(3), REAL.class_names, NORMALIZATION)
-    made = TrainingSet.of_distilled(distilled)
-    rows = TrainingSet.of_images(REAL, NORMALIZATION, rows=[0, 1, 2], name="random")
+    distilled = Distilled(
+        NORMALIZATION(torch.from_numpy(REAL.images[:3])),
+        torch.arange(3),
+        REAL.class_names,
+        NORMALIZATION,
+    )
+    made = TrainingSet.from_distilled(distilled)
+    rows = TrainingSet.from_images(REAL, NORMALIZATION, rows=[0, 1, 2], name="random")
     assert (made.name, rows.name, len(rows)) == ("distilled", "random", 3)
     assert torch.equal(made.inputs(made.images), rows.inputs(rows.images))
     assert timeless(list(events(2, made))) == timeless(list(events(2, rows)))
@@ -167,7 +228,8 @@ def test_sets_are_made_of_distilled_and_of_some_real_images():
 
 
 def test_soft_labels_train_like_the_hard_ones_that_they_equal():
-    x, y = NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
+    x = NORMALIZATION(torch.from_numpy(REAL.images))
+    y = torch.from_numpy(REAL.labels)
     *_, hard = events(4, TrainingSet(x, y))
     *_, soft = events(4, TrainingSet(x, F.one_hot(y).float()))
     assert soft.train_loss == pytest.approx(hard.train_loss, rel=1e-4)
@@ -175,18 +237,20 @@ def test_soft_labels_train_like_the_hard_ones_that_they_equal():
 
 def test_seeds_differ_and_repeat_without_touching_the_global_generator():
     before = torch.get_rng_state()
-    first, again, other = (timeless(list(events(3, seed=seed, augmentation=DSA))) for seed in (1, 1, 2))
+    first, again, other = (
+        timeless(list(events(3, seed=seed, augmentation=DSA))) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
     assert torch.equal(before, torch.get_rng_state())
 
 
-def interrupted(epochs: int, at: int, checkpoint: Path, **changes) -> list[Progress]:
+def interrupted(epochs: int, at: int, checkpoint: Path, **changes) -> list[EpochProgress]:
     """The events until just after a checkpoint was written at milestone `at`."""
     got = []
     for event in events(epochs, checkpoint=checkpoint, **changes):
         got.append(event)
-        if isinstance(event, Progress) and event.index == at:
+        if isinstance(event, EpochProgress) and event.index == at:
             return got
     raise AssertionError("not reached")
 
@@ -198,12 +262,16 @@ def interrupted(epochs: int, at: int, checkpoint: Path, **changes) -> list[Progr
         {"augmentation": DSA, "batch_size": 12},
         {"epoch": "validation-best", "validation": of(HELD_OUT), "learning_rate": 0.05},
         {"epoch": "validation-best", "validation": of(SHUFFLED), "learning_rate": 0.05},
-        {"network": NetworkSettings(name="convnet", depth=2, width=8, norm="batch"), "batch_size": 12, "momentum": 0.0},
+        {
+            "network": NetworkSettings(name="convnet", depth=2, width=8, norm="batch"),
+            "batch_size": 12,
+            "momentum": 0.0,
+        },
     ],
     ids=["dsa", "validation-best", "early best", "batch-norm"],
 )
 def test_a_resumed_student_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, at, changes):
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
     checkpoint = tmp_path / "student.safetensors"
     whole = list(events(7, **changes))
     before = interrupted(7, at, checkpoint, **changes)
@@ -216,7 +284,7 @@ def test_a_resumed_student_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, 
 
 
 def test_seconds_before_an_interruption_count(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
     checkpoint = tmp_path / "student.safetensors"
     interrupted(5, 3, checkpoint)
     tensors, note = read_tensors(checkpoint)
@@ -226,12 +294,16 @@ def test_seconds_before_an_interruption_count(tmp_path, monkeypatch):
 
 
 def test_the_checkpoint_is_taken_up_and_not_only_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
     checkpoint = tmp_path / "student.safetensors"
     interrupted(5, 3, checkpoint)
     epochs = []
-    advance = course.Course.advance
-    monkeypatch.setattr(course.Course, "advance", lambda self: (epochs.append(self.trainer.epoch), advance(self))[1])
+    advance = training_run.TrainingRun.advance
+    monkeypatch.setattr(
+        training_run.TrainingRun,
+        "advance",
+        lambda self: (epochs.append(self.trainer.epoch), advance(self))[1],
+    )
     list(events(5, checkpoint=checkpoint))
     assert epochs == [4]
 
@@ -242,8 +314,10 @@ def test_no_checkpoint_is_written_before_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "pickle", "other student", "other settings"])
-def test_a_checkpoint_that_cannot_be_used_is_left_with_a_warning(tmp_path, monkeypatch, caplog, damage):
-    monkeypatch.setattr(course, "CHECKPOINT_SECONDS", 0.0)
+def test_a_checkpoint_that_cannot_be_used_is_left_with_a_warning(
+    tmp_path, monkeypatch, caplog, damage
+):
+    monkeypatch.setattr(training_run, "CHECKPOINT_SECONDS", 0.0)
     checkpoint = tmp_path / "student.safetensors"
     interrupted(
         4,
@@ -263,7 +337,9 @@ def test_a_checkpoint_that_cannot_be_used_is_left_with_a_warning(tmp_path, monke
 
 
 def test_validation_chooses_the_epoch_and_the_test_set_does_not(tmp_path):
-    *progress, result = events(12, validation=of(SHUFFLED), epoch="validation-best", learning_rate=0.05)
+    *progress, result = events(
+        12, validation=of(SHUFFLED), epoch="validation-best", learning_rate=0.05
+    )
     accuracies = [p.validation_accuracy for p in progress]
     best = max(accuracies)
     assert result.validation_accuracy == best
@@ -283,7 +359,11 @@ def test_both_selections_are_those_of_two_students_and_read_the_test_set_once(mo
     assert alone["last"].test_accuracy != alone["validation-best"].test_accuracy
     read = []
     inputs = TrainingSet.inputs
-    monkeypatch.setattr(TrainingSet, "inputs", lambda self, images: (read.append(len(images)), inputs(self, images))[1])
+    monkeypatch.setattr(
+        TrainingSet,
+        "inputs",
+        lambda self, images: (read.append(len(images)), inputs(self, images))[1],
+    )
     *progress, first, second = events(12, epoch=order, **changes)
     assert timeless([first, second]) == timeless([alone[name] for name in order])
     assert (first.selection, second.selection) == order
@@ -293,12 +373,16 @@ def test_both_selections_are_those_of_two_students_and_read_the_test_set_once(mo
 
 def test_the_best_epoch_is_that_of_the_averaged_weights():
     *plain, _ = events(12, validation=of(HELD_OUT), epoch="validation-best", learning_rate=0.05)
-    *slow, _ = events(12, validation=of(HELD_OUT), epoch="validation-best", learning_rate=0.05, average=0.9999999)
+    *slow, _ = events(
+        12, validation=of(HELD_OUT), epoch="validation-best", learning_rate=0.05, average=0.9999999
+    )
     assert [p.loss for p in slow] == [p.loss for p in plain]
     assert len({p.validation_accuracy for p in plain}) > 1
     initial = build(CONVNET, SHAPE, CLASSES, seed=derive(5, "student")).eval()
     with torch.no_grad():
-        hits = initial(NORMALIZATION(torch.from_numpy(HELD_OUT.images))).argmax(1) == torch.from_numpy(HELD_OUT.labels)
+        hits = initial(NORMALIZATION(torch.from_numpy(HELD_OUT.images))).argmax(
+            1
+        ) == torch.from_numpy(HELD_OUT.labels)
     assert {p.validation_accuracy for p in slow} == {int(hits.sum()) / len(HELD_OUT)}
 
 
@@ -309,14 +393,25 @@ def test_validation_best_needs_validation_images():
 
 def test_divergence_names_set_network_seed_and_epoch():
     with pytest.raises(
-        RunError, match=r"'convnet-d2-w8' with seed 5 on the set 'random' diverged: its loss is nan after epoch \d"
+        RunError,
+        match=r"'convnet-d2-w8' with seed 5 on the set 'random' diverged: its loss is nan after epoch \d",
     ):
         list(events(6, of(REAL, "random"), learning_rate=1e30))
 
 
 def test_a_class_without_test_images_has_no_accuracy():
     rows = TEST.subset(np.flatnonzero(TEST.labels != 1))
-    *_, result = train(of(REAL), CONVNET, EvaluationSettings(augmentation=None), SHAPE, CLASSES, 0, 1, "cpu", test=of(rows))
+    *_, result = train(
+        of(REAL),
+        CONVNET,
+        EvaluationSettings(augmentation=None),
+        SHAPE,
+        CLASSES,
+        0,
+        1,
+        "cpu",
+        test=of(rows),
+    )
     assert result.per_class[1] is None
     assert StudentResult.from_json(result.to_json()) == result
     with pytest.raises(ArtifactError, match="must have the fields"):
@@ -330,9 +425,11 @@ def test_bfloat16_trains_too():
 
 def test_whitened_sets_are_tested_on_whitened_images():
     whitening = Whitening.fit(REAL.images)
-    whitened = [TrainingSet.of_images(images, whitening) for images in (REAL, TEST)]
+    whitened = [TrainingSet.from_images(images, whitening) for images in (REAL, TEST)]
     settings = EvaluationSettings(augmentation=None, learning_rate=0.05)
-    *_, result = train(whitened[0], CONVNET, settings, SHAPE, CLASSES, 0, 30, "cpu", test=whitened[1])
+    *_, result = train(
+        whitened[0], CONVNET, settings, SHAPE, CLASSES, 0, 30, "cpu", test=whitened[1]
+    )
     assert result.test_accuracy > 0.7
 
 

@@ -1,6 +1,7 @@
 """Results of tiny runs of every method, kept from one commit and compared at another, bit for bit.
 
-A guard for changes that must not change results. As bits depend on the processor, none are kept in the repository:
+A guard for changes that must not change results. As bits depend on the processor, none are kept in
+the repository:
 
     git stash; RAYD_GOLDEN=~/golden python -m pytest tests/golden     # keeps what is missing
     git stash pop; RAYD_GOLDEN=~/golden python -m pytest tests/golden # compares
@@ -29,12 +30,12 @@ FOUR_EXPERTS = {
     "objective": {"start": {"most": 3}, "steps": 3},
 }
 LOW_RANK = {"objective": {"start": {"most": 3, "offset": 1, "window": 1}}}
-GUIDES = {"guides": {"pool": 1, "squeeze": {"epochs": 1}}}
+GUIDES = {"classifiers": {"pool": 1, "squeeze": {"epochs": 1}}}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dm": ("digits", {"observers": {"pool": 3}}),
     "dm-sampled": ("digits", {"real": "sampled", "observers": {"real_batch": 16}}),
     "iid-dm": ("iid-digits", {"observers": {"pool": 2}, **GUIDES}),
-    "iid-idm": ("iid-idm-digits", {"observers": {"queue": {"train_steps": 2}}, **GUIDES}),
+    "iid-idm": ("iid-idm-digits", {"observers": {"model_pool": {"train_steps": 2}}, **GUIDES}),
     "edc": ("edc-digits", LITTLE_TRAINING),
     "gvbsm": ("edc-digits", {"method": "gvbsm", **LITTLE_TRAINING}),
     "rded": ("edc-digits", {"method": "rded", "synthesis": {"steps": 0}, **LITTLE_TRAINING}),
@@ -49,7 +50,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 pytestmark = [
-    pytest.mark.skipif(FOLDER is None, reason="set RAYD_GOLDEN to a folder to keep and compare results of tiny runs"),
+    pytest.mark.skipif(
+        FOLDER is None,
+        reason="set RAYD_GOLDEN to a folder to keep and compare results of tiny runs",
+    ),
     pytest.mark.shared_synthesis,
 ]
 
@@ -68,15 +72,22 @@ def compare(name: str, found: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_golden_run(name: str, workers: int, tmp_path: Path) -> None:
     recipe, overrides = CASES[name]
-    few = {key: {**FEW.get(key, {}), **overrides.get(key, {})} for key in FEW} | {"resources": {"workers": workers}}
+    few = {key: {**FEW.get(key, {}), **overrides.get(key, {})} for key in FEW} | {
+        "resources": {"workers": workers}
+    }
     run = rayd.distill(recipe, out=tmp_path / "run", quiet=True, **{**overrides, **few})
     tensors, _ = read_tensors(run.directory / "distilled" / "data.safetensors")
     results = read_json(run.directory / "evaluation.json")["results"]
-    accuracies = [[result["set"], result["network"], result["test_accuracy"]["runs"]] for result in results]
+    accuracies = [
+        [result["set"], result["network"], result["test_accuracy"]["runs"]] for result in results
+    ]
     # one file for any number of workers
     compare(name, {"tensors": tensor_hash(tensors), "results": accuracies})
 
 
 def test_golden_recipes() -> None:
-    content = {name: resolve(name).model_dump(mode="json", exclude={"measured", "summary"}) for name in names()}
+    content = {
+        name: resolve(name).model_dump(mode="json", exclude={"measured", "summary"})
+        for name in names()
+    }
     compare("recipes", {name: content_hash(recipe) for name, recipe in content.items()})

@@ -1,4 +1,6 @@
-"""CSDM and NCFM: what they declare, how settings become a need and a term, and the objective on a real network."""
+"""CSDM and NCFM: what they declare, how settings become a need and a term, and the objective on a
+real network.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from rayd.config import NetworkSettings, Recipe
 from rayd.data import load
 from rayd.errors import ConfigError
 from rayd.methods import Method
-from rayd.networks import Observation, Tap, Tapped
-from rayd.objectives import Context, Measured
+from rayd.networks import FeatureExtractor, LayerRole, Observation
+from rayd.objectives import Context, RealStatistics
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies, Moments
 
@@ -27,14 +29,21 @@ def csdm(**objective: Any) -> Method:
 
 
 def recipe(method: str = "csdm", data: dict[str, Any] | None = None, **overrides: Any) -> Recipe:
-    return assemble({"name": "cell", "method": method, "data": {"name": "digits", **(data or {})}}, overrides)
+    return assemble(
+        {"name": "cell", "method": method, "data": {"name": "digits", **(data or {})}}, overrides
+    )
 
 
 def test_declarations():
     method = csdm()
     assert {term.name: method.weight(term) for term in method.terms} == {"spectral": 300.0}
     (need,) = method.needs()
-    assert (need.tap, need.statistic, need.view, need.normalize) == (Tap.FEATURES, CharacteristicFunction, "flat", False)
+    assert (need.tap, need.statistic, need.view, need.normalize) == (
+        LayerRole.FEATURES,
+        CharacteristicFunction,
+        "flat",
+        False,
+    )
     assert need.frequencies == Frequencies("gaussian", "median", 1024)
     assert not method.needs_trained_observers
     assert method.citation.startswith("@")
@@ -42,7 +51,11 @@ def test_declarations():
 
 def test_defaults_are_a_whole_recipe_that_reads_back():
     chosen = recipe()
-    assert (chosen.objective["head_amplitude_weight"], chosen.objective["split"], chosen.objective["root"]) == (
+    assert (
+        chosen.objective["head_amplitude_weight"],
+        chosen.objective["split"],
+        chosen.objective["root"],
+    ) == (
         0.8,
         "median",
         False,
@@ -66,7 +79,10 @@ def test_settings_become_a_need(kernel):
     ("objective", "sentence"),
     [
         ({"scale": 0}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 0 "),
-        ({"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1}, "leaves classes with nothing to match"),
+        (
+            {"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1},
+            "leaves classes with nothing to match",
+        ),
         (
             {"kernel": "linear", "head_amplitude_weight": 1},
             "'split: median' a 'head_amplitude_weight' of 1 leaves",
@@ -75,11 +91,20 @@ def test_settings_become_a_need(kernel):
         ({"kernel": "matern", "smoothness": 0.1}, "smoothness.* 0.25"),
         ({"scale": float("inf")}, "a length is a finite number above 0, or 'median'"),
         ({"scale": -1.5}, r"'objective.scale'.* a finite number above 0, or 'median'. Got -1.5 "),
-        ({"scale": "mean"}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 'mean' "),
+        (
+            {"scale": "mean"},
+            r"'objective.scale'.* a finite number above 0, or 'median'. Got 'mean' ",
+        ),
         ({"scale": True}, r"'objective.scale'.* a finite number above 0, or 'median'. Got True "),
         ({"frequencies": 0}, r"'objective.frequencies'.* greater than or equal to 1. Got 0 "),
-        ({"head_amplitude_weight": 1.1}, r"'objective.head_amplitude_weight'.* less than or equal to 1. Got 1.1 "),
-        ({"head_amplitude_weight": -0.1}, r"'objective.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 "),
+        (
+            {"head_amplitude_weight": 1.1},
+            r"'objective.head_amplitude_weight'.* less than or equal to 1. Got 1.1 ",
+        ),
+        (
+            {"head_amplitude_weight": -0.1},
+            r"'objective.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 ",
+        ),
         ({"kernel": "rbf"}, r"'objective.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' "),
         ({"split": "size"}, r"'objective.split'.* 'rank' or 'continuous'. Got 'size' "),
         ({"smoothness": 0}, r"'objective.smoothness'.* greater than or equal to 0.25. Got 0 "),
@@ -92,34 +117,56 @@ def test_settings_of_the_objective_are_checked(objective, sentence):
 
 
 def convnet() -> torch.nn.Module:
-    return networks.build(NetworkSettings(name="convnet", width=4, depth=2), (1, 8, 8), 10, seed=1).eval().requires_grad_(False)
+    return (
+        networks.build(NetworkSettings(name="convnet", width=4, depth=2), (1, 8, 8), 10, seed=1)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
-def looked_at(method: Method, network: torch.nn.Module) -> tuple[Measured, Observation, Tensor, Observation, Tensor]:
-    """Statistics of real digits, what the network sees of them, and what it sees of other images."""
+def looked_at(
+    method: Method, network: torch.nn.Module
+) -> tuple[RealStatistics, Observation, Tensor, Observation, Tensor]:
+    """Statistics of real digits, what the network sees of them, and what it sees of other
+    images.
+    """
     data = load(method.recipe.data)
-    images, labels = data.normalization(torch.from_numpy(data.train.images)), torch.from_numpy(data.train.labels)
-    tapped = Tapped(network, method.taps(), data.shape, optional=method.optional_taps())
-    seen, real = tapped(images), {}
+    images = data.normalization(torch.from_numpy(data.train.images))
+    labels = torch.from_numpy(data.train.labels)
+    tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
+    seen = tapped(images)
+    real = {}
     for need in method.needs():
         statistics = need.empty(
-            data.classes, tapped.dimensions(need.tap), torch.Generator().manual_seed(0), need.resolved([seen])
+            data.classes,
+            tapped.dimensions(need.tap),
+            torch.Generator().manual_seed(0),
+            need.resolved([seen]),
         )
         need.update(statistics, seen, labels)
         real[need] = tuple(statistic.to(dtype=torch.float32) for statistic in statistics)
-    start = torch.randn(20, *data.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    start = torch.randn(
+        20, *data.shape, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     return real, seen, labels, tapped(start), torch.arange(20) % 10
 
 
-def value(method: Method, real: Measured, seen: Observation, labels: Tensor) -> Tensor:
+def value(method: Method, real: RealStatistics, seen: Observation, labels: Tensor) -> Tensor:
     context = Context(generator=lambda _: torch.Generator().manual_seed(0))
-    return torch.stack([method.weight(term) * term(real, seen, labels, context) for term in method.terms]).sum()
+    return torch.stack(
+        [method.weight(term) * term(real, seen, labels, context) for term in method.terms]
+    ).sum()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("normalize", "root"), [(False, False), (True, True)])
 def test_real_images_are_at_distance_zero_and_others_are_drawn_to_them(kernel, normalize, root):
-    method = csdm(kernel=kernel, normalize=normalize, root=root, **({} if kernel == "linear" else {"frequencies": 64}))
+    method = csdm(
+        kernel=kernel,
+        normalize=normalize,
+        root=root,
+        **({} if kernel == "linear" else {"frequencies": 64}),
+    )
     real, theirs, their_labels, ours, our_labels = looked_at(method, convnet())
     apart = value(method, real, ours, our_labels)
     assert float(value(method, real, theirs, their_labels)) < 1e-3 * float(apart.detach())
@@ -156,14 +203,22 @@ def test_head_and_tail_are_told_by_the_real_side():
     """Digits 0 to 4 are head. With weight 0 they count phase alone, with weight 1 the others do."""
     gradients = []
     for weight in (0.0, 1.0):
-        method = methods.build(recipe(data={"imbalance": 20.0}, objective={"head_amplitude_weight": weight, "frequencies": 64}))
+        method = methods.build(
+            recipe(
+                data={"imbalance": 20.0},
+                objective={"head_amplitude_weight": weight, "frequencies": 64},
+            )
+        )
         real, _, _, ours, our_labels = looked_at(method, convnet())
         (need,) = method.needs()
         assert real[need][0].state()["count"].diff().max() < 0
         (gradient,) = torch.autograd.grad(value(method, real, ours, our_labels), ours.images)
         gradients.append(gradient)
     plain = methods.build(
-        recipe(data={"imbalance": 20.0}, objective={"split": "uniform", "head_amplitude_weight": 0.0, "frequencies": 64})
+        recipe(
+            data={"imbalance": 20.0},
+            objective={"split": "uniform", "head_amplitude_weight": 0.0, "frequencies": 64},
+        )
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
     (phase_alone,) = torch.autograd.grad(value(plain, real, ours, our_labels), ours.images)
@@ -175,21 +230,35 @@ def test_head_and_tail_are_told_by_the_real_side():
 
 def test_the_linear_kernel_without_classes_is_dm():
     """Up to the mean over classes and the weight."""
-    linear, dm = csdm(kernel="linear", split="uniform", head_amplitude_weight=0.5), methods.build(recipe("dm"))
+    linear = csdm(kernel="linear", split="uniform", head_amplitude_weight=0.5)
+    dm = methods.build(recipe("dm"))
     real, _, _, ours, our_labels = looked_at(linear, convnet())
     assert linear.needs() == dm.needs()
-    torch.testing.assert_close(value(linear, real, ours, our_labels) / 300 * 10, value(dm, real, ours, our_labels))
+    torch.testing.assert_close(
+        value(linear, real, ours, our_labels) / 300 * 10, value(dm, real, ours, our_labels)
+    )
 
 
 def test_ncfm_declares_what_the_paper_has():
     method = methods.build(recipe("ncfm"))
-    assert {term.name: method.weight(term) for term in method.terms} == {"spectral": 300.0, "calibration": 1.0}
+    assert {term.name: method.weight(term) for term in method.terms} == {
+        "spectral": 300.0,
+        "calibration": 1.0,
+    }
     (need,) = method.needs()
-    assert (need.tap, need.view, need.normalize) == (Tap.LAST_MAP, "flat", True)
+    assert (need.tap, need.view, need.normalize) == (LayerRole.LAST_MAP, "flat", True)
     assert need.frequencies == Frequencies("gaussian", 1.0, 4096)
     chosen = method.recipe
-    assert (chosen.observers.trained, chosen.observers.pool, chosen.squeeze.epochs) == (True, 20, 60)
-    assert (chosen.synthetic.kind, chosen.synthetic.factor, chosen.synthesis.clip) == ("partitioned", 2, True)
+    assert (chosen.observers.trained, chosen.observers.pool, chosen.squeeze.epochs) == (
+        True,
+        20,
+        60,
+    )
+    assert (chosen.synthetic.kind, chosen.synthetic.factor, chosen.synthesis.clip) == (
+        "partitioned",
+        2,
+        True,
+    )
     assert chosen.labels.kind == "hard"
     assert assemble(chosen.model_dump(mode="json")) == chosen
     assert method.citation.startswith("@")
@@ -206,15 +275,20 @@ def test_ncfms_sampling_network_needs_frequencies():
 
 
 def test_ncfms_loss_is_the_size_of_the_difference():
-    """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times; and the cross-entropy."""
+    """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times;
+    and the cross-entropy.
+    """
     method = methods.build(recipe("ncfm", objective={"frequencies": 64}))
     real, _, _, ours, our_labels = looked_at(method, convnet())
     (need,) = method.needs()
-    (theirs,), (mine,) = real[need], need.of(ours, our_labels, real[need])
+    (theirs,) = real[need]
+    (mine,) = need.of(ours, our_labels, real[need])
     assert isinstance(theirs, CharacteristicFunction)
     assert isinstance(mine, CharacteristicFunction)
     sizes = torch.complex(theirs.real - mine.real, theirs.imaginary - mine.imaginary).abs()
-    expected = 300 * (sizes / 2**0.5).mean(1).sum() + torch.nn.functional.cross_entropy(ours.logits, our_labels)
+    expected = 300 * (sizes / 2**0.5).mean(1).sum() + torch.nn.functional.cross_entropy(
+        ours.logits, our_labels
+    )
     torch.testing.assert_close(value(method, real, ours, our_labels), expected, rtol=1e-4, atol=0)
 
 
@@ -233,10 +307,21 @@ def test_ncfms_sampling_network_can_be_switched_on():
 
 
 def test_csdm_with_ncfms_settings_is_ncfms_distance():
-    names = ("scale", "frequencies", "normalize", "head_amplitude_weight", "split", "factor", "root", "over_classes")
+    names = (
+        "scale",
+        "frequencies",
+        "normalize",
+        "head_amplitude_weight",
+        "split",
+        "factor",
+        "root",
+        "over_classes",
+    )
     ncfm = methods.build(recipe("ncfm", objective={"frequencies": 64}))
     same = csdm(**{name: ncfm.recipe.objective[name] for name in names})
-    (a,), (b,) = ([term for term in method.terms if term.name == "spectral"] for method in (ncfm, same))
+    (a,), (b,) = (
+        [term for term in method.terms if term.name == "spectral"] for method in (ncfm, same)
+    )
     assert {**vars(a), "needs": ()} == {**vars(b), "needs": ()}
     (need,) = b.needs
-    assert need == dataclasses.replace(a.needs[0], tap=Tap.FEATURES)
+    assert need == dataclasses.replace(a.needs[0], tap=LayerRole.FEATURES)

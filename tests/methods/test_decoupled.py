@@ -1,4 +1,6 @@
-"""SRe2L, CDA, G-VBSM, RDED and EDC: what they declare, what can be switched, and their objectives on real networks."""
+"""SRe2L, CDA, G-VBSM, RDED and EDC: what they declare, what can be switched, and their objectives
+on real networks.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,20 @@ from torch import Tensor
 from rayd import methods, networks
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import load
-from rayd.engine.observer import Facts, Observer
+from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
 from rayd.methods import Method
-from rayd.networks import Observation, Tap, Tapped
-from rayd.objectives import Context, Measured
+from rayd.networks import FeatureExtractor, LayerRole, Observation
+from rayd.objectives import Context, RealStatistics
 from rayd.recipes import assemble
 from rayd.statistics import Moments
 
 FAMILY = ("sre2l", "cda", "gvbsm", "rded", "edc")
-HOOKS = ["bn_inputs.channels.Moments", "conv_inputs.channels.Moments", "conv_inputs.patches4.Moments"]
+HOOKS = [
+    "bn_inputs.channels.Moments",
+    "conv_inputs.channels.Moments",
+    "conv_inputs.patches4.Moments",
+]
 
 
 def recipe(method: str, **overrides: Any) -> Recipe:
@@ -36,9 +42,19 @@ def declared(method: Method) -> dict[str, float]:
     [
         ("sre2l", {"cross_entropy": 1.0, "moments": 0.01}, HOOKS[:1], set()),
         ("cda", {"cross_entropy": 1.0, "moments": 0.01}, HOOKS[:1], set()),
-        ("gvbsm", {"cross_entropy": 1.0, "moments": 0.01, "densification": 1.0}, HOOKS, {Tap.BN_INPUTS}),
+        (
+            "gvbsm",
+            {"cross_entropy": 1.0, "moments": 0.01, "densification": 1.0},
+            HOOKS,
+            {LayerRole.BN_INPUTS},
+        ),
         ("rded", {}, [], set()),
-        ("edc", {"cross_entropy": 1.0, "moments": 0.01, "flatness": 0.25}, HOOKS, {Tap.BN_INPUTS}),
+        (
+            "edc",
+            {"cross_entropy": 1.0, "moments": 0.01, "flatness": 0.25},
+            HOOKS,
+            {LayerRole.BN_INPUTS},
+        ),
     ],
 )
 def test_declarations(name, terms, needs, optional):
@@ -58,7 +74,11 @@ def test_defaults_are_a_whole_recipe_that_reads_back(name):
     assert chosen.synthesis.clip
     assert (chosen.synthesis.momentum, chosen.synthesis.second_momentum) == (0.5, 0.9)
     assert chosen.observers.augmentation is None
-    assert (chosen.evaluation.optimizer, chosen.evaluation.learning_rate, chosen.evaluation.weight_decay) == (
+    assert (
+        chosen.evaluation.optimizer,
+        chosen.evaluation.learning_rate,
+        chosen.evaluation.weight_decay,
+    ) == (
         "adamw",
         1e-3,
         0.01,
@@ -77,7 +97,10 @@ def test_untrained_observers_are_refused(name):
 def test_cda_is_sre2l_with_a_curriculum():
     plain, curriculum = (recipe(name).model_dump(exclude={"method"}) for name in ("sre2l", "cda"))
     assert {key for key in plain if plain[key] != curriculum[key]} == {"synthesis"}
-    assert (curriculum["synthesis"]["curriculum"], curriculum["synthesis"]["transform"]["crop"]) == ("cosine", (0.08, 1.0))
+    assert (
+        curriculum["synthesis"]["curriculum"],
+        curriculum["synthesis"]["transform"]["crop"],
+    ) == ("cosine", (0.08, 1.0))
 
 
 def test_rded_optimises_nothing():
@@ -108,7 +131,9 @@ def test_settings_of_the_objective_are_checked(name, objective, sentence):
 
 
 def test_a_weight_of_zero_takes_the_term_and_its_needs_away():
-    method = methods.build(recipe("gvbsm", terms={"moments": {"weight": 0.0}, "densification": {"weight": 0.5}}))
+    method = methods.build(
+        recipe("gvbsm", terms={"moments": {"weight": 0.0}, "densification": {"weight": 0.5}})
+    )
     assert declared(method) == {"cross_entropy": 1.0, "densification": 0.5}
     assert method.needs() == ()
     assert method.taps() == frozenset()
@@ -116,7 +141,9 @@ def test_a_weight_of_zero_takes_the_term_and_its_needs_away():
 
 def test_a_term_that_is_switched_off_is_known_all_the_same():
     assert recipe("edc", terms={"densification": {"weight": 0.0}}) is not None
-    with pytest.raises(ConfigError, match="Unknown term 'flattness' in method 'edc'; did you mean 'flatness'"):
+    with pytest.raises(
+        ConfigError, match="Unknown term 'flattness' in method 'edc'; did you mean 'flatness'"
+    ):
         recipe("edc", terms={"flattness": {"weight": 0.0}})
 
 
@@ -137,24 +164,38 @@ def convnet(norm: str) -> torch.nn.Module:
     return small("convnet", width=4, depth=2, norm=norm)
 
 
-def looked_at(method: Method, network: torch.nn.Module) -> tuple[Measured, Observation, Tensor]:
+def looked_at(
+    method: Method, network: torch.nn.Module
+) -> tuple[RealStatistics, Observation, Tensor]:
     """Measured statistics of digits, and what the network sees of twenty other images."""
     data = load(method.recipe.data)
     images = data.normalization(torch.from_numpy(data.train.images[:200]))
     labels = torch.from_numpy(data.train.labels[:200])
-    tapped = Tapped(network, method.taps(), data.shape, optional=method.optional_taps())
-    real: Measured = {need: need.empty(data.classes, tapped.dimensions(need.tap)) for need in method.needs()}
+    tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
+    real: RealStatistics = {
+        need: need.empty(data.classes, tapped.dimensions(need.tap)) for need in method.needs()
+    }
     for need in method.needs():
         need.update(tuple(real[need]), tapped(images), labels)
-    real = {need: tuple(statistic.to(dtype=torch.float32) for statistic in layers) for need, layers in real.items()}
-    start = torch.randn(20, *data.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    real = {
+        need: tuple(statistic.to(dtype=torch.float32) for statistic in layers)
+        for need, layers in real.items()
+    }
+    start = torch.randn(
+        20, *data.shape, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     return real, tapped(start), torch.arange(20) % 10
 
 
 def total(method: Method, network: torch.nn.Module) -> tuple[float, dict[str, float]]:
     real, seen, labels = looked_at(method, network)
-    context = Context(generator=lambda _: torch.Generator().manual_seed(0), average_logits=lambda: seen.logits.detach().flip(0))
-    values = {term.name: method.weight(term) * term(real, seen, labels, context) for term in method.terms}
+    context = Context(
+        generator=lambda _: torch.Generator().manual_seed(0),
+        average_logits=lambda: seen.logits.detach().flip(0),
+    )
+    values = {
+        term.name: method.weight(term) * term(real, seen, labels, context) for term in method.terms
+    }
     loss = torch.stack(list(values.values())).sum()
     (gradient,) = torch.autograd.grad(loss, seen.images)
     assert torch.isfinite(gradient).all()
@@ -187,10 +228,13 @@ def test_sre2l_matches_what_normalisations_read():
     method = methods.build(recipe("sre2l", terms={"cross_entropy": {"weight": 0}}))
     real, seen, _ = looked_at(method, network)
     expected = 0.0
-    for place, (maps, statistic) in enumerate(zip(seen.taps[Tap.BN_INPUTS], real[method.needs()[0]], strict=True)):
+    for place, (maps, statistic) in enumerate(
+        zip(seen.taps[LayerRole.BN_INPUTS], real[method.needs()[0]], strict=True)
+    ):
         assert isinstance(statistic, Moments)
         everything = statistic.pooled()
-        mean, variance = maps.mean((0, 2, 3)), maps.var((0, 2, 3), unbiased=False)
+        mean = maps.mean((0, 2, 3))
+        variance = maps.var((0, 2, 3), unbiased=False)
         gap = (mean - everything.mean[0]).norm() + (variance - everything.variance[0]).norm()
         expected += (10 if place == 0 else 1) * float(gap.detach())
     assert total(method, network)[1]["moments"] == pytest.approx(0.01 * expected, rel=1e-5)
@@ -222,8 +266,12 @@ def test_edc_with_every_choice_undone_is_gvbsm():
     ],
 )
 def test_each_choice_of_the_objective_counts_by_itself(change):
-    """Seen through a network without batch normalisation, so that what is said of convolutions must reach convolutions."""
-    changed, plain = (total(methods.build(recipe("edc", **some)), convnet("instance")) for some in (change, {}))
+    """Seen through a network without batch normalisation, so that what is said of convolutions must
+    reach convolutions.
+    """
+    changed, plain = (
+        total(methods.build(recipe("edc", **some)), convnet("instance")) for some in (change, {})
+    )
     assert changed != plain
 
 
@@ -242,27 +290,39 @@ def test_each_choice_of_the_objective_counts_by_itself(change):
 )
 def test_each_choice_of_the_recipe_can_be_undone_by_itself(change):
     (key,) = change
-    changed, plain = recipe("edc", **change), recipe("edc")
-    assert {name for name in Recipe.model_fields if getattr(changed, name) != getattr(plain, name)} == {key}
+    changed = recipe("edc", **change)
+    plain = recipe("edc")
+    assert {
+        name for name in Recipe.model_fields if getattr(changed, name) != getattr(plain, name)
+    } == {key}
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_measured_statistics_are_met_by_the_real_images(norm):
     """Through the engine's observer, with and without normalisations to listen to."""
     method = methods.build(
-        recipe("edc", objective={"momentum": 0.0}, terms={"cross_entropy": {"weight": 0}, "flatness": {"weight": 0}})
+        recipe(
+            "edc",
+            objective={"momentum": 0.0},
+            terms={"cross_entropy": {"weight": 0}, "flatness": {"weight": 0}},
+        )
     )
     data = load(method.recipe.data)
-    facts = Facts.of(data)
+    facts = DatasetInfo.of(data)
     looking = Observer(convnet(norm), method, facts, torch.device("cpu"), "float32")
-    images, labels = data.train.images[:100], data.train.labels[:100]
+    images = data.train.images[:100]
+    labels = data.train.labels[:100]
     states = looking.measure(images, labels, batch_size=33)
     real = {
-        need: tuple(need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key])
+        need: tuple(
+            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+        )
         for need in method.needs()
     }
     assert len(real[method.needs()[0]]) == (2 if norm == "batch" else 0)
     normalised = facts.normalization(torch.from_numpy(images))
-    loss, values = looking.compare(real, normalised, torch.from_numpy(labels), {"moments": Context()})
+    loss, values = looking.compare(
+        real, normalised, torch.from_numpy(labels), {"moments": Context()}
+    )
     assert set(values) == {"moments"}
     assert float(loss) < 1e-4

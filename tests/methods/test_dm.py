@@ -6,7 +6,7 @@ import torch
 from rayd import methods, networks
 from rayd.config import NetworkSettings
 from rayd.data import load
-from rayd.engine.observer import Facts, Observer
+from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
 from rayd.objectives import Context
 from tests.conftest import tiny
@@ -21,20 +21,27 @@ def test_terms_and_needs():
 def test_an_unknown_method_or_term_names_the_nearest():
     with pytest.raises(ConfigError, match="Unknown method 'dn'; did you mean 'dm'"):
         methods.get("dn")
-    with pytest.raises(ConfigError, match="Unknown term 'means' in method 'dm'; did you mean 'mean'"):
+    with pytest.raises(
+        ConfigError, match="Unknown term 'means' in method 'dm'; did you mean 'mean'"
+    ):
         tiny(terms={"means": {"weight": 1}})
 
 
-def observer() -> tuple[Observer, Facts]:
+def observer() -> tuple[Observer, DatasetInfo]:
     data = load(tiny().data)
-    network = networks.build(NetworkSettings(name="convnet", width=4, depth=2), data.shape, data.classes, seed=1)
-    return Observer(network, methods.build(tiny()), Facts.of(data), torch.device("cpu"), "float32"), Facts.of(data)
+    network = networks.build(
+        NetworkSettings(name="convnet", width=4, depth=2), data.shape, data.classes, seed=1
+    )
+    return Observer(
+        network, methods.build(tiny()), DatasetInfo.of(data), torch.device("cpu"), "float32"
+    ), DatasetInfo.of(data)
 
 
 def test_measured_and_sampled_statistics_of_the_same_images_agree():
     looking, facts = observer()
     data = load(tiny().data)
-    images, labels = data.train.images[:100], data.train.labels[:100]
+    images = data.train.images[:100]
+    labels = data.train.labels[:100]
     (measured,) = looking.measure(images, labels, batch_size=7)["features.flat.Moments"]
     normalised = facts.normalization(torch.from_numpy(images))
     (need,) = methods.build(tiny()).needs()
@@ -48,19 +55,28 @@ def test_the_loss_is_zero_on_the_real_images_themselves():
     data = load(tiny().data)
     labels = torch.from_numpy(data.train.labels)
     images = facts.normalization(torch.from_numpy(data.train.images))
-    loss, terms = looking.compare(looking.sample(images, labels, 10_000), images, labels, {"mean": Context()})
+    loss, terms = looking.compare(
+        looking.sample(images, labels, 10_000), images, labels, {"mean": Context()}
+    )
     assert terms["mean"] == loss
     assert float(loss) < 1e-10
 
 
 def test_the_weight_scales_the_loss():
     data = load(tiny().data)
-    facts = Facts.of(data)
-    images, labels = facts.normalization(torch.from_numpy(data.train.images[:50])), torch.from_numpy(data.train.labels[:50])
+    facts = DatasetInfo.of(data)
+    images = facts.normalization(torch.from_numpy(data.train.images[:50]))
+    labels = torch.from_numpy(data.train.labels[:50])
     losses = []
     for weight in (1.0, 3.0):
-        network = networks.build(NetworkSettings(name="convnet", width=4, depth=2), data.shape, data.classes, seed=1)
+        network = networks.build(
+            NetworkSettings(name="convnet", width=4, depth=2), data.shape, data.classes, seed=1
+        )
         method = methods.build(tiny(terms={"mean": {"weight": weight}}))
         looking = Observer(network, method, facts, torch.device("cpu"), "float32")
-        losses.append(looking.compare(looking.sample(images.flip(3), labels, 99), images, labels, {"mean": Context()})[0])
+        losses.append(
+            looking.compare(
+                looking.sample(images.flip(3), labels, 99), images, labels, {"mean": Context()}
+            )[0]
+        )
     torch.testing.assert_close(losses[1], 3 * losses[0])

@@ -12,11 +12,11 @@ from torch import Tensor
 from rayd import methods, networks
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import load
-from rayd.engine.observer import Facts, Observer
+from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
 from rayd.methods import Method
-from rayd.networks import Observation, Tap, Tapped
-from rayd.objectives import Context, Measured, SpectralMatching
+from rayd.networks import FeatureExtractor, LayerRole, Observation
+from rayd.objectives import Context, RealStatistics, SpectralMatching
 from rayd.objectives.factors import Filters
 from rayd.objectives.filters import AllPass, GradientStep, GradientSum, LowPass, Ridge
 from rayd.recipes import assemble
@@ -36,9 +36,12 @@ def filters(method: str, context: Context, **objective: Any) -> Filters:
 @pytest.mark.parametrize("name", ["unidd", "cfm"])
 def test_declarations(name):
     method = methods.build(recipe(name))
-    assert {term.name: method.weight(term) for term in method.terms} == {"cross_entropy": 1.0, "spectral": 0.1}
+    assert {term.name: method.weight(term) for term in method.terms} == {
+        "cross_entropy": 1.0,
+        "spectral": 0.1,
+    }
     assert [need.key for need in method.needs()] == NEEDS
-    assert (method.taps(), method.optional_taps()) == ({Tap.CONV_PATH}, frozenset())
+    assert (method.taps(), method.optional_taps()) == ({LayerRole.CONV_PATH}, frozenset())
     assert method.needs_trained_observers
     assert methods.get(name).sequential == (name == "cfm")
     assert "bo2026unidd" in method.citation
@@ -49,12 +52,25 @@ def test_declarations(name):
 @pytest.mark.parametrize("name", ["unidd", "cfm"])
 def test_defaults_are_those_of_cifar_and_read_back(name):
     chosen = recipe(name)
-    assert (chosen.synthetic.init, chosen.synthesis.steps, chosen.synthesis.learning_rate) == ("real", 1000, 0.25)
-    assert (chosen.synthesis.momentum, chosen.synthesis.second_momentum, chosen.synthesis.clip) == (0.5, 0.9, True)
+    assert (chosen.synthetic.init, chosen.synthesis.steps, chosen.synthesis.learning_rate) == (
+        "real",
+        1000,
+        0.25,
+    )
+    assert (chosen.synthesis.momentum, chosen.synthesis.second_momentum, chosen.synthesis.clip) == (
+        0.5,
+        0.9,
+        True,
+    )
     transform = chosen.synthesis.transform
     assert (transform.crop, transform.flip, transform.roll) == ((0.08, 1.0), True, 4)
     evaluation = chosen.evaluation
-    assert (evaluation.loss, evaluation.temperature, evaluation.mix, chosen.labels.kind) == ("kl", 20.0, "cutmix", "online")
+    assert (evaluation.loss, evaluation.temperature, evaluation.mix, chosen.labels.kind) == (
+        "kl",
+        20.0,
+        "cutmix",
+        "online",
+    )
     assert (evaluation.schedule.name, evaluation.schedule.stretch) == ("cosine", 2.0)
     assert assemble(chosen.model_dump(mode="json")) == chosen
 
@@ -71,13 +87,20 @@ def test_the_ridge_of_cfm_falls_from_block_to_block_and_stays_within_each():
 
 def test_the_ridge_can_fall_within_a_block_and_no_further_than_to_a_least():
     schedule = {"over": "steps", "least": 0.02}
-    now = [filters("cfm", Context(block=3, blocks=4, progress=t), filter={"schedule": schedule}).matrix for t in (0, 0.5)]
+    now = [
+        filters("cfm", Context(block=3, blocks=4, progress=t), filter={"schedule": schedule}).matrix
+        for t in (0, 0.5)
+    ]
     assert [ridge.beta for ridge in now] == pytest.approx([0.1, 0.06])
 
 
 def test_unidd_is_constant_unless_told_otherwise():
-    assert {filters("unidd", Context(block=b, blocks=3, progress=b / 3)).matrix for b in range(3)} == {Ridge(0.1)}
-    reversed_ = {"filter": {"name": "ridge", "beta": 1.0, "schedule": {"name": "reversed", "least": 0.5}}}
+    assert {
+        filters("unidd", Context(block=b, blocks=3, progress=b / 3)).matrix for b in range(3)
+    } == {Ridge(0.1)}
+    reversed_ = {
+        "filter": {"name": "ridge", "beta": 1.0, "schedule": {"name": "reversed", "least": 0.5}}
+    }
     found = [filters("unidd", Context(progress=t), **reversed_).matrix for t in (0, 0.5)]
     assert [ridge.beta for ridge in found] == pytest.approx([0.5, 0.75])
 
@@ -86,9 +109,15 @@ def test_unidd_is_constant_unless_told_otherwise():
     ("objective", "expected"),
     [
         ({"filter": {"name": "all-pass"}}, Filters(AllPass(), AllPass())),
-        ({"filter": {"name": "low-pass"}, "signal_filter": {"name": "all-pass"}}, Filters(LowPass(), AllPass())),
         (
-            {"filter": {"name": "gradient", "alpha": 0.5, "power": 3}, "signal_filter": {"name": "gradient-sum", "alpha": 0.2}},
+            {"filter": {"name": "low-pass"}, "signal_filter": {"name": "all-pass"}},
+            Filters(LowPass(), AllPass()),
+        ),
+        (
+            {
+                "filter": {"name": "gradient", "alpha": 0.5, "power": 3},
+                "signal_filter": {"name": "gradient-sum", "alpha": 0.2},
+            },
             Filters(GradientStep(0.5, 3), GradientSum(0.2, 1)),
         ),
         ({"filter": {"name": "ridge", "beta": 2.0}}, Filters(Ridge(2.0), Ridge(2.0))),
@@ -121,22 +150,34 @@ def test_weights_that_leave_nothing_say_how_to_switch_the_term_off():
 
 
 def convnet() -> torch.nn.Module:
-    built = networks.build(NetworkSettings(name="convnet", width=4, depth=2, norm="batch"), (1, 8, 8), 10, seed=1)
+    built = networks.build(
+        NetworkSettings(name="convnet", width=4, depth=2, norm="batch"), (1, 8, 8), 10, seed=1
+    )
     return built.eval().requires_grad_(False)
 
 
-def looked_at(method: Method) -> tuple[Measured, Observation, Tensor]:
-    """Statistics of digits as the engine's observer measures them, and what the network sees of twenty other images."""
+def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
+    """Statistics of digits as the engine's observer measures them, and what the network sees of
+    twenty other images.
+    """
     data = load(method.recipe.data)
-    facts = Facts.of(data)
+    facts = DatasetInfo.of(data)
     looking = Observer(convnet(), method, facts, torch.device("cpu"), "float32")
     states = looking.measure(data.train.images[:200], data.train.labels[:200], batch_size=64)
     real = {
-        need: tuple(need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key])
+        need: tuple(
+            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+        )
         for need in method.needs()
     }
-    start = torch.randn(20, *data.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    return real, Tapped(convnet(), method.taps(), data.shape)(start), torch.arange(20) % 10
+    start = torch.randn(
+        20, *data.shape, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
+    return (
+        real,
+        FeatureExtractor(convnet(), method.taps(), data.shape)(start),
+        torch.arange(20) % 10,
+    )
 
 
 def spectral(method: Method, context: Context) -> Tensor:
@@ -169,7 +210,11 @@ def test_each_choice_counts_by_itself(change):
         real, seen, labels = looked_at(method)
         (term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
         memory: dict[str, Tensor] = {}
-        before = Observation(seen.logits, {tap: tuple(2 * m for m in maps) for tap, maps in seen.taps.items()}, seen.images)
+        before = Observation(
+            seen.logits,
+            {tap: tuple(2 * m for m in maps) for tap, maps in seen.taps.items()},
+            seen.images,
+        )
         term(real, before, labels, Context(memory=memory, blocks=3))
         value = term(real, seen, labels, Context(memory=memory, block=1, blocks=3, progress=0.2))
         (gradient,) = torch.autograd.grad(value, seen.images)
@@ -182,16 +227,25 @@ def test_each_choice_counts_by_itself(change):
 def test_cfm_without_its_curriculum_and_its_means_is_unidd_with_a_ridge():
     plain = {"filter": {"schedule": {"name": "constant"}}, "updating": False}
     context = Context(block=2, blocks=5, progress=0.5)
-    ours, theirs = (spectral(methods.build(one), context) for one in (recipe("cfm", objective=plain), recipe("unidd")))
+    ours, theirs = (
+        spectral(methods.build(one), context)
+        for one in (recipe("cfm", objective=plain), recipe("unidd"))
+    )
     assert torch.equal(ours, theirs)
 
 
 def test_all_pass_on_features_is_distribution_matching():
-    """The distance of the sums by class, of what the classifier reads: DM's means, weighted by how many images there are."""
-    method = methods.build(recipe("unidd", objective={"filter": {"name": "all-pass"}, "layers": "features"}))
+    """The distance of the sums by class, of what the classifier reads: DM's means, weighted by how
+    many images there are.
+    """
+    method = methods.build(
+        recipe("unidd", objective={"filter": {"name": "all-pass"}, "layers": "features"})
+    )
     real, seen, labels = looked_at(method)
-    (features,) = seen.taps[Tap.FEATURES]
-    flc = next(one for need in method.needs() if "LabelCorrelation" in need.key for one in real[need])
+    (features,) = seen.taps[LayerRole.FEATURES]
+    flc = next(
+        one for need in method.needs() if "LabelCorrelation" in need.key for one in real[need]
+    )
     means = torch.stack([features[labels == c].mean(0) for c in range(10)])
     shares = torch.bincount(torch.from_numpy(load(method.recipe.data).train.labels[:200])) / 200
     expected = (shares.unsqueeze(1) * (flc.correlation / shares.unsqueeze(1)) - means / 10).norm()

@@ -29,7 +29,9 @@ LEAST_SIDES = {
 }
 
 
-def network(name: str, shape: tuple[int, int, int] = CIFAR, classes: int = 10, **options: object) -> nn.Module:
+def network(
+    name: str, shape: tuple[int, int, int] = CIFAR, classes: int = 10, **options: object
+) -> nn.Module:
     return build(NetworkSettings(name=name, **options), shape, classes, seed=0)
 
 
@@ -68,13 +70,16 @@ def test_parameter_counts_on_cifar(name: str, parameters: int) -> None:
         ({}, DIGITS, 320_010 - 2 * 9 * 128 - 15 * 128 * 10),
     ],
 )
-def test_convnet_options(options: dict[str, object], shape: tuple[int, int, int], parameters: int) -> None:
+def test_convnet_options(
+    options: dict[str, object], shape: tuple[int, int, int], parameters: int
+) -> None:
     assert count(network("convnet", shape, **options)) == parameters
 
 
 def test_instance_norm_of_convnet_normalises_each_map_alone() -> None:
     observer = network("convnet", depth=1, width=4)
-    convolution, norm = observer.get_submodule("features.0"), observer.get_submodule("features.1")
+    convolution = observer.get_submodule("features.0")
+    norm = observer.get_submodule("features.1")
     images = torch.randn(2, *CIFAR)
     expected = torch.nn.functional.instance_norm(convolution(images))
     torch.testing.assert_close(norm(convolution(images)), expected)
@@ -89,13 +94,19 @@ def test_smallest_images_train(name: str) -> None:
     logits = student(images)
     assert logits.shape == (2, 3)
     nn.functional.cross_entropy(logits, torch.tensor([0, 2])).backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in student.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all()
+        for parameter in student.parameters()
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, side in LEAST_SIDES.items() if side > 1])
 def test_images_that_would_vanish_are_refused(name: str) -> None:
     side = LEAST_SIDES[name]
-    with pytest.raises(ConfigError, match=f"'{name}' needs images of at least {side}x{side} pixels. Got {side}x{side - 1}"):
+    with pytest.raises(
+        ConfigError,
+        match=f"'{name}' needs images of at least {side}x{side} pixels. Got {side}x{side - 1}",
+    ):
         network(name, (3, side, side - 1))
 
 
@@ -151,7 +162,9 @@ def test_seeded_weights_are_reproducible_and_private() -> None:
 
 def test_a_written_default_does_not_change_the_weights() -> None:
     bare = build(NetworkSettings(name="mlp"), DIGITS, 10, seed=1).state_dict()
-    written = build(NetworkSettings(name="mlp", depth=2, width=128), DIGITS, 10, seed=1).state_dict()
+    written = build(
+        NetworkSettings(name="mlp", depth=2, width=128), DIGITS, 10, seed=1
+    ).state_dict()
     assert all(torch.equal(bare[key], written[key]) for key in bare)
 
 
@@ -172,13 +185,37 @@ def test_unseeded_weights_come_from_the_global_stream() -> None:
     ("name", "options", "sentence"),
     [
         ("convnett", {}, "Unknown network 'convnett'; did you mean 'convnet'?"),
-        ("resnet18", {"depth": 5}, "Network 'resnet18' has no option 'depth'; it has width and norm. Got depth=5 instead."),
-        ("lenet", {"norm": "batch"}, "Network 'lenet' has no option 'norm'; it has no options. Got norm=batch instead."),
-        ("vgg11", {"norm": "layer"}, "The norm of network 'vgg11' must be one of instance, batch. Got 'layer' instead."),
+        (
+            "resnet18",
+            {"depth": 5},
+            "Network 'resnet18' has no option 'depth'; it has width and norm. Got depth=5 instead.",
+        ),
+        (
+            "lenet",
+            {"norm": "batch"},
+            "Network 'lenet' has no option 'norm'; it has no options. Got norm=batch instead.",
+        ),
+        (
+            "vgg11",
+            {"norm": "layer"},
+            "The norm of network 'vgg11' must be one of instance, batch. Got 'layer' instead.",
+        ),
         ("convnet", {"width": 6, "norm": "group"}, "must be a multiple of 4. Got 6 instead."),
-        ("wide_resnet", {"depth": 18}, "'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got 18 instead."),
-        ("wide_resnet", {"depth": 4}, "'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got 4 instead."),
-        ("wrn16_2", {"width": 4}, "Network 'wrn16_2' has no option 'width'; it has no options. Got width=4 instead."),
+        (
+            "wide_resnet",
+            {"depth": 18},
+            "'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got 18 instead.",
+        ),
+        (
+            "wide_resnet",
+            {"depth": 4},
+            "'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got 4 instead.",
+        ),
+        (
+            "wrn16_2",
+            {"width": 4},
+            "Network 'wrn16_2' has no option 'width'; it has no options. Got width=4 instead.",
+        ),
         ("mobilenet_v2", {"norm": "instance"}, "has no option 'norm'"),
         ("torchvision/resnt18", {}, "did you mean 'torchvision/resnet18'?"),
         ("torchvision/resnet18", {"norm": "group"}, "has no option 'norm'"),
@@ -216,13 +253,21 @@ def test_torchvision_models_take_any_channels() -> None:
 
 
 def test_torchvision_models_refuse_images_that_vanish() -> None:
-    with pytest.raises(ConfigError, match=r"'torchvision/squeezenet1_1' needs images of at least 17x17 pixels\. Got 16x16"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'torchvision/squeezenet1_1' needs images of at least 17x17 pixels\. Got 16x16",
+    ):
         network("torchvision/squeezenet1_1", (3, 16, 16))
-    assert network("torchvision/squeezenet1_1", (3, 17, 17)).eval()(torch.zeros(1, 3, 17, 17)).shape == (1, 10)
+    assert network("torchvision/squeezenet1_1", (3, 17, 17)).eval()(
+        torch.zeros(1, 3, 17, 17)
+    ).shape == (1, 10)
 
 
 def test_plain_tensors_restore_a_network_that_asks_for_the_version_of_its_state():
     spec = NetworkSettings(name="torchvision/mnasnet0_5")
     one, other = (build(spec, ImageShape(*CIFAR), 10, seed=seed) for seed in (0, 1))
     restore(other, dict(one.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )

@@ -15,26 +15,40 @@ IMAGES = torch.randn(5, *SHAPE)
 
 
 def network(**settings) -> nn.Module:
-    return build(NetworkSettings.model_validate({"name": "convnet", "width": 4, **settings}), SHAPE, 7, seed=0)
+    return build(
+        NetworkSettings.model_validate({"name": "convnet", "width": 4, **settings}),
+        SHAPE,
+        7,
+        seed=0,
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"norm": "group"}, {"norm": "none", "depth": 1}, {"name": "mlp"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"norm": "group"}, {"norm": "none", "depth": 1}, {"name": "mlp"}]
+)
 def test_it_says_what_the_network_says(settings):
     plain = network(**settings)
     flat = FlatNetwork(plain)
     # weights at another place in memory: matrix products may be summed in another order
     torch.testing.assert_close(flat(flat.vector(), IMAGES), plain(IMAGES), rtol=1e-5, atol=1e-6)
-    assert flat.size == sum(parameter.numel() for parameter in plain.parameters()) == len(flat.vector())
+    assert (
+        flat.size
+        == sum(parameter.numel() for parameter in plain.parameters())
+        == len(flat.vector())
+    )
 
 
 def test_the_vector_is_that_of_the_parameters_in_order():
     plain = network()
-    assert torch.equal(FlatNetwork(plain).vector(), nn.utils.parameters_to_vector(plain.parameters()))
+    assert torch.equal(
+        FlatNetwork(plain).vector(), nn.utils.parameters_to_vector(plain.parameters())
+    )
     assert list(FlatNetwork(plain).shapes) == [name for name, _ in plain.named_parameters()]
 
 
 def test_a_vector_can_be_loaded_and_is_a_copy():
-    one, other = FlatNetwork(network()), FlatNetwork(build(NetworkSettings(name="convnet", width=4), SHAPE, 7, seed=1))
+    one = FlatNetwork(network())
+    other = FlatNetwork(build(NetworkSettings(name="convnet", width=4), SHAPE, 7, seed=1))
     vector = one.vector()
     before = other(vector, IMAGES)
     other.load(vector)
@@ -54,7 +68,10 @@ def test_it_does_not_touch_the_network_s_own_parameters():
 
 
 def test_networks_with_statistics_or_dropout_are_refused():
-    with pytest.raises(ConfigError, match=r"norm 'instance'.*Got Sequential with 'features\.1\.running_mean' instead"):
+    with pytest.raises(
+        ConfigError,
+        match=r"norm 'instance'.*Got Sequential with 'features\.1\.running_mean' instead",
+    ):
         FlatNetwork(network(norm="batch"))
     with pytest.raises(ConfigError, match="must be without dropout"):
         FlatNetwork(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(768, 7)))

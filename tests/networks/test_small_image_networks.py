@@ -1,4 +1,6 @@
-"""MobileNetV2, ShuffleNetV2 and Wide ResNet compute what their papers say, and every layer can be observed."""
+"""MobileNetV2, ShuffleNetV2 and Wide ResNet compute what their papers say, and every layer can be
+observed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d, linear, relu
 
 from rayd.config import NetworkSettings
-from rayd.networks import Tap, Tapped, build
+from rayd.networks import FeatureExtractor, LayerRole, build
 from rayd.networks.mobilenet import InvertedResidual
 
 CIFAR = (3, 32, 32)
@@ -22,7 +24,9 @@ def network(name: str, shape: tuple[int, int, int] = CIFAR, **options: object) -
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
-    """In eval mode, with scales, shifts and running statistics that no two channels share, so that a mixed-up layer shows."""
+    """In eval mode, with scales, shifts and running statistics that no two channels share, so that
+    a mixed-up layer shows.
+    """
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -40,7 +44,8 @@ def images(shape: tuple[int, int, int] = CIFAR) -> Tensor:
 def test_shufflenet_is_torchvision_s_without_strides_in_the_stem() -> None:
     ours = with_statistics(network("shufflenet_v2"))
     reference = torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=10)
-    reference.conv1[0].stride, reference.maxpool = (1, 1), nn.Identity()
+    reference.conv1[0].stride = (1, 1)
+    reference.maxpool = nn.Identity()
     tensors = zip(reference.state_dict(), ours.state_dict().values(), strict=True)
     reference.load_state_dict(dict(tensors))
     torch.testing.assert_close(ours(images()), reference.eval()(images()))
@@ -52,7 +57,9 @@ def test_inverted_residual_is_torchvision_s_with_another_relu(outputs: int, stri
     reference = torchvision.models.mobilenetv2.InvertedResidual(8, outputs, stride, 6).eval()
     for index in (0, 1):
         reference.conv[index][2] = nn.ReLU()
-    reference.load_state_dict(dict(zip(reference.state_dict(), ours.state_dict().values(), strict=True)))
+    reference.load_state_dict(
+        dict(zip(reference.state_dict(), ours.state_dict().values(), strict=True))
+    )
     maps = images((8, 7, 7))
     torch.testing.assert_close(ours(maps), reference(maps))
 
@@ -74,7 +81,9 @@ def test_wide_resnet_is_its_definition_layer_by_layer() -> None:
     ours = with_statistics(network("wide_resnet", DIGITS, depth=10, width=3)).double()
     state = iter(ours.state_dict().values())
 
-    def normalised(maps: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, _: Tensor) -> Tensor:
+    def normalised(
+        maps: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor, _: Tensor
+    ) -> Tensor:
         return batch_norm(maps, mean, var, scale, shift)
 
     def take(count: int) -> list[Tensor]:
@@ -107,7 +116,10 @@ def test_wide_resnet_blocks_of_equal_width_pass_their_input_on() -> None:
     ],
 )
 def test_wide_resnets_have_the_published_sizes(options: dict[str, int], parameters: int) -> None:
-    assert sum(parameter.numel() for parameter in network("wide_resnet", **options).parameters()) == parameters
+    assert (
+        sum(parameter.numel() for parameter in network("wide_resnet", **options).parameters())
+        == parameters
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,41 +130,53 @@ def test_wide_resnets_have_the_published_sizes(options: dict[str, int], paramete
         ("wrn16_2", (128, 8, 8), 13, 16, 3),
     ],
 )
-def test_every_layer_is_tapped(name: str, last: tuple[int, ...], norms: int, convolutions: int, shared: int) -> None:
+def test_every_layer_is_tapped(
+    name: str, last: tuple[int, ...], norms: int, convolutions: int, shared: int
+) -> None:
     observer = network(name)
-    tapped = Tapped(observer, set(Tap), CIFAR)
-    assert [len(tapped.layers(tap)) for tap in (Tap.BN_INPUTS, Tap.CONV_INPUTS)] == [norms, convolutions]
-    assert tapped.dimensions(Tap.LAST_MAP) == [last]
-    assert len(Tapped(observer, {Tap.CONV_PATH}, CIFAR).layers(Tap.CONV_PATH)) == convolutions - shared
+    tapped = FeatureExtractor(observer, set(LayerRole), CIFAR)
+    assert [len(tapped.layers(tap)) for tap in (LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS)] == [
+        norms,
+        convolutions,
+    ]
+    assert tapped.dimensions(LayerRole.LAST_MAP) == [last]
+    assert (
+        len(FeatureExtractor(observer, {LayerRole.CONV_PATH}, CIFAR).layers(LayerRole.CONV_PATH))
+        == convolutions - shared
+    )
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "wrn16_2"])
 def test_the_projections_are_what_the_path_leaves_out(name: str) -> None:
     observer = network(name)
-    every = Tapped(observer, {Tap.CONV_INPUTS}, CIFAR).layers(Tap.CONV_INPUTS)
-    kept = Tapped(observer, {Tap.CONV_PATH}, CIFAR).layers(Tap.CONV_PATH)
+    every = FeatureExtractor(observer, {LayerRole.CONV_INPUTS}, CIFAR).layers(LayerRole.CONV_INPUTS)
+    kept = FeatureExtractor(observer, {LayerRole.CONV_PATH}, CIFAR).layers(LayerRole.CONV_PATH)
     assert all("shortcut" in layer or "projection" in layer for layer in set(every) - set(kept))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_that_was_tapped_is_changed_afterwards(name: str) -> None:
-    tapped = Tapped(network(name), set(Tap), CIFAR)
+    tapped = FeatureExtractor(network(name), set(LayerRole), CIFAR)
     seen: list[tuple[Tensor, int]] = []
     for module in tapped.network.modules():
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.AdaptiveAvgPool2d | nn.Linear):
-            module.register_forward_pre_hook(lambda _, inputs: seen.append((inputs[0], inputs[0]._version)))
+            module.register_forward_pre_hook(
+                lambda _, inputs: seen.append((inputs[0], inputs[0]._version))
+            )
     observation = tapped(images().requires_grad_())
-    assert len(seen) == 2 + sum(len(observation.taps[tap]) for tap in (Tap.BN_INPUTS, Tap.CONV_INPUTS))
+    assert len(seen) == 2 + sum(
+        len(observation.taps[tap]) for tap in (LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS)
+    )
     assert all(tensor._version == version for tensor, version in seen)
     assert not any(getattr(module, "inplace", False) for module in tapped.network.modules())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tap_reaches_back_to_the_images(name: str) -> None:
-    tapped = Tapped(network(name, DIGITS), set(Tap), DIGITS)
+    tapped = FeatureExtractor(network(name, DIGITS), set(LayerRole), DIGITS)
     pixels = images(DIGITS).requires_grad_()
     taps = tapped(pixels).taps
-    for tap in Tap:
+    for tap in LayerRole:
         (gradient,) = torch.autograd.grad(taps[tap][-1].square().sum(), pixels, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
@@ -160,7 +184,9 @@ def test_every_tap_reaches_back_to_the_images(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_fixes_the_weights(name: str) -> None:
-    first, again, other = (build(NetworkSettings(name=name), DIGITS, 3, seed=seed).state_dict() for seed in (5, 5, 6))
+    first, again, other = (
+        build(NetworkSettings(name=name), DIGITS, 3, seed=seed).state_dict() for seed in (5, 5, 6)
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     weights = [key for key, tensor in first.items() if tensor.ndim > 1]
     assert weights

@@ -1,4 +1,6 @@
-"""Given weights fill a network or are refused with a sentence; nothing but tensors is ever unpickled."""
+"""Given weights fill a network or are refused with a sentence; nothing but tensors is ever
+unpickled.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ IMAGENET = ShuffleNet_V2_X0_5_Weights.DEFAULT.meta["categories"]
 Download = Callable[..., object]
 
 
-def small(weights: Path | str | None = None, classes: int = 3, seed: int = 0, **options: object) -> tuple[nn.Module, ...]:
+def small(
+    weights: Path | str | None = None, classes: int = 3, seed: int = 0, **options: object
+) -> tuple[nn.Module, ...]:
     """A ConvNet with batch normalisation, and its settings."""
     options = {"name": "convnet", "depth": 1, "width": 4, "norm": "batch", **options}
     settings = ObserverNetworkSettings(weights=str(weights) if weights else None, **options)
@@ -45,11 +49,17 @@ def trained(classes: int = 3, **options: object) -> dict[str, Tensor]:
 
 def same(network: nn.Module, tensors: dict[str, Tensor]) -> bool:
     state = network.state_dict()
-    return state.keys() == tensors.keys() and all(torch.equal(state[name], tensors[name]) for name in state)
+    return state.keys() == tensors.keys() and all(
+        torch.equal(state[name], tensors[name]) for name in state
+    )
 
 
-def refusal(path: Path, kind: type[Exception] = ConfigError, *, head: bool = True, **options: object) -> str:
-    """The sentence with which weights are refused, after a look that nothing of the network was changed."""
+def refusal(
+    path: Path, kind: type[Exception] = ConfigError, *, head: bool = True, **options: object
+) -> str:
+    """The sentence with which weights are refused, after a look that nothing of the network was
+    changed.
+    """
     network, settings = small(path, **options)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(kind) as error:
@@ -73,7 +83,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("metadata", [None, {"class_names": CLASSES}])
-def test_safetensors_fill_the_network(safetensors: Path, metadata: dict[str, object] | None, head: bool) -> None:
+def test_safetensors_fill_the_network(
+    safetensors: Path, metadata: dict[str, object] | None, head: bool
+) -> None:
     write_tensors(safetensors, trained(), metadata)
     network, settings = small(safetensors)
     load_weights(network, settings, CLASSES, head=head)
@@ -88,14 +100,22 @@ def test_safetensors_fill_the_network(safetensors: Path, metadata: dict[str, obj
         lambda tensors: {"state_dict": tensors, "epoch": 3, "arch": "convnet"},
         lambda tensors: {"model": tensors, "optimizer": {"lr": 0.1}},
         lambda tensors: {f"module.{name}": tensor for name, tensor in tensors.items()},
-        lambda tensors: {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}},
         lambda tensors: {
-            name: nn.Parameter(tensor) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+            "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}
         },
-        lambda tensors: {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()},
+        lambda tensors: {
+            name: nn.Parameter(tensor) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        },
+        lambda tensors: {
+            name: tensor.double() if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        },
     ],
 )
-def test_state_dicts_of_torch_fill_the_network(checkpoint: Path, wrap: Callable[[dict[str, Tensor]], object]) -> None:
+def test_state_dicts_of_torch_fill_the_network(
+    checkpoint: Path, wrap: Callable[[dict[str, Tensor]], object]
+) -> None:
     torch.save(wrap(trained()), checkpoint)
     network, settings = small(checkpoint)
     load_weights(network, settings, CLASSES, head=True)
@@ -119,7 +139,9 @@ def test_files_of_before_batches_were_counted_are_taken(safetensors: Path) -> No
 
 
 def old_name_of_densenet(name: str) -> str:
-    return name.replace("denselayer1.norm", "denselayer1.norm.").replace("denselayer1.conv", "denselayer1.conv.")
+    return name.replace("denselayer1.norm", "denselayer1.norm.").replace(
+        "denselayer1.conv", "denselayer1.conv."
+    )
 
 
 def old_name_of_transformer(name: str) -> str:
@@ -136,7 +158,8 @@ def old_name_of_transformer(name: str) -> str:
 def test_files_with_torchvision_s_old_names_are_taken(
     checkpoint: Path, make: Callable[[], nn.Module], old_name: Callable[[str], str]
 ) -> None:
-    given, network = make().state_dict(), make()
+    given = make().state_dict()
+    network = make()
     old = {old_name(name): tensor for name, tensor in given.items()}
     assert old.keys() != given.keys()
     torch.save(old, checkpoint)
@@ -148,19 +171,29 @@ def test_files_with_torchvision_s_old_names_are_taken(
 
 
 @pytest.mark.parametrize("classes", [5, 0])
-def test_a_classifier_that_does_not_fit_starts_anew_where_it_is_trained_further(safetensors: Path, classes: int) -> None:
+def test_a_classifier_that_does_not_fit_starts_anew_where_it_is_trained_further(
+    safetensors: Path, classes: int
+) -> None:
     tensors = trained(classes or 3)
     if not classes:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
+        tensors = {
+            name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")
+        }
     write_tensors(safetensors, tensors)
     network, settings = small(safetensors)
-    fresh = {name: t.clone() for name, t in network.state_dict().items() if name.startswith("classifier.")}
+    fresh = {
+        name: t.clone()
+        for name, t in network.state_dict().items()
+        if name.startswith("classifier.")
+    }
     load_weights(network, settings, CLASSES, head=False)
     assert same(network, {**trained(), **fresh})
 
 
 @pytest.mark.parametrize("known", [["dog", "cat", "frog"], ["cat", "dog", "horse"]])
-def test_a_classifier_of_other_classes_starts_anew_where_it_is_trained_further(safetensors: Path, known: list[str]) -> None:
+def test_a_classifier_of_other_classes_starts_anew_where_it_is_trained_further(
+    safetensors: Path, known: list[str]
+) -> None:
     write_tensors(safetensors, trained(), {"class_names": known})
     network, settings = small(safetensors)
     fresh = network.get_parameter("classifier.weight").clone()
@@ -176,11 +209,19 @@ def test_a_classifier_of_other_classes_starts_anew_where_it_is_trained_further(s
             ["cat", "frog", "dog"],
             "know the classes of the data in another class order: class 1 is 'frog' there and 'dog' in the data.",
         ),
-        (["cat", "horse", "frog"], "are used as they are, but know other classes: class 'dog' of the data is none of theirs."),
-        (["cat", "dog", "frog", "horse"], "are used as they are, but know other classes: the data have no class 'horse'."),
+        (
+            ["cat", "horse", "frog"],
+            "are used as they are, but know other classes: class 'dog' of the data is none of theirs.",
+        ),
+        (
+            ["cat", "dog", "frog", "horse"],
+            "are used as they are, but know other classes: the data have no class 'horse'.",
+        ),
     ],
 )
-def test_weights_that_are_used_as_they_are_must_know_the_classes(safetensors: Path, known: list[str], sentence: str) -> None:
+def test_weights_that_are_used_as_they_are_must_know_the_classes(
+    safetensors: Path, known: list[str], sentence: str
+) -> None:
     write_tensors(safetensors, trained(len(known)), {"class_names": known})
     assert f"Weights '{safetensors}' {sentence}" in refusal(safetensors)
 
@@ -194,7 +235,9 @@ def test_weights_that_are_used_as_they_are_must_have_as_many_classes(checkpoint:
 
 
 def test_weights_that_are_used_as_they_are_must_have_a_classifier(checkpoint: Path) -> None:
-    torch.save({name: t for name, t in trained().items() if not name.startswith("classifier.")}, checkpoint)
+    torch.save(
+        {name: t for name, t in trained().items() if not name.startswith("classifier.")}, checkpoint
+    )
     assert "they have no tensor 'classifier.weight' of shape (3, 64)." in refusal(checkpoint)
 
 
@@ -220,8 +263,14 @@ def test_a_first_layer_of_other_channels_is_refused(checkpoint: Path, head: bool
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda t: t.pop("features.1.running_var"), "they have no tensor 'features.1.running_var' of shape (4,)."),
-        (lambda t: t.update(extra=torch.zeros(2, 3)), "which has no tensor 'extra' of shape (2, 3)."),
+        (
+            lambda t: t.pop("features.1.running_var"),
+            "they have no tensor 'features.1.running_var' of shape (4,).",
+        ),
+        (
+            lambda t: t.update(extra=torch.zeros(2, 3)),
+            "which has no tensor 'extra' of shape (2, 3).",
+        ),
         (
             lambda t: t.update({"features.0.weight": t["features.0.weight"].char()}),
             "tensor 'features.0.weight' is torch.int8 there and torch.float32 in the network.",
@@ -253,15 +302,22 @@ class Bomb:
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_a_bare_pickle_is_never_loaded(tmp_path: Path, name: str, protocol: int) -> None:
-    path, trace = tmp_path / name, tmp_path / "trace"
+    path = tmp_path / name
+    trace = tmp_path / "trace"
     path.write_bytes(pickle.dumps({"weight": Bomb(trace)}, protocol=protocol))
     assert "which rayd never loads; convert it to safetensors." in refusal(path, ArtifactError)
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_an_archive_that_holds_more_than_tensors_is_never_loaded(checkpoint: Path, tmp_path: Path, legacy: bool) -> None:
-    torch.save({**trained(), "extra": Bomb(tmp_path / "trace")}, checkpoint, _use_new_zipfile_serialization=not legacy)
+def test_an_archive_that_holds_more_than_tensors_is_never_loaded(
+    checkpoint: Path, tmp_path: Path, legacy: bool
+) -> None:
+    torch.save(
+        {**trained(), "extra": Bomb(tmp_path / "trace")},
+        checkpoint,
+        _use_new_zipfile_serialization=not legacy,
+    )
     assert refusal(checkpoint, ArtifactError) == (
         f"'{checkpoint}' is a pickle that holds more than tensors, which rayd never loads; convert it to safetensors."
     )
@@ -273,11 +329,19 @@ def test_an_archive_that_holds_more_than_tensors_is_never_loaded(checkpoint: Pat
     [
         ([1, 2], "must hold a state dict, that is tensors by name. Got list instead."),
         ({}, "must hold a state dict, that is tensors by name. Got dict instead."),
-        ({"epoch": 3}, "must hold a state dict, that is tensors by name. Got 'epoch': int instead."),
-        ({0: torch.zeros(1)}, "must hold a state dict, that is tensors by name. Got 0: Tensor instead."),
+        (
+            {"epoch": 3},
+            "must hold a state dict, that is tensors by name. Got 'epoch': int instead.",
+        ),
+        (
+            {0: torch.zeros(1)},
+            "must hold a state dict, that is tensors by name. Got 0: Tensor instead.",
+        ),
     ],
 )
-def test_an_archive_of_something_else_is_refused(checkpoint: Path, content: object, sentence: str) -> None:
+def test_an_archive_of_something_else_is_refused(
+    checkpoint: Path, content: object, sentence: str
+) -> None:
     torch.save(content, checkpoint)
     assert sentence in refusal(checkpoint, ArtifactError)
 
@@ -285,12 +349,16 @@ def test_an_archive_of_something_else_is_refused(checkpoint: Path, content: obje
 def test_a_truncated_archive_is_refused(checkpoint: Path) -> None:
     torch.save(trained(), checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    assert f"'{checkpoint}' is truncated or no checkpoint of torch: " in refusal(checkpoint, ArtifactError)
+    assert f"'{checkpoint}' is truncated or no checkpoint of torch: " in refusal(
+        checkpoint, ArtifactError
+    )
 
 
 def test_a_file_of_another_kind_is_refused(checkpoint: Path) -> None:
     write_tensors(checkpoint, trained())
-    assert "is no checkpoint of torch; a safetensors file must end in '.safetensors'." in refusal(checkpoint, ArtifactError)
+    assert "is no checkpoint of torch; a safetensors file must end in '.safetensors'." in refusal(
+        checkpoint, ArtifactError
+    )
 
 
 def test_a_missing_file_is_named(safetensors: Path) -> None:
@@ -324,7 +392,9 @@ def answer_downloads(monkeypatch: pytest.MonkeyPatch, download: Download) -> Non
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
 
 
-def shufflenet(classes: list[str], *, head: bool, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Module:
+def shufflenet(
+    classes: list[str], *, head: bool, shape: tuple[int, int, int] = (3, 32, 32)
+) -> nn.Module:
     settings = ObserverNetworkSettings(name=SHUFFLENET, weights="torchvision")
     network = build(settings, shape, len(classes), seed=0)
     load_weights(network, settings, classes, head=head)
@@ -337,21 +407,31 @@ def test_classes_of_imagenet_take_their_rows(pretrained: dict[str, Tensor]) -> N
     state = shufflenet(classes, head=True).state_dict()
     assert torch.equal(state["fc.weight"], pretrained["fc.weight"][rows])
     assert torch.equal(state["fc.bias"], pretrained["fc.bias"][rows])
-    assert all(torch.equal(state[name], pretrained[name]) for name in state if not name.startswith("fc."))
+    assert all(
+        torch.equal(state[name], pretrained[name]) for name in state if not name.startswith("fc.")
+    )
 
 
-def test_a_thousand_classes_take_the_classifier_in_their_own_order(pretrained: dict[str, Tensor]) -> None:
+def test_a_thousand_classes_take_the_classifier_in_their_own_order(
+    pretrained: dict[str, Tensor],
+) -> None:
     assert same(shufflenet(IMAGENET, head=True), pretrained)
-    assert torch.equal(shufflenet(IMAGENET[::-1], head=True).state_dict()["fc.bias"], pretrained["fc.bias"].flip(0))
+    assert torch.equal(
+        shufflenet(IMAGENET[::-1], head=True).state_dict()["fc.bias"], pretrained["fc.bias"].flip(0)
+    )
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_a_thousand_classes_of_other_names_take_the_classifier_as_it_is(pretrained: dict[str, Tensor], head: bool) -> None:
+def test_a_thousand_classes_of_other_names_take_the_classifier_as_it_is(
+    pretrained: dict[str, Tensor], head: bool
+) -> None:
     assert same(shufflenet([f"n{label:08}" for label in range(1000)], head=head), pretrained)
 
 
 @pytest.mark.parametrize("name", ["zebra crossing", "CARDIGAN"])
-def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(pretrained: dict[str, Tensor], name: str) -> None:
+def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(
+    pretrained: dict[str, Tensor], name: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         shufflenet(["tabby", name], head=True)
     assert str(error.value) == (
@@ -360,28 +440,43 @@ def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(pretrained: d
     )
 
 
-def test_other_classes_get_a_new_classifier_where_it_is_trained_further(pretrained: dict[str, Tensor]) -> None:
+def test_other_classes_get_a_new_classifier_where_it_is_trained_further(
+    pretrained: dict[str, Tensor],
+) -> None:
     state = shufflenet(["zebra crossing", "tabby"], head=False).state_dict()
     fresh = build(ObserverNetworkSettings(name=SHUFFLENET), (3, 32, 32), 2, seed=0).state_dict()
-    assert all(torch.equal(state[name], (fresh if name.startswith("fc.") else pretrained)[name]) for name in state)
+    assert all(
+        torch.equal(state[name], (fresh if name.startswith("fc.") else pretrained)[name])
+        for name in state
+    )
 
 
 def test_images_of_other_channels_are_refused(pretrained: dict[str, Tensor]) -> None:
-    with pytest.raises(ConfigError, match=r"'conv1.0.weight' is of shape \(24, 3, 3, 3\) there and \(24, 1, 3, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"'conv1.0.weight' is of shape \(24, 3, 3, 3\) there and \(24, 1, 3, 3\)"
+    ):
         shufflenet(["tabby", "goldfish"], head=False, shape=(1, 32, 32))
 
 
 def test_the_stem_of_small_images_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer_downloads(monkeypatch, lambda *_, **__: torchvision.models.resnet18(weights=None).state_dict())
+    answer_downloads(
+        monkeypatch, lambda *_, **__: torchvision.models.resnet18(weights=None).state_dict()
+    )
     settings = ObserverNetworkSettings(name="torchvision/resnet18", weights="torchvision")
-    with pytest.raises(ConfigError, match=r"'conv1.weight' is of shape \(64, 3, 7, 7\) there and \(64, 3, 3, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"'conv1.weight' is of shape \(64, 3, 7, 7\) there and \(64, 3, 3, 3\)"
+    ):
         load_weights(build(settings, (3, 32, 32), 3), settings, CLASSES, head=False)
     network = build(settings, (3, 64, 64), 3)
     load_weights(network, settings, CLASSES, head=False)
 
 
-@pytest.mark.parametrize("failure", [URLError("no route to host"), TimeoutError("no route to host")])
-def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+@pytest.mark.parametrize(
+    "failure", [URLError("no route to host"), TimeoutError("no route to host")]
+)
+def test_a_failed_download_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
     def fail(*_: object, **__: object) -> object:
         raise failure
 
@@ -389,22 +484,33 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, fail
     with pytest.raises(RunError) as error:
         shufflenet(CLASSES, head=False)
     sentence = str(error.value)
-    assert f"Cannot download the weights of network '{SHUFFLENET}': no route to host; download https://" in sentence
+    assert (
+        f"Cannot download the weights of network '{SHUFFLENET}': no route to host; download https://"
+        in sentence
+    )
     assert f"checkpoints/{ShuffleNet_V2_X0_5_Weights.DEFAULT.url.rsplit('/', 1)[1]}'" in sentence
     assert "give its path as 'weights'" in sentence
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("invalid hash value\nfor"), pickle.UnpicklingError("invalid hash value")])
+@pytest.mark.parametrize(
+    "failure",
+    [RuntimeError("invalid hash value\nfor"), pickle.UnpicklingError("invalid hash value")],
+)
 def test_a_damaged_download_is_named(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     def fail(*_: object, **__: object) -> object:
         raise failure
 
     answer_downloads(monkeypatch, fail)
-    with pytest.raises(ArtifactError, match=r"is damaged: invalid hash value; remove it and try again\.$"):
+    with pytest.raises(
+        ArtifactError, match=r"is damaged: invalid hash value; remove it and try again\.$"
+    ):
         shufflenet(CLASSES, head=False)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet1", "torchvision/fcn_resnet50", "torchvision/inception_v3"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "torchvision/resnet1", "torchvision/fcn_resnet50", "torchvision/inception_v3"],
+)
 def test_networks_that_torchvision_has_no_weights_for_are_refused(name: str) -> None:
     settings = ObserverNetworkSettings(name=name, weights="torchvision")
     with pytest.raises(ConfigError, match=f"'{name}'"):
@@ -414,7 +520,13 @@ def test_networks_that_torchvision_has_no_weights_for_are_refused(name: str) -> 
 
 
 def test_every_classifier_of_torchvision_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["squeezenet1_1", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "efficientnet_b0"]
+    names = [
+        "squeezenet1_1",
+        "mnasnet0_5",
+        "mobilenet_v3_small",
+        "regnet_y_400mf",
+        "efficientnet_b0",
+    ]
     for name in names:
         given = torchvision.models.get_model(name, weights=None, num_classes=1000).state_dict()
         answer_downloads(monkeypatch, lambda *_, given=given, **__: dict(given))
@@ -424,7 +536,10 @@ def test_every_classifier_of_torchvision_is_found(monkeypatch: pytest.MonkeyPatc
         state = network.state_dict()
         chosen = [key for key in state if state[key].shape != given[key].shape]
         assert chosen
-        assert all(torch.equal(state[key], given[key][[1, 0]] if key in chosen else given[key]) for key in state)
+        assert all(
+            torch.equal(state[key], given[key][[1, 0]] if key in chosen else given[key])
+            for key in state
+        )
 
 
 # Fingerprints
@@ -437,6 +552,6 @@ def test_fingerprints_tell_weights_apart(safetensors: Path) -> None:
     write_tensors(safetensors, trained(4))
     assert fingerprint(small(safetensors)[1]) != first
     assert fingerprint(small()[1]) is None
-    assert fingerprint(ObserverNetworkSettings(name="torchvision/resnet50", weights="torchvision")) == (
-        "ResNet50_Weights.IMAGENET1K_V2"
-    )
+    assert fingerprint(
+        ObserverNetworkSettings(name="torchvision/resnet50", weights="torchvision")
+    ) == ("ResNet50_Weights.IMAGENET1K_V2")

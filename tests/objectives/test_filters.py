@@ -1,4 +1,6 @@
-"""Filters against explicit eigendecompositions in float64, their gradients, and matrices that are hard to invert."""
+"""Filters against explicit eigendecompositions in float64, their gradients, and matrices that are
+hard to invert.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from torch import Tensor
 
 from rayd.config import FilterSettings
 from rayd.objectives import filters
-from rayd.objectives.filters import AllPass, Filter, GradientStep, GradientSum, LowPass, Ridge, Spectrum
+from rayd.objectives.filters import (
+    AllPass,
+    Filter,
+    GradientStep,
+    GradientSum,
+    LowPass,
+    Ridge,
+    Spectrum,
+)
 
 EVERY: list[Filter] = [
     AllPass(),
@@ -20,7 +30,9 @@ EVERY: list[Filter] = [
 
 
 def features(count: int, dimension: int, *batch: int, seed: int = 0) -> Tensor:
-    return torch.randn(*batch, count, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        *batch, count, dimension, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def correlations(x: Tensor) -> Tensor:
@@ -28,7 +40,9 @@ def correlations(x: Tensor) -> Tensor:
 
 
 def by_eigenvalues(function: Filter, matrix: Tensor) -> Tensor:
-    """Sum of f(l) q q^T over the eigenpairs, one after another; f from its definition as a power series or a quotient."""
+    """Sum of f(l) q q^T over the eigenpairs, one after another; f from its definition as a power
+    series or a quotient.
+    """
     values, vectors = torch.linalg.eigh(matrix)
     total = torch.zeros_like(matrix)
     for value, vector in zip(values.clamp(min=0).tolist(), vectors.T, strict=True):
@@ -66,7 +80,9 @@ def test_filters_are_functions_of_eigenvalues(function, count):
 @pytest.mark.parametrize("function", EVERY, ids=str)
 def test_responses_are_those_of_the_definition(function):
     values = torch.tensor([0.0, 1e-6, 0.5, 1.0, 5.0], dtype=torch.float64)
-    expected = torch.tensor([scalar(function, value) for value in values.tolist()], dtype=torch.float64)
+    expected = torch.tensor(
+        [scalar(function, value) for value in values.tolist()], dtype=torch.float64
+    )
     torch.testing.assert_close(function.response(values), expected, rtol=1e-12, atol=0)
 
 
@@ -84,21 +100,35 @@ def test_gradcheck(function, count):
 
 
 def test_gradient_descent_is_what_its_filters_say():
-    """Ridge, GradientStep and GradientSum by solving and descending on a linear regression of labels on features."""
-    x, y, start = features(30, 4), features(30, 2, seed=1), features(4, 2, seed=2)
-    matrix, signal, weights = correlations(x), x.T @ y / 30, start
+    """Ridge, GradientStep and GradientSum by solving and descending on a linear regression of
+    labels on features.
+    """
+    x = features(30, 4)
+    y = features(30, 2, seed=1)
+    start = features(4, 2, seed=2)
+    matrix = correlations(x)
+    signal = x.T @ y / 30
+    weights = start
     for _ in range(13):
         weights = weights - 0.1 * (x.T @ (x @ weights - y) / 30)
-    torch.testing.assert_close(GradientStep(0.1, 13)(matrix) @ start + GradientSum(0.1, 13)(matrix) @ signal, weights)
-    ridge = torch.linalg.lstsq(torch.cat([x / 30**0.5, 0.2 * torch.eye(4)]), torch.cat([y / 30**0.5, torch.zeros(4, 2)]))
+    torch.testing.assert_close(
+        GradientStep(0.1, 13)(matrix) @ start + GradientSum(0.1, 13)(matrix) @ signal, weights
+    )
+    ridge = torch.linalg.lstsq(
+        torch.cat([x / 30**0.5, 0.2 * torch.eye(4)]), torch.cat([y / 30**0.5, torch.zeros(4, 2)])
+    )
     torch.testing.assert_close(Ridge(0.04)(matrix) @ signal, ridge.solution)
-    torch.testing.assert_close(GradientSum(0.1, 5000)(matrix), torch.linalg.inv(matrix), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        GradientSum(0.1, 5000)(matrix), torch.linalg.inv(matrix), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_a_matrix_of_rank_one_under_a_tiny_ridge_is_no_trouble(dtype, size):
-    """One feature vector in 200 dimensions, ridge 1e-6: in float32 the rounding of the matrix is larger than the ridge."""
+    """One feature vector in 200 dimensions, ridge 1e-6: in float32 the rounding of the matrix is
+    larger than the ridge.
+    """
     x = (size * features(1, 200)).to(dtype).requires_grad_()
     inverse = Ridge(1e-6)(correlations(x))
     assert inverse.isfinite().all()
@@ -115,7 +145,11 @@ def test_where_cholesky_fails_negative_eigenvalues_are_zeros():
     vectors, _ = torch.linalg.qr(features(3, 3))
     matrix = vectors @ torch.diag(torch.tensor([-1e-3, 0.0, 2.0], dtype=torch.float64)) @ vectors.T
     assert int(torch.linalg.cholesky_ex(matrix + 1e-6 * torch.eye(3)).info) > 0
-    expected = vectors @ torch.diag(torch.tensor([1e6, 1e6, 1 / (2 + 1e-6)], dtype=torch.float64)) @ vectors.T
+    expected = (
+        vectors
+        @ torch.diag(torch.tensor([1e6, 1e6, 1 / (2 + 1e-6)], dtype=torch.float64))
+        @ vectors.T
+    )
     torch.testing.assert_close(Ridge(1e-6)(matrix), expected, rtol=1e-8, atol=1e-3)
 
 
@@ -130,12 +164,18 @@ def test_numbers_that_are_not_finite_are_one_clear_error(bad):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Ridge(0.0), "The 'beta' of Ridge must be a finite number above 0. Got 0.0 instead."),
+        (
+            lambda: Ridge(0.0),
+            "The 'beta' of Ridge must be a finite number above 0. Got 0.0 instead.",
+        ),
         (lambda: Ridge(float("nan")), "The 'beta' of Ridge"),
         (lambda: Ridge(float("inf")), "The 'beta' of Ridge"),
         (lambda: GradientStep(-0.1, 2), "The 'step_size' of GradientStep"),
         (lambda: GradientSum(float("inf"), 2), "The 'step_size' of GradientSum"),
-        (lambda: GradientSum(0.1, -1), "The 'power' of GradientSum must be at least 0. Got -1 instead."),
+        (
+            lambda: GradientSum(0.1, -1),
+            "The 'power' of GradientSum must be at least 0. Got -1 instead.",
+        ),
     ],
 )
 def test_filters_that_cannot_be_are_refused(make, sentence):
@@ -145,9 +185,10 @@ def test_filters_that_cannot_be_are_refused(make, sentence):
 
 def test_only_several_gradient_steps_have_a_limit():
     assert GradientStep(0.5, 2).limit == GradientSum(0.5, 3).limit == 4
-    assert {one.limit for one in (AllPass(), LowPass(), Ridge(0.1), GradientStep(0.5, 1), GradientSum(0.0, 9))} == {
-        float("inf")
-    }
+    assert {
+        one.limit
+        for one in (AllPass(), LowPass(), Ridge(0.1), GradientStep(0.5, 1), GradientSum(0.0, 9))
+    } == {float("inf")}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The network that weighs frequencies climbs, from one call to the next, and never leaves the memory that it is given."""
+"""The network that weighs frequencies climbs, from one call to the next, and never leaves the
+memory that it is given.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.networks import Observation, Tap
-from rayd.objectives import Context, Need, SpectralDistance
+from rayd.networks import LayerRole, Observation
+from rayd.objectives import Context, SpectralDistance, StatisticSpec
 from rayd.objectives.frequency_network import FrequencyAdversary, FrequencyNetwork, State, ascend
 from rayd.statistics import CharacteristicFunction, Frequencies, Moments
 
-NUMBER, DIMENSION = 40, 6
+NUMBER = 40
+DIMENSION = 6
 FREQUENCIES = Frequencies(number=NUMBER).draw(DIMENSION, torch.Generator().manual_seed(1)).float()
 GAPS = FREQUENCIES[:, 0].square() + 0.01
 
@@ -25,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def network(seed: int = 0, **options: float) -> FrequencyNetwork:
     built = FrequencyNetwork(DIMENSION, **options)
-    built.settle(generator(seed))
+    built.to_device(generator(seed))
     return built
 
 
@@ -44,7 +47,11 @@ def test_weights_are_a_distribution_that_spares_no_frequency(kernel, scale):
 def test_the_generator_decides_the_start():
     assert torch.equal(network(1)(FREQUENCIES), network(1)(FREQUENCIES))
     assert not torch.equal(network(1)(FREQUENCIES), network(2)(FREQUENCIES))
-    for layer in (stage for stage in network().requires_grad_(False).stages if isinstance(stage, torch.nn.Linear)):
+    for layer in (
+        stage
+        for stage in network().requires_grad_(False).stages
+        if isinstance(stage, torch.nn.Linear)
+    ):
         assert float(layer.weight.abs().max()) <= layer.in_features**-0.5
         assert float(layer.weight.std()) == pytest.approx((3 * layer.in_features) ** -0.5, rel=0.3)
 
@@ -63,20 +70,31 @@ def test_a_step_goes_uphill():
 
 
 def test_the_gradient_is_that_of_the_weighted_sum():
-    """A step of plain descent with rate 1 changes parameters by the gradient of sum w gap / mean gap."""
-    moved, start = network(), network()
+    """A step of plain descent with rate 1 changes parameters by the gradient of sum w gap / mean
+    gap.
+    """
+    moved = network()
+    start = network()
     ascend(moved, torch.optim.SGD(moved.parameters(), 1.0), FREQUENCIES, GAPS)
     gain = (start(FREQUENCIES) * GAPS).sum() / GAPS.mean()
     for after, before, gradient in zip(
-        moved.parameters(), start.parameters(), torch.autograd.grad(gain, list(start.parameters())), strict=True
+        moved.parameters(),
+        start.parameters(),
+        torch.autograd.grad(gain, list(start.parameters())),
+        strict=True,
     ):
         torch.testing.assert_close(after, before + gradient)
 
 
-def steps(count: int, memory: State | None = None, adversary: FrequencyAdversary | None = None) -> tuple[Tensor, State]:
-    memory, weights = memory or {}, torch.empty(0)
+def steps(
+    count: int, memory: State | None = None, adversary: FrequencyAdversary | None = None
+) -> tuple[Tensor, State]:
+    memory = memory or {}
+    weights = torch.empty(0)
     for _ in range(count):
-        weights, memory = (adversary or FrequencyAdversary()).step(FREQUENCIES, GAPS, memory, generator)
+        weights, memory = (adversary or FrequencyAdversary()).step(
+            FREQUENCIES, GAPS, memory, generator
+        )
     return weights, memory
 
 
@@ -123,24 +141,31 @@ def test_arguments_out_of_range(name):
         FrequencyAdversary(**{name: 0})
 
 
-NEED = Need(Tap.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=NUMBER))
+NEED = StatisticSpec(
+    LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=NUMBER)
+)
 
 
 def look(features: Tensor) -> Observation:
-    return Observation(features, {Tap.FEATURES: (features,)}, features)
+    return Observation(features, {LayerRole.FEATURES: (features,)}, features)
 
 
-def sides() -> tuple[dict[Need, tuple[CharacteristicFunction, ...]], Tensor, Tensor]:
+def sides() -> tuple[dict[StatisticSpec, tuple[CharacteristicFunction, ...]], Tensor, Tensor]:
     labels = torch.arange(30) % 3
     statistics = NEED.empty(3, [(DIMENSION,)], generator())
     NEED.update(statistics, look(torch.randn(30, DIMENSION, generator=generator(2))), labels)
     real = tuple(statistic.to(dtype=torch.float32) for statistic in statistics)
-    return {NEED: real}, torch.randn(6, DIMENSION, generator=generator(3)) + 0.5, torch.arange(6) % 3
+    return (
+        {NEED: real},
+        torch.randn(6, DIMENSION, generator=generator(3)) + 0.5,
+        torch.arange(6) % 3,
+    )
 
 
 def test_the_term_weighs_frequencies_by_a_network_that_climbs():
     real, ours, labels = sides()
-    against, alike = SpectralDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01)), SpectralDistance(NEED)
+    against = SpectralDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
+    alike = SpectralDistance(NEED)
     context = Context(generator=lambda _: generator())
     values = [float(against(real, look(ours), labels, context)) for _ in range(60)]
     assert values[-1] > 1.2 * values[0]
@@ -162,15 +187,22 @@ def test_the_synthesis_does_not_see_through_the_weights():
     leaf = ours.requires_grad_()
     context = Context(generator=lambda _: generator())
     (gradient,) = torch.autograd.grad(
-        SpectralDistance(NEED, adversary=FrequencyAdversary())(real, look(leaf), labels, context), leaf
+        SpectralDistance(NEED, adversary=FrequencyAdversary())(real, look(leaf), labels, context),
+        leaf,
     )
     (synthetic,) = NEED.of(look(leaf), labels, real[NEED])
     rebuilt = FrequencyNetwork(DIMENSION)
     rebuilt.load_state_dict(
-        {name.removeprefix("layer0.network."): t for name, t in context.memory.items() if name.startswith("layer0.network.")}
+        {
+            name.removeprefix("layer0.network."): t
+            for name, t in context.memory.items()
+            if name.startswith("layer0.network.")
+        }
     )
     weights = rebuilt(real[NEED][0].frequencies).detach()
-    difference = (real[NEED][0].real - synthetic.real).square() + (real[NEED][0].imaginary - synthetic.imaginary).square()
+    difference = (real[NEED][0].real - synthetic.real).square() + (
+        real[NEED][0].imaginary - synthetic.imaginary
+    ).square()
     (expected,) = torch.autograd.grad((difference @ weights).mean(), leaf)
     torch.testing.assert_close(gradient, expected)
 
@@ -183,7 +215,9 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
     with torch.no_grad():
         features += 0.1 * torch.randn(features.shape, generator=generator(4))
     optimizer = torch.optim.Adam([features], 0.05)
-    term, context, values = SpectralDistance(NEED, adversary=FrequencyAdversary()), Context(generator=lambda _: generator()), []
+    term = SpectralDistance(NEED, adversary=FrequencyAdversary())
+    context = Context(generator=lambda _: generator())
+    values = []
     for _ in range(200):
         optimizer.zero_grad()
         value = term(real, look(features), labels, context)
@@ -195,4 +229,4 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
 
 def test_means_have_no_frequencies_to_weigh():
     with pytest.raises(ValueError, match=r"needs frequencies to weigh. Got Moments"):
-        SpectralDistance(Need(Tap.FEATURES, Moments), adversary=FrequencyAdversary())
+        SpectralDistance(StatisticSpec(LayerRole.FEATURES, Moments), adversary=FrequencyAdversary())

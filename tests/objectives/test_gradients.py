@@ -27,13 +27,16 @@ def slow(real: list[Tensor], synthetic: list[Tensor]) -> float:
     total = 0.0
     for one, other in zip(real, synthetic, strict=True):
         for row, ours in zip(one, other, strict=True) if one.ndim > 1 else ():
-            cosine = (row * ours).sum() / (row.square().sum().sqrt() * ours.square().sum().sqrt() + 1e-6)
+            cosine = (row * ours).sum() / (
+                row.square().sum().sqrt() * ours.square().sum().sqrt() + 1e-6
+            )
             total += 1 - float(cosine)
     return total
 
 
 def test_the_distance_is_that_of_the_rows_of_matrices_and_convolutions():
-    real, synthetic = gradients(0), gradients(1)
+    real = gradients(0)
+    synthetic = gradients(1)
     value = gradient_distance(real, synthetic)
     assert float(value) == pytest.approx(slow(real, synthetic), rel=1e-12)
     without = [[one for one in side if one.ndim > 1] for side in (real, synthetic)]
@@ -44,12 +47,15 @@ def test_length_does_not_count_and_direction_does():
     real = gradients(0)
     assert float(gradient_distance(real, [3 * one for one in real])) == pytest.approx(0, abs=1e-5)
     rows = sum(len(one) for one in real if one.ndim > 1)
-    assert float(gradient_distance(real, [-one for one in real])) == pytest.approx(2 * rows, abs=1e-5)
+    assert float(gradient_distance(real, [-one for one in real])) == pytest.approx(
+        2 * rows, abs=1e-5
+    )
     assert float(gradient_distance(real, [torch.zeros_like(one) for one in real])) == rows
 
 
 def test_gradcheck():
-    real, synthetic = gradients(0), [one.requires_grad_() for one in gradients(1)]
+    real = gradients(0)
+    synthetic = [one.requires_grad_() for one in gradients(1)]
     assert torch.autograd.gradcheck(lambda *given: gradient_distance(real, given), synthetic)
 
 
@@ -63,7 +69,9 @@ def test_gradients_of_other_parameters_are_refused():
 
 
 def test_images_can_be_moved_along_it():
-    """The second derivative of a network: gradients on synthetic images come nearer to those on real ones."""
+    """The second derivative of a network: gradients on synthetic images come nearer to those on
+    real ones.
+    """
     draw = torch.Generator().manual_seed(0)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(16, 3))
     for parameter in network.parameters():
@@ -98,25 +106,34 @@ def test_gradient_steps_of_a_linear_classifier_on_fixed_features_are_filters(ste
         loss = 0.5 * (classifier(features) - targets).square().sum(1).mean()
         (gradient,) = torch.autograd.grad(loss, classifier.weight)
         classifier.weight.data -= 0.1 * gradient
-    matrix, signal = features.T @ features / 20, features.T @ targets / 20
+    matrix = features.T @ features / 20
+    signal = features.T @ targets / 20
     expected = GradientStep(0.1, steps)(matrix) @ start + GradientSum(0.1, steps)(matrix) @ signal
     torch.testing.assert_close(classifier.weight.detach().T, expected, rtol=1e-10, atol=1e-12)
 
 
 def labelled(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.arange(count) % 3
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.arange(
+        count
+    ) % 3
 
 
 def looking() -> tuple[nn.Module, Batch]:
     """A frozen network, and twelve real images of three classes."""
-    network = networks.build(NetworkSettings(name="convnet", width=4, depth=2), ImageShape(1, 8, 8), 3, seed=0)
+    network = networks.build(
+        NetworkSettings(name="convnet", width=4, depth=2), ImageShape(1, 8, 8), 3, seed=0
+    )
     images, labels = labelled(12, 1)
-    return network.requires_grad_(False), Batch(images, labels, lambda: Observation(torch.zeros(12, 3), {}, images))
+    return network.requires_grad_(False), Batch(
+        images, labels, lambda: Observation(torch.zeros(12, 3), {}, images)
+    )
 
 
 def matched(images: Tensor, labels: Tensor) -> Tensor:
     network, batch = looking()
-    return GradientMatching()({}, Observation(network(images), {}, images), labels, Context(network=network, batch=batch))
+    return GradientMatching()(
+        {}, Observation(network(images), {}, images), labels, Context(network=network, batch=batch)
+    )
 
 
 def test_the_term_is_the_sum_over_classes_of_distances_of_whole_gradients():
@@ -129,7 +146,9 @@ def test_the_term_is_the_sum_over_classes_of_distances_of_whole_gradients():
         sides = []
         for some, them in ((batch.images, batch.labels), (images, labels)):
             network.zero_grad()
-            nn.functional.cross_entropy(network(some[them == label]), them[them == label]).backward()
+            nn.functional.cross_entropy(
+                network(some[them == label]), them[them == label]
+            ).backward()
             sides.append([parameter.grad.clone() for parameter in network.parameters()])
         total = total + gradient_distance(*sides)
     torch.testing.assert_close(matched(images, labels), total)
@@ -141,12 +160,16 @@ def test_the_term_leaves_the_network_alone_and_moves_the_images():
     images.requires_grad_()
     network, batch = looking()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    value = GradientMatching()({}, Observation(network(images), {}, images), labels, Context(network=network, batch=batch))
+    value = GradientMatching()(
+        {}, Observation(network(images), {}, images), labels, Context(network=network, batch=batch)
+    )
     (gradient,) = torch.autograd.grad(value, images)
     assert gradient.isfinite().all()
     assert gradient.abs().sum() > 0
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(parameter.grad is None and not parameter.requires_grad for parameter in network.parameters())
+    assert all(
+        parameter.grad is None and not parameter.requires_grad for parameter in network.parameters()
+    )
 
 
 def test_descent_brings_gradients_together_and_real_images_are_the_optimum():
@@ -154,7 +177,8 @@ def test_descent_brings_gradients_together_and_real_images_are_the_optimum():
     assert float(matched(batch.images, batch.labels).detach()) == pytest.approx(0, abs=1e-2)
     images, labels = labelled(6, 2)
     images.requires_grad_()
-    optimizer, losses = torch.optim.SGD([images], lr=0.5, momentum=0.5), []
+    optimizer = torch.optim.SGD([images], lr=0.5, momentum=0.5)
+    losses = []
     for _ in range(30):
         optimizer.zero_grad()
         loss = matched(images, labels)

@@ -30,13 +30,20 @@ def weights(counts: list[float], head: float, split: str) -> list[float]:
     ],
 )
 def test_shares_by_hand(split, counts, head):
-    """With weight 1 a head class has 1, a tail class 0; any other weight lies between them in the same proportion."""
+    """With weight 1 a head class has 1, a tail class 0; any other weight lies between them in the
+    same proportion.
+    """
     assert weights(counts, 1.0, split) == pytest.approx(head, abs=1e-6)
-    assert weights(counts, 0.8, split) == pytest.approx([0.2 + 0.6 * share for share in head], abs=1e-6)
+    assert weights(counts, 0.8, split) == pytest.approx(
+        [0.2 + 0.6 * share for share in head], abs=1e-6
+    )
     assert weights(counts, 0.5, split) == pytest.approx([0.5] * len(counts))
 
 
-@pytest.mark.parametrize(("split", "head"), [("median", [1, 0, 1, 0]), ("rank", [1, 0, 1, 0]), ("continuous", [1, 0, 0.5, 0])])
+@pytest.mark.parametrize(
+    ("split", "head"),
+    [("median", [1, 0, 1, 0]), ("rank", [1, 0, 1, 0]), ("continuous", [1, 0, 0.5, 0])],
+)
 def test_a_class_without_images_moves_no_split(split, head):
     assert weights([100, 0, 10, 1], 1.0, split) == pytest.approx(head, abs=1e-6)
     assert weights([0, 0], 1.0, split) == [0, 0]

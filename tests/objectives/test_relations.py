@@ -1,4 +1,6 @@
-"""Class centralization and covariance matching against the formulas of the paper, image by image."""
+"""Class centralization and covariance matching against the formulas of the paper, image by
+image.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.networks import Observation, Tap
-from rayd.objectives import Centralization, ClassAware, Context, CovarianceMatching, Measured
+from rayd.networks import LayerRole, Observation
+from rayd.objectives import Centralization, ClassAware, Context, CovarianceMatching, RealStatistics
 from rayd.objectives.relations import FEATURES, dispersion
-from rayd.objectives.terms import Need
+from rayd.objectives.terms import StatisticSpec
 from rayd.statistics import LocalCovariance, Moments
 
 CLASSES = 3
 LABELS = torch.tensor([0, 2, 0, 2, 2, 0])
 """Class 1 has no image."""
-COVARIANCE = Need(Tap.LAST_MAP, LocalCovariance, "channels")
+COVARIANCE = StatisticSpec(LayerRole.LAST_MAP, LocalCovariance, "channels")
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -28,13 +30,17 @@ def seen(features: Tensor | None = None, maps: Tensor | None = None) -> Observat
     count = len(LABELS)
     features = normal(count, 5) if features is None else features
     maps = normal(count, 4, 3, 2) if maps is None else maps
-    return Observation(normal(count, CLASSES), {Tap.FEATURES: (features,), Tap.LAST_MAP: (maps,)}, normal(count, 1, 4, 4))
+    return Observation(
+        normal(count, CLASSES),
+        {LayerRole.FEATURES: (features,), LayerRole.LAST_MAP: (maps,)},
+        normal(count, 1, 4, 4),
+    )
 
 
-def measured(maps: Tensor, labels: Tensor) -> Measured:
+def measured(maps: Tensor, labels: Tensor) -> RealStatistics:
     empty = COVARIANCE.empty(CLASSES, [tuple(maps.shape[1:])])
     for some, their in zip(maps.split(7), labels.split(7), strict=True):
-        COVARIANCE.update(empty, Observation(some, {Tap.LAST_MAP: (some,)}, some), their)
+        COVARIANCE.update(empty, Observation(some, {LayerRole.LAST_MAP: (some,)}, some), their)
     return {COVARIANCE: empty}
 
 
@@ -49,7 +55,8 @@ def slow_centralization(features: Tensor, form: str, alpha: float, beta: float) 
 
 
 @pytest.mark.parametrize(
-    ("form", "alpha", "beta"), [("squared", 1.0, 0.0), ("exponential", 0.1, 0.7), ("exponential", 0.2, 2.0)]
+    ("form", "alpha", "beta"),
+    [("squared", 1.0, 0.0), ("exponential", 0.1, 0.7), ("exponential", 0.2, 2.0)],
 )
 def test_centralization_is_the_papers(form, alpha, beta):
     features = normal(len(LABELS), 5)
@@ -61,7 +68,11 @@ def test_centralization_is_the_papers(form, alpha, beta):
 def test_centralization_has_a_gradient():
     def value(features: Tensor, form: str) -> Tensor:
         distances = dispersion(features, LABELS, CLASSES)
-        return distances.sum() if form == "squared" else ((0.3 * distances).exp() - 1.5).clamp(min=0).sum()
+        return (
+            distances.sum()
+            if form == "squared"
+            else ((0.3 * distances).exp() - 1.5).clamp(min=0).sum()
+        )
 
     for form in ("squared", "exponential"):
         features = normal(len(LABELS), 5).requires_grad_()
@@ -73,7 +84,9 @@ def test_a_threshold_of_at_most_one_changes_no_gradient():
     gradients = []
     for beta in (0.0, 0.5, 1.0, 2.0):
         features = normal(len(LABELS), 5).float().requires_grad_()
-        Centralization(form="exponential", alpha=0.1, beta=beta)({}, seen(features), LABELS, Context()).backward()
+        Centralization(form="exponential", alpha=0.1, beta=beta)(
+            {}, seen(features), LABELS, Context()
+        ).backward()
         gradients.append(features.grad)
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
@@ -81,15 +94,22 @@ def test_a_threshold_of_at_most_one_changes_no_gradient():
 
 
 def test_centres_may_be_those_of_the_real_images():
-    real_features, real_labels = normal(20, 5, seed=1).float(), torch.arange(20) % CLASSES
+    real_features = normal(20, 5, seed=1).float()
+    real_labels = torch.arange(20) % CLASSES
     real = {FEATURES: FEATURES.empty(CLASSES, [(5,)])}
-    FEATURES.update(real[FEATURES], Observation(real_features, {Tap.FEATURES: (real_features,)}, real_features), real_labels)
+    FEATURES.update(
+        real[FEATURES],
+        Observation(real_features, {LayerRole.FEATURES: (real_features,)}, real_features),
+        real_labels,
+    )
     features = normal(len(LABELS), 5).float()
     value = Centralization(centre="real")(real, seen(features), LABELS, Context())
     centres = torch.stack([real_features[real_labels == c].mean(0) for c in range(CLASSES)])
-    assert float(value) == pytest.approx(float((features - centres[LABELS]).square().sum()), rel=1e-5)
+    assert float(value) == pytest.approx(
+        float((features - centres[LABELS]).square().sum()), rel=1e-5
+    )
     assert Centralization().needs == ()
-    assert Centralization(centre="real").needs == (Need(Tap.FEATURES, Moments),)
+    assert Centralization(centre="real").needs == (StatisticSpec(LayerRole.FEATURES, Moments),)
 
 
 def slow_covariance(maps: Tensor) -> Tensor:
@@ -99,13 +119,19 @@ def slow_covariance(maps: Tensor) -> Tensor:
 
 
 def test_covariance_matching_is_the_papers():
-    real_maps, real_labels = normal(40, 4, 3, 2, seed=1) + 3, torch.arange(40) % CLASSES
-    real, ours = measured(real_maps, real_labels), normal(len(LABELS), 4, 3, 2)
+    real_maps = normal(40, 4, 3, 2, seed=1) + 3
+    real_labels = torch.arange(40) % CLASSES
+    real = measured(real_maps, real_labels)
+    ours = normal(len(LABELS), 4, 3, 2)
     for c in range(CLASSES):
         direct = slow_covariance(real_maps[real_labels == c])
         torch.testing.assert_close(real[COVARIANCE][0].covariance[c], direct, rtol=0, atol=1e-9)
     expected = sum(
-        float((slow_covariance(ours[c == LABELS]) - slow_covariance(real_maps[real_labels == c])).square().sum())
+        float(
+            (slow_covariance(ours[c == LABELS]) - slow_covariance(real_maps[real_labels == c]))
+            .square()
+            .sum()
+        )
         for c in set(LABELS.tolist())
     )
     value = CovarianceMatching()(real, seen(maps=ours), LABELS, Context())
@@ -121,14 +147,17 @@ def test_covariance_matching_has_a_gradient():
 
 def test_equal_images_have_nothing_to_match():
     maps = normal(len(LABELS), 4, 3, 2)
-    assert float(CovarianceMatching()(measured(maps, LABELS), seen(maps=maps), LABELS, Context())) == pytest.approx(
-        0, abs=1e-18
-    )
+    assert float(
+        CovarianceMatching()(measured(maps, LABELS), seen(maps=maps), LABELS, Context())
+    ) == pytest.approx(0, abs=1e-18)
 
 
 def test_observers_have_a_say_as_far_as_they_know():
     heard = seen()
     each = torch.nn.functional.cross_entropy(heard.logits, LABELS, reduction="none")
     expected = sum(float(each[c == LABELS].mean()) for c in set(LABELS.tolist()))
-    values = [float(ClassAware()({}, heard, LABELS, Context(accuracy=accuracy))) for accuracy in (0.0, 0.25, 1.0)]
+    values = [
+        float(ClassAware()({}, heard, LABELS, Context(accuracy=accuracy)))
+        for accuracy in (0.0, 0.25, 1.0)
+    ]
     assert values == pytest.approx([0.0, 0.25 * expected, expected])

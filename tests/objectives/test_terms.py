@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayd.networks import Observation, Tap
-from rayd.objectives import Context, CrossEntropy, Densification, Flatness, Need
+from rayd.networks import LayerRole, Observation
+from rayd.objectives import Context, CrossEntropy, Densification, Flatness, StatisticSpec
 from rayd.objectives.densification import flattening, spectra
 from rayd.objectives.flatness import softened_divergence
-from rayd.statistics import CharacteristicFunction, Covariance, Frequencies, LabelCorrelation, Moments, Statistic, View
+from rayd.statistics import (
+    CharacteristicFunction,
+    Covariance,
+    Frequencies,
+    LabelCorrelation,
+    Moments,
+    Statistic,
+    View,
+)
 from rayd.statistics.frequencies import median_distance
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 2])
@@ -28,13 +36,25 @@ def seen(logits: Tensor, images: Tensor | None = None) -> Observation:
 
 
 def test_need_names_its_patches():
-    keys = {need.key for need in (Need(Tap.CONV_INPUTS, Moments, "patches", patch) for patch in (2, 4, 16))}
-    assert keys == {"conv_inputs.patches2.Moments", "conv_inputs.patches4.Moments", "conv_inputs.patches16.Moments"}
-    assert Need(Tap.FEATURES, Moments).key == "features.flat.Moments"
+    keys = {
+        need.key
+        for need in (
+            StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", patch) for patch in (2, 4, 16)
+        )
+    }
+    assert keys == {
+        "conv_inputs.patches2.Moments",
+        "conv_inputs.patches4.Moments",
+        "conv_inputs.patches16.Moments",
+    }
+    assert StatisticSpec(LayerRole.FEATURES, Moments).key == "features.flat.Moments"
 
 
 def test_need_names_that_it_is_pooled():
-    keys = {Need(Tap.CONV_PATH, Covariance, "channels", pooled=pooled).key for pooled in (False, True)}
+    keys = {
+        StatisticSpec(LayerRole.CONV_PATH, Covariance, "channels", pooled=pooled).key
+        for pooled in (False, True)
+    }
     assert keys == {"conv_path.channels.Covariance", "conv_path.channels.pooled.Covariance"}
 
 
@@ -43,14 +63,24 @@ def test_pooled_statistics_are_those_of_all_classes_together(statistic):
     """Measured and sampled, in a size that does not grow with the classes."""
     shapes: list[tuple[int, ...]] = [(2, 4, 4), (3, 5, 2)]
     maps = tuple(normal(6, *shape) for shape in shapes)
-    heard = Observation(normal(6, 3), {Tap.CONV_INPUTS: maps}, maps[0])
-    by_class, pooled = (Need(Tap.CONV_INPUTS, statistic, "channels", pooled=pooled) for pooled in (False, True))
-    kept, measured = by_class.empty(3, shapes), pooled.empty(1000, shapes)
+    heard = Observation(normal(6, 3), {LayerRole.CONV_INPUTS: maps}, maps[0])
+    by_class, pooled = (
+        StatisticSpec(LayerRole.CONV_INPUTS, statistic, "channels", pooled=pooled)
+        for pooled in (False, True)
+    )
+    kept = by_class.empty(3, shapes)
+    measured = pooled.empty(1000, shapes)
     for rows in (slice(0, 2), slice(2, 6)):
-        part = Observation(heard.logits[rows], {Tap.CONV_INPUTS: tuple(m[rows] for m in maps)}, heard.images[rows])
+        part = Observation(
+            heard.logits[rows],
+            {LayerRole.CONV_INPUTS: tuple(m[rows] for m in maps)},
+            heard.images[rows],
+        )
         by_class.update(kept, part, LABELS[rows])
         pooled.update(measured, part, LABELS[rows])
-    for whole, one, sampled in zip(kept, measured, pooled.of(heard, LABELS, pooled.empty(1000, shapes)), strict=True):
+    for whole, one, sampled in zip(
+        kept, measured, pooled.of(heard, LABELS, pooled.empty(1000, shapes)), strict=True
+    ):
         if isinstance(whole, LabelCorrelation):
             torch.testing.assert_close(one.correlation, whole.correlation.sum(0, keepdim=True))
         else:
@@ -61,19 +91,21 @@ def test_pooled_statistics_are_those_of_all_classes_together(statistic):
             torch.testing.assert_close(sampled.state()[name], tensor)
 
 
-@pytest.mark.parametrize(("view", "patch"), [("patches", 0), ("channels", 4), ("flat", 1), ("patches", -1)])
+@pytest.mark.parametrize(
+    ("view", "patch"), [("patches", 0), ("channels", 4), ("flat", 1), ("patches", -1)]
+)
 def test_patches_and_their_size_go_together(view, patch):
     with pytest.raises(ValueError, match=f"Got {patch} for '{view}' instead"):
-        Need(Tap.CONV_INPUTS, Moments, view, patch)
+        StatisticSpec(LayerRole.CONV_INPUTS, Moments, view, patch)
 
 
 @pytest.mark.parametrize("statistic", [Moments, Covariance])
 @pytest.mark.parametrize(("view", "patch"), [("flat", 0), ("channels", 0), ("patches", 3)])
 def test_measured_and_sampled_statistics_agree(statistic, view, patch):
-    need = Need(Tap.CONV_INPUTS, statistic, view, patch)
+    need = StatisticSpec(LayerRole.CONV_INPUTS, statistic, view, patch)
     shapes: list[tuple[int, ...]] = [(2, 4, 4), (1, 5, 2)]
     maps = tuple(normal(6, *shape) for shape in shapes)
-    heard = Observation(normal(6, 3), {Tap.CONV_INPUTS: maps}, maps[0])
+    heard = Observation(normal(6, 3), {LayerRole.CONV_INPUTS: maps}, maps[0])
     measured = need.empty(3, shapes)
     need.update(measured, heard, LABELS)
     for mine, theirs in zip(need.of(heard, LABELS, need.empty(3, shapes)), measured, strict=True):
@@ -82,16 +114,20 @@ def test_measured_and_sampled_statistics_agree(statistic, view, patch):
 
 
 def test_a_tap_that_hears_nothing_has_no_statistics():
-    need = Need(Tap.BN_INPUTS, Moments, "channels")
-    heard = Observation(normal(6, 3), {Tap.BN_INPUTS: ()}, normal(6, 1, 4, 4))
+    need = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
+    heard = Observation(normal(6, 3), {LayerRole.BN_INPUTS: ()}, normal(6, 1, 4, 4))
     assert need.empty(3, []) == need.of(heard, LABELS, ()) == ()
     need.update((), heard, LABELS)
 
 
 def test_low_precision_maps_become_float32_statistics():
-    need = Need(Tap.CONV_INPUTS, Covariance, "channels")
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Covariance, "channels")
     maps = normal(6, 2, 4, 4).bfloat16()
-    (covariance,) = need.of(Observation(normal(6, 3), {Tap.CONV_INPUTS: (maps,)}, maps), LABELS, need.empty(3, [(2, 4, 4)]))
+    (covariance,) = need.of(
+        Observation(normal(6, 3), {LayerRole.CONV_INPUTS: (maps,)}, maps),
+        LABELS,
+        need.empty(3, [(2, 4, 4)]),
+    )
     assert covariance.mean.dtype == torch.float32
 
 
@@ -100,12 +136,14 @@ SHAPES: list[tuple[int, ...]] = [(2, 4, 4), (1, 5, 2)]
 
 def heard(count: int = 6, seed: int = 0) -> Observation:
     maps = tuple(normal(count, *shape, seed=seed + place) for place, shape in enumerate(SHAPES))
-    return Observation(normal(count, 3), {Tap.CONV_INPUTS: maps}, maps[0])
+    return Observation(normal(count, 3), {LayerRole.CONV_INPUTS: maps}, maps[0])
 
 
-def waves(frequencies: Frequencies | None = None, normalize: bool = False, view: View = "flat") -> Need:
-    return Need(
-        Tap.CONV_INPUTS,
+def waves(
+    frequencies: Frequencies | None = None, normalize: bool = False, view: View = "flat"
+) -> StatisticSpec:
+    return StatisticSpec(
+        LayerRole.CONV_INPUTS,
         CharacteristicFunction,
         view,
         frequencies=frequencies or Frequencies(number=7),
@@ -113,7 +151,9 @@ def waves(frequencies: Frequencies | None = None, normalize: bool = False, view:
     )
 
 
-def drawn(need: Need, seed: int = 0, first: Observation | None = None) -> tuple[Statistic, ...]:
+def drawn(
+    need: StatisticSpec, seed: int = 0, first: Observation | None = None
+) -> tuple[Statistic, ...]:
     lengths = need.resolved([first]) if first is not None else None
     return need.empty(3, SHAPES, torch.Generator().manual_seed(seed), lengths)
 
@@ -121,18 +161,23 @@ def drawn(need: Need, seed: int = 0, first: Observation | None = None) -> tuple[
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("view", ["flat", "channels"])
 def test_measured_and_sampled_characteristic_functions_agree(normalize, view):
-    need, seen_now = waves(normalize=normalize, view=view), heard()
+    need = waves(normalize=normalize, view=view)
+    seen_now = heard()
     measured = drawn(need)
     need.update(measured, seen_now, LABELS)
-    for layer, (mine, theirs) in enumerate(zip(need.of(seen_now, LABELS, drawn(need)), measured, strict=True)):
+    for layer, (mine, theirs) in enumerate(
+        zip(need.of(seen_now, LABELS, drawn(need)), measured, strict=True)
+    ):
         for name, tensor in mine.state().items():
             torch.testing.assert_close(tensor, theirs.state()[name])
-        maps = seen_now.taps[Tap.CONV_INPUTS][layer]
+        maps = seen_now.taps[LayerRole.CONV_INPUTS][layer]
         rows = maps.flatten(1).unsqueeze(1) if view == "flat" else maps.flatten(2).transpose(1, 2)
         rows = rows / rows.norm(dim=-1, keepdim=True) if normalize else rows
         angle = rows @ mine.state()["frequencies"].T
         for c in range(3):
-            torch.testing.assert_close(mine.state()["cosine"][c], angle[c == LABELS].cos().sum((0, 1)))
+            torch.testing.assert_close(
+                mine.state()["cosine"][c], angle[c == LABELS].cos().sum((0, 1))
+            )
 
 
 def test_a_dead_feature_has_a_bounded_gradient_where_features_are_normalized():
@@ -156,20 +201,27 @@ def test_frequencies_come_from_the_generator_layer_after_layer():
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
-    need, unit = waves(Frequencies(scale="median", number=7), normalize), waves()
+    need = waves(Frequencies(scale="median", number=7), normalize)
+    unit = waves()
     first = heard(20, seed=5)
     cut = [
-        Observation(first.logits, {Tap.CONV_INPUTS: maps}, first.images)
-        for maps in zip(*(torch.split(layer, 7) for layer in first.taps[Tap.CONV_INPUTS]), strict=True)
+        Observation(first.logits, {LayerRole.CONV_INPUTS: maps}, first.images)
+        for maps in zip(
+            *(torch.split(layer, 7) for layer in first.taps[LayerRole.CONV_INPUTS]), strict=True
+        )
     ]
     assert need.resolved(cut) == need.resolved([first])
     for layer, (mine, theirs) in enumerate(zip(drawn(need, first=first), drawn(unit), strict=True)):
-        rows = first.taps[Tap.CONV_INPUTS][layer].flatten(1)
+        rows = first.taps[LayerRole.CONV_INPUTS][layer].flatten(1)
         rows = rows / rows.norm(dim=1, keepdim=True) if normalize else rows
         expected = theirs.state()["frequencies"] / median_distance(rows)
         torch.testing.assert_close(mine.state()["frequencies"], expected)
-    assert (need.looks_first, unit.looks_first, Need(Tap.FEATURES, Moments).looks_first) == (True, False, False)
-    assert (need.draws, Need(Tap.FEATURES, Moments).draws) == (True, False)
+    assert (
+        need.looks_first,
+        unit.looks_first,
+        StatisticSpec(LayerRole.FEATURES, Moments).looks_first,
+    ) == (True, False, False)
+    assert (need.draws, StatisticSpec(LayerRole.FEATURES, Moments).draws) == (True, False)
     with pytest.raises(ValueError, match="must be given a generator, and lengths"):
         drawn(need)
     with pytest.raises(ValueError, match="must be given a generator"):
@@ -177,50 +229,74 @@ def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
 
 
 def test_normalised_features_are_on_the_sphere_for_any_statistic():
-    need, seen_now = Need(Tap.CONV_INPUTS, Moments, normalize=True), heard()
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Moments, normalize=True)
+    seen_now = heard()
     for moments in need.of(seen_now, LABELS, need.empty(3, SHAPES)):
         assert isinstance(moments, Moments)
-        torch.testing.assert_close((moments.variance + moments.mean.square()).sum(1), torch.ones(3, dtype=torch.float64))
+        torch.testing.assert_close(
+            (moments.variance + moments.mean.square()).sum(1), torch.ones(3, dtype=torch.float64)
+        )
 
 
 def test_a_need_names_its_frequencies_and_its_normalisation():
     needs = [
-        Need(Tap.CONV_INPUTS, Moments),
-        Need(Tap.CONV_INPUTS, Moments, normalize=True),
+        StatisticSpec(LayerRole.CONV_INPUTS, Moments),
+        StatisticSpec(LayerRole.CONV_INPUTS, Moments, normalize=True),
         waves(),
         waves(normalize=True),
         waves(Frequencies(number=8)),
         waves(Frequencies("laplace", number=7)),
     ]
     assert len({need.key for need in needs}) == len(set(needs)) == len(needs)
-    assert waves(normalize=True).key == "conv_inputs.flat.normalized.CharacteristicFunction.gaussian-1.0-7"
+    assert (
+        waves(normalize=True).key
+        == "conv_inputs.flat.normalized.CharacteristicFunction.gaussian-1.0-7"
+    )
 
 
-@pytest.mark.parametrize(("statistic", "frequencies"), [(Moments, Frequencies()), (CharacteristicFunction, None)])
+@pytest.mark.parametrize(
+    ("statistic", "frequencies"), [(Moments, Frequencies()), (CharacteristicFunction, None)]
+)
 def test_frequencies_and_characteristic_functions_go_together(statistic, frequencies):
     with pytest.raises(ValueError, match=f"for {statistic.__name__} instead"):
-        Need(Tap.FEATURES, statistic, frequencies=frequencies)
+        StatisticSpec(LayerRole.FEATURES, statistic, frequencies=frequencies)
 
 
 def test_cross_entropy_is_the_mean_over_images():
     logits = normal(6, 3).requires_grad_()
-    expected = -sum(math.log(row.softmax(0)[label]) for row, label in zip(logits.detach(), LABELS, strict=True)) / 6
+    expected = (
+        -sum(
+            math.log(row.softmax(0)[label])
+            for row, label in zip(logits.detach(), LABELS, strict=True)
+        )
+        / 6
+    )
     term = CrossEntropy()
-    assert float(term({}, seen(logits.detach()), LABELS, Context())) == pytest.approx(expected, rel=1e-12)
+    assert float(term({}, seen(logits.detach()), LABELS, Context())) == pytest.approx(
+        expected, rel=1e-12
+    )
     assert torch.autograd.gradcheck(lambda x: term({}, seen(x), LABELS, Context()), logits)
 
 
 def divergence(p: Tensor, q: Tensor, temperature: float) -> float:
-    p, q = (p / temperature).softmax(0), (q / temperature).softmax(0)
+    p = (p / temperature).softmax(0)
+    q = (q / temperature).softmax(0)
     return float(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
 
 
 @pytest.mark.parametrize("direction", ["current", "average"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_flatness_is_the_mean_divergence_from_the_average(direction, temperature):
-    now, average = 3 * normal(6, 5), 3 * normal(6, 5, seed=1)
+    now = 3 * normal(6, 5)
+    average = 3 * normal(6, 5, seed=1)
     rows = zip(now, average, strict=True)
-    expected = sum(divergence(*(pair if direction == "current" else pair[::-1]), temperature) for pair in rows) / 6
+    expected = (
+        sum(
+            divergence(*(pair if direction == "current" else pair[::-1]), temperature)
+            for pair in rows
+        )
+        / 6
+    )
     term = Flatness(temperature=temperature, direction=direction)
     context = Context(average_logits=lambda: average)
     assert float(term({}, seen(now), LABELS, context)) == pytest.approx(expected, rel=1e-12)
@@ -234,8 +310,12 @@ def test_flatness_gradients(direction):
     context = Context(average_logits=lambda: average.requires_grad_())
     now.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: term({}, seen(x), LABELS[:4], context), now)
-    assert torch.autograd.gradcheck(lambda x, y: softened_divergence(x, y, 2.0, direction), (now, average))
-    assert torch.autograd.grad(term({}, seen(now), LABELS[:4], context), average, allow_unused=True) == (None,)
+    assert torch.autograd.gradcheck(
+        lambda x, y: softened_divergence(x, y, 2.0, direction), (now, average)
+    )
+    assert torch.autograd.grad(
+        term({}, seen(now), LABELS[:4], context), average, allow_unused=True
+    ) == (None,)
 
 
 def test_flatness_without_an_average_says_what_is_missing():
@@ -268,8 +348,11 @@ def test_classes_of_one_size_are_solved_together():
 
 
 def test_eigenvalues_are_differentiated_exactly():
-    """Distinct eigenvalues of two classes of three images; small numbers, as images pooled up repeat their pixels."""
-    images, labels = (0.1 * normal(6, 1, 2, 3)).requires_grad_(), torch.arange(6) % 2
+    """Distinct eigenvalues of two classes of three images; small numbers, as images pooled up
+    repeat their pixels.
+    """
+    images = (0.1 * normal(6, 1, 2, 3)).requires_grad_()
+    labels = torch.arange(6) % 2
 
     def values(x: Tensor) -> Tensor:
         (found,) = spectra(x, labels)

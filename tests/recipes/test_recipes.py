@@ -12,12 +12,19 @@ from rayd.config import Recipe, read_yaml
 from rayd.errors import ConfigError
 from rayd.networks import registry
 
-CELL = re.compile(r"(?P<method>ls-mtt|iid-[a-z]+|[a-z0-9]+)-(?P<data>.+?)(-lt(?P<imbalance>\d+))?-ipc(?P<ipc>\d+)(-sampled)?")
+CELL = re.compile(
+    r"(?P<method>ls-mtt|iid-[a-z]+|[a-z0-9]+)-(?P<data>.+?)(-lt(?P<imbalance>\d+))?-ipc(?P<ipc>\d+)(-sampled)?"
+)
 LADDER = {
     "ab": {"synthetic.init", "synthetic.patches", "synthesis.steps"},
     "bc": {"evaluation.schedule.stretch"},
     "cd": {"terms.flatness.weight"},
-    "de": {"observers.networks", "labels.networks", "evaluation.batch_size", "evaluation.schedule.stretch"},
+    "de": {
+        "observers.networks",
+        "labels.networks",
+        "evaluation.batch_size",
+        "evaluation.schedule.stretch",
+    },
     "ef": {"objective.alpha"},
     "fg": {"synthesis.transform.crop", "evaluation.transform.crop", "evaluation.average"},
 }
@@ -26,7 +33,11 @@ LADDER = {
 
 def settings(recipe, prefix=""):
     """Every setting of a recipe, by its path; not what only describes it."""
-    tree = recipe.model_dump(mode="json", exclude={"name", "summary", "paper"}) if isinstance(recipe, Recipe) else recipe
+    tree = (
+        recipe.model_dump(mode="json", exclude={"name", "summary", "paper"})
+        if isinstance(recipe, Recipe)
+        else recipe
+    )
     flat = {}
     for key, value in tree.items():
         whole = not isinstance(value, dict) or not value
@@ -36,7 +47,8 @@ def settings(recipe, prefix=""):
 
 def changed(one, other):
     """The paths at which two recipes differ."""
-    one, other = settings(recipes.resolve(one)), settings(recipes.resolve(other))
+    one = settings(recipes.resolve(one))
+    other = settings(recipes.resolve(other))
     missing = object()
     return {key for key in one | other if one.get(key, missing) != other.get(key, missing)}
 
@@ -50,12 +62,17 @@ def test_a_recipe_is_whole(name):
     if recipe.paper is not None:
         assert recipe.paper.source
         assert "random" in recipe.evaluation.baselines
-    assert recipes.assemble(Recipe.model_validate_json(recipe.model_dump_json()).model_dump()) == recipe
+    assert (
+        recipes.assemble(Recipe.model_validate_json(recipe.model_dump_json()).model_dump())
+        == recipe
+    )
 
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_builtin_recipe_fits_its_method(name):
-    """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong and nothing superfluous."""
+    """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong
+    and nothing superfluous.
+    """
     path = recipes.find(name)
     assert recipes.assemble({"name": name, **read_yaml(path)}) == recipes.resolve(name)
 
@@ -65,17 +82,25 @@ def test_headlines_are_those_of_whole_recipes():
     assert [headline.name for headline in headlines] == recipes.names()
     for headline in headlines:
         recipe = recipes.resolve(headline.name)
-        wanted = {key: getattr(recipe, key) for key in ("name", "method", "ipc", "summary", "paper", "measured")}
+        wanted = {
+            key: getattr(recipe, key)
+            for key in ("name", "method", "ipc", "summary", "paper", "measured")
+        }
         assert {**wanted, "data": recipe.data.name} == dict(headline)
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.names() if CELL.fullmatch(name)])
 def test_a_cell_is_the_one_that_it_is_named_for(name):
-    cell, recipe = CELL.fullmatch(name), recipes.resolve(name)
+    cell = CELL.fullmatch(name)
+    recipe = recipes.resolve(name)
     assert (recipe.method, recipe.ipc) == (cell["method"], int(cell["ipc"]))
     assert recipe.data.imbalance == float(cell["imbalance"] or 1)
     if cell["data"] == "imagenet-10":
-        assert (recipe.data.name, recipe.data.image_size, len(set(recipe.data.classes))) == ("imagenet-1k", 224, 10)
+        assert (recipe.data.name, recipe.data.image_size, len(set(recipe.data.classes))) == (
+            "imagenet-1k",
+            224,
+            10,
+        )
         assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in recipe.data.classes)
     else:
         assert (recipe.data.name, recipe.data.classes) == (cell["data"], None)
@@ -85,7 +110,11 @@ def test_a_cell_is_the_one_that_it_is_named_for(name):
 def test_every_network_of_a_recipe_exists(name):
     recipe = recipes.resolve(name)
     models = torchvision.models.list_models(module=torchvision.models)
-    for spec in (*recipe.observers.networks, *recipe.evaluation.networks, *(recipe.labels.networks or ())):
+    for spec in (
+        *recipe.observers.networks,
+        *recipe.evaluation.networks,
+        *(recipe.labels.networks or ()),
+    ):
         prefix, _, model = spec.name.rpartition("/")
         assert model in (models if prefix == "torchvision" else registry.names())
 
@@ -111,13 +140,20 @@ def test_edcs_ladder_is_whole_and_ends_in_edc():
     assert accuracies == sorted(accuracies)
     # the same meaning; which terms a file names besides may differ
     assert not changed("edc-config-g", "edc-imagenet-1k-ipc10") - {"terms.flatness.weight"}
-    assert recipes.resolve("edc-config-g").paper.accuracy == recipes.resolve("edc-imagenet-1k-ipc10").paper.accuracy
+    assert (
+        recipes.resolve("edc-config-g").paper.accuracy
+        == recipes.resolve("edc-imagenet-1k-ipc10").paper.accuracy
+    )
 
 
 def test_csdm_has_every_long_tailed_cell():
     cells = product(("cifar10", "cifar100"), (10, 20, 50, 100, 200), (10, 20, 50))
     wanted = {f"csdm-{data}-lt{imbalance}-ipc{ipc}" for data, imbalance, ipc in cells}
-    assert wanted == {name for name in recipes.names() if name.startswith("csdm-cifar") and not name.endswith("-reduced")}
+    assert wanted == {
+        name
+        for name in recipes.names()
+        if name.startswith("csdm-cifar") and not name.endswith("-reduced")
+    }
     for name in wanted:
         recipe = recipes.resolve(name)
         tail = {"cifar10": 5000, "cifar100": 500}[recipe.data.name] / recipe.data.imbalance
@@ -128,7 +164,12 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("method: dm\ndata: {name: digits}\nsynthesis: {steps: 7, momentum: 0.1}\n")
     recipe = recipes.resolve(path, {"synthesis": {"steps": 9}})
-    assert (recipe.name, recipe.synthesis.steps, recipe.synthesis.momentum, recipe.ipc) == ("mine", 9, 0.1, 1)
+    assert (recipe.name, recipe.synthesis.steps, recipe.synthesis.momentum, recipe.ipc) == (
+        "mine",
+        9,
+        0.1,
+        1,
+    )
 
 
 def test_the_papers_number_stays_with_its_cell():
@@ -141,7 +182,9 @@ def test_unknown_recipe_names_the_nearest_and_not_all():
     with pytest.raises(ConfigError) as refused:
         recipes.resolve("edc-cifar10-ipc100")
     sentence = str(refused.value)
-    assert "did you mean 'edc-cifar10-ipc10', 'edc-cifar100-ipc10' or 'edc-cifar10-ipc1'?" in sentence
+    assert (
+        "did you mean 'edc-cifar10-ipc10', 'edc-cifar100-ipc10' or 'edc-cifar10-ipc1'?" in sentence
+    )
     assert "'rayd recipes' lists all of them" in sentence
     assert len(sentence) < 250
 
@@ -170,7 +213,9 @@ def test_settings_that_leave_the_cell_leave_the_name():
 
 
 def test_a_directory_is_no_recipe_but_may_be_data_or_a_run(tmp_path):
-    with pytest.raises(ConfigError, match=f"'rayd distill digits data={tmp_path}', and a run that .* with --resume"):
+    with pytest.raises(
+        ConfigError, match=f"'rayd distill digits data={tmp_path}', and a run that .* with --resume"
+    ):
         recipes.resolve(tmp_path)
 
 

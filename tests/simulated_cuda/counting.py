@@ -34,7 +34,9 @@ class Counting:
         """Bytes on the device when the evaluation of a run begins."""
 
     def __enter__(self) -> Counting:
-        step, epoch, judge = Synthesizer._one_step, Trainer._pass, distill.judge
+        step = Synthesizer._one_step
+        epoch = Trainer._pass
+        judge = distill.judge
         counting = self
 
         def counted_step(self: Synthesizer) -> Any:

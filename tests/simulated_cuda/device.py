@@ -5,21 +5,24 @@
     with device.simulated() as record:
         ...                             # any code that chooses "cuda"
 
-A `SimulatedTensor` says that it is on "cuda:0" and keeps its numbers in a tensor on the CPU. A dispatch mode runs every ATen
-operation on those inner tensors, after it has checked what CUDA would refuse:
+A `SimulatedTensor` says that it is on "cuda:0" and keeps its numbers in a tensor on the CPU. A
+dispatch mode runs every ATen operation on those inner tensors, after it has checked what CUDA would
+refuse:
 
-- all tensors of an operation are on one device. Allowed are CPU scalars (no axes) in point-wise operations, CPU indices in
-  advanced indexing of a CUDA tensor, and copies; refused are `index_copy_`, `index_add_`, `gather`, `cat`, products, ...;
+- all tensors of an operation are on one device. Allowed are CPU scalars (no axes) in point-wise
+  operations, CPU indices in advanced indexing of a CUDA tensor, and copies; refused are
+  `index_copy_`, `index_add_`, `gather`, `cat`, products, ...;
 - random operations on CUDA take CUDA's generators;
 - fused optimizers want their step count on the device;
 - CUDA tensors have no `numpy()`.
 
-With `strict` a violation raises, as it would on CUDA; otherwise it is recorded and the tensor is moved, so that one run finds
-all of them.
+With `strict` a violation raises, as it would on CUDA; otherwise it is recorded and the tensor is
+moved, so that one run finds all of them.
 
-It also counts what makes a GPU wait, by the line of rayd that did it: synchronisations (copies to the host, `item()`, `bool()`,
-`nonzero`, boolean masks, `unique`, `tolist()`, ...) and copies from host memory to the device. Of the latter those without
-`non_blocking=True` are synchronisations, too: torch waits for the device's queue before it returns.
+It also counts what makes a GPU wait, by the line of rayd that did it: synchronisations (copies to
+the host, `item()`, `bool()`, `nonzero`, boolean masks, `unique`, `tolist()`, ...) and copies from
+host memory to the device. Of the latter those without `non_blocking=True` are synchronisations,
+too: torch waits for the device's queue before it returns.
 
 It does not see kernels that CUDA lacks, memory, speed, non-determinism, or streams.
 """
@@ -89,7 +92,9 @@ WAITING = {
     "aten::_linalg_svd": "svd",
     "aten::linalg_qr": "qr",
 }
-"""Operations that wait for the device, because the size of their result or a check depends on values."""
+"""Operations that wait for the device, because the size of their result or a check depends on
+values.
+"""
 
 
 class SimulatedTensor(torch.Tensor):
@@ -101,7 +106,9 @@ class SimulatedTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor, device: torch.device, requires_grad: bool = False) -> SimulatedTensor:
+    def __new__(
+        cls, inner: torch.Tensor, device: torch.device, requires_grad: bool = False
+    ) -> SimulatedTensor:
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -120,7 +127,9 @@ class SimulatedTensor(torch.Tensor):
         return ["inner"], self.device
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, torch.Tensor], device: torch.device, *_: Any) -> SimulatedTensor:
+    def __tensor_unflatten__(
+        inner: dict[str, torch.Tensor], device: torch.device, *_: Any
+    ) -> SimulatedTensor:
         return SimulatedTensor(inner["inner"], device)
 
     @property
@@ -144,10 +153,16 @@ class SimulatedTensor(torch.Tensor):
 
     def __deepcopy__(self, memo: Any) -> torch.Tensor:
         made: torch.Tensor = SimulatedTensor(self.inner.clone(), self.device, self.requires_grad)
-        return torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
+        return (
+            torch.nn.Parameter(made, self.requires_grad)
+            if isinstance(self, torch.nn.Parameter)
+            else made
+        )
 
     @classmethod
-    def __torch_dispatch__(cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operation, args, kwargs or {})
 
 
@@ -164,19 +179,25 @@ class Record:
         self.copies: Counter[tuple[str, str]] = Counter()
         """From host memory to the device: (`copy` or `blocking copy`, lines of rayd)."""
         self.slow_copies: Counter[str] = Counter()
-        """Large copies that are to be asynchronous and are not, as their memory is pageable; by lines of rayd."""
+        """Large copies that are to be asynchronous and are not, as their memory is pageable; by
+        lines of rayd.
+        """
         self.operations = 0
         """Kernels, about: ATen operations on the device."""
         self.seeded: list[tuple[str, int]] = []
         """(what, device) of every access to a CUDA generator."""
 
     def counts(self) -> dict[str, int]:
-        """Operations, synchronisations and copies to the device so far, and how many of these copies are blocking."""
+        """Operations, synchronisations and copies to the device so far, and how many of these
+        copies are blocking.
+        """
         return {
             "operations": self.operations,
             "syncs": sum(self.syncs.values()),
             "copies": sum(self.copies.values()),
-            "blocking": sum(count for (kind, _), count in self.copies.items() if kind.startswith("blocking")),
+            "blocking": sum(
+                count for (kind, _), count in self.copies.items() if kind.startswith("blocking")
+            ),
         }
 
     def violate(self, sentence: str) -> None:
@@ -249,9 +270,14 @@ def _run(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _wrapped(operation, operation(*inner_args, **inner_kwargs), args, kwargs, device)
 
 
-def _wrapped(operation: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:
-    """Results as tensors of the device; what an operation changed in place is the object that it was given."""
-    returns, arguments = operation._schema.returns, operation._schema.arguments
+def _wrapped(
+    operation: Any, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> Any:
+    """Results as tensors of the device; what an operation changed in place is the object that it
+    was given.
+    """
+    returns = operation._schema.returns
+    arguments = operation._schema.arguments
     outs = list(out) if isinstance(out, tuple | list) and len(returns) != 1 else [out]
 
     def on_device(value: Any) -> Any:
@@ -296,7 +322,9 @@ def _check(
         strangers = _strangers(record, operation, name, args, on_host, on_device)
         if strangers:
             shape = tuple(strangers[0].shape)
-            record.violate(f"{name}: expected all tensors to be on the same device, found one of shape {shape} on another")
+            record.violate(
+                f"{name}: expected all tensors to be on the same device, found one of shape {shape} on another"
+            )
     generator = kwargs.get("generator")
     here = bool(on_device) or (wanted is not None and wanted.type == "cuda")
     if generator is not None and generator.device.type != "cuda" and here:
@@ -313,9 +341,14 @@ def _check(
             record.syncs["copy to host", _lines()] += 1
         elif wanted.type == "cuda" and not on_device:
             record.copy(args[0], blocking=not kwargs.get("non_blocking", False))
-    if operation is aten.copy_.default and isinstance(args[0], SimulatedTensor) != isinstance(args[1], SimulatedTensor):
+    if operation is aten.copy_.default and isinstance(args[0], SimulatedTensor) != isinstance(
+        args[1], SimulatedTensor
+    ):
         if isinstance(args[0], SimulatedTensor):
-            record.copy(args[1], blocking=not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)))
+            record.copy(
+                args[1],
+                blocking=not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False)),
+            )
         else:
             record.syncs["copy to host", _lines()] += 1
 
@@ -335,28 +368,44 @@ def _strangers(
         if not isinstance(args[0], SimulatedTensor):
             return list(on_device)
         values = args[2] if len(args) > 2 else None
-        if isinstance(values, torch.Tensor) and not isinstance(values, SimulatedTensor) and values.ndim > 0:
+        if (
+            isinstance(values, torch.Tensor)
+            and not isinstance(values, SimulatedTensor)
+            and values.ndim > 0
+        ):
             return [values]
-        for index in (one for one in args[1] if isinstance(one, torch.Tensor) and not isinstance(one, SimulatedTensor)):
+        for index in (
+            one
+            for one in args[1]
+            if isinstance(one, torch.Tensor) and not isinstance(one, SimulatedTensor)
+        ):
             record.copy(index, blocking=True)
         return []
     if name.startswith("aten::_fused"):
         return on_host
-    takes_scalars = name.startswith("aten::_foreach") or torch.Tag.pointwise in operation.tags or operation in SCALARS
+    takes_scalars = (
+        name.startswith("aten::_foreach")
+        or torch.Tag.pointwise in operation.tags
+        or operation in SCALARS
+    )
     return [one for one in on_host if one.ndim > 0 or not takes_scalars]
 
 
 class _Dispatch(TorchDispatchMode):
     """Every operation, those without tensors included."""
 
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(operation, args, kwargs or {})
 
 
 class _Functions(TorchFunctionMode):
     """What torch does below the dispatcher, where a dispatch mode does not see it."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         first = args[0] if args else None
         if function in (torch.tensor, torch.as_tensor):
@@ -372,7 +421,9 @@ class _Functions(TorchFunctionMode):
         if not isinstance(first, SimulatedTensor):
             return function(*args, **kwargs)
         if function is torch.Tensor.new_tensor:
-            return torch.tensor(*args[1:], **{"dtype": first.dtype, "device": first.device} | kwargs)
+            return torch.tensor(
+                *args[1:], **{"dtype": first.dtype, "device": first.device} | kwargs
+            )
         if function is torch.Tensor.numpy:
             if _record is not None:
                 _record.violate("numpy(): cannot convert a CUDA tensor")
@@ -392,7 +443,8 @@ class _Functions(TorchFunctionMode):
 def simulated(strict: bool = True) -> Iterator[Record]:
     """Have CUDA devices for a while; what code does to them is recorded in what this gives."""
     global _record
-    record, before = Record(strict), _record
+    record = Record(strict)
+    before = _record
     state = torch.zeros(16, dtype=torch.uint8)
     current = 0
 

@@ -1,11 +1,13 @@
-"""Runs scenarios on the simulated device; a program of its own, as the shim must be there before torch.
+"""Runs scenarios on the simulated device; a program of its own, as the shim must be there before
+torch.
 
     python -m tests.simulated_cuda.program LIBRARY REPORT JOB...
 
-LIBRARY is the shim, REPORT the JSON file to write, and a JOB is JSON: `{"scenario": NAME}`, or `{"rules": true}` for what
-`rules.tried` gives. A scenario may be `small`, and have `overrides`, settings laid over it; `strict: false`, so that
-violations are recorded in place of raised; and a list `also` of what else is done with the result: `plan`, `spectra`,
-`evaluate`, or `cpu`, the same run on the CPU. The report is a list with an entry for each job: the job, its CPU seconds, the
+LIBRARY is the shim, REPORT the JSON file to write, and a JOB is JSON: `{"scenario": NAME}`, or
+`{"rules": true}` for what `rules.tried` gives. A scenario may be `small`, and have `overrides`,
+settings laid over it; `strict: false`, so that violations are recorded in place of raised; and a
+list `also` of what else is done with the result: `plan`, `spectra`, `evaluate`, or `cpu`, the same
+run on the CPU. The report is a list with an entry for each job: the job, its CPU seconds, the
 traceback of an error or null, and what `_report` says.
 """
 
@@ -30,7 +32,9 @@ def main(library: str, report: str, *jobs: str) -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        entries = [_entry(json.loads(job), Path(folder) / str(index)) for index, job in enumerate(jobs)]
+        entries = [
+            _entry(json.loads(job), Path(folder) / str(index)) for index, job in enumerate(jobs)
+        ]
     Path(report).write_text(json.dumps(entries))
 
 
@@ -51,41 +55,58 @@ def _entry(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A whole run of a scenario, and what else the job names.
 
-    `steps` has the operations, synchronisations and copies of every step of the synthesis; `lines` says which lines waited or
-    copied in the last one; `passes` has the same counts of the last epoch of every kind of training, by its purpose; `held` is
-    the number of bytes on the device when the evaluation begins.
+    `steps` has the operations, synchronisations and copies of every step of the synthesis; `lines`
+    says which lines waited or copied in the last one; `passes` has the same counts of the last
+    epoch of every kind of training, by its purpose; `held` is the number of bytes on the device
+    when the evaluation begins.
     """
     from rayd import machine
     from rayd.engine.distill import distill
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.plan import plan
-    from rayd.engine.progress import Reporter
-    from rayd.engine.spectra import of_distilled
+    from rayd.engine.progress import Progress
+    from rayd.engine.spectra import from_distilled
     from tests.simulated_cuda import device
     from tests.simulated_cuda.counting import Counting
     from tests.simulated_cuda.scenarios import scenario
 
     recipe = scenario(job["scenario"], job.get("small", False), **job.get("overrides", {}))
-    also, quiet = job.get("also", []), Reporter(quiet=True)
+    also = job.get("also", [])
+    quiet = Progress(quiet=True)
     # how fast the simulation computes means nothing
     facts = patch.object(machine, "fact", lambda *_, **__: 1.0)
     with device.simulated(strict=job.get("strict", True)) as record, facts:
         with Counting(record) as counting:
-            run = distill(recipe, folder / "run", cache=folder / "cache", reporter=quiet)
-        entry = {"steps": counting.steps, "lines": counting.lines, "passes": counting.passes, "held": counting.held}
+            run = distill(recipe, folder / "run", cache=folder / "cache", progress=quiet)
+        entry = {
+            "steps": counting.steps,
+            "lines": counting.lines,
+            "passes": counting.passes,
+            "held": counting.held,
+        }
         if "plan" in also:
-            entry["plan"] = plan(recipe, cache=folder / "other", reporter=quiet).to_json()
+            entry["plan"] = plan(recipe, cache=folder / "other", progress=quiet).to_json()
         if "spectra" in also:
-            entry["spectra"] = of_distilled(run.distilled, cache=folder / "cache", reporter=quiet).size
+            entry["spectra"] = from_distilled(
+                run.distilled, cache=folder / "cache", progress=quiet
+            ).size
         if "evaluate" in also:
-            report = evaluate_distilled(run.distilled, {"evaluation": {"seeds": 2}}, None, folder / "cache", quiet)
+            report = evaluate_distilled(
+                run.distilled, {"evaluation": {"seeds": 2}}, None, folder / "cache", quiet
+            )
             entry["evaluated"] = [result.test_accuracy.mean for result in report.results]
     if "cpu" in also:
-        on_cpu = recipe.model_copy(update={"resources": recipe.resources.model_copy(update={"device": "cpu"})})
-        other = distill(on_cpu, folder / "cpu", cache=folder / "cache", reporter=quiet)
+        on_cpu = recipe.model_copy(
+            update={"resources": recipe.resources.model_copy(update={"device": "cpu"})}
+        )
+        other = distill(on_cpu, folder / "cpu", cache=folder / "cache", progress=quiet)
         entry["difference"] = float((run.distilled.images - other.distilled.images).abs().max())
     accuracies = {result.set: result.test_accuracy.mean for result in run.report.results}
-    return entry | {"violations": list(record.violations), "accuracies": accuracies, "seeded": record.seeded}
+    return entry | {
+        "violations": list(record.violations),
+        "accuracies": accuracies,
+        "seeded": record.seeded,
+    }
 
 
 if __name__ == "__main__":

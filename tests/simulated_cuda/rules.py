@@ -15,18 +15,26 @@ def tried() -> dict[str, Any]:
     with device.simulated() as record:
         there = torch.arange(6.0, device="cuda").reshape(2, 3)
         here = torch.tensor([0, 1])
-        optimizer = torch.optim.SGD([torch.nn.Parameter(there.clone())], lr=0.1, momentum=0.9, fused=True)
-        for group in optimizer.param_groups:
-            group["params"][0].grad = torch.ones_like(there)
+        optimizer = torch.optim.SGD(
+            [torch.nn.Parameter(there.clone())], lr=0.1, momentum=0.9, fused=True
+        )
+        for pool in optimizer.param_groups:
+            pool["params"][0].grad = torch.ones_like(there)
         attempts: dict[str, Callable[[], object]] = {
             "product with a CPU matrix": lambda: there @ torch.ones(3, 3),
             "sum with a CPU matrix": lambda: there + torch.ones(2, 3),
-            "index_copy_ at CPU indices": lambda: there.clone().index_copy_(0, here, torch.zeros_like(there)),
-            "index_add_ at CPU indices": lambda: there.clone().index_add_(0, here, torch.zeros_like(there)),
+            "index_copy_ at CPU indices": lambda: there.clone().index_copy_(
+                0, here, torch.zeros_like(there)
+            ),
+            "index_add_ at CPU indices": lambda: there.clone().index_add_(
+                0, here, torch.zeros_like(there)
+            ),
             "index_select at CPU indices": lambda: there.index_select(0, here),
             "cat with a CPU tensor": lambda: torch.cat([there, torch.ones(1, 3)]),
             "CPU tensor at CUDA indices": lambda: torch.ones(2, 3)[here.to("cuda")],
-            "draw with a CPU generator": lambda: torch.rand(3, device="cuda", generator=torch.Generator()),
+            "draw with a CPU generator": lambda: torch.rand(
+                3, device="cuda", generator=torch.Generator()
+            ),
             "numpy": there.numpy,
             "two devices": lambda: there + torch.ones(2, 3, device="cuda:1"),
             "sum with a CPU scalar": lambda: there + torch.ones(()),

@@ -1,4 +1,6 @@
-"""Small recipes on digits: every method, with every stage that it has, in as few steps as show what a step does."""
+"""Small recipes on digits: every method, with every stage that it has, in as few steps as show what
+a step does.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,12 @@ MATCHING: dict[str, Any] = {
     "evaluation": {"networks": [NETWORK], "augmentation": DSA, "baselines": []},
 }
 SAMPLED = merge(MATCHING, {"real": "sampled", "observers": {"real_batch": 8}})
-CLASSIFIERS = {"networks": NETWORK, "pool": 1, "augmentation": DSA, "squeeze": {"epochs": 1, "batch_size": 512}}
+CLASSIFIERS = {
+    "networks": NETWORK,
+    "pool": 1,
+    "augmentation": DSA,
+    "squeeze": {"epochs": 1, "batch_size": 512},
+}
 QUEUE = {"push_every": 2, "capacity": 3, "train_steps": 2, "batch_size": 32}
 DECOUPLED: dict[str, Any] = {
     "ipc": 2,
@@ -26,27 +33,51 @@ DECOUPLED: dict[str, Any] = {
     "squeeze": SQUEEZE,
     "evaluation": {"networks": [BATCH_NORM], "epochs": 2, "batch_size": 5, "baselines": ["random"]},
 }
-ONE_OBSERVER = merge(DECOUPLED, {"observers": {"networks": [BATCH_NORM]}, "evaluation": {"baselines": []}})
+ONE_OBSERVER = merge(
+    DECOUPLED, {"observers": {"networks": [BATCH_NORM]}, "evaluation": {"baselines": []}}
+)
 TRAJECTORIES: dict[str, Any] = {
-    "experts": {"network": PERCEPTRON, "count": 2, "epochs": 3, "batch_size": 512, "augmentation": None},
+    "experts": {
+        "network": PERCEPTRON,
+        "count": 2,
+        "epochs": 3,
+        "batch_size": 512,
+        "augmentation": None,
+    },
     "synthetic": {"step_size": 0.05},
     "synthesis": {"learning_rate": 0.05, "learning_rates": {"log_step_size": 0.02}},
-    "objective": {"steps": 2, "epochs": 1, "start": {"most": 2}, "augmentation": "crop_scale", "per_step": 2},
+    "objective": {
+        "steps": 2,
+        "epochs": 1,
+        "start": {"most": 2},
+        "augmentation": "crop_scale",
+        "per_step": 2,
+    },
     "evaluation": {"networks": [PERCEPTRON], "augmentation": "crop_scale", "baselines": []},
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dm": merge(MATCHING, {"observers": {"pool": 2, "per_step": 2}, "evaluation": {"baselines": ["random", "whole"]}}),
+    "dm": merge(
+        MATCHING,
+        {"observers": {"pool": 2, "per_step": 2}, "evaluation": {"baselines": ["random", "whole"]}},
+    ),
     "dm sampled": SAMPLED,
-    "iid-dm": merge(MATCHING, {"ipc": 2, "observers": {"pool": 2}, "guides": CLASSIFIERS}),
-    "csdm": merge(MATCHING, {"observers": {"pool": 2}, "objective": {"frequencies": 16}, "data": {"imbalance": 20}}),
+    "iid-dm": merge(MATCHING, {"ipc": 2, "observers": {"pool": 2}, "classifiers": CLASSIFIERS}),
+    "csdm": merge(
+        MATCHING,
+        {"observers": {"pool": 2}, "objective": {"frequencies": 16}, "data": {"imbalance": 20}},
+    ),
     "csdm sampled": merge(SAMPLED, {"objective": {"frequencies": 16}}),
     "ncfm": merge(
         MATCHING,
-        {"observers": {"pool": 2}, "objective": {"frequencies": 16, "sampling_network": True}, "squeeze": SQUEEZE},
+        {
+            "observers": {"pool": 2},
+            "objective": {"frequencies": 16, "sampling_network": True},
+            "squeeze": SQUEEZE,
+        },
     ),
-    "idm": merge(SAMPLED, {"observers": {"queue": QUEUE}}),
-    "iid-idm": merge(SAMPLED, {"observers": {"queue": QUEUE}, "guides": CLASSIFIERS}),
+    "idm": merge(SAMPLED, {"observers": {"model_pool": QUEUE}}),
+    "iid-idm": merge(SAMPLED, {"observers": {"model_pool": QUEUE}, "classifiers": CLASSIFIERS}),
     "dc": merge(
         MATCHING,
         {
@@ -54,11 +85,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "observers": {
                 "real_batch": 8,
                 "augmentation": None,
-                "queue": {"push_every": 3, "train_epochs": 1, "batch_size": 32},
+                "model_pool": {"push_every": 3, "train_epochs": 1, "batch_size": 32},
             },
         },
     ),
-    "dsa": merge(MATCHING, {"observers": {"real_batch": 8, "queue": {"push_every": 3, "train_epochs": 1}}}),
+    "dsa": merge(
+        MATCHING,
+        {"observers": {"real_batch": 8, "model_pool": {"push_every": 3, "train_epochs": 1}}},
+    ),
     "frepo": merge(
         MATCHING,
         {
@@ -66,13 +100,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "observers": {
                 "real_batch": 8,
                 "augmentation": None,
-                "queue": {"start": 2, "lifetime": 2, "learning_rate": 0.01},
+                "model_pool": {"start": 2, "lifetime": 2, "learning_rate": 0.01},
             },
             "synthesis": {"learning_rate": 0.02},
         },
     ),
     "krr": merge(
-        MATCHING, {"ipc": 2, "observers": {"real_batch": 8, "augmentation": None}, "synthesis": {"learning_rate": 0.02}}
+        MATCHING,
+        {
+            "ipc": 2,
+            "observers": {"real_batch": 8, "augmentation": None},
+            "synthesis": {"learning_rate": 0.02},
+        },
     ),
     "edc": merge(
         DECOUPLED,
@@ -86,15 +125,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gvbsm": ONE_OBSERVER,
     "sre2l": merge(ONE_OBSERVER, {"evaluation": {"epoch": ["last"]}}),
     "cda": ONE_OBSERVER,
-    "rded": merge(DECOUPLED, {"synthetic": {"candidates": 10, "crops": 2}, "synthesis": {"steps": 0}}),
+    "rded": merge(
+        DECOUPLED, {"synthetic": {"candidates": 10, "crops": 2}, "synthesis": {"steps": 0}}
+    ),
     "cfm": ONE_OBSERVER,
     "unidd": ONE_OBSERVER,
     "mtt": TRAJECTORIES,
     "tesla": TRAJECTORIES,
     "datm": merge(TRAJECTORIES, {"objective": {"start": {"first": 1, "rise": 2}}}),
-    "ls-mtt": merge(TRAJECTORIES, {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 1, "window": 1}}}),
+    "ls-mtt": merge(
+        TRAJECTORIES, {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 1, "window": 1}}}
+    ),
 }
-"""Settings by name: that of the method, and what distinguishes it from another recipe of the method."""
+"""Settings by name: that of the method, and what distinguishes it from another recipe of the
+method.
+"""
 
 
 def scenario(name: str, small: bool = False, **overrides: Any) -> Recipe:

@@ -1,4 +1,6 @@
-"""Building and loading the shim (`shim.cpp`). Nothing here imports torch: the shim must be loaded before torch is."""
+"""Building and loading the shim (`shim.cpp`). Nothing here imports torch: the shim must be loaded
+before torch is.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,33 @@ def build(folder: Path) -> Path:
     """The shim as a shared library in a folder, compiled if the folder does not hold it yet.
 
     Raises:
-        CannotBuildError: there is no `g++`, or it refuses the source (torch's headers change between versions).
+        CannotBuildError: there is no `g++`, or it refuses the source (torch's headers change
+            between versions).
     """
     home = _torch()
-    tag = hashlib.sha256(f"{SOURCE.read_text()}{home}{home.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    tag = hashlib.sha256(
+        f"{SOURCE.read_text()}{home}{home.stat().st_mtime_ns}".encode()
+    ).hexdigest()[:16]
     library = folder / f"simulated_cuda_{tag}.so"
     if library.exists():
         return library
     if shutil.which("g++") is None:
         raise CannotBuildError("simulating CUDA needs g++, which is not installed")
     part = library.with_suffix(f".{os.getpid()}")
-    command = ["g++", "-O0", "-std=c++20", "-shared", "-fPIC", f"-I{home}/include", str(SOURCE), "-o", str(part)]
-    made = subprocess.run([*command, f"-L{home}/lib", "-lc10", "-ltorch_cpu"], capture_output=True, text=True)
+    command = [
+        "g++",
+        "-O0",
+        "-std=c++20",
+        "-shared",
+        "-fPIC",
+        f"-I{home}/include",
+        str(SOURCE),
+        "-o",
+        str(part),
+    ]
+    made = subprocess.run(
+        [*command, f"-L{home}/lib", "-lc10", "-ltorch_cpu"], capture_output=True, text=True
+    )
     if made.returncode != 0:
         errors = [line for line in made.stderr.splitlines() if "error" in line] or ["g++ failed"]
         raise CannotBuildError(f"the shim does not compile against torch in '{home}': {errors[0]}")

@@ -1,4 +1,6 @@
-"""The simulated device itself: it refuses what CUDA refuses, allows the rest, and counts what a GPU waits for."""
+"""The simulated device itself: it refuses what CUDA refuses, allows the rest, and counts what a GPU
+waits for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ import pytest
 
 from tests.simulated_cuda.conftest import Run
 
-ALLOWED = {"sum with a CPU scalar", "CPU indices", "fused optimizer", "backward pass", "draw on the CPU"}
+ALLOWED = {
+    "sum with a CPU scalar",
+    "CPU indices",
+    "fused optimizer",
+    "backward pass",
+    "draw on the CPU",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,9 @@ def test_waiting_for_the_device_is_counted(tried, name):
     assert tried[name] == [1, 0, 0]
 
 
-@pytest.mark.parametrize(("name", "blocking"), [("to device", 1), ("made there", 1), ("to device at leisure", 0)])
+@pytest.mark.parametrize(
+    ("name", "blocking"), [("to device", 1), ("made there", 1), ("to device at leisure", 0)]
+)
 def test_copies_to_the_device_are_counted(tried, name, blocking):
     assert tried[name] == [0, 1, blocking]
 

@@ -1,4 +1,6 @@
-"""Every method, every stage, on the simulated device under CUDA's strict rules; and what a step makes a GPU wait for."""
+"""Every method, every stage, on the simulated device under CUDA's strict rules; and what a step
+makes a GPU wait for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,20 @@ ALSO: dict[str, list[str]] = {
 }
 """What else is done with the result."""
 GROUPS = (
-    ("dm", "dm sampled", "iid-dm", "csdm", "csdm sampled", "ncfm", "idm", "iid-idm", "dc", "dsa", "frepo", "krr"),
+    (
+        "dm",
+        "dm sampled",
+        "iid-dm",
+        "csdm",
+        "csdm sampled",
+        "ncfm",
+        "idm",
+        "iid-idm",
+        "dc",
+        "dsa",
+        "frepo",
+        "krr",
+    ),
     ("edc", "gvbsm", "sre2l", "cda", "rded", "cfm", "unidd", "mtt", "tesla", "datm", "ls-mtt"),
 )
 """Scenarios that share a process, for which torch is imported once."""
@@ -34,7 +49,10 @@ STEP: dict[str, tuple[int, int]] = {
     "dm sampled": (0, 4),
     "iid-dm": (0, 2),
     "csdm": (0, 1),
-    "csdm sampled": (1, 7),  # the median distance of a real batch is a length that the host draws with
+    "csdm sampled": (
+        1,
+        7,
+    ),  # the median distance of a real batch is a length that the host draws with
     "ncfm": (0, 2),
     "idm": (0, 7),
     "iid-idm": (0, 11),
@@ -53,19 +71,23 @@ STEP: dict[str, tuple[int, int]] = {
     "datm": (1, 11),
     "ls-mtt": (1, 10),
 }
-"""How often the last step of a synthesis waits for the device, and how often it copies to it without waiting, at most."""
+"""How often the last step of a synthesis waits for the device, and how often it copies to it
+without waiting, at most.
+"""
 
 
 @pytest.fixture(scope="module")
 def reported(simulated: Run, request: pytest.FixtureRequest) -> Any:
-    """What was reported of a scenario, small or not; it is run together with those of its group that this session tests."""
+    """What was reported of a scenario, small or not; it is run together with those of its group
+    that this session tests.
+    """
     tested = [item for item in request.session.items if item.path == request.path]
     wanted = {item.callspec.params["name"] for item in tested if hasattr(item, "callspec")}
     # tests without a scenario of their own are about those with more to do
     wanted |= ALSO.keys() if any(not hasattr(item, "callspec") for item in tested) else set()
 
     @cache
-    def group(index: int) -> dict[tuple[str, bool], dict[str, Any]]:
+    def pool(index: int) -> dict[tuple[str, bool], dict[str, Any]]:
         names = [name for name in GROUPS[index] if name in wanted]
         large = [{"scenario": name, "also": ALSO.get(name, [])} for name in names]
         small = [{"scenario": name, "small": True} for name in names if name in STEP]
@@ -73,14 +95,18 @@ def reported(simulated: Run, request: pytest.FixtureRequest) -> Any:
         return {(entry["scenario"], "small" in entry): entry for entry in entries}
 
     def of(name: str, small: bool = False) -> dict[str, Any]:
-        entry = next(group(index)[name, small] for index, names in enumerate(GROUPS) if name in names)
+        entry = next(
+            pool(index)[name, small] for index, names in enumerate(GROUPS) if name in names
+        )
         assert entry["error"] is None, entry["error"]
         return entry
 
     return of
 
 
-every = pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in SETTINGS])
+every = pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in SETTINGS]
+)
 
 
 @every
@@ -90,21 +116,30 @@ def test_a_whole_run_keeps_the_rules_of_cuda(reported, name):
     assert all(0 < accuracy < 1 for accuracy in entry["accuracies"].values())
 
 
-stepping = pytest.mark.parametrize("name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in STEP])
+stepping = pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.slow if one in SLOW else ()) for one in STEP]
+)
 
 
 @stepping
 def test_a_step_hardly_waits_for_the_device(reported, name):
     entry = reported(name)
-    last, (syncs, copies) = entry["steps"][-1], STEP[name]
-    assert (last["blocking"], last["syncs"] <= syncs, last["copies"] <= copies) == (0, True, True), (last, entry["lines"])
+    last = entry["steps"][-1]
+    (syncs, copies) = STEP[name]
+    assert (last["blocking"], last["syncs"] <= syncs, last["copies"] <= copies) == (
+        0,
+        True,
+        True,
+    ), (last, entry["lines"])
 
 
 @stepping
 def test_more_classes_and_layers_do_not_make_a_step_wait_more(reported, name):
     small, large = (reported(name, small=small)["steps"][-1] for small in (True, False))
     assert large["operations"] != small["operations"]
-    assert [large[count] for count in ("syncs", "blocking", "copies")] == [small[c] for c in ("syncs", "blocking", "copies")]
+    assert [large[count] for count in ("syncs", "blocking", "copies")] == [
+        small[c] for c in ("syncs", "blocking", "copies")
+    ]
 
 
 @every
@@ -118,7 +153,9 @@ def test_an_epoch_of_training_waits_once_if_teachers_are_checked(reported, name)
 
 @every
 def test_the_device_is_empty_when_students_begin(reported, name):
-    """Observers, statistics and real images are gone; constants of the normalisation (a whitening matrix: 16 kB) may stay."""
+    """Observers, statistics and real images are gone; constants of the normalisation (a whitening
+    matrix: 16 kB) may stay.
+    """
     assert reported(name)["held"] < 20_000
 
 
@@ -142,7 +179,11 @@ def special(simulated: Run) -> list[dict[str, Any]]:
     """Two runs on the second device, and one of a regression that cannot be solved."""
     second = {"overrides": {"resources": {"device": "cuda:1"}}}
     diverging = {"overrides": {"synthesis": {"learning_rate": 1e30}}}
-    return simulated({"scenario": "dm", **second}, {"scenario": "idm", **second}, {"scenario": "krr", **diverging})
+    return simulated(
+        {"scenario": "dm", **second},
+        {"scenario": "idm", **second},
+        {"scenario": "krr", **diverging},
+    )
 
 
 def test_another_device_than_the_current_one_draws_from_its_own_generator(special):
@@ -155,4 +196,7 @@ def test_another_device_than_the_current_one_draws_from_its_own_generator(specia
 
 def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(special):
     """On the CPU it is refused at once; asking a GPU in every step would make it wait."""
-    assert "RunError: The loss is not finite at step 4; lower synthesis.learning_rate." in special[2]["error"]
+    assert (
+        "RunError: The loss is not finite at step 4; lower synthesis.learning_rate."
+        in special[2]["error"]
+    )

@@ -33,15 +33,24 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def many(spec: Frequencies, number: int, **changes: float) -> Frequencies:
-    values = {"kernel": spec.kernel, "scale": spec.scale, "smoothness": spec.smoothness, "mixture": spec.mixture}
+    values = {
+        "kernel": spec.kernel,
+        "scale": spec.scale,
+        "smoothness": spec.smoothness,
+        "mixture": spec.mixture,
+    }
     return Frequencies(**{**values, "number": number, **changes})
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.key)
 def test_frequencies_stand_for_their_kernel(spec):
-    """Means of cosines, each in [-1, 1]: within 4.5 standard errors of the closed form, at differences near and far."""
+    """Means of cosines, each in [-1, 1]: within 4.5 standard errors of the closed form, at
+    differences near and far.
+    """
     number = 40_000
-    difference = torch.cat([scale * normal(5, 3, seed=place) for place, scale in enumerate((0.1, 0.7, 2.0))])
+    difference = torch.cat(
+        [scale * normal(5, 3, seed=place) for place, scale in enumerate((0.1, 0.7, 2.0))]
+    )
     cosine = (many(spec, number).draw(3, seeded()) @ difference.T).cos()
     error = cosine.mean(0) - spec.closed_form(difference)
     assert (error.abs() < 4.5 * cosine.std(0) / math.sqrt(number) + 1e-12).all()
@@ -56,7 +65,8 @@ def test_kernels_where_one_can_see_it():
         Frequencies("isotropic-laplace", 5.0): math.exp(-1),
         Frequencies("matern", 5.0, smoothness=0.5): math.exp(-1),
         Frequencies("matern", 5.0, smoothness=1.5): (1 + math.sqrt(3)) * math.exp(-math.sqrt(3)),
-        Frequencies("matern", 5.0, smoothness=2.5): (1 + math.sqrt(5) + 5 / 3) * math.exp(-math.sqrt(5)),
+        Frequencies("matern", 5.0, smoothness=2.5): (1 + math.sqrt(5) + 5 / 3)
+        * math.exp(-math.sqrt(5)),
         Frequencies("rational-quadratic", 5.0, mixture=2.0): (1 + 1 / 4) ** -2,
     }
     for spec, value in expected.items():
@@ -66,7 +76,12 @@ def test_kernels_where_one_can_see_it():
 
 def bessel_form(smoothness: float, distance: Tensor) -> Tensor:
     u = math.sqrt(2 * smoothness) * distance.numpy()
-    kernel = 2 ** (1 - smoothness) / scipy.special.gamma(smoothness) * u**smoothness * scipy.special.kv(smoothness, u)
+    kernel = (
+        2 ** (1 - smoothness)
+        / scipy.special.gamma(smoothness)
+        * u**smoothness
+        * scipy.special.kv(smoothness, u)
+    )
     return torch.from_numpy(kernel)
 
 
@@ -78,7 +93,8 @@ def test_materns_elementary_form_is_that_of_bessel_functions(smoothness):
 
 
 def test_matern_of_any_smoothness_is_drawn():
-    spec, apart = Frequencies("matern", smoothness=0.8, number=40_000), torch.tensor([0.0, 1.2], dtype=torch.float64)
+    spec = Frequencies("matern", smoothness=0.8, number=40_000)
+    apart = torch.tensor([0.0, 1.2], dtype=torch.float64)
     cosine = (spec.draw(2, seeded()) @ apart).cos()
     assert float(cosine.mean()) == pytest.approx(float(bessel_form(0.8, apart[1:])), abs=0.02)
     with pytest.raises(ValueError, match=r"for smoothness 0.5, 1.5, ... alone. Got 0.8"):
@@ -100,10 +116,14 @@ def test_a_length_only_divides(spec):
 def test_the_median_distance_is_that_of_all_pairs(order):
     features = normal(20, 3)
     pairs = sorted(float((a - b).norm(order)) for i, a in enumerate(features) for b in features[:i])
-    assert median_distance(features, order) == pytest.approx(pairs[(len(pairs) - 1) // 2], rel=1e-12)
+    assert median_distance(features, order) == pytest.approx(
+        pairs[(len(pairs) - 1) // 2], rel=1e-12
+    )
 
 
-@pytest.mark.parametrize(("kernel", "order"), [("laplace", 1.0), ("gaussian", 2.0), ("matern", 2.0)])
+@pytest.mark.parametrize(
+    ("kernel", "order"), [("laplace", 1.0), ("gaussian", 2.0), ("matern", 2.0)]
+)
 def test_a_median_length_is_resolved_in_the_norm_of_the_kernel(kernel, order):
     features = 100 * normal(30, 5).float()
     spec = Frequencies(kernel, "median", 11)

@@ -1,4 +1,6 @@
-"""Every statistic is a commutative monoid, agrees with a slow float64 reference, and is differentiable."""
+"""Every statistic is a commutative monoid, agrees with a slow float64 reference, and is
+differentiable.
+"""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -9,10 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayd.statistics import CharacteristicFunction, Covariance, LabelCorrelation, LocalCovariance, Moments, Statistic
+from rayd.statistics import (
+    CharacteristicFunction,
+    Covariance,
+    LabelCorrelation,
+    LocalCovariance,
+    Moments,
+    Statistic,
+)
 
-CLASSES, DIMENSION, SPREAD = 4, 3, 2
-FREQUENCIES = torch.randn(5, DIMENSION, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+CLASSES = 4
+DIMENSION = 3
+SPREAD = 2
+FREQUENCIES = torch.randn(
+    5, DIMENSION, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+)
 
 EMPTY: dict[str, Callable[[], Statistic]] = {
     "moments": lambda: Moments.empty(CLASSES, DIMENSION),
@@ -24,7 +37,9 @@ EMPTY: dict[str, Callable[[], Statistic]] = {
 
 
 def batch(seed: int, count: int, offset: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Feature vectors far from the origin, where sums of squares would cancel; class 3 never occurs."""
+    """Feature vectors far from the origin, where sums of squares would cancel; class 3 never
+    occurs.
+    """
     draw = torch.Generator().manual_seed(seed)
     features = torch.randn(count, SPREAD, DIMENSION, generator=draw, dtype=torch.float64) + offset
     return features, torch.randint(0, CLASSES - 1, (count,), generator=draw)
@@ -36,11 +51,18 @@ def assert_equal(left: Statistic, right: Statistic) -> None:
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-@given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(0, 7), min_size=1, max_size=5), order=st.randoms())
+@given(
+    seed=st.integers(0, 10_000),
+    sizes=st.lists(st.integers(0, 7), min_size=1, max_size=5),
+    order=st.randoms(),
+)
 @settings(max_examples=40, deadline=None)
 def test_any_split_in_any_order_equals_the_whole(kind, seed, sizes, order):
     features, labels = batch(seed, sum(sizes))
-    parts = [EMPTY[kind]().update(x, y) for x, y in zip(features.split(sizes), labels.split(sizes), strict=True)]
+    parts = [
+        EMPTY[kind]().update(x, y)
+        for x, y in zip(features.split(sizes), labels.split(sizes), strict=True)
+    ]
     whole = EMPTY[kind]().update(features, labels)
     order.shuffle(parts)
     merged = EMPTY[kind]()
@@ -53,7 +75,9 @@ def test_any_split_in_any_order_equals_the_whole(kind, seed, sizes, order):
 @given(seeds=st.tuples(*[st.integers(0, 10_000)] * 3), sizes=st.tuples(*[st.integers(0, 6)] * 3))
 @settings(max_examples=30, deadline=None)
 def test_merge_is_associative_commutative_and_empty_is_neutral(kind, seeds, sizes):
-    a, b, c = (EMPTY[kind]().update(*batch(seed, size)) for seed, size in zip(seeds, sizes, strict=True))
+    a, b, c = (
+        EMPTY[kind]().update(*batch(seed, size)) for seed, size in zip(seeds, sizes, strict=True)
+    )
     assert_equal(a.merge(b).merge(c), a.merge(b.merge(c)))
     assert_equal(a.merge(b), b.merge(a))
     assert_equal(a.merge(EMPTY[kind]()), a)
@@ -87,14 +111,20 @@ def test_state_round_trip_and_rows(kind):
 )
 @settings(max_examples=40, deadline=None)
 def test_parts_of_some_classes_add_up_to_the_merge_of_whole_ones(kind, seed, groups, size):
-    """Parts that hold the classes of their batch alone, put in their places, against parts of all classes, merged."""
-    draw, total, whole = torch.Generator().manual_seed(seed), None, EMPTY[kind]()
+    """Parts that hold the classes of their batch alone, put in their places, against parts of all
+    classes, merged.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    total = None
+    whole = EMPTY[kind]()
     for group in groups:
         places = torch.tensor(sorted(group))
         features = torch.randn(size, SPREAD, DIMENSION, generator=draw, dtype=torch.float64) + 100
         labels = torch.randint(0, len(places), (size,), generator=draw)
         part = EMPTY[kind]().rows(places).update(features, labels)
-        assert all(len(t) == len(places) for name, t in part.state().items() if name not in part.shared)
+        assert all(
+            len(t) == len(places) for name, t in part.state().items() if name not in part.shared
+        )
         total = part.spread(places, CLASSES) if total is None else total.add(part, places)
         whole = whole.merge(EMPTY[kind]().update(features, places[labels]))
     assert_equal(total, whole)
@@ -102,10 +132,13 @@ def test_parts_of_some_classes_add_up_to_the_merge_of_whole_ones(kind, seed, gro
 
 @pytest.mark.parametrize("kind", EMPTY)
 def test_adding_touches_no_other_class(kind):
-    statistic, places = EMPTY[kind]().update(*batch(5, 12)), torch.tensor([2, 3])
+    statistic = EMPTY[kind]().update(*batch(5, 12))
+    places = torch.tensor([2, 3])
     before = statistic.rows(torch.tensor([0, 1])).state()
     features, labels = batch(6, 12)
-    assert statistic.add(EMPTY[kind]().rows(places).update(features, labels % 2), places) is statistic
+    assert (
+        statistic.add(EMPTY[kind]().rows(places).update(features, labels % 2), places) is statistic
+    )
     after = statistic.rows(torch.tensor([0, 1]))
     for name in before.keys() - after.shared:
         assert torch.equal(before[name], after.state()[name])
@@ -117,7 +150,11 @@ def test_gradcheck(kind):
 
     def derived(x: Tensor) -> Tensor:
         statistic = EMPTY[kind]().like(x, labels)
-        parts = [tensor for name, tensor in statistic.state().items() if name not in ("count", "frequencies")]
+        parts = [
+            tensor
+            for name, tensor in statistic.state().items()
+            if name not in ("count", "frequencies")
+        ]
         return torch.cat([part.flatten() for part in parts])
 
     assert torch.autograd.gradcheck(derived, features.requires_grad_())
@@ -141,7 +178,11 @@ def test_moments_of_updates_are_exact():
     for x, y in zip(features.split(2), labels.split(2), strict=True):
         moments.update(x, y)
     for c in range(CLASSES - 1):
-        rows = [[Fraction(float(x[k])) for k in range(DIMENSION)] for sample in features[labels == c] for x in sample]
+        rows = [
+            [Fraction(float(x[k])) for k in range(DIMENSION)]
+            for sample in features[labels == c]
+            for x in sample
+        ]
         for k in range(DIMENSION):
             mean = sum(row[k] for row in rows) / len(rows)
             variance = sum((row[k] - mean) ** 2 for row in rows) / len(rows)
@@ -151,13 +192,23 @@ def test_moments_of_updates_are_exact():
 
 def test_within_variance_is_the_average_variance_of_a_sample():
     features, labels = batch(1, 50)
-    moments = Moments.empty(CLASSES, DIMENSION).update(features[:20], labels[:20]).update(features[20:], labels[20:])
+    moments = (
+        Moments.empty(CLASSES, DIMENSION)
+        .update(features[:20], labels[:20])
+        .update(features[20:], labels[20:])
+    )
     spatial = features.var(1, unbiased=False)
     for c in range(CLASSES - 1):
-        torch.testing.assert_close(moments.within_variance[c], spatial[labels == c].mean(0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            moments.within_variance[c], spatial[labels == c].mean(0), rtol=1e-12, atol=1e-12
+        )
         between = features[labels == c].mean(1).var(0, unbiased=False)
-        torch.testing.assert_close(moments.variance[c], moments.within_variance[c] + between, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(moments.pooled().within_variance[0], spatial.mean(0), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            moments.variance[c], moments.within_variance[c] + between, rtol=1e-12, atol=1e-12
+        )
+    torch.testing.assert_close(
+        moments.pooled().within_variance[0], spatial.mean(0), rtol=1e-12, atol=1e-12
+    )
     assert torch.all(moments.within_variance[CLASSES - 1] == 0)
 
 
@@ -201,7 +252,9 @@ def test_label_correlation_takes_soft_labels():
     features, labels = batch(4, 30)
     soft = torch.rand(30, CLASSES, dtype=torch.float64)
     correlation = LabelCorrelation.empty(CLASSES, DIMENSION).update(features, soft).correlation
-    expected = sum(torch.outer(soft[i], features[i, s]) for i in range(30) for s in range(SPREAD)) / (30 * SPREAD)
+    expected = sum(
+        torch.outer(soft[i], features[i, s]) for i in range(30) for s in range(SPREAD)
+    ) / (30 * SPREAD)
     torch.testing.assert_close(correlation, expected)
     hard = LabelCorrelation.of(features, labels, CLASSES)
     one_hot = torch.nn.functional.one_hot(labels, CLASSES)

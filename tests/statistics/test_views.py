@@ -1,30 +1,57 @@
-"""Views of feature maps, and moments of samples that never lay the vectors out, against slow references."""
+"""Views of feature maps, and moments of samples that never lay the vectors out, against slow
+references.
+"""
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayd.statistics import Covariance, LabelCorrelation, Moments, View, dimension, sample_moments, vectors, views
+from rayd.statistics import (
+    Covariance,
+    LabelCorrelation,
+    Moments,
+    View,
+    dimension,
+    sample_moments,
+    vectors,
+    views,
+)
 
 CLASSES = 3
-VIEWS: list[tuple[View, int]] = [("flat", 0), ("channels", 0), ("patches", 1), ("patches", 2), ("patches", 4)]
+VIEWS: list[tuple[View, int]] = [
+    ("flat", 0),
+    ("channels", 0),
+    ("patches", 1),
+    ("patches", 2),
+    ("patches", 4),
+]
 SHAPES = [(2, 4, 4), (3, 4, 8), (2, 5, 3), (1, 1, 1), (2, 3, 9)]
 
 
 def maps(shape: tuple[int, ...], count: int = 5, offset: float = 100.0) -> Tensor:
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + offset
+    return (
+        torch.randn(count, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        + offset
+    )
 
 
 def patch_vectors(features: Tensor, patch: int) -> Tensor:
     """One number after another: (N, s, d) of the patch view."""
     height, width = (patch * ((side + patch - 1) // patch) for side in features.shape[2:])
-    stretched = functional.interpolate(features, (height, width), mode="bilinear", align_corners=False)
+    stretched = functional.interpolate(
+        features, (height, width), mode="bilinear", align_corners=False
+    )
     samples, channels = features.shape[:2]
     out = []
     for n in range(samples):
         positions = [
-            [stretched[n, c, y + i, x + j] for c in range(channels) for i in range(patch) for j in range(patch)]
+            [
+                stretched[n, c, y + i, x + j]
+                for c in range(channels)
+                for i in range(patch)
+                for j in range(patch)
+            ]
             for y in range(0, height, patch)
             for x in range(0, width, patch)
         ]
@@ -73,7 +100,9 @@ def test_moments_of_samples_are_those_of_their_vectors(shape, view, patch):
     assert size == laid_out.shape[1]
     assert mean.shape[1] == m2.shape[1] == dimension(shape, view, patch) == laid_out.shape[2]
     torch.testing.assert_close(mean, laid_out.mean(1), rtol=1e-14, atol=0)
-    torch.testing.assert_close(m2, (laid_out - laid_out.mean(1, keepdim=True)).square().sum(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        m2, (laid_out - laid_out.mean(1, keepdim=True)).square().sum(1), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("view", "patch"), VIEWS[1:])
@@ -136,7 +165,9 @@ def test_maps_with_the_channels_last_in_memory():
     features = maps((3, 4, 8))
     last = features.contiguous(memory_format=torch.channels_last)
     for view, patch in VIEWS:
-        for one, other in zip(sample_moments(features, view, patch), sample_moments(last, view, patch), strict=True):
+        for one, other in zip(
+            sample_moments(features, view, patch), sample_moments(last, view, patch), strict=True
+        ):
             torch.testing.assert_close(one, other)
 
 
@@ -144,20 +175,29 @@ def test_maps_with_the_channels_last_in_memory():
 @pytest.mark.parametrize(("view", "patch"), VIEWS)
 @pytest.mark.parametrize("kind", [Moments, Covariance, LabelCorrelation])
 def test_statistics_of_a_view_are_those_of_its_vectors(kind, shape, view, patch):
-    features, labels = maps(shape), torch.tensor([0, 2, 0, 0, 2])
+    features = maps(shape)
+    labels = torch.tensor([0, 2, 0, 0, 2])
     empty = kind.empty(CLASSES, dimension(shape, view, patch))
     expected = empty.like(vectors(features, view, patch), labels).state()
-    updated = empty.update(features[:2], labels[:2], view, patch).update(features[2:], labels[2:], view, patch)
+    updated = empty.update(features[:2], labels[:2], view, patch).update(
+        features[2:], labels[2:], view, patch
+    )
     for statistic in (empty.like(features, labels, view, patch), updated):
         for name, tensor in statistic.state().items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-9)
 
 
 def test_patch_statistics_are_those_of_the_released_code():
-    """G-VBSM: stretch, rearrange to (patch positions) x (batch channels height width), mean and biased variance."""
+    """G-VBSM: stretch, rearrange to (patch positions) x (batch channels height width), mean and
+    biased variance.
+    """
     features = maps((3, 6, 10), offset=0.0)
     stretched = functional.interpolate(features, (8, 12), mode="bilinear")
     table = stretched.reshape(5, 3, 2, 4, 3, 4).permute(2, 4, 0, 1, 3, 5).reshape(6, -1)
-    moments = Moments.empty(CLASSES, 6).update(features, torch.tensor([0, 1, 1, 2, 0]), "patches", 4).pooled()
+    moments = (
+        Moments.empty(CLASSES, 6)
+        .update(features, torch.tensor([0, 1, 1, 2, 0]), "patches", 4)
+        .pooled()
+    )
     torch.testing.assert_close(moments.mean[0], table.mean(1))
     torch.testing.assert_close(moments.variance[0], table.var(1, unbiased=False))

@@ -1,4 +1,6 @@
-"""Sums of waves are what a plain product gives, whatever the tiles, with its gradients and in bounded memory."""
+"""Sums of waves are what a plain product gives, whatever the tiles, with its gradients and in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayd.statistics import CharacteristicFunction, wave_sums
 
-SAMPLES, NUMBER, DIMENSION, CLASSES = 13, 17, 5, 4
+SAMPLES = 13
+NUMBER = 17
+DIMENSION = 5
+CLASSES = 4
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-FEATURES, FREQUENCIES = normal(SAMPLES, DIMENSION), normal(NUMBER, DIMENSION, seed=1)
+FEATURES = normal(SAMPLES, DIMENSION)
+FREQUENCIES = normal(NUMBER, DIMENSION, seed=1)
 LABELS = torch.arange(SAMPLES) % 3  # class 3 never occurs
 
 
-def plain(features: Tensor, frequencies: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def plain(
+    features: Tensor, frequencies: Tensor, labels: Tensor, classes: int
+) -> tuple[Tensor, Tensor]:
     angle = features @ frequencies.T
     member = (labels == torch.arange(classes, device=labels.device).unsqueeze(1)).to(features.dtype)
     return member @ angle.cos(), member @ angle.sin()
@@ -101,13 +109,17 @@ class Live(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 reference = StorageWeakRef(storage)
                 self._alive[reference.cdata] = reference, storage.nbytes()
-        self._alive = {key: (held, size) for key, (held, size) in self._alive.items() if not held.expired()}
+        self._alive = {
+            key: (held, size) for key, (held, size) in self._alive.items() if not held.expired()
+        }
         self.most = max(self.most, sum(size for _, size in self._alive.values()))
         return result
 
 
 def most_alive(sums: Any, samples: int, dimension: int, dtype: torch.dtype) -> int:
-    """Bytes of a forward and a backward pass at 4,096 frequencies, inputs included; meta tensors, so nothing is computed."""
+    """Bytes of a forward and a backward pass at 4,096 frequencies, inputs included; meta tensors,
+    so nothing is computed.
+    """
     features = torch.empty(samples, dimension, dtype=dtype, device="meta", requires_grad=True)
     frequencies = torch.empty(4096, dimension, dtype=dtype, device="meta")
     labels = torch.empty(samples, dtype=torch.long, device="meta")
@@ -120,10 +132,13 @@ def most_alive(sums: Any, samples: int, dimension: int, dtype: torch.dtype) -> i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_frequency_product_is_bounded(dtype):
-    """4,096 frequencies of 2,048 features for 5,000 vectors fit in 1 GB; angles that are laid out grow with the vectors."""
+    """4,096 frequencies of 2,048 features for 5,000 vectors fit in 1 GB; angles that are laid out
+    grow with the vectors.
+    """
     assert most_alive(wave_sums.wave_sums, 5000, 2048, dtype) < 0.75 * 2**30
     tiled, laid_out = (
-        [most_alive(sums, samples, 8, dtype) for samples in (5000, 50_000)] for sums in (wave_sums.wave_sums, plain)
+        [most_alive(sums, samples, 8, dtype) for samples in (5000, 50_000)]
+        for sums in (wave_sums.wave_sums, plain)
     )
     assert tiled[1] - tiled[0] < 45_000 * 4 * (8 + 10 + 2) * dtype.itemsize
     assert laid_out[1] - laid_out[0] > 45_000 * 4096 * dtype.itemsize

@@ -24,7 +24,8 @@ def test_a_block_of_as_many_images_as_classes_holds_one_of_each():
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_a_block_can_be_an_image_of_each_class_however_many_there_are(classes):
     labels = torch.arange(classes).repeat_interleave(3)
-    found, wanted = blocks(labels, "classes"), blocks(labels, classes)
+    found = blocks(labels, "classes")
+    wanted = blocks(labels, classes)
     assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
     assert all(labels[part].tolist() == list(range(classes)) for part in found)
 

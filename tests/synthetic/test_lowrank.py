@@ -1,4 +1,6 @@
-"""Low-rank images: what they decode to, what they cost, where they start, and how far they can be cut apart."""
+"""Low-rank images: what they decode to, what they cost, where they start, and how far they can be
+cut apart.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from rayd.errors import ConfigError
 from rayd.networks import build
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, inner_steps, trajectory_loss
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import Factors, LowRank, choose, fit, random_factors, spread
-from rayd.synthetic.paced import Paced
 
 SHAPE = ImageShape(3, 8, 6)
 CIFAR = ImageShape(3, 32, 32)
@@ -34,7 +36,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def factors(sets: int = 3, sharing: int = 4, rank: int = 2, shape: ImageShape = SHAPE, seed: int = 0) -> Factors:
+def factors(
+    sets: int = 3, sharing: int = 4, rank: int = 2, shape: ImageShape = SHAPE, seed: int = 0
+) -> Factors:
     return random_factors(sets * sharing, sets, rank, shape, generator(seed))
 
 
@@ -51,7 +55,9 @@ def product(made: LowRank, image: int) -> Tensor:
     """One image, channel by channel."""
     group = image // made.sharing
     channels = range(made.left.shape[1])
-    return torch.stack([made.left[group, c] @ made.bases[image, c] @ made.right[group, c] for c in channels])
+    return torch.stack(
+        [made.left[group, c] @ made.bases[image, c] @ made.right[group, c] for c in channels]
+    )
 
 
 def test_images_are_products_of_their_set_s_factors_and_their_own():
@@ -63,13 +69,17 @@ def test_images_are_products_of_their_set_s_factors_and_their_own():
 
 
 def test_some_images_are_those_of_all_in_value_and_gradient():
-    made, rows = learned(), torch.tensor([7, 0, 11, 4, 5])
+    made = learned()
+    rows = torch.tensor([7, 0, 11, 4, 5])
     weights = torch.randn(len(rows), *SHAPE, generator=generator(2))
-    every, some = made.batch()[0][rows], made.batch(rows)[0]
+    every = made.batch()[0][rows]
+    some = made.batch(rows)[0]
     torch.testing.assert_close(some, every)
     torch.testing.assert_close(made.batch(rows)[1], made.batch()[1][rows])
     parameters = (made.left, made.right, made.bases)
-    mine, theirs = (torch.autograd.grad((images * weights).sum(), parameters) for images in (some, every))
+    mine, theirs = (
+        torch.autograd.grad((images * weights).sum(), parameters) for images in (some, every)
+    )
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -90,12 +100,18 @@ def test_hard_labels_are_kept_and_free_where_they_are_spread_evenly():
     assert even.batch()[1].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
     assert "labels" not in even.storage().numbers
     assert [name for name, _ in even.named_parameters()] == ["left", "right", "bases"]
-    assert LowRank(*made, torch.tensor([0, 0, 0, 0, 0, 1, 2, 3, 3])).storage().numbers["labels"] == 9
+    assert (
+        LowRank(*made, torch.tensor([0, 0, 0, 0, 0, 1, 2, 3, 3])).storage().numbers["labels"] == 9
+    )
 
 
 class TestChoose:
-    @pytest.mark.parametrize(("rank", "sets", "sharing", "total"), [(row[0], row[1], row[2], row[-1]) for row in TABLE])
-    def test_the_budget_of_an_image_a_class_buys_what_the_paper_s_table_has(self, rank, sets, sharing, total):
+    @pytest.mark.parametrize(
+        ("rank", "sets", "sharing", "total"), [(row[0], row[1], row[2], row[-1]) for row in TABLE]
+    )
+    def test_the_budget_of_an_image_a_class_buys_what_the_paper_s_table_has(
+        self, rank, sets, sharing, total
+    ):
         budget = 10 * 3 * 32 * 32
         assert choose(budget, rank, CIFAR, 10) == (sets, sharing)
         assert total <= budget
@@ -104,7 +120,9 @@ class TestChoose:
     @pytest.mark.parametrize("rank", [1, 3, 8, 17, 32])
     @pytest.mark.parametrize("budget", [50_000, 307_200, 1_000_000])
     @pytest.mark.parametrize("soft_labels", [True, False])
-    def test_what_is_bought_is_within_the_budget_and_next_to_nothing_is_left(self, rank, budget, soft_labels):
+    def test_what_is_bought_is_within_the_budget_and_next_to_nothing_is_left(
+        self, rank, budget, soft_labels
+    ):
         sets, sharing = choose(budget, rank, CIFAR, 10, soft=soft_labels)
         image = 3 * rank**2 + (10 if soft_labels else 0)
         used = sets * 3 * rank * 64 + sets * sharing * image
@@ -112,13 +130,17 @@ class TestChoose:
         assert sets * sharing >= 10
 
     def test_labels_that_cost_nothing_leave_room_for_more_images(self):
-        assert choose(30_720, 4, CIFAR, 10, soft=False, sets=15)[1] > choose(30_720, 4, CIFAR, 10, sets=15)[1]
+        assert (
+            choose(30_720, 4, CIFAR, 10, soft=False, sets=15)[1]
+            > choose(30_720, 4, CIFAR, 10, sets=15)[1]
+        )
 
     def test_a_budget_below_an_image_a_class_is_refused_with_what_is_needed(self):
         needed = 3 * 8 * 64 + 10 * (3 * 64 + 10)
         assert choose(needed, 8, CIFAR, 10) == (1, 10)
         with pytest.raises(
-            ConfigError, match=rf"rank 8 with 1 mapper set need at least {needed} numbers \({4 * needed} bytes\)"
+            ConfigError,
+            match=rf"rank 8 with 1 mapper set need at least {needed} numbers \({4 * needed} bytes\)",
         ):
             choose(needed - 1, 8, CIFAR, 10)
         with pytest.raises(ConfigError, match="with 3 mapper sets need at least"):
@@ -127,10 +149,17 @@ class TestChoose:
 
 @pytest.mark.parametrize("rank", [0, 7])
 @pytest.mark.parametrize(
-    "act", [lambda r: choose(10**6, r, SHAPE, 2), lambda r: fit(torch.rand(2, *SHAPE), 1, r), lambda r: factors(rank=r)]
+    "act",
+    [
+        lambda r: choose(10**6, r, SHAPE, 2),
+        lambda r: fit(torch.rand(2, *SHAPE), 1, r),
+        lambda r: factors(rank=r),
+    ],
 )
 def test_a_rank_beyond_the_shorter_side_is_refused(rank, act):
-    with pytest.raises(ConfigError, match=f"from 1 to the images' shorter side, 6. Got {rank} instead"):
+    with pytest.raises(
+        ConfigError, match=f"from 1 to the images' shorter side, 6. Got {rank} instead"
+    ):
         act(rank)
 
 
@@ -158,19 +187,27 @@ class TestFit:
         images = torch.randn(4, *SHAPE, generator=generator())
         u, s, v = torch.linalg.svd(images, full_matrices=False)
         best = (u[..., :2] * s[..., None, :2]) @ v[..., :2, :]
-        torch.testing.assert_close(LowRank(*fit(images, 4, 2), spread(4, 2)).batch()[0].detach(), best, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            LowRank(*fit(images, 4, 2), spread(4, 2)).batch()[0].detach(),
+            best,
+            atol=1e-4,
+            rtol=1e-4,
+        )
 
     def test_it_is_better_than_stacked_decompositions_and_far_better_than_random_mappers(self):
         images = torch.randn(12, *SHAPE, generator=generator())
         ours = left_over(images, fit(images, 3, 2))
         grouped = images.unflatten(0, (3, 4)).transpose(1, 2)
-        rows, columns = grouped.transpose(2, 3).flatten(3), grouped.flatten(2, 3)
+        rows = grouped.transpose(2, 3).flatten(3)
+        columns = grouped.flatten(2, 3)
 
         def with_bases(left: Tensor, right: Tensor) -> float:
             bases = left.mT.unsqueeze(2) @ grouped @ right.mT.unsqueeze(2)
             return left_over(images, Factors(left, right, bases.transpose(1, 2).flatten(0, 1)))
 
-        stacked = with_bases(torch.linalg.svd(rows)[0][..., :2], torch.linalg.svd(columns)[2][..., :2, :])
+        stacked = with_bases(
+            torch.linalg.svd(rows)[0][..., :2], torch.linalg.svd(columns)[2][..., :2, :]
+        )
         some = [factors(seed=seed) for seed in range(5)]
         assert ours < stacked
         assert all(stacked < with_bases(made.left, made.right) for made in some)
@@ -182,12 +219,20 @@ class TestFit:
         def slopes(made: Factors) -> list[float]:
             learned = LowRank(*made, spread(12, 2)).double()
             distance = (learned.batch()[0] - images).square().sum()
-            return [float(slope.norm()) for slope in torch.autograd.grad(distance, list(learned.parameters()))]
+            return [
+                float(slope.norm())
+                for slope in torch.autograd.grad(distance, list(learned.parameters()))
+            ]
 
-        assert all(near < 0.05 * far for near, far in zip(slopes(fit(images, 3, 2)), slopes(factors()), strict=True))
+        assert all(
+            near < 0.05 * far
+            for near, far in zip(slopes(fit(images, 3, 2)), slopes(factors()), strict=True)
+        )
 
     def test_sets_must_divide_the_images(self):
-        with pytest.raises(ConfigError, match=r"must be a multiple of that of mapper sets\. Got 5 and 2 instead"):
+        with pytest.raises(
+            ConfigError, match=r"must be a multiple of that of mapper sets\. Got 5 and 2 instead"
+        ):
             fit(torch.rand(5, *SHAPE), 2, 2)
 
 
@@ -201,7 +246,8 @@ def test_random_images_look_like_normalised_ones():
 
 
 class TestClip:
-    LOWER, UPPER = torch.full((1, 3, 1, 1), -1.0), torch.full((1, 3, 1, 1), 1.5)
+    LOWER = torch.full((1, 3, 1, 1), -1.0)
+    UPPER = torch.full((1, 3, 1, 1), 1.5)
 
     def test_images_within_the_range_stay_to_the_bit_and_mappers_always(self):
         made = learned()
@@ -219,7 +265,9 @@ class TestClip:
     def test_others_come_as_near_to_the_clamped_image_as_the_mappers_can(self):
         made = learned()
         with torch.no_grad():
-            made.left += 0.3 * torch.randn(made.left.shape, generator=generator())  # no longer orthonormal
+            made.left += 0.3 * torch.randn(
+                made.left.shape, generator=generator()
+            )  # no longer orthonormal
         clamped = made.batch()[0].detach().clamp(self.LOWER, self.UPPER)
         made.clip(self.LOWER, self.UPPER)
         distance = (made.batch()[0] - clamped).square().sum()
@@ -232,7 +280,8 @@ class TestClip:
             images = made.batch()[0].detach()
             return float((images - images.clamp(self.LOWER, self.UPPER)).square().sum())
 
-        made, found = learned(), []
+        made = learned()
+        found = []
         for _ in range(30):
             found.append(outside())
             made.clip(self.LOWER, self.UPPER)
@@ -249,8 +298,9 @@ class TestClip:
 class TestParts:
     def test_whole_sets_can_be_cut_out_and_put_back(self):
         made = learned()
-        assert made.units.tolist() == made.batch()[1][[0, 4, 8]].argmax(1).tolist()
-        sets, rows = torch.tensor([2, 0]), torch.tensor([8, 9, 10, 11, 0, 1, 2, 3])
+        assert made.samples.tolist() == made.batch()[1][[0, 4, 8]].argmax(1).tolist()
+        sets = torch.tensor([2, 0])
+        rows = torch.tensor([8, 9, 10, 11, 0, 1, 2, 3])
         part = made.part(sets)
         torch.testing.assert_close(part.batch()[0], made.batch(rows)[0])
         with torch.no_grad():
@@ -267,15 +317,20 @@ class TestParts:
     ("settings", "rates"),
     [
         ({}, {"left": 2 / 60, "right": 2 / 60, "bases": 2.0}),
-        ({"learning_rates": {"left": 0.5, "bases": 3.0}}, {"left": 0.5, "right": 2 / 60, "bases": 3.0}),
+        (
+            {"learning_rates": {"left": 0.5, "bases": 3.0}},
+            {"left": 0.5, "right": 2 / 60, "bases": 3.0},
+        ),
         ({"optimizer": "adam"}, {"left": 2.0, "right": 2.0, "bases": 2.0}),
     ],
 )
 def test_mappers_take_smaller_steps_under_sgd(settings, rates):
-    """By the pixels of all images that share one, 5 x 3 x 4: they move so much further; Adam's steps have one size."""
+    """By the pixels of all images that share one, 5 x 3 x 4: they move so much further; Adam's
+    steps have one size.
+    """
     factors = Factors(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 4), torch.ones(5, 1, 2, 2))
     learned = LowRank(*factors, torch.arange(5) % 2)
-    for one, prefix in ((learned, ""), (Paced(learned, 0.1), "learned.")):
+    for one, prefix in ((learned, ""), (WithLearnedStepSize(learned, 0.1), "learned.")):
         made = optimizer(one, SynthesisSettings(learning_rate=2.0, **settings))
         names = {id(parameter): name for name, parameter in one.named_parameters()}
         found = {names[id(group["params"][0])]: group["lr"] for group in made.param_groups}
@@ -284,31 +339,52 @@ def test_mappers_take_smaller_steps_under_sgd(settings, rates):
 
 def test_factors_that_do_not_fit_are_refused():
     left, right, bases = factors()
-    with pytest.raises(ConfigError, match=r"Got \(3, 3, 8, 2\), \(2, 3, 2, 6\), \(12, 3, 2, 2\) instead"):
+    with pytest.raises(
+        ConfigError, match=r"Got \(3, 3, 8, 2\), \(2, 3, 2, 6\), \(12, 3, 2, 2\) instead"
+    ):
         LowRank(left, right[:2], bases, soft(12))
     with pytest.raises(ConfigError, match="Got 3 sets, 11 images and 11 labels instead"):
         LowRank(left, right, bases[:11], soft(11))
 
 
-def trajectory_of(made: Paced, way: str = "reverse") -> Tensor:
-    student = FlatNetwork(build(NetworkSettings(name="convnet", depth=2, width=3), SHAPE, 5, seed=0).double())
+def trajectory_of(made: WithLearnedStepSize, way: str = "reverse") -> Tensor:
+    student = FlatNetwork(
+        build(NetworkSettings(name="convnet", depth=2, width=3), SHAPE, 5, seed=0).double()
+    )
     start = student.vector()
-    segment = Segment(start, start + 0.1 * torch.randn(start.shape, generator=generator(), dtype=start.dtype))
-    steps = inner_steps(len(made), 5, 8, SHAPE[1:], generator(3), augmentation("color_crop_cutout_flip_scale_rotate"))
+    segment = Segment(
+        start, start + 0.1 * torch.randn(start.shape, generator=generator(), dtype=start.dtype)
+    )
+    steps = inner_steps(
+        len(made),
+        5,
+        8,
+        SHAPE[1:],
+        generator(3),
+        augmentation("color_crop_cutout_flip_scale_rotate"),
+    )
     return trajectory_loss(student, segment, steps, *made.batch(), made.step_size, way=way)
 
 
 def test_trajectories_are_matched_by_factors_labels_and_step_size_with_the_gradient_of_full_unrolling():
-    made = Paced(learned(), 0.3).double()
+    made = WithLearnedStepSize(learned(), 0.3).double()
     names, parameters = zip(*made.named_parameters(), strict=True)
-    assert sorted(names) == ["learned.bases", "learned.labels", "learned.left", "learned.right", "log_step_size"]
-    swept, unrolled = (torch.autograd.grad(trajectory_of(made, way), parameters) for way in ("reverse", "full"))
+    assert sorted(names) == [
+        "learned.bases",
+        "learned.labels",
+        "learned.left",
+        "learned.right",
+        "log_step_size",
+    ]
+    swept, unrolled = (
+        torch.autograd.grad(trajectory_of(made, way), parameters) for way in ("reverse", "full")
+    )
     for mine, theirs in zip(swept, unrolled, strict=True):
         assert float((mine - theirs).abs().max()) < 1e-9 * float(theirs.abs().max())
 
 
 def test_the_slope_along_the_gradient_is_its_length():
-    made = Paced(learned(), 0.3).double()
+    made = WithLearnedStepSize(learned(), 0.3).double()
     gradients = torch.autograd.grad(trajectory_of(made), list(made.parameters()))
     length = torch.stack([gradient.norm() for gradient in gradients]).norm()
     moved = []

@@ -32,7 +32,9 @@ def test_quadrants_come_column_by_column():
 
 def test_parts_are_enlarged_bilinearly():
     images = normal(2, 3, 8, 8)
-    quadrant = functional.interpolate(images[1:, :, 4:, :4], (8, 8), mode="bilinear", align_corners=False)
+    quadrant = functional.interpolate(
+        images[1:, :, 4:, :4], (8, 8), mode="bilinear", align_corners=False
+    )
     torch.testing.assert_close(expand(images, 2)[5], quadrant[0])
 
 
@@ -68,7 +70,9 @@ def test_some_decoded_images_are_those_of_all():
 
 
 def test_decoding_has_a_gradient():
-    assert torch.autograd.gradcheck(lambda x: expand(x, 2), normal(1, 1, 4, 4).double().requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: expand(x, 2), normal(1, 1, 4, 4).double().requires_grad_()
+    )
 
 
 def test_storage_is_that_of_the_stored_images():
@@ -78,7 +82,7 @@ def test_storage_is_that_of_the_stored_images():
 
 def test_stored_images_can_be_cut_apart_and_put_back():
     learned = Partitioned(normal(4, 1, 6, 6), torch.tensor([0, 0, 1, 1]))
-    assert learned.units.tolist() == [0, 0, 1, 1]
+    assert learned.samples.tolist() == [0, 0, 1, 1]
     part = learned.part(torch.tensor([1, 3]))
     assert part.batch()[1].tolist() == [0] * 4 + [1] * 4
     with torch.no_grad():
@@ -88,7 +92,9 @@ def test_stored_images_can_be_cut_apart_and_put_back():
 
 
 def recipe(**synthetic: object) -> Recipe:
-    return validate(Recipe, {"method": "idm", "data": {"name": "digits"}, "ipc": 2, "synthetic": synthetic})
+    return validate(
+        Recipe, {"method": "idm", "data": {"name": "digits"}, "ipc": 2, "synthetic": synthetic}
+    )
 
 
 def test_the_first_images_hold_four_real_ones_each():
@@ -96,7 +102,9 @@ def test_the_first_images_hold_four_real_ones_each():
     data = load(settings.data)
     learned = initial(settings, data)
     assert learned.images.shape == (20, 1, 8, 8)
-    real = functional.avg_pool2d(data.normalization(torch.from_numpy(data.train.images[data.train.class_index[3]])), 2)
+    real = functional.avg_pool2d(
+        data.normalization(torch.from_numpy(data.train.images[data.train.class_index[3]])), 2
+    )
     for corner in (learned.images[6, :, :4, :4], learned.images[7, :, 4:, 4:]):
         assert min(float((corner - one).abs().max()) for one in real) < 1e-5
 
@@ -113,7 +121,11 @@ def test_more_real_images_than_a_class_has_are_refused():
 def saved(tmp_path, settings: SyntheticSettings) -> Distilled:
     learned = Partitioned(normal(2, 1, 8, 8), torch.tensor([0, 1]), settings.factor)
     made = Distilled.of(
-        learned, settings, ["a", "b"], Standardization(torch.zeros(1).double(), torch.ones(1).double()), {"ipc": 1}
+        learned,
+        settings,
+        ["a", "b"],
+        Standardization(torch.zeros(1).double(), torch.ones(1).double()),
+        {"ipc": 1},
     )
     made.save(tmp_path)
     return made
@@ -128,7 +140,9 @@ def test_a_saved_set_keeps_what_is_stored(tmp_path):
     assert (tmp_path / "data.safetensors").stat().st_size < 2 * 64 * 4 + 1000
     assert read.card["format"] == 2
     read.save(tmp_path / "again")
-    assert (tmp_path / "again" / "data.safetensors").read_bytes() == (tmp_path / "data.safetensors").read_bytes()
+    assert (tmp_path / "again" / "data.safetensors").read_bytes() == (
+        tmp_path / "data.safetensors"
+    ).read_bytes()
 
 
 def test_a_set_of_an_unknown_form_is_refused(tmp_path):

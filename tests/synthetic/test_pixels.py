@@ -26,7 +26,10 @@ def test_batch_is_differentiable_in_the_parameters():
 
 def test_storage_counts_labels_only_where_order_does_not_imply_them():
     assert Pixels(torch.rand(4, 1, 2, 2), LABELS).storage().bytes == {"images": 64}
-    assert Pixels(torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 0, 1])).storage().numbers == {"images": 16, "labels": 4}
+    assert Pixels(torch.rand(4, 1, 2, 2), torch.tensor([0, 0, 0, 1])).storage().numbers == {
+        "images": 16,
+        "labels": 4,
+    }
 
 
 def test_clip_clamps_each_channel():
@@ -63,13 +66,16 @@ def test_initial_sets(init):
 
 def test_another_seed_starts_elsewhere():
     data = load(tiny().data)
-    assert not torch.equal(initial(tiny(seed=1), data).batch()[0], initial(tiny(seed=2), data).batch()[0])
+    assert not torch.equal(
+        initial(tiny(seed=1), data).batch()[0], initial(tiny(seed=2), data).batch()[0]
+    )
 
 
 def test_a_budget_beyond_the_smallest_class_is_refused():
     data = load(tiny().data)
     with pytest.raises(
-        DataError, match=r"ipc must not exceed the smallest class: '\d' of 'digits' has \d+ training images. Got 999"
+        DataError,
+        match=r"ipc must not exceed the smallest class: '\d' of 'digits' has \d+ training images. Got 999",
     ):
         check_budget(tiny(ipc=999), data)
 
@@ -98,11 +104,15 @@ def test_a_long_tail_may_be_smaller_than_the_budget_and_it_is_said(init, caplog)
 
 def test_classes_that_are_uneven_by_themselves_are_as_good_as_a_long_tail(caplog):
     data = load(tiny().data)
-    rows = np.concatenate([index[: (1 if label == 0 else 50)] for label, index in enumerate(data.train.class_index)])
+    rows = np.concatenate(
+        [index[: (1 if label == 0 else 50)] for label, index in enumerate(data.train.class_index)]
+    )
     uneven = replace(data, train=data.train.part(rows))
     check_budget(tiny(ipc=5), uneven)
     (message,) = caplog.messages
-    assert message.startswith("1 of the 10 classes of 'digits' have fewer training images than 'ipc' asks for (5; '0' has 1)")
+    assert message.startswith(
+        "1 of the 10 classes of 'digits' have fewer training images than 'ipc' asks for (5; '0' has 1)"
+    )
 
 
 def test_a_long_tail_within_the_budget_says_nothing(caplog):

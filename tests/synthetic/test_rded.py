@@ -1,5 +1,6 @@
-"""RDED's patches: the best crop of an image stands for it, the best images are stitched, and the crop that is kept is the one
-that was scored."""
+"""RDED's patches: the best crop of an image stands for it, the best images are stitched, and the
+crop that is kept is the one that was scored.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from rayd.data.normalization import Standardization
 from rayd.errors import DataError
 from rayd.synthetic import rded
 
-NORMALIZATION = Standardization(torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 0.25, dtype=torch.float64))
+NORMALIZATION = Standardization(
+    torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), 0.25, dtype=torch.float64)
+)
 
 
 def brightness(inputs: torch.Tensor) -> torch.Tensor:
@@ -32,8 +35,11 @@ def test_the_best_crop_of_each_image_is_the_one_with_the_least_loss():
     settings = SyntheticSettings(init="rded", patches=2, crops=20, crop=(0.1, 0.3))
     scores = rded.score(brightness, halves().numpy(), 1, settings, 0, NORMALIZATION)
     one = SyntheticSettings(init="rded", patches=2, crops=1, crop=(0.1, 0.3))
-    assert (scores["loss"] < rded.score(brightness, halves().numpy(), 1, one, 0, NORMALIZATION)["loss"]).all()
-    left, width = scores["box"][:, 1], scores["box"][:, 3]
+    assert (
+        scores["loss"] < rded.score(brightness, halves().numpy(), 1, one, 0, NORMALIZATION)["loss"]
+    ).all()
+    left = scores["box"][:, 1]
+    width = scores["box"][:, 3]
     assert (left + width / 2 > 8).all(), "the bright half is on the right"
     dark = rded.score(brightness, halves().numpy(), 0, settings, 0, NORMALIZATION)["box"]
     assert (dark[:, 1] + dark[:, 3] / 2 < 8).all()
@@ -57,12 +63,20 @@ def test_scores_are_those_of_framed_crops_one_by_one():
 def test_images_are_stitched_of_the_best_patches_in_order(side):
     pixels = torch.zeros(9, 1, side, side, dtype=torch.uint8)
     pixels += torch.arange(9, dtype=torch.uint8)[:, None, None, None] * 20
-    scores = {"loss": torch.arange(9).flip(0).float(), "box": torch.tensor([[0, 0, side, side]]).expand(9, 4)}
+    scores = {
+        "loss": torch.arange(9).flip(0).float(),
+        "box": torch.tensor([[0, 0, side, side]]).expand(9, 4),
+    }
     best = rded.most_realistic(scores, 2, 2)
     (first, second) = rded.stitched(pixels[best], scores["box"][best], 2)
     middle = -(-side // 2)
     assert first.shape == (1, side, side)
-    assert [int(first[0, 0, 0]), int(first[0, 0, middle]), int(first[0, middle, 0]), int(first[0, -1, -1])] == [
+    assert [
+        int(first[0, 0, 0]),
+        int(first[0, 0, middle]),
+        int(first[0, middle, 0]),
+        int(first[0, -1, -1]),
+    ] == [
         160,
         140,
         120,
@@ -73,7 +87,8 @@ def test_images_are_stitched_of_the_best_patches_in_order(side):
 
 def test_few_candidates_are_in_memory_at_a_time(monkeypatch):
     monkeypatch.setattr(rded, "CHUNK", 4)
-    pixels, asked = torch.randint(0, 256, (22, 3, 8, 8), dtype=torch.uint8), []
+    pixels = torch.randint(0, 256, (22, 3, 8, 8), dtype=torch.uint8)
+    asked = []
 
     def batches(images, rows):
         for some in rows:
@@ -105,4 +120,6 @@ def test_too_few_images_of_a_class_are_refused():
     with pytest.raises(DataError, match=r"8 candidates of every class\. Got 7 of 'b'"):
         rded.check_candidates(real([8, 7]), settings, 2)
     with pytest.raises(DataError, match="Got 4 of"):
-        rded.check_candidates(real([8, 8]), SyntheticSettings(init="rded", patches=2, candidates=4), 2)
+        rded.check_candidates(
+            real([8, 8]), SyntheticSettings(init="rded", patches=2, candidates=4), 2
+        )

@@ -1,4 +1,6 @@
-"""What is drawn for a batch depends on seed, purpose, epoch and index alone, and comes back from stored labels as it was."""
+"""What is drawn for a batch depends on seed, purpose, epoch and index alone, and comes back from
+stored labels as it was.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +21,14 @@ IMAGES = NORMALIZATION(torch.from_numpy(REAL.images))
 
 
 def settings(**changes: object) -> EvaluationSettings:
-    chosen = {"transform": VIEWS, "augmentation": DSA, "mix": "cutmix", "loss": "kl", "batch_size": 12, **changes}
+    chosen = {
+        "transform": VIEWS,
+        "augmentation": DSA,
+        "mix": "cutmix",
+        "loss": "kl",
+        "batch_size": 12,
+        **changes,
+    }
     return EvaluationSettings.model_validate(chosen)
 
 
@@ -30,7 +39,9 @@ def seen(batches: Iterable[DrawnBatch]) -> list[tuple[Tensor, Tensor | None, flo
 
 def equal(first: Iterable[DrawnBatch], second: Iterable[DrawnBatch]) -> bool:
     pairs = list(zip(seen(first), seen(second), strict=True))
-    return all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2] for a, b in pairs)
+    return all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2] for a, b in pairs
+    )
 
 
 def differ(one: DrawnBatch, other: DrawnBatch) -> bool:
@@ -65,8 +76,18 @@ def test_every_batch_of_an_epoch_has_its_own_draws():
 
 @pytest.mark.parametrize("changed", ["seed", "purpose", "epoch"])
 def test_other_seeds_purposes_and_epochs_have_other_draws(changed):
-    draws = Draws(settings(), 30, SHAPE, 8 if changed == "seed" else 7, "observer" if changed == "purpose" else "student")
-    for one, other in zip(Draws(settings(), 30, SHAPE, 7).epoch(3), draws.epoch(4 if changed == "epoch" else 3), strict=True):
+    draws = Draws(
+        settings(),
+        30,
+        SHAPE,
+        8 if changed == "seed" else 7,
+        "observer" if changed == "purpose" else "student",
+    )
+    for one, other in zip(
+        Draws(settings(), 30, SHAPE, 7).epoch(3),
+        draws.epoch(4 if changed == "epoch" else 3),
+        strict=True,
+    ):
         assert not torch.equal(one.rows, other.rows)
         assert differ(one, other)
 
@@ -77,9 +98,12 @@ def test_a_single_batch_is_the_whole_set_in_its_order():
     assert batch_sizes(31, 30) == (30, 1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"mix": "mixup"}, {"transform": {"roll": 3}, "mix": "none"}, {"batch_size": 64}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mix": "mixup"}, {"transform": {"roll": 3}, "mix": "none"}, {"batch_size": 64}]
+)
 def test_replay_gives_the_batches_that_were_labelled(tmp_path: Path, changes: dict[str, object]):
-    chosen, labels = settings(**changes), LabelSettings(kind="stored", seed=3)
+    chosen = settings(**changes)
+    labels = LabelSettings(kind="stored", seed=3)
     made_for = Labelled.of(of(REAL), CLASSES, chosen, labels)
     for epochs in (range(0, 2), range(2, 3)):
         chunk = label_epochs(IMAGES, chosen, labels, teachers(), NORMALIZATION, 3, epochs, "cpu")
@@ -87,10 +111,15 @@ def test_replay_gives_the_batches_that_were_labelled(tmp_path: Path, changes: di
     replay: Batches = Replay(StoredLabels(tmp_path), chosen, SHAPE)
     draws = Draws(chosen, len(REAL), SHAPE, 3)
     for epoch in (2, 0, 1):
-        again, drawn = list(replay.epoch(epoch)), list(draws.epoch(epoch))
+        again = list(replay.epoch(epoch))
+        drawn = list(draws.epoch(epoch))
         for one, other in zip(again, drawn, strict=True):
             assert one.logits.shape == (len(IMAGES[one.rows]), CLASSES)
-            assert one.rows == other.rows if isinstance(other.rows, slice) else torch.equal(one.rows, other.rows)
+            assert (
+                one.rows == other.rows
+                if isinstance(other.rows, slice)
+                else torch.equal(one.rows, other.rows)
+            )
             assert (one.mix is None) == (other.mix is None)
         views = zip(seen(again), seen(drawn), strict=True)
         assert all(torch.equal(a, b) and kept == kept_b for (a, _, kept), (b, _, kept_b) in views)

@@ -1,4 +1,6 @@
-"""Teachers label what the student sees, mixed images included, and no finer than labels are stored."""
+"""Teachers label what the student sees, mixed images included, and no finer than labels are
+stored.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,17 @@ from rayd.config import EvaluationSettings, LabelSettings
 from rayd.errors import RunError
 from rayd.training.batches import Draws
 from rayd.training.labels import Teachers, label_epochs
-from tests.training.toys import BATCH_NORM, CLASSES, DSA, NORMALIZATION, REAL, SHAPE, VIEWS, network, teachers
+from tests.training.toys import (
+    BATCH_NORM,
+    CLASSES,
+    DSA,
+    NORMALIZATION,
+    REAL,
+    SHAPE,
+    VIEWS,
+    network,
+    teachers,
+)
 
 IMAGES = NORMALIZATION(torch.from_numpy(REAL.images))
 STORED = LabelSettings(kind="stored")
@@ -22,7 +34,8 @@ class Spy(nn.Module):
 
     def __init__(self, says: float = 0.0):
         super().__init__()
-        self.says, self.shown = says, []
+        self.says = says
+        self.shown = []
 
     def forward(self, images: Tensor) -> Tensor:
         self.shown.append(images)
@@ -47,13 +60,18 @@ def test_a_teacher_does_not_change():
 
 
 def test_labels_are_rounded_to_the_precision_that_is_stored():
-    exact, rounded = (Teachers(teachers(), precision)(IMAGES) for precision in ("float32", "float16"))
+    exact, rounded = (
+        Teachers(teachers(), precision)(IMAGES) for precision in ("float32", "float16")
+    )
     assert torch.equal(rounded, exact.half().float())
     assert not torch.equal(rounded, exact)
 
 
 def test_arithmetic_of_teachers_is_that_of_the_student():
-    exact, coarse = (Teachers(teachers(), "float32", arithmetic)(IMAGES) for arithmetic in ("float32", "bfloat16"))
+    exact, coarse = (
+        Teachers(teachers(), "float32", arithmetic)(IMAGES)
+        for arithmetic in ("float32", "bfloat16")
+    )
     assert not torch.equal(exact, coarse)
     assert torch.allclose(exact, coarse, rtol=0.1, atol=0.3)
 
@@ -62,8 +80,12 @@ def test_teachers_see_mixed_images():
     spy = Spy()
     label_epochs(IMAGES, SETTINGS, STORED, [spy], NORMALIZATION, 4, range(2, 3), "cpu")
     batches = list(Draws(SETTINGS, len(REAL), SHAPE, 4).epoch(2))
-    assert len(batches) > len(spy.shown) == 1, "teachers were asked about every small batch by itself"
-    for shown, batch in zip(spy.shown[0].split([len(batch.rows) for batch in batches]), batches, strict=True):
+    assert len(batches) > len(spy.shown) == 1, (
+        "teachers were asked about every small batch by itself"
+    )
+    for shown, batch in zip(
+        spy.shown[0].split([len(batch.rows) for batch in batches]), batches, strict=True
+    ):
         view = batch.view(IMAGES[batch.rows], NORMALIZATION)
         assert torch.equal(shown, batch.mix(view)[0])
         assert not torch.equal(shown, view)
@@ -82,7 +104,9 @@ def test_an_epoch_s_labels_do_not_depend_on_the_chunk():
 
 def test_nothing_is_stored_that_is_not_drawn():
     plain = EvaluationSettings(augmentation=DSA, loss="kl")
-    assert label_epochs(IMAGES, plain, STORED, teachers(), None, 0, range(1), "cpu").keys() == {"labels.images.logits"}
+    assert label_epochs(IMAGES, plain, STORED, teachers(), None, 0, range(1), "cpu").keys() == {
+        "labels.images.logits"
+    }
 
 
 @pytest.mark.parametrize("says", [float("nan"), 1e6])

@@ -24,13 +24,23 @@ def draws(epoch: int, sizes: tuple[int, ...]) -> list[dict[str, Tensor]]:
 @pytest.mark.parametrize("sizes", [(3, 3, 1), (2, 2), (1, 1, 1), (2,), (4, 2)])
 def test_what_is_packed_comes_back(sizes):
     made = [draws(epoch, sizes) for epoch in range(3)]
-    stacked = stack([pack("transform", states, sizes) | pack("mix", states[::-1], sizes[::-1]) for states in made])
+    stacked = stack(
+        [
+            pack("transform", states, sizes) | pack("mix", states[::-1], sizes[::-1])
+            for states in made
+        ]
+    )
     for epoch, states in enumerate(made):
         one = unstack(stacked, epoch)
-        for wanted, got in ((states, unpack("transform", one, sizes)), (states[::-1], unpack("mix", one, sizes[::-1]))):
+        for wanted, got in (
+            (states, unpack("transform", one, sizes)),
+            (states[::-1], unpack("mix", one, sizes[::-1])),
+        ):
             for a, b in zip(wanted, got, strict=True):
                 assert a.keys() == b.keys()
-                assert all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+                assert all(
+                    torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
+                )
 
 
 def test_it_is_compact():

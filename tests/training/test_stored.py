@@ -1,4 +1,6 @@
-"""Stored labels come back as they were written, say what they cost, and refuse whatever they do not fit."""
+"""Stored labels come back as they were written, say what they cost, and refuse whatever they do not
+fit.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +52,9 @@ def test_every_epoch_comes_back(written):
         start = epoch // 2 * 2
         wanted = tensors(range(start, min(start + 2, 5)))
         got = labels.chunk(epoch).of(epoch)
-        assert torch.equal(got["labels.images.logits"], wanted["labels.images.logits"][epoch - start])
+        assert torch.equal(
+            got["labels.images.logits"], wanted["labels.images.logits"][epoch - start]
+        )
         assert torch.equal(got["order"], wanted["order"][epoch - start].long())
     assert sorted(path.name for path in written.iterdir())[0] == "epochs-00000-00001.safetensors"
 
@@ -63,7 +67,9 @@ def test_storage_is_counted_to_the_number(written):
 
 def test_opening_reads_no_tensors_and_a_chunk_only_its_own(written, monkeypatch):
     read = []
-    monkeypatch.setattr(module, "read_tensors", lambda path: (read.append(path.name), read_tensors(path))[1])
+    monkeypatch.setattr(
+        module, "read_tensors", lambda path: (read.append(path.name), read_tensors(path))[1]
+    )
     labels = StoredLabels(written)
     assert read == []
     labels.chunk(3)
@@ -82,16 +88,23 @@ def test_the_fingerprint_is_of_the_labels_and_not_of_their_place(written, tmp_pa
 
 
 def test_what_fits_is_taken(written):
-    StoredLabels(written).check(of(REAL, "distilled"), CLASSES, settings(learning_rate=0.5), LABELS, 5)
+    StoredLabels(written).check(
+        of(REAL, "distilled"), CLASSES, settings(learning_rate=0.5), LABELS, 5
+    )
     nameless = replace(of(REAL), class_names=())
-    StoredLabels(written).check(nameless, CLASSES, settings(), LabelSettings(kind="stored", seed=0), 3)
+    StoredLabels(written).check(
+        nameless, CLASSES, settings(), LabelSettings(kind="stored", seed=0), 3
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"batch_size": 10}, "fit 'evaluation.batch_size' 12 only. Got 10 instead"),
-        ({"transform": {"flip": True}}, "fit 'evaluation.transform.flip' False only. Got True instead"),
+        (
+            {"transform": {"flip": True}},
+            "fit 'evaluation.transform.flip' False only. Got True instead",
+        ),
         ({"augmentation": "flip"}, "fit 'evaluation.augmentation' None only. Got flip instead"),
         ({"mix": "mixup"}, "fit 'evaluation.mix' cutmix only"),
         ({"mix_concentration": 0.8}, "fit 'evaluation.mix_concentration' 1.0 only"),
@@ -104,11 +117,16 @@ def test_another_protocol_is_refused(written, changes, sentence):
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
-    [({"precision": "float32"}, "'labels.precision' float16 only"), ({"seed": 1}, "'labels.seed' 0 only. Got 1")],
+    [
+        ({"precision": "float32"}, "'labels.precision' float16 only"),
+        ({"seed": 1}, "'labels.seed' 0 only. Got 1"),
+    ],
 )
 def test_other_labels_are_refused(written, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        StoredLabels(written).check(of(REAL), CLASSES, settings(), LabelSettings(kind="stored", **changes), 5)
+        StoredLabels(written).check(
+            of(REAL), CLASSES, settings(), LabelSettings(kind="stored", **changes), 5
+        )
 
 
 def test_more_epochs_are_refused(written):
@@ -117,7 +135,9 @@ def test_more_epochs_are_refused(written):
 
 
 def test_other_images_are_refused(written):
-    with pytest.raises(ArtifactError, match=r"of other images than the set 'random'.*\(40 images\) wanted"):
+    with pytest.raises(
+        ArtifactError, match=r"of other images than the set 'random'.*\(40 images\) wanted"
+    ):
         StoredLabels(written).check(of(TEST, "random"), CLASSES, settings(), LABELS, 5)
     inverted = ImageSet(255 - REAL.images, REAL.labels, REAL.class_names)
     with pytest.raises(ArtifactError, match="of other images"):
@@ -125,7 +145,9 @@ def test_other_images_are_refused(written):
 
 
 def test_another_class_order_is_refused(written):
-    renamed = TrainingSet.of_images(ImageSet(REAL.images, REAL.labels, ("a", "c", "b")), NORMALIZATION)
+    renamed = TrainingSet.from_images(
+        ImageSet(REAL.images, REAL.labels, ("a", "c", "b")), NORMALIZATION
+    )
     with pytest.raises(ArtifactError, match="class 1 is 'c', 'b' found"):
         StoredLabels(written).check(renamed, CLASSES, settings(), LABELS, 5)
     with pytest.raises(ArtifactError, match="4 classes wanted, 3 found"):

@@ -1,4 +1,6 @@
-"""A training set of streamed images gives the batches, the weights and the fingerprint of the decoded one."""
+"""A training set of streamed images gives the batches, the weights and the fingerprint of the
+decoded one.
+"""
 
 from pathlib import Path
 
@@ -14,25 +16,34 @@ from rayd.training.sets import StreamedImages, TrainingSet, taken
 from rayd.training.squeeze import Squeezed, squeeze
 from tests.data.files import encode, some_images, write_parquet
 
-IMAGES, LABELS = some_images(30, side=8), np.arange(30) % 3
+IMAGES = some_images(30, side=8)
+LABELS = np.arange(30) % 3
 
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[ImageData, ImageData]:
     """The same data, streamed and decoded."""
-    write_parquet(tmp_path / "train-0.parquet", [encode(image) for image in IMAGES], LABELS.tolist())
-    write_parquet(tmp_path / "test-0.parquet", [encode(image) for image in IMAGES[:9]], LABELS[:9].tolist())
+    write_parquet(
+        tmp_path / "train-0.parquet", [encode(image) for image in IMAGES], LABELS.tolist()
+    )
+    write_parquet(
+        tmp_path / "test-0.parquet", [encode(image) for image in IMAGES[:9]], LABELS[:9].tolist()
+    )
     return tuple(load(DataSettings(name=str(tmp_path), stream=stream)) for stream in (True, False))  # type: ignore[return-value]
 
 
 def sets(both: tuple[ImageData, ImageData]) -> list[TrainingSet]:
-    return [TrainingSet.of_images(data.train, data.normalization) for data in both]
+    return [TrainingSet.from_images(data.train, data.normalization) for data in both]
 
 
 def test_batches_are_the_same(both: tuple[ImageData, ImageData]) -> None:
     streamed, decoded = sets(both)
     assert isinstance(streamed.images, StreamedImages)
-    assert (streamed.shape, len(streamed), streamed.images.dtype) == (decoded.shape, 30, decoded.images.dtype)
+    assert (streamed.shape, len(streamed), streamed.images.dtype) == (
+        decoded.shape,
+        30,
+        decoded.images.dtype,
+    )
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     rows = [*torch.split(order, 7), slice(None), slice(3, 5)]
     for one in (streamed, decoded):
@@ -49,16 +60,18 @@ def test_parts_stay_encoded_and_subsets_do_not(both: tuple[ImageData, ImageData]
     assert torch.equal(part.images[:], decoded.part(rows).images)
     assert torch.equal(part.labels, decoded.part(rows).labels)
     assert part.fingerprint == decoded.part(rows).fingerprint != streamed.fingerprint
-    subset = TrainingSet.of_images(both[0].train, both[0].normalization, rows=[5, 2, 29])
+    subset = TrainingSet.from_images(both[0].train, both[0].normalization, rows=[5, 2, 29])
     assert torch.equal(subset.images[:], decoded.images[rows])
 
 
-def test_fingerprints_are_the_same_and_see_images_and_labels(both: tuple[ImageData, ImageData]) -> None:
+def test_fingerprints_are_the_same_and_see_images_and_labels(
+    both: tuple[ImageData, ImageData],
+) -> None:
     streamed, decoded = sets(both)
     assert streamed.fingerprint == decoded.fingerprint
     assert streamed.image_fingerprint == decoded.image_fingerprint
     data = both[1]
-    other = TrainingSet.of_images(data.train.subset(np.arange(29)), data.normalization)
+    other = TrainingSet.from_images(data.train.subset(np.arange(29)), data.normalization)
     assert other.fingerprint != decoded.fingerprint
     assert other.image_fingerprint != decoded.image_fingerprint
 

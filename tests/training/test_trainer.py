@@ -1,4 +1,6 @@
-"""One epoch after another against the same steps written out with torch's own parts, and the state that carries all of it."""
+"""One epoch after another against the same steps written out with torch's own parts, and the state
+that carries all of it.
+"""
 
 from copy import deepcopy
 from typing import Any
@@ -18,22 +20,39 @@ from rayd.training.batches import Draws
 from rayd.training.labels import Teachers
 from rayd.training.losses import kl, loss_of
 from rayd.training.trainer import Trainer
-from tests.training.toys import BATCH_NORM, CLASSES, NORMALIZATION, REAL, SHAPE, VIEWS, network, of, teachers
+from tests.training.toys import (
+    BATCH_NORM,
+    CLASSES,
+    NORMALIZATION,
+    REAL,
+    SHAPE,
+    VIEWS,
+    network,
+    of,
+    teachers,
+)
 
 EPOCHS = 6
-IMAGES, LABELS = NORMALIZATION(torch.from_numpy(REAL.images)), torch.from_numpy(REAL.labels)
+IMAGES = NORMALIZATION(torch.from_numpy(REAL.images))
+LABELS = torch.from_numpy(REAL.labels)
 CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> EvaluationSettings:
-    return EvaluationSettings.model_validate({"augmentation": None, "batch_size": 12, "learning_rate": 0.05, **changes})
+    return EvaluationSettings.model_validate(
+        {"augmentation": None, "batch_size": 12, "learning_rate": 0.05, **changes}
+    )
 
 
-def trainer(chosen: EvaluationSettings, of_network: nn.Module | None = None, **given: Any) -> Trainer:
+def trainer(
+    chosen: EvaluationSettings, of_network: nn.Module | None = None, **given: Any
+) -> Trainer:
     draws = Draws(chosen, len(REAL), SHAPE, 3)
     loss = loss_of(chosen)
     given = {"epochs": EPOCHS, "seed": 3, "device": CPU, **given}
-    return Trainer(network() if of_network is None else of_network, of(REAL), chosen, draws, loss, **given)
+    return Trainer(
+        network() if of_network is None else of_network, of(REAL), chosen, draws, loss, **given
+    )
 
 
 def trained(training: Trainer, epochs: int = EPOCHS) -> list[float]:
@@ -41,12 +60,18 @@ def trained(training: Trainer, epochs: int = EPOCHS) -> list[float]:
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
 
 
 OPTIMIZERS = {
-    "sgd": lambda model: torch.optim.SGD(model.parameters(), 0.05, momentum=0.8, weight_decay=0.01, fused=True),
-    "adamw": lambda model: torch.optim.AdamW(model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True),
+    "sgd": lambda model: torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.8, weight_decay=0.01, fused=True
+    ),
+    "adamw": lambda model: torch.optim.AdamW(
+        model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True
+    ),
 }
 
 
@@ -71,7 +96,9 @@ def test_steps_are_those_of_the_optimizer_and_the_schedule(name, schedule):
     for epoch in range(EPOCHS):
         if schedule["name"] == "restart" and epoch in milestone_epochs(chosen.schedule, EPOCHS):
             optimizer = OPTIMIZERS[name](model)
-        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(chosen.schedule, epoch, EPOCHS)
+        optimizer.param_groups[0]["lr"] = 0.05 * learning_rate_factor(
+            chosen.schedule, epoch, EPOCHS
+        )
         total = 0.0
         for batch in Draws(chosen, len(REAL), SHAPE, 3).epoch(epoch):
             loss = F.cross_entropy(model(IMAGES[batch.rows]), LABELS[batch.rows])
@@ -84,10 +111,16 @@ def test_steps_are_those_of_the_optimizer_and_the_schedule(name, schedule):
 
 
 def test_alrs_lowers_the_step_size_for_good_when_the_loss_stalls(monkeypatch):
-    asked, stalls = [], iter([False, True, False, True, False, False])
-    monkeypatch.setattr(module, "alrs", lambda previous, current: (asked.append((previous, current)), next(stalls))[1])
+    asked = []
+    stalls = iter([False, True, False, True, False, False])
+    monkeypatch.setattr(
+        module,
+        "alrs",
+        lambda previous, current: (asked.append((previous, current)), next(stalls))[1],
+    )
     training = trainer(settings(schedule={"name": "alrs", "factor": 0.5}))
-    rates, losses = [], []
+    rates = []
+    losses = []
     for _ in range(EPOCHS):
         losses.append(training.advance().item())
         rates.append(training._optimizer.param_groups[0]["lr"])
@@ -103,7 +136,8 @@ def test_the_average_moves_after_every_step_and_leaves_batch_statistics_to_the_n
         training.advance()
         for name, value in training.network.named_parameters():
             wanted[name] = 0.9 * wanted[name] + 0.1 * value
-    weights, online = training.weights(), training.network.state_dict()
+    weights = training.weights()
+    online = training.network.state_dict()
     assert weights.keys() == online.keys()
     for name, value in online.items():
         assert torch.allclose(weights[name], wanted.get(name, value), atol=1e-6)
@@ -119,7 +153,9 @@ def test_mixed_batches_share_their_labels(mix):
     assert 0 < kept < 1
     model = network()
     own, other = (F.cross_entropy(model(mixed), labels) for labels in (LABELS, LABELS[partners]))
-    assert training.advance().item() == pytest.approx((kept * own + (1 - kept) * other).item(), rel=1e-5)
+    assert training.advance().item() == pytest.approx(
+        (kept * own + (1 - kept) * other).item(), rel=1e-5
+    )
 
 
 def test_teachers_are_asked_about_the_mixed_images():
@@ -136,7 +172,9 @@ def test_teachers_that_diverged_end_the_epoch():
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     training = trainer(settings(batch_size=12, loss="kl"), teachers=Teachers([broken], "float16"))
-    with pytest.raises(RunError, match=r"The teachers' logits must be finite in float16\. Got up to nan"):
+    with pytest.raises(
+        RunError, match=r"The teachers' logits must be finite in float16\. Got up to nan"
+    ):
         training.advance()
 
 
@@ -150,7 +188,10 @@ def test_the_clean_forward_updates_batch_statistics_first_and_changes_nothing_el
     plain = trainer(chosen, network(0, BATCH_NORM))
     clean = trainer(chosen, network(0, BATCH_NORM), clean_forward=True)
     assert plain.advance().item() == clean.advance().item()
-    assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), clean.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.network.parameters(), clean.network.parameters(), strict=True)
+    )
     if precision == "float32":
         (batch,) = Draws(chosen, len(REAL), SHAPE, 3).epoch(0)
         model = network(0, BATCH_NORM).train()
@@ -168,7 +209,11 @@ RESUMED = {
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "transform": VIEWS, "mix": "mixup"},
     "average": {"average": 0.9, "optimizer": "adamw", "learning_rate": 0.01},
     "restart": {"schedule": {"name": "restart", "milestones": [0.4]}},
-    "adamw restart": {"schedule": {"name": "restart", "milestones": [0.4]}, "optimizer": "adamw", "learning_rate": 0.01},
+    "adamw restart": {
+        "schedule": {"name": "restart", "milestones": [0.4]},
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+    },
     "alrs": {"schedule": {"name": "alrs", "factor": 0.5}},
     "bfloat16": {"precision": "bfloat16", "optimizer": "adamw"},
 }
@@ -177,7 +222,9 @@ RESUMED = {
 @pytest.mark.parametrize("at", [1, 3, 5])
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED.keys())
 def test_a_resumed_training_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, changes, at):
-    monkeypatch.setattr(module, "alrs", lambda previous, current: previous is not None and current < previous)
+    monkeypatch.setattr(
+        module, "alrs", lambda previous, current: previous is not None and current < previous
+    )
     whole = trainer(settings(**changes), network(0, BATCH_NORM))
     losses = trained(whole)
     part = trainer(settings(**changes), network(0, BATCH_NORM))
@@ -195,7 +242,8 @@ def test_every_epoch_has_its_own_stream_for_dropout():
     class Drawing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.drawn = nn.Parameter(torch.zeros(CLASSES)), []
+            self.weight = nn.Parameter(torch.zeros(CLASSES))
+            self.drawn = []
 
         def forward(self, images: Tensor) -> Tensor:
             self.drawn.append(torch.rand(()).item())

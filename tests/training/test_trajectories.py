@@ -25,17 +25,23 @@ def library(directory: Path, count: int = 3) -> list[Path]:
 
 
 def test_every_epoch_comes_back_with_what_is_known_of_it(tmp_path):
-    written = write_trajectory(tmp_path / "one.safetensors", rows(), SHAPES, {"train_accuracy": 0.5})
+    written = write_trajectory(
+        tmp_path / "one.safetensors", rows(), SHAPES, {"train_accuracy": 0.5}
+    )
     again = Trajectory(written.path)
     assert (len(again), again.epochs, again.size) == (6, 5, 10)
-    assert list(again.shapes.items()) == list(SHAPES.items()), "in the order of a row, not of their names"
+    assert list(again.shapes.items()) == list(SHAPES.items()), (
+        "in the order of a row, not of their names"
+    )
     assert again.facts == {"train_accuracy": 0.5}
     assert all(torch.equal(again[epoch], row) for epoch, row in enumerate(rows()))
 
 
 def test_bfloat16_takes_half_the_space_and_comes_back_as_float32(tmp_path):
     whole = write_trajectory(tmp_path / "whole.safetensors", rows().repeat(1, 400), {"w": (4000,)})
-    half = write_trajectory(tmp_path / "half.safetensors", rows().repeat(1, 400).bfloat16(), {"w": (4000,)})
+    half = write_trajectory(
+        tmp_path / "half.safetensors", rows().repeat(1, 400).bfloat16(), {"w": (4000,)}
+    )
     assert half.path.stat().st_size < 0.52 * whole.path.stat().st_size
     assert half[3].dtype == torch.float32
     torch.testing.assert_close(half[3], whole[3], rtol=2**-8, atol=0)
@@ -87,7 +93,9 @@ def test_what_is_no_expert_is_refused(tmp_path):
     write_trajectory(path, rows(), {"w": (9,)})
     with pytest.raises(ArtifactError, match=r"rows of \(10,\) for 9 parameters"):
         Trajectory(path)[0]
-    write_tensors(path, {"epochs": rows(epochs=3)}, {"shapes": [["w", [10]]], "epochs": 5, "facts": {}})
+    write_tensors(
+        path, {"epochs": rows(epochs=3)}, {"shapes": [["w", [10]]], "epochs": 5, "facts": {}}
+    )
     with pytest.raises(ArtifactError, match=r"has the rows 0 to 3\. Got 5 instead"):
         Trajectory(path)[5]
 
@@ -98,13 +106,20 @@ def test_an_index_names_the_experts_of_a_directory(tmp_path):
     assert [one.facts["index"] for one in found] == [0, 1, 2]
     assert torch.equal(found[2][4], rows(2)[4])
     content = read_json(tmp_path / "experts.json")
-    assert (content["epochs"], content["parameters"], content["facts"]) == (5, 10, {"network": "convnet"})
+    assert (content["epochs"], content["parameters"], content["facts"]) == (
+        5,
+        10,
+        {"network": "convnet"},
+    )
 
 
 def test_a_library_holds_experts_of_one_kind(tmp_path):
     paths = library(tmp_path)
     write_trajectory(paths[1], rows(epochs=4), SHAPES)
-    with pytest.raises(ArtifactError, match=r"'.*expert-1.*' is an expert of another network or length than '.*expert-0"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"'.*expert-1.*' is an expert of another network or length than '.*expert-0",
+    ):
         Library(paths)[1]
     write_trajectory(paths[1], rows(), {"b.weight": (3, 2), "a.bias": (4,)})
     with pytest.raises(ArtifactError, match="of another network or length"):
@@ -115,7 +130,9 @@ def test_a_library_holds_experts_of_one_kind(tmp_path):
         Library([])
 
 
-@pytest.mark.parametrize("content", ['{"experts": "all"}', '{"experts": ["../one.safetensors"]}', "{}"])
+@pytest.mark.parametrize(
+    "content", ['{"experts": "all"}', '{"experts": ["../one.safetensors"]}', "{}"]
+)
 def test_an_index_names_files_beside_it_alone(tmp_path, content):
     (tmp_path / "experts.json").write_text(content)
     with pytest.raises(ArtifactError, match=r"must list the files of experts, beside it"):

@@ -9,7 +9,8 @@ from rayd.data import ImageSet, ImageShape, Standardization
 from rayd.networks import build
 from rayd.training.sets import TrainingSet
 
-SHAPE, CLASSES = ImageShape(1, 8, 8), 3
+SHAPE = ImageShape(1, 8, 8)
+CLASSES = 3
 CONVNET = NetworkSettings(name="convnet", depth=2, width=8)
 BATCH_NORM = NetworkSettings(name="convnet", depth=2, width=8, norm="batch")
 DSA = "color_crop_cutout_flip_scale_rotate"
@@ -26,12 +27,14 @@ def image_set(count: int, seed: int) -> ImageSet:
     return ImageSet(images, labels.astype(np.int64), ("a", "b", "c"))
 
 
-REAL, HELD_OUT, TEST = image_set(30, 0), image_set(15, 1), image_set(40, 2)
+REAL = image_set(30, 0)
+HELD_OUT = image_set(15, 1)
+TEST = image_set(40, 2)
 NORMALIZATION = Standardization.fit(REAL.images)
 
 
 def of(images: ImageSet, name: str = "training") -> TrainingSet:
-    return TrainingSet.of_images(images, NORMALIZATION, name=name)
+    return TrainingSet.from_images(images, NORMALIZATION, name=name)
 
 
 def network(seed: int = 0, settings: NetworkSettings = CONVNET) -> nn.Module:

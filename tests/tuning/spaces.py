@@ -9,7 +9,11 @@ from tuning.space import Space
 
 STUDENT = {"networks": [{"name": "convnet", "depth": 1, "width": 4}], "epochs": 1, "baselines": []}
 BATCH = [{"name": "convnet", "depth": 1, "width": 4, "norm": "batch"}]
-QUICK: dict[str, Any] = {"synthesis": {"steps": 4}, "evaluation": STUDENT, "resources": {"threads": 1}}
+QUICK: dict[str, Any] = {
+    "synthesis": {"steps": 4},
+    "evaluation": STUDENT,
+    "resources": {"threads": 1},
+}
 LOOKING = merge(QUICK, {"observers": {"networks": STUDENT["networks"], "pool": 1}})
 TEACHING = merge(
     QUICK,
@@ -19,10 +23,21 @@ TEACHING = merge(
         "evaluation": {"networks": BATCH},
     },
 )
-GUIDED = merge(LOOKING, {"ipc": 2, "guides": {"networks": STUDENT["networks"], "pool": 1, "squeeze": {"epochs": 1}}})
+GUIDED = merge(
+    LOOKING,
+    {
+        "ipc": 2,
+        "classifiers": {"networks": STUDENT["networks"], "pool": 1, "squeeze": {"epochs": 1}},
+    },
+)
 FOLLOWING = {
     "experts": {"count": 1, "epochs": 6},
-    "objective": {"steps": 2, "epochs": 1, "start": {"most": 1, "offset": 4, "window": 4}, "batch_size": 5},
+    "objective": {
+        "steps": 2,
+        "epochs": 1,
+        "start": {"most": 1, "offset": 4, "window": 4},
+        "batch_size": 5,
+    },
 }
 TINY: dict[str, dict[str, Any]] = {
     "edc": TEACHING,
@@ -36,7 +51,7 @@ TINY: dict[str, dict[str, Any]] = {
             "ipc": 2,
             "observers": {"trained": True, "interpolate": False},
             "synthesis": {"steps": 2},
-            "guides": {"networks": STUDENT["networks"], "pool": 1, "squeeze": {"epochs": 1}},
+            "classifiers": {"networks": STUDENT["networks"], "pool": 1, "squeeze": {"epochs": 1}},
             "experts": {"count": 1, "epochs": 60, "network": {"name": "mlp", "width": 4}},
         },
     ),

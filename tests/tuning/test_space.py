@@ -1,4 +1,6 @@
-"""Spaces: what is refused before anything starts, which points are drawn, and that every ready one lies on its recipe."""
+"""Spaces: what is refused before anything starts, which points are drawn, and that every ready one
+lies on its recipe.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,13 @@ from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
 from tuning.search import Kept, Suggested, points, sampler
-from tuning.space import Domain, Ground, Space, nested
+from tuning.space import Domain, ResolvedSpace, Space, nested
 from tuning.table import Row, importance
 
 
 @pytest.mark.parametrize("name", names())
 def test_every_ready_space_lies_on_its_recipe(name):
-    ground = Ground(load(name))
+    ground = ResolvedSpace(load(name))
     assert ground.check()
     drawn = points(ground, 8)
     assert drawn[0] == ground.own_point(ground.space.base[0])
@@ -32,29 +34,55 @@ def test_every_ready_space_lies_on_its_recipe(name):
     ("search", "sentence"),
     [
         ({"synthesis.stepz": {"integer": [1, 5]}}, "did you mean 'synthesis.steps'"),
-        ({"objective.alpha": {"uniform": [0, 1]}}, "Unknown setting 'objective.alpha' in the objective of method 'dm'"),
-        ({"terms.flattness.weight": {"uniform": [0, 1]}}, "Unknown term 'flattness'.*did you mean 'flatness'"),
+        (
+            {"objective.alpha": {"uniform": [0, 1]}},
+            "Unknown setting 'objective.alpha' in the objective of method 'dm'",
+        ),
+        (
+            {"terms.flattness.weight": {"uniform": [0, 1]}},
+            "Unknown term 'flattness'.*did you mean 'flatness'",
+        ),
         ({"ipc": {"uniform": [1, 5]}}, "Setting 'ipc'.*integer"),
-        ({"synthesis.learning_rate": {"uniform": [-1, 5]}}, "'synthesis.learning_rate'.*greater than 0"),
-        ({"synthesis.optimizer": {"choice": ["sgd", "adamm"]}}, "'synthesis.optimizer'.*'sgd' or 'adam'"),
+        (
+            {"synthesis.learning_rate": {"uniform": [-1, 5]}},
+            "'synthesis.learning_rate'.*greater than 0",
+        ),
+        (
+            {"synthesis.optimizer": {"choice": ["sgd", "adamm"]}},
+            "'synthesis.optimizer'.*'sgd' or 'adam'",
+        ),
         ({"synthesis.momentum": {"choice": [0.5, "much"]}}, "'synthesis.momentum'.*number"),
-        ({"data.validation_fraction": {"uniform": [0.1, 0.3]}}, "cannot be searched.*judged on the same images"),
+        (
+            {"data.validation_fraction": {"uniform": [0.1, 0.3]}},
+            "cannot be searched.*judged on the same images",
+        ),
         ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
-        ({"experts.count": {"integer": [1, 5]}}, "'experts'.* would change nothing.* method 'dm' follows no experts"),
+        (
+            {"experts.count": {"integer": [1, 5]}},
+            "'experts'.* would change nothing.* method 'dm' follows no experts",
+        ),
         (
             {"synthetic.rank": {"integer": [1, 5]}},
             "'synthetic.rank' would change nothing.* belongs to 'synthetic.kind: lowrank'",
         ),
         ({"ipc": {"integer": [2, 999]}}, "ipc must not exceed the smallest class"),
-        ({"ipc": {"integer": [1, 3], "when": {"synthetic.kindd": "pixels"}}}, "did you mean 'synthetic.kind'"),
+        (
+            {"ipc": {"integer": [1, 3], "when": {"synthetic.kindd": "pixels"}}},
+            "did you mean 'synthetic.kind'",
+        ),
         ({"ipc": {"integer": [1, 3], "when": {"synthetic.kind": "lowrank"}}}, "is never there"),
         (
-            {"ipc": {"choice": [1, 2], "when": {"synthesis.optimizer": "adam"}}, "synthesis.optimizer": {"choice": ["adam"]}},
+            {
+                "ipc": {"choice": [1, 2], "when": {"synthesis.optimizer": "adam"}},
+                "synthesis.optimizer": {"choice": ["adam"]},
+            },
             "'synthesis.optimizer' must stand above 'ipc'",
         ),
     ],
 )
-def test_what_no_trial_could_do_is_refused_before_ray_starts(tmp_path, monkeypatch, search, sentence):
+def test_what_no_trial_could_do_is_refused_before_ray_starts(
+    tmp_path, monkeypatch, search, sentence
+):
     monkeypatch.setattr("tuning.driver.connect", None)
     with pytest.raises(ConfigError if "smallest" not in sentence else RaydError, match=sentence):
         sweep(small(search=search), out=tmp_path / "out")
@@ -89,15 +117,19 @@ def test_a_space_that_does_not_fit_together_is_refused(settings, sentence):
         ({"observers.pool": {"integer": [1, 3]}}, "what its checkpoint holds"),
     ],
 )
-def test_population_based_training_changes_only_what_a_checkpoint_does_not_depend_on(search, sentence):
-    Ground(small(scheduler="pbt")).check()
+def test_population_based_training_changes_only_what_a_checkpoint_does_not_depend_on(
+    search, sentence
+):
+    ResolvedSpace(small(scheduler="pbt")).check()
     with pytest.raises(ConfigError, match=sentence):
-        Ground(small(scheduler="pbt", search=search)).check()
+        ResolvedSpace(small(scheduler="pbt", search=search)).check()
 
 
 def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_path, monkeypatch):
     monkeypatch.setattr("tuning.driver.connect", None)
-    with pytest.raises(ResourceError, match="A trial of 999 workers of 1 CPUs each does not fit this machine"):
+    with pytest.raises(
+        ResourceError, match="A trial of 999 workers of 1 CPUs each does not fit this machine"
+    ):
         sweep(small(), out=tmp_path / "out", workers=999)
     with pytest.raises(ResourceError, match="reserves 64 GPUs"):
         sweep(small(overrides={"resources": {"gpus_per_worker": 64}}), out=tmp_path / "out")
@@ -131,9 +163,12 @@ def test_conditions_hold_in_every_point():
             {"loguniform": [0.1, 10.0], "when": {"synthesis.optimizer": "sgd"}},
             {"loguniform": [0.001, 0.01], "when": {"synthesis.optimizer": "adam"}},
         ],
-        "synthesis.second_momentum": {"uniform": [0.9, 0.99], "when": {"synthesis.optimizer": "adam"}},
+        "synthesis.second_momentum": {
+            "uniform": [0.9, 0.99],
+            "when": {"synthesis.optimizer": "adam"},
+        },
     }
-    ground = Ground(small(search=search))
+    ground = ResolvedSpace(small(search=search))
     for point in points(ground, 30)[1:]:
         adam = point["synthesis.optimizer"] == "adam"
         assert ("synthesis.second_momentum" in point) == adam
@@ -148,18 +183,27 @@ def test_conditions_hold_in_every_point():
 
 
 def test_draws_depend_on_the_seed_and_their_number_alone():
-    ground = Ground(small())
+    ground = ResolvedSpace(small())
     assert points(ground, 6)[:3] == points(ground, 3)
-    assert points(ground, 6) != points(Ground(small(seed=1)), 6)
+    assert points(ground, 6) != points(ResolvedSpace(small(seed=1)), 6)
     values = [point["synthesis.learning_rate"] for point in points(ground, 60)[1:]]
     assert all(0.1 <= value <= 10.0 for value in values)
     assert 0.3 < float(np.mean(np.log10(values) > 0)) < 0.7
 
 
 def test_grids_are_gone_through():
-    alone = Ground(small(search={"ipc": {"grid": [1, 2]}, "synthesis.momentum": {"grid": [0.0, 0.5]}}))
-    assert [tuple(point.values()) for point in points(alone, 5)] == [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5)]
-    mixed = Ground(small(search={"ipc": {"grid": [1, 2]}, "synthesis.learning_rate": {"uniform": [1, 2]}}))
+    alone = ResolvedSpace(
+        small(search={"ipc": {"grid": [1, 2]}, "synthesis.momentum": {"grid": [0.0, 0.5]}})
+    )
+    assert [tuple(point.values()) for point in points(alone, 5)] == [
+        (1, 0.0),
+        (1, 0.5),
+        (2, 0.0),
+        (2, 0.5),
+    ]
+    mixed = ResolvedSpace(
+        small(search={"ipc": {"grid": [1, 2]}, "synthesis.learning_rate": {"uniform": [1, 2]}})
+    )
     drawn = points(mixed, 3)
     assert [point["ipc"] for point in drawn] == [1, 2] * 3
     assert drawn[0]["synthesis.learning_rate"] == drawn[1]["synthesis.learning_rate"]
@@ -167,7 +211,11 @@ def test_grids_are_gone_through():
 
 def test_a_space_may_extend_another(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"extends": "edc-digits", "samples": 3, "search": {"ipc": {"choice": [1, 2]}}}))
+    path.write_text(
+        yaml.safe_dump(
+            {"extends": "edc-digits", "samples": 3, "search": {"ipc": {"choice": [1, 2]}}}
+        )
+    )
     mine = load(path, {"seed": 4})
     assert mine.name == "mine"
     assert set(mine.search) == {*load("edc").search, "ipc"}
@@ -176,21 +224,49 @@ def test_a_space_may_extend_another(tmp_path):
 
 def test_domains_know_their_values():
     whole = Domain(integer=(2, 4))
-    assert [whole.holds(value) for value in (2, 4, 5, 2.5, True, "2")] == [True, True, False, False, False, False]
+    assert [whole.holds(value) for value in (2, 4, 5, 2.5, True, "2")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
     assert {sampler(whole).sample() for _ in range(60)} == {2, 3, 4}
-    assert (whole.clamped(7.2), Domain(uniform=(0, 1)).clamped(1.4), Domain(choice=("a",)).clamped("a")) == (4, 1.0, "a")
+    assert (
+        whole.clamped(7.2),
+        Domain(uniform=(0, 1)).clamped(1.4),
+        Domain(choice=("a",)).clamped("a"),
+    ) == (4, 1.0, "a")
 
 
 def test_what_population_based_training_moved_stays_in_the_space():
-    kept = Kept(Ground(small(scheduler="pbt")))({"settings": {"synthesis.learning_rate": 12.0}, "other": 1})
+    kept = Kept(ResolvedSpace(small(scheduler="pbt")))(
+        {"settings": {"synthesis.learning_rate": 12.0}, "other": 1}
+    )
     assert kept == {"settings": {"synthesis.learning_rate": 10.0}, "other": 1}
 
 
 def test_importance_finds_what_matters():
-    search = {"synthesis.learning_rate": {"loguniform": [0.1, 10.0]}, "synthesis.momentum": {"uniform": [0.0, 0.9]}}
-    ground = Ground(small(search=search))
+    search = {
+        "synthesis.learning_rate": {"loguniform": [0.1, 10.0]},
+        "synthesis.momentum": {"uniform": [0.0, 0.9]},
+    }
+    ground = ResolvedSpace(small(search=search))
     trials = [
-        Row(str(n), "finished", point, False, 1.0, float(np.log10(point["synthesis.learning_rate"])), None, 1, 1.0, "", "")
+        Row(
+            str(n),
+            "finished",
+            point,
+            False,
+            1.0,
+            float(np.log10(point["synthesis.learning_rate"])),
+            None,
+            1,
+            1.0,
+            "",
+            "",
+        )
         for n, point in enumerate(points(ground, 40))
     ]
     shares = importance(ground, trials)

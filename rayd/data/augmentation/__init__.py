@@ -1,7 +1,9 @@
-"""Augmentation of batches of normalised images, differentiable (but for RandAugment), with private random draws.
+"""Augmentation of batches of normalised images, differentiable (but for RandAugment), with private
+random draws.
 
-Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height, width)` makes one, and calling it
-applies it, as often as wished and always alike. The pure functions beside them take the parameters directly.
+Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
+width)` makes one, and calling it applies it, as often as wished and always alike. The pure
+functions beside them take the parameters directly.
 """
 
 from rayd.data.augmentation.by_class import ALL, ByClass, Rows

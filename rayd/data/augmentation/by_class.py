@@ -1,9 +1,10 @@
 """One augmentation for a whole batch in which every class has draws of its own.
 
-Siamese augmentation (Zhao and Bilen, ICML 2021) draws an operation and its parameters for every class; the real and the
-synthetic images of a class share them. Here a batch of all classes is augmented at once: what is to be done is planned on the
-CPU, where labels are known, and all images that get the same operation get it together, each with its own class's parameters.
-The number of operations on the device does not grow with classes, and the host never waits for it.
+Siamese augmentation (Zhao and Bilen, ICML 2021) draws an operation and its parameters for every
+class; the real and the synthetic images of a class share them. Here a batch of all classes is
+augmented at once: what is to be done is planned on the CPU, where labels are known, and all images
+that get the same operation get it together, each with its own class's parameters. The number of
+operations on the device does not grow with classes, and the host never waits for it.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ class ByClass:
     """Operations of the classes, applied to a batch of them.
 
     Args:
-        drawn: the operations of every class among the labels, with parameters of one row; as many for each class.
+        drawn: the operations of every class among the labels, with parameters of one row; as many
+            for each class.
         labels: class indices (N,) of the batch, on the CPU.
         device: where the images are.
     """
 
-    def __init__(self, drawn: Mapping[int, Sequence[Operation]], labels: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, drawn: Mapping[int, Sequence[Operation]], labels: Tensor, device: torch.device
+    ) -> None:
         self._drawn = drawn
         self._labels = labels
         present, position = np.unique(labels.numpy(), return_inverse=True)
@@ -117,13 +121,17 @@ def _parts(operations: Sequence[Operation], position: npt.NDArray[np.int64]) -> 
 
 def _kind(operation: Operation) -> tuple[Any, ...]:
     """What must be equal of operations that are applied at once: all but the tensors."""
-    return type(operation), *(value for value in _values(operation).values() if not isinstance(value, Tensor))
+    return type(operation), *(
+        value for value in _values(operation).values() if not isinstance(value, Tensor)
+    )
 
 
 def _stacked(operations: Sequence[Operation]) -> Operation:
     """Operations of one kind as one, with a row of parameters for each."""
     drawn = [_tensors(operation) for operation in operations]
-    return _with(operations[0], {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]})
+    return _with(
+        operations[0], {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]}
+    )
 
 
 def _to_device(stages: list[list[_Part]], device: torch.device) -> list[list[_Part]]:

@@ -1,6 +1,8 @@
-"""Colour augmentations: pure functions of images and parameters, and the parameters with how they are drawn.
+"""Colour augmentations: pure functions of images and parameters, and the parameters with how they
+are drawn.
 
-Shapes: images are (N, channels, H, W), already normalised; parameters are (N,), or (1,) for one draw that all images share.
+Shapes: images are (N, channels, H, W), already normalised; parameters are (N,), or (1,) for one
+draw that all images share.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ def brightness(images: Tensor, offsets: Tensor) -> Tensor:
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Stretch the distance from grey: (x - m) * factor + m, with m the mean over the channels of each pixel."""
+    """Stretch the distance from grey: (x - m) * factor + m, with m the mean over the channels of
+    each pixel.
+    """
     mean = images.mean(dim=1, keepdim=True)
     return (images - mean) * _like(factors, images) + mean
 
@@ -58,6 +62,8 @@ class Color:
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
         # one copy brings all parameters to the images
-        parameters = upload(torch.stack((self.offsets, self.saturations, self.contrasts)), images.device)
+        parameters = upload(
+            torch.stack((self.offsets, self.saturations, self.contrasts)), images.device
+        )
         offsets, saturations, contrasts = parameters.unbind()
         return contrast(saturation(brightness(images, offsets), saturations), contrasts)

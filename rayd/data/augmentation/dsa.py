@@ -1,9 +1,11 @@
 """Differentiable Siamese augmentation.
 
-Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021). One operation is drawn for
-a batch (the released code's mode "S", here `single`); mode `all` ("M") applies every operation of the strategy in its order.
-Siamese calls share one draw of parameters over the batch, so that a real and a synthetic batch of different sizes are
-augmented alike when their generators are seeded alike. The released code reseeds the global generator; here draws are private.
+Source: Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021).
+One operation is drawn for a batch (the released code's mode "S", here `single`); mode `all` ("M")
+applies every operation of the strategy in its order. Siamese calls share one draw of parameters
+over the batch, so that a real and a synthetic batch of different sizes are augmented alike when
+their generators are seeded alike. The released code reseeds the global generator; here draws are
+private.
 
 Strategies are operations joined by underscores. Digits leave out `flip`.
 
@@ -58,8 +60,10 @@ class DSA:
     """Differentiable Siamese augmentation of normalised images.
 
     Args:
-        strategy: operations joined by underscores; None or an empty string leaves images as they are.
-        mode: `single` draws one operation a call, uniformly; `all` applies every operation in the strategy's order.
+        strategy: operations joined by underscores; None or an empty string leaves images as they
+            are.
+        mode: `single` draws one operation a call, uniformly; `all` applies every operation in the
+            strategy's order.
 
     Raises:
         ConfigError: an operation is unknown or named twice.
@@ -71,12 +75,20 @@ class DSA:
         self.operations = tuple(self.strategy.split("_")) if self.strategy else ()
         for name in self.operations:
             if name not in OPERATIONS:
-                raise ConfigError(unknown("operation", name, OPERATIONS, f"augmentation '{self.strategy}'"))
+                raise ConfigError(
+                    unknown("operation", name, OPERATIONS, f"augmentation '{self.strategy}'")
+                )
             if self.operations.count(name) > 1:
-                raise ConfigError(f"The augmentation '{self.strategy}' must name each operation once; it names '{name}' twice.")
+                raise ConfigError(
+                    f"The augmentation '{self.strategy}' must name each operation once; it names '{name}' twice."
+                )
 
-    def draw(self, generator: Generator, count: int, height: int, width: int) -> tuple[Operation, ...]:
-        """The operations for one batch, with parameters for `count` images (1: shared by all) of height x width pixels."""
+    def draw(
+        self, generator: Generator, count: int, height: int, width: int
+    ) -> tuple[Operation, ...]:
+        """The operations for one batch, with parameters for `count` images (1: shared by all) of
+        height x width pixels.
+        """
         names = self.operations
         if names and self.mode == "single":
             names = (names[int(torch.randint(len(names), (), generator=generator))],)
@@ -86,10 +98,11 @@ class DSA:
         """Augment one batch.
 
         Args:
-            images: (N, channels, H, W), normalised, so that 0 is the mean colour; any floating type, any device.
+            images: (N, channels, H, W), normalised, so that 0 is the mean colour; any floating
+                type, any device.
             generator: a private generator on the CPU.
-            siamese: one draw of parameters for the whole batch, which then does not depend on N; otherwise one an image. The
-                operation is drawn once a batch either way.
+            siamese: one draw of parameters for the whole batch, which then does not depend on N;
+                otherwise one an image. The operation is drawn once a batch either way.
 
         Returns:
             Images of the same shape, differentiable with respect to `images`.

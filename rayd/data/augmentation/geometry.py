@@ -1,8 +1,10 @@
-"""Geometric augmentations: pure functions of images and parameters, and the parameters with how they are drawn.
+"""Geometric augmentations: pure functions of images and parameters, and the parameters with how
+they are drawn.
 
-Shapes: images are (N, channels, H, W), of any floating type, already normalised, so that 0 is the mean colour. The first
-dimension of every parameter tensor is N, or 1 for one draw that all images share. Everything is differentiable with respect to
-the images. Parameters are drawn on the CPU from a private generator and follow the images to their device.
+Shapes: images are (N, channels, H, W), of any floating type, already normalised, so that 0 is the
+mean colour. The first dimension of every parameter tensor is N, or 1 for one draw that all images
+share. Everything is differentiable with respect to the images. Parameters are drawn on the CPU from
+a private generator and follow the images to their device.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
     Args:
         images: (N, channels, H, W).
         shifts: (dy, dx) of each image, (N, 2) or (1, 2).
-        margin: pixels that no shift exceeds; absent: the largest shift, for which shifts on a GPU must be waited for.
+        margin: pixels that no shift exceeds; absent: the largest shift, for which shifts on a GPU
+            must be waited for.
     """
     count, channels, height, width = images.shape
     margin = int(shifts.abs().max()) if margin is None else margin
@@ -50,21 +53,30 @@ def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
     columns = torch.arange(margin, margin + width, device=images.device) + dx
     places = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
     padded = pad(images, (margin, margin, margin, margin))
-    return padded.flatten(2).gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view_as(images)
+    return (
+        padded.flatten(2)
+        .gather(2, places.view(count, 1, -1).expand(-1, channels, -1))
+        .view_as(images)
+    )
 
 
 def roll(images: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Move all images down and right by `shift` = (dy, dx) pixels; what leaves at a border enters at the opposite one."""
+    """Move all images down and right by `shift` = (dy, dx) pixels; what leaves at a border enters
+    at the opposite one.
+    """
     return images.roll(shift, (2, 3))
 
 
 def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fill with 0 a rectangle of `size` = (height, width) pixels, clipped at the border; `centers`, (N, 2), holds its (y, x).
+    """Fill with 0 a rectangle of `size` = (height, width) pixels, clipped at the border; `centers`,
+    (N, 2), holds its (y, x).
 
-    Rows center - size // 2 up to, but without, center - size // 2 + size are filled; columns likewise.
+    Rows center - size // 2 up to, but without, center - size // 2 + size are filled; columns
+    likewise.
     """
     center_y, center_x = upload(centers, images.device)[:, :, None].unbind(1)
-    top, left = center_y - size[0] // 2, center_x - size[1] // 2
+    top = center_y - size[0] // 2
+    left = center_x - size[1] // 2
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
     rows = (y >= top) & (y < top + size[0])
@@ -73,28 +85,38 @@ def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale(images: Tensor, factors: Tensor) -> Tensor:
-    """Sample the images on a grid stretched by `factors`, (N, 2) as (s_x, s_y); a factor above 1 shrinks the content."""
+    """Sample the images on a grid stretched by `factors`, (N, 2) as (s_x, s_y); a factor above 1
+    shrinks the content.
+    """
     zero = torch.zeros_like(factors[:, 0])
     return _sample_affine(images, torch.stack((factors[:, 0], zero, zero, factors[:, 1])))
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate about the centre; the sampling grid turns by `angles`, (N,), in radians. Distances are in pixels on both axes."""
+    """Rotate about the centre; the sampling grid turns by `angles`, (N,), in radians. Distances are
+    in pixels on both axes.
+    """
     aspect = images.shape[2] / images.shape[3]
-    cosine, sine = angles.cos(), angles.sin()
+    cosine = angles.cos()
+    sine = angles.sin()
     return _sample_affine(images, torch.stack((cosine, -sine * aspect, sine / aspect, cosine)))
 
 
 def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over the image; 0 outside.
+    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over
+    the image; 0 outside.
 
     Args:
         images: (N, channels, H, W).
-        matrices: rows xx, xy, yx and yy, (4, N) or (4, 1): one tensor, so that one copy brings it to the images.
+        matrices: rows xx, xy, yx and yy, (4, N) or (4, 1): one tensor, so that one copy brings it
+            to the images.
     """
     count, _, height, width = images.shape
     precision = torch.promote_types(images.dtype, torch.float32)
-    y, x = ((2 * torch.arange(side, device=images.device, dtype=precision) + 1) / side - 1 for side in (height, width))
+    y, x = (
+        (2 * torch.arange(side, device=images.device, dtype=precision) + 1) / side - 1
+        for side in (height, width)
+    )
     xx, xy, yx, yy = upload(matrices.to(precision), images.device)[:, :, None, None].unbind()
     grid = torch.stack((xx * x + xy * y[:, None], yx * x + yy * y[:, None]), dim=3)
     return _sample(images, grid.expand(count, -1, -1, -1))
@@ -102,12 +124,15 @@ def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
     # Coordinates need more digits than half-precision images have.
-    sampled = grid_sample(images.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = grid_sample(
+        images.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return sampled.to(images.dtype)
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a box from each image and resize it bilinearly, without antialiasing, to `size` = (height, width).
+    """Cut a box from each image and resize it bilinearly, without antialiasing, to `size` =
+    (height, width).
 
     Args:
         images: (N, channels, H, W).
@@ -122,12 +147,16 @@ def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
     top, left, box_height, box_width = upload(boxes.to(precision), images.device).unbind(1)
     y = _normalized(_positions(top, box_height, size[0]), height)
     x = _normalized(_positions(left, box_width, size[1]), width)
-    grid = torch.stack((x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])), dim=3)
+    grid = torch.stack(
+        (x[:, None, :].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])), dim=3
+    )
     return _sample(images, grid.expand(count, -1, -1, -1))
 
 
 def _positions(start: Tensor, length: Tensor, steps: int) -> Tensor:
-    """Pixel coordinates (N, steps) that divide each box evenly, kept between the centres of its first and last pixel."""
+    """Pixel coordinates (N, steps) that divide each box evenly, kept between the centres of its
+    first and last pixel.
+    """
     step = (torch.arange(steps, device=start.device, dtype=start.dtype) + 0.5) / steps
     inside = (step * length[:, None] - 0.5).clamp(min=0).minimum(length[:, None] - 1)
     return start[:, None] + inside
@@ -145,7 +174,9 @@ class Flip:
     """Boolean (N,): which images are mirrored."""
 
     @classmethod
-    def draw(cls, generator: Generator, count: int, height: int, width: int, probability: float = 0.5) -> Flip:
+    def draw(
+        cls, generator: Generator, count: int, height: int, width: int, probability: float = 0.5
+    ) -> Flip:
         """Each image with the given probability."""
         return cls(torch.rand(count, generator=generator) < probability)
 
@@ -165,9 +196,17 @@ class Crop:
 
     @classmethod
     def draw(
-        cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.125, pixels: int | None = None
+        cls,
+        generator: Generator,
+        count: int,
+        height: int,
+        width: int,
+        ratio: float = 0.125,
+        pixels: int | None = None,
     ) -> Crop:
-        """Each axis uniform on -p..p, where p is `pixels`, or if absent `ratio` of the side (4 pixels at 32)."""
+        """Each axis uniform on -p..p, where p is `pixels`, or if absent `ratio` of the side (4
+        pixels at 32).
+        """
         padding = [share(side, ratio) if pixels is None else pixels for side in (height, width)]
         shifts = [torch.randint(-p, p + 1, (count,), generator=generator) for p in padding]
         return cls(torch.stack(shifts, dim=1), max(padding))
@@ -179,9 +218,11 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Roll:
-    """A whole batch rolled around the border: the "jitter" of SRe2L (Yin et al., NeurIPS 2023) and its descendants.
+    """A whole batch rolled around the border: the "jitter" of SRe2L (Yin et al., NeurIPS 2023) and
+    its descendants.
 
-    Their released code draws from 0..limit; with -limit..limit the mean position of an image is its own.
+    Their released code draws from 0..limit; with -limit..limit the mean position of an image is its
+    own.
     """
 
     shift: tuple[int, int]
@@ -208,11 +249,18 @@ class Cutout:
     """Height and width of the rectangle in pixels."""
 
     @classmethod
-    def draw(cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.5) -> Cutout:
-        """Sides are `ratio` of the image's; the centre is uniform on 0..side, or 0..side - 1 where the cut is odd."""
+    def draw(
+        cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.5
+    ) -> Cutout:
+        """Sides are `ratio` of the image's; the centre is uniform on 0..side, or 0..side - 1 where
+        the cut is odd.
+        """
         size = (share(height, ratio), share(width, ratio))
         ends = [side + 1 - length % 2 for side, length in zip((height, width), size, strict=True)]
-        return cls(torch.stack([torch.randint(end, (count,), generator=generator) for end in ends], dim=1), size)
+        return cls(
+            torch.stack([torch.randint(end, (count,), generator=generator) for end in ends], dim=1),
+            size,
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
@@ -227,7 +275,9 @@ class Scale:
     """(N, 2): (s_x, s_y) of the sampling grid; above 1 shrinks the content."""
 
     @classmethod
-    def draw(cls, generator: Generator, count: int, height: int, width: int, ratio: float = 1.2) -> Scale:
+    def draw(
+        cls, generator: Generator, count: int, height: int, width: int, ratio: float = 1.2
+    ) -> Scale:
         """Each factor from U[1 / ratio, ratio)."""
         return cls(uniform(generator, 1 / ratio, ratio, count, 2))
 
@@ -244,7 +294,9 @@ class Rotate:
     """(N,): radians."""
 
     @classmethod
-    def draw(cls, generator: Generator, count: int, height: int, width: int, degrees: float = 15.0) -> Rotate:
+    def draw(
+        cls, generator: Generator, count: int, height: int, width: int, degrees: float = 15.0
+    ) -> Rotate:
         """Each angle from U[-degrees, degrees)."""
         return cls(torch.deg2rad(uniform(generator, -degrees, degrees, count)))
 
@@ -273,7 +325,8 @@ class ResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> ResizedCrop:
-        """Draw as torchvision does: ten tries at a share of the area and a log-uniform ratio, then the largest box that fits.
+        """Draw as torchvision does: ten tries at a share of the area and a log-uniform ratio, then
+        the largest box that fits.
 
         Args:
             generator: a private generator on the CPU.
@@ -291,7 +344,8 @@ class ResizedCrop:
         heights = (areas / ratios).sqrt().round().long()
         fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         first = fits.int().argmax(1, keepdim=True)
-        box_heights, box_widths = heights.gather(1, first)[:, 0], widths.gather(1, first)[:, 0]
+        box_heights = heights.gather(1, first)[:, 0]
+        box_widths = widths.gather(1, first)[:, 0]
         tops = _draw_offsets(generator, height - box_heights)
         lefts = _draw_offsets(generator, width - box_widths)
         drawn = torch.stack((tops, lefts, box_heights, box_widths), dim=1)
@@ -311,9 +365,12 @@ def _draw_offsets(generator: Generator, room: Tensor) -> Tensor:
 
 
 def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
-    box_height, box_width = height, width
+    box_height = height
+    box_width = width
     if width / height < ratio[0]:
         box_height = round(width / ratio[0])
     elif width / height > ratio[1]:
         box_width = round(height * ratio[1])
-    return torch.tensor([(height - box_height) // 2, (width - box_width) // 2, box_height, box_width])
+    return torch.tensor(
+        [(height - box_height) // 2, (width - box_width) // 2, box_height, box_width]
+    )

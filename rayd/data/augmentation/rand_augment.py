@@ -1,9 +1,10 @@
 """RandAugment in batches: a few operations on every image, all of one strength.
 
-Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space" (NeurIPS 2020), in the
-form of torchvision's `RandAugment`, whose operations, strengths and rounding these are, with nearest-neighbour sampling and
-black outside. For every layer each image draws one of 14 operations, uniformly and with replacement; strength m of 0..30 stands
-for a share m / 30 of an operation's largest effect:
+Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search
+Space" (NeurIPS 2020), in the form of torchvision's `RandAugment`, whose operations, strengths and
+rounding these are, with nearest-neighbour sampling and black outside. For every layer each image
+draws one of 14 operations, uniformly and with replacement; strength m of 0..30 stands for a share m
+/ 30 of an operation's largest effect:
 
 | operation | strength at m | signed |
 |---|---|---|
@@ -15,8 +16,8 @@ for a share m / 30 of an operation's largest effect:
 | Posterize | 8 - 4 m / 30 bits are kept, rounded | |
 | Solarize | pixels from 1 - m / 30 on are inverted | |
 
-torchvision draws one operation for all images it is called with. Here every image has its own, and all images with the same
-operation and sign are handled by one call.
+torchvision draws one operation for all images it is called with. Here every image has its own, and
+all images with the same operation and sign are handled by one call.
 """
 
 from __future__ import annotations
@@ -39,17 +40,25 @@ _Act = Callable[[Tensor, float], Tensor]
 
 
 def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """An operation of torchvision, which is imported with the first of them: it takes as long as torch itself."""
+    """An operation of torchvision, which is imported with the first of them: it takes as long as
+    torch itself.
+    """
     from torchvision.transforms.v2 import functional
 
     changed: Tensor = getattr(functional, operation)(images, *arguments, **keywords)
     return changed
 
 
-def _affine(images: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """Move by whole pixels (dx, dy), or shear by (x, y) pixels a pixel about the corner at the top left."""
+def _affine(
+    images: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
+) -> Tensor:
+    """Move by whole pixels (dx, dy), or shear by (x, y) pixels a pixel about the corner at the top
+    left.
+    """
     turns = [degrees(atan(slope)) for slope in shear]
-    return _torchvision("affine", images, angle=0.0, translate=list(shift), scale=1.0, shear=turns, center=[0, 0])
+    return _torchvision(
+        "affine", images, angle=0.0, translate=list(shift), scale=1.0, shear=turns, center=[0, 0]
+    )
 
 
 def _on_bytes(act: _Act) -> _Act:
@@ -87,7 +96,8 @@ _SIGNED = OPERATIONS.index("ShearX"), OPERATIONS.index("Sharpness")
 
 
 def strength(name: str, magnitude: int, height: int, width: int) -> float:
-    """How much an operation does at a magnitude of 0..30 to images of height x width pixels; see the head of this module.
+    """How much an operation does at a magnitude of 0..30 to images of height x width pixels; see
+    the head of this module.
 
     >>> strength("TranslateX", 30, 331, 331), strength("Posterize", 9, 32, 32), strength("Solarize", 30, 32, 32)
     (150.0, 7.0, 0.0)
@@ -115,7 +125,9 @@ class RandAugment:
     """Operations of one strength on every image, one after the other. It has no gradient."""
 
     operations: Tensor
-    """int64 (N, layers), or (1, layers) for all images: index into `OPERATIONS` of what each image gets, in order."""
+    """int64 (N, layers), or (1, layers) for all images: index into `OPERATIONS` of what each image
+    gets, in order.
+    """
     signs: Tensor
     """Boolean of the same shape: where the strength is negated, if the operation has a sign."""
     magnitude: int
@@ -123,7 +135,13 @@ class RandAugment:
 
     @classmethod
     def draw(
-        cls, generator: Generator, count: int, height: int, width: int, layers: int = 2, magnitude: int = 9
+        cls,
+        generator: Generator,
+        count: int,
+        height: int,
+        width: int,
+        layers: int = 2,
+        magnitude: int = 9,
     ) -> RandAugment:
         """Uniform operations and signs."""
         operations = torch.randint(len(OPERATIONS), (count, layers), generator=generator)
@@ -142,10 +160,15 @@ class RandAugment:
             )
         height, width = images.shape[2:]
         images = images.clone()
-        drawn = (parameter.expand(len(images), -1).unbind(1) for parameter in (self.operations, self.signs))
+        drawn = (
+            parameter.expand(len(images), -1).unbind(1)
+            for parameter in (self.operations, self.signs)
+        )
         for operations, signs in zip(*drawn, strict=True):
             signed = signs & (operations >= _SIGNED[0]) & (operations <= _SIGNED[1])
-            for index, negative in sorted(set(zip(operations.tolist(), signed.tolist(), strict=True))):
+            for index, negative in sorted(
+                set(zip(operations.tolist(), signed.tolist(), strict=True))
+            ):
                 name = OPERATIONS[index]
                 if name == "Identity":
                     continue

@@ -1,10 +1,12 @@
 """A random view of every image of a batch, drawn once, and replayed as often as wished.
 
-The parts act in the order of `Transform`'s fields. All but RandAugment act on normalised images and are differentiable.
-RandAugment acts on pixels in [0, 1] and is not: the transform undoes the normalisation for it, and normalises again.
+The parts act in the order of `Transform`'s fields. All but RandAugment act on normalised images and
+are differentiable. RandAugment acts on pixels in [0, 1] and is not: the transform undoes the
+normalisation for it, and normalises again.
 
-Stored soft labels belong to one view of one batch, so a drawn transform can be stored (`state`) and replayed (`from_state`)
-byte for byte. Its tensors share no name with those of a mix (see `mixing`): one mapping can hold both.
+Stored soft labels belong to one view of one batch, so a drawn transform can be stored (`state`) and
+replayed (`from_state`) byte for byte. Its tensors share no name with those of a mix (see `mixing`):
+one mapping can hold both.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Transform:
     """All images rolled around the border."""
 
     def __call__(self, images: Tensor, normalization: Normalization | None = None) -> Tensor:
-        """Apply to normalised images (N, C, H, W), differentiably unless with RandAugment; without any part, they come back.
+        """Apply to normalised images (N, C, H, W), differentiably unless with RandAugment; without
+        any part, they come back.
 
         Args:
             images: as many as were drawn for, of the size that was drawn for.
@@ -50,7 +53,9 @@ class Transform:
         """
         if self.rand_augment is not None:
             if normalization is None:
-                raise DataError("RandAugment acts on pixels, so it must get the normalisation of the images. Got none instead.")
+                raise DataError(
+                    "RandAugment acts on pixels, so it must get the normalisation of the images. Got none instead."
+                )
             pixels = self.rand_augment(normalization.inverse(images).clamp(0, 1))
             images = normalization.forward_unit(pixels).to(images.dtype)
         for part in (self.crop, self.shift, self.flip, self.roll):
@@ -59,16 +64,20 @@ class Transform:
         return images
 
     def state(self) -> dict[str, Tensor]:
-        """All that `from_state` needs, as CPU tensors fit for safetensors; only of the parts that are on.
+        """All that `from_state` needs, as CPU tensors fit for safetensors; only of the parts that
+        are on.
 
-        `rand_augment.operations` uint8 and `rand_augment.signs` bool (N, layers), `rand_augment.magnitude` uint8 (); `crop`
-        int16 (N, 4); `shift` int16 (N, 2); `flip` bool (N,); `roll` int16 (2,).
+        `rand_augment.operations` uint8 and `rand_augment.signs` bool (N, layers),
+        `rand_augment.magnitude` uint8 (); `crop` int16 (N, 4); `shift` int16 (N, 2); `flip` bool
+        (N,); `roll` int16 (2,).
         """
         state = {}
         if self.rand_augment is not None:
             state["rand_augment.operations"] = self.rand_augment.operations.to(torch.uint8)
             state["rand_augment.signs"] = self.rand_augment.signs
-            state["rand_augment.magnitude"] = torch.tensor(self.rand_augment.magnitude, dtype=torch.uint8)
+            state["rand_augment.magnitude"] = torch.tensor(
+                self.rand_augment.magnitude, dtype=torch.uint8
+            )
         if self.crop is not None:
             state["crop"] = self.crop.boxes.short()
         if self.shift is not None:
@@ -81,10 +90,13 @@ class Transform:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], size: tuple[int, int]) -> Transform:
-        """The transform whose `state()` is among these tensors, for images of `size` = (height, width)."""
+        """The transform whose `state()` is among these tensors, for images of `size` = (height,
+        width).
+        """
         rand_augment = roll = None
         if "rand_augment.operations" in state:
-            signs, magnitude = state["rand_augment.signs"].bool(), int(state["rand_augment.magnitude"])
+            signs = state["rand_augment.signs"].bool()
+            magnitude = int(state["rand_augment.magnitude"])
             rand_augment = RandAugment(state["rand_augment.operations"].long(), signs, magnitude)
         if "roll" in state:
             dy, dx = state["roll"].tolist()
@@ -99,7 +111,12 @@ class Transform:
 
 
 def draw_transform(
-    settings: TransformSettings, generator: Generator, count: int, height: int, width: int, least: float | None = None
+    settings: TransformSettings,
+    generator: Generator,
+    count: int,
+    height: int,
+    width: int,
+    least: float | None = None,
 ) -> Transform:
     """Draw a view of every image of a batch.
 
@@ -109,7 +126,8 @@ def draw_transform(
         count: number of images.
         height: of the images in pixels.
         width: of the images in pixels.
-        least: in place of the least share of `settings.crop`, for a curriculum; at most its largest share counts.
+        least: in place of the least share of `settings.crop`, for a curriculum; at most its largest
+            share counts.
     """
     size = (generator, count, height, width)
     crop = None
@@ -117,7 +135,9 @@ def draw_transform(
         lower, upper = settings.crop
         crop = ResizedCrop.draw(*size, area=(lower if least is None else min(least, upper), upper))
     return Transform(
-        RandAugment.draw(*size, settings.rand_augment, settings.magnitude) if settings.rand_augment else None,
+        RandAugment.draw(*size, settings.rand_augment, settings.magnitude)
+        if settings.rand_augment
+        else None,
         crop,
         Crop.draw(*size, pixels=settings.shift) if settings.shift else None,
         Flip.draw(*size) if settings.flip else None,

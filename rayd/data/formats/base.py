@@ -1,6 +1,7 @@
 """What a data set on disk offers: labels at once, pixels on demand.
 
-Selection (classes, splits, long tails) needs labels only, so it comes first and nothing is decoded in vain.
+Selection (classes, splits, long tails) needs labels only, so it comes first and nothing is decoded
+in vain.
 """
 
 from __future__ import annotations
@@ -37,8 +38,12 @@ SPLIT_NAMES: Mapping[str, SplitName] = {
 class ReadPixels(Protocol):
     """Decodes the images of a split."""
 
-    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
-        """Images uint8 (len(rows), C, H, W) at ascending `rows`; resized to `side`, of `shape`, where these are given."""
+    def __call__(
+        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+    ) -> Pixels:
+        """Images uint8 (len(rows), C, H, W) at ascending `rows`; resized to `side`, of `shape`,
+        where these are given.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +92,17 @@ class ArrayPixels:
     images: Pixels
     where: str
 
-    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+    def __call__(
+        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+    ) -> Pixels:
         """See `ReadPixels`; the array itself, not a copy, when all rows are wanted."""
         whole = len(rows) == len(self.images)
         images = self.images if whole else self.images[rows]
         images = images if side is None else resize(images, side)
         if shape is not None and images.shape[1:] != shape:
-            raise DataError(f"Images of {self.where} must have shape {tuple(shape)}. Got {images.shape[1:]} instead.")
+            raise DataError(
+                f"Images of {self.where} must have shape {tuple(shape)}. Got {images.shape[1:]} instead."
+            )
         return np.ascontiguousarray(images)
 
 
@@ -104,15 +113,21 @@ class EncodedPixels:
     encoded: EncodedImages
     """All of the split."""
 
-    def __call__(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+    def __call__(
+        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+    ) -> Pixels:
         """See `ReadPixels`."""
         return decode_images(self.encoded.read(rows), len(rows), side, shape)
 
     def shape(self, rows: Rows, side: int | None = None) -> ImageShape:
-        """The shape that images at ascending rows are decoded to; the first of them are looked at."""
+        """The shape that images at ascending rows are decoded to; the first of them are looked
+        at.
+        """
         return announced_shape(self.encoded.read(rows[:CHUNK_IMAGES]), side)
 
-    def streamed(self, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> StreamedPixels:
+    def streamed(
+        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+    ) -> StreamedPixels:
         """The same images, not decoded yet."""
         image = shape if shape is not None else self.shape(rows, side)
         encoded, renumbered = self.encoded.narrowed(rows)
@@ -123,18 +138,27 @@ def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where:
     """Labels (N,) as int64.
 
     Raises:
-        DataError: they are not whole numbers, not one an image, negative, or outside the class names.
+        DataError: they are not whole numbers, not one an image, negative, or outside the class
+            names.
     """
     labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"Labels of {where} must be integers (N,). Got {labels.dtype} {labels.shape} instead.")
+        raise DataError(
+            f"Labels of {where} must be integers (N,). Got {labels.dtype} {labels.shape} instead."
+        )
     labels = labels.astype(np.int64)
     bad = np.flatnonzero(labels < 0)
     if bad.size:
-        hint = "; it seems to be published without labels, so move it away" if bad.size == labels.size else ""
-        raise DataError(f"Labels of {where} must not be negative. Got {labels[bad[0]]} in row {bad[0]} instead{hint}.")
+        hint = (
+            "; it seems to be published without labels, so move it away"
+            if bad.size == labels.size
+            else ""
+        )
+        raise DataError(
+            f"Labels of {where} must not be negative. Got {labels[bad[0]]} in row {bad[0]} instead{hint}."
+        )
     bad = np.flatnonzero(labels >= len(class_names)) if class_names is not None else bad
     if bad.size:
         raise DataError(
@@ -153,8 +177,12 @@ def numbered_classes(labels: Labels, where: str) -> tuple[str, ...]:
     classes = int(labels.max(initial=-1)) + 1
     missing = np.setdiff1d(np.arange(min(classes, 10**6)), labels)
     if missing.size:
-        some = ", ".join(map(str, missing[:5])) + (f" and {missing.size - 5} more" if missing.size > 5 else "")
-        raise DataError(f"Labels of {where} must count 0..{classes - 1} without gaps. Got none of {some} instead.")
+        some = ", ".join(map(str, missing[:5])) + (
+            f" and {missing.size - 5} more" if missing.size > 5 else ""
+        )
+        raise DataError(
+            f"Labels of {where} must count 0..{classes - 1} without gaps. Got none of {some} instead."
+        )
     return tuple(map(str, range(classes)))
 
 

@@ -1,7 +1,7 @@
 """The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
 
-A record is a label byte (CIFAR-100: coarse, then fine label) and 3072 pixels: 3 x 32 x 32, red first. The better-known Python
-version is a set of pickles, which are never loaded.
+A record is a label byte (CIFAR-100: coarse, then fine label) and 3072 pixels: 3 x 32 x 32, red
+first. The better-known Python version is a set of pickles, which are never loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from rayd.data.arrays import ImageShape, Pixels, Rows
-from rayd.data.formats.base import ReadPixels, Source, Split, SplitName, as_labels, check_file, numbered_classes
+from rayd.data.formats.base import (
+    ReadPixels,
+    Source,
+    Split,
+    SplitName,
+    as_labels,
+    check_file,
+    numbered_classes,
+)
 from rayd.data.resizing import resize
 from rayd.errors import DataError
 
@@ -41,7 +49,12 @@ LAYOUTS = (
         "batches.meta.txt",
         {"train": [f"data_batch_{batch}.bin" for batch in range(1, 6)], "test": ["test_batch.bin"]},
     ),
-    Layout("cifar-100-binary", 2, "fine_label_names.txt", {"train": ["train.bin"], "test": ["test.bin"]}),
+    Layout(
+        "cifar-100-binary",
+        2,
+        "fine_label_names.txt",
+        {"train": ["train.bin"], "test": ["test.bin"]},
+    ),
 )
 
 
@@ -65,14 +78,20 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     for split, files in layout.files.items():
         batches = [_records(folder / file, layout.label_bytes) for file in files]
         where = f"the {split} split of '{folder}'"
-        labels = as_labels(np.concatenate([batch[:, layout.label_bytes - 1] for batch in batches]), names, where)
+        labels = as_labels(
+            np.concatenate([batch[:, layout.label_bytes - 1] for batch in batches]), names, where
+        )
         splits[split] = Split(where, labels, _reader(batches, layout.label_bytes))
-    return Source(f"'{folder}'", names or numbered_classes(splits["train"].labels, f"'{folder}'"), splits)
+    return Source(
+        f"'{folder}'", names or numbered_classes(splits["train"].labels, f"'{folder}'"), splits
+    )
 
 
 def _find(path: Path) -> tuple[Path, Layout] | None:
     places = ((folder, layout) for layout in LAYOUTS for folder in (path, path / layout.folder))
-    return next((place for place in places if (place[0] / place[1].files["train"][0]).is_file()), None)
+    return next(
+        (place for place in places if (place[0] / place[1].files["train"][0]).is_file()), None
+    )
 
 
 def _names(path: Path) -> tuple[str, ...] | None:
@@ -82,9 +101,12 @@ def _names(path: Path) -> tuple[str, ...] | None:
 def _records(path: Path, label_bytes: int) -> Pixels:
     """The file's records (N, label bytes + 3072), mapped into memory."""
     check_file(path)
-    size, record = path.stat().st_size, label_bytes + 3072
+    size = path.stat().st_size
+    record = label_bytes + 3072
     if size % record:
-        raise DataError(f"'{path}' must hold records of {record} bytes. Got {size:,} bytes instead, which is no multiple.")
+        raise DataError(
+            f"'{path}' must hold records of {record} bytes. Got {size:,} bytes instead, which is no multiple."
+        )
     return np.memmap(path, np.uint8, mode="r").reshape(-1, record)
 
 

@@ -1,6 +1,7 @@
 """Scikit-learn's embedded digits: 1,797 real 8x8 images of handwritten digits, always there.
 
-Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. Grey levels 0..16 are scaled to 0..255.
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. Grey levels 0..16 are
+scaled to 0..255.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def location() -> Path:
     """
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise DataError("The data set 'digits' is part of scikit-learn, which is not installed; install scikit-learn.")
+        raise DataError(
+            "The data set 'digits' is part of scikit-learn, which is not installed; install scikit-learn."
+        )
     return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 

@@ -1,7 +1,8 @@
-"""Image folders: `<dir>/<class>/*.png`, or `<dir>/{train,val,test}/<class>/*.png`; classes are the folders' names, sorted.
+"""Image folders: `<dir>/<class>/*.png`, or `<dir>/{train,val,test}/<class>/*.png`; classes are the
+folders' names, sorted.
 
-Images may lie deeper inside a class's folder. Stanford's Tiny ImageNet is read as it is published, with the labels of `val` in
-`val_annotations.txt` and its unlabelled `test` left out.
+Images may lie deeper inside a class's folder. Stanford's Tiny ImageNet is read as it is published,
+with the labels of `val` in `val_annotations.txt` and its unlabelled `test` left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from rayd.data.files import DataFile, Listing
 from rayd.data.formats.base import SPLIT_NAMES, EncodedPixels, Source, Split, SplitName
 from rayd.errors import DataError, unknown
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+)
 """Files that count as images; others are ignored."""
 
 ANNOTATIONS = "val_annotations.txt"
@@ -62,7 +65,10 @@ def matches(path: Path) -> bool:
 
 def holds(listing: Listing) -> bool:
     """Whether a folder has images in folders in it."""
-    return any(len(parts) > 1 and _is_visible(parts[0]) and _is_image(parts[-1]) for parts in map(_parts, listing.names))
+    return any(
+        len(parts) > 1 and _is_visible(parts[0]) and _is_image(parts[-1])
+        for parts in map(_parts, listing.names)
+    )
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
@@ -76,26 +82,36 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
 
 def open_listing(listing: Listing) -> Source:
     """The same, of a folder whose files are known; none is opened but that of annotations."""
-    where, folders = remote.shown(listing.folder), _split_folders(listing)
+    where = remote.shown(listing.folder)
+    folders = _split_folders(listing)
     names = tuple(_folders(listing, folders["train"]))
     splits = {split: _split(listing, folder, names) for split, folder in folders.items()}
     if not splits["train"].labels.size:
-        raise DataError(f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder a class. Got none instead.")
+        raise DataError(
+            f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder a class. Got none instead."
+        )
     return Source(f"'{where}'", names, splits)
 
 
 def _folders(listing: Listing, inside: str = "") -> list[str]:
     """Names of the folders that lie in one of a listing's folders, or in the listed one."""
     parents = ((Path(folder).name, str(Path(folder).parent)) for folder in listing.folders)
-    return sorted(name for name, parent in parents if parent == (inside or ".") and _is_visible(name))
+    return sorted(
+        name for name, parent in parents if parent == (inside or ".") and _is_visible(name)
+    )
 
 
 def _split_folders(listing: Listing) -> dict[SplitName, str]:
     """The folder of each split; none is that of the only one."""
-    folders = {SPLIT_NAMES[name.lower()]: name for name in _folders(listing) if name.lower() in SPLIT_NAMES}
+    folders = {
+        SPLIT_NAMES[name.lower()]: name for name in _folders(listing) if name.lower() in SPLIT_NAMES
+    }
     if "train" not in folders:
         return {"train": ""}
-    if "validation" in folders and os.path.join(folders["validation"], ANNOTATIONS) in listing.names:
+    if (
+        "validation" in folders
+        and os.path.join(folders["validation"], ANNOTATIONS) in listing.names
+    ):
         folders.pop("test", None)
     return folders
 
@@ -104,12 +120,20 @@ def _split(listing: Listing, folder: str, names: Sequence[str]) -> Split:
     where = remote.shown(listing.folder / folder)
     annotations = os.path.join(folder, ANNOTATIONS)
     if annotations in listing.names:
-        labelled = _annotated(listing, folder, listing[listing.names.index(annotations)].read_bytes())
+        labelled = _annotated(
+            listing, folder, listing[listing.names.index(annotations)].read_bytes()
+        )
     else:
-        depth, labelled = len(_parts(folder)), []
+        depth = len(_parts(folder))
+        labelled = []
         for row, parts in enumerate(map(_parts, listing.names)):
             inside = parts[depth:]
-            if "/".join(parts[:depth]) == folder and len(inside) > 1 and _is_visible(inside[0]) and _is_image(inside[-1]):
+            if (
+                "/".join(parts[:depth]) == folder
+                and len(inside) > 1
+                and _is_visible(inside[0])
+                and _is_image(inside[-1])
+            ):
                 labelled.append((row, inside[0]))
     numbers = {name: label for label, name in enumerate(names)}
     for _, name in labelled:
@@ -128,7 +152,9 @@ def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[
         file, synset = line.split("\t")[:2]
         name = os.path.join(folder, "images", file)
         if name not in rows:
-            raise DataError(f"There is no file '{remote.shown(listing.folder / name)}', which '{ANNOTATIONS}' tells of.")
+            raise DataError(
+                f"There is no file '{remote.shown(listing.folder / name)}', which '{ANNOTATIONS}' tells of."
+            )
         labelled.append((rows[name], synset))
     return labelled
 

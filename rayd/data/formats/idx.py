@@ -1,6 +1,7 @@
 """MNIST's IDX files: `{train,t10k}-images-idx3-ubyte` and `-labels-idx1-ubyte`, gzipped or not.
 
-A file is: two zero bytes, the type (8: uint8), the rank, each dimension as a big-endian 32-bit number, then the values.
+A file is: two zero bytes, the type (8: uint8), the rank, each dimension as a big-endian 32-bit
+number, then the values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from rayd.data.arrays import Pixels
-from rayd.data.formats.base import ArrayPixels, Source, Split, SplitName, as_labels, check_file, numbered_classes
+from rayd.data.formats.base import (
+    ArrayPixels,
+    Source,
+    Split,
+    SplitName,
+    as_labels,
+    check_file,
+    numbered_classes,
+)
 from rayd.errors import DataError
 
 PREFIXES: Mapping[SplitName, str] = {"train": "train", "test": "t10k"}
@@ -36,11 +45,14 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     """
     splits: dict[SplitName, Split] = {}
     for split, prefix in PREFIXES.items():
-        images_file, labels_file = _find(path, prefix, "images-idx3"), _find(path, prefix, "labels-idx1")
+        images_file = _find(path, prefix, "images-idx3")
+        labels_file = _find(path, prefix, "labels-idx1")
         if images_file is None:
             continue
         if labels_file is None:
-            raise DataError(f"'{path}' must hold {prefix}-labels-idx1-ubyte beside '{images_file.name}'.")
+            raise DataError(
+                f"'{path}' must hold {prefix}-labels-idx1-ubyte beside '{images_file.name}'."
+            )
         images = read_idx(images_file, rank=3)[:, None]
         labels = as_labels(read_idx(labels_file, rank=1), class_names, f"'{labels_file}'")
         if len(images) != len(labels):
@@ -78,5 +90,9 @@ def read_idx(path: Path, rank: int) -> Pixels:
 
 
 def _find(path: Path, prefix: str, middle: str) -> Path | None:
-    spellings = (f"{prefix}-{spelled}-ubyte{end}" for spelled in (middle, middle.replace("-", ".")) for end in ("", ".gz"))
+    spellings = (
+        f"{prefix}-{spelled}-ubyte{end}"
+        for spelled in (middle, middle.replace("-", "."))
+        for end in ("", ".gz")
+    )
     return next((path / file for file in spellings if (path / file).is_file()), None)

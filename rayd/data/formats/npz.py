@@ -1,7 +1,9 @@
-"""NumPy archives: `images` and `labels`, or those of each split (`x_train`, `y_train`, `test_images`, `test_labels`, ...).
+"""NumPy archives: `images` and `labels`, or those of each split (`x_train`, `y_train`,
+`test_images`, `test_labels`, ...).
 
-Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, or floats in [0, 1].
-`class_names` may hold the names. Object arrays, which are pickles, are refused.
+Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in
+0..255, or floats in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are
+refused.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from rayd.data.arrays import Labels, Pixels
-from rayd.data.formats.base import SPLIT_NAMES, ArrayPixels, Source, Split, SplitName, as_labels, numbered_classes
+from rayd.data.formats.base import (
+    SPLIT_NAMES,
+    ArrayPixels,
+    Source,
+    Split,
+    SplitName,
+    as_labels,
+    numbered_classes,
+)
 from rayd.errors import DataError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,7 +41,8 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     """The data set in a NumPy archive.
 
     Raises:
-        DataError: the file is damaged or a pickle, lacks arrays, or holds pixels that are no pixels.
+        DataError: the file is damaged or a pickle, lacks arrays, or holds pixels that are no
+            pixels.
     """
     with _readable(path), np.load(path, allow_pickle=False) as archive:
         keys = _split_keys(list(archive.files))
@@ -40,8 +51,14 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
                 f"'{path}' must hold the arrays images and labels, or x_train and y_train. "
                 f"Got {', '.join(archive.files) or 'none'} instead."
             )
-        names = tuple(map(str, archive["class_names"])) if "class_names" in archive.files else class_names
-        arrays = {split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()}
+        names = (
+            tuple(map(str, archive["class_names"]))
+            if "class_names" in archive.files
+            else class_names
+        )
+        arrays = {
+            split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()
+        }
     splits: dict[SplitName, Split] = {}
     for split, (values, given) in arrays.items():
         images_key, labels_key = keys[split]
@@ -51,7 +68,11 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
             raise DataError(
                 f"'{labels_key}' of '{path}' must hold one label an image. Got {len(labels)} for {len(images)} instead."
             )
-        splits[split] = Split(f"'{images_key}' of '{path}'", labels, ArrayPixels(images, f"'{images_key}' of '{path}'"))
+        splits[split] = Split(
+            f"'{images_key}' of '{path}'",
+            labels,
+            ArrayPixels(images, f"'{images_key}' of '{path}'"),
+        )
     if names is None:
         names = numbered_classes(splits["train"].labels, f"'{path}'")
         for split_read in splits.values():
@@ -63,8 +84,15 @@ def _split_keys(keys: list[str]) -> dict[SplitName, tuple[str, str]]:
     """The keys of images and labels of each split."""
     pairs = [("train", "images", "labels"), ("train", "x", "y")]
     for spelled in SPLIT_NAMES:
-        pairs += [(spelled, f"x_{spelled}", f"y_{spelled}"), (spelled, f"{spelled}_images", f"{spelled}_labels")]
-    return {SPLIT_NAMES[spelled]: (images, labels) for spelled, images, labels in pairs if images in keys and labels in keys}
+        pairs += [
+            (spelled, f"x_{spelled}", f"y_{spelled}"),
+            (spelled, f"{spelled}_images", f"{spelled}_labels"),
+        ]
+    return {
+        SPLIT_NAMES[spelled]: (images, labels)
+        for spelled, images, labels in pairs
+        if images in keys and labels in keys
+    }
 
 
 def _pixels(values: Array, where: str) -> Pixels:
@@ -92,7 +120,9 @@ def _check_range(values: Array, largest: float, wanted: str, where: str) -> None
     inside = (values >= 0) & (values <= largest)  # false for NaN
     if not inside.all():
         index = tuple(int(i) for i in np.argwhere(~inside)[0])
-        raise DataError(f"Pixels of {where} must {wanted}. Got {values[index]} in row {index[0]} (index {index}) instead.")
+        raise DataError(
+            f"Pixels of {where} must {wanted}. Got {values[index]} in row {index[0]} (index {index}) instead."
+        )
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Single values of a Parquet column of byte strings, without reading their row groups.
 
-Arrow reads row groups whole: a batch of random images would cost one for each image. Here the headers of the pages tell where
-each row lies, and only its page is read. The layout is that of the Parquet format (`Encodings.md`, `parquet.thrift` of
-https://github.com/apache/parquet-format):
+Arrow reads row groups whole: a batch of random images would cost one for each image. Here the
+headers of the pages tell where each row lies, and only its page is read. The layout is that of the
+Parquet format (`Encodings.md`, `parquet.thrift` of https://github.com/apache/parquet-format):
 
     chunk      page*, the first one perhaps a dictionary
     page       header (Thrift, compact protocol), content
@@ -10,10 +10,11 @@ https://github.com/apache/parquet-format):
     levels     which rows are null; in runs, each of one value or bit-packed
     values     plain: (length, bytes)*; dictionary: bit width, then indices in runs
 
-A row group that is encoded in another way is read whole by Arrow. A page is read when its first value is asked for and dropped
-after its last; of one that is not compressed it is remembered where its values lie, and the next time they alone are read.
-Writers often make a single page of a row group, so random access to compressed files reads many times what it needs: an image
-folder, or files without compression, are quicker to train on.
+A row group that is encoded in another way is read whole by Arrow. A page is read when its first
+value is asked for and dropped after its last; of one that is not compressed it is remembered where
+its values lie, and the next time they alone are read. Writers often make a single page of a row
+group, so random access to compressed files reads many times what it needs: an image folder, or
+files without compression, are quicker to train on.
 """
 
 from __future__ import annotations
@@ -38,11 +39,22 @@ Load = Callable[[], Values]
 Open = Callable[[], BinaryIO]
 """Opens the file."""
 
-DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
+DATA_PAGE = 0
+DICTIONARY_PAGE = 2
+DATA_PAGE_V2 = 3
 """Types of pages; others hold no values."""
-PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY = 0, 2, 3, 8
+PLAIN = 0
+PLAIN_DICTIONARY = 2
+RLE = 3
+RLE_DICTIONARY = 8
 """Encodings that are understood."""
-CODECS = {"UNCOMPRESSED": None, "SNAPPY": "snappy", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}
+CODECS = {
+    "UNCOMPRESSED": None,
+    "SNAPPY": "snappy",
+    "GZIP": "gzip",
+    "ZSTD": "zstd",
+    "BROTLI": "brotli",
+}
 """Compressions that are understood, as Arrow calls them."""
 
 HEADER = 2**13
@@ -50,7 +62,9 @@ HEADER = 2**13
 
 
 class UnreadableError(Exception):
-    """A row group is encoded in a way that only Arrow understands, or damaged: Arrow can say how."""
+    """A row group is encoded in a way that only Arrow understands, or damaged: Arrow can say
+    how.
+    """
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,9 @@ class Page:
     rows: int
     encoding: int
     levels: int | None = None
-    """Bytes of levels before the values, uncompressed (v2); None where they are among what is compressed (v1)."""
+    """Bytes of levels before the values, uncompressed (v2); None where they are among what is
+    compressed (v1).
+    """
     compressed: bool = True
 
 
@@ -94,13 +110,20 @@ class ByteColumn:
         Args:
             file: the file.
             name: path of the column in the schema.
-            whole: fetch the file if it lies at a URL; otherwise, no more than the pages that are needed.
+            whole: fetch the file if it lies at a URL; otherwise, no more than the pages that are
+                needed.
         """
-        self._open, self._name = file.open if whole else file.peek, name
+        self._open = file.open if whole else file.peek
+        self._name = name
         with self._open() as content, pq.ParquetFile(content) as parquet:
-            self._metadata, schema = parquet.metadata, parquet.schema
+            self._metadata = parquet.metadata
+            schema = parquet.schema
         groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
-        names = [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)] if groups else [name]
+        names = (
+            [groups[0].column(index).path_in_schema for index in range(groups[0].num_columns)]
+            if groups
+            else [name]
+        )
         self._index = names.index(name)
         self._schema = schema.column(self._index)
         self._ends = np.cumsum([group.num_rows for group in groups])
@@ -113,7 +136,9 @@ class ByteColumn:
             OSError: the file cannot be read any more.
         """
         groups = np.searchsorted(self._ends, rows, "right")
-        places = [self._place(int(group), int(row)) for group, row in zip(groups, rows, strict=True)]
+        places = [
+            self._place(int(group), int(row)) for group, row in zip(groups, rows, strict=True)
+        ]
         shared: dict[tuple[int, int], _Shared] = {}
         for group, span, _ in places:
             if (group, span) not in shared:
@@ -131,7 +156,9 @@ class ByteColumn:
         return group, span, inside - int(starts[span])
 
     def _loads(self, group: int) -> tuple[npt.NDArray[np.int64], list[Load]]:
-        """First rows of the pages of a row group, counted from its own first, and what reads each."""
+        """First rows of the pages of a row group, counted from its own first, and what reads
+        each.
+        """
         column = self._metadata.row_group(group).column(self._index)
         try:
             chunk, pages = _chunk(self._open, column, self._schema)
@@ -146,7 +173,8 @@ class _Shared:
 
     def __init__(self, load: Load):
         self.wanted = 0
-        self._load, self._lock = load, Lock()
+        self._load = load
+        self._lock = Lock()
         self._values: Values | None = None
 
     def take(self, index: int) -> bytes | None:
@@ -183,7 +211,8 @@ class _InPlace:
     """A page whose values lie in the file as they are."""
 
     def __init__(self, chunk: Chunk, page: Page):
-        self._chunk, self._page = chunk, page
+        self._chunk = chunk
+        self._page = page
         self._located: _Located | None = None
 
     def __call__(self) -> Values:
@@ -245,7 +274,9 @@ def _chunk(open: Open, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
         raise UnreadableError
     starts = [column.data_page_offset, column.dictionary_page_offset]
     start = min(start for start in starts if start)
-    dictionary, pages, rows = None, list[Page](), 0
+    dictionary = None
+    pages = list[Page]()
+    rows = 0
     try:
         with open() as file:
             for kind, page in _pages(file, start, start + column.total_compressed_size):
@@ -277,18 +308,24 @@ def _pages(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, Page]]:
 
 def _page(fields: dict[int, Any], offset: int) -> tuple[int, Page | None]:
     """Type and description of a page, from the fields of its header."""
-    kind, raw, size = fields[1], fields[2], fields[3]
+    kind = fields[1]
+    raw = fields[2]
+    size = fields[3]
     if kind == DICTIONARY_PAGE:
         header = fields[7]
         return kind, Page(offset, size, raw, header[1], _known(header[2], PLAIN, PLAIN_DICTIONARY))
     if kind == DATA_PAGE:
         header = fields[5]
         _known(header[3], RLE)
-        return kind, Page(offset, size, raw, header[1], _known(header[2], PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY))
+        return kind, Page(
+            offset, size, raw, header[1], _known(header[2], PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY)
+        )
     if kind == DATA_PAGE_V2:
         header = fields[8]
         encoding = _known(header[4], PLAIN, PLAIN_DICTIONARY, RLE_DICTIONARY)
-        return kind, Page(offset, size, raw, header[1], encoding, header[5] + header[6], header.get(7, True))
+        return kind, Page(
+            offset, size, raw, header[1], encoding, header[5] + header[6], header.get(7, True)
+        )
     return kind, None
 
 
@@ -314,7 +351,8 @@ def _header(file: BinaryIO, offset: int) -> tuple[dict[int, Any], int]:
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
     """A Thrift struct in the compact protocol, by field number, and where it ends."""
-    fields, number = dict[int, Any](), 0
+    fields = dict[int, Any]()
+    number = 0
     while (byte := data[at]) != 0:
         at += 1
         if byte >> 4:
@@ -351,7 +389,8 @@ def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     while True:
         byte = data[at]
         value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+        at = at + 1
+        shift = shift + 7
         if byte < 128:
             return value, at
 
@@ -371,7 +410,9 @@ def _parse(chunk: Chunk, page: Page) -> _Parsed:
             count = int(there.sum())
             if page.encoding == PLAIN:
                 which[there] = np.arange(count)
-                return _Parsed(_plain(values, count), which, page.offset + len(content) - len(values))
+                return _Parsed(
+                    _plain(values, count), which, page.offset + len(content) - len(values)
+                )
             if chunk.dictionary is None:
                 raise ValueError("its page has no dictionary")
             pool = _plain(_content(file, chunk, chunk.dictionary), chunk.dictionary.rows)
@@ -409,7 +450,9 @@ def _split(content: memoryview, chunk: Chunk, page: Page) -> tuple[memoryview, m
 
 def _runs(data: memoryview, width: int, count: int) -> npt.NDArray[np.int64]:
     """`count` numbers of `width` bits, from runs of one value and bit-packed runs."""
-    numbers, filled, at = np.zeros(count, np.int64), 0, 0
+    numbers = np.zeros(count, np.int64)
+    filled = 0
+    at = 0
     while width and filled < count:
         header, at = _varint(data, at)
         if header & 1:
@@ -423,12 +466,14 @@ def _runs(data: memoryview, width: int, count: int) -> npt.NDArray[np.int64]:
             raise IndexError
         some = some[: count - filled]
         numbers[filled : filled + len(some)] = some
-        filled, at = filled + len(some), end
+        filled = filled + len(some)
+        at = end
     return numbers
 
 
 def _plain(data: memoryview, count: int) -> list[memoryview]:
-    values, at = list[memoryview](), 0
+    values = list[memoryview]()
+    at = 0
     for _ in range(count):
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if at + 4 > len(data) or end > len(data):
@@ -441,6 +486,12 @@ def _plain(data: memoryview, count: int) -> list[memoryview]:
 def _whole(open: Open, group: int, name: str) -> Values:
     """All values of a row group, read by Arrow."""
     with open() as content, pq.ParquetFile(content) as parquet:
-        column = parquet.read_row_group(group, columns=[name], use_threads=False).column(0).combine_chunks()
+        column = (
+            parquet.read_row_group(group, columns=[name], use_threads=False)
+            .column(0)
+            .combine_chunks()
+        )
     values = column.field("bytes") if pa.types.is_struct(column.type) else column
-    return [None if (buffer := value.as_buffer()) is None else memoryview(buffer) for value in values]
+    return [
+        None if (buffer := value.as_buffer()) is None else memoryview(buffer) for value in values
+    ]

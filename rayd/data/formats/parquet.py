@@ -1,9 +1,10 @@
 """Parquet folders in the layout of the Hugging Face hub.
 
-`<dir>/{train,validation,test}-*.parquet`, any number of shards each, read in the order of their names. The images are a struct
-column with the file's `bytes` (`path` is ignored), or a plain binary column; the labels are integers. Which columns, and the
-names of the classes, are taken from the schema's `huggingface` metadata where it is there, else from the usual column names.
-Files of the split `extra` (SVHN's easy images) are left alone.
+`<dir>/{train,validation,test}-*.parquet`, any number of shards each, read in the order of their
+names. The images are a struct column with the file's `bytes` (`path` is ignored), or a plain binary
+column; the labels are integers. Which columns, and the names of the classes, are taken from the
+schema's `huggingface` metadata where it is there, else from the usual column names. Files of the
+split `extra` (SVHN's easy images) are left alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ AHEAD = 2**20
 OPENED = 16
 """Files at a URL that are opened side by side."""
 SCATTERED = 8
-"""Images of a file at a URL for which it is fetched whole, wanted together or, if there is room for all files, by and by."""
+"""Images of a file at a URL for which it is fetched whole, wanted together or, if there is room for
+all files, by and by.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class Shard:
 
     @classmethod
     def open(cls, file: DataFile) -> tuple[Shard, Any]:
-        """Read the file's footer and its labels, an Arrow column; both in one go, as a file at a URL may be far away.
+        """Read the file's footer and its labels, an Arrow column; both in one go, as a file at a
+        URL may be far away.
 
         Raises:
             DataError: the file is empty, no Parquet, or lacks an image or label column.
@@ -74,7 +78,10 @@ class Shard:
             raise DataError(f"'{file}' is empty (0 bytes).")
         with _opened(file, file.peek) as parquet:
             schema: pa.Schema = parquet.schema_arrow
-            groups = tuple(parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups))
+            groups = tuple(
+                parquet.metadata.row_group(group).num_rows
+                for group in range(parquet.num_row_groups)
+            )
             features = _features(schema)
             image = _column(file, schema, "image", _typed(features, "Image"), IMAGE_COLUMNS)
             label = _column(file, schema, "label", _typed(features, "ClassLabel"), LABEL_COLUMNS)
@@ -101,10 +108,13 @@ class Shard:
         if not pa.types.is_integer(column.type):
             raise DataError(f"Labels of {where} must be integers. Got {column.type} instead.")
         # not to_numpy, which imports pandas
-        return as_labels(np.from_dlpack(column.cast(pa.int64()).combine_chunks()), class_names, where)
+        return as_labels(
+            np.from_dlpack(column.cast(pa.int64()).combine_chunks()), class_names, where
+        )
 
     def encoded(self, rows: Rows) -> Iterator[Encoded]:
-        """The encoded images at ascending rows of this file; row groups without any of them are skipped.
+        """The encoded images at ascending rows of this file; row groups without any of them are
+        skipped.
 
         A file at a URL is fetched whole where half of its row groups are wanted or more.
         """
@@ -113,10 +123,15 @@ class Shard:
         spans = np.split(np.arange(self.rows), np.cumsum(self.groups)[:-1])
         groups = [group for group, span in enumerate(spans) if wanted[span].any()]
         position = np.concatenate([spans[group] for group in groups]) if groups else rows[:0]
-        start, whole = 0, 2 * len(groups) >= len(spans)
-        with _opened(self.file, self.file.open if whole else self.file.peek, buffer_size=AHEAD) as parquet:
+        start = 0
+        whole = 2 * len(groups) >= len(spans)
+        with _opened(
+            self.file, self.file.open if whole else self.file.peek, buffer_size=AHEAD
+        ) as parquet:
             columns = [self.image_column]
-            for batch in parquet.iter_batches(CHUNK_IMAGES, row_groups=groups, columns=columns, use_threads=False):
+            for batch in parquet.iter_batches(
+                CHUNK_IMAGES, row_groups=groups, columns=columns, use_threads=False
+            ):
                 column = batch.column(0)
                 values = column.field("bytes") if pa.types.is_struct(column.type) else column
                 at = position[start : start + len(values)]
@@ -124,19 +139,24 @@ class Shard:
                     where = f"row {at[index]} of '{self.file}'"
                     content = values[int(index)].as_buffer()
                     if content is None:
-                        raise DataError(f"The image at {where} has no bytes: '{self.image_column}' is null.")
+                        raise DataError(
+                            f"The image at {where} has no bytes: '{self.image_column}' is null."
+                        )
                     yield Encoded(memoryview(content), where)
                 start += len(values)
 
     def column(self, whole: bool) -> ByteColumn:
-        """The images' bytes, for reading few of them; of a file at a URL all are fetched, or the pages of those few.
+        """The images' bytes, for reading few of them; of a file at a URL all are fetched, or the
+        pages of those few.
 
         Raises:
             DataError: the file is another one than it was.
             OSError, pyarrow.ArrowException: it is gone or damaged.
         """
         if not self.file.elsewhere and (size := self.file.path.stat().st_size) != self.file.size:
-            raise DataError(f"'{self.file}' has changed since it was opened: {self.file.size} bytes then, {size} now.")
+            raise DataError(
+                f"'{self.file}' has changed since it was opened: {self.file.size} bytes then, {size} now."
+            )
         return ByteColumn(self.file, self.image_column, whole)
 
 
@@ -145,7 +165,9 @@ class ParquetImages:
     """Images in Parquet files; rows are counted through all of them."""
 
     shards: tuple[Shard, ...]
-    _columns: dict[tuple[int, bool], ByteColumn] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[tuple[int, bool], ByteColumn] = field(
+        default_factory=dict, init=False, repr=False
+    )
     """By shard, and whether it is fetched whole; opened when they are first needed."""
     _asked: Counter[int] = field(default_factory=Counter, init=False, repr=False)
     """Images of each shard that were asked for."""
@@ -168,7 +190,9 @@ class ParquetImages:
 
     def narrowed(self, rows: Rows) -> tuple[ParquetImages, Rows]:
         """See `EncodedImages`."""
-        kept, renumbered, before = list[Shard](), rows.copy(), 0
+        kept = list[Shard]()
+        renumbered = rows.copy()
+        before = 0
         for index, start, stop in self._spans():
             inside = (rows >= start) & (rows < stop)
             if inside.any():
@@ -205,7 +229,9 @@ class ParquetImages:
             values = self._columns[index, whole].values(rows)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
-            raise DataError(f"Cannot decode the image at row {rows[0]} of '{shard.file}': {reason}.") from error
+            raise DataError(
+                f"Cannot decode the image at row {rows[0]} of '{shard.file}': {reason}."
+            ) from error
         for row, value in zip(rows, values, strict=True):
             yield Encoded(value, f"row {row} of '{shard.file}'")
 
@@ -215,7 +241,9 @@ class ParquetImages:
 
 def matches(path: Path) -> bool:
     """Whether `path` is a folder with Parquet files in it, or in a folder in it."""
-    return path.is_dir() and any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+    return path.is_dir() and any(
+        any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet")
+    )
 
 
 def holds(listing: Listing) -> bool:
@@ -239,23 +267,37 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
 def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -> Source:
     """The same, of a folder whose files are known: footers and labels are read."""
     path = remote.shown(listing.folder)
-    by_split, shards, columns = _by_split(listing), dict[SplitName, list[Shard]](), dict[SplitName, list[Any]]()
+    by_split = _by_split(listing)
+    shards = dict[SplitName, list[Shard]]()
+    columns = dict[SplitName, list[Any]]()
     for split, files in by_split.items():
         # side by side: those at a URL answer slowly
         with ThreadPoolExecutor(OPENED, "rayd-open") as pool:
-            shards[split], columns[split] = map(list, zip(*pool.map(Shard.open, files), strict=True))
+            shards[split], columns[split] = map(
+                list, zip(*pool.map(Shard.open, files), strict=True)
+            )
     if "train" not in shards:
         raise DataError(
             f"'{path}' must hold Parquet files of a training split (train-*.parquet). Got only {_listed(shards)} instead."
         )
-    named = {shard.class_names for files in shards.values() for shard in files if shard.class_names is not None}
+    named = {
+        shard.class_names
+        for files in shards.values()
+        for shard in files
+        if shard.class_names is not None
+    }
     if len(named) > 1:
         raise DataError(
             f"The Parquet files in '{path}' must name the same classes in the same order. Got {len(named)} lists instead."
         )
     names = named.pop() if named else class_names
     labels = {
-        split: np.concatenate([shard.labels(column, names) for shard, column in zip(files, columns[split], strict=True)])
+        split: np.concatenate(
+            [
+                shard.labels(column, names)
+                for shard, column in zip(files, columns[split], strict=True)
+            ]
+        )
         for split, files in shards.items()
     }
     if names is None:
@@ -263,7 +305,11 @@ def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -
         for split, values in labels.items():
             as_labels(values, names, f"the {split} split of '{path}'")
     splits = {
-        split: Split(f"the {split} split of '{path}'", labels[split], EncodedPixels(ParquetImages(tuple(files))))
+        split: Split(
+            f"the {split} split of '{path}'",
+            labels[split],
+            EncodedPixels(ParquetImages(tuple(files))),
+        )
         for split, files in shards.items()
     }
     return Source(f"'{path}'", names, splits)
@@ -273,7 +319,12 @@ def _files(listing: Listing) -> list[DataFile]:
     """Parquet files of a folder, else of the folders in it; in the order of their names."""
     depths = [Path(name).parts for name in listing.names]
     rows = {
-        depth: [row for row, parts in enumerate(depths) if len(parts) == depth and _is_parquet(parts[-1])] for depth in (1, 2)
+        depth: [
+            row
+            for row, parts in enumerate(depths)
+            if len(parts) == depth and _is_parquet(parts[-1])
+        ]
+        for depth in (1, 2)
     }
     return list(listing.at(rows[1] or rows[2]))
 
@@ -283,7 +334,8 @@ def _is_parquet(name: str) -> bool:
 
 
 def _by_split(listing: Listing) -> dict[SplitName, list[DataFile]]:
-    path, files = remote.shown(listing.folder), _files(listing)
+    path = remote.shown(listing.folder)
+    files = _files(listing)
     folders = sorted({file.path.parent for file in files})
     if len(folders) > 1:
         raise DataError(
@@ -296,15 +348,23 @@ def _by_split(listing: Listing) -> dict[SplitName, list[DataFile]]:
         if prefix in SPLIT_NAMES:
             splits.setdefault(SPLIT_NAMES[prefix], []).append(file)
         elif prefix != "extra":
-            raise DataError(f"Parquet files must be called train-*, validation-* or test-*. Got '{file}' instead.")
+            raise DataError(
+                f"Parquet files must be called train-*, validation-* or test-*. Got '{file}' instead."
+            )
     return splits
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """The features of the `huggingface` metadata, by column; empty when there are none, or they are not what they should be."""
+    """The features of the `huggingface` metadata, by column; empty when there are none, or they are
+    not what they should be.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {str(column): feature for column, feature in features.items() if isinstance(feature, dict)}
+        return {
+            str(column): feature
+            for column, feature in features.items()
+            if isinstance(feature, dict)
+        }
     except (KeyError, TypeError, AttributeError, ValueError):
         return {}
 
@@ -313,7 +373,9 @@ def _typed(features: Mapping[str, dict[str, Any]], kind: str) -> list[str]:
     return [column for column, feature in features.items() if feature.get("_type") == kind]
 
 
-def _column(file: DataFile, schema: pa.Schema, role: str, announced: Sequence[str], usual: Sequence[str]) -> str:
+def _column(
+    file: DataFile, schema: pa.Schema, role: str, announced: Sequence[str], usual: Sequence[str]
+) -> str:
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
         if candidate in schema.names:
             return candidate
@@ -326,9 +388,12 @@ def _column(file: DataFile, schema: pa.Schema, role: str, announced: Sequence[st
 def _bytes_path(file: DataFile, field: pa.Field) -> str:
     kind = field.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        field, kind = field.with_name(f"{field.name}.bytes"), kind.field("bytes").type
+        field = field.with_name(f"{field.name}.bytes")
+        kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(f"Column '{field.name}' of '{file}' must hold the images' bytes. Got {kind} instead.")
+        raise DataError(
+            f"Column '{field.name}' of '{file}' must hold the images' bytes. Got {kind} instead."
+        )
     return str(field.name)
 
 
@@ -348,7 +413,12 @@ def _opened(file: DataFile, content: Open, buffer_size: int = 0) -> Iterator[pq.
             with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=buffer_size) as parquet:
                 yield parquet
         else:
-            with content() as opened, pq.ParquetFile(opened, pre_buffer=False, buffer_size=buffer_size) as parquet:
+            with (
+                content() as opened,
+                pq.ParquetFile(opened, pre_buffer=False, buffer_size=buffer_size) as parquet,
+            ):
                 yield parquet
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"Cannot read '{file}' as Parquet: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise DataError(
+            f"Cannot read '{file}' as Parquet: {str(error).splitlines()[0].rstrip('.')}."
+        ) from error

@@ -38,18 +38,26 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
             labels = as_labels(_variable(file, "y"), None, f"'{file}'")
             outside = np.flatnonzero((labels < 1) | (labels > 10))
             if outside.size:
-                raise DataError(f"Labels of '{file}' must lie in 1..10. Got {labels[outside[0]]} in row {outside[0]} instead.")
+                raise DataError(
+                    f"Labels of '{file}' must lie in 1..10. Got {labels[outside[0]]} in row {outside[0]} instead."
+                )
             splits[split] = Split(f"'{file}'", labels % 10, partial(_read, file))
     return Source(f"'{path}'", DIGITS, splits)
 
 
-def _read(file: Path, rows: Rows, side: int | None = None, shape: ImageShape | None = None) -> Pixels:
+def _read(
+    file: Path, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+) -> Pixels:
     images = _variable(file, "X")
     if images.ndim != 4 or images.dtype != np.uint8:
-        raise DataError(f"'X' of '{file}' must be uint8 (H, W, 3, N). Got {images.dtype} {images.shape} instead.")
+        raise DataError(
+            f"'X' of '{file}' must be uint8 (H, W, 3, N). Got {images.dtype} {images.shape} instead."
+        )
     images = np.ascontiguousarray(images.transpose(3, 2, 0, 1))
     if len(rows) and rows[-1] >= len(images):
-        raise DataError(f"'{file}' must hold one label an image. Got {len(images)} images for more labels instead.")
+        raise DataError(
+            f"'{file}' must hold one label an image. Got {len(images)} images for more labels instead."
+        )
     return ArrayPixels(images, f"'{file}'")(rows, side, shape)
 
 

@@ -16,18 +16,20 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayd.engine.group import Presence
 from rayd.engine.memory import out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
+from rayd.engine.pool import WorkerInfo
 from rayd.engine.wire import pack, size, unpack
 from rayd.errors import OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
-"""Seconds without any answer from any worker after which a run gives up; Ray itself notices a dead worker within seconds."""
+"""Seconds without any answer from any worker after which a run gives up; Ray itself notices a dead
+worker within seconds.
+"""
 
 
-class RayShared:
+class RayRef:
     """A value in Ray's object store; arrays in it are read without a copy."""
 
     def __init__(self, value: Any):
@@ -52,13 +54,15 @@ class _Worker:
     def __init__(self, threads_: int, factory: Callable[..., Any], arguments: tuple[Any, ...]):
         logging.basicConfig(level=logging.WARNING)
         torch.set_num_threads(threads_)
-        self._inner, self._fault = None, None
+        self._inner = None
+        self._fault = None
         if ray.get_runtime_context().was_current_actor_reconstructed:
             count("rayd_restarts", 1)
         try:
             self._inner = factory(*arguments)
         except Exception as error:
-            # raised by the first call: an actor that fails while it is made tells Ray's story instead of its own
+            # raised by the first call: an actor that fails while it is made tells Ray's story
+            # instead of its own
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -68,10 +72,15 @@ class _Worker:
         for event in self._method(method)(*arguments):
             yield pack(event)
 
-    def presence(self, role: str) -> Presence:
+    def presence(self, role: str) -> WorkerInfo:
         if self._fault is not None:
             raise self._fault
-        return Presence(role, os.getpid(), f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", _log_name())
+        return WorkerInfo(
+            role,
+            os.getpid(),
+            f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
+            _log_name(),
+        )
 
     def _method(self, name: str) -> Callable[..., Any]:
         if self._fault is not None:
@@ -82,15 +91,18 @@ class _Worker:
 Actor = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
 
 
-class RayHost:
+class RayActor:
     """An object in an actor."""
 
     def __init__(self, actor: Any, role: str = "host"):
         """Hold the actor's handle; `role` says what it is for."""
-        self.actor, self.role = actor, role
+        self.actor = actor
+        self.role = role
 
     @classmethod
-    def start(cls, threads_: int, factory: Callable[..., Any], *arguments: Any, calls: int = 1) -> Self:
+    def start(
+        cls, threads_: int, factory: Callable[..., Any], *arguments: Any, calls: int = 1
+    ) -> Self:
         """An actor on this node that reserves nothing and hosts `factory(*arguments)`.
 
         Args:
@@ -101,7 +113,10 @@ class RayHost:
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = Actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=calls)
-        return cls(options.remote(threads_, factory, arguments), getattr(factory, "__name__", "host").lower())
+        return cls(
+            options.remote(threads_, factory, arguments),
+            getattr(factory, "__name__", "host").lower(),
+        )
 
     @classmethod
     def here(cls) -> Self:
@@ -145,7 +160,9 @@ def _wait(references: list[Any]) -> list[Any]:
         ready, _ = ready_within(references, timeout=10.0)
         if ready:
             return ready
-    raise RunError(f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume continues it.")
+    raise RunError(
+        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume continues it."
+    )
 
 
 def _get(reference: Any) -> Any:
@@ -164,12 +181,18 @@ def translated(error: RayError) -> RaydError:
     if isinstance(error, RayTaskError):
         return RunError(f"A worker failed: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError):
-        return RunError("A worker could not be kept alive (most often the machine ran out of memory); --resume continues.")
+        return RunError(
+            "A worker could not be kept alive (most often the machine ran out of memory); --resume continues."
+        )
     return RunError(f"Ray failed: {str(error).strip().splitlines()[0]}")
 
 
 @cache
 def _log_name() -> str:
-    """What the logs of this worker are called; in the middle is the job that Ray started it for, which may be none."""
-    found = Path(log_directory() or "").glob(f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err")
+    """What the logs of this worker are called; in the middle is the job that Ray started it for,
+    which may be none.
+    """
+    found = Path(log_directory() or "").glob(
+        f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err"
+    )
     return next((path.stem for path in found), "")

@@ -1,4 +1,6 @@
-"""The cluster: joining one or starting a private one, and whether what is asked for fits into it."""
+"""The cluster: joining one or starting a private one, and whether what is asked for fits into
+it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ KNOCK_LIMIT = 5.0
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start a private one on this machine; nothing when connected already.
+    """Join the cluster at `address`, or start a private one on this machine; nothing when connected
+    already.
 
     Raises:
         ResourceError: no cluster answers at the address, or it is that of a Ray Client.
@@ -79,13 +82,17 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
     nodes, fitting = room(resources)
     if fitting < resources.workers:
         asked = " and ".join(f"{amount:g} {kind}" for kind, amount in _wanted(resources).items())
-        there = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+        there = "; ".join(
+            f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes
+        )
         raise ResourceError(
             f"{resources.workers} workers of {asked} each do not fit: the cluster holds {fitting} of them "
             f"({len(nodes)} node{'s' if len(nodes) != 1 else ''}: {there}). "
             f"Ask for fewer {setting}, or less for each (resources.cpus_per_worker, resources.gpus_per_worker)."
         )
-    spare = sum(node.get("CPU", 0.0) for node in nodes) - resources.workers * resources.cpus_per_worker
+    spare = (
+        sum(node.get("CPU", 0.0) for node in nodes) - resources.workers * resources.cpus_per_worker
+    )
     if spare < resources.decoders:
         raise ResourceError(
             f"{resources.decoders} decoders need a CPU each that no worker has: the cluster has {max(spare, 0):g} of them. "
@@ -94,7 +101,8 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
 
 
 def ask_worker(resources: ResourceSettings, function: Callable[..., T], *arguments: Any) -> T:
-    """What a function returns where a worker of the connected cluster would run, with what a worker reserves.
+    """What a function returns where a worker of the connected cluster would run, with what a worker
+    reserves.
 
     Args:
         resources: what a worker reserves.
@@ -108,7 +116,9 @@ def ask_worker(resources: ResourceSettings, function: Callable[..., T], *argumen
     try:
         answer: T = ray.get(ray.remote(function).options(**each).remote(*arguments))
     except RayError as error:
-        raise ResourceError(f"No worker of the cluster could be asked about its hardware: {_first_line(error)}.") from error
+        raise ResourceError(
+            f"No worker of the cluster could be asked about its hardware: {_first_line(error)}."
+        ) from error
     return answer
 
 
@@ -117,7 +127,8 @@ def _first_line(error: Exception) -> str:
 
 
 def check_store(needed: int, here: bool, remedy: str) -> None:
-    """Refuse at once real images that Ray's object store does not hold: it would write them to disks, again and again.
+    """Refuse at once real images that Ray's object store does not hold: it would write them to
+    disks, again and again.
 
     Args:
         needed: bytes that are in it at a time.
@@ -128,7 +139,9 @@ def check_store(needed: int, here: bool, remedy: str) -> None:
         ResourceError: says what is needed and what there is.
     """
     driver = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and (not here or node["NodeID"] == driver)]
+    nodes = [
+        node for node in ray.nodes() if node["Alive"] and (not here or node["NodeID"] == driver)
+    ]
     room = sum(int(node["Resources"].get("object_store_memory", 0)) for node in nodes)
     if needed > room:
         raise ResourceError(
@@ -148,7 +161,11 @@ def room(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     each = _wanted(resources).items()
     return nodes, sum(
-        min((int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each), default=resources.workers) for node in nodes
+        min(
+            (int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each),
+            default=resources.workers,
+        )
+        for node in nodes
     )
 
 
@@ -161,7 +178,11 @@ def census(address: str | None) -> str:
     joined = not ray.is_initialized()
     connect(address)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    told = f"ray {ray.__version__} starts here" if address is None else f"ray {ray.__version__} at {address}"
+    told = (
+        f"ray {ray.__version__} starts here"
+        if address is None
+        else f"ray {ray.__version__} at {address}"
+    )
     told += f": {len(nodes)} node{'s' if len(nodes) != 1 else ''}, {words(ray.cluster_resources())}"
     if joined:
         ray.shutdown()

@@ -1,13 +1,15 @@
 """Streamed images decoded beside those who look at them, by a Ray Data pipeline.
 
-    encoded shards  ->  decoders, a task a shard, in order, on any CPU of the cluster  ->  Ray's object store  ->  whoever looks
+    encoded shards  ->  decoders, a task a shard, in order, on any CPU of the cluster  ->  Ray's
+    object store  ->  whoever looks
 
-Every shard is decoded once, whatever the number of those who look, and leaves the store when the last of them is done with it.
-At most `decoders` shards are being decoded and about as many wait to be asked for: the pipeline stops when nobody asks. A
-decoder that dies with its node, or whose shard is lost with one, is replaced by Ray.
+Every shard is decoded once, whatever the number of those who look, and leaves the store when the
+last of them is done with it. At most `decoders` shards are being decoded and about as many wait to
+be asked for: the pipeline stops when nobody asks. A decoder that dies with its node, or whose shard
+is lost with one, is replaced by Ray.
 
-It is for clusters with CPUs that belong to no worker, on nodes without GPUs say. Where workers have all cores, they decode what
-they need themselves more quickly, for several observers together.
+It is for clusters with CPUs that belong to no worker, on nodes without GPUs say. Where workers have
+all cores, they decode what they need themselves more quickly, for several observers together.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class DecodedShard:
 
     def __init__(self, block: Any, shape: tuple[int, ...], labels: Labels):
         """A block of the pipeline, the shape of its pixels (N, C, H, W), and their labels."""
-        self._block, self._shape, self._labels = block, shape, labels
+        self._block = block
+        self._shape = shape
+        self._labels = labels
 
     @property
     def key(self) -> str:
@@ -49,7 +53,9 @@ class DecodedShard:
         """Images and labels; the images lie in the store, and are read-only."""
         (column,) = ray.get(self._block, timeout=SILENCE_LIMIT).column(COLUMN).chunks
         size = column.type.byte_width
-        pixels = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+        pixels = np.frombuffer(
+            column.buffers()[1], np.uint8, len(column) * size, column.offset * size
+        )
         return pixels.reshape(self._shape), self._labels
 
 
@@ -61,7 +67,8 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
         decoders: tasks at a time, each with a CPU of its own.
 
     Raises:
-        DataError: a file is gone or has changed, or an image is damaged; the sentence names file and row.
+        DataError: a file is gone or has changed, or an image is damaged; the sentence names file
+            and row.
         RunError: nothing was decoded for too long.
     """
     encoded = [ray.put(part.images) for part in parts]
@@ -69,12 +76,18 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
     def decode(rows: pa.Table) -> pa.Table:
         images: StreamedPixels = ray.get(encoded[rows.column("id")[0].as_py()])
         pixels = images.decode(slice(None), 1)
-        content = pa.FixedSizeBinaryArray.from_buffers(pa.binary(pixels[0].nbytes), len(pixels), [None, pa.py_buffer(pixels)])
+        content = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(pixels[0].nbytes), len(pixels), [None, pa.py_buffer(pixels)]
+        )
         return pa.table({COLUMN: content})
 
     with DataContext.current(_context(decoders, max(part.images.nbytes for part in parts))):
         shards = ray.data.range(len(parts), override_num_blocks=len(parts)).map_batches(
-            decode, batch_size=None, batch_format="pyarrow", compute=TaskPoolStrategy(size=decoders), num_cpus=1
+            decode,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=decoders),
+            num_cpus=1,
         )
         bundles = shards.iter_internal_ref_bundles()
     waiting = ThreadPoolExecutor(1, "rayd-decoded")
@@ -84,7 +97,9 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
             (block,) = bundle.block_refs
             yield DecodedShard(block, part.images.shape, part.labels)
     except TimeoutError as error:
-        raise RunError("Nothing was decoded for hours; free CPUs for 'resources.decoders', or set it to 0.") from error
+        raise RunError(
+            "Nothing was decoded for hours; free CPUs for 'resources.decoders', or set it to 0."
+        ) from error
     except Exception as error:
         raise _cause(error) from error
     finally:
@@ -98,7 +113,9 @@ def _context(decoders: int, shard: int) -> DataContext:
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # a shard is a block
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=2 * decoders * shard)
+    context.execution_options.resource_limits = ExecutionResources(
+        object_store_memory=2 * decoders * shard
+    )
     context.enable_progress_bars = context.print_on_execution_start = False
     return context
 

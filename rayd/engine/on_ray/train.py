@@ -1,10 +1,12 @@
 """Work items that several workers do together, by Ray Train.
 
-Each item is one run of a `TorchTrainer`: every worker hosts a replica, all of them call the same method for the same item, and
-they meet in torch's process group. Ray Train starts them all again when one of them dies, and what the first of them yields
-reaches the driver through an actor beside it, the launcher, in which `fit` runs: closing it ends the run, whatever it does.
+Each item is one run of a `TorchTrainer`: every worker hosts a replica, all of them call the same
+method for the same item, and they meet in torch's process group. Ray Train starts them all again
+when one of them dies, and what the first of them yields reaches the driver through an actor beside
+it, the launcher, in which `fit` runs: closing it ends the run, whatever it does.
 
-    driver <-- events -- launcher (fit, letters) <-- letters -- worker 0 <== process group ==> worker 1, ...
+    driver <-- events -- launcher (fit, letters) <-- letters -- worker 0 <== process group ==>
+    worker 1, ...
 """
 
 from __future__ import annotations
@@ -25,19 +27,25 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.devices import threads
-from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayHost, RayShared
+from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef
 from rayd.engine.on_ray.cluster import check_resources, connect
 from rayd.engine.wire import pack
 from rayd.errors import RaydError, ResourceError, RunError
-from rayd.training.crew import DataParallel
+from rayd.training.parallelism import DataParallel
 
 try:
     from ray import PlacementGroupID
     from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer, get_device
-    from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+    from ray.util.placement_group import (
+        PlacementGroup,
+        get_current_placement_group,
+        remove_placement_group,
+    )
 except ImportError as missing:
-    raise ResourceError("Workers that train together need Ray Train; install 'ray[tune,train]'.") from missing
+    raise ResourceError(
+        "Workers that train together need Ray Train; install 'ray[tune,train]'."
+    ) from missing
 
 RESTARTS = 5
 """How often the workers of an item are started again before it fails for good."""
@@ -47,17 +55,24 @@ LINGER = 60.0
 """Seconds that Ray Train gets to end a run that is over."""
 PLACE = "place"
 """The file that tells where the workers of a run are."""
-CHOSEN = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_METRICS_ENABLED": "0", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-"""Ray Train is to look after its workers often enough for short runs, and to leave them in the driver's directory."""
+CHOSEN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Ray Train is to look after its workers often enough for short runs, and to leave them in the
+driver's directory.
+"""
 
 
-class TrainGroup:
+class TrainPool:
     """Replicas that do every item together, item after item. A context manager, as every group.
 
     Args:
         resources: how many replicas there are, and what each of them reserves.
         setting: what the user sets their number by.
-        scratch: a directory on this machine where Ray Train may keep its own files for as long as an item takes.
+        scratch: a directory on this machine where Ray Train may keep its own files for as long as
+            an item takes.
         factory: called as `factory(*arguments, crew=..., device=...)`, makes a replica.
         arguments: what a replica is made of.
 
@@ -65,19 +80,31 @@ class TrainGroup:
         ResourceError: the cluster cannot be reached, or cannot hold the workers.
     """
 
-    def __init__(self, resources: ResourceSettings, setting: str, scratch: Path, factory: Callable[..., Any], *arguments: Any):
+    def __init__(
+        self,
+        resources: ResourceSettings,
+        setting: str,
+        scratch: Path,
+        factory: Callable[..., Any],
+        *arguments: Any,
+    ):
         connect(resources.address)
         check_resources(resources, setting)
-        self._resources, self._scratch, self._factory, self._arguments = resources, scratch, factory, arguments
+        self._resources = resources
+        self._scratch = scratch
+        self._factory = factory
+        self._arguments = arguments
 
-    def share(self, value: Any) -> RayShared:
+    def share(self, value: Any) -> RayRef:
         """Place a value in the object store."""
-        return RayShared(value)
+        return RayRef(value)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Let all replicas call a generator method for one item after another; yield (index of the item, event of the first).
+        """Let all replicas call a generator method for one item after another; yield (index of the
+        item, event of the first).
 
-        An item that was restarted must yield its events again from the first one; each is passed on once.
+        An item that was restarted must yield its events again from the first one; each is passed on
+        once.
 
         Raises:
             RaydError: what the method raised, on any worker.
@@ -87,9 +114,14 @@ class TrainGroup:
         self._scratch.mkdir(parents=True, exist_ok=True)
         for index, item in enumerate(items):
             # Ray Train may still write when it is told to stop
-            with TemporaryDirectory(prefix="ray-train-", dir=self._scratch, ignore_cleanup_errors=True) as storage:
-                task = _Task(self._resources, self._factory, self._arguments, method, item, Path(storage))
-                launcher, fault = RayHost.start(1, _Launcher, calls=2), None
+            with TemporaryDirectory(
+                prefix="ray-train-", dir=self._scratch, ignore_cleanup_errors=True
+            ) as storage:
+                task = _Task(
+                    self._resources, self._factory, self._arguments, method, item, Path(storage)
+                )
+                launcher = RayActor.start(1, _Launcher, calls=2)
+                fault = None
                 try:
                     for event in launcher.stream("run", task):
                         if isinstance(event, RaydError):
@@ -105,7 +137,12 @@ class TrainGroup:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Nothing is left to close: workers go when their item is done."""
 
 
@@ -132,7 +169,8 @@ class _Launcher:
         os.environ.update(CHOSEN)
         self._letters: queue.Queue[_Letter] = queue.Queue()
         self._task: _Task | None = None
-        self._run, self._over = "", False
+        self._run = ""
+        self._over = False
 
     def hear(self, run: str, place: PlacementGroup) -> bool:
         """Know where the workers of a run are; whether there is something to do for them."""
@@ -148,10 +186,13 @@ class _Launcher:
             self._letters.put(letter)
 
     def run(self, task: _Task) -> Iterator[Any]:
-        """Every event once and in order, and at last what was wrong, if anything was: Ray would repeat what raises an error."""
+        """Every event once and in order, and at last what was wrong, if anything was: Ray would
+        repeat what raises an error.
+        """
         # of a launcher that died
         _free(task.storage)
-        self._task, self._run = task, uuid.uuid4().hex
+        self._task = task
+        self._run = uuid.uuid4().hex
         fitting = threading.Thread(target=self._fit, args=(task,), daemon=True)
         fitting.start()
         told = 0
@@ -168,7 +209,9 @@ class _Launcher:
         try:
             return self._letters.get(timeout=SILENCE_LIMIT)
         except queue.Empty:
-            return RunError(f"No worker of Ray Train was heard for {SILENCE_LIMIT / 60:g} minutes; --resume continues the run.")
+            return RunError(
+                f"No worker of Ray Train was heard for {SILENCE_LIMIT / 60:g} minutes; --resume continues the run."
+            )
 
     def _fit(self, task: _Task) -> None:
         resources = task.resources
@@ -176,19 +219,24 @@ class _Launcher:
         try:
             TorchTrainer(
                 _work,
-                train_loop_config={"task": task, "launcher": RayHost.here(), "run": self._run},
+                train_loop_config={"task": task, "launcher": RayActor.here(), "run": self._run},
                 torch_config=TorchConfig(backend=_backend(resources)),
                 scaling_config=ScalingConfig(
                     num_workers=resources.workers,
                     use_gpu=resources.gpus_per_worker > 0,
                     # Ray cannot place what reserves nothing
-                    resources_per_worker={kind: amount for kind, amount in each.items() if amount > 0} or {"CPU": 0.001},
+                    resources_per_worker={
+                        kind: amount for kind, amount in each.items() if amount > 0
+                    }
+                    or {"CPU": 0.001},
                     placement_strategy=resources.placement.upper(),
                 ),
                 run_config=RunConfig(
                     name="run",
                     storage_path=str(task.storage),
-                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=WAITS),
+                    failure_config=FailureConfig(
+                        max_failures=RESTARTS, controller_failure_limit=WAITS
+                    ),
                 ),
             ).fit()
             self.deliver(self._run, None)
@@ -198,7 +246,9 @@ class _Launcher:
 
 def _work(config: dict[str, Any]) -> None:
     """What every worker does: its part of the task, and the first of them the letters."""
-    task, launcher, run = config["task"], config["launcher"], config["run"]
+    task = config["task"]
+    launcher = config["launcher"]
+    run = config["run"]
     if not launcher.call("hear", run, get_current_placement_group()):
         return
     logging.basicConfig(level=logging.WARNING)
@@ -218,7 +268,9 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _free(storage: Path) -> None:
-    """Give back what the workers of a run hold. Ray Train does so when a run ends, but not when it is cut off."""
+    """Give back what the workers of a run hold. Ray Train does so when a run ends, but not when it
+    is cut off.
+    """
     place = storage / PLACE
     if place.exists():
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place.read_text()))))
@@ -240,7 +292,9 @@ def _in_words(error: Exception, resources: ResourceSettings) -> RaydError:
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, error = min(error.worker_failures.items())
         count = f" {RESTARTS + 1} times, at last worker {rank}"
-    return RunError(f"Workers that train together failed{count}: {type(error).__name__}: {_first_sentence(error)}.")
+    return RunError(
+        f"Workers that train together failed{count}: {type(error).__name__}: {_first_sentence(error)}."
+    )
 
 
 def _first_sentence(error: Exception) -> str:

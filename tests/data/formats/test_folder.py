@@ -46,9 +46,16 @@ def test_a_class_that_is_only_tested_is_refused(tmp_path: Path) -> None:
 
 def test_tiny_imagenet_is_read_as_published(tmp_path: Path) -> None:
     images = some_images(2)
-    for split, folder in (("train", "n01/images"), ("train", "n02/images"), ("val", "images"), ("test", "images")):
+    for split, folder in (
+        ("train", "n01/images"),
+        ("train", "n02/images"),
+        ("val", "images"),
+        ("test", "images"),
+    ):
         write_folder(tmp_path / split, {folder: images})
-    (tmp_path / "val" / "val_annotations.txt").write_text("000.png\tn02\t0\t0\t63\t63\n001.png\tn01\t0\t0\t63\t63\n")
+    (tmp_path / "val" / "val_annotations.txt").write_text(
+        "000.png\tn02\t0\t0\t63\t63\n001.png\tn01\t0\t0\t63\t63\n"
+    )
     source = open_source(tmp_path)
     assert source.class_names == ("n01", "n02")
     assert set(source.splits) == {"train", "validation"}

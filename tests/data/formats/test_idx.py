@@ -32,8 +32,14 @@ def test_both_splits_are_read(tmp_path: Path, zipped: bool) -> None:
         (b"", "is empty"),
         (gzip.compress(idx_bytes(IMAGES[:, 0]))[:40], "Cannot unpack"),
         (b"not gzipped", "Cannot unpack"),
-        (gzip.compress(idx_bytes(LABELS)), "must start with 00000803, as uint8 IDX files of rank 3 do. Got 00000801"),
-        (gzip.compress(idx_bytes(IMAGES[:, 0])[:-5]), "must hold 96 values, as its header says. Got 91"),
+        (
+            gzip.compress(idx_bytes(LABELS)),
+            "must start with 00000803, as uint8 IDX files of rank 3 do. Got 00000801",
+        ),
+        (
+            gzip.compress(idx_bytes(IMAGES[:, 0])[:-5]),
+            "must hold 96 values, as its header says. Got 91",
+        ),
         (gzip.compress(idx_bytes(IMAGES[:5, 0])), "one label an image. Got 6 for 5 images"),
     ],
 )

@@ -21,7 +21,13 @@ def write(path: Path, **arrays: np.ndarray) -> Path:
 
 @pytest.mark.parametrize(
     "images",
-    [IMAGES, IMAGES.transpose(0, 2, 3, 1), IMAGES / 255, (IMAGES / 255).astype(np.float32), IMAGES.astype(np.int64)],
+    [
+        IMAGES,
+        IMAGES.transpose(0, 2, 3, 1),
+        IMAGES / 255,
+        (IMAGES / 255).astype(np.float32),
+        IMAGES.astype(np.int64),
+    ],
     ids=["NCHW", "NHWC", "float64", "float32", "int64"],
 )
 def test_pixels_are_understood(tmp_path: Path, images: np.ndarray) -> None:
@@ -31,19 +37,32 @@ def test_pixels_are_understood(tmp_path: Path, images: np.ndarray) -> None:
 
 
 def test_greyscale_images_need_no_channel(tmp_path: Path) -> None:
-    source = open_source(write(tmp_path, images=IMAGES[:, 0], labels=LABELS, class_names=np.array(["ant", "bee", "cow"])))
+    source = open_source(
+        write(
+            tmp_path,
+            images=IMAGES[:, 0],
+            labels=LABELS,
+            class_names=np.array(["ant", "bee", "cow"]),
+        )
+    )
     assert source.class_names == ("ant", "bee", "cow")
     assert np.array_equal(source.splits["train"].read(np.array([2])), IMAGES[2:3, :1])
 
 
 @pytest.mark.parametrize(
     "keys",
-    [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")],
+    [
+        ("x_train", "y_train", "x_test", "y_test"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+    ],
 )
 def test_usual_keys_are_understood(tmp_path: Path, keys: tuple[str, ...]) -> None:
     arrays = dict(zip(keys, (IMAGES, LABELS, IMAGES[:2], LABELS[:2]), strict=True))
     source = open_source(write(tmp_path, **arrays))
-    assert {split: len(contents.labels) for split, contents in source.splits.items()} == {"train": 6, "test": 2}
+    assert {split: len(contents.labels) for split, contents in source.splits.items()} == {
+        "train": 6,
+        "test": 2,
+    }
 
 
 def spoilt(value: float, dtype: type) -> np.ndarray:
@@ -55,7 +74,10 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"images": spoilt(np.nan, np.float32)}, r"finite and lie in \[0, 1\]. Got nan in row 4 \(index \(4, 2, 1, 3\)\)"),
+        (
+            {"images": spoilt(np.nan, np.float32)},
+            r"finite and lie in \[0, 1\]. Got nan in row 4 \(index \(4, 2, 1, 3\)\)",
+        ),
         ({"images": spoilt(np.inf, np.float64)}, "Got inf in row 4"),
         ({"images": spoilt(1.5, np.float64)}, "Got 1.5 in row 4"),
         ({"images": spoilt(256, np.int64)}, r"must lie in 0\.\.255. Got 256 in row 4"),
@@ -65,7 +87,10 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
         ({"labels": LABELS / 2}, "must be integers"),
         ({"labels": LABELS - 1}, "must not be negative. Got -1 in row 0"),
         ({"labels": LABELS * 2}, r"without gaps. Got none of 1, 3 instead"),
-        ({"class_names": np.array(["ant", "bee"])}, r"must lie in 0\.\.1, as it names 2 classes. Got 2 in row 2"),
+        (
+            {"class_names": np.array(["ant", "bee"])},
+            r"must lie in 0\.\.1, as it names 2 classes. Got 2 in row 2",
+        ),
         ({"labels": np.array([0, 1, 2, 2, 1, None])}, "holds a pickle, which is never loaded"),
     ],
 )
@@ -75,13 +100,19 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, arrays: dict, sentence: st
 
 
 def test_missing_arrays_are_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must hold the arrays images and labels, or x_train and y_train. Got data"):
+    with pytest.raises(
+        DataError, match=r"must hold the arrays images and labels, or x_train and y_train. Got data"
+    ):
         open_source(write(tmp_path, data=IMAGES))
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"", "is empty"), (b"PK\x03\x04 damaged", "as a NumPy archive"), (pickle.dumps([1, 2]), "holds a pickle")],
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 damaged", "as a NumPy archive"),
+        (pickle.dumps([1, 2]), "holds a pickle"),
+    ],
 )
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     path = tmp_path / "zoo.npz"

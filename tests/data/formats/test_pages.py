@@ -15,22 +15,37 @@ from rayd.data.formats import pages
 from rayd.data.formats.pages import ByteColumn
 
 
-def some_values(count: int, largest: int, seed: int = 0, nulls: float = 0.0, distinct: int | None = None) -> list[bytes | None]:
+def some_values(
+    count: int, largest: int, seed: int = 0, nulls: float = 0.0, distinct: int | None = None
+) -> list[bytes | None]:
     rng = np.random.default_rng(seed)
     pool = [rng.bytes(int(rng.integers(largest + 1))) for _ in range(distinct or count)]
     values = pool if distinct is None else [pool[i] for i in rng.integers(distinct, size=count)]
     return [None if rng.random() < nulls else value for value in values]
 
 
-def write(path: Path, values: list[bytes | None], struct: bool = True, required: bool = False, **options: Any) -> ByteColumn:
+def write(
+    path: Path,
+    values: list[bytes | None],
+    struct: bool = True,
+    required: bool = False,
+    **options: Any,
+) -> ByteColumn:
     if struct:
-        kind: Any = pa.struct([pa.field("bytes", pa.binary(), nullable=not required), ("path", pa.string())])
+        kind: Any = pa.struct(
+            [pa.field("bytes", pa.binary(), nullable=not required), ("path", pa.string())]
+        )
         column = [{"bytes": value, "path": "x"} for value in values]
     else:
-        kind, column = pa.binary(), values
+        kind = pa.binary()
+        column = values
     schema = pa.schema([("label", pa.int64()), pa.field("img", kind, nullable=not required)])
     table = pa.table({"label": list(range(len(values))), "img": column}, schema=schema)
-    pq.write_table(table, path, **{"row_group_size": 40, "data_page_size": 600, "write_batch_size": 4, **options})
+    pq.write_table(
+        table,
+        path,
+        **{"row_group_size": 40, "data_page_size": 600, "write_batch_size": 4, **options},
+    )
     return ByteColumn(DataFile.at(path), "img.bytes" if struct else "img")
 
 
@@ -47,25 +62,40 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "dictionary": {},
     "dictionary that overflows": {"dictionary_pagesize_limit": 700},
     "version 2": {"data_page_version": "2.0", "dictionary_pagesize_limit": 700},
-    "version 2, plain": {"data_page_version": "2.0", "use_dictionary": False, "compression": "none"},
+    "version 2, plain": {
+        "data_page_version": "2.0",
+        "use_dictionary": False,
+        "compression": "none",
+    },
     "page index and checksums": {"write_page_index": True, "write_page_checksum": True},
     "required": {"required": True},
     "binary column": {"struct": False},
     "statistics": {"use_dictionary": False, "write_statistics": True},
     "long pages": {"row_group_size": 150, "data_page_size": 10**6},
-    "long pages, dictionary that overflows": {"row_group_size": 150, "data_page_size": 10**6, "dictionary_pagesize_limit": 700},
+    "long pages, dictionary that overflows": {
+        "row_group_size": 150,
+        "data_page_size": 10**6,
+        "dictionary_pagesize_limit": 700,
+    },
 }
 FALLBACKS: dict[str, dict[str, Any]] = {
     "lz4": {"compression": "lz4"},
-    "delta lengths": {"use_dictionary": False, "column_encoding": {"img.bytes": "DELTA_LENGTH_BYTE_ARRAY"}},
+    "delta lengths": {
+        "use_dictionary": False,
+        "column_encoding": {"img.bytes": "DELTA_LENGTH_BYTE_ARRAY"},
+    },
 }
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *FALLBACKS])
 @pytest.mark.parametrize(("nulls", "distinct"), [(0.0, None), (0.3, None), (0.0, 3), (0.2, 1)])
-def test_values_are_those_that_were_written(tmp_path: Path, layout: str, nulls: float, distinct: int | None) -> None:
+def test_values_are_those_that_were_written(
+    tmp_path: Path, layout: str, nulls: float, distinct: int | None
+) -> None:
     options = {**LAYOUTS, **FALLBACKS}[layout]
-    values = some_values(150, 90, nulls=0.0 if options.get("required") else nulls, distinct=distinct)
+    values = some_values(
+        150, 90, nulls=0.0 if options.get("required") else nulls, distinct=distinct
+    )
     column = write(tmp_path / "x.parquet", values, **options)
     assert read(column, list(range(150))) == values
     order = np.random.default_rng(1).permutation(150).tolist()
@@ -74,13 +104,20 @@ def test_values_are_those_that_were_written(tmp_path: Path, layout: str, nulls: 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_no_row_group_is_read_whole_without_need(tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_group_is_read_whole_without_need(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pages, "_whole", None)
     values = some_values(60, 90)
-    assert read(write(tmp_path / "x.parquet", values, **LAYOUTS[layout]), [59, 2]) == [values[59], values[2]]
+    assert read(write(tmp_path / "x.parquet", values, **LAYOUTS[layout]), [59, 2]) == [
+        values[59],
+        values[2],
+    ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80
+)
 @given(
     count=st.sampled_from([1, 7, 60, 700]),
     largest=st.sampled_from([0, 1, 200, 5000]),
@@ -99,7 +136,12 @@ def test_any_file_that_arrow_writes(
     version: str, limit: int, seed: int, compression: str,
 ) -> None:  # fmt: skip
     values = some_values(count, largest, seed, nulls, distinct)
-    options = {"row_group_size": group, "data_page_size": page, "write_batch_size": batch, "data_page_version": version}
+    options = {
+        "row_group_size": group,
+        "data_page_size": page,
+        "write_batch_size": batch,
+        "data_page_version": version,
+    }
     options |= {"dictionary_pagesize_limit": limit, "compression": compression}
     column = write(tmp_path / "x.parquet", values, **options)
     for rows in np.random.default_rng(seed).integers(count, size=(2, 20)).tolist():
@@ -107,13 +149,23 @@ def test_any_file_that_arrow_writes(
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy"])
-def test_only_the_pages_that_are_asked_for_are_read(tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_pages_that_are_asked_for_are_read(
+    tmp_path: Path, compression: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And those without compression once: later their values alone are."""
     read_pages: list[pages.Page] = []
     real = pages._parse
-    monkeypatch.setattr(pages, "_parse", lambda chunk, page: (read_pages.append(page), real(chunk, page))[1])
+    monkeypatch.setattr(
+        pages, "_parse", lambda chunk, page: (read_pages.append(page), real(chunk, page))[1]
+    )
     values = some_values(200, 300)
-    column = write(tmp_path / "x.parquet", values, use_dictionary=False, row_group_size=200, compression=compression)
+    column = write(
+        tmp_path / "x.parquet",
+        values,
+        use_dictionary=False,
+        row_group_size=200,
+        compression=compression,
+    )
     asked = column.values(np.array([7, 150, 7]))
     assert not read_pages
     assert [value.read_bytes() for value in asked] == [values[7], values[150], values[7]]
@@ -134,7 +186,8 @@ def test_damage_ends_in_an_error_of_a_known_kind_or_in_bytes(tmp_path: Path) -> 
     rng = np.random.default_rng(0)
     path = tmp_path / "x.parquet"
     write(path, some_values(80, 90), dictionary_pagesize_limit=700)
-    whole, refused = path.read_bytes(), 0
+    whole = path.read_bytes()
+    refused = 0
     footer = 8 + int.from_bytes(whole[-8:-4], "little")
     for _ in range(400):
         damaged = bytearray(whole)

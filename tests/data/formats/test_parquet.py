@@ -1,4 +1,6 @@
-"""Parquet folders are read whatever their shards, and each way in which one can be wrong is told."""
+"""Parquet folders are read whatever their shards, and each way in which one can be wrong is
+told.
+"""
 
 from pathlib import Path
 
@@ -29,14 +31,18 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30
+)
 @given(rows=st.sets(st.integers(0, 9)))
 def test_any_rows_can_be_read(zoo: Path, rows: set[int]) -> None:
     source = open_source(zoo)
     wanted = np.array(sorted(rows), np.int64)
     assert source.class_names == NAMES
     assert source.splits["train"].labels.tolist() == LABELS
-    assert np.array_equal(source.splits["train"].read(wanted, shape=None if rows else (3, 4, 4)), IMAGES[wanted])
+    assert np.array_equal(
+        source.splits["train"].read(wanted, shape=None if rows else (3, 4, 4)), IMAGES[wanted]
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +118,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         ([0, 2, 2], None, r"must count 0\.\.2 without gaps. Got none of 1 instead"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: list, names: tuple | None, sentence: str) -> None:
+def test_labels_that_do_not_fit_are_refused(
+    tmp_path: Path, labels: list, names: tuple | None, sentence: str
+) -> None:
     write_parquet(tmp_path / "train.parquet", PNGS[:3], labels, names=names)
     with pytest.raises(DataError, match=sentence):
         open_source(tmp_path)
@@ -121,9 +129,18 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: list, names:
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
-        ({"pixels": PNGS, "label": LABELS}, "image column 'img' or 'image'. Got the columns pixels, label"),
-        ({"img": PNGS, "class": LABELS}, "label column 'label' or 'labels' or 'fine_label'. Got the columns img, class"),
-        ({"img": ["a.png"] * 10, "label": LABELS}, "Column 'img' of .* must hold the images' bytes. Got string"),
+        (
+            {"pixels": PNGS, "label": LABELS},
+            "image column 'img' or 'image'. Got the columns pixels, label",
+        ),
+        (
+            {"img": PNGS, "class": LABELS},
+            "label column 'label' or 'labels' or 'fine_label'. Got the columns img, class",
+        ),
+        (
+            {"img": ["a.png"] * 10, "label": LABELS},
+            "Column 'img' of .* must hold the images' bytes. Got string",
+        ),
         ({"img": PNGS, "label": ["ant"] * 10}, "must be integers. Got string"),
     ],
 )
@@ -142,7 +159,9 @@ def test_shards_must_name_the_same_classes(tmp_path: Path) -> None:
 
 def test_a_folder_without_training_files_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "test-0.parquet", PNGS, LABELS)
-    with pytest.raises(DataError, match=r"must hold Parquet files of a training split .* Got only test"):
+    with pytest.raises(
+        DataError, match=r"must hold Parquet files of a training split .* Got only test"
+    ):
         open_source(tmp_path)
 
 
@@ -156,7 +175,9 @@ def test_files_that_name_no_split_are_refused(tmp_path: Path) -> None:
     ("content", "sentence"),
     [(None, "has no bytes"), (b"", "is empty"), (PNGS[0][:60], "Cannot decode")],
 )
-def test_a_damaged_image_is_named_by_file_and_row(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+def test_a_damaged_image_is_named_by_file_and_row(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
     write_parquet(tmp_path / "train-0.parquet", PNGS[:4], LABELS[:4])
     write_parquet(tmp_path / "train-1.parquet", [*PNGS[:4], content], LABELS[:5])
     source = open_source(tmp_path)
@@ -167,5 +188,7 @@ def test_a_damaged_image_is_named_by_file_and_row(tmp_path: Path, content: bytes
 
 def test_metadata_that_is_no_json_is_ignored(tmp_path: Path) -> None:
     schema = pa.schema([("img", pa.binary()), ("label", pa.int64())], metadata={"huggingface": "{"})
-    pq.write_table(pa.table({"img": PNGS, "label": LABELS}, schema=schema), tmp_path / "train.parquet")
+    pq.write_table(
+        pa.table({"img": PNGS, "label": LABELS}, schema=schema), tmp_path / "train.parquet"
+    )
     assert open_source(tmp_path).class_names == ("0", "1", "2")

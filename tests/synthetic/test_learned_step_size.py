@@ -5,13 +5,15 @@ import torch
 
 from rayd.errors import ConfigError
 from rayd.synthetic import Pixels
-from rayd.synthetic.paced import Paced
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 LABELS = torch.tensor([0, 0, 1, 1])
 
 
-def paced(step_size: float = 0.01) -> Paced:
-    return Paced(Pixels(torch.linspace(-1, 2, 16).reshape(4, 1, 2, 2), LABELS), step_size)
+def paced(step_size: float = 0.01) -> WithLearnedStepSize:
+    return WithLearnedStepSize(
+        Pixels(torch.linspace(-1, 2, 16).reshape(4, 1, 2, 2), LABELS), step_size
+    )
 
 
 def test_it_is_the_set_and_a_step_size():
@@ -46,8 +48,14 @@ def test_a_small_step_on_the_logarithm_is_one_on_the_step_size_scaled_by_its_squ
 def test_it_is_restored_to_the_bit():
     made = paced(0.0123)
     state = made.state_dict()
-    images = {name.removeprefix("learned."): value for name, value in state.items() if name.startswith("learned.")}
-    again = Paced.restored(Pixels(images["images"], images["labels"]), state["log_step_size"])
+    images = {
+        name.removeprefix("learned."): value
+        for name, value in state.items()
+        if name.startswith("learned.")
+    }
+    again = WithLearnedStepSize.restored(
+        Pixels(images["images"], images["labels"]), state["log_step_size"]
+    )
     assert torch.equal(again.log_step_size, made.log_step_size)
     assert torch.equal(again.batch()[0], made.batch()[0])
     with torch.no_grad():
@@ -63,7 +71,8 @@ def test_clip_is_the_set_s():
 
 
 def test_all_of_it_is_a_part():
-    made, rows = paced(), torch.arange(4)
+    made = paced()
+    rows = torch.arange(4)
     part = made.part(rows)
     with torch.no_grad():
         part.log_step_size += 1

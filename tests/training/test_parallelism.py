@@ -15,15 +15,17 @@ from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import NetworkSettings, SqueezeSettings
 from rayd.data import ImageSet, ImageShape, Standardization
 from rayd.networks import build
-from rayd.training import course
+from rayd.training import training_run
 from rayd.training.batches import DrawnBatch, Draws
-from rayd.training.crew import ALONE, Crew, DataParallel, Part, share
 from rayd.training.losses import Target, cross_entropy
-from rayd.training.progress import Progress
+from rayd.training.parallelism import SINGLE_PROCESS, DataParallel, Parallelism, Part, share
+from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.squeeze import Squeezed, squeeze
 
-SHAPE, CLASSES, COUNT = ImageShape(3, 8, 8), 4, 31
+SHAPE = ImageShape(3, 8, 8)
+CLASSES = 4
+COUNT = 31
 EVERYTHING = {
     "transform": {"rand_augment": 2, "crop": (0.3, 1.0), "shift": 2, "flip": True, "roll": 2},
     "augmentation": "color_crop_cutout_flip_scale_rotate",
@@ -47,19 +49,34 @@ PROTOCOLS = {
 def real() -> TrainingSet:
     draw = np.random.default_rng(0)
     labels = np.arange(COUNT) % CLASSES
-    images = draw.integers(0, 200, (COUNT, *SHAPE), dtype=np.uint8) + (10 * labels[:, None, None, None]).astype(np.uint8)
+    images = draw.integers(0, 200, (COUNT, *SHAPE), dtype=np.uint8) + (
+        10 * labels[:, None, None, None]
+    ).astype(np.uint8)
     images = ImageSet(images, labels.astype(np.int64), tuple("abcd"))
-    return TrainingSet.of_images(images, Standardization.fit(images.images), name="real")
+    return TrainingSet.from_images(images, Standardization.fit(images.images), name="real")
 
 
 def settings_of(name: str) -> SqueezeSettings:
     return SqueezeSettings.model_validate({"epochs": 4, "learning_rate": 0.01, **PROTOCOLS[name]})
 
 
-def train(name: str, crew: Crew = ALONE, checkpoint: Path | None = None) -> Iterator[Progress | Squeezed]:
+def train(
+    name: str, parallelism: Parallelism = SINGLE_PROCESS, checkpoint: Path | None = None
+) -> Iterator[EpochProgress | Squeezed]:
     # a bias before a norm gets rounding for a gradient, which AdamW makes whole steps of
-    network = build(NetworkSettings(name="convnet", depth=2, width=8, norm="none"), SHAPE, CLASSES, seed=3)
-    return squeeze(network, real(), settings_of(name), seed=5, device="cpu", classes=CLASSES, checkpoint=checkpoint, crew=crew)
+    network = build(
+        NetworkSettings(name="convnet", depth=2, width=8, norm="none"), SHAPE, CLASSES, seed=3
+    )
+    return squeeze(
+        network,
+        real(),
+        settings_of(name),
+        seed=5,
+        device="cpu",
+        classes=CLASSES,
+        checkpoint=checkpoint,
+        parallelism=parallelism,
+    )
 
 
 class Counting(DataParallel):
@@ -73,24 +90,28 @@ class Counting(DataParallel):
 def worker(rank: int, directory: Path) -> None:
     """What each of the two processes does: every protocol, then one of them with interruptions."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
-    crew = DataParallel(torch.device("cpu"))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2
+    )
+    parallelism = DataParallel(torch.device("cpu"))
     for name in PROTOCOLS:
-        keep(directory, rank, name, train(name, crew))
-    course.CHECKPOINT_SECONDS = 0
+        keep(directory, rank, name, train(name, parallelism))
+    training_run.CHECKPOINT_SECONDS = 0
     for case in ("seen by all", "seen by the first"):
         checkpoint = directory / (case if rank == 0 or case == "seen by all" else "elsewhere")
-        interrupted = train("every view, cutmix", crew, checkpoint)
+        interrupted = train("every view, cutmix", parallelism, checkpoint)
         assert [next(interrupted).epoch for _ in range(3)] == [1, 2, 3]
         dist.barrier()
-        crew = Counting(torch.device("cpu"))
-        keep(directory, rank, case, train("every view, cutmix", crew, checkpoint))
-        assert crew.parts == (4 if case == "seen by all" else 16)
+        parallelism = Counting(torch.device("cpu"))
+        keep(directory, rank, case, train("every view, cutmix", parallelism, checkpoint))
+        assert parallelism.parts == (4 if case == "seen by all" else 16)
         assert rank or not checkpoint.exists()
     dist.destroy_process_group()
 
 
-def keep(directory: Path, rank: int, name: str, training: Iterator[Progress | Squeezed]) -> None:
+def keep(
+    directory: Path, rank: int, name: str, training: Iterator[EpochProgress | Squeezed]
+) -> None:
     *progress, last = training
     assert isinstance(last, Squeezed) == (rank == 0)
     if isinstance(last, Squeezed):
@@ -117,7 +138,9 @@ def test_two_processes_train_the_network_of_one(trained, case, name):
     tolerance = 2e-3 if name == "bfloat16" else 1e-5
     assert state.keys() == alone.state.keys()
     for key, value in alone.state.items():
-        torch.testing.assert_close(state[key], value, atol=tolerance, rtol=0, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            state[key], value, atol=tolerance, rtol=0, msg=lambda m, key=key: f"{key}: {m}"
+        )
     assert note["losses"] == pytest.approx([p.loss for p in progress], rel=10 * tolerance)
 
 
@@ -135,7 +158,12 @@ def test_every_image_weighs_the_same(images, size):
 @pytest.mark.parametrize("size", [10, 64])
 def test_a_part_sees_its_images_as_the_whole_batch_does(mix, size):
     training = real()
-    draws = Draws(SqueezeSettings.model_validate({"batch_size": size, "mix": mix, **EVERYTHING}), COUNT, SHAPE, 0)
+    draws = Draws(
+        SqueezeSettings.model_validate({"batch_size": size, "mix": mix, **EVERYTHING}),
+        COUNT,
+        SHAPE,
+        0,
+    )
     logits = torch.randn(COUNT, CLASSES)
     for epoch in range(4):
         for batch in draws.epoch(epoch):
@@ -149,8 +177,10 @@ def test_a_part_sees_its_images_as_the_whole_batch_does(mix, size):
                 assert torch.equal(own.labels[own.partners], target.labels[target.partners[places]])
                 torch.testing.assert_close(
                     cross_entropy(logits[places], own),
-                    cross_entropy(logits[places], Target(target.labels[places], kept=1.0)) * target.kept
-                    + cross_entropy(logits[places], Target(target.labels[target.partners[places]])) * (1 - target.kept),
+                    cross_entropy(logits[places], Target(target.labels[places], kept=1.0))
+                    * target.kept
+                    + cross_entropy(logits[places], Target(target.labels[target.partners[places]]))
+                    * (1 - target.kept),
                 )
 
 

@@ -17,7 +17,7 @@ from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings, Reci
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
 from rayd.distilled import Distilled
-from rayd.engine.group import Group, Shared
+from rayd.engine.pool import ObjectRef, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,21 @@ class Task:
     """First step size."""
 
     def inputs(self, settings: EvaluationSettings, data: ImageData, device: str) -> dict[str, Any]:
-        """All that its results depend on; replayed labels and online ones of the same seed are the same."""
-        others = {"networks", "seeds", "epochs", "whole_epochs", "baselines", "epoch", "learned_step_size"}
-        protocol = settings.model_dump(mode="json", exclude=others) | {"learning_rate": self.learning_rate}
+        """All that its results depend on; replayed labels and online ones of the same seed are the
+        same.
+        """
+        others = {
+            "networks",
+            "seeds",
+            "epochs",
+            "whole_epochs",
+            "baselines",
+            "epoch",
+            "learned_step_size",
+        }
+        protocol = settings.model_dump(mode="json", exclude=others) | {
+            "learning_rate": self.learning_rate
+        }
         validation = data.validation.fingerprint if data.validation is not None else None
         return {
             "version": 2,
@@ -66,14 +78,20 @@ class Task:
         return {"teachers": list(self.teachers), "precision": self.labels.precision, "seed": seed}
 
 
-class Candidates:
-    """The training sets that are compared: the distilled one and its baselines, each with a fingerprint."""
+class TrainingSets:
+    """The training sets that are compared: the distilled one and its baselines, each with a
+    fingerprint.
+    """
 
     def __init__(self, data: ImageData, distilled: Distilled | None, ipc: int):
-        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per class."""
-        self._data, self._distilled, self._ipc = data, distilled, ipc
+        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per
+        class.
+        """
+        self._data = data
+        self._distilled = distilled
+        self._ipc = ipc
         self._rows: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
-        self._shared: dict[str, Shared] = {}
+        self._shared: dict[str, ObjectRef] = {}
 
     def fingerprint(self, set_name: str, seed: int) -> str:
         """Hash of the set that a student of this number is trained on."""
@@ -85,35 +103,58 @@ class Candidates:
         if set_name == "whole":
             return self._data.train.fingerprint
         rows = self._subset(set_name, seed)
-        return content_hash({"of": self._data.train.fingerprint, "rows": hashlib.blake2b(rows.tobytes()).hexdigest()})
+        return content_hash(
+            {
+                "of": self._data.train.fingerprint,
+                "rows": hashlib.blake2b(rows.tobytes()).hexdigest(),
+            }
+        )
 
     def learning_rate(self, set_name: str, settings: EvaluationSettings) -> float:
-        """First step size of students on a set: the one that was learned with it, where that is wanted."""
-        learned = self._distilled.step_size if set_name == "distilled" and self._distilled is not None else None
-        return learned if learned is not None and settings.learned_step_size else settings.learning_rate
+        """First step size of students on a set: the one that was learned with it, where that is
+        wanted.
+        """
+        learned = (
+            self._distilled.step_size
+            if set_name == "distilled" and self._distilled is not None
+            else None
+        )
+        return (
+            learned
+            if learned is not None and settings.learned_step_size
+            else settings.learning_rate
+        )
 
-    def share(self, group: Group, set_name: str, seed: int) -> Shared:
+    def share(self, pool: WorkerPool, set_name: str, seed: int) -> ObjectRef:
         """The set where workers can reach it, placed once."""
         fingerprint = self.fingerprint(set_name, seed)
         if fingerprint not in self._shared:
-            self._shared[fingerprint] = group.share(self._content(set_name, seed))
+            self._shared[fingerprint] = pool.share(self._content(set_name, seed))
         return self._shared[fingerprint]
 
     def _content(self, set_name: str, seed: int) -> ImageSet | tuple[Tensor, Tensor]:
         if set_name == "distilled":
             assert self._distilled is not None
             return self._distilled.images, self._distilled.labels
-        return self._data.train if set_name == "whole" else self._data.train.subset(self._subset(set_name, seed))
+        return (
+            self._data.train
+            if set_name == "whole"
+            else self._data.train.subset(self._subset(set_name, seed))
+        )
 
     def _subset(self, set_name: str, seed: int) -> npt.NDArray[np.int64]:
         number = seed if set_name == "random" else 0
         if (set_name, number) not in self._rows:
             draws = seeding.generator(number, "random baseline")
-            self._rows[set_name, number] = select(set_name, self._data.train, self._ipc, self._data.normalization, draws)
+            self._rows[set_name, number] = select(
+                set_name, self._data.train, self._ipc, self._data.normalization, draws
+            )
         return self._rows[set_name, number]
 
 
-def tasks(recipe: Recipe, sets: Iterable[str], candidates: Candidates, hashes: tuple[str, ...] = ()) -> list[Task]:
+def tasks(
+    recipe: Recipe, sets: Iterable[str], candidates: TrainingSets, hashes: tuple[str, ...] = ()
+) -> list[Task]:
     """All students that an evaluation trains: the longest first, so that workers end together."""
     settings = recipe.evaluation
     return [
@@ -134,7 +175,9 @@ def tasks(recipe: Recipe, sets: Iterable[str], candidates: Candidates, hashes: t
 
 
 def _labels_on(labels: LabelSettings, set_name: str) -> LabelSettings:
-    """Labels are stored for the distilled set alone; others are labelled online, in the same order, crops and mixes."""
+    """Labels are stored for the distilled set alone; others are labelled online, in the same order,
+    crops and mixes.
+    """
     if labels.kind != "stored":
         return labels
     kind = "stored" if set_name == "distilled" else "online"

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad
 
 from rayd.config import NetworkSettings
 from rayd.errors import ConfigError
-from rayd.networks import Observation, Tap, Tapped, build, names
+from rayd.networks import FeatureExtractor, LayerRole, Observation, build, names
 
 CIFAR = (3, 32, 32)
 DIGITS = (1, 8, 8)
@@ -26,99 +26,112 @@ def small_convnet(norm: str = "instance") -> nn.Module:
 
 
 def hooks(network: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules()
+    )
 
 
 def classified(network: nn.Module, observation: Observation) -> Tensor:
     """What the last linear layer of the network makes of the observed features."""
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    logits: Tensor = classifier(observation.taps[Tap.FEATURES][0])
+    logits: Tensor = classifier(observation.taps[LayerRole.FEATURES][0])
     return logits
 
 
 @pytest.mark.parametrize("name", names())
 def test_features_are_what_the_classifier_reads(name: str) -> None:
-    tapped = Tapped(network(name), [Tap.FEATURES], CIFAR).eval()
+    tapped = FeatureExtractor(network(name), [LayerRole.FEATURES], CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
     torch.testing.assert_close(classified(tapped.network, observation), observation.logits)
-    (features,) = observation.taps[Tap.FEATURES]
+    (features,) = observation.taps[LayerRole.FEATURES]
     assert features.ndim == 2
-    assert tapped.dimensions(Tap.FEATURES) == [tuple(features.shape[1:])]
-    assert tapped.layers(Tap.FEATURES) == ["classifier"]
+    assert tapped.dimensions(LayerRole.FEATURES) == [tuple(features.shape[1:])]
+    assert tapped.layers(LayerRole.FEATURES) == ["classifier"]
 
 
 @pytest.mark.parametrize(
-    ("name", "d", "side"), [("convnet", 128, 4), ("alexnet", 192, 4), ("vgg11", 512, 1), ("resnet18_ap", 512, 4)]
+    ("name", "d", "side"),
+    [("convnet", 128, 4), ("alexnet", 192, 4), ("vgg11", 512, 1), ("resnet18_ap", 512, 4)],
 )
 def test_last_map_flattens_to_the_features(name: str, d: int, side: int) -> None:
-    tapped = Tapped(network(name), {Tap.FEATURES, Tap.LAST_MAP}, CIFAR).eval()
+    tapped = FeatureExtractor(network(name), {LayerRole.FEATURES, LayerRole.LAST_MAP}, CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
-    (last,), (features,) = observation.taps[Tap.LAST_MAP], observation.taps[Tap.FEATURES]
-    assert tapped.dimensions(Tap.LAST_MAP) == [(d, side, side)]
+    (last,) = observation.taps[LayerRole.LAST_MAP]
+    (features,) = observation.taps[LayerRole.FEATURES]
+    assert tapped.dimensions(LayerRole.LAST_MAP) == [(d, side, side)]
     torch.testing.assert_close(last.flatten(1), features)
 
 
 GLOBALLY_POOLED = ["resnet18", "mobilenet_v2", "shufflenet_v2", "wrn16_2"]
 
 
-@pytest.mark.parametrize("name", [*GLOBALLY_POOLED, "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", [*GLOBALLY_POOLED, "torchvision/resnet18", "torchvision/shufflenet_v2_x0_5"]
+)
 def test_last_map_of_a_globally_pooled_network_averages_to_the_features(name: str) -> None:
-    tapped = Tapped(network(name), {Tap.FEATURES, Tap.LAST_MAP}, CIFAR).eval()
+    tapped = FeatureExtractor(network(name), {LayerRole.FEATURES, LayerRole.LAST_MAP}, CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
-    (last,), (features,) = observation.taps[Tap.LAST_MAP], observation.taps[Tap.FEATURES]
+    (last,) = observation.taps[LayerRole.LAST_MAP]
+    (features,) = observation.taps[LayerRole.FEATURES]
     torch.testing.assert_close(last.mean((2, 3)), features)
     if "resnet18" in name:
-        assert tapped.dimensions(Tap.LAST_MAP) == [(512, 4, 4)]
+        assert tapped.dimensions(LayerRole.LAST_MAP) == [(512, 4, 4)]
 
 
 def test_squeeze_and_excitation_is_not_global_pooling() -> None:
     shape = (3, 48, 48)
-    tapped = Tapped(network("torchvision/mobilenet_v3_small", shape), {Tap.LAST_MAP}, shape)
-    assert tapped.dimensions(Tap.LAST_MAP) == [(576, 2, 2)]
+    tapped = FeatureExtractor(
+        network("torchvision/mobilenet_v3_small", shape), {LayerRole.LAST_MAP}, shape
+    )
+    assert tapped.dimensions(LayerRole.LAST_MAP) == [(576, 2, 2)]
 
 
 def test_bn_inputs_have_the_running_statistics_of_one_full_momentum_pass() -> None:
-    tapped = Tapped(network("resnet18"), {Tap.BN_INPUTS}, CIFAR)
-    norms = [tapped.network.get_submodule(name) for name in tapped.layers(Tap.BN_INPUTS)]
+    tapped = FeatureExtractor(network("resnet18"), {LayerRole.BN_INPUTS}, CIFAR)
+    norms = [tapped.network.get_submodule(name) for name in tapped.layers(LayerRole.BN_INPUTS)]
     assert len(norms) == 20
     for norm in norms:
         assert isinstance(norm, nn.BatchNorm2d)
         norm.momentum = 1.0
     with torch.no_grad():
-        heard = tapped(torch.randn(2, *CIFAR)).taps[Tap.BN_INPUTS]
+        heard = tapped(torch.randn(2, *CIFAR)).taps[LayerRole.BN_INPUTS]
     for norm, maps in zip(norms, heard, strict=True):
         torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(norm.running_var, maps.transpose(0, 1).flatten(1).var(1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            norm.running_var, maps.transpose(0, 1).flatten(1).var(1), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_taps_come_in_order_of_execution_with_their_dimensions() -> None:
-    tapped = Tapped(small_convnet("batch"), set(Tap), DIGITS)
-    assert tapped.layers(Tap.CONV_INPUTS) == ["features.0", "features.4", "features.8"]
-    assert tapped.layers(Tap.BN_INPUTS) == ["features.1", "features.5", "features.9"]
-    assert tapped.dimensions(Tap.CONV_INPUTS) == [(1, 8, 8), (4, 4, 4), (4, 2, 2)]
-    assert tapped.dimensions(Tap.BN_INPUTS) == [(4, 8, 8), (4, 4, 4), (4, 2, 2)]
+    tapped = FeatureExtractor(small_convnet("batch"), set(LayerRole), DIGITS)
+    assert tapped.layers(LayerRole.CONV_INPUTS) == ["features.0", "features.4", "features.8"]
+    assert tapped.layers(LayerRole.BN_INPUTS) == ["features.1", "features.5", "features.9"]
+    assert tapped.dimensions(LayerRole.CONV_INPUTS) == [(1, 8, 8), (4, 4, 4), (4, 2, 2)]
+    assert tapped.dimensions(LayerRole.BN_INPUTS) == [(4, 8, 8), (4, 4, 4), (4, 2, 2)]
     images = torch.randn(3, *DIGITS)
     observation = tapped(images)
-    assert observation.taps[Tap.CONV_INPUTS][0] is images
-    for tap in Tap:
-        assert [tuple(t.shape) for t in observation.taps[tap]] == [(3, *shape) for shape in tapped.dimensions(tap)]
+    assert observation.taps[LayerRole.CONV_INPUTS][0] is images
+    for tap in LayerRole:
+        assert [tuple(t.shape) for t in observation.taps[tap]] == [
+            (3, *shape) for shape in tapped.dimensions(tap)
+        ]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
 def test_shortcut_projections_can_be_left_out(name: str) -> None:
     residual = network(name)
-    every = Tapped(residual, {Tap.CONV_INPUTS}, CIFAR).layers(Tap.CONV_INPUTS)
-    distinct = Tapped(residual, {Tap.CONV_PATH}, CIFAR).layers(Tap.CONV_PATH)
+    every = FeatureExtractor(residual, {LayerRole.CONV_INPUTS}, CIFAR).layers(LayerRole.CONV_INPUTS)
+    distinct = FeatureExtractor(residual, {LayerRole.CONV_PATH}, CIFAR).layers(LayerRole.CONV_PATH)
     projections = [layer for layer in every if residual.get_submodule(layer).kernel_size == (1, 1)]
     assert len(projections) == 3
     assert distinct == [layer for layer in every if layer not in projections]
 
 
 def test_gradients_flow_from_taps_to_the_images() -> None:
-    tapped = Tapped(small_convnet("batch"), set(Tap), DIGITS)
+    tapped = FeatureExtractor(small_convnet("batch"), set(LayerRole), DIGITS)
     images = torch.randn(3, *DIGITS, requires_grad=True)
     taps = tapped(images).taps
-    for tap in (Tap.FEATURES, Tap.LAST_MAP, Tap.BN_INPUTS):
+    for tap in (LayerRole.FEATURES, LayerRole.LAST_MAP, LayerRole.BN_INPUTS):
         (gradient,) = torch.autograd.grad(taps[tap][-1].square().sum(), images, retain_graph=True)
         assert gradient.abs().sum() > 0
 
@@ -129,7 +142,7 @@ def test_nothing_of_the_network_changes_when_it_is_tapped() -> None:
     modes = [module.training for module in observer.modules()]
     before = {key: value.clone() for key, value in observer.state_dict().items()}
     rng = torch.get_rng_state()
-    Tapped(observer, set(Tap), DIGITS)
+    FeatureExtractor(observer, set(LayerRole), DIGITS)
     assert [module.training for module in observer.modules()] == modes
     assert all(torch.equal(before[key], value) for key, value in observer.state_dict().items())
     assert torch.equal(torch.get_rng_state(), rng)
@@ -137,7 +150,7 @@ def test_nothing_of_the_network_changes_when_it_is_tapped() -> None:
 
 
 def test_no_hook_is_left_after_use_or_failure() -> None:
-    tapped = Tapped(small_convnet(), {Tap.FEATURES, Tap.CONV_INPUTS}, DIGITS)
+    tapped = FeatureExtractor(small_convnet(), {LayerRole.FEATURES, LayerRole.CONV_INPUTS}, DIGITS)
     tapped(torch.randn(1, *DIGITS))
     assert hooks(tapped.network) == 0
     with pytest.raises(RuntimeError):
@@ -149,7 +162,7 @@ def test_no_hook_is_left_after_use_or_failure() -> None:
 def test_no_hook_is_left_when_the_rehearsal_fails() -> None:
     observer = small_convnet()
     with pytest.raises(RuntimeError):
-        Tapped(observer, {Tap.FEATURES}, (3, 8, 8))
+        FeatureExtractor(observer, {LayerRole.FEATURES}, (3, 8, 8))
     assert hooks(observer) == 0
     assert observer.training
 
@@ -158,48 +171,55 @@ def test_foreign_hooks_stay() -> None:
     observer = small_convnet()
     calls: list[int] = []
     observer.register_forward_hook(lambda *_: calls.append(1))
-    tapped = Tapped(observer, {Tap.FEATURES}, DIGITS)
+    tapped = FeatureExtractor(observer, {LayerRole.FEATURES}, DIGITS)
     tapped(torch.randn(1, *DIGITS))
     assert hooks(observer) == 1
     assert len(calls) == 2
 
 
 def test_works_without_gradients_and_under_autocast() -> None:
-    tapped = Tapped(small_convnet("batch"), set(Tap), DIGITS)
+    tapped = FeatureExtractor(small_convnet("batch"), set(LayerRole), DIGITS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         observation = tapped(torch.randn(2, *DIGITS))
-    assert observation.taps[Tap.BN_INPUTS][0].dtype == torch.bfloat16
-    assert not observation.taps[Tap.FEATURES][0].requires_grad
+    assert observation.taps[LayerRole.BN_INPUTS][0].dtype == torch.bfloat16
+    assert not observation.taps[LayerRole.FEATURES][0].requires_grad
 
 
 def test_works_in_a_functional_call() -> None:
-    tapped = Tapped(small_convnet(), {Tap.FEATURES}, DIGITS)
+    tapped = FeatureExtractor(small_convnet(), {LayerRole.FEATURES}, DIGITS)
     images = torch.randn(2, *DIGITS)
     parameters = {name: parameter.detach() for name, parameter in tapped.named_parameters()}
 
     def energy(parameters: dict[str, Tensor]) -> Tensor:
         observation: Observation = functional_call(tapped, parameters, (images,))
-        return observation.taps[Tap.FEATURES][0].square().sum()
+        return observation.taps[LayerRole.FEATURES][0].square().sum()
 
     gradients = grad(energy)(parameters)
-    energy_of_network = tapped(images).taps[Tap.FEATURES][0].square().sum()
-    expected = torch.autograd.grad(energy_of_network, tapped.network.get_parameter("features.0.weight"))[0]
+    energy_of_network = tapped(images).taps[LayerRole.FEATURES][0].square().sum()
+    expected = torch.autograd.grad(
+        energy_of_network, tapped.network.get_parameter("features.0.weight")
+    )[0]
     torch.testing.assert_close(gradients["network.features.0.weight"], expected)
 
 
 def test_a_copy_listens_to_the_copied_network() -> None:
-    tapped = Tapped(small_convnet(), {Tap.FEATURES}, DIGITS)
+    tapped = FeatureExtractor(small_convnet(), {LayerRole.FEATURES}, DIGITS)
     copied = deepcopy(tapped)
     with torch.no_grad():
         copied.network.get_parameter("features.0.weight").zero_()
     images = torch.randn(2, *DIGITS)
     torch.testing.assert_close(classified(copied.network, copied(images)), copied(images).logits)
-    assert not torch.equal(copied(images).taps[Tap.FEATURES][0], tapped(images).taps[Tap.FEATURES][0])
+    assert not torch.equal(
+        copied(images).taps[LayerRole.FEATURES][0], tapped(images).taps[LayerRole.FEATURES][0]
+    )
 
 
 def test_works_in_double_precision() -> None:
-    tapped = Tapped(small_convnet().double(), {Tap.FEATURES}, DIGITS)
-    assert tapped(torch.randn(1, *DIGITS, dtype=torch.float64)).taps[Tap.FEATURES][0].dtype == torch.float64
+    tapped = FeatureExtractor(small_convnet().double(), {LayerRole.FEATURES}, DIGITS)
+    assert (
+        tapped(torch.randn(1, *DIGITS, dtype=torch.float64)).taps[LayerRole.FEATURES][0].dtype
+        == torch.float64
+    )
 
 
 class Thrifty(nn.Module):
@@ -220,16 +240,21 @@ class Thrifty(nn.Module):
 
 def test_layers_that_run_twice_are_heard_twice() -> None:
     shape = (3, 6, 6)
-    tapped = Tapped(Thrifty(), {Tap.FEATURES, Tap.LAST_MAP, Tap.CONV_INPUTS}, shape)
+    tapped = FeatureExtractor(
+        Thrifty(), {LayerRole.FEATURES, LayerRole.LAST_MAP, LayerRole.CONV_INPUTS}, shape
+    )
     images = torch.randn(2, *shape)
-    user, observation = tapped.network, tapped(images)
-    assert tapped.layers(Tap.CONV_INPUTS) == ["conv", "conv"]
-    first, second = observation.taps[Tap.CONV_INPUTS]
+    user = tapped.network
+    observation = tapped(images)
+    assert tapped.layers(LayerRole.CONV_INPUTS) == ["conv", "conv"]
+    first, second = observation.taps[LayerRole.CONV_INPUTS]
     assert first is images
     torch.testing.assert_close(second, user.relu(user.conv(images)))
-    (last,) = observation.taps[Tap.LAST_MAP]
+    (last,) = observation.taps[LayerRole.LAST_MAP]
     torch.testing.assert_close(last, user.relu(user.conv(second)))
-    torch.testing.assert_close(observation.taps[Tap.FEATURES][0], user.relu(user.hidden(last.mean((2, 3)))))
+    torch.testing.assert_close(
+        observation.taps[LayerRole.FEATURES][0], user.relu(user.hidden(last.mean((2, 3))))
+    )
 
 
 class Inplace(nn.Module):
@@ -237,18 +262,24 @@ class Inplace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
+        self.block = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)
+        )
         self.head = nn.Linear(4, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(nn.functional.relu(self.block(images), inplace=True).mean((2, 3)))
+        logits: Tensor = self.head(
+            nn.functional.relu(self.block(images), inplace=True).mean((2, 3))
+        )
         return logits
 
 
 def test_in_place_activations_are_part_of_the_last_map() -> None:
-    tapped = Tapped(Inplace(), {Tap.LAST_MAP, Tap.FEATURES}, (1, 8, 8))
+    tapped = FeatureExtractor(Inplace(), {LayerRole.LAST_MAP, LayerRole.FEATURES}, (1, 8, 8))
     taps = tapped(torch.randn(2, 1, 8, 8)).taps
-    torch.testing.assert_close(taps[Tap.LAST_MAP][0].mean((2, 3)), taps[Tap.FEATURES][0])
+    torch.testing.assert_close(
+        taps[LayerRole.LAST_MAP][0].mean((2, 3)), taps[LayerRole.FEATURES][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -256,45 +287,53 @@ def test_in_place_activations_are_part_of_the_last_map() -> None:
     [
         (
             "mlp",
-            Tap.LAST_MAP,
+            LayerRole.LAST_MAP,
             "The tap 'last_map' needs a convolutional map before the classifier; network Sequential has none.",
         ),
-        ("convnet", Tap.BN_INPUTS, "The tap 'bn_inputs' needs batch normalisation"),
-        ("mlp", Tap.CONV_INPUTS, "The tap 'conv_inputs' needs convolutions"),
+        ("convnet", LayerRole.BN_INPUTS, "The tap 'bn_inputs' needs batch normalisation"),
+        ("mlp", LayerRole.CONV_INPUTS, "The tap 'conv_inputs' needs convolutions"),
         (
             "torchvision/squeezenet1_1",
-            Tap.FEATURES,
+            LayerRole.FEATURES,
             "The tap 'features' needs a linear classifier; network SqueezeNet has none.",
         ),
     ],
 )
-def test_a_role_that_nobody_plays_is_an_error(name: str, tap: Tap, sentence: str) -> None:
+def test_a_role_that_nobody_plays_is_an_error(name: str, tap: LayerRole, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        Tapped(network(name), {tap}, CIFAR)
+        FeatureExtractor(network(name), {tap}, CIFAR)
 
 
 def test_optional_taps_hear_what_there_is() -> None:
-    taps = {Tap.BN_INPUTS, Tap.CONV_INPUTS}
+    taps = {LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS}
     for norm, heard in (("batch", 3), ("instance", 0)):
-        tapped = Tapped(small_convnet(norm), taps, DIGITS, optional={Tap.BN_INPUTS})
-        assert len(tapped.dimensions(Tap.BN_INPUTS)) == len(tapped.layers(Tap.BN_INPUTS)) == heard
+        tapped = FeatureExtractor(small_convnet(norm), taps, DIGITS, optional={LayerRole.BN_INPUTS})
+        assert (
+            len(tapped.dimensions(LayerRole.BN_INPUTS))
+            == len(tapped.layers(LayerRole.BN_INPUTS))
+            == heard
+        )
         observation = tapped(torch.randn(2, *DIGITS))
-        assert len(observation.taps[Tap.BN_INPUTS]) == heard
-        assert len(observation.taps[Tap.CONV_INPUTS]) == 3
+        assert len(observation.taps[LayerRole.BN_INPUTS]) == heard
+        assert len(observation.taps[LayerRole.CONV_INPUTS]) == 3
     with pytest.raises(ConfigError, match="conv_inputs"):
-        Tapped(network("mlp"), taps, CIFAR, optional={Tap.BN_INPUTS})
+        FeatureExtractor(network("mlp"), taps, CIFAR, optional={LayerRole.BN_INPUTS})
 
 
 def test_tokens_are_not_maps() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patches, self.mix, self.head = nn.Conv2d(1, 4, 4, stride=4), nn.LayerNorm(4), nn.Linear(4, 2)
+            self.patches = nn.Conv2d(1, 4, 4, stride=4)
+            self.mix = nn.LayerNorm(4)
+            self.head = nn.Linear(4, 2)
 
         def forward(self, images: Tensor) -> Tensor:
             logits: Tensor = self.head(self.mix(self.patches(images).flatten(2).mT).mean(1))
             return logits
 
-    assert Tapped(Tokens(), {Tap.FEATURES}, DIGITS).dimensions(Tap.FEATURES) == [(4,)]
+    assert FeatureExtractor(Tokens(), {LayerRole.FEATURES}, DIGITS).dimensions(
+        LayerRole.FEATURES
+    ) == [(4,)]
     with pytest.raises(ConfigError, match="last_map"):
-        Tapped(Tokens(), {Tap.LAST_MAP}, DIGITS)
+        FeatureExtractor(Tokens(), {LayerRole.LAST_MAP}, DIGITS)

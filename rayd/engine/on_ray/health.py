@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
-from rayd.engine.group import Presence
 from rayd.engine.on_ray.actors import translated
+from rayd.engine.pool import WorkerInfo
 from rayd.errors import RunError
 
 START_LIMIT = 180.0
@@ -23,11 +23,11 @@ ANSWER_LIMIT = 5.0
 """Seconds that an answer which is there may take to be read."""
 
 
-class Crew:
+class WorkerHealth:
     """Which workers can be given work.
 
-    The others are asked for a sign of life. The call waits as long as an actor was never made, because no node can hold it,
-    and fails within seconds while Ray cannot start it again.
+    The others are asked for a sign of life. The call waits as long as an actor was never made,
+    because no node can hold it, and fails within seconds while Ray cannot start it again.
     """
 
     def __init__(self, workers: list[Any]):
@@ -36,7 +36,7 @@ class Crew:
         self.present: set[int] = set()
         self.away = dict.fromkeys(range(len(workers)), 0.0)
         """When to ask those who are away again."""
-        self.heard: dict[int, Presence] = {}
+        self.heard: dict[int, WorkerInfo] = {}
         """What they said last."""
         self._signs: dict[Any, int] = {}
         self._gone: set[int] = set()
@@ -45,7 +45,8 @@ class Crew:
     def awaited(self) -> list[Any]:
         """The signs of life that are asked for."""
         if self.away:
-            asked, now = set(self._signs.values()), time.monotonic()
+            asked = set(self._signs.values())
+            now = time.monotonic()
             for worker in sorted(self.away.keys() - asked):
                 if self.away[worker] <= now:
                     self._signs[self._workers[worker].presence.remote("worker")] = worker
@@ -86,7 +87,9 @@ class Crew:
             RunError: all workers are gone for good, or away for too long.
         """
         if len(self._gone) == len(self._workers):
-            raise RunError("The workers could not be kept alive (most often memory ran out); --resume continues.")
+            raise RunError(
+                "The workers could not be kept alive (most often memory ran out); --resume continues."
+            )
         if not self.present and time.monotonic() - self._alone > ABSENCE_LIMIT:
             raise RunError(
                 f"No worker was there for {ABSENCE_LIMIT / 60:g} minutes, as no node joined that could hold one; --resume "
@@ -94,18 +97,24 @@ class Crew:
             )
 
 
-class Lookout:
-    """Tells where actors are without waiting for those that work: each has one question open, and is what it last answered."""
+class ActorMonitor:
+    """Tells where actors are without waiting for those that work: each has one question open, and
+    is what it last answered.
+    """
 
     def __init__(self) -> None:
         """Know nobody."""
-        self._known: list[Presence] = []
+        self._known: list[WorkerInfo] = []
         self._questions: dict[Any, int] = {}
 
-    def look(self, actors: list[tuple[str, Any]], heard: dict[int, Presence]) -> list[Presence]:
-        """What is known now of actors and what they are; later calls may add to them. `heard`: what some said elsewhere."""
+    def look(self, actors: list[tuple[str, Any]], heard: dict[int, WorkerInfo]) -> list[WorkerInfo]:
+        """What is known now of actors and what they are; later calls may add to them. `heard`: what
+        some said elsewhere.
+        """
         for index in range(len(self._known), len(actors)):
-            self._known.append(heard.get(index, Presence(actors[index][0], 0, "", "", there=False)))
+            self._known.append(
+                heard.get(index, WorkerInfo(actors[index][0], 0, "", "", there=False))
+            )
         for index in set(range(len(actors))) - set(self._questions.values()):
             role, actor = actors[index]
             self._questions[actor.presence.remote(role)] = index

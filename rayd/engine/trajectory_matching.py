@@ -1,8 +1,10 @@
-"""Students that follow experts: the work items of trajectory matching, and what becomes of their answers.
+"""Students that follow experts: the work items of trajectory matching, and what becomes of their
+answers.
 
-A work item is one student of one step: which expert it follows and from which epoch follows from (run seed, step, slot) alone.
-The worker reads the two rows that it needs from the expert's file, takes the student's steps, and answers with the gradient of
-the loss, and whether the student diverged.
+A work item is one student of one step: which expert it follows and from which epoch follows from
+(run seed, step, slot) alone. The worker reads the two rows that it needs from the expert's file,
+takes the student's steps, and answers with the gradient of the loss, and whether the student
+diverged.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from torch import Tensor
 from rayd import networks, seeding
 from rayd.config import Recipe
 from rayd.data import ImageShape
-from rayd.engine.group import Shared
+from rayd.engine.pool import ObjectRef
 from rayd.errors import RunError
 from rayd.networks.flat import FlatNetwork
-from rayd.objectives.following import Following
 from rayd.objectives.trajectory import Segment, useful
-from rayd.synthetic.paced import Paced
+from rayd.objectives.trajectory_matching import TrajectoryMatching
+from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.training.trajectories import Trajectory
 from rayd.transfer import upload
 
@@ -33,16 +35,16 @@ KEPT_ON_DEVICE = 2**30
 
 
 @dataclass(frozen=True)
-class Pursuit:
+class TrajectoryTask:
     """A student that is to follow an expert."""
 
     step: int
     """The step of the synthesis, from 0."""
     slot: int
     """Which of the step's students."""
-    template: Shared
+    template: ObjectRef
     """State of the synthetic set at the start: what the replica is made of."""
-    parameters: Shared
+    parameters: ObjectRef
     """Its parameters now."""
     expert: Path
     """File of the expert."""
@@ -50,7 +52,7 @@ class Pursuit:
     """Epoch of the expert from which the student starts."""
 
 
-class Pursued(NamedTuple):
+class TrajectoryResult(NamedTuple):
     """What became of a student."""
 
     loss: Tensor
@@ -62,53 +64,81 @@ class Pursued(NamedTuple):
 
 
 def pursuits(
-    recipe: Recipe, following: Following, experts: tuple[Path, ...], step: int, template: Shared, parameters: Shared
-) -> list[Pursuit]:
+    recipe: Recipe,
+    following: TrajectoryMatching,
+    experts: tuple[Path, ...],
+    step: int,
+    template: ObjectRef,
+    parameters: ObjectRef,
+) -> list[TrajectoryTask]:
     """The students of a step."""
     chosen = [
         following.draw(step, seeding.generator(recipe.seed, "segment", step, slot))
         for slot in range(following.settings.per_step)
     ]
-    return [Pursuit(step, slot, template, parameters, experts[expert], start) for slot, (expert, start) in enumerate(chosen)]
+    return [
+        TrajectoryTask(step, slot, template, parameters, experts[expert], start)
+        for slot, (expert, start) in enumerate(chosen)
+    ]
 
 
-class Pursuer:
-    """Takes students' steps in a worker; it keeps the network, and what is known of the experts' files."""
+class TrajectoryWorker:
+    """Takes students' steps in a worker; it keeps the network, and what is known of the experts'
+    files.
+    """
 
-    def __init__(self, recipe: Recipe, following: Following, shape: ImageShape, classes: int, device: torch.device):
+    def __init__(
+        self,
+        recipe: Recipe,
+        following: TrajectoryMatching,
+        shape: ImageShape,
+        classes: int,
+        device: torch.device,
+    ):
         """Make the network; its own weights do not matter.
 
         Raises:
             ConfigError: it has buffers or dropout.
         """
         network = networks.build(recipe.experts.network, shape, classes, seed=0).to(device)
-        self._student, self._recipe, self._following = FlatNetwork(network), recipe, following
+        self._student = FlatNetwork(network)
+        self._recipe = recipe
+        self._following = following
         self._rows = _Rows(device)
 
-    def answer(self, asked: Pursuit, replica: Paced) -> Pursued:
+    def answer(self, asked: TrajectoryTask, replica: WithLearnedStepSize) -> TrajectoryResult:
         """The loss of one student and its gradients by the replica's parameters.
 
         Raises:
             ArtifactError: the expert's file is gone or damaged.
         """
-        start, target = asked.start, asked.start + self._following.settings.epochs
+        start = asked.start
+        target = asked.start + self._following.settings.epochs
         segment = Segment(self._rows.of(asked.expert, start), self._rows.of(asked.expert, target))
         return self.pursue(segment, replica, asked.step, asked.slot)
 
-    def pursue(self, segment: Segment, replica: Paced, step: int, slot: int) -> Pursued:
+    def pursue(
+        self, segment: Segment, replica: WithLearnedStepSize, step: int, slot: int
+    ) -> TrajectoryResult:
         """The same for a part of a trajectory that is at hand."""
         images, labels = replica.batch()
         draws = seeding.generator(self._recipe.seed, "student steps", step, slot)
-        loss = self._following.loss(self._student, segment, images, labels, replica.step_size, draws)
+        loss = self._following.loss(
+            self._student, segment, images, labels, replica.step_size, draws
+        )
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
         finite = [gradient.isfinite().all() for gradient in gradients]
-        good = torch.stack([useful(loss.detach(), self._following.settings.loss_limit), *finite]).all()
-        return Pursued(loss.detach(), dict(zip(names, gradients, strict=True)), good)
+        good = torch.stack(
+            [useful(loss.detach(), self._following.settings.loss_limit), *finite]
+        ).all()
+        return TrajectoryResult(loss.detach(), dict(zip(names, gradients, strict=True)), good)
 
 
 class _Rows:
-    """Parameters of experts after their epochs, on a device; on a GPU those that were used last stay there."""
+    """Parameters of experts after their epochs, on a device; on a GPU those that were used last
+    stay there.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -133,18 +163,19 @@ class _Rows:
         return row
 
 
-class Divergence:
+class DivergenceGuard:
     """How many students diverged, so far and in the last steps."""
 
-    def __init__(self, following: Following):
+    def __init__(self, following: TrajectoryMatching):
         """None yet."""
-        self._limit, self._patience = following.settings.loss_limit, following.settings.patience
+        self._limit = following.settings.loss_limit
+        self._patience = following.settings.patience
         self.skipped = 0
         """Students that were left out."""
         self.steps = 0
         """Last steps in a row without any student that did not diverge."""
 
-    def take(self, answers: list[Pursued], step: int) -> list[Pursued]:
+    def take(self, answers: list[TrajectoryResult], step: int) -> list[TrajectoryResult]:
         """Those who did not diverge in a step, the `step`-th.
 
         Raises:
@@ -156,7 +187,11 @@ class Divergence:
         self.skipped += len(answers) - len(good)
         self.steps = 0 if good else self.steps + 1
         if self.steps >= self._patience:
-            limit = "" if self._limit is None else f", whose limit ('objective.loss_limit') is {self._limit:g}"
+            limit = (
+                ""
+                if self._limit is None
+                else f", whose limit ('objective.loss_limit') is {self._limit:g}"
+            )
             raise RunError(
                 f"Every student of the last {self.steps} steps diverged, up to step {step} with a loss of "
                 f"{float(answers[-1].loss):.3g}{limit}. The checkpoint from before is kept; lower 'synthesis.learning_rate', "

@@ -1,4 +1,6 @@
-"""A training from its first epoch to its last: milestones, the best epoch on held-out images, checkpoints."""
+"""A training from its first epoch to its last: milestones, the best epoch on held-out images,
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from rayd import remote
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
 from rayd.training.judging import accuracy, hits
-from rayd.training.progress import Progress, milestones
+from rayd.training.progress import EpochProgress, milestones
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer, under
 
@@ -39,27 +41,39 @@ class Subject:
     """The setting of its step size."""
 
 
-class Course:
+class TrainingRun:
     """A training on its way; everything that changes is in a checkpoint.
 
     Args:
         trainer: the network and how it is trained.
         subject: how errors speak of it.
-        key: a hash of all that decides the outcome, asked for once and only if there are checkpoints.
-        choosing: images on which the best milestone is chosen (of equal ones the latest), if one is.
+        key: a hash of all that decides the outcome, asked for once and only if there are
+            checkpoints.
+        choosing: images on which the best milestone is chosen (of equal ones the latest), if one
+            is.
     """
 
-    def __init__(self, trainer: Trainer, subject: Subject, key: Callable[[], str], choosing: TrainingSet | None = None):
-        self.trainer, self.subject, self._choosing = trainer, subject, choosing
+    def __init__(
+        self,
+        trainer: Trainer,
+        subject: Subject,
+        key: Callable[[], str],
+        choosing: TrainingSet | None = None,
+    ):
+        self.trainer = trainer
+        self.subject = subject
+        self._choosing = choosing
         self._make_key = key
         self.milestones = milestones(trainer.epochs)
-        self.history: list[Progress] = []
+        self.history: list[EpochProgress] = []
         self.best: dict[str, Tensor] = {}
-        self.best_accuracy, self.best_epoch = -1.0, 0
+        self.best_accuracy = -1.0
+        self.best_epoch = 0
         self.seconds = 0.0
 
-    def run(self, checkpoint: Path | None) -> Iterator[Progress]:
-        """Train to the end: yields a `Progress` for each milestone, at first at once those that were reached before.
+    def run(self, checkpoint: Path | None) -> Iterator[EpochProgress]:
+        """Train to the end: yields a `EpochProgress` for each milestone, at first at once those
+        that were reached before.
 
         Args:
             checkpoint: where the state is kept on the way.
@@ -77,7 +91,7 @@ class Course:
             if progress is not None:
                 yield progress
 
-    def advance(self) -> Progress | None:
+    def advance(self) -> EpochProgress | None:
         """One epoch; its progress if it ends in a milestone."""
         started = time.perf_counter()
         loss = self.trainer.advance()
@@ -111,20 +125,25 @@ class Course:
         try:
             self._take_over(tensors, note)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise ArtifactError(f"'{path}' does not hold all that the {self.subject.name} needs: {error}.") from error
+            raise ArtifactError(
+                f"'{path}' does not hold all that the {self.subject.name} needs: {error}."
+            ) from error
 
     def _take_over(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         self.trainer.restore(tensors, note)
-        self.history = [Progress(**progress) for progress in note["history"]]
-        self.best = {name: value.to(self.trainer.device) for name, value in under("best.", tensors).items()}
-        self.best_accuracy, self.best_epoch = note["best_accuracy"], note["best_epoch"]
+        self.history = [EpochProgress(**progress) for progress in note["history"]]
+        self.best = {
+            name: value.to(self.trainer.device) for name, value in under("best.", tensors).items()
+        }
+        self.best_accuracy = note["best_accuracy"]
+        self.best_epoch = note["best_epoch"]
         self.seconds = note["seconds"]
 
     @cached_property
     def _key(self) -> str:
         return self._make_key()
 
-    def _milestone(self, loss: float) -> Progress:
+    def _milestone(self, loss: float) -> EpochProgress:
         trainer = self.trainer
         if not math.isfinite(loss):
             raise RunError(
@@ -134,24 +153,37 @@ class Course:
         chosen_by = None
         if self._choosing is not None:
             weights = trainer.weights()
-            (hit,) = hits(trainer.network, [weights], self._choosing, trainer.device, trainer.settings.precision)
+            (hit,) = hits(
+                trainer.network,
+                [weights],
+                self._choosing,
+                trainer.device,
+                trainer.settings.precision,
+            )
             chosen_by = accuracy(hit)
             if chosen_by >= self.best_accuracy:
                 self.best = {name: value.clone() for name, value in weights.items()}
-                self.best_accuracy, self.best_epoch = chosen_by, trainer.epoch
-        progress = Progress(len(self.history), len(self.milestones), trainer.epoch, trainer.epochs, loss, chosen_by)
+                self.best_accuracy = chosen_by
+                self.best_epoch = trainer.epoch
+        progress = EpochProgress(
+            len(self.history), len(self.milestones), trainer.epoch, trainer.epochs, loss, chosen_by
+        )
         self.history.append(progress)
         return progress
 
 
-def resumed(make: Callable[[], Course], checkpoint: Path | None) -> Course:
-    """The course that `make` makes, with the state of its checkpoint if there is one that can be used."""
+def resumed(make: Callable[[], TrainingRun], checkpoint: Path | None) -> TrainingRun:
+    """The course that `make` makes, with the state of its checkpoint if there is one that can be
+    used.
+    """
     course = make()
     if checkpoint is None or not remote.bring(checkpoint):
         return course
     try:
         course.restore(checkpoint)
     except ArtifactError as error:
-        logger.warning("The %s starts anew, as its checkpoint cannot be used: %s", course.subject.name, error)
+        logger.warning(
+            "The %s starts anew, as its checkpoint cannot be used: %s", course.subject.name, error
+        )
         return make()
     return course

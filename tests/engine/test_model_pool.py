@@ -1,4 +1,6 @@
-"""Networks that learn from the synthetic images between steps: DC, DSA, FRePo and KRR on digits, whole runs."""
+"""Networks that learn from the synthetic images between steps: DC, DSA, FRePo and KRR on digits,
+whole runs.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, ResourceSettings
 from rayd.data import load
 from rayd.engine.distill import distill
-from rayd.engine.group import LocalGroup, LocalShared
-from rayd.engine.observer import Facts
-from rayd.engine.observers import Observers, Question
+from rayd.engine.model_pool import ModelPool, TrainTask
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.observers import GradientTask, Observers
 from rayd.engine.plan import plan
-from rayd.engine.queue import Growth, Queue
+from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.synthesize import RealBatches
 from rayd.errors import ConfigError
 from rayd.recipes import assemble
@@ -31,22 +33,30 @@ METHODS = ["dc", "dsa", "frepo", "krr"]
 
 
 def recipe(method: str, **overrides: object) -> Recipe:
-    """Nine steps: three networks of three steps each (DC), or a pool of three that are renewed after three (FRePo)."""
+    """Nine steps: three networks of three steps each (DC), or a pool of three that are renewed
+    after three (FRePo).
+    """
     growing: dict[str, object] = {
         "dc": {"push_every": 3, "train_epochs": 2, "batch_size": 8},
         "dsa": {"push_every": 3, "train_epochs": 2, "augmentation": "crop_scale"},
         "frepo": {"start": 3, "lifetime": 3, "learning_rate": 0.01},
     }
-    queue = {"queue": growing[method]} if method in growing else {}
+    model_pool = {"model_pool": growing[method]} if method in growing else {}
     augmented = {"augmentation": "crop_scale"} if method == "dsa" else {}
     base = {
         "name": "tiny",
         "method": method,
         "data": {"name": "digits", "normalization": "standard"},
         "ipc": 2,
-        "observers": {"networks": NETWORK, "real_batch": 8, **augmented, **queue},
+        "observers": {"networks": NETWORK, "real_batch": 8, **augmented, **model_pool},
         "synthesis": {"steps": 9, "log_every": 1, "checkpoint_every": 2, "learning_rate": 0.05},
-        "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 1, "baselines": [], "augmentation": None},
+        "evaluation": {
+            "networks": [NETWORK],
+            "seeds": 1,
+            "epochs": 1,
+            "baselines": [],
+            "augmentation": None,
+        },
         "resources": {"threads": 1},
     }
     return assemble(base, overrides)
@@ -67,7 +77,7 @@ def losses_of(run: Path) -> list[float]:
     ],
 )
 def test_a_run_brings_the_loss_down(tmp_path, method, settings):
-    run = distill(recipe(method, **settings), tmp_path / "run", reporter=QUIET)
+    run = distill(recipe(method, **settings), tmp_path / "run", progress=QUIET)
     losses = losses_of(tmp_path / "run")
     assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
     assert len(run.distilled) == 20
@@ -78,7 +88,7 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
     results = []
     for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
-        distill(recipe(method, resources=resources), tmp_path / str(workers), reporter=QUIET)
+        distill(recipe(method, resources=resources), tmp_path / str(workers), progress=QUIET)
         results.append(bytes_of(tmp_path / str(workers)))
     assert results[0] == results[1]
 
@@ -86,21 +96,24 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("at", [4, 7])
 def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
-    distill(recipe(method), tmp_path / "whole", reporter=QUIET)
+    distill(recipe(method), tmp_path / "whole", progress=QUIET)
     with interrupted_at(at):
-        distill(recipe(method), tmp_path / "cut", reporter=QUIET)
-    distill(recipe(method), tmp_path / "cut", resume=True, reporter=QUIET)
+        distill(recipe(method), tmp_path / "cut", progress=QUIET)
+    distill(recipe(method), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
 
-def queue_of(chosen: Recipe) -> Queue:
-    return Queue(chosen, LocalGroup(ResourceSettings(threads=1), object))
+def model_pool_of(chosen: Recipe) -> ModelPool:
+    return ModelPool(chosen, LocalPool(ResourceSettings(threads=1), object))
 
 
 def test_the_network_of_dc_stays_for_its_steps_and_is_not_trained_in_the_last_of_them():
-    networks = queue_of(recipe("dc"))
+    networks = model_pool_of(recipe("dc"))
     assert [list(networks.ids(step)) for step in range(7)] == [[1]] * 3 + [[2]] * 3 + [[3]]
-    assert [[growth.member.copy for growth in networks.growths(step, None)] for step in range(6)] == [
+    assert [
+        [train_task.network_id.index for train_task in networks.train_tasks(step, None)]
+        for step in range(6)
+    ] == [
         [1],
         [1],
         [],
@@ -112,19 +125,20 @@ def test_the_network_of_dc_stays_for_its_steps_and_is_not_trained_in_the_last_of
 
 def test_a_single_loop_trains_nobody():
     chosen = assemble({"method": "dc", "data": {"name": "digits"}})
-    assert (chosen.observers.queue.push_every, chosen.synthesis.steps) == (1, 1000)
-    assert not any(queue_of(chosen).growths(step, None) for step in range(5))
+    assert (chosen.observers.model_pool.push_every, chosen.synthesis.steps) == (1, 1000)
+    assert not any(model_pool_of(chosen).train_tasks(step, None) for step in range(5))
 
 
 def test_the_pool_of_frepo_renews_each_network_when_its_time_has_come():
-    networks, ages = queue_of(recipe("frepo")), {}
+    networks = model_pool_of(recipe("frepo"))
+    ages = {}
     seen: list[list[int]] = []
     for step in range(60):
-        (growth,) = networks.growths(step, None)
-        number = growth.member.copy
+        (train_task,) = networks.train_tasks(step, None)
+        number = train_task.network_id.index
         assert number == networks.looks(step, 0)
         assert (networks.weights(number) is None) == (number not in ages)
-        networks.take(growth, ({"w": torch.tensor(float(step))}, 0.5))
+        networks.take(train_task, ({"w": torch.tensor(float(step))}, 0.5))
         ages[number] = ages.get(number, 0) + 1
         seen.append(list(networks.ids(step)))
         assert networks.accuracy(number) == 0
@@ -133,18 +147,27 @@ def test_the_pool_of_frepo_renews_each_network_when_its_time_has_come():
     assert all(age == 3 - (number if number < 3 else 0) for number, age in gone.items())
     assert {number % 3 for number in seen[-1]} == {0, 1, 2}
     assert len(networks.state()) == 1 + 2 * len([number for number in seen[-1] if number in ages])
-    again = queue_of(recipe("frepo"))
+    again = model_pool_of(recipe("frepo"))
     again.restore(networks.state())
     assert (list(again.ids(60)), again.looks(60, 0)) == (seen[-1], networks.looks(60, 0))
     assert again.state().keys() == networks.state().keys()
 
 
-def growth_on(chosen: Recipe, images: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> Growth:
+def growth_on(
+    chosen: Recipe, images: torch.Tensor, weights: dict[str, torch.Tensor] | None = None
+) -> TrainTask:
     data = load(chosen.data)
     start = initial(chosen, data)
-    state = LocalShared(dict(start.state_dict()))
-    now = LocalShared({"images": images})
-    return Growth(queue_of(chosen).member(0), 0, LocalShared(weights) if weights else None, None, state, now)
+    state = LocalRef(dict(start.state_dict()))
+    now = LocalRef({"images": images})
+    return TrainTask(
+        model_pool_of(chosen).network_id(0),
+        0,
+        LocalRef(weights) if weights else None,
+        None,
+        state,
+        now,
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -162,19 +185,26 @@ def test_a_network_learns_the_synthetic_images_and_goes_on_where_it_stopped(opti
     }
     # a bias before a normalisation has no gradient but rounding, of which Adam makes steps
     network = {**NETWORK, "norm": "none"}
-    once = recipe("dc", observers={"networks": network, "queue": settings})
-    twice = recipe("dc", observers={"networks": network, "queue": {**settings, "train_epochs": 2}})
+    once = recipe("dc", observers={"networks": network, "model_pool": settings})
+    twice = recipe(
+        "dc", observers={"networks": network, "model_pool": {**settings, "train_epochs": 2}}
+    )
     data = load(once.data)
     images = initial(merged(once, init="real"), data).batch()[0].detach()
-    state, accuracies = None, []
+    state = None
+    accuracies = []
     for _ in range(2):
-        state, accuracy = Observers(once, Facts.of(data)).answer(growth_on(once, images, state))
+        state, accuracy = Observers(once, DatasetInfo.of(data)).answer(
+            growth_on(once, images, state)
+        )
         accuracies.append(accuracy)
-    together, _ = Observers(twice, Facts.of(data)).answer(growth_on(twice, images))
+    together, _ = Observers(twice, DatasetInfo.of(data)).answer(growth_on(twice, images))
     for name, value in together.items():
         torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4)
     for _ in range(30):
-        state, accuracy = Observers(once, Facts.of(data)).answer(growth_on(once, images, state))
+        state, accuracy = Observers(once, DatasetInfo.of(data)).answer(
+            growth_on(once, images, state)
+        )
     assert accuracy > 0.7 > accuracies[0]
 
 
@@ -184,18 +214,22 @@ def merged(chosen: Recipe, **synthetic: object) -> Recipe:
 
 def test_who_looks_first_is_who_is_trained_then(monkeypatch):
     """A new network has the same weights when it looks and when it begins to learn."""
-    chosen = recipe("dc", observers={"queue": {"learning_rate": 1e-30}})
+    chosen = recipe("dc", observers={"model_pool": {"learning_rate": 1e-30}})
     data = load(chosen.data)
-    observers, start = Observers(chosen, Facts.of(data)), initial(chosen, data)
-    member = queue_of(chosen).member(1)
-    state, now = LocalShared(dict(start.state_dict())), LocalShared({"images": start.batch()[0].detach()})
-    real = LocalShared(RealBatches((data.train.images, data.train.labels)).draw(chosen, 0, 0))
-    nothing = LocalShared({})
-    question = Question(member, 0, 1, 0, 0, state, now, None, None, 0.0, real, nothing)
+    observers = Observers(chosen, DatasetInfo.of(data))
+    start = initial(chosen, data)
+    network_id = model_pool_of(chosen).network_id(1)
+    state = LocalRef(dict(start.state_dict()))
+    now = LocalRef({"images": start.batch()[0].detach()})
+    real = LocalRef(RealBatches((data.train.images, data.train.labels)).draw(chosen, 0, 0))
+    nothing = LocalRef({})
+    question = GradientTask(network_id, 0, 1, 0, 0, state, now, None, None, 0.0, real, nothing)
     fresh, gradient, _ = observers.answer(question)
-    grown, _ = observers.answer(Growth(member, 0, None, None, state, now))
+    train_result, _ = observers.answer(TrainTask(network_id, 0, None, None, state, now))
     same, gradient_then, _ = observers.answer(
-        Question(member, 0, 1, 0, 0, state, now, None, LocalShared(grown), 0.0, real, nothing)
+        GradientTask(
+            network_id, 0, 1, 0, 0, state, now, None, LocalRef(train_result), 0.0, real, nothing
+        )
     )
     torch.testing.assert_close(fresh["gradient"], same["gradient"])
     torch.testing.assert_close(gradient["images"], gradient_then["images"])
@@ -210,28 +244,34 @@ def test_the_network_is_trained_on_the_images_after_their_step(tmp_path, monkeyp
         return answer(self, asked)
 
     monkeypatch.setattr(Observers, "answer", watched)
-    distill(recipe("dc", synthesis={"steps": 3}), tmp_path / "run", reporter=QUIET)
+    distill(recipe("dc", synthesis={"steps": 3}), tmp_path / "run", progress=QUIET)
     kinds, sums = zip(*order, strict=True)
-    assert kinds == ("Question", "Growth", "Question", "Growth", "Question")
+    assert kinds == ("GradientTask", "TrainTask", "GradientTask", "TrainTask", "GradientTask")
     assert sums[1] == sums[2] != sums[0]
     assert sums[3] == sums[4] != sums[2]
 
 
 @pytest.mark.parametrize(
-    ("ipc", "outer", "inner"), [(1, 1, 1), (5, 1, 1), (10, 10, 50), (30, 30, 20), (50, 50, 10), (60, 50, 10)]
+    ("ipc", "outer", "inner"),
+    [(1, 1, 1), (5, 1, 1), (10, 10, 50), (30, 30, 20), (50, 50, 10), (60, 50, 10)],
 )
 def test_loops_are_those_of_the_number_of_images(ipc, outer, inner):
     chosen = assemble({"method": "dsa", "data": {"name": "cifar10"}, "ipc": ipc})
-    queue = chosen.observers.queue
-    assert (queue.push_every, queue.train_epochs, chosen.synthesis.steps) == (outer, inner, 1000 * outer)
-    assert (queue.source, queue.trained, queue.capacity, queue.augmentation) == (
+    model_pool = chosen.observers.model_pool
+    assert (model_pool.push_every, model_pool.train_epochs, chosen.synthesis.steps) == (
+        outer,
+        inner,
+        1000 * outer,
+    )
+    assert (model_pool.source, model_pool.trained, model_pool.capacity, model_pool.augmentation) == (
         "synthetic", "looking", 1, "color_crop_cutout_flip_scale_rotate",
     )  # fmt: skip
     assert assemble(chosen.model_dump(mode="json")) == chosen
 
 
 def test_declarations():
-    dc, frepo = methods.build(recipe("dc")), methods.build(recipe("frepo"))
+    dc = methods.build(recipe("dc"))
+    frepo = methods.build(recipe("frepo"))
     assert [term.name for term in dc.terms] == ["gradient"]
     assert [term.name for term in frepo.terms] == ["regression"]
     assert dc.samples()
@@ -242,12 +282,24 @@ def test_declarations():
 @pytest.mark.parametrize(
     ("method", "changes", "sentence"),
     [
-        ("dc", {"real": "measured", "observers": {"queue": None}}, "looks at real mini-batches.*set 'real: sampled'"),
+        (
+            "dc",
+            {"real": "measured", "observers": {"model_pool": None}},
+            "looks at real mini-batches.*set 'real: sampled'",
+        ),
         ("krr", {"real": "measured"}, "The term 'regression'.*set 'real: sampled'"),
-        ("frepo", {"observers": {"queue": {"push_every": 5}}}, "set one of them to null"),
-        ("frepo", {"observers": {"queue": {"start": 200}}}, "must not exceed 'queue.capacity'"),
+        ("frepo", {"observers": {"model_pool": {"push_every": 5}}}, "set one of them to null"),
+        (
+            "frepo",
+            {"observers": {"model_pool": {"start": 200}}},
+            "must not exceed 'queue.capacity'",
+        ),
         ("frepo", {"objective": {"relative_ridge": 0}}, "'objective.relative_ridge'"),
-        ("dc", {"terms": {"class_aware": {"weight": 1}}, "guides": {"trained": False}}, "set 'guides.trained: true'"),
+        (
+            "dc",
+            {"terms": {"class_aware": {"weight": 1}}, "classifiers": {"trained": False}},
+            "set 'classifiers.trained: true'",
+        ),
     ],
 )
 def test_what_cannot_be_followed_is_refused(method, changes, sentence):
@@ -256,11 +308,14 @@ def test_what_cannot_be_followed_is_refused(method, changes, sentence):
 
 
 def test_what_is_planned_names_the_training(tmp_path):
-    assert "1 of the queue trained on" in plan(recipe("frepo"), cache=tmp_path / "cache", reporter=QUIET).text()
+    assert (
+        "1 of the queue trained on"
+        in plan(recipe("frepo"), cache=tmp_path / "cache", progress=QUIET).text()
+    )
 
 
 def test_what_the_networks_became_is_in_the_checkpoint(tmp_path):
-    distill(recipe("frepo"), tmp_path / "run", reporter=QUIET)
+    distill(recipe("frepo"), tmp_path / "run", progress=QUIET)
     tensors, _ = read_tensors(max((tmp_path / "run" / "checkpoints").iterdir()))
     assert len(tensors["queue.places"]) == 3
     assert any("momentum.exp_avg." in name for name in tensors)
@@ -269,9 +324,13 @@ def test_what_the_networks_became_is_in_the_checkpoint(tmp_path):
 def test_frepo_learns_its_labels(tmp_path):
     """From nine parts in ten for the own class; they are part of what is stored."""
     made = {
-        labels: distill(recipe("frepo", synthetic={"labels": labels}), tmp_path / labels, reporter=QUIET) for labels in LABELS
+        labels: distill(
+            recipe("frepo", synthetic={"labels": labels}), tmp_path / labels, progress=QUIET
+        )
+        for labels in LABELS
     }
-    soft, hard = made["classes"].distilled, made["hard"].distilled
+    soft = made["classes"].distilled
+    hard = made["hard"].distilled
     assert soft.labels.shape == (len(hard), 10)
     torch.testing.assert_close(soft.labels.sum(1), torch.ones(len(hard)))
     moved = (soft.labels[torch.arange(len(hard)), hard.labels] - 0.9).abs()

@@ -1,7 +1,8 @@
 """Listening to a network by role: features, last map, inputs of normalisations and of convolutions.
 
-A method asks for roles, and `Tapped` finds the layers that play them by running the network once on a blank image. Any
-`nn.Module` that maps (N, channels, height, width) to logits works, without knowing of taps.
+A method asks for roles, and `FeatureExtractor` finds the layers that play them by running the
+network once on a blank image. Any `nn.Module` that maps (N, channels, height, width) to logits
+works, without knowing of taps.
 
 Shapes: N images, d channels or features, h x w pixels of a map.
 """
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 
-class Tap(StrEnum):
+class LayerRole(StrEnum):
     """A role that layers of a network play."""
 
     FEATURES = "features"
@@ -36,16 +37,18 @@ class Tap(StrEnum):
     CONV_INPUTS = "conv_inputs"
     """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
     CONV_PATH = "conv_path"
-    """The same, a map that several convolutions read heard once. In residual networks that leaves out the 1x1 projections of
-    shortcuts, whose input is already heard at the first convolution of their block."""
+    """The same, a map that several convolutions read heard once. In residual networks that leaves
+    out the 1x1 projections of shortcuts, whose input is already heard at the first convolution of
+    their block.
+    """
 
 
 _NEEDS = {
-    Tap.FEATURES: "a linear classifier",
-    Tap.LAST_MAP: "a convolutional map before the classifier",
-    Tap.BN_INPUTS: "batch normalisation",
-    Tap.CONV_INPUTS: "convolutions",
-    Tap.CONV_PATH: "convolutions",
+    LayerRole.FEATURES: "a linear classifier",
+    LayerRole.LAST_MAP: "a convolutional map before the classifier",
+    LayerRole.BN_INPUTS: "batch normalisation",
+    LayerRole.CONV_INPUTS: "convolutions",
+    LayerRole.CONV_PATH: "convolutions",
 }
 
 
@@ -55,21 +58,25 @@ class Observation:
 
     logits: Tensor
     """What the network returned, (N, classes)."""
-    taps: dict[Tap, tuple[Tensor, ...]]
-    """The tensors of each tap that was asked for, with their graph, in order of execution; one for FEATURES and LAST_MAP."""
+    taps: dict[LayerRole, tuple[Tensor, ...]]
+    """The tensors of each tap that was asked for, with their graph, in order of execution; one for
+    FEATURES and LAST_MAP.
+    """
     images: Tensor
     """What the network looked at, (N, channels, height, width)."""
 
 
-class Tapped(nn.Module):
+class FeatureExtractor(nn.Module):
     """A network whose forward pass also returns what its taps hear.
 
-    Hooks stand only while a forward pass runs, so the network can be used, copied and saved as if it were not tapped; its
-    layers are known by name, so a copy of `Tapped` listens to the copied network. It works under `torch.no_grad`, autocast and
-    `torch.func.functional_call` (parameters are named `network.<name>`).
+    Hooks stand only while a forward pass runs, so the network can be used, copied and saved as if
+    it were not tapped; its layers are known by name, so a copy of `FeatureExtractor` listens to the
+    copied network. It works under `torch.no_grad`, autocast and `torch.func.functional_call`
+    (parameters are named `network.<name>`).
 
-    A network that changes a tensor in place after a tapped layer has read it changes what is observed. The layers are those
-    that run in eval mode; layers that run in training alone (auxiliary heads) are not listened to.
+    A network that changes a tensor in place after a tapped layer has read it changes what is
+    observed. The layers are those that run in eval mode; layers that run in training alone
+    (auxiliary heads) are not listened to.
 
     Args:
         network: the network; its mode and its running statistics stay as they are.
@@ -87,23 +94,25 @@ class Tapped(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        taps: Collection[Tap],
+        taps: Collection[LayerRole],
         shape: ImageShape,
         *,
-        optional: Collection[Tap] = (),
+        optional: Collection[LayerRole] = (),
     ) -> None:
         super().__init__()
         self.network = network
-        self._points: dict[Tap, tuple[_Point, ...]] = {}
-        self._dimensions: dict[Tap, list[tuple[int, ...]]] = {}
+        self._points: dict[LayerRole, tuple[_Point, ...]] = {}
+        self._dimensions: dict[LayerRole, list[tuple[int, ...]]] = {}
         heard = _rehearsal(network, shape)
         self.largest = max((tensor.numel() for _, tensor in heard), default=0)
-        for tap in Tap:
+        for tap in LayerRole:
             if tap not in taps:
                 continue
             found = _FINDERS[tap](network, heard)
             if not found and tap not in optional:
-                raise ConfigError(f"The tap '{tap}' needs {_NEEDS[tap]}; network {type(network).__name__} has none.")
+                raise ConfigError(
+                    f"The tap '{tap}' needs {_NEEDS[tap]}; network {type(network).__name__} has none."
+                )
             self._points[tap] = tuple(point for point, _ in found)
             self._dimensions[tap] = [tuple(_as_heard(tap, tensor).shape[1:]) for _, tensor in found]
 
@@ -123,14 +132,19 @@ class Tapped(nn.Module):
 
         with _listening(self.network, {point.ear for point in wanted}, hear):
             logits = self.network(images)
-        taps = {tap: tuple(_as_heard(tap, heard[point]) for point in points) for tap, points in self._points.items()}
+        taps = {
+            tap: tuple(_as_heard(tap, heard[point]) for point in points)
+            for tap, points in self._points.items()
+        }
         return Observation(logits, taps, images)
 
-    def layers(self, tap: Tap) -> list[str]:
-        """The names of the modules that a tap listens to, in order of execution; a module that runs twice is named twice."""
+    def layers(self, tap: LayerRole) -> list[str]:
+        """The names of the modules that a tap listens to, in order of execution; a module that runs
+        twice is named twice.
+        """
         return [point.ear.module for point in self._points[tap]]
 
-    def dimensions(self, tap: Tap) -> list[tuple[int, ...]]:
+    def dimensions(self, tap: LayerRole) -> list[tuple[int, ...]]:
         """The shapes of a tap's tensors without the batch, in the order of `layers`."""
         return list(self._dimensions[tap])
 
@@ -153,8 +167,12 @@ _Heard = list[tuple[_Point, Tensor]]
 
 
 @contextmanager
-def _listening(network: nn.Module, ears: Iterable[_Ear], hear: Callable[[_Point, Tensor], None]) -> Iterator[None]:
-    """Call `hear` with every tensor that comes by the ears, until the block ends, however it ends."""
+def _listening(
+    network: nn.Module, ears: Iterable[_Ear], hear: Callable[[_Point, Tensor], None]
+) -> Iterator[None]:
+    """Call `hear` with every tensor that comes by the ears, until the block ends, however it
+    ends.
+    """
     calls: Counter[_Ear] = Counter()
 
     def report(ear: _Ear, value: object) -> None:
@@ -168,7 +186,9 @@ def _listening(network: nn.Module, ears: Iterable[_Ear], hear: Callable[[_Point,
         yield
 
 
-def _hook(module: nn.Module, ear: _Ear, report: Callable[[_Ear, object], None]) -> torch.utils.hooks.RemovableHandle:
+def _hook(
+    module: nn.Module, ear: _Ear, report: Callable[[_Ear, object], None]
+) -> torch.utils.hooks.RemovableHandle:
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         report(ear, next(iter((*arguments, *keywords.values())), None))
 
@@ -181,14 +201,19 @@ def _hook(module: nn.Module, ear: _Ear, report: Callable[[_Ear, object], None]) 
 
 
 def _rehearsal(network: nn.Module, shape: ImageShape) -> _Heard:
-    """Every tensor that comes by any module, in order, while the network sees one blank image in eval mode."""
+    """Every tensor that comes by any module, in order, while the network sees one blank image in
+    eval mode.
+    """
     heard: _Heard = []
     ears = [_Ear(name, side) for name, _ in network.named_modules() for side in ("input", "output")]
     modes = {module: module.training for module in network.modules()}
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         network.eval()
-        with torch.no_grad(), _listening(network, ears, lambda point, tensor: heard.append((point, tensor))):
+        with (
+            torch.no_grad(),
+            _listening(network, ears, lambda point, tensor: heard.append((point, tensor))),
+        ):
             network(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         for module, training in modes.items():
@@ -196,8 +221,14 @@ def _rehearsal(network: nn.Module, shape: ImageShape) -> _Heard:
     return heard
 
 
-def _inputs(network: nn.Module, heard: _Heard, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> _Heard:
-    return [(p, t) for p, t in heard if p.ear.side == "input" and isinstance(network.get_submodule(p.ear.module), kinds)]
+def _inputs(
+    network: nn.Module, heard: _Heard, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> _Heard:
+    return [
+        (p, t)
+        for p, t in heard
+        if p.ear.side == "input" and isinstance(network.get_submodule(p.ear.module), kinds)
+    ]
 
 
 def _features(network: nn.Module, heard: _Heard) -> _Heard:
@@ -221,10 +252,12 @@ def _conv_path(network: nn.Module, heard: _Heard) -> _Heard:
 
 
 def _last_map(network: nn.Module, heard: _Heard) -> _Heard:
-    """The input of the last adaptive pooling, or the last map that comes after it and is larger than what it gave.
+    """The input of the last adaptive pooling, or the last map that comes after it and is larger
+    than what it gave.
 
-    Adaptive pooling is how networks pool globally; squeeze-and-excitation does it inside a block, whence the second clause. A
-    network that turns its maps into a sequence of tokens (N, tokens, d) has no last map.
+    Adaptive pooling is how networks pool globally; squeeze-and-excitation does it inside a block,
+    whence the second clause. A network that turns its maps into a sequence of tokens (N, tokens, d)
+    has no last map.
     """
     found: _Heard = []
     pooled_area = 0
@@ -242,18 +275,19 @@ def _last_map(network: nn.Module, heard: _Heard) -> _Heard:
         elif pooling:
             pooled_area = tensor.shape[2] * tensor.shape[3]
         elif tensor.shape[2] * tensor.shape[3] > pooled_area:
-            found, pooled_area = [(point, tensor)], 0
+            found = [(point, tensor)]
+            pooled_area = 0
     return found
 
 
-_FINDERS: dict[Tap, Callable[[nn.Module, _Heard], _Heard]] = {
-    Tap.FEATURES: _features,
-    Tap.LAST_MAP: _last_map,
-    Tap.BN_INPUTS: _bn_inputs,
-    Tap.CONV_INPUTS: _conv_inputs,
-    Tap.CONV_PATH: _conv_path,
+_FINDERS: dict[LayerRole, Callable[[nn.Module, _Heard], _Heard]] = {
+    LayerRole.FEATURES: _features,
+    LayerRole.LAST_MAP: _last_map,
+    LayerRole.BN_INPUTS: _bn_inputs,
+    LayerRole.CONV_INPUTS: _conv_inputs,
+    LayerRole.CONV_PATH: _conv_path,
 }
 
 
-def _as_heard(tap: Tap, tensor: Tensor) -> Tensor:
-    return tensor.flatten(1) if tap is Tap.FEATURES else tensor
+def _as_heard(tap: LayerRole, tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tap is LayerRole.FEATURES else tensor

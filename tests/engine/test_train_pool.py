@@ -13,14 +13,14 @@ from rayd.config import Recipe, ResourceSettings
 from rayd.data import ImageData, load
 from rayd.engine import squeeze
 from rayd.engine.distill import distill
-from rayd.engine.group import LocalGroup
-from rayd.engine.members import Member, team
-from rayd.engine.observer import Facts
+from rayd.engine.network_ids import NetworkId, trained_networks
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import LocalPool
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.errors import DataError, ResourceError
-from rayd.training import course
-from rayd.training.crew import Crew
+from rayd.training import training_run
+from rayd.training.parallelism import Parallelism
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL, edc, stages_of
 
 PLAIN = {"name": "convnet", "depth": 1, "width": 6, "norm": "none"}
@@ -29,7 +29,14 @@ HALVES = {"cpus_per_worker": 0.5, "threads": 1}
 
 def recipe_of(network: dict[str, object], workers: int, **overrides: object) -> Recipe:
     observers = {"networks": [network], "pool": 1, "per_step": 1, "batch_size": 64}
-    squeezing = {"epochs": 4, "batch_size": 100, "learning_rate": 0.02, "mix": "cutmix", "average": 0.9, "workers": workers}
+    squeezing = {
+        "epochs": 4,
+        "batch_size": 100,
+        "learning_rate": 0.02,
+        "mix": "cutmix",
+        "average": 0.9,
+        "workers": workers,
+    }
     return edc(observers=observers, squeeze=squeezing, resources=HALVES, **overrides)
 
 
@@ -39,16 +46,24 @@ class Mortal:
 
     marks: Path
 
-    def __call__(self, recipe: Recipe, facts: Facts, crew: Crew, device: torch.device) -> Worker:
-        course.CHECKPOINT_SECONDS = 0.0
-        worker = Worker(recipe, facts, crew, device)
+    def __call__(
+        self, recipe: Recipe, facts: DatasetInfo, parallelism: Parallelism, device: torch.device
+    ) -> Worker:
+        training_run.CHECKPOINT_SECONDS = 0.0
+        worker = Worker(recipe, facts, parallelism, device)
         train = worker.squeeze
 
-        def squeezed(member: Member, train_: object, validation: object, checkpoint: Path) -> Iterator[object]:
+        def squeezed(
+            network_id: NetworkId, train_: object, validation: object, checkpoint: Path
+        ) -> Iterator[object]:
             if checkpoint.exists():
                 (self.marks / "resumed").touch()
-            for event in train(member, train_, validation, checkpoint):
-                if not crew.leads and event.epoch == 2 and not (self.marks / "killed").exists():
+            for event in train(network_id, train_, validation, checkpoint):
+                if (
+                    not parallelism.leads
+                    and event.epoch == 2
+                    and not (self.marks / "killed").exists()
+                ):
                     (self.marks / "killed").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
                 yield event
@@ -60,18 +75,22 @@ class Mortal:
 def squeezed(
     recipe: Recipe, data: ImageData, root: Path, marks: Path | None = None
 ) -> tuple[squeeze.TrainedObserver, list[int]]:
-    from rayd.engine.on_ray.train import TrainGroup
+    from rayd.engine.on_ray.train import TrainPool
 
-    store, told = Store(root), []
-    resources, scratch = squeeze.trainers(recipe), root / squeeze.UNFINISHED
+    store = Store(root)
+    told = []
+    resources = squeeze.trainers(recipe)
+    scratch = root / squeeze.UNFINISHED
     if marks is None:
-        group = LocalGroup(resources, Worker, recipe, Facts.of(data))
+        pool = LocalPool(resources, Worker, recipe, DatasetInfo.of(data))
     else:
-        group = TrainGroup(resources, squeeze.WORKERS, scratch, Mortal(marks), recipe, Facts.of(data))
-    with group:
-        everyone = squeeze.squeeze(group, recipe, data, store, lambda done, total: told.append(done))
+        pool = TrainPool(
+            resources, squeeze.WORKERS, scratch, Mortal(marks), recipe, DatasetInfo.of(data)
+        )
+    with pool:
+        everyone = squeeze.squeeze(pool, recipe, data, store, lambda done, total: told.append(done))
     assert not scratch.exists() or not list(scratch.iterdir())
-    return everyone[team(recipe)[0]], told
+    return everyone[trained_networks(recipe)[0]], told
 
 
 @pytest.mark.slow
@@ -99,11 +118,18 @@ def test_a_run_uses_what_two_workers_trained(tmp_path):
         synthetic={"init": "rded"},
         **NO_STUDENTS,
     )
-    run = distill(recipe, tmp_path / "run", reporter=QUIET)
-    assert stages_of(tmp_path / "run") == ["squeeze", "measure", "score", "synthesize", "relabel", "evaluate"]
+    run = distill(recipe, tmp_path / "run", progress=QUIET)
+    assert stages_of(tmp_path / "run") == [
+        "squeeze",
+        "measure",
+        "score",
+        "synthesize",
+        "relabel",
+        "evaluate",
+    ]
     (observer,) = run.distilled.card["observers"]
     assert observer["train_accuracy"] > 0.8
-    again = distill(recipe, tmp_path / "again", reporter=QUIET)
+    again = distill(recipe, tmp_path / "again", progress=QUIET)
     assert "squeeze" not in stages_of(tmp_path / "again")
     assert torch.equal(again.distilled.images, run.distilled.images)
 
@@ -111,32 +137,36 @@ def test_a_run_uses_what_two_workers_trained(tmp_path):
 class Unlucky:
     """Replicas of which the second finds a fault while the first waits for it."""
 
-    def __init__(self, crew: Crew, device: torch.device):
-        self.crew = crew
+    def __init__(self, parallelism: Parallelism, device: torch.device):
+        self.parallelism = parallelism
 
     def work(self) -> Iterator[float]:
-        yield float(self.crew.mean(torch.tensor(1.0)))
-        if not self.crew.leads:
+        yield float(self.parallelism.mean(torch.tensor(1.0)))
+        if not self.parallelism.leads:
             raise DataError("The second shard is broken.")
-        yield float(self.crew.mean(torch.tensor(2.0)))
+        yield float(self.parallelism.mean(torch.tensor(2.0)))
 
 
 @pytest.mark.slow
 def test_a_fault_of_one_worker_ends_the_run_in_its_words(tmp_path):
-    from rayd.engine.on_ray.train import TrainGroup
+    from rayd.engine.on_ray.train import TrainPool
 
-    with TrainGroup(ResourceSettings(workers=2, **HALVES), "workers", tmp_path / "scratch", Unlucky) as group:
+    with TrainPool(
+        ResourceSettings(workers=2, **HALVES), "workers", tmp_path / "scratch", Unlucky
+    ) as pool:
         events = []
         with pytest.raises(DataError, match="second shard is broken"):
-            events.extend(group.stream("work", [()]))
+            events.extend(pool.stream("work", [()]))
         # what the first worker said before may be overtaken by the fault
         assert set(events) <= {(0, 1.0)}
     assert not list((tmp_path / "scratch").iterdir())
 
 
 def test_what_the_cluster_cannot_hold_together_is_refused_before_any_work(tmp_path):
-    with pytest.raises(ResourceError, match=r"1000 workers of 0\.5 CPU each do not fit.*fewer squeeze\.workers"):
-        distill(recipe_of(PLAIN, 1000), tmp_path / "run", reporter=QUIET)
+    with pytest.raises(
+        ResourceError, match=r"1000 workers of 0\.5 CPU each do not fit.*fewer squeeze\.workers"
+    ):
+        distill(recipe_of(PLAIN, 1000), tmp_path / "run", progress=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -145,9 +175,11 @@ def test_only_workers_that_train_together_are_part_of_what_an_observer_is_made_o
 
     def inputs(workers: int, **changes: object) -> dict[str, object]:
         recipe = recipe_of(PLAIN, workers, **changes)
-        return squeeze.trained_inputs(recipe, data, team(recipe)[0])
+        return squeeze.trained_inputs(recipe, data, trained_networks(recipe)[0])
 
     assert inputs(1)["squeeze"] == recipe_of(PLAIN, 1).squeeze.model_dump(mode="json")
     assert inputs(1) != inputs(2)
     given = recipe_of(PLAIN, 2)
-    assert not squeeze.together(given.model_copy(update={"squeeze": given.squeeze.model_copy(update={"epochs": 0})}))
+    assert not squeeze.together(
+        given.model_copy(update={"squeeze": given.squeeze.model_copy(update={"epochs": 0})})
+    )

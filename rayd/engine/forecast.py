@@ -15,10 +15,10 @@ from rayd import devices, methods, synthetic
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.engine.costs import Costs
-from rayd.engine.members import Member
+from rayd.engine.network_ids import NetworkId
 from rayd.engine.speeds import Speeds
 from rayd.engine.store import Store
-from rayd.engine.tasks import Task
+from rayd.engine.student_tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -30,35 +30,44 @@ SHORT_BUDGET = 2.0
 Found = TypeVar("Found")
 
 
-class Foresight:
+class Forecast:
     """The forecast of one run."""
 
     def __init__(self, recipe: Recipe, data: ImageData, store: Store):
         """Compute nothing yet."""
-        self._recipe, self._data, self._store = recipe, data, store
+        self._recipe = recipe
+        self._data = data
+        self._store = store
 
     def stage(self, name: str) -> float | None:
         """Seconds that a stage should take; None where that is not known."""
         return self._tried(lambda: self._stages.get(name), None)
 
-    def epoch(self, member: Member) -> float:
+    def epoch(self, network_id: NetworkId) -> float:
         """What an epoch of an observer's training takes, beside those of others."""
-        settings = self._recipe.squeezing(member.panel)
+        settings = self._recipe.squeezing(network_id.group)
 
         def seconds() -> float:
-            return self._speeds.seconds(self._costs.training(member.network, settings, len(self._data.train)))
+            return self._speeds.seconds(
+                self._costs.training(network_id.architecture, settings, len(self._data.train))
+            )
 
         return self._tried(seconds, 1.0)
 
-    def shard(self, member: Member) -> float:
+    def shard(self, network_id: NetworkId) -> float:
         """What an observer takes for a shard of the real images, beside others."""
-        networks = [one.model_dump() for one in self._recipe.panel(member.panel).networks]
-        place = networks.index(member.network.model_dump())
-        return self._tried(lambda: self._speeds.seconds(self._costs.measuring(member.panel, place)), 1.0)
+        networks = [
+            one.model_dump() for one in self._recipe.network_group(network_id.group).networks
+        ]
+        place = networks.index(network_id.architecture.model_dump())
+        return self._tried(
+            lambda: self._speeds.seconds(self._costs.measuring(network_id.group, place)), 1.0
+        )
 
     def student(self, task: Task) -> float:
         """What an epoch of a student takes, beside those of others."""
-        own, real = synthetic.image_count(self._recipe, self._data), task.set_name != "distilled"
+        own = synthetic.image_count(self._recipe, self._data)
+        real = task.set_name != "distilled"
         few = self._recipe.ipc * self._data.classes
         images = {"whole": len(self._data.train), "distilled": own}.get(task.set_name, few)
         settings = self._recipe.evaluation
@@ -85,7 +94,9 @@ class Foresight:
         from rayd.engine.plan import stage_seconds
 
         method = methods.build(self._recipe)
-        return stage_seconds(self._recipe, method, self._data, self._store, self._speeds, LONG, SHORT_BUDGET)
+        return stage_seconds(
+            self._recipe, method, self._data, self._store, self._speeds, LONG, SHORT_BUDGET
+        )
 
     def _tried(self, work: Callable[[], Found], otherwise: Found) -> Found:
         try:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from ray.util.placement_group import get_current_placement_group, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayd.config import ResourceSettings
-from rayd.engine.group import Group, LocalGroup, Shared, open_group
+from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool, open_pool
 from rayd.errors import DataError, ResourceError, RunError
 
 
@@ -23,7 +27,7 @@ class Worker:
     def __init__(self, factor: int):
         self.factor = factor
 
-    def scale(self, shared: Shared, index: int, delay: float = 0.0) -> torch.Tensor:
+    def scale(self, shared: ObjectRef, index: int, delay: float = 0.0) -> torch.Tensor:
         time.sleep(delay)
         return shared.get() * self.factor + index
 
@@ -32,8 +36,8 @@ class Worker:
 
     def bundle(self) -> str | None:
         time.sleep(0.5)
-        group = get_current_placement_group()
-        return group.id.hex() if group is not None else None
+        pool = get_current_placement_group()
+        return pool.id.hex() if pool is not None else None
 
     def refuse(self) -> None:
         raise DataError("The third image is broken.")
@@ -58,51 +62,58 @@ class Worker:
 class Caller:
     """What is hosted beside the workers."""
 
-    def __init__(self, group: Group, offset: float):
-        self.group, self.offset = group, offset
+    def __init__(self, pool: WorkerPool, offset: float):
+        self.pool = pool
+        self.offset = offset
 
     def total(self, count: int) -> torch.Tensor:
-        shared = self.group.share(torch.full((2,), self.offset))
-        return sum(self.group.map("scale", [(shared, i) for i in range(count)]), torch.zeros(2))
+        shared = self.pool.share(torch.full((2,), self.offset))
+        return sum(self.pool.map("scale", [(shared, i) for i in range(count)]), torch.zeros(2))
 
 
 @pytest.fixture(scope="module", params=[0, 2])
-def group(request: pytest.FixtureRequest) -> Iterator[Group]:
-    with open_group(ResourceSettings(workers=request.param, cpus_per_worker=0.5, threads=1), Worker, 10) as opened:
+def pool(request: pytest.FixtureRequest) -> Iterator[WorkerPool]:
+    with open_pool(
+        ResourceSettings(workers=request.param, cpus_per_worker=0.5, threads=1), Worker, 10
+    ) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
-def ray_group() -> Iterator[Group]:
-    with open_group(ResourceSettings(workers=2, cpus_per_worker=0.5, threads=1), Worker, 10) as opened:
+def ray_group() -> Iterator[WorkerPool]:
+    with open_pool(
+        ResourceSettings(workers=2, cpus_per_worker=0.5, threads=1), Worker, 10
+    ) as opened:
         yield opened
 
 
-def test_results_come_in_the_order_of_the_items(group):
-    shared = group.share(torch.ones(2))
+def test_results_come_in_the_order_of_the_items(pool):
+    shared = pool.share(torch.ones(2))
     items = [(shared, i, 0.05 * (i % 3 == 0)) for i in range(7)]
-    assert [int(result[0]) for result in group.map("scale", items, affinity=[i // 2 for i in range(7)])] == list(range(10, 17))
+    assert [
+        int(result[0]) for result in pool.map("scale", items, affinity=[i // 2 for i in range(7)])
+    ] == list(range(10, 17))
 
 
-def test_no_items_give_no_results(group):
-    assert list(group.map("scale", [])) == []
-    assert list(group.stream("count", [])) == []
+def test_no_items_give_no_results(pool):
+    assert list(pool.map("scale", [])) == []
+    assert list(pool.stream("count", [])) == []
 
 
-def test_streams_give_every_event_once_and_in_order(group):
-    events = list(group.stream("count", [(4,), (0,), (3,)]))
+def test_streams_give_every_event_once_and_in_order(pool):
+    events = list(pool.stream("count", [(4,), (0,), (3,)]))
     for item, length in enumerate((4, 0, 3)):
         assert [event for index, event in events if index == item] == list(range(length))
 
 
-def test_a_hosted_object_calls_the_workers(group):
-    host = group.host(Caller, 0.5)
+def test_a_hosted_object_calls_the_workers(pool):
+    host = pool.host(Caller, 0.5)
     assert host.call("total", 3).tolist() == [18.0, 18.0]
 
 
-def test_an_error_of_rayd_arrives_as_itself(group):
+def test_an_error_of_rayd_arrives_as_itself(pool):
     with pytest.raises(DataError, match="third image"):
-        list(group.map("refuse", [()]))
+        list(pool.map("refuse", [()]))
 
 
 class Picky:
@@ -119,7 +130,7 @@ def test_what_cannot_be_made_says_why(ray_group):
     with pytest.raises(DataError, match="shard is missing"):
         ray_group.host(Picky).call("total")
     with pytest.raises(DataError, match="shard is missing"):
-        open_group(ResourceSettings(workers=1, cpus_per_worker=0.0), Picky)
+        open_pool(ResourceSettings(workers=1, cpus_per_worker=0.0), Picky)
 
 
 def test_a_bug_on_a_worker_is_told(ray_group):
@@ -133,7 +144,9 @@ def test_a_killed_worker_costs_nothing_but_time(ray_group, tmp_path):
 
 
 def test_a_killed_stream_is_passed_on_once(ray_group, tmp_path):
-    events = list(ray_group.stream("count_and_die_once", [(tmp_path / "a", 6), (tmp_path / "b", 4)]))
+    events = list(
+        ray_group.stream("count_and_die_once", [(tmp_path / "a", 6), (tmp_path / "b", 4)])
+    )
     for item, length in enumerate((6, 4)):
         assert [event for index, event in events if index == item] == list(range(length))
 
@@ -145,7 +158,7 @@ def test_a_killed_stream_is_passed_on_once(ray_group, tmp_path):
 def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_group, settings, sentence):
     began = time.monotonic()
     with pytest.raises(ResourceError, match=sentence):
-        open_group(ResourceSettings(**settings), Worker, 1)
+        open_pool(ResourceSettings(**settings), Worker, 1)
     assert time.monotonic() - began < 30
 
 
@@ -156,7 +169,9 @@ def test_workers_stay_in_the_placement_group_of_who_starts_them(ray_group, place
     reserved = placement_group([{"CPU": 0.5}] * 2, strategy=placement.upper())
     assert reserved.wait(60)
     there = PlacementGroupSchedulingStrategy(reserved, placement_group_capture_child_tasks=True)
-    bundles = ray.remote(num_cpus=0)(bundles_of).options(scheduling_strategy=there).remote(placement)
+    bundles = (
+        ray.remote(num_cpus=0)(bundles_of).options(scheduling_strategy=there).remote(placement)
+    )
     try:
         assert ray.get(bundles, timeout=120) == [reserved.id.hex()] * 4
     finally:
@@ -165,26 +180,28 @@ def test_workers_stay_in_the_placement_group_of_who_starts_them(ray_group, place
 
 def bundles_of(placement: str) -> list[str | None]:
     settings = ResourceSettings(workers=2, cpus_per_worker=0.5, placement=placement, threads=1)
-    with open_group(settings, Worker, 1) as group:
-        return list(group.map("bundle", [()] * 4))
+    with open_pool(settings, Worker, 1) as pool:
+        return list(pool.map("bundle", [()] * 4))
 
 
 def test_an_address_where_nothing_answers_is_refused_in_seconds():
     began = time.monotonic()
     with pytest.raises(ResourceError, match=r"No Ray cluster answers at '127\.0\.0\.1:9'"):
-        open_group(ResourceSettings(workers=1, address="127.0.0.1:9"), Worker, 1)
+        open_pool(ResourceSettings(workers=1, address="127.0.0.1:9"), Worker, 1)
     assert time.monotonic() - began < 30
 
 
 def test_a_ray_client_is_refused_with_what_to_do_instead():
-    with pytest.raises(ResourceError, match=r"from outside a cluster submit the run: ray job submit"):
-        open_group(ResourceSettings(workers=1, address="ray://127.0.0.1:10001"), Worker, 1)
+    with pytest.raises(
+        ResourceError, match=r"from outside a cluster submit the run: ray job submit"
+    ):
+        open_pool(ResourceSettings(workers=1, address="ray://127.0.0.1:10001"), Worker, 1)
 
 
 def test_in_process_threads_are_those_of_a_worker():
-    group = LocalGroup(ResourceSettings(threads=1), Threads)
+    pool = LocalPool(ResourceSettings(threads=1), Threads)
     torch.set_num_threads(2)
-    assert list(group.map("count", [()])) == [1]
+    assert list(pool.map("count", [()])) == [1]
     assert torch.get_num_threads() == 2
 
 

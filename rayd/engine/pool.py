@@ -1,9 +1,9 @@
 """Groups: the same work items over no, one or many workers.
 
-A group hosts replicas of one plain object and calls its methods. Work items are independent, idempotent and keyed by what
-they are, never by who does them; results come back in the order of the items. `LocalGroup` runs them in this process, one
-after another, and needs no Ray; `rayd.engine.on_ray.group.RayGroup` runs them on Ray actors. The driver cannot tell which it
-talks to.
+A group hosts replicas of one plain object and calls its methods. Work items are independent,
+idempotent and keyed by what they are, never by who does them; results come back in the order of the
+items. `LocalPool` runs them in this process, one after another, and needs no Ray;
+`rayd.engine.on_ray.pool.RayPool` runs them on Ray actors. The driver cannot tell which it talks to.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rayd import allocator
 from rayd.config import ResourceSettings
 
 
-class Shared(Protocol):
+class ObjectRef(Protocol):
     """A value placed once where every worker can reach it. It is read-only."""
 
     @property
@@ -32,7 +32,7 @@ class Shared(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalShared:
+class LocalRef:
     """A value in this process."""
 
     value: Any
@@ -43,25 +43,27 @@ class LocalShared:
         return self.value
 
 
-class Host(Protocol):
+class ActorHandle(Protocol):
     """One object somewhere, called by method name."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method and wait for its result."""
 
 
-class Streams(Protocol):
-    """Whoever does work items that tell how far they are; a `Group` is one."""
+class TaskStream(Protocol):
+    """Whoever does work items that tell how far they are; a `WorkerPool` is one."""
 
-    def share(self, value: Any) -> Shared:
+    def share(self, value: Any) -> ObjectRef:
         """Place a value once for all workers."""
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Call a generator method for every item; yield (index of the item, event) as events come."""
+        """Call a generator method for every item; yield (index of the item, event) as events
+        come.
+        """
 
 
 @dataclass(frozen=True)
-class Presence:
+class WorkerInfo:
     """Where a replica is, or was when it was last heard of."""
 
     role: str
@@ -78,19 +80,24 @@ class Presence:
     """Whether it answered, or is at work, since it was last asked."""
 
 
-class Group(ABC):
-    """Replicas of one object, and the work items given to them. A context manager: leaving it frees the workers."""
+class WorkerPool(ABC):
+    """Replicas of one object, and the work items given to them. A context manager: leaving it frees
+    the workers.
+    """
 
     @abstractmethod
-    def share(self, value: Any) -> Shared:
+    def share(self, value: Any) -> ObjectRef:
         """Place a value once for all workers."""
 
     @abstractmethod
-    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
         """Call `method(*item)` for every item; yield the results in the order of the items.
 
-        Items go to whichever worker is free; among the waiting ones a worker takes those of its own affinity first (an item of
-        affinity a belongs to worker a modulo the number of workers), which keeps its caches warm and changes no result.
+        Items go to whichever worker is free; among the waiting ones a worker takes those of its own
+        affinity first (an item of affinity a belongs to worker a modulo the number of workers),
+        which keeps its caches warm and changes no result.
 
         Raises:
             RunError: an item failed for good, or nothing was heard from any worker for too long.
@@ -100,15 +107,17 @@ class Group(ABC):
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Call a generator method for every item; yield (index of the item, event) as events come.
 
-        Items are taken from their iterator when a worker is free for them. An item that was restarted must yield its events
-        again from the first one; each is passed on once.
+        Items are taken from their iterator when a worker is free for them. An item that was
+        restarted must yield its events again from the first one; each is passed on once.
         """
 
     @abstractmethod
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> Host:
-        """One more object, `factory(self, *arguments)`, beside the workers and able to call them."""
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> ActorHandle:
+        """One more object, `factory(self, *arguments)`, beside the workers and able to call
+        them.
+        """
 
-    def roster(self) -> list[Presence]:
+    def workers(self) -> list[WorkerInfo]:
         """Where the replicas are, as far as is known without waiting; empty in process."""
         return []
 
@@ -116,7 +125,7 @@ class Group(ABC):
         """The directory of the replicas' log files on each of their machines; None in process."""
         return None
 
-    def tell(self, stage: str, rate: float) -> None:
+    def publish(self, stage: str, rate: float) -> None:
         """Publish the rate of a stage, work units a second, where anybody listens."""
         return
 
@@ -127,34 +136,44 @@ class Group(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
 
-class LocalGroup(Group):
+class LocalPool(WorkerPool):
     """A single replica in this process."""
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
-        """Host `factory(*arguments)`; torch gets the threads that `resources` grants a worker while it works."""
+        """Host `factory(*arguments)`; torch gets the threads that `resources` grants a worker while
+        it works.
+        """
         from rayd.devices import threads
 
         self._threads = threads(resources)
         self._worker = factory(*arguments)
 
     @classmethod
-    def around(cls, worker: Any) -> LocalGroup:
+    def around(cls, worker: Any) -> LocalPool:
         """The group whose single replica is this object, with the threads that it has now."""
         import torch
 
-        group = cls.__new__(cls)
-        group._threads, group._worker = torch.get_num_threads(), worker
-        return group
+        pool = cls.__new__(cls)
+        pool._threads = torch.get_num_threads()
+        pool._worker = worker
+        return pool
 
-    def share(self, value: Any) -> LocalShared:
+    def share(self, value: Any) -> LocalRef:
         """A handle on the value itself."""
-        return LocalShared(value)
+        return LocalRef(value)
 
-    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
         """Run the items one after another, each when its result is asked for."""
         from rayd.devices import thread_limit
 
@@ -172,9 +191,9 @@ class LocalGroup(Group):
                 for event in getattr(self._worker, method)(*item):
                     yield index, event
 
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> LocalHost:
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> LocalActor:
         """The object, in this process."""
-        return LocalHost(factory(self, *arguments))
+        return LocalActor(factory(self, *arguments))
 
     def close(self) -> None:
         """Give back the memory of the replica, that of its device included."""
@@ -188,7 +207,7 @@ class LocalGroup(Group):
         allocator.give_back()
 
 
-class LocalHost:
+class LocalActor:
     """An object in this process."""
 
     def __init__(self, inner: Any):
@@ -200,14 +219,16 @@ class LocalHost:
         return getattr(self._inner, method)(*arguments)
 
 
-def open_group(resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any) -> Group:
+def open_pool(
+    resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any
+) -> WorkerPool:
     """The group that the resources ask for: in process for no workers, else on Ray.
 
     Raises:
         ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.
     """
     if resources.workers == 0:
-        return LocalGroup(resources, factory, *arguments)
-    from rayd.engine.on_ray.group import RayGroup
+        return LocalPool(resources, factory, *arguments)
+    from rayd.engine.on_ray.pool import RayPool
 
-    return RayGroup(resources, factory, *arguments)
+    return RayPool(resources, factory, *arguments)

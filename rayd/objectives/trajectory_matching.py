@@ -1,8 +1,9 @@
-"""The objective of methods that match trajectories: students that follow experts, each from an epoch of its own.
+"""The objective of methods that match trajectories: students that follow experts, each from an
+epoch of its own.
 
-In every step of the synthesis some students are sent after an expert each (`TrajectorySettings.per_step`). Whom a student
-follows, from which epoch, and on which batches it learns, is drawn here; how its gradient is found is the business of
-`rayd.objectives.trajectory`.
+In every step of the synthesis some students are sent after an expert each
+(`TrajectorySettings.per_step`). Whom a student follows, from which epoch, and on which batches it
+learns, is drawn here; how its gradient is found is the business of `rayd.objectives.trajectory`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rayd.schedules import progressive_start, rising_start
 
 
 @dataclass(frozen=True)
-class Following:
+class TrajectoryMatching:
     """Students that follow experts for some epochs."""
 
     settings: TrajectorySettings
@@ -36,22 +37,36 @@ class Following:
         chosen = self.settings.start
         match chosen.schedule:
             case "rising":
-                return rising_start(step, chosen.first, chosen.most, chosen.rise, chosen.least, self.last)
+                return rising_start(
+                    step, chosen.first, chosen.most, chosen.rise, chosen.least, self.last
+                )
             case "progressive":
-                return progressive_start(step, self.total, chosen.most, chosen.offset, chosen.window, self.last)
+                return progressive_start(
+                    step, self.total, chosen.most, chosen.offset, chosen.window, self.last
+                )
             case "uniform":
                 return rising_start(0, chosen.most, chosen.most, 1, chosen.least, self.last)
 
     def draw(self, step: int, draws: Generator) -> tuple[int, int]:
         """Whom a student of a step follows, from which epoch: both uniformly."""
         starts = self.starts(step)
-        expert, place = (int(torch.randint(count, (1,), generator=draws)) for count in (self.experts, len(starts)))
+        expert, place = (
+            int(torch.randint(count, (1,), generator=draws))
+            for count in (self.experts, len(starts))
+        )
         return expert, starts[place]
 
     def loss(
-        self, student: Student, segment: Segment, images: Tensor, labels: Tensor, step_size: Tensor, draws: Generator
+        self,
+        student: Student,
+        segment: Segment,
+        images: Tensor,
+        labels: Tensor,
+        step_size: Tensor,
+        draws: Generator,
     ) -> Tensor:
-        """How far a student is from its expert in the end: a scalar, differentiable once in images, labels and step size.
+        """How far a student is from its expert in the end: a scalar, differentiable once in images,
+        labels and step size.
 
         Args:
             student: the network.
@@ -61,7 +76,15 @@ class Following:
             step_size: of the student, a positive scalar.
             draws: of its batches and their views.
         """
-        chosen, size = self.settings, (images.shape[2], images.shape[3])
+        chosen = self.settings
+        size = (images.shape[2], images.shape[3])
         view = augmentation(chosen.augmentation)
-        steps = inner_steps(len(images), chosen.batch_size, chosen.steps, size, draws, view if view.operations else None)
+        steps = inner_steps(
+            len(images),
+            chosen.batch_size,
+            chosen.steps,
+            size,
+            draws,
+            view if view.operations else None,
+        )
         return trajectory_loss(student, segment, steps, images, labels, step_size, way=chosen.way)

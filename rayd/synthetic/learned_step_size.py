@@ -1,8 +1,10 @@
-r"""A synthetic set that is learned together with the step size of the students that train on it, as in trajectory matching.
+r"""A synthetic set that is learned together with the step size of the students that train on it, as
+in trajectory matching.
 
-The step size alpha is positive by its parameterisation: what is learned is log(alpha). A step of size s on log(alpha) is, to
-first order, one of s alpha^2 on alpha itself; where a paper gives a step size s' for alpha that starts at alpha_0, s = s' /
-alpha_0^2 begins alike (MTT: s' = 1e-5 at alpha_0 = 0.01, so s = 0.1).
+The step size alpha is positive by its parameterisation: what is learned is log(alpha). A step of
+size s on log(alpha) is, to first order, one of s alpha^2 on alpha itself; where a paper gives a
+step size s' for alpha that starts at alpha_0, s = s' / alpha_0^2 begins alike (MTT: s' = 1e-5 at
+alpha_0 = 0.01, so s = 0.1).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from rayd.errors import ConfigError
 from rayd.synthetic.base import Storage, SyntheticSet
 
 
-class Paced(SyntheticSet):
+class WithLearnedStepSize(SyntheticSet):
     """Any synthetic set, and a step size."""
 
     def __init__(self, learned: SyntheticSet, step_size: float):
@@ -28,7 +30,9 @@ class Paced(SyntheticSet):
         """
         super().__init__()
         if not step_size > 0:
-            raise ConfigError(f"The step size of students must be above 0. Got {step_size} instead.")
+            raise ConfigError(
+                f"The step size of students must be above 0. Got {step_size} instead."
+            )
         self.learned = learned
         self.log_step_size = nn.Parameter(torch.tensor(log(step_size)))
 
@@ -62,9 +66,9 @@ class Paced(SyntheticSet):
         return self.learned.step_scales
 
     @property
-    def units(self) -> Tensor:
+    def samples(self) -> Tensor:
         """As the set has it."""
-        return self.learned.units
+        return self.learned.samples
 
     def part(self, indices: Tensor) -> Self:
         """All of it: the step size belongs to all images together.
@@ -87,9 +91,13 @@ class Paced(SyntheticSet):
         self.log_step_size.copy_(part.log_step_size)
 
     def _check_whole(self, indices: Tensor) -> None:
-        if not torch.equal(indices.cpu(), torch.arange(len(self.units))):
-            raise ConfigError("Images that are learned with a step size cannot be cut apart: set 'synthesis.block: null'.")
+        if not torch.equal(indices.cpu(), torch.arange(len(self.samples))):
+            raise ConfigError(
+                "Images that are learned with a step size cannot be cut apart: set 'synthesis.block: null'."
+            )
 
     def storage(self) -> Storage:
-        """What the set stores; a step size is part of the protocol, with learned or with given ones."""
+        """What the set stores; a step size is part of the protocol, with learned or with given
+        ones.
+        """
         return self.learned.storage()

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from rayd.engine.claims import Claim, exactly_once
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.synthesize import Synthesizer
+from rayd.engine.work_queue import Claim, run_once
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
 
-QUIET = Reporter(quiet=True)
+QUIET = Progress(quiet=True)
 
 
 def test_a_claim_is_one_holders_and_leaves_nothing_behind(tmp_path):
@@ -34,9 +34,13 @@ def test_a_claim_is_one_holders_and_leaves_nothing_behind(tmp_path):
 
 
 def test_a_killed_holder_gives_its_claims_free(tmp_path):
-    program = "import sys, time; from pathlib import Path; from rayd.engine.claims import Claim\n"
+    program = (
+        "import sys, time; from pathlib import Path; from rayd.engine.work_queue import Claim\n"
+    )
     program += "claim = Claim.on([Path(sys.argv[1])]); print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     assert Claim.on([tmp_path / "x"]) is None
@@ -55,13 +59,17 @@ def test_where_there_are_no_locks_work_is_done_twice(tmp_path, monkeypatch):
 
 
 def test_every_piece_is_made_once_by_whoever_is_free():
-    """Four threads want overlapping pieces in different orders; some pieces need several entries."""
+    """Four threads want overlapping pieces in different orders; some pieces need several
+    entries.
+    """
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
         from pathlib import Path
 
-        root, made, waited = Path(folder), collections.Counter[int](), []
+        root = Path(folder)
+        made = collections.Counter[int]()
+        waited = []
 
         def paths(piece: int) -> list[Path]:
             return [root / f"{piece}", root / f"{(piece + 1) % 12}.more"]
@@ -78,7 +86,7 @@ def test_every_piece_is_made_once_by_whoever_is_free():
                     taken.done(piece)
 
             order = [(7 * piece + 3 * number) % 12 for piece in range(12)]
-            exactly_once(order, there, paths, make, waited.append)
+            run_once(order, there, paths, make, waited.append)
 
         threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(4)]
         for thread in threads:
@@ -92,7 +100,7 @@ def test_every_piece_is_made_once_by_whoever_is_free():
 
 def test_a_piece_that_is_made_in_vain_is_left_to_the_caller():
     made = []
-    exactly_once([1], lambda _: False, lambda _: [], lambda taken: made.extend(taken))
+    run_once([1], lambda _: False, lambda _: [], lambda taken: made.extend(taken))
     assert made == [1]
 
 
@@ -101,7 +109,7 @@ import sys
 from pathlib import Path
 from rayd.config import validate, Recipe, read_yaml
 from rayd.engine.distill import distill
-from rayd.engine.progress import Reporter
+from rayd.engine.progress import Progress
 from rayd.engine.store import Store
 
 def told(kept):
@@ -114,7 +122,7 @@ def told(kept):
 Store.put_tensors, Store.put_record = told(Store.put_tensors), told(Store.put_record)
 recipe = validate(Recipe, read_yaml(Path(sys.argv[1])))
 input()
-distill(recipe, Path(sys.argv[3]), reporter=Reporter(quiet=True))
+distill(recipe, Path(sys.argv[3]), progress=Progress(quiet=True))
 """
 
 
@@ -126,7 +134,10 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
     outs = [tmp_path / str(number) for number in range(3)]
     command = [sys.executable, "-c", RACE, str(tmp_path / "recipe.yaml"), str(tmp_path / "log")]
     environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
-    runs = [subprocess.Popen([*command, str(out)], env=environment, stdin=subprocess.PIPE, text=True) for out in outs]
+    runs = [
+        subprocess.Popen([*command, str(out)], env=environment, stdin=subprocess.PIPE, text=True)
+        for out in outs
+    ]
     for run in runs:
         assert run.stdin is not None
         run.stdin.write("\n")
@@ -135,7 +146,11 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
         run.wait(200)
     assert [run.returncode for run in runs] == [0, 0, 0]
     # counts of operations, for the time left, take less than waiting for another run's
-    made = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("counts ")]
+    made = [
+        line
+        for line in (tmp_path / "log").read_text().splitlines()
+        if not line.startswith("counts ")
+    ]
     assert len(made) == len(set(made)) > 5
     assert {line.split()[0] for line in made} == {"squeeze", "measure", "synthesis", "students"}
     assert bytes_of(outs[0]) == bytes_of(outs[1]) == bytes_of(outs[2])
@@ -145,13 +160,15 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
 @pytest.mark.shared_synthesis
 def test_runs_with_the_same_set_share_it(tmp_path, monkeypatch):
     """Also with other students; its bytes, and its card, are those of the run that made it."""
-    first = distill(tiny(), tmp_path / "first", reporter=QUIET)
+    first = distill(tiny(), tmp_path / "first", progress=QUIET)
     monkeypatch.setattr(Synthesizer, "_one_step", None)
     monkeypatch.setattr("rayd.engine.observers.Observers.measure", None)
-    second = distill(tiny(evaluation={"epochs": 3, "baselines": []}), tmp_path / "second", reporter=QUIET)
+    second = distill(
+        tiny(evaluation={"epochs": 3, "baselines": []}), tmp_path / "second", progress=QUIET
+    )
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
     assert {**first.distilled.card, "config": 0} == {**second.distilled.card, "config": 0}
     assert second.distilled.card["config"]["evaluation"]["epochs"] == 3
     assert second.synthesis_seconds == first.synthesis_seconds > 0
     with pytest.raises(TypeError):
-        distill(tiny(seed=1), tmp_path / "third", reporter=QUIET)
+        distill(tiny(seed=1), tmp_path / "third", progress=QUIET)

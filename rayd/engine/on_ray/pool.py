@@ -1,8 +1,9 @@
 """Work items over standing actors.
 
-Workers are actors that Ray restarts, and whose calls the group gives to whoever is there, so that a killed worker or a lost
-node costs time and nothing else: their methods are idempotent and keep no state that matters. A worker that is away is asked
-for a sign of life until it answers, whether Ray has to start it again, or for the first time on a node that joins.
+Workers are actors that Ray restarts, and whose calls the group gives to whoever is there, so that a
+killed worker or a lost node costs time and nothing else: their methods are idempotent and keep no
+state that matters. A worker that is away is asked for a sign of life until it answers, whether Ray
+has to start it again, or for the first time on a node that joins.
 """
 
 from __future__ import annotations
@@ -22,10 +23,17 @@ from ray.util.placement_group import get_current_placement_group
 
 from rayd.config import ResourceSettings
 from rayd.devices import threads
-from rayd.engine.group import Group, Presence
-from rayd.engine.on_ray import crew, metrics
-from rayd.engine.on_ray.actors import SILENCE_LIMIT, Actor, RayHost, RayShared, ready_within, translated
+from rayd.engine.on_ray import health, metrics
+from rayd.engine.on_ray.actors import (
+    SILENCE_LIMIT,
+    Actor,
+    RayActor,
+    RayRef,
+    ready_within,
+    translated,
+)
 from rayd.engine.on_ray.cluster import check_resources, connect, log_directory, room, words
+from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.wire import size, unpack
 from rayd.errors import ResourceError, RunError
 
@@ -35,14 +43,16 @@ LOSSES = 20
 """How often in a row an item may take its worker with it."""
 
 
-class RayGroup(Group):
+class RayPool(WorkerPool):
     """Standing actors, each hosting one replica."""
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
-        """Start `resources.workers` actors that host `factory(*arguments)`; if elastic, wait for the first of them only.
+        """Start `resources.workers` actors that host `factory(*arguments)`; if elastic, wait for
+        the first of them only.
 
         Raises:
-            ResourceError: the cluster cannot be reached, cannot hold them, or they do not start in time.
+            ResourceError: the cluster cannot be reached, cannot hold them, or they do not start in
+                time.
         """
         connect(resources.address)
         if not resources.elastic:
@@ -51,11 +61,15 @@ class RayGroup(Group):
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
         if resources.placement == "spread" and get_current_placement_group() is None:
-            # whoever says how to place it leaves the placement group of a trial, whose bundles are spread themselves
+            # whoever says how to place it leaves the placement group of a trial, whose bundles are
+            # spread themselves
             options["scheduling_strategy"] = "SPREAD"
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
-        self._workers = [Actor.options(name=name, **options).remote(self._threads, factory, arguments) for name in self._names]
-        self._hosts: list[RayHost] = []
+        self._workers = [
+            Actor.options(name=name, **options).remote(self._threads, factory, arguments)
+            for name in self._names
+        ]
+        self._hosts: list[RayActor] = []
         try:
             self._start(resources)
         except BaseException:
@@ -63,14 +77,21 @@ class RayGroup(Group):
             raise
 
     def _start(self, resources: ResourceSettings) -> None:
-        needed, limit = (1, crew.ABSENCE_LIMIT) if resources.elastic else (resources.workers, crew.START_LIMIT)
+        needed, limit = (
+            (1, health.ABSENCE_LIMIT)
+            if resources.elastic
+            else (resources.workers, health.START_LIMIT)
+        )
         if resources.elastic and room(resources)[1] == 0:
-            log.warning("No worker fits into the cluster yet; waiting up to %g minutes for nodes to join.", limit / 60)
+            log.warning(
+                "No worker fits into the cluster yet; waiting up to %g minutes for nodes to join.",
+                limit / 60,
+            )
         began = time.monotonic()
-        while len(self._crew.present) < needed:
-            ready, _ = ready_within(self._crew.awaited(), timeout=crew.ASK_AGAIN)
+        while len(self._health.present) < needed:
+            ready, _ = ready_within(self._health.awaited(), timeout=health.ASK_AGAIN)
             for sign in ready:
-                self._crew.hear(sign)
+                self._health.hear(sign)
             if time.monotonic() - began > limit:
                 raise ResourceError(
                     f"{needed} worker{'s' if needed > 1 else ''} did not start within {limit:g} s: "
@@ -78,34 +99,40 @@ class RayGroup(Group):
                 )
 
     @cached_property
-    def _crew(self) -> crew.Crew:
-        return crew.Crew(self._workers)
+    def _health(self) -> health.WorkerHealth:
+        return health.WorkerHealth(self._workers)
 
     @cached_property
-    def _lookout(self) -> crew.Lookout:
-        return crew.Lookout()
+    def _lookout(self) -> health.ActorMonitor:
+        return health.ActorMonitor()
 
-    def roster(self) -> list[Presence]:
+    def workers(self) -> list[WorkerInfo]:
         """Where the workers and the hosted objects are, as far as is known without waiting."""
         if not self._workers or not ray.is_initialized():
             return []
-        actors = [("worker", worker) for worker in self._workers] + [(host.role, host.actor) for host in self._hosts]
-        return self._lookout.look(actors, self._crew.heard)
+        actors = [("worker", worker) for worker in self._workers] + [
+            (host.role, host.actor) for host in self._hosts
+        ]
+        return self._lookout.look(actors, self._health.heard)
 
     def logs(self) -> str | None:
         """The directory of Ray's log files on each of its machines."""
         return log_directory()
 
-    def tell(self, stage: str, rate: float) -> None:
+    def publish(self, stage: str, rate: float) -> None:
         """Publish the rate of a stage among Ray's metrics."""
         metrics.rate(stage, rate)
 
-    def share(self, value: Any) -> RayShared:
+    def share(self, value: Any) -> RayRef:
         """Place a value in the object store."""
-        return RayShared(value)
+        return RayRef(value)
 
-    def map(self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None) -> Iterator[Any]:
-        """Keep every worker busy with one call at a time; yield results in the order of the items."""
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        """Keep every worker busy with one call at a time; yield results in the order of the
+        items.
+        """
         waiting = _Queue(len(items), affinity, len(self._workers))
         running: dict[Any, tuple[int, int]] = {}
         finished: dict[int, Any] = {}
@@ -118,23 +145,26 @@ class RayGroup(Group):
                     running[self._workers[worker].call.remote(method, items[item])] = (item, worker)
                 reference = self._next(method, running)
                 if reference not in running:
-                    self._crew.hear(reference)
+                    self._health.hear(reference)
                     continue
                 item, worker = running.pop(reference)
                 try:
                     finished[item] = self._taken(reference)
                 except _LostError:
                     waiting.put_back(item)
-                    self._crew.lose(worker)
+                    self._health.lose(worker)
             yield finished.pop(index)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events as they come."""
-        coming, count, ended = iter(items), 0, False
+        coming = iter(items)
+        count = 0
+        ended = False
         given: dict[int, tuple[Any, ...]] = {}
         lost = _Queue(0, None, len(self._workers))
         running: dict[Any, tuple[int, int]] = {}
-        seen, told = Counts[int](), Counts[int]()
+        seen = Counts[int]()
+        told = Counts[int]()
         while True:
             for worker in self._idle(running):
                 item = lost.take(worker)
@@ -143,15 +173,21 @@ class RayGroup(Group):
                     if following is None:
                         ended = True
                         break
-                    item, count = count, count + 1
+                    item = count
+                    count = count + 1
                     given[item] = following
-                events = self._workers[worker].stream.options(num_returns="streaming").remote(method, given[item])
-                running[events], seen[item] = (item, worker), 0
+                events = (
+                    self._workers[worker]
+                    .stream.options(num_returns="streaming")
+                    .remote(method, given[item])
+                )
+                running[events] = (item, worker)
+                seen[item] = 0
             if ended and not running and not lost:
                 return
             reference = self._next(method, running)
             if reference not in running:
-                self._crew.hear(reference)
+                self._health.hear(reference)
                 continue
             item, worker = running[reference]
             try:
@@ -162,7 +198,7 @@ class RayGroup(Group):
             except _LostError:
                 del running[reference]
                 lost.put_back(item)
-                self._crew.lose(worker)
+                self._health.lose(worker)
             else:
                 seen[item] += 1
                 if seen[item] > told[item]:
@@ -171,7 +207,7 @@ class RayGroup(Group):
                     yield item, event
 
     def _idle(self, running: dict[Any, tuple[int, int]]) -> list[int]:
-        return sorted(self._crew.present - {worker for _, worker in running.values()})
+        return sorted(self._health.present - {worker for _, worker in running.values()})
 
     def _next(self, method: str, running: dict[Any, tuple[int, int]]) -> Any:
         """The next call that has something to say, or sign of life of a worker that was away."""
@@ -179,7 +215,10 @@ class RayGroup(Group):
         try:
             while True:
                 # signs first: they are rare, and must not starve where results always wait
-                ready, _ = ready_within([*self._crew.awaited(), *running], timeout=crew.ASK_AGAIN if self._crew.away else 10.0)
+                ready, _ = ready_within(
+                    [*self._health.awaited(), *running],
+                    timeout=health.ASK_AGAIN if self._health.away else 10.0,
+                )
                 if ready:
                     return ready[0]
                 if time.monotonic() - began > SILENCE_LIMIT:
@@ -187,7 +226,7 @@ class RayGroup(Group):
                         f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume continues it."
                     )
                 if not running:
-                    self._crew.check()
+                    self._health.check()
         finally:
             metrics.count("rayd_wait_seconds", time.monotonic() - began, method=method)
 
@@ -202,9 +241,9 @@ class RayGroup(Group):
         metrics.count("rayd_bytes_moved", size(packed), direction="in")
         return unpack(packed)
 
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> RayHost:
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
         """An actor on this node that holds the group's handles."""
-        host = RayHost.start(self._threads, factory, _Handles(self._names), *arguments)
+        host = RayActor.start(self._threads, factory, _Handles(self._names), *arguments)
         self._hosts.append(host)
         return host
 
@@ -214,14 +253,15 @@ class RayGroup(Group):
             host.close()
         for worker in self._workers:
             ray.kill(worker)
-        self._workers, self._hosts = [], []
+        self._workers = []
+        self._hosts = []
 
 
-class _Handles(RayGroup):
+class _Handles(RayPool):
     """The group as its hosted object sees it: the same workers, nothing to start or stop.
 
-    It knows them by name: handles among an actor's constructor arguments live in the object store, and its restart may not find
-    them there.
+    It knows them by name: handles among an actor's constructor arguments live in the object store,
+    and its restart may not find them there.
     """
 
     def __init__(self, names: list[str]):
@@ -233,7 +273,9 @@ class _Handles(RayGroup):
 
 
 class _Queue:
-    """Waiting items: those that were given back, then a worker's own, then the oldest of anybody's."""
+    """Waiting items: those that were given back, then a worker's own, then the oldest of
+    anybody's.
+    """
 
     def __init__(self, count: int, affinity: Sequence[int] | None, workers: int):
         self._own: list[deque[int]] = [deque() for _ in range(workers)]

@@ -1,11 +1,13 @@
 r"""Who trains a network: one process, or several that each take a part of every batch.
 
-With a batch of n images cut into parts of :math:`n_k` for N processes, process k minimises :math:`w_k` times its mean loss,
-:math:`w_k = N n_k / n`, so that the mean over the processes, of losses as of gradients, is that over the whole batch. What is
-drawn for a batch does not depend on who takes part, so N processes train the network of one, but for rounding and for
+With a batch of n images cut into parts of :math:`n_k` for N processes, process k minimises
+:math:`w_k` times its mean loss, :math:`w_k = N n_k / n`, so that the mean over the processes, of
+losses as of gradients, is that over the whole batch. What is drawn for a batch does not depend on
+who takes part, so N processes train the network of one, but for rounding and for
 
-- batch normalisation: on CUDA it knows the whole batch (torch has `SyncBatchNorm` for CUDA only); elsewhere each process
-  normalises by its own part, and the running statistics that are kept are those of the first process;
+- batch normalisation: on CUDA it knows the whole batch (torch has `SyncBatchNorm` for CUDA only);
+  elsewhere each process normalises by its own part, and the running statistics that are kept are
+  those of the first process;
 - dropout, which every process draws for itself.
 """
 
@@ -36,7 +38,7 @@ class Part:
     """Factor of its mean loss, so that the mean over the processes is that over the batch."""
 
 
-class Crew:
+class Parallelism:
     """One process that trains on its own."""
 
     leads = True
@@ -49,7 +51,9 @@ class Crew:
         return Part(batch, batch.size(count))
 
     def joined(self, network: nn.Module) -> nn.Module:
-        """The network as it is to be called in training: with the mean of the gradients over all processes."""
+        """The network as it is to be called in training: with the mean of the gradients over all
+        processes.
+        """
         return network
 
     def mean(self, value: Tensor) -> Tensor:
@@ -61,19 +65,22 @@ class Crew:
         return True
 
 
-ALONE = Crew()
+SINGLE_PROCESS = Parallelism()
 """One process that trains on its own."""
 
 
-class DataParallel(Crew):
-    """One of the processes of torch's default process group, which train together; all of them must call the same methods.
+class DataParallel(Parallelism):
+    """One of the processes of torch's default process group, which train together; all of them must
+    call the same methods.
 
     Args:
         device: where this one computes.
     """
 
     def __init__(self, device: torch.device):
-        self._device, self._rank, self._size = device, dist.get_rank(), dist.get_world_size()
+        self._device = device
+        self._rank = dist.get_rank()
+        self._size = dist.get_world_size()
         self.leads = self._rank == 0
         self.indices = (self._rank,) if self._rank else ()
 
@@ -92,7 +99,9 @@ class DataParallel(Crew):
         if self._device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
             devices = [self._device]
-        return DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a scalar over all processes, the same in each."""
