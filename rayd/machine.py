@@ -50,16 +50,18 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def identity(device: torch.device) -> dict[str, str | int]:
+def identity(device: torch.device, threads: int | None = None) -> dict[str, str | int]:
     """All that a measurement on a device depends on.
 
     Args:
         device: where work is done; a GPU is identified by its name, the CPU by its model and
             instruction sets.
+        threads: of torch; None: as many as it has.
     """
+    threads = torch.get_num_threads() if threads is None else threads
     common: dict[str, str | int] = {
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "device": device.type,
     }
     if device.type == "cuda":
@@ -98,33 +100,39 @@ def fact(
     return value
 
 
-def facts(device: torch.device) -> dict[str, float]:
+def facts(device: torch.device, threads: int | None = None) -> dict[str, float]:
     """All that was measured on this machine so far, by name.
 
     Args:
         device: where it was measured.
+        threads: of torch; None: as many as it has.
     """
-    path = _path(device)
+    path = _path(device, threads)
     mine = {name: value for (place, name), value in _MEASURED.items() if place == str(path)}
     return _known(path) | mine
 
 
-def remember(measured: Mapping[str, float], device: torch.device) -> None:
+def remember(
+    measured: Mapping[str, float], device: torch.device, threads: int | None = None
+) -> None:
     """Keep numbers that were measured on this machine, as `fact` does, many at once.
 
     Args:
         measured: by name.
         device: where they were measured.
+        threads: of torch; None: as many as it has.
     """
-    path = _path(device)
+    path = _path(device, threads)
     _MEASURED.update({(str(path), name): value for name, value in measured.items()})
     with suppress(RunError):
         if measured:
-            write_json(path, {"machine": identity(device), "facts": _known(path) | dict(measured)})
+            write_json(
+                path, {"machine": identity(device, threads), "facts": _known(path) | dict(measured)}
+            )
 
 
-def _path(device: torch.device) -> Path:
-    return folder() / f"{content_hash(identity(device))}.json"
+def _path(device: torch.device, threads: int | None = None) -> Path:
+    return folder() / f"{content_hash(identity(device, threads))}.json"
 
 
 _MEASURED: dict[tuple[str, str], float] = {}

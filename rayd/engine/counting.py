@@ -34,8 +34,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_flatten, tree_map
+
+from rayd.repeats import INSTEAD
 
 SMALL = 2**14
 """Bytes of arguments up to which an operation on real values is computed."""
@@ -79,10 +81,28 @@ Operation = str
 strides, type]."""
 
 
-_operations: dict[tuple[Any, ...], str] = {}
-"""The text of calls that were met in this process."""
-_specs: dict[tuple[Any, ...], Any] = {}
-"""Shapes, strides and types of their results."""
+class _Met:
+    """A call that was met in this process."""
+
+    __slots__ = ("is_inferred", "operation", "spec")
+
+    def __init__(self) -> None:
+        self.operation = ""
+        """Its text, once it was made."""
+        self.spec: Any = None
+        """Shapes, strides and types of its results; None where they depend on values."""
+        self.is_inferred = False
+        """Whether the spec is known."""
+
+
+_met: dict[tuple[Any, ...], _Met] = {}
+"""Calls by what decides their shapes and costs."""
+_repeats: dict[tuple[Any, ...], tuple[Counter[_Met], Any]] = {}
+"""Calls of functions that are marked as repeated: what they call, and the specs of their
+results.
+"""
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
+"""Types of arguments that stand for themselves."""
 
 
 @dataclass
@@ -151,7 +171,7 @@ class Counting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls: Counter[tuple[Any, ...]] = Counter()
+        self._calls: Counter[_Met] = Counter()
         self._space = _space()
         self._saved: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
@@ -162,6 +182,7 @@ class Counting(TorchDispatchMode):
         return False
 
     def __enter__(self) -> Counting:
+        self._instead = INSTEAD.set(self._repeat)
         self._hooks.__enter__()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -169,13 +190,13 @@ class Counting(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hooks.__exit__(*error)
+        INSTEAD.reset(self._instead)
 
     def count(self) -> Count:
         """What was counted so far."""
         calls: dict[Operation, float] = {}
-        for key, number in self._calls.items():
-            operation = _operations[key]
-            calls[operation] = calls.get(operation, 0.0) + number
+        for met, number in self._calls.items():
+            calls[met.operation] = calls.get(met.operation, 0.0) + number
         return Count(calls, float(sum(self._saved.values())))
 
     def take(self) -> Count:
@@ -189,6 +210,41 @@ class Counting(TorchDispatchMode):
         place, size = self._space.region(tensor)
         self._saved[place] = size
         return tensor
+
+    def _repeat(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """The result of a function that is marked as repeated, called once for each of its
+        arguments' shapes.
+        """
+        tensors: list[Tensor] = []
+        key = (work, _signature(args, tensors))
+        if torch.is_grad_enabled() or not all(map(self._space.holds, tensors)):
+            return work(*args)
+        if key not in _repeats:
+            before = self._calls
+            self._calls = Counter()
+            result = work(*args)
+            _repeats[key] = (
+                self._calls,
+                tree_map(lambda each: _spec_of(each) if isinstance(each, Tensor) else each, result),
+            )
+            self._calls = before
+        calls, spec = _repeats[key]
+        self._calls.update(calls)
+        # to make a placeholder is nothing that is counted
+        with _pop_mode_temporarily():
+            return self._made(spec)
+
+    def _made(self, spec: Any) -> Any:
+        """Placeholders where a result has tensors."""
+        if _is_spec(spec):
+            return self._space.placeholder(*spec)
+        if isinstance(spec, tuple) and all(map(_is_spec, spec)):
+            return tuple([self._space.placeholder(*each) for each in spec])
+        return tree_map(
+            lambda each: self._space.placeholder(*each) if _is_spec(each) else each,
+            spec,
+            is_leaf=_is_spec,
+        )
 
     def __torch_dispatch__(
         self,
@@ -204,10 +260,14 @@ class Counting(TorchDispatchMode):
             _signature(args, tensors),
             *((name, _signature(kwargs[name], tensors)) for name in kwargs),
         )
-        self._calls[key] += 1
-        result = self._result(func, args, kwargs, tensors, key)
-        if key not in _operations:
-            _operations[key] = _described(func, args, kwargs, result)
+        # a signature takes long to hash: that is done once
+        met = _met.get(key)
+        if met is None:
+            met = _met[key] = _Met()
+        self._calls[met] += 1
+        result = self._result(func, args, kwargs, tensors, met)
+        if not met.operation:
+            met.operation = _described(func, args, kwargs, result)
         return result
 
     def _result(
@@ -216,7 +276,7 @@ class Counting(TorchDispatchMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tensors: list[Tensor],
-        key: tuple[Any, ...],
+        met: _Met,
     ) -> Any:
         """What a call returns: computed where that is cheap or decides what is done next, else
         placeholder.
@@ -232,18 +292,18 @@ class Counting(TorchDispatchMode):
                 return func(*args, **kwargs)
             except RuntimeError:
                 # e.g. a matrix of zeros that cannot be inverted
-                return self._skipped(func, args, kwargs, key)
+                return self._skipped(func, args, kwargs, met)
         if (
             not placeholder
             and size <= INDICES
             and not any(each.is_floating_point() for each in tensors)
         ):
-            spec = self._spec(func, args, kwargs, key)
+            spec = self._spec(func, args, kwargs, met)
             if spec is None or not any(
                 _is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)
             ):
                 return func(*args, **kwargs)
-        return self._skipped(func, args, kwargs, key)
+        return self._skipped(func, args, kwargs, met)
 
     def _value(self, tensor: Tensor) -> Any:
         """A number for control flow: of placeholder tensors one that is finite, true and
@@ -254,25 +314,22 @@ class Counting(TorchDispatchMode):
         value = torch.ops.aten._local_scalar_dense.default(tensor)
         return value if math.isfinite(value) else 0.5
 
-    def _skipped(self, func: Any, args: Any, kwargs: Any, key: tuple[Any, ...]) -> Any:
+    def _skipped(self, func: Any, args: Any, kwargs: Any, met: _Met) -> Any:
         """The result of a call that is not made."""
         if func._schema.is_mutable:
             return _written(func, args, kwargs)
-        spec = self._spec(func, args, kwargs, key)
+        spec = self._spec(func, args, kwargs, met)
         if spec is None:
             # its result depends on values: of placeholder tensors, on zeros
             return func(*args, **kwargs)
-        return tree_map(
-            lambda each: self._space.placeholder(*each) if isinstance(each, tuple) else each,
-            spec,
-            is_leaf=_is_spec,
-        )
+        return self._made(spec)
 
-    def _spec(self, func: Any, args: Any, kwargs: Any, key: tuple[Any, ...]) -> Any:
+    def _spec(self, func: Any, args: Any, kwargs: Any, met: _Met) -> Any:
         """Shapes, strides and types of a result; None where they depend on values."""
-        if key not in _specs:
-            _specs[key] = _same(func, args, kwargs) or _inferred(func, args, kwargs)
-        return _specs[key]
+        if not met.is_inferred:
+            met.spec = _same(func, args, kwargs) or _inferred(func, args, kwargs)
+            met.is_inferred = True
+        return met.spec
 
 
 def _same(func: Any, args: Any, kwargs: Any) -> Any:
@@ -332,7 +389,9 @@ class _AddressSpace:
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
     ) -> Tensor:
         """A new placeholder tensor."""
-        span = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        span = 1
+        for length, stride in zip(shape, strides, strict=True):
+            span += (length - 1) * stride
         needed = max(1, span) * dtype.itemsize
         if self._next + needed > self._size:
             # addresses are used again: that two tensors then share them does not matter, as nothing
@@ -387,6 +446,8 @@ def _signature(value: Any, tensors: list[Tensor]) -> Any:
     """What of an argument decides the shape and the cost of a call; its tensors are added to a
     list.
     """
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Tensor):
         tensors.append(value)
         return (value.shape, value.stride(), value.dtype)

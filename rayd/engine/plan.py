@@ -38,6 +38,7 @@ from rayd.engine.stages.student_tasks import TrainingSets, tasks
 from rayd.engine.stages.students import Students
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.store import Store
+from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH
 from rayd.training.progress import milestones
@@ -154,7 +155,13 @@ def plan(
     Raises:
         RaydError: as `distill` would.
     """
-    progress = progress or Progress()
+    with uncompiled():
+        return _planned(recipe, data_root, cache, progress or Progress(), calibrate)
+
+
+def _planned(
+    recipe: Recipe, data_root: Path | None, cache: Path | None, progress: Progress, calibrate: bool
+) -> Plan:
     check_settings(recipe)
     outline = load_outline(recipe.data, data_root, cache)
     store = Store(cache)
@@ -402,9 +409,8 @@ class _Work:
         if settings.init != "rded":
             return None
         absent = Score(self.job).missing()
-        candidates = sum(
-            min(settings.candidates, int(data.train.counts[label])) for label in absent
-        )
+        counts = data.train.counts
+        candidates = sum(min(settings.candidates, int(counts[label])) for label in absent)
         parts = []
         if absent:
             what = f"{settings.crops} crops of {candidates:,} images"

@@ -16,7 +16,10 @@ large, and kept (`rayd.machine`). The operations that a plan spends most of its 
 first, for a few seconds at most; of the others the rate is that of the nearest size that was
 measured, until a later plan measures them.
 
-Rates are those of a quiet machine, as far as a busy one lets them be measured; see `_timed`.
+On the CPU rates are those of one thread in its processor time, which other programs move little,
+and are kept for whatever number of threads. How many times as fast several threads are is measured
+once for each number of them and each family of operations (`Speeds.calibrate`), as a fact of the
+machine.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -32,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rayd import machine, networks, seeding
+from rayd import devices, machine, networks, seeding
 from rayd.config import EvaluationSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.counting import Count, Operation, counted
@@ -41,9 +45,9 @@ from rayd.training.losses import loss_of
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
-VERSION = 1
+VERSION = 2
 """Of the way in which speeds are measured; others are forgotten."""
-BUDGET = 4.0
+BUDGET = 1.5
 """Seconds of measuring for one plan."""
 WORTHWHILE = 0.02
 """Share of the time that operations must have together to be measured."""
@@ -55,6 +59,8 @@ SLOW = 0.1
 """Seconds after which a call is not timed again."""
 TIMED = 2e-3
 """Seconds of calls that are timed together."""
+ALIKE = 0.03
+"""How much two times may differ so that no third is taken."""
 FRESH_BYTES = 2**25
 """Bytes from which a tensor gets memory that no other had before: glibc maps it for this tensor
 alone, and the system clears it page by page when it is first written to, which takes longer than
@@ -69,11 +75,22 @@ seconds a call."""
 LEAST = {"convolutions": 2e-5, "matrix products": 5e-6, "memory": 4e-6}
 """Seconds of the smallest kernels of the CPU, before they are measured."""
 
+PARALLEL = {"convolutions": 2.0**21, "matrix products": 2.0**21, "memory": 2.0**18}
+"""Work that is worth a thread: floating-point operations, and bytes of 32,768 numbers read and
+written, below which torch does not begin another.
+"""
+ATTEMPTS = 8
+"""How often work is timed to know what threads are worth."""
+SHARED = 0.9
+"""Share of their number that threads are worth where no more is looked for."""
+
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CALL = "call"
 """What the time of a call is called."""
 FRESH = "fresh"
 """What the time of a byte of fresh memory is called."""
+THREADS = "threads"
+"""What the speed-up of several threads is called, with the family."""
 
 
 @dataclass(frozen=True)
@@ -228,15 +245,20 @@ class Speeds:
     def __init__(self, device: torch.device):
         """Know what was measured before."""
         self.device = device
-        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
+        # one thread's rates serve all numbers of threads
+        self._one = 1 if device.type == "cpu" else None
         flops, width, call = NOMINAL[device.type]
-        self._nominal = {True: flops * threads, False: width * threads}
+        self._nominal = {True: flops, False: width}
         self._call = call
         self._fresh = 0.0
         self._rates: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
+        self._gains: dict[str, float] = {}
         self.measured = False
-        for name, value in machine.facts(device).items():
+        for name, value in machine.facts(device, self._one).items():
             self._know(name, value)
+        if self._threads > 1:
+            self._know_gains(machine.facts(device))
 
     def _know(self, name: str, value: float) -> None:
         prefix = _fact("")
@@ -253,11 +275,18 @@ class Speeds:
         *kind, sizes = json.loads(described)
         self._rates.setdefault(tuple(kind), {})[tuple(sizes)] = value
 
+    def _know_gains(self, facts: Mapping[str, float]) -> None:
+        names = {family: _fact(f"{THREADS} {family}") for family in PARALLEL}
+        known = {family: facts[name] for family, name in names.items() if name in facts}
+        self._gains.update(
+            {family: min(max(gain, 1.0), float(self._threads)) for family, gain in known.items()}
+        )
+
     def seconds(self, count: Count) -> float:
         """Seconds of counted work."""
         calls = sum(count.calls.values()) * self._call
         work = sum(
-            number * self._kernel_seconds(kernel(operation))
+            number * self._shared_seconds(kernel(operation))
             for operation, number in count.calls.items()
         )
         # a GPU computes while the next calls are made
@@ -270,8 +299,16 @@ class Speeds:
         shares = {"calls": sum(count.calls.values()) * self._call}
         for operation, number in count.calls.items():
             one = kernel(operation)
-            shares[one.family] = shares.get(one.family, 0.0) + number * self._kernel_seconds(one)
+            shares[one.family] = shares.get(one.family, 0.0) + number * self._shared_seconds(one)
         return shares
+
+    def _shared_seconds(self, one: Kernel) -> float:
+        """Seconds of a kernel that the threads share."""
+        seconds = self._kernel_seconds(one)
+        if self._threads == 1 or one.work == 0:
+            return seconds
+        gain = self._gains.get(one.family, float(self._threads))
+        return seconds / max(1.0, min(gain, one.work / PARALLEL[one.family]))
 
     def _kernel_seconds(self, one: Kernel) -> float:
         if one.work == 0:
@@ -295,19 +332,27 @@ class Speeds:
 
         Args:
             counts: all that is planned, each as often as it is done.
-            budget: seconds after which no other measurement begins.
+            budget: seconds after which no other rate is measured.
             anew: measure again what is known.
 
         Returns:
             The seconds that it took.
         """
         # on the CPU, other programs must not use up the budget
-        clock = time.process_time if self.device.type == "cpu" else time.monotonic
+        clock = time.thread_time if self.device.type == "cpu" else time.monotonic
         began = clock()
         if anew:
             self._rates.clear()
-        if anew or not self.measured:
-            self._measure_calls()
+        if self._threads > 1:
+            self._measure_gains(anew)
+        with devices.thread_limit(1) if self.device.type == "cpu" else nullcontext():
+            if anew or not self.measured:
+                self._measure_calls()
+            ends = clock() + budget
+            self._measure(counts, lambda: clock() > ends)
+        return clock() - began
+
+    def _measure(self, counts: Iterable[Count], spent: Callable[[], bool]) -> None:
         operations = _together(counts)
         seconds = {
             name: self._kernel_seconds(kernel(operation)) * number
@@ -323,12 +368,25 @@ class Speeds:
         found: dict[str, float] = {}
         base = _timed(_nothing(self.device), self.device)
         for name in sorted(absent, key=seconds.__getitem__, reverse=True):
-            if left < WORTHWHILE * total or clock() - began > budget:
+            if left < WORTHWHILE * total or spent():
                 break
             found[name] = self._measured(operations[name][0], base)
             left -= seconds[name]
         self._keep(found)
-        return clock() - began
+
+    def _measure_gains(self, anew: bool) -> None:
+        """How many times as fast as one thread all of them are, for each family. Other programs
+        make it less, so what is little is measured again by later plans, and the most is kept.
+        """
+        if anew:
+            self._gains.clear()
+        found = {}
+        for family, work in _references().items():
+            known = self._gains.get(family, 0.0)
+            if known < SHARED * self._threads:
+                found[_fact(f"{THREADS} {family}")] = max(known, _gain(work, self._threads))
+        machine.remember(found, self.device)
+        self._know_gains(found)
 
     def _measure_calls(self) -> None:
         """The time of a call, from a training step of a tiny network less what its kernels take;
@@ -356,7 +414,7 @@ class Speeds:
 
     def _keep(self, found: Mapping[str, float]) -> None:
         named = {_fact(name): value for name, value in found.items()}
-        machine.remember(named, self.device)
+        machine.remember(named, self.device, self._one)
         for name, value in named.items():
             self._know(name, value)
 
@@ -403,6 +461,46 @@ def _nothing(device: torch.device) -> Callable[[], object]:
     """A call with hardly any work: what is measured of it was counted already."""
     number = torch.zeros(1, device=device)
     return lambda: torch.ops.aten.neg.default(number)
+
+
+def _references() -> dict[str, Callable[[], object]]:
+    """Work of each family that takes milliseconds, and that threads can share."""
+    draws = seeding.generator(0, "threads")
+    images = torch.rand(16, 64, 16, 16, generator=draws)
+    weight = torch.rand(64, 64, 3, 3, generator=draws)
+    matrix = torch.rand(512, 512, generator=draws)
+    numbers = torch.rand(2**22, generator=draws)
+    made = torch.empty_like(numbers)
+    return {
+        "convolutions": lambda: torch.conv2d(images, weight, padding=1),
+        "matrix products": lambda: matrix @ matrix,
+        "memory": lambda: torch.add(numbers, numbers, out=made),
+    }
+
+
+def _gain(work: Callable[[], object], threads: int) -> float:
+    """How many times as fast as one thread `threads` of them do work that they can share.
+
+    That of one is processor time, and that of several the wall clock's at its best, as processor
+    time would count threads that wait in a loop for those that other programs hold up.
+    """
+    one = math.inf
+    shared = math.inf
+    for _ in range(ATTEMPTS):
+        one = min(one, _briefly(work, 1, time.thread_time))
+        shared = min(shared, _briefly(work, threads, time.perf_counter))
+        if one >= SHARED * threads * shared:
+            break
+    return min(max(one / shared, 1.0), float(threads))
+
+
+def _briefly(work: Callable[[], object], threads: int, clock: Callable[[], float]) -> float:
+    with devices.thread_limit(threads):
+        # threads are made by the first call
+        work()
+        began = clock()
+        work()
+        return clock() - began
 
 
 def _fresh_seconds() -> float:
@@ -527,28 +625,25 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
 def _timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
     """Seconds of one call: the least of a few tries, each of as many calls as take `TIMED` seconds.
 
-    On the CPU processor time counts where it is less than the wall clock's: on a quiet machine it
-    is not, whatever the number of threads; on a busy one, the wall clock shows the other programs,
-    too.
+    On the CPU it is processor time that counts, as the wall clock shows other programs, too: what
+    is timed there has one thread.
     """
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = math.inf
     calls = 1
     for attempt in range(tries):
-        began = time.perf_counter()
-        used = time.process_time()
+        began = clock()
         for _ in range(calls):
             work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         elif device.type == "mps":
             torch.mps.synchronize()
-        elapsed = time.perf_counter() - began
-        if device.type == "cpu":
-            elapsed = min(elapsed, time.process_time() - used)
-        elapsed /= calls
+        elapsed = (clock() - began) / calls
         # the first call makes what is made once
+        before = best
         best = elapsed if attempt < 2 else min(best, elapsed)
-        if elapsed > SLOW:
+        if elapsed > SLOW or (attempt >= 2 and abs(elapsed - before) <= ALIKE * before):
             break
         calls = max(1, min(1000, int(TIMED / max(elapsed, 1e-7))))
     return best

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayd.repeats import repeated
+
 View = Literal["vectors", "flat", "channels", "patches"]
 """Name of a view; `vectors` are feature vectors (N, s, d) as they are. Elsewhere features (N, d)
 are one vector a sample.
@@ -124,10 +126,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(planes: Tensor, tiles: Tiles | None) -> tuple[Tensor, Tensor]:
-        numbers = planes.shape[1] * planes.shape[2]
-        rows = max(1, _IN_CACHE.get(planes.device.type, _AT_ONCE) // numbers)
-        parts = [_moments(part, tiles) for part in torch.split(planes, rows)]
-        return torch.cat([mean for mean, _ in parts]), torch.cat([m2 for _, m2 in parts])
+        return _moments_in_parts(planes, tiles)
 
     @staticmethod
     def setup_context(
@@ -153,6 +152,15 @@ its cache.
 """
 
 
+@repeated
+def _moments_in_parts(planes: Tensor, tiles: Tiles | None) -> tuple[Tensor, Tensor]:
+    numbers = planes.shape[1] * planes.shape[2]
+    rows = max(1, _IN_CACHE.get(planes.device.type, _AT_ONCE) // numbers)
+    parts = [_moments(part, tiles) for part in torch.split(planes, rows)]
+    return torch.cat([mean for mean, _ in parts]), torch.cat([m2 for _, m2 in parts])
+
+
+@repeated
 def _moments(planes: Tensor, tiles: Tiles | None) -> tuple[Tensor, Tensor]:
     axis = 2 if tiles is None else 1
     wide = torch.promote_types(planes.dtype, torch.float32)

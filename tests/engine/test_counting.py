@@ -14,6 +14,7 @@ from rayd.config import EvaluationSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.counting import Count, Counting, counted
 from rayd.engine.speeds import kernel
+from rayd.statistics import views
 from rayd.training.batches import Draws
 from rayd.training.losses import loss_of
 from rayd.training.sets import TrainingSet
@@ -145,3 +146,23 @@ def test_counts_are_added_multiplied_and_kept():
     assert (one + one).calls == (one * 2).calls
     assert ((one * 3) - one).calls == (one * 2).calls
     assert Count.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_repeated_work_is_counted_each_time(monkeypatch):
+    """Moments of many parts count as they would if every part was computed."""
+    maps = torch.zeros(64, 16, 64, 64)
+    labels = torch.zeros(1, dtype=torch.long)
+
+    def moments() -> None:
+        features = (maps + labels).requires_grad_()
+        mean, m2 = views.sample_moments(features, "channels")[:2]
+        again = views.sample_moments(features.detach()[:60], "patches", patch=4)
+        (mean.sum() + m2.sum() + again.mean.sum()).backward()
+
+    short = counted(moments)
+    # nothing is known of it, and nobody is asked instead
+    monkeypatch.setattr(Counting, "_repeat", lambda self, made, args: made(*args))
+    whole = counted(moments)
+    assert short.calls == whole.calls
+    assert short.saved_bytes == whole.saved_bytes
+    assert whole.number > 40

@@ -109,3 +109,69 @@ def test_normalisation_is_measured_with_whole_vectors(images):
             assert share < 1
             assert {tuple(shape) for shape in shapes if len(shape) == 1} == {(images,)}
             assert {shape[0] for shape in shapes if len(shape) == 4} == {round(images * share)}
+
+
+@pytest.fixture
+def two_threads():
+    """A process with two threads; tests have one."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_the_wall_clock_does_not_change_rates(monkeypatch):
+    """A busy machine's is many times ahead of the processor time."""
+
+    def rates(factor: float) -> list[float]:
+        used = iter(range(10**6))
+        monkeypatch.setattr(speeds.time, "thread_time", lambda: 1e-3 * next(used))
+        monkeypatch.setattr(speeds.time, "perf_counter", lambda: factor * next(used))
+        known = Speeds(CPU)
+        known.calibrate([work(8)], budget=1e9, anew=True)
+        return [value for name, value in machine.facts(CPU).items() if "convolution" in name]
+
+    assert rates(1.0) == rates(1e6) != []
+
+
+@pytest.mark.parametrize(
+    ("wall", "gain"), [(1.0, 1.0), (0.6, 1 / 0.6), (0.5, 2.0), (0.1, 2.0), (40.0, 1.0)]
+)
+def test_threads_are_worth_between_one_and_their_number(monkeypatch, wall, gain):
+    monkeypatch.setattr(speeds, "_briefly", lambda _, threads, __: 1.0 if threads == 1 else wall)
+    assert speeds._gain(lambda: None, 2) == pytest.approx(gain)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_rates_are_those_of_one_thread_and_shared_by_what_threads_are_worth(monkeypatch):
+    monkeypatch.setattr(speeds, "_gain", lambda *_: 1.6)
+    count = work(512, 64)
+    both = Speeds(CPU)
+    both.calibrate([count], budget=60.0)
+    torch.set_num_threads(1)
+    one = Speeds(CPU)
+    assert one.measured
+    mine = one.shares(count)
+    theirs = both.shares(count)
+    for family in ("convolutions", "matrix products"):
+        assert mine[family] / theirs[family] == pytest.approx(1.6, rel=0.02)
+    assert mine["calls"] == theirs["calls"]
+    # small work is not shared
+    torch.set_num_threads(2)
+    small = counted(lambda: torch.zeros(1, 4) @ torch.zeros(4, 4))
+    assert both.shares(small)["matrix products"] == one.shares(small)["matrix products"]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_threads_are_worth_is_measured_again_while_it_is_little(monkeypatch):
+    """The most is kept, as other programs make it less."""
+    found = iter([1.0, 1.2, 1.0, 1.9, 1.5])
+
+    def gain() -> float:
+        worth = next(found)
+        monkeypatch.setattr(speeds, "_gain", lambda *_: worth)
+        known = Speeds(CPU)
+        known.calibrate([])
+        return known._gains["convolutions"]
+
+    assert [gain() for _ in range(5)] == [1.0, 1.2, 1.2, 1.9, 1.9]
+    assert Speeds(CPU)._gains["memory"] == 1.9
