@@ -317,7 +317,7 @@ class ResolvedSpace:
             ConfigError: a recipe does not exist or does not fit.
         """
         self.space = space
-        files = {name: _recipe_tree(name) for name in space.base}
+        files = {name: recipes.read(name) for name in space.base}
         self.trees = {name: merge(tree, space.overrides) for name, tree in files.items()}
         self.own = {name: self._laid(name, tree) for name, tree in files.items()}
         """The recipes with their own settings."""
@@ -528,11 +528,6 @@ class ResolvedSpace:
                 f"Setting '{key}' cannot be searched by 'scheduler: pbt': a synthesis that is on its way cannot go on with "
                 f"another value, as {what} depends on it. Search it with 'asha' or without a scheduler."
             )
-
-
-def _recipe_tree(name: str) -> dict[str, Any]:
-    path = recipes.find(name)
-    return merge({"name": path.stem}, read_yaml(path))
 
 
 def _listed(wanted: Any) -> list[Any]:

@@ -231,8 +231,8 @@ class EvaluationSettings(TrainingSettings):
     """Whose accuracy is reported: the last epoch's student, the best on the validation split, or
     both.
     """
-    baselines: Annotated[tuple[Baseline, ...], Listed] = ("random", "whole")
-    """Sets trained under the same protocol beside the distilled one."""
+    baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
+    """Sets on which students are trained under the same protocol as on the distilled one."""
 
     def epochs_on(self, set_name: str) -> int:
         """Passes over a set by name (`distilled`, `random`, ..., `whole`)."""

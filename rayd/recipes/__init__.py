@@ -1,19 +1,16 @@
-"""Recipes by name: one YAML file per cell of a paper's table, with the paper's number and ours.
+"""Recipes by name: one YAML file a table, with a cell for each number of the paper's.
 
-A recipe is the method's defaults, the file, and overrides, laid on each other in this order and
-validated as one. What a layer says of a variant that a later one leaves is dropped; what the last
-one says must count.
+A recipe is the method's defaults, what its file stands on (`base`, see `rayd.recipes.tables`), the
+file or cell itself, and overrides, laid on each other in this order and validated as one. What a
+layer says of a variant that a later one leaves is dropped; what the last one says must count.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rayd import methods
 from rayd.config import (
@@ -25,18 +22,14 @@ from rayd.config import (
     lookup,
     merge,
     nested,
-    read_yaml,
     validate,
     with_new_names,
     without,
 )
-from rayd.errors import ConfigError, nearest
+from rayd.errors import ConfigError
+from rayd.recipes.tables import check_bases, combined, find, is_file, layers, names, read
 
-_FOLDER = Path(str(resources.files(__name__)))
-_QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Seven times as fast as the other, which PyYAML has everywhere and which survives whatever a
-stranger's file may hold.
-"""
+__all__ = ["Headline", "assemble", "find", "headlines", "names", "read", "resolve"]
 
 
 class Headline(Settings):
@@ -58,54 +51,19 @@ class Headline(Settings):
     """Our numbers."""
 
 
-def names() -> list[str]:
-    """Names of the built-in recipes."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
-def find(name_or_path: str | Path) -> Path:
-    """The file of a built-in recipe, or the file itself.
-
-    Raises:
-        ConfigError: there is neither.
-    """
-    text = str(name_or_path)
-    if Path(text).is_dir() and not (_FOLDER / f"{text}.yaml").is_file():
-        raise ConfigError(
-            f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill digits data={text}', "
-            "and a run that was interrupted is continued with --resume."
-        )
-    if text.endswith((".yaml", ".yml")) or "/" in text:
-        return Path(text)
-    path = _FOLDER / f"{text}.yaml"
-    if not path.is_file():
-        near = [f"'{name}'" for name in nearest(text, names(), count=3)]
-        hint = (
-            f"; did you mean {' or '.join([', '.join(near[:-1]), near[-1]] if near[1:] else near)}?"
-            if near
-            else "."
-        )
-        raise ConfigError(
-            f"Unknown recipe '{text}'{hint} 'rayd recipes' lists all of them; a file must end in .yaml."
-        )
-    return path
-
-
 def headlines() -> list[Headline]:
     """The built-in recipes at a glance, in the order of `names`; their methods are not built."""
     return [_headline(name) for name in names()]
 
 
 def _headline(name: str) -> Headline:
-    tree = yaml.load(find(name).read_text(encoding="utf-8"), _QUICK_LOADER)
+    tree = combined(layers(name))
     shown = {key: tree[key] for key in Headline.model_fields if key in tree}
-    return validate(
-        Headline, {**shown, "name": name, "data": tree["data"]["name"]}, f"recipe '{name}'"
-    )
+    return validate(Headline, {**shown, "data": tree["data"]["name"]}, f"recipe '{name}'")
 
 
 def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The whole recipe: method's defaults, file, overrides.
+    """The whole recipe: method's defaults, bases, file, overrides.
 
     Where overrides change the method, the data or the budget, the result is another cell of the
     table: it loses the recipe's numbers, and is named by what it is. The terms of a built-in recipe
@@ -116,16 +74,23 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
         overrides: settings laid over it, nested or by dotted key.
 
     Raises:
-        ConfigError: the recipe, a key, the method or a value does not exist or does not fit.
+        ConfigError: the recipe, a base, a key, the method or a value does not exist or does not
+            fit.
     """
-    path = find(name_or_path)
+    parts = layers(name_or_path)
+    tree = combined(parts)
+    own = parts[-1].settings
     overrides = nested(overrides) if overrides is not None else None
-    tree = merge({"name": path.stem}, read_yaml(path))
     where = f"recipe '{tree['name']}'"
-    if path.parent == _FOLDER and not (overrides or {}).keys() - {"resources"}:
-        return _by_settings(tree, overrides, where)[0]
-    recipe = assemble(tree, overrides, where)
-    cell = _by_settings(with_new_names(tree), None, where)[0]
+    if not is_file(name_or_path) and not (overrides or {}).keys() - {"resources"}:
+        return _by_settings(tree, overrides, where if overrides else parts[-1].where, own)[0]
+    try:
+        recipe = assemble(tree, overrides, where, own)
+    except ConfigError:
+        # the mistake may be in a file below this one
+        check_bases(parts)
+        raise
+    cell = _by_settings(tree, None, where, own)[0]
     changed = [
         key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)
     ]
@@ -153,9 +118,18 @@ def _named_by_content(recipe: Recipe) -> str:
 
 
 def assemble(
-    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe"
+    tree: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    where: str = "the recipe",
+    own: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """A recipe from a mapping of settings and overrides, over the method's defaults.
+
+    Args:
+        tree: the settings.
+        overrides: those laid over them, which then are the last layer.
+        where: the recipe, for messages.
+        own: the part of the tree that is the last layer where there are no overrides; absent: all.
 
     Raises:
         ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
@@ -165,18 +139,21 @@ def assemble(
     # terms
     tree = with_new_names(tree, where)
     overrides = None if overrides is None else with_new_names(overrides, where)
-    recipe, whole = _by_settings(tree, overrides, where)
+    recipe, whole = _by_settings(tree, overrides, where, own)
     unused = methods.build(recipe).unused
     if not any(lookup(whole, key) is not None for key in unused):
         return recipe
     kept, _ = _read(without(whole, unused), where)
     methods.build(kept)
-    _refuse(unused, tree, overrides, recipe, kept, where)
+    _refuse(unused, tree if own is None else own, overrides, recipe, kept, where)
     return kept
 
 
 def _by_settings(
-    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None, where: str
+    tree: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None,
+    where: str,
+    own: Mapping[str, Any] | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
     """A recipe as far as its settings alone decide it, and the mapping that it was read from; no
     term is built.
@@ -199,7 +176,7 @@ def _by_settings(
         return recipe, whole
     left = without(whole, unused)
     kept, _ = _read(left, where)
-    _refuse(unused, tree, overrides, recipe, kept, where)
+    _refuse(unused, tree if own is None else own, overrides, recipe, kept, where)
     return kept, left
 
 
@@ -225,7 +202,7 @@ def _refuse(
 
     Args:
         unused: such settings, and why they change nothing.
-        tree: the recipe's own settings.
+        tree: what the recipe itself says, without its bases.
         overrides: those laid over them; None where the recipe is the last layer.
         recipe: with these settings.
         kept: without them.

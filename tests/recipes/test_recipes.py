@@ -8,7 +8,7 @@ import torchvision
 
 from rayd import methods, recipes
 from rayd.citations import citations
-from rayd.config import Recipe, read_yaml
+from rayd.config import Recipe
 from rayd.errors import ConfigError
 from rayd.networks import registry
 
@@ -73,8 +73,7 @@ def test_builtin_recipe_fits_its_method(name):
     """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong
     and nothing superfluous.
     """
-    path = recipes.find(name)
-    assert recipes.assemble({"name": name, **read_yaml(path)}) == recipes.resolve(name)
+    assert recipes.assemble(recipes.read(name)) == recipes.resolve(name)
 
 
 def test_headlines_are_those_of_whole_recipes():

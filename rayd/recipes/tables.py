@@ -1,0 +1,276 @@
+"""Recipes as they are written: tables of cells, files of one's own, and what they stand on.
+
+A table is a file with a base, which all of its cells share, and cells that say only what differs:
+
+    base: {method: dm, data: cifar10, evaluation: {epochs: 1000}}
+    cells:
+      dm-cifar10-ipc1: {ipc: 1, synthesis: {steps: 500}}
+      dm-cifar10-ipc10: {ipc: 10, synthesis: {steps: 1000}}
+      dm-cifar10-ipc50: {base: dm-cifar10-ipc10, ipc: 50}
+
+`base` is what settings are laid over: the name of a recipe, a file (relative to the one that names
+it), or a mapping. It may stand at the head of a table, in a cell, in place of the table's, in a
+file of one's own, and in a base that is a mapping. In the summary of a cell, `{ipc}` and
+`{data.imbalance}` stand for settings of the cell, and `{data}` for the title of its data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from rayd import results
+from rayd.config import (
+    Recipe,
+    check_some,
+    lookup,
+    merge,
+    packaged_yaml,
+    read_yaml,
+    with_new_names,
+)
+from rayd.errors import ConfigError, nearest
+
+FOLDER = Path(str(resources.files(__package__)))
+"""Where the tables are."""
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "imagenet-1k": "ImageNet-1k",
+    "svhn": "SVHN",
+    "tiny-imagenet": "Tiny-ImageNet",
+}
+"""Data as summaries call them."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one cell, file or mapping says."""
+
+    settings: Mapping[str, Any]
+    """Its settings, without `base`."""
+    where: str
+    """The file, and the cell, for messages."""
+    source: str
+    """The name or the file of the recipe that says it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table, as it is written."""
+
+    table: Path
+    """The file."""
+    settings: Mapping[str, Any]
+    """What the cell says, `base` included where it has its own."""
+    base: Any
+    """What the cells of the table stand on."""
+
+
+@cache
+def cells() -> Mapping[str, Cell]:
+    """All cells of all built-in tables by name, in alphabetical order."""
+    found = {}
+    for path in FOLDER.glob("*.yaml"):
+        table = packaged_yaml(path)
+        base = table.get("base", {})
+        for name, settings in table["cells"].items():
+            found[name] = Cell(path, settings or {}, base)
+    return dict(sorted(found.items()))
+
+
+def names() -> list[str]:
+    """Names of the built-in recipes."""
+    return list(cells())
+
+
+def is_file(name_or_path: str | Path) -> bool:
+    """Whether a recipe is given as a file, not by name."""
+    text = str(name_or_path)
+    return text.endswith((".yaml", ".yml")) or "/" in text
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The file of a recipe: the table that holds a built-in one, or the file itself.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    text = str(name_or_path)
+    if Path(text).is_dir() and text not in cells():
+        raise ConfigError(
+            f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
+            f"digits data={text}', and a run that was interrupted is continued with --resume."
+        )
+    return Path(text) if is_file(text) else _cell(text).table
+
+
+def read(name_or_path: str | Path) -> dict[str, Any]:
+    """What a recipe says, laid over all that it stands on; defaults are not filled in.
+
+    Raises:
+        ConfigError: the recipe or a base does not exist, or the bases run in a circle.
+    """
+    return deepcopy(combined(layers(name_or_path)))
+
+
+def layers(name_or_path: str | Path) -> list[Layer]:
+    """What a recipe is made of: what it stands on, the lowest layer first, then its own settings.
+
+    Raises:
+        ConfigError: the recipe or a base does not exist, or the bases run in a circle.
+    """
+    find(name_or_path)
+    return _layers(str(name_or_path), Path(), "", ())
+
+
+def combined(parts: Sequence[Layer]) -> dict[str, Any]:
+    """The layers of a recipe laid on each other; they share what is not changed with the tables.
+
+    What a recipe is called and what was measured for it are not handed on, and a paper's number
+    stays with its cell: a layer that changes the method, the data or the budget drops it. Built-in
+    recipes come with the results that are kept for them.
+    """
+    tree: dict[str, Any] = {}
+    for part in parts:
+        under = {key: value for key, value in tree.items() if key not in ("name", "measured")}
+        tree = merge(under, part.settings)
+        if (
+            under.get("paper")
+            and "paper" not in part.settings
+            and _cell_of(under) != _cell_of(tree)
+        ):
+            tree["paper"] = None
+
+    own = parts[-1].source
+    if not is_file(own):
+        measured = results.of(own)
+        summary = _filled(str(tree.get("summary", "")), tree)
+        tree |= {"name": own, "summary": summary, **({"measured": measured} if measured else {})}
+        return tree
+
+    tree = {"name": Path(own).stem, **tree}
+    recipe = next((part.source for part in reversed(parts) if not is_file(part.source)), None)
+    above = [part.settings for part in parts if is_file(part.source)]
+    if recipe is not None and not any("summary" in settings for settings in above):
+        tree["summary"] = f"Recipe '{recipe}' with other settings"
+    return tree
+
+
+def check_bases(parts: Sequence[Layer]) -> None:
+    """Refuse what can be no setting of any recipe in the layers below the last one.
+
+    Raises:
+        ConfigError: names the setting and the file that holds it.
+    """
+    for part in parts[:-1]:
+        check_some(Recipe, part.settings, part.where)
+
+
+def _layers(
+    reference: object, folder: Path, where: str, above: tuple[tuple[str, str], ...]
+) -> list[Layer]:
+    """The layers that a value of `base` stands for.
+
+    Args:
+        reference: the name of a recipe, a file or a mapping.
+        folder: the folder that files are relative to.
+        where: what says so, for messages; empty for what the user asked for.
+        above: what stands on it: each recipe by what identifies it, and as messages call it.
+    """
+    if isinstance(reference, Mapping):
+        source = above[-1][1] if above else ""
+        return _with_base(reference, reference.get("base"), folder, where, source, above)
+    if not isinstance(reference, str):
+        raise ConfigError(
+            f"'base' in {where} must be the name of a recipe, a file or a mapping. "
+            f"Got {reference!r} instead."
+        )
+
+    if is_file(reference):
+        path = folder / reference
+        identity = (str(path.resolve()), str(path))
+        place = f"'{path}'"
+    else:
+        cell = _cell(reference, where)
+        identity = (reference, reference)
+        place = f"cell '{reference}' of {cell.table.name}"
+    if identity in above:
+        circle = [shown for _, shown in above[above.index(identity) :]] + [identity[1]]
+        raise ConfigError(f"Recipes stand on each other in a circle: {' on '.join(circle)}.")
+    above = (*above, identity)
+
+    if not is_file(reference):
+        base = cell.settings.get("base", cell.base)
+        return _with_base(cell.settings, base, FOLDER, place, reference, above)
+    settings = read_yaml(path)
+    if "cells" in settings:
+        raise ConfigError(
+            f"{place} is a table of several recipes; a recipe of one's own is a file of settings "
+            "that may begin with 'base:'."
+        )
+    settings = with_new_names(settings, place)
+    if settings.get("base", "") is None:
+        raise ConfigError(f"'base' in {place} is empty: name a recipe or a file, or leave it out.")
+    return _with_base(settings, settings.get("base"), path.parent, place, identity[1], above)
+
+
+def _with_base(
+    settings: Mapping[str, Any],
+    base: object,
+    folder: Path,
+    where: str,
+    source: str,
+    above: tuple[tuple[str, str], ...],
+) -> list[Layer]:
+    """The layers of a base, if there is one, and on them settings as they are written."""
+    own = {key: value for key, value in settings.items() if key != "base"}
+    under = [] if base is None else _layers(base, folder, where, above)
+    return [*under, Layer(own, where, source)]
+
+
+def _cell(name: str, where: str = "") -> Cell:
+    """The cell of a name.
+
+    Raises:
+        ConfigError: there is none; names the nearest, and what says so.
+    """
+    if name in cells():
+        return cells()[name]
+    near = [f"'{one}'" for one in nearest(name, names(), count=3)]
+    hint = "."
+    if near:
+        listed = " or ".join([", ".join(near[:-1]), near[-1]]) if near[1:] else near[0]
+        hint = f"; did you mean {listed}?"
+    place = f" as the base of {where}" if where else ""
+    raise ConfigError(
+        f"Unknown recipe '{name}'{place}{hint} 'rayd recipes' lists all of them; a file must end "
+        "in .yaml."
+    )
+
+
+def _cell_of(tree: Mapping[str, Any]) -> list[Any]:
+    """What makes settings a cell of a paper's table; how images are read is no part of it."""
+    data = tree.get("data")
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != "stream"}
+    return [tree.get("method"), data, tree.get("ipc")]
+
+
+def _filled(summary: str, tree: Mapping[str, Any]) -> str:
+    """A summary with values in place of `{ipc}` and other settings in braces."""
+
+    def value(found: re.Match[str]) -> str:
+        key = found[1]
+        if key == "data":
+            name = str(lookup(tree, "data.name"))
+            return TITLES.get(name, name)
+        return str(lookup(tree, key))
+
+    return re.sub(r"\{([a-z_.]+)\}", value, summary)
