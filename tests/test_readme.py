@@ -10,6 +10,7 @@ import pytest
 
 import rayd
 from rayd.networks import names
+from rayd.results.__main__ import BEGIN, END, updated
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -54,6 +55,22 @@ def test_example_names_what_exists(tmp_path):
         ast.literal_eval(word.value) for word in evaluate.keywords if word.arg == "networks"
     )
     assert set(networks) <= set(names())
+
+
+def test_table_of_results_is_up_to_date():
+    assert updated(README) == README, "run: python -m rayd.results"
+
+
+def test_table_of_results_names_settings_and_keeps_the_rest_of_the_page():
+    page = updated(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
+    row = "| `iid-dm-cifar10-ipc10-reduced terms.covariance.weight=0` | 10 |  | 0.447 ± 0.007 |"
+    assert page.startswith("above\n")
+    assert page.endswith("\nbelow\n")
+    assert row in page
+    assert "| `dm-cifar10-ipc10` | 10 | 0.489 ± 0.006 | 0.491 ± 0.003 | 0.311 |" in page
+    assert "old" not in page.splitlines()
+    with pytest.raises(ValueError, match="must hold"):
+        updated("no marks")
 
 
 @pytest.mark.slow

@@ -264,7 +264,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Space:
     """A space by name or from a file, with settings laid over its recipe.
 
-    A file may begin with `extends: <space>`: it is then laid over that one.
+    A file may begin with `extends: <space>`: it is then laid over that one. Files that it names,
+    there and as `base`, are those next to it, else those of the working directory.
 
     Raises:
         ConfigError: there is none, or it does not fit.
@@ -276,12 +277,25 @@ def load(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -
 
 def _tree(path: Path) -> dict[str, Any]:
     tree = {"name": path.stem, **read_yaml(path)}
+    bases = tree.get("base")
+    if isinstance(bases, str):
+        tree["base"] = _next_to(path, bases)
+    elif isinstance(bases, list):
+        tree["base"] = [_next_to(path, base) for base in bases]
     under = tree.pop("extends", None)
     if under is None:
         return tree
-    below = _tree(_find(str(under)))
+    below = _tree(_find(str(_next_to(path, under))))
     tree["search"] = {**below.get("search", {}), **tree.get("search", {})}
     return {**below, **tree}
+
+
+def _next_to(path: Path, reference: object) -> object:
+    """What a file names: a file next to it where there is one, else what the name itself says."""
+    if not isinstance(reference, str) or not recipes.is_file(reference):
+        return reference
+    beside = path.parent / reference
+    return str(beside) if beside.is_file() else reference
 
 
 def _find(text: str) -> Path:

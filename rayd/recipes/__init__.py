@@ -29,7 +29,7 @@ from rayd.config import (
 from rayd.errors import ConfigError
 from rayd.recipes.tables import check_bases, combined, find, is_file, layers, names, read
 
-__all__ = ["Headline", "assemble", "find", "headlines", "names", "read", "resolve"]
+__all__ = ["Headline", "assemble", "find", "headlines", "is_file", "names", "read", "resolve"]
 
 
 class Headline(Settings):

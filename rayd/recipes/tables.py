@@ -39,6 +39,8 @@ from rayd.errors import ConfigError, nearest
 
 FOLDER = Path(str(resources.files(__package__)))
 """Where the tables are."""
+_CELL = re.compile(r"^  ([\w.-]+):", re.MULTILINE)
+"""A cell's name, as it begins its lines in a table."""
 TITLES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -74,20 +76,28 @@ class Cell:
 
 
 @cache
-def cells() -> Mapping[str, Cell]:
-    """All cells of all built-in tables by name, in alphabetical order."""
+def _tables_by_cell() -> Mapping[str, Path]:
+    """The table that holds each cell, in alphabetical order of the cells."""
     found = {}
     for path in FOLDER.glob("*.yaml"):
-        table = packaged_yaml(path)
-        base = table.get("base", {})
-        for name, settings in table["cells"].items():
-            found[name] = Cell(path, settings or {}, base)
+        # names alone are read without parsing, which would take longer than all else that a
+        # command does with one recipe
+        _, _, text = path.read_text(encoding="utf-8").partition("\ncells:\n")
+        found |= dict.fromkeys(_CELL.findall(text), path)
     return dict(sorted(found.items()))
+
+
+@cache
+def _table(path: Path) -> Mapping[str, Cell]:
+    """The cells of a table by name."""
+    table = packaged_yaml(path)
+    base = table.get("base", {})
+    return {name: Cell(path, settings, base) for name, settings in table["cells"].items()}
 
 
 def names() -> list[str]:
     """Names of the built-in recipes."""
-    return list(cells())
+    return list(_tables_by_cell())
 
 
 def is_file(name_or_path: str | Path) -> bool:
@@ -103,7 +113,7 @@ def find(name_or_path: str | Path) -> Path:
         ConfigError: there is neither.
     """
     text = str(name_or_path)
-    if Path(text).is_dir() and text not in cells():
+    if Path(text).is_dir() and text not in _tables_by_cell():
         raise ConfigError(
             f"'{text}' is a directory and no recipe; own images are distilled with 'rayd distill "
             f"digits data={text}', and a run that was interrupted is continued with --resume."
@@ -164,13 +174,14 @@ def combined(parts: Sequence[Layer]) -> dict[str, Any]:
 
 
 def check_bases(parts: Sequence[Layer]) -> None:
-    """Refuse what can be no setting of any recipe in the layers below the last one.
+    """Refuse what can be no setting of any recipe in files below the last layer.
 
     Raises:
         ConfigError: names the setting and the file that holds it.
     """
     for part in parts[:-1]:
-        check_some(Recipe, part.settings, part.where)
+        if is_file(part.source):
+            check_some(Recipe, merge({}, part.settings), part.where)
 
 
 def _layers(
@@ -241,8 +252,8 @@ def _cell(name: str, where: str = "") -> Cell:
     Raises:
         ConfigError: there is none; names the nearest, and what says so.
     """
-    if name in cells():
-        return cells()[name]
+    if name in _tables_by_cell():
+        return _table(_tables_by_cell()[name])[name]
     near = [f"'{one}'" for one in nearest(name, names(), count=3)]
     hint = "."
     if near:

@@ -6,9 +6,9 @@ from itertools import pairwise, product
 import pytest
 import torchvision
 
-from rayd import methods, recipes
+from rayd import methods, recipes, results
 from rayd.citations import citations
-from rayd.config import Recipe
+from rayd.config import MeasuredResult, Recipe, packaged_yaml
 from rayd.errors import ConfigError
 from rayd.networks import registry
 
@@ -143,6 +143,20 @@ def test_edcs_ladder_is_whole_and_ends_in_edc():
         recipes.resolve("edc-config-g").paper.accuracy
         == recipes.resolve("edc-imagenet-1k-ipc10").paper.accuracy
     )
+
+
+def test_results_are_of_recipes_and_whole():
+    assert set(results.entries()) <= set(recipes.names())
+    for name, entries in results.entries().items():
+        measured = recipes.resolve(name).measured
+        assert [MeasuredResult(**entry) for entry in entries] == list(measured), name
+        assert all(name in entry.command for entry in measured), name
+
+
+def test_a_table_has_the_results_of_its_cells():
+    for path in results.FOLDER.glob("*.yaml"):
+        tables = {recipes.find(name).name for name in packaged_yaml(path)}
+        assert tables == {path.name}
 
 
 def test_csdm_has_every_long_tailed_cell():

@@ -222,6 +222,21 @@ def test_a_space_may_extend_another(tmp_path):
     assert (mine.samples, mine.base, mine.overrides) == (3, ("edc-digits",), {"seed": 4})
 
 
+def test_a_space_stands_on_an_own_recipe_that_stands_on_another(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("base: edc-digits\nipc: 3\n")
+    search = {"objective.alpha": {"uniform": [0, 1]}}
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"base": "mine.yaml", "search": search}))
+    over = tmp_path / "over.yaml"
+    over.write_text(yaml.safe_dump({"extends": "space.yaml", "samples": 3}))
+    for given in (path, over):
+        (recipe,) = ResolvedSpace(load(given)).own.values()
+        assert (recipe.name, recipe.method, recipe.ipc) == ("mine", "edc", 3)
+    monkeypatch.chdir(tmp_path)
+    path.write_text(yaml.safe_dump({"base": ["mine.yaml", "edc-digits"], "search": {}}))
+    assert load("space.yaml").base == ("mine.yaml", "edc-digits")
+
+
 def test_domains_know_their_values():
     whole = Domain(integer=(2, 4))
     assert [whole.holds(value) for value in (2, 4, 5, 2.5, True, "2")] == [
