@@ -75,6 +75,7 @@ def tiny(**overrides: object) -> Recipe:
                 "seeds": 2,
                 "epochs": 4,
                 "whole_epochs": 1,
+                "baselines": ["random", "whole"],
                 "augmentation": "color_crop_cutout_scale_rotate",
             },
             "resources": {"threads": 1},

@@ -78,7 +78,7 @@ class Cell:
 @cache
 def _tables_by_cell() -> Mapping[str, Path]:
     """The table that holds each cell, in alphabetical order of the cells."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in FOLDER.glob("*.yaml"):
         # names alone are read without parsing, which would take longer than all else that a
         # command does with one recipe
