@@ -274,7 +274,7 @@ class Recording(LocalPool):
     ) -> Iterator[Any]:
         """Run the items one after another."""
         for answer in super().map(method, items, affinity):
-            if method == "answer":
+            if method == "compute":
                 self.answers.append(answer)
             yield answer
 

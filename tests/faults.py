@@ -34,7 +34,7 @@ def interrupted_at(step: int, block: int | None = None) -> Iterator[None]:
     one_step = Synthesizer._one_step
 
     def interrupted(self: Synthesizer) -> dict[str, Tensor]:
-        if self._step == step and block in (None, self._assignment.block):
+        if self._step == step and block in (None, self._task.block):
             raise InterruptionError
         return one_step(self)
 

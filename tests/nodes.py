@@ -99,8 +99,8 @@ class Noted(Worker):
     def measure(self, *arguments: Any) -> Any:
         return self._done("measure", super().measure(*arguments))
 
-    def answer(self, *arguments: Any) -> Any:
-        return self._done("synthesize", super().answer(*arguments))
+    def compute(self, *arguments: Any) -> Any:
+        return self._done("synthesize", super().compute(*arguments))
 
     def label(self, *arguments: Any) -> Any:
         for labels in super().label(*arguments):

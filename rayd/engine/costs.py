@@ -34,15 +34,19 @@ from rayd.config import (
 )
 from rayd.data import ImageData
 from rayd.engine.counting import Count, Counting
-from rayd.engine.model_pool import TrainTask
+from rayd.engine.gradients.feature_matching import GradientTask
+from rayd.engine.gradients.model_pool import TrainTask
+from rayd.engine.gradients.trajectory_matching import (
+    TrajectoryResult,
+    TrajectoryTask,
+    TrajectoryWorker,
+)
 from rayd.engine.network_ids import NetworkId, network_ids, teachers
 from rayd.engine.observer import DatasetInfo, Observer, States
-from rayd.engine.observers import GradientTask
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.stages.measure import merged, shards
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
-from rayd.engine.trajectory_matching import TrajectoryResult, TrajectoryTask, TrajectoryWorker
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork

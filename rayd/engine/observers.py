@@ -20,7 +20,19 @@ from rayd import devices, networks, schedules, seeding, synthetic
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
 from rayd.derived import known_on_host, on_host
-from rayd.engine.model_pool import Batches, ModelPoolTrainer, TrainResult, TrainTask, initial_seed
+from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
+from rayd.engine.gradients.model_pool import (
+    Batches,
+    ModelPoolTrainer,
+    TrainResult,
+    TrainTask,
+    initial_seed,
+)
+from rayd.engine.gradients.trajectory_matching import (
+    TrajectoryResult,
+    TrajectoryTask,
+    TrajectoryWorker,
+)
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import (
     Augment,
@@ -33,53 +45,12 @@ from rayd.engine.observer import (
     unchanged,
 )
 from rayd.engine.pool import ObjectRef
-from rayd.engine.trajectory_matching import TrajectoryResult, TrajectoryTask, TrajectoryWorker
 from rayd.methods import build
 from rayd.objectives import Context, RealStatistics, StatisticSpec
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.transfer import send, upload
-
-
-@dataclass(frozen=True)
-class GradientTask:
-    """What an observer is asked in a step."""
-
-    network_id: NetworkId
-    """Who looks: which panel, and which architecture if the network is fresh."""
-    block: int
-    """Which block of the synthetic set."""
-    blocks: int
-    """Blocks in all."""
-    step: int
-    """The step, from 0."""
-    slot: int
-    """Which of the step's observers of the panel."""
-    template: ObjectRef
-    """State of the block at the start (`SyntheticSet.state_dict`): what the replica is made of."""
-    parameters: ObjectRef
-    """Its parameters now."""
-    average: ObjectRef | None
-    """Their moving average, where a term looks at it."""
-    weights: ObjectRef | None
-    """The observer's trained weights; None for a random one."""
-    accuracy: float | Tensor
-    """How well it knows the real training images, a fraction: a number, or a scalar where it was
-    trained.
-    """
-    real: ObjectRef | None
-    """The observer's measured statistics (`States`), or a `RealBatch` when the real side is
-    sampled; None if not needed.
-    """
-    memory: ObjectRef
-    """What the terms kept at this observer's last answer: term, then name, then tensor."""
-
-
-Memory = dict[str, dict[str, Tensor]]
-"""What terms keep from call to call: term, then name, then tensor."""
-GradientResult = tuple[dict[str, Tensor], dict[str, Tensor], Memory]
-"""Values of the loss and its terms, gradients by parameter, and the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +178,7 @@ class Observers:
         with devices.convolutions(self._device, settings.precision):
             return observer.layers(need), observer.record(images, labels, need, settings.batch_size)
 
-    def answer(
+    def compute(
         self, asked: GradientTask | TrainTask | TrajectoryTask
     ) -> GradientResult | TrainResult | TrajectoryResult:
         """Work of a step: the gradient that one observer or one student gives, or the training of a
@@ -305,7 +276,11 @@ class Observers:
         names, tensors = zip(*replica.named_parameters(), strict=True)
         # a step size that is learned beside the images is nothing to them
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
-        return {"loss": loss.detach(), **values}, dict(zip(names, gradients, strict=True)), memory
+        return GradientResult(
+            values={"loss": loss.detach(), **values},
+            gradients=dict(zip(names, gradients, strict=True)),
+            memory=memory,
+        )
 
     def _asked(self, asked: GradientTask) -> tuple[Observer, Augment | None]:
         """The observer that a question is for, and the augmentation through which it looks; None if

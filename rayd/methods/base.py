@@ -25,7 +25,7 @@ from rayd.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from rayd.networks import LayerRole
     from rayd.objectives import StatisticSpec, Term
-    from rayd.objectives.trajectory_matching import TrajectoryMatching
+    from rayd.objectives.trajectory_matching import TrajectoryObjective
 
 
 class Method(ABC):
@@ -189,7 +189,7 @@ class Method(ABC):
         """The terms of the objective, with their default weights."""
 
     @property
-    def following(self) -> TrajectoryMatching | None:
+    def following(self) -> TrajectoryObjective | None:
         """How students follow experts, beside the terms; None where they do not."""
         return None
 

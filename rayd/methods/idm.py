@@ -11,7 +11,7 @@ Condensation", CVPR 2023.
     E(S)   each synthetic image expanded to four of full size      theta  a network of a queue that grows beside the synthesis
     A      one differentiable augmentation for both sides (DSA)    p_theta  its accuracy on real images, a fraction
 
-Partition and expansion is in `rayd.synthetic.partitioned`, the queue in `rayd.engine.model_pool`,
+Partition and expansion is in `rayd.synthetic.partitioned`, the queue in `rayd.engine.gradients.model_pool`,
 the second term, called `class_aware`, in `rayd.objectives.classification`.
 
 **Paper and released code differ**, and the code's own argument defaults are not the method: the

@@ -14,7 +14,7 @@ from rayd.methods.base import Method
 
 if TYPE_CHECKING:
     from rayd.objectives import Term
-    from rayd.objectives.trajectory_matching import TrajectoryMatching
+    from rayd.objectives.trajectory_matching import TrajectoryObjective
 
 
 class TrajectoryMethod(Method):
@@ -33,13 +33,13 @@ class TrajectoryMethod(Method):
         return ()
 
     @cached_property
-    def following(self) -> TrajectoryMatching:
+    def following(self) -> TrajectoryObjective:
         """As `objective:` of the recipe says."""
-        from rayd.objectives.trajectory_matching import TrajectoryMatching
+        from rayd.objectives.trajectory_matching import TrajectoryObjective
 
         settings: TrajectorySettings = self.settings
         experts = self.recipe.experts
-        return TrajectoryMatching(
+        return TrajectoryObjective(
             settings, experts.count, experts.epochs - settings.epochs, self.recipe.synthesis.steps
         )
 

@@ -20,7 +20,7 @@ from rayd.schedules import progressive_start, rising_start
 
 
 @dataclass(frozen=True)
-class TrajectoryMatching:
+class TrajectoryObjective:
     """Students that follow experts for some epochs."""
 
     settings: TrajectorySettings

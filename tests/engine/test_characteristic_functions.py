@@ -16,6 +16,7 @@ from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.distill import distill
+from rayd.engine.gradients.feature_matching import RealBatches
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo, Observer
@@ -25,7 +26,6 @@ from rayd.engine.pool import LocalRef, open_pool
 from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
-from rayd.engine.synthesize import RealBatches
 from rayd.engine.worker import Worker
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction, Frequencies

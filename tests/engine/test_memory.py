@@ -45,7 +45,7 @@ def full_machine(*_: Any, **__: Any) -> None:
         ("squeeze", "squeeze", edc, "'squeeze.batch_size' (64 now)"),
         ("measure", "measure", edc, "'observers.batch_size' (64 now)"),
         ("score", "score", lambda: edc(synthetic={"init": "rded"}), "'synthetic.crops' (5 now)"),
-        ("synthesize", "answer", edc, "'synthesis.block' (100 now) or 'ipc' (2 now)"),
+        ("synthesize", "compute", edc, "'synthesis.block' (100 now) or 'ipc' (2 now)"),
         (
             "synthesize",
             "synthesize",
@@ -54,7 +54,7 @@ def full_machine(*_: Any, **__: Any) -> None:
         ),
         (
             "synthesize",
-            "answer",
+            "compute",
             lambda: tiny(real="sampled"),
             "'observers.real_batch' (256 now), 'synthesis.block' (not set, so all at once)",
         ),
@@ -67,7 +67,7 @@ def full_machine(*_: Any, **__: Any) -> None:
         ("experts", "expert", following, "'experts.batch_size' (128 now)"),
         (
             "synthesize",
-            "answer",
+            "compute",
             lambda: following(objective={"batch_size": 4}),
             "'objective.batch_size'",
         ),

@@ -15,12 +15,12 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, ResourceSettings
 from rayd.data import load
 from rayd.engine.distill import distill
-from rayd.engine.model_pool import ModelPool, TrainTask
+from rayd.engine.gradients.feature_matching import GradientTask, RealBatches
+from rayd.engine.gradients.model_pool import ModelPool, TrainTask
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import GradientTask, Observers
+from rayd.engine.observers import Observers
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
-from rayd.engine.synthesize import RealBatches
 from rayd.errors import ConfigError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
@@ -194,15 +194,15 @@ def test_a_network_learns_the_synthetic_images_and_goes_on_where_it_stopped(opti
     state = None
     accuracies = []
     for _ in range(2):
-        state, accuracy = Observers(once, DatasetInfo.of(data)).answer(
+        state, accuracy = Observers(once, DatasetInfo.of(data)).compute(
             growth_on(once, images, state)
         )
         accuracies.append(accuracy)
-    together, _ = Observers(twice, DatasetInfo.of(data)).answer(growth_on(twice, images))
+    together, _ = Observers(twice, DatasetInfo.of(data)).compute(growth_on(twice, images))
     for name, value in together.items():
         torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4)
     for _ in range(30):
-        state, accuracy = Observers(once, DatasetInfo.of(data)).answer(
+        state, accuracy = Observers(once, DatasetInfo.of(data)).compute(
             growth_on(once, images, state)
         )
     assert accuracy > 0.7 > accuracies[0]
@@ -224,9 +224,9 @@ def test_who_looks_first_is_who_is_trained_then(monkeypatch):
     real = LocalRef(RealBatches((data.train.images, data.train.labels)).draw(chosen, 0, 0))
     nothing = LocalRef({})
     question = GradientTask(network_id, 0, 1, 0, 0, state, now, None, None, 0.0, real, nothing)
-    fresh, gradient, _ = observers.answer(question)
-    train_result, _ = observers.answer(TrainTask(network_id, 0, None, None, state, now))
-    same, gradient_then, _ = observers.answer(
+    fresh, gradient, _ = observers.compute(question)
+    train_result, _ = observers.compute(TrainTask(network_id, 0, None, None, state, now))
+    same, gradient_then, _ = observers.compute(
         GradientTask(
             network_id, 0, 1, 0, 0, state, now, None, LocalRef(train_result), 0.0, real, nothing
         )
@@ -237,13 +237,13 @@ def test_who_looks_first_is_who_is_trained_then(monkeypatch):
 
 def test_the_network_is_trained_on_the_images_after_their_step(tmp_path, monkeypatch):
     order: list[tuple[str, float]] = []
-    answer = Observers.answer
+    answer = Observers.compute
 
     def watched(self, asked):
         order.append((type(asked).__name__, float(asked.parameters.get()["images"].sum())))
         return answer(self, asked)
 
-    monkeypatch.setattr(Observers, "answer", watched)
+    monkeypatch.setattr(Observers, "compute", watched)
     distill(recipe("dc", synthesis={"steps": 3}), tmp_path / "run", progress=QUIET)
     kinds, sums = zip(*order, strict=True)
     assert kinds == ("GradientTask", "TrainTask", "GradientTask", "TrainTask", "GradientTask")

@@ -13,13 +13,14 @@ import torch
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe, ResourceSettings, merge
 from rayd.data import load
-from rayd.engine import model_pool
 from rayd.engine.distill import distill
+from rayd.engine.gradients import model_pool
+from rayd.engine.gradients.feature_matching import GradientTask
+from rayd.engine.gradients.model_pool import ModelPool, TrainTask
 from rayd.engine.job import Job
-from rayd.engine.model_pool import ModelPool, TrainTask
 from rayd.engine.network_ids import network_ids, turn
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import GradientTask, Observers
+from rayd.engine.observers import Observers
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.stages.measure import Measure
@@ -185,7 +186,7 @@ def test_a_network_learns_and_keeps_its_momentum():
     accuracies = []
     for step in range(6):
         observers, train_task = growth_of(recipe, 3, step, state)
-        state, accuracy = observers.answer(train_task)
+        state, accuracy = observers.compute(train_task)
         accuracies.append(accuracy)
     assert accuracies[-1] > 0.6 > accuracies[0]
     assert any(name.startswith(model_pool.MOMENTUM) for name in state)
@@ -199,9 +200,9 @@ def test_momentum_goes_on_where_it_stopped():
     state = None
     for step in range(2):
         observers, train_task = growth_of(once, 0, step, state)
-        state, _ = observers.answer(train_task)
+        state, _ = observers.compute(train_task)
     observers, train_task = growth_of(twice, 0, 0, None)
-    together, _ = observers.answer(train_task)
+    together, _ = observers.compute(train_task)
     for name, value in together.items():
         torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4)
 

@@ -10,9 +10,10 @@ from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine import observer
+from rayd.engine.gradients.feature_matching import GradientTask
 from rayd.engine.network_ids import network_ids, turn
 from rayd.engine.observer import DatasetInfo, Observer
-from rayd.engine.observers import GradientTask, Observers
+from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalRef
 from rayd.methods import build
 from rayd.networks import Observation

@@ -1,7 +1,7 @@
 """What Ray tells of a run where its metrics are collected.
 
     rayd_rate                  work units a second, by stage
-    rayd_wait_seconds_total    seconds that calls were waited for, by method; of `answer` the wait for gradients
+    rayd_wait_seconds_total    seconds that calls were waited for, by method; of `compute` the wait for gradients
     rayd_bytes_moved_total     bytes through the object store, by direction, seen from who asks
     rayd_restarts_total        workers that were started again
 

@@ -19,9 +19,9 @@ from rayd import synthetic
 from rayd.distilled import Distilled, contact_sheet
 from rayd.engine import checkpoint
 from rayd.engine.callbacks import Callback
+from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
-from rayd.engine.observers import Memory
 from rayd.engine.pool import ActorHandle, ObjectRef, WorkerPool
 from rayd.engine.progress import Progress, Shown
 from rayd.engine.runlog import RunLog

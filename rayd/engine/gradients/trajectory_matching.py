@@ -1,16 +1,14 @@
-"""Students that follow experts: the work items of trajectory matching, and what becomes of their
-answers.
+"""Trajectory matching: students are trained on the synthetic set and follow experts.
 
-A work item is one student of one step: which expert it follows and from which epoch follows from
-(run seed, step, slot) alone. The worker reads the two rows that it needs from the expert's file,
-takes the student's steps, and answers with the gradient of the loss, and whether the student
-diverged.
+A task is one student of one step: its expert and first epoch follow from (run seed, step, slot)
+alone. The worker reads the two rows that it needs from the expert's file, takes the student's
+steps, and returns the gradient of the loss, and whether the student diverged.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +19,20 @@ from torch import Tensor
 from rayd import networks, seeding
 from rayd.config import Recipe
 from rayd.data import ImageShape
+from rayd.engine.gradients.base import (
+    GradientSource,
+    SharedImages,
+    Update,
+    Work,
+    mean,
+    means,
+    under,
+)
 from rayd.engine.pool import ObjectRef
 from rayd.errors import RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, useful
-from rayd.objectives.trajectory_matching import TrajectoryMatching
+from rayd.objectives.trajectory_matching import TrajectoryObjective
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.training.trajectories import Trajectory
 from rayd.transfer import upload
@@ -63,23 +70,70 @@ class TrajectoryResult(NamedTuple):
     """Whether it did not diverge; a scalar, so that the device is not waited for."""
 
 
-def pursuits(
-    recipe: Recipe,
-    following: TrajectoryMatching,
-    experts: tuple[Path, ...],
-    step: int,
-    template: ObjectRef,
-    parameters: ObjectRef,
-) -> list[TrajectoryTask]:
-    """The students of a step."""
-    chosen = [
-        following.draw(step, seeding.generator(recipe.seed, "segment", step, slot))
-        for slot in range(following.settings.per_step)
-    ]
-    return [
-        TrajectoryTask(step, slot, template, parameters, experts[expert], start)
-        for slot, (expert, start) in enumerate(chosen)
-    ]
+class TrajectoryMatching(GradientSource):
+    """Students that follow experts: the gradient is the mean over those that did not diverge.
+
+    Args:
+        recipe: the run.
+        objective: draws experts and epochs, and says when a student has diverged.
+        experts: files of the experts.
+        learned: the synthetic set, whose step size is learned with it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        objective: TrajectoryObjective,
+        experts: tuple[Path, ...],
+        learned: WithLearnedStepSize,
+    ):
+        self._recipe = recipe
+        self._objective = objective
+        self._experts = experts
+        self._learned = learned
+        self._guard = DivergenceGuard(objective)
+
+    def work(self, step: int, images: SharedImages) -> list[Work]:
+        """A task for each student of the step."""
+        work = []
+        for slot in range(self._objective.settings.per_step):
+            draws = seeding.generator(self._recipe.seed, "segment", step, slot)
+            expert, start = self._objective.draw(step, draws)
+            task = TrajectoryTask(
+                step=step,
+                slot=slot,
+                template=images.template,
+                parameters=images.parameters,
+                expert=self._experts[expert],
+                start=start,
+            )
+            work.append(Work(task, affinity=slot))
+        return work
+
+    def update(self, step: int, results: Sequence[TrajectoryResult]) -> Update:
+        """The mean gradient; None where all students diverged."""
+        good = self._guard.take(list(results), step + 1)
+        metrics = {
+            "step_size": self._learned.step_size.detach(),
+            "skipped": torch.tensor(self._guard.skipped),
+        }
+        if not good:
+            return Update(None, metrics)
+        gradients = means([student.gradients for student in good])
+        return Update(gradients, {"loss": mean([student.loss for student in good]), **metrics})
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a student of the last step did not diverge."""
+        return self._guard.steps == 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Counts of divergence."""
+        return {f"divergence.{name}": tensor for name, tensor in self._guard.state().items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        self._guard.restore(under("divergence.", tensors))
 
 
 class TrajectoryWorker:
@@ -90,7 +144,7 @@ class TrajectoryWorker:
     def __init__(
         self,
         recipe: Recipe,
-        following: TrajectoryMatching,
+        objective: TrajectoryObjective,
         shape: ImageShape,
         classes: int,
         device: torch.device,
@@ -103,7 +157,7 @@ class TrajectoryWorker:
         network = networks.build(recipe.experts.network, shape, classes, seed=0).to(device)
         self._student = FlatNetwork(network)
         self._recipe = recipe
-        self._following = following
+        self._objective = objective
         self._rows = _Rows(device)
 
     def answer(self, asked: TrajectoryTask, replica: WithLearnedStepSize) -> TrajectoryResult:
@@ -113,7 +167,7 @@ class TrajectoryWorker:
             ArtifactError: the expert's file is gone or damaged.
         """
         start = asked.start
-        target = asked.start + self._following.settings.epochs
+        target = asked.start + self._objective.settings.epochs
         segment = Segment(self._rows.of(asked.expert, start), self._rows.of(asked.expert, target))
         return self.pursue(segment, replica, asked.step, asked.slot)
 
@@ -123,14 +177,14 @@ class TrajectoryWorker:
         """The same for a part of a trajectory that is at hand."""
         images, labels = replica.batch()
         draws = seeding.generator(self._recipe.seed, "student steps", step, slot)
-        loss = self._following.loss(
+        loss = self._objective.loss(
             self._student, segment, images, labels, replica.step_size, draws
         )
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
         finite = [gradient.isfinite().all() for gradient in gradients]
         good = torch.stack(
-            [useful(loss.detach(), self._following.settings.loss_limit), *finite]
+            [useful(loss.detach(), self._objective.settings.loss_limit), *finite]
         ).all()
         return TrajectoryResult(loss.detach(), dict(zip(names, gradients, strict=True)), good)
 
@@ -166,10 +220,10 @@ class _Rows:
 class DivergenceGuard:
     """How many students diverged, so far and in the last steps."""
 
-    def __init__(self, following: TrajectoryMatching):
+    def __init__(self, objective: TrajectoryObjective):
         """None yet."""
-        self._limit = following.settings.loss_limit
-        self._patience = following.settings.patience
+        self._limit = objective.settings.loss_limit
+        self._patience = objective.settings.patience
         self.skipped = 0
         """Students that were left out."""
         self.steps = 0

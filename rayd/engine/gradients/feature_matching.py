@@ -1,0 +1,301 @@
+"""Feature matching: terms compare features of real and synthetic images through observers.
+
+In every step some networks of each group take their turn. The gradient is the mean over the
+networks of a group, summed over groups. Terms may keep tensors from step to step (`Memory`), and
+observers may be networks that are trained alongside (`rayd.engine.gradients.model_pool`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rayd import seeding
+from rayd.config import NetworkGroup, Recipe
+from rayd.engine.gradients.base import (
+    GradientSource,
+    SharedImages,
+    Update,
+    Work,
+    means,
+    total,
+    totals,
+    under,
+)
+from rayd.engine.gradients.model_pool import ModelPool, TrainTask
+from rayd.engine.network_ids import NetworkId, network_ids, turn
+from rayd.engine.observer import RealBatch
+from rayd.engine.pool import ObjectRef, WorkerPool
+from rayd.methods import Method
+
+Memory = dict[str, dict[str, Tensor]]
+"""What terms keep from step to step: term, then name, then tensor."""
+
+OLD_GROUPS = {"guides": "classifiers"}
+"""Names of network groups in checkpoints of the version before."""
+
+
+@dataclass(frozen=True)
+class GradientTask:
+    """The gradient of a group's terms through one network."""
+
+    network_id: NetworkId
+    """The network: its group, and its architecture if its weights are drawn anew in each step."""
+    block: int
+    """Which block of the synthetic set."""
+    blocks: int
+    """Blocks in all."""
+    step: int
+    """The step, from 0."""
+    slot: int
+    """Which of the step's networks of the group."""
+    template: ObjectRef
+    """State of the block at the start (`SyntheticSet.state_dict`): replicas are made of it."""
+    parameters: ObjectRef
+    """Its parameters now."""
+    average: ObjectRef | None
+    """Their moving average, where a term needs it."""
+    weights: ObjectRef | None
+    """The network's trained weights; None for a random one."""
+    accuracy: float | Tensor
+    """Its training accuracy, a fraction: a number, or a scalar where it was trained."""
+    real: ObjectRef | None
+    """Its measured statistics (`States`), or a `RealBatch` where the real data is sampled; None if
+    no term needs them.
+    """
+    memory: ObjectRef
+    """What the terms kept when the network last took its turn, a `Memory`."""
+
+
+class GradientResult(NamedTuple):
+    """What a gradient task computes."""
+
+    values: dict[str, Tensor]
+    """The loss and the unweighted terms, scalars."""
+    gradients: dict[str, Tensor]
+    """The gradient of the loss by parameter."""
+    memory: Memory
+    """What the terms keep."""
+
+
+class FeatureMatching(GradientSource):
+    """The terms of a method, through the networks of its groups.
+
+    Args:
+        recipe: the run.
+        method: its terms and groups.
+        pool: shares what workers need.
+        block: which block of the synthetic set.
+        blocks: blocks in all.
+        weights: weights of trained networks; those of random ones are missing.
+        accuracies: their training accuracies, fractions.
+        measured: measured statistics by network; empty when real data is sampled.
+        train: the whole training split as a `RealBatch`, when real data is sampled.
+        memory: what terms find before the first step.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        method: Method,
+        pool: WorkerPool,
+        block: int,
+        blocks: int,
+        weights: Mapping[NetworkId, ObjectRef],
+        accuracies: Mapping[NetworkId, float],
+        measured: Mapping[NetworkId, ObjectRef],
+        train: ObjectRef | None,
+        memory: Mapping[NetworkId, Memory],
+    ):
+        self.memory: dict[NetworkId, Memory] = dict(memory)
+        """What terms keep, by network."""
+        self._recipe = recipe
+        self._method = method
+        self._pool = pool
+        self._block = block
+        self._blocks = blocks
+        self._weights = weights
+        self._accuracies = accuracies
+        self._measured = measured
+        self._train = train
+        self._real_batches = None if train is None else RealBatches(train.get())
+        self._groups = {group: network_ids(recipe, group) for group in method.groups}
+        self._models: ModelPool | None = None
+        if recipe.observers.model_pool is not None:
+            self._models = ModelPool(recipe, pool)
+        self._gradient_tasks: list[GradientTask] = []
+        self._train_tasks: list[TrainTask] = []
+
+    def work(self, step: int, images: SharedImages) -> list[Work]:
+        """A gradient for every network whose turn it is, and training of the model pool on real
+        images, which does not wait for the gradients.
+        """
+        real = self._real_per_slot(step)
+        self._gradient_tasks = [
+            self._gradient_task(group, step, slot, images, real)
+            for group in self._groups
+            for slot in range(self._recipe.network_group(group).per_step)
+        ]
+        self._train_tasks = []
+        if self._models is not None and not self._models.synthetic:
+            self._train_tasks = self._models.train_tasks(step, self._train)
+        return self._with_affinity([*self._gradient_tasks, *self._train_tasks])
+
+    def update(self, step: int, results: Sequence[Any]) -> Update:
+        """Mean over the networks of a group, sum over groups."""
+        gradient_results: list[GradientResult] = list(results[: len(self._gradient_tasks)])
+        for task, result in zip(self._gradient_tasks, gradient_results, strict=True):
+            self.memory[task.network_id] = result.memory
+        self._take(results[len(self._gradient_tasks) :])
+        gradients = []
+        values = []
+        for group in self._groups:
+            of_group = [
+                result
+                for task, result in zip(self._gradient_tasks, gradient_results, strict=True)
+                if task.network_id.group == group
+            ]
+            gradients.append(means([result.gradients for result in of_group]))
+            values.append(means([result.values for result in of_group]))
+        metrics = {name: value for terms in values for name, value in terms.items()}
+        metrics["loss"] = total([terms["loss"] for terms in values])
+        return Update(totals(gradients), metrics)
+
+    @property
+    def has_work_after(self) -> bool:
+        """Whether a model pool is trained on the synthetic images."""
+        return self._models is not None and self._models.synthetic
+
+    def work_after(self, step: int, images: SharedImages) -> list[Work]:
+        """Training of the model pool on the synthetic images."""
+        assert self._models is not None
+        self._train_tasks = self._models.train_tasks(step, None, images.template, images.parameters)
+        return self._with_affinity(self._train_tasks)
+
+    def update_after(self, results: Sequence[Any]) -> None:
+        """Keep what networks of the model pool have become."""
+        self._take(results)
+
+    def _take(self, results: Sequence[Any]) -> None:
+        if self._models is None:
+            return
+        for task, result in zip(self._train_tasks, results, strict=True):
+            self._models.take(task, result)
+
+    def _with_affinity(self, tasks: Sequence[GradientTask | TrainTask]) -> list[Work]:
+        return [Work(task, self._affinity(task.network_id)) for task in tasks]
+
+    def _affinity(self, network_id: NetworkId) -> int:
+        """The preferred worker of a network; groups are shifted, so that those of one step meet
+        different workers.
+        """
+        architectures = len(self._recipe.network_group(network_id.group).networks)
+        shift = list(self._groups).index(network_id.group)
+        return network_id.index * architectures + shift
+
+    def _gradient_task(
+        self,
+        group: NetworkGroup,
+        step: int,
+        slot: int,
+        images: SharedImages,
+        real: Sequence[ObjectRef | None],
+    ) -> GradientTask:
+        """The task of the network of a group whose turn it is."""
+        accuracy: float | Tensor
+        if group == "observers" and self._models is not None:
+            number = self._models.looks(step, slot)
+            network_id = self._models.network_id(number)
+            weights = self._models.weights(number)
+            accuracy = self._models.accuracy(number)
+        else:
+            network_id = self._groups[group][turn(self._recipe, step, slot, group)]
+            weights = self._weights.get(network_id)
+            accuracy = self._accuracies.get(network_id, 0.0)
+        return GradientTask(
+            network_id=network_id,
+            block=self._block,
+            blocks=self._blocks,
+            step=step,
+            slot=slot,
+            template=images.template,
+            parameters=images.parameters,
+            average=images.average,
+            weights=weights,
+            accuracy=accuracy,
+            real=self._real(group, network_id, real[slot % len(real)]),
+            memory=self._pool.share(self.memory.get(network_id, {})),
+        )
+
+    def _real(
+        self, group: NetworkGroup, network_id: NetworkId, sampled: ObjectRef | None
+    ) -> ObjectRef | None:
+        """The real side for a network: its statistics, or a mini-batch."""
+        if self._train is not None:
+            return sampled if self._method.samples(group) else None
+        return self._measured[network_id] if self._method.needs(group) else None
+
+    def _real_per_slot(self, step: int) -> list[ObjectRef | None]:
+        """A real mini-batch for every slot, where real data is sampled and needed."""
+        if self._real_batches is None:
+            return [None]
+        if not any(self._method.samples(group) for group in self._groups):
+            return [None]
+        batches: list[ObjectRef | None] = []
+        for slot in range(self._recipe.observers.per_step):
+            batches.append(self._pool.share(self._real_batches.draw(self._recipe, step, slot)))
+        return batches
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Memory of the terms, and the model pool."""
+        tensors = {}
+        for group, ids in self._groups.items():
+            for index, network_id in enumerate(ids):
+                for term, kept in self.memory.get(network_id, {}).items():
+                    for name, tensor in kept.items():
+                        tensors[f"memory.{group}.{index}.{term}.{name}"] = tensor
+        if self._models is not None:
+            for name, tensor in self._models.state().items():
+                tensors[f"queue.{name}"] = tensor
+        return tensors
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`."""
+        for path, tensor in under("memory.", tensors).items():
+            group, index, term, name = path.split(".", 3)
+            group = OLD_GROUPS.get(group, group)
+            network_id = self._groups[cast(NetworkGroup, group)][int(index)]
+            self.memory.setdefault(network_id, {}).setdefault(term, {})[name] = tensor
+        if self._models is not None:
+            self._models.restore(under("queue.", tensors))
+
+
+class RealBatches:
+    """Real mini-batches from a training split, sorted by class."""
+
+    def __init__(self, train: RealBatch):
+        """Index the rows of every class."""
+        self._images, self._labels = train
+        by_class = np.argsort(self._labels, kind="stable")
+        self._rows = np.split(by_class, np.cumsum(np.bincount(self._labels))[:-1])
+
+    def draw(self, recipe: Recipe, step: int, slot: int) -> RealBatch:
+        """`observers.real_batch` images of every class for one observer of one step; smaller
+        classes with replacement.
+        """
+        draws = seeding.generator(recipe.seed, "real batch", step, slot)
+        size = recipe.observers.real_batch
+        rows = np.concatenate([rows[_choice(len(rows), size, draws)] for rows in self._rows])
+        return self._images[rows], self._labels[rows]
+
+
+def _choice(population: int, size: int, draws: torch.Generator) -> Any:
+    if population >= size:
+        return torch.randperm(population, generator=draws)[:size].numpy()
+    return torch.randint(population, (size,), generator=draws).numpy()
