@@ -29,6 +29,8 @@ from rayd import devices, networks
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
+from rayd.engine.gradients.feature_matching import GradientResult
+from rayd.engine.gradients.trajectory_matching import TrajectoryResult
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers
 from rayd.engine.observer import DatasetInfo
@@ -448,11 +450,10 @@ class Side:
 
 def _parted(answer: Any) -> dict[str, Any]:
     """An answer of a step by part: of matched features, a matched trajectory, or a training."""
-    if hasattr(answer, "gradients"):
+    if isinstance(answer, TrajectoryResult):
         return {"terms": answer.loss, "gradient": answer.gradients}
-    if len(answer) == 3:
-        values, gradients, memory = answer
-        return {"terms": values, "gradient": gradients, "memory": memory}
+    if isinstance(answer, GradientResult):
+        return {"terms": answer.values, "gradient": answer.gradients, "memory": answer.memory}
     state, _ = answer
     return {"training": _vector(state)}
 

@@ -2,13 +2,14 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from rayd.config import Recipe
+from rayd.engine.progress import Shown, StageProgress
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.recipes import assemble
 
@@ -55,6 +56,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Recorded(Shown):
+    """Progress of a stage that is passed on to a function."""
+
+    def __init__(self, on_update: Callable[[float], None]):
+        super().__init__(StageProgress("stage", 0, "units"))
+        self._on_update = on_update
+
+    def update(self, done: float, *_: object, **__: object) -> None:
+        self._on_update(done)
 
 
 def tiny(**overrides: object) -> Recipe:

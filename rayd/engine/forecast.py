@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
-from rayd import devices, methods, synthetic
+from rayd import devices, synthetic
 from rayd.engine.costs import Costs
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
@@ -92,10 +92,7 @@ class Forecast:
     def _stages(self) -> dict[str, float]:
         from rayd.engine.plan import stage_seconds
 
-        method = methods.build(self._recipe)
-        return stage_seconds(
-            self._recipe, method, self._data, self._store, self._speeds, LONG, SHORT_BUDGET
-        )
+        return stage_seconds(self._job, self._speeds, LONG, SHORT_BUDGET)
 
     def _tried(self, work: Callable[[], Found], otherwise: Found) -> Found:
         try:

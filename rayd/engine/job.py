@@ -32,6 +32,14 @@ class Job:
         """The type of the device that work runs on: part of every cache key."""
         return devices.choose(self.recipe.resources).type
 
+    def parallel(self, items: int) -> int:
+        """Workers that share so many work items."""
+        return max(1, min(self.recipe.resources.workers, items))
+
+    def decoded(self, images: float) -> float:
+        """How many of so many images are decoded: all where they are streamed."""
+        return images if self.data.train.streamed else 0.0
+
     def with_recipe(self, recipe: Recipe) -> Job:
         """The same job under another recipe."""
         return replace(self, recipe=recipe)

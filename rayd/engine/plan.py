@@ -8,7 +8,6 @@ items that can go side by side.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,33 +16,31 @@ from typing import Any
 
 import torch
 
-from rayd import devices, methods, synthetic
-from rayd.config import NetworkGroup, Recipe
-from rayd.data import ImageData, ImageSet
+from rayd import devices, synthetic
+from rayd.config import Recipe
+from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
 from rayd.engine import arithmetic
-from rayd.engine.costs import Costs, StepCost
+from rayd.engine.cost import Part, StageCost
+from rayd.engine.costs import Costs
 from rayd.engine.counting import Count, Counting
 from rayd.engine.job import Job
-from rayd.engine.network_ids import NetworkId, teachers
+from rayd.engine.network_ids import NetworkId
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.speeds import Speeds
 from rayd.engine.stages.experts import Experts
-from rayd.engine.stages.measure import TEAM, Measure, shards
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
-from rayd.engine.stages.squeeze import Squeeze, together
-from rayd.engine.stages.student_tasks import TrainingSets, tasks
-from rayd.engine.stages.students import Students
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.engine.stages.students import students_cost
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.store import Store
 from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH
-from rayd.training.progress import milestones
-from rayd.training.squeeze import JUDGED
-from rayd.training.stored import chunks as stored_chunks
 
 DAY = 24 * 3600.0
 DOMINANT = 0.3
@@ -110,32 +107,6 @@ class Plan:
         return "\n".join([*lines, "", *self.remarks] if self.remarks else lines)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some of the work of a stage."""
-
-    what: str
-    """In words, e.g. `2 students on the whole set`."""
-    settings: str
-    """What its time is proportional to, e.g. `evaluation.whole_epochs`."""
-    count: Count
-    """Its operations."""
-    parallel: float = 1.0
-    """How many workers share it."""
-    decoded: float = 0.0
-    """Streamed images that it decodes."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The work of a stage, not priced yet."""
-
-    name: str
-    work: str
-    cached: str
-    parts: tuple[Part, ...]
-
-
 def plan(
     recipe: Recipe,
     data_root: Path | None = None,
@@ -164,38 +135,31 @@ def _planned(
 ) -> Plan:
     check_settings(recipe)
     outline = load_outline(recipe.data, data_root, cache)
-    store = Store(cache)
     data = outline.data
     with Counting():
         # networks are built without their values
         preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe
-    method = methods.build(recipe)
-    Squeeze(Job(recipe, data, store)).check()
-    local = recipe.model_copy(
-        update={
-            "resources": recipe.resources.model_copy(
-                update={"workers": 0, "threads": devices.threads(recipe.resources)}
-            )
-        }
-    )
-    with devices.thread_limit(devices.threads(local.resources)):
-        work = _Work(recipe, method, outline, store)
+    job = Job(recipe, data, Store(cache))
+    Squeeze(job).check()
+    threads = devices.threads(recipe.resources)
+    in_process = {"workers": 0, "threads": threads}
+    local = recipe.model_copy(update={"resources": recipe.resources.model_copy(update=in_process)})
+    with devices.thread_limit(threads):
+        work = _Work(job, outline)
         stages = work.stages()
+        parts = [part for stage in stages for part in stage.parts]
         device = _device(recipe, local)
         speeds = Speeds(device)
         if calibrate or not speeds.measured:
             progress.log("plan: measuring how fast this machine is, for some seconds, once")
-        speeds.calibrate([part.count for stage in stages for part in stage.parts], anew=calibrate)
-        decoding = (
-            _seconds_to_decode(data.train)
-            if any(part.decoded for stage in stages for part in stage.parts)
-            else 0.0
-        )
-        priced = {
-            stage.name: [_seconds(part, speeds, decoding) for part in stage.parts]
-            for stage in stages
-        }
+        speeds.calibrate([part.count for part in parts], anew=calibrate)
+        decoding = 0.0
+        if any(part.decoded for part in parts):
+            decoding = _seconds_to_decode(data.train)
+        priced = {}
+        for stage in stages:
+            priced[stage.name] = [_seconds(part, speeds, decoding) for part in stage.parts]
     made = tuple(
         StagePlan(stage.name, stage.work, stage.cached, sum(priced[stage.name])) for stage in stages
     )
@@ -203,27 +167,17 @@ def _planned(
     return Plan(recipe.name, _data_words(outline), made, work.memory(), work.disk(), remarks)
 
 
-def stage_seconds(
-    recipe: Recipe,
-    method: methods.Method,
-    data: ImageData,
-    store: Store,
-    speeds: Speeds,
-    long: float,
-    budget: float,
-) -> dict[str, float]:
+def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[str, float]:
     """Seconds of each stage of a run that is about to begin.
 
     Args:
-        recipe: the run.
-        method: its method.
-        data: its data.
-        store: what is cached.
+        job: the run.
         speeds: of the machine; they are measured if they are not known and the run is long.
         long: seconds from which on it is.
         budget: seconds of measuring.
     """
-    stages = _Work(recipe, method, Outline(data, True, True), store).stages()
+    data = job.data
+    stages = _Work(job, Outline(data, True, True)).stages()
     decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
 
     def priced() -> dict[str, float]:
@@ -260,360 +214,59 @@ def _data_words(outline: Outline) -> str:
 
 
 class _Work:
-    """The stages of a run, counted."""
+    """The stages of a run, and the memory and disk that they need."""
 
-    def __init__(self, recipe: Recipe, method: methods.Method, outline: Outline, store: Store):
-        self.recipe = recipe
-        self.method = method
+    def __init__(self, job: Job, outline: Outline):
+        self.job = job
+        self.recipe = job.recipe
         self.outline = outline
-        self.data = outline.data
-        self.store = store
-        self.job = Job(recipe, outline.data, store)
-        self.costs = Costs(recipe, outline.data, store)
-        self.images = len(outline.data.train)
-        self.statistics: dict[NetworkGroup, int] = {}
-        self.step_bytes = 0.0
+        self.data = job.data
+        self.costs = Costs(job.recipe, job.data, job.store)
 
-    def stages(self) -> list[Stage]:
-        """All of them, in order."""
-        found = (
+    def stages(self) -> list[StageCost]:
+        """The cost of each stage, in order."""
+        job = self.job
+        costs = self.costs
+        found = [
             self._reading(),
-            self._squeezing(),
-            self._training_experts(),
-            self._measuring(),
-            self._scoring(),
-            self._synthesizing(),
-            self._relabelling(),
-            self._evaluating(),
-        )
+            Squeeze(job).cost(costs),
+            Experts(job).cost(costs),
+            Measure(job).cost(costs),
+            Score(job).cost(costs),
+            Synthesis(job).cost(costs),
+            relabel_cost(job, costs),
+            students_cost(job, costs),
+        ]
         return [stage for stage in found if stage is not None]
 
-    def _decoded(self, images: float) -> float:
-        return images if self.data.train.streamed else 0.0
-
-    def _reading(self) -> Stage | None:
+    def _reading(self) -> StageCost | None:
         """The first pass over streamed images."""
         if self.outline.surveyed:
             return None
-        splits = [
-            split
-            for split in (self.data.train, self.data.validation, self.data.test)
-            if split is not None
-        ]
-        count = sum(map(len, splits))
-        part = Part(
-            f"the first pass over {count:,} images", "data.image_size", Count(), decoded=count
-        )
-        return Stage(
-            "read", f"{count:,} images are decoded once, to know them", "not cached", (part,)
-        )
-
-    def _squeezing(self) -> Stage | None:
-        recipe = self.recipe
-        data = self.data
-        squeeze = Squeeze(self.job)
-        everyone = squeeze.items()
-        absent = squeeze.missing()
-        if not everyone:
-            return None
-        beside = recipe.squeeze.workers if together(recipe) else _side_by_side(recipe, len(absent))
-        parts = []
-        for kind, same in _alike(absent):
-            settings = recipe.squeezing(kind.group)
-            count = self.costs.testing(
-                kind.architecture, settings.precision, min(JUDGED, self.images)
-            )
-            if data.validation is not None:
-                count = count + self.costs.testing(
-                    kind.architecture, settings.precision, len(data.validation)
-                )
-            if settings.epochs > 0:
-                count = (
-                    count
-                    + self.costs.training(kind.architecture, settings, self.images)
-                    * settings.epochs
-                )
-            decoded = self._decoded(settings.epochs * self.images + min(JUDGED, self.images)) * len(
-                same
-            )
-            what = f"{len(same)} x {kind.architecture.label}, {settings.epochs} epochs"
-            parts.append(Part(what, "squeeze.epochs", count * len(same), beside, decoded))
-        names = ", ".join(network_id.label for network_id in absent) or "none"
-        learned = sorted({recipe.squeezing(network_id.group).epochs for network_id in everyone})
-        epochs = " or ".join(str(number) for number in learned)
-        work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {self.images:,} images"
-        there = squeeze.results()
-        known = [
-            f"{network_id.label} {one.facts['train_accuracy']:.3f}"
-            for network_id, one in there.items()
-            if network_id in everyone
-        ]
-        return Stage("squeeze", work, f"cached: {', '.join(known) or 'none'}", tuple(parts))
-
-    def _training_experts(self) -> Stage | None:
-        recipe = self.recipe
-        if not self.method.needs_experts:
-            return None
-        settings = recipe.experts
-        absent = Experts(self.job).missing()
-        parts = []
-        if absent:
-            one = self.costs.training(settings.network, settings, self.images) * settings.epochs
-            one = one + self.costs.testing(
-                settings.network, settings.precision, min(JUDGED, self.images)
-            )
-            decoded = self._decoded(settings.epochs * self.images) * len(absent)
-            what = f"{len(absent)} experts, {settings.epochs} epochs"
-            beside = _side_by_side(recipe, len(absent))
-            parts.append(
-                Part(what, "experts.count and experts.epochs", one * len(absent), beside, decoded)
-            )
-        work = f"{len(absent)} of {settings.count} experts ({settings.network.label}) learn {settings.epochs} epochs of "
-        work += f"{self.images:,} images"
-        return Stage("experts", work, f"{settings.count - len(absent)} cached", tuple(parts))
-
-    def _unmeasured(self) -> list[NetworkId]:
-        if self.recipe.real != "measured":
-            return []
-        return Measure(self.job).unmeasured()
-
-    def _measuring(self) -> Stage | None:
-        recipe = self.recipe
-        looking = [group for group in self.method.groups if self.method.needs(group)]
-        if recipe.real == "sampled" or not looking or recipe.synthesis.steps == 0:
-            return None
-        absent = self._unmeasured()
-        pool = sum(recipe.network_group(group).count for group in looking)
-        parts = len(shards(self.images))
-        beside = _side_by_side(recipe, len(absent) * parts)
-        work_parts = []
-        for kind, same in _alike(absent):
-            place = [one.model_dump() for one in recipe.network_group(kind.group).networks].index(
-                kind.architecture.model_dump()
-            )
-            count = self.costs.measuring(kind.group, place) * len(same)
-            # streamed images are decoded once for several observers
-            decoded = self._decoded(self.images) * math.ceil(len(same) / TEAM)
-            what = f"{len(same)} x {kind.architecture.label} on all {self.images:,} images"
-            work_parts.append(Part(what, f"{kind.group}.pool", count, beside, decoded))
-        labels = ", ".join(
-            network.label for group in looking for network in recipe.network_group(group).networks
-        )
-        work = f"{len(absent)} of {pool} observers ({labels}) look at {self.images:,} images"
-        return Stage("measure", work, f"{pool - len(absent)} cached", tuple(work_parts))
-
-    def _scoring(self) -> Stage | None:
-        recipe = self.recipe
-        data = self.data
-        settings = self.recipe.synthetic
-        if settings.init != "rded":
-            return None
-        absent = Score(self.job).missing()
-        counts = data.train.counts
-        candidates = sum(min(settings.candidates, int(counts[label])) for label in absent)
-        parts = []
-        if absent:
-            what = f"{settings.crops} crops of {candidates:,} images"
-            beside = _side_by_side(recipe, len(absent))
-            setting = "synthetic.candidates and synthetic.crops"
-            parts.append(
-                Part(
-                    what,
-                    setting,
-                    self.costs.scoring() * candidates,
-                    beside,
-                    self._decoded(candidates),
-                )
-            )
-        work = (
-            f"{settings.crops} crops of up to {settings.candidates} images of {len(absent)} classes"
-        )
-        return Stage(
-            "score",
-            work,
-            f"{data.classes - len(absent)} of {data.classes} classes cached",
-            tuple(parts),
-        )
-
-    def _synthesized(self) -> bool:
-        """Whether a run with the same settings left its set in the store."""
-        return Synthesis(self.job).is_stored()
-
-    def _synthesizing(self) -> Stage:
-        recipe = self.recipe
-        method = self.method
-        with Counting():
-            start = self.costs.start()
-            blocks = len(
-                synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
-            )
-        images = len(start)
-        steps = recipe.synthesis.steps
-        cached = self._synthesized()
-        looking = {group: recipe.network_group(group).per_step for group in method.groups}
-        students = method.following.settings.per_step if method.following is not None else 0
-        parts: tuple[Part, ...] = ()
-        grown = 0.0
-        if steps > 0:
-            step, self.statistics = self.costs.step()
-            self.step_bytes = step.saved_bytes
-            grown = step.trained_items
-            asked = step.asked
-            if students:
-                student, size = self.costs.student()
-                asked = asked + student * students
-                self.step_bytes = max(self.step_bytes, size)
-            parts = () if cached else self._step_parts(step, asked, blocks)
-        sequential = " one after another" if method.sequential else ""
-        cut = f" in {blocks} blocks{sequential}" if blocks > 1 else ""
-        looks = [f"{count} {group}" for group, count in looking.items()]
-        if method.following is not None:
-            chosen = method.following.settings
-            looks.append(
-                f"{students} {'student' if students == 1 else 'students'} of {chosen.steps} steps ({chosen.way})"
-            )
-        who = " and ".join(looks) or "no observers"
-        real = f", real side {recipe.real}" if looking or method.following is None else ""
-        trained = f", {grown:.2g} of the queue trained on" if grown else ""
-        work = f"{steps:,} steps of {who} on {images:,} images{cut}{real}{trained}"
-        return Stage("synthesize", work, "cached" if cached else "not cached", parts)
-
-    def _step_parts(self, step: StepCost, asked: Count, blocks: int) -> tuple[Part, ...]:
-        """A step times steps and blocks, with what goes side by side in it."""
-        recipe = self.recipe
-        queue = self.recipe.observers.model_pool
-        times = recipe.synthesis.steps * blocks
-        if blocks > 1 and not self.method.sequential:
-            together = apart = alone = _side_by_side(recipe, blocks)
-        else:
-            after = queue is not None and queue.source == "synthetic"
-            items = step.asked_items if after else step.asked_items + step.trained_items
-            together = _side_by_side(recipe, math.ceil(items))
-            apart = _side_by_side(recipe, math.ceil(step.trained_items)) if after else together
-            alone = 1
-        decoded = 0.0
-        if recipe.real == "sampled" and any(
-            self.method.samples(group) for group in self.method.groups
-        ):
-            decoded = self._decoded(
-                recipe.observers.real_batch * self.data.classes * recipe.observers.per_step * times
-            )
-        settings = "synthesis.steps"
-        if self.method.following is not None:
-            settings = "synthesis.steps and objective.steps"
-        parts = [
-            Part(f"{times:,} steps", settings, asked * times, together, decoded),
-            Part(
-                f"what {times:,} steps do beside their gradients",
-                "synthesis.steps",
-                step.driver * times,
-                alone,
-            ),
-        ]
-        if step.trained.calls:
-            setting = (
-                "observers.model_pool.train_epochs"
-                if queue and queue.train_epochs
-                else "observers.model_pool.train_steps"
-            )
-            parts.append(
-                Part("the training of the queue's networks", setting, step.trained * times, apart)
-            )
-        return tuple(parts)
-
-    def _relabelling(self) -> Stage | None:
-        recipe = self.recipe
-        if recipe.labels.kind != "stored":
-            return None
-        images = synthetic.image_count(recipe, self.data)
-        epochs = recipe.evaluation.epochs
-        parts = stored_chunks(epochs, images, self.data.classes, recipe.labels.precision)
-        count = self.costs.labelling(images) * epochs
-        work = f"{len(teachers(recipe))} teachers label {epochs:,} epochs of {images:,} images"
-        part = Part(
-            f"labels of {epochs:,} epochs",
-            "evaluation.epochs",
-            count,
-            _side_by_side(recipe, len(parts)),
-        )
-        return Stage("relabel", work, "kept beside the set", (part,))
-
-    def _evaluating(self) -> Stage:
-        recipe = self.recipe
-        data = self.data
-        settings = self.recipe.evaluation
-        hashes = Squeeze(self.job, ()).teacher_hashes()
-        # which images are selected depends on pixels: without them such baselines count as not
-        # cached
-        known = {
-            name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)
-        }
-        baselines = tasks(recipe, known, TrainingSets(data, None, recipe.ipc), hashes)
-        sets = TrainingSets(data, None, recipe.ipc)
-        there = Students(self.job, sets, baselines).results()
-        absent = [
-            (task.set_name, task.network, task.labels.kind)
-            for task in baselines
-            if task not in there
-        ]
-        kind = recipe.labels.kind
-        others = "online" if kind == "stored" else kind
-        runs = range(settings.seeds)
-        unknown = [name for name in settings.baselines if name not in known]
-        absent += [
-            (name, network, others)
-            for name in unknown
-            for network in settings.networks
-            for _ in runs
-        ]
-        absent += [("distilled", network, kind) for network in settings.networks for _ in runs]
-        beside = _side_by_side(recipe, len(absent))
-        parts = tuple(
-            self._students(name, network, labels, absent, beside)
-            for name, network, labels in dict.fromkeys(absent)
-        )
-        names = ", ".join(network.label for network in settings.networks)
-        done = len(baselines) + len(unknown) * len(settings.networks) * settings.seeds
-        cached = f"{len(there)} of {done} baseline results cached"
-        return Stage("evaluate", f"{len(absent)} students ({names})", cached, parts)
-
-    def _students(
-        self, name: str, network: Any, labels: str, absent: Sequence[Any], beside: int
-    ) -> Part:
-        """All students of one architecture on one set."""
-        settings = self.recipe.evaluation
-        data = self.data
-        count = absent.count((name, network, labels))
-        own = synthetic.image_count(self.recipe, data)
-        images = {"whole": self.images, "distilled": own}.get(name, self.recipe.ipc * data.classes)
-        epochs = settings.epochs_on(name)
-        one = (
-            self.costs.training(network, settings, images, labels, real=name != "distilled")
-            * epochs
-        )
-        selections = len(settings.epoch)
-        one = one + self.costs.testing(network, settings.precision, len(data.test)) * selections
-        judged = float(len(data.test))
-        if data.validation is not None:
-            times = selections + (
-                len(milestones(epochs)) if "validation-best" in settings.epoch else 0
-            )
-            one = (
-                one + self.costs.testing(network, settings.precision, len(data.validation)) * times
-            )
-            judged += len(data.validation) * times
-        decoded = self._decoded(judged + (epochs * images if name == "whole" else 0)) * count
-        what = f"{count} {'student' if count == 1 else 'students'} ({network.label}) on the {name} set, {epochs:,} epochs"
-        setting = "evaluation.whole_epochs" if name == "whole" else "evaluation.epochs"
-        return Part(what, f"{setting} and evaluation.seeds", one * count, beside, decoded)
+        splits = (self.data.train, self.data.validation, self.data.test)
+        count = sum(len(split) for split in splits if split is not None)
+        what = f"the first pass over {count:,} images"
+        part = Part(what, "data.image_size", Count(), decoded=count)
+        work = f"{count:,} images are decoded once, to know them"
+        return StageCost("read", work, "not cached", (part,))
 
     def memory(self) -> dict[str, int]:
         """Bytes by what holds them."""
         return {
             "data": self._data_bytes(),
             "measured statistics": self._statistic_bytes(),
-            "step": int(self.step_bytes),
+            "step": int(self._step_bytes()),
         }
+
+    def _step_bytes(self) -> float:
+        """Tensors that are kept for the backward pass of a step."""
+        if self.recipe.synthesis.steps == 0:
+            return 0.0
+        step, _ = self.costs.step()
+        if self.job.method.following is None:
+            return step.saved_bytes
+        _, size = self.costs.student()
+        return max(step.saved_bytes, size)
 
     def disk(self) -> dict[str, int]:
         """Bytes by what is written."""
@@ -624,11 +277,11 @@ class _Work:
             recipe.synthesis.optimizer
         ]
         return {
-            "measured statistics": self._statistic_bytes(self._unmeasured()),
+            "measured statistics": self._statistic_bytes(Measure(self.job).unmeasured()),
             **self._expert_bytes(),
             "checkpoints": 2
             * set_bytes
-            * (1 + optimizer_states + (self.method.averaging is not None)),
+            * (1 + optimizer_states + (self.job.method.averaging is not None)),
             "distilled": 2 * set_bytes,
             "soft labels": self._label_bytes(),
         }
@@ -656,15 +309,18 @@ class _Work:
 
     def _statistic_bytes(self, absent: list[NetworkId] | None = None) -> int:
         """Of all who are measured, or of those that are absent from the store."""
+        if self.recipe.synthesis.steps == 0:
+            return 0
+        _, sizes = self.costs.step()
         total = 0
-        for group, size in self.statistics.items():
+        for group, size in sizes.items():
             settings = self.recipe.network_group(group)
             count = settings.count if absent is None else sum(one.group == group for one in absent)
             total += size * count // len(settings.networks)
         return total
 
     def _expert_bytes(self) -> dict[str, int]:
-        if not self.method.needs_experts:
+        if not self.job.method.needs_experts:
             return {}
         with Counting():
             each = Experts(self.job).bytes_each()
@@ -681,21 +337,6 @@ class _Work:
         return numbers * (2 if recipe.labels.precision == "float16" else 4)
 
 
-def _has_pixels(data: ImageData) -> bool:
-    """Whether the pixels are those of the data: of stand-ins, the fingerprint was given."""
-    return data.train.known_fingerprint is None
-
-
-def _alike(absent: Sequence[NetworkId]) -> list[tuple[NetworkId, list[NetworkId]]]:
-    """Members by architecture and panel."""
-    groups: dict[tuple[str, str], list[NetworkId]] = {}
-    for network_id in absent:
-        groups.setdefault((network_id.group, network_id.architecture.model_dump_json()), []).append(
-            network_id
-        )
-    return [(same[0], same) for same in groups.values()]
-
-
 def _seconds_to_decode(images: ImageSet) -> float:
     """Time of one image on its way from file to batch."""
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
@@ -707,14 +348,10 @@ def _seconds_to_decode(images: ImageSet) -> float:
     return min(time.perf_counter() - began, time.process_time() - used) / len(rows)
 
 
-def _side_by_side(recipe: Recipe, items: int) -> int:
-    return max(1, min(recipe.resources.workers, items))
-
-
 def _remarks(
     recipe: Recipe,
     outline: Outline,
-    stages: Sequence[Stage],
+    stages: Sequence[StageCost],
     priced: Mapping[str, Sequence[float]],
     device: torch.device,
 ) -> tuple[str, ...]:

@@ -12,13 +12,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Shown
 from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.training.progress import EpochProgress
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
@@ -68,6 +72,10 @@ class Stage(ABC, Generic[Item, Result]):
     @abstractmethod
     def find(self, item: Item) -> Result | None:
         """The kept result of an item; None if there is none, or it is damaged."""
+
+    def cost(self, costs: Costs) -> StageCost | None:
+        """The work that is missing, counted in operations; None if the run has no such stage."""
+        return None
 
     def units(self, item: Item) -> int:
         """Units of progress of an item."""

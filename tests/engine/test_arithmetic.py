@@ -207,7 +207,7 @@ def test_facts_are_measured_once_and_anew_on_demand(
     assert machine.fact("speed", cpu, measured) == 1.0
     assert machine.fact("speed", cpu, measured, anew=True) == 2.0
     assert machine.fact("speed", cpu, measured) == 2.0
-    monkeypatch.setattr(machine, "identity", lambda device: {"name": "another processor"})
+    monkeypatch.setattr(machine, "identity", lambda *_: {"name": "another processor"})
     assert machine.fact("speed", cpu, measured) == 3.0
 
 

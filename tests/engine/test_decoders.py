@@ -33,7 +33,7 @@ from rayd.engine.stages import measure
 from rayd.engine.stages.measure import Measure, in_store
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, ResourceError
-from tests.conftest import tiny
+from tests.conftest import Recorded, tiny
 from tests.data.files import encode, write_parquet
 from tests.engine.test_streaming import stored
 
@@ -187,13 +187,13 @@ def test_killed_workers_change_no_byte(
     with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
         assert isinstance(pool, RayPool)
 
-        def done(items: int, _: int) -> None:
+        def done(items: float) -> None:
             if items in (3, 10):
                 victim = next(one for one in pool.workers() if one.pid and one.pid not in killed)
                 killed.append(victim.pid)
                 os.kill(victim.pid, signal.SIGKILL)
 
-        Measure(Job(chosen, data, Store(tmp_path / "killed")), {}).run(pool)
+        Measure(Job(chosen, data, Store(tmp_path / "killed"))).run(pool, Recorded(done))
     assert len(killed) == 2
     assert stored(tmp_path / "killed", "measure") == measured(
         recipe(pool=4), root, tmp_path / "whole"

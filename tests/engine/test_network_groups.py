@@ -219,7 +219,7 @@ def test_what_is_planned_names_guides_and_queue(tmp_path):
     planned = plan(iid("iid-idm"), cache=tmp_path / "cache", progress=QUIET)
     text = planned.text()
     assert "1 observers and 1 classifiers" in text
-    assert "2 of the queue trained on" in text
+    assert "2 networks trained alongside" in text
     assert "2 of 2 observers (convnet-d2-w6 #0, convnet-d2-w6 #1) learn 2 epochs" in text
 
 

@@ -16,7 +16,6 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, trained_networks
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool
-from rayd.engine.progress import Shown, StageProgress
 from rayd.engine.stages import squeeze
 from rayd.engine.stages.squeeze import Squeeze, together, trainers
 from rayd.engine.store import Store
@@ -24,6 +23,7 @@ from rayd.engine.worker import Worker
 from rayd.errors import DataError, ResourceError
 from rayd.training import training_run
 from rayd.training.parallelism import Parallelism
+from tests.conftest import Recorded
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL, edc, stages_of
 
 PLAIN = {"name": "convnet", "depth": 1, "width": 6, "norm": "none"}
@@ -90,14 +90,9 @@ def squeezed(
         pool = TrainPool(
             resources, squeeze.WORKERS, scratch, Mortal(marks), recipe, DatasetInfo.of(data)
         )
-
-    class Recorded(Shown):
-        def update(self, done, total=None, terms=None, share=None):
-            told.append(done)
-
     stage = squeeze.Squeeze(Job(recipe, data, store))
     with pool:
-        everyone = stage.run(pool, Recorded(StageProgress("squeeze", 0, "epochs")))
+        everyone = stage.run(pool, Recorded(told.append))
     assert not scratch.exists() or not list(scratch.iterdir())
     return everyone[trained_networks(recipe)[0]], told
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayd import networks, remote, seeding
 from rayd.config import Recipe
 from rayd.data import ImageShape
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import Stage
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
+from rayd.training.squeeze import JUDGED
 from rayd.training.trajectories import Trajectory
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 UNFINISHED = "unfinished-experts"
 """Folder of the store with checkpoints of experts in training."""
@@ -78,6 +83,34 @@ class Experts(Stage[int, Trajectory]):
         with suppress(ArtifactError):
             return Trajectory(path) if remote.bring(path) else None
         return None
+
+    def cost(self, costs: Costs) -> StageCost | None:
+        """Epochs of training, and judging the experts on training images."""
+        experts = self.items()
+        if not experts:
+            return None
+        settings = self.job.recipe.experts
+        images = len(self.job.data.train)
+        missing = len(self.missing())
+        parts = []
+        if missing:
+            count = costs.training(settings.network, settings, images) * settings.epochs
+            judged = costs.testing(settings.network, settings.precision, min(JUDGED, images))
+            part = Part(
+                what=f"{missing} experts, {settings.epochs} epochs",
+                settings="experts.count and experts.epochs",
+                count=(count + judged) * missing,
+                parallel=self.job.parallel(missing),
+                decoded=self.job.decoded(settings.epochs * images) * missing,
+            )
+            parts.append(part)
+        return StageCost(
+            name=self.name,
+            work=f"{missing} of {len(experts)} experts ({settings.network.label}) learn "
+            f"{settings.epochs} epochs of {images:,} images",
+            cached=f"{len(experts) - missing} cached",
+            parts=tuple(parts),
+        )
 
     def file(self, item: int) -> Path:
         """The file of an expert, written or not."""

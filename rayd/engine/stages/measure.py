@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,16 +21,20 @@ from torch import Tensor
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.streaming import StreamedPixels
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import RealBatch, States
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.stage import ItemProgress, Stage
-from rayd.engine.stages.squeeze import Squeeze, random_key
+from rayd.engine.stages.squeeze import Squeeze, alike, random_key
 from rayd.engine.work_queue import WorkQueue
 from rayd.objectives import StatisticSpec
 from rayd.statistics import Statistic
 from rayd.statistics.frequencies import evenly_spaced
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 SHARD = 4096
 """Images of a shard, at least."""
@@ -66,12 +70,16 @@ class Measure(Stage[NetworkId, States]):
         self._squeeze = Squeeze(job, ())
 
     def items(self) -> Sequence[NetworkId]:
-        """The fixed observers of every group that a term needs; none where real data is sampled."""
-        if self.job.recipe.real == "sampled":
+        """The fixed observers of every group whose terms need statistics; none where real data is
+        sampled or no step follows.
+        """
+        recipe = self.job.recipe
+        if recipe.real == "sampled" or recipe.synthesis.steps == 0:
             return []
         return [
             network_id
             for group in self.job.method.groups
+            if self.job.method.needs(group)
             for network_id in network_ids(self.job.recipe, group)
         ]
 
@@ -149,6 +157,39 @@ class Measure(Stage[NetworkId, States]):
         """One statistic, by layer; None if it is not in the store."""
         tensors = self.job.store.tensors(self.folder, self.spec_key(item, spec))
         return None if tensors is None else _statistics(spec, _layers(tensors))
+
+    def cost(self, costs: Costs) -> StageCost | None:
+        """Passes over the real images."""
+        networks = self.items()
+        if not networks:
+            return None
+        recipe = self.job.recipe
+        images = len(self.job.data.train)
+        missing = self.unmeasured()
+        parallel = self.job.parallel(len(missing) * len(shards(images)))
+        parts = []
+        for same in alike(missing):
+            group = same[0].group
+            architectures = [one.model_dump() for one in recipe.network_group(group).networks]
+            index = architectures.index(same[0].architecture.model_dump())
+            part = Part(
+                what=f"{len(same)} x {same[0].architecture.label} on all {images:,} images",
+                settings=f"{group}.pool",
+                count=costs.measuring(group, index) * len(same),
+                parallel=parallel,
+                # streamed images are decoded once for several observers
+                decoded=self.job.decoded(images) * math.ceil(len(same) / TEAM),
+            )
+            parts.append(part)
+        groups = dict.fromkeys(network_id.group for network_id in networks)
+        labels = [one.label for group in groups for one in recipe.network_group(group).networks]
+        return StageCost(
+            name=self.name,
+            work=f"{len(missing)} of {len(networks)} observers ({', '.join(labels)}) see "
+            f"{images:,} images",
+            cached=f"{len(networks) - len(missing)} cached",
+            parts=tuple(parts),
+        )
 
     def tasks(self, pool: TaskStream, items: Iterator[NetworkId]) -> Iterator[tuple[Any, ...]]:
         """Unused: observers are measured together, see `compute`."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rayd import remote
+from rayd import remote, synthetic
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.distilled import Distilled
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.pool import TaskStream
@@ -26,6 +27,9 @@ from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.errors import ArtifactError, ConfigError, RaydError
 from rayd.training.sets import TrainingSet
 from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks, write_chunk
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 FOLDER = "labels"
 
@@ -106,6 +110,25 @@ class Relabel(Stage[range, Path]):
         except ArtifactError:
             return None
         return labels if labels.epochs >= self.job.recipe.evaluation.epochs else None
+
+
+def relabel_cost(job: Job, costs: Costs) -> StageCost | None:
+    """The labels of a set that is not there yet; None if the run stores no labels."""
+    recipe = job.recipe
+    if recipe.labels.kind != "stored":
+        return None
+    images = synthetic.image_count(recipe, job.data)
+    epochs = recipe.evaluation.epochs
+    items = chunks(epochs, images, job.data.classes, recipe.labels.precision)
+    part = Part(
+        what=f"labels of {epochs:,} epochs",
+        settings="evaluation.epochs",
+        count=costs.labelling(images) * epochs,
+        parallel=job.parallel(len(items)),
+    )
+    count = len(teachers(recipe))
+    work = f"{count} teachers label {epochs:,} epochs of {images:,} images"
+    return StageCost(Relabel.name, work, "kept beside the set", (part,))
 
 
 def next_to(job: Job, distilled: Distilled) -> StoredLabels:

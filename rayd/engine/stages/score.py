@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from rayd import synthetic
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
@@ -24,6 +25,9 @@ from rayd.engine.stages.squeeze import Squeeze
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.initialization import candidates as first_candidates
 from rayd.synthetic.rded import Scores, candidates, most_realistic, stitched
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 
 class Score(Stage[int, Scores]):
@@ -57,6 +61,33 @@ class Score(Stage[int, Scores]):
             "class": item,
             "settings": {name: getattr(settings, name) for name in names},
         }
+
+    def cost(self, costs: Costs) -> StageCost | None:
+        """Passes of crops through the observer."""
+        classes = self.items()
+        if not classes:
+            return None
+        settings = self.job.recipe.synthetic
+        missing = self.missing()
+        counts = self.job.data.train.counts
+        images = sum(min(settings.candidates, int(counts[label])) for label in missing)
+        parts = []
+        if missing:
+            part = Part(
+                what=f"{settings.crops} crops of {images:,} images",
+                settings="synthetic.candidates and synthetic.crops",
+                count=costs.scoring() * images,
+                parallel=self.job.parallel(len(missing)),
+                decoded=self.job.decoded(images),
+            )
+            parts.append(part)
+        return StageCost(
+            name=self.name,
+            work=f"{settings.crops} crops of up to {settings.candidates} images of "
+            f"{len(missing)} classes",
+            cached=f"{len(classes) - len(missing)} of {len(classes)} classes cached",
+            parts=tuple(parts),
+        )
 
     def tasks(self, pool: TaskStream, items: Iterator[int]) -> Iterator[tuple[Any, ...]]:
         """See `Worker.score`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from rayd import devices
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, ResourceSettings
 from rayd.engine import memory
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
@@ -25,6 +26,10 @@ from rayd.engine.pool import TaskStream, open_pool
 from rayd.engine.progress import Progress
 from rayd.engine.stage import Stage
 from rayd.networks import weights as given
+from rayd.training.squeeze import JUDGED
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 UNFINISHED = "unfinished-observers"
 """Folder of the store with checkpoints of networks in training."""
@@ -156,6 +161,52 @@ class Squeeze(Stage[NetworkId, TrainedObserver]):
         known = super().results()
         return {network_id: known[same] for network_id, same in self._same.items() if same in known}
 
+    def cost(self, costs: Costs) -> StageCost | None:
+        """Epochs of training, and judging the networks on training and validation images."""
+        recipe = self.job.recipe
+        networks = self.items()
+        if not networks:
+            return None
+        missing = self.missing()
+        workers = recipe.squeeze.workers if together(recipe) else self.job.parallel(len(missing))
+        parts = [self._part(costs, same, workers) for same in alike(missing)]
+        images = len(self.job.data.train)
+        names = ", ".join(network_id.label for network_id in missing) or "none"
+        learned = sorted({self.units(network_id) for network_id in networks})
+        epochs = " or ".join(str(number) for number in learned)
+        known = [
+            f"{network_id.label} {observer.facts['train_accuracy']:.3f}"
+            for network_id, observer in self.results().items()
+            if network_id in networks
+        ]
+        return StageCost(
+            name=self.name,
+            work=f"{len(missing)} of {len(networks)} observers ({names}) learn {epochs} epochs of "
+            f"{images:,} images",
+            cached=f"cached: {', '.join(known) or 'none'}",
+            parts=tuple(parts),
+        )
+
+    def _part(self, costs: Costs, same: Sequence[NetworkId], workers: int) -> Part:
+        """Some networks of one architecture and group."""
+        network = same[0].architecture
+        settings = self.job.recipe.squeezing(same[0].group)
+        data = self.job.data
+        images = len(data.train)
+        judged = min(JUDGED, images)
+        count = costs.testing(network, settings.precision, judged)
+        if data.validation is not None:
+            count = count + costs.testing(network, settings.precision, len(data.validation))
+        if settings.epochs > 0:
+            count = count + costs.training(network, settings, images) * settings.epochs
+        return Part(
+            what=f"{len(same)} x {network.label}, {settings.epochs} epochs",
+            settings="squeeze.epochs",
+            count=count * len(same),
+            parallel=workers,
+            decoded=self.job.decoded(settings.epochs * images + judged) * len(same),
+        )
+
     def open_pool(self) -> AbstractContextManager[TaskStream]:
         """Workers for this stage alone.
 
@@ -195,6 +246,15 @@ class Squeeze(Stage[NetworkId, TrainedObserver]):
 
             connect(self.job.recipe.resources.address)
             check_resources(trainers(self.job.recipe), WORKERS)
+
+
+def alike(networks: Sequence[NetworkId]) -> list[list[NetworkId]]:
+    """Networks by group and architecture."""
+    groups: dict[tuple[str, str], list[NetworkId]] = {}
+    for network_id in networks:
+        key = (network_id.group, network_id.architecture.model_dump_json())
+        groups.setdefault(key, []).append(network_id)
+    return list(groups.values())
 
 
 def random_key(recipe: Recipe, network_id: NetworkId) -> dict[str, Any]:

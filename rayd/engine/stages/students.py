@@ -11,16 +11,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rayd import synthetic
+from rayd.config import NetworkSettings
+from rayd.data import ImageData
+from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import Stage
-from rayd.engine.stages.squeeze import TrainedObserver
-from rayd.engine.stages.student_tasks import Task, TrainingSets
+from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
+from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
 from rayd.errors import ArtifactError
 from rayd.evaluation.student import StudentResult
+from rayd.training.progress import milestones
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
 
 UNFINISHED = "unfinished-students"
 """Folder of the store with checkpoints of students in training."""
@@ -133,3 +141,80 @@ class Students(Stage[Task, list[StudentResult]]):
             if record is not None:
                 return [StudentResult.from_json(result) for result in record["results"]]
         return None
+
+
+def students_cost(job: Job, costs: Costs) -> StageCost:
+    """Students on a set that is not there yet, and those on baselines that are not cached."""
+    recipe = job.recipe
+    settings = recipe.evaluation
+    # which images are selected depends on pixels: without them such baselines count as missing
+    known = [
+        name for name in settings.baselines if name in ("random", "whole") or _has_pixels(job.data)
+    ]
+    unknown = [name for name in settings.baselines if name not in known]
+    sets = TrainingSets(job.data, None, recipe.ipc)
+    baselines = tasks(recipe, known, sets, Squeeze(job, ()).teacher_hashes())
+    done = Students(job, sets, baselines).results()
+    kind = recipe.labels.kind
+    missing = [
+        (task.set_name, task.network, task.labels.kind) for task in baselines if task not in done
+    ]
+    for network in settings.networks:
+        for _ in range(settings.seeds):
+            others = [(name, network, "online" if kind == "stored" else kind) for name in unknown]
+            missing += [*others, ("distilled", network, kind)]
+    parallel = job.parallel(len(missing))
+    parts = [
+        _students_part(job, costs, one, missing.count(one), parallel)
+        for one in dict.fromkeys(missing)
+    ]
+    names = ", ".join(network.label for network in settings.networks)
+    total = len(baselines) + len(unknown) * len(settings.networks) * settings.seeds
+    return StageCost(
+        name=Students.name,
+        work=f"{len(missing)} students ({names})",
+        cached=f"{len(done)} of {total} baseline results cached",
+        parts=tuple(parts),
+    )
+
+
+def _students_part(
+    job: Job, costs: Costs, student: tuple[str, NetworkSettings, str], number: int, parallel: int
+) -> Part:
+    """All students of one architecture on one set."""
+    set_name, network, labels = student
+    settings = job.recipe.evaluation
+    data = job.data
+    images = job.recipe.ipc * data.classes
+    if set_name == "whole":
+        images = len(data.train)
+    elif set_name == "distilled":
+        images = synthetic.image_count(job.recipe, data)
+    epochs = settings.epochs_on(set_name)
+    is_real = set_name != "distilled"
+    count = costs.training(network, settings, images, labels, real=is_real) * epochs
+    selections = len(settings.epoch)
+    count = count + costs.testing(network, settings.precision, len(data.test)) * selections
+    judged = float(len(data.test))
+    if data.validation is not None:
+        times = selections
+        if "validation-best" in settings.epoch:
+            times += len(milestones(epochs))
+        images_judged = len(data.validation)
+        count = count + costs.testing(network, settings.precision, images_judged) * times
+        judged += images_judged * times
+    trained = epochs * images if set_name == "whole" else 0
+    noun = "student" if number == 1 else "students"
+    setting = "evaluation.whole_epochs" if set_name == "whole" else "evaluation.epochs"
+    return Part(
+        what=f"{number} {noun} ({network.label}) on the {set_name} set, {epochs:,} epochs",
+        settings=f"{setting} and evaluation.seeds",
+        count=count * number,
+        parallel=parallel,
+        decoded=job.decoded(judged + trained) * number,
+    )
+
+
+def _has_pixels(data: ImageData) -> bool:
+    """Whether the pixels are those of the data: the fingerprint of stand-ins was given."""
+    return data.train.known_fingerprint is None

@@ -7,14 +7,17 @@ Blocks of the set and their steps are in `rayd.engine.stages.blocks`, a step in
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayd import synthetic
 from rayd.artifacts import content_hash
 from rayd.config import ObserverNetworkSettings, Recipe
 from rayd.engine.callbacks import WarmStart
+from rayd.engine.cost import Part, StageCost
+from rayd.engine.counting import Count, Counting
 from rayd.engine.job import Job
 from rayd.engine.network_ids import groups
 from rayd.engine.pool import TaskStream
@@ -23,6 +26,9 @@ from rayd.engine.work_queue import WorkQueue
 from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import weights as given
 from rayd.synthetic import SyntheticSet
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs, StepCost
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +77,92 @@ class Synthesis(Stage[str, Synthesized]):
         return any(
             self.job.store.has(self.folder, self.key(item), "safetensors") for item in self.items()
         )
+
+    def cost(self, costs: Costs) -> StageCost:
+        """Steps through all blocks: gradients in parallel, the rest in the synthesizer."""
+        recipe = self.job.recipe
+        method = self.job.method
+        with Counting():
+            start = costs.start()
+            parts = synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
+        blocks = len(parts)
+        is_cached = self.is_stored()
+        groups = {group: recipe.network_group(group).per_step for group in method.groups}
+        followers = 0 if method.following is None else method.following.settings.per_step
+        work_parts: tuple[Part, ...] = ()
+        trained = 0.0
+        if self.items():
+            step, _ = costs.step()
+            trained = step.trained_items
+            gradients = step.asked
+            if followers:
+                student, _ = costs.student()
+                gradients = gradients + student * followers
+            if not is_cached:
+                work_parts = self._parts(step, gradients, blocks)
+        through = [f"{count} {group}" for group, count in groups.items()]
+        if method.following is not None:
+            chosen = method.following.settings
+            noun = "student" if followers == 1 else "students"
+            through.append(f"{followers} {noun} of {chosen.steps} steps ({chosen.way})")
+        cut = f" in {blocks} blocks" if blocks > 1 else ""
+        if blocks > 1 and method.sequential:
+            cut += " one after another"
+        real = f", real side {recipe.real}" if groups or method.following is None else ""
+        alongside = f", {trained:.2g} networks trained alongside" if trained else ""
+        networks = " and ".join(through) or "no observers"
+        return StageCost(
+            name=self.name,
+            work=f"{recipe.synthesis.steps:,} steps of {networks} on {len(start):,} images"
+            f"{cut}{real}{alongside}",
+            cached="cached" if is_cached else "not cached",
+            parts=work_parts,
+        )
+
+    def _parts(self, step: StepCost, gradients: Count, blocks: int) -> tuple[Part, ...]:
+        """A step times steps and blocks, with what runs in parallel in it."""
+        job = self.job
+        recipe = job.recipe
+        models = recipe.observers.model_pool
+        times = recipe.synthesis.steps * blocks
+        if blocks > 1 and not job.method.sequential:
+            together = job.parallel(blocks)
+            apart = together
+            alone = together
+        else:
+            is_after = models is not None and models.source == "synthetic"
+            items = step.asked_items if is_after else step.asked_items + step.trained_items
+            together = job.parallel(math.ceil(items))
+            apart = job.parallel(math.ceil(step.trained_items)) if is_after else together
+            alone = 1
+        decoded = 0.0
+        is_sampled = recipe.real == "sampled"
+        if is_sampled and any(job.method.samples(group) for group in job.method.groups):
+            drawn = recipe.observers.real_batch * job.data.classes * recipe.observers.per_step
+            decoded = job.decoded(drawn * times)
+        settings = "synthesis.steps"
+        if job.method.following is not None:
+            settings = "synthesis.steps and objective.steps"
+        parts = [
+            Part(f"{times:,} steps", settings, gradients * times, together, decoded),
+            Part(
+                what=f"what {times:,} steps do beside their gradients",
+                settings="synthesis.steps",
+                count=step.driver * times,
+                parallel=alone,
+            ),
+        ]
+        if step.trained.calls:
+            by_epochs = models is not None and models.train_epochs is not None
+            name = "train_epochs" if by_epochs else "train_steps"
+            part = Part(
+                what="the training of the model pool",
+                settings=f"observers.model_pool.{name}",
+                count=step.trained * times,
+                parallel=apart,
+            )
+            parts.append(part)
+        return tuple(parts)
 
     def tasks(self, pool: TaskStream, items: Iterator[str]) -> Iterator[tuple[Any, ...]]:
         """Unused: the steps are driven by `optimize`, see `compute`."""
