@@ -415,7 +415,7 @@ class Side:
             return {}
         weights = tuple(self._pool.share(given.trained[network_id].state) for network_id in chosen)
         images = self._pool.share(start.batch()[0].detach())
-        (made,) = self._pool.map("label", [(chosen, weights, images, 0, 2)])
+        ((_, made),) = self._pool.stream("label", [(chosen, weights, images, 0, 2)])
         return dict(made)
 
     def student(self, given: Given, start: SyntheticSet) -> dict[str, Any]:
