@@ -271,6 +271,7 @@ def test_an_interrupted_relabelling_goes_on(tmp_path, monkeypatch):
     assert [epoch for epoch in made if epoch is not None] == [0, 1, 2]
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_changes_nothing(tmp_path):
     """Workers are killed by pid again and again while a whole run goes through its stages."""
     recipe = edc(

@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 import rayd
-from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash
-from rayd.recipes import names, resolve
+from rayd.artifacts import read_json, read_tensors, tensor_hash
 
 FOLDER = os.environ.get("RAYD_GOLDEN")
 FEW = {
@@ -83,11 +82,3 @@ def test_golden_run(name: str, workers: int, tmp_path: Path) -> None:
     ]
     # one file for any number of workers
     compare(name, {"tensors": tensor_hash(tensors), "results": accuracies})
-
-
-def test_golden_recipes() -> None:
-    content = {
-        name: resolve(name).model_dump(mode="json", exclude={"measured", "summary"})
-        for name in names()
-    }
-    compare("recipes", {name: content_hash(recipe) for name, recipe in content.items()})

@@ -67,7 +67,14 @@ def quick(name: str) -> tuning.Space:
     )
 
 
-@pytest.mark.parametrize("name", READY)
+QUICK = ("edc-digits", "methods-digits")
+"""Spaces whose dry run is in the fast suite: teachers and soft labels, and several methods."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in READY],
+)
 def test_every_ready_space_passes_a_dry_run(tmp_path, name):
     grid = tuning.sweep(
         quick(name), samples=2, out=tmp_path / "out", cache=tmp_path / "cache", progress=QUIET
