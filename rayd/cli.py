@@ -160,11 +160,19 @@ def _number(value: float | None) -> str:
 def recipes_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     as_json: Json = False,
+    as_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """List the recipes with the paper's number and ours; or print one whole as YAML."""
     from rayd import recipes
 
+    if as_schema:
+        from rayd.recipes.schema import schema
+
+        _print_json(schema())
+        return
     if name is not None:
         recipe = recipes.resolve(name)
         if as_json:
