@@ -1,4 +1,4 @@
-"""Networks by name, and taps that read their features by role."""
+"""Networks by name, and extraction of their features by layer role."""
 
 from rayd.networks import (  # noqa: F401  (importing a module registers its architectures)
     alexnet,
