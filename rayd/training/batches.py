@@ -151,7 +151,7 @@ class Draws:
 
     def _transform(self, epoch: int, index: int) -> Transform | None:
         chosen = self._settings.transform
-        if not chosen.words:
+        if not chosen.summary:
             return None
         return draw_transform(
             chosen, self._draws("transform", epoch, index), self.sizes[index], *self._shape[1:]
