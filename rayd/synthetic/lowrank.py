@@ -214,9 +214,6 @@ def fit(images: Tensor, sets: int, rank: int) -> LowRankFactors:
     Returns:
         U and V^T, where U and V have orthonormal columns, and the bases.
 
-    Returns:
-        U and V with orthonormal columns, and the bases.
-
     Raises:
         ConfigError: the rank exceeds a side, or the sets do not divide the images.
     """
