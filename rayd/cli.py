@@ -95,7 +95,7 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe."),
 ]
 DirectoryName = Annotated[
     Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")
@@ -107,7 +107,7 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         "--data-root",
-        help="Where named data are looked for first (then $RAYD_DATA, ~/.cache/rayd/data).",
+        help="Folder of named data, searched first (then $RAYD_DATA, ~/.cache/rayd/data).",
     ),
 ]
 Cache = Annotated[

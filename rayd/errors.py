@@ -83,8 +83,8 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> s
     names = sorted(known)
     near = nearest(name, names)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    place = f" in {where}" if where else ""
-    return f"Unknown {kind} '{name}'{place}{hint} Known: {', '.join(names)}."
+    location = f" in {where}" if where else ""
+    return f"Unknown {kind} '{name}'{location}{hint} Known: {', '.join(names)}."
 
 
 _SWITCHES = frozenset({"resume", "overwrite"})

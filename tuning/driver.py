@@ -472,7 +472,7 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
     write_json(out / "summary.json", summary.to_json())
     if best is None:
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
-        reasons = reasons or "none came to its end"
+        reasons = reasons or "none ended."
         raise RunError(f"No trial of the sweep finished: {reasons} See {out / 'trials.csv'}.")
 
 

@@ -85,8 +85,8 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
     ]
     listed = set[str]()
     for known in KNOWN.values():
-        for place in (known.name, *known.places, *known.pickled):
-            listed.add(Path(place).parts[0])
+        for relative in (known.name, *known.places, *known.pickled):
+            listed.add(Path(relative).parts[0])
     for parent in data_roots(root):
         for path in remote.listed(parent):
             name = path.stem if path.suffix == ".npz" else path.name

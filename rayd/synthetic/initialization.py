@@ -149,22 +149,22 @@ def check_budget(recipe: Recipe, data: ImageData) -> None:
     if not real_init and not selected_baselines:
         return
     smallest = int(counts.argmin())
-    wanted = stored * recipe.synthetic.expansion if real_init else recipe.ipc
-    if wanted <= counts[smallest]:
+    needed = stored * recipe.synthetic.expansion if real_init else recipe.ipc
+    if needed <= counts[smallest]:
         return
     if recipe.data.imbalance > 1 or uneven(counts):
         consequence = "initial images and baselines take theirs more than once"
-        _warn_small_classes(data, "ipc", wanted, consequence)
+        _warn_small_classes(data, "ipc", needed, consequence)
         return
     name = f"'{data.class_names[smallest]}' of '{data.name}'"
     size = counts[smallest]
-    if recipe.synthetic.kind == "lowrank" and wanted > recipe.ipc:
+    if recipe.synthetic.kind == "lowrank" and needed > recipe.ipc:
         raise DataError(
             "Low-rank images must not be more a class than the smallest class has: "
-            f"{name} has {size} training images. Got {wanted} instead; "
+            f"{name} has {size} training images. Got {needed} instead; "
             "raise 'synthetic.rank', lower 'synthetic.budget', or start from noise."
         )
-    each = f", {wanted // recipe.ipc} real images in each" if wanted > recipe.ipc else ""
+    each = f", {needed // recipe.ipc} real images in each" if needed > recipe.ipc else ""
     raise DataError(
         f"ipc must not exceed the smallest class: {name} has {size} training images. "
         f"Got {recipe.ipc}{each} instead."
@@ -205,11 +205,11 @@ def _known(rows: Rows, labels: Rows, logits: Tensor, counts: Tensor) -> tuple[Ro
     return rows[chosen.numpy()], agreed[chosen]
 
 
-def _warn_small_classes(data: ImageData, setting: str, wanted: int, consequence: str) -> None:
+def _warn_small_classes(data: ImageData, setting: str, needed: int, consequence: str) -> None:
     small = [
         name
         for name, count in zip(data.class_names, data.train.counts, strict=True)
-        if count < wanted
+        if count < needed
     ]
     log.warning(
         "%d of the %d classes of '%s' have fewer training images than '%s' asks for "
@@ -218,7 +218,7 @@ def _warn_small_classes(data: ImageData, setting: str, wanted: int, consequence:
         data.classes,
         data.name,
         setting,
-        wanted,
+        needed,
         small[-1],
         data.train.counts[data.class_names.index(small[-1])],
         consequence,

@@ -153,13 +153,13 @@ def check_candidates(images: ImageSet, settings: SyntheticSettings, ipc: int) ->
             "'synthetic.patches' must not exceed the images' side. "
             f"Got {settings.patches} for {tuple(images.shape)} instead."
         )
-    wanted = ipc * settings.patches**2
+    needed = ipc * settings.patches**2
     smallest = int(images.counts.argmin())
     available = min(int(images.counts[smallest]), settings.candidates)
-    if available < wanted:
+    if available < needed:
         raise DataError(
             f"RDED takes each patch from another image, so {ipc} images of "
-            f"{settings.patches}x{settings.patches} patches need {wanted} candidates of every "
+            f"{settings.patches}x{settings.patches} patches need {needed} candidates of every "
             f"class. Got {available} of '{images.class_names[smallest]}' instead; "
             "lower ipc or synthetic.patches, or raise synthetic.candidates."
         )

@@ -201,7 +201,7 @@ class StoredLabels:
             start, stop = note["epochs"]
             if start != self.epochs:
                 raise ArtifactError(
-                    f"The stored labels in '{directory}' must go on with epoch {self.epochs}. "
+                    f"The stored labels in '{directory}' must continue with epoch {self.epochs}. "
                     f"Got a chunk from {start} on."
                 )
             if note["made_for"] != self._notes[0]["made_for"]:

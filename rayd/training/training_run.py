@@ -183,7 +183,7 @@ def resumed(make: Callable[[], TrainingRun], checkpoint: Path | None) -> Trainin
         training_run.restore(checkpoint)
     except ArtifactError as error:
         logger.warning(
-            "The %s starts anew, as its checkpoint cannot be used: %s",
+            "The %s restarts from the beginning, as its checkpoint cannot be used: %s",
             training_run.subject.name,
             error,
         )

@@ -169,7 +169,7 @@ def test_missing_and_foreign_chunks_are_refused(written):
     gone = chunk_path(written, range(2, 4))
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(ArtifactError, match=r"must go on with epoch 2\. Got a chunk from 4 on"):
+    with pytest.raises(ArtifactError, match=r"must continue with epoch 2\. Got a chunk from 4 on"):
         StoredLabels(written)
     gone.write_bytes(kept)
     write_chunk(written, replace(MADE_FOR, seed=1), range(2, 4), tensors(range(2, 4)))

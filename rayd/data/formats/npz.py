@@ -1,9 +1,8 @@
-"""NumPy archives: `images` and `labels`, or those of each split (`x_train`, `y_train`,
-`test_images`, `test_labels`, ...).
+"""NumPy archives: `images` and `labels`, or those of each split.
 
-Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in
-0..255, or floats in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are
-refused.
+Names of the latter are `x_train`, `y_train`, `test_images`, `test_labels`, ... Images are (N, H,
+W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, or floats
+in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are refused.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class ParquetImages:
         default_factory=dict, init=False, repr=False
     )
     """Columns by shard and whether the shard is fetched whole; opened on first use."""
-    _asked: Counter[int] = field(default_factory=Counter, init=False, repr=False)
+    _requested: Counter[int] = field(default_factory=Counter, init=False, repr=False)
     """Number of images requested from each shard."""
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
@@ -222,8 +222,10 @@ class ParquetImages:
         if not len(rows):
             return
         shard = self.shards[index]
-        asked = self._asked[index] = self._asked[index] + len(rows) if self._fit else len(rows)
-        whole = asked >= SCATTERED
+        requested = self._requested[index] = (
+            self._requested[index] + len(rows) if self._fit else len(rows)
+        )
+        whole = requested >= SCATTERED
         try:
             if (index, whole) not in self._columns:
                 self._columns[index, whole] = shard.column(whole)
@@ -237,7 +239,7 @@ class ParquetImages:
             yield Encoded(value, f"row {row} of '{shard.file}'")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_columns": {}, "_asked": Counter()}
+        return {"shards": self.shards, "_columns": {}, "_requested": Counter()}
 
 
 def matches(path: Path) -> bool:
