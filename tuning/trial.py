@@ -163,7 +163,7 @@ class _Trial:
         self._store(self._record(run.report, 1.0, run.synthesis_seconds))
         self._report(self._records()[-1], self._folder / self._name / "checkpoints")
 
-    def _distilled(self, watch: Callback) -> Run:
+    def _distilled(self, callback: Callback) -> Run:
         recipe = self._plan.recipe(self._point, self._identity)
         out = self._folder / self._name
         tried = time.monotonic()
