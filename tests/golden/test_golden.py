@@ -91,3 +91,8 @@ def test_golden_recipes() -> None:
         for name in names()
     }
     compare("recipes", {name: content_hash(recipe) for name, recipe in content.items()})
+
+
+def test_golden_identities() -> None:
+    """What runs, their checkpoints and caches are known by."""
+    compare("identities", {name: content_hash(resolve(name).identity()) for name in names()})
