@@ -111,7 +111,7 @@ class Matching:
         )
         self._real = {
             need: tuple(
-                need.statistic.from_state(state).to(dtype=torch.float32)
+                need.kind.statistic.from_state(state).to(dtype=torch.float32)
                 for state in states[need.key]
             )
             for need in method.needs()

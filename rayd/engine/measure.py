@@ -346,7 +346,7 @@ def _on_host(states: States) -> States:
 def _statistics(
     need: StatisticSpec, states: Sequence[Mapping[str, Tensor]]
 ) -> tuple[Statistic, ...]:
-    return tuple(need.statistic.from_state(state) for state in states)
+    return tuple(need.kind.statistic.from_state(state) for state in states)
 
 
 def _keep(

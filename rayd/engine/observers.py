@@ -151,7 +151,7 @@ class Observers:
             seen = measure_together(looking, images, settings.batch_size)
         for need in self._method.needs(team[0][0].group) if lean else ():
             for state in (state for states in seen for state in states[need.key]):
-                for name in need.statistic.constant:
+                for name in need.kind.statistic.constant:
                     del state[name]
         return seen
 
@@ -176,7 +176,7 @@ class Observers:
         labels = torch.tensor(shard.get()[1])
         return {
             need.key: [
-                need.spread((need.statistic.from_state(state),), labels, self._facts.classes)[
+                need.spread((need.kind.statistic.from_state(state),), labels, self._facts.classes)[
                     0
                 ].state()
                 for state in states[need.key]
@@ -500,7 +500,7 @@ class Observers:
             states: States = real.get()
             self._real[real.key] = {
                 need: tuple(
-                    need.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
+                    need.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
                     for state in states[need.key]
                 )
                 for need in self._method.needs(group)

@@ -299,4 +299,4 @@ class Method(ABC):
 
 def listened(term: Term) -> frozenset[LayerRole]:
     """All taps that a term listens to."""
-    return term.taps | {need.tap for need in term.needs}
+    return term.taps | {need.layer_role for need in term.needs}

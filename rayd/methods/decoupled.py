@@ -89,11 +89,11 @@ class MatchingSettings(Settings):
         """
         from rayd.networks import LayerRole
         from rayd.objectives import MomentMatching, StatisticSpec
-        from rayd.statistics import Moments
+        from rayd.statistics import Channels, Moments, Patches
 
-        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
-        convolutions = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "channels")
-        patches = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", self.patch)
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
+        convolutions = StatisticSpec(LayerRole.CONV_INPUTS, Channels(), Moments)
+        patches = StatisticSpec(LayerRole.CONV_INPUTS, Patches(self.patch), Moments)
         return MomentMatching(
             (normalizations, convolutions, patches),
             alpha=alpha,

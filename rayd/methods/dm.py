@@ -34,9 +34,10 @@ def mean_matching() -> Term:
     """The squared gap of class means of the features before the classifier."""
     from rayd.networks import LayerRole
     from rayd.objectives import Discrepancy, StatisticSpec, squared_mean_gap
-    from rayd.statistics import Moments
+    from rayd.statistics import Flat, Moments
 
-    return Discrepancy("mean", StatisticSpec(LayerRole.FEATURES, Moments), squared_mean_gap)
+    features = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
+    return Discrepancy("mean", features, squared_mean_gap)
 
 
 class DistributionMatching(Method):

@@ -99,13 +99,12 @@ class SpectralSettings(Settings):
 
     def _need(self, tap: LayerRole) -> StatisticSpec:
         from rayd.objectives import StatisticSpec
-        from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+        from rayd.statistics import AtFrequencies, Flat, Frequencies, Moments, Normalized
 
+        transform = Normalized(Flat()) if self.normalize else Flat()
         if self.kernel == "linear":
-            return StatisticSpec(tap, Moments, normalize=self.normalize)
+            return StatisticSpec(tap, transform, Moments)
         frequencies = Frequencies(
             self.kernel, self.scale, self.frequencies, self.smoothness, self.mixture
         )
-        return StatisticSpec(
-            tap, CharacteristicFunction, frequencies=frequencies, normalize=self.normalize
-        )
+        return StatisticSpec(tap, transform, AtFrequencies(frequencies))

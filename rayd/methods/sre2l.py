@@ -72,8 +72,8 @@ class SqueezeRecoverRelabel(Method):
         """Two terms: the classes, and the inputs of normalisations."""
         from rayd.networks import LayerRole
         from rayd.objectives import CrossEntropy, MomentMatching, StatisticSpec
-        from rayd.statistics import Moments
+        from rayd.statistics import Channels, Moments
 
-        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
         first = {LayerRole.BN_INPUTS: self.settings.first_layer_weight}
         return CrossEntropy(), MomentMatching([normalizations], first_layer_weight=first)

@@ -41,6 +41,15 @@ class LayerRole(StrEnum):
     out the 1x1 projections of shortcuts, whose input is already heard at the first convolution of
     their block.
     """
+    BLOCK_OUTPUTS = "block_outputs"
+    """The map after each block, in order of execution, each (N, d, h, w). Blocks end where the
+    network goes over to a smaller resolution for good, and at the end. Where a convolution has a stride, that is
+    the map which it reads (of several, the one that was there first: a residual block's input);
+    where the network pools, the pooled map; at the end, the last map.
+
+    In a ConvNet these are the outputs of its blocks of convolution, normalisation, activation and
+    pooling; in a ResNet those of its stages.
+    """
 
 
 _NEEDS = {
@@ -49,6 +58,7 @@ _NEEDS = {
     LayerRole.BN_INPUTS: "batch normalisation",
     LayerRole.CONV_INPUTS: "convolutions",
     LayerRole.CONV_PATH: "convolutions",
+    LayerRole.BLOCK_OUTPUTS: "convolutional blocks",
 }
 
 
@@ -280,12 +290,48 @@ def _last_map(network: nn.Module, heard: _Heard) -> _Heard:
     return found
 
 
+def _block_outputs(network: nn.Module, heard: _Heard) -> _Heard:
+    """Maps at which the resolution falls for good, and the last map; see `LayerRole`."""
+    last = _last_map(network, heard)
+    written = {
+        (point.ear.module, point.call): _area(tensor)
+        for point, tensor in heard
+        if point.ear.side == "output" and tensor.ndim == 4
+    }
+    read = [(point, tensor) for point, tensor in _conv_inputs(network, heard) if tensor.ndim == 4]
+    images = read[0][1] if read else None
+    first: dict[int, int] = {}
+    pooled: dict[int, int] = {}
+    strided: dict[int, int] = {}
+    before = 0
+    for order, (point, tensor) in enumerate(read):
+        area = _area(tensor)
+        index = first.setdefault(id(tensor), order)
+        after = written.get((point.ear.module, point.call), area)
+        later = max((_area(other) for _, other in (*read[order + 1 :], *last)), default=0)
+        # squeeze-and-excitation reads pooled maps, too, but larger ones follow
+        if tensor is not images and later <= area:
+            if after < area:
+                strided[area] = min(index, strided.get(area, index))
+            elif area < before:
+                pooled[area] = index
+        before = after
+    # a stem's pooled map has the resolution of the stage that follows, whose output counts
+    ends = [read[index] for index in sorted((pooled | strided).values())]
+    return [end for end in ends if not last or end[1] is not last[0][1]] + last
+
+
+def _area(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
+
+
 _FINDERS: dict[LayerRole, Callable[[nn.Module, _Heard], _Heard]] = {
     LayerRole.FEATURES: _features,
     LayerRole.LAST_MAP: _last_map,
     LayerRole.BN_INPUTS: _bn_inputs,
     LayerRole.CONV_INPUTS: _conv_inputs,
     LayerRole.CONV_PATH: _conv_path,
+    LayerRole.BLOCK_OUTPUTS: _block_outputs,
 }
 
 

@@ -56,7 +56,7 @@ from rayd.config.choices import Category
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
-from rayd.statistics import Moments, SampleMoments, sample_moments
+from rayd.statistics import Moments, SampleMoments
 from rayd.statistics.base import membership
 from rayd.transfer import upload
 
@@ -124,7 +124,7 @@ class MomentMatching(Term):
                 f"The 'momentum' of MomentMatching must be in [0, 1). Got {momentum} instead."
             )
         for need in self.needs:
-            if need.statistic is not Moments:
+            if need.kind.statistic is not Moments:
                 raise ValueError(
                     f"The 'needs' of MomentMatching must be Moments. Got '{need.key}' instead."
                 )
@@ -136,7 +136,7 @@ class MomentMatching(Term):
         layers = [
             _Layer(need, place, maps)
             for need in self.needs
-            for place, maps in enumerate(seen.taps[need.tap])
+            for place, maps in enumerate(seen.taps[need.layer_role])
         ]
         kept = self._kept(layers, context)
         if not any(kept):
@@ -200,15 +200,15 @@ class MomentMatching(Term):
         return torch.stack(parts).sum()
 
     def _layer_weight(self, layer: _Layer) -> float:
-        return self._first.get(layer.need.tap, 1.0) if layer.place == 0 else 1.0
+        return self._first.get(layer.need.layer_role, 1.0) if layer.place == 0 else 1.0
 
     def _kept(self, layers: Sequence[_Layer], context: Context) -> list[bool]:
         """Which layers this call looks at: one draw for each layer of a tap, whatever its views."""
         named = sorted(
             {
-                (layer.need.tap, layer.place)
+                (layer.need.layer_role, layer.place)
                 for layer in layers
-                if self._drop.get(layer.need.tap, 0) > 0
+                if self._drop.get(layer.need.layer_role, 0) > 0
             }
         )
         if not named:
@@ -217,7 +217,7 @@ class MomentMatching(Term):
         dropped = {
             place for place, draw in zip(named, draws, strict=True) if draw < self._drop[place[0]]
         }
-        return [(layer.need.tap, layer.place) not in dropped for layer in layers]
+        return [(layer.need.layer_role, layer.place) not in dropped for layer in layers]
 
     def _targets(self, statistics: list[Moments]) -> Targets:
         """What is derived of these statistics, kept as long as they live."""
@@ -285,7 +285,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
     """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
     how many they have.
     """
-    parts = [sample_moments(layer.maps, layer.need.view, layer.need.patch) for layer in layers]
+    parts = [layer.need.transform.moments(layer.maps) for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)
     return SampleMoments(means, torch.cat([part.m2 / part.size for part in parts], 1), 1)
 

@@ -31,7 +31,7 @@ from rayd.config import Recipe, TermSettings
 from rayd.errors import ConfigError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.terms import Context, Discrepancy, RealStatistics, StatisticSpec, Term
-from rayd.statistics import LocalCovariance, Moments
+from rayd.statistics import Channels, Flat, LocalCovariance, Moments
 from rayd.statistics.base import membership, ratio
 
 Form = Literal["squared", "exponential"]
@@ -39,7 +39,7 @@ Form = Literal["squared", "exponential"]
 Centre = Literal["synthetic", "real"]
 """Whose mean features are the centres of the classes."""
 
-FEATURES = StatisticSpec(LayerRole.FEATURES, Moments)
+FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 
 
 def dispersion(
@@ -133,7 +133,7 @@ class CovarianceMatching(Discrepancy):
         """Listen to the last map."""
         super().__init__(
             name,
-            StatisticSpec(LayerRole.LAST_MAP, LocalCovariance, "channels"),
+            StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance),
             squared_covariance_gap,
             weight,
         )

@@ -53,7 +53,7 @@ from rayd.networks import LayerRole, Observation
 from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
-from rayd.statistics import Covariance, LabelCorrelation
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
 from rayd.transfer import upload
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps
@@ -114,10 +114,10 @@ class SpectralMatching(Term):
         """Those of a call."""
         self._weights = (filter_weight, signal_weight)
         self._updating = updating
-        self.matrices = StatisticSpec(tap, Covariance, "channels", pooled=True)
+        self.matrices = StatisticSpec(tap, Channels(), Pooled(Covariance))
         """The correlations of features with features that go through the filters."""
         self._signals = (
-            StatisticSpec(tap, LabelCorrelation, "channels")
+            StatisticSpec(tap, Channels(), LabelCorrelation)
             if signal == "class" and signal_weight > 0
             else None
         )
@@ -185,7 +185,7 @@ class SpectralMatching(Term):
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
         """The same, in float64 where a filter looks at details that float32 would round away."""
         detail = min(one.detail for one in filters)
-        layers = list(seen.taps[self.matrices.tap])
+        layers = list(seen.taps[self.matrices.layer_role])
         if layers[0].device.type == "mps":
             return seen  # it has no float64
         for group in groups:
@@ -193,7 +193,7 @@ class SpectralMatching(Term):
                 for place in group.places:
                     layers[place] = layers[place].double()
         return Observation(
-            seen.logits, {**seen.taps, self.matrices.tap: tuple(layers)}, seen.images
+            seen.logits, {**seen.taps, self.matrices.layer_role: tuple(layers)}, seen.images
         )
 
     def _factors(self, real: RealStatistics) -> Factors:

@@ -168,12 +168,12 @@ class SpectralDistance(Term):
         Raises:
             ValueError: an argument is out of its range.
         """
-        if need.statistic not in (CharacteristicFunction, Moments):
+        if need.kind.statistic not in (CharacteristicFunction, Moments):
             raise ValueError(
                 "The 'need' of SpectralDistance must be a CharacteristicFunction, or Moments for the linear kernel. "
                 f"Got '{need.key}' instead."
             )
-        if adversary is not None and need.statistic is Moments:
+        if adversary is not None and need.kind.statistic is Moments:
             raise ValueError(
                 "The 'adversary' of SpectralDistance needs frequencies to weigh. Got Moments instead."
             )

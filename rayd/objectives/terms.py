@@ -15,91 +15,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rayd.config import NetworkGroup, Recipe
-from rayd.derived import derived, uploaded
 from rayd.networks import LayerRole, Observation
-from rayd.statistics import (
-    CharacteristicFunction,
-    Covariance,
-    Frequencies,
-    LabelCorrelation,
-    LocalCovariance,
-    Moments,
-    Statistic,
-    View,
-    dimension,
-    size,
-    vectors,
-)
+from rayd.statistics import Statistic, StatisticKind, Transform
+from rayd.statistics.base import VECTORS
+from rayd.statistics.kinds import kind_of
 
 
 @dataclass(frozen=True)
 class StatisticSpec:
-    """A statistic of the real data that a term asks for: where it is taken, how maps become
-    vectors, and which.
+    """A statistic that a term compares: of which layers, of which feature vectors, and which.
+
+    >>> from rayd.statistics import Channels, Covariance, Flat, Moments, Pooled
+    >>> StatisticSpec(LayerRole.FEATURES, Flat(), Moments).key
+    'features.flat.Moments'
+    >>> StatisticSpec(LayerRole.CONV_PATH, Channels(), Pooled(Covariance)).key
+    'conv_path.channels.pooled.Covariance'
     """
 
-    tap: LayerRole
-    """Where the observer is listened to."""
-    statistic: (
-        type[Moments]
-        | type[Covariance]
-        | type[LocalCovariance]
-        | type[LabelCorrelation]
-        | type[CharacteristicFunction]
-    )
-    """Which statistic."""
-    view: View = "flat"
-    """How a feature map becomes feature vectors."""
-    patch: int = 0
-    """Side of a patch in pixels of the map, for the view of patches alone."""
-    pooled: bool = False
-    """Whether classes are taken together from the start: the statistic has one row, whose size does
-    not grow with classes. It is what `pooled()` makes of one kept by class, the part between
-    classes included.
-    """
-    frequencies: Frequencies | None = None
-    """Where a characteristic function is taken; None for other statistics."""
-    normalize: bool = False
-    """Whether feature vectors are divided by their Euclidean norm."""
+    layer_role: LayerRole
+    """The role of the layers that it is taken of."""
+    transform: Transform
+    """How their feature maps become feature vectors."""
+    statistic: type[Statistic] | StatisticKind
+    """Which statistic; a class alone stands for `ByClass` of it."""
 
     def __post_init__(self) -> None:
-        if (self.patch > 0) != (self.view == "patches") or self.patch < 0:
-            raise ValueError(
-                "The 'patch' of a Need must be above 0 for the view 'patches' and 0 for all others. "
-                f"Got {self.patch} for '{self.view}' instead."
-            )
-        if (self.statistic is CharacteristicFunction) != (self.frequencies is not None):
-            raise ValueError(
-                "The 'frequencies' of a Need must be given for a CharacteristicFunction and for nothing else. "
-                f"Got {self.frequencies} for {self.statistic.__name__} instead."
-            )
+        object.__setattr__(self, "statistic", kind_of(self.statistic))
+
+    @property
+    def kind(self) -> StatisticKind:
+        """The kind of statistic."""
+        return kind_of(self.statistic)
 
     @property
     def key(self) -> str:
-        """A stable name, for files and cache keys."""
-        parts = [
-            self.tap.value,
-            f"{self.view}{self.patch or ''}",
-            *(["normalized"] if self.normalize else []),
-        ]
-        parts += ["pooled"] if self.pooled else []
-        parts += [
-            self.statistic.__name__,
-            *([self.frequencies.key] if self.frequencies is not None else []),
-        ]
-        return ".".join(parts)
+        """A stable name, for files and cache keys; seeds of draws are derived from it, too."""
+        return f"{self.layer_role.value}.{self.transform.key}.{self.kind.key}"
 
     def spread(
         self, parts: tuple[Statistic, ...], labels: Tensor, classes: int
     ) -> tuple[Statistic, ...]:
-        """Statistics of all classes made of those whose rows are the classes among `labels`, in
+        """Statistics of all classes, from those whose rows are the classes among `labels`, in
         order.
         """
         places = self._places(labels, parts)
-        return tuple(part.spread(places, self._count(classes)) for part in parts)
+        return tuple(part.spread(places, self.kind.count(classes)) for part in parts)
 
     def add(
         self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor
@@ -112,118 +74,97 @@ class StatisticSpec:
     @property
     def draws(self) -> bool:
         """Whether `empty` draws, so needs a generator."""
-        return self.frequencies is not None
+        return self.kind.draws
 
     @property
     def looks_first(self) -> bool:
-        """Whether `resolved` must be shown real images, for a length that is a median of their
-        features.
-        """
-        return self.frequencies is not None and self.frequencies.scale == "median"
+        """Whether `resolved` must be given real images before `empty` can be called."""
+        return self.kind.looks_first
 
-    def resolved(self, seen: Sequence[Observation]) -> tuple[Frequencies, ...]:
-        """Its frequencies with their lengths, one a layer, by what an observer sees of some real
-        images, in parts.
+    def resolved(self, seen: Sequence[Observation]) -> tuple[StatisticKind, ...]:
+        """Its kinds, one a layer, with the arguments that follow from some real images.
+
+        Args:
+            seen: an observer's output on the images, in parts.
 
         Raises:
-            DataError: a length cannot be the median distance of these features.
+            DataError: these features do not determine the arguments.
         """
-        if self.frequencies is None:
-            return ()
-        layers = zip(*(part.taps[self.tap] for part in seen), strict=True)
-        heard = (
-            torch.cat([vectors(*self._features(part)).flatten(0, 1) for part in parts])
-            for parts in layers
-        )
-        return tuple(self.frequencies.resolved(features) for features in heard)
+        if not self.kind.looks_first:
+            return (self.kind,) * len(seen[0].taps[self.layer_role])
+        kinds = []
+        for parts in zip(*(part.taps[self.layer_role] for part in seen), strict=True):
+            vectors = [self.transform.vectors(part).flatten(0, 1) for part in parts]
+            kinds.append(self.kind.resolved(torch.cat(vectors)))
+        return tuple(kinds)
 
     def empty(
         self,
         classes: int,
-        dimensions: list[tuple[int, ...]],
+        shapes: Sequence[tuple[int, ...]],
         generator: torch.Generator | None = None,
-        lengths: Sequence[Frequencies] | None = None,
+        resolved: Sequence[StatisticKind] | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements, one a layer that the tap listens to.
+        """Neutral elements, one a layer.
 
         Args:
             classes: how many there are.
-            dimensions: the layers' shapes without batch axis.
-            generator: draws frequencies, layer after layer; equal for all parts that are to be
+            shapes: shapes of the layers' features, without the batch.
+            generator: makes the draws, layer after layer; equal for all parts that are to be
                 merged.
-            lengths: what `resolved` found, for a need that looks first; equal for all parts too.
+            resolved: result of `resolved`, for a statistic that looks first; equal for all parts
+                too.
 
         Raises:
-            ValueError: there are frequencies to draw, and no generator, or no lengths where they
-                are medians.
+            ValueError: the statistic draws and there is no generator, or it looks first and is not
+                resolved.
         """
-        rows = self._count(classes)
-        if self.frequencies is None:
-            return tuple(
-                self.statistic.sized(rows, *size(shape, self.view, self.patch))
-                for shape in dimensions
-            )
-        if generator is None or (self.looks_first and lengths is None):
+        if self.draws and (generator is None or (self.looks_first and resolved is None)):
             raise ValueError(
-                f"The need '{self.key}' must be given a generator, and lengths where its scale is a median."
+                f"The statistic '{self.key}' must be given a generator, and be resolved on real "
+                "features where its scale is a median."
             )
-        across = [dimension(shape, self.view, self.patch) for shape in dimensions]
-        specs = [self.frequencies] * len(dimensions) if lengths is None else lengths
-        drawn = [spec.draw(width, generator) for spec, width in zip(specs, across, strict=True)]
-        return tuple(CharacteristicFunction.empty(rows, frequencies) for frequencies in drawn)
+        kinds = [self.kind] * len(shapes) if resolved is None else resolved
+        empty = []
+        for kind, shape in zip(kinds, shapes, strict=True):
+            vectors, dimension = self.transform.size(shape)
+            empty.append(kind.empty(kind.count(classes), vectors, dimension, generator))
+        return tuple(empty)
 
     def of(
         self, seen: Observation, labels: Tensor, like: tuple[Statistic, ...]
     ) -> tuple[Statistic, ...]:
-        """The statistic of what an observer saw, differentiable, one a layer; `like` gives classes
+        """The statistic of an observer's output, differentiable, one a layer; `like` gives classes
         and frequencies.
         """
-        layers = zip(like, seen.taps[self.tap], strict=True)
-        heard = ((kind, *self._features(layer)) for kind, layer in layers)
-        rows = self._rows(labels)
-        return tuple(
-            kind.like(features, rows, view, patch) for kind, features, view, patch in heard
-        )
+        rows = self.kind.rows(labels)
+        found = []
+        for statistic, layer in zip(like, seen.taps[self.layer_role], strict=True):
+            features, transform = self._features(layer)
+            found.append(statistic.like(features, rows, transform))
+        return tuple(found)
 
     def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:
-        """Add what an observer saw of real images, in place, in float64."""
-        rows = self._rows(labels)
-        for statistic, layer in zip(into, seen.taps[self.tap], strict=True):
-            features, view, patch = self._features(layer)
-            statistic.update(features, rows, view, patch)
-
-    def _count(self, classes: int) -> int:
-        """Rows of the statistic."""
-        return 1 if self.pooled else classes
+        """Add an observer's output on real images, in place, in float64."""
+        rows = self.kind.rows(labels)
+        for statistic, layer in zip(into, seen.taps[self.layer_role], strict=True):
+            features, transform = self._features(layer)
+            statistic.update(features, rows, transform)
 
     def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
         """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
-        places: Tensor = torch.unique(self._rows(labels))
+        places: Tensor = torch.unique(self.kind.rows(labels))
         # the labels of a shard are on the CPU, while statistics of work in process stay on the
         # device
         return places.to(parts[0].device) if parts else places
 
-    def _rows(self, labels: Tensor) -> Tensor:
-        """Which row of the statistic each image belongs to (N,)."""
-        return derived(labels, "one row", lambda: _zeros(labels)) if self.pooled else labels
-
-    def _features(self, layer: Tensor) -> tuple[Tensor, View, int]:
-        """What a layer heard, with the view and the side of a patch through which it is looked
-        at.
+    def _features(self, layer: Tensor) -> tuple[Tensor, Transform]:
+        """What a statistic is given of a layer: its maps and the transform, or the vectors, made
+        in the precision of the maps.
         """
-        if not self.normalize:
-            return layer, self.view, self.patch
-        # dead features have no direction; with a smaller eps their gradient would be as good as
-        # infinite
-        return (
-            functional.normalize(vectors(layer, self.view, self.patch), dim=-1, eps=1e-6),
-            "vectors",
-            0,
-        )
-
-
-def _zeros(labels: Tensor) -> Tensor:
-    return uploaded(torch.zeros(len(labels), dtype=labels.dtype), labels.device)
+        if self.transform.in_place:
+            return layer, self.transform
+        return self.transform.vectors(layer), VECTORS
 
 
 def _no_draws(purpose: str) -> torch.Generator:

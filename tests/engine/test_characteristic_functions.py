@@ -201,7 +201,9 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
         batches = [batch for part in images.split(shard) for batch in part.split(100)]
         seen = observed(network, methods.build(recipe), batches)
         angles = (
-            torch.cat([observation.taps[need.tap][0] for observation in seen]).double().flatten(1)
+            torch.cat([observation.taps[need.layer_role][0] for observation in seen])
+            .double()
+            .flatten(1)
             @ got.frequencies.T
         )
         for label in range(10):
@@ -267,7 +269,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
         network_ids(recipe)[0], None, "float32"
     )
-    whole = observer.see(images).taps[need.tap][0].flatten(1)
+    whole = observer.see(images).taps[need.layer_role][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
         ((function,),) = observer.sample(

@@ -17,9 +17,17 @@ from rayd.data import load
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, LayerRole, Observation
-from rayd.objectives import Context, RealStatistics
+from rayd.objectives import Context, RealStatistics, StatisticSpec
 from rayd.recipes import assemble
-from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+from rayd.statistics import (
+    AtFrequencies,
+    ByClass,
+    CharacteristicFunction,
+    Flat,
+    Frequencies,
+    Moments,
+    Normalized,
+)
 
 KERNELS = ["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic", "linear"]
 
@@ -38,13 +46,9 @@ def test_declarations():
     method = csdm()
     assert {term.name: method.weight(term) for term in method.terms} == {"spectral": 300.0}
     (need,) = method.needs()
-    assert (need.tap, need.statistic, need.view, need.normalize) == (
-        LayerRole.FEATURES,
-        CharacteristicFunction,
-        "flat",
-        False,
+    assert need == StatisticSpec(
+        LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies("gaussian", "median", 1024))
     )
-    assert need.frequencies == Frequencies("gaussian", "median", 1024)
     assert not method.needs_trained_observers
     assert method.citation.startswith("@")
 
@@ -68,11 +72,11 @@ def test_settings_become_a_need(kernel):
     drawn = {} if kernel == "linear" else {"scale": 2.0, "frequencies": 9}
     own = {"matern": {"smoothness": 2.5}, "rational-quadratic": {"mixture": 3.0}}.get(kernel, {})
     (need,) = csdm(kernel=kernel, normalize=True, **drawn, **own).needs()
-    assert need.normalize
+    assert need.transform == Normalized(Flat())
     if kernel == "linear":
-        assert (need.statistic, need.frequencies) == (Moments, None)
+        assert need.kind == ByClass(Moments)
     else:
-        assert need.frequencies == Frequencies(kernel, 2.0, 9, **own)
+        assert need.kind == AtFrequencies(Frequencies(kernel, 2.0, 9, **own))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +143,7 @@ def looked_at(
     for need in method.needs():
         statistics = need.empty(
             data.classes,
-            tapped.dimensions(need.tap),
+            tapped.dimensions(need.layer_role),
             torch.Generator().manual_seed(0),
             need.resolved([seen]),
         )
@@ -246,8 +250,11 @@ def test_ncfm_declares_what_the_paper_has():
         "calibration": 1.0,
     }
     (need,) = method.needs()
-    assert (need.tap, need.view, need.normalize) == (LayerRole.LAST_MAP, "flat", True)
-    assert need.frequencies == Frequencies("gaussian", 1.0, 4096)
+    assert need == StatisticSpec(
+        LayerRole.LAST_MAP,
+        Normalized(Flat()),
+        AtFrequencies(Frequencies("gaussian", 1.0, 4096)),
+    )
     chosen = method.recipe
     assert (chosen.observers.trained, chosen.observers.pool, chosen.squeeze.epochs) == (
         True,
@@ -324,4 +331,4 @@ def test_csdm_with_ncfms_settings_is_ncfms_distance():
     )
     assert {**vars(a), "needs": ()} == {**vars(b), "needs": ()}
     (need,) = b.needs
-    assert need == dataclasses.replace(a.needs[0], tap=LayerRole.FEATURES)
+    assert need == dataclasses.replace(a.needs[0], layer_role=LayerRole.FEATURES)

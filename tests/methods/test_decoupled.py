@@ -173,7 +173,8 @@ def looked_at(
     labels = torch.from_numpy(data.train.labels[:200])
     tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
     real: RealStatistics = {
-        need: need.empty(data.classes, tapped.dimensions(need.tap)) for need in method.needs()
+        need: need.empty(data.classes, tapped.dimensions(need.layer_role))
+        for need in method.needs()
     }
     for need in method.needs():
         need.update(tuple(real[need]), tapped(images), labels)
@@ -315,7 +316,8 @@ def test_measured_statistics_are_met_by_the_real_images(norm):
     states = looking.measure(images, labels, batch_size=33)
     real = {
         need: tuple(
-            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+            need.kind.statistic.from_state(state).to(dtype=torch.float32)
+            for state in states[need.key]
         )
         for need in method.needs()
     }

@@ -166,7 +166,8 @@ def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
     states = looking.measure(data.train.images[:200], data.train.labels[:200], batch_size=64)
     real = {
         need: tuple(
-            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+            need.kind.statistic.from_state(state).to(dtype=torch.float32)
+            for state in states[need.key]
         )
         for need in method.needs()
     }

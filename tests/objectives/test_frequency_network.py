@@ -14,7 +14,7 @@ from torch import Tensor
 from rayd.networks import LayerRole, Observation
 from rayd.objectives import Context, SpectralDistance, StatisticSpec
 from rayd.objectives.frequency_network import FrequencyAdversary, FrequencyNetwork, State, ascend
-from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+from rayd.statistics import AtFrequencies, CharacteristicFunction, Flat, Frequencies, Moments
 
 NUMBER = 40
 DIMENSION = 6
@@ -141,9 +141,7 @@ def test_arguments_out_of_range(name):
         FrequencyAdversary(**{name: 0})
 
 
-NEED = StatisticSpec(
-    LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=NUMBER)
-)
+NEED = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=NUMBER)))
 
 
 def look(features: Tensor) -> Observation:
@@ -229,4 +227,6 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
 
 def test_means_have_no_frequencies_to_weigh():
     with pytest.raises(ValueError, match=r"needs frequencies to weigh. Got Moments"):
-        SpectralDistance(StatisticSpec(LayerRole.FEATURES, Moments), adversary=FrequencyAdversary())
+        SpectralDistance(
+            StatisticSpec(LayerRole.FEATURES, Flat(), Moments), adversary=FrequencyAdversary()
+        )

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from rayd.networks import FeatureExtractor, LayerRole, Observation
 from rayd.objectives import Context, MomentMatching, RealStatistics, StatisticSpec
 from rayd.objectives.targets import Targets
-from rayd.statistics import Covariance, Moments, vectors
+from rayd.statistics import Channels, Covariance, Moments, Patches
 
 CLASSES = 4
-BN = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
-CONV = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "channels")
-PATCHES = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", 2)
+BN = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
+CONV = StatisticSpec(LayerRole.CONV_INPUTS, Channels(), Moments)
+PATCHES = StatisticSpec(LayerRole.CONV_INPUTS, Patches(2), Moments)
 NEEDS = (BN, CONV, PATCHES)
 SHAPES = {LayerRole.BN_INPUTS: [(3, 4, 4)], LayerRole.CONV_INPUTS: [(2, 4, 4), (3, 5, 3)]}
 LABELS = torch.tensor([0, 2, 2, 0, 2])
@@ -47,7 +47,7 @@ def real_side(needs: Sequence[StatisticSpec] = NEEDS) -> tuple[RealStatistics, O
     """
     seen = observation(0, 40)
     labels = torch.arange(40) % 3
-    empty = {need: need.empty(CLASSES, SHAPES[need.tap]) for need in needs}
+    empty = {need: need.empty(CLASSES, SHAPES[need.layer_role]) for need in needs}
     for need in needs:
         need.update(empty[need], seen, labels)
     return empty, seen, labels
@@ -64,7 +64,7 @@ def with_leaves(seen: Observation) -> tuple[Observation, list[Tensor]]:
 
 
 def moments_of(maps: Tensor, need: StatisticSpec, inside: bool = False) -> tuple[Tensor, Tensor]:
-    rows = vectors(maps, need.view, need.patch)
+    rows = need.transform.vectors(maps)
     if inside:
         return rows.mean((0, 1)), rows.var(1, unbiased=False).mean(0)
     return rows.mean((0, 1)), rows.var((0, 1), unbiased=False)
@@ -82,7 +82,7 @@ def reference(
     total = torch.zeros((), dtype=torch.float64)
     for need in NEEDS:
         for place, (ours, theirs) in enumerate(
-            zip(seen.taps[need.tap], real.taps[need.tap], strict=True)
+            zip(seen.taps[need.layer_role], real.taps[need.layer_role], strict=True)
         ):
             value = alpha * apart(moments_of(ours, need), moments_of(theirs, need))
             classes = sorted(set(labels.tolist()))
@@ -100,7 +100,7 @@ def reference(
                         for maps, of in ((ours, labels), (theirs, known))
                     )
                     value = value + (1 - alpha) / len(classes) * apart(mine, target)
-            total = total + (weights.get(need.tap, 1.0) if place == 0 else 1.0) * value
+            total = total + (weights.get(need.layer_role, 1.0) if place == 0 else 1.0) * value
     return total
 
 
@@ -279,7 +279,7 @@ def test_dropped_layers_add_nothing_in_any_view_and_are_not_remembered():
 
     def value_of(needs: Sequence[StatisticSpec], place: int) -> float:
         chosen = {need: real[need][place : place + 1] for need in needs}
-        taps = {need.tap: seen.taps[need.tap][place : place + 1] for need in needs}
+        taps = {need.layer_role: seen.taps[need.layer_role][place : place + 1] for need in needs}
         one = Observation(seen.logits, taps, seen.images)
         return float(MomentMatching(needs, alpha=0.5)(chosen, one, LABELS, Context()))
 
@@ -417,7 +417,7 @@ def test_a_network_may_lack_optional_taps():
             "'drop.conv_inputs.' of MomentMatching must be in .0, 1.. Got -0.1",
         ),
         (
-            {"needs": [StatisticSpec(LayerRole.BN_INPUTS, Covariance, "channels")]},
+            {"needs": [StatisticSpec(LayerRole.BN_INPUTS, Channels(), Covariance)]},
             "must be Moments. Got 'bn_inputs.channels.Covariance'",
         ),
     ],
@@ -496,7 +496,7 @@ def test_descent_through_a_network_finds_the_moments():
         -1, 1, 1, 1
     )
     needs = (BN, CONV)
-    real = {need: need.empty(2, tapped.dimensions(need.tap)) for need in needs}
+    real = {need: need.empty(2, tapped.dimensions(need.layer_role)) for need in needs}
     for need in needs:
         need.update(real[need], tapped(images), known)
     target = {

@@ -28,13 +28,13 @@ from rayd.objectives.filters import (
 )
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.spectral import distances
-from rayd.statistics import Covariance, LabelCorrelation
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
 
 CLASSES = 3
 SHAPES: list[tuple[int, ...]] = [(3, 4, 4), (5, 4, 3), (3, 2, 2), (5, 1, 1)]
 LABELS = torch.tensor([0, 2, 2, 0, 2])
-FFC = StatisticSpec(LayerRole.CONV_PATH, Covariance, "channels", pooled=True)
-FLC = StatisticSpec(LayerRole.CONV_PATH, LabelCorrelation, "channels")
+FFC = StatisticSpec(LayerRole.CONV_PATH, Channels(), Pooled(Covariance))
+FLC = StatisticSpec(LayerRole.CONV_PATH, Channels(), LabelCorrelation)
 
 
 def observation(seed: int, count: int, dtype: torch.dtype = torch.float64) -> Observation:
@@ -211,8 +211,8 @@ def test_descent_finds_the_covariance_and_the_class_means():
     theirs = 0.3 * torch.randn(
         300, 4, generator=draw, dtype=torch.float64
     ) @ mixing + labels.unsqueeze(1)
-    need = StatisticSpec(LayerRole.FEATURES, Covariance, "channels", pooled=True)
-    flc = StatisticSpec(LayerRole.FEATURES, LabelCorrelation, "channels")
+    need = StatisticSpec(LayerRole.FEATURES, Channels(), Pooled(Covariance))
+    flc = StatisticSpec(LayerRole.FEATURES, Channels(), LabelCorrelation)
     real = {one: one.empty(CLASSES, [(4,)]) for one in (need, flc)}
     for one, statistics in real.items():
         one.update(statistics, Observation(theirs, {LayerRole.FEATURES: (theirs,)}, theirs), labels)

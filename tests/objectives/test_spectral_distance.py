@@ -16,7 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from rayd.networks import LayerRole, Observation
 from rayd.objectives import Context, SpectralDistance, StatisticSpec, squared_mean_gap
 from rayd.objectives.spectral_distance import amplitude_part, mean_gaps, phase_part, spectral_gaps
-from rayd.statistics import CharacteristicFunction, Covariance, Frequencies, Moments
+from rayd.statistics import (
+    AtFrequencies,
+    CharacteristicFunction,
+    Covariance,
+    Flat,
+    Frequencies,
+    Moments,
+)
 
 KERNELS = [
     Frequencies("gaussian", 1.5, 64),
@@ -248,10 +255,8 @@ def test_the_square_root_is_inside_the_mean():
 
 # The term
 
-FEATURES = StatisticSpec(
-    LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=32)
-)
-MEANS = StatisticSpec(LayerRole.FEATURES, Moments)
+FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=32)))
+MEANS = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 
 
 def look(features: Tensor) -> Observation:
@@ -382,9 +387,7 @@ def test_the_terms_gradients(need, root):
 
 
 def test_layers_add_up():
-    need = StatisticSpec(
-        LayerRole.CONV_INPUTS, CharacteristicFunction, frequencies=Frequencies(number=8)
-    )
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Flat(), AtFrequencies(Frequencies(number=8)))
     maps = tuple(
         normal(9, *shape, seed=place) for place, shape in enumerate(((1, 2, 2), (2, 3, 1)))
     )
@@ -405,9 +408,7 @@ def test_layers_add_up():
 
 def operations(number: int, real_images: int, synthetic_images: int = 60) -> int:
     """Floating point operations of the term and its gradient."""
-    need = StatisticSpec(
-        LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=number)
-    )
+    need = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=number)))
     real = measured(need, normal(real_images, DIMENSION), torch.arange(real_images) % CLASSES)
     features = normal(synthetic_images, DIMENSION, seed=1).requires_grad_()
     counter = FlopCounterMode(display=False)
@@ -431,7 +432,10 @@ def test_a_step_costs_what_frequencies_and_synthetic_images_cost():
     [
         ({"head_amplitude_weight": 1.2}, r"must be in \[0, 1\]. Got 1.2"),
         ({"split": "size"}, "must be one of .* Got 'size'"),
-        ({"need": StatisticSpec(LayerRole.FEATURES, Covariance)}, "Got 'features.flat.Covariance'"),
+        (
+            {"need": StatisticSpec(LayerRole.FEATURES, Flat(), Covariance)},
+            "Got 'features.flat.Covariance'",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, sentence):
@@ -447,7 +451,7 @@ def test_descent_finds_the_distribution_not_only_its_mean(spec):
     real = torch.cat([normal(300, 1) * 0.1 - 2, normal(300, 1, seed=1) * 0.1 + 2])
     labels = torch.zeros(600, dtype=torch.long)
     zeros = torch.zeros(8, dtype=torch.long)
-    need = StatisticSpec(LayerRole.FEATURES, CharacteristicFunction, frequencies=spec)
+    need = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(spec))
     statistics = need.empty(1, [(1,)], generator())
     need.update(statistics, look(real), labels)
     features = (0.3 * normal(8, 1, seed=2)).requires_grad_()
