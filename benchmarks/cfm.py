@@ -29,14 +29,14 @@ from rayd.engine.observers import Observers
 from rayd.engine.pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import FeatureExtractor, Observation
-from rayd.objectives import Context, CrossEntropy, RealStatistics, SpectralMatching, Term
+from rayd.objectives import Context, CrossEntropy, RealStatistics, SpectralFilterMatching, Term
 from rayd.recipes import assemble
 from rayd.statistics import Covariance, LabelCorrelation
 
 STEPS = 2
 
 
-class SolvedByLU(SpectralMatching):
+class SolvedByLU(SpectralFilterMatching):
     """The same value, both sides solved anew."""
 
     def __call__(
@@ -124,7 +124,7 @@ class Matching:
             for tap, layers in seen.taps.items()
         }
         self._seen = Observation(seen.logits.detach(), taps, seen.images)
-        (self._term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+        (self._term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
 
     def value(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""

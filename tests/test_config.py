@@ -354,3 +354,28 @@ def test_marks_name_settings_and_words_that_exist():
                 )
                 marked += 1
     assert marked > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("csdm-digits", "characteristic_function"),
+        ("ncfm-digits", "characteristic_function"),
+        ("cfm-digits", "spectral_filter"),
+    ],
+)
+def test_the_former_name_of_a_term_warns_and_counts(name, term, caplog):
+    """In a recipe of the version before, and on a command line; identities stay what they were."""
+    new = resolve(name, {f"terms.{term}.weight": 0.25})
+    assert not caplog.records
+    old = resolve(name, {"terms.spectral.weight": 0.25})
+    (record,) = caplog.records
+    assert f"'terms.spectral' in recipe '{name}' is called 'terms.{term}' now" in record.message
+    assert old == new
+    assert new.terms[term].weight == 0.25
+    assert new.identity()["terms"] == {"spectral": {"weight": 0.25}}
+
+
+def test_a_former_name_of_one_method_is_no_name_in_another():
+    with pytest.raises(ConfigError, match="Unknown term 'spectral'"):
+        resolve("digits", {"terms.spectral.weight": 1})

@@ -19,10 +19,10 @@ Category = Literal["class", "instance", "batch"]
 Split = Literal["uniform", "median", "rank", "continuous"]
 """Name of a rule that tells head classes from tail classes; see `rayd.objectives.head_and_tail`."""
 OverClasses = Literal["mean", "sum"]
-"""How the values of classes become one; see `rayd.objectives.spectral_distance`."""
+"""How the values of classes become one; see `rayd.objectives.characteristic_function`."""
 
 Signal = Literal["class", "mean"]
-"""What a filter is applied to: features by class, or their mean; see `rayd.objectives.spectral`."""
+"""What a filter is applied to: features by class, or their mean; see `rayd.objectives.spectral_filter`."""
 
 Direction = Literal["current", "average"]
 """Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their

@@ -103,19 +103,37 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
 """Settings that had another name in the version before, by dotted key."""
+RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
+    "cfm": {"terms.spectral": "terms.spectral_filter"},
+    "csdm": {"terms.spectral": "terms.characteristic_function"},
+    "ncfm": {"terms.spectral": "terms.characteristic_function"},
+    "unidd": {"terms.spectral": "terms.spectral_filter"},
+}
+"""Those that had another name for one method alone."""
 
 
-def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+def renamed_of(method: object) -> dict[str, str]:
+    """All settings that had another name for a method, by dotted key."""
+    own = RENAMED_BY_METHOD.get(method, {}) if isinstance(method, str) else {}
+    return {**RENAMED, **own}
+
+
+def with_new_names(
+    tree: Mapping[str, Any], where: str | None = None, method: object = None
+) -> dict[str, Any]:
     """Settings under the names that they have now.
 
     >>> with_new_names({"guides": {"pool": 2}})
     {'classifiers': {'pool': 2}}
+    >>> with_new_names({"method": "csdm", "terms": {"spectral": {"weight": 10}}})
+    {'method': 'csdm', 'terms': {'characteristic_function': {'weight': 10}}}
 
     Args:
         tree: settings as a nested mapping.
         where: what the settings are called in a warning about old names; without it there is none.
+        method: whose names they are; absent: that of the tree.
     """
-    for old, new in RENAMED.items():
+    for old, new in renamed_of(method if method is not None else tree.get("method")).items():
         if not _holds(tree, old):
             continue
         if where is not None:
@@ -126,16 +144,36 @@ def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[st
                 where,
                 new,
             )
-        tree = merge(nested({new: lookup(tree, old)}), without(tree, [old]))
+        tree = _moved(tree, old, new)
     return dict(tree)
 
 
-def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `with_new_names`: cache keys are hashes of settings under their first names."""
-    for old, new in RENAMED.items():
+def with_old_names(
+    tree: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The inverse of `with_new_names`: cache keys are hashes of settings under their first names.
+
+    >>> with_old_names({"method": "csdm", "terms": {"characteristic_function": {"weight": 10}}})
+    {'terms': {'spectral': {'weight': 10}}, 'method': 'csdm'}
+
+    Args:
+        tree: settings as a nested mapping, the method among them.
+        renamed: new names by old ones; absent: all of the method.
+    """
+    for old, new in (renamed_of(tree.get("method")) if renamed is None else renamed).items():
         if _holds(tree, new):
-            tree = merge(nested({old: lookup(tree, new)}), without(tree, [new]))
+            tree = _moved(tree, new, old)
     return dict(tree)
+
+
+def _moved(tree: Mapping[str, Any], key: str, to: str) -> dict[str, Any]:
+    """A tree in which the value at a key stands at another; what stands there already wins."""
+    left = without(tree, [key])
+    outer = key.rpartition(".")[0]
+    while "." in outer and lookup(left, outer) == {}:
+        left = without(left, [outer])
+        outer = outer.rpartition(".")[0]
+    return merge(nested({to: lookup(tree, key)}), left)
 
 
 def _holds(tree: Mapping[str, Any], key: str) -> bool:

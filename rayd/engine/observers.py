@@ -274,7 +274,10 @@ class Observers:
             size = self._recipe.network_group(asked.network_id.group).batch_size
             batch = observer.batch(sampled.images, sampled.labels, size, sampled.augment)
         before: Memory = asked.memory.get()
-        memory: Memory = {term.name: dict(before.get(term.name, {})) for term in terms}
+        memory: Memory = {
+            term.name: dict(before.get(term.name) or before.get(term.former_name, {}))
+            for term in terms
+        }
 
         def average_logits() -> Tensor:
             if asked.average is None:

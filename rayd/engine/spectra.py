@@ -27,7 +27,7 @@ from rayd.engine.reading import read
 from rayd.engine.store import Store
 from rayd.errors import ArtifactError, DataError
 from rayd.methods import Method
-from rayd.objectives import Context, SpectralMatching
+from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
 from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
@@ -69,13 +69,13 @@ def from_distilled(
     )
 
 
-def term_of(method: Method) -> SpectralMatching:
+def term_of(method: Method) -> SpectralFilterMatching:
     """The term of a method that compares correlations through a filter.
 
     Raises:
         ArtifactError: it has none.
     """
-    term = next((term for term in method.terms if isinstance(term, SpectralMatching)), None)
+    term = next((term for term in method.terms if isinstance(term, SpectralFilterMatching)), None)
     if term is None:
         filtering = [
             name
@@ -164,7 +164,11 @@ def picture(
 
 
 def _real(
-    recipe: Recipe, data: ImageData, store: Store, network_id: NetworkId, term: SpectralMatching
+    recipe: Recipe,
+    data: ImageData,
+    store: Store,
+    network_id: NetworkId,
+    term: SpectralFilterMatching,
 ) -> tuple[Covariance, ...] | None:
     """What a member measured, or None; a trained one that is gone counts as absent too."""
     trained = recipe.network_group(network_id.group).trained

@@ -11,7 +11,8 @@ ICLR 2026.
     phi    a network that was trained on the real data, in eval mode
     C_l    covariance of the channels that convolution l reads over all real images (d, d); S_l their correlation with labels
     C_bl, S_bl   the same of the synthetic images, as means over the blocks so far (exponential moving updating, EMU)
-    beta   0.1 on CIFAR and ImageNet, 1 on Tiny-ImageNet (`objective.filter.beta`)          eta   0.1 (`terms.spectral.weight`)
+    beta   0.1 on CIFAR and ImageNet, 1 on Tiny-ImageNet (`objective.filter.beta`)
+    eta    0.1 (`terms.spectral_filter.weight`)
 
 A large beta leaves what many images share, a small one brings out detail; so the first images of
 each class get structure and the last ones texture. Adam (0.5, 0.9), 1,000 steps of size 0.25 on
@@ -30,7 +31,7 @@ size than one image of each class.
 - The command that the code gives for CIFAR leaves EMU out, the paper does not:
   `objective.updating`.
 - The signal by class (paper) or the global mean (the code's default), and the real covariance: see
-  `rayd.objectives.spectral`.
+  `rayd.objectives.spectral_filter`.
 - The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for
   CIFAR where the code has 32. On large data the code cuts blocks further, into chunks of 200
   classes, and counts each of them for EMU, not for beta.
@@ -51,13 +52,13 @@ from typing import TYPE_CHECKING
 
 from rayd.config import FilterScheduleSettings, FilterSettings, merge
 from rayd.methods.base import Method
-from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering, SpectralSettings
+from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering, SpectralFilterSettings
 
 if TYPE_CHECKING:
     from rayd.objectives import Term
 
 
-class CFMSettings(SpectralSettings):
+class CFMSettings(SpectralFilterSettings):
     """Settings of CFM's objective."""
 
     filter: FilterSettings = FilterSettings(

@@ -55,7 +55,7 @@ from pydantic import Field, model_validator
 from rayd.config import Only
 from rayd.config.choices import OverClasses, Split
 from rayd.methods.base import Method
-from rayd.methods.spectral import DRAWN, Length, SpectralSettings
+from rayd.methods.characteristic_functions import DRAWN, CharacteristicFunctionSettings, Length
 
 if TYPE_CHECKING:
     from rayd.objectives import Term
@@ -64,7 +64,7 @@ MULTI_FORMATION: Mapping[str, Any] = {"kind": "partitioned", "factor": 2}
 """Each stored image decodes to factor x factor images, cut from it and enlarged."""
 
 
-class NCFMSettings(SpectralSettings):
+class NCFMSettings(CharacteristicFunctionSettings):
     """Settings of the distance, as NCFM has them."""
 
     scale: Annotated[Length, DRAWN] = 1.0
@@ -147,8 +147,8 @@ class NeuralCharacteristicFunctionMatching(Method):
     }
 
     def objective(self) -> tuple[Term, ...]:
-        """Two terms: the spectral distance of the last map, and the cross-entropy of networks as
-        they were trained.
+        """Two terms: the distance of characteristic functions of the last map, and the cross-entropy
+        of networks as they were trained.
         """
         from rayd.networks import LayerRole
         from rayd.objectives import CrossEntropy

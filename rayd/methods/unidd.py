@@ -9,7 +9,7 @@ ICLR 2026.
           roll)
     phi   a network that was trained on the real data, in eval mode
     C_l   covariance of the channels that convolution l reads (d, d), over all real images; S_l their correlation with the
-          labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral.weight`)
+          labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral_filter.weight`)
     f     a filter (`objective.filter`), and how its parameter changes over the steps          w, v  1
 
 The view of the paper is that the methods of the field differ in f. What each is here, in settings
@@ -25,7 +25,7 @@ This is the filter of each, not the method: the networks, the pace, the set and 
 applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
 centred). The classification term can be switched off (`terms.cross_entropy.weight: 0`). A schedule
 goes over the steps of each block, as blocks go side by side. For the mathematics, and for what
-paper and code do otherwise, see `rayd.objectives.spectral` and `rayd.objectives.filters`.
+paper and code do otherwise, see `rayd.objectives.spectral_filter` and `rayd.objectives.filters`.
 
 Use it to compare filters; use CFM to get a good set.
 """
@@ -44,7 +44,7 @@ from rayd.methods.decoupled import family
 from rayd.schedules import filter_parameter
 
 if TYPE_CHECKING:
-    from rayd.objectives import Context, SpectralMatching, Term
+    from rayd.objectives import Context, SpectralFilterMatching, Term
     from rayd.objectives.factors import Filters
     from rayd.objectives.filters import Filter
 
@@ -85,8 +85,8 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
 _SIGNALLED = Only(signal_weight=POSITIVE)
 
 
-class SpectralSettings(Settings):
-    """Settings of spectral matching."""
+class SpectralFilterSettings(Settings):
+    """Settings of the matching of correlations through a filter."""
 
     filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
     """What correlations of features go through."""
@@ -102,10 +102,10 @@ class SpectralSettings(Settings):
     """Inputs of all convolutions but those of shortcuts, or what the classifier reads."""
 
     @model_validator(mode="after")
-    def _something(self) -> SpectralSettings:
+    def _something(self) -> SpectralFilterSettings:
         if self.filter_weight == self.signal_weight == 0:
             raise ValueError(
-                "'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral.weight: 0' instead"
+                "'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral_filter.weight: 0' instead"
             )
         return self
 
@@ -116,12 +116,12 @@ class SpectralSettings(Settings):
         both = (self.filter, self.filter if self.signal_filter is None else self.signal_filter)
         return Filters(*(filter_now(settings, context) for settings in both))
 
-    def matching(self, updating: bool = False) -> SpectralMatching:
+    def matching(self, updating: bool = False) -> SpectralFilterMatching:
         """The term, with means over blocks or without."""
         from rayd.networks import LayerRole
-        from rayd.objectives import SpectralMatching
+        from rayd.objectives import SpectralFilterMatching
 
-        return SpectralMatching(
+        return SpectralFilterMatching(
             self.filters,
             signal=self.signal,
             filter_weight=self.filter_weight,
@@ -136,7 +136,7 @@ class SpectralFiltering(Method):
 
     name = "unidd"
     citation = CITATION
-    settings_type = SpectralSettings
+    settings_type = SpectralFilterSettings
     needs_trained_observers = True
     # filters weigh small eigenvalues, whose signal is below the rounding of bfloat16 and TF32
     least_precision: ClassVar[Mapping[str, Precision]] = {

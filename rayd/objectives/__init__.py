@@ -1,5 +1,6 @@
 """What is minimised: terms over statistics and observations, in pure torch, one family a module."""
 
+from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
 from rayd.objectives.classification import ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
 from rayd.objectives.flatness import Flatness
@@ -9,14 +10,14 @@ from rayd.objectives.moments import MomentMatching
 from rayd.objectives.regularisers import REGULARISERS
 from rayd.objectives.relations import Centralization, CovarianceMatching
 from rayd.objectives.ridge import RidgeRegression
-from rayd.objectives.spectral import SpectralMatching
-from rayd.objectives.spectral_distance import SpectralDistance
+from rayd.objectives.spectral_filter import SpectralFilterMatching
 from rayd.objectives.terms import Batch, Context, Discrepancy, RealStatistics, StatisticSpec, Term
 
 __all__ = [
     "REGULARISERS",
     "Batch",
     "Centralization",
+    "CharacteristicFunctionMatching",
     "ClassAware",
     "Context",
     "CovarianceMatching",
@@ -28,8 +29,7 @@ __all__ = [
     "MomentMatching",
     "RealStatistics",
     "RidgeRegression",
-    "SpectralDistance",
-    "SpectralMatching",
+    "SpectralFilterMatching",
     "StatisticSpec",
     "Term",
     "squared_mean_gap",

@@ -244,6 +244,8 @@ class Term(ABC):
     """What it is called in recipes, logs and `terms.<name>.weight`."""
     weight: float
     """Its factor, unless the recipe sets another."""
+    former_name: str = ""
+    """What checkpoints of the version before call it, where that is something else."""
     needs: tuple[StatisticSpec, ...] = ()
     """Statistics of the real data that it compares with."""
     taps: frozenset[LayerRole] = frozenset()

@@ -163,8 +163,9 @@ def assemble(
     """
     # settings first: what is wrong with them alone is said without importing what computes the
     # terms
-    tree = with_new_names(tree, where)
-    overrides = None if overrides is None else with_new_names(overrides, where)
+    method = (overrides or {}).get("method", tree.get("method"))
+    tree = with_new_names(tree, where, method)
+    overrides = None if overrides is None else with_new_names(overrides, where, method)
     recipe, whole = _by_settings(tree, overrides, where)
     unused = methods.build(recipe).unused
     if not any(lookup(whole, key) is not None for key in unused):

@@ -109,12 +109,12 @@ def test_a_run_goes_through_its_stages_and_lowers_its_loss(tmp_path, which):
     )
     assert stages_of(tmp_path / "run") == stages
     logged = [line for line in lines_of(tmp_path / "run") if "loss" in line]
-    assert sum(line["spectral"] for line in logged[-3:]) < 0.95 * sum(
-        line["spectral"] for line in logged[:3]
+    assert sum(line["characteristic_function"] for line in logged[-3:]) < 0.95 * sum(
+        line["characteristic_function"] for line in logged[:3]
     )
     for line in logged:
         assert line["loss"] == pytest.approx(
-            300 * line["spectral"] + line.get("calibration", 0), rel=1e-5
+            300 * line["characteristic_function"] + line.get("calibration", 0), rel=1e-5
         )
     assert len(run.distilled) == 10 * (recipe.ipc if recipe.method == "csdm" else 4)
     assert torch.isfinite(run.distilled.images).all()
@@ -387,7 +387,7 @@ def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path
         next(line for line in lines_of(tmp_path / run) if "loss" in line)
         for run in ("run", "between")
     )
-    assert first["spectral"] == between["spectral"]
+    assert first["characteristic_function"] == between["characteristic_function"]
     assert first["calibration"] != between["calibration"]
 
 
@@ -428,7 +428,11 @@ def test_the_sampling_network_is_kept_with_the_synthesis_and_moves_it(tmp_path):
     distill(ncfm(**NO_STUDENTS), tmp_path / "without", progress=QUIET)
     assert bytes_of(tmp_path / "with") != bytes_of(tmp_path / "without")
     tensors, _ = read_tensors(max((tmp_path / "with" / "checkpoints").iterdir()))
-    kept = {name for name in tensors if name.startswith("memory.observers.0.spectral.layer0.")}
+    kept = {
+        name
+        for name in tensors
+        if name.startswith("memory.observers.0.characteristic_function.layer0.")
+    }
     assert any(".network." in name for name in kept)
     # the pool has three members that look in turn, six steps: two each
     assert {float(tensors[name]) for name in kept if ".step." in name} == {2.0}

@@ -44,7 +44,9 @@ def recipe(method: str = "csdm", data: dict[str, Any] | None = None, **overrides
 
 def test_declarations():
     method = csdm()
-    assert {term.name: method.weight(term) for term in method.terms} == {"spectral": 300.0}
+    assert {term.name: method.weight(term) for term in method.terms} == {
+        "characteristic_function": 300.0
+    }
     (need,) = method.needs()
     assert need == StatisticSpec(
         LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies("gaussian", "median", 1024))
@@ -246,7 +248,7 @@ def test_the_linear_kernel_without_classes_is_dm():
 def test_ncfm_declares_what_the_paper_has():
     method = methods.build(recipe("ncfm"))
     assert {term.name: method.weight(term) for term in method.terms} == {
-        "spectral": 300.0,
+        "characteristic_function": 300.0,
         "calibration": 1.0,
     }
     (need,) = method.needs()
@@ -306,9 +308,9 @@ def test_ncfms_sampling_network_can_be_switched_on():
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
     context = Context(generator=lambda _: torch.Generator().manual_seed(0))
-    (distance,) = (term for term in against.terms if term.name == "spectral")
+    (distance,) = (term for term in against.terms if term.name == "characteristic_function")
     climbed = [float(distance(real, ours, our_labels, context).detach()) for _ in range(40)]
-    (level,) = (term for term in plain.terms if term.name == "spectral")
+    (level,) = (term for term in plain.terms if term.name == "characteristic_function")
     assert climbed[-1] > 1.02 * climbed[0]
     assert climbed[-1] > 1.02 * float(level(real, ours, our_labels, Context()).detach())
 
@@ -327,7 +329,8 @@ def test_csdm_with_ncfms_settings_is_ncfms_distance():
     ncfm = methods.build(recipe("ncfm", objective={"frequencies": 64}))
     same = csdm(**{name: ncfm.recipe.objective[name] for name in names})
     (a,), (b,) = (
-        [term for term in method.terms if term.name == "spectral"] for method in (ncfm, same)
+        [term for term in method.terms if term.name == "characteristic_function"]
+        for method in (ncfm, same)
     )
     assert {**vars(a), "needs": ()} == {**vars(b), "needs": ()}
     (need,) = b.needs

@@ -70,7 +70,7 @@ def distances(real: Tensor, synthetic: Tensor) -> Tensor:
     return apart.sum()
 
 
-class SpectralMatching(Term):
+class SpectralFilterMatching(Term):
     """Distances of filtered correlations, and of the signal through them, over all layers that a
     tap listens to.
     """
@@ -84,7 +84,7 @@ class SpectralMatching(Term):
         signal_weight: float = 1.0,
         updating: bool = False,
         tap: LayerRole = LayerRole.CONV_PATH,
-        name: str = "spectral",
+        name: str = "spectral_filter",
         weight: float = 0.1,
     ):
         """Match through filters.
@@ -105,10 +105,11 @@ class SpectralMatching(Term):
         """
         if min(filter_weight, signal_weight) < 0 or filter_weight + signal_weight == 0:
             raise ValueError(
-                "The 'filter_weight' and 'signal_weight' of SpectralMatching must not be negative, nor both 0. "
+                "The 'filter_weight' and 'signal_weight' of SpectralFilterMatching must not be negative, nor both 0. "
                 f"Got {filter_weight} and {signal_weight} instead."
             )
         self.name = name
+        self.former_name = "spectral"
         self.weight = weight
         self.filters = filters
         """Those of a call."""

@@ -94,7 +94,7 @@ def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) 
     )
 
 
-def spectral_gaps(
+def characteristic_function_gaps(
     real: CharacteristicFunction,
     synthetic: CharacteristicFunction,
     amplitude_weight: Tensor,
@@ -133,7 +133,7 @@ def mean_gaps(
     return _root(gaps) if root else gaps
 
 
-class SpectralDistance(Term):
+class CharacteristicFunctionMatching(Term):
     """Distances of the characteristic functions of classes, amplitudes and phases weighed by the
     size of the class.
     """
@@ -148,7 +148,7 @@ class SpectralDistance(Term):
         root: bool = False,
         over_classes: OverClasses = "mean",
         adversary: FrequencyAdversary | None = None,
-        name: str = "spectral",
+        name: str = "characteristic_function",
         weight: float = 1.0,
     ):
         """Compare what `need` names.
@@ -170,23 +170,25 @@ class SpectralDistance(Term):
         """
         if need.kind.statistic not in (CharacteristicFunction, Moments):
             raise ValueError(
-                "The 'need' of SpectralDistance must be a CharacteristicFunction, or Moments for the linear kernel. "
-                f"Got '{need.key}' instead."
+                "The statistic of CharacteristicFunctionMatching must be a CharacteristicFunction, "
+                f"or Moments for the linear kernel. Got '{need.key}' instead."
             )
         if adversary is not None and need.kind.statistic is Moments:
             raise ValueError(
-                "The 'adversary' of SpectralDistance needs frequencies to weigh. Got Moments instead."
+                "The 'adversary' of CharacteristicFunctionMatching needs frequencies to weigh. Got Moments instead."
             )
         check(head_amplitude_weight, split)
         if not factor > 0:
             raise ValueError(
-                f"The 'factor' of SpectralDistance must be above 0. Got {factor} instead."
+                f"The 'factor' of CharacteristicFunctionMatching must be above 0. Got {factor} instead."
             )
         if over_classes not in get_args(OverClasses):
             raise ValueError(
-                f"The 'over_classes' of SpectralDistance must be one of {get_args(OverClasses)}. Got '{over_classes}' instead."
+                "The 'over_classes' of CharacteristicFunctionMatching must be one of "
+                f"{get_args(OverClasses)}. Got '{over_classes}' instead."
             )
         self.name = name
+        self.former_name = "spectral"
         self.weight = weight
         self.needs = (need,)
         self._head_weight = head_amplitude_weight
@@ -218,7 +220,9 @@ class SpectralDistance(Term):
             ).squeeze(1)
         else:
             other = cast(CharacteristicFunction, synthetic)
-            gaps = spectral_gaps(real, other, weights, factor=self._factor, root=self._root)
+            gaps = characteristic_function_gaps(
+                real, other, weights, factor=self._factor, root=self._root
+            )
             by_class = self._over_frequencies(gaps, real.frequencies, both, context, place)
         total: Tensor = (by_class * both).sum()
         return total if self._over_classes == "sum" else total / both.sum().clamp(min=1)

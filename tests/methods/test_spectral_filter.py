@@ -16,7 +16,7 @@ from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, LayerRole, Observation
-from rayd.objectives import Context, RealStatistics, SpectralMatching
+from rayd.objectives import Context, RealStatistics, SpectralFilterMatching
 from rayd.objectives.factors import Filters
 from rayd.objectives.filters import AllPass, GradientStep, GradientSum, LowPass, Ridge
 from rayd.recipes import assemble
@@ -38,7 +38,7 @@ def test_declarations(name):
     method = methods.build(recipe(name))
     assert {term.name: method.weight(term) for term in method.terms} == {
         "cross_entropy": 1.0,
-        "spectral": 0.1,
+        "spectral_filter": 0.1,
     }
     assert [need.key for need in method.needs()] == NEEDS
     assert (method.taps(), method.optional_taps()) == ({LayerRole.CONV_PATH}, frozenset())
@@ -145,7 +145,7 @@ def test_settings_of_the_objective_are_checked(objective, sentence):
 
 
 def test_weights_that_leave_nothing_say_how_to_switch_the_term_off():
-    with pytest.raises(ConfigError, match=r"terms\.spectral\.weight: 0"):
+    with pytest.raises(ConfigError, match=r"terms\.spectral_filter\.weight: 0"):
         recipe("cfm", objective={"filter_weight": 0, "signal_weight": 0})
 
 
@@ -182,7 +182,7 @@ def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
 
 
 def spectral(method: Method, context: Context) -> Tensor:
-    (term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+    (term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
     return term(*looked_at(method), context)
 
 
@@ -209,7 +209,7 @@ def test_each_choice_counts_by_itself(change):
     for objective in ({}, change):
         method = methods.build(recipe("cfm", objective=objective))
         real, seen, labels = looked_at(method)
-        (term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+        (term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
         memory: dict[str, Tensor] = {}
         before = Observation(
             seen.logits,

@@ -14,7 +14,7 @@ from rayd.config.choices import Kernel, OverClasses, Scale, Split
 
 if TYPE_CHECKING:
     from rayd.networks import LayerRole
-    from rayd.objectives import SpectralDistance, StatisticSpec
+    from rayd.objectives import CharacteristicFunctionMatching, StatisticSpec
     from rayd.objectives.frequency_network import FrequencyAdversary
 
 
@@ -32,9 +32,9 @@ DRAWN = Only(kernel=get_args(Kernel))
 """Marks settings of frequencies, which a linear kernel has none of."""
 
 
-class SpectralSettings(Settings):
+class CharacteristicFunctionSettings(Settings):
     """Settings of the distance of characteristic functions; see
-    `rayd.objectives.spectral_distance`.
+    `rayd.objectives.characteristic_function`.
     """
 
     kernel: Literal[Kernel, "linear"] = "gaussian"
@@ -71,7 +71,7 @@ class SpectralSettings(Settings):
     """How the values of classes become one."""
 
     @model_validator(mode="after")
-    def _something(self) -> SpectralSettings:
+    def _something(self) -> CharacteristicFunctionSettings:
         nothing = (1,) if self.split == "uniform" else (0, 1)
         if self.kernel == "linear" and self.head_amplitude_weight in nothing:
             raise ValueError(
@@ -82,11 +82,11 @@ class SpectralSettings(Settings):
 
     def distance(
         self, tap: LayerRole, weight: float, adversary: FrequencyAdversary | None = None
-    ) -> SpectralDistance:
+    ) -> CharacteristicFunctionMatching:
         """The term: feature vectors of a tap, one an image, with this default weight."""
-        from rayd.objectives import SpectralDistance
+        from rayd.objectives import CharacteristicFunctionMatching
 
-        return SpectralDistance(
+        return CharacteristicFunctionMatching(
             self._need(tap),
             head_amplitude_weight=self.head_amplitude_weight,
             split=self.split,
