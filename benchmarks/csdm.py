@@ -27,7 +27,7 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalRef
-from rayd.objectives.characteristic_function import characteristic_function_gaps
+from rayd.objectives.characteristic_function_distance import characteristic_function_gaps
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction
 

@@ -4,7 +4,7 @@ anything starts.
     base: edc-digits                                  # one recipe, or several to choose from
     overrides: {synthesis: {steps: 250}}              # laid over it
     search:
-      objective.alpha: {uniform: [0, 1]}
+      terms.moments.alpha: {uniform: [0, 1]}
       evaluation.schedule.name: {choice: [cosine, ssrs, constant]}
       evaluation.schedule.stretch: {uniform: [1, 4], when: {evaluation.schedule.name: [cosine,
       ssrs]}}
@@ -357,9 +357,11 @@ class ResolvedSpace:
         kind, _, rest = key.partition(".")
         term, _, what = rest.partition(".")
         value = lookup(self._dumps[name], key)
-        if value is None and (kind, what) == ("terms", "weight"):
+        if value is None and kind == "terms":
             method = methods.build(self.own[name])
-            return next((method.weight(one) for one in method.terms if one.name == term), None)
+            for one in method.terms:
+                if one.name == term:
+                    return lookup(one.model_dump(mode="json"), what)
         return value
 
     def domain(self, key: str, point: Mapping[str, Any]) -> Domain | None:

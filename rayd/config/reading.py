@@ -103,13 +103,52 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
 """Settings that had another name in the version before, by dotted key."""
-RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
-    "cfm": {"terms.spectral": "terms.spectral_filter"},
-    "csdm": {"terms.spectral": "terms.characteristic_function"},
-    "ncfm": {"terms.spectral": "terms.characteristic_function"},
-    "unidd": {"terms.spectral": "terms.spectral_filter"},
+
+
+def _of_objective(term: str, *names: str, prefix: str = "") -> dict[str, str]:
+    """Settings of a term that stood in `objective`, with a prefix there."""
+    return {f"objective.{prefix}{name}": f"terms.{term}.{name}" for name in names}
+
+
+_MOMENTS = _of_objective("moments", "momentum", "drop", "patch", "first_layer_weight")
+_DENSIFICATION = _of_objective("densification", "temperature", prefix="densification_")
+_CHARACTERISTIC_FUNCTION = {
+    "terms.spectral": "terms.characteristic_function",
+    **_of_objective(
+        "characteristic_function",
+        *("kernel", "scale", "frequencies", "smoothness", "mixture", "normalize"),
+        *("head_amplitude_weight", "split", "factor", "root", "over_classes"),
+    ),
 }
-"""Those that had another name for one method alone."""
+_SPECTRAL_FILTER = {
+    "terms.spectral": "terms.spectral_filter",
+    **_of_objective(
+        "spectral_filter",
+        *("filter", "signal_filter", "filter_weight", "signal_weight", "signal", "layers"),
+    ),
+}
+_REGRESSION = _of_objective("regression", "relative_ridge")
+RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
+    "cda": _of_objective("moments", "first_layer_weight"),
+    "cfm": {**_SPECTRAL_FILTER, **_of_objective("spectral_filter", "updating")},
+    "csdm": _CHARACTERISTIC_FUNCTION,
+    "edc": {
+        **_MOMENTS,
+        **_of_objective("moments", "alpha", "category"),
+        **_of_objective("flatness", "decay", "temperature", "direction", prefix="flatness_"),
+        **_DENSIFICATION,
+    },
+    "frepo": _REGRESSION,
+    "gvbsm": {**_MOMENTS, **_DENSIFICATION},
+    "krr": _REGRESSION,
+    "ncfm": {
+        **_CHARACTERISTIC_FUNCTION,
+        **_of_objective("characteristic_function", "sampling_network", "sampling_rate"),
+    },
+    "sre2l": _of_objective("moments", "first_layer_weight"),
+    "unidd": _SPECTRAL_FILTER,
+}
+"""Those that had another name for one method alone. Names in `objective` come after the term's."""
 
 
 def renamed_of(method: object) -> dict[str, str]:
@@ -160,7 +199,9 @@ def with_old_names(
         tree: settings as a nested mapping, the method among them.
         renamed: new names by old ones; absent: all of the method.
     """
-    for old, new in (renamed_of(tree.get("method")) if renamed is None else renamed).items():
+    names = renamed_of(tree.get("method")) if renamed is None else renamed
+    # the settings of a term before the term itself
+    for old, new in reversed(list(names.items())):
         if _holds(tree, new):
             tree = _moved(tree, new, old)
     return dict(tree)
@@ -170,7 +211,7 @@ def _moved(tree: Mapping[str, Any], key: str, to: str) -> dict[str, Any]:
     """A tree in which the value at a key stands at another; what stands there already wins."""
     left = without(tree, [key])
     outer = key.rpartition(".")[0]
-    while "." in outer and lookup(left, outer) == {}:
+    while "." in outer and lookup(left, outer) in ({}, {"weight": None}):
         left = without(left, [outer])
         outer = outer.rpartition(".")[0]
     return merge(nested({to: lookup(tree, key)}), left)

@@ -30,18 +30,14 @@ NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 
 
 class TermSettings(Settings):
-    """One summand of the objective."""
-
-    weight: float | None = Field(default=None, ge=0)
-    """Factor of the term; absent: the method's, or that of the term's paper; 0 switches it off."""
-
-
-class GivenTermSettings(TermSettings):
-    """What a recipe says of a term. What it may say besides the weight is the term's business,
-    which refuses the rest.
+    """What a recipe says of a term. Beside the weight, it may hold the settings of the term's own
+    class (`rayd.objectives`), which refuses all others.
     """
 
     model_config = ConfigDict(extra="allow")
+
+    weight: float | None = Field(default=None, ge=0)
+    """Factor of the term; absent: the method's, or that of the term's paper; 0 switches it off."""
 
 
 class PaperResult(Settings):
@@ -114,7 +110,7 @@ class Recipe(Settings):
     """What is learned."""
     synthesis: SynthesisSettings = SynthesisSettings()
     """How it is learned."""
-    terms: dict[str, GivenTermSettings] = Field(default_factory=dict)
+    terms: dict[str, TermSettings] = Field(default_factory=dict)
     """Terms of the objective by name: weights of the method's own, and terms that any method may
     add, such as `terms.centralization.weight=0.05`.
     """

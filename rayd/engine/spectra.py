@@ -80,7 +80,10 @@ def term_of(method: Method) -> SpectralFilterMatching:
         filtering = [
             name
             for name in methods.names()
-            if "filter" in methods.get(name).settings_type.model_fields
+            if any(
+                isinstance(one, SpectralFilterMatching)
+                for one in methods.get(name).objective(method.recipe)
+            )
         ]
         raise ArtifactError(
             f"There are no spectra to show: they are those of feature correlations, which method '{method.name}' "
@@ -150,7 +153,7 @@ def picture(
     images = pool.share((distilled.images, distilled.hard_labels))
     states = {network_id: _weights(recipe, data, store, network_id) for network_id in found}
     items = [
-        (network_id, None if state is None else pool.share(state), images, term.matrices)
+        (network_id, None if state is None else pool.share(state), images, term.distance.matrices)
         for network_id, state in states.items()
     ]
     layers: list[LayerSpectrum] = []
@@ -175,7 +178,8 @@ def _real(
     if trained and _weights(recipe, data, store, network_id) is None:
         return None
     return cast(
-        tuple[Covariance, ...] | None, measure.kept(recipe, data, store, term.matrices, network_id)
+        tuple[Covariance, ...] | None,
+        measure.kept(recipe, data, store, term.distance.matrices, network_id),
     )
 
 

@@ -1,7 +1,7 @@
 """What a method declares. The engine asks for these declarations and never for a method's name.
 
-Defaults, settings and citations are read by commands that compute nothing, so modules of methods
-import torch, and what needs it (terms, statistics, networks), only where terms are built.
+Defaults, settings and citations are read by commands that compute nothing, so modules of methods do
+not import torch; terms, which are settings too, import it where they compute.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from rayd.config import (
     Precision,
     Recipe,
     Settings,
-    TermSettings,
+    merge,
     validate,
 )
-from rayd.errors import ConfigError, unknown
+from rayd.config.choices import LayerRole
+from rayd.config.reading import RENAMED_BY_METHOD
+from rayd.errors import ConfigError, nearest, unknown
+from rayd.objectives import Term
 
 if TYPE_CHECKING:
-    from rayd.networks import LayerRole
-    from rayd.objectives import StatisticSpec, Term
+    from rayd.objectives import StatisticSpec
     from rayd.objectives.trajectory_matching import TrajectoryMatching
 
 
@@ -74,21 +76,9 @@ class Method(ABC):
         Raises:
             ConfigError: the recipe asks for what the method cannot do.
         """
-        from rayd.objectives import REGULARISERS
-
         self.recipe = recipe
         self.settings = self.read(recipe.objective)
-        own = self.objective()
-        names = [term.name for term in own]
-        added = sorted(recipe.terms.keys() - set(names))
-        for name in added:
-            if name not in REGULARISERS:
-                raise ConfigError(
-                    unknown("term", name, sorted({*names, *REGULARISERS}), f"method '{self.name}'")
-                )
-        for name in sorted(recipe.terms.keys() - set(added) - self._regularised):
-            self._given(name, TermSettings)
-        self._all = (*own, *(self.regulariser(name) for name in added))
+        self._all = self.configured(recipe)
         if self.needs_trained_observers and not recipe.observers.trained:
             raise ConfigError(
                 f"Method '{self.name}' needs observers that know the classes: set 'observers.trained: true'."
@@ -139,34 +129,39 @@ class Method(ABC):
                 "'real: sampled'."
             )
 
-    @cached_property
-    def _regularised(self) -> set[str]:
-        """Names of the regularisers that the method itself has asked for."""
-        return set()
-
-    @final
-    def regulariser(self, name: str, weight: float | None = None) -> Term:
-        """A term of `rayd.objectives.REGULARISERS` with the recipe's settings for it.
-
-        Args:
-            name: which one.
-            weight: default factor, in place of that of its paper.
+    @classmethod
+    def configured(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """The terms of the objective with the recipe's settings for them, and those that the recipe
+        adds.
 
         Raises:
-            ConfigError: a setting of it does not exist, or its value does not fit.
+            ConfigError: a term or a setting of it does not exist, or a value does not fit.
         """
-        from rayd.objectives import REGULARISERS
+        own = cls.objective(recipe)
+        names = {term.name for term in own}
+        added = []
+        for name in sorted(recipe.terms.keys() - names):
+            if name not in Term.registry:
+                known = sorted({*names, *Term.registry})
+                raise ConfigError(unknown("term", name, known, f"method '{cls.name}'"))
+            added.append(Term.registry[name]())
+        return tuple(cls._configured(term, recipe) for term in (*own, *added))
 
-        self._regularised.add(name)
-        kind = REGULARISERS[name]
-        own = {key: value for key, value in self._given(name, kind.settings) if key != "weight"}
-        return kind.make(**own) if weight is None else kind.make(**own, weight=weight)
-
-    def _given(self, name: str, kind: type[TermSettings]) -> TermSettings:
-        """What the recipe says of a term."""
-        given = self.recipe.terms.get(name)
+    @classmethod
+    def _configured(cls, term: Term, recipe: Recipe) -> Term:
+        """A term with the recipe's settings laid over its own."""
+        given = recipe.terms.get(term.name)
         tree = given.model_dump(exclude_unset=True) if given is not None else {}
-        return validate(kind, tree, f"the term '{name}' of method '{self.name}'", f"terms.{name}")
+        if tree.get("weight") is None:
+            tree.pop("weight", None)
+        if not tree:
+            return term
+        return validate(
+            type(term),
+            merge(term.model_dump(exclude_unset=True), tree),
+            f"the term '{term.name}' of method '{cls.name}'",
+            f"terms.{term.name}",
+        )
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
@@ -180,13 +175,21 @@ class Method(ABC):
         Raises:
             ConfigError: a key does not exist, or its value does not fit.
         """
-        return validate(
-            cls.settings_type, objective, f"the objective of method '{cls.name}'", "objective"
-        )
+        where = f"the objective of method '{cls.name}'"
+        moved = RENAMED_BY_METHOD.get(cls.name, {})
+        for key in objective.keys() - cls.settings_type.model_fields.keys():
+            for near in nearest(f"objective.{key}", moved):
+                raise ConfigError(
+                    f"Unknown setting 'objective.{key}' in {where}; did you mean '{moved[near]}'?"
+                )
+        return validate(cls.settings_type, objective, where, "objective")
 
+    @classmethod
     @abstractmethod
-    def objective(self) -> tuple[Term, ...]:
-        """The terms of the objective, with their default weights."""
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """The terms of the objective, with the method's defaults for their settings; of the recipe
+        they may depend on data and budget.
+        """
 
     @property
     def following(self) -> TrajectoryMatching | None:
@@ -224,9 +227,8 @@ class Method(ABC):
         return tuple(term for term in self._all if self.weight(term) > 0)
 
     def weight(self, term: Term) -> float:
-        """The factor of a term: the recipe's, else the term's own."""
-        chosen = self.recipe.terms.get(term.name)
-        return term.weight if chosen is None or chosen.weight is None else chosen.weight
+        """The factor of a term."""
+        return term.weight
 
     @property
     def averaging(self) -> float | None:

@@ -34,13 +34,11 @@ Use them as the classic baseline; distribution matching is far cheaper. They nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from rayd.config import DSA_STRATEGY, Precision, merge
+from rayd.config import DSA_STRATEGY, Precision, Recipe, merge
 from rayd.methods.base import Method
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import GradientMatching, Term
 
 LOOPS: Mapping[int, tuple[int, int]] = {
     1: (1, 1),
@@ -107,10 +105,9 @@ class DatasetCondensation(Method):
         }
         return merge(cls.defaults, paced)
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """One term: the distance of gradients."""
-        from rayd.objectives import GradientMatching
-
         return (GradientMatching(),)
 
 

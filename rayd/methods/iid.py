@@ -27,14 +27,16 @@ real images; on IDM networks change, so the real side is sampled as the paper ha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods import idm
 from rayd.methods.base import Method
-from rayd.methods.dm import mean_matching
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import (
+    Centralization,
+    ClassAware,
+    CovarianceMatching,
+    MeanMatching,
+    Term,
+)
 
 CITATION = """@inproceedings{deng2024iid,
   title     = {Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation},
@@ -50,14 +52,13 @@ class _Related(Method):
 
     citation = CITATION
 
-    def relations(self) -> tuple[Term, ...]:
+    @classmethod
+    def relations(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Class centralization and covariance matching, with the paper's weights for the number of
         images.
         """
-        many = self.recipe.ipc >= 50
-        return self.regulariser("centralization", 0.003 if many else 0.05), self.regulariser(
-            "covariance", 0.01
-        )
+        weight = 0.003 if recipe.ipc >= 50 else 0.05
+        return Centralization(weight=weight), CovarianceMatching(weight=0.01)
 
 
 class RelatedDistributionMatching(_Related):
@@ -65,9 +66,10 @@ class RelatedDistributionMatching(_Related):
 
     name = "iid-dm"
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Three terms: the means of DM, and both relations."""
-        return mean_matching(), *self.relations()
+        return MeanMatching(), *cls.relations(recipe)
 
 
 class RelatedImprovedMatching(_Related):
@@ -76,8 +78,7 @@ class RelatedImprovedMatching(_Related):
     name = "iid-idm"
     defaults = idm.DEFAULTS
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Four terms: the means and classes of IDM, and both relations."""
-        from rayd.objectives import ClassAware
-
-        return mean_matching(), ClassAware(), *self.relations()
+        return MeanMatching(), ClassAware(), *cls.relations(recipe)

@@ -26,13 +26,10 @@ Use it as the strong baseline that costs minutes, and as the start of EDC on lar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import Term
 
 
 class RealisticPatches(Method):
@@ -60,6 +57,7 @@ class RealisticPatches(Method):
         }
     )
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """No terms."""
         return ()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from rayd.config import Precision, TrajectorySettings, TransformSettings
+from rayd.config import Precision, Recipe, TrajectorySettings, TransformSettings
 from rayd.errors import ConfigError
 from rayd.methods.base import Method
 
@@ -28,8 +28,9 @@ class TrajectoryMethod(Method):
     # compared with
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32", "experts": "tf32"}
 
-    def objective(self) -> tuple[Term, ...]:
-        """No terms of its own: nobody compares images."""
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """No terms of its own: images are not compared."""
         return ()
 
     @cached_property

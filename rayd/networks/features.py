@@ -13,43 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rayd.config.choices import LayerRole
 from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
-
-
-class LayerRole(StrEnum):
-    """A role that layers of a network play."""
-
-    FEATURES = "features"
-    """What the classifier (the `nn.Linear` that runs last) reads, as (N, d)."""
-    LAST_MAP = "last_map"
-    """The last map before global pooling or flattening, as (N, d, h, w)."""
-    BN_INPUTS = "bn_inputs"
-    """What every `nn.BatchNorm2d` reads, in order of execution, each (N, d, h, w)."""
-    CONV_INPUTS = "conv_inputs"
-    """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
-    CONV_PATH = "conv_path"
-    """The same, a map that several convolutions read heard once. In residual networks that leaves
-    out the 1x1 projections of shortcuts, whose input is already heard at the first convolution of
-    their block.
-    """
-    BLOCK_OUTPUTS = "block_outputs"
-    """The map after each block, in order of execution, each (N, d, h, w). Blocks end where the
-    network goes over to a smaller resolution for good, and at the end. Where a convolution has a stride, that is
-    the map which it reads (of several, the one that was there first: a residual block's input);
-    where the network pools, the pooled map; at the end, the last map.
-
-    In a ConvNet these are the outputs of its blocks of convolution, normalisation, activation and
-    pooling; in a ResNet those of its stages.
-    """
 
 
 _NEEDS = {

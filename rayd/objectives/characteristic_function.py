@@ -1,270 +1,153 @@
-"""Distance of characteristic functions, split into amplitude and phase.
+"""Distance of the characteristic functions of classes: the term of NCFM and CSDM.
 
-NCFM (Wang et al., "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective",
-CVPR 2025) and CSDM, for long-tailed data. With phi_c the characteristic functions of the features
-of class c, of real images (r) and synthetic ones (s), at M frequencies t drawn from the spectrum of
-a kernel k (`rayd.statistics.frequencies`):
-
-    phi = R + i I = A exp(i theta)         A = sqrt(R^2 + I^2)
-    amplitude   (A_r - A_s)^2                                                      how the features spread: diversity
-    phase       2 (A_r A_s - R_r R_s - I_r I_s) = 2 A_r A_s (1 - cos(theta_r - theta_s))      where they are: realism
-    loss_c = mean_t f [a_c amplitude + (1 - a_c) phase]         f = 2 (`factor`), or with a square root inside the mean
-
-    a_c  amplitude weight of class c in [0, 1], (C,)            amplitude, phase  (C, M)
-
-As amplitude + phase = |phi_r - phi_s|^2, a weight of 1/2 with f = 2 gives the squared spectral
-distance. By Bochner it is on average over t the squared maximum mean discrepancy of both samples
-with kernel k (the biased one, of all pairs):
-
-    SDD^2 = E_t |phi_r(t) - phi_s(t)|^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)
-
-and at given frequencies exactly that with the kernel mean_j cos<t_j, x - y>. The cost grows with
-the samples, not their pairs.
-
-**Square root** (NCFM). Inside the mean over frequencies; with f = 1 and a = 1/2, |phi_r - phi_s| /
-sqrt(2) a frequency. Here it is sqrt(z + e) - sqrt(e) with e = 1e-12, so that equal samples give
-zero, with gradient zero.
-
-**Weights of frequencies.** With an adversary (`rayd.objectives.frequency_network`) the mean over t
-is weighed by a network that takes a step uphill in every call.
-
-**Linear kernel.** <x, y> is not shift-invariant and has no spectrum. It is the limit of long
-lengths s: amplitudes agree to higher order, and s^2 phase -> ||mean_r - mean_s||^2 on average. With
-moments in place of characteristic functions a class counts loss_c = f (1 - a_c) ||mean_r -
-mean_s||^2, DM's with a = 1/2, or its square root.
-
-**Paper and released code differ.** NCFM's code clamps the phase at 1e-12, as A_r A_s - R_r R_s -
-I_r I_s cancels to noise around zero; here the phase is computed from the cross product R_r I_s -
-I_r R_s where the angle is acute, so it neither cancels nor becomes negative. The gradient of an
-amplitude is zero where a characteristic function vanishes. NCFM takes one step of the optimizer a
-class, which a sum over classes gives at once; CSDM's formula is a mean.
+The formula and its symbols are in `rayd.objectives.characteristic_function_distance`. Defaults are
+CSDM's; NCFM has others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
-import torch
-from torch import Tensor
+from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.choices import OverClasses, Split
-from rayd.derived import derived
-from rayd.networks import Observation
-from rayd.objectives.frequency_network import FrequencyAdversary
-from rayd.objectives.head_and_tail import amplitude_weights, check
-from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
-from rayd.statistics import CharacteristicFunction, Moments
-from rayd.transfer import upload
+from rayd.config import Only
+from rayd.config.choices import Kernel, LayerRole, OverClasses, Scale, Split
+from rayd.objectives.terms import Context, RealStatistics, Term
 
-ROOT_EPSILON = 1e-12
-"""Below the square root, in units of |phi|^2."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_Kind = CharacteristicFunction | Moments
+    from rayd.networks import Observation
+    from rayd.objectives.characteristic_function_distance import CharacteristicFunctionDistance
+    from rayd.objectives.specification import StatisticSpec
 
 
-def amplitude(phi: CharacteristicFunction) -> Tensor:
-    """Absolute values of a characteristic function (C, M), with gradient zero at zero."""
-    squares = phi.real.square() + phi.imaginary.square()
-    positive = squares > 0
-    return torch.where(positive, squares, 1.0).sqrt() * positive
+def _length(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != "median" and not (number and 0 < cast(float, value) < math.inf):
+        raise ValueError("a length is a finite number above 0, or 'median'")
+    return value
 
 
-def amplitude_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:
-    """Squared difference of amplitudes (C, M)."""
-    return (amplitude(real) - amplitude(synthetic)).square()
+Length = Annotated[Scale, BeforeValidator(_length)]
+"""A length in units of the features, or `median`."""
 
-
-def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:
-    """What of |phi_r - phi_s|^2 amplitudes leave (C, M), at least 0: 2 A_r A_s (1 - cos of the
-    angle between them).
-
-    For an acute angle 1 - cos is sin^2 / (1 + cos), which does not cancel.
-    """
-    aligned = real.real * synthetic.real + real.imaginary * synthetic.imaginary
-    # the cross product, of the differences: where they are small, so is its rounding error
-    across = real.real * (synthetic.imaginary - real.imaginary) - real.imaginary * (
-        synthetic.real - real.real
-    )
-    product = amplitude(real) * amplitude(synthetic)
-    # below it the gradient's squares vanish; what is left there is nothing
-    acute = aligned > math.sqrt(torch.finfo(aligned.dtype).tiny)
-    return 2 * torch.where(
-        acute, across.square() / torch.where(acute, product + aligned, 1.0), product - aligned
-    )
-
-
-def characteristic_function_gaps(
-    real: CharacteristicFunction,
-    synthetic: CharacteristicFunction,
-    amplitude_weight: Tensor,
-    *,
-    factor: float = 2.0,
-    root: bool = False,
-) -> Tensor:
-    """What classes and frequencies contribute (C, M): their mean over frequencies is the distance
-    of a class.
-
-    Args:
-        real: of the real features.
-        synthetic: of the synthetic ones, at the same frequencies.
-        amplitude_weight: weights of the amplitudes (C,); phases have the rest.
-        factor: of both.
-        root: whether the square root is taken.
-    """
-    weight = amplitude_weight.to(synthetic.cosine).unsqueeze(1)
-    gaps = factor * (
-        weight * amplitude_part(real, synthetic) + (1 - weight) * phase_part(real, synthetic)
-    )
-    return _root(gaps) if root else gaps
-
-
-def mean_gaps(
-    real: Moments,
-    synthetic: Moments,
-    amplitude_weight: Tensor,
-    *,
-    factor: float = 2.0,
-    root: bool = False,
-) -> Tensor:
-    """The same of the linear kernel (C, 1): distances of means, which are all phase."""
-    squares = (real.mean - synthetic.mean).square().sum(1, keepdim=True)
-    gaps = factor * (1 - amplitude_weight.to(squares)).unsqueeze(1) * squares
-    return _root(gaps) if root else gaps
+DRAWN = Only(kernel=get_args(Kernel))
+"""Marks settings of frequencies, which a linear kernel has none of."""
 
 
 class CharacteristicFunctionMatching(Term):
-    """Distances of the characteristic functions of classes, amplitudes and phases weighed by the
+    """Distance of the characteristic functions of classes, amplitudes and phases weighed by the
     size of the class.
     """
 
-    def __init__(
-        self,
-        need: StatisticSpec,
-        *,
-        head_amplitude_weight: float = 0.5,
-        split: Split = "uniform",
-        factor: float = 2.0,
-        root: bool = False,
-        over_classes: OverClasses = "mean",
-        adversary: FrequencyAdversary | None = None,
-        name: str = "characteristic_function",
-        weight: float = 1.0,
-    ):
-        """Compare what `need` names.
+    name = "characteristic_function"
+    former_name = "spectral"
 
-        Args:
-            need: a characteristic function, or moments for the linear kernel.
-            head_amplitude_weight: weight of amplitudes in head classes; phases have the rest, and
-                tail classes the converse.
-            split: which classes are head; see `rayd.objectives.head_and_tail`.
-            factor: of amplitude and phase.
-            root: whether the square root is taken, frequency by frequency.
-            over_classes: mean or sum over the classes that both sides hold.
-            adversary: weighs frequencies against the synthesis; None weighs all alike.
-            name: what the term is called.
-            weight: its default factor.
+    weight: float = Field(default=300.0, ge=0)
+    """Factor of the term; 0 switches it off."""
+    layers: Literal["features", "last_map"] = "features"
+    """What the classifier reads, or the last map, as one vector an image."""
+    kernel: Literal[Kernel, "linear"] = "gaussian"
+    """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does,
+    without any frequency.
+    """
+    scale: Annotated[Length, DRAWN] = "median"
+    """Length of the kernel in units of the features, or the median distance of real ones, found for
+    each observer.
+    """
+    frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
+    """How many are drawn for each observer."""
+    smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, ge=0.25)
+    """`matern`: its nu; below 1/4 single frequencies are beyond all bounds."""
+    mixture: Annotated[float, Only(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
+    """`rational-quadratic`: its exponent a."""
+    normalize: bool = False
+    """Whether features are divided by their Euclidean norm."""
+    head_amplitude_weight: float = Field(default=0.8, ge=0, le=1)
+    """Weight of the amplitude (diversity) in head classes; the phase (realism) has the rest, and
+    tail classes the converse.
+    """
+    split: Split = "median"
+    """Which classes are head: those of at least the median size, the larger half, more or less with
+    the logarithm of the size, or all of them alike (`uniform`).
+    """
+    factor: float = Field(default=2.0, gt=0)
+    """Of amplitude and phase; with 2 and a weight of 1/2 the distance is the squared maximum mean
+    discrepancy.
+    """
+    root: bool = False
+    """Whether the square root is taken, frequency by frequency."""
+    over_classes: OverClasses = "mean"
+    """How the values of classes become one."""
+    sampling_network: bool = False
+    """Whether a network weighs the frequencies against the synthesis; see
+    `rayd.objectives.frequency_network`.
+    """
+    sampling_rate: Annotated[float, Only(sampling_network=True)] = Field(default=1e-3, gt=0)
+    """Step size of the sampling network."""
 
-        Raises:
-            ValueError: an argument is out of its range.
-        """
-        if need.kind.statistic not in (CharacteristicFunction, Moments):
+    @model_validator(mode="after")
+    def _something(self) -> CharacteristicFunctionMatching:
+        nothing = (1,) if self.split == "uniform" else (0, 1)
+        if self.kernel == "linear" and self.head_amplitude_weight in nothing:
             raise ValueError(
-                "The statistic of CharacteristicFunctionMatching must be a CharacteristicFunction, "
-                f"or Moments for the linear kernel. Got '{need.key}' instead."
+                f"with 'kernel: linear' and 'split: {self.split}' a 'head_amplitude_weight' of {self.head_amplitude_weight:g} "
+                "leaves classes with nothing to match: means are all phase. Take one between 0 and 1"
             )
-        if adversary is not None and need.kind.statistic is Moments:
+        if self.sampling_network and self.kernel == "linear":
             raise ValueError(
-                "The 'adversary' of CharacteristicFunctionMatching needs frequencies to weigh. Got Moments instead."
+                "'sampling_network' needs frequencies to weigh: set another 'kernel' than linear"
             )
-        check(head_amplitude_weight, split)
-        if not factor > 0:
-            raise ValueError(
-                f"The 'factor' of CharacteristicFunctionMatching must be above 0. Got {factor} instead."
-            )
-        if over_classes not in get_args(OverClasses):
-            raise ValueError(
-                "The 'over_classes' of CharacteristicFunctionMatching must be one of "
-                f"{get_args(OverClasses)}. Got '{over_classes}' instead."
-            )
-        self.name = name
-        self.former_name = "spectral"
-        self.weight = weight
-        self.needs = (need,)
-        self._head_weight = head_amplitude_weight
-        self._split = split
-        self._factor = factor
-        self._root = root
-        self._over_classes = over_classes
-        self._adversary = adversary
+        return self
+
+    @property
+    def statistic(self) -> StatisticSpec:
+        """The statistic that is compared."""
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import AtFrequencies, Flat, Frequencies, Moments, Normalized
+
+        transform = Normalized(Flat()) if self.normalize else Flat()
+        role = LayerRole(self.layers)
+        if self.kernel == "linear":
+            return StatisticSpec(role, transform, Moments)
+        frequencies = Frequencies(
+            kernel=self.kernel,
+            scale=self.scale,
+            number=self.frequencies,
+            smoothness=self.smoothness,
+            mixture=self.mixture,
+        )
+        return StatisticSpec(role, transform, AtFrequencies(frequencies))
+
+    @cached_property
+    def distance(self) -> CharacteristicFunctionDistance:
+        """The distance that these settings stand for."""
+        from rayd.objectives.characteristic_function_distance import CharacteristicFunctionDistance
+        from rayd.objectives.frequency_network import FrequencyAdversary
+
+        adversary = None
+        if self.sampling_network:
+            adversary = FrequencyAdversary(self.sampling_rate)
+        return CharacteristicFunctionDistance(
+            self.statistic,
+            head_amplitude_weight=self.head_amplitude_weight,
+            split=self.split,
+            factor=self.factor,
+            root=self.root,
+            over_classes=self.over_classes,
+            adversary=adversary,
+        )
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """The statistic that is compared."""
+        return self.distance.needs
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the layers that the need's tap listens to; labels are class indices (N,)."""
-        (need,) = self.needs
-        layers = zip(real[need], need.of(seen, labels, real[need]), strict=True)
-        values = [
-            self._layer(cast(_Kind, a), cast(_Kind, b), context, f"layer{i}.")
-            for i, (a, b) in enumerate(layers)
-        ]
-        return torch.stack(values).sum()
-
-    def _layer(self, real: _Kind, synthetic: _Kind, context: Context, place: str) -> Tensor:
-        """The value of one layer, whose place is the prefix of its names in the memory."""
-        weights = self._amplitude_weights(real.count, context.class_counts)
-        both = ((real.count > 0) & (synthetic.count > 0)).to(weights)
-        if isinstance(real, Moments):
-            by_class = mean_gaps(
-                real, cast(Moments, synthetic), weights, factor=self._factor, root=self._root
-            ).squeeze(1)
-        else:
-            other = cast(CharacteristicFunction, synthetic)
-            gaps = characteristic_function_gaps(
-                real, other, weights, factor=self._factor, root=self._root
-            )
-            by_class = self._over_frequencies(gaps, real.frequencies, both, context, place)
-        total: Tensor = (by_class * both).sum()
-        return total if self._over_classes == "sum" else total / both.sum().clamp(min=1)
-
-    def _amplitude_weights(self, measured: Tensor, class_counts: Tensor | None) -> Tensor:
-        """Weights of the amplitudes (C,) by the size of the real classes, or else by how many
-        feature vectors were measured.
-        """
-        if class_counts is None:
-            return amplitude_weights(measured, self._head_weight, self._split)
-
-        def weigh() -> Tensor:
-            # on the host, where the sizes are
-            return upload(
-                amplitude_weights(class_counts.to(measured.dtype), self._head_weight, self._split),
-                measured.device,
-            )
-
-        return derived(measured, f"amplitude weights of {tuple(class_counts.tolist())}", weigh)
-
-    def _over_frequencies(
-        self, gaps: Tensor, frequencies: Tensor, both: Tensor, context: Context, place: str
-    ) -> Tensor:
-        """Mean over the frequencies (C,) of gaps (C, M), weighed by the adversary where there is
-        one.
-        """
-        if self._adversary is None:
-            return gaps.mean(1)
-        weights, after = self._adversary.step(
-            frequencies.to(gaps),
-            (both @ gaps).detach(),
-            {
-                name.removeprefix(place): kept
-                for name, kept in context.memory.items()
-                if name.startswith(place)
-            },
-            lambda: context.generator(f"frequency network {place}"),
-        )
-        context.memory.update({place + name: tensor for name, tensor in after.items()})
-        return gaps @ weights
-
-
-def _root(values: Tensor) -> Tensor:
-    """Square roots that are zero at zero, with a finite gradient."""
-    return (values + ROOT_EPSILON).sqrt() - math.sqrt(ROOT_EPSILON)
+        """The distance; labels are class indices (N,)."""
+        return self.distance(real, seen, labels, context)

@@ -1,170 +1,30 @@
-"""Terms of an objective, and what they need to know of the real data.
+"""Terms of an objective, and what they are given.
 
-An objective is a weighted sum of terms. A term looks at one observer's view of the synthetic images
-(an `Observation`) and, where it compares with the real data, at statistics of the same observer's
-view of them. It says what it needs; the engine measures that once, over the whole real set, or
-samples it, whichever the recipe asks for: the term cannot tell.
+An objective is a weighted sum of terms. A term maps an observer's output on the synthetic images
+(an `Observation`) and, where it compares with the real data, statistics of the same observer's
+output on them, to a scalar. It declares the statistics that it needs; the engine measures them
+once, over the whole real set, or samples them, whichever the recipe asks for: the term cannot tell.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field
 
-from rayd.config import NetworkGroup, Recipe
-from rayd.networks import LayerRole, Observation
-from rayd.statistics import Statistic, StatisticKind, Transform
-from rayd.statistics.base import VECTORS
-from rayd.statistics.kinds import kind_of
+from rayd.config import NetworkGroup, Recipe, Settings
+from rayd.config.choices import LayerRole
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-@dataclass(frozen=True)
-class StatisticSpec:
-    """A statistic that a term compares: of which layers, of which feature vectors, and which.
-
-    >>> from rayd.statistics import Channels, Covariance, Flat, Moments, Pooled
-    >>> StatisticSpec(LayerRole.FEATURES, Flat(), Moments).key
-    'features.flat.Moments'
-    >>> StatisticSpec(LayerRole.CONV_PATH, Channels(), Pooled(Covariance)).key
-    'conv_path.channels.pooled.Covariance'
-    """
-
-    layer_role: LayerRole
-    """The role of the layers that it is taken of."""
-    transform: Transform
-    """How their feature maps become feature vectors."""
-    statistic: type[Statistic] | StatisticKind
-    """Which statistic; a class alone stands for `ByClass` of it."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "statistic", kind_of(self.statistic))
-
-    @property
-    def kind(self) -> StatisticKind:
-        """The kind of statistic."""
-        return kind_of(self.statistic)
-
-    @property
-    def key(self) -> str:
-        """A stable name, for files and cache keys; seeds of draws are derived from it, too."""
-        return f"{self.layer_role.value}.{self.transform.key}.{self.kind.key}"
-
-    def spread(
-        self, parts: tuple[Statistic, ...], labels: Tensor, classes: int
-    ) -> tuple[Statistic, ...]:
-        """Statistics of all classes, from those whose rows are the classes among `labels`, in
-        order.
-        """
-        places = self._places(labels, parts)
-        return tuple(part.spread(places, self.kind.count(classes)) for part in parts)
-
-    def add(
-        self, into: tuple[Statistic, ...], parts: tuple[Statistic, ...], labels: Tensor
-    ) -> None:
-        """Merge, in place, statistics whose rows are the classes among `labels`, in order."""
-        places = self._places(labels, parts)
-        for statistic, part in zip(into, parts, strict=True):
-            statistic.add(part, places)
-
-    @property
-    def draws(self) -> bool:
-        """Whether `empty` draws, so needs a generator."""
-        return self.kind.draws
-
-    @property
-    def looks_first(self) -> bool:
-        """Whether `resolved` must be given real images before `empty` can be called."""
-        return self.kind.looks_first
-
-    def resolved(self, seen: Sequence[Observation]) -> tuple[StatisticKind, ...]:
-        """Its kinds, one a layer, with the arguments that follow from some real images.
-
-        Args:
-            seen: an observer's output on the images, in parts.
-
-        Raises:
-            DataError: these features do not determine the arguments.
-        """
-        if not self.kind.looks_first:
-            return (self.kind,) * len(seen[0].taps[self.layer_role])
-        kinds = []
-        for parts in zip(*(part.taps[self.layer_role] for part in seen), strict=True):
-            vectors = [self.transform.vectors(part).flatten(0, 1) for part in parts]
-            kinds.append(self.kind.resolved(torch.cat(vectors)))
-        return tuple(kinds)
-
-    def empty(
-        self,
-        classes: int,
-        shapes: Sequence[tuple[int, ...]],
-        generator: torch.Generator | None = None,
-        resolved: Sequence[StatisticKind] | None = None,
-    ) -> tuple[Statistic, ...]:
-        """Neutral elements, one a layer.
-
-        Args:
-            classes: how many there are.
-            shapes: shapes of the layers' features, without the batch.
-            generator: makes the draws, layer after layer; equal for all parts that are to be
-                merged.
-            resolved: result of `resolved`, for a statistic that looks first; equal for all parts
-                too.
-
-        Raises:
-            ValueError: the statistic draws and there is no generator, or it looks first and is not
-                resolved.
-        """
-        if self.draws and (generator is None or (self.looks_first and resolved is None)):
-            raise ValueError(
-                f"The statistic '{self.key}' must be given a generator, and be resolved on real "
-                "features where its scale is a median."
-            )
-        kinds = [self.kind] * len(shapes) if resolved is None else resolved
-        empty = []
-        for kind, shape in zip(kinds, shapes, strict=True):
-            vectors, dimension = self.transform.size(shape)
-            empty.append(kind.empty(kind.count(classes), vectors, dimension, generator))
-        return tuple(empty)
-
-    def of(
-        self, seen: Observation, labels: Tensor, like: tuple[Statistic, ...]
-    ) -> tuple[Statistic, ...]:
-        """The statistic of an observer's output, differentiable, one a layer; `like` gives classes
-        and frequencies.
-        """
-        rows = self.kind.rows(labels)
-        found = []
-        for statistic, layer in zip(like, seen.taps[self.layer_role], strict=True):
-            features, transform = self._features(layer)
-            found.append(statistic.like(features, rows, transform))
-        return tuple(found)
-
-    def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:
-        """Add an observer's output on real images, in place, in float64."""
-        rows = self.kind.rows(labels)
-        for statistic, layer in zip(into, seen.taps[self.layer_role], strict=True):
-            features, transform = self._features(layer)
-            statistic.update(features, rows, transform)
-
-    def _places(self, labels: Tensor, parts: tuple[Statistic, ...]) -> Tensor:
-        """Rows of the whole statistic that the classes among `labels` have, where the parts are."""
-        places: Tensor = torch.unique(self.kind.rows(labels))
-        # the labels of a shard are on the CPU, while statistics of work in process stay on the
-        # device
-        return places.to(parts[0].device) if parts else places
-
-    def _features(self, layer: Tensor) -> tuple[Tensor, Transform]:
-        """What a statistic is given of a layer: its maps and the transform, or the vectors, made
-        in the precision of the maps.
-        """
-        if self.transform.in_place:
-            return layer, self.transform
-        return self.transform.vectors(layer), VECTORS
+    from rayd.networks import Observation
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.statistics import Statistic
 
 
 def _no_draws(purpose: str) -> torch.Generator:
@@ -177,7 +37,7 @@ def _no_average() -> Tensor:
     )
 
 
-RealStatistics = Mapping[StatisticSpec, tuple[Statistic, ...]]
+RealStatistics: TypeAlias = "Mapping[StatisticSpec, tuple[Statistic, ...]]"
 """Statistics of the real data by need, one a layer."""
 
 
@@ -237,35 +97,60 @@ class Context:
         return self.network, self.batch
 
 
-class Term(ABC):
-    """One summand of an objective."""
+class Term(Settings, ABC):
+    """One summand of an objective: its settings, with its mathematics as a method.
 
-    name: str
-    """What it is called in recipes, logs and `terms.<name>.weight`."""
-    weight: float
-    """Its factor, unless the recipe sets another."""
-    former_name: str = ""
+    What `terms.<name>` of a recipe may hold are the fields of its class. Recipes are read without
+    torch, so modules of terms import it, and what needs it, inside their functions.
+    """
+
+    name: ClassVar[str]
+    """What it is called in recipes, logs and `terms.<name>`."""
+    former_name: ClassVar[str] = ""
     """What checkpoints of the version before call it, where that is something else."""
-    needs: tuple[StatisticSpec, ...] = ()
-    """Statistics of the real data that it compares with."""
-    taps: frozenset[LayerRole] = frozenset()
-    """Where else it listens."""
-    optional: frozenset[LayerRole] = frozenset()
-    """Which of all these taps a network may lack; the term then does without."""
-    through: NetworkGroup = "observers"
+    for_any_method: ClassVar[bool] = False
+    """Whether recipes may add it to the objective of a method that does not have it."""
+    through: ClassVar[NetworkGroup] = "observers"
     """Which networks it looks through."""
-    needs_classes: bool = False
+    needs_classes: ClassVar[bool] = False
     """Whether these networks must know the classes, that is be trained on the real data."""
-    needs_batch: bool = False
-    """Whether it looks at a real mini-batch itself, not at a statistic; only `real: sampled` has
-    one.
-    """
-    learns_labels: bool = False
-    """Whether it can do with rows of probabilities for labels, and has a gradient for them."""
-    averaging: float | None = None
-    """Decay of the moving average of the synthetic images that it looks at; None where it looks at
-    none.
-    """
+    needs_batch: ClassVar[bool] = False
+    """Whether it takes a real mini-batch itself, not a statistic; only `real: sampled` has one."""
+    learns_labels: ClassVar[bool] = False
+    """Whether it accepts rows of probabilities for labels, and has a gradient for them."""
+    registry: ClassVar[dict[str, type[Term]]] = {}
+    """The terms that recipes may add to the objective of any method, by name."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Factor of the term; 0 switches it off."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.for_any_method and "name" in cls.__dict__:
+            Term.registry[cls.name] = cls
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Statistics of the real data that it compares with."""
+        return ()
+
+    @property
+    def taps(self) -> frozenset[LayerRole]:
+        """Layers that it reads besides those of the statistics."""
+        return frozenset()
+
+    @property
+    def optional(self) -> frozenset[LayerRole]:
+        """Which of all these layers a network may lack; the term then does without."""
+        return frozenset()
+
+    @property
+    def averaging(self) -> float | None:
+        """Decay of the moving average of the synthetic images that it compares with; None where it
+        needs none.
+        """
+        return None
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a recipe that gives the term nothing to work on (a ConfigError that says what to
@@ -279,31 +164,10 @@ class Term(ABC):
     ) -> Tensor:
         """The unweighted value, a scalar, differentiable in what was seen of the synthetic
         images.
+
+        Args:
+            real: statistics of the real data, those of `needs` among them.
+            seen: an observer's output on the synthetic images.
+            labels: class indices (N,), or rows of probabilities where the term `learns_labels`.
+            context: what it may depend on besides.
         """
-
-
-class Discrepancy(Term):
-    """A term that compares one statistic of the real images with the same statistic of the
-    synthetic ones, layer by layer.
-    """
-
-    def __init__(
-        self, name: str, need: StatisticSpec, gap: Callable[[Any, Any], Tensor], weight: float = 1.0
-    ):
-        """Sum of `gap(real, synthetic)` over the layers that the need's tap listens to."""
-        self.name = name
-        self.weight = weight
-        self.needs = (need,)
-        self.gap = gap
-
-    def __call__(
-        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
-    ) -> Tensor:
-        """Sum of the gaps of all layers."""
-        (need,) = self.needs
-        synthetic = need.of(seen, labels, real[need])
-        gaps = [self.gap(theirs, ours) for theirs, ours in zip(real[need], synthetic, strict=True)]
-        total = gaps[0]
-        for gap in gaps[1:]:
-            total = total + gap
-        return total

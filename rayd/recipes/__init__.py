@@ -8,7 +8,7 @@ one says must count.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rayd.config import (
     PaperResult,
     Recipe,
     Settings,
+    TermSettings,
     idle,
     lookup,
     merge,
@@ -30,7 +31,9 @@ from rayd.config import (
     with_new_names,
     without,
 )
+from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError, nearest
+from rayd.objectives import Term
 
 _FOLDER = Path(str(resources.files(__name__)))
 _QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -123,7 +126,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     tree = merge({"name": path.stem}, read_yaml(path))
     where = f"recipe '{tree['name']}'"
     if path.parent == _FOLDER and not (overrides or {}).keys() - {"resources"}:
-        return _by_settings(tree, overrides, where)[0]
+        return _by_settings(with_new_names(tree), overrides, where)[0]
     recipe = assemble(tree, overrides, where)
     cell = _by_settings(with_new_names(tree), None, where)[0]
     changed = [
@@ -209,9 +212,30 @@ def _read(tree: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, str]]:
     with reasons.
     """
     recipe = validate(Recipe, tree, where)
-    settings = methods.get(recipe.method).read(recipe.objective)
+    method = methods.get(recipe.method)
+    settings = method.read(recipe.objective)
+    terms = method.configured(recipe)
     unused = {**dict(idle(recipe, recipe)), **dict(idle(settings, recipe, "objective."))}
-    return recipe.model_copy(update={"objective": settings.model_dump(mode="json")}), unused
+    for term in terms:
+        unused |= dict(idle(term, recipe, f"terms.{term.name}."))
+    objective = settings.model_dump(mode="json")
+    return recipe.model_copy(
+        update={"objective": objective, "terms": _resolved_terms(recipe, terms)}
+    ), unused
+
+
+def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSettings]:
+    """What the recipe says of its terms, and the values of the settings that it has anyway.
+
+    Those are the settings that a version before resolved: a recipe's identity holds them.
+    """
+    values = {"terms": {term.name: term.model_dump(mode="json") for term in terms}}
+    given = {name: one.model_dump(exclude_unset=True) for name, one in recipe.terms.items()}
+    tree: dict[str, Any] = {"terms": given}
+    for old, new in RENAMED_BY_METHOD.get(recipe.method, {}).items():
+        if old.startswith("objective."):
+            tree = merge(tree, nested({new: lookup(values, new)}))
+    return {name: TermSettings(**settings) for name, settings in tree["terms"].items()}
 
 
 def _refuse(

@@ -51,7 +51,7 @@ def csdm(**overrides: Any) -> Recipe:
             "augmentation": "crop_scale_rotate",
             "real_batch": 32,
         },
-        "objective": {"frequencies": 40},
+        "terms": {"characteristic_function": {"frequencies": 40}},
         "synthesis": {"steps": 6, "log_every": 2, "checkpoint_every": 3, "learning_rate": 0.1},
         "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 2, "baselines": []},
         "resources": {"threads": 1},
@@ -75,11 +75,20 @@ RECIPES = {
     "csdm": csdm,
     "csdm sampled": lambda **more: csdm(**merge({"real": "sampled"}, more)),
     "csdm long-tailed": lambda **more: csdm(**merge(TAIL, more)),
-    "csdm linear": lambda **more: csdm(**merge({"objective": {"kernel": "linear"}}, more)),
+    "csdm linear": lambda **more: csdm(
+        **merge({"terms": {"characteristic_function": {"kernel": "linear"}}}, more)
+    ),
     "ncfm": ncfm,
     "ncfm sampled": lambda **more: ncfm(**merge({"real": "sampled"}, more)),
     "ncfm adversarial": lambda **more: ncfm(
-        **merge({"objective": {"sampling_network": True, "sampling_rate": 0.1}}, more)
+        **merge(
+            {
+                "terms": {
+                    "characteristic_function": {"sampling_network": True, "sampling_rate": 0.1}
+                }
+            },
+            more,
+        )
     ),
 }
 
@@ -154,7 +163,13 @@ def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(Worker, stage, None)
     another = {
         "seed": 3,
-        "objective": {"head_amplitude_weight": 0.9, "root": False, "sampling_network": True},
+        "terms": {
+            "characteristic_function": {
+                "head_amplitude_weight": 0.9,
+                "root": False,
+                "sampling_network": True,
+            }
+        },
     }
     distill(ncfm(ipc=2, **another, **NO_STUDENTS), tmp_path / "second", progress=QUIET)
 
@@ -293,7 +308,12 @@ def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Observer, "sample", watched)
     distill(
-        csdm(real="sampled", observers={"per_step": 2}, objective={"scale": 1.0}, **NO_STUDENTS),
+        csdm(
+            real="sampled",
+            observers={"per_step": 2},
+            terms={"characteristic_function": {"scale": 1.0}},
+            **NO_STUDENTS,
+        ),
         tmp_path,
         progress=QUIET,
     )
@@ -304,11 +324,11 @@ def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
     "other",
     [
         {"observers": {"interpolate": False}},
-        {"objective": {"frequencies": 41}},
-        {"objective": {"scale": 1.5}},
-        {"objective": {"scale": "median"}},
-        {"objective": {"kernel": "laplace"}},
-        {"objective": {"normalize": False}},
+        {"terms": {"characteristic_function": {"frequencies": 41}}},
+        {"terms": {"characteristic_function": {"scale": 1.5}}},
+        {"terms": {"characteristic_function": {"scale": "median"}}},
+        {"terms": {"characteristic_function": {"kernel": "laplace"}}},
+        {"terms": {"characteristic_function": {"normalize": False}}},
         {"squeeze": {"epochs": 3}},
     ],
 )
@@ -320,7 +340,9 @@ def test_what_changes_the_function_changes_its_key(other):
         return content_hash(measure.inputs(recipe, data, need, network_ids(recipe)[0]))
 
     assert key(ncfm(**other)) != key(ncfm())
-    assert key(ncfm(objective={"root": False, "over_classes": "mean"}, seed=4)) == key(ncfm())
+    assert key(
+        ncfm(terms={"characteristic_function": {"root": False, "over_classes": "mean"}}, seed=4)
+    ) == key(ncfm())
 
 
 def test_interpolated_observers_stand_between_their_first_and_their_last_weights():
@@ -406,8 +428,10 @@ def test_a_class_smaller_than_the_budget_gives_its_images_more_than_once(tmp_pat
 def test_head_and_tail_are_told_by_the_sizes_of_classes(tmp_path, real):
     """With the sampled real side too, whose batches hold as many images of every class."""
     images = []
-    for index, objective in enumerate(({"split": "median"}, {"split": "uniform"})):
-        recipe = csdm(real=real, objective=objective, **merge(TAIL, NO_STUDENTS))
+    for index, settings in enumerate(({"split": "median"}, {"split": "uniform"})):
+        recipe = csdm(
+            real=real, terms={"characteristic_function": settings}, **merge(TAIL, NO_STUDENTS)
+        )
         images.append(distill(recipe, tmp_path / str(index), progress=QUIET).distilled.images)
     same = [
         torch.equal(*(some[label * 4 : label * 4 + 4] for some in images)) for label in range(10)

@@ -94,7 +94,7 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
     ]
     recipe = assemble({
         "method": "edc", "data": {"name": "digits"}, "observers": {"networks": networks_, "batch_size": 100},
-        "objective": {"patch": 3}, "resources": resources,
+        "terms": {"moments": {"patch": 3}}, "resources": resources,
     })  # fmt: skip
     method = methods.build(recipe)
     pool = network_ids(recipe)

@@ -294,7 +294,11 @@ def test_declarations():
             {"observers": {"model_pool": {"start": 200}}},
             "must not exceed 'queue.capacity'",
         ),
-        ("frepo", {"objective": {"relative_ridge": 0}}, "'objective.relative_ridge'"),
+        (
+            "frepo",
+            {"terms": {"regression": {"relative_ridge": 0}}},
+            "'terms.regression.relative_ridge'",
+        ),
         (
             "dc",
             {"terms": {"class_aware": {"weight": 1}}, "classifiers": {"trained": False}},

@@ -12,8 +12,7 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
-from rayd.methods.cfm import CurriculumFrequencyMatching
-from rayd.objectives import Context
+from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL
 from tests.engine.test_distill import bytes_of
@@ -51,26 +50,14 @@ def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
     falls.
     """
     found: list[tuple[int, float, int]] = []
-    objective = CurriculumFrequencyMatching.objective
+    inner = SpectralFilterMatching.filters
 
-    def watched(self):
-        first, spectral = objective(self)
-        inner = spectral.filters
+    def filters(self, context: Context):
+        before = int(context.memory["before"]) if context.memory else -1
+        found.append((context.block, context.progress, before))
+        return inner(self, context)
 
-        def filters(context: Context):
-            found.append(
-                (
-                    context.block,
-                    context.progress,
-                    int(context.memory["before"]) if context.memory else -1,
-                )
-            )
-            return inner(context)
-
-        spectral.filters = filters
-        return first, spectral
-
-    monkeypatch.setattr(CurriculumFrequencyMatching, "objective", watched)
+    monkeypatch.setattr(SpectralFilterMatching, "filters", filters)
     distill(cfm(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     found = found[:12]  # the chart of the result asks once more
     assert [block for block, _, _ in found] == [0] * 4 + [1] * 4 + [2] * 4
@@ -82,7 +69,11 @@ def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
 
 def test_blocks_that_follow_one_another_are_not_those_that_do_not(tmp_path):
     distill(cfm(**NO_STUDENTS), tmp_path / "updating", progress=QUIET)
-    distill(cfm(objective={"updating": False}, **NO_STUDENTS), tmp_path / "alone", progress=QUIET)
+    distill(
+        cfm(terms={"spectral_filter": {"updating": False}}, **NO_STUDENTS),
+        tmp_path / "alone",
+        progress=QUIET,
+    )
     ours, theirs = (
         read_tensors(tmp_path / run / "distilled" / "data.safetensors")[0]["images"]
         for run in ("updating", "alone")

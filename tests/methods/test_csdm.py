@@ -32,8 +32,13 @@ from rayd.statistics import (
 KERNELS = ["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic", "linear"]
 
 
-def csdm(**objective: Any) -> Method:
-    return methods.build(recipe(objective=objective))
+def csdm(**settings: Any) -> Method:
+    return methods.build(recipe(terms=distance(**settings)))
+
+
+def distance(**settings: Any) -> dict[str, Any]:
+    """Settings of the term of both methods."""
+    return {"characteristic_function": settings}
 
 
 def recipe(method: str = "csdm", data: dict[str, Any] | None = None, **overrides: Any) -> Recipe:
@@ -58,9 +63,9 @@ def test_declarations():
 def test_defaults_are_a_whole_recipe_that_reads_back():
     chosen = recipe()
     assert (
-        chosen.objective["head_amplitude_weight"],
-        chosen.objective["split"],
-        chosen.objective["root"],
+        chosen.terms["characteristic_function"].model_dump()["head_amplitude_weight"],
+        chosen.terms["characteristic_function"].model_dump()["split"],
+        chosen.terms["characteristic_function"].model_dump()["root"],
     ) == (
         0.8,
         "median",
@@ -82,9 +87,12 @@ def test_settings_become_a_need(kernel):
 
 
 @pytest.mark.parametrize(
-    ("objective", "sentence"),
+    ("settings", "sentence"),
     [
-        ({"scale": 0}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 0 "),
+        (
+            {"scale": 0},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got 0 ",
+        ),
         (
             {"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1},
             "leaves classes with nothing to match",
@@ -96,30 +104,48 @@ def test_settings_become_a_need(kernel):
         ({"kernel": "linear", "head_amplitude_weight": 0}, "leaves classes with nothing to match"),
         ({"kernel": "matern", "smoothness": 0.1}, "smoothness.* 0.25"),
         ({"scale": float("inf")}, "a length is a finite number above 0, or 'median'"),
-        ({"scale": -1.5}, r"'objective.scale'.* a finite number above 0, or 'median'. Got -1.5 "),
+        (
+            {"scale": -1.5},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got -1.5 ",
+        ),
         (
             {"scale": "mean"},
-            r"'objective.scale'.* a finite number above 0, or 'median'. Got 'mean' ",
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got 'mean' ",
         ),
-        ({"scale": True}, r"'objective.scale'.* a finite number above 0, or 'median'. Got True "),
-        ({"frequencies": 0}, r"'objective.frequencies'.* greater than or equal to 1. Got 0 "),
+        (
+            {"scale": True},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got True ",
+        ),
+        (
+            {"frequencies": 0},
+            r"'terms.characteristic_function.frequencies'.* greater than or equal to 1. Got 0 ",
+        ),
         (
             {"head_amplitude_weight": 1.1},
-            r"'objective.head_amplitude_weight'.* less than or equal to 1. Got 1.1 ",
+            r"'terms.characteristic_function.head_amplitude_weight'.* less than or equal to 1. Got 1.1 ",
         ),
         (
             {"head_amplitude_weight": -0.1},
-            r"'objective.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 ",
+            r"'terms.characteristic_function.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 ",
         ),
-        ({"kernel": "rbf"}, r"'objective.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' "),
-        ({"split": "size"}, r"'objective.split'.* 'rank' or 'continuous'. Got 'size' "),
-        ({"smoothness": 0}, r"'objective.smoothness'.* greater than or equal to 0.25. Got 0 "),
-        ({"kernl": "laplace"}, r"did you mean 'objective.kernel'"),
+        (
+            {"kernel": "rbf"},
+            r"'terms.characteristic_function.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' ",
+        ),
+        (
+            {"split": "size"},
+            r"'terms.characteristic_function.split'.* 'rank' or 'continuous'. Got 'size' ",
+        ),
+        (
+            {"smoothness": 0},
+            r"'terms.characteristic_function.smoothness'.* greater than or equal to 0.25. Got 0 ",
+        ),
+        ({"kernl": "laplace"}, r"did you mean 'terms.characteristic_function.kernel'"),
     ],
 )
-def test_settings_of_the_objective_are_checked(objective, sentence):
+def test_settings_of_the_term_are_checked(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        csdm(**objective)
+        csdm(**settings)
 
 
 def convnet() -> torch.nn.Module:
@@ -212,7 +238,9 @@ def test_head_and_tail_are_told_by_the_real_side():
         method = methods.build(
             recipe(
                 data={"imbalance": 20.0},
-                objective={"head_amplitude_weight": weight, "frequencies": 64},
+                terms={
+                    "characteristic_function": {"head_amplitude_weight": weight, "frequencies": 64}
+                },
             )
         )
         real, _, _, ours, our_labels = looked_at(method, convnet())
@@ -223,7 +251,13 @@ def test_head_and_tail_are_told_by_the_real_side():
     plain = methods.build(
         recipe(
             data={"imbalance": 20.0},
-            objective={"split": "uniform", "head_amplitude_weight": 0.0, "frequencies": 64},
+            terms={
+                "characteristic_function": {
+                    "split": "uniform",
+                    "head_amplitude_weight": 0.0,
+                    "frequencies": 64,
+                }
+            },
         )
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
@@ -280,14 +314,19 @@ def test_ncfm_needs_trained_observers():
 
 def test_ncfms_sampling_network_needs_frequencies():
     with pytest.raises(ConfigError, match="'sampling_network' needs frequencies to weigh"):
-        methods.build(recipe("ncfm", objective={"kernel": "linear", "sampling_network": True}))
+        methods.build(
+            recipe(
+                "ncfm",
+                terms={"characteristic_function": {"kernel": "linear", "sampling_network": True}},
+            )
+        )
 
 
 def test_ncfms_loss_is_the_size_of_the_difference():
     """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times;
     and the cross-entropy.
     """
-    method = methods.build(recipe("ncfm", objective={"frequencies": 64}))
+    method = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
     real, _, _, ours, our_labels = looked_at(method, convnet())
     (need,) = method.needs()
     (theirs,) = real[need]
@@ -303,7 +342,9 @@ def test_ncfms_loss_is_the_size_of_the_difference():
 
 def test_ncfms_sampling_network_can_be_switched_on():
     plain, against = (
-        methods.build(recipe("ncfm", objective={"frequencies": 64, **sampling}))
+        methods.build(
+            recipe("ncfm", terms={"characteristic_function": {"frequencies": 64, **sampling}})
+        )
         for sampling in ({}, {"sampling_network": True, "sampling_rate": 0.01})
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
@@ -326,12 +367,13 @@ def test_csdm_with_ncfms_settings_is_ncfms_distance():
         "root",
         "over_classes",
     )
-    ncfm = methods.build(recipe("ncfm", objective={"frequencies": 64}))
-    same = csdm(**{name: ncfm.recipe.objective[name] for name in names})
+    ncfm = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
+    settings = ncfm.recipe.terms["characteristic_function"].model_dump()
+    same = csdm(**{name: settings[name] for name in names})
     (a,), (b,) = (
         [term for term in method.terms if term.name == "characteristic_function"]
         for method in (ncfm, same)
     )
-    assert {**vars(a), "needs": ()} == {**vars(b), "needs": ()}
+    assert a.model_copy(update={"layers": "features"}) == b
     (need,) = b.needs
     assert need == dataclasses.replace(a.needs[0], layer_role=LayerRole.FEATURES)

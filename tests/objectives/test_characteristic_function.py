@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import CharacteristicFunctionMatching, Context, StatisticSpec, squared_mean_gap
-from rayd.objectives.characteristic_function import (
+from rayd.objectives import CharacteristicFunctionDistance, Context, StatisticSpec, squared_mean_gap
+from rayd.objectives.characteristic_function_distance import (
     amplitude_part,
     characteristic_function_gaps,
     mean_gaps,
@@ -316,7 +316,7 @@ def test_the_term_is_the_papers_formula(root, over_classes, factor):
         "root": root,
         "over_classes": over_classes,
     }
-    value = CharacteristicFunctionMatching(FEATURES, **options)(
+    value = CharacteristicFunctionDistance(FEATURES, **options)(
         real, look(OURS), OUR_LABELS, Context()
     )
     expected = sum(slow(real[FEATURES][0], [0.8, 0.2, 0.8], OUR_LABELS, root, factor))
@@ -330,7 +330,7 @@ def test_by_default_it_is_the_squared_spectral_distance_on_average_over_classes(
         sum(distance(REAL[c == LABELS], OURS[c == OUR_LABELS], frequencies) for c in range(CLASSES))
         / CLASSES
     )
-    value = CharacteristicFunctionMatching(FEATURES)(real, look(OURS), OUR_LABELS, Context())
+    value = CharacteristicFunctionDistance(FEATURES)(real, look(OURS), OUR_LABELS, Context())
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
 
 
@@ -344,7 +344,7 @@ def test_classes_that_one_side_lacks_do_not_count(need, over_classes):
     ours = torch.cat([OURS, OURS[:1]])
     labels = torch.cat([OUR_LABELS, torch.tensor([3])])
     rows = labels != 2
-    term = CharacteristicFunctionMatching(need, over_classes=over_classes)
+    term = CharacteristicFunctionDistance(need, over_classes=over_classes)
     value = term(real, look(ours[rows]), labels[rows], Context())
     torch.testing.assert_close(
         value, term(whole, look(OURS[OUR_LABELS < 2]), OUR_LABELS[OUR_LABELS < 2], Context())
@@ -356,7 +356,7 @@ def test_classes_that_one_side_lacks_do_not_count(need, over_classes):
 def test_sizes_of_classes_may_come_from_elsewhere():
     """A sampled real side has as many images of every class."""
     real = measured(FEATURES, REAL, LABELS)
-    term = CharacteristicFunctionMatching(FEATURES, head_amplitude_weight=0.9, split="median")
+    term = CharacteristicFunctionDistance(FEATURES, head_amplitude_weight=0.9, split="median")
     told = term(real, look(OURS), OUR_LABELS, Context(class_counts=torch.tensor([5, 50, 500])))
     expected = sum(slow(real[FEATURES][0], [0.1, 0.9, 0.9], OUR_LABELS, False, 2.0)) / 3
     assert float(told) == pytest.approx(expected, rel=1e-9)
@@ -368,7 +368,7 @@ def test_sizes_of_classes_may_come_from_elsewhere():
 @pytest.mark.parametrize("root", [False, True])
 def test_the_linear_kernel_is_distribution_matching(root):
     real = measured(MEANS, REAL, LABELS)
-    term = CharacteristicFunctionMatching(MEANS, over_classes="sum", root=root)
+    term = CharacteristicFunctionDistance(MEANS, over_classes="sum", root=root)
     value = term(real, look(OURS), OUR_LABELS, Context())
     gaps = torch.stack(
         [REAL[c == LABELS].mean(0) - OURS[c == OUR_LABELS].mean(0) for c in range(3)]
@@ -394,7 +394,7 @@ def test_the_linear_kernel_is_the_limit_of_long_lengths_for_every_weight():
 @pytest.mark.parametrize("root", [False, True])
 def test_the_terms_gradients(need, root):
     real = measured(need, REAL, LABELS)
-    term = CharacteristicFunctionMatching(
+    term = CharacteristicFunctionDistance(
         need, head_amplitude_weight=0.8, split="continuous", root=root
     )
     leaf = OURS.clone().requires_grad_()
@@ -413,7 +413,7 @@ def test_layers_add_up():
         Observation(maps[0], {LayerRole.CONV_INPUTS: tuple(layer + 1 for layer in maps)}, maps[0]),
         LABELS,
     )
-    total = CharacteristicFunctionMatching(need)({need: real}, seen, LABELS, Context())
+    total = CharacteristicFunctionDistance(need)({need: real}, seen, LABELS, Context())
     single = [
         characteristic_function_gaps(theirs, ours, halves(3)).mean()
         for theirs, ours in zip(real, need.of(seen, LABELS, real), strict=True)
@@ -428,7 +428,7 @@ def operations(number: int, real_images: int, synthetic_images: int = 60) -> int
     features = normal(synthetic_images, DIMENSION, seed=1).requires_grad_()
     counter = FlopCounterMode(display=False)
     with counter:
-        CharacteristicFunctionMatching(need)(
+        CharacteristicFunctionDistance(need)(
             real, look(features), torch.arange(synthetic_images) % CLASSES, Context()
         ).backward()
     return int(counter.get_total_flops())
@@ -455,7 +455,7 @@ def test_a_step_costs_what_frequencies_and_synthetic_images_cost():
 )
 def test_arguments_out_of_range(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        CharacteristicFunctionMatching(**{"need": FEATURES, **arguments})
+        CharacteristicFunctionDistance(**{"need": FEATURES, **arguments})
 
 
 @pytest.mark.parametrize("spec", [KERNELS[0], KERNELS[3]], ids=lambda spec: spec.kernel)
@@ -473,7 +473,7 @@ def test_descent_finds_the_distribution_not_only_its_mean(spec):
     optimizer = torch.optim.Adam([features], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        CharacteristicFunctionMatching(need)(
+        CharacteristicFunctionDistance(need)(
             {need: statistics}, look(features), zeros, Context()
         ).backward()
         optimizer.step()

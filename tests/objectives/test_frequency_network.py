@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import CharacteristicFunctionMatching, Context, StatisticSpec
+from rayd.objectives import CharacteristicFunctionDistance, Context, StatisticSpec
 from rayd.objectives.frequency_network import FrequencyAdversary, FrequencyNetwork, State, ascend
 from rayd.statistics import AtFrequencies, CharacteristicFunction, Flat, Frequencies, Moments
 
@@ -162,8 +162,8 @@ def sides() -> tuple[dict[StatisticSpec, tuple[CharacteristicFunction, ...]], Te
 
 def test_the_term_weighs_frequencies_by_a_network_that_climbs():
     real, ours, labels = sides()
-    against = CharacteristicFunctionMatching(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
-    alike = CharacteristicFunctionMatching(NEED)
+    against = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
+    alike = CharacteristicFunctionDistance(NEED)
     context = Context(generator=lambda _: generator())
     values = [float(against(real, look(ours), labels, context)) for _ in range(60)]
     assert values[-1] > 1.2 * values[0]
@@ -185,7 +185,7 @@ def test_the_synthesis_does_not_see_through_the_weights():
     leaf = ours.requires_grad_()
     context = Context(generator=lambda _: generator())
     (gradient,) = torch.autograd.grad(
-        CharacteristicFunctionMatching(NEED, adversary=FrequencyAdversary())(
+        CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())(
             real, look(leaf), labels, context
         ),
         leaf,
@@ -215,7 +215,7 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
     with torch.no_grad():
         features += 0.1 * torch.randn(features.shape, generator=generator(4))
     optimizer = torch.optim.Adam([features], 0.05)
-    term = CharacteristicFunctionMatching(NEED, adversary=FrequencyAdversary())
+    term = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())
     context = Context(generator=lambda _: generator())
     values = []
     for _ in range(200):
@@ -229,6 +229,6 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
 
 def test_means_have_no_frequencies_to_weigh():
     with pytest.raises(ValueError, match=r"needs frequencies to weigh. Got Moments"):
-        CharacteristicFunctionMatching(
+        CharacteristicFunctionDistance(
             StatisticSpec(LayerRole.FEATURES, Flat(), Moments), adversary=FrequencyAdversary()
         )

@@ -11,14 +11,21 @@ import torch
 from torch import Tensor
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Centralization, ClassAware, Context, CovarianceMatching, RealStatistics
-from rayd.objectives.relations import FEATURES, dispersion
-from rayd.objectives.terms import StatisticSpec
+from rayd.objectives import (
+    Centralization,
+    ClassAware,
+    Context,
+    CovarianceMatching,
+    RealStatistics,
+    StatisticSpec,
+)
+from rayd.objectives.relations import dispersion
 from rayd.statistics import Channels, Flat, LocalCovariance, Moments
 
 CLASSES = 3
 LABELS = torch.tensor([0, 2, 0, 2, 2, 0])
 """Class 1 has no image."""
+FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 COVARIANCE = StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance)
 
 

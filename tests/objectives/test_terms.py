@@ -9,10 +9,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayd import methods
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Context, CrossEntropy, Densification, Flatness, StatisticSpec
+from rayd.objectives import (
+    Centralization,
+    CharacteristicFunctionMatching,
+    Context,
+    CovarianceMatching,
+    CrossEntropy,
+    Densification,
+    Flatness,
+    MeanMatching,
+    MomentMatching,
+    SpectralFilterMatching,
+    StatisticSpec,
+    Term,
+)
 from rayd.objectives.densification import flattening, spectra
 from rayd.objectives.flatness import softened_divergence
+from rayd.recipes import assemble
 from rayd.statistics import (
     AtFrequencies,
     ByClass,
@@ -445,3 +460,77 @@ def test_densification_spreads_images_that_are_alike():
         value.backward()
         optimizer.step()
     assert found[-1] < 0.05 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("term", "real", "expected"),
+    [
+        (MeanMatching(), True, 2 * 5 * 0.25),
+        (CovarianceMatching(), False, None),
+        (Centralization(), False, None),
+        (MomentMatching(drop=0.0, momentum=0.0), True, None),
+        (CharacteristicFunctionMatching(scale=1.0, frequencies=16), True, None),
+        (SpectralFilterMatching(layers="features"), True, None),
+    ],
+    ids=lambda value: value.name if isinstance(value, Term) else "",
+)
+def test_a_term_is_used_alone(term, real, expected):
+    """Without an engine: statistics of the layers that it names, and a call."""
+    layers = {
+        LayerRole.FEATURES: (normal(6, 5),),
+        LayerRole.LAST_MAP: (normal(6, 3, 4, 4),),
+        LayerRole.BN_INPUTS: (normal(6, 3, 4, 4),),
+        LayerRole.CONV_INPUTS: (normal(6, 3, 4, 4),),
+    }
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    reality = Observation(normal(6, 2), layers, normal(6, 1, 4, 4))
+    statistics = {}
+    for spec in term.needs:
+        shapes = [tuple(one.shape[1:]) for one in layers[spec.layer_role]]
+        empty = spec.empty(2, shapes, torch.Generator().manual_seed(0))
+        spec.update(empty, reality, labels)
+        statistics[spec] = empty
+    moved = {role: (maps[0] + 0.5,) for role, maps in layers.items()}
+    synthetic = Observation(reality.logits, moved, reality.images)
+    value = float(term(statistics, synthetic, labels, Context()))
+    assert value > 0 or not real
+    if expected is not None:
+        assert value == pytest.approx(expected)
+    if real:
+        assert float(term(statistics, reality, labels, Context())) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_term_refuses_settings_that_do_not_exist_or_fit_and_does_not_change():
+    with pytest.raises(ValueError, match="temprature"):
+        Flatness(temprature=1.0)
+    with pytest.raises(ValueError, match="greater than 0"):
+        Flatness(temperature=0.0)
+    with pytest.raises(ValueError, match="frozen"):
+        Flatness().temperature = 1.0
+    assert Flatness(decay=0.5).averaging == 0.5
+    assert Flatness(decay=0.5) == Flatness(decay=0.5) != Flatness()
+
+
+def test_a_new_term_registers_itself():
+    """What a package brings along: a class with a name, settings and the mathematics."""
+
+    class Brightness(Term):
+        name = "brightness"
+        for_any_method = True
+        level: float = 0.5
+
+        def __call__(self, real, seen, labels, context):
+            return (seen.images.mean() - self.level).square()
+
+    try:
+        tree = {
+            "method": "dm",
+            "data": {"name": "digits"},
+            "terms": {"brightness": {"level": 0.25}},
+        }
+        (_, added) = methods.build(assemble(tree)).terms
+        assert added == Brightness(level=0.25)
+        images = torch.ones(2, 1, 4, 4)
+        assert float(added({}, seen(normal(2, 3), images), LABELS[:2], Context())) == 0.5625
+    finally:
+        del Term.registry["brightness"]

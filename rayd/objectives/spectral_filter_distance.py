@@ -1,0 +1,229 @@
+"""Spectral matching: correlations of features, seen through a filter, matched layer by layer.
+
+Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026):
+one objective, f(X^T X) g(X^T Y) compared between real and synthetic features, once with g = 1 and
+once with g the signal itself,
+
+    loss = sum_l  w || f(C_l) - f(C'_l) ||_F  +  v || f(C_l) S_l - f(C'_l) S'_l ||_2
+
+    l      inputs of convolutions, shortcuts left out; a vector is the d channels at one position of one image
+    C_l    covariance of the vectors over all images and positions, "FFC" (d, d): biased, of all classes together
+    S_l    signal, "FLC" (d, m): mean over images and positions of x y^T with the one-hot label y (`class`, m classes), or of x
+           (`mean`, m = 1)
+    C', S' the same of the synthetic images, averaged with those of earlier blocks where `updating`
+    (see
+           `rayd.objectives.running`)
+    f      the filter of this step, the same for all layers (see `rayd.objectives.filters`)      w, v  weights, 1
+
+Norms are not squared, the second one too is over all entries, and all layers have the same weight.
+The filter decides whose objective it is: all-pass leaves the signals alone (DM); low-pass on the
+matrices beside all-pass on the signals is DC; gradient steps are MTT; a ridge is FRePo and KIP, and
+with a schedule CFM.
+
+**Paper and released code differ.**
+
+- The signal of the paper is by class, which is the default; the code's default is the global mean
+  (`mean`). Labels that a teacher gives (the code's `mix`) are left out.
+- The theory of the paper is of correlations that are not centred; CFM, in paper and code, takes the
+  covariance.
+- A signal by class holds how often the class is. Synthetic sets are balanced where real ones may
+  not be, and a block may lack classes, so each class counts here as often as among the real images;
+  in balanced data that changes nothing.
+- The code's real side is the mean of the covariances inside batches, which lacks the part between
+  them. Here it is that of the whole set, whatever the batches.
+
+**Precision.** Synthetic statistics are in the precision of the features. Where a filter looks at
+details that float32 cannot tell from rounding (a ridge below about 1e-5 of the largest eigenvalue),
+the layers concerned are worked on in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from rayd.config.choices import Signal
+from rayd.derived import derived, on_host
+from rayd.errors import RunError
+from rayd.networks import LayerRole, Observation
+from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
+from rayd.objectives.running import RunningMeans
+from rayd.objectives.specification import StatisticSpec
+from rayd.objectives.terms import Context, RealStatistics
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
+from rayd.transfer import upload
+
+ROUNDING = 100 * torch.finfo(torch.float32).eps
+"""Size of details, relative to the largest eigenvalue, that float32 tells from its rounding to a
+hundredth.
+"""
+
+
+def distances(real: Tensor, synthetic: Tensor) -> Tensor:
+    """Sum over layers of the Euclidean distance of all entries of matrices (k, ., .): gradient zero
+    where they are equal.
+    """
+    apart: Tensor = torch.linalg.vector_norm(synthetic - real, dim=(1, 2))
+    return apart.sum()
+
+
+class SpectralFilterDistance:
+    """Distances of filtered correlations, and of the signal through them, over all layers that a
+    tap listens to.
+    """
+
+    def __init__(
+        self,
+        filters: Callable[[Context], Filters],
+        *,
+        signal: Signal = "class",
+        filter_weight: float = 1.0,
+        signal_weight: float = 1.0,
+        updating: bool = False,
+        tap: LayerRole = LayerRole.CONV_PATH,
+    ):
+        """Match through filters.
+
+        Args:
+            filters: those of a call: a function of the context's `progress`, `block` and `blocks`.
+            signal: by class or the mean.
+            filter_weight: of the distance of the filtered matrices, the w.
+            signal_weight: of the distance of the signals, the v.
+            updating: whether statistics are averaged over blocks; needs a method whose blocks
+                follow one another.
+            tap: which layers.
+
+        Raises:
+            ValueError: a weight is negative, or both are 0.
+        """
+        if min(filter_weight, signal_weight) < 0 or filter_weight + signal_weight == 0:
+            raise ValueError(
+                "The 'filter_weight' and 'signal_weight' of SpectralFilterDistance must not be negative, nor both 0. "
+                f"Got {filter_weight} and {signal_weight} instead."
+            )
+        self.filters = filters
+        """Those of a call."""
+        self._weights = (filter_weight, signal_weight)
+        self._updating = updating
+        self.matrices = StatisticSpec(tap, Channels(), Pooled(Covariance))
+        """The correlations of features with features that go through the filters."""
+        self._signals = (
+            StatisticSpec(tap, Channels(), LabelCorrelation)
+            if signal == "class" and signal_weight > 0
+            else None
+        )
+        self.needs = (self.matrices,) if self._signals is None else (self.matrices, self._signals)
+        self._derived: WeakKeyDictionary[Covariance, Factors] = WeakKeyDictionary()
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Weighted sum of the distances of all layers; labels are class indices (N,).
+
+        Raises:
+            RunError: the features are not finite any more.
+            ConfigError: the filter's gradient steps diverge.
+        """
+        groups = self._factors(real).groups
+        filters = self.filters(context)
+        seen = self._precise(seen, groups, filters)
+        matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
+        mean = RunningMeans(context) if self._updating else _as_it_is
+        stacked = []
+        with_signals = []
+        for group in groups:
+            stacked.append(
+                mean(
+                    f"matrix {group.dimension}",
+                    torch.stack([matrices[place] for place in group.places]),
+                )
+            )
+            with_signals.append(
+                mean(
+                    f"signal {group.dimension}",
+                    torch.stack([signals[place] for place in group.places]),
+                )
+            )
+        parts = []
+        for group, ours in zip(groups, _filtered(filters, stacked, with_signals), strict=True):
+            theirs = group.through(filters, ours.matrices.dtype)
+            gaps = zip(self._weights, theirs, ours, strict=True)
+            parts += [weight * distances(one, other) for weight, one, other in gaps if weight > 0]
+        return torch.stack([part.to(seen.logits.dtype) for part in parts]).sum()
+
+    def _synthetic(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, class_counts: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Covariances (d, d) and signals (m, d), one a layer."""
+        covariances = cast(
+            tuple[Covariance, ...], self.matrices.of(seen, labels, real[self.matrices])
+        )
+        matrices = [one.covariance[0] for one in covariances]
+        if self._signals is None:
+            return matrices, [one.mean for one in covariances]
+        by_class = cast(
+            tuple[LabelCorrelation, ...], self._signals.of(seen, labels, real[self._signals])
+        )
+        if class_counts is None:
+            return matrices, [one.correlation for one in by_class]
+        counts = class_counts
+        precision = by_class[0].total.dtype
+        known = f"frequency among {tuple(counts.tolist())} {precision}"
+        scales = derived(labels, known, lambda: _as_frequent(labels, counts).to(precision))
+        scales = derived(labels, f"{known} there", lambda: upload(scales, labels.device))
+        return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
+
+    def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
+        """The same, in float64 where a filter looks at details that float32 would round away."""
+        detail = min(one.detail for one in filters)
+        layers = list(seen.taps[self.matrices.layer_role])
+        if layers[0].device.type == "mps":
+            return seen  # it has no float64
+        for group in groups:
+            if detail < ROUNDING * group.size:
+                for place in group.places:
+                    layers[place] = layers[place].double()
+        return Observation(
+            seen.logits, {**seen.taps, self.matrices.layer_role: tuple(layers)}, seen.images
+        )
+
+    def _factors(self, real: RealStatistics) -> Factors:
+        """What is derived of these statistics, kept as long as they live."""
+        matrices = cast(tuple[Covariance, ...], real[self.matrices])
+        signals = (
+            None
+            if self._signals is None
+            else cast(tuple[LabelCorrelation, ...], real[self._signals])
+        )
+        factors = self._derived.get(matrices[0])
+        if factors is None or not factors.are_of((*matrices, *(signals or ()))):
+            factors = self._derived[matrices[0]] = Factors(matrices, signals)
+        return factors
+
+
+def _filtered(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -> list[Filtered]:
+    try:
+        return through(filters, matrices, signals)
+    except ValueError as error:
+        raise RunError(
+            "The features of the synthetic images are not finite any more; lower synthesis.learning_rate, or "
+            "terms.spectral_filter.filter.alpha where the filter takes gradient steps."
+        ) from error
+
+
+def _as_frequent(labels: Tensor, class_counts: Tensor) -> Tensor:
+    """What the signal of each class is to be multiplied by, so that it counts as often as among the
+    real images (m,).
+    """
+    numbers = on_host(labels)
+    ours = numbers.bincount(minlength=len(class_counts)).double() / len(numbers)
+    theirs = class_counts.to(ours) / class_counts.sum()
+    return torch.where(ours > 0, theirs / ours.clamp(min=1e-12), 0.0)
+
+
+def _as_it_is(name: str, current: Tensor) -> Tensor:
+    return current
