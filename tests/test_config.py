@@ -217,7 +217,7 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         (
             "dm",
             {"classifiers": {"pool": 2}},
-            "'classifiers' would change nothing.* looks through classifiers",
+            "'classifiers' would change nothing.* is computed in classifiers",
         ),
         (
             "idm",

@@ -48,8 +48,8 @@ class LayerRole(StrEnum):
     CONV_INPUTS = "conv_inputs"
     """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
     CONV_PATH = "conv_path"
-    """The same, a map that several convolutions read heard once. In residual networks that leaves
-    out the 1x1 projections of shortcuts, whose input is already heard at the first convolution of
+    """The same, but a map that several convolutions read counts once. In residual networks that
+    leaves out the 1x1 projections of shortcuts, whose input is that of the first convolution of
     their block.
     """
     BLOCK_OUTPUTS = "block_outputs"

@@ -1,9 +1,9 @@
-"""What the decoupled methods share: they squeeze networks, recover images from them, and let them
-relabel the images.
+"""Defaults that the decoupled methods share: they squeeze networks, recover images from them, and
+let them relabel the images.
 
 Yin, Xing and Shen, "Squeeze, Recover and Relabel" (NeurIPS 2023), and what came of it: CDA, G-VBSM,
 RDED, EDC. Observers are trained on the real data and then fixed; the set is cut into blocks that
-are optimised apart; students learn what the observers say of every batch. Accuracy of this family
+are optimised apart; students learn the observers' outputs on every batch. Accuracy of this family
 depends on how observers label, which the papers agree on: networks in eval mode, mean logits over
 them, after the batch was mixed, and a divergence that is not multiplied by the squared temperature.
 """

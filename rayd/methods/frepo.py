@@ -10,7 +10,7 @@ Distillation with Infinitely Wide Convolutional Networks" (KIP), NeurIPS 2021.
     X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the
     synthetic images (n, d)
     Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`terms.regression.relative_ridge`)
-    theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every look, a fresh network in
+    theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every use, a fresh network in
               its place after 100 of them. KRR: a fresh random network in each step, a finite
               stand-in for KIP's kernel
 

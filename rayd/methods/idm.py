@@ -1,5 +1,5 @@
-"""IDM: distribution matching with partitioned images, growing networks, and a say for those that
-know the classes.
+"""IDM: distribution matching with partitioned images, growing networks, and a classification term
+for those that know the classes.
 
 Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset
 Condensation", CVPR 2023.

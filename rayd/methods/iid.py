@@ -6,8 +6,8 @@ Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillatio
 
     minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM          L_base  that of DM or of IDM
 
-    L_CC  class centralization, through networks of a pool that were trained on the real data        lambda_CC  0.05
-    L_CM  covariance matching of local descriptors, through the network that looks for L_base        lambda_CM  0.01
+    L_CC  class centralization, in networks of a pool that were trained on the real data        lambda_CC  0.05
+    L_CM  covariance matching of local descriptors, in the network of L_base        lambda_CM  0.01
 
 The terms are in `rayd.objectives.relations`, with their symbols; any method may add them
 (`terms.centralization.weight=0.05`).
@@ -48,7 +48,7 @@ CITATION = """@inproceedings{deng2024iid,
 
 
 class _Related(Method):
-    """What both have in common."""
+    """Base of both methods."""
 
     citation = CITATION
 

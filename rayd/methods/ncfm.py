@@ -37,8 +37,8 @@ learn hard labels for 2,000 epochs.
 - Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained
   with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
   for good, so that it can be measured once (and keeps it with `real: sampled`).
-  `observers.interpolate: false` looks through the trained weights.
-- Calibration, as in the code, looks through networks as they were trained: those that stand between
+  `observers.interpolate: false` takes the trained weights.
+- Calibration, as in the code, is computed in networks as they were trained: those that stand between
   two weights have twins that stand at the end (`Recipe.classifier_settings`), unless the recipe has
   `classifiers` of its own.
 

@@ -14,7 +14,7 @@ observers' softened labels (T = 20) of every batch, mixed by cutmix, while the s
 half.
 
 **Paper and released code.** The code normalises all data with ImageNet's mean and standard
-deviation; here with those of the training split. It also lets the student see each batch before
+deviation; here with those of the training split. It also forwards each batch through the student before
 mixing, without gradient and in training mode, so that batch statistics update twice; this is
 followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at least
 1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves

@@ -1,7 +1,7 @@
-"""What is minimised: terms that are their settings, one family a module.
+"""Terms of objectives, one family a module: each is its settings, with its mathematics as a method.
 
-Terms are imported without torch, so that recipes can be read and refused at once; what needs it is
-imported when it is asked for.
+Terms are imported without torch, so that recipes can be read and refused at once; names that need
+torch are imported on first use.
 """
 
 from importlib import import_module
@@ -61,7 +61,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for."""
+    """Import names that need torch on first use."""
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'rayd.objectives' has no attribute '{name}'")

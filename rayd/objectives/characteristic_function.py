@@ -49,7 +49,7 @@ class CharacteristicFunctionMatching(Term):
     weight: float = Field(default=300.0, ge=0)
     """Factor of the term; 0 switches it off."""
     layers: Literal["features", "last_map"] = "features"
-    """What the classifier reads, or the last map, as one vector an image."""
+    """Layers: the input of the classifier, or the last map, as one vector an image."""
     kernel: Literal[Kernel, "linear"] = "gaussian"
     """Whose spectrum frequencies are drawn from; `linear` compares means instead, as DM does,
     without any frequency.

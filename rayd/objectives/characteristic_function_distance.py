@@ -77,7 +77,7 @@ def amplitude_part(real: CharacteristicFunction, synthetic: CharacteristicFuncti
 
 
 def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:
-    """What of |phi_r - phi_s|^2 amplitudes leave (C, M), at least 0: 2 A_r A_s (1 - cos of the
+    """The part of |phi_r - phi_s|^2 beside the amplitudes (C, M), at least 0: 2 A_r A_s (1 - cos of the
     angle between them).
 
     For an acute angle 1 - cos is sin^2 / (1 + cos), which does not cancel.
@@ -103,7 +103,7 @@ def characteristic_function_gaps(
     factor: float = 2.0,
     root: bool = False,
 ) -> Tensor:
-    """What classes and frequencies contribute (C, M): their mean over frequencies is the distance
+    """Contributions of classes and frequencies (C, M): their mean over frequencies is the distance
     of a class.
 
     Args:
@@ -150,7 +150,7 @@ class CharacteristicFunctionDistance:
         over_classes: OverClasses = "mean",
         adversary: FrequencyAdversary | None = None,
     ):
-        """Compare what `need` names.
+        """Compare one statistic.
 
         Args:
             need: a characteristic function, or moments for the linear kernel.
@@ -196,7 +196,7 @@ class CharacteristicFunctionDistance:
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the layers that the need's tap listens to; labels are class indices (N,)."""
+        """Sum over the layers of the statistic; labels are class indices (N,)."""
         (need,) = self.needs
         layers = zip(real[need], need.of(seen, labels, real[need]), strict=True)
         values = [

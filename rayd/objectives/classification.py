@@ -1,11 +1,11 @@
-"""What an observer that knows the classes says of the synthetic images.
+"""Cross-entropy of the synthetic images in networks that know the classes.
 
     cross-entropy    loss = mean_i CE(phi(x_i), y_i)             phi  the observer, logits     y_i  class index of image x_i
-    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    how well it knows the real images, a fraction
+    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    its accuracy on real images, a fraction
 
 The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM
-(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): an
-observer has a say as far as it knows what it speaks of. The released code of IDM takes p in
+(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the
+loss of an observer counts in proportion to its accuracy. The released code of IDM takes p in
 percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
 """
 

@@ -5,13 +5,13 @@ Matching" (CVPR 2024):
 
     loss = sum_c KL( softmax(l_c / tau) || softmax(l_c) )      l_c = eigenvalues of X_c X_c^T, (n_c,)
 
-    X_c  the n_c images of class c that the step holds, as the observer sees them, pooled to 32 x 32
+    X_c  the n_c images of class c that the step holds, as the observer gets them, pooled to 32 x 32
     pixels, flattened tau  temperature, 4; the first argument is a target without gradient
 
 Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum
 towards equal parts. A single image has one eigenvalue and nothing to pull: such a class adds 0.
 Eigenvalues are sums of some 3,000 squared pixels: where they are further apart than a few tau, both
-distributions are all but one-hot, and the term is neither felt nor costs anything. The released
+distributions are all but one-hot, and the term and its gradient vanish. The released
 code does the same with a solver for general matrices; here the matrices of all classes of one size
 are solved together, as the symmetric ones that they are.
 """
@@ -101,9 +101,7 @@ class Densification(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the classes, differentiable in the images (N, channels, h, w) that the observer
-        saw.
-        """
+        """Sum over the classes, differentiable in the network inputs (N, channels, h, w)."""
         import torch
 
         values = []

@@ -1,4 +1,4 @@
-"""Flatness: the observer shall say the same of the images as of their moving average.
+"""Flatness: an observer's output on the images should be that on their moving average.
 
 Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), flatness
 regularisation:
@@ -6,7 +6,7 @@ regularisation:
     loss = mean_i KL( softmax(phi(x_i) / tau) || softmax(phi(average_i) / tau) )      average <- beta average + (1 - beta) x
 
     phi  the observer, logits (classes,)      tau  temperature, 4
-    x_i  synthetic image, seen through the same random view as its moving average (beta = 0.99),
+    x_i  synthetic image, under the same random view as its moving average (beta = 0.99),
     which gets no gradient
 
 Images that move along a sharp ridge of the loss leave their average behind; a small divergence
@@ -40,7 +40,7 @@ def softened_divergence(
     """Mean over rows of the divergence of two softened distributions, given as logits (N, classes);
     a scalar.
 
-    `direction` says which of them is p in KL(p || q) = sum p log(p / q).
+    `direction` is which of them is p in KL(p || q) = sum p log(p / q).
     """
     from torch.nn import functional
 

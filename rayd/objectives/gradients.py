@@ -10,7 +10,7 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
     has the rows (out, in k k), a linear
           layer (out, in); parameters of one dimension (biases, normalisations) add nothing
 
-The distance does not see how long gradients are. For a linear model that regresses labels y on
+The distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
 go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang, UniDD, ICLR 2026; see
 `rayd.objectives.filters`).

@@ -1,4 +1,4 @@
-"""Means and variances of what layers hear, matched over all images and class by class.
+"""Means and variances of layers' inputs, matched over all images and class by class.
 
 The matching term of SRe2L (Yin, Xing and Shen, NeurIPS 2023: a = 1, inputs of batch
 normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, smoothed) and of EDC
@@ -7,20 +7,20 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
     loss = sum_l w_l [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ]
     D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
 
-    l  layers of the taps, seen through a view: inputs of normalisations or convolutions by channel,
+    l  layers of the roles under a transform: inputs of normalisations or convolutions by channel,
     or by patch X  synthetic images, X_c those of class c; the mean over c runs over the classes
     that X holds T  real images; statistics of all of them are merged from those of the classes, the
     part between classes included
-    w_l  1, but for the first layer of a tap          a  alpha, a share in [0, 1]
+    w_l  1, but for the first layer of a role         a  alpha, a share in [0, 1]
 
 Norms are not squared, variances are biased. Statistics of X may be smoothed over steps (G-VBSM):
 with m in [0, 1)
 
     s <- m s + (1 - m) stat      value s, gradient of stat      s = 0 at first, without correction for that
 
-so that each observer remembers what it saw of this block of images. m = 0 is the plain statistic.
-And layers may be dropped: a layer is left out of a call with a given probability, in all views at
-once, and its memory stays as it is.
+so that each observer keeps the statistics of this block of images. m = 0 is the plain statistic.
+And layers may be dropped: a layer is left out of a call with a given probability, under all
+transforms at once, and its memory stays as it is.
 
 **Variance of a class** (`category`). A map's variance has a part inside images and a part between
 them.
@@ -83,15 +83,15 @@ class MomentDistance:
         """Match the moments that `needs` name.
 
         Args:
-            needs: statistics by tap and view, all of kind `Moments`.
+            needs: statistics, all of them `Moments`.
             alpha: share of the comparison over all images; the rest is for classes. What has no
                 share is not computed.
             category: which variance stands for a class.
             momentum: of the smoothing over steps; 0 for none.
-            first_layer_weight: factor of the first layer of a tap, in all its views; 1 for taps
-                that are not named.
-            drop: probability with which a layer of a tap is left out of a call; 0 for taps that are
-                not named.
+            first_layer_weight: factor of the first layer of a role, under all transforms; 1 for
+                roles that are not named.
+            drop: probability with which a layer of a role is left out of a call; 0 for roles that
+                are not named.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -137,9 +137,9 @@ class MomentDistance:
         targets = self._targets(
             [cast(Moments, statistic) for need in self.needs for statistic in real[need]]
         )
-        heard = list(compress(layers, kept))
-        samples = _side_by_side(heard)
-        columns, layer_of, weights = self._plan(targets, kept, heard, samples.mean)
+        kept_layers = list(compress(layers, kept))
+        samples = _side_by_side(kept_layers)
+        columns, layer_of, weights = self._plan(targets, kept, kept_layers, samples.mean)
         table = _Table(
             columns=columns,
             width=sum(targets.widths),
@@ -151,7 +151,7 @@ class MomentDistance:
         return self._distance(targets, samples, labels, table)
 
     def _plan(
-        self, targets: Targets, kept: Sequence[bool], heard: Sequence[_Layer], like: Tensor
+        self, targets: Targets, kept: Sequence[bool], kept_layers: Sequence[_Layer], like: Tensor
     ) -> tuple[Tensor | slice, Tensor, Tensor]:
         """Columns, one-hot layers and weights of the layers that are kept; those of all layers are
         made once.
@@ -163,7 +163,7 @@ class MomentDistance:
         )
         layer_of = _layer_of(list(compress(targets.widths, kept)), like)
         weights = upload(
-            torch.tensor([self._layer_weight(layer) for layer in heard], dtype=like.dtype),
+            torch.tensor([self._layer_weight(layer) for layer in kept_layers], dtype=like.dtype),
             like.device,
         )
         if all(kept):
@@ -196,7 +196,7 @@ class MomentDistance:
         return self._first.get(layer.need.layer_role, 1.0) if layer.place == 0 else 1.0
 
     def _kept(self, layers: Sequence[_Layer], context: Context) -> list[bool]:
-        """Which layers this call looks at: one draw for each layer of a tap, whatever its views."""
+        """Which layers this call compares: one draw for each layer of a role."""
         named = sorted(
             {
                 (layer.need.layer_role, layer.place)
@@ -213,7 +213,7 @@ class MomentDistance:
         return [(layer.need.layer_role, layer.place) not in dropped for layer in layers]
 
     def _targets(self, statistics: list[Moments]) -> Targets:
-        """What is derived of these statistics, kept as long as they live."""
+        """The targets of these statistics, kept as long as they live."""
         targets = self._derived.get(statistics[0])
         if targets is None or not targets.are_of(statistics):
             targets = self._derived[statistics[0]] = Targets(
@@ -223,7 +223,7 @@ class MomentDistance:
 
 
 class _Layer(NamedTuple):
-    """One layer in one view."""
+    """One layer under one transform."""
 
     need: StatisticSpec
     place: int
@@ -235,11 +235,11 @@ class _Table:
     """The table of one call: which columns it has, and how rows are smoothed and compared."""
 
     columns: Tensor | slice
-    """Which of the columns of all layers: those of the layers that are looked at."""
+    """Which of the columns of all layers: those of the layers that are compared."""
     width: int
     """How many columns all layers have."""
     layers: Tensor
-    """One-hot: which of the L layers that are looked at a column belongs to (D, L)."""
+    """One-hot: which of the L compared layers a column belongs to (D, L)."""
     weights: Tensor
     """Of the layers (L,)."""
     momentum: float

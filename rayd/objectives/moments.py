@@ -66,7 +66,7 @@ class MomentMatching(Term):
     alpha: float = Field(default=1.0, ge=0, le=1)
     """Share of the comparison over all images; the rest is for classes."""
     category: Category = "class"
-    """What is compared for classes: their whole variance (paper), the part inside images, or, over
+    """Comparison for classes: their whole variance (paper), the part inside images, or, over
     the whole batch, the average of the part inside images (released code).
     """
     momentum: float = Field(default=0.8, ge=0, lt=1)

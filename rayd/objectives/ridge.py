@@ -1,4 +1,4 @@
-"""Ridge regression on features: what a set teaches a linear classifier, in closed form.
+"""Ridge regression on features: a linear classifier trained on a set, in closed form.
 
 Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression" (FRePo, NeurIPS
 2022); Nguyen, Novak, Xiao and Lee, "Dataset Distillation with Infinitely Wide Convolutional
@@ -21,8 +21,8 @@ for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang, UniDD, ICLR 2026; see `rayd.o
 
 **Paper and released code.** The ridge is relative to the trace in both, and its gradient counts.
 Half of the squared distance and the margin are those of the code. Here all is computed in float64:
-a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Those who left out
-whitening or centring report chance accuracy.
+a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Without
+whitening or centring, others report chance accuracy.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def ridge_of(features: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
 def predictions(
     real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE
 ) -> Tensor:
-    """What a ridge regression that is trained on the synthetic set says of the real features.
+    """Predictions on the real features of a ridge regression that is trained on the synthetic set.
 
     Args:
         real: features (N, d).

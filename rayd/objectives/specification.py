@@ -151,8 +151,8 @@ class StatisticSpec:
         return places.to(parts[0].device) if parts else places
 
     def _features(self, layer: Tensor) -> tuple[Tensor, Transform]:
-        """What a statistic is given of a layer: its maps and the transform, or the vectors, made
-        in the precision of the maps.
+        """Input of a statistic: the maps of a layer and the transform, or the vectors, computed in
+        the precision of the maps.
         """
         if self.transform.in_place:
             return layer, self.transform

@@ -47,9 +47,9 @@ class SpectralFilterMatching(Term):
     weight: float = Field(default=0.1, ge=0)
     """Factor of the term, the paper's eta; 0 switches it off."""
     filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
-    """What correlations of features go through."""
+    """Filter of the correlations of features."""
     signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
-    """What the signal goes through; absent: the same."""
+    """Filter of the signal; absent: the same."""
     filter_weight: float = Field(default=1.0, ge=0)
     """Of the distance of filtered correlations."""
     signal_weight: float = Field(default=1.0, ge=0)
@@ -115,7 +115,7 @@ class CurriculumFilterMatching(SpectralFilterMatching):
     filter: FilterSettings = FilterSettings(
         schedule=FilterScheduleSettings(name="cosine", over="blocks")
     )
-    """What correlations of features go through: a ridge that falls from block to block."""
+    """Filter of the correlations of features: a ridge that falls from block to block."""
     updating: bool = True
     """Whether statistics of synthetic images are means over the blocks so far."""
 

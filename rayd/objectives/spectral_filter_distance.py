@@ -1,4 +1,4 @@
-"""Spectral matching: correlations of features, seen through a filter, matched layer by layer.
+"""Correlations of features through a spectral filter, matched layer by layer.
 
 Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026):
 one objective, f(X^T X) g(X^T Y) compared between real and synthetic features, once with g = 1 and
@@ -32,9 +32,9 @@ with a schedule CFM.
 - The code's real side is the mean of the covariances inside batches, which lacks the part between
   them. Here it is that of the whole set, whatever the batches.
 
-**Precision.** Synthetic statistics are in the precision of the features. Where a filter looks at
-details that float32 cannot tell from rounding (a ridge below about 1e-5 of the largest eigenvalue),
-the layers concerned are worked on in float64.
+**Precision.** Synthetic statistics are in the precision of the features. Where a filter depends on
+details that float32 cannot distinguish from rounding (a ridge below about 1e-5 of the largest
+eigenvalue), the layers concerned are worked on in float64.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
 from rayd.transfer import upload
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps
-"""Size of details, relative to the largest eigenvalue, that float32 tells from its rounding to a
-hundredth.
+"""Size of details, relative to the largest eigenvalue, that float32 resolves to a hundredth.
 """
 
 
@@ -72,8 +71,8 @@ def distances(real: Tensor, synthetic: Tensor) -> Tensor:
 
 
 class SpectralFilterDistance:
-    """Distances of filtered correlations, and of the signal through them, over all layers that a
-    tap listens to.
+    """Distances of filtered correlations, and of the signal through them, over all layers of
+    a role.
     """
 
     def __init__(
@@ -178,7 +177,7 @@ class SpectralFilterDistance:
         return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
 
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
-        """The same, in float64 where a filter looks at details that float32 would round away."""
+        """The same, in float64 where a filter depends on details that float32 would round away."""
         detail = min(one.detail for one in filters)
         layers = list(seen.taps[self.matrices.layer_role])
         if layers[0].device.type == "mps":
@@ -192,7 +191,7 @@ class SpectralFilterDistance:
         )
 
     def _factors(self, real: RealStatistics) -> Factors:
-        """What is derived of these statistics, kept as long as they live."""
+        """The factors of these statistics, kept as long as they live."""
         matrices = cast(tuple[Covariance, ...], real[self.matrices])
         signals = (
             None
@@ -216,8 +215,8 @@ def _filtered(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -
 
 
 def _as_frequent(labels: Tensor, class_counts: Tensor) -> Tensor:
-    """What the signal of each class is to be multiplied by, so that it counts as often as among the
-    real images (m,).
+    """Factors of the signals of the classes (m,) that give each the frequency it has among the real
+    images.
     """
     numbers = on_host(labels)
     ours = numbers.bincount(minlength=len(class_counts)).double() / len(numbers)

@@ -3,7 +3,7 @@
 An objective is a weighted sum of terms. A term maps an observer's output on the synthetic images
 (an `Observation`) and, where it compares with the real data, statistics of the same observer's
 output on them, to a scalar. It declares the statistics that it needs; the engine measures them
-once, over the whole real set, or samples them, whichever the recipe asks for: the term cannot tell.
+once, over the whole real set, or samples them, as the recipe has it: that makes no difference to the term.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ RealStatistics: TypeAlias = "Mapping[StatisticSpec, tuple[Statistic, ...]]"
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The real mini-batch of a step, as the observer sees it."""
+    """The real mini-batch of a step, as the observer gets it."""
 
     images: Tensor
     """Network input (N, C, H, W), augmented like the synthetic images."""
     labels: Tensor
     """Class indices (N,)."""
     look: Callable[[], Observation]
-    """Forwards them; what the observer says of them has no graph."""
+    """Forwards them; the observer's output has no graph."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where a term is called: what it may depend on beside the images of the step."""
+    """Everything that a term may depend on beside the images of the step."""
 
     generator: Callable[[str], torch.Generator] = _no_draws
     """A private generator for a purpose; equal in every repetition of the step."""
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """What the term keeps from call to call, for this observer and this block of images: read it,
+    """State of the term from call to call, for this observer and this block of images: read it,
     and write the new values. Tensors in it are without graph and must not be changed in place.
     """
     average_logits: Callable[[], Tensor] = _no_average
-    """Logits (N, classes) of the moving average of the images, seen through the same view, without
+    """Logits (N, classes) of the moving average of the images, under the same view, without
     graph; for terms with an `averaging` decay.
     """
     accuracy: float | Tensor = 0.0
@@ -80,7 +80,7 @@ class Context:
     call finds in `memory` what the last call of the block before left there.
     """
     class_counts: Tensor | None = None
-    """Real images of each class of the training split (classes,); a run always tells them."""
+    """Real images of each class of the training split (classes,); always given in a run."""
     network: nn.Module | None = None
     """The observer's network, frozen; a term must leave it as it is."""
     batch: Batch | None = None
@@ -100,18 +100,18 @@ class Context:
 class Term(Settings, ABC):
     """One summand of an objective: its settings, with its mathematics as a method.
 
-    What `terms.<name>` of a recipe may hold are the fields of its class. Recipes are read without
+    The fields of its class are what `terms.<name>` of a recipe may hold. Recipes are read without
     torch, so modules of terms import it, and what needs it, inside their functions.
     """
 
     name: ClassVar[str]
-    """What it is called in recipes, logs and `terms.<name>`."""
+    """Name in recipes (`terms.<name>`) and logs."""
     former_name: ClassVar[str] = ""
-    """What checkpoints of the version before call it, where that is something else."""
+    """Name in checkpoints of the version before, where that was another."""
     for_any_method: ClassVar[bool] = False
     """Whether recipes may add it to the objective of a method that does not have it."""
     through: ClassVar[NetworkGroup] = "observers"
-    """Which networks it looks through."""
+    """Which networks it is computed in."""
     needs_classes: ClassVar[bool] = False
     """Whether these networks must know the classes, that is be trained on the real data."""
     needs_batch: ClassVar[bool] = False
@@ -162,8 +162,8 @@ class Term(Settings, ABC):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """The unweighted value, a scalar, differentiable in what was seen of the synthetic
-        images.
+        """The unweighted value, a scalar, differentiable in the observer's output on the
+        synthetic images.
 
         Args:
             real: statistics of the real data, those of `needs` among them.

@@ -1,4 +1,4 @@
-"""The monoids: what is measured of real features and matched by synthetic ones."""
+"""Statistics of features, which are monoids; transforms from feature maps to feature vectors."""
 
 from rayd.config.choices import Kernel, Scale
 from rayd.statistics.base import Statistic

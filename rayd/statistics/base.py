@@ -1,5 +1,4 @@
-"""What all statistics of features have in common: they are sums over samples, hence commutative
-monoids.
+"""Base of all statistics of features: sums over samples, hence commutative monoids.
 
 A statistic is kept per class. Symbols used in this package:
 
@@ -132,11 +131,11 @@ class Statistic(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of its tensors."""
         return next(iter(self.state().values())).device
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that make it up, by name: what travels and what is stored."""
+        """The tensors that make it up, by name: for sending and storing."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod

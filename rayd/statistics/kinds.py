@@ -5,7 +5,7 @@
     AtFrequencies(frequencies)  classes    `CharacteristicFunction` at drawn frequencies
     Pooled(statistic)           one        that of all classes together
 
-Where a kind is asked for, a class alone stands for `ByClass` of it.
+Wherever a kind is expected, a class alone stands for `ByClass` of it.
 
 A statistic whose empty element needs arguments has a kind of its own, beside its class.
 """
@@ -27,7 +27,7 @@ from rayd.statistics.frequencies import Frequencies
 
 @dataclass(frozen=True)
 class StatisticKind(ABC):
-    """What kind of statistic is taken of feature vectors. Equal kinds give equal statistics."""
+    """A kind of statistic of feature vectors. Equal kinds give equal statistics."""
 
     @property
     @abstractmethod
@@ -139,7 +139,7 @@ class AtFrequencies(StatisticKind):
 
     @property
     def looks_first(self) -> bool:
-        """Where the kernel's length is the median distance of features."""
+        """If the kernel's length is the median distance of features."""
         return self.frequencies.scale == "median"
 
     def resolved(self, features: Tensor) -> AtFrequencies:

@@ -285,7 +285,7 @@ def test_declarations():
         (
             "dc",
             {"real": "measured", "observers": {"model_pool": None}},
-            "looks at real mini-batches.*set 'real: sampled'",
+            "needs real mini-batches.*set 'real: sampled'",
         ),
         ("krr", {"real": "measured"}, "The term 'regression'.*set 'real: sampled'"),
         ("frepo", {"observers": {"model_pool": {"push_every": 5}}}, "set one of them to null"),

@@ -223,7 +223,9 @@ def total(method: Method, network: torch.nn.Module) -> tuple[float, dict[str, fl
 def test_every_term_can_be_asked_of_real_networks(name, norm):
     method = methods.build(recipe(name))
     if norm == "instance" and name in ("sre2l", "cda"):
-        with pytest.raises(ConfigError, match="The tap 'bn_inputs' needs batch normalisation"):
+        with pytest.raises(
+            ConfigError, match="The layer role 'bn_inputs' needs batch normalisation"
+        ):
             looked_at(method, convnet(norm))
         return
     _, values = total(method, convnet(norm))
@@ -233,7 +235,7 @@ def test_every_term_can_be_asked_of_real_networks(name, norm):
 
 @pytest.mark.parametrize("name", ["gvbsm", "edc"])
 def test_a_network_without_convolutions_is_refused(name):
-    with pytest.raises(ConfigError, match="The tap 'conv_inputs' needs convolutions"):
+    with pytest.raises(ConfigError, match="The layer role 'conv_inputs' needs convolutions"):
         looked_at(methods.build(recipe(name)), small("mlp"))
 
 

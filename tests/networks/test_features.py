@@ -339,14 +339,14 @@ def test_in_place_activations_are_part_of_the_last_map() -> None:
         (
             "mlp",
             LayerRole.LAST_MAP,
-            "The tap 'last_map' needs a convolutional map before the classifier; network Sequential has none.",
+            "The layer role 'last_map' needs a convolutional map before the classifier; network Sequential has none.",
         ),
-        ("convnet", LayerRole.BN_INPUTS, "The tap 'bn_inputs' needs batch normalisation"),
-        ("mlp", LayerRole.CONV_INPUTS, "The tap 'conv_inputs' needs convolutions"),
+        ("convnet", LayerRole.BN_INPUTS, "The layer role 'bn_inputs' needs batch normalisation"),
+        ("mlp", LayerRole.CONV_INPUTS, "The layer role 'conv_inputs' needs convolutions"),
         (
             "torchvision/squeezenet1_1",
             LayerRole.FEATURES,
-            "The tap 'features' needs a linear classifier; network SqueezeNet has none.",
+            "The layer role 'features' needs a linear classifier; network SqueezeNet has none.",
         ),
     ],
 )
