@@ -23,7 +23,9 @@ OverClasses = Literal["mean", "sum"]
 """How the values of classes become one; see `rayd.objectives.characteristic_function_distance`."""
 
 Signal = Literal["class", "mean"]
-"""What a filter is applied to: features by class, or their mean; see `rayd.objectives.spectral_filter_distance`."""
+"""What a filter is applied to: features by class, or their mean; see
+`rayd.objectives.spectral_filter_distance`.
+"""
 
 Direction = Literal["current", "average"]
 """Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their

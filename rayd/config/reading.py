@@ -165,7 +165,7 @@ def with_new_names(
     >>> with_new_names({"guides": {"pool": 2}})
     {'classifiers': {'pool': 2}}
     >>> with_new_names({"method": "csdm", "terms": {"spectral": {"weight": 10}}})
-    {'method': 'csdm', 'terms': {'characteristic_function': {'weight': 10}}}
+    {'terms': {'characteristic_function': {'weight': 10}}, 'method': 'csdm'}
 
     Args:
         tree: settings as a nested mapping.

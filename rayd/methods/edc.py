@@ -31,8 +31,8 @@ cross-entropy with the hard label.
 **Paper and released code differ.**
 
 - Statistics of a class in the code are not those of the paper, and are compared otherwise: see
-  `category` in `rayd.objectives.moments`. The paper's are the default (`class`); `batch` is the
-  code's comparison, `instance` between them. The code also swaps mean and variance of the patch
+  `category` in `rayd.objectives.moment_distance`. The paper's are the default (`class`); `batch` is
+  the code's comparison, `instance` between them. The code also swaps mean and variance of the patch
   statistics of classes, which nothing here does.
 - Flatness is off in all scripts, turns the divergence round and divides it by the number of classes
   too; see `rayd.objectives.flatness`. The paper's is the default.

@@ -13,7 +13,7 @@ Condensation via Various Backbone and Statistical Matching", CVPR 2024.
     r     0.01 (`terms.moments.weight`)
 
 A convolution is left out of a step with probability 0.4 (`terms.moments.drop`). Patches are 4 positions
-wide (16 on ImageNet); see `rayd.statistics.views`. Densification, weight 1, is in
+wide (16 on ImageNet); see `rayd.statistics.transforms`. Densification, weight 1, is in
 `rayd.objectives.densification`. Adam (0.5, 0.9), 4,000 steps of size 0.05 (0.1 on ImageNet) along a
 cosine to zero. Students learn the mean logits of the observers by mean squared error, plus 0.15
 times the cross-entropy with the hard label (0.1 on ImageNet and Tiny-ImageNet).
