@@ -29,16 +29,18 @@ from rayd import devices, networks
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
-from rayd.engine import experts, initial, measure, squeeze
-from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool, ObjectRef
-from rayd.engine.squeeze import TrainedObserver
+from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.score import Score, initial_set
+from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
 from rayd.evaluation.student import StudentResult, train
-from rayd.methods import build
 from rayd.recipes import assemble
 from rayd.synthetic import SyntheticSet
 from rayd.training.sets import TrainingSet
@@ -324,17 +326,16 @@ class Side:
         return Given(self._squeezed(), self._experts())
 
     def _squeezed(self) -> dict[NetworkId, TrainedObserver]:
-        wanted = trained_networks(self.recipe)
-        if not wanted:
-            return {}
-        work = (self._pool, self.recipe, self._data, self._store)
-        return squeeze.squeeze(*work, lambda *_: None, wanted)
+        return Squeeze(self._job).run(self._pool)
 
     def _experts(self) -> tuple[Path, ...]:
-        if not build(self.recipe).needs_experts:
-            return ()
-        work = (self._pool, self.recipe, self._data, self._store)
-        return experts.train(*work, lambda *_: None)
+        experts = Experts(self._job)
+        experts.run(self._pool)
+        return experts.files()
+
+    @property
+    def _job(self) -> Job:
+        return Job(self.recipe, self._data, self._store)
 
     def _weights(self, given: Given) -> dict[NetworkId, ObjectRef]:
         """Weights of the trained networks that compute features."""
@@ -347,12 +348,7 @@ class Side:
 
     def measured(self, given: Given) -> dict[NetworkId, Any]:
         """Statistics of the real images by network; none where the real side is sampled."""
-        method = build(self.recipe)
-        sampled = self.recipe.real == "sampled"
-        if sampled or not method.groups or self.recipe.synthesis.steps == 0:
-            return {}
-        work = (self._pool, self.recipe, method, self._data, self._store, self._weights(given))
-        return measure.measure(*work, lambda *_: None)
+        return Measure(self._job, self._weights(given)).run(self._pool)
 
     def scored(self, given: Given) -> dict[str, Any]:
         """Scores of crops of two classes by the first network, where images start from those."""
@@ -365,13 +361,13 @@ class Side:
             rows = self._data.train.class_index[label][:40]
             images = self._pool.share(self._data.train.part(rows).images)
             items.append((first, weights, label, images))
-        scores = self._pool.map("score", items)
-        return {f"class {label}": found for label, found in enumerate(scores)}
+        return {f"class {index}": found for index, found in self._pool.stream("score", items)}
 
     def started(self, given: Given) -> SyntheticSet:
         """The synthetic set before the first step."""
-        work = (self._pool, self.recipe, self._data, self._weights(given), self._store)
-        return initial.initial(*work, lambda *_: None, given.experts)
+        score = Score(self._job, self._weights(given))
+        score.run(self._pool)
+        return initial_set(self._job, self._pool, score, given.experts)
 
     def synthesized(
         self,

@@ -33,10 +33,12 @@ from rayd.artifacts import content_hash
 from rayd.config import EvaluationSettings, NetworkSettings, Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.normalization import fit_normalization
-from rayd.engine import experts, measure
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, groups, network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool
+from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
@@ -314,13 +316,11 @@ def step(bench: Bench) -> dict[str, Any] | None:
     data = bench.data
     pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
     weights = _weights(bench, pool)
-    statistics: dict[NetworkId, Any] = {}
-    if recipe.real == "measured" and build(recipe).groups:
-        work = (pool, recipe, build(recipe), data, Store(bench.folder / bench.key), weights)
-        statistics = measure.measure(*work, lambda *_: None)
-    files: tuple[Path, ...] = ()
-    if build(recipe).needs_experts:
-        files = experts.train(pool, recipe, data, Store(bench.folder), lambda *_: None)
+    job = Job(recipe, data, Store(bench.folder / bench.key))
+    statistics = Measure(job, weights).run(pool)
+    experts = Experts(Job(recipe, data, Store(bench.folder)))
+    experts.run(pool)
+    files = experts.files()
     train = None
     if recipe.real == "sampled":
         train = pool.share((data.train.images, data.train.labels))

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from dm import Steps, compare, rate, recipe
 
-from rayd import methods
 from rayd.config import Recipe
 from rayd.data import ImageData, load
-from rayd.engine import measure
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo, States
 from rayd.engine.pool import WorkerPool, open_pool
+from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 
@@ -47,9 +47,7 @@ def spread(data: str, workers: int) -> Recipe:
 def measured(pool: WorkerPool, chosen: Recipe, data: ImageData) -> dict[NetworkId, States]:
     """The measuring pass over an empty store."""
     with tempfile.TemporaryDirectory() as folder:
-        return measure.measure(
-            pool, chosen, methods.build(chosen), data, Store(Path(folder)), {}, lambda *_: None
-        )
+        return Measure(Job(chosen, data, Store(Path(folder))), {}).run(pool)
 
 
 def same(left: dict[NetworkId, States], right: dict[NetworkId, States]) -> bool:

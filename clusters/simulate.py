@@ -54,8 +54,7 @@ from typing import Any
 
 from rayd import methods
 from rayd.config import Recipe, parse_overrides
-from rayd.engine.initial import HANDFUL
-from rayd.engine.measure import shards
+from rayd.engine.stages.measure import shards
 from rayd.recipes import resolve
 from rayd.training.stored import chunks
 
@@ -86,8 +85,6 @@ class Stage:
     """Bytes that every node needs first, in every round."""
     rounds: int = 1
     """How often all of it is done, one after another."""
-    handful: int | None = None
-    """Items a worker that are given out before all of them are waited for; None: all."""
     alone: float = 0.0
     """Seconds of the driver alone."""
 
@@ -114,9 +111,9 @@ def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
     elsewhere = (cluster.nodes - 1) / cluster.nodes
     transfer = stage.result * elsewhere / cluster.network
     even = sum(stage.items) / cluster.workers
-    free = _span(stage, cluster.workers, 0.0)
-    taken = _span(stage, cluster.workers, stage.taking)
-    whole = _span(stage, cluster.workers, stage.taking + transfer)
+    free = span(stage.items, cluster.workers, 0.0)
+    taken = span(stage.items, cluster.workers, stage.taking)
+    whole = span(stage.items, cluster.workers, stage.taking + transfer)
     once = {
         stage.kind: even,
         "items": free - even,
@@ -127,15 +124,6 @@ def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
     found = {name: stage.rounds * seconds for name, seconds in once.items()}
     found["driver"] += stage.alone
     return found
-
-
-def _span(stage: Stage, workers: int, taking: float) -> float:
-    """Seconds from the first item given out to the last one taken in."""
-    together = workers * stage.handful if stage.handful is not None else max(1, len(stage.items))
-    return sum(
-        span(stage.items[start : start + together], workers, taking)
-        for start in range(0, len(stage.items), together)
-    )
 
 
 def span(items: Sequence[float], workers: int, taking: float) -> float:
@@ -207,7 +195,6 @@ def stages(
                 "score",
                 [scored] * CLASSES,
                 kind="decoding" if decode > synthetic.crops * forward else "computing",
-                handful=HANDFUL,
                 alone=CLASSES * synthetic.candidates * seconds["decode"] / cluster["driver_cores"],
             )
         )

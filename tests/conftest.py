@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayd.config import Recipe
-from rayd.engine import distill
+from rayd.engine.stages.synthesis import Synthesis
 from rayd.recipes import assemble
 
 # Ray makes its workers nice, so that on a busy machine they hardly run
@@ -39,10 +39,13 @@ def _own_syntheses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     that share it.
     """
     if request.node.get_closest_marker("shared_synthesis") is None:
-        inputs = distill.synthesis_inputs
-        monkeypatch.setattr(
-            distill, "synthesis_inputs", lambda *args: inputs(*args) | {"run": uuid.uuid4().hex}
-        )
+        key = Synthesis.key
+
+        def own_key(self: Synthesis, item: str) -> dict[str, object]:
+            run = self.__dict__.setdefault("run_of_test", uuid.uuid4().hex)
+            return {**key(self, item), "run": run}
+
+        monkeypatch.setattr(Synthesis, "key", own_key)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,8 @@ again.
 """
 PROGRAM = """
 from rayd.cli import main
-from rayd.engine import measure, status
+from rayd.engine import status
+from rayd.engine.stages import measure
 from rayd.training import stored
 measure.SHARD, stored.CHUNK_EPOCHS, status.INTERVAL = 8, 1, 0.1
 main()

@@ -20,8 +20,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayd.config import Recipe
-from rayd.engine import distill, measure
+from rayd.engine import distill
 from rayd.engine.progress import Progress
+from rayd.engine.stages import measure
 from rayd.engine.worker import Worker
 from rayd.training import stored
 
@@ -102,7 +103,8 @@ class Noted(Worker):
         return self._done("synthesize", super().answer(*arguments))
 
     def label(self, *arguments: Any) -> Any:
-        return self._done("relabel", super().label(*arguments))
+        for labels in super().label(*arguments):
+            yield self._done("relabel", labels)
 
     def _done(self, stage: str, result: Any) -> Any:
         self._notes.work(stage)

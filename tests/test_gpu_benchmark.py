@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayd.engine import measure
+from rayd.engine.stages import measure
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 QUICK = ("--device", "cpu", "--quick")
@@ -146,7 +146,7 @@ def test_an_error_fails_its_check_and_no_other(tmp_path, monkeypatch):
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(gpu_checks, "QUICK", ("dm", "mtt"))
-    monkeypatch.setattr(measure, "measure", broken)
+    monkeypatch.setattr(measure.Measure, "compute", broken)
     code, result = benchmark(tmp_path, "--parts", "checks")
     assert code == 1
     assert {name for name, entry in result["checks"].items() if entry["passed"]} == {"mtt"}

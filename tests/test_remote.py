@@ -204,7 +204,7 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
     at = {
         "out": Path("memory://bucket/run"),
         "cache": Path("memory://bucket/cache"),
-        "reporter": QUIET,
+        "progress": QUIET,
     }
     with interrupted_at(8):
         distill(recipe, **at)
@@ -293,7 +293,7 @@ def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(
     at = {
         "out": Path("memory://bucket/run"),
         "cache": Path("memory://bucket/cache"),
-        "reporter": QUIET,
+        "progress": QUIET,
     }
     put_file = memory.put_file
 
@@ -318,7 +318,7 @@ def test_a_storage_that_goes_away_ends_a_run_and_resume_goes_on(
 
 
 def test_overwriting_and_strangers(memory):
-    at = {"out": Path("memory://bucket/run"), "reporter": QUIET}
+    at = {"out": Path("memory://bucket/run"), "progress": QUIET}
     distill(tiny(**STUDENT), **at)
     forget_mirrors()
     distill(tiny(ipc=2, **STUDENT), overwrite=True, **at)

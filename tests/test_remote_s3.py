@@ -66,7 +66,7 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
         distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
         / "distilled"
     )
-    at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache"), "reporter": QUIET}
+    at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache"), "progress": QUIET}
     with interrupted_at(8):
         distill(recipe, **at)
     shutil.rmtree(tmp_path / "mirrors")
@@ -102,7 +102,7 @@ def test_workers_work_on_s3(tmp_path, bucket):
         **blocks,
         **STUDENT,
     )
-    there = {"out": tmp_path / "run", "cache": tmp_path / "other", "reporter": QUIET}
+    there = {"out": tmp_path / "run", "cache": tmp_path / "other", "progress": QUIET}
     expected = (
         distill(recipe.model_copy(update={"resources": tiny().resources}), **there).directory
         / "distilled"

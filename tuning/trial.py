@@ -184,7 +184,7 @@ class _Trial:
                     resume=True,
                     progress=self._progress,
                     judged_on="validation",
-                    watch=watch,
+                    callback=watch,
                     warm_start=self._warm_start,
                 )
             except OutputError as error:

@@ -285,7 +285,7 @@ def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
     """What is wrong with the classes of a copy of a known data set, as a sentence; None when
     nothing is, or nothing is known.
 
-    >>> check_class_order("mnist", [*"0123456798"])
+    >>> check_class_order("mnist", [*"0123456798"])  # doctest: +NORMALIZE_WHITESPACE
     "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong
     to other classes."
     """

@@ -39,7 +39,7 @@ class Callback:
 
     fractions: tuple[float, ...]
     """When: ascending, in (0, 1)."""
-    reached: Callable[[Milestone], None]
+    on_milestone: Callable[[Milestone], None]
     """Told each time; the synthesis goes on when it returns. A run that is resumed may tell the
     last one again.
     """

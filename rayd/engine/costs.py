@@ -33,13 +33,13 @@ from rayd.config import (
     TrainingSettings,
 )
 from rayd.data import ImageData
-from rayd.engine import measure
 from rayd.engine.counting import Count, Counting
 from rayd.engine.model_pool import TrainTask
 from rayd.engine.network_ids import NetworkId, network_ids, teachers
 from rayd.engine.observer import DatasetInfo, Observer, States
 from rayd.engine.observers import GradientTask
 from rayd.engine.pool import LocalPool, LocalRef
+from rayd.engine.stages.measure import merged, shards
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.trajectory_matching import TrajectoryResult, TrajectoryTask, TrajectoryWorker
@@ -300,7 +300,7 @@ class Costs:
         """What measuring the training split takes for an observer of a panel's architecture."""
         images = len(self.data.train)
         batch = self.recipe.network_group(group).batch_size
-        parts = len(measure.shards(images))
+        parts = len(shards(images))
         inputs = self._identity() | {
             "panel": group,
             "place": place,
@@ -380,7 +380,7 @@ class Costs:
         """The same as the driver keeps them, for all classes."""
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = torch.tensor(self.data.train.labels[rows])
-        return measure.merged(
+        return merged(
             self._worker._method.needs(network_id.group), None, part, labels, self.data.classes
         )
 
@@ -482,7 +482,7 @@ class Costs:
                 worker._teachers = [self._built(one.architecture) for one in teachers(self.recipe)]
                 shared = LocalRef(torch.zeros(count, *self.data.shape))
                 counting.take()
-                worker.label((), (), shared, 0, 1)
+                next(worker.label((), (), shared, 0, 1))
                 return counting.take()
 
         return self._count("labelling", inputs, work) * (images / count)
@@ -500,7 +500,8 @@ class Costs:
                 worker = self._worker
                 worker._fixed_observer(network_id, None, "float32")
                 counting.take()
-                worker.score(network_id, LocalRef(None), 0, LocalRef(_pixels(self.data, CHUNK)))
+                images = LocalRef(_pixels(self.data, CHUNK))
+                next(worker.score(network_id, LocalRef(None), 0, images))
                 return counting.take()
 
         return self._count("scoring", inputs, work) * (1 / CHUNK)

@@ -1,68 +1,59 @@
-"""The driver: stages one after another, each made of work items for a group, each kept when done.
+"""The driver: the stages of a run, one after another.
 
     squeeze -> experts -> measure -> score -> synthesize -> relabel -> evaluate
 
-It reads like sequential code whether the work is done in this process or by Ray workers. What runs
-have in common, up to the synthetic set itself, is made once (`rayd.engine.work_queue`), also by
-those that go on at the same time.
+It reads like sequential code whether the work is done in this process or by Ray workers. Results
+that runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), also by
+runs that go on at the same time.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rayd import devices, methods, remote, synthetic
-from rayd.artifacts import content_hash
+from rayd import devices, remote
 from rayd.config import Recipe
-from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import (
-    arithmetic,
-    card,
-    experts,
-    initial,
-    measure,
-    memory,
-    relabel,
-    spectra,
-    squeeze,
-)
+from rayd.engine import arithmetic, card, memory, spectra
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
-from rayd.engine.evaluate import LabelSource, judge, keep_report
+from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.forecast import Forecast
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.optimise import Optimisation
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool, open_pool
 from rayd.engine.preflight import check_settings, preflight
-from rayd.engine.progress import Progress, Shown
+from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
-from rayd.engine.squeeze import TrainedObserver
+from rayd.engine.stage import Item, Result, Stage
+from rayd.engine.stages.blocks import Blocks
+from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.relabel import Relabel
+from rayd.engine.stages.score import Score, initial_set
+from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
+from rayd.engine.stages.students import LabelSource, Students
+from rayd.engine.stages.synthesis import Synthesis, Synthesized
 from rayd.engine.store import Store
-from rayd.engine.synthesize import BlockTask, adopt, block_folder, foreign
-from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.engine.worker import Worker
-from rayd.errors import ArtifactError, ConfigError, OutputError, RunError
+from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
-from rayd.networks import weights as given
 from rayd.synthetic import Storage, SyntheticSet
+from rayd.training.stored import StoredLabels
 
 log = logging.getLogger(__name__)
-
-STAGE = "synthesis"
-"""Where the store keeps synthetic sets."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def distill(
     overwrite: bool = False,
     progress: Progress | None = None,
     judged_on: Literal["test", "validation"] = "test",
-    watch: Callback | None = None,
+    callback: Callback | None = None,
     warm_start: WarmStart | None = None,
 ) -> Run:
     """Distil a data set as a recipe says, judge the result, and leave both in `out`.
@@ -106,7 +97,7 @@ def distill(
         progress: where progress is shown; standard error unless given.
         judged_on: `validation` looks at the validation split in place of the test split, which is
             then not looked at.
-        watch: who looks at the set on its way.
+        callback: called with the set at some steps of the synthesis.
         warm_start: what the synthesis goes on from.
 
     Raises:
@@ -119,155 +110,145 @@ def distill(
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
-    choice = arithmetic.choose(
-        recipe, data.shape, earlier.recipe() if earlier is not None else None
-    )
-    recipe = choice.recipe
-    method = methods.build(recipe)
-    squeeze.check(recipe, data, Store(cache))
-    check_writable(Store(cache).root, "cache")
+    before = None if earlier is None else earlier.recipe()
+    choice = arithmetic.choose(recipe, data.shape, before)
+    job = Job(choice.recipe, data, Store(cache))
+    Squeeze(job).check()
+    check_writable(job.store.root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split
     alone = judged_on == "test" and warm_start is None
     command = continuation(out, data_root, cache) if alone else None
     with (
-        RunDirectory(out).opened(recipe, resume, overwrite, command) as directory,
+        RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
         progress.watched(directory.status),
-        devices.thread_limit(devices.threads(recipe.resources)),
+        devices.thread_limit(devices.threads(job.recipe.resources)),
     ):
         for sentence in (choice.summary, *choice.warnings):
             progress.log(sentence)
-        return _Driver(
-            choice, method, data, directory, Store(cache), progress, judged_on, watch, warm_start
-        ).run()
-
-
-def synthesis_key(
-    recipe: Recipe, data: ImageData, history: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """Hash of all that a synthesis depends on."""
-    looking = [
-        network for group in groups(recipe) for network in recipe.network_group(group).networks
-    ]
-    weights = [given.fingerprint(network) for network in looking]
-    inputs: dict[str, Any] = {
-        "version": 3,
-        "data": data.fingerprint,
-        "settings": recipe.identity(),
-        "weights": weights,
-    }
-    if _scales_mappers(recipe):
-        inputs["version"] = 5
-    return content_hash(inputs | ({"history": list(history)} if history else {}))
-
-
-def _scales_mappers(recipe: Recipe) -> bool:
-    """Whether step sizes of low-rank mappers are those of `LowRank.step_scales`."""
-    settings = recipe.synthesis
-    given = {"left", "right"} <= settings.learning_rates.keys()
-    return recipe.synthetic.kind == "lowrank" and settings.optimizer == "sgd" and not given
-
-
-def synthesis_inputs(recipe: Recipe, key: str) -> dict[str, Any]:
-    """All that a synthetic set in the store depends on."""
-    return {"version": 1, "synthesis": key, "device": devices.choose(recipe.resources).type}
+        driver = _Driver(
+            job=job,
+            hardware=choice.hardware,
+            directory=directory,
+            progress=progress,
+            judged_on=judged_on,
+            callback=callback,
+            warm_start=warm_start,
+        )
+        return driver.run()
 
 
 class _Driver:
+    """Runs the stages in order."""
+
     def __init__(
         self,
-        choice: arithmetic.Choice,
-        method: methods.Method,
-        data: ImageData,
+        *,
+        job: Job,
+        hardware: arithmetic.Hardware,
         directory: RunDirectory,
-        store: Store,
         progress: Progress,
         judged_on: str,
-        watch: Callback | None,
+        callback: Callback | None,
         warm_start: WarmStart | None,
     ):
-        recipe = choice.recipe
-        self._recipe = recipe
-        self._method = method
-        self._data = data
-        self._hardware = choice.hardware
+        self._job = job
+        self._recipe = job.recipe
+        self._hardware = hardware
         self._directory = directory
-        self._store = store
         self._progress = progress
         self._judged_on = judged_on
-        self._watch = watch
+        self._callback = callback
         self._warm_start = warm_start
         self._log = directory.log
-        self._key = synthesis_key(
-            recipe, data, warm_start.history if warm_start is not None else ()
-        )
-        self._inputs = synthesis_inputs(recipe, self._key)
+        self._synthesis = Synthesis(job, warm_start)
         self._workers = ExitStack()
-        self._looked = 0.0
+        self._seconds_in_callback = 0.0
 
     def run(self) -> Run:
+        """Everything up to the report."""
         with self._progress.stages(self._stage_names()):
-            return self._run()
+            with self._workers:
+                distilled = self._finished() or self._found()
+                networks = teachers(self._recipe)
+                if distilled is None:
+                    networks = trained_networks(self._recipe)
+                observers = self._squeeze(networks)
+                if distilled is None:
+                    distilled = self._synthesize(observers)
+                labels = self._relabel(distilled, observers)
+            # students need the memory that observers, statistics and real images still take
+            self.__dict__.pop("_pool", None)
+            report = self._evaluate(distilled, observers, labels)
+        return Run(
+            directory=self._directory.path,
+            recipe=self._recipe,
+            distilled=distilled,
+            report=report,
+            synthesis_seconds=self._synthesis_seconds(),
+        )
 
     def _stage_names(self) -> list[str]:
         """The stages of this run, in order, cached or not."""
-        recipe = self._recipe
-        method = self._method
-        optimised = recipe.synthesis.steps > 0
-        measured = recipe.real == "measured" and any(method.needs(group) for group in method.groups)
-        there = {
-            "squeeze": bool(trained_networks(recipe)),
-            "experts": method.needs_experts,
-            "measure": measured and optimised,
-            "score": recipe.synthetic.init == "rded",
-            "synthesize": optimised,
-            "relabel": recipe.labels.kind == "stored",
-            "evaluate": True,
-        }
-        return [name for name, wanted in there.items() if wanted]
-
-    @cached_property
-    def _foresight(self) -> Forecast | None:
-        """The forecast of the run; none where no progress is shown, as counting operations takes a
-        second or two.
-        """
-        return Forecast(self._recipe, self._data, self._store) if self._progress.followed else None
-
-    def _foreseen(self, name: str) -> float | None:
-        return None if self._foresight is None else self._foresight.stage(name)
-
-    def _stage(self, name: str, unit: str) -> AbstractContextManager[Shown]:
-        """The progress of a stage whose work items are not counted yet."""
-        return self._progress.stage(name, 0, unit, self._foreseen(name))
-
-    def _run(self) -> Run:
-        with self._workers:
-            distilled = self._finished() or self._found()
-            squeezed = self._squeeze(
-                trained_networks(self._recipe) if distilled is None else teachers(self._recipe)
-            )
-            if distilled is None:
-                distilled = self._synthesize(squeezed)
-            labels = self._relabel(distilled, squeezed)
-        # students need the memory that observers, statistics and real images still take
-        self.__dict__.pop("_pool", None)
-        report = self._evaluate(distilled, squeezed, labels)
-        return Run(self._directory.path, self._recipe, distilled, report, self._synthesis_seconds())
-
-    def _synthesis_seconds(self) -> float:
-        with suppress(ArtifactError, KeyError, TypeError, ValueError):
-            return float(self._store.note(STAGE, self._inputs)["seconds"])
-        return self._log.spent().get("synthesize", 0.0)
+        job = self._job
+        stages = (Squeeze(job), Experts(job), Measure(job), Score(job), self._synthesis)
+        names = [stage.name for stage in stages if stage.items()]
+        if self._recipe.labels.kind == "stored":
+            names.append(Relabel.name)
+        return [*names, Students.name]
 
     @cached_property
     def _pool(self) -> WorkerPool:
         """The workers, started when they are first needed."""
-        pool = self._workers.enter_context(
-            open_pool(self._recipe.resources, Worker, self._recipe, DatasetInfo.of(self._data))
-        )
+        info = DatasetInfo.of(self._job.data)
+        pool = open_pool(self._recipe.resources, Worker, self._recipe, info)
+        self._workers.enter_context(pool)
         self._workers.enter_context(self._progress.workers(pool))
         return pool
 
+    @cached_property
+    def _forecast(self) -> Forecast | None:
+        """The forecast of the run; None where no progress is shown, as counting operations takes a
+        second or two.
+        """
+        return Forecast(self._job) if self._progress.followed else None
+
+    def _foreseen(self, name: str) -> float | None:
+        """Seconds that a stage should take, where that is known."""
+        return None if self._forecast is None else self._forecast.stage(name)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the duration of the block to the log, and explain what ran out of memory in it."""
+        began = time.monotonic()
+        finished = False
+        try:
+            with memory.explained(stage, self._recipe):
+                yield
+            finished = True
+        finally:
+            seconds = time.monotonic() - began - self._seconds_in_callback
+            self._log.spend(stage, seconds, finished)
+            self._seconds_in_callback = 0.0
+
+    def _compute(
+        self,
+        stage: Stage[Item, Result],
+        weight: Callable[[Item], float] | None = None,
+        pool: TaskStream | None = None,
+    ) -> dict[Item, Result]:
+        """The results of a stage, computed where they are missing."""
+        if not stage.missing():
+            return stage.results()
+        on_wait = self._progress.waiting(stage.name, stage.noun)
+        foreseen = self._foreseen(stage.name)
+        with (
+            self._progress.stage(stage.name, 0, stage.unit, foreseen) as shown,
+            self._timed(stage.name),
+        ):
+            return stage.run(pool or self._pool, shown, on_wait, weight)
+
     def _finished(self) -> Distilled | None:
+        """The set that this run finished before it was interrupted."""
         if not (self._directory.distilled / "card.json").exists():
             return None
         try:
@@ -277,7 +258,7 @@ class _Driver:
             raise ArtifactError(
                 f"{error} Move '{place}' away, and --resume makes it again from what is there."
             ) from error
-        if distilled.card.get("synthesis") != self._key:
+        if distilled.card.get("synthesis") != self._synthesis.hash:
             raise self._other_data()
         self._progress.log(
             f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}"
@@ -285,19 +266,11 @@ class _Driver:
         return distilled
 
     def _found(self) -> Distilled | None:
-        """The set as another run with the same settings made it."""
-        if self._recipe.synthesis.steps == 0:
+        """The set of another run with the same settings."""
+        found = self._synthesis.results().get(self._synthesis.hash)
+        if found is None:
             return None
-        tensors = self._store.tensors(STAGE, self._inputs)
-        if tensors is None:
-            return None
-        try:
-            learned = synthetic.restore(self._recipe.synthetic, tensors)
-            distilled = self._distilled(learned, self._store.note(STAGE, self._inputs)["observers"])
-        except (ArtifactError, ConfigError, KeyError) as error:
-            log.warning("%s It will be made again.", error)
-            return None
-        distilled.save(self._directory.distilled)
+        distilled = self._save(found.learned, found.observers)
         self._progress.log(
             f"synthesize: found {len(distilled)} images of a run with the same settings"
         )
@@ -306,351 +279,239 @@ class _Driver:
 
     def _other_data(self) -> OutputError:
         return OutputError(
-            f"'{self._directory.path}' holds a run on other data than '{self._data.name}' holds now; choose another --out."
+            f"'{self._directory.path}' holds a run on other data than '{self._job.data.name}' "
+            "holds now; choose another --out."
         )
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        finished = False
-        try:
-            with memory.explained(stage, self._recipe):
-                yield
-            finished = True
-        finally:
-            self._log.spend(stage, time.monotonic() - began - self._looked, finished)
-            self._looked = 0.0
+    def _synthesis_seconds(self) -> float:
+        """Duration of the synthesis, in whichever run it was."""
+        found = self._synthesis.results().get(self._synthesis.hash)
+        return self._log.spent().get("synthesize", 0.0) if found is None else found.seconds
 
-    def _squeeze(self, wanted: tuple[NetworkId, ...]) -> dict[NetworkId, TrainedObserver]:
-        recipe = self._recipe
-        data = self._data
-        store = self._store
-        if not squeeze.missing(recipe, data, store, wanted):
-            return squeeze.everyone(recipe, data, store, wanted)
-        with (
-            self._stage("squeeze", "epochs") as shown,
-            self._timed("squeeze"),
-            self._trainers() as pool,
-        ):
-            waiting = self._progress.waiting("squeeze", "observers")
-            weight = None if self._foresight is None else self._foresight.epoch
-            trained = squeeze.squeeze(
-                pool, recipe, data, store, shown.update, wanted, waiting, weight
-            )
-        for network_id in squeeze.distinct(recipe, data, wanted):
-            self._progress.log(
-                f"squeeze: {network_id.label} {squeeze.summary(trained[network_id])}"
-            )
-        return trained
+    def _squeeze(self, networks: tuple[NetworkId, ...]) -> dict[NetworkId, TrainedObserver]:
+        """Train observers, classifiers and teachers."""
+        squeeze = Squeeze(self._job, networks)
+        missing = squeeze.missing()
+        weight = None if self._forecast is None or not missing else self._forecast.epoch
+        with ExitStack() as stack:
+            pool = None
+            if missing and together(self._recipe):
+                pool = stack.enter_context(squeeze.open_pool())
+            observers = self._compute(squeeze, weight, pool)
+        if missing:
+            for network_id in squeeze.items():
+                self._progress.log(f"squeeze: {network_id.label} {observers[network_id].summary()}")
+        return observers
 
-    def _experts(self) -> tuple[Path, ...]:
-        recipe = self._recipe
-        data = self._data
-        store = self._store
-        if not self._method.needs_experts:
-            return ()
-        if not experts.missing(recipe, data, store):
-            return experts.paths(recipe, data, store)
-        with self._stage("experts", "epochs") as shown, self._timed("experts"):
-            waiting = self._progress.waiting("experts", "experts")
-            files = experts.train(self._pool, recipe, data, store, shown.update, waiting)
-        self._progress.log(f"experts: {experts.summary(files)}")
-        return files
+    def _train_experts(self) -> tuple[Path, ...]:
+        """Train experts where the method matches trajectories."""
+        experts = Experts(self._job)
+        missing = experts.missing()
+        self._compute(experts)
+        if missing:
+            self._progress.log(f"experts: {experts.summary()}")
+        return experts.files()
 
-    def _trainers(self) -> AbstractContextManager[TaskStream]:
-        """The group, unless observers are trained by workers together, who need what the group
-        holds once it is there.
-        """
-        if squeeze.together(self._recipe):
-            return squeeze.open_workers(self._recipe, self._data, self._store)
-        return nullcontext(self._pool)
-
-    def _measure(self, weights: dict[NetworkId, ObjectRef]) -> dict[NetworkId, ObjectRef]:
-        if self._recipe.real == "sampled" or not self._method.groups:
-            return {}
-        recipe = self._recipe
-        method = self._method
-        data = self._data
-        if not measure.missing(recipe, method, data, self._store):
-            with self._timed("measure"):
-                states = measure.measure(
-                    self._pool, recipe, method, data, self._store, weights, lambda *_: None
-                )
-            return {network_id: self._pool.share(state) for network_id, state in states.items()}
-        with self._stage("measure", "shards") as shown, self._timed("measure"):
-            waiting = self._progress.waiting("measure", "observers")
-            weight = None if self._foresight is None else self._foresight.shard
-            states = measure.measure(
-                self._pool,
-                recipe,
-                method,
-                data,
-                self._store,
-                weights,
-                shown.update,
-                waiting,
-                weight,
-            )
-        return {network_id: self._pool.share(state) for network_id, state in states.items()}
-
-    def _initial(
-        self, weights: dict[NetworkId, ObjectRef], files: tuple[Path, ...]
-    ) -> SyntheticSet:
-        if not initial.missing(self._recipe, self._data, self._store):
-            return initial.initial(
-                self._pool, self._recipe, self._data, weights, self._store, lambda *_: None, files
-            )
-        with self._stage("score", "classes") as shown, self._timed("score"):
-            waiting = self._progress.waiting("score", "classes")
-            return initial.initial(
-                self._pool,
-                self._recipe,
-                self._data,
-                weights,
-                self._store,
-                shown.update,
-                waiting=waiting,
-            )
-
-    def _synthesize(self, squeezed: dict[NetworkId, TrainedObserver]) -> Distilled:
-        recipe = self._recipe
+    def _synthesize(self, observers: dict[NetworkId, TrainedObserver]) -> Distilled:
+        """Everything from the initial set to the finished one."""
         pool = self._pool
-        trained = [group for group in groups(recipe) if recipe.network_group(group).trained]
-        looking = {network_id for group in trained for network_id in network_ids(recipe, group)}
-        weights = {
-            network_id: pool.share(one.state)
-            for network_id, one in squeezed.items()
-            if network_id in looking
-        }
+        weights = self._share_weights(observers)
+        files = self._train_experts()
+        shard_weight = None if self._forecast is None else self._forecast.shard
+        states = self._compute(Measure(self._job, weights), shard_weight)
+        measured = {network_id: pool.share(state) for network_id, state in states.items()}
+        score = Score(self._job, weights)
+        self._compute(score)
+        learned = initial_set(self._job, pool, score, files)
+        facts = [observer.facts_for_card for observer in observers.values()]
+        if not self._synthesis.items():
+            return self._save(learned, facts)
         accuracies = {
-            network_id: float(squeezed[network_id].facts["train_accuracy"])
+            network_id: float(observers[network_id].facts["train_accuracy"])
             for network_id in weights
         }
-        files = self._experts()
-        measured = self._measure(weights) if recipe.synthesis.steps > 0 else {}
-        learned = self._initial(weights, files)
-        facts = [one.facts_for_card for one in squeezed.values()]
-        if recipe.synthesis.steps == 0:
-            return self._keep(learned, facts)
-        parts = synthetic.blocks(learned.samples, recipe.synthesis.block, recipe.synthesis.order)
-        sequential = len(parts) == 1 or self._method.sequential
-        watched = self._watch or Callback((), lambda _: None)
-        pauses = watched.pauses(recipe.synthesis.steps, len(parts), sequential)
-        train = (
-            pool.share((self._data.train.images, self._data.train.labels))
-            if recipe.real == "sampled"
-            else None
+        blocks = Blocks(
+            job=self._job,
+            pool=pool,
+            hash=self._synthesis.hash,
+            learned=learned,
+            checkpoints=self._directory.checkpoints,
+            weights=weights,
+            accuracies=accuracies,
+            measured=measured,
+            experts=files,
+            log=self._log,
+            progress=self._progress,
+            picture=lambda learned: self._distilled(learned, facts),
+            callback=self._callback,
+            on_milestone=lambda fraction: self._on_milestone(learned, facts, fraction),
         )
-        assignments = [
-            BlockTask(
-                recipe,
-                self._key,
-                self._data.normalization,
-                block,
-                len(parts),
-                pool.share(dict(learned.part(part).state_dict())),
-                self._directory.checkpoints / block_folder(block, len(parts)),
-                weights,
-                accuracies,
-                measured,
-                train,
-                files,
-                pauses=pauses[block],
-            )
-            for block, part in enumerate(parts)
-        ]
-        if any(foreign(assignment.checkpoints, self._key) for assignment in assignments):
+        if blocks.foreign():
             raise self._other_data()
 
-        look = partial(self._look, learned, facts)
-        way = Optimisation(
-            pool,
-            assignments,
-            learned,
-            parts,
-            self._log,
-            self._progress,
-            self._distilled,
-            look,
-            self._foreseen,
-        )
+        def optimize() -> Synthesized:
+            if self._warm_start is not None:
+                blocks.adopt(self._warm_start.checkpoints)
+            with self._timed("synthesize"):
+                blocks.run(self._foreseen("synthesize"))
+            return Synthesized(learned, facts, self._log.spent()["synthesize"])
 
-        def make(taken: WorkQueue[str]) -> None:
-            for piece in taken:
-                if self._warm_start is not None:
-                    for assignment in assignments:
-                        source = self._warm_start.checkpoints / block_folder(
-                            assignment.block, len(parts)
-                        )
-                        adopt(source, assignment.checkpoints, self._key)
-                with self._timed("synthesize"):
-                    way.sequential() if sequential else way.parallel()
-                note = {"observers": facts, "seconds": self._log.spent()["synthesize"]}
-                self._store.put_tensors(STAGE, self._inputs, learned.state_dict(), note)
-                made.append(self._keep(learned, facts))
-                taken.done(piece)
-
-        made: list[Distilled] = []
-        place = self._store.path(STAGE, self._inputs, "safetensors")
-        waiting = self._progress.waiting("synthesize", "set")
-        run_once(
-            [self._key],
-            lambda _: self._store.tensors(STAGE, self._inputs) is not None,
-            lambda _: [place],
-            make,
-            waiting,
-        )
-        distilled = made[0] if made else self._found()
-        if distilled is None:
+        synthesis = self._synthesis
+        synthesis.optimize = optimize
+        on_wait = self._progress.waiting(synthesis.name, synthesis.noun)
+        found = synthesis.run(pool, on_wait=on_wait).get(synthesis.hash)
+        if found is None:
+            (path,) = synthesis.paths(synthesis.hash)
             raise RunError(
-                f"The synthetic set '{place}', which another run made, cannot be read; run again with --resume."
+                f"The synthetic set '{path}', which another run made, cannot be read; run again "
+                "with --resume."
             )
-        self._show_spectra(distilled, recipe.synthesis.steps * len(parts))
-        if made:
-            self._warn(distilled)
+        distilled = self._save(found.learned, found.observers)
+        self._show_spectra(distilled, self._recipe.synthesis.steps * len(blocks.tasks))
+        self._warn(distilled)
         return distilled
 
+    def _share_weights(
+        self, observers: dict[NetworkId, TrainedObserver]
+    ) -> dict[NetworkId, ObjectRef]:
+        """Weights of the trained networks that terms use, where workers can reach them."""
+        used: set[NetworkId] = set()
+        for group in groups(self._recipe):
+            if self._recipe.network_group(group).trained:
+                used.update(network_ids(self._recipe, group))
+        return {
+            network_id: self._pool.share(observer.state)
+            for network_id, observer in observers.items()
+            if network_id in used
+        }
+
     def _warn(self, distilled: Distilled) -> None:
-        """Say what is wrong with a set that is new to this run."""
+        """Warn about pixels far out of range."""
         if (sentence := out_of_range(self._recipe, distilled)) is not None:
             log.warning("%s", sentence)
 
-    def _keep(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
+    def _save(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
+        """Write the set into the run's directory."""
         distilled = self._distilled(learned, observers)
         distilled.save(self._directory.distilled)
         return distilled
 
     def _show_spectra(self, distilled: Distilled, step: int) -> None:
-        """The spectra of the result in TensorBoard, where the method looks through a filter.
+        """The spectra of the result in TensorBoard, where the method uses a filter.
 
         The set is finished and saved: whatever goes wrong here is a warning.
         """
-        if not spectra.drawn_of(self._method):
+        if not spectra.drawn_of(self._job.method):
             return
         try:
-            image = spectra.picture(
-                self._recipe, self._method, self._data, self._store, distilled, self._pool
-            )
+            image = spectra.picture(self._job, distilled, self._pool)
             self._log.picture("spectra", step, np.asarray(image))
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning(
-                "The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: %s",
+                "The spectra of the result could not be drawn for TensorBoard; the run goes on. "
+                "Reason: %s",
                 reason,
             )
 
-    def _look(
+    def _on_milestone(
         self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float
     ) -> None:
-        """Show the set, as it is now, to who wants to see it."""
-        assert self._watch is not None
+        """Call back with the set as it is now."""
+        assert self._callback is not None
         began = time.monotonic()
         now = self._distilled(learned, observers)
-        self._watch.reached(
+        self._callback.on_milestone(
             Milestone(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now))
         )
-        self._looked += time.monotonic() - began
+        self._seconds_in_callback += time.monotonic() - began
 
     def _judge_now(self, distilled: Distilled) -> Report:
-        """How well a set that is on its way trains the recipe's students; its labels are not
-        stored, with the same result.
+        """How well an unfinished set trains the recipe's students.
+
+        Its labels are not stored but made online from the same seed, with the same result.
         """
-        recipe = self._recipe
-        data = self._data
+        job = self._job
         labels = self._recipe.labels
         if labels.kind == "stored":
             labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
-            recipe = recipe.model_copy(update={"labels": labels})
-        taught = squeeze.everyone(recipe, data, self._store, teachers(recipe))
-        room = LabelSource(taught, None, squeeze.teacher_hashes(recipe, data))
-        with memory.explained("evaluate", recipe):
-            results = judge(
-                recipe,
-                data,
-                distilled,
-                self._store,
-                Progress(quiet=True),
-                classroom=room,
-                pool=self._pool,
-            )
-        return Report.build(recipe, results, distilled, {}, data.train.counts.tolist())
+            job = job.with_recipe(self._recipe.model_copy(update={"labels": labels}))
+        squeeze = Squeeze(job, teachers(job.recipe))
+        source = LabelSource(squeeze.results(), None, squeeze.teacher_hashes())
+        with memory.explained("evaluate", job.recipe):
+            results = judge(job, distilled, Progress(quiet=True), labels=source, pool=self._pool)
+        counts = job.data.train.counts.tolist()
+        return Report.build(job.recipe, results, distilled, {}, counts)
 
     def _distilled(
         self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()
     ) -> Distilled:
-        data = self._data
-        told = card.card(
-            self._method,
+        """A set with its card."""
+        data = self._job.data
+        facts = card.card(
+            self._job.method,
             data,
             learned,
-            synthesis=self._key,
+            synthesis=self._synthesis.hash,
             observers=observers,
             experts=self._expert_facts,
             hardware=self._hardware,
         )
         return Distilled.of(
-            learned, self._recipe.synthetic, data.class_names, data.normalization, told
+            learned, self._recipe.synthetic, data.class_names, data.normalization, facts
         )
 
     @cached_property
     def _expert_facts(self) -> dict[str, Any] | None:
-        return (
-            experts.facts_for_card(self._recipe, self._data, self._store)
-            if self._method.needs_experts
-            else None
-        )
+        return Experts(self._job).facts_for_card()
 
     def _relabel(
-        self, distilled: Distilled, squeezed: dict[NetworkId, TrainedObserver]
+        self, distilled: Distilled, observers: dict[NetworkId, TrainedObserver]
     ) -> Path | None:
-        """Soft labels for every epoch of a student, beside the set, whose card counts them."""
-        recipe = self._recipe
-        data = self._data
+        """Soft labels for every epoch of a student, next to the set, whose card counts them."""
         directory = self._directory.distilled
-        told: dict[str, Any] = {"config": card.config(recipe)}
+        facts: dict[str, Any] = {"config": card.config(self._recipe)}
         labels = None
-        if recipe.labels.kind == "stored":
-            wanted = relabel.made_for(recipe, distilled, squeeze.teacher_hashes(recipe, data))
-            labels = relabel.found(recipe, wanted, directory)
+        if self._recipe.labels.kind == "stored":
+            relabel = Relabel(self._job, distilled, observers, directory)
+            labels = relabel.labels()
             if labels is None:
-                with self._stage("relabel", "epochs") as shown, self._timed("relabel"):
-                    labels = relabel.relabel(
-                        self._pool, recipe, data, distilled, squeezed, directory, shown.update
-                    )
-            kept = distilled.storage
-            numbers = kept.numbers | {"soft labels": labels.numbers}
-            size = kept.bytes | {"soft labels": labels.bytes}
-            told["storage"] = asdict(Storage(numbers, size))
-            told["labels"] = {
-                "folder": str(labels.directory.relative_to(directory)),
-                "epochs": labels.epochs,
-            }
-        if any(distilled.card.get(name) != value for name, value in told.items()):
-            distilled.card |= told
+                self._compute(relabel)
+                labels = StoredLabels(relabel.directory)
+            storage = distilled.storage
+            numbers = storage.numbers | {"soft labels": labels.numbers}
+            size = storage.bytes | {"soft labels": labels.bytes}
+            folder = str(labels.directory.relative_to(directory))
+            facts["storage"] = asdict(Storage(numbers, size))
+            facts["labels"] = {"folder": folder, "epochs": labels.epochs}
+        if any(distilled.card.get(name) != value for name, value in facts.items()):
+            distilled.card |= facts
             distilled.save(directory)
         return None if labels is None else labels.directory
 
     def _evaluate(
-        self, distilled: Distilled, squeezed: dict[NetworkId, TrainedObserver], labels: Path | None
+        self,
+        distilled: Distilled,
+        observers: dict[NetworkId, TrainedObserver],
+        labels: Path | None,
     ) -> Report:
-        recipe = self._recipe
-        data = self._data
-        with self._timed("evaluate"):
-            taught = {network_id: squeezed[network_id] for network_id in teachers(recipe)}
-            room = LabelSource(taught, labels, squeeze.teacher_hashes(recipe, data))
-            results = judge(
-                recipe, data, distilled, self._store, self._progress, self._log.step, room
-            )
-        report = Report.build(
-            recipe, results, distilled, self._log.spent(), data.train.counts.tolist()
+        """Train and test students, and add their results to the report of the directory."""
+        networks = teachers(self._recipe)
+        source = LabelSource(
+            teachers={network_id: observers[network_id] for network_id in networks},
+            stored=labels,
+            hashes=Squeeze(self._job, ()).teacher_hashes(),
         )
+        with self._timed("evaluate"):
+            results = judge(self._job, distilled, self._progress, self._log.step, source)
+        counts = self._job.data.train.counts.tolist()
+        report = Report.build(self._recipe, results, distilled, self._log.spent(), counts)
         if self._judged_on == "validation":
-            report = replace(
-                report, results=tuple(_on_validation(result) for result in report.results)
-            )
+            on_validation = tuple(_on_validation(result) for result in report.results)
+            report = replace(report, results=on_validation)
         return keep_report(report, self._directory.path)
 
 
 def _on_validation(result: SetResult) -> SetResult:
-    """Tell it from one on the test split."""
+    """Tell a result from one on the test split."""
     return replace(result, protocol=f"{result.protocol}, judged on the validation split")

@@ -8,221 +8,101 @@ others.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rayd import devices, remote
 from rayd.artifacts import write_json
 from rayd.config import EvaluationSettings, Recipe, lookup, prune
-from rayd.data import ImageData
 from rayd.distilled import Distilled
-from rayd.engine import arithmetic, memory, relabel, squeeze
+from rayd.engine import arithmetic, memory
 from rayd.engine.forecast import Forecast
-from rayd.engine.network_ids import NetworkId, teachers
+from rayd.engine.job import Job
+from rayd.engine.network_ids import teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import WorkerPool, open_pool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.rundir import RunDirectory
-from rayd.engine.squeeze import TrainedObserver, teacher_hashes
+from rayd.engine.stages.relabel import next_to
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
+from rayd.engine.stages.students import NO_TEACHERS, LabelSource, Students
 from rayd.engine.store import Store
-from rayd.engine.student_tasks import Task, TrainingSets, tasks
 from rayd.engine.students import StudentTrainer
-from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.errors import ArtifactError, ConfigError, DataError
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.recipes import assemble
-from rayd.training.progress import EpochProgress
 
-STAGE = "students"
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
 """Settings that may be laid over the recipe of a finished set; its data are checked by their
 fingerprint.
 """
 
 
-@dataclass(frozen=True)
-class LabelSource:
-    """Who teaches the students of an evaluation: nobody, trained observers, or labels that they
-    left behind.
-    """
-
-    teachers: Mapping[NetworkId, TrainedObserver] = field(default_factory=dict)
-    """Trained networks that label online."""
-    stored: Path | None = None
-    """Directory of the stored labels of the distilled set."""
-    hashes: tuple[str, ...] = ()
-    """Of what the teachers are made of."""
-
-
-def stored(
-    work: Sequence[Task], recipe: Recipe, data: ImageData, store: Store
-) -> dict[int, list[StudentResult]]:
-    """Results that are in the store, by the index of their task; damaged ones count as absent."""
-    device = devices.choose(recipe.resources).type
-    found: dict[int, list[StudentResult]] = {}
-    for index, task in enumerate(work):
-        record = store.record(STAGE, task.inputs(recipe.evaluation, data, device))
-        with suppress(ArtifactError, KeyError, TypeError):
-            if record is not None:
-                found[index] = [StudentResult.from_json(result) for result in record["results"]]
-    return found
-
-
-def train_students(
-    pool: WorkerPool,
-    recipe: Recipe,
-    data: ImageData,
-    candidates: TrainingSets,
-    work: Sequence[Task],
-    store: Store,
-    event: Callable[[int, EpochProgress | StudentResult], None],
-    classroom: LabelSource,
-    waiting: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Have the students of all tasks trained and tested, and keep the results of each when they are
-    there.
-
-    Args:
-        pool: hosts `StudentTrainer`, or a `Worker`.
-        recipe: the run.
-        data: the real data, with the test split.
-        candidates: the sets.
-        work: the tasks.
-        store: where results are kept.
-        event: told (index of the task, progress or result) of those that are trained here; the
-            others' are in the store.
-        classroom: who teaches.
-        waiting: told how many students other runs are training, when nothing else is left to do.
-    """
-    device = devices.choose(recipe.resources).type
-    keys = [task.inputs(recipe.evaluation, data, device) for task in work]
-
-    def there(index: int) -> bool:
-        return bool(stored([work[index]], recipe, data, store))
-
-    def make(taken: WorkQueue[int]) -> None:
-        test = pool.share(data.test)
-        validation = pool.share(data.validation) if data.validation is not None else None
-        taught = tuple(
-            (network_id, pool.share(one.state)) for network_id, one in classroom.teachers.items()
-        )
-
-        def items() -> Iterator[tuple[Any, ...]]:
-            for index in taken:
-                task = work[index]
-                yield (
-                    task,
-                    candidates.share(pool, task.set_name, task.seed),
-                    test,
-                    validation,
-                    store.path("unfinished-students", keys[index], "safetensors"),
-                    taught if task.labels.kind == "online" else (),
-                    classroom.stored,
-                )
-
-        results: dict[int, list[StudentResult]] = {}
-        for place, message in pool.stream("train", items()):
-            index = taken.made[place]
-            if isinstance(message, StudentResult):
-                results.setdefault(index, []).append(message)
-                if len(results[index]) == len(recipe.evaluation.epoch):
-                    store.put_record(
-                        STAGE,
-                        keys[index],
-                        {"results": [result.to_json() for result in results[index]]},
-                    )
-                    taken.done(index)
-            event(index, message)
-
-    run_once(
-        range(len(work)),
-        there,
-        lambda index: [store.path(STAGE, keys[index], "json")],
-        make,
-        waiting,
-    )
-
-
 def judge(
-    recipe: Recipe,
-    data: ImageData,
+    job: Job,
     distilled: Distilled,
-    store: Store,
     progress: Progress,
     log: Callable[[str, int, float, dict[str, float]], None] = lambda *_: None,
-    classroom: LabelSource = LabelSource(),
+    labels: LabelSource = NO_TEACHERS,
     pool: WorkerPool | None = None,
 ) -> list[tuple[str, StudentResult]]:
     """Train and test students on the distilled set and on the recipe's baselines.
 
     Args:
-        recipe: the protocol, the architectures, the baselines, the resources.
-        data: the real data.
+        job: the protocol, the architectures, the baselines, the real data.
         distilled: the set to judge.
-        store: where results are kept.
         progress: where progress is shown.
-        log: told (stage, number of the result, seconds, values) of every new result.
-        classroom: who teaches, where labels are soft.
-        pool: hosts a `Worker` that is free to train them; absent: workers of their own.
+        log: called with (stage, number of the result, seconds, values) for every new result.
+        labels: where soft labels come from.
+        pool: hosts `Worker` and is free to train students; absent: opened for them.
     """
-    settings = recipe.evaluation
-    candidates = TrainingSets(data, distilled, recipe.ipc)
-    work = tasks(recipe, ["distilled", *settings.baselines], candidates, classroom.hashes)
-    results = stored(work, recipe, data, store)
-    absent = [index for index in range(len(work)) if index not in results]
-    if absent:
-        rest = [work[index] for index in absent]
-        reached = [0] * len(rest)
-        foresight = Forecast(recipe, data, store) if progress.followed else None
-        weights = [1.0 if foresight is None else foresight.student(task) for task in rest]
-        seconds = sum(weight * task.epochs for weight, task in zip(weights, rest, strict=True))
-        beside = max(1, min(recipe.resources.workers, len(rest)))
-        free: AbstractContextManager[WorkerPool] = (
-            open_pool(
-                recipe.resources, StudentTrainer, settings, recipe.resources, DatasetInfo.of(data)
-            )
-            if pool is None
-            else nullcontext(pool)
-        )
-        with (
-            free as trainers,
-            progress.workers(trainers),
-            progress.stage(
-                "evaluate", sum(task.epochs for task in rest), "epochs", seconds / beside
-            ) as shown,
-        ):
+    recipe = job.recipe
+    sets = TrainingSets(job.data, distilled, recipe.ipc)
+    work = tasks(recipe, ["distilled", *recipe.evaluation.baselines], sets, labels.hashes)
+    known: set[Task] = set()
 
-            def event(index: int, message: EpochProgress | StudentResult) -> None:
-                if isinstance(message, StudentResult):
-                    task = rest[index]
-                    results.setdefault(absent[index], []).append(message)
-                    reached[index] = task.epochs
-                    log(
-                        "evaluate",
-                        len(results),
-                        message.seconds,
-                        {_scalar(task, message, settings): message.test_accuracy},
-                    )
-                else:
-                    reached[index] = message.epoch
-                done = sum(weight * epochs for weight, epochs in zip(weights, reached, strict=True))
-                shown.update(sum(reached), share=done / seconds)
+    def on_result(task: Task, result: StudentResult) -> None:
+        known.add(task)
+        scalars = {_scalar(task, result, recipe.evaluation): result.test_accuracy}
+        log(Students.name, len(known), result.seconds, scalars)
 
-            shown.update(0, share=0.0)
-            waiting = progress.waiting("evaluate", "students")
-            train_students(
-                trainers, recipe, data, candidates, rest, store, event, classroom, waiting
-            )
-        others = [index for index in absent if index not in results]
-        for place, found in stored([work[index] for index in others], recipe, data, store).items():
-            results[others[place]] = found
-    return [(task.set_name, result) for index, task in enumerate(work) for result in results[index]]
+    students = Students(job, sets, work, labels, on_result)
+    if missing := students.missing():
+        known.update(task for task in work if task not in missing)
+        with ExitStack() as stack:
+            if pool is None:
+                pool = stack.enter_context(_open_pool(job))
+            stack.enter_context(progress.workers(pool))
+            _train(students, missing, job, progress, pool)
+    results = students.results()
+    return [(task.set_name, result) for task in work for result in results[task]]
+
+
+def _open_pool(job: Job) -> WorkerPool:
+    """Workers that train students and nothing else."""
+    recipe = job.recipe
+    info = DatasetInfo.of(job.data)
+    return open_pool(recipe.resources, StudentTrainer, recipe.evaluation, recipe.resources, info)
+
+
+def _train(
+    students: Students, missing: list[Task], job: Job, progress: Progress, pool: WorkerPool
+) -> None:
+    """Run the stage, with its time left from a forecast."""
+    weight = Forecast(job).student if progress.followed else None
+    epochs = sum(task.epochs for task in missing)
+    foreseen = None
+    if weight is not None:
+        side_by_side = max(1, min(job.recipe.resources.workers, len(missing)))
+        foreseen = sum(weight(task) * task.epochs for task in missing) / side_by_side
+    with progress.stage(students.name, epochs, students.unit, foreseen) as shown:
+        students.run(pool, shown, progress.waiting(students.name, students.noun), weight)
 
 
 def _scalar(task: Task, result: StudentResult, settings: EvaluationSettings) -> str:
@@ -268,11 +148,12 @@ def evaluate_distilled(
     recipe = choice.recipe
     for sentence in choice.warnings:
         progress.log(sentence)
+    job = Job(recipe, data, Store(cache))
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
-        room = _classroom(recipe, data, distilled, Store(cache), progress)
+        labels = _label_source(job, distilled, progress)
         with memory.explained("evaluate", recipe):
-            results = judge(recipe, data, distilled, Store(cache), progress, classroom=room)
+            results = judge(job, distilled, progress, labels=labels)
     return Report.build(
         recipe,
         results,
@@ -302,21 +183,20 @@ def _with_threads_of_run(
     )
 
 
-def _classroom(
-    recipe: Recipe, data: ImageData, distilled: Distilled, store: Store, progress: Progress
-) -> LabelSource:
-    """The teachers of a finished set, trained again if the store has lost them, and the labels that
-    lie beside it.
+def _label_source(job: Job, distilled: Distilled, progress: Progress) -> LabelSource:
+    """The teachers of a finished set, trained again if the store has lost them, and its stored
+    labels.
     """
+    recipe = job.recipe
     if recipe.labels.kind == "hard":
-        return LabelSource()
-    labels = relabel.beside(recipe, data, distilled) if recipe.labels.kind == "stored" else None
+        return NO_TEACHERS
+    labels = next_to(job, distilled) if recipe.labels.kind == "stored" else None
     if labels is not None and not recipe.evaluation.baselines:
         return LabelSource(stored=labels.directory, hashes=labels.made_for.teachers)
-    squeezed = squeeze.ensure(recipe, data, store, progress, teachers(recipe))
-    return LabelSource(
-        squeezed, None if labels is None else labels.directory, teacher_hashes(recipe, data)
-    )
+    squeeze = Squeeze(job, teachers(recipe))
+    observers = squeeze.ensure(progress)
+    stored = None if labels is None else labels.directory
+    return LabelSource(observers, stored, squeeze.teacher_hashes())
 
 
 def keep_report(report: Report, directory: Path) -> Report:

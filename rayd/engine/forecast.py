@@ -12,13 +12,11 @@ from functools import cached_property
 from typing import TypeVar
 
 from rayd import devices, methods, synthetic
-from rayd.config import Recipe
-from rayd.data import ImageData
 from rayd.engine.costs import Costs
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.speeds import Speeds
-from rayd.engine.store import Store
-from rayd.engine.student_tasks import Task
+from rayd.engine.stages.student_tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +31,12 @@ Found = TypeVar("Found")
 class Forecast:
     """The forecast of one run."""
 
-    def __init__(self, recipe: Recipe, data: ImageData, store: Store):
+    def __init__(self, job: Job):
         """Compute nothing yet."""
-        self._recipe = recipe
-        self._data = data
-        self._store = store
+        self._job = job
+        self._recipe = job.recipe
+        self._data = job.data
+        self._store = job.store
 
     def stage(self, name: str) -> float | None:
         """Seconds that a stage should take; None where that is not known."""

@@ -247,7 +247,7 @@ class Observer:
         return self._tapped.layers(need.layer_role)
 
     @torch.no_grad()
-    def hear(
+    def record(
         self, images: Tensor, labels: Tensor, need: StatisticSpec, batch_size: int
     ) -> tuple[Statistic, ...]:
         """A need's statistics of normalised images (N, C, H, W) as they are, in float64, on the

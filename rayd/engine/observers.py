@@ -184,7 +184,7 @@ class Observers:
             for need in self._method.needs(network_id.group)
         }
 
-    def hear(
+    def record(
         self,
         network_id: NetworkId,
         weights: ObjectRef | None,
@@ -205,7 +205,7 @@ class Observers:
         )
         settings = self._recipe.network_group(network_id.group)
         with devices.convolutions(self._device, settings.precision):
-            return observer.layers(need), observer.hear(images, labels, need, settings.batch_size)
+            return observer.layers(need), observer.record(images, labels, need, settings.batch_size)
 
     def answer(
         self, asked: GradientTask | TrainTask | TrajectoryTask

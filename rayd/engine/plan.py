@@ -22,15 +22,22 @@ from rayd.config import NetworkGroup, Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
-from rayd.engine import arithmetic, distill, evaluate, experts, initial, measure, squeeze
+from rayd.engine import arithmetic
 from rayd.engine.costs import Costs, StepCost
 from rayd.engine.counting import Count, Counting
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.speeds import Speeds
+from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.measure import TEAM, Measure, shards
+from rayd.engine.stages.score import Score
+from rayd.engine.stages.squeeze import Squeeze, together
+from rayd.engine.stages.student_tasks import TrainingSets, tasks
+from rayd.engine.stages.students import Students
+from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.store import Store
-from rayd.engine.student_tasks import TrainingSets, tasks
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH
 from rayd.training.progress import milestones
@@ -157,7 +164,7 @@ def plan(
         preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe
     method = methods.build(recipe)
-    squeeze.check(recipe, data, store)
+    Squeeze(Job(recipe, data, store)).check()
     local = recipe.model_copy(
         update={
             "resources": recipe.resources.model_copy(
@@ -254,6 +261,7 @@ class _Work:
         self.outline = outline
         self.data = outline.data
         self.store = store
+        self.job = Job(recipe, outline.data, store)
         self.costs = Costs(recipe, outline.data, store)
         self.images = len(outline.data.train)
         self.statistics: dict[NetworkGroup, int] = {}
@@ -296,16 +304,12 @@ class _Work:
     def _squeezing(self) -> Stage | None:
         recipe = self.recipe
         data = self.data
-        store = self.store
-        everyone = squeeze.distinct(recipe, data)
-        absent = squeeze.missing(recipe, data, store)
+        squeeze = Squeeze(self.job)
+        everyone = squeeze.items()
+        absent = squeeze.missing()
         if not everyone:
             return None
-        beside = (
-            recipe.squeeze.workers
-            if squeeze.together(recipe)
-            else _side_by_side(recipe, len(absent))
-        )
+        beside = recipe.squeeze.workers if together(recipe) else _side_by_side(recipe, len(absent))
         parts = []
         for kind, same in _alike(absent):
             settings = recipe.squeezing(kind.group)
@@ -331,10 +335,11 @@ class _Work:
         learned = sorted({recipe.squeezing(network_id.group).epochs for network_id in everyone})
         epochs = " or ".join(str(number) for number in learned)
         work = f"{len(absent)} of {len(everyone)} observers ({names}) learn {epochs} epochs of {self.images:,} images"
-        there = squeeze.everyone(recipe, data, store, everyone)
+        there = squeeze.results()
         known = [
             f"{network_id.label} {one.facts['train_accuracy']:.3f}"
             for network_id, one in there.items()
+            if network_id in everyone
         ]
         return Stage("squeeze", work, f"cached: {', '.join(known) or 'none'}", tuple(parts))
 
@@ -343,7 +348,7 @@ class _Work:
         if not self.method.needs_experts:
             return None
         settings = recipe.experts
-        absent = experts.missing(recipe, self.data, self.store)
+        absent = Experts(self.job).missing()
         parts = []
         if absent:
             one = self.costs.training(settings.network, settings, self.images) * settings.epochs
@@ -363,7 +368,7 @@ class _Work:
     def _unmeasured(self) -> list[NetworkId]:
         if self.recipe.real != "measured":
             return []
-        return measure.missing(self.recipe, self.method, self.data, self.store)
+        return Measure(self.job).unmeasured()
 
     def _measuring(self) -> Stage | None:
         recipe = self.recipe
@@ -372,7 +377,7 @@ class _Work:
             return None
         absent = self._unmeasured()
         pool = sum(recipe.network_group(group).count for group in looking)
-        parts = len(measure.shards(self.images))
+        parts = len(shards(self.images))
         beside = _side_by_side(recipe, len(absent) * parts)
         work_parts = []
         for kind, same in _alike(absent):
@@ -381,7 +386,7 @@ class _Work:
             )
             count = self.costs.measuring(kind.group, place) * len(same)
             # streamed images are decoded once for several observers
-            decoded = self._decoded(self.images) * math.ceil(len(same) / measure.TEAM)
+            decoded = self._decoded(self.images) * math.ceil(len(same) / TEAM)
             what = f"{len(same)} x {kind.architecture.label} on all {self.images:,} images"
             work_parts.append(Part(what, f"{kind.group}.pool", count, beside, decoded))
         labels = ", ".join(
@@ -396,7 +401,7 @@ class _Work:
         settings = self.recipe.synthetic
         if settings.init != "rded":
             return None
-        absent = initial.missing(recipe, data, self.store)
+        absent = Score(self.job).missing()
         candidates = sum(
             min(settings.candidates, int(data.train.counts[label])) for label in absent
         )
@@ -426,12 +431,7 @@ class _Work:
 
     def _synthesized(self) -> bool:
         """Whether a run with the same settings left its set in the store."""
-        inputs = distill.synthesis_inputs(
-            self.recipe, distill.synthesis_key(self.recipe, self.data)
-        )
-        return self.recipe.synthesis.steps > 0 and self.store.has(
-            distill.STAGE, inputs, "safetensors"
-        )
+        return Synthesis(self.job).is_stored()
 
     def _synthesizing(self) -> Stage:
         recipe = self.recipe
@@ -536,18 +536,19 @@ class _Work:
         recipe = self.recipe
         data = self.data
         settings = self.recipe.evaluation
-        hashes = squeeze.teacher_hashes(recipe, data)
+        hashes = Squeeze(self.job, ()).teacher_hashes()
         # which images are selected depends on pixels: without them such baselines count as not
         # cached
         known = {
             name for name in settings.baselines if name in ("random", "whole") or _has_pixels(data)
         }
         baselines = tasks(recipe, known, TrainingSets(data, None, recipe.ipc), hashes)
-        there = evaluate.stored(baselines, recipe, data, self.store)
+        sets = TrainingSets(data, None, recipe.ipc)
+        there = Students(self.job, sets, baselines).results()
         absent = [
             (task.set_name, task.network, task.labels.kind)
-            for at, task in enumerate(baselines)
-            if at not in there
+            for task in baselines
+            if task not in there
         ]
         kind = recipe.labels.kind
         others = "online" if kind == "stored" else kind
@@ -660,8 +661,8 @@ class _Work:
         if not self.method.needs_experts:
             return {}
         with Counting():
-            each = experts.stored_bytes(self.recipe, self.data)
-        return {"experts": len(experts.missing(self.recipe, self.data, self.store)) * each}
+            each = Experts(self.job).bytes_each()
+        return {"experts": len(Experts(self.job).missing()) * each}
 
     def _label_bytes(self) -> int:
         """The logits of stored labels; crops and mixes are small beside them."""

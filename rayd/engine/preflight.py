@@ -8,8 +8,9 @@ from rayd import devices, methods, networks
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
-from rayd.engine import experts, measure
 from rayd.engine.network_ids import NetworkId, trained_networks
+from rayd.engine.stages.experts import parameter_count
+from rayd.engine.stages.measure import in_store
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, registry, weights
@@ -110,7 +111,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
             "RandAugment has no gradient for the synthetic images; set synthesis.transform.rand_augment to 0."
         )
     if method.needs_experts:
-        experts.numbers(recipe, data.shape, data.classes)
+        parameter_count(recipe, data.shape, data.classes)
     if recipe.synthesis.steps > 0 and not method.terms and method.following is None:
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
     devices.choose(recipe.resources)
@@ -123,6 +124,6 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
             if data.train.streamed
             else "leave them in their files (data.stream=true)"
         )
-        check_store(measure.in_store(recipe, data.train), not data.train.streamed, remedy)
+        check_store(in_store(recipe, data.train), not data.train.streamed, remedy)
         if not recipe.resources.elastic:
             check_resources(recipe.resources)

@@ -10,20 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-import torch
 from PIL import Image
 
 from rayd import devices, methods
 from rayd.config import Recipe, prune
-from rayd.data import ImageData
 from rayd.distilled import Distilled
-from rayd.engine import measure, squeeze
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalPool, WorkerPool
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.errors import ArtifactError, DataError
 from rayd.methods import Method
@@ -58,15 +58,9 @@ def from_distilled(
             "The distilled set has no spectra: its card does not say how it was made."
         )
     recipe = assemble(prune(Recipe, config), where="the card's recipe")
-    method = methods.build(recipe)
-    term_of(method)
-    return picture(
-        recipe,
-        method,
-        read(recipe.data, data_root, cache, progress or Progress()),
-        Store(cache),
-        distilled,
-    )
+    term_of(methods.build(recipe))
+    data = read(recipe.data, data_root, cache, progress or Progress())
+    return picture(Job(recipe, data, Store(cache)), distilled)
 
 
 def term_of(method: Method) -> SpectralFilterMatching:
@@ -105,22 +99,12 @@ def drawn_of(method: Method) -> bool:
     return True
 
 
-def picture(
-    recipe: Recipe,
-    method: Method,
-    data: ImageData,
-    store: Store,
-    distilled: Distilled,
-    pool: WorkerPool | None = None,
-) -> Image.Image:
-    """Spectra of every layer that each observer listens to, and the filter at the end of the
+def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> Image.Image:
+    """Spectra of every layer that each observer records, and the filter at the end of the
     synthesis.
 
     Args:
-        recipe: the run.
-        method: its method.
-        data: the real data.
-        store: where statistics and weights are kept.
+        job: the run.
         distilled: the set.
         pool: hosts `Worker`, whose devices this process may not have; absent: computed in this
             process.
@@ -129,67 +113,46 @@ def picture(
         ArtifactError: see `from_distilled`.
         DataError: the real data are not those that it was distilled from.
     """
-    term = term_of(method)
-    group = method.group_of(term)
+    recipe = job.recipe
+    data = job.data
+    term = term_of(job.method)
+    group = job.method.group_of(term)
     known = distilled.card.get("data", {}).get("fingerprint", data.fingerprint)
     if known != data.fingerprint:
         raise DataError(
-            f"The set was distilled from other data than '{recipe.data.name}' holds now: fingerprint {known[:12]} wanted, "
-            f"{data.fingerprint[:12]} found."
+            f"The set was distilled from other data than '{recipe.data.name}' holds now: "
+            f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
         )
-    found = {
-        network_id: _real(recipe, data, store, network_id, term)
-        for network_id in network_ids(recipe, group)
-    }
-    for network_id in [network_id for network_id, real in found.items() if real is None]:
-        raise ArtifactError(
-            f"There are no spectra to show: what observer {network_id.label} learned or measured "
-            f"of '{data.name}' is not in the store '{store.root}' (any more); `--cache` names "
-            "another store, and running the recipe again measures again."
-        )
+    networks = network_ids(recipe, group)
+    squeeze = Squeeze(job, networks if recipe.network_group(group).trained else ())
+    trained = squeeze.results()
+    measure = Measure(job)
+    real: dict[NetworkId, tuple[Covariance, ...]] = {}
+    for network_id in networks:
+        is_lost = network_id in squeeze.networks and network_id not in trained
+        kept = None if is_lost else measure.kept(network_id, term.distance.matrices)
+        if kept is None:
+            raise ArtifactError(
+                f"There are no spectra to show: what observer {network_id.label} learned or "
+                f"measured of '{data.name}' is not in the store '{job.store.root}' (any more); "
+                "`--cache` names another store, and running the recipe again measures again."
+            )
+        real[network_id] = cast(tuple[Covariance, ...], kept)
     if pool is None:
         here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
         pool = LocalPool(here, Observers, recipe, DatasetInfo.of(data), devices.choose(here))
     images = pool.share((distilled.images, distilled.hard_labels))
-    states = {network_id: _weights(recipe, data, store, network_id) for network_id in found}
-    items = [
-        (network_id, None if state is None else pool.share(state), images, term.distance.matrices)
-        for network_id, state in states.items()
-    ]
+    items = []
+    for network_id in networks:
+        weights = pool.share(trained[network_id].state) if network_id in trained else None
+        items.append((network_id, weights, images, term.distance.matrices))
     layers: list[LayerSpectrum] = []
-    for (network_id, real), (names, synthetic) in zip(
-        found.items(), pool.map("hear", items), strict=True
-    ):
-        names = [f"{network_id.label}: {name}" for name in names] if len(found) > 1 else names
-        layers += spectra(names, real or (), cast(tuple[Covariance, ...], synthetic))
-    title = f"{recipe.name}: {method.name} on {data.name}, {len(distilled)} images"
+    for network_id, (names, synthetic) in zip(networks, pool.map("record", items), strict=True):
+        if len(networks) > 1:
+            names = [f"{network_id.label}: {name}" for name in names]
+        layers += spectra(names, real[network_id], cast(tuple[Covariance, ...], synthetic))
+    title = f"{recipe.name}: {job.method.name} on {data.name}, {len(distilled)} images"
     return chart(layers, term.filters(_end(recipe, distilled)).matrix, title=title)
-
-
-def _real(
-    recipe: Recipe,
-    data: ImageData,
-    store: Store,
-    network_id: NetworkId,
-    term: SpectralFilterMatching,
-) -> tuple[Covariance, ...] | None:
-    """What a member measured, or None; a trained one that is gone counts as absent too."""
-    trained = recipe.network_group(network_id.group).trained
-    if trained and _weights(recipe, data, store, network_id) is None:
-        return None
-    return cast(
-        tuple[Covariance, ...] | None,
-        measure.kept(recipe, data, store, term.distance.matrices, network_id),
-    )
-
-
-def _weights(
-    recipe: Recipe, data: ImageData, store: Store, network_id: NetworkId
-) -> dict[str, torch.Tensor] | None:
-    if not recipe.network_group(network_id.group).trained:
-        return None
-    one = squeeze.found(recipe, data, store, network_id)
-    return None if one is None else one.state
 
 
 def _end(recipe: Recipe, distilled: Distilled) -> Context:

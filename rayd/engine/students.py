@@ -13,7 +13,7 @@ from rayd.data import ImageSet
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import ObjectRef
-from rayd.engine.student_tasks import Task
+from rayd.engine.stages.student_tasks import Task
 from rayd.evaluation.student import StudentResult, train
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayd import devices, methods, remote, schedules, seeding, synthetic
-from rayd.artifacts import read_metadata, read_tensors, write_tensors
+from rayd import devices, methods, schedules, seeding, synthetic
+from rayd.artifacts import read_tensors
 from rayd.config import NetworkGroup, Recipe, SynthesisSettings
 from rayd.config.synthesis import Parameter
 from rayd.data import Normalization
+from rayd.engine.checkpoint import newest, resumable, save_checkpoint
 from rayd.engine.model_pool import ModelPool, TrainTask
 from rayd.engine.network_ids import NetworkId, network_ids, turn
 from rayd.engine.observer import RealBatch
@@ -42,8 +42,6 @@ from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 log = logging.getLogger(__name__)
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True)
@@ -414,6 +412,8 @@ class Synthesizer:
         )
         for name, tensor in _under("memory.", tensors).items():
             group, place, term, kept = name.split(".", 3)
+            # as the group was called in the version before
+            group = "classifiers" if group == "guides" else group
             network_id = self._groups[cast(NetworkGroup, group)][int(place)]
             self._memory.setdefault(network_id, {}).setdefault(term, {})[kept] = tensor
         self._model_pool = (
@@ -549,74 +549,3 @@ def optimizer(learned: SyntheticSet, settings: SynthesisSettings) -> torch.optim
     return torch.optim.Adam(
         groups, settings.learning_rate, (settings.momentum, settings.second_momentum)
     )
-
-
-def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Tensor]) -> None:
-    """Write `step-<step>.safetensors` and drop all but the newest ones before it."""
-    write_tensors(directory / f"step-{step:08d}.safetensors", tensors, {"key": key, "step": step})
-    for path in _by_step(directory):
-        # a later one is a damaged leftover: newest() would have gone on from it
-        if _step_of(path) > step:
-            remote.remove(path)
-    for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
-        remote.remove(path)
-
-
-def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
-    """The newest checkpoint that is whole and belongs to `key`, up to a step.
-
-    Raises:
-        ArtifactError: there is none.
-    """
-    for path in reversed(_by_step(directory)):
-        if at_most is not None and _step_of(path) > at_most:
-            continue
-        try:
-            if remote.bring(path) and read_tensors(path)[1].get("key") == key:
-                return path
-        except ArtifactError as error:
-            log.warning("%s An older checkpoint is used.", error)
-    raise ArtifactError(f"'{directory}' holds no checkpoint of this run.")
-
-
-def resumable(directory: Path, key: str) -> int:
-    """The step of the newest readable checkpoint that belongs to `key`, or 0."""
-    try:
-        return int(read_metadata(newest(directory, key))["step"])
-    except ArtifactError:
-        return 0
-
-
-def block_folder(block: int, blocks: int) -> str:
-    """Where under the directory of checkpoints a block has its own."""
-    return f"block-{block:05d}" if blocks > 1 else "."
-
-
-def adopt(source: Path, directory: Path, key: str) -> None:
-    """Begin a block where another one came to: with its newest checkpoint, unless there is one of
-    its own already.
-    """
-    paths = _by_step(source)
-    if paths and not _by_step(directory):
-        tensors, metadata = read_tensors(paths[-1])
-        save_checkpoint(directory, key, int(metadata["step"]), tensors)
-
-
-def foreign(directory: Path, key: str) -> bool:
-    """Whether a readable checkpoint of another run lies in the directory."""
-    for path in _by_step(directory):
-        try:
-            if remote.bring(path) and read_metadata(path).get("key") != key:
-                return True
-        except ArtifactError:
-            continue
-    return False
-
-
-def _by_step(directory: Path) -> list[Path]:
-    return sorted(remote.listed(directory, "step-*.safetensors"), key=_step_of)
-
-
-def _step_of(path: Path) -> int:
-    found = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
-    return int(found.group(1)) if found else -1

@@ -123,10 +123,6 @@ class WorkQueue(Generic[Piece]):
             return piece
         raise StopIteration
 
-    def handful(self, count: int) -> list[Piece]:
-        """The next pieces, at most so many; none when there are no more."""
-        return [piece for _, piece in zip(range(count), self, strict=False)]
-
     def done(self, piece: Piece) -> None:
         """Give a piece free that is made and kept."""
         self._held.pop(piece).release()

@@ -11,12 +11,12 @@ from torch import nn
 
 from rayd import devices, networks
 from rayd.config import Recipe
-from rayd.engine.experts import initial_seed
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalPool, ObjectRef
-from rayd.engine.student_tasks import Task
+from rayd.engine.stages.experts import initial_seed
+from rayd.engine.stages.student_tasks import Task
 from rayd.engine.students import StudentTrainer
 from rayd.engine.synthesize import BlockTask, Logged, State, synthesize
 from rayd.errors import ConfigError
@@ -144,10 +144,8 @@ class Worker(Observers):
             yield event if isinstance(event, EpochProgress) else event.facts
 
     @torch.no_grad()
-    def opinion(self, expert: Path, images: ObjectRef) -> torch.Tensor:
-        """What an expert says in the end of real images, uint8 (n, C, H, W): logits (n,
-        classes).
-        """
+    def predict(self, expert: Path, images: ObjectRef) -> torch.Tensor:
+        """Logits (n, classes) of a fully trained expert for real images, uint8 (n, C, H, W)."""
         one = Trajectory(expert)
         settings = self._recipe.experts
         network = (
@@ -181,12 +179,12 @@ class Worker(Observers):
 
     def score(
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef
-    ) -> Scores:
-        """How realistic one observer finds random crops of a class's real images."""
+    ) -> Iterator[Scores]:
+        """How realistic one observer finds random crops of a class's real images: one event."""
         observer = self._fixed_observer(network_id, weights, "float32")
         settings = self._recipe.synthetic
         seed = self._recipe.seed
-        return score(
+        yield score(
             observer.logits,
             images.get(),
             label,
@@ -203,16 +201,16 @@ class Worker(Observers):
         images: ObjectRef,
         first: int,
         last: int,
-    ) -> dict[str, torch.Tensor]:
-        """Soft labels of a synthetic set for epochs `first` to `last` - 1: order, crops, mixes and
-        logits.
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Soft labels of a synthetic set for epochs `first` to `last` - 1, one event: order, crops,
+        mixes and logits.
         """
         if self._teachers is None:
             self._teachers = [
                 self._network(network_id, state)
                 for network_id, state in zip(team, weights, strict=True)
             ]
-        return label_epochs(
+        yield label_epochs(
             images.get(),
             self._recipe.evaluation,
             self._recipe.labels,

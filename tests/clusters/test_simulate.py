@@ -62,14 +62,9 @@ def test_results_of_other_nodes_cross_the_link():
     )
 
 
-def test_rounds_handfuls_and_the_driver_alone():
+def test_rounds_and_the_driver_alone():
     assert found(Stage("s", [1.0], rounds=5, alone=3.0), 1) == pytest.approx(
         {"computing": 5.0, "driver": 3.0}
-    )
-    # two, wait, one: of the three seconds that two workers need for three items, half a second too
-    # many
-    assert found(Stage("s", [1.0] * 3, handful=1), 2) == pytest.approx(
-        {"computing": 1.5, "items": 0.5}
     )
 
 

@@ -185,7 +185,7 @@ def test_a_set_is_judged_elsewhere_by_its_own_protocol(
     on(EMULATED, monkeypatch)
     said: list[str] = []
     progress = Progress(quiet=True)
-    monkeypatch.setattr(progress, "say", said.append)
+    monkeypatch.setattr(progress, "log", said.append)
     report = evaluate_distilled(load_distilled(tmp_path / "run"), {}, None, None, progress)
     assert "precision bfloat16" in report.results[0].protocol
     assert any("'evaluation.precision: bfloat16' takes 12 times" in sentence for sentence in said)

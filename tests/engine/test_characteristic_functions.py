@@ -15,14 +15,15 @@ from rayd import methods, networks
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
-from rayd.engine import measure
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo, Observer
 from rayd.engine.observers import Observers
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalRef, open_pool
-from rayd.engine.squeeze import squeeze
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.engine.synthesize import RealBatches
 from rayd.engine.worker import Worker
@@ -187,9 +188,9 @@ def measured(
     ):
         trained = {}
         if recipe.observers.trained:
-            trained = squeeze(pool, recipe, data, store, lambda *_: None, network_ids(recipe))
+            trained = Squeeze(Job(recipe, data, store), network_ids(recipe)).run(pool)
         weights = {network_id: pool.share(one.state) for network_id, one in trained.items()}
-        states = measure.measure(pool, recipe, method, data, store, weights, lambda *_: None)
+        states = Measure(Job(recipe, data, store), weights).run(pool)
     looking = network_ids(recipe)
     return {
         network_id: CharacteristicFunction.from_state(states[network_id][need.key][0])
@@ -337,7 +338,9 @@ def test_what_changes_the_function_changes_its_key(other):
 
     def key(recipe: Recipe) -> str:
         (need,) = methods.build(recipe).needs()
-        return content_hash(measure.inputs(recipe, data, need, network_ids(recipe)[0]))
+        return content_hash(
+            Measure(Job(recipe, data, Store())).spec_key(network_ids(recipe)[0], need)
+        )
 
     assert key(ncfm(**other)) != key(ncfm())
     assert key(

@@ -15,20 +15,22 @@ import numpy.typing as npt
 import pytest
 import ray
 
-from rayd import methods, remote
+from rayd import remote
 from rayd.config import DataSettings, Recipe
 from rayd.data import ImageData, ImageSet, copies, load
 from rayd.data.arrays import Pixels
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import open_source
 from rayd.data.streaming import StreamedPixels
-from rayd.engine import measure
+from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.on_ray.data import decoded
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.pool import open_pool
 from rayd.engine.preflight import preflight
+from rayd.engine.stages import measure
+from rayd.engine.stages.measure import Measure, in_store
 from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError, ResourceError
 from tests.conftest import tiny
@@ -100,9 +102,7 @@ def measured(chosen: Recipe, root: Path, cache: Path) -> dict[str, bytes]:
     """What all observers measure, by file."""
     data = load(chosen.data, root)
     with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
-        measure.measure(
-            pool, chosen, methods.build(chosen), data, Store(cache), {}, lambda *_: None
-        )
+        Measure(Job(chosen, data, Store(cache)), {}).run(pool)
     return stored(cache, "measure")
 
 
@@ -171,7 +171,7 @@ def test_each_shard_is_decoded_once_for_all_observers(
         chosen = recipe(**resources)
         with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
             store = Store(tmp_path / str(place))
-            measure.measure(pool, chosen, methods.build(chosen), data, store, {}, lambda *_: None)
+            Measure(Job(chosen, data, store), {}).run(pool)
         # a worker decodes a shard in batches of its observers
         times = 1 if "decoders" in resources else -(-SHARD // BATCH)
         assert len(os.listdir(tmp_path / "seen")) - before == IMAGES // SHARD * times
@@ -193,9 +193,7 @@ def test_killed_workers_change_no_byte(
                 killed.append(victim.pid)
                 os.kill(victim.pid, signal.SIGKILL)
 
-        measure.measure(
-            pool, chosen, methods.build(chosen), data, Store(tmp_path / "killed"), {}, done
-        )
+        Measure(Job(chosen, data, Store(tmp_path / "killed")), {}).run(pool)
     assert len(killed) == 2
     assert stored(tmp_path / "killed", "measure") == measured(
         recipe(pool=4), root, tmp_path / "whole"
@@ -239,10 +237,10 @@ def test_shards_that_the_object_store_does_not_hold_are_refused(
     chosen = recipe(workers=1, decoders=1)
     data = load(chosen.data, root)
     shard = SHARD * 64
-    assert measure.in_store(chosen, data.train) == 3 * shard
-    assert measure.in_store(recipe(workers=1), data.train) == 0
+    assert in_store(chosen, data.train) == 3 * shard
+    assert in_store(recipe(workers=1), data.train) == 0
     whole = load(DataSettings(name="digits"))
-    assert measure.in_store(chosen, whole.train) == whole.train.images.nbytes
+    assert in_store(chosen, whole.train) == whole.train.images.nbytes
     preflight(chosen, data)
     node = {"Alive": True, "NodeID": ray.get_runtime_context().get_node_id()}
     monkeypatch.setattr(

@@ -15,11 +15,15 @@ import torch
 from rayd.artifacts import content_hash, read_tensors, write_tensors
 from rayd.config import Recipe, merge
 from rayd.data import load
-from rayd.engine import initial, observers, squeeze
+from rayd.engine import observers
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
+from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids
 from rayd.engine.progress import Progress
+from rayd.engine.stages.score import Score
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError
@@ -529,7 +533,12 @@ def test_keys_hold_the_content_of_weights_and_the_seed_of_crops(tmp_path):
     keys = []
     for value in (0.0, 1.0):
         write_tensors(path, {"weight": torch.full((2,), value)})
-        keys.append(content_hash(squeeze.trained_inputs(recipe, data, network_ids(recipe)[0])))
+        keys.append(
+            content_hash(Squeeze(Job(recipe, data, Store()), ()).key(network_ids(recipe)[0]))
+        )
     assert keys[0] != keys[1]
-    seeds = [initial.inputs(recipe.model_copy(update={"seed": seed}), data, 0) for seed in (0, 1)]
+    seeds = [
+        Score(Job(recipe.model_copy(update={"seed": seed}), data, Store())).key(0)
+        for seed in (0, 1)
+    ]
     assert content_hash(seeds[0]) != content_hash(seeds[1])

@@ -11,11 +11,12 @@ from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.distilled import Distilled
 from rayd.engine import students as module
-from rayd.engine.evaluate import STAGE, judge
+from rayd.engine.evaluate import judge
+from rayd.engine.job import Job
 from rayd.engine.progress import Progress
-from rayd.engine.squeeze import teacher_hashes
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.engine.stages.student_tasks import TrainingSets, tasks
 from rayd.engine.store import Store
-from rayd.engine.student_tasks import TrainingSets, tasks
 from rayd.evaluation.student import StudentResult
 from tests.conftest import tiny
 
@@ -27,7 +28,10 @@ def data() -> ImageData:
 
 def keys(recipe: Recipe, data: ImageData) -> list[str]:
     work = tasks(
-        recipe, ["random"], TrainingSets(data, None, recipe.ipc), teacher_hashes(recipe, data)
+        recipe,
+        ["random"],
+        TrainingSets(data, None, recipe.ipc),
+        Squeeze(Job(recipe, data, Store()), ()).teacher_hashes(),
     )
     return [content_hash(task.inputs(recipe.evaluation, data, "cpu")) for task in work]
 
@@ -91,7 +95,7 @@ def judged(recipe: Recipe, data: ImageData, store: Store) -> list[tuple[str, Stu
     distilled = Distilled(
         torch.zeros(10, *data.shape), torch.arange(10), data.train.class_names, data.normalization
     )
-    return judge(recipe, data, distilled, store, Progress(quiet=True))
+    return judge(Job(recipe, data, store), distilled, Progress(quiet=True))
 
 
 def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypatch):
@@ -120,7 +124,7 @@ def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypat
         for seed in (0, 1)
         for chosen in both["epoch"]
     ]
-    assert len(list((tmp_path / STAGE).iterdir())) == 4
+    assert len(list((tmp_path / "students").iterdir())) == 4
 
     trained = []
     train = module.train
@@ -129,7 +133,7 @@ def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypat
     )
     assert judged(recipe, data, store) == results
     assert trained == []
-    broken = next((tmp_path / STAGE).iterdir())
+    broken = next((tmp_path / "students").iterdir())
     write_json(broken, {**read_json(broken), "result": {"results": [{}]}})
     again = judged(recipe, data, store)
     assert [(r.test_accuracy, r.selection) for _, r in again] == [

@@ -14,9 +14,9 @@ import pytest
 
 from rayd.artifacts import read_json
 from rayd.config import Recipe
-from rayd.engine import relabel
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
+from rayd.engine.stages import relabel
 from rayd.errors import RunError
 from rayd.training import stored
 from tests.conftest import tiny

@@ -12,14 +12,15 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rayd import methods
 from rayd.config import Recipe
 from rayd.data import load
-from rayd.engine import measure
+from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.pool import LocalPool
+from rayd.engine.stages import measure
+from rayd.engine.stages.measure import Measure, runs
 from rayd.engine.store import Store
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_parquet
@@ -68,7 +69,7 @@ def recipe(workers: int) -> Recipe:
 def test_runs_are_of_consecutive_shards_and_leave_work_for_all(
     files: int, shards: int, workers: int
 ) -> None:
-    numbers = measure.runs(files, shards, workers)
+    numbers = runs(files, shards, workers)
     assert len(numbers) == shards
     assert numbers == sorted(numbers)
     assert len(set(numbers)) >= min(workers, shards)
@@ -80,9 +81,8 @@ def test_hardly_a_file_is_fetched_by_two_nodes(root: Path, monkeypatch: pytest.M
     chosen = recipe(2)
     alone = recipe(0)
     data = load(chosen.data)
-    method = methods.build(chosen)
     with LocalPool(alone.resources, Distant, alone, DatasetInfo.of(data)) as pool:
-        measure.measure(pool, alone, method, data, Store(root / "alone"), {}, lambda *_: None)
+        Measure(Job(alone, data, Store(root / "alone")), {}).run(pool)
     ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for node in ("one", "two"):
@@ -93,9 +93,7 @@ def test_hardly_a_file_is_fetched_by_two_nodes(root: Path, monkeypatch: pytest.M
     before = len(fetched())
     try:
         with RayPool(chosen.resources, Distant, chosen, DatasetInfo.of(data)) as pool:
-            measure.measure(
-                pool, chosen, method, data, Store(root / "together"), {}, lambda *_: None
-            )
+            Measure(Job(chosen, data, Store(root / "together")), {}).run(pool)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -13,10 +13,12 @@ from rayd import devices, methods, networks
 from rayd.artifacts import content_hash, write_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape, load
-from rayd.engine import measure
+from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo, States
 from rayd.engine.pool import open_pool
+from rayd.engine.stages import measure
+from rayd.engine.stages.measure import Measure, shards
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.networks import LayerRole
@@ -32,7 +34,9 @@ def data() -> ImageData:
 
 def key(recipe: Recipe, data: ImageData, network_id: int = 0) -> str:
     (need,) = methods.build(recipe).needs()
-    return content_hash(measure.inputs(recipe, data, need, network_ids(recipe)[network_id]))
+    return content_hash(
+        Measure(Job(recipe, data, Store())).spec_key(network_ids(recipe)[network_id], need)
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,12 +101,12 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
         "terms": {"moments": {"patch": 3}}, "resources": resources,
     })  # fmt: skip
     method = methods.build(recipe)
-    pool = network_ids(recipe)
+    ids = network_ids(recipe)
     states = [
         networks.build(
             one.architecture, data.shape, data.classes, seed=one.seed(recipe)
         ).state_dict()
-        for one in pool
+        for one in ids
     ]
     with (
         open_pool(recipe.resources, Worker, recipe, DatasetInfo.of(data)) as pool,
@@ -110,14 +114,12 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
     ):
         weights = {
             network_id: pool.share(dict(state))
-            for network_id, state in zip(pool, states, strict=True)
+            for network_id, state in zip(ids, states, strict=True)
         }
-        measured = measure.measure(
-            pool, recipe, method, data, Store(tmp_path), weights, lambda *_: None
-        )
+        measured = Measure(Job(recipe, data, Store(tmp_path)), weights).run(pool)
     images = data.normalization(torch.from_numpy(data.train.images))
     labels = torch.from_numpy(data.train.labels)
-    for network_id, state, got in zip(pool, states, (measured[one] for one in pool), strict=True):
+    for network_id, state, got in zip(ids, states, (measured[one] for one in ids), strict=True):
         network = networks.build(network_id.architecture, data.shape, data.classes, seed=0)
         network.load_state_dict(state)
         # the batches that observers see: 100 images, anew in every shard of 500
@@ -152,9 +154,7 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(
         monkeypatched_shards(shard),
     ):
         weights = {network_id: pool.share(dict(network.state_dict()))}
-        measured = measure.measure(
-            pool, recipe, method, data, Store(tmp_path), weights, lambda *_: None
-        )[network_id]
+        measured = Measure(Job(recipe, data, Store(tmp_path)), weights).run(pool)[network_id]
     images = data.normalization(torch.from_numpy(data.train.images))
     labels = torch.from_numpy(data.train.labels)
     seen = [
@@ -185,7 +185,7 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(
     [(1, 4096, 1), (50_000, 4096, 13), (524_288, 4096, 128), (1_281_167, 10_010, 128)],
 )
 def test_shards_grow_where_they_would_be_many(images, size, count):
-    parts = measure.shards(images)
+    parts = shards(images)
     assert parts[0].start == 0
     assert parts[-1].stop == images
     assert all(left.stop == right.start for left, right in pairwise(parts))
@@ -228,12 +228,12 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
 
     monkeypatch.setattr(measure, "merged", watched)
     built = methods.build(recipe)
-    pool = network_ids(recipe)
+    ids = network_ids(recipe)
     states = [
         networks.build(
             one.architecture, data.shape, data.classes, seed=one.seed(recipe)
         ).state_dict()
-        for one in pool
+        for one in ids
     ]
     measured = []
     for shard in (100, 1000):
@@ -245,12 +245,10 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
             weights = {}
             if recipe.observers.trained:
                 weights = {
-                    one: pool.share(dict(state)) for one, state in zip(pool, states, strict=True)
+                    one: pool.share(dict(state)) for one, state in zip(ids, states, strict=True)
                 }
             store = Store(tmp_path / str(shard))
-            measured.append(
-                measure.measure(pool, recipe, built, some, store, weights, lambda *_: None)
-            )
+            measured.append(Measure(Job(recipe, some, store), weights).run(pool))
         assert len(sent) == len(measured[0]) * 1000 // shard
         # a row of all classes together, and what else has no classes, come with every shard, but
         # frequencies with the first

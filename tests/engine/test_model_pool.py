@@ -292,7 +292,7 @@ def test_declarations():
         (
             "frepo",
             {"observers": {"model_pool": {"start": 200}}},
-            "must not exceed 'queue.capacity'",
+            "must not exceed 'model_pool.capacity'",
         ),
         (
             "frepo",

@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayd import methods
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe, ResourceSettings, merge
 from rayd.data import load
-from rayd.engine import measure, model_pool, squeeze
+from rayd.engine import model_pool
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.model_pool import ModelPool, TrainTask
 from rayd.engine.network_ids import network_ids, turn
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import GradientTask, Observers
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError
@@ -207,9 +209,9 @@ def test_momentum_goes_on_where_it_stopped():
 def test_a_lost_network_of_the_queue_is_in_the_checkpoint(tmp_path):
     distill(iid("idm", **NO_STUDENTS), tmp_path / "run", progress=QUIET)
     tensors, _ = read_tensors(max((tmp_path / "run" / "checkpoints").iterdir()))
-    numbers = {name.split(".")[1] for name in tensors if name.startswith("model_pool.")}
+    numbers = {name.split(".")[1] for name in tensors if name.startswith("queue.")}
     assert numbers
-    assert all(f"model_pool.{number}." in tensors for number in numbers)
+    assert all(f"queue.{number}." in tensors for number in numbers)
 
 
 def test_what_is_planned_names_guides_and_queue(tmp_path):
@@ -247,15 +249,14 @@ def test_a_step_follows_the_mean_of_each_panel_and_the_sum_of_both(tmp_path):
     recipe = distill(recipe, tmp_path / "run", progress=QUIET).recipe
     data = load(recipe.data)
     store = Store(tmp_path / "cache")
-    method = methods.build(recipe)
     pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
     facts = DatasetInfo.of(data)
     before = initial(recipe, data)
     state = LocalRef(dict(before.state_dict()))
     parameters = LocalRef({"images": before.images.detach()})
-    squeezed = squeeze.everyone(recipe, data, store)
+    squeezed = Squeeze(Job(recipe, data, store)).results()
     weights = {network_id: pool.share(one.state) for network_id, one in squeezed.items()}
-    measured = measure.measure(pool, recipe, method, data, store, weights, lambda *_: None)
+    measured = Measure(Job(recipe, data, store), weights).run(pool)
     expected = before.images.detach().clone()
     for name in ("observers", "classifiers"):
         answers = []

@@ -121,7 +121,7 @@ def test_a_chart_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     def fails(*_: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system.\nAnd more lines.")
 
-    monkeypatch.setattr(Worker, "hear", fails)
+    monkeypatch.setattr(Worker, "record", fails)
     result = distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
     assert len(result.report.results) == 1
     assert steps_of_pictures(tmp_path / "run") == []

@@ -126,7 +126,7 @@ def test_a_run_at_work(tmp_path, monkeypatch):
         meter.update(0)
         meter.update(2, terms={"loss": 0.5, "nan": math.nan})
         file.stage(meter)
-        with file.group(crowd):
+        with file.pool(crowd):
             until(lambda: len(crowd.told) > 1)
             found = status(tmp_path)
             assert (found.state, found.driver["holds_lock"], found.stage) == (

@@ -14,12 +14,12 @@ import pytest
 from rayd.config import Recipe, merge
 from rayd.data import load
 from rayd.data.formats import parquet
-from rayd.engine import measure
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.plan import plan
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
+from rayd.engine.stages import measure
 from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.recipes import assemble
@@ -170,7 +170,7 @@ def test_of_a_class_its_candidates_alone_are_decoded(
     """300 images and 12 candidates a class: scoring decodes 120 images, stitching those of the 2
     patches of each class.
     """
-    from rayd.engine import initial
+    from rayd.engine.stages import score as initial
     from rayd.engine.worker import Worker
 
     read = list[int]()
@@ -184,7 +184,7 @@ def test_of_a_class_its_candidates_alone_are_decoded(
 
     def scored(self: Worker, *arguments: object) -> object:
         before = len(read)
-        result = score(self, *arguments)
+        result = list(score(self, *arguments))
         counts["score"] = counts.get("score", 0) + len(read) - before
         return result
 
@@ -243,19 +243,19 @@ def test_streamed_images_are_looked_at_first(tmp_path: Path, root: Path) -> None
 MEASURE = """
 import json, sys
 from pathlib import Path
-from rayd import methods
 from rayd.data import load
-from rayd.engine import measure
+from rayd.engine.job import Job
 from rayd.engine.pool import open_pool
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
+from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
 from rayd.recipes import assemble
 
 recipe = assemble(json.loads(sys.argv[1]))
 data = load(recipe.data, Path(sys.argv[2]))
 with open_pool(recipe.resources, Observers, recipe, DatasetInfo.of(data)) as pool:
-    measure.measure(pool, recipe, methods.build(recipe), data, Store(), {}, lambda *_: None)
+    Measure(Job(recipe, data, Store())).run(pool)
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 """The peak of this process alone, in kB: what `resource` tells begins with that of its parent."""
@@ -297,7 +297,7 @@ def test_measuring_eight_times_the_images_takes_no_more_memory(tmp_path: Path) -
         )
         assert done.returncode == 0, done.stderr[-900:]
         peaks.append(int(done.stdout) / 1024)
-        shutil.rmtree(Store().root / measure.STAGE)
+        shutil.rmtree(Store().root / "measure")
     few, many, decoded = peaks
     assert many - few < 25
     assert decoded - many > 125

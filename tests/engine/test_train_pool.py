@@ -11,11 +11,14 @@ import torch
 
 from rayd.config import Recipe, ResourceSettings
 from rayd.data import ImageData, load
-from rayd.engine import squeeze
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, trained_networks
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool
+from rayd.engine.progress import Shown, StageProgress
+from rayd.engine.stages import squeeze
+from rayd.engine.stages.squeeze import Squeeze, together, trainers
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.errors import DataError, ResourceError
@@ -79,7 +82,7 @@ def squeezed(
 
     store = Store(root)
     told = []
-    resources = squeeze.trainers(recipe)
+    resources = trainers(recipe)
     scratch = root / squeeze.UNFINISHED
     if marks is None:
         pool = LocalPool(resources, Worker, recipe, DatasetInfo.of(data))
@@ -87,8 +90,14 @@ def squeezed(
         pool = TrainPool(
             resources, squeeze.WORKERS, scratch, Mortal(marks), recipe, DatasetInfo.of(data)
         )
+
+    class Recorded(Shown):
+        def update(self, done, total=None, terms=None, share=None):
+            told.append(done)
+
+    stage = squeeze.Squeeze(Job(recipe, data, store))
     with pool:
-        everyone = squeeze.squeeze(pool, recipe, data, store, lambda done, total: told.append(done))
+        everyone = stage.run(pool, Recorded(StageProgress("squeeze", 0, "epochs")))
     assert not scratch.exists() or not list(scratch.iterdir())
     return everyone[trained_networks(recipe)[0]], told
 
@@ -175,11 +184,11 @@ def test_only_workers_that_train_together_are_part_of_what_an_observer_is_made_o
 
     def inputs(workers: int, **changes: object) -> dict[str, object]:
         recipe = recipe_of(PLAIN, workers, **changes)
-        return squeeze.trained_inputs(recipe, data, trained_networks(recipe)[0])
+        return Squeeze(Job(recipe, data, Store()), ()).key(trained_networks(recipe)[0])
 
     assert inputs(1)["squeeze"] == recipe_of(PLAIN, 1).squeeze.model_dump(mode="json")
     assert inputs(1) != inputs(2)
     given = recipe_of(PLAIN, 2)
-    assert not squeeze.together(
+    assert not together(
         given.model_copy(update={"squeeze": given.squeeze.model_copy(update={"epochs": 0})})
     )

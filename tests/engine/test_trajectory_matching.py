@@ -18,10 +18,11 @@ from rayd.card import describe
 from rayd.config import Recipe, merge
 from rayd.data import load as load_data
 from rayd.distilled import load
-from rayd.engine import experts
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
+from rayd.engine.job import Job
 from rayd.engine.plan import plan
+from rayd.engine.stages.experts import Experts
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError, RunError
@@ -202,9 +203,9 @@ def test_an_expert_that_cannot_be_read_is_trained_again(tmp_path):
     # trained in
     recipe = distill(following(**NO_STUDENTS), tmp_path / "first", progress=QUIET).recipe
     store = Store()
-    files = experts.paths(recipe, load_data(recipe.data), store)
+    files = Experts(Job(recipe, load_data(recipe.data), store)).files()
     files[1].write_bytes(b"nothing")
-    assert experts.missing(recipe, load_data(recipe.data), store) == [1]
+    assert Experts(Job(recipe, load_data(recipe.data), store)).missing() == [1]
     distill(recipe, tmp_path / "second", progress=QUIET)
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
 

@@ -17,7 +17,7 @@ from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings, Reci
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
 from rayd.distilled import Distilled
-from rayd.engine.pool import ObjectRef, WorkerPool
+from rayd.engine.pool import ObjectRef, TaskStream
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TrainingSets:
             else settings.learning_rate
         )
 
-    def share(self, pool: WorkerPool, set_name: str, seed: int) -> ObjectRef:
+    def share(self, pool: TaskStream, set_name: str, seed: int) -> ObjectRef:
         """The set where workers can reach it, placed once."""
         fingerprint = self.fingerprint(set_name, seed)
         if fingerprint not in self._shared:

@@ -45,7 +45,10 @@ def test_looking_changes_nothing(tmp_path, kind):
     distill(RECIPES[kind](), tmp_path / "plain", progress=QUIET)
     seen = Seen()
     run = distill(
-        RECIPES[kind](), tmp_path / "watched", progress=QUIET, watch=Callback((1 / 3, 2 / 3), seen)
+        RECIPES[kind](),
+        tmp_path / "watched",
+        progress=QUIET,
+        callback=Callback((1 / 3, 2 / 3), seen),
     )
     assert seen.fractions == pytest.approx([1 / 3, 2 / 3])
     assert bytes_of(tmp_path / "plain") == bytes_of(tmp_path / "watched")
@@ -65,14 +68,17 @@ def test_a_run_that_is_interrupted_while_it_is_looked_at_goes_on_there(
 ):
     whole = Seen()
     distill(
-        RECIPES[kind](), tmp_path / "whole", progress=QUIET, watch=Callback((1 / 3, 2 / 3), whole)
+        RECIPES[kind](),
+        tmp_path / "whole",
+        progress=QUIET,
+        callback=Callback((1 / 3, 2 / 3), whole),
     )
     with pytest.raises(KeyboardInterrupt):
         distill(
             RECIPES[kind](),
             tmp_path / "cut",
             progress=QUIET,
-            watch=Callback((1 / 3, 2 / 3), Seen(fail_at=rung)),
+            callback=Callback((1 / 3, 2 / 3), Seen(fail_at=rung)),
         )
     seen = Seen()
     distill(
@@ -80,7 +86,7 @@ def test_a_run_that_is_interrupted_while_it_is_looked_at_goes_on_there(
         tmp_path / "cut",
         resume=True,
         progress=QUIET,
-        watch=Callback((1 / 3, 2 / 3), seen),
+        callback=Callback((1 / 3, 2 / 3), seen),
     )
     assert seen.fractions == whole.fractions[rung:]
     assert all(
@@ -105,7 +111,7 @@ def test_students_on_the_way_share_the_workers(tmp_path):
             tmp_path / str(workers),
             cache=cache,
             progress=QUIET,
-            watch=Callback((0.5,), seen[workers]),
+            callback=Callback((0.5,), seen[workers]),
         )
     assert seen[0].accuracies == seen[1].accuracies
 
@@ -119,7 +125,7 @@ def test_labels_of_a_set_on_its_way_are_those_that_would_be_stored(tmp_path):
             recipe,
             tmp_path / kind,
             progress=QUIET,
-            watch=Callback((0.5,), seen),
+            callback=Callback((0.5,), seen),
             cache=tmp_path / f"cache-{kind}",
         )
         kinds[kind] = seen.accuracies
@@ -135,14 +141,14 @@ def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, monkeypatch, kin
         RECIPES[kind](),
         tmp_path / "first",
         progress=QUIET,
-        watch=Callback((2 / 3,), lambda rung: None),
+        callback=Callback((2 / 3,), lambda rung: None),
     )
     with pytest.raises(KeyboardInterrupt):
         distill(
             RECIPES[kind](),
             tmp_path / "donor",
             progress=QUIET,
-            watch=Callback((2 / 3,), Seen(fail_at=0)),
+            callback=Callback((2 / 3,), Seen(fail_at=0)),
         )
     steps = []
     one_step = Synthesizer._one_step

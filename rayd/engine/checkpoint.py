@@ -1,0 +1,88 @@
+"""Checkpoints of a block of the synthetic set: one file a checkpoint, the newest two are kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from rayd import remote
+from rayd.artifacts import read_metadata, read_tensors, write_tensors
+from rayd.errors import ArtifactError
+
+log = logging.getLogger(__name__)
+
+KEPT_CHECKPOINTS = 2
+
+
+def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Tensor]) -> None:
+    """Write `step-<step>.safetensors` and drop all but the newest ones before it."""
+    write_tensors(directory / f"step-{step:08d}.safetensors", tensors, {"key": key, "step": step})
+    for path in _by_step(directory):
+        # a later one is a damaged leftover: newest() would have gone on from it
+        if _step_of(path) > step:
+            remote.remove(path)
+    for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
+        remote.remove(path)
+
+
+def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
+    """The newest checkpoint that is whole and belongs to `key`, up to a step.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    for path in reversed(_by_step(directory)):
+        if at_most is not None and _step_of(path) > at_most:
+            continue
+        try:
+            if remote.bring(path) and read_tensors(path)[1].get("key") == key:
+                return path
+        except ArtifactError as error:
+            log.warning("%s An older checkpoint is used.", error)
+    raise ArtifactError(f"'{directory}' holds no checkpoint of this run.")
+
+
+def resumable(directory: Path, key: str) -> int:
+    """The step of the newest readable checkpoint that belongs to `key`, or 0."""
+    try:
+        return int(read_metadata(newest(directory, key))["step"])
+    except ArtifactError:
+        return 0
+
+
+def block_folder(block: int, blocks: int) -> str:
+    """Where under the directory of checkpoints a block has its own."""
+    return f"block-{block:05d}" if blocks > 1 else "."
+
+
+def adopt(source: Path, directory: Path, key: str) -> None:
+    """Begin a block where another one came to: with its newest checkpoint, unless there is one of
+    its own already.
+    """
+    paths = _by_step(source)
+    if paths and not _by_step(directory):
+        tensors, metadata = read_tensors(paths[-1])
+        save_checkpoint(directory, key, int(metadata["step"]), tensors)
+
+
+def foreign(directory: Path, key: str) -> bool:
+    """Whether a readable checkpoint of another run lies in the directory."""
+    for path in _by_step(directory):
+        try:
+            if remote.bring(path) and read_metadata(path).get("key") != key:
+                return True
+        except ArtifactError:
+            continue
+    return False
+
+
+def _by_step(directory: Path) -> list[Path]:
+    return sorted(remote.listed(directory, "step-*.safetensors"), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    found = re.fullmatch(r"step-(\d+)\.safetensors", path.name)
+    return int(found.group(1)) if found else -1

@@ -1,0 +1,202 @@
+"""A stage of a run: independent work items, each computed once and kept in the store.
+
+A stage says which items there are, the key that an item's result depends on, how a worker computes
+it, and how the result is kept and found. `Stage.run` does the rest, the same for all stages: what
+the store holds is loaded, what another run is computing is waited for, everything else is computed
+by the workers, kept, and reported as progress. To add a stage, write one subclass and run it in
+`rayd.engine.distill`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from rayd.engine.job import Job
+from rayd.engine.pool import TaskStream
+from rayd.engine.progress import Shown
+from rayd.engine.work_queue import WorkQueue, run_once
+from rayd.training.progress import EpochProgress
+
+Item = TypeVar("Item", bound=Hashable)
+Result = TypeVar("Result")
+
+
+class Stage(ABC, Generic[Item, Result]):
+    """One kind of work of a run.
+
+    Subclasses set the class attributes and implement `items`, `key`, `tasks`, `save` and `find`.
+    """
+
+    name: ClassVar[str]
+    """The stage in progress, status and plan."""
+    folder: ClassVar[str]
+    """Where the store keeps its results."""
+    unit: ClassVar[str]
+    """What progress counts, e.g. `epochs`."""
+    noun: ClassVar[str]
+    """What items are called when another run computes them, e.g. `observers`."""
+    task: ClassVar[str]
+    """The generator method of a worker that computes an item."""
+
+    def __init__(self, job: Job):
+        """Compute nothing yet."""
+        self.job = job
+        self._results: dict[Item, Result] = {}
+
+    @abstractmethod
+    def items(self) -> Sequence[Item]:
+        """The work items of the run, cached or not."""
+
+    @abstractmethod
+    def key(self, item: Item) -> Mapping[str, Any]:
+        """Everything that the result of an item depends on, JSON-able."""
+
+    @abstractmethod
+    def tasks(self, pool: TaskStream, items: Iterator[Item]) -> Iterator[tuple[Any, ...]]:
+        """The arguments of the worker's method for each item; values for all are shared first.
+
+        Items are claimed as they are taken from the iterator, so take one when a worker needs it.
+        """
+
+    @abstractmethod
+    def save(self, item: Item, result: Any) -> Result:
+        """Keep what a worker computed; returns it as `find` would."""
+
+    @abstractmethod
+    def find(self, item: Item) -> Result | None:
+        """The kept result of an item; None if there is none, or it is damaged."""
+
+    def units(self, item: Item) -> int:
+        """Units of progress of an item."""
+        return 1
+
+    def paths(self, item: Item) -> Sequence[Path]:
+        """Files of the result, which are locked while it is computed."""
+        return [self.job.store.path(self.folder, self.key(item), "safetensors")]
+
+    def collect(self, item: Item, event: Any) -> Any | None:
+        """A worker yielded something other than its progress: the result, once it is complete."""
+        return event
+
+    def result(self, item: Item) -> Result | None:
+        """The result of an item if it is known; read from the store at most once."""
+        if item not in self._results:
+            found = self.find(item)
+            if found is None:
+                return None
+            self._results[item] = found
+        return self._results[item]
+
+    def is_cached(self, item: Item) -> bool:
+        """Whether an item needs no work."""
+        return self.result(item) is not None
+
+    def missing(self) -> list[Item]:
+        """The items that need work."""
+        return [item for item in self.items() if not self.is_cached(item)]
+
+    def results(self) -> dict[Item, Result]:
+        """The results of all items that have one."""
+        known = {}
+        for item in self.items():
+            result = self.result(item)
+            if result is not None:
+                known[item] = result
+        return known
+
+    def run(
+        self,
+        pool: TaskStream,
+        shown: Shown | None = None,
+        on_wait: Callable[[int], None] = lambda _: None,
+        weight: Callable[[Item], float] | None = None,
+    ) -> dict[Item, Result]:
+        """Compute the missing items and return all results.
+
+        Args:
+            pool: hosts `Worker`.
+            shown: where progress is shown.
+            on_wait: called with the number of items that other runs are computing, when nothing
+                else is left to do.
+            weight: work of a unit of an item, where units of items are unlike.
+        """
+        missing = self.missing()
+        progress = ItemProgress(shown, {item: self.units(item) for item in missing}, weight)
+
+        def compute(queue: WorkQueue[Item]) -> None:
+            for item in missing:
+                if self.is_cached(item):
+                    progress.finish(item)
+            self.compute(pool, queue, progress)
+
+        run_once(missing, self.is_cached, self.paths, compute, on_wait)
+        return self.results()
+
+    def compute(
+        self, pool: TaskStream, queue: WorkQueue[Item], progress: ItemProgress[Item]
+    ) -> None:
+        """Compute the items of a queue as workers become free.
+
+        Overridden where items are better computed together.
+        """
+        for index, event in pool.stream(self.task, self.tasks(pool, queue)):
+            item = queue.made[index]
+            if isinstance(event, EpochProgress):
+                progress.update(item, event.epoch)
+                continue
+            result = self.collect(item, event)
+            if result is not None:
+                self.keep(item, result)
+                queue.done(item)
+                progress.finish(item)
+
+    def keep(self, item: Item, result: Any) -> None:
+        """Save the result of an item, and know it from now on."""
+        self._results[item] = self.save(item, result)
+
+
+class ItemProgress(Generic[Item]):
+    """Progress of a stage: units done over all items, and the share of the work that they are."""
+
+    def __init__(
+        self,
+        shown: Shown | None,
+        units: Mapping[Item, int],
+        weight: Callable[[Item], float] | None = None,
+    ):
+        """Nothing done yet.
+
+        Args:
+            shown: where progress is shown; None shows nothing.
+            units: of each item.
+            weight: work of a unit of an item; None counts units alike.
+        """
+        self._shown = shown
+        self._units = units
+        self._done: dict[Item, int] = dict.fromkeys(units, 0)
+        self._weights = {} if weight is None else {item: weight(item) for item in units}
+        self._show()
+
+    def update(self, item: Item, done: int) -> None:
+        """Set the units of an item that are done."""
+        self._done[item] = done
+        self._show()
+
+    def finish(self, item: Item) -> None:
+        """Count an item as done."""
+        self.update(item, self._units[item])
+
+    def done(self, item: Item) -> int:
+        """Units of an item that are done."""
+        return self._done[item]
+
+    def _show(self) -> None:
+        if self._shown is None:
+            return
+        work = sum(weight * self._units[item] for item, weight in self._weights.items())
+        spent = sum(weight * self._done[item] for item, weight in self._weights.items())
+        share = spent / work if work else None
+        self._shown.update(sum(self._done.values()), sum(self._units.values()), share=share)

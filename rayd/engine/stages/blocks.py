@@ -1,0 +1,232 @@
+"""The blocks of a synthetic set through all their steps, on the workers of a pool.
+
+Blocks are optimised one after another, each with all workers, or in parallel, each by one worker.
+Steps that a checkpoint already covers are not repeated. The whole set is kept up to date, for
+callbacks and pictures along the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rayd import synthetic
+from rayd.distilled import Distilled, contact_sheet
+from rayd.engine import checkpoint
+from rayd.engine.callbacks import Callback
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId
+from rayd.engine.observers import Memory
+from rayd.engine.pool import ActorHandle, ObjectRef, WorkerPool
+from rayd.engine.progress import Progress, Shown
+from rayd.engine.runlog import RunLog
+from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
+from rayd.synthetic import SyntheticSet
+
+ADVANCE_SECONDS = 1.0
+"""Seconds of work that the driver asks of the synthesizer at a time."""
+
+
+class Blocks:
+    """All steps of all blocks. Steps are numbered through the blocks.
+
+    Args:
+        job: the run.
+        pool: hosts `Worker`.
+        hash: of everything that the synthesis depends on; checkpoints carry it.
+        learned: the set before the first step; kept up to date.
+        checkpoints: directory of the run's checkpoints.
+        weights: weights of trained networks.
+        accuracies: their training accuracies, fractions.
+        measured: measured statistics of fixed observers; empty when real data is sampled.
+        experts: files of the experts, where students follow some.
+        log: where logged steps are written.
+        progress: where progress is shown.
+        picture: makes a distilled set of the current one, for its contact sheet.
+        callback: when to pause.
+        on_milestone: called at each pause with the share of the steps that is done.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: Job,
+        pool: WorkerPool,
+        hash: str,
+        learned: SyntheticSet,
+        checkpoints: Path,
+        weights: Mapping[NetworkId, ObjectRef],
+        accuracies: Mapping[NetworkId, float],
+        measured: Mapping[NetworkId, ObjectRef],
+        experts: tuple[Path, ...],
+        log: RunLog,
+        progress: Progress,
+        picture: Callable[[SyntheticSet], Distilled],
+        callback: Callback | None,
+        on_milestone: Callable[[float], None],
+    ):
+        recipe = job.recipe
+        settings = recipe.synthesis
+        self._job = job
+        self._pool = pool
+        self._learned = learned
+        self._log = log
+        self._progress = progress
+        self._picture = picture
+        self._on_milestone = on_milestone
+        self._steps = settings.steps
+        self._parts = synthetic.blocks(learned.samples, settings.block, settings.order)
+        count = len(self._parts)
+        self._sequential = count == 1 or job.method.sequential
+        pauses: list[tuple[int, ...]] = [()] * count
+        if callback is not None:
+            pauses = callback.pauses(settings.steps, count, self._sequential)
+        train = None
+        if recipe.real == "sampled":
+            train = pool.share((job.data.train.images, job.data.train.labels))
+        self.tasks = [
+            BlockTask(
+                recipe=recipe,
+                key=hash,
+                normalization=job.data.normalization,
+                block=block,
+                blocks=count,
+                start=pool.share(dict(learned.part(part).state_dict())),
+                checkpoints=checkpoints / checkpoint.block_folder(block, count),
+                weights=weights,
+                accuracies=accuracies,
+                measured=measured,
+                train=train,
+                experts=experts,
+                pauses=pauses[block],
+            )
+            for block, part in enumerate(self._parts)
+        ]
+        """The blocks."""
+
+    def foreign(self) -> bool:
+        """Whether the directory holds checkpoints of another synthesis."""
+        return any(checkpoint.foreign(task.checkpoints, task.key) for task in self.tasks)
+
+    def adopt(self, checkpoints: Path) -> None:
+        """Go on from the checkpoints of another run where there are none of this one yet."""
+        for task in self.tasks:
+            source = checkpoints / checkpoint.block_folder(task.block, task.blocks)
+            checkpoint.adopt(source, task.checkpoints, task.key)
+
+    def run(self, foreseen: float | None = None) -> None:
+        """Go through all steps that no checkpoint covers.
+
+        Args:
+            foreseen: seconds that all steps should take, where that is known.
+        """
+        with self._shown(foreseen) as shown:
+            if self._sequential:
+                self._run_sequentially(shown)
+            else:
+                self._run_in_parallel(shown)
+
+    @contextmanager
+    def _shown(self, foreseen: float | None) -> Iterator[Shown]:
+        total = self._steps * len(self.tasks)
+        with self._progress.stage("synthesize", total, "steps", foreseen) as shown:
+            yield shown
+
+    def _resumed(self) -> list[int]:
+        """Steps of each block that a checkpoint covers; log lines of later steps are dropped, as
+        these will be repeated.
+        """
+        steps = self._steps
+        reached = [checkpoint.resumable(task.checkpoints, task.key) for task in self.tasks]
+
+        def is_covered(step: int) -> bool:
+            block, before = divmod(step - 1, steps)
+            return before + 1 <= reached[block]
+
+        self._log.forget("synthesize", is_covered)
+        return reached
+
+    def _run_sequentially(self, shown: Shown) -> None:
+        """All workers on one block after another: the observers of a step work in parallel.
+
+        The memory of terms is passed on from block to block.
+        """
+        synthesizer = self._pool.host(Synthesizer)
+        steps = self._steps
+        began = self._resumed()
+        shown.update(sum(began))
+        remembered: Mapping[NetworkId, Memory] = {}
+        for task, reached in zip(self.tasks, began, strict=True):
+            task = replace(task, remembered=remembered)
+            block = task.block
+            for pause in task.pauses:
+                if reached <= pause and not any(began[block + 1 :]):
+                    self._advance(synthesizer, task, reached, pause, shown)
+                    reached = pause
+                    self._put(block, synthesizer.call("state", task, pause))
+                    self._on_milestone((block * steps + pause) / (steps * len(self.tasks)))
+            self._advance(synthesizer, task, reached, steps, shown)
+            self._put(block, synthesizer.call("state", task, steps))
+            if block + 1 < len(self.tasks):
+                remembered = synthesizer.call("remembered", task, steps)
+
+    def _advance(
+        self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: Shown
+    ) -> None:
+        """Take one block from a step to a later one."""
+        interval = task.recipe.synthesis.checkpoint_every
+        before = self._steps * task.block
+        step = reached
+        stride = 1
+        while step < end:
+            until = min(step + stride, end, (step // interval + 1) * interval)
+            started = time.monotonic()
+            logged = synthesizer.call("advance", task, step, until)
+            stride = _next_stride(until - step, time.monotonic() - started)
+            step = until
+            for line in logged:
+                self._log.step("synthesize", before + line.step, line.seconds, line.terms)
+            shown.update(before + step, terms=logged[-1].terms if logged else None)
+            if step % interval == 0 and task.blocks == 1:
+                state = synthesizer.call("state", task, step)
+                now = synthetic.restore(task.recipe.synthetic, state)
+                sheet = np.asarray(contact_sheet(self._picture(now)))
+                self._log.picture("synthetic images", step, sheet)
+
+    def _run_in_parallel(self, shown: Shown) -> None:
+        """Blocks over workers: each worker optimises a block with its own observers."""
+        steps = self._steps
+        began = self._resumed()
+        reached = list(began)
+        shown.update(sum(reached))
+        # all blocks come to a pause before any goes beyond it
+        pauses = [pause for pause in self.tasks[0].pauses if max(began) <= pause]
+        for end in (*pauses, steps):
+            items = [(task, end) for task in self.tasks]
+            for block, event in self._pool.stream("synthesize", items):
+                if not isinstance(event, Logged):
+                    self._put(block, event)
+                    continue
+                reached[block] = max(reached[block], event.step)
+                if event.terms:
+                    step = block * steps + event.step
+                    self._log.step("synthesize", step, event.seconds, event.terms)
+                shown.update(sum(reached), terms=event.terms or None)
+            if end < steps:
+                self._on_milestone(end / steps)
+
+    def _put(self, block: int, state: State) -> None:
+        """Copy the state of a block into the whole set."""
+        part = synthetic.restore(self.tasks[block].recipe.synthetic, state)
+        self._learned.put(self._parts[block], part)
+
+
+def _next_stride(steps: int, seconds: float) -> int:
+    """Steps that take about `ADVANCE_SECONDS`, growing at most fourfold at a time."""
+    wanted = steps * ADVANCE_SECONDS / max(seconds, 1e-6)
+    return max(1, min(int(wanted), 4 * steps))

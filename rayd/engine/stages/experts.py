@@ -1,0 +1,132 @@
+"""The experts stage: networks trained on the real data whose weights after every epoch are kept.
+
+An expert is a file of the store (`rayd.training.trajectories`). Its worker writes it, and the
+workers that match trajectories read it: across machines the store must be a shared folder or a URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rayd import networks, remote, seeding
+from rayd.config import Recipe
+from rayd.data import ImageShape
+from rayd.engine.pool import TaskStream
+from rayd.engine.stage import Stage
+from rayd.errors import ArtifactError, RunError
+from rayd.networks.flat import FlatNetwork
+from rayd.training.trajectories import Trajectory
+
+UNFINISHED = "unfinished-experts"
+"""Folder of the store with checkpoints of experts in training."""
+
+
+class Experts(Stage[int, Trajectory]):
+    """Trains experts, which are numbered from 0."""
+
+    name = "experts"
+    folder = "experts"
+    unit = "epochs"
+    noun = "experts"
+    task = "expert"
+
+    def items(self) -> Sequence[int]:
+        """Numbers of the experts; none where the method needs none."""
+        return range(self.job.recipe.experts.count) if self.job.method.needs_experts else []
+
+    def key(self, item: int) -> Mapping[str, Any]:
+        """Settings, data and number; how many other experts there are does not matter."""
+        return {
+            "version": 1,
+            "data": self.job.data.fingerprint,
+            "experts": self.job.recipe.experts.model_dump(mode="json", exclude={"count"}),
+            "index": item,
+            "device": self.job.device,
+        }
+
+    def tasks(self, pool: TaskStream, items: Iterator[int]) -> Iterator[tuple[Any, ...]]:
+        """See `Worker.expert`."""
+        training = pool.share(self.job.data.train)
+        for item in items:
+            checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
+            yield item, training, self.file(item), checkpoint
+
+    def units(self, item: int) -> int:
+        """Epochs."""
+        return self.job.recipe.experts.epochs
+
+    def save(self, item: int, result: Any) -> Trajectory:
+        """The worker wrote the file already.
+
+        Raises:
+            RunError: the file cannot be read on this machine.
+        """
+        found = self.find(item)
+        if found is None:
+            raise RunError(
+                f"The expert '{self.file(item)}' was trained but cannot be read here; across "
+                "machines, the cache must be a folder that all of them share, or a URL."
+            )
+        return found
+
+    def find(self, item: int) -> Trajectory | None:
+        """The expert's file, if it can be read."""
+        path = self.file(item)
+        with suppress(ArtifactError):
+            return Trajectory(path) if remote.bring(path) else None
+        return None
+
+    def file(self, item: int) -> Path:
+        """The file of an expert, written or not."""
+        return self.job.store.path(self.folder, self.key(item), "safetensors")
+
+    def files(self) -> tuple[Path, ...]:
+        """The files of all experts, written or not."""
+        return tuple(self.file(item) for item in self.items())
+
+    def accuracies(self) -> list[float]:
+        """Training accuracy of each expert, fractions."""
+        return [float(expert.facts["train_accuracy"]) for expert in self.results().values()]
+
+    def summary(self) -> str:
+        """Number of experts and their mean accuracy in a sentence."""
+        known = self.accuracies()
+        return f"{len(known)} know {sum(known) / len(known):.3f} of the training images on average"
+
+    def facts_for_card(self) -> dict[str, Any] | None:
+        """The part that is written into the card of a distilled set; None if experts are missing."""
+        if not self.items() or self.missing():
+            return None
+        known = self.accuracies()
+        settings = self.job.recipe.experts
+        return {
+            "network": settings.network.label,
+            "count": len(known),
+            "epochs": settings.epochs,
+            "train_accuracy": sum(known) / len(known),
+        }
+
+    def bytes_each(self) -> int:
+        """Bytes of an expert's file."""
+        settings = self.job.recipe.experts
+        size = 2 if settings.stored == "bfloat16" else 4
+        data = self.job.data
+        numbers = parameter_count(self.job.recipe, data.shape, data.classes)
+        return numbers * (settings.epochs + 1) * size
+
+
+def initial_seed(recipe: Recipe, index: int) -> int:
+    """Seed of the initial weights of an expert."""
+    return seeding.derive(recipe.experts.seed, "expert network", index)
+
+
+def parameter_count(recipe: Recipe, shape: ImageShape, classes: int) -> int:
+    """Parameters of an expert.
+
+    Raises:
+        ConfigError: its network has buffers or dropout, or does not fit the images.
+    """
+    return FlatNetwork(networks.build(recipe.experts.network, shape, classes, seed=0)).size

@@ -1,0 +1,147 @@
+"""The relabel stage: soft labels of a distilled set for every epoch of its students.
+
+Work items are chunks of epochs. Labels lie beside the set in a folder named by a hash of everything
+that they depend on, so that those of another protocol do not overwrite them; an interrupted run
+goes on with the chunks that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rayd import remote
+from rayd.artifacts import content_hash, read_tensors
+from rayd.config import Recipe
+from rayd.distilled import Distilled
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId, teachers
+from rayd.engine.pool import TaskStream
+from rayd.engine.stage import Stage
+from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
+from rayd.errors import ArtifactError, ConfigError, RaydError
+from rayd.training.sets import TrainingSet
+from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks, write_chunk
+
+FOLDER = "labels"
+
+
+class Relabel(Stage[range, Path]):
+    """Labels a distilled set; items are ranges of epochs, results their files."""
+
+    name = "relabel"
+    folder = FOLDER
+    unit = "epochs"
+    noun = "labels"
+    task = "label"
+
+    def __init__(
+        self,
+        job: Job,
+        distilled: Distilled,
+        observers: Mapping[NetworkId, TrainedObserver],
+        beside: Path,
+    ):
+        """Label `distilled`, which lies in the directory `beside`, by its trained teachers."""
+        super().__init__(job)
+        self.distilled = distilled
+        self.observers = observers
+        hashes = Squeeze(job, ()).teacher_hashes()
+        training = TrainingSet.from_distilled(distilled)
+        settings = job.recipe.evaluation
+        self.made_for = Labelled.of(
+            training, distilled.classes, settings, job.recipe.labels, hashes
+        )
+        inputs = {"version": 2, "made_for": asdict(self.made_for), "epochs": settings.epochs}
+        self.directory = beside / FOLDER / content_hash(inputs)[:16]
+
+    def items(self) -> Sequence[range]:
+        """The chunks of epochs."""
+        epochs = self.job.recipe.evaluation.epochs
+        precision = self.job.recipe.labels.precision
+        return chunks(epochs, len(self.distilled), self.distilled.classes, precision)
+
+    def key(self, item: range) -> Mapping[str, Any]:
+        """What the labels are for, and their epochs."""
+        return {"made_for": asdict(self.made_for), "epochs": [item.start, item.stop]}
+
+    def paths(self, item: range) -> Sequence[Path]:
+        """None: the run's lock on its directory is enough."""
+        return []
+
+    def tasks(self, pool: TaskStream, items: Iterator[range]) -> Iterator[tuple[Any, ...]]:
+        """See `Worker.label`."""
+        networks = teachers(self.job.recipe)
+        weights = tuple(pool.share(self.observers[network_id].state) for network_id in networks)
+        images = pool.share(self.distilled.images)
+        for item in items:
+            yield networks, weights, images, item.start, item.stop
+
+    def units(self, item: range) -> int:
+        """Epochs."""
+        return len(item)
+
+    def save(self, item: range, result: Mapping[str, Tensor]) -> Path:
+        """A file of the labels' folder."""
+        write_chunk(self.directory, self.made_for, item, result)
+        return chunk_path(self.directory, item)
+
+    def find(self, item: range) -> Path | None:
+        """The file of a chunk, if it can be read."""
+        path = chunk_path(self.directory, item)
+        try:
+            read_tensors(path)
+        except ArtifactError:
+            return None
+        return path
+
+    def labels(self) -> StoredLabels | None:
+        """The labels, if all of them can be read."""
+        try:
+            labels = StoredLabels(self.directory)
+        except ArtifactError:
+            return None
+        return labels if labels.epochs >= self.job.recipe.evaluation.epochs else None
+
+
+def next_to(job: Job, distilled: Distilled) -> StoredLabels:
+    """The stored labels next to a finished set that fit a recipe.
+
+    Raises:
+        ArtifactError, ConfigError: there are none; the sentence says how the stored ones differ.
+    """
+    recipe = job.recipe
+    folder = distilled.card.get("labels", {}).get("folder")
+    if distilled.directory is None or folder is None:
+        raise ConfigError(
+            "This distilled set holds no stored labels; set labels.kind=online to label images "
+            "while students train."
+        )
+    hashes = Squeeze(job, ()).teacher_hashes() if _has_other_teachers(recipe, distilled) else ()
+    first = distilled.directory / folder
+    others = [path for path in remote.listed(distilled.directory / FOLDER) if path != first]
+    training = TrainingSet.from_distilled(distilled)
+    settings = recipe.evaluation
+    faults: list[RaydError] = []
+    for path in (first, *others):
+        try:
+            labels = StoredLabels(path)
+            labels.check(
+                training, distilled.classes, settings, recipe.labels, settings.epochs, hashes
+            )
+        except (ArtifactError, ConfigError) as error:
+            faults.append(error)
+        else:
+            return labels
+    raise faults[0]
+
+
+def _has_other_teachers(recipe: Recipe, distilled: Distilled) -> bool:
+    """Whether a recipe names other teachers than the set's card."""
+    known = distilled.card["config"]["labels"]["networks"]
+    named = recipe.model_dump(mode="json")["labels"]["networks"]
+    return bool(named != known)

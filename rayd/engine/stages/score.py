@@ -1,0 +1,113 @@
+"""The score stage, and where the synthetic set starts.
+
+Two starts need networks: RDED's, which scores random crops of each class's real images by how
+realistic an observer finds them, and labels that experts predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rayd import synthetic
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId, network_ids
+from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.stage import Stage
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.synthetic import SyntheticSet
+from rayd.synthetic.initialization import candidates as first_candidates
+from rayd.synthetic.rded import Scores, candidates, most_realistic, stitched
+
+
+class Score(Stage[int, Scores]):
+    """Scores crops of the real images of each class; items are classes."""
+
+    name = "score"
+    folder = "score"
+    unit = "classes"
+    noun = "classes"
+    task = "score"
+
+    def __init__(self, job: Job, weights: Mapping[NetworkId, ObjectRef] | None = None):
+        """Score by the first observer, with its trained weights."""
+        super().__init__(job)
+        self.weights = weights or {}
+        self._observer = network_ids(job.recipe)[0]
+        self._rows = lru_cache(maxsize=None)(self._candidates)
+
+    def items(self) -> Sequence[int]:
+        """All classes where the recipe starts from realistic crops, else none."""
+        return range(self.job.data.classes) if self.job.recipe.synthetic.init == "rded" else []
+
+    def key(self, item: int) -> Mapping[str, Any]:
+        """The observer, the class, the seed and the settings of the crops."""
+        settings = self.job.recipe.synthetic
+        names = ("patches", "candidates", "crops", "crop")
+        return {
+            "version": 1,
+            "observer": Squeeze(self.job, ()).key(self._observer),
+            "seed": self.job.recipe.seed,
+            "class": item,
+            "settings": {name: getattr(settings, name) for name in names},
+        }
+
+    def tasks(self, pool: TaskStream, items: Iterator[int]) -> Iterator[tuple[Any, ...]]:
+        """See `Worker.score`."""
+        weights = self.weights[self._observer]
+        for label in items:
+            images = pool.share(self.job.data.train.part(self._rows(label)).images)
+            yield self._observer, weights, label, images
+
+    def save(self, item: int, result: Scores) -> Scores:
+        """Boxes and scores as tensors."""
+        self.job.store.put_tensors(self.folder, self.key(item), result)
+        return result
+
+    def find(self, item: int) -> Scores | None:
+        """The scores of a class."""
+        return self.job.store.tensors(self.folder, self.key(item))
+
+    def _candidates(self, label: int) -> npt.NDArray[np.int64]:
+        """Rows of the training images that crops are taken from."""
+        recipe = self.job.recipe
+        return candidates(self.job.data.train, label, recipe.synthetic, recipe.seed)
+
+    def stitched(self) -> torch.Tensor:
+        """The most realistic crops, joined to images of full size, class after class."""
+        recipe = self.job.recipe
+        images = []
+        for label, scores in self.results().items():
+            best = most_realistic(scores, recipe.ipc, recipe.synthetic.patches)
+            rows = self._rows(label)[best.numpy()]
+            pixels = torch.from_numpy(self.job.data.train.images[rows])
+            images.append(stitched(pixels, scores["box"][best], recipe.synthetic.patches))
+        return torch.cat(images)
+
+
+def initial_set(
+    job: Job, pool: WorkerPool, score: Score, experts: Sequence[Path] = ()
+) -> SyntheticSet:
+    """The synthetic set before the first step.
+
+    Args:
+        job: the run.
+        pool: hosts `Worker`; used where experts predict labels.
+        score: the scores of crops, computed where the recipe needs them.
+        experts: files of the experts that predict labels.
+    """
+    recipe = job.recipe
+    if recipe.synthetic.labels == "experts":
+        rows = first_candidates(recipe, job.data)
+        images = pool.share(job.data.train.part(rows).images[:])
+        logits = list(pool.map("predict", [(expert, images) for expert in experts]))
+        return synthetic.initial(recipe, job.data, logits=torch.stack(logits))
+    if recipe.synthetic.init == "rded":
+        return synthetic.initial(recipe, job.data, score.stitched())
+    return synthetic.initial(recipe, job.data)

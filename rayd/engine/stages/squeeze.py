@@ -1,0 +1,218 @@
+"""The squeeze stage: observers and teachers trained on the real data, one resumable task each.
+
+With `squeeze.workers` above 1 each network is trained by that many workers together
+(`rayd.engine.on_ray.train`), one network after another, before the pool of the later stages holds
+any resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from rayd import devices
+from rayd.artifacts import content_hash
+from rayd.config import Recipe, ResourceSettings
+from rayd.engine import memory
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId, teachers, trained_networks
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import TaskStream, open_pool
+from rayd.engine.progress import Progress
+from rayd.engine.stage import Stage
+from rayd.networks import weights as given
+
+UNFINISHED = "unfinished-observers"
+"""Folder of the store with checkpoints of networks in training."""
+WORKERS = "squeeze.workers"
+"""The setting that resource errors name."""
+GUESSING = 1.5
+"""A network that is right less than this many times as often as guessing has learned nothing."""
+
+
+@dataclass(frozen=True)
+class TrainedObserver:
+    """A trained network and how good it is."""
+
+    state: dict[str, Tensor]
+    """Its weights and buffers."""
+    facts: dict[str, Any]
+    """Class names, training and validation accuracy (fractions; None without a validation split),
+    epochs, seconds.
+    """
+
+    @property
+    def facts_for_card(self) -> dict[str, Any]:
+        """The part of `facts` that is written into the card of a distilled set."""
+        names = ("network", "copy", "epochs", "train_accuracy", "validation_accuracy")
+        return {name: self.facts.get(name) for name in names}
+
+    def summary(self) -> str:
+        """Accuracy and epochs in a sentence."""
+        train_accuracy = self.facts["train_accuracy"]
+        accuracy = self.facts.get("validation_accuracy")
+        validated = f", {accuracy:.3f} of the validation images" if accuracy is not None else ""
+        guessing = train_accuracy < GUESSING / len(self.facts["class_names"])
+        advice = " (hardly better than guessing: train it longer, or leave it out)"
+        return (
+            f"knows {train_accuracy:.3f} of the training images{validated}"
+            f"{advice if guessing else ''} after {self.facts['epochs']} epochs"
+        )
+
+
+class Squeeze(Stage[NetworkId, TrainedObserver]):
+    """Trains observers, classifiers and teachers.
+
+    A network that is in two groups with the same settings is trained once.
+    """
+
+    name = "squeeze"
+    folder = "squeeze"
+    unit = "epochs"
+    noun = "observers"
+    task = "squeeze"
+
+    def __init__(self, job: Job, networks: Iterable[NetworkId] | None = None):
+        """Train some networks; absent: all that the run trains."""
+        super().__init__(job)
+        self.networks = trained_networks(job.recipe) if networks is None else tuple(networks)
+        self._same: dict[NetworkId, NetworkId] = {}
+        by_key: dict[str, NetworkId] = {}
+        for network_id in self.networks:
+            self._same[network_id] = by_key.setdefault(self.hash(network_id), network_id)
+
+    def items(self) -> Sequence[NetworkId]:
+        """One network id for each network that is trained."""
+        return list(dict.fromkeys(self._same.values()))
+
+    def key(self, item: NetworkId) -> Mapping[str, Any]:
+        """Settings, data and seed; weights that are used as given depend on neither seed nor
+        settings of training.
+        """
+        recipe = self.job.recipe
+        data = self.job.data
+        settings = recipe.squeezing(item.group)
+        made = {
+            "network": item.architecture.model_dump(exclude={"weights"}),
+            "weights": given.fingerprint(item.architecture),
+            "data": data.fingerprint,
+            "validation": None if data.validation is None else data.validation.fingerprint,
+            "device": devices.choose(trainers(recipe)).type,
+            "version": 2,
+        }
+        if settings.epochs == 0:
+            return made | {"epochs": 0, "precision": settings.precision}
+        workers = trainers(recipe).workers if together(recipe) else 1
+        return made | {
+            "seed": recipe.network_group(item.group).seed,
+            "copy": item.index,
+            "squeeze": settings.model_dump(mode="json") | {"workers": workers},
+        }
+
+    def hash(self, item: NetworkId) -> str:
+        """Hash of a network's key."""
+        return content_hash(self.key(item))
+
+    def teacher_hashes(self) -> tuple[str, ...]:
+        """Hashes of the networks that label images; empty where labels are hard."""
+        return tuple(self.hash(network_id) for network_id in teachers(self.job.recipe))
+
+    def tasks(self, pool: TaskStream, items: Iterator[NetworkId]) -> Iterator[tuple[Any, ...]]:
+        """See `Worker.squeeze`."""
+        data = self.job.data
+        train = pool.share(data.train)
+        validation = None if data.validation is None else pool.share(data.validation)
+        for item in items:
+            checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
+            yield item, train, validation, checkpoint
+
+    def units(self, item: NetworkId) -> int:
+        """Epochs."""
+        return self.job.recipe.squeezing(item.group).epochs
+
+    def save(self, item: NetworkId, result: dict[str, Any]) -> TrainedObserver:
+        """Weights as tensors, everything else as their note."""
+        facts = {name: value for name, value in result.items() if name != "state"}
+        facts["network"] = item.architecture.label
+        facts["copy"] = item.index
+        facts["class_names"] = list(self.job.data.class_names)
+        self.job.store.put_tensors(self.folder, self.key(item), result["state"], facts)
+        return TrainedObserver(result["state"], facts)
+
+    def find(self, item: NetworkId) -> TrainedObserver | None:
+        """A trained network from the store."""
+        key = self.key(item)
+        state = self.job.store.tensors(self.folder, key)
+        if state is None:
+            return None
+        return TrainedObserver(state, dict(self.job.store.note(self.folder, key)))
+
+    def results(self) -> dict[NetworkId, TrainedObserver]:
+        """The trained networks, under each of their ids."""
+        known = super().results()
+        return {network_id: known[same] for network_id, same in self._same.items() if same in known}
+
+    def open_pool(self) -> AbstractContextManager[TaskStream]:
+        """Workers for this stage alone.
+
+        Raises:
+            ResourceError: they need Ray, which is missing or cannot hold them.
+        """
+        from rayd.engine.worker import Worker
+
+        recipe = self.job.recipe
+        info = DatasetInfo.of(self.job.data)
+        if not together(recipe):
+            return open_pool(recipe.resources, Worker, recipe, info)
+        from rayd.engine.on_ray.train import TrainPool
+
+        folder = self.job.store.root / UNFINISHED
+        return TrainPool(trainers(recipe), WORKERS, folder, Worker, recipe, info)
+
+    def ensure(self, progress: Progress) -> dict[NetworkId, TrainedObserver]:
+        """All results; workers are opened for those that are missing."""
+        if not self.missing():
+            return self.results()
+        with (
+            memory.explained(self.name, self.job.recipe),
+            self.open_pool() as pool,
+            progress.stage(self.name, 0, self.unit) as shown,
+        ):
+            return self.run(pool, shown, progress.waiting(self.name, self.noun))
+
+    def check(self) -> None:
+        """Refuse at once what the cluster can never train together.
+
+        Raises:
+            ResourceError: no cluster answers, or it cannot hold `squeeze.workers`.
+        """
+        if together(self.job.recipe) and self.missing():
+            from rayd.engine.on_ray.cluster import check_resources, connect
+
+            connect(self.job.recipe.resources.address)
+            check_resources(trainers(self.job.recipe), WORKERS)
+
+
+def random_key(recipe: Recipe, network_id: NetworkId) -> dict[str, Any]:
+    """Everything that an observer with random weights depends on."""
+    network = network_id.architecture.model_dump(exclude={"weights"})
+    seed = recipe.network_group(network_id.group).seed
+    return {"network": network, "seed": seed, "copy": network_id.index}
+
+
+def together(recipe: Recipe) -> bool:
+    """Whether each network is trained by several workers of Ray Train."""
+    return recipe.squeeze.workers > 1 and any(
+        recipe.squeezing(network_id.group).epochs > 0 for network_id in trained_networks(recipe)
+    )
+
+
+def trainers(recipe: Recipe) -> ResourceSettings:
+    """Resources of the workers that train networks."""
+    if not together(recipe):
+        return recipe.resources
+    return recipe.resources.model_copy(update={"workers": recipe.squeeze.workers, "decoders": 0})

@@ -1,0 +1,135 @@
+"""The evaluate stage: students trained on the distilled set and its baselines, then tested.
+
+One task per (set, network, seed). Seeds of students and the subsets of the random baseline are
+numbered from 0 in every run, so that sets are compared under common random numbers, and a baseline
+that one run trained is found by all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId
+from rayd.engine.pool import TaskStream
+from rayd.engine.stage import Stage
+from rayd.engine.stages.squeeze import TrainedObserver
+from rayd.engine.stages.student_tasks import Task, TrainingSets
+from rayd.errors import ArtifactError
+from rayd.evaluation.student import StudentResult
+
+UNFINISHED = "unfinished-students"
+"""Folder of the store with checkpoints of students in training."""
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where soft labels come from: trained networks, or labels that they left behind."""
+
+    teachers: Mapping[NetworkId, TrainedObserver] = field(default_factory=dict)
+    """Trained networks that label online."""
+    stored: Path | None = None
+    """Directory of the stored labels of the distilled set."""
+    hashes: tuple[str, ...] = ()
+    """Hashes of the teachers' keys."""
+
+
+NO_TEACHERS = LabelSource()
+"""For hard labels."""
+
+
+class Students(Stage[Task, list[StudentResult]]):
+    """Trains and tests students; an item's result has one entry for each of `evaluation.epoch`."""
+
+    name = "evaluate"
+    folder = "students"
+    unit = "epochs"
+    noun = "students"
+    task = "train"
+
+    def __init__(
+        self,
+        job: Job,
+        sets: TrainingSets,
+        tasks: Sequence[Task],
+        labels: LabelSource = NO_TEACHERS,
+        on_result: Callable[[Task, StudentResult], None] = lambda *_: None,
+    ):
+        """Train students of some tasks.
+
+        Args:
+            job: the run; its data hold the test split.
+            sets: the training sets that are compared.
+            tasks: the students.
+            labels: where their soft labels come from.
+            on_result: called with every result that is computed here.
+        """
+        super().__init__(job)
+        self.sets = sets
+        self.labels = labels
+        self.on_result = on_result
+        self._tasks = list(dict.fromkeys(tasks))
+        self._parts: dict[Task, list[StudentResult]] = {}
+
+    def items(self) -> Sequence[Task]:
+        """The students."""
+        return self._tasks
+
+    def key(self, item: Task) -> Mapping[str, Any]:
+        """See `Task.inputs`."""
+        return item.inputs(self.job.recipe.evaluation, self.job.data, self.job.device)
+
+    def paths(self, item: Task) -> Sequence[Path]:
+        """A JSON record."""
+        return [self.job.store.path(self.folder, self.key(item), "json")]
+
+    def tasks(self, pool: TaskStream, items: Iterator[Task]) -> Iterator[tuple[Any, ...]]:
+        """See `StudentTrainer.train`."""
+        data = self.job.data
+        test = pool.share(data.test)
+        validation = None if data.validation is None else pool.share(data.validation)
+        teachers = tuple(
+            (network_id, pool.share(teacher.state))
+            for network_id, teacher in self.labels.teachers.items()
+        )
+        for item in items:
+            yield (
+                item,
+                self.sets.share(pool, item.set_name, item.seed),
+                test,
+                validation,
+                self.job.store.path(UNFINISHED, self.key(item), "safetensors"),
+                teachers if item.labels.kind == "online" else (),
+                self.labels.stored,
+            )
+
+    def units(self, item: Task) -> int:
+        """Epochs."""
+        return item.epochs
+
+    def collect(self, item: Task, event: StudentResult) -> list[StudentResult] | None:
+        """A student yields its results one by one."""
+        self.on_result(item, event)
+        parts = self._parts.setdefault(item, [])
+        parts.append(event)
+        if len(parts) < len(self.job.recipe.evaluation.epoch):
+            return None
+        return self._parts.pop(item)
+
+    def save(self, item: Task, result: list[StudentResult]) -> list[StudentResult]:
+        """A JSON record."""
+        record = {"results": [part.to_json() for part in result]}
+        self.job.store.put_record(self.folder, self.key(item), record)
+        return result
+
+    def find(self, item: Task) -> list[StudentResult] | None:
+        """The results of a student."""
+        record = self.job.store.record(self.folder, self.key(item))
+        with suppress(ArtifactError, KeyError, TypeError):
+            if record is not None:
+                return [StudentResult.from_json(result) for result in record["results"]]
+        return None

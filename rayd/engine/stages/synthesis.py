@@ -1,0 +1,134 @@
+"""The synthesize stage: the synthetic set through all its steps, one work item for the whole run.
+
+Blocks of the set and their steps are in `rayd.engine.stages.blocks`, a step in
+`rayd.engine.synthesize`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rayd import synthetic
+from rayd.artifacts import content_hash
+from rayd.config import ObserverNetworkSettings, Recipe
+from rayd.engine.callbacks import WarmStart
+from rayd.engine.job import Job
+from rayd.engine.network_ids import groups
+from rayd.engine.pool import TaskStream
+from rayd.engine.stage import ItemProgress, Stage
+from rayd.engine.work_queue import WorkQueue
+from rayd.errors import ArtifactError, ConfigError
+from rayd.networks import weights as given
+from rayd.synthetic import SyntheticSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """A synthetic set after its last step."""
+
+    learned: SyntheticSet
+    """The set."""
+    observers: list[dict[str, Any]]
+    """Facts of the trained observers for the set's card."""
+    seconds: float
+    """Duration of the synthesis, in whichever run it was."""
+
+
+class Synthesis(Stage[str, Synthesized]):
+    """Optimises the synthetic set; the only item is the hash of everything it depends on."""
+
+    name = "synthesize"
+    folder = "synthesis"
+    unit = "steps"
+    noun = "set"
+
+    optimize: Callable[[], Synthesized] | None = None
+    """Goes through all steps, from the newest checkpoint on, and shows its progress; set by the
+    driver when everything that a step needs is there.
+    """
+
+    def __init__(self, job: Job, warm_start: WarmStart | None = None):
+        """Optimise from the initial set, or from where a warm start came to."""
+        super().__init__(job)
+        history = () if warm_start is None else warm_start.history
+        self.hash = synthesis_hash(job, history)
+
+    def items(self) -> Sequence[str]:
+        """The hash; none where the initial set is the result."""
+        return [self.hash] if self.job.recipe.synthesis.steps > 0 else []
+
+    def key(self, item: str) -> Mapping[str, Any]:
+        """The hash and the kind of device."""
+        return {"version": 1, "synthesis": item, "device": self.job.device}
+
+    def is_stored(self) -> bool:
+        """Whether the store has a file of the set, readable or not."""
+        return any(
+            self.job.store.has(self.folder, self.key(item), "safetensors") for item in self.items()
+        )
+
+    def tasks(self, pool: TaskStream, items: Iterator[str]) -> Iterator[tuple[Any, ...]]:
+        """Unused: the steps are driven by `optimize`, see `compute`."""
+        raise NotImplementedError
+
+    def compute(self, pool: TaskStream, queue: WorkQueue[str], progress: ItemProgress[str]) -> None:
+        """Go through all steps, unless another run does."""
+        for item in queue:
+            assert self.optimize is not None
+            self.keep(item, self.optimize())
+            queue.done(item)
+
+    def save(self, item: str, result: Synthesized) -> Synthesized:
+        """The set's tensors, everything else as their note."""
+        note = {"observers": result.observers, "seconds": result.seconds}
+        tensors = result.learned.state_dict()
+        self.job.store.put_tensors(self.folder, self.key(item), tensors, note)
+        return result
+
+    def find(self, item: str) -> Synthesized | None:
+        """The set of a run with the same settings."""
+        store = self.job.store
+        tensors = store.tensors(self.folder, self.key(item))
+        if tensors is None:
+            return None
+        try:
+            learned = synthetic.restore(self.job.recipe.synthetic, tensors)
+            note = store.note(self.folder, self.key(item))
+            return Synthesized(learned, note["observers"], float(note["seconds"]))
+        except (ArtifactError, ConfigError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s Recomputing it.", error)
+            return None
+
+
+def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Hash of everything that a synthesis depends on.
+
+    Args:
+        job: the run.
+        history: what happened before a warm start.
+    """
+    recipe = job.recipe
+    networks: list[ObserverNetworkSettings] = []
+    for group in groups(recipe):
+        networks += recipe.network_group(group).networks
+    inputs: dict[str, Any] = {
+        "version": 5 if _scales_mappers(recipe) else 3,
+        "data": job.data.fingerprint,
+        "settings": recipe.identity(),
+        "weights": [given.fingerprint(network) for network in networks],
+    }
+    if history:
+        inputs["history"] = list(history)
+    return content_hash(inputs)
+
+
+def _scales_mappers(recipe: Recipe) -> bool:
+    """Whether step sizes of low-rank mappers are those of `LowRank.step_scales`."""
+    settings = recipe.synthesis
+    both_given = {"left", "right"} <= settings.learning_rates.keys()
+    return recipe.synthetic.kind == "lowrank" and settings.optimizer == "sgd" and not both_given
