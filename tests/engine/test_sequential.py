@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayd.artifacts import read_tensors
+from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
@@ -104,6 +104,22 @@ def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, a
     distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")
+
+
+def test_a_checkpoint_of_the_version_before_gives_its_memory_to_the_renamed_term(tmp_path):
+    """Means over blocks go on where they were when the term was called 'spectral'."""
+    distill(cfm(**NO_STUDENTS), tmp_path / "whole", progress=QUIET)
+    with interrupted_at(3, 1):
+        distill(cfm(**NO_STUDENTS), tmp_path / "cut", progress=QUIET)
+    renamed = 0
+    for path in (tmp_path / "cut" / "checkpoints").rglob("*.safetensors"):
+        tensors, metadata = read_tensors(path)
+        old = {name.replace(".spectral_filter.", ".spectral."): t for name, t in tensors.items()}
+        renamed += len(old.keys() - tensors.keys())
+        write_tensors(path, old, metadata)
+    assert renamed > 0
+    distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
 
 def steps_of(run: Path) -> list[tuple[int, float]]:
