@@ -105,7 +105,7 @@ GUIDES = {
     "classifiers": {"networks": {**CONVNET, "depth": 1}, "pool": 1, "squeeze": SQUEEZE, **EXACT}
 }
 REAL_BATCH = {"observers": {"real_batch": 16}, "synthesis": {"learning_rate": 0.05}}
-FREQUENCIES = {"objective": {"frequencies": 64}}
+FREQUENCIES = {"terms": {"characteristic_function": {"frequencies": 64}}}
 QUEUE = {"observers": {"model_pool": {"train_steps": 2, "batch_size": 32}}}
 NCFM: dict[str, Any] = {
     **FREQUENCIES,

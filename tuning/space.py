@@ -3,7 +3,7 @@
     base: edc-digits                                  # one recipe, or several to choose from
     overrides: {synthesis: {steps: 250}}              # override the recipe
     search:
-      objective.alpha: {uniform: [0, 1]}
+      terms.moments.alpha: {uniform: [0, 1]}
       evaluation.schedule.name: {choice: [cosine, ssrs, constant]}
       evaluation.schedule.stretch:
         {uniform: [1, 4], when: {evaluation.schedule.name: [cosine, ssrs]}}
@@ -361,10 +361,11 @@ class ResolvedSpace:
         kind, _, rest = key.partition(".")
         term_name, _, field = rest.partition(".")
         value = lookup(self._dumps[name], key)
-        if value is None and (kind, field) == ("terms", "weight"):
+        if value is None and kind == "terms":
             method = methods.build(self.own[name])
-            weights = (method.weight(term) for term in method.terms if term.name == term_name)
-            return next(weights, None)
+            for one in method.terms:
+                if one.name == term_name:
+                    return lookup(one.model_dump(mode="json"), field)
         return value
 
     def domain(self, key: str, point: Mapping[str, Any]) -> Domain | None:

@@ -104,17 +104,74 @@ RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
 """Settings renamed since the previous version, by dotted key."""
 
 
-def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
+def _of_objective(term: str, *names: str, prefix: str = "") -> dict[str, str]:
+    """Settings of a term that stood in `objective`, with a prefix there."""
+    return {f"objective.{prefix}{name}": f"terms.{term}.{name}" for name in names}
+
+
+_MOMENTS = _of_objective("moments", "momentum", "drop", "patch", "first_layer_weight")
+_DENSIFICATION = _of_objective("densification", "temperature", prefix="densification_")
+_CHARACTERISTIC_FUNCTION = {
+    "terms.spectral": "terms.characteristic_function",
+    **_of_objective(
+        "characteristic_function",
+        *("kernel", "scale", "frequencies", "smoothness", "mixture", "normalize"),
+        *("head_amplitude_weight", "split", "factor", "root", "over_classes"),
+    ),
+}
+_SPECTRAL_FILTER = {
+    "terms.spectral": "terms.spectral_filter",
+    **_of_objective(
+        "spectral_filter",
+        *("filter", "signal_filter", "filter_weight", "signal_weight", "signal", "layers"),
+    ),
+}
+_REGRESSION = _of_objective("regression", "relative_ridge")
+RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
+    "cda": _of_objective("moments", "first_layer_weight"),
+    "cfm": {**_SPECTRAL_FILTER, **_of_objective("spectral_filter", "updating")},
+    "csdm": _CHARACTERISTIC_FUNCTION,
+    "edc": {
+        **_MOMENTS,
+        **_of_objective("moments", "alpha", "category"),
+        **_of_objective("flatness", "decay", "temperature", "direction", prefix="flatness_"),
+        **_DENSIFICATION,
+    },
+    "frepo": _REGRESSION,
+    "gvbsm": {**_MOMENTS, **_DENSIFICATION},
+    "krr": _REGRESSION,
+    "ncfm": {
+        **_CHARACTERISTIC_FUNCTION,
+        **_of_objective("characteristic_function", "sampling_network", "sampling_rate"),
+    },
+    "sre2l": _of_objective("moments", "first_layer_weight"),
+    "unidd": _SPECTRAL_FILTER,
+}
+"""Those that had another name for one method alone. Names in `objective` come after the term's."""
+
+
+def renamed_of(method: object) -> dict[str, str]:
+    """All settings that had another name for a method, by dotted key."""
+    own = RENAMED_BY_METHOD.get(method, {}) if isinstance(method, str) else {}
+    return {**RENAMED, **own}
+
+
+def with_new_names(
+    tree: Mapping[str, Any], where: str | None = None, method: object = None
+) -> dict[str, Any]:
     """Rename settings of the previous version to their current names.
 
     >>> with_new_names({"guides": {"pool": 2}})
     {'classifiers': {'pool': 2}}
+    >>> with_new_names({"method": "csdm", "terms": {"spectral": {"weight": 10}}})
+    {'terms': {'characteristic_function': {'weight': 10}}, 'method': 'csdm'}
 
     Args:
         tree: settings as a nested mapping.
         where: origin of the settings, for a warning about old names; None for no warning.
+        method: whose names they are; absent: that of the tree.
     """
-    for old, new in RENAMED.items():
+    for old, new in renamed_of(method if method is not None else tree.get("method")).items():
         if not _holds(tree, old):
             continue
         if where is not None:
@@ -125,16 +182,38 @@ def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[st
                 where,
                 new,
             )
-        tree = merge(nested({new: lookup(tree, old)}), without(tree, [old]))
+        tree = _moved(tree, old, new)
     return dict(tree)
 
 
-def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `with_new_names`: cache keys are hashes of settings under their original names."""
-    for old, new in RENAMED.items():
+def with_old_names(
+    tree: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Inverse of `with_new_names`: cache keys are hashes of settings under their original names.
+
+    >>> with_old_names({"method": "csdm", "terms": {"characteristic_function": {"weight": 10}}})
+    {'terms': {'spectral': {'weight': 10}}, 'method': 'csdm'}
+
+    Args:
+        tree: settings as a nested mapping, the method among them.
+        renamed: new names by old ones; absent: all of the method.
+    """
+    names = renamed_of(tree.get("method")) if renamed is None else renamed
+    # the settings of a term before the term itself
+    for old, new in reversed(list(names.items())):
         if _holds(tree, new):
-            tree = merge(nested({old: lookup(tree, new)}), without(tree, [new]))
+            tree = _moved(tree, new, old)
     return dict(tree)
+
+
+def _moved(tree: Mapping[str, Any], key: str, to: str) -> dict[str, Any]:
+    """A tree in which the value at a key stands at another; what stands there already wins."""
+    left = without(tree, [key])
+    outer = key.rpartition(".")[0]
+    while "." in outer and lookup(left, outer) in ({}, {"weight": None}):
+        left = without(left, [outer])
+        outer = outer.rpartition(".")[0]
+    return merge(nested({to: lookup(tree, key)}), left)
 
 
 def _holds(tree: Mapping[str, Any], key: str) -> bool:

@@ -28,16 +28,15 @@ NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 
 
 class TermSettings(Settings):
-    """A term of the objective."""
+    """A term of the objective: its weight, and settings of the term's own class.
+
+    The class (`rayd.objectives`) refuses settings that it does not have.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     weight: float | None = Field(default=None, ge=0)
     """Weight of the term; by default the method's, or that of the term's paper; 0 disables it."""
-
-
-class GivenTermSettings(TermSettings):
-    """Settings of a term in a recipe; besides the weight they are validated by the term itself."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class PaperResult(Settings):
@@ -109,13 +108,12 @@ class Recipe(Settings):
     """Parameterisation and initialisation of the synthetic set."""
     synthesis: SynthesisSettings = SynthesisSettings()
     """Optimisation of the synthetic set."""
-    terms: dict[str, GivenTermSettings] = Field(default_factory=dict)
-    """Terms of the objective by name: weights of the method's terms, and terms added to them, such
-    as `terms.centralization.weight=0.05`.
+    terms: dict[str, TermSettings] = Field(default_factory=dict)
+    """Terms of the objective by name: weights of the method's own, and terms that any method may
+    add, such as `terms.centralization.weight=0.05`.
     """
     objective: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the method's objective, specific to each method."""
-    """Settings of the method's objective; each method has its own."""
+    """Settings of the method's objective, for methods that match trajectories."""
     labels: LabelSettings = LabelSettings()
     """Labels that students are trained with."""
     evaluation: EvaluationSettings = EvaluationSettings()

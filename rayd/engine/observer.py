@@ -23,7 +23,7 @@ from rayd.derived import rows_of, uploaded
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, Observation
 from rayd.objectives import Batch, Context, RealStatistics, StatisticSpec
-from rayd.statistics import Frequencies, Statistic
+from rayd.statistics import Statistic, StatisticKind
 from rayd.statistics.frequencies import evenly_spaced
 from rayd.transfer import send, upload
 
@@ -74,8 +74,8 @@ the same at every call.
 """
 
 
-Lengths = Mapping[StatisticSpec, tuple[Frequencies, ...]]
-"""Frequencies with their lengths, one a layer, of needs that look at real images first."""
+Lengths = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
+"""What `StatisticSpec.resolved` found, one a layer, of needs that look at real images first."""
 Draws = Callable[[StatisticSpec], torch.Generator]
 """The generator of a need that draws; the same draws at every call."""
 
@@ -194,7 +194,7 @@ class Observer:
         generator = draws(need) if need.draws else None
         rows = self._facts.classes if classes is None else classes
         kinds = need.empty(
-            rows, self._tapped.dimensions(need.tap), generator, (lengths or {}).get(need)
+            rows, self._tapped.dimensions(need.layer_role), generator, (lengths or {}).get(need)
         )
         return tuple(kind.to(device) for kind in kinds)
 
@@ -244,7 +244,7 @@ class Observer:
 
     def layers(self, need: StatisticSpec) -> list[str]:
         """The modules that a need listens to."""
-        return self._tapped.layers(need.tap)
+        return self._tapped.layers(need.layer_role)
 
     @torch.no_grad()
     def record(
@@ -258,7 +258,7 @@ class Observer:
             torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
         ):
             seen = self.see(some.to(self._device))
-            taps = {need.tap: tuple(layer.cpu() for layer in seen.taps[need.tap])}
+            taps = {need.layer_role: tuple(layer.cpu() for layer in seen.taps[need.layer_role])}
             need.update(statistics, Observation(seen.logits, taps, seen.images), them.cpu())
         return statistics
 

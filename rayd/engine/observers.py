@@ -122,7 +122,7 @@ class Observers:
             seen = measure_together(looking, images, settings.batch_size)
         for need in self._method.needs(team[0][0].group) if lean else ():
             for state in (state for states in seen for state in states[need.key]):
-                for name in need.statistic.constant:
+                for name in need.kind.statistic.constant:
                     del state[name]
         return seen
 
@@ -147,7 +147,7 @@ class Observers:
         labels = torch.tensor(shard.get()[1])
         return {
             need.key: [
-                need.spread((need.statistic.from_state(state),), labels, self._facts.classes)[
+                need.spread((need.kind.statistic.from_state(state),), labels, self._facts.classes)[
                     0
                 ].state()
                 for state in states[need.key]
@@ -245,7 +245,10 @@ class Observers:
             size = self._recipe.network_group(asked.network_id.group).batch_size
             batch = observer.batch(sampled.images, sampled.labels, size, sampled.augment)
         before: Memory = asked.memory.get()
-        memory: Memory = {term.name: dict(before.get(term.name, {})) for term in terms}
+        memory: Memory = {
+            term.name: dict(before.get(term.name) or before.get(term.former_name, {}))
+            for term in terms
+        }
 
         def average_logits() -> Tensor:
             if asked.average is None:
@@ -475,7 +478,7 @@ class Observers:
             states: States = real.get()
             self._real[real.key] = {
                 need: tuple(
-                    need.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
+                    need.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
                     for state in states[need.key]
                 )
                 for need in self._method.needs(group)

@@ -1,4 +1,4 @@
-"""Extraction of features by layer role: last map, inputs of normalisations and convolutions, ...
+"""Extraction of features by layer role: last map, inputs of normalisations, outputs of blocks, ...
 
 A method requests roles, and `FeatureExtractor` finds the layers with these roles by running the
 network once on a blank image. It works with any `nn.Module` that maps (N, channels, height, width)
@@ -11,35 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rayd.config.choices import LayerRole
 from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
-
-
-class LayerRole(StrEnum):
-    """Role of layers in a network."""
-
-    FEATURES = "features"
-    """Input of the classifier (the `nn.Linear` that runs last), as (N, d)."""
-    LAST_MAP = "last_map"
-    """The last map before global pooling or flattening, as (N, d, h, w)."""
-    BN_INPUTS = "bn_inputs"
-    """Inputs of every `nn.BatchNorm2d`, in order of execution, each (N, d, h, w)."""
-    CONV_INPUTS = "conv_inputs"
-    """Inputs of every `nn.Conv2d`, in order of execution, each (N, d, h, w)."""
-    CONV_PATH = "conv_path"
-    """Like CONV_INPUTS, with a map that several convolutions share recorded once.
-
-    In residual networks this omits the 1x1 projections of shortcuts, whose input is already
-    recorded at the first convolution of their block.
-    """
 
 
 _NEEDS = {
@@ -48,6 +29,7 @@ _NEEDS = {
     LayerRole.BN_INPUTS: "batch normalisation",
     LayerRole.CONV_INPUTS: "convolutions",
     LayerRole.CONV_PATH: "convolutions",
+    LayerRole.BLOCK_OUTPUTS: "convolutional blocks",
 }
 
 
@@ -277,12 +259,48 @@ def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
     return found
 
 
+def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
+    """Maps at which the resolution falls for good, and the last map; see `LayerRole`."""
+    last = _last_map(network, trace)
+    written = {
+        (call.port.module, call.number): _area(tensor)
+        for call, tensor in trace
+        if call.port.side == "output" and tensor.ndim == 4
+    }
+    read = [(call, tensor) for call, tensor in _conv_inputs(network, trace) if tensor.ndim == 4]
+    images = read[0][1] if read else None
+    first: dict[int, int] = {}
+    pooled: dict[int, int] = {}
+    strided: dict[int, int] = {}
+    before = 0
+    for order, (call, tensor) in enumerate(read):
+        area = _area(tensor)
+        index = first.setdefault(id(tensor), order)
+        after = written.get((call.port.module, call.number), area)
+        later = max((_area(other) for _, other in (*read[order + 1 :], *last)), default=0)
+        # squeeze-and-excitation reads pooled maps, too, but larger ones follow
+        if tensor is not images and later <= area:
+            if after < area:
+                strided[area] = min(index, strided.get(area, index))
+            elif area < before:
+                pooled[area] = index
+        before = after
+    # a stem's pooled map has the resolution of the stage that follows, whose output counts
+    ends = [read[index] for index in sorted((pooled | strided).values())]
+    return [end for end in ends if not last or end[1] is not last[0][1]] + last
+
+
+def _area(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
+
+
 _FINDERS: dict[LayerRole, Callable[[nn.Module, _Trace], _Trace]] = {
     LayerRole.FEATURES: _features,
     LayerRole.LAST_MAP: _last_map,
     LayerRole.BN_INPUTS: _bn_inputs,
     LayerRole.CONV_INPUTS: _conv_inputs,
     LayerRole.CONV_PATH: _conv_path,
+    LayerRole.BLOCK_OUTPUTS: _block_outputs,
 }
 
 

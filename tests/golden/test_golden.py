@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import rayd
-from rayd.artifacts import read_json, read_tensors, tensor_hash
+from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash
+from rayd.recipes import names, resolve
 
 FOLDER = os.environ.get("RAYD_GOLDEN")
 FEW = {
@@ -82,3 +83,8 @@ def test_golden_run(name: str, workers: int, tmp_path: Path) -> None:
     ]
     # one file for any number of workers
     compare(name, {"tensors": tensor_hash(tensors), "results": accuracies})
+
+
+def test_golden_identities() -> None:
+    """What runs, their checkpoints and caches are known by."""
+    compare("identities", {name: content_hash(resolve(name).identity()) for name in names()})
