@@ -129,6 +129,7 @@ def laid(*layers: Mapping[str, Any]) -> dict[str, Any]:
 CASES: dict[str, dict[str, Any]] = {
     "dm": laid({"method": "dm"}, POOL),
     "dm sampled": laid({"method": "dm", "real": "sampled"}, REAL_BATCH),
+    "datadam": laid({"method": "datadam"}, POOL),
     "dm low rank": laid({"method": "dm", "synthetic": {"kind": "lowrank", "rank": 3}}, POOL),
     "csdm": laid({"method": "csdm"}, FREQUENCIES, POOL),
     "csdm sampled": laid({"method": "csdm", "real": "sampled"}, FREQUENCIES, REAL_BATCH),

@@ -7,6 +7,7 @@ torch are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rayd.objectives.attention import AttentionMatching
 from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
 from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rayd.objectives.spectral_filter_distance import SpectralFilterDistance
 
 __all__ = [
+    "AttentionMatching",
     "Batch",
     "Calibration",
     "Centralization",

@@ -10,6 +10,7 @@ from rayd.statistics.label_correlation import LabelCorrelation
 from rayd.statistics.local_covariance import LocalCovariance
 from rayd.statistics.moments import Moments
 from rayd.statistics.transforms import (
+    Attention,
     Channels,
     Flat,
     Normalized,
@@ -21,6 +22,7 @@ from rayd.statistics.transforms import (
 
 __all__ = [
     "AtFrequencies",
+    "Attention",
     "ByClass",
     "Channels",
     "CharacteristicFunction",

@@ -8,6 +8,7 @@ is (N, channels, h, w).
     Flat()             all numbers of a map    one
     Channels()         channels                one a position: s = h w
     Patches(p)         patch positions         one a channel and a place inside the patch: s = channels p^2
+    Attention(p)       positions               one: the sum of |f|^p over channels at each position
     Normalized(inner)  that of `inner`         those of `inner`, divided by their Euclidean norm
 
 Features (N, d) without positions are one vector a sample for all but `Vectors`.
@@ -223,6 +224,36 @@ class Patches(_OfMaps):
     def _moments(self, maps: Tensor) -> SampleMoments:
         tiled, tiles = _tiled(maps, self.side)
         return _moments_of(tiled.flatten(2), tiles)
+
+
+@dataclass(frozen=True)
+class Attention(_OfMaps):
+    """The spatial attention map as a vector: the sum of powers of absolute values over channels.
+
+    Sajedi et al. (DataDAM, ICCV 2023), Eq. 2.
+    """
+
+    in_place = False
+    power: float
+    """The power, above 0."""
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise ValueError(f"The 'power' of Attention must be above 0. Got {self.power} instead.")
+
+    @property
+    def key(self) -> str:
+        """`attention` and the power."""
+        return f"attention{self.power:g}"
+
+    def _size(self, shape: Shape) -> tuple[int, int]:
+        return 1, shape[1] * shape[2]
+
+    def _vectors(self, maps: Tensor) -> Tensor:
+        return maps.abs().pow(self.power).sum(1).flatten(1).unsqueeze(1)
+
+    def _moments(self, maps: Tensor) -> SampleMoments:
+        return _moments_of(self._vectors(maps).transpose(1, 2))
 
 
 @dataclass(frozen=True)

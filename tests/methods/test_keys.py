@@ -16,6 +16,7 @@ KEYS = {
     "cda": [NORMALIZATIONS],
     "cfm": FILTERED,
     "csdm": ["features.flat.CharacteristicFunction.gaussian-median-1024"],
+    "datadam": ["block_outputs.attention4.normalized.Moments", MEANS],
     "datm": [],
     "dc": [],
     "dm": [MEANS],
