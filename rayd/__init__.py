@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayd.errors import ConfigError, RaydError, errors_for_python
+from rayd.version import __version__
 
 if TYPE_CHECKING:
     from rayd import recipes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rayd.engine.distill import Run
     from rayd.evaluation.report import Report
 
-__version__ = "0.1.0"
 __all__ = [
     "Distilled",
     "RaydError",

@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from rayd import __version__, remote
+from rayd import remote
 from rayd.errors import ConfigError, OutputError, RaydError, ResourceError
+from rayd.version import __version__
 
 if TYPE_CHECKING:
     from rayd.config import Recipe

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import rayd
 from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.engine.arithmetic import Hardware
 from rayd.methods import Method
 from rayd.synthetic import Storage, SyntheticSet
+from rayd.version import __version__
 
 
 def card(
@@ -59,7 +59,7 @@ def card(
         },
         "storage": asdict(_with_whitening(learned.storage(), data)),
         "versions": {
-            "rayd": rayd.__version__,
+            "rayd": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

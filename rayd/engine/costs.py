@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rayd import __version__, methods, networks, synthetic
+from rayd import methods, networks, synthetic
 from rayd.artifacts import content_hash
 from rayd.config import (
     EvaluationSettings,
@@ -61,6 +61,7 @@ from rayd.training.labels import TOGETHER, Teachers
 from rayd.training.losses import Loss, cross_entropy, loss_of
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
+from rayd.version import __version__
 
 STAGE = "counts"
 """Where the store keeps counts."""

@@ -3,12 +3,11 @@
 A trajectory is a safetensors file. Its tensor `epochs` (E + 1, P), float32 or bfloat16, has a row
 for the initial parameters and for every epoch, in the format of `rayd.networks.flat`. The metadata
 contain names and shapes of the parameters in the order of a row, and further facts of the expert.
-An index, `experts.json`, lists the files of a library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -16,11 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rayd.artifacts import read_json, read_metadata, read_row, write_json, write_tensors
+from rayd.artifacts import read_metadata, read_row, write_tensors
 from rayd.errors import ArtifactError
 
-INDEX = "experts.json"
-"""Index file of the experts of a directory."""
 ROWS = "epochs"
 """Tensor of an expert's file."""
 
@@ -104,77 +101,3 @@ def write_trajectory(
     }
     write_tensors(path, {ROWS: epochs}, note)
     return Trajectory(path)
-
-
-class Library:
-    """Trajectories of experts of one architecture with the same number of epochs.
-
-    Args:
-        paths: paths of the files, whose metadata are read on demand.
-
-    Raises:
-        ArtifactError: there are no paths.
-    """
-
-    def __init__(self, paths: Sequence[Path]):
-        if not paths:
-            raise ArtifactError("A library must have at least one expert. Got none instead.")
-        self._paths = list(paths)
-        self._known: dict[int, Trajectory] = {}
-
-    @classmethod
-    def of(cls, directory: Path) -> Library:
-        """Open the trajectories listed in the index of a directory.
-
-        Raises:
-            ArtifactError: the index is missing, damaged, or lists files in other directories.
-        """
-        names = read_json(directory / INDEX).get("experts")
-        if not isinstance(names, list) or not all(
-            isinstance(name, str) and Path(name).name == name for name in names
-        ):
-            raise ArtifactError(
-                f"'{directory / INDEX}' must list the files of experts next to it. "
-                f"Got {names!r} instead."
-            )
-        return cls([directory / name for name in names])
-
-    def write_index(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the index of a directory, which must contain the files.
-
-        Raises:
-            ArtifactError: an expert is missing or does not fit the others.
-        """
-        first, *_ = list(self)
-        content = {ROWS: first.epochs, "parameters": first.size, "facts": dict(facts or {})}
-        write_json(directory / INDEX, content | {"experts": [path.name for path in self._paths]})
-
-    def __len__(self) -> int:
-        """Number of experts."""
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Trajectory:
-        """Open one trajectory.
-
-        Raises:
-            IndexError: the index is out of range.
-            ArtifactError: the file is missing or damaged, or differs from the first in network or
-                length.
-        """
-        if not 0 <= index < len(self._paths):
-            raise IndexError(
-                f"There are the experts 0 to {len(self._paths) - 1}. Got {index} instead."
-            )
-        if index not in self._known:
-            expert = Trajectory(self._paths[index])
-            if index > 0 and (expert.shapes, expert.epochs) != (self[0].shapes, self[0].epochs):
-                raise ArtifactError(
-                    f"'{expert.path}' is an expert of another network or length "
-                    f"than '{self[0].path}'."
-                )
-            self._known[index] = expert
-        return self._known[index]
-
-    def __iter__(self) -> Iterator[Trajectory]:
-        """Iterate over all trajectories, in order."""
-        return (self[index] for index in range(len(self)))

@@ -1,27 +1,18 @@
 """Experts on disk: every epoch comes back, one at a time, and what is no expert is refused."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from rayd import artifacts
-from rayd.artifacts import read_json, write_tensors
+from rayd.artifacts import write_tensors
 from rayd.errors import ArtifactError
-from rayd.training.trajectories import Library, Trajectory, write_trajectory
+from rayd.training.trajectories import Trajectory, write_trajectory
 
 SHAPES = {"b.weight": (2, 3), "a.bias": (4,)}
 
 
 def rows(seed: int = 0, epochs: int = 5) -> torch.Tensor:
     return torch.randn(epochs + 1, 10, generator=torch.Generator().manual_seed(seed))
-
-
-def library(directory: Path, count: int = 3) -> list[Path]:
-    paths = [directory / f"expert-{index}.safetensors" for index in range(count)]
-    for index, path in enumerate(paths):
-        write_trajectory(path, rows(index), SHAPES, {"index": index})
-    return paths
 
 
 def test_every_epoch_comes_back_with_what_is_known_of_it(tmp_path):
@@ -98,42 +89,3 @@ def test_what_is_no_expert_is_refused(tmp_path):
     )
     with pytest.raises(ArtifactError, match=r"has the rows 0 to 3\. Got 5 instead"):
         Trajectory(path)[5]
-
-
-def test_an_index_names_the_experts_of_a_directory(tmp_path):
-    Library(library(tmp_path)).write_index(tmp_path, {"network": "convnet"})
-    found = Library.of(tmp_path)
-    assert [one.facts["index"] for one in found] == [0, 1, 2]
-    assert torch.equal(found[2][4], rows(2)[4])
-    content = read_json(tmp_path / "experts.json")
-    assert (content["epochs"], content["parameters"], content["facts"]) == (
-        5,
-        10,
-        {"network": "convnet"},
-    )
-
-
-def test_a_library_holds_experts_of_one_kind(tmp_path):
-    paths = library(tmp_path)
-    write_trajectory(paths[1], rows(epochs=4), SHAPES)
-    with pytest.raises(
-        ArtifactError,
-        match=r"'.*expert-1.*' is an expert of another network or length than '.*expert-0",
-    ):
-        Library(paths)[1]
-    write_trajectory(paths[1], rows(), {"b.weight": (3, 2), "a.bias": (4,)})
-    with pytest.raises(ArtifactError, match="of another network or length"):
-        Library(paths).write_index(tmp_path)
-    with pytest.raises(IndexError, match=r"the experts 0 to 2\. Got 3 instead"):
-        Library(paths)[3]
-    with pytest.raises(ArtifactError, match="at least one expert"):
-        Library([])
-
-
-@pytest.mark.parametrize(
-    "content", ['{"experts": "all"}', '{"experts": ["../one.safetensors"]}', "{}"]
-)
-def test_an_index_names_files_beside_it_alone(tmp_path, content):
-    (tmp_path / "experts.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"must list the files of experts next to it"):
-        Library.of(tmp_path)
