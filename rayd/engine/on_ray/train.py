@@ -52,7 +52,7 @@ WAITS = 2
 """Number of further attempts to get the workers' resources, of a minute each."""
 LINGER = 60.0
 """Seconds that Ray Train may take to end a finished run."""
-PLACE = "place"
+PLACEMENT = "place"
 """The file with the id of a run's placement group."""
 ENVIRONMENT = {
     # the default of 2 s is long for short runs
@@ -178,7 +178,7 @@ class _Launcher:
         """Save the placement group of a run's workers; return whether they are still needed."""
         if run != self._run or self._task is None:
             return False
-        (self._task.storage / PLACE).write_text(group.id.hex())
+        (self._task.storage / PLACEMENT).write_text(group.id.hex())
         return not self._over
 
     def put(self, run: str, message: _Message) -> None:
@@ -274,9 +274,9 @@ def _work(config: dict[str, Any]) -> None:
 
 def _free(storage: Path) -> None:
     """Free the resources of a run's workers, which Ray Train does not do if the run is killed."""
-    place = storage / PLACE
-    if place.exists():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place.read_text()))))
+    file = storage / PLACEMENT
+    if file.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(file.read_text()))))
 
 
 def _backend(resources: ResourceSettings) -> str:
