@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -29,14 +30,22 @@ from rayd.engine.observers import Observers
 from rayd.engine.pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import FeatureExtractor, Observation
-from rayd.objectives import Context, CrossEntropy, RealStatistics, SpectralMatching, Term
+from rayd.objectives import (
+    Context,
+    CrossEntropy,
+    CurriculumFilterMatching,
+    RealStatistics,
+    SpectralFilterDistance,
+    SpectralFilterMatching,
+    Term,
+)
 from rayd.recipes import assemble
 from rayd.statistics import Covariance, LabelCorrelation
 
 STEPS = 2
 
 
-class SolvedByLU(SpectralMatching):
+class SolvedByLU(SpectralFilterDistance):
     """The same value, both sides solved anew."""
 
     def __call__(
@@ -65,14 +74,26 @@ class SolvedByLU(SpectralMatching):
         return torch.stack(parts).sum()
 
 
+class MatchedByLU(CurriculumFilterMatching):
+    """CFM's term with nothing kept from step to step."""
+
+    name = "spectral_filter"
+
+    @cached_property
+    def distance(self) -> SpectralFilterDistance:
+        """Without means over blocks."""
+        return SolvedByLU(self.filters)
+
+
 class MatchingByLU(CurriculumFrequencyMatching):
     """CFM's objective with nothing kept from step to step."""
 
     name = "cfm-by-lu"
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """The same two terms."""
-        return CrossEntropy(), SolvedByLU(self.settings.filters)
+        return CrossEntropy(), MatchedByLU()
 
 
 def recipe(method: str, data: str, network: str) -> Recipe:
@@ -111,7 +132,7 @@ class Matching:
         )
         self._real = {
             need: tuple(
-                need.statistic.from_state(state).to(dtype=torch.float32)
+                need.kind.statistic.from_state(state).to(dtype=torch.float32)
                 for state in states[need.key]
             )
             for need in method.needs()
@@ -124,7 +145,7 @@ class Matching:
             for tap, layers in seen.taps.items()
         }
         self._seen = Observation(seen.logits.detach(), taps, seen.images)
-        (self._term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+        (self._term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
 
     def value(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""

@@ -27,7 +27,7 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalRef
-from rayd.objectives.spectral_distance import spectral_gaps
+from rayd.objectives.characteristic_function_distance import characteristic_function_gaps
 from rayd.recipes import assemble
 from rayd.statistics import CharacteristicFunction
 
@@ -70,7 +70,9 @@ def term(images: int, number: int) -> Callable[[], Tensor]:
 
     def step() -> Tensor:
         ours = CharacteristicFunction.of(features, labels, CLASSES, frequencies)
-        (gradient,) = torch.autograd.grad(spectral_gaps(real, ours, weights).mean(), features)
+        (gradient,) = torch.autograd.grad(
+            characteristic_function_gaps(real, ours, weights).mean(), features
+        )
         return gradient
 
     return step

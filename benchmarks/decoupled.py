@@ -127,7 +127,7 @@ def built(chosen: Recipe, data: ImageData, place: int) -> nn.Module:
 
 def plain_loop(chosen: Recipe, data: ImageData) -> Callable[[int], float]:
     """EDC's step written out by hand, with hooks, and zeros as real statistics."""
-    settings = chosen.objective
+    settings = chosen.terms["moments"].model_dump()
     pool = [built(chosen, data, place).eval() for place in range(len(network_ids(chosen)))]
     images, labels = initial(chosen, data).batch()
     images = images.detach().requires_grad_()
@@ -231,7 +231,7 @@ def main() -> None:
     for title, settings in (
         ("EDC, float32", {}),
         ("EDC, bfloat16", {"synthesis": {"precision": "bfloat16"}}),
-        ("statistics of all images alone, float32", {"objective": {"alpha": 1.0}}),
+        ("statistics of all images alone, float32", {"terms": {"moments": {"alpha": 1.0}}}),
     ):
         spread = recipe(
             options.data, **merge(settings, {"resources": {"workers": 2, "threads": 1}})
@@ -257,7 +257,7 @@ def main() -> None:
             options.data,
             ipc=1,
             observers={"networks": NETWORKS[:3], "per_step": 3},
-            objective={"alpha": alpha},
+            terms={"moments": {"alpha": alpha}},
         )
         for alpha in (0.5, 1.0)
     )

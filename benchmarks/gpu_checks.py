@@ -105,7 +105,7 @@ GUIDES = {
     "classifiers": {"networks": {**CONVNET, "depth": 1}, "pool": 1, "squeeze": SQUEEZE, **EXACT}
 }
 REAL_BATCH = {"observers": {"real_batch": 16}, "synthesis": {"learning_rate": 0.05}}
-FREQUENCIES = {"objective": {"frequencies": 64}}
+FREQUENCIES = {"terms": {"characteristic_function": {"frequencies": 64}}}
 QUEUE = {"observers": {"model_pool": {"train_steps": 2, "batch_size": 32}}}
 NCFM: dict[str, Any] = {
     **FREQUENCIES,
@@ -129,6 +129,7 @@ def laid(*layers: Mapping[str, Any]) -> dict[str, Any]:
 CASES: dict[str, dict[str, Any]] = {
     "dm": laid({"method": "dm"}, POOL),
     "dm sampled": laid({"method": "dm", "real": "sampled"}, REAL_BATCH),
+    "datadam": laid({"method": "datadam"}, POOL),
     "dm low rank": laid({"method": "dm", "synthetic": {"kind": "lowrank", "rank": 3}}, POOL),
     "csdm": laid({"method": "csdm"}, FREQUENCIES, POOL),
     "csdm sampled": laid({"method": "csdm", "real": "sampled"}, FREQUENCIES, REAL_BATCH),

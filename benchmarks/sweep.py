@@ -38,7 +38,7 @@ def main() -> None:
     accuracies = {}
     with TemporaryDirectory() as folder:
         plan = prepare(space, Path(folder), workers=0, progress=QUIET)
-        for number, point in enumerate(points(plan.ground, space.samples)):
+        for number, point in enumerate(points(plan.resolved, space.samples)):
             # in turns, so that both meet the same load of the machine
             for kind, store in (("shared", "shared"), ("cold", f"cold-{number}")):
                 recipe = plan.recipe(point, "trial")

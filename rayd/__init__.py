@@ -1,5 +1,4 @@
-"""rayd: a labelled image data set, distilled into a small synthetic one that trains networks almost
-as well.
+"""Dataset distillation: a small synthetic set that trains networks almost as well as the data.
 
 run = rayd.distill("digits", out="runs/digits2", ipc=2)
 distilled = rayd.load("runs/digits2")
@@ -46,7 +45,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what takes long only when it is asked for."""
+    """Import slow modules on first use."""
     if name == "recipes":
         return import_module("rayd.recipes")
     if name in _LATER:
@@ -67,21 +66,20 @@ def distill(
     quiet: bool = False,
     **overrides: Any,
 ) -> Run:
-    """Distil a data set as a recipe says, judge the result, and leave both in `out`.
+    """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
 
     Args:
         name: a built-in recipe or a YAML file.
         out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be
-            URLs, too. Absent: `runs/<name of the recipe>`.
-        workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
-        address: Ray cluster to join; absent: a private one on this machine.
-        data_root: where named data are looked for, before `$RAYD_DATA` and `~/.cache/rayd/data`.
-        cache: where finished work is shared between runs; absent: `$RAYD_CACHE`, else
+            URLs, too. By default `runs/<name of the recipe>`.
+        workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
+        address: Ray cluster to join; by default a private one on this machine.
+        data_root: folder of named data, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        cache: store of finished work shared by runs; by default `$RAYD_CACHE`, else
             `~/.cache/rayd/store`.
-        resume: continue the run that `out` holds. A directory in place of `name` and `out`,
-            `rayd.distill(resume="runs/a")`, continues its run under the recipe and settings that
-            lie there.
-        overwrite: replace the run that `out` holds.
+        resume: continue the run in `out`. A directory in place of `name` and `out`, as in
+            `rayd.distill(resume="runs/a")`, continues its run with its own recipe and settings.
+        overwrite: replace the run in `out`.
         quiet: show no progress.
         overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
             `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
@@ -90,7 +88,7 @@ def distill(
         The run: its directory, its recipe, the distilled set and the report.
 
     Raises:
-        RaydError: anything that a user can mend, in one sentence.
+        RaydError: any error that the user can fix, in one sentence.
     """
     from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
@@ -103,7 +101,8 @@ def distill(
         if isinstance(resume, str | Path):
             if name is not None or out is not None:
                 raise ConfigError(
-                    "resume=DIRECTORY takes recipe and directory from there: leave the recipe's name and out away."
+                    "resume=DIRECTORY takes recipe and directory from there: "
+                    "leave the recipe's name and out away."
                 )
             out = resume
             resume = True
@@ -113,7 +112,8 @@ def distill(
             recipe = RunDirectory(Path(out)).recipe(settings)
         else:
             raise ConfigError(
-                "Name a recipe, such as rayd.distill('digits'), or a run to continue with resume=DIRECTORY."
+                "Name a recipe, such as rayd.distill('digits'), "
+                "or a run to continue with resume=DIRECTORY."
             )
         return run(
             recipe,
@@ -127,8 +127,7 @@ def distill(
 
 
 def load(path: str | Path) -> Distilled:
-    """The distilled set of a run directory: a torch `Dataset` with `.images`, `.labels` and
-    `.card`.
+    """Load the distilled set of a run directory: a torch `Dataset` with images, labels and card.
 
     Raises:
         ArtifactError: it is missing or damaged.
@@ -154,20 +153,20 @@ def evaluate(
     """Train students on a distilled set and on its baselines, and test them on the real test split.
 
     Args:
-        distilled: the set, or the directory that holds it.
-        networks: architectures of the students, or one; absent: those of its recipe
+        distilled: the set, or its directory.
+        networks: one or more architectures of the students; by default those of its recipe
             (`distilled.card["config"]`).
-        seeds: students per architecture; absent: as in its recipe.
-        workers: Ray actors; 0 runs in this process, without Ray; absent: as the recipe says.
+        seeds: students per architecture; by default as in its recipe.
+        workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
         address: Ray cluster to join.
-        data_root: where the real data are looked for first.
-        cache: where finished work is shared between runs.
+        data_root: folder of named data that is searched first.
+        cache: store of finished work shared by runs.
         quiet: show no progress.
-        overrides: settings laid over the set's recipe, such as `evaluation={"epochs": 300}` or
+        overrides: settings that override the set's recipe, such as `evaluation={"epochs": 300}` or
             `**{"evaluation.epochs": 300}`.
 
     Raises:
-        RaydError: anything that a user can mend, in one sentence.
+        RaydError: any error that the user can fix, in one sentence.
     """
     from rayd.config import given_resources, merge, nested
     from rayd.distilled import Distilled as Set
@@ -178,9 +177,8 @@ def evaluate(
     settings: dict[str, Any] = {} if networks is None else {"networks": several}
     settings |= {} if seeds is None else {"seeds": seeds}
     with errors_for_python():
-        tree = merge(
-            merge(given_resources(workers, address), nested(overrides)), {"evaluation": settings}
-        )
+        tree = merge(given_resources(workers, address), nested(overrides))
+        tree = merge(tree, {"evaluation": settings})
         chosen = distilled if isinstance(distilled, Set) else load(distilled)
         return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
 

@@ -1,4 +1,4 @@
-"""`python -m rayd`: the command line."""
+"""Entry point of `python -m rayd`."""
 
 from rayd.cli import main
 

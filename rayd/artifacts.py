@@ -1,12 +1,12 @@
 """Files that rayd writes and reads: safetensors and JSON, never pickle.
 
-Every file is written to a temporary name beside its place and renamed, so that a reader sees the
-whole of it or nothing. Tensor files carry one JSON string as metadata: with a single entry the
-bytes depend on the content alone. It holds a hash of the tensors, so that bits which a disk or a
-line has changed are noticed. What lies under the mirror of a URL is sent there first, and fetched
-when it is missing (`rayd.remote`).
+Every file is written under a temporary name in its directory and renamed, so that readers see it
+complete or not at all. Tensor files have one JSON string as metadata: with a single entry, their
+bytes depend on the content only. It includes a hash of the tensors, so that corruption on disk or
+in transfer is detected. Files under the mirror of a URL are uploaded before the rename, and fetched
+if missing (`rayd.remote`).
 
-Torch is imported with the first tensor, so that commands that only read JSON start at once.
+Torch is imported with the first tensor, so that commands that only read JSON start quickly.
 """
 
 from __future__ import annotations
@@ -30,37 +30,35 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "rayd"
 HASH = "tensor hash"
-"""What the metadata call the hash of the tensors."""
+"""Metadata key of the hash of the tensors."""
 TEMPORARY = ".tmp"
-"""How the name of a hidden file ends that is not whole yet."""
+"""Suffix of hidden files that are incomplete."""
 
 
 def default_root() -> Path:
-    """Root of what runs share: `$RAYD_CACHE`, else `~/.cache/rayd/store`."""
+    """Root of the store shared by runs: `$RAYD_CACHE`, else `~/.cache/rayd/store`."""
     given = os.environ.get("RAYD_CACHE")
     return remote.local(given) if given else Path.home() / ".cache" / "rayd" / "store"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        RunError: the disk is full or the place cannot be written.
+        RunError: the disk is full or the path is not writable.
     """
     _replace(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping as indented JSON, whole or not at all."""
+    """Write a mapping as indented JSON, atomically."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write named tensors as safetensors, with JSON-able metadata, whole or not at all. Equal
-    content gives equal bytes.
-    """
+    """Write named tensors and JSON-able metadata as safetensors, atomically and reproducibly."""
     from safetensors.torch import save_file
 
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
@@ -71,7 +69,7 @@ def write_tensors(
 
 
 def unfinished(path: Path) -> bool:
-    """Whether a file is what a writer left who was killed before it was whole."""
+    """Whether a file is the incomplete output of a writer that was killed."""
     return path.name.startswith(".") and path.suffix == TEMPORARY
 
 
@@ -82,7 +80,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner reads
+        temporary.chmod(mode)  # safetensors creates files that only their owner can read
         remote.send(temporary, path)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
@@ -94,7 +92,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping that a JSON file holds.
+    """Read a mapping from a JSON file.
 
     Raises:
         ArtifactError: the file is missing, truncated, or not a JSON mapping.
@@ -116,11 +114,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Named tensors and metadata of a safetensors file.
+    """Read named tensors and metadata of a safetensors file.
 
     Raises:
-        ArtifactError: the file is missing, truncated, damaged, or something else than safetensors
-            (a pickle is never loaded).
+        ArtifactError: the file is missing, truncated, damaged, or not safetensors (a pickle is
+            never loaded).
     """
     with _opened(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -131,11 +129,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, without its tensors.
+    """Read the metadata of a safetensors file, without its tensors.
 
     Raises:
-        ArtifactError: the file is missing, truncated, or something else than safetensors (a pickle
-            is never loaded).
+        ArtifactError: the file is missing, truncated, or not safetensors (a pickle is never
+            loaded).
     """
     with _opened(path) as file:
         note = _metadata(file)
@@ -144,11 +142,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_row(path: Path, name: str, row: int) -> Tensor:
-    """One entry along the first axis of a tensor in a safetensors file, without reading the others.
+    """Read one entry along the first axis of a tensor in a safetensors file, without the others.
 
     Raises:
-        ArtifactError: the file is missing, truncated, something else than safetensors, or has no
-            such row.
+        ArtifactError: the file is missing, truncated, not safetensors, or has no such row.
     """
     with _opened(path) as file:
         if name not in file.keys():  # noqa: SIM118 (not a mapping)
@@ -176,15 +173,10 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             first = file.read(9)
-        # a safetensors file begins with the length of its header, which may look like the first
-        # bytes of a pickle
-        if first[8:] != b"{" and first[:2] in (
-            b"PK",
-            b"\x80\x02",
-            b"\x80\x03",
-            b"\x80\x04",
-            b"\x80\x05",
-        ):
+        # a safetensors file begins with the length of its header, which can equal the first bytes
+        # of a pickle
+        pickles = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if first[8:] != b"{" and first[:2] in pickles:
             raise ArtifactError(
                 f"'{path}' is a pickle, which rayd never loads; convert it to safetensors."
             )
@@ -197,13 +189,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def file_hash(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Compute the SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hexadecimal hash of named tensors on any device: names, types, shapes and bits."""
+    """Compute a hash of named tensors on any device: names, types, shapes and bits; hex."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
@@ -214,6 +206,6 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
-    """Hexadecimal hash of a JSON-able mapping; independent of the order of its keys."""
+    """Compute a hash of a JSON-able mapping, independent of the order of its keys; hex."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""A distilled set's card in words."""
+"""Text description of a distilled set from its card."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from rayd.evaluation.report import Report
 from rayd.evaluation.table import WIDTH
 
 HEAD = "test accuracy  "
-"""Head of a line; those of the other lines are as long."""
+"""Heading of the first line of results; all headings have this length."""
 
 
 def describe(distilled: Distilled, report: Report | None = None) -> str:
-    """What the set is, where it comes from, how well it trains networks and what it costs to keep,
-    in a few lines.
+    """Describe a set, its origin, the networks it trains and its storage cost, in a few lines.
 
     Args:
         distilled: the set.
@@ -25,35 +24,36 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
     card = distilled.card
     shape = distilled.shape
     per_class = distilled.hard_labels.bincount(minlength=distilled.classes)
-    each = (
-        f"{int(per_class[0])} per class"
-        if bool((per_class == per_class[0]).all())
-        else f"{list(per_class.tolist())} per class"
-    )
+    balanced = bool((per_class == per_class[0]).all())
+    each = f"{int(per_class[0])}" if balanced else f"{list(per_class.tolist())}"
+    names = ", ".join(distilled.class_names[:20])
+    if distilled.classes > 20:
+        names += ", ..."
     storage = distilled.storage
+    stored = ", ".join(f"{part} {size:,}" for part, size in storage.bytes.items())
+    versions = card.get("versions", {})
+    made_with = ", ".join(f"{name} {version}" for name, version in versions.items())
     data = card.get("data", {})
+    fingerprint = str(data.get("fingerprint", "unknown"))[:12]
     lines = [
-        f"{len(distilled)} images of {shape.channels}x{shape.height}x{shape.width}, {distilled.classes} classes, {each}",
-        f"classes        {', '.join(distilled.class_names[:20])}{', ...' if distilled.classes > 20 else ''}",
+        f"{len(distilled)} images of {shape.channels}x{shape.height}x{shape.width}, "
+        f"{distilled.classes} classes, {each} per class",
+        f"classes        {names}",
         f"recipe         {card.get('recipe', 'unknown')} (method {card.get('method', 'unknown')}, "
         f"seed {card.get('seed', 'unknown')}, {card.get('steps', 'unknown')} steps)",
-        f"distilled from {data.get('name', 'unknown')} (fingerprint {str(data.get('fingerprint', 'unknown'))[:12]})",
-        f"normalisation  {distilled.normalization.kind}: images are network input, `pixels()` undoes it",
+        f"distilled from {data.get('name', 'unknown')} (fingerprint {fingerprint})",
+        f"normalisation  {distilled.normalization.kind}: images are network input, "
+        "`pixels()` undoes it",
         *_accuracies(report),
         *_observers(card.get("observers") or []),
         *_experts(card.get("experts")),
-        *(
-            [f"step size      {distilled.step_size:.4g}, learned with the images"]
-            if distilled.step_size is not None
-            else []
-        ),
-        f"storage        {storage.total_bytes:,} bytes: "
-        + ", ".join(f"{k} {v:,}" for k, v in storage.bytes.items()),
-        "made with      "
-        + ", ".join(f"{name} {version}" for name, version in card.get("versions", {}).items()),
     ]
+    if distilled.step_size is not None:
+        lines.append(f"step size      {distilled.step_size:.4g}, learned with the images")
+    lines.append(f"storage        {storage.total_bytes:,} bytes: {stored}")
     if labels := card.get("labels"):
-        lines.insert(-1, f"soft labels    for {labels['epochs']} epochs, in {labels['folder']}")
+        lines.append(f"soft labels    for {labels['epochs']} epochs, in {labels['folder']}")
+    lines.append(f"made with      {made_with}")
     indent = " " * len(HEAD)
     return "\n".join(
         textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False)
@@ -62,7 +62,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
 
 
 def _accuracies(report: Report | None) -> list[str]:
-    """Test accuracies of the students, those of the baselines beside them."""
+    """Lines of the test accuracies of students, with the baselines."""
     if report is None:
         return [f"{HEAD}unknown: 'rayd evaluate' trains networks on the set"]
     first, *others = [*report.brief(), *report.remarks()] or ["unknown: the report is empty"]
@@ -70,15 +70,15 @@ def _accuracies(report: Report | None) -> list[str]:
 
 
 def _observers(known: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which trained networks had a say, and how good they are."""
+    """Line of the trained networks that were used, with their accuracies."""
     if not known:
         return []
-    words = [f"{one['network']} {_accuracy(one)}" for one in known]
+    words = [f"{observer['network']} {_accuracy(observer)}" for observer in known]
     return [f"observers      {', '.join(words)}"]
 
 
 def _experts(known: Mapping[str, Any] | None) -> list[str]:
-    """Whose training the images follow."""
+    """Line of the experts whose trajectories were matched."""
     if not known:
         return []
     number = f"{known['count']} of {known['network']} over {known['epochs']} epochs"
@@ -87,8 +87,8 @@ def _experts(known: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def _accuracy(one: Mapping[str, Any]) -> str:
-    validated = one.get("validation_accuracy")
+def _accuracy(observer: Mapping[str, Any]) -> str:
+    validated = observer.get("validation_accuracy")
     if validated is not None:
         return f"({validated:.3f} of the validation images)"
-    return f"({one['train_accuracy']:.3f} of the training images)"
+    return f"({observer['train_accuracy']:.3f} of the training images)"

@@ -1,4 +1,4 @@
-"""BibTeX of what recipes use beside their method: data, networks, augmentation, selections."""
+"""BibTeX entries of data, networks, augmentation and selections used by recipes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DATA = {
   year      = {2009}
 }""",
 }
-"""By the beginning of a data set's name."""
+"""Entries by the prefix of a data set's name."""
 
 WIDE_RESNET = """@inproceedings{zagoruyko2016wide,
   title     = {Wide Residual Networks},
@@ -108,7 +108,7 @@ NETWORKS = {
   year      = {2016}
 }""",
 }
-"""By the beginning of an architecture's name."""
+"""Entries by the prefix of an architecture's name."""
 
 SELECTIONS = {
     "herding": """@inproceedings{welling2009herding,
@@ -130,11 +130,11 @@ SELECTIONS = {
   year      = {2018}
 }""",
 }
-"""Selections of real images by name."""
+"""Entries of selections of real images, by name."""
 
 
 def citations(recipe: Recipe, method_citation: str) -> list[str]:
-    """BibTeX entries of all that a recipe uses, the method's first, each once."""
+    """List the BibTeX entries of everything that a recipe uses, the method's first, each once."""
     architectures = [
         *recipe.observers.networks,
         *(recipe.labels.networks or ()),
@@ -143,12 +143,9 @@ def citations(recipe: Recipe, method_citation: str) -> list[str]:
     selections = [recipe.synthetic.init, *recipe.evaluation.baselines]
     found = [method_citation]
     found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]
-    found += [
-        entry
-        for network in architectures
-        for prefix, entry in NETWORKS.items()
-        if network.name.removeprefix("torchvision/").startswith(prefix)
-    ]
+    for network in architectures:
+        name = network.name.removeprefix("torchvision/")
+        found += [entry for prefix, entry in NETWORKS.items() if name.startswith(prefix)]
     augmented = recipe.evaluation.augmentation or recipe.observers.augmentation
     found += [DSA] if augmented else []
     found += [SELECTIONS[name] for name in selections if name in SELECTIONS]

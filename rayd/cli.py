@@ -1,8 +1,8 @@
-"""The command line: thin, every command a call of the package.
+"""Command line: a thin layer, every command calls the package.
 
 Exit codes: 0 success, 1 a run that failed, 2 a usage or configuration error, 130 interrupted. A
-user's mistake is one sentence on standard error; `--debug` adds the traceback. With `--json`
-standard output holds one JSON document and nothing else.
+user error is one sentence on standard error; `--debug` adds the traceback. With `--json`, standard
+output is one JSON document and nothing else.
 """
 
 from __future__ import annotations
@@ -38,21 +38,19 @@ class InterruptedRunError(RaydError):
 
 
 _EXAMPLE = "Example: "
-"""How the last line of a command's help begins."""
+"""Prefix of the last line of a command's help."""
 
 
 def _example(line: str) -> str:
-    """The last line of a command's help."""
+    """Format the last line of a command's help."""
     return _EXAMPLE + line
 
 
 class _Commands(TyperGroup):
-    """Commands that are listed with an example each, and whose interruption ends in one
-    sentence.
-    """
+    """Command group whose help lists an example of each command; reports interruptions."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List every command: its name, its purpose, an example."""
+        """List every command with its name, purpose and example."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         indent = max(len(name) for name, _ in commands)
         with formatter.section("Commands"):
@@ -61,9 +59,8 @@ class _Commands(TyperGroup):
                     continue
                 formatter.write_dl([(name.ljust(indent), command.get_short_help_str(limit=200))])
                 if command.epilog:
-                    formatter.write(
-                        f"{'':{formatter.current_indent + indent + 2}}$ {command.epilog.removeprefix(_EXAMPLE)}\n"
-                    )
+                    indentation = " " * (formatter.current_indent + indent + 2)
+                    formatter.write(f"{indentation}$ {command.epilog.removeprefix(_EXAMPLE)}\n")
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -75,7 +72,10 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="rayd",
     cls=_Commands,
-    help="Distil a labelled image data set into a small synthetic one that trains networks almost as well.",
+    help=(
+        "Distil a labelled image data set into a small synthetic one that trains networks almost "
+        "as well."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -95,7 +95,7 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe."),
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe."),
 ]
 DirectoryName = Annotated[
     Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")
@@ -107,7 +107,7 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         "--data-root",
-        help="Where named data are looked for first (then $RAYD_DATA, ~/.cache/rayd/data).",
+        help="Folder of named data, searched first (then $RAYD_DATA, ~/.cache/rayd/data).",
     ),
 ]
 Cache = Annotated[
@@ -131,18 +131,18 @@ out = Console(soft_wrap=True, highlight=False)
 
 
 PIPE_WIDTH = 240
-"""Columns of a table where there is neither a terminal nor `COLUMNS`."""
+"""Width of tables without a terminal and without `COLUMNS`."""
 
 
 def _wide() -> Console:
-    """Tables fold to the width of the terminal, or of `COLUMNS`, and to nothing else's."""
+    """Console for tables, as wide as the terminal or `COLUMNS`."""
     console = Console(highlight=False)
     given = os.environ.get("COLUMNS", "").isdigit()
     return console if console.is_terminal or given else Console(highlight=False, width=PIPE_WIDTH)
 
 
 def _tree(overrides: list[str] | None, workers: int | None, address: str | None) -> dict[str, Any]:
-    """The settings that a command line lays over a recipe."""
+    """Settings that a command line overrides."""
     from rayd.config import given_resources, merge, parse_overrides
 
     return merge(parse_overrides(overrides or []), given_resources(workers, address))
@@ -160,11 +160,19 @@ def _number(value: float | None) -> str:
 def recipes_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
     as_json: Json = False,
+    as_schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """List the recipes with the paper's number and ours; or print one whole as YAML."""
+    """List recipes with published and measured results; or print one as YAML."""
     from rayd import recipes
 
+    if as_schema:
+        from rayd.recipes.schema import schema
+
+        _print_json(schema())
+        return
     if name is not None:
         recipe = recipes.resolve(name)
         if as_json:
@@ -192,16 +200,16 @@ def recipes_command(
 
 
 LEAST_SHORTENED = 20
-"""Characters below which a column that may be shortened is left out."""
+"""Minimum width of a shortened column; below it, the column is omitted."""
 
 
 def _print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Sequence[str]) -> None:
-    """Print rows of equal keys as a table that breaks no cell.
+    """Print rows with equal keys as a table without line breaks in cells.
 
     Args:
-        rows: cells by the name of their column.
-        shortened: the last column, which ends in an ellipsis where the line is too narrow for it.
-        dropped: columns that are left out, one after another, until the others fit.
+        rows: cells by column name.
+        shortened: last column, cut with an ellipsis if the line is too narrow.
+        dropped: columns that are omitted, one after another, until the others fit.
     """
     console = _wide()
     widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
@@ -226,12 +234,12 @@ def _print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Sequ
 
 
 def _fitted(text: str, width: int) -> str:
-    """The text in exactly so many characters, which an ellipsis ends where it is longer."""
+    """Pad a text to a width, or cut it with an ellipsis."""
     return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def _line_width(columns: Mapping[str, int]) -> int:
-    """Characters of a table's line: its columns, and two between them."""
+    """Width of a table's line: its columns, and two characters between them."""
     return sum(columns.values()) + 2 * (len(columns) - 1)
 
 
@@ -242,17 +250,13 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
 
     known = known_sources(data_root)
     if as_json:
-        _print_json(
-            [
-                {
-                    "name": k.name,
-                    "classes": k.classes,
-                    "found": None if k.found is None else remote.shown(k.found),
-                    "how": k.how,
-                }
-                for k in known
-            ]
-        )
+        listed = []
+        for source in known:
+            found = None if source.found is None else remote.shown(source.found)
+            listed.append(
+                {"name": source.name, "classes": source.classes, "found": found, "how": source.how}
+            )
+        _print_json(listed)
         return
     table = Table(box=None, header_style="bold")
     for column in ("data", "classes", "found"):
@@ -286,15 +290,13 @@ def plan(
         bool,
         typer.Option(
             "--calibrate",
-            help="Measure anew how fast this machine is, which is otherwise done once.",
+            help="Measure this machine's speed again, which is otherwise done once.",
         ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what would run, what is cached, memory, disk, and time per stage, also without the
-    data.
-    """
+    """Show what would run, what is cached, memory, disk, and time per stage; needs no data."""
     from rayd import recipes
 
     resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
@@ -342,9 +344,10 @@ def distill(
 
     resolved, directory = _requested(recipe, overrides or [], to, resume, workers, address)
     progress = Progress(quiet)
-    # what follows takes seconds: torch, the data, perhaps Ray
+    # printed first, as the imports below take seconds
     progress.log(
-        f"{resolved.name}: {resolved.method} on {resolved.data.name}, into {remote.shown(directory)}"
+        f"{resolved.name}: {resolved.method} on {resolved.data.name}, "
+        f"into {remote.shown(directory)}"
     )
 
     from rayd.engine.distill import distill as run_distillation
@@ -366,10 +369,8 @@ def distill(
     else:
         out.print(run.report.text(), markup=False)
         if (paper := run.recipe.paper) is not None:
-            out.print(
-                f"paper: {paper.accuracy:.3f}{f' ± {paper.std:.3f}' if paper.std else ''} ({paper.source})",
-                markup=False,
-            )
+            std = f" ± {paper.std:.3f}" if paper.std else ""
+            out.print(f"paper: {paper.accuracy:.3f}{std} ({paper.source})", markup=False)
         out.print(
             f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}",
             markup=False,
@@ -384,9 +385,7 @@ def _requested(
     workers: int | None,
     address: str | None,
 ) -> tuple[Recipe, Path]:
-    """The recipe and the directory of a run: those that are named, or with --resume those of the
-    run in a directory.
-    """
+    """Recipe and directory of a run, as named, or with --resume those of an existing run."""
     from rayd import recipes
     from rayd.engine.rundir import RunDirectory
 
@@ -410,27 +409,26 @@ def _requested(
 
 
 def _names_recipe(name: str) -> bool:
-    """Whether what stands with --resume is a recipe, whose run is continued, and not a run's
-    directory.
-    """
+    """Whether the argument of --resume is a recipe, whose run is continued, or a directory."""
     from rayd import recipes
     from rayd.engine.rundir import RunDirectory
 
     if name.endswith((".yaml", ".yml")):
         return True
-    # a run's directory may have the name of a recipe
+    # a run's directory may be named like a recipe
     return name in recipes.names() and (
         RunDirectory(Path("runs") / name).holds_run() or not RunDirectory(Path(name)).holds_run()
     )
 
 
 def _continues(directory: Path, data_root: Path | None, cache: Path | None) -> str:
-    """What to say of a run that was interrupted."""
+    """Message for an interrupted run."""
     from rayd.engine.rundir import RunDirectory, continuation
 
     if not RunDirectory(directory).holds_run():
         return "Interrupted before the run began."
-    return f"Interrupted; finished work is kept. To continue: {continuation(directory, data_root, cache)}"
+    command = continuation(directory, data_root, cache)
+    return f"Interrupted; finished work is kept. To continue: {command}"
 
 
 @app.command(epilog=_example("rayd status runs/digits"))
@@ -439,12 +437,10 @@ def status(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run is doing: stage, step, rate, time left, workers, restarts, disk; or how it
-    ended.
-    """
-    from rayd.engine.status import status as look
+    """Show what a run is doing (stage, step, rate, time left, workers, disk), or how it ended."""
+    from rayd.engine.status import status as read_status
 
-    found = look(directory)
+    found = read_status(directory)
     if as_json:
         _print_json(found.to_json())
     else:
@@ -470,9 +466,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train networks on a distilled set and on its baselines; add the results to its
-    evaluation.json.
-    """
+    """Train networks on a distilled set and its baselines; add results to its evaluation.json."""
     from rayd.config import merge
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report
@@ -483,7 +477,7 @@ def evaluate(
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(_tree(overrides, workers, address), {"evaluation": settings})
     distilled = load(directory)
-    Report.kept(directory)  # a damaged one is refused before the work, not after it
+    Report.kept(directory)  # fails on a damaged report before the work, not after it
     check_writable(remote.local(directory), "directory of the set")
     report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
     with locked(remote.local(directory)):
@@ -501,14 +495,20 @@ def show(
         Path | None,
         typer.Option(
             "--png",
-            help="Write the contact sheet, or with --spectrum the spectra, to this file: .png, .jpg or .webp.",
+            help=(
+                "Write the contact sheet, or with --spectrum the spectra, to this file: "
+                ".png, .jpg or .webp."
+            ),
         ),
     ] = None,
     spectrum: Annotated[
         bool,
         typer.Option(
             "--spectrum",
-            help="Draw spectra of real and synthetic features, into the set's spectrum.png unless --png.",
+            help=(
+                "Draw spectra of real and synthetic features, "
+                "into the set's spectrum.png unless --png."
+            ),
         ),
     ] = False,
     data_root: DataRoot = None,
@@ -517,22 +517,22 @@ def show(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what a distilled set is; write its contact sheet or its spectra."""
+    """Describe a distilled set; write its contact sheet or its spectra."""
     from rayd.artifacts import write_bytes
     from rayd.card import describe
     from rayd.distilled import DIRECTORY, as_file, contact_sheet, load, picture_format
     from rayd.evaluation.report import Report
 
     distilled = load(directory)
-    place = distilled.directory or directory
-    report = Report.kept(place)
-    if place.name == DIRECTORY and (of_run := Report.kept(place.parent)) is not None:
+    folder = distilled.directory or directory
+    report = Report.kept(folder)
+    if folder.name == DIRECTORY and (of_run := Report.kept(folder.parent)) is not None:
         report = of_run if report is None else of_run.merge(report)
     if spectrum and png is None:
-        png = place / "spectrum.png"
+        png = folder / "spectrum.png"
     if png is not None:
         png = remote.local(png)
-        form = picture_format(png)
+        format = picture_format(png)
         if remote.exists(png) and not overwrite:
             raise OutputError(f"'{png}' exists already; choose another file or add --overwrite.")
         if spectrum:
@@ -541,11 +541,10 @@ def show(
             image = from_distilled(distilled, data_root, cache)
         else:
             image = contact_sheet(distilled)
-        write_bytes(png, as_file(image, form))
+        write_bytes(png, as_file(image, format))
     if as_json:
-        _print_json(
-            distilled.card | ({"evaluation": report.to_json()} if report is not None else {})
-        )
+        evaluation = {"evaluation": report.to_json()} if report is not None else {}
+        _print_json(distilled.card | evaluation)
     else:
         out.print(describe(distilled, report), markup=False)
 
@@ -553,7 +552,7 @@ def show(
 @app.command(epilog=_example("rayd export runs/digits digits.parquet --format parquet"))
 def export(
     directory: DirectoryName,
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to make.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to create.")],
     format: Annotated[str, typer.Option("--format", help="parquet, imagefolder or npz.")],
     overwrite: Overwrite = False,
     debug: Debug = False,
@@ -577,12 +576,12 @@ def tune(
         typer.Option(
             "--samples",
             min=1,
-            help="Trials to draw; absent: as the space says. More may be asked for with --resume.",
+            help="Trials to draw; absent: the space's number. --resume may increase it.",
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep that the directory holds.")
+        bool, typer.Option("--resume", help="Continue the sweep in the directory.")
     ] = False,
     workers: Annotated[
         int | None,
@@ -598,15 +597,13 @@ def tune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Search for better settings of a recipe; trials share what they have in common, and see no
-    test images.
-    """
+    """Search for better settings of a recipe; trials share common work and use no test images."""
     from rayd.config import parse_overrides
     from rayd.engine.progress import Progress
     from tuning import ResolvedSpace, load
 
     found = load(space, parse_overrides(overrides or []))
-    ResolvedSpace(found).check()  # again in the sweep; here before Ray is imported
+    ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
     try:
         import tuning.driver as tuning
     except ImportError as error:
@@ -643,9 +640,7 @@ def doctor(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check Ray, devices, the data root, class order and versions; say what is wrong and how to
-    mend it.
-    """
+    """Check Ray, devices, the data root, class order and versions; report problems and remedies."""
     from rayd.engine.doctor import examine
 
     findings = examine(data_root, cache, address)
@@ -660,7 +655,7 @@ def doctor(
 
 @app.command(epilog=_example("rayd cite edc-cifar10-ipc10"))
 def cite(recipe: RecipeName, debug: Debug = False) -> None:
-    """Print BibTeX of all that a recipe uses."""
+    """Print BibTeX entries of everything that a recipe uses."""
     from rayd import methods, recipes
     from rayd.citations import citations
 
@@ -668,8 +663,8 @@ def cite(recipe: RecipeName, debug: Debug = False) -> None:
     sys.stdout.write("\n\n".join(citations(resolved, methods.get(resolved.method).citation)) + "\n")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         out.print(__version__)
         raise typer.Exit
 
@@ -685,18 +680,14 @@ def _main(
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what the disk refuses there is refused, and told,
-    in the run's log as well.
-    """
+    """Ignore OSErrors of TensorBoard's writer thread, as the run's log reports them as well."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 @contextmanager
 def _one_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C end the command in order, and a further one, while that takes too long,
-    end the process at once.
-    """
+    """Make the first Ctrl-C end the command in order, and a second one end the process at once."""
     interrupted = False
 
     def end(*_: object) -> None:
@@ -719,7 +710,7 @@ def _one_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        # after an interruption what ends with the interpreter (Ray's processes) must not show a
+        # after an interruption, processes that end with the interpreter (Ray's) must not print a
         # traceback either
         if not interrupted:
             signal.signal(signal.SIGINT, before)

@@ -1,10 +1,9 @@
-"""What is derived of a tensor, kept as long as the tensor lives unchanged; and what the host knows
-of tensors on a device.
+"""Values derived from tensors, cached while the tensor is unchanged; host copies of device tensors.
 
-Which classes a block of images has, how many images each, and in which order, follow from its class
-indices, which stay the same for a whole synthesis. Asking the device for them in every step, or for
-every layer, would make the host wait for all queued work each time. So they are asked for once, or
-not at all where the indices came from the host.
+The classes of a block of images, their numbers of images and their order follow from the class
+indices, which stay the same for a whole synthesis. Reading them from the device in every step, or
+for every layer, would make the host wait for all queued work each time. So they are read once, or
+not at all if the indices came from the host.
 """
 
 from __future__ import annotations
@@ -21,16 +20,15 @@ from rayd.transfer import upload
 T = TypeVar("T")
 
 _kept: MutableMapping[Tensor, tuple[int, dict[str, Any]]] = WeakTensorKeyDictionary()
-"""Version of a tensor, and what was derived of it by name. Tensors are keys by identity."""
+"""Version and derived values (by name) of each tensor. Tensors are keys by identity."""
 
 
 def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
-    """A value that follows from a tensor: made at the first call, and again after the tensor was
-    changed in place.
+    """Cache a value that depends on a tensor; recomputed after the tensor is changed in place.
 
     Args:
-        tensor: what it follows from; it is not kept alive, so the value must not refer to it.
-        name: of the value, with all that it depends on besides.
+        tensor: the tensor; it is not kept alive, so the value must not refer to it.
+        name: name of the value, including all other inputs.
         make: computes the value.
     """
     values = _values(tensor)
@@ -51,43 +49,33 @@ def _values(tensor: Tensor) -> dict[str, Any]:
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """A tensor's numbers on the CPU; they are not to be written to. The first call may wait for the
-    device.
-    """
-    return (
-        tensor
-        if tensor.device.type == "cpu"
-        else derived(tensor, "on host", lambda: tensor.detach().cpu())
-    )
+    """Copy a tensor to the CPU, read-only and cached; the first call may wait for the device."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return derived(tensor, "on host", lambda: tensor.detach().cpu())
 
 
 def known_on_host(tensor: Tensor, numbers: Tensor) -> Tensor:
-    """A tensor, of which `on_host` is to know the numbers: those that it was copied from, on the
-    CPU.
-    """
+    """Cache the host copy of a device tensor, `numbers` on the CPU, for `on_host`."""
     if tensor.device.type != "cpu":
         _values(tensor)["on host"] = numbers
     return tensor
 
 
 def uploaded(numbers: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device, of which `on_host` knows the numbers."""
+    """Copy a CPU tensor to a device, and cache the original for `on_host`."""
     return known_on_host(upload(numbers, device), numbers)
 
 
 def rows_of(tensor: Tensor, rows: slice) -> Tensor:
-    """Some rows of a tensor, of which `on_host` knows the numbers if it knows those of the
-    tensor.
-    """
+    """Select rows of a tensor, and of its cached host copy if there is one."""
     part = tensor[rows]
     known = tensor.device.type != "cpu" and "on host" in _values(tensor)
     return known_on_host(part, _values(tensor)["on host"][rows]) if known else part
 
 
 def present_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes among class indices (N,), ascending (K,), and which of these each index is
-    (N,).
-    """
+    """Distinct values (K,), ascending, of class indices (N,), and the inverse indices (N,)."""
 
     def find() -> tuple[Tensor, Tensor]:
         present, which = torch.unique(on_host(labels), return_inverse=True)
@@ -97,7 +85,7 @@ def present_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_sizes(labels: Tensor, classes: int) -> Tensor:
-    """How many of some class indices (N,) each class has, int64 (classes,)."""
+    """Number of images of each class among class indices (N,), int64 (classes,)."""
 
     def count() -> Tensor:
         return uploaded(torch.bincount(on_host(labels), minlength=classes), labels.device)
@@ -118,22 +106,20 @@ def rows_by_class(labels: Tensor) -> dict[int, Tensor]:
 
 
 class Grid(NamedTuple):
-    """Where images go so that each class has a row of its own, of as many places as the largest
-    class has images.
-    """
+    """Layout of images in a matrix with one row per class, padded to the largest class."""
 
     order: Tensor
-    """The images, class by class (N,)."""
+    """Indices of the images, class by class (N,)."""
     rows: Tensor
-    """Class of each, in this order (N,)."""
+    """Row (class) of each image, in this order (N,)."""
     places: Tensor
-    """Place in the row of the class, in this order (N,)."""
+    """Column of each image, in this order (N,)."""
     width: int
-    """Images of the largest class."""
+    """Number of columns, the images of the largest class."""
 
 
 def class_grid(labels: Tensor, classes: int) -> Grid:
-    """The grid of class indices (N,)."""
+    """Compute the grid of class indices (N,)."""
 
     def lay_out() -> Grid:
         numbers = on_host(labels)

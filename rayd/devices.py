@@ -1,4 +1,4 @@
-"""Where tensors live: the one place that chooses devices."""
+"""Choice of devices, arithmetic and memory layout."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rayd.errors import ResourceError
 
 
 def choose(resources: ResourceSettings) -> torch.device:
-    """The device of this process's work, or of a Ray worker's.
+    """Choose the device of this process's work, or of a Ray worker's.
 
-    In process, `auto` takes CUDA, then MPS, then the CPU. A Ray worker uses the GPU that Ray
-    reserved for it (Ray makes it the process's only visible one), and the CPU when none was asked
-    for, even on a machine that has GPUs.
+    In process, `auto` selects CUDA, then MPS, then the CPU. A Ray worker uses the GPU that Ray
+    reserved for it (its only visible one), and the CPU when none was requested, even on a machine
+    with GPUs.
 
-    Where work is done on the CPU, freed memory is kept for reuse from now on, see `rayd.allocator`.
+    For work on the CPU, freed memory is reused from now on, see `rayd.allocator`.
 
     Raises:
         ResourceError: the named device does not exist here.
@@ -32,7 +32,7 @@ def choose(resources: ResourceSettings) -> torch.device:
 
 
 def _named(resources: ResourceSettings) -> torch.device:
-    """The device that the settings mean."""
+    """Device according to the settings."""
     if resources.workers > 0:
         return torch.device("cuda:0" if resources.gpus_per_worker > 0 else "cpu")
     if resources.device == "auto":
@@ -49,19 +49,17 @@ def _named(resources: ResourceSettings) -> torch.device:
 
 
 def threads(resources: ResourceSettings) -> int:
-    """Torch threads of a worker: as set, else the CPUs that it reserves, else (in process) all
-    cores.
-    """
+    """Torch threads of a worker: the setting, else its reserved CPUs, else all cores."""
     if resources.threads is not None:
         return resources.threads
-    return (
-        max(1, int(resources.cpus_per_worker)) if resources.workers > 0 else torch.get_num_threads()
-    )
+    if resources.workers > 0:
+        return max(1, int(resources.cpus_per_worker))
+    return torch.get_num_threads()
 
 
 @contextmanager
 def thread_limit(count: int) -> Iterator[None]:
-    """Give torch `count` threads for a while."""
+    """Limit torch to `count` threads within the context."""
     before = torch.get_num_threads()
     if before == count:
         yield
@@ -74,29 +72,25 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def dtype(precision: str) -> torch.dtype:
-    """The torch type that weights and images have in a precision setting.
+    """Torch type of weights and images for a precision setting.
 
-    `tf32` is float32 whose convolutions are rounded, see `convolutions`. `auto` is replaced before
-    a run begins (`rayd.engine.arithmetic`); where parts are used on their own it means float32.
+    `tf32` is float32 with rounded convolutions, see `convolutions`. `auto` is resolved before a run
+    begins (`rayd.engine.arithmetic`); when components are used on their own it means float32.
     """
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which networks compute in a precision setting; it changes nothing but for
-    `bfloat16`.
-    """
+    """Context for networks to compute in a precision setting; has an effect for `bfloat16` only."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager
 def convolutions(device: torch.device, precision: str) -> Iterator[None]:
-    """A context in which float32 convolutions on CUDA are exact, or rounded to TF32 if the
-    precision setting is `tf32`.
+    """Context with exact float32 convolutions on CUDA, or TF32 ones if `precision` is `tf32`.
 
-    torch rounds them by default on Ampere and later GPUs. Forward and backward passes both belong
-    inside. Matrix products are left exact, as torch has them by default: statistics are made of
-    them.
+    torch uses TF32 by default on Ampere and later GPUs. Both forward and backward passes belong
+    inside. Matrix products stay exact, torch's default, because statistics are computed with them.
     """
     if device.type != "cuda":
         yield
@@ -110,20 +104,20 @@ def convolutions(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def use_layout(resources: ResourceSettings) -> None:
-    """Lay out networks in this process as `resources.layout` says, from now on."""
+    """Set the memory layout of networks in this process, from now on."""
     global _layout
     _layout = resources.layout
 
 
 _layout = "auto"
-"""What `use_layout` was last given; `auto` where no run has chosen: channels last on the CPU."""
+"""Value set by `use_layout`; `auto` by default: channels last on the CPU."""
 
 
 def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """The order in which a network's convolution weights and images lie in memory.
+    """Memory layout of a network's convolution weights and images.
 
     Networks without batch normalisation are contiguous: channels last makes group and instance
-    normalisation slower on every processor tried. For the others it depends on the processor, see
+    normalisation slower on every processor tried. For others it depends on the processor, see
     `rayd.engine.arithmetic`.
     """
     batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
@@ -132,7 +126,7 @@ def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
 
 
 def to_device(network: nn.Module, device: torch.device) -> torch.memory_format:
-    """Move a network to a device, in its fastest layout, which is returned."""
+    """Move a network to a device, in its fastest layout, and return that layout."""
     network.to(device)
     chosen = layout(network, device)
     for parameter in network.parameters():

@@ -1,14 +1,12 @@
-"""The distilled set: a torch data set in memory, three files on disk, and the picture of it.
-
-A saved set is a directory of
+"""The distilled set: a torch data set in memory, and a directory of three files on disk.
 
 - `data.safetensors`: `images` float32 (n, C, H, W), network input; `labels`, class indices int64
   (n,) or soft labels float32 (n, classes); `normalization.*`, the state of the normalisation. Its
-  bytes depend on the content alone. Where images are stored in another form (`synthetic.kind`), the
-  tensors are those of that form, and the card says under `synthetic` which.
-- `card.json`: what it is and where it comes from, with the SHA-256 of the tensors' file. It is
-  written last: no card, no set.
-- `grid.png`: the contact sheet.
+  bytes depend on the content only. For other parameterisations (`synthetic.kind`), the tensors are
+  their parameters, and the card specifies them under `synthetic`.
+- `card.json`: description and origin, with the SHA-256 of the tensors' file. It is written last: no
+  card, no set.
+- `grid.png`: contact sheet.
 """
 
 from __future__ import annotations
@@ -43,39 +41,36 @@ from rayd.synthetic.kinds import restore as restore_set
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
 FORMAT = 2
-"""Version of the layout above; a newer one is refused. Sets whose images are stored as they are
-have version 1.
-"""
+"""Version of the format above; newer ones are rejected. Sets stored as pixels have version 1."""
 
 DIRECTORY = "distilled"
-"""Where a run directory keeps its set."""
+"""Folder of the set in a run directory."""
 TENSORS = "data.safetensors"
 CARD = "card.json"
 GRID = "grid.png"
 
 REQUIRED = ("format", "class_names", "shape", "normalization", "sha256")
-"""Keys that a card must have to be read."""
+"""Required keys of a card."""
 
 KINDS = {
-    "storage": dict, "data": dict, "versions": dict, "config": dict, "normalization": str, "shape": list, "sha256": str,
-    "step_size": float,
+    "storage": dict, "data": dict, "versions": dict, "config": dict, "normalization": str,
+    "shape": list, "sha256": str, "step_size": float,
 }  # fmt: skip
-"""Types of what else a card may hold."""
+"""Types of further entries of a card."""
 
 _STATE = "normalization."
 
 
 class Distilled(Dataset[tuple[Tensor, Tensor]]):
-    """A small labelled set to train networks on, in their input space.
+    """A small labelled set for training networks, in their input space.
 
     Args:
-        images: network input, (n, C, H, W); kept as float32 on the CPU.
+        images: network input, (n, C, H, W); stored as float32 on the CPU.
         labels: class indices (n,), or soft labels (n, classes).
         class_names: one name per class, in label order.
-        normalization: how real pixels become network input of the same kind; what it is tested on
-            must pass through it.
-        card: where the set comes from (recipe, method, citation, data, seed, steps, storage,
-            versions, ...), JSON-able. What follows from the other arguments is filled in: `format`,
+        normalization: map from real pixels to network input; test images must be normalised by it.
+        card: origin of the set (recipe, method, citation, data, seed, steps, storage, versions,
+            ...), JSON-able. Entries implied by the other arguments are added: `format`,
             `class_names`, `shape`, `normalization`, and `ipc` and `storage` if absent.
 
     Raises:
@@ -91,16 +86,13 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         card: Mapping[str, Any] | None = None,
     ):
         self.images = images.detach().to("cpu", torch.float32).contiguous()
-        self.labels = (
-            labels.detach()
-            .to("cpu", torch.float32 if labels.is_floating_point() else torch.int64)
-            .contiguous()
-        )
+        label_type = torch.float32 if labels.is_floating_point() else torch.int64
+        self.labels = labels.detach().to("cpu", label_type).contiguous()
         self.class_names = tuple(class_names)
         self.normalization = normalization
         self._form: tuple[SyntheticSettings, dict[str, Tensor]] | None = None
         self.directory: Path | None = None
-        """Where it was loaded from or saved to; stored labels lie there."""
+        """Directory that it was loaded from or saved to, which also holds stored labels."""
         if fault := _fault(self.images, self.labels, len(self.class_names)):
             raise ArtifactError(f"The distilled set is damaged: {fault}.")
         self.card: dict[str, Any] = {
@@ -122,30 +114,29 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         normalization: Normalization,
         card: Mapping[str, Any],
     ) -> Self:
-        """The set that was learned, in the form in which it was learned: what is saved is what is
-        stored, not its images.
+        """Create a distilled set from a synthetic set, to be saved in its own parameterisation.
 
         Args:
             learned: the synthetic set.
-            settings: what it was made of.
+            settings: its parameterisation.
             class_names: one name per class, in label order.
-            normalization: as above.
-            card: as above; a step size that was learned with the set is added, as `step_size`.
+            normalization: see `Distilled`.
+            card: see `Distilled`; a learned step size is added as `step_size`.
         """
         with torch.no_grad():
             images, labels = learned.batch()
         if isinstance(learned, WithLearnedStepSize):
             card = {**card, "step_size": float(learned.step_size.detach())}
             learned = learned.learned
-        made = cls(images, labels, class_names, normalization, card)
+        distilled = cls(images, labels, class_names, normalization, card)
         if settings.kind != "pixels":
             state = {
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in learned.state_dict().items()
             }
-            made._form = settings, state
-            made.card |= {"format": FORMAT, "synthetic": settings.model_dump(mode="json")}
-        return made
+            distilled._form = settings, state
+            distilled.card |= {"format": FORMAT, "synthetic": settings.model_dump(mode="json")}
+        return distilled
 
     def __len__(self) -> int:
         return len(self.images)
@@ -165,43 +156,42 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def hard_labels(self) -> Tensor:
-        """Class indices int64 (n,): the labels, or the largest entry of each soft one."""
+        """Class indices int64 (n,): the labels, or the largest entry of each soft label."""
         return self.labels.argmax(1) if self.labels.is_floating_point() else self.labels
 
     @property
     def storage(self) -> Storage:
-        """What the set costs to keep: as the card says, else every number of its tensors."""
+        """Storage cost according to the card, else of all tensors."""
         return Storage(
             self.card["storage"].get("numbers", {}), self.card["storage"].get("bytes", {})
         )
 
     @property
     def step_size(self) -> float | None:
-        """The step size that was learned with the set; None if there is none."""
+        """Learned step size; None if there is none."""
         learned = self.card.get("step_size")
         return None if learned is None else float(learned)
 
     def pixels(self) -> Tensor:
-        """The images as people see them, uint8 (n, C, H, W): normalisation undone, clamped, rounded
-        to the nearest level.
-        """
+        """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""
         return self.normalization.inverse(self.images).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Write the three files into `directory`. Saving the same set again is allowed.
+        """Write the three files into `directory`; saving the same set again is allowed.
 
         Raises:
-            OutputError: the directory holds another set and `overwrite` is not given.
-            RunError: the place cannot be written.
+            OutputError: the directory contains another set and `overwrite` is False.
+            RunError: the directory is not writable.
         """
         directory = remote.local(directory)
         tensors = self._tensors()
         if remote.bring(directory / CARD):
             if not overwrite and not _holds(directory / TENSORS, tensors):
                 raise OutputError(
-                    f"'{directory}' already holds another distilled set; choose another directory or overwrite it."
+                    f"'{directory}' already holds another distilled set; "
+                    "choose another directory or overwrite it."
                 )
-            # a crash between two files must not leave new tensors beside an old card
+            # a crash between two files must not leave new tensors with an old card
             remote.remove(directory / CARD)
         write_tensors(directory / TENSORS, tensors)
         write_bytes(directory / GRID, picture(self))
@@ -210,12 +200,9 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {_STATE + name: value for name, value in self.normalization.state().items()}
-        form = (
-            self._form[1]
-            if self._form is not None
-            else {"images": self.images, "labels": self.labels}
-        )
-        return {**form, **state}
+        if self._form is not None:
+            return {**self._form[1], **state}
+        return {"images": self.images, "labels": self.labels, **state}
 
     def _stored(self) -> Storage:
         tensors = self._tensors()
@@ -225,11 +212,11 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load(path: str | Path) -> Distilled:
-    """The distilled set of a run directory, or of a directory that `Distilled.save` wrote.
+    """Load the distilled set of a run directory, or of a directory written by `Distilled.save`.
 
     Raises:
-        ArtifactError: it is missing, damaged, newer than this version reads, or its tensors are not
-            those of its card.
+        ArtifactError: it is missing, damaged, of a newer version, or its tensors do not match its
+            card.
     """
     directory = _locate(remote.local(path))
     card = _read_card(directory / CARD)
@@ -238,22 +225,24 @@ def load(path: str | Path) -> Distilled:
     tensors, _ = read_tensors(file)
     if file_hash(file) != card["sha256"]:
         raise ArtifactError(
-            f"'{file}' is not the file that '{CARD}' beside it describes: their SHA-256 differ."
+            f"'{file}' is not the file that '{CARD}' next to it describes: their SHA-256 differ."
         )
-    state = {
-        name.removeprefix(_STATE): value
-        for name, value in tensors.items()
-        if name.startswith(_STATE)
-    }
+    state = dict[str, Tensor]()
+    own = dict[str, Tensor]()
+    for name, value in tensors.items():
+        if name.startswith(_STATE):
+            state[name.removeprefix(_STATE)] = value
+        else:
+            own[name] = value
     try:
         normalization = restore(card["normalization"], state)
     except (ConfigError, DataError) as error:
         raise ArtifactError(f"'{file}' holds no normalisation to read: {error}") from error
-    own = {name: value for name, value in tensors.items() if not name.startswith(_STATE)}
     distilled = _decoded(file, own, card, normalization)
     if list(distilled.images.shape[1:]) != card["shape"]:
         raise ArtifactError(
-            f"'{file}' holds images of shape {list(distilled.images.shape[1:])}; its card says {card['shape']}."
+            f"'{file}' holds images of shape {list(distilled.images.shape[1:])}; "
+            f"its card says {card['shape']}."
         )
     distilled.directory = directory
     return distilled
@@ -262,7 +251,7 @@ def load(path: str | Path) -> Distilled:
 def _decoded(
     file: Path, tensors: dict[str, Tensor], card: dict[str, Any], normalization: Normalization
 ) -> Distilled:
-    """The set that the tensors of a file make."""
+    """Create the set from the tensors of a file."""
     for name in ("images", "labels") if "synthetic" not in card else ():
         if name not in tensors:
             raise ArtifactError(f"'{file}' lacks the tensor '{name}'.")
@@ -275,7 +264,7 @@ def _decoded(
             return Distilled.of(learned, settings, card["class_names"], normalization, card)
     except (ConfigError, KeyError, RuntimeError, ValueError) as error:
         raise ArtifactError(
-            f"'{file}' does not hold images of the form that its card names: {error}"
+            f"'{file}' does not hold images of the parameterisation that its card names: {error}"
         ) from error
     images = tensors["images"]
     labels = tensors["labels"]
@@ -288,13 +277,14 @@ def _locate(path: Path) -> Path:
     _ = remote.bring(path / DIRECTORY / CARD) or remote.bring(path / CARD)
     if not path.is_dir():
         raise ArtifactError(
-            f"'{path}' must be a run directory or a distilled set. Got {'a file' if path.exists() else 'nothing'}."
+            f"'{path}' must be a run directory or a distilled set. "
+            f"Got {'a file' if path.exists() else 'nothing'}."
         )
     if (path / DIRECTORY).is_dir():
         return path / DIRECTORY
     if not (path / CARD).exists():
         raise ArtifactError(
-            f"'{path}' holds no distilled set: neither '{DIRECTORY}/' nor '{CARD}' is there."
+            f"'{path}' holds no distilled set: neither '{DIRECTORY}/' nor '{CARD}' is present."
         )
     return path
 
@@ -304,7 +294,8 @@ def _read_card(path: Path) -> dict[str, Any]:
     version = card.get("format", FORMAT)
     if not isinstance(version, int) or version > FORMAT:
         raise ArtifactError(
-            f"'{path}' must have format {FORMAT} or older. Got {version!r} instead; a newer rayd wrote it."
+            f"'{path}' must have format {FORMAT} or older. "
+            f"Got {version!r} instead; a newer rayd wrote it."
         )
     if missing := [key for key in REQUIRED if key not in card]:
         raise ArtifactError(f"'{path}' lacks {', '.join(missing)}.")
@@ -313,11 +304,11 @@ def _read_card(path: Path) -> dict[str, Any]:
             raise ArtifactError(
                 f"'{key}' in '{path}' must be of type {kind.__name__}. Got {card[key]!r} instead."
             )
-    if not all(
-        isinstance(card.get("storage", {}).get(part, {}), dict) for part in ("numbers", "bytes")
-    ):
+    stored = card.get("storage", {})
+    if not all(isinstance(stored.get(part, {}), dict) for part in ("numbers", "bytes")):
         raise ArtifactError(
-            f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. Got {card['storage']!r} instead."
+            f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. "
+            f"Got {card['storage']!r} instead."
         )
     names = card["class_names"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -328,16 +319,18 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
-    """What is wrong with the tensors of a set, or None."""
+    """Describe what is wrong with the tensors of a set; None if nothing is."""
     if images.dtype != torch.float32 or images.ndim != 4 or not len(images):
-        return f"images must be float32 (n, C, H, W), at least one; got {images.dtype} {tuple(images.shape)}"
+        got = f"{images.dtype} {tuple(images.shape)}"
+        return f"images must be float32 (n, C, H, W), at least one; got {got}"
     if not images.isfinite().all():
-        return f"{int((~images.isfinite()).any((1, 2, 3)).sum())} of {len(images)} images hold values that are not finite"
+        damaged = int((~images.isfinite()).any((1, 2, 3)).sum())
+        return f"{damaged} of {len(images)} images hold values that are not finite"
     if labels.dtype == torch.float32 and labels.shape == (len(images), classes):
         return None if labels.isfinite().all() else "soft labels hold values that are not finite"
     if labels.dtype != torch.int64 or labels.shape != (len(images),):
-        wanted = f"int64 ({len(images)},) or float32 ({len(images)}, {classes})"
-        return f"labels must be {wanted}; got {labels.dtype} {tuple(labels.shape)}"
+        expected = f"int64 ({len(images)},) or float32 ({len(images)}, {classes})"
+        return f"labels must be {expected}; got {labels.dtype} {tuple(labels.shape)}"
     least, most = labels.aminmax()
     if least < 0 or most >= classes:
         return (
@@ -348,11 +341,11 @@ def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
 
 def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     try:
-        there, _ = read_tensors(path)
+        stored, _ = read_tensors(path)
     except ArtifactError:
         return False
-    return there.keys() == tensors.keys() and all(
-        torch.equal(there[name], tensors[name].cpu()) for name in tensors
+    return stored.keys() == tensors.keys() and all(
+        torch.equal(stored[name], tensors[name].cpu()) for name in tensors
     )
 
 
@@ -360,17 +353,15 @@ CELL = 48
 COLUMNS = 10
 ROWS = 20
 GAP = 2
-"""Contact sheet: least side of an image, most images of a class, most classes, and the space
-between them (pixels).
+"""Contact sheet: minimum side of an image, maximum numbers of images per class and of classes, and
+gap between images (pixels).
 """
 LONGEST_NAME = 24
-"""Characters of a class name that a contact sheet shows."""
+"""Maximum characters of a class name on a contact sheet."""
 
 
 def contact_sheet(distilled: Distilled) -> Image.Image:
-    """The set at a glance: a row for each of the first `ROWS` classes, its name, and its first
-    `COLUMNS` images.
-    """
+    """Draw a row for each of the first `ROWS` classes, with its name and first `COLUMNS` images."""
     from torchvision.utils import make_grid
 
     pixels = _visible(distilled.pixels())
@@ -387,31 +378,31 @@ def contact_sheet(distilled: Distilled) -> Image.Image:
 
 
 def picture(distilled: Distilled) -> bytes:
-    """The contact sheet as a PNG file."""
+    """Draw the contact sheet as a PNG file."""
     return as_png(contact_sheet(distilled))
 
 
 def as_png(image: Image.Image) -> bytes:
-    """An image as a PNG file."""
+    """Encode an image as PNG."""
     return as_file(image, "PNG")
 
 
 def as_file(image: Image.Image, format: str) -> bytes:
-    """An image as a file of one of the formats in `PICTURE_FORMATS`."""
+    """Encode an image in one of the formats of `PICTURE_FORMATS`."""
     buffer = io.BytesIO()
     image.save(buffer, format=format, quality=95)
     return buffer.getvalue()
 
 
 PICTURE_FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Formats in which pictures are written, by the suffix of the file."""
+"""Formats of pictures by file extension."""
 
 
 def picture_format(path: Path) -> str:
-    """The format of a picture by its file's suffix.
+    """Format of a picture according to its file extension.
 
     Raises:
-        OutputError: pictures are not written in this format.
+        OutputError: the format is not supported.
     """
     suffix = path.suffix.lower()
     if suffix not in PICTURE_FORMATS:
@@ -423,9 +414,7 @@ def picture_format(path: Path) -> str:
 
 
 def _visible(pixels: Tensor) -> Tensor:
-    """uint8 RGB (n, 3, H, W), enlarged by whole factors so that the shorter side has at least
-    `CELL` pixels.
-    """
+    """Convert to uint8 RGB (n, 3, H, W), enlarged by whole factors to at least `CELL` pixels."""
     if pixels.shape[1] != 3:
         pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
     factor = -(-CELL // min(pixels.shape[2:]))

@@ -1,4 +1,4 @@
-"""Charts without a plotting library: a sheet, and a pen that draws on it in pixels."""
+"""Charts without a plotting library: an image, and a pen that draws on it in pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 SHARP = 3
-"""Everything is drawn this many times larger, then reduced, so that lines are smooth."""
+"""Supersampling factor, for smooth lines."""
 INK, FAINT = "#222222", "#dddddd"
 
 
@@ -15,13 +15,13 @@ class Sheet:
     """A white image to draw on."""
 
     def __init__(self, width: int, height: int):
-        """Of that many pixels."""
+        """Create a sheet of the given size in pixels."""
         self._size = (width, height)
         self._image = Image.new("RGB", (width * SHARP, height * SHARP), "white")
         self.pen = Pen(ImageDraw.Draw(self._image))
 
     def picture(self) -> Image.Image:
-        """What was drawn."""
+        """Image of everything drawn."""
         return self._image.resize(self._size, Image.Resampling.LANCZOS)
 
 
@@ -33,13 +33,13 @@ class Pen:
         self._draw = draw
 
     def line(self, points: Sequence[tuple[float, float]], colour: str, width: float = 1) -> None:
-        """A line through points."""
+        """Draw a line through points."""
         self._draw.line(
             [(SHARP * x, SHARP * y) for x, y in points], colour, round(SHARP * width), joint="curve"
         )
 
     def dot(self, x: float, y: float, colour: str, radius: float = 3) -> None:
-        """A disc."""
+        """Draw a disc."""
         self._draw.ellipse(
             [
                 SHARP * (x - radius),
@@ -51,15 +51,15 @@ class Pen:
         )
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:
-        """A filled rectangle."""
+        """Draw a filled rectangle."""
         self._draw.rectangle(
             [SHARP * left, SHARP * top, SHARP * right, SHARP * bottom], fill=colour
         )
 
     def text(
-        self, x: float, y: float, words: str, size: int = 11, colour: str = INK, anchor: str = "la"
+        self, x: float, y: float, text: str, size: int = 11, colour: str = INK, anchor: str = "la"
     ) -> None:
-        """Words, at an anchor of Pillow's."""
+        """Draw text at one of Pillow's anchors."""
         self._draw.text(
-            (SHARP * x, SHARP * y), words, colour, ImageFont.load_default(SHARP * size), anchor
+            (SHARP * x, SHARP * y), text, colour, ImageFont.load_default(SHARP * size), anchor
         )

@@ -1,7 +1,7 @@
-"""What rayd raises: one sentence that says what is wrong, where, what was wanted and what came.
+"""Exceptions of rayd: one sentence with what is wrong, where, what was expected and what was given.
 
-Every mistake that a user can make ends in a `RaydError`; the command line prints its sentence and
-exits with the class's `exit_code`. Anything else that escapes is a bug of rayd itself.
+Every user error raises a `RaydError`; the command line prints its message and exits with the
+class's `exit_code`. Any other exception is a bug of rayd.
 """
 
 from __future__ import annotations
@@ -13,57 +13,52 @@ from difflib import get_close_matches
 
 
 class RaydError(Exception):
-    """Base of all errors that rayd raises on purpose."""
+    """Base class of all errors that rayd raises on purpose."""
 
     exit_code = 2
     setting: str | None = None
-    """An override, `key.sub=value`, with which the same command would work; the command line shows
-    that command.
-    """
+    """Override `key.sub=value` with which the same command works; shown by the command line."""
 
 
 class ConfigError(RaydError):
-    """A setting, recipe, network, method or command-line argument that does not exist or does not
-    fit.
-    """
+    """A setting, recipe, network, method or argument that does not exist or does not fit."""
 
 
 class DataError(RaydError):
-    """A data set that is missing, damaged, or unfit for what was asked of it."""
+    """A data set that is missing, damaged, or unfit for its purpose."""
 
 
 class ImageSizeError(DataError):
-    """Images of different sizes, and no size that they should be scaled to."""
+    """Images of different sizes without a target size."""
 
 
 class ArtifactError(RaydError):
-    """A distilled set, checkpoint or cached file that is missing, damaged, or not what its card
-    says.
-    """
+    """A distilled set, checkpoint or cached file that is missing, damaged or inconsistent."""
 
 
 class OutputError(RaydError):
-    """An output directory that is in use, holds another run, or cannot be written."""
+    """An output directory that is in use, contains another run, or is not writable."""
 
 
 class ResourceError(RaydError):
-    """A cluster that cannot be reached or cannot hold what was asked for."""
+    """A cluster that is unreachable or lacks requested resources."""
 
 
 class RunError(RaydError):
-    """A run that started well and failed later; finished stages are kept and `--resume`
-    continues.
-    """
+    """A run that failed after its start; finished stages are kept and `--resume` continues."""
 
     exit_code = 1
 
 
 class OutOfMemoryError(RunError):
-    """A stage that needed more memory than its device, or the machine, has."""
+    """A stage that needed more memory than its device or machine has."""
 
     def __init__(self, what: str, where: str | None = None):
-        """Say what ran out, as the beginning of a sentence, and where, with what to do about it, if
-        that is known already.
+        """Describe the error.
+
+        Args:
+            what: beginning of the message, what ran out of memory.
+            where: rest of the message, where, and what to do about it; if known.
         """
         super().__init__(f"{what} {where or 'in a worker'}.")
         self.what = what
@@ -71,7 +66,7 @@ class OutOfMemoryError(RunError):
 
 
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that are most like a name, the nearest first; none where none is like it.
+    """Known names most similar to a name, best first; empty if none is similar.
 
     >>> nearest("convnett", ["convnet", "mlp"])
     ['convnet']
@@ -80,7 +75,7 @@ def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> str:
-    """The sentence for a name that is not among the known ones, with the nearest of them.
+    """Message for an unknown name, with the nearest known one.
 
     >>> unknown("network", "convnett", ["convnet", "mlp"])
     "Unknown network 'convnett'; did you mean 'convnet'? Known: convnet, mlp."
@@ -88,8 +83,8 @@ def unknown(kind: str, name: object, known: Iterable[str], where: str = "") -> s
     names = sorted(known)
     near = nearest(name, names)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    place = f" in {where}" if where else ""
-    return f"Unknown {kind} '{name}'{place}{hint} Known: {', '.join(names)}."
+    location = f" in {where}" if where else ""
+    return f"Unknown {kind} '{name}'{location}{hint} Known: {', '.join(names)}."
 
 
 _SWITCHES = frozenset({"resume", "overwrite"})
@@ -101,7 +96,7 @@ _IN_SENTENCES = re.compile(
 
 
 def in_python(sentence: str) -> str:
-    """A sentence about options of the command line, in terms of the Python API's keywords.
+    """Replace command line options in a message by keywords of the Python API.
 
     >>> in_python("add --resume to continue it, or choose another --out.")
     'add resume=True to continue it, or choose another out.'
@@ -123,9 +118,7 @@ def _keyword(found: re.Match[str]) -> str:
 
 @contextmanager
 def errors_for_python() -> Iterator[None]:
-    """Errors that leave the block name keywords of the Python API instead of options of the command
-    line.
-    """
+    """Convert messages of errors raised in the context to keywords of the Python API."""
     try:
         yield
     except RaydError as error:

@@ -1,7 +1,7 @@
-"""A distilled set for other tools: Parquet, an image folder, or an `.npz` file.
+"""Export of a distilled set for other tools: Parquet, an image folder, or an `.npz` file.
 
-All three hold the pixels as `Distilled.pixels` rounds them, losslessly, and hard labels; only `npz`
-has room for soft ones.
+All formats hold the pixels of `Distilled.pixels`, losslessly, and hard labels; only `npz` holds
+soft labels, too.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from rayd.errors import ConfigError, OutputError, unknown
 Format = Literal["parquet", "imagefolder", "npz"]
 
 SHARD = "train-00000-of-00001.parquet"
-"""The file of a Parquet folder, as Hugging Face names the only shard of a training split."""
+"""File of a Parquet folder, with Hugging Face's name for a single shard of the training split."""
 
 
 def export(
     distilled: Distilled, format: Format | str, destination: str | Path, overwrite: bool = False
 ) -> None:
-    """Write the set to `destination`, whole or not at all.
+    """Write the set to `destination`, atomically.
 
     - `parquet`: rows of `image`, a struct of PNG `bytes` and `path`, and `label`, int64, with the
-      class names in the metadata where Hugging Face `datasets` looks for them. A destination that
-      ends in `.parquet` is the file, any other a folder of it.
-    - `imagefolder`: `<class name>/<number>.png`. Names are made safe; they begin with the class
-      index where they would not sort in label order, so that torchvision's `ImageFolder` finds the
+      class names in the metadata used by Hugging Face `datasets`. A destination that ends in
+      `.parquet` is a file, any other a folder with one file.
+    - `imagefolder`: `<class name>/<number>.png`. Names are sanitised, and prefixed by the class
+      index if they would not sort in label order, so that torchvision's `ImageFolder` assigns the
       same labels. A class without images is an empty folder.
-    - `npz`: `images` uint8 (n, H, W, C), `labels` int64 (n,), `class_names`, and if there are any
-      `soft_labels` float32 (n, classes). No array needs pickle.
+    - `npz`: `images` uint8 (n, H, W, C), `labels` int64 (n,), `class_names`, and `soft_labels`
+      float32 (n, classes) if there are any. No array needs pickle.
 
     Args:
         distilled: the set.
         format: one of the three.
-        destination: file or folder to make.
-        overwrite: replace what is there: a file, or a folder with nothing in it but images or
-            Parquet files.
+        destination: file or folder to create.
+        overwrite: replace an existing file, or a folder of nothing but images or Parquet files.
 
     Raises:
-        ConfigError: there is no such format.
-        OutputError: the destination exists, cannot be written, or the images have more channels
-            than a PNG can hold.
+        ConfigError: the format is unknown.
+        OutputError: the destination exists, is not writable, or the images have more channels than
+            PNG supports.
     """
     if format not in WRITERS:
         raise ConfigError(unknown("format", format, WRITERS))
     destination = remote.local(destination)
     if remote.url(destination) is not None:
         raise OutputError(
-            f"An export is written to a path, not to '{remote.shown(destination)}'; copy it there afterwards."
+            f"An export is written to a path, not to '{remote.shown(destination)}'; "
+            "copy it there afterwards."
         )
     if destination.exists() and not overwrite:
         raise OutputError(
@@ -71,11 +71,13 @@ def export(
         )
     if format != "npz" and distilled.shape.channels > 4:
         raise OutputError(
-            f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; export to 'npz'."
+            f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; "
+            "export to 'npz'."
         )
     if destination.is_dir() and (other := _not_ours(destination)):
         raise OutputError(
-            f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; remove it yourself."
+            f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; "
+            "remove it yourself."
         )
     temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -88,7 +90,7 @@ def export(
         _remove(temporary)
 
 
-def _parquet(distilled: Distilled, place: Path, destination: Path) -> None:
+def _parquet(distilled: Distilled, path: Path, destination: Path) -> None:
     features = {
         "image": {"_type": "Image"},
         "label": {"_type": "ClassLabel", "names": list(distilled.class_names)},
@@ -103,22 +105,21 @@ def _parquet(distilled: Distilled, place: Path, destination: Path) -> None:
     ]
     table = pa.table({"image": images, "label": distilled.hard_labels.tolist()}, schema=schema)
     if destination.suffix != ".parquet":
-        place.mkdir()
-        place = place / SHARD
-    pq.write_table(table, place)
+        path.mkdir()
+        path = path / SHARD
+    pq.write_table(table, path)
 
 
-def _imagefolder(distilled: Distilled, place: Path, destination: Path) -> None:
+def _imagefolder(distilled: Distilled, path: Path, destination: Path) -> None:
     images = _channels_last(distilled)
     for label, folder in enumerate(folders(distilled.class_names)):
-        (place / folder).mkdir(parents=True)
-        for number, row in enumerate(
-            (distilled.hard_labels == label).nonzero().squeeze(1).tolist()
-        ):
-            (place / folder / f"{number:05d}.png").write_bytes(_png(images[row]))
+        (path / folder).mkdir(parents=True)
+        rows = (distilled.hard_labels == label).nonzero().squeeze(1).tolist()
+        for number, row in enumerate(rows):
+            (path / folder / f"{number:05d}.png").write_bytes(_png(images[row]))
 
 
-def _npz(distilled: Distilled, place: Path, destination: Path) -> None:
+def _npz(distilled: Distilled, path: Path, destination: Path) -> None:
     arrays: dict[str, Any] = {
         "images": _channels_last(distilled),
         "labels": distilled.hard_labels.numpy(),
@@ -127,7 +128,7 @@ def _npz(distilled: Distilled, place: Path, destination: Path) -> None:
     if distilled.labels.is_floating_point():
         arrays["soft_labels"] = distilled.labels.numpy()
     # an open file, as numpy would add .npz to a name without it
-    with place.open("wb") as file:
+    with path.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -136,20 +137,18 @@ WRITERS: Mapping[Format, Callable[[Distilled, Path, Path], None]] = {
     "imagefolder": _imagefolder,
     "npz": _npz,
 }
-"""The formats by name. A writer makes a temporary file or folder that is then renamed to the
-destination.
-"""
+"""Writers by format; each creates a temporary file or folder that is then renamed."""
 
 
 def folders(class_names: Sequence[str]) -> list[str]:
-    """One folder name per class, which sort in label order.
+    """Folder names of the classes, which sort in label order.
 
     >>> folders(["cat", "dog"]), folders(["dog", "cat"]), folders(["n/a", "n?a"])
     (['cat', 'dog'], ['0_dog', '1_cat'], ['0_n_a', '1_n_a'])
     """
     safe = [re.sub(r"[^\w.-]+", "_", name)[:80].strip("._ ") for name in class_names]
     folded = [name.casefold() for name in safe]
-    # case folded besides, for file systems that do not tell 'Cat' from 'cat'
+    # compared with case folded, as some file systems do not distinguish 'Cat' and 'cat'
     if safe == sorted(safe) and len(set(folded)) == len(safe) and all(safe):
         return safe
     digits = len(str(len(safe) - 1))
@@ -161,23 +160,18 @@ def _channels_last(distilled: Distilled) -> npt.NDArray[np.uint8]:
 
 
 def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    """PNG of an image (H, W, C)."""
+    """Encode an image (H, W, C) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _not_ours(directory: Path) -> str | None:
-    """A file in the directory that no export writes."""
-    files = (path for path in directory.rglob("*") if not path.is_dir())
-    return next(
-        (
-            str(path.relative_to(directory))
-            for path in files
-            if path.suffix not in (".png", ".parquet")
-        ),
-        None,
-    )
+    """Path of a file in the directory that no export writes; None if there is none."""
+    for path in directory.rglob("*"):
+        if not path.is_dir() and path.suffix not in (".png", ".parquet"):
+            return str(path.relative_to(directory))
+    return None
 
 
 def _replace(temporary: Path, destination: Path) -> None:

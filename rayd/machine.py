@@ -1,19 +1,17 @@
-"""Facts of this machine that decide how work is done fastest, measured once and kept.
+"""Measured properties of this machine that decide how to compute fastest, cached on disk.
 
-Which precision, memory layout or batching is fastest depends on the processor, so nothing of the
-kind is written down in the code: a short measurement is made when the answer is first needed, and
-kept in
+The fastest precision, memory layout or batching depends on the processor, so none is hard-coded: a
+short measurement is made when the answer is first needed, and stored in
 
-    $RAYD_MACHINE/<hash of the machine>.json        ($RAYD_MACHINE is ~/.cache/rayd/machine unless set)
+    $RAYD_MACHINE/<hash of the machine>.json    ($RAYD_MACHINE defaults to ~/.cache/rayd/machine)
 
 The hash covers the processor (or GPU), the instruction sets that torch uses, the number of torch
-threads and torch's version, so that machines which share a home directory measure for themselves.
-The folder is not part of the cache that runs share (`$RAYD_CACHE`): all runs of a user on a machine
-must find the same facts, whichever cache they use.
+threads and torch's version, so that machines that share a home directory measure separately. The
+folder is not part of the store shared by runs (`$RAYD_CACHE`): all runs of a user on a machine must
+use the same measurements, whichever store they use.
 
-Measurements decide how fast a run is. Where they also decide what it computes (the precision), the
-choice is written into the recipe before anything else sees it, so that it is part of every cache
-key.
+Measurements affect the speed of a run. Where they also affect its results (the precision), the
+choice is written into the recipe first, so that it is part of every cache key.
 """
 
 from __future__ import annotations
@@ -33,14 +31,14 @@ from rayd.errors import ArtifactError, RunError
 
 
 def folder() -> Path:
-    """Where facts are kept: `$RAYD_MACHINE`, else `~/.cache/rayd/machine`."""
+    """Folder of measurements: `$RAYD_MACHINE`, else `~/.cache/rayd/machine`."""
     given = os.environ.get("RAYD_MACHINE")
     return Path(given) if given else Path.home() / ".cache" / "rayd" / "machine"
 
 
 @lru_cache
 def processor() -> str:
-    """The model name of this machine's processor, as the operating system gives it."""
+    """Model name of this machine's processor according to the operating system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -54,7 +52,7 @@ def identity(device: torch.device, threads: int | None = None) -> dict[str, str 
     """All that a measurement on a device depends on.
 
     Args:
-        device: where work is done; a GPU is identified by its name, the CPU by its model and
+        device: device of the measurement; a GPU is identified by its name, the CPU by its model and
             instruction sets.
         threads: of torch; None: as many as it has.
     """
@@ -69,7 +67,7 @@ def identity(device: torch.device, threads: int | None = None) -> dict[str, str 
     return common | {
         "name": processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        # oneDNN, which computes convolutions, can be held back on its own
+        # oneDNN, which computes convolutions, can be restricted separately
         "onednn": os.environ.get("DNNL_MAX_CPU_ISA", os.environ.get("ONEDNN_MAX_CPU_ISA", "")),
     }
 
@@ -77,17 +75,16 @@ def identity(device: torch.device, threads: int | None = None) -> dict[str, str 
 def fact(
     name: str, device: torch.device, measure: Callable[[], float], anew: bool = False
 ) -> float:
-    """A number that was measured on this machine, measured now if it is not known yet.
+    """Return a measurement of this machine, made now unless it is cached.
 
     Args:
-        name: what is measured, with everything besides the machine that it depends on.
-        device: where it is measured.
+        name: name of the measurement, including all inputs besides the machine.
+        device: device of the measurement.
         measure: makes the measurement.
-        anew: measure even if the number is known.
+        anew: measure even if the value is cached.
 
     Returns:
-        The number. If the folder cannot be written the measurement counts for this process, and is
-        made again in the next.
+        The value. If the folder is not writable, it is cached for this process only.
     """
     path = _path(device)
     if not anew:
@@ -95,7 +92,7 @@ def fact(
         if known is not None:
             return known
     value = measure()
-    # the file is read again: another process may have added its own facts meanwhile
+    # `remember` reads the file again: another process may have added measurements meanwhile
     remember({name: value}, device)
     return value
 
@@ -136,7 +133,7 @@ def _path(device: torch.device, threads: int | None = None) -> Path:
 
 
 _MEASURED: dict[tuple[str, str], float] = {}
-"""Measurements of this process, by the file they belong in and their name."""
+"""Measurements of this process, by file and name."""
 
 
 def _known(path: Path) -> dict[str, float]:
@@ -150,13 +147,12 @@ def _known(path: Path) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Seconds of one call: the least of some repeats after a warm-up, as the least is what other
-    programs disturb least.
+    """Seconds of one call: the minimum over repeats after a warm-up, least affected by other load.
 
     Args:
         work: called `repeats + 1` times.
-        device: is waited for, so that queued work counts.
-        repeats: timed calls.
+        device: device that is synchronised, so that queued work counts.
+        repeats: number of timed calls.
     """
     best = float("inf")
     for call in range(repeats + 1):
@@ -176,17 +172,16 @@ def ratio(
     device: torch.device,
     repeats: int = 3,
 ) -> float:
-    """How many times as long as the second the first takes: the least of either, called in turn
-    after a warm-up.
+    """Ratio of the times of two functions: minima over alternating calls after a warm-up.
 
-    On the CPU both run on one thread and its processor time is compared, which other programs on a
-    busy machine hardly change.
+    On the CPU both run on one thread and their processor times are compared, which other load
+    hardly affects.
 
     Args:
-        first: the work that is judged.
-        second: what it is compared with.
-        device: where both compute.
-        repeats: timed calls of each.
+        first: numerator.
+        second: denominator.
+        device: device of both.
+        repeats: number of timed calls of each.
     """
     clock = time.perf_counter if device.type != "cpu" else time.thread_time
     threads = torch.get_num_threads()

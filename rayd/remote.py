@@ -1,24 +1,22 @@
-"""Directories at URLs: runs, caches and data in an object store (`s3://`, `gs://`, what fsspec
-knows), worked on in a folder.
+"""Remote directories: runs, stores and data in an object store, see fsspec (`s3://`, `gs://`).
 
-What lies at `s3://bucket/runs/a` is worked on in a folder of this machine, its mirror:
+A directory such as `s3://bucket/runs/a` is worked on in a local folder, its mirror:
 
     <root>/rayd-mirror/s3/bucket/runs/a          root: $RAYD_MIRROR, else ~/.cache
 
-A path tells its URL, so that any process on any node that is given a path knows what it mirrors,
-and nothing has to be told to workers. The store holds the truth: a file is sent there whole, under
-its final name, before it appears in the folder, and is fetched when the folder has none or another
-one. A copy has the size and the time of what it is a copy of. So a node that dies takes nothing
-with it, and an empty folder on another one is as good.
+The path of a mirror determines its URL, so any process on any node that gets a path knows its
+remote location without further configuration. The object store is authoritative: a file is uploaded
+whole, under its final name, before it appears in the folder, and is fetched if the folder has none
+or another version. A copy has the size and modification time of its original. So no data are lost
+with a node, and an empty folder on another one works as well.
 
-Object stores replace a file at once but know no locks: who is at a run or makes an entry of a cache
-is known on one machine alone. On two, work may be done twice, with the same result.
+Object stores replace files atomically but have no locks: locks on runs and store entries hold on
+one machine only. On two machines, work may be done twice, with the same result.
 
-`file://` is the path itself. On paths that mirror nothing, these functions do what a file system
-does.
+`file://` stands for a plain path. On paths without a remote location, these functions act like a
+file system.
 
-The files of data sets, which may be more than a disk holds, are not kept in mirrors:
-`rayd.data.copies` has them.
+The files of data sets, which may exceed a disk, are not kept in mirrors but in `rayd.data.copies`.
 """
 
 from __future__ import annotations
@@ -41,13 +39,13 @@ from typing import Any, TypeVar
 from rayd.errors import ConfigError, ResourceError, RunError
 
 MARK = "rayd-mirror"
-"""The folder under which mirrors lie; what follows it in a path is a URL."""
+"""Folder of all mirrors; the rest of a mirror's path is its URL."""
 VARIABLE = "RAYD_MIRROR"
-"""Environment variable of the folder that it lies in."""
+"""Environment variable of the folder that contains the mirrors."""
 PAUSES = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each further try of what failed."""
+"""Seconds before each retry."""
 TOGETHER = 64
-"""Files that are fetched side by side."""
+"""Number of files fetched in parallel."""
 
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)", re.DOTALL)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -57,17 +55,16 @@ _STAMPS = ("LastModified", "last_modified", "mtime", "updated", "created")
 Result = TypeVar("Result")
 
 
-def local(place: str | Path) -> Path:
-    """The path that a path or URL is worked on under; `s3:/bucket`, which a `Path` makes of a URL,
-    is one too.
+def local(path: str | Path) -> Path:
+    """Local path for a path or URL; `s3:/bucket`, which `Path` makes of a URL, is accepted, too.
 
     Raises:
-        ConfigError: no kind of storage has this scheme.
-        ResourceError: what reads this kind of storage is not installed.
+        ConfigError: the scheme is unknown.
+        ResourceError: the package for this kind of storage is not installed.
     """
-    found = _URL.fullmatch(str(place))
+    found = _URL.fullmatch(str(path))
     if found is None:
-        return Path(place).expanduser()
+        return Path(path).expanduser()
     scheme = found[1]
     rest = found[2].strip("/")
     if scheme in ("file", "local"):
@@ -77,7 +74,7 @@ def local(place: str | Path) -> Path:
 
 
 def root(mirror: Path | None = None) -> Path:
-    """The folder that a mirror lies in; absent: that this process's mirrors lie in."""
+    """Folder that contains a mirror; by default, that of this process's mirrors."""
     if mirror is not None:
         return Path(*mirror.parts[: mirror.parts.index(MARK)])
     given = os.environ.get(VARIABLE)
@@ -85,7 +82,7 @@ def root(mirror: Path | None = None) -> Path:
 
 
 def url(path: Path) -> str | None:
-    """The URL that a path mirrors; None if it mirrors nothing."""
+    """URL of a mirror's path; None for other paths."""
     parts = path.parts
     if MARK not in parts:
         return None
@@ -94,137 +91,137 @@ def url(path: Path) -> str | None:
 
 
 def shown(path: Path) -> str:
-    """How a user calls a path: by its URL if it mirrors one."""
+    """Name of a path for users: its URL if it has one."""
     return url(path) or str(path)
 
 
 def send(content: Path, path: Path) -> None:
-    """Put a file where another path mirrors, if it does; it gets the time that it has there.
+    """Upload a file to the remote location of another path, if any, and adopt its timestamp.
 
     Raises:
-        RunError: the storage cannot be reached, or refuses it.
+        RunError: the storage is unreachable or refuses the file.
     """
-    if (place := _place(path)) is not None:
-        _tried(place.url, lambda: place.system.put_file(str(content), place.name))
-        if (found := place.find()) is not None:
-            os.utime(content, (found.modified, found.modified))
+    location = _location(path)
+    if location is None:
+        return
+    _tried(location.url, lambda: location.system.put_file(str(content), location.name))
+    uploaded = location.find()
+    if uploaded is not None:
+        os.utime(content, (uploaded.modified, uploaded.modified))
 
 
 def bring(path: Path) -> bool:
-    """Have the file at a path as it is where the path mirrors; whether there is one.
+    """Fetch the current version of a file if needed; return whether it exists.
 
     Raises:
-        RunError: the storage cannot be reached, or the file not be written here.
+        RunError: the storage is unreachable, or the file cannot be written here.
     """
-    place = _place(path)
-    if place is None:
+    location = _location(path)
+    if location is None:
         return path.is_file()
-    found = place.find()
+    found = location.find()
     if found is None:
         return False
     if not found.same(path):
-        _fetch(place.system, [(found, path)])
+        _fetch(location.system, [(found, path)])
     return True
 
 
 def need(path: Path) -> None:
-    """Have some file at a path if there is one where it mirrors: for files that never change."""
+    """Fetch a file if it exists remotely and not here: for files that never change."""
     if MARK in path.parts and not path.exists():
         bring(path)
 
 
 def read(path: Path, start: int, stop: int) -> bytes:
-    """Some bytes of a file that a path mirrors, from `start` to before `stop`; they are not kept.
+    """Read bytes `start` to `stop` (excluded) of a remote file, without caching them.
 
     Raises:
-        RunError: the storage cannot be reached.
+        RunError: the storage is unreachable.
     """
-    place = _place(path)
-    assert place is not None
+    location = _location(path)
+    assert location is not None
     content: bytes = _tried(
-        place.url, lambda: place.system.cat_file(place.name, start=start, end=stop)
+        location.url, lambda: location.system.cat_file(location.name, start=start, end=stop)
     )
     return content
 
 
 def get(files: Sequence[tuple[Path, Path]]) -> None:
-    """Write what paths of one storage mirror into files elsewhere, which nobody else writes; side
-    by side.
+    """Download remote files of one storage to given targets, in parallel.
 
     Raises:
-        RunError: the storage cannot be reached, or a file not be written here.
+        RunError: the storage is unreachable, or a file cannot be written.
     """
-    places = [_place(path) for path, _ in files]
-    some = [
-        (place, str(target))
-        for place, (_, target) in zip(places, files, strict=True)
-        if place is not None
+    located = [
+        (location, str(target))
+        for path, target in files
+        if (location := _location(path)) is not None
     ]
-    if some:
-        names = [place.name for place, _ in some]
-        targets = [target for _, target in some]
-        _tried(some[0][0].url, lambda: some[0][0].system.get(names, targets))
+    if located:
+        first = located[0][0]
+        names = [location.name for location, _ in located]
+        targets = [target for _, target in located]
+        _tried(first.url, lambda: first.system.get(names, targets))
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or a folder, without fetching it."""
-    place = _place(path)
-    return path.exists() if place is None else place.info() is not None
+    """Whether a file or folder exists, without fetching it."""
+    location = _location(path)
+    return path.exists() if location is None else location.info() is not None
 
 
 def listed(directory: Path, pattern: str = "*") -> list[Path]:
-    """What a directory holds, fetched or not, by name in order."""
-    place = _place(directory)
-    if place is None:
+    """List a directory by name, whether fetched or not."""
+    location = _location(directory)
+    if location is None:
         return sorted(directory.glob(pattern))
     found: list[str] = _tried(
-        place.url,
-        lambda: _or(FileNotFoundError, [], lambda: place.system.ls(place.name, detail=False)),
+        location.url,
+        lambda: _or(FileNotFoundError, [], lambda: location.system.ls(location.name, detail=False)),
     )
-    names = {
-        str(name).rstrip("/").rpartition("/")[2]
-        for name in found
-        if str(name).strip("/") != place.name.strip("/")
-    }
+    names = set[str]()
+    for name in found:
+        # some storages list the folder itself
+        if str(name).strip("/") != location.name.strip("/"):
+            names.add(str(name).rstrip("/").rpartition("/")[2])
     return [directory / name for name in sorted(names) if fnmatch(name, pattern)]
 
 
 def files(directory: Path) -> list[tuple[Path, int, int]]:
-    """All files of a directory that mirrors something, however deep, fetched or not: path, bytes,
-    and seconds since 1970.
-    """
-    place = _place(directory)
-    assert place is not None
-    found = place.find_all()
+    """List the files below a remote directory: path, bytes, and seconds since 1970."""
+    location = _location(directory)
+    assert location is not None
     return [
-        (directory / one.name[len(place.name) :].lstrip("/"), one.size, one.modified)
-        for one in found
+        (directory / location.relative(file), file.size, file.modified)
+        for file in location.find_all()
     ]
 
 
 def bring_all(directory: Path) -> None:
-    """Have all files of a directory as they are where it mirrors, and no others but hidden ones.
+    """Fetch all files below a directory, and remove others except hidden ones.
 
-    Nobody else may be writing here. Files that are the same already stay.
+    No other process may write here meanwhile. Files that are current are kept.
     """
-    if (place := _place(directory)) is None:
+    location = _location(directory)
+    if location is None:
         return
-    there = {
-        directory / found.name[len(place.name) :].lstrip("/"): found for found in place.find_all()
-    }
+    remote_files = {directory / location.relative(file): file for file in location.find_all()}
     for path in directory.rglob("*"):
-        if path not in there and path.is_file() and not path.name.startswith("."):
+        if path not in remote_files and path.is_file() and not path.name.startswith("."):
             path.unlink()
-    _fetch(place.system, [(found, path) for path, found in there.items() if not found.same(path)])
+    stale = [(file, path) for path, file in remote_files.items() if not file.same(path)]
+    _fetch(location.system, stale)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory with all that it holds, if it is there."""
-    if (place := _place(path)) is not None:
+    """Remove a file or directory, here and remotely, if it exists."""
+    location = _location(path)
+    if location is not None:
         _tried(
-            place.url,
+            location.url,
             lambda: _or(
-                FileNotFoundError, None, lambda: place.system.rm(place.name, recursive=True)
+                FileNotFoundError, None, lambda: location.system.rm(location.name, recursive=True)
             ),
         )
     if path.is_dir():
@@ -234,22 +231,22 @@ def remove(path: Path) -> None:
 
 
 def size(directory: Path) -> int | None:
-    """Bytes of all files where a directory mirrors; None if it mirrors nothing."""
-    place = _place(directory)
-    return None if place is None else sum(found.size for found in place.find_all())
+    """Total bytes of the files of a remote directory; None for other directories."""
+    location = _location(directory)
+    return None if location is None else sum(file.size for file in location.find_all())
 
 
 @dataclass(frozen=True)
-class _Found:
+class _RemoteFile:
     """A file in the storage."""
 
     name: str
     size: int
     modified: int
-    """Seconds since 1970; 0 where the storage does not tell."""
+    """Modification time in seconds since 1970; 0 if the storage does not report it."""
 
     @classmethod
-    def of(cls, info: dict[str, Any]) -> _Found:
+    def of(cls, info: dict[str, Any]) -> _RemoteFile:
         stamp = next((info[name] for name in _STAMPS if info.get(name) is not None), 0)
         if isinstance(stamp, str):
             stamp = datetime.fromisoformat(stamp)
@@ -260,7 +257,7 @@ class _Found:
         )
 
     def same(self, path: Path) -> bool:
-        """Whether a file is a copy of it."""
+        """Whether a local file is a copy of this version."""
         with suppress(FileNotFoundError):
             stat = path.stat()
             return (stat.st_size, int(stat.st_mtime)) == (self.size, self.modified)
@@ -268,41 +265,45 @@ class _Found:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where something lies, or would lie."""
+class _Location:
+    """Remote location of a file or folder, which need not exist."""
 
     url: str
     system: Any
     """fsspec's file system."""
     name: str
-    """What it is called there."""
+    """Path within the file system."""
 
     def info(self) -> dict[str, Any] | None:
-        """What the storage tells of the file or folder, if there is one."""
+        """The storage's information about the file or folder; None if it does not exist."""
         info: dict[str, Any] | None = _tried(
             self.url, lambda: _or(FileNotFoundError, None, lambda: self.system.info(self.name))
         )
         return info
 
-    def find(self) -> _Found | None:
-        """The file, if there is one."""
+    def find(self) -> _RemoteFile | None:
+        """Look up the file; None if it does not exist."""
         info = self.info()
-        return _Found.of(info) if info is not None and info["type"] == "file" else None
+        return _RemoteFile.of(info) if info is not None and info["type"] == "file" else None
 
-    def find_all(self) -> list[_Found]:
-        """All files of the directory, however deep."""
+    def find_all(self) -> list[_RemoteFile]:
+        """List all files below the directory."""
         infos: dict[str, Any] = _tried(
             self.url,
             lambda: _or(FileNotFoundError, {}, lambda: self.system.find(self.name, detail=True)),
         )
-        return [_Found.of(info) for info in infos.values() if info["type"] == "file"]
+        return [_RemoteFile.of(info) for info in infos.values() if info["type"] == "file"]
+
+    def relative(self, file: _RemoteFile) -> str:
+        """Path of a file relative to the directory."""
+        return file.name[len(self.name) :].lstrip("/")
 
 
-def _place(path: Path) -> _Place | None:
+def _location(path: Path) -> _Location | None:
     if MARK not in path.parts or (address := url(path)) is None:
         return None
     system = _filesystem(address.partition(":")[0])
-    return _Place(address, system, str(system._strip_protocol(address)))
+    return _Location(address, system, str(system._strip_protocol(address)))
 
 
 @cache
@@ -310,12 +311,12 @@ def _filesystem(scheme: str) -> Any:
     import fsspec
 
     try:
-        # whoever lists wants to see what other machines have put there meanwhile
+        # listings are not cached, as other machines add files
         return fsspec.filesystem(scheme, use_listings_cache=False)
     except ImportError as error:
-        wanted = f"rayd[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else "what fsspec reads it with"
+        package = f"rayd[{_EXTRAS[scheme]}]" if scheme in _EXTRAS else "what fsspec reads it with"
         raise ResourceError(
-            f"Storage at '{scheme}://' needs a package that is not installed; install '{wanted}'."
+            f"Storage at '{scheme}://' needs a package that is not installed; install '{package}'."
         ) from error
     except ValueError as error:
         raise ConfigError(
@@ -323,23 +324,23 @@ def _filesystem(scheme: str) -> Any:
         ) from error
 
 
-def _fetch(system: Any, files: Sequence[tuple[_Found, Path]]) -> None:
-    """Fetch files, each whole or not at all."""
+def _fetch(system: Any, files: Sequence[tuple[_RemoteFile, Path]]) -> None:
+    """Fetch files, each atomically."""
     for start in range(0, len(files), TOGETHER):
-        batch = files[start : start + TOGETHER]
-        some = [
+        batch = [
             (found, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
-            for found, path in batch
+            for found, path in files[start : start + TOGETHER]
         ]
+        address = shown(batch[0][1])
         try:
-            _tried(shown(some[0][1]), lambda some=some: _copy(system, some))  # type: ignore[misc]
+            _tried(address, lambda batch=batch: _copy(system, batch))  # type: ignore[misc]
         finally:
-            for _, _, temporary in some:
+            for _, _, temporary in batch:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
 
 
-def _copy(system: Any, files: Iterable[tuple[_Found, Path, Path]]) -> None:
+def _copy(system: Any, files: Iterable[tuple[_RemoteFile, Path, Path]]) -> None:
     for _, path, _ in files:
         path.parent.mkdir(parents=True, exist_ok=True)
     system.get([found.name for found, _, _ in files], [str(temporary) for _, _, temporary in files])
@@ -348,33 +349,32 @@ def _copy(system: Any, files: Iterable[tuple[_Found, Path, Path]]) -> None:
         os.replace(temporary, path)
 
 
-def _or(kind: type[Exception], absent: Result, work: Callable[[], Result]) -> Result:
+def _or(kind: type[Exception], default: Result, work: Callable[[], Result]) -> Result:
     try:
         return work()
     except kind:
-        return absent
+        return default
 
 
 def _tried(address: str, work: Callable[[], Result]) -> Result:
-    """What work returns, tried again after a pause where it fails: connections drop, and servers
-    are busy.
+    """Run `work`, retrying after pauses: connections drop, and servers are busy.
 
     Raises:
-        RunError: it fails for good.
+        RunError: it fails permanently.
     """
     for pause in (*PAUSES, None):
         try:
             return work()
         except Exception as error:
-            # storages raise what their libraries raise: what is not known to stay wrong is tried
-            # again
-            hopeless = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
-            hopeless = hopeless or (isinstance(error, OSError) and error.errno in _FOR_GOOD)
-            if hopeless or pause is None:
+            # each storage raises its library's exceptions, so unknown ones are retried
+            permanent = isinstance(error, FileNotFoundError | PermissionError | NotImplementedError)
+            permanent = permanent or (isinstance(error, OSError) and error.errno in _FOR_GOOD)
+            if permanent or pause is None:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-                tries = "" if hopeless else f" in {len(PAUSES) + 1} tries"
+                tries = "" if permanent else f" in {len(PAUSES) + 1} tries"
                 raise RunError(
-                    f"Cannot reach '{address}'{tries}: {reason}; once that is mended, --resume goes on from what is there."
+                    f"Cannot reach '{address}'{tries}: {reason}; once that is fixed, "
+                    "--resume continues from the finished work."
                 ) from error
             time.sleep(pause)
     raise AssertionError

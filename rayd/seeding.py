@@ -1,9 +1,9 @@
-"""Random generators that depend on what is drawn, never on who draws it.
+"""Random generators that depend on the purpose of a draw, not on the process that makes it.
 
-Every draw of a run comes from `generator(seed, purpose, *indices)`: the stream is a hash of the
-run's seed, the purpose of the draw and the indices of the work item, so results do not depend on
-the number of workers, on their order, or on a restart. Generators live on the CPU: the same draws
-serve every device.
+Every draw of a run uses `generator(seed, purpose, *indices)`: the stream is a hash of the run's
+seed, the purpose of the draw and the indices of the work item, so results do not depend on the
+number of workers, on their order, or on restarts. Generators are on the CPU: the same draws are
+used on every device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def derive(seed: int, purpose: str, *indices: int | str) -> int:
-    """A 63-bit seed for one purpose at the given indices, from the first 8 bytes of a BLAKE2b hash.
+    """Derive a 63-bit seed for a purpose and indices: the first 8 bytes of a BLAKE2b hash.
 
     >>> derive(0, "init") == derive(0, "init"), derive(0, "init") == derive(0, "init", 0)
     (True, False)
@@ -27,7 +27,7 @@ def derive(seed: int, purpose: str, *indices: int | str) -> int:
 
 
 def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
-    """A CPU generator for one purpose at the given indices."""
+    """Create a CPU generator for a purpose and indices."""
     return torch.Generator().manual_seed(derive(seed, purpose, *indices))
 
 
@@ -35,15 +35,15 @@ def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
 def seeded(
     seed: int, purpose: str, *indices: int | str, device: torch.device | None = None
 ) -> Iterator[None]:
-    """Run code that can only use torch's global generators (constructors, dropout) on a derived
-    stream, then restore them.
+    """Run code that uses torch's global generators on a derived stream, then restore them.
+
+    Constructors of modules and dropout cannot use other generators.
 
     Args:
-        seed: of the run.
-        purpose: of the draws.
-        indices: of the work item.
-        device: where the code draws, besides the CPU; its generator is seeded, those of other
-            devices stay as they are.
+        seed: seed of the run.
+        purpose: purpose of the draws.
+        indices: indices of the work item.
+        device: device on which the code draws, besides the CPU; only its generator is seeded.
     """
     chosen = derive(seed, purpose, *indices)
     with ExitStack() as restored:

@@ -1,9 +1,9 @@
-"""Spectra of feature correlations: which frequencies of the real features a synthetic set has, and
-which a filter looks at.
+"""Spectra of feature correlations of real and synthetic images, and responses of filters.
 
-The eigenvalues of a layer's covariance (FFC), largest first: on the left what all images share (low
-frequencies), on the right detail (high ones). A set of few images has too little on the right; a
-filter that is high there asks for more of it. For the mathematics see `rayd.objectives.filters`.
+A spectrum is the eigenvalues of a layer's covariance (FFC), largest first: low frequencies, common
+to all images, on the left, and detail, high frequencies, on the right. A small set lacks the
+latter; a filter with a high response there amplifies it. For the mathematics see
+`rayd.objectives.filters`.
 """
 
 from __future__ import annotations
@@ -24,27 +24,25 @@ from rayd.statistics import Covariance
 
 WIDTH = 380
 HEIGHT = 270
-"""Of the panel of a layer, in pixels."""
+"""Size of a layer's subplot, in pixels."""
 LEFT = 58
 RIGHT = 48
 TOP = 42
 BOTTOM = 44
-"""Margins of a panel around its axes, in pixels."""
+"""Margins of a subplot around its axes, in pixels."""
 HEADING = 58
 """Height of title and legend, in pixels."""
 DECADES = 8
-"""Eigenvalues are shown down to this many powers of ten below the largest; rounding is all that
-lies further down.
-"""
+"""Powers of ten shown below the largest eigenvalue; anything smaller is rounding error."""
 REAL, SYNTHETIC, RESPONSE = "#1f4e9c", "#d9730d", "#3a8f4d"
 
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """Eigenvalues of both sides of a layer, without negative ones."""
+    """Eigenvalues of real and synthetic features of a layer, without negative ones."""
 
     name: str
-    """The module that reads the features."""
+    """Module whose input the features are."""
     real: Tensor
     """Descending (d,), float64."""
     synthetic: Tensor
@@ -54,12 +52,12 @@ class LayerSpectrum:
 def spectra(
     names: Sequence[str], real: Sequence[Covariance], synthetic: Sequence[Covariance]
 ) -> tuple[LayerSpectrum, ...]:
-    """Spectra of the covariances of all classes together, layer by layer.
+    """Compute spectra of the covariances of all classes together, layer by layer.
 
     Args:
-        names: of the layers (`FeatureExtractor.layers`).
-        real: covariances of real images, one a layer, pooled or by class.
-        synthetic: the same of synthetic images.
+        names: names of the layers (`FeatureExtractor.layers`).
+        real: covariances of real images, one per layer, pooled or by class.
+        synthetic: covariances of synthetic images.
     """
     layers = zip(names, real, synthetic, strict=True)
     return tuple(
@@ -75,39 +73,37 @@ def chart(
     title: str = "",
     columns: int = 4,
 ) -> Image.Image:
-    """Draw spectra, a panel a layer, with the response of a filter to the real eigenvalues over
-    them.
+    """Draw spectra, one subplot per layer, with the response of a filter to the real eigenvalues.
 
     Args:
-        layers: what to draw; at least one layer.
-        function: the filter; the size of its response is drawn, relative to the largest in the
-            layer.
-        title: stands above all.
-        columns: panels beside each other, at most.
+        layers: spectra to draw; at least one.
+        function: the filter; the absolute value of its response is drawn, relative to the largest
+            in the layer.
+        title: heading of the chart.
+        columns: maximum number of subplots in a row.
 
     Raises:
         ValueError: there is no layer, or no column.
     """
     if not layers or columns < 1:
         raise ValueError(
-            f"A chart needs layers and columns. Got {len(layers)} layers and {columns} columns instead."
+            "A chart needs layers and columns. "
+            f"Got {len(layers)} layers and {columns} columns instead."
         )
     across = min(columns, len(layers))
     size = (across * WIDTH, HEADING + ceil(len(layers) / across) * HEIGHT)
     sheet = Sheet(*size)
     pen = sheet.pen
     pen.text(14, 10, title or "Eigenvalues of feature correlations", size=16)
-    legend = [
-        ("real", REAL),
-        ("synthetic", SYNTHETIC),
-        *([("filter", RESPONSE)] if function else []),
-    ]
-    for place, (word, colour) in enumerate(legend):
-        pen.line([(14 + 110 * place, 43), (38 + 110 * place, 43)], colour, 3)
-        pen.text(44 + 110 * place, 36, word, size=12)
-    for place, layer in enumerate(layers):
-        row, column = divmod(place, across)
-        _panel(pen, column * WIDTH, HEADING + row * HEIGHT, layer, function)
+    legend = [("real", REAL), ("synthetic", SYNTHETIC)]
+    if function:
+        legend.append(("filter", RESPONSE))
+    for index, (label, colour) in enumerate(legend):
+        pen.line([(14 + 110 * index, 43), (38 + 110 * index, 43)], colour, 3)
+        pen.text(44 + 110 * index, 36, label, size=12)
+    for index, layer in enumerate(layers):
+        row, column = divmod(index, across)
+        _subplot(pen, column * WIDTH, HEADING + row * HEIGHT, layer, function)
     return sheet.picture()
 
 
@@ -125,8 +121,8 @@ def _eigenvalues(statistic: Covariance) -> Tensor:
     return ascending.clamp(min=0).flip(0)
 
 
-def _panel(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter | None) -> None:
-    """One layer, its upper left corner at (x, y)."""
+def _subplot(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter | None) -> None:
+    """Draw one layer with its upper left corner at (x, y)."""
     left = x + LEFT
     right = x + WIDTH - RIGHT
     top = y + TOP
@@ -156,25 +152,22 @@ def _panel(pen: Pen, x: float, y: float, layer: LayerSpectrum, function: Filter 
     if function is not None:
         response = function.response(layer.real).abs()
         response = response / response.max().clamp(min=1e-300)
-        _curve(
-            pen,
-            [(across(index), up(share)) for index, share in enumerate(response.tolist())],
-            RESPONSE,
-            dashed=True,
-        )
+        points = [(across(index), up(share)) for index, share in enumerate(response.tolist())]
+        _curve(pen, points, RESPONSE, dashed=True)
         pen.line([(right, top), (right, bottom)], RESPONSE)
         for share in (0.0, 0.5, 1.0):
             pen.text(right + 6, up(share), f"{share:g}", colour=RESPONSE, anchor="lm")
         pen.text(right + 42, top - 24, "f / max f", colour=RESPONSE, anchor="ra")
-    for side, colour in ((layer.real, REAL), (layer.synthetic, SYNTHETIC)):
-        shares = [
-            (log10(value) - low) / (high - low) if value > 0 else 0.0 for value in side.tolist()
-        ]
-        _curve(pen, [(across(index), up(share)) for index, share in enumerate(shares)], colour)
+    for eigenvalues, colour in ((layer.real, REAL), (layer.synthetic, SYNTHETIC)):
+        points = []
+        for index, value in enumerate(eigenvalues.tolist()):
+            share = (log10(value) - low) / (high - low) if value > 0 else 0.0
+            points.append((across(index), up(share)))
+        _curve(pen, points, colour)
 
 
 def _decades(eigenvalues: Tensor) -> tuple[int, int]:
-    """Powers of ten between which the eigenvalues lie, but for those that are rounding or zero."""
+    """Powers of ten that enclose the eigenvalues, except for zeros and rounding errors."""
     positive = eigenvalues[eigenvalues > 0]
     if len(positive) == 0:
         return -1, 0
@@ -195,13 +188,10 @@ def _curve(pen: Pen, points: list[tuple[float, float]], colour: str, dashed: boo
 
 
 def _evenly(points: list[tuple[float, float]], step: float = 3.0) -> list[tuple[float, float]]:
-    """Points along the same lines, none further than `step` pixels from the next, so that dashes
-    are alike.
-    """
+    """Resample a polyline with at most `step` pixels between points, for regular dashes."""
     found = [points[0]]
     for (x, y), (u, v) in pairwise(points):
         parts = max(1, ceil(max(abs(u - x), abs(v - y)) / step))
-        found += [
-            (x + (u - x) * part / parts, y + (v - y) * part / parts) for part in range(1, parts + 1)
-        ]
+        for part in range(1, parts + 1):
+            found.append((x + (u - x) * part / parts, y + (v - y) * part / parts))
     return found

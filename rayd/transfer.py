@@ -1,8 +1,8 @@
-"""Small tensors on their way to a device, together.
+"""Transfer of many small tensors to a device in one copy.
 
-A copy to a GPU costs some ten microseconds however small it is, and one from ordinary (pageable)
-memory also makes the host wait. Parameters of an augmentation, indices of a batch or the weights of
-a new network are many small tensors: they are packed into one buffer and copied at once.
+A copy to a GPU costs some ten microseconds however small it is, and a copy from pageable memory
+also makes the host wait. Parameters of an augmentation, indices of a batch or the weights of a
+network are many small tensors: they are packed into one buffer and copied at once.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 16
-"""Bytes: every tensor starts at a multiple of it in the buffer, as a view in another type must."""
+"""Alignment in bytes of each tensor in the buffer, as views in another type require."""
 STAGED = 2**16
-"""Bytes up to which the CUDA driver takes a copy of ordinary memory at once; a larger buffer is
-pinned first.
-"""
+"""Maximum bytes of a copy from pageable memory that CUDA stages; larger buffers are pinned."""
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the CPU on a device, by one copy that the host does not wait for.
+    """Copy CPU tensors to a device in one asynchronous copy.
 
     Args:
-        tensors: of any types and shapes, on the CPU.
-        device: where they go; for the CPU they come back as they are.
+        tensors: tensors of any types and shapes, on the CPU.
+        device: target; for the CPU the tensors themselves are returned.
 
     Returns:
         Tensors of the same values, types and shapes, contiguous. They share one buffer, which lives
@@ -37,16 +35,15 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     buffer, starts = pack(tensors)
     if device.type == "cuda" and buffer.nbytes > STAGED:
         buffer = buffer.pin_memory()
-    there = buffer.to(device, non_blocking=True)
-    return [_unpacked(there, start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
+    sent = buffer.to(device, non_blocking=True)
+    return [_unpacked(sent, start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, without waiting for the work that is queued there, as a plain copy to a
-    GPU does.
+    """Copy a tensor to a device without waiting for work queued there, unlike a plain copy.
 
-    The tensor may be changed or freed as soon as this returns. One that is on a device already is
-    moved as usual.
+    The tensor may be changed or freed as soon as this returns. A tensor that is on another device
+    than the CPU is moved as usual.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -55,7 +52,7 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Tensors of the CPU as one buffer of bytes, and where in it each begins."""
+    """Pack CPU tensors into one buffer of bytes; also return where each begins."""
     padded = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
     *starts, end = [0, *accumulate(padded)]
     buffer = torch.empty(end, dtype=torch.uint8)
@@ -65,5 +62,5 @@ def pack(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
 
 
 def _unpacked(buffer: Tensor, start: int, like: Tensor) -> Tensor:
-    """The part of a buffer that holds a tensor of this type and shape."""
+    """View of the part of a buffer that contains a tensor of this type and shape."""
     return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)

@@ -45,7 +45,7 @@ def test_settings_may_be_dotted_keys(finished, tmp_path):
     )
     assert [result.set for result in report.results] == ["distilled"]
     with pytest.raises(
-        ConfigError, match=r"must look like key or key\.sub\. Got 'synthesis\.\.steps' instead"
+        ConfigError, match=r"must have the form key or key\.sub\. Got 'synthesis\.\.steps' instead"
     ):
         rayd.distill("digits", out=tmp_path / "run", **{"synthesis..steps": 6})
 

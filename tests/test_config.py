@@ -9,6 +9,7 @@ import yaml
 
 from rayd import methods
 from rayd.config import Only, Recipe, Settings, merge, parse_overrides, read_yaml, validate
+from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
 from rayd.recipes import assemble, names, resolve
 
@@ -216,7 +217,7 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         (
             "dm",
             {"classifiers": {"pool": 2}},
-            "'classifiers' would change nothing.* looks through classifiers",
+            "'classifiers' would change nothing.* is computed in classifiers",
         ),
         (
             "idm",
@@ -236,33 +237,33 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         ),
         (
             "csdm",
-            {"objective": {"smoothness": 0.5}},
-            "'objective.kernel: matern'. Got 'objective.kernel: gaussian'",
+            {"terms": {"characteristic_function": {"smoothness": 0.5}}},
+            "'terms.characteristic_function.kernel: matern'. Got 'terms.characteristic_function.kernel: gaussian'",
         ),
         (
             "csdm",
-            {"objective": {"kernel": "linear", "frequencies": 2}},
-            "'objective.frequencies' would change nothing",
+            {"terms": {"characteristic_function": {"kernel": "linear", "frequencies": 2}}},
+            "'terms.characteristic_function.frequencies' would change nothing",
         ),
         (
             "ncfm",
-            {"objective": {"sampling_rate": 0.1}},
-            "'objective.sampling_network: true'. Got '.*: false'",
+            {"terms": {"characteristic_function": {"sampling_rate": 0.1}}},
+            "'terms.characteristic_function.sampling_network: true'. Got '.*: false'",
         ),
         (
             "unidd",
-            {"objective": {"filter": {"alpha": 0.1}}},
-            "'objective.filter.name: gradient' or .* Got '.*: ridge'",
+            {"terms": {"spectral_filter": {"filter": {"alpha": 0.1}}}},
+            "'terms.spectral_filter.filter.name: gradient' or .* Got '.*: ridge'",
         ),
         (
             "unidd",
-            {"objective": merge(MOVING, {"filter": {"schedule": {"cycles": 3}}})},
+            {"terms": {"spectral_filter": merge(MOVING, {"filter": {"schedule": {"cycles": 3}}})}},
             "schedule.name: cyclic'. Got '.*: step'",
         ),
         (
             "unidd",
-            {"objective": {"signal_weight": 0, "signal": "mean"}},
-            "'objective.signal_weight above 0'",
+            {"terms": {"spectral_filter": {"signal_weight": 0, "signal": "mean"}}},
+            "'terms.spectral_filter.signal_weight above 0'",
         ),
     ],
 )
@@ -342,7 +343,12 @@ def words_in(annotation):
 
 def test_marks_name_settings_and_words_that_exist():
     known = {*classes_in(Recipe)}.union(
-        *(classes_in(methods.get(name).settings_type) for name in methods.names())
+        *(classes_in(methods.get(name).settings_type) for name in methods.names()),
+        *(
+            classes_in(type(term))
+            for name in methods.names()
+            for term in methods.get(name).objective(resolve("digits"))
+        ),
     )
     marked = 0
     for kind in known:
@@ -354,3 +360,70 @@ def test_marks_name_settings_and_words_that_exist():
                 )
                 marked += 1
     assert marked > 30
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("csdm-digits", "characteristic_function"),
+        ("ncfm-digits", "characteristic_function"),
+        ("cfm-digits", "spectral_filter"),
+    ],
+)
+def test_the_former_name_of_a_term_warns_and_counts(name, term, caplog):
+    """In a recipe of the version before, and on a command line; identities stay what they were."""
+    new = resolve(name, {f"terms.{term}.weight": 0.25})
+    assert not caplog.records
+    old = resolve(name, {"terms.spectral.weight": 0.25})
+    (record,) = caplog.records
+    assert f"'terms.spectral' in recipe '{name}' is called 'terms.{term}' now" in record.message
+    assert old == new
+    assert new.terms[term].weight == 0.25
+    assert new.identity()["terms"] == {"spectral": {"weight": 0.25}}
+
+
+def test_a_former_name_of_one_method_is_no_name_in_another():
+    with pytest.raises(ConfigError, match="Unknown term 'spectral'"):
+        resolve("digits", {"terms.spectral.weight": 1})
+
+
+FORMER = {
+    "csdm-digits": {"split": "rank", "scale": 2.0},
+    "ncfm-digits": {"frequencies": 8, "sampling_network": True},
+    "cfm-digits": {"filter": {"beta": 0.5}, "updating": False},
+    "edc-digits": {"alpha": 0.25, "flatness_decay": 0.5, "densification_temperature": 2.0},
+    "frepo-digits": {"relative_ridge": 0.5},
+}
+"""Settings of objectives that are those of terms now."""
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_former_settings_of_an_objective_are_settings_of_terms(name, caplog):
+    """They warn, count as the new ones, and stand in the recipe's identity as they did."""
+    old = resolve(name, {"objective": FORMER[name]})
+    assert len(caplog.records) == len(FORMER[name])
+    assert "will be refused by the next version" in caplog.text
+    caplog.clear()
+    renamed = RENAMED_BY_METHOD[old.method]
+    new = resolve(name, {renamed[f"objective.{key}"]: value for key, value in FORMER[name].items()})
+    assert not caplog.records
+    assert old == new != resolve(name)
+    identity = new.identity()
+    for key, value in FORMER[name].items():
+        kept = identity["objective"][key]
+        assert (kept["beta"] if isinstance(value, dict) else kept) == (
+            value["beta"] if isinstance(value, dict) else value
+        )
+    assert set(identity["terms"]) == {
+        "spectral" if term in ("spectral_filter", "characteristic_function") else term
+        for term, given in new.terms.items()
+        if given.weight is not None
+    }
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_resolved_recipe_reads_back_to_itself(name):
+    """As the `config.yaml` of a run is read."""
+    recipe = resolve(name)
+    assert assemble(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert assemble(yaml.safe_load(recipe.to_yaml())).identity() == recipe.identity()

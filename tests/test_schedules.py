@@ -44,7 +44,7 @@ def test_the_half_cosine_falls_from_one_to_zero() -> None:
         (ScheduleSettings(name="multistep", factor=0.5), 1, 0.5, 0.5),
         (ScheduleSettings(name="restart", factor=0.5), 1, 1, 0.5),
     ],
-    ids=lambda value: value.words if isinstance(value, ScheduleSettings) else "",
+    ids=lambda value: value.summary if isinstance(value, ScheduleSettings) else "",
 )
 def test_factors_at_the_beginning_middle_and_end(
     settings: ScheduleSettings, first: float, middle: float, last: float

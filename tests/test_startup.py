@@ -54,8 +54,13 @@ REFUSALS = [
     (["distill", "digits", "ipcc=5"], "did you mean 'ipc'?"),
     (["distill", "digits", "ipc=none"], "Setting 'ipc'"),
     (["distill", "digits", "method=dn"], "Unknown method"),
-    (["distill", "edc-digits", "objective.alhpa=1"], "did you mean 'objective.alpha'?"),
-    (["distill", "csdm-digits", "objective.kernel=gausian"], "'objective.kernel'"),
+    (["distill", "edc-digits", "terms.moments.alhpa=1"], "did you mean 'terms.moments.alpha'?"),
+    (["distill", "digits", "terms.maen.weight=1"], "Unknown term"),
+    (["tune", "edc-digits", "terms.maen.weight=1"], "Unknown term"),
+    (
+        ["distill", "csdm-digits", "terms.characteristic_function.kernel=gausian"],
+        "characteristic_function.kernel'",
+    ),
     (["plan", "digits", "synthesis.stepz=3"], "did you mean 'synthesis.steps'?"),
     (["tune", "edc-digits", "ipcc=5"], "did you mean 'ipc'?"),
     (["tune", "edc-digitz"], "Unknown space"),
@@ -64,12 +69,10 @@ REFUSALS = [
 """Mistakes that are found without torch, and the sentence for them."""
 WITH_TORCH = [
     (["show", "RUN"], "10 images of 1x8x8"),
-    (["distill", "digits", "terms.maen.weight=1"], "Unknown term"),
     (["distill", "digits", "evaluation.networks=[convnett]"], "did you mean 'convnet'?"),
     (["distill", "digits", "evaluation.augmentation=flipp"], "flipp"),
     (["distill", "digits", "ipc=9999"], "must not exceed the smallest class"),
     (["plan", "digits", "observers.networks.norm=odd"], "norm"),
-    (["tune", "edc-digits", "terms.maen.weight=1"], "Unknown term"),
 ]
 """Commands that torch has a part in, and what they print."""
 

@@ -1,5 +1,4 @@
-"""Sweeps: search for better settings of a recipe with Ray Tune, sharing all that trials have in
-common.
+"""Hyperparameter sweeps of recipes with Ray Tune, in which trials share common work.
 
 grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy
@@ -17,7 +16,7 @@ __all__ = ["Domain", "ResolvedSpace", "Space", "Summary", "load", "names", "summ
 
 
 def __getattr__(name: str) -> Any:
-    """Import Ray Tune only when something is swept."""
+    """Import Ray Tune on first use."""
     if name in ("Summary", "summary", "sweep"):
         return getattr(import_module("tuning.driver"), name)
     raise AttributeError(f"module 'tuning' has no attribute '{name}'")

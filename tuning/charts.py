@@ -1,6 +1,4 @@
-"""Charts of a sweep: which settings matter, and how the validation accuracy goes with each of
-them.
-"""
+"""Charts of a sweep: importance of settings, and validation accuracy against each of them."""
 
 from __future__ import annotations
 
@@ -19,63 +17,58 @@ WIDTH = 330
 HEIGHT = 240
 HEADING = 58
 COLUMNS = 3
-"""Of a panel, of what stands above all of them, and how many stand beside each other."""
+"""Size of a subplot, height of the heading, and number of subplots in a row."""
 LEFT = 50
 RIGHT = 16
 TOP = 26
 BOTTOM = 40
-"""Margins of a panel around its axes."""
+"""Margins of a subplot around its axes."""
 BAR = 26
-"""Height of a bar and the space around it."""
+"""Height of a bar with its margin."""
 
 
 def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
-    """A bar for each setting."""
+    """Draw a bar chart of the importance of each setting."""
     sheet = Sheet(640, HEADING + BAR * max(1, len(shares)) + 20)
     pen = sheet.pen
     pen.text(14, 10, "Which settings matter", size=16)
-    pen.text(
-        14,
-        34,
-        f"share in what a random forest can tell of the validation accuracy of {trials} trials",
-        size=11,
-    )
+    heading = f"importance in a random forest for the validation accuracy of {trials} trials"
+    pen.text(14, 34, heading, size=11)
     if not shares:
         pen.text(14, HEADING, "too few finished trials")
-    for place, (key, share) in enumerate(shares.items()):
-        y = HEADING + BAR * place
+    for index, (key, share) in enumerate(shares.items()):
+        y = HEADING + BAR * index
         pen.text(270, y + BAR / 2, key, anchor="rm")
         pen.box(280, y + 5, 280 + 1 + 300 * share, y + BAR - 5, TRIAL)
         pen.text(288 + 300 * share, y + BAR / 2, f"{share:.2f}", anchor="lm")
     return sheet.picture()
 
 
-def slices(ground: ResolvedSpace, trials: Sequence[Row], best: Row | None) -> Image.Image:
-    """A panel for each setting: its value across, the validation accuracy up, a dot for each trial
-    that came to its end.
-    """
-    keys = list(ground.space.domains)
+def slices(resolved: ResolvedSpace, trials: Sequence[Row], best: Row | None) -> Image.Image:
+    """Draw the validation accuracy of finished trials against each setting, one subplot each."""
+    keys = list(resolved.space.domains)
     done = finished(trials)
     columns = min(COLUMNS, len(keys))
     sheet = Sheet(WIDTH * columns, HEADING + HEIGHT * ceil(len(keys) / columns))
     pen = sheet.pen
-    pen.text(14, 10, f"{ground.space.name}: validation accuracy of {len(done)} trials", size=16)
-    for place, (word, colour) in enumerate(
-        (("trial", TRIAL), ("the recipe's own settings", OWN), ("best", BEST))
-    ):
-        pen.dot(20 + 90 * place + (90 if place == 2 else 0), 44, colour)
-        pen.text(28 + 90 * place + (90 if place == 2 else 0), 37, word)
-    for place, key in enumerate(keys):
-        row, column = divmod(place, columns)
-        _panel(pen, WIDTH * column, HEADING + HEIGHT * row, ground, key, done, best)
+    pen.text(14, 10, f"{resolved.space.name}: validation accuracy of {len(done)} trials", size=16)
+    legend = (("trial", TRIAL), ("the recipe's own settings", OWN), ("best", BEST))
+    for index, (label, colour) in enumerate(legend):
+        # the second label is longer than the others
+        offset = 90 * index + (90 if index == 2 else 0)
+        pen.dot(20 + offset, 44, colour)
+        pen.text(28 + offset, 37, label)
+    for index, key in enumerate(keys):
+        row, column = divmod(index, columns)
+        _subplot(pen, WIDTH * column, HEADING + HEIGHT * row, resolved, key, done, best)
     return sheet.picture()
 
 
-def _panel(
+def _subplot(
     pen: Pen,
     x: float,
     y: float,
-    ground: ResolvedSpace,
+    resolved: ResolvedSpace,
     key: str,
     trials: Sequence[Row],
     best: Row | None,
@@ -85,28 +78,30 @@ def _panel(
     top = y + TOP
     bottom = y + HEIGHT - BOTTOM
     pen.text(left, y + 6, key, size=12)
-    there = [row for row in trials if key in row.settings]
+    shown = [row for row in trials if key in row.settings]
     accuracies = [row.validation_accuracy or 0.0 for row in trials] or [0.0, 1.0]
     low = min(accuracies)
     high = max(accuracies)
-    room = max(high - low, 0.01) * 0.08
-    low = low - room
-    high = high + room
+    margin = max(high - low, 0.01) * 0.08
+    low = low - margin
+    high = high + margin
     for part in range(5):
         level = low + (high - low) * part / 4
         height = bottom - (bottom - top) * part / 4
         pen.line([(left, height), (right, height)], FAINT)
         pen.text(left - 5, height, f"{level:.3f}", size=10, anchor="rm")
     pen.line([(left, top), (left, bottom), (right, bottom)], INK)
-    numeric = all(domain.numeric for domain in ground.space.domains[key])
-    logarithmic = numeric and ground.space.domains[key][0].kind == "loguniform"
-    kinds = [] if numeric else sorted({json.dumps(row.settings[key]) for row in there})
-    numbers = [float(row.settings[key]) for row in there] if numeric else []
-    numbers += (
-        [float(end) for domain in ground.space.domains[key] for end in domain.values]
-        if numeric
-        else []
-    )
+    domains = resolved.space.domains[key]
+    numeric = all(domain.numeric for domain in domains)
+    logarithmic = numeric and domains[0].kind == "loguniform"
+    kinds: list[str] = []
+    numbers: list[float] = []
+    if numeric:
+        numbers = [float(row.settings[key]) for row in shown]
+        for domain in domains:
+            numbers += [float(end) for end in domain.values]
+    else:
+        kinds = sorted({json.dumps(row.settings[key]) for row in shown})
     ends = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
 
     def share(row: Row) -> float:
@@ -122,26 +117,20 @@ def _panel(
     if numeric:
         for end, anchor in ((0, "la"), (1, "ra")):
             pen.text((left, right)[end], bottom + 6, f"{ends[end]:.4g}", size=10, anchor=anchor)
-        pen.text(
-            (left + right) / 2,
-            bottom + 6,
-            "logarithmic" if logarithmic else "",
-            size=10,
-            anchor="ma",
-        )
-    for place, kind in enumerate(kinds):
-        words = kind.strip('"')
-        across = left + (right - left) * (place + 0.5) / len(kinds)
-        most = max(4, 40 // len(kinds))
-        pen.text(
-            across,
-            bottom + 6 + 12 * (place % 2),
-            words if len(words) <= most else f"{words[: most - 1]}…",
-            10,
-            anchor="ma",
-        )
-    for row in there:
-        colour = BEST if best is not None and row.trial == best.trial else OWN if row.own else TRIAL
+        scale = "logarithmic" if logarithmic else ""
+        pen.text((left + right) / 2, bottom + 6, scale, size=10, anchor="ma")
+    for index, kind in enumerate(kinds):
+        label = kind.strip('"')
+        across = left + (right - left) * (index + 0.5) / len(kinds)
+        longest = max(4, 40 // len(kinds))
+        if len(label) > longest:
+            label = f"{label[: longest - 1]}…"
+        # alternating heights, so that neighbouring labels do not overlap
+        pen.text(across, bottom + 6 + 12 * (index % 2), label, 10, anchor="ma")
+    for row in shown:
+        colour = OWN if row.own else TRIAL
+        if best is not None and row.trial == best.trial:
+            colour = BEST
         up = ((row.validation_accuracy or 0.0) - low) / (high - low)
         pen.dot(
             left + (right - left) * share(row),

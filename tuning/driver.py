@@ -1,10 +1,10 @@
-"""A sweep: trials over a search space by Ray Tune, and what is left of it.
+"""Sweeps: trials over a search space by Ray Tune, and their results.
 
-<out>/sweep.yaml        what was asked for: the space, its recipes, everything resolved
-      trials/<trial>/   the run of each trial (`run/`), how it was judged (`progress.json`), what it said (`log.txt`)
-      tune/             Ray Tune's own files, from which a sweep goes on
+<out>/sweep.yaml        configuration: the space, its recipes, everything resolved
+      trials/<trial>/   each trial: run (`run/`), results (`progress.json`), log (`log.txt`)
+      tune/             Ray Tune's own files, from which a sweep resumes
       trials.csv, trials.parquet, pareto.csv, importance.png, slices.png, tensorboard/, summary.json
-      best.yaml         the best settings as a recipe; best/ is its run, judged on the test split
+      best.yaml         best settings as a recipe; best/ is its run, evaluated on the test split
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from rayd.errors import OutputError, ResourceError, RunError
 from rayd.evaluation.report import Report
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, table
-from tuning.live import Board, Events, words
-from tuning.search import METRIC, SETTINGS, algorithm, asked_samples, points, scheduler
+from tuning.live import Events, LiveTable, words
+from tuning.search import METRIC, SETTINGS, algorithm, points, requested_samples, scheduler
 from tuning.space import ResolvedSpace, Space, load
-from tuning.trial import Plan, recipe_name, resources, run, threads
+from tuning.trial import SweepPlan, recipe_name, resources, run, threads
 
 VALIDATION = 0.2
-"""Share of the training images that trials are judged on where the recipe sets none aside."""
+"""Fraction of the training images used for validation if the recipe sets none aside."""
 MARK = "# A sweep of rayd: its space and its recipes.\n"
 SWEEP = "sweep.yaml"
-"""The file that says what was asked for."""
+"""File of the configuration of a sweep."""
 NAME = "tune"
-"""Of Ray Tune's own folder."""
+"""Folder of Ray Tune."""
 CHOSEN = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -60,52 +60,50 @@ CHOSEN = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-"""Ray Tune is to leave the terminal to us, keep its state often, and leave trials in the driver's
+"""Environment of Ray Tune: no terminal output, frequent checkpoints, trials in the driver's
 directory.
 """
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a sweep."""
+    """Results of a sweep."""
 
     space: str
     """Name of the space."""
     trials: int
-    """Trials that were begun."""
+    """Number of started trials."""
     finished: int
-    """Of these, those that came to their end."""
+    """Number of finished trials."""
     failed: int
-    """Of these, those that failed for good; the others were stopped at a rung."""
+    """Number of failed trials; the remaining ones were stopped at a rung."""
     best: str | None
     """The best trial."""
     settings: dict[str, Any]
-    """Its settings."""
+    """Settings of the best trial."""
     validation_accuracy: float | None
     """Mean accuracy of the best trial's students on the validation split, a fraction."""
     own_validation_accuracy: float | None
-    """Of the recipe's own settings, where they were tried."""
+    """Validation accuracy of the recipe's own settings, if tried."""
     test_accuracy: float | None
-    """Of the best settings, over `final_seeds` students, read once."""
+    """Test accuracy of the best settings, over `final_seeds` students, evaluated once."""
     test_std: float | None
-    """Its standard deviation over these students."""
+    """Standard deviation of the test accuracy over these students."""
     importance: dict[str, float]
-    """Share of each setting in what a random forest can tell of the validation accuracy; they add
-    up to 1.
-    """
+    """Importance of each setting for the validation accuracy (random forest), summing to 1."""
     pareto: list[str]
-    """Trials that no other beats in all objectives, where there are several."""
+    """Pareto-optimal trials, if there are several objectives."""
     confirmed: dict[str, list[float]]
-    """Validation accuracies of fresh distillations, of the `best` settings and of the recipe's
-    `own`.
+    """Validation accuracies of fresh distillations with the `best` and the recipe's `own`
+    settings.
     """
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return asdict(self)
 
     def text(self) -> str:
-        """In words."""
+        """Format as text."""
         lines = [
             f"{self.space}: {self.finished} of {self.trials} trials finished, {self.failed} failed"
         ]
@@ -114,24 +112,25 @@ class Summary:
         own = self.own_validation_accuracy
         against = f", the recipe's own settings {own:.3f}" if own is not None else ""
         lines.append(
-            f"best on the validation split: {self.validation_accuracy:.3f} (trial {self.best}){against}"
+            f"best on the validation split: {self.validation_accuracy:.3f} "
+            f"(trial {self.best}){against}"
         )
         lines += [f"  {key}: {value}" for key, value in self.settings.items()]
         if self.importance:
-            lines.append(
-                "what mattered: "
-                + ", ".join(f"{key} {share:.2f}" for key, share in self.importance.items())
-            )
+            shares = ", ".join(f"{key} {share:.2f}" for key, share in self.importance.items())
+            lines.append(f"importance: {shares}")
         for name, runs in self.confirmed.items():
             lines.append(
-                f"distilled anew, {name}: {_mean(runs)} on the validation split ({len(runs)} distillations)"
+                f"distilled again, {name}: {_mean(runs)} on the validation split "
+                f"({len(runs)} distillations)"
             )
         if self.test_accuracy is not None:
             spread = f" ± {self.test_std:.3f}" if self.test_std is not None else ""
             lines.append(f"test accuracy of the best: {self.test_accuracy:.3f}{spread}")
         if self.pareto:
             lines.append(
-                f"{len(self.pareto)} trials that no other beats in all objectives: {', '.join(self.pareto)}"
+                f"{len(self.pareto)} trials that no other beats in all objectives: "
+                f"{', '.join(self.pareto)}"
             )
         return "\n".join(lines)
 
@@ -154,51 +153,48 @@ def sweep(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> tune.ResultGrid:
-    """Search a space, and leave the best settings, the table of trials and what was learned from it
-    in `out`.
+    """Search a space, and write best settings, table of trials and statistics to `out`.
 
     Args:
         space: a built-in name, a YAML file, or the space itself.
         out: directory of the sweep.
-        samples: draws; absent: as the space says, or the sweep that is resumed.
-        resume: go on with the sweep that `out` holds; finished trials are not touched. More
-            `samples` than it had are added.
-        overrides: settings laid over the recipe of the space.
-        workers: Ray actors of each trial; 0 works in the trial's own process; absent: as the recipe
-            says.
-        concurrent: trials at a time; absent: as many as the cluster holds.
-        address: Ray cluster to join; absent: a private one on this machine. On several machines
-            `out`, the store and the data must lie where all of them see them.
-        data_root: where named data are looked for first.
-        cache: root of the store that trials share.
-        progress: where progress is shown.
+        samples: number of draws; by default that of the space, or of the resumed sweep.
+        resume: continue the sweep in `out`; finished trials are kept. `samples` may be increased.
+        overrides: settings that override the recipe of the space.
+        workers: Ray actors per trial; 0 computes in the trial's process; by default the recipe's.
+        concurrent: maximum number of concurrent trials; by default as many as the cluster holds.
+        address: Ray cluster to join; by default a private one on this machine. On several machines,
+            `out`, the store and the data must be accessible to all of them.
+        data_root: folder of named data that is searched first.
+        cache: root of the store shared by trials.
+        progress: progress display.
 
     Returns:
-        Ray Tune's results, one a trial.
+        Ray Tune's results, one per trial.
 
     Raises:
-        RaydError: anything that a user can mend, in one sentence, before Ray starts where that is
-            possible.
+        RaydError: any error that the user can fix, in one sentence, before Ray starts if possible.
     """
     progress = progress or Progress()
     out = remote.local(out).resolve()
     if remote.url(out) is not None:
         raise OutputError(
-            f"A sweep's --out must be a path that all of its machines share. Got '{remote.shown(out)}' instead."
+            "A sweep's --out must be a path that all of its machines share. "
+            f"Got '{remote.shown(out)}' instead."
         )
     chosen = space if isinstance(space, Space) else load(space)
     if overrides:
         chosen = chosen.model_copy(update={"overrides": merge(chosen.overrides, overrides)})
     if samples is None and resume and _holds_sweep(out):
-        samples = asked_samples(out / SWEEP)
+        samples = requested_samples(out / SWEEP)
     if samples is not None:
         chosen = chosen.model_copy(update={"samples": samples})
     plan = prepare(chosen, out, workers, address, data_root, cache, progress)
     check_writable(out, "output")
     with locked(out, wait=False):
-        going_on = _claim(out, plan, resume)
+        going_on = _prepare_directory(out, plan, resume)
         grid, trials = _search(plan, out, going_on, concurrent, address, progress)
-        _leave(plan, out, trials, progress)
+        _write_results(plan, out, trials, progress)
     return grid
 
 
@@ -210,116 +206,121 @@ def prepare(
     data_root: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> Plan:
-    """What the trials of a space will be; refuses what none of them could do. Ray is not started.
+) -> SweepPlan:
+    """Plan the trials of a space, and reject what none of them could run. Does not start Ray.
 
     Raises:
-        RaydError: a setting does not exist or its values do not fit, or this machine cannot hold a
+        RaydError: a setting does not exist or a value is invalid, or this machine cannot run a
             trial.
     """
     progress = progress or Progress()
-    ground = ResolvedSpace(space)
-    probed = ground.check()
-    first = ground.own[space.base[0]]
+    resolved = ResolvedSpace(space)
+    probed = resolved.check()
+    first = resolved.own[space.base[0]]
     count = first.resources.workers if workers is None else workers
     cache = None if cache is None else remote.local(cache).resolve()
     data_root = None if data_root is None else remote.local(data_root).resolve()
     if address is None:
-        for recipe in ground.own.values():
+        for recipe in resolved.own.values():
             _check_machine(recipe, count)
     validation = {
-        name: _validation(recipe, data_root, progress) for name, recipe in ground.own.items()
+        name: _validation(recipe, data_root, progress) for name, recipe in resolved.own.items()
     }
-    plan = Plan(out / "trials", ground, validation, count, data_root, cache)
+    plan = SweepPlan(
+        directory=out / "trials",
+        resolved=resolved,
+        validation=validation,
+        workers=count,
+        data_root=data_root,
+        cache=cache,
+    )
     loaded: dict[str, ImageData] = {}
     for name in space.base:
-        recipe = plan.recipe(ground.own_point(name), name)
+        recipe = plan.recipe(resolved.own_point(name), name)
         data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
         loaded[name] = data.judged_on_validation()
-        preflight(
-            recipe.model_copy(
-                update={"resources": recipe.resources.model_copy(update={"workers": 0})}
-            ),
-            loaded[name],
-        )
+        in_process = recipe.resources.model_copy(update={"workers": 0})
+        preflight(recipe.model_copy(update={"resources": in_process}), loaded[name])
     for name, recipe in probed:
         check_budget(recipe, loaded[name])
-    points(ground, min(space.samples, 3))
+    points(resolved, min(space.samples, 3))
     return plan
 
 
 def _check_machine(recipe: Recipe, workers: int) -> None:
     settings = recipe.resources
-    wanted = workers * settings.cpus_per_worker if workers else float(threads(recipe))
-    there = os.cpu_count() or 1
-    who = (
-        f"{workers} workers of {settings.cpus_per_worker:g} CPUs each"
-        if workers
-        else f"{wanted:g} threads"
-    )
-    if wanted > there:
+    needed = workers * settings.cpus_per_worker if workers else float(threads(recipe))
+    available = os.cpu_count() or 1
+    size = f"{needed:g} threads"
+    if workers:
+        size = f"{workers} workers of {settings.cpus_per_worker:g} CPUs each"
+    if needed > available:
         raise ResourceError(
-            f"A trial of {who} does not fit this machine, which has {there} CPUs; ask for fewer (--workers, "
-            "resources.cpus_per_worker, resources.threads), or join a cluster with --address."
+            f"A trial of {size} does not fit this machine, which has {available} CPUs; "
+            "ask for fewer (--workers, resources.cpus_per_worker, resources.threads), "
+            "or join a cluster with --address."
         )
     gpus = (workers or 1) * settings.gpus_per_worker
     if gpus > torch.cuda.device_count():
         raise ResourceError(
-            f"A trial that reserves {gpus:g} GPUs does not fit this machine, which has {torch.cuda.device_count()}; lower "
-            "resources.gpus_per_worker, or join a cluster with --address."
+            f"A trial that reserves {gpus:g} GPUs does not fit this machine, which has "
+            f"{torch.cuda.device_count()}; lower resources.gpus_per_worker, "
+            "or join a cluster with --address."
         )
 
 
 def _validation(recipe: Recipe, data_root: Path | None, progress: Progress) -> float:
-    """The share of the training images that must be set aside for trials to be judged on."""
+    """Fraction of the training images to be set aside for validation."""
     splits = open_source(recipe.data.name, data_root).splits
     if recipe.data.validation_fraction > 0 or {"validation", "test"} <= splits.keys():
         return 0.0
     progress.log(
-        f"{recipe.name} sets no images aside: trials learn from {1 - VALIDATION:.0%} of the training images and are judged on "
-        f"the other {VALIDATION:.0%} (data.validation_fraction); the best settings are then distilled from all of them"
+        f"{recipe.name} sets no images aside: trials use {1 - VALIDATION:.0%} of the training "
+        f"images, and the other {VALIDATION:.0%} for validation (data.validation_fraction); "
+        "the best settings are then distilled from all of them"
     )
     return VALIDATION
 
 
-def _claim(out: Path, plan: Plan, resume: bool) -> bool:
-    """Take the directory for this sweep; whether it holds the beginning of it."""
+def _prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
+    """Write the configuration of the sweep; return whether there is a sweep to be continued."""
     path = out / SWEEP
-    space = plan.ground.space
-    asked = {
+    space = plan.resolved.space
+    requested = {
         "space": space.model_dump(mode="json"),
         "recipes": {
             name: recipe.model_dump(mode="json", exclude={"resources"})
-            for name, recipe in plan.ground.own.items()
+            for name, recipe in plan.resolved.own.items()
         },
         "validation": plan.validation,
     }
     if _holds_sweep(out):
         if not resume:
             raise OutputError(
-                f"'{out}' holds a sweep already; add --resume to go on with it, or choose another --out."
+                f"'{out}' holds a sweep already; "
+                "add --resume to continue it, or choose another --out."
             )
         before = read_yaml(path)
+        old_space = before.get("space", {})
         differing = {
-            key for key in asked["space"] if before.get("space", {}).get(key) != asked["space"][key]
+            key for key, value in requested["space"].items() if old_space.get(key) != value
         }
         changed = sorted(differing - {"samples"})
-        changed += [
-            name
-            for name in ("recipes", "validation")
-            if not changed and before.get(name) != asked[name]
-        ]
+        if not changed:
+            changed = [
+                name for name in ("recipes", "validation") if before.get(name) != requested[name]
+            ]
         if changed:
             raise OutputError(
                 f"'{out}' holds another sweep: {', '.join(changed)} differ; choose another --out."
             )
         if differing:
-            _grow(out, space, before["space"]["samples"])
-            _write(path, asked)
+            _extend(out, space, before["space"]["samples"])
+            _write(path, requested)
         return bool(tune.Tuner.can_restore(str(out / NAME)))
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise OutputError(f"'{out}' is not empty and holds no sweep of rayd; choose another --out.")
-    _write(path, asked)
+    _write(path, requested)
     return False
 
 
@@ -327,22 +328,22 @@ def _holds_sweep(out: Path) -> bool:
     return (out / SWEEP).is_file() and (out / SWEEP).read_bytes().startswith(MARK.encode())
 
 
-def _write(path: Path, asked: Mapping[str, Any]) -> None:
-    write_bytes(path, (MARK + yaml.safe_dump(asked, sort_keys=False, width=120)).encode())
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_bytes(path, (MARK + yaml.safe_dump(content, sort_keys=False, width=120)).encode())
 
 
-def _grow(out: Path, space: Space, before: int) -> None:
-    """Make room for what more samples will find: what was best of fewer is kept under another
-    name.
-    """
+def _extend(out: Path, space: Space, before: int) -> None:
+    """Prepare a sweep for more samples: rename the best results of fewer samples."""
     if space.samples < before:
         raise OutputError(
-            f"'{out}' holds a sweep of {before} samples, which may grow but not shrink; set --samples {before} or more."
+            f"'{out}' holds a sweep of {before} samples, which cannot be decreased; "
+            f"set --samples {before} or more."
         )
     if space.scheduler.name == "pbt":
         raise OutputError(
-            f"'{out}' holds a sweep of {before} samples by 'scheduler: pbt', which moves all of them together from their "
-            f"beginning, so none can join; set --samples {before}, or choose another --out."
+            f"'{out}' holds a sweep of {before} samples by 'scheduler: pbt', which moves all of "
+            "them together from their beginning, so none can join; "
+            f"set --samples {before}, or choose another --out."
         )
     for name in ("best", "confirm"):
         if (out / name).exists():
@@ -350,51 +351,55 @@ def _grow(out: Path, space: Space, before: int) -> None:
 
 
 def _search(
-    plan: Plan,
+    plan: SweepPlan,
     out: Path,
     going_on: bool,
     concurrent: int | None,
     address: str | None,
     progress: Progress,
 ) -> tuple[tune.ResultGrid, list[table.Row]]:
-    ground = plan.ground
-    space = plan.ground.space
+    resolved = plan.resolved
+    space = plan.resolved.space
     os.environ.update(CHOSEN)
     connect(address)
     for name in ("ray.tune", "optuna"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for recipe in ground.own.values():
+    for recipe in resolved.own.values():
         if plan.workers > 0:
             check_resources(recipe.resources.model_copy(update={"workers": plan.workers}))
-    largest = max(ground.own.values(), key=lambda recipe: threads(recipe))
+    largest = max(resolved.own.values(), key=lambda recipe: threads(recipe))
     trainable = tune.with_resources(
         tune.with_parameters(run, plan=plan), resources(largest, plan.workers)
     )
     tuner = (
         tune.Tuner.restore(str(out / NAME), trainable)
         if going_on
-        else _tuner(trainable, ground, out, concurrent)
+        else _tuner(trainable, resolved, out, concurrent)
     )
-    expected = space.samples if space.algorithm == "optuna" else len(points(ground, space.samples))
-    with Board(progress, ground, expected):
+    expected = (
+        space.samples if space.algorithm == "optuna" else len(points(resolved, space.samples))
+    )
+    with LiveTable(progress, resolved, expected):
         grid = tuner.fit()
-    return grid, table.rows(ground, grid, plan.directory)
+    return grid, table.rows(resolved, grid, plan.directory)
 
 
-def _tuner(trainable: Any, ground: ResolvedSpace, out: Path, concurrent: int | None) -> tune.Tuner:
-    space = ground.space
-    proposed = space.algorithm == "optuna"
-    drawn = {} if proposed else {SETTINGS: tune.grid_search(points(ground, space.samples))}
-    # a searcher or scheduler that has its own metric must be the only one that says so
-    single = {} if proposed or space.scheduler.name != "none" else {"metric": METRIC, "mode": "max"}
+def _tuner(
+    trainable: Any, resolved: ResolvedSpace, out: Path, concurrent: int | None
+) -> tune.Tuner:
+    space = resolved.space
+    optuna = space.algorithm == "optuna"
+    drawn = {} if optuna else {SETTINGS: tune.grid_search(points(resolved, space.samples))}
+    # Ray Tune rejects a metric here if the searcher or scheduler has its own
+    single = {} if optuna or space.scheduler.name != "none" else {"metric": METRIC, "mode": "max"}
     return tune.Tuner(
         trainable,
         param_space=drawn,
         tune_config=tune.TuneConfig(
             **single,
-            search_alg=algorithm(ground, out / SWEEP, concurrent),
-            scheduler=scheduler(ground),
-            num_samples=space.samples if proposed else 1,
+            search_alg=algorithm(resolved, out / SWEEP, concurrent),
+            scheduler=scheduler(resolved),
+            num_samples=space.samples if optuna else 1,
             reuse_actors=True,
             trial_dirname_creator=_folder,
         ),
@@ -405,7 +410,7 @@ def _tuner(trainable: Any, ground: ResolvedSpace, out: Path, concurrent: int | N
             checkpoint_config=tune.CheckpointConfig(
                 num_to_keep=None if space.scheduler.name == "pbt" else 1
             ),
-            # nobody learns from a trial that is at its end
+            # finished trials are not used by population-based training
             stop={"fraction": 1.0} if space.scheduler.name == "pbt" else None,
             callbacks=[Events(), JsonLoggerCallback(), CSVLoggerCallback()],
             verbose=0,
@@ -417,23 +422,21 @@ def _folder(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _leave(plan: Plan, out: Path, trials: list[table.Row], progress: Progress) -> None:
-    """Everything that a sweep leaves: tables, charts, the best recipe and its test accuracy."""
-    ground = plan.ground
-    space = plan.ground.space
-    written = table.columns(ground, trials)
+def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress: Progress) -> None:
+    """Write tables, charts, the best recipe and its test accuracy."""
+    resolved = plan.resolved
+    space = plan.resolved.space
+    written = table.columns(resolved, trials)
     table.write(out / "trials", written)
     best = table.best(trials)
-    shares = table.importance(ground, trials)
+    shares = table.importance(resolved, trials)
     front = table.pareto(trials, space.objectives) if len(space.objectives) > 1 else []
     if front:
-        table.write(
-            out / "pareto", [one for one in written if one["trial"] in {row.trial for row in front}]
-        )
-    write_bytes(
-        out / "importance.png", as_png(charts.importance(shares, len(table.finished(trials))))
-    )
-    write_bytes(out / "slices.png", as_png(charts.slices(ground, trials, best)))
+        optimal = {row.trial for row in front}
+        table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
+    chart = charts.importance(shares, len(table.finished(trials)))
+    write_bytes(out / "importance.png", as_png(chart))
+    write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
     _hyperparameters(out / "tensorboard", written, list(space.domains))
     test = None
     confirmed = dict[str, list[float]]()
@@ -447,11 +450,10 @@ def _leave(plan: Plan, out: Path, trials: list[table.Row], progress: Progress) -
         for row in trials
         if row.own and row.validation_accuracy is not None and row.fraction == 1
     ]
-    judged = (
-        next((one.test_accuracy for one in test.results if one.set == "distilled"), None)
-        if test is not None
-        else None
-    )
+    judged = None
+    if test is not None:
+        results = (result.test_accuracy for result in test.results if result.set == "distilled")
+        judged = next(results, None)
     summary = Summary(
         space=space.name,
         trials=len(trials),
@@ -469,52 +471,52 @@ def _leave(plan: Plan, out: Path, trials: list[table.Row], progress: Progress) -
     )
     write_json(out / "summary.json", summary.to_json())
     if best is None:
-        reasons = (
-            "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
-            or "none came to its end"
-        )
+        reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
+        reasons = reasons or "none ended."
         raise RunError(f"No trial of the sweep finished: {reasons} See {out / 'trials.csv'}.")
 
 
 def summary(out: str | Path) -> Summary:
-    """What a finished sweep left.
+    """Read the results of a finished sweep.
 
     Raises:
-        ArtifactError: it is not there, or damaged.
+        ArtifactError: they are missing or damaged.
     """
     return Summary(**read_json(Path(out).expanduser() / "summary.json"))
 
 
-def best_recipe(plan: Plan, best: table.Row) -> Recipe:
-    """The recipe with the best settings; images, students and resources are those of the recipe
-    itself.
-    """
-    name = recipe_name(plan.ground, best.settings)
-    return plan.ground.recipe(best.settings).model_copy(
-        update={"name": f"{plan.ground.own[name].name}-tuned"}
+def best_recipe(plan: SweepPlan, best: table.Row) -> Recipe:
+    """Recipe with the best settings, and with the recipe's own images, students and resources."""
+    name = recipe_name(plan.resolved, best.settings)
+    return plan.resolved.recipe(best.settings).model_copy(
+        update={"name": f"{plan.resolved.own[name].name}-tuned"}
     )
 
 
-def _title(plan: Plan, best: table.Row) -> str:
+def _title(plan: SweepPlan, best: table.Row) -> str:
     lines = [
-        f"# The best of a sweep over '{plan.ground.space.name}': validation accuracy {best.validation_accuracy:.4f}."
+        f"# The best of a sweep over '{plan.resolved.space.name}': "
+        f"validation accuracy {best.validation_accuracy:.4f}."
     ]
     for entry in best.history:
         lines.append(f"# Up to {entry['fraction']:g} of the synthesis: {words(entry['settings'])}")
     if best.history:
         lines.append(
-            "# A run of this recipe has the last settings throughout; best/ holds the set of the trial itself."
+            "# A run of this recipe has the last settings throughout; "
+            "best/ holds the set of the trial itself."
         )
     return "\n".join(lines) + "\n"
 
 
-def _test(plan: Plan, best: table.Row, recipe: Recipe, out: Path, progress: Progress) -> Report:
-    """The test accuracy of the best settings: the only look at the test split.
+def _test(
+    plan: SweepPlan, best: table.Row, recipe: Recipe, out: Path, progress: Progress
+) -> Report:
+    """Evaluate the best settings on the test split, which is not used otherwise.
 
-    The recipe is distilled from all training images. Of settings that changed on the way it is the
-    trial's own set that is tested.
+    The recipe is distilled from all training images. If settings changed during the synthesis, the
+    trial's own set is tested.
     """
-    seeds = plan.ground.space.final_seeds
+    seeds = plan.resolved.space.final_seeds
     progress.log(f"testing the best settings with {seeds} students")
     if best.history:
         distilled = load_distilled(plan.directory / best.run)
@@ -523,28 +525,28 @@ def _test(plan: Plan, best: table.Row, recipe: Recipe, out: Path, progress: Prog
         report = evaluate_distilled(distilled, more, plan.data_root, plan.cache, progress)
         return keep_report(report, out)
     evaluation = recipe.evaluation.model_copy(update={"seeds": seeds})
-    last = recipe.model_copy(
-        update={"evaluation": evaluation, "resources": _resources(plan, recipe)}
-    )
+    changed = {"evaluation": evaluation, "resources": _resources(plan, recipe)}
+    last = recipe.model_copy(update=changed)
     done = distill(
         last, out, data_root=plan.data_root, cache=plan.cache, resume=True, progress=progress
     )
     return done.report
 
 
-def _confirm(plan: Plan, best: table.Row, out: Path, progress: Progress) -> dict[str, list[float]]:
-    """Validation accuracies of fresh distillations of the best settings and of the recipe's own."""
-    ground = plan.ground
+def _confirm(
+    plan: SweepPlan, best: table.Row, out: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Validation accuracies of fresh distillations with the best and the recipe's own settings."""
+    resolved = plan.resolved
     found = dict[str, list[float]]()
-    if not ground.space.confirm:
+    if not resolved.space.confirm:
         return found
-    own = ground.own_point(recipe_name(ground, best.settings))
+    own = resolved.own_point(recipe_name(resolved, best.settings))
     for name, point in (("best", best.settings), ("own", own)):
-        for number in range(1, ground.space.confirm + 1):
+        for number in range(1, resolved.space.confirm + 1):
             recipe = plan.recipe(point, f"{name}-{number}")
-            again = recipe.model_copy(
-                update={"seed": recipe.seed + number, "resources": _resources(plan, recipe)}
-            )
+            changed = {"seed": recipe.seed + number, "resources": _resources(plan, recipe)}
+            again = recipe.model_copy(update=changed)
             done = distill(
                 again,
                 out / f"{name}-{number}",
@@ -564,8 +566,8 @@ def _confirm(plan: Plan, best: table.Row, out: Path, progress: Progress) -> dict
     return found
 
 
-def _resources(plan: Plan, recipe: Recipe) -> Any:
-    """As a trial has them: results are compared with those of trials."""
+def _resources(plan: SweepPlan, recipe: Recipe) -> Any:
+    """Resources of a trial, so that results are comparable with those of trials."""
     return recipe.resources.model_copy(
         update={
             "workers": plan.workers,
@@ -576,20 +578,19 @@ def _resources(plan: Plan, recipe: Recipe) -> Any:
 
 
 def _hyperparameters(out: Path, written: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    """Settings and results of all trials for TensorBoard's HParams."""
+    """Write settings and results of all trials for TensorBoard's HParams."""
     from torch.utils.tensorboard import SummaryWriter
 
     for row in written:
         if row["validation_accuracy"] is None or (out / row["trial"]).exists():
             continue
-        values = {
-            key: row[key] if isinstance(row[key], int | float | str | bool) else str(row[key])
-            for key in keys
-        }
-        results = {
-            name: float(row[name] or 0.0)
-            for name in ("validation_accuracy", "storage_bytes", "seconds")
-        }
+        values = {}
+        for key in keys:
+            value = row[key]
+            values[key] = value if isinstance(value, int | float | str | bool) else str(value)
+        results = {}
+        for name in ("validation_accuracy", "storage_bytes", "seconds"):
+            results[name] = float(row[name] or 0.0)
         with SummaryWriter(str(out)) as writer:
             writer.add_hparams(values, results, run_name=row["trial"])
 

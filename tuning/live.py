@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it goes on: a table on a terminal, lines elsewhere."""
+"""Live display of a sweep: a table on a terminal, lines otherwise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tuning.search import METRIC, SETTINGS
 from tuning.space import ResolvedSpace
 
 ROWS = 20
-"""Trials that a terminal shows: those that go on, then the best."""
+"""Maximum number of trials in the table: active ones first, then the best."""
 
 
 ENDED = "ended"
@@ -32,63 +32,67 @@ class _Line:
     seconds: float | None = None
 
 
-class Board:
-    """Shows trials. A context manager."""
+class LiveTable:
+    """Display of trials; a context manager."""
 
-    shown: Board | None = None
-    """The one that Ray Tune's events go to: Tune pickles its callbacks, and a terminal cannot be
-    pickled.
-    """
+    active: LiveTable | None = None
+    """Receiver of Ray Tune's events: its callbacks are pickled, but a terminal cannot be."""
 
-    def __init__(self, progress: Progress, ground: ResolvedSpace, expected: int):
-        """Show the trials of a space, about so many of them, by a reporter."""
+    def __init__(self, progress: Progress, resolved: ResolvedSpace, expected: int):
+        """Create a display.
+
+        Args:
+            progress: where to display.
+            resolved: the space.
+            expected: expected number of trials.
+        """
         self._progress = progress
-        self._ground = ground
+        self._resolved = resolved
         self._expected = expected
         self._lines: dict[str, _Line] = {}
         self._live: Live | None = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveTable:
         if self._progress.console.is_terminal:
             self._live = Live(self._table(), console=self._progress.console, refresh_per_second=2)
             self._live.start()
-        Board.shown = self
+        LiveTable.active = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        Board.shown = None
+        LiveTable.active = None
         if self._live is not None:
             self._live.stop()
 
-    def know(self, trials: list[Any]) -> None:
-        """Know those of Tune's trials that came to their end before the board was there."""
+    def add_ended(self, trials: list[Any]) -> None:
+        """Add trials that ended before the display was created, in a resumed sweep."""
         for trial in trials:
             if trial.trial_id not in self._lines and trial.status in ("TERMINATED", "ERROR"):
-                self._read(
-                    trial,
-                    ENDED if trial.status == "TERMINATED" else FAILED,
-                    trial.last_result or {},
-                )
+                state = ENDED if trial.status == "TERMINATED" else FAILED
+                self._update_line(trial, state, trial.last_result or {})
 
-    def publish(self, trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
-        """Know what became of one of Tune's trials, and how it was judged."""
-        line = self._read(trial, state, judged or trial.last_result or {})
+    def update(self, trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
+        """Update the state and the results of a trial."""
+        line = self._update_line(trial, state, judged or trial.last_result or {})
         if self._live is not None:
             self._live.update(self._table())
             return
-        said = f"trial {line.trial} ({self._count()}): {line.state}"
+        text = f"trial {line.trial} ({self._count()}): {line.state}"
         if line.accuracy is not None and state != "runs":
-            said += f" at {line.fraction:.2f}, validation accuracy {line.accuracy:.3f}, {line.seconds:.0f} s"
-        self._progress.log(f"{said}; {line.settings}" if state == "runs" else said)
+            text += f" at {line.fraction:.2f}, validation accuracy {line.accuracy:.3f}"
+            text += f", {line.seconds:.0f} s"
+        self._progress.log(f"{text}; {line.settings}" if state == "runs" else text)
 
-    def _read(self, trial: Any, state: str, result: Mapping[str, Any]) -> _Line:
+    def _update_line(self, trial: Any, state: str, result: Mapping[str, Any]) -> _Line:
         line = self._lines.setdefault(trial.trial_id, _Line(trial.trial_id, ""))
         line.settings = words(trial.config.get(SETTINGS, {}))
         if METRIC in result:
             line.fraction = result["fraction"]
             line.accuracy = result[METRIC]
             line.seconds = result["seconds"]
-        line.state = state if state != ENDED else "finished" if line.fraction == 1 else "stopped"
+        line.state = state
+        if state == ENDED:
+            line.state = "finished" if line.fraction == 1 else "stopped"
         return line
 
     def _count(self) -> str:
@@ -97,7 +101,7 @@ class Board:
 
     def _table(self) -> Table:
         table = Table(
-            title=f"{self._ground.space.name}: {self._count()}",
+            title=f"{self._resolved.space.name}: {self._count()}",
             title_justify="left",
             box=None,
             header_style="bold",
@@ -120,42 +124,42 @@ class Board:
 
 
 def words(settings: dict[str, Any]) -> str:
-    """Settings in a line."""
-    return ", ".join(
-        f"{key}={f'{value:.4g}' if isinstance(value, float) else value}"
-        for key, value in settings.items()
-    )
+    """Format settings in a line."""
+    parts = []
+    for key, value in settings.items():
+        parts.append(f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}")
+    return ", ".join(parts)
 
 
 class Events(Callback):  # type: ignore[misc]
-    """Passes Ray Tune's events on to the board that is shown."""
+    """Forwards Ray Tune's events to the active display."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial begins or goes on."""
-        self._tell(trials, trial, "runs")
+        """Show that a trial starts or continues."""
+        self._forward(trials, trial, "runs")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial was judged."""
+        """Show the result of a rung."""
         if result.get("fraction", 1) < 1:
-            self._tell(trials, trial, "judged", result)
+            self._forward(trials, trial, "judged", result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ended, or was stopped."""
-        self._tell(trials, trial, ENDED)
+        """Show that a trial ended or was stopped."""
+        self._forward(trials, trial, ENDED)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed for good."""
-        self._tell(trials, trial, FAILED)
+        """Show that a trial failed."""
+        self._forward(trials, trial, FAILED)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial failed and is tried again."""
-        self._tell(trials, trial, "failed, tried again")
+        """Show that a failed trial is retried."""
+        self._forward(trials, trial, "failed, tried again")
 
-    def _tell(
+    def _forward(
         self, trials: list[Any], trial: Any, state: str, judged: Mapping[str, Any] | None = None
     ) -> None:
-        if Board.shown is not None:
-            Board.shown.know(trials)
-            Board.shown.publish(trial, state, judged)
+        if LiveTable.active is not None:
+            LiveTable.active.add_ended(trials)
+            LiveTable.active.update(trial, state, judged)

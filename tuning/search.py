@@ -1,6 +1,4 @@
-"""Who proposes settings, and who stops or changes trials on their way: a space in the words of Ray
-Tune and Optuna.
-"""
+"""Search algorithms and schedulers: maps a space to Ray Tune and Optuna."""
 
 from __future__ import annotations
 
@@ -25,17 +23,17 @@ from rayd.errors import ConfigError
 from tuning.space import MODES, Domain, Point, ResolvedSpace, Space, fitting
 
 SETTINGS = "settings"
-"""Where a trial's configuration holds its point."""
+"""Key of a trial's point in its configuration."""
 DRAWS = 1000
-"""How often a point is drawn that no recipe can have before a space is given up."""
+"""Maximum number of attempts to draw a point that is valid for a recipe."""
 AGAIN = 20
-"""How many draws there are for each that is wanted, where they come to the same points."""
+"""Maximum number of draws per sample, as draws may repeat points."""
 METRIC = "validation_accuracy"
 MILESTONE = "milestone"
 
 
 def sampler(domain: Domain) -> Any:
-    """A domain as one of Ray Tune's."""
+    """Convert a domain to Ray Tune's."""
     if not domain.numeric:
         return tune.choice(list(domain.values))
     low, high = domain.values
@@ -44,16 +42,16 @@ def sampler(domain: Domain) -> Any:
     return tune.uniform(low, high) if domain.kind == "uniform" else tune.loguniform(low, high)
 
 
-def points(ground: ResolvedSpace, samples: int) -> list[Point]:
-    """The points of a random search: the recipes' own settings, then draws, each of them with all
-    values of every grid.
+def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
+    """Points of a random search: the recipes' own settings, then draws.
 
-    Point n depends on the space's seed and on n alone.
+    Each draw is combined with all values of every grid. Point n depends only on the space's seed
+    and on n.
 
     Raises:
-        ConfigError: no draw fits the recipe.
+        ConfigError: no draw is valid for the recipe.
     """
-    space = ground.space
+    space = resolved.space
     grids = [
         key
         for key, domains in space.domains.items()
@@ -61,68 +59,74 @@ def points(ground: ResolvedSpace, samples: int) -> list[Point]:
     ]
     found: list[Point] = []
     if not grids:
-        found = [ground.own_point(name) for name in space.base][:samples]
+        found = [resolved.own_point(name) for name in space.base][:samples]
     combinations = list(product(*(_all_values(space, key) for key in grids)))
-    wanted = samples * len(combinations) if len(grids) < len(space.domains) else len(combinations)
+    requested = len(combinations)
+    if len(grids) < len(space.domains):
+        requested *= samples
     for number in range(len(found), AGAIN * samples):
-        for values in combinations if len(found) < wanted else ():
-            point = _drawn(ground, number, dict(zip(grids, values, strict=True)))
+        for values in combinations if len(found) < requested else ():
+            point = _drawn(resolved, number, dict(zip(grids, values, strict=True)))
             if point not in found:
                 found.append(point)
     return found
 
 
 def _all_values(space: Space, key: str) -> list[Any]:
-    return [
-        value for domain in space.domains[key] if domain.kind == "grid" for value in domain.values
-    ]
+    values: list[Any] = []
+    for domain in space.domains[key]:
+        if domain.kind == "grid":
+            values += domain.values
+    return values
 
 
-def _drawn(ground: ResolvedSpace, number: int, given: Point) -> Point:
-    """A point that a recipe can have."""
+def _drawn(resolved: ResolvedSpace, number: int, given: Point) -> Point:
+    """Draw a point that is valid for a recipe."""
     for attempt in range(DRAWS):
-        draws = np.random.default_rng(seeding.derive(ground.space.seed, "trial", number, attempt))
+        draws = np.random.default_rng(seeding.derive(resolved.space.seed, "trial", number, attempt))
         point: Point = {}
-        for key in ground.space.domains:
-            domain = ground.domain(key, point)
-            if domain is not None:
-                known = key in given and domain.kind == "grid"
-                point[key] = (
-                    given[key] if known else _plain(sampler(domain).sample(random_state=draws))
-                )
-        if fitting(ground, point):
+        for key in resolved.space.domains:
+            domain = resolved.domain(key, point)
+            if domain is None:
+                continue
+            if key in given and domain.kind == "grid":
+                point[key] = given[key]
+            else:
+                point[key] = _plain(sampler(domain).sample(random_state=draws))
+        if fitting(resolved, point):
             return point
-        if len(given) == len(ground.space.domains):
+        if len(given) == len(resolved.space.domains):
             return point
     raise ConfigError(
-        f"No draw of {DRAWS} from space '{ground.space.name}' fits its recipe; its domains exclude each other."
+        f"No draw of {DRAWS} from space '{resolved.space.name}' fits its recipe; "
+        "its domains exclude each other."
     )
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's as one of Python's."""
+    """Convert a NumPy number to Python's."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclass(frozen=True)
-class Suggested:
-    """A space as Optuna walks through it: conditions hold or not as it goes."""
+class DefineByRun:
+    """A space as Optuna's define-by-run function, in which conditions depend on earlier values."""
 
-    ground: ResolvedSpace
+    resolved: ResolvedSpace
 
     def __call__(self, trial: Any) -> dict[str, Point]:
-        """Have Optuna's trial suggest a point."""
+        """Suggest a point with Optuna's trial."""
         point: Point = {}
-        for key, domains in self.ground.space.domains.items():
-            domain = self.ground.domain(key, point)
+        for key, domains in self.resolved.space.domains.items():
+            domain = self.resolved.domain(key, point)
             if domain is not None:
                 point[key] = _suggest(trial, label(key, domains.index(domain)), domain)
         return {SETTINGS: point}
 
 
-def label(key: str, place: int) -> str:
-    """What Optuna calls a setting: one name for each of its domains."""
-    return key if place == 0 else f"{key}#{place}"
+def label(key: str, index: int) -> str:
+    """Optuna's name of a setting, different for each of its domains."""
+    return key if index == 0 else f"{key}#{index}"
 
 
 def _suggest(trial: Any, name: str, domain: Domain) -> Any:
@@ -134,32 +138,30 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
     return by_name[trial.suggest_categorical(name, list(by_name))]
 
 
-def asked_samples(sweep: Path) -> int:
-    """How many samples a sweep's file asks for."""
+def requested_samples(sweep: Path) -> int:
+    """Read the number of samples from a sweep's file."""
     return int(read_yaml(sweep)["space"]["samples"])
 
 
-class Drawn(BasicVariantGenerator):  # type: ignore[misc]
-    """Points that are known beforehand: those of a random search, and when it goes on those that
-    are asked for by then.
-    """
+class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
+    """Points of a random search, including those added when a sweep is resumed."""
 
-    def __init__(self, ground: ResolvedSpace, sweep: Path, concurrent: int | None):
-        """Draw for a space, as many points as the file of the sweep says."""
+    def __init__(self, resolved: ResolvedSpace, sweep: Path, concurrent: int | None):
+        """Generate as many points of a space as the file of the sweep requests."""
         super().__init__(max_concurrent=concurrent or 0)
-        self._ground = ground
+        self._resolved = resolved
         self._sweep = sweep
         self._experiment: Any = None
 
     def add_configurations(self, experiments: Any) -> None:
-        """Remember what trials are made from."""
+        """Store the experiment that trials are generated from."""
         (self._experiment,) = experiments
         super().add_configurations(experiments)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, with points that have been asked for since."""
+        """Restore a state, and add points requested since."""
         super().set_state(state)
-        more = points(self._ground, asked_samples(self._sweep))[self.total_samples :]
+        more = points(self._resolved, requested_samples(self._sweep))[self.total_samples :]
         if more:
             experiment = copy.copy(self._experiment)
             experiment.spec = {**experiment.spec, "config": {SETTINGS: tune.grid_search(more)}}
@@ -167,67 +169,64 @@ class Drawn(BasicVariantGenerator):  # type: ignore[misc]
             self._finished = False
 
 
-class Proposed(SearchGenerator):  # type: ignore[misc]
-    """Optuna's proposals, and when it goes on as many as are asked for by then."""
+class OptunaProposals(SearchGenerator):  # type: ignore[misc]
+    """Optuna's proposals, with a number of samples that may increase when a sweep is resumed."""
 
-    def __init__(self, ground: ResolvedSpace, sweep: Path, concurrent: int | None):
-        """Have Optuna propose for a space."""
-        proposing = optuna(ground)
-        super().__init__(
-            ConcurrencyLimiter(proposing, max_concurrent=concurrent) if concurrent else proposing
-        )
+    def __init__(self, resolved: ResolvedSpace, sweep: Path, concurrent: int | None):
+        """Let Optuna propose points of a space."""
+        searcher = optuna(resolved)
+        if concurrent:
+            searcher = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
+        super().__init__(searcher)
         self._sweep = sweep
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state, up to what has been asked for since."""
+        """Restore a state, with the number of samples requested since."""
         super().set_state(state)
-        self._total_samples = asked_samples(self._sweep)
+        self._total_samples = requested_samples(self._sweep)
 
 
-def algorithm(ground: ResolvedSpace, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
-    """Who proposes settings.
+def algorithm(resolved: ResolvedSpace, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
+    """Create the search algorithm.
 
     Args:
-        ground: the space on its recipes.
-        sweep: the file of the sweep, which says how many samples are asked for.
-        concurrent: trials at a time; None: any number.
+        resolved: the space with its recipes.
+        sweep: file of the sweep, with the number of samples.
+        concurrent: maximum number of concurrent trials; None for unlimited.
     """
-    kind = Proposed if ground.space.algorithm == "optuna" else Drawn
-    return kind(ground, sweep, concurrent)
+    kind = OptunaProposals if resolved.space.algorithm == "optuna" else RandomSearch
+    return kind(resolved, sweep, concurrent)
 
 
-def optuna(ground: ResolvedSpace) -> OptunaSearch:
-    """Optuna, which is asked for the recipes' own settings first, as far as they lie in the
-    space.
-    """
-    space = ground.space
+def optuna(resolved: ResolvedSpace) -> OptunaSearch:
+    """Create Optuna's search, which first evaluates the recipes' own settings if in the space."""
+    space = resolved.space
     first = []
     for name in space.base:
-        own = ground.own_point(name)
+        own = resolved.own_point(name)
         known = {}
         for key, value in own.items():
-            domain = ground.domain(key, own)
+            domain = resolved.domain(key, own)
             if domain is not None and domain.holds(value):
-                known[label(key, space.domains[key].index(domain))] = (
-                    value if domain.numeric else json.dumps(value)
-                )
+                name_in_optuna = label(key, space.domains[key].index(domain))
+                known[name_in_optuna] = value if domain.numeric else json.dumps(value)
         first.append(known)
     several = len(space.objectives) > 1
     return OptunaSearch(
-        Suggested(ground),
+        DefineByRun(resolved),
         metric=list(space.objectives) if several else METRIC,
-        mode=[MODES[one] for one in space.objectives] if several else "max",
+        mode=[MODES[objective] for objective in space.objectives] if several else "max",
         points_to_evaluate=first,
         seed=space.seed,
     )
 
 
-def scheduler(ground: ResolvedSpace) -> TrialScheduler | None:
-    """Who stops or changes trials at the rungs."""
-    space = ground.space
-    settings = ground.space.scheduler
+def scheduler(resolved: ResolvedSpace) -> TrialScheduler | None:
+    """Create the scheduler that stops or changes trials at the rungs; None if there is none."""
+    space = resolved.space
+    settings = resolved.space.scheduler
     if settings.name == "asha":
-        rungs = len(space.steps_on_the_way)
+        rungs = len(space.rung_fractions)
         return ASHAScheduler(
             time_attr=MILESTONE,
             metric=METRIC,
@@ -247,9 +246,9 @@ def scheduler(ground: ResolvedSpace) -> TrialScheduler | None:
             },
             quantile_fraction=settings.quantile,
             resample_probability=settings.resample,
-            custom_explore_fn=Kept(ground),
-            # with fewer places than trials, those that go on from others would else be chosen again
-            # and again, and others never
+            custom_explore_fn=ClampToDomains(resolved),
+            # with more trials than concurrent slots, asynchronous exploitation would choose the
+            # same trials again and again, and never others
             synch=True,
             log_config=False,
         )
@@ -257,21 +256,19 @@ def scheduler(ground: ResolvedSpace) -> TrialScheduler | None:
 
 
 def milestone(space: Space, rung: int) -> float:
-    """What asynchronous halving counts in: each rung is worth `reduction` times the one before."""
+    """Time attribute of asynchronous halving: each rung is `reduction` times the previous one."""
     return float(space.scheduler.reduction**rung)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Keeps settings that population-based training moved within their domains."""
+class ClampToDomains:
+    """Keeps settings that population-based training perturbs within their domains."""
 
-    ground: ResolvedSpace
+    resolved: ResolvedSpace
 
     def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The configuration with the nearest settings that the space has."""
-        search = self.ground.space.search
-        moved = config[SETTINGS]
-        return {
-            **config,
-            SETTINGS: {key: search[key][0].clamped(value) for key, value in moved.items()},
-        }
+        """Replace the settings of a configuration by the nearest ones in the space."""
+        search = self.resolved.space.search
+        perturbed = config[SETTINGS]
+        clamped = {key: search[key][0].clamped(value) for key, value in perturbed.items()}
+        return {**config, SETTINGS: clamped}

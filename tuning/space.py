@@ -1,17 +1,16 @@
-"""Search spaces: a recipe, and a domain for each setting that is searched; YAML, validated before
-anything starts.
+"""Search spaces: a recipe, and a domain for each searched setting; YAML, validated before any run.
 
     base: edc-digits                                  # one recipe, or several to choose from
-    overrides: {synthesis: {steps: 250}}              # laid over it
+    overrides: {synthesis: {steps: 250}}              # override the recipe
     search:
-      objective.alpha: {uniform: [0, 1]}
+      terms.moments.alpha: {uniform: [0, 1]}
       evaluation.schedule.name: {choice: [cosine, ssrs, constant]}
-      evaluation.schedule.stretch: {uniform: [1, 4], when: {evaluation.schedule.name: [cosine,
-      ssrs]}}
+      evaluation.schedule.stretch:
+        {uniform: [1, 4], when: {evaluation.schedule.name: [cosine, ssrs]}}
 
 A setting may have several domains with different conditions; the first whose condition holds is
-drawn from. Conditions look at the recipe and at settings that stand above, `recipe` (which base)
-and `method` included.
+used. Conditions refer to the recipe and to settings listed earlier, including `recipe` (the chosen
+base) and `method`.
 """
 
 from __future__ import annotations
@@ -32,62 +31,57 @@ from rayd.errors import ConfigError, RaydError, unknown
 
 FOLDER = Path(str(resources.files(__name__.rpartition(".")[0]))) / "spaces"
 RECIPE = "recipe"
-"""What the choice between several bases is called."""
+"""Name of the choice between several bases."""
 FIXED = {
-    "data": "all trials are judged on the same images",
+    "data": "all trials use the same validation images",
     "resources": "it changes no result",
     "name": "it changes no result",
     "summary": "it changes no result",
     "paper": "it changes no result",
     "measured": "it changes no result",
-    "evaluation.seeds": "'seeds' of the space says how many students judge a trial",
+    "evaluation.seeds": "'seeds' of the space sets the number of students of a trial",
     "evaluation.baselines": "trials are compared with each other",
-    "labels.precision": "it belongs to how trials are judged",
+    "labels.precision": "it belongs to the evaluation of trials",
 }
 """Settings that are not searched, and why."""
 PERTURBABLE = (
-    "synthesis.learning_rate", "synthesis.learning_rates", "synthesis.momentum", "synthesis.second_momentum",
-    "synthesis.clip_gradient", "terms", "objective", "evaluation",
+    "synthesis.learning_rate", "synthesis.learning_rates", "synthesis.momentum",
+    "synthesis.second_momentum", "synthesis.clip_gradient", "terms", "objective", "evaluation",
 )  # fmt: skip
-"""Settings that a checkpoint of a synthesis does not depend on: population-based training may
-change them on the way.
-"""
+"""Settings that checkpoints of a synthesis do not depend on, for population-based training."""
 
 COMPLETIONS = 200
-"""How many points are tried to find one in which a value fits."""
+"""Maximum number of points tried to find one in which a value is valid."""
 
 Point = dict[str, Any]
-"""Settings of a trial by dotted key, in the order of the space; those whose condition does not hold
-are missing.
-"""
+"""Settings of a trial by dotted key, in the order of the space, without inactive ones."""
 Kind = Literal["uniform", "loguniform", "integer", "choice", "grid"]
 KINDS: tuple[Kind, ...] = ("uniform", "loguniform", "integer", "choice", "grid")
 
 
 class Domain(Settings):
-    """The values that a setting may take: exactly one kind of them."""
+    """Values of a setting, of exactly one kind."""
 
     uniform: tuple[float, float] | None = None
-    """Numbers between two, evenly."""
+    """Lower and upper end, uniform."""
     loguniform: tuple[float, float] | None = None
-    """Positive numbers between two, evenly in their logarithm."""
+    """Positive lower and upper end, uniform in the logarithm."""
     integer: tuple[int, int] | None = None
-    """Whole numbers from one to another, both included."""
+    """First and last integer, both included."""
     choice: tuple[Any, ...] | None = None
-    """Any of these."""
+    """Values to choose from."""
     grid: tuple[Any, ...] | None = None
-    """All of these, one after another, with every draw of the other settings."""
+    """Values that are all combined with every draw of the other settings."""
     when: dict[str, Any] = Field(default_factory=dict)
-    """Settings by dotted key and the value, or list of values, that each must have for this one to
-    be there at all.
-    """
+    """Condition: settings by dotted key, with the value or list of values that they must have."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Domain:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"a domain is exactly one of {', '.join(KINDS)}; this one is {' and '.join(given) or 'none'}"
+                f"a domain is exactly one of {', '.join(KINDS)}; "
+                f"this one is {' and '.join(given) or 'none'}"
             )
         values: tuple[Any, ...] = getattr(self, given[0])
         if not values:
@@ -97,7 +91,8 @@ class Domain(Settings):
         low, high = values
         if not low < high:
             raise ValueError(
-                f"'{given[0]}' must rise from its first number to its second: {low:g} is not below {high:g}"
+                f"'{given[0]}' must rise from its first number to its second: "
+                f"{low:g} is not below {high:g}"
             )
         elif given[0] == "loguniform" and low <= 0:
             raise ValueError(f"'loguniform' needs numbers above 0: {low:g} has no logarithm")
@@ -105,7 +100,7 @@ class Domain(Settings):
 
     @property
     def kind(self) -> Kind:
-        """Which kind of values."""
+        """Kind of the values."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
@@ -115,19 +110,19 @@ class Domain(Settings):
 
     @property
     def numeric(self) -> bool:
-        """Whether it is a range of numbers."""
+        """Whether the domain is a range of numbers."""
         return self.kind in ("uniform", "loguniform", "integer")
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all: both ends and one between them, or all there are."""
+        """Representative values for validation: both ends and one between, or all values."""
         if self.kind not in ("uniform", "loguniform"):
             return self.values
         low, high = self.values
         return low, low + (high - low) * 0.318, high
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is among them."""
+        """Whether the domain contains a value."""
         if self.numeric:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             whole = self.kind != "integer" or float(value if number else 0).is_integer()
@@ -135,7 +130,7 @@ class Domain(Settings):
         return value in self.values
 
     def clamped(self, value: Any) -> Any:
-        """The nearest value of a range; a value of a choice as it is."""
+        """Nearest value of a range; values of a choice are unchanged."""
         if not self.numeric:
             return value
         nearest = min(max(value, self.values[0]), self.values[1])
@@ -143,18 +138,18 @@ class Domain(Settings):
 
 
 class SchedulerSettings(Settings):
-    """Who stops or changes trials on their way, at the rungs."""
+    """Scheduler that stops or changes trials at the rungs."""
 
     name: Literal["none", "asha", "pbt"] = "none"
-    """`asha`: at each rung only the best 1 in `reduction` go on. `pbt`: at each rung the worst go
-    on from where the best are, with settings near theirs.
+    """`asha`: at each rung only the best 1 in `reduction` continue. `pbt`: at each rung the worst
+    continue from the state of the best, with perturbed settings.
     """
     reduction: float = Field(default=2.0, gt=1)
-    """`asha`: of how many trials one goes on."""
+    """`asha`: number of trials of which one continues."""
     quantile: float = Field(default=0.25, gt=0, le=0.5)
-    """`pbt`: share of the trials that are the worst, and that are the best."""
+    """`pbt`: fraction of trials that are replaced, and that replace them."""
     resample: float = Field(default=0.25, ge=0, le=1)
-    """`pbt`: probability that a setting is drawn anew instead of being moved a little."""
+    """`pbt`: probability of drawing a setting instead of perturbing it."""
 
 
 def _named(value: object) -> object:
@@ -170,50 +165,46 @@ MODES: dict[Objective, Literal["max", "min"]] = {
 
 
 class Space(Settings):
-    """What is searched, and how."""
+    """A search space and the search over it."""
 
     name: str = "custom"
     """Name of the space."""
     summary: str = ""
-    """One line: what is looked for."""
+    """One line: purpose of the space."""
     base: Annotated[tuple[str, ...], Listed, Field(min_length=1)]
-    """A recipe, by name or as a file, or several; which of several is then a setting like any
-    other, called `recipe`.
-    """
+    """A recipe, by name or as a file, or several, which become a choice called `recipe`."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """Settings laid over the recipe in all trials."""
+    """Settings that override the recipe in all trials."""
     search: dict[str, Annotated[tuple[Domain, ...], Listed, Field(min_length=1)]]
     """Domains by dotted setting."""
     algorithm: Literal["random", "optuna"] = "random"
-    """Who proposes settings: draws from the domains, or Optuna's tree-structured Parzen
-    estimator.
-    """
+    """Random search, or Optuna's tree-structured Parzen estimator."""
     scheduler: Annotated[SchedulerSettings, BeforeValidator(_named)] = SchedulerSettings()
-    """Who stops or changes trials on their way."""
+    """Scheduler that stops or changes trials."""
     rungs: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
-    """Shares of the synthesis after which a trial's set is judged; absent: what the scheduler
-    needs, (1/4, 1/2) with `reduction: 2`, (1/4, 1/2, 3/4) for `pbt`, none without one.
+    """Fractions of the synthesis after which a trial's set is evaluated; by default as the
+    scheduler needs, (1/4, 1/2) with `reduction: 2`, (1/4, 1/2, 3/4) for `pbt`, none without one.
     """
     objectives: Annotated[tuple[Objective, ...], Listed, Field(min_length=1)] = (
         "validation_accuracy",
     )
-    """What is wanted: the first decides which trial is best; with several, all trials that no other
-    beats in everything are told. `seconds` are those of synthesis and students.
+    """Objectives: the first decides which trial is best; with several, Pareto-optimal trials are
+    reported. `seconds` are those of synthesis and students.
     """
     samples: int = Field(default=20, ge=1)
-    """Draws; the first is the recipe's own settings."""
+    """Number of draws; the first is the recipe's own settings."""
     seeds: int = Field(default=2, ge=1)
-    """Students that judge a trial."""
+    """Number of students per trial."""
     final_seeds: int = Field(default=5, ge=1)
-    """Students of the best settings that are tested at the end."""
+    """Number of students of the best settings in the final test."""
     confirm: int = Field(default=0, ge=0)
-    """Fresh distillations of the best settings and of the recipe's own, with other seeds, that are
-    compared on the validation split at the end: the best of many trials looks better than it is.
+    """Number of fresh distillations, with other seeds, that compare best and own settings on the
+    validation split at the end: the best of many trials is biased upwards.
     """
     seed: int = Field(default=0, ge=0)
-    """Of the draws."""
+    """Seed of the draws."""
     retries: int = Field(default=1, ge=0)
-    """How often a trial that failed is tried again, from where it was."""
+    """Number of times that a failed trial is resumed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
@@ -225,35 +216,36 @@ class Space(Settings):
             raise ValueError(
                 "'objectives' must begin with validation_accuracy, which decides which trial is best"
             )
-        if self.scheduler.name != "none" and not self.steps_on_the_way:
+        if self.scheduler.name != "none" and not self.rung_fractions:
             raise ValueError(f"'scheduler: {self.scheduler.name}' needs 'rungs'")
-        everyone = list(chain.from_iterable(self.search.values()))
-        if self.algorithm == "optuna" and any(domain.kind == "grid" for domain in everyone):
+        domains = list(chain.from_iterable(self.search.values()))
+        if self.algorithm == "optuna" and any(domain.kind == "grid" for domain in domains):
             raise ValueError(
-                "'grid' goes through all values and 'algorithm: optuna' proposes them: use choice, or random"
+                "'grid' goes through all values and 'algorithm: optuna' proposes them: "
+                "use choice, or random"
             )
         if self.scheduler.name == "pbt":
             if self.algorithm != "random" or len(self.base) > 1:
                 raise ValueError("'scheduler: pbt' needs 'algorithm: random' and a single base")
-            if any(domain.when or domain.kind == "grid" for domain in everyone):
+            if any(domain.when or domain.kind == "grid" for domain in domains):
                 raise ValueError(
                     "'scheduler: pbt' moves all settings together: none may have 'when' or 'grid'"
                 )
         return self
 
     @property
-    def steps_on_the_way(self) -> tuple[float, ...]:
-        """The rungs, absent ones filled in."""
+    def rung_fractions(self) -> tuple[float, ...]:
+        """Rungs, with defaults of the scheduler."""
         if self.rungs is not None:
             return self.rungs
-        by_halving = (self.scheduler.reduction**-2, self.scheduler.reduction**-1)
-        return {"none": (), "asha": by_halving, "pbt": (0.25, 0.5, 0.75)}[self.scheduler.name]
+        halving = (self.scheduler.reduction**-2, self.scheduler.reduction**-1)
+        return {"none": (), "asha": halving, "pbt": (0.25, 0.5, 0.75)}[self.scheduler.name]
 
     @property
     def domains(self) -> dict[str, tuple[Domain, ...]]:
-        """All that is drawn, in order: the recipe where there are several, then the settings."""
-        which = {RECIPE: (Domain(choice=self.base),)} if len(self.base) > 1 else {}
-        return {**which, **self.search}
+        """Domains of everything drawn, in order: the recipe if there are several, then settings."""
+        recipe = {RECIPE: (Domain(choice=self.base),)} if len(self.base) > 1 else {}
+        return {**recipe, **self.search}
 
 
 def names() -> list[str]:
@@ -262,13 +254,13 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -> Space:
-    """A space by name or from a file, with settings laid over its recipe.
+    """Load a space by name or from a file, and override settings of its recipe.
 
-    A file may begin with `extends: <space>`: it is then laid over that one. Files that it names,
+    A file may begin with `extends: <space>`: it then overrides that space. Files that it names,
     there and as `base`, are those next to it, else those of the working directory.
 
     Raises:
-        ConfigError: there is none, or it does not fit.
+        ConfigError: the space does not exist or is invalid.
     """
     path = _find(str(name_or_path))
     space = validate(Space, _tree(path), f"space '{path.stem}'")
@@ -308,7 +300,7 @@ def _find(text: str) -> Path:
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key as a tree.
+    """Expand dotted keys into a tree.
 
     >>> nested({"a.b": 1, "a.c": 2})
     {'a': {'b': 1, 'c': 2}}
@@ -322,44 +314,42 @@ def nested(point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ResolvedSpace:
-    """A space together with the recipes that it lies on."""
+    """A space with its recipes."""
 
     def __init__(self, space: Space):
         """Read the recipes.
 
         Raises:
-            ConfigError: a recipe does not exist or does not fit.
+            ConfigError: a recipe does not exist or is invalid.
         """
         self.space = space
         files = {name: recipes.read(name) for name in space.base}
         self.trees = {name: merge(tree, space.overrides) for name, tree in files.items()}
-        self.own = {name: self._laid(name, tree) for name, tree in files.items()}
-        """The recipes with their own settings."""
+        self.own = {name: self._overridden(name, tree) for name, tree in files.items()}
+        """Recipes with their own settings, under the space's overrides."""
         self._dumps = {name: recipe.model_dump(mode="json") for name, recipe in self.own.items()}
 
-    def _laid(self, name: str, tree: Mapping[str, Any]) -> Recipe:
-        """A recipe under the space's overrides; those over several recipes may be meant for some of
-        them.
-        """
+    def _overridden(self, name: str, tree: Mapping[str, Any]) -> Recipe:
         over = self.space.overrides
         where = f"recipe '{name}'"
         if len(self.space.base) > 1:
+            # merged without strict checks, as overrides may apply to some of the recipes only
             return recipes.assemble(merge(tree, over), {}, where)
         return recipes.assemble(tree, over or None, where)
 
     def recipe(self, point: Mapping[str, Any]) -> Recipe:
-        """The recipe with the settings of a point.
+        """Assemble the recipe with the settings of a point.
 
         Raises:
-            ConfigError: they do not fit.
+            ConfigError: they are invalid.
         """
         name = point.get(RECIPE, self.space.base[0])
         settings = nested({key: value for key, value in point.items() if key != RECIPE})
-        made = recipes.assemble(self.trees[name], settings, f"space '{self.space.name}'")
-        return made.model_copy(update={"paper": None, "measured": ()})
+        recipe = recipes.assemble(self.trees[name], settings, f"space '{self.space.name}'")
+        return recipe.model_copy(update={"paper": None, "measured": ()})
 
     def own_point(self, name: str) -> Point:
-        """The settings that a recipe has anyway; those that are absent there are absent here."""
+        """Point of a recipe's own settings, without those that it does not set."""
         point: Point = {RECIPE: name} if len(self.space.base) > 1 else {}
         for key in self.space.search:
             value = self._own_value(name, key) if self.domain(key, point) is not None else None
@@ -369,24 +359,25 @@ class ResolvedSpace:
 
     def _own_value(self, name: str, key: str) -> Any:
         kind, _, rest = key.partition(".")
-        term, _, what = rest.partition(".")
+        term_name, _, field = rest.partition(".")
         value = lookup(self._dumps[name], key)
-        if value is None and (kind, what) == ("terms", "weight"):
+        if value is None and kind == "terms":
             method = methods.build(self.own[name])
-            return next((method.weight(one) for one in method.terms if one.name == term), None)
+            for one in method.terms:
+                if one.name == term_name:
+                    return lookup(one.model_dump(mode="json"), field)
         return value
 
     def domain(self, key: str, point: Mapping[str, Any]) -> Domain | None:
-        """What a setting is drawn from, given those above it; None where it is not there."""
+        """Active domain of a setting, given earlier ones; None if no condition holds."""
         for domain in self.space.domains[key]:
-            if all(
-                _among(self._known(point, other), wanted) for other, wanted in domain.when.items()
-            ):
+            conditions = domain.when.items()
+            if all(_among(self._known(point, other), values) for other, values in conditions):
                 return domain
         return None
 
     def _known(self, point: Mapping[str, Any], key: str) -> Any:
-        """The value of a setting, drawn or not."""
+        """Value of a setting, whether drawn or not."""
         name = point.get(RECIPE, self.space.base[0])
         if key == RECIPE:
             return name
@@ -394,7 +385,7 @@ class ResolvedSpace:
         return lookup(merge(self._dumps[name], nested(drawn)), key)
 
     def probes(self) -> Iterator[tuple[str, Point]]:
-        """For every domain and each value that stands for it, a point that has this value.
+        """Yield points for validation: for every domain, one with each representative value.
 
         Raises:
             ConfigError: a condition can never hold.
@@ -412,30 +403,28 @@ class ResolvedSpace:
                             yield key, point
                 if not reached:
                     conditions = ", ".join(
-                        f"{other}: {wanted}" for other, wanted in domain.when.items()
+                        f"{other}: {values}" for other, values in domain.when.items()
                     )
                     raise ConfigError(
-                        f"Setting '{key}' in space '{self.space.name}' is never there: no recipe and no draw has {conditions}."
+                        f"Setting '{key}' in space '{self.space.name}' is never used: "
+                        f"no recipe and no draw has {conditions}."
                     )
 
     def _with(
         self, name: str, key: str, domain: Domain, value: Any, above: tuple[str, ...]
     ) -> Point | None:
-        """A point in which a setting has a value and its condition holds, with as few other draws
-        as possible.
-        """
+        """Construct a point with a value whose condition holds, with as few draws as possible."""
         several = len(self.space.base) > 1
         point: Point = {RECIPE: name} if several else {}
-        for other, wanted in domain.when.items():
-            if _among(self._known(point or {RECIPE: name}, other), wanted):
+        for other, values in domain.when.items():
+            if _among(self._known(point or {RECIPE: name}, other), values):
                 continue
-            for theirs in self.space.search.get(other, ()) if other not in above else ():
-                fitting = next((one for one in _listed(wanted) if theirs.holds(one)), None)
-                more = (
-                    None
-                    if fitting is None
-                    else self._with(name, other, theirs, fitting, (*above, key))
-                )
+            candidates = self.space.search.get(other, ()) if other not in above else ()
+            for candidate in candidates:
+                fitting_value = next((v for v in _listed(values) if candidate.holds(v)), None)
+                if fitting_value is None:
+                    continue
+                more = self._with(name, other, candidate, fitting_value, (*above, key))
                 if more is not None:
                     point |= more
                     break
@@ -445,21 +434,23 @@ class ResolvedSpace:
         return {other: point[other] for other in self.space.domains if other in point}
 
     def check(self) -> list[tuple[str, Recipe]]:
-        """Refuse what no trial could do: every value that stands for a domain is tried on the
-        recipe.
+        """Validate every representative value of each domain on the recipe.
 
-        Returns what was tried: the name of the recipe, and the recipe with the value.
+        Returns:
+            The validated recipes, each with the name of its base.
 
         Raises:
-            ConfigError: names the setting, and the nearest one that exists where it does not.
+            ConfigError: a value is invalid; the message names the setting and the nearest known
+                one.
         """
         space = self.space
         first = self.own[space.base[0]]
         for name, recipe in self.own.items():
             if recipe.data != first.data:
                 raise ConfigError(
-                    f"All recipes of space '{space.name}' must have the same data, on which trials are judged. Got "
-                    f"'{space.base[0]}' and '{name}', which differ."
+                    f"All recipes of space '{space.name}' must have the same data, "
+                    "which trials are validated on. "
+                    f"Got '{space.base[0]}' and '{name}', which differ."
                 )
         for key in space.search:
             for fixed, why in FIXED.items():
@@ -470,20 +461,19 @@ class ResolvedSpace:
             for domain in space.search[key]:
                 for other in domain.when:
                     self._check_order(key, other)
-        made = []
+        validated = []
         for key, point in self.probes():
-            recipe = self._tried(point)
+            recipe = self._completed(point)
             if space.scheduler.name == "pbt":
                 self._check_perturbable(key, recipe)
-            made.append((str(point.get(RECIPE, space.base[0])), recipe))
-        return made
+            validated.append((str(point.get(RECIPE, space.base[0])), recipe))
+        return validated
 
-    def _tried(self, point: Point) -> Recipe:
-        """The recipe with a value, and where it needs them with values of the settings that depend
-        on it.
+    def _completed(self, point: Point) -> Recipe:
+        """Assemble the recipe with a value, if needed with values of dependent settings.
 
         Raises:
-            ConfigError: there are no such values; says what is wrong with this one alone.
+            ConfigError: there are no such values; the error is that of the value alone.
         """
         try:
             return self.recipe(point)
@@ -498,58 +488,51 @@ class ResolvedSpace:
             domain = self.domain(key, point) if key not in point else None
             if domain is not None and domain.when:
                 for value in domain.probes:
-                    more = {
-                        other: {**point, key: value}[other]
-                        for other in self.space.domains
-                        if other in point or other == key
-                    }
+                    values = {**point, key: value}
+                    more = {other: values[other] for other in self.space.domains if other in values}
                     yield more
                     yield from self._completions(more)
                 return
 
     def _check_order(self, key: str, other: str) -> None:
-        places = list(self.space.domains)
-        if other in places and places.index(other) > places.index(key):
+        keys = list(self.space.domains)
+        if other in keys and keys.index(other) > keys.index(key):
             raise ConfigError(
-                f"Setting '{other}' must stand above '{key}' in space '{self.space.name}', whose condition it is."
+                f"Setting '{other}' must stand above '{key}' in space '{self.space.name}', "
+                "whose condition it is."
             )
-        if other not in (*places, RECIPE) and all(
-            lookup(dump, other) is None for dump in self._dumps.values()
-        ):
-            known = sorted(
-                {*places, *chain.from_iterable(_keys(dump) for dump in self._dumps.values())}
-            )
-            sentence = unknown("setting", other, known, f"the condition of '{key}'").split(
-                " Known:"
-            )[0]
-            raise ConfigError(sentence)
+        dumps = self._dumps.values()
+        if other not in (*keys, RECIPE) and all(lookup(dump, other) is None for dump in dumps):
+            known = sorted({*keys, *chain.from_iterable(_keys(dump) for dump in dumps)})
+            sentence = unknown("setting", other, known, f"the condition of '{key}'")
+            # the list of all known settings would be too long
+            raise ConfigError(sentence.split(" Known:")[0])
 
     def _check_perturbable(self, key: str, recipe: Recipe) -> None:
-        then = methods.build(self.own[self.space.base[0]])
-        now = methods.build(recipe)
-        kept = any(key == one or key.startswith(f"{one}.") for one in PERTURBABLE)
-        measured = [
-            (
-                method.groups,
-                [method.needs(group) for group in method.groups],
-                method.averaging is None,
-            )
-            for method in (then, now)
-        ]
-        if not kept or measured[0] != measured[1]:
+        own = methods.build(self.own[self.space.base[0]])
+        changed = methods.build(recipe)
+        kept = any(key == setting or key.startswith(f"{setting}.") for setting in PERTURBABLE)
+        if not kept or _measured(own) != _measured(changed):
             what = "what is measured for it" if kept else "what its checkpoint holds"
             raise ConfigError(
-                f"Setting '{key}' cannot be searched by 'scheduler: pbt': a synthesis that is on its way cannot go on with "
-                f"another value, as {what} depends on it. Search it with 'asha' or without a scheduler."
+                f"Setting '{key}' cannot be searched by 'scheduler: pbt': a synthesis cannot "
+                f"continue with another value, as {what} depends on it. "
+                "Search it with 'asha' or without a scheduler."
             )
 
 
-def _listed(wanted: Any) -> list[Any]:
-    return list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+def _measured(method: methods.Method) -> tuple[Any, ...]:
+    """Inputs of the measurements of a method."""
+    needs = [method.needs(group) for group in method.groups]
+    return method.groups, needs, method.averaging is None
 
 
-def _among(value: Any, wanted: Any) -> bool:
-    return value in _listed(wanted)
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | tuple) else [values]
+
+
+def _among(value: Any, values: Any) -> bool:
+    return value in _listed(values)
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -559,10 +542,10 @@ def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def fitting(ground: ResolvedSpace, point: Mapping[str, Any]) -> bool:
-    """Whether a recipe can have the settings of a point all together."""
+def fitting(resolved: ResolvedSpace, point: Mapping[str, Any]) -> bool:
+    """Whether a recipe with all settings of a point is valid."""
     try:
-        ground.recipe(point)
+        resolved.recipe(point)
     except RaydError:
         return False
     return True

@@ -1,6 +1,4 @@
-"""The table of trials, and what is learned from it: the best, those that no other beats, and which
-settings matter.
-"""
+"""Table of trials, and its evaluation: best trial, Pareto front, importance of settings."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from tuning.space import MODES, RECIPE, Point, ResolvedSpace
 from tuning.trial import FAILURE, PROGRESS
 
 TREES = 300
-"""Of the forest that tells which settings matter."""
+"""Number of trees of the random forest that estimates importance."""
 NUMBERS = ("validation_accuracy", "validation_std", "storage_bytes", "seconds")
 
 
@@ -35,38 +33,38 @@ class Row:
     """A trial."""
 
     trial: str
-    """Its name."""
+    """Name of the trial."""
     status: str
     """`finished`; `stopped` at a rung; `failed`."""
     settings: Point
-    """Its settings by dotted key; in the end, where they changed on the way."""
+    """Settings by dotted key; the final ones if they changed during the synthesis."""
     own: bool
-    """Whether these are the recipe's own."""
+    """Whether these are the recipe's own settings."""
     fraction: float
-    """Share of the synthesis after which it was judged last."""
+    """Fraction of the synthesis at the last evaluation."""
     validation_accuracy: float | None
-    """Mean fraction of the validation images that its students know."""
+    """Mean validation accuracy of the students, a fraction."""
     validation_std: float | None
     """Standard deviation over the students."""
     storage_bytes: int | None
-    """What its set costs to keep."""
+    """Storage cost of the set."""
     seconds: float | None
-    """Of synthesis and students."""
+    """Seconds of synthesis and students."""
     reason: str
-    """Why it failed."""
+    """Reason of a failure."""
     run: str
-    """Its run's directory, under that of the trials."""
+    """Directory of the run, relative to that of the trials."""
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Settings that it had before, and up to which share of the synthesis."""
+    """Earlier settings, with the fraction of the synthesis up to which they were used."""
 
 
-def rows(ground: ResolvedSpace, grid: ResultGrid, directory: Path) -> list[Row]:
-    """All trials: the recipes' own settings first, others by name, which in a random search is the
-    order of the draws.
+def rows(resolved: ResolvedSpace, grid: ResultGrid, directory: Path) -> list[Row]:
+    """Collect all trials: the recipes' own settings first, others by name.
 
-    Ray Tune turns its own order round whenever a sweep goes on.
+    In a random search, names have the order of the draws. Ray Tune reverses its own order whenever
+    a sweep is resumed.
     """
-    own = [ground.own_point(name) for name in ground.space.base]
+    own = [resolved.own_point(name) for name in resolved.space.base]
     found = []
     for result in grid:
         folder = directory / Path(result.path).name
@@ -77,11 +75,14 @@ def rows(ground: ResolvedSpace, grid: ResultGrid, directory: Path) -> list[Row]:
         settings = entry.get("settings", dict((result.config or {}).get("settings", {})))
         done = last[0].get("fraction") == 1.0
         failed = result.error is not None and not done
-        reason = _read(folder / FAILURE).get("reason") or _last_line(result.error) if failed else ""
+        reason = ""
+        if failed:
+            reason = _read(folder / FAILURE).get("reason") or _last_line(result.error)
+        status = "finished" if done else "stopped"
         found.append(
             Row(
                 trial=folder.name,
-                status="failed" if failed else "finished" if done else "stopped",
+                status="failed" if failed else status,
                 settings=settings,
                 own=settings in own,
                 fraction=last[0].get("fraction", 0.0),
@@ -107,29 +108,26 @@ def _last_line(error: BaseException | None) -> str:
 
 
 def finished(trials: Iterable[Row]) -> list[Row]:
-    """Those that came to their end."""
+    """Select the finished trials."""
     return [row for row in trials if row.status == "finished"]
 
 
 def best(trials: Iterable[Row]) -> Row | None:
-    """The finished trial with the greatest validation accuracy; of equal ones the first."""
+    """The finished trial with the highest validation accuracy; the first of equal ones."""
     return max(finished(trials), key=lambda row: row.validation_accuracy or 0.0, default=None)
 
 
 def pareto(trials: Iterable[Row], objectives: Sequence[str]) -> list[Row]:
-    """Finished trials that no other one equals or beats in all objectives and beats in one, the
-    most accurate first.
-    """
+    """Pareto-optimal finished trials, the most accurate first."""
     done = finished(trials)
     signs: dict[str, float] = {name: 1.0 if mode == "max" else -1.0 for name, mode in MODES.items()}
     worth = {}
     for row in done:
         worth[row.trial] = [signs[name] * float(getattr(row, name)) for name in objectives]
-    front = [
-        row
-        for row in done
-        if not any(_beats(worth[other.trial], worth[row.trial]) for other in done)
-    ]
+    front = []
+    for row in done:
+        if not any(_beats(worth[other.trial], worth[row.trial]) for other in done):
+            front.append(row)
     return sorted(front, key=lambda row: -(row.validation_accuracy or 0.0))
 
 
@@ -137,9 +135,9 @@ def _beats(left: Sequence[float], right: Sequence[float]) -> bool:
     return left != right and all(a >= b for a, b in zip(left, right, strict=True))
 
 
-def columns(ground: ResolvedSpace, trials: Iterable[Row]) -> list[dict[str, Any]]:
-    """The table: a mapping a trial, settings under their dotted keys."""
-    keys = list(ground.space.domains)
+def columns(resolved: ResolvedSpace, trials: Iterable[Row]) -> list[dict[str, Any]]:
+    """Table of trials: one mapping per trial, with settings under their dotted keys."""
+    keys = list(resolved.space.domains)
     return [
         {
             "trial": row.trial,
@@ -160,7 +158,7 @@ def _cell(value: Any) -> Any:
 
 
 def write(path: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """The table as CSV and, with the same name, as Parquet."""
+    """Write the table as CSV and, with the same name, as Parquet."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(table[0]) if table else [])
     writer.writeheader()
@@ -180,17 +178,16 @@ def _array(values: list[Any]) -> Any:
         return pa.array([None if value is None else json.dumps(value) for value in values])
 
 
-def importance(ground: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]:
-    """Share of each setting in what a random forest can tell of the validation accuracy; they sum
-    to 1, the greatest first.
+def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]:
+    """Importance of each setting for the validation accuracy, summing to 1, largest first.
 
-    Of few trials this is a hint and no more. Settings that are not there in a trial have a value of
-    their own.
+    It is the feature importance of a random forest; with few trials, this is only an indication.
+    Inactive settings are encoded separately.
     """
     done = finished(trials)
     keys = [
         key
-        for key in ground.space.domains
+        for key in resolved.space.domains
         if len({json.dumps(row.settings.get(key)) for row in done}) > 1
     ]
     if len(done) < 3 or not keys:
@@ -198,9 +195,9 @@ def importance(ground: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]
     features = []
     owner = []
     for key in keys:
-        made = _features(ground, key, [row.settings.get(key) for row in done])
-        features.append(made)
-        owner += [key] * made.shape[1]
+        columns_of_key = _features(resolved, key, [row.settings.get(key) for row in done])
+        features.append(columns_of_key)
+        owner += [key] * columns_of_key.shape[1]
     target = [float(row.validation_accuracy or 0.0) for row in done]
     forest = RandomForestRegressor(TREES, random_state=0).fit(np.concatenate(features, 1), target)
     shares = dict.fromkeys(keys, 0.0)
@@ -209,11 +206,9 @@ def importance(ground: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _features(ground: ResolvedSpace, key: str, values: list[Any]) -> npt.NDArray[np.float64]:
-    """Numbers (logarithms where the domain has them) and whether they are there; or which of the
-    choices each one is.
-    """
-    domains = ground.space.domains[key]
+def _features(resolved: ResolvedSpace, key: str, values: list[Any]) -> npt.NDArray[np.float64]:
+    """Encode values (trials, features): numbers (or logarithms) and missing flags, or one-hot."""
+    domains = resolved.space.domains[key]
     if key != RECIPE and all(domain.numeric for domain in domains):
         scale = log if domains[0].kind == "loguniform" else float
         numbers = [

@@ -1,9 +1,8 @@
-"""A trial: distil with some settings, and judge the set on the validation split, at the rungs and
-at the end.
+"""A trial: distils with given settings, and evaluates the set on the validation split.
 
-A trial is a run of rayd in a directory of its own, which is also its state: one that is started
-again, by Ray or after the driver was killed, goes on from there. What it has in common with other
-trials is in the store and made once. The test split is not looked at.
+Evaluation takes place at the rungs and at the end. A trial is a run in its own directory, which is
+also its state: when it is started again, by Ray or after the driver was killed, it continues from
+there. Work shared with other trials is in the store and computed once. The test split is not used.
 """
 
 from __future__ import annotations
@@ -35,35 +34,35 @@ FAILURE = "failure.json"
 LOG = "log.txt"
 STATE = "trial.json"
 LINGER = 60.0
-"""Seconds that the processes of a killed driver may take to end."""
+"""Maximum seconds to wait for the processes of a killed driver to end."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What all trials of a sweep have in common."""
+class SweepPlan:
+    """Inputs common to all trials of a sweep."""
 
     directory: Path
-    """Of the trials."""
-    ground: ResolvedSpace
-    """What is searched."""
+    """Directory of the trials."""
+    resolved: ResolvedSpace
+    """The search space with its recipes."""
     validation: dict[str, float]
-    """By recipe, the share of the training images that trials are judged on; 0 where the data have
-    a validation split.
+    """Fraction of the training images for validation, by recipe; 0 if the data have a validation
+    split.
     """
     workers: int
-    """Ray actors of a trial; 0 works in the trial's own process."""
+    """Ray actors per trial; 0 computes in the trial's process."""
     data_root: Path | None
-    """Where named data are looked for first."""
+    """Folder of named data that is searched first."""
     cache: Path | None
-    """Root of the store that trials share; None for the default one."""
+    """Root of the store shared by trials; None for the default one."""
 
     def recipe(self, point: Point, name: str) -> Recipe:
-        """What a trial runs."""
-        recipe = self.ground.recipe(point)
+        """Recipe of a trial."""
+        recipe = self.resolved.recipe(point)
         data = recipe.data
         if data.validation_fraction == 0:
             data = data.model_copy(
-                update={"validation_fraction": self.validation[recipe_name(self.ground, point)]}
+                update={"validation_fraction": self.validation[recipe_name(self.resolved, point)]}
             )
         resources = recipe.resources.model_copy(
             update={
@@ -73,15 +72,15 @@ class Plan:
             }
         )
         evaluation = recipe.evaluation.model_copy(
-            update={"seeds": self.ground.space.seeds, "baselines": ()}
+            update={"seeds": self.resolved.space.seeds, "baselines": ()}
         )
         changed = {"name": name, "data": data, "resources": resources, "evaluation": evaluation}
         return recipe.model_copy(update=changed)
 
 
-def recipe_name(ground: ResolvedSpace, point: Point) -> str:
-    """The recipe that a point lies on."""
-    return str(point.get("recipe", ground.space.base[0]))
+def recipe_name(resolved: ResolvedSpace, point: Point) -> str:
+    """Name of the recipe of a point."""
+    return str(point.get("recipe", resolved.space.base[0]))
 
 
 def threads(recipe: Recipe) -> int:
@@ -90,10 +89,10 @@ def threads(recipe: Recipe) -> int:
 
 
 def resources(recipe: Recipe, workers: int) -> tune.PlacementGroupFactory:
-    """What Ray reserves for a trial: a bundle a worker beside its own, which is empty; without
-    workers what it computes on.
+    """Resources that Ray reserves for a trial.
 
-    Workers stay in their bundles, which are placed as the recipe places workers.
+    With workers, an empty bundle for the trial and one for each worker, placed according to the
+    recipe; without, a single bundle.
     """
     settings = recipe.resources
     gpus = {"GPU": settings.gpus_per_worker} if settings.gpus_per_worker > 0 else {}
@@ -103,16 +102,16 @@ def resources(recipe: Recipe, workers: int) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory(bundles, strategy=settings.placement.upper())
 
 
-def run(config: dict[str, Any], plan: Plan) -> None:
-    """Ray Tune's function trainable."""
+def run(config: dict[str, Any], plan: SweepPlan) -> None:
+    """Run a trial; Ray Tune's function trainable."""
     identity = str(tune.get_context().get_trial_id())
     folder = plan.directory / identity
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as kept:
-        log = kept.enter_context((folder / LOG).open("a", encoding="utf-8"))
+    with ExitStack() as stack:
+        log = stack.enter_context((folder / LOG).open("a", encoding="utf-8"))
         progress = Progress(console=Console(file=log, highlight=False, width=200))
         try:
-            _Trial(plan, identity, config[SETTINGS], progress, kept).run()
+            _Trial(plan, identity, config[SETTINGS], progress, stack).run()
         except RaydError as error:
             write_json(folder / FAILURE, {"reason": str(error)})
             progress.log(f"failed: {error}")
@@ -121,56 +120,50 @@ def run(config: dict[str, Any], plan: Plan) -> None:
 
 class _Trial:
     def __init__(
-        self, plan: Plan, identity: str, point: Point, progress: Progress, kept: ExitStack
+        self, plan: SweepPlan, identity: str, point: Point, progress: Progress, stack: ExitStack
     ):
         self._plan = plan
         self._identity = identity
         self._point = point
         self._progress = progress
         self._folder = plan.directory / identity
-        self._rungs = plan.ground.space.steps_on_the_way
+        self._rungs = plan.resolved.space.rung_fractions
         self._began = time.monotonic()
         checkpoint = tune.get_checkpoint()
         state = {}
         donor = None
         if checkpoint is not None:
-            donor = Path(kept.enter_context(checkpoint.as_directory()))
+            donor = Path(stack.enter_context(checkpoint.as_directory()))
             state = read_json(donor / STATE)
         self._history: list[dict[str, Any]] = state.get("history", [])
         self._since = 0.0
         self._warm_start = None
-        told: list[float] = state.get("told", [])
+        reported: list[float] = state.get("told", [])
         if donor is not None and (state["trial"], state["settings"]) != (identity, point):
-            # population-based training: on from where another trial is
-            self._history = [
-                *self._history,
-                {"fraction": state["fraction"], "settings": state["settings"]},
-            ]
-            told = []
+            # population-based training: continue from the state of another trial
+            entry = {"fraction": state["fraction"], "settings": state["settings"]}
+            self._history = [*self._history, entry]
+            reported = []
+        self._name = "run"
         if self._history:
             self._since = float(self._history[-1]["fraction"])
             checkpoints = (donor or self._folder) / "checkpoints"
             self._warm_start = WarmStart(checkpoints, tuple(self._history))
-        self._name = (
-            f"run-{content_hash({'history': self._history, 'settings': point})[:8]}"
-            if self._history
-            else "run"
-        )
-        self._told = set(told)
+            key = content_hash({"history": self._history, "settings": point})
+            self._name = f"run-{key[:8]}"
+        self._reported = set(reported)
 
     def run(self) -> None:
-        """Distil and judge, telling Ray of each rung; what was judged before is told and not judged
-        again.
-        """
+        """Distil and evaluate, reporting each rung to Ray; earlier results are reported again."""
         for record in self._records():
             if record["fraction"] < 1:
-                self._tell(record)
+                self._report(record)
         fractions = tuple(fraction for fraction in self._rungs if fraction > self._since)
         run = self._distilled(Callback(fractions, self._reached))
-        self._keep(self._record(run.report, 1.0, run.synthesis_seconds))
-        self._tell(self._records()[-1], self._folder / self._name / "checkpoints")
+        self._store(self._record(run.report, 1.0, run.synthesis_seconds))
+        self._report(self._records()[-1], self._folder / self._name / "checkpoints")
 
-    def _distilled(self, watch: Callback) -> Run:
+    def _distilled(self, callback: Callback) -> Run:
         recipe = self._plan.recipe(self._point, self._identity)
         out = self._folder / self._name
         tried = time.monotonic()
@@ -184,30 +177,28 @@ class _Trial:
                     resume=True,
                     progress=self._progress,
                     judged_on="validation",
-                    callback=watch,
+                    callback=callback,
                     warm_start=self._warm_start,
                 )
             except OutputError as error:
-                # the process that a killed driver left is still ending
+                # the process of a killed driver is still ending
                 if "in use" not in str(error) or time.monotonic() - tried > LINGER:
                     raise
                 time.sleep(1.0)
 
     def _reached(self, rung: Milestone) -> None:
-        fraction = min(self._rungs, key=lambda wanted: abs(wanted - rung.fraction))
+        fraction = min(self._rungs, key=lambda candidate: abs(candidate - rung.fraction))
         if any(record["fraction"] == fraction for record in self._records()):
             return
-        self._keep(self._record(rung.judge(), fraction, time.monotonic() - self._began))
-        self._tell(self._records()[-1], rung.checkpoints)
+        self._store(self._record(rung.judge(), fraction, time.monotonic() - self._began))
+        self._report(self._records()[-1], rung.checkpoints)
 
     def _record(self, report: Report, fraction: float, seconds: float) -> dict[str, Any]:
         judged = [result for result in report.results if result.set == "distilled"]
-        runs = [
-            accuracy
-            for result in judged
-            if result.epoch == judged[0].epoch
-            for accuracy in result.test_accuracy.runs
-        ]
+        runs: list[float] = []
+        for result in judged:
+            if result.epoch == judged[0].epoch:
+                runs += result.test_accuracy.runs
         return {
             "fraction": fraction,
             "validation_accuracy": fmean(runs),
@@ -216,34 +207,30 @@ class _Trial:
             "seconds": round(seconds + sum(result.seconds for result in judged), 3),
         }
 
-    def _tell(self, record: dict[str, Any], checkpoints: Path | None = None) -> None:
-        """Tell Ray, once, with a checkpoint that says where the trial is; its run's directory is
-        the state itself.
+    def _report(self, record: dict[str, Any], checkpoints: Path | None = None) -> None:
+        """Report a record to Ray once, with a checkpoint that identifies the state of the trial.
+
+        The complete state is the run's directory.
         """
-        if record["fraction"] in self._told:
+        if record["fraction"] in self._reported:
             return
-        self._told.add(record["fraction"])
+        self._reported.add(record["fraction"])
         with TemporaryDirectory(prefix="rayd-trial-") as folder:
             state = {
                 "trial": self._identity,
                 "settings": self._point,
                 "history": self._history,
                 "fraction": record["fraction"],
-                "told": sorted(self._told),
+                "told": sorted(self._reported),
             }
             write_json(Path(folder) / STATE, state)
-            if (
-                checkpoints is not None
-                and checkpoints.is_dir()
-                and self._plan.ground.space.scheduler.name == "pbt"
-            ):
+            population_based = self._plan.resolved.space.scheduler.name == "pbt"
+            if checkpoints is not None and checkpoints.is_dir() and population_based:
                 shutil.copytree(checkpoints, Path(folder) / "checkpoints")
-            rung = (
-                len(self._rungs)
-                if record["fraction"] == 1
-                else self._rungs.index(record["fraction"])
-            )
-            metrics = {**record, "milestone": milestone(self._plan.ground.space, rung)}
+            rung = len(self._rungs)
+            if record["fraction"] != 1:
+                rung = self._rungs.index(record["fraction"])
+            metrics = {**record, "milestone": milestone(self._plan.resolved.space, rung)}
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
 
     def _records(self) -> list[dict[str, Any]]:
@@ -252,9 +239,9 @@ class _Trial:
         records: list[dict[str, Any]] = known.get(self._name, {}).get("records", [])
         return records
 
-    def _keep(self, record: dict[str, Any]) -> None:
+    def _store(self, record: dict[str, Any]) -> None:
         path = self._folder / PROGRESS
         known = read_json(path) if path.exists() else {}
-        records = [one for one in self._records() if one["fraction"] != record["fraction"]]
+        records = [other for other in self._records() if other["fraction"] != record["fraction"]]
         entry = {"settings": self._point, "history": self._history, "records": [*records, record]}
         write_json(path, {**known, self._name: entry, "now": {"run": self._name}})

@@ -1,9 +1,9 @@
-"""Every setting of a run, typed, documented and validated.
+"""Settings of a run: typed, documented and validated.
 
-A run is described by one `Recipe`. It is built in layers, later ones winning: the defaults here,
-the method's own defaults, the recipe file, and `key.sub=value` overrides. All layers are validated
-the same way; a key that does not exist is an error that names the nearest one, and one that belongs
-to another variant (`Only`) is refused where it would change nothing.
+A run is described by one `Recipe`, built in layers of increasing priority: the defaults here, the
+method's defaults, the recipe file, and `key.sub=value` overrides. All layers are validated the same
+way; an unknown key raises an error that names the nearest known one, and a setting of another
+variant (`Only`) is rejected where it has no effect.
 """
 
 from rayd.config.base import POSITIVE, Only, Precision, Settings, idle

@@ -1,4 +1,4 @@
-"""What all settings have in common."""
+"""Base class of settings, and markers for settings with conditions."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 S = TypeVar("S", bound="Settings")
 
 Precision = Literal["auto", "float32", "tf32", "bfloat16"]
-"""Arithmetic of a forward or backward pass: `float32`; `tf32`, convolutions of float32 numbers with
-the 10-bit mantissas that GPUs from Ampere on multiply fast (elsewhere the same as `float32`);
-`bfloat16`, with float32 master weights where a network is trained; or `auto`, the fastest of them
-that the hardware computes natively and the method allows, see `rayd.engine.arithmetic`.
+"""Arithmetic of forward and backward passes.
+
+- `float32`.
+- `tf32`: convolutions of float32 numbers with 10-bit mantissas, fast on GPUs from Ampere on; the
+  same as `float32` on other hardware.
+- `bfloat16`: with float32 master weights when a network is trained.
+- `auto`: the fastest that the hardware supports natively and the method allows, see
+  `rayd.engine.arithmetic`.
 """
 
 
 class Settings(BaseModel):
-    """Base of all settings: unknown keys are refused, values do not change once made."""
+    """Base class of settings: unknown keys are rejected, instances are immutable."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -32,63 +36,63 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, tree: Any) -> Any:
-        """Settings inside settings are laid over the outer ones' default for them, not over their
-        own class's.
-        """
+        """Merge nested settings over the default of the outer class, not of their own class."""
         if not isinstance(tree, Mapping):
             return tree
-        laid = dict(tree)
+        merged = dict(tree)
         for name, field in cls.model_fields.items():
-            if isinstance(field.default, Settings) and isinstance(laid.get(name), Mapping):
-                laid[name] = _laid(field.default.model_dump(exclude_unset=True), laid[name])
-        return laid
+            if isinstance(field.default, Settings) and isinstance(merged.get(name), Mapping):
+                merged[name] = _laid(field.default.model_dump(exclude_unset=True), merged[name])
+        return merged
 
 
 POSITIVE = object()
-"""Stands for all numbers above 0 among the values that `Only` names."""
+"""Represents all numbers above 0 among the values of `Only`."""
 
 
 @dataclass(frozen=True, init=False)
 class Only:
-    """Marks a setting that counts under some values of others alone: `Annotated[float,
-    Only(kernel="matern")]`.
+    """Marks a setting that has an effect only under some values of other settings.
 
-    The others stand beside it, or in the recipe (`Only(real="sampled")`); one of them is enough
-    where there are several. A tuple names several values, None an absent one, POSITIVE any above 0.
+    For example `Annotated[float, Only(kernel="matern")]`. The other settings are in the same model
+    or in the recipe (`Only(real="sampled")`); if there are several, one match is enough. A tuple
+    lists several values, None stands for an absent one, POSITIVE for any above 0.
     """
 
     wanted: Mapping[str, tuple[Any, ...]]
 
     def __init__(self, **wanted: Any):
-        object.__setattr__(
-            self,
-            "wanted",
-            {key: one if isinstance(one, tuple) else (one,) for key, one in wanted.items()},
-        )
+        values = {
+            key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()
+        }
+        object.__setattr__(self, "wanted", values)
 
-    def missed(self, beside: Settings, whole: Settings, prefix: str) -> str | None:
-        """Why a setting that stands under `prefix` changes nothing; None where it counts."""
-        reasons = []
+    def missed(self, siblings: Settings, whole: Settings, prefix: str) -> str | None:
+        """Why a setting in the model under `prefix` has no effect; None if it has."""
+        expected = []
+        given = []
         for name, values in self.wanted.items():
-            near = name in type(beside).model_fields
-            value = getattr(beside if near else whole, name)
+            near = name in type(siblings).model_fields
+            actual = getattr(siblings if near else whole, name)
             key = f"{prefix}{name}" if near else name
-            if value in values or (POSITIVE in values and value is not None and value > 0):
+            if actual in values or (POSITIVE in values and actual is not None and actual > 0):
                 return None
-            wanted = "' or '".join(
-                f"{key} above 0" if one is POSITIVE else f"{key}: {_shown(one)}" for one in values
-            )
-            reasons.append((f"'{wanted}'", f"'{key}: {_shown(value)}'"))
-        return f"it belongs to {' or '.join(r[0] for r in reasons)}. Got {' and '.join(r[1] for r in reasons)} instead."
+            conditions = [
+                f"{key} above 0" if value is POSITIVE else f"{key}: {_shown(value)}"
+                for value in values
+            ]
+            expected.append("'" + "' or '".join(conditions) + "'")
+            given.append(f"'{key}: {_shown(actual)}'")
+        return f"it belongs to {' or '.join(expected)}. Got {' and '.join(given)} instead."
 
 
 def idle(settings: Settings, whole: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The settings, by dotted key, that change nothing beside the others, and for each the reason.
+    """Yield the dotted keys of settings that have no effect, each with the reason.
 
     Args:
-        settings: those to look at, at every depth.
-        whole: the recipe that they are part of.
-        prefix: the key under which they stand there, with a dot at its end.
+        settings: settings to check, recursively.
+        whole: the recipe that contains them.
+        prefix: their key in the recipe, with a trailing dot.
     """
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
@@ -104,13 +108,13 @@ def idle(settings: Settings, whole: Settings, prefix: str = "") -> Iterator[tupl
 
 
 def _shown(value: Any) -> str:
-    return (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _laid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """One tree over another, at every depth."""
+    """Merge one tree over another, recursively."""
     both = {
         name: _laid(under[name], over[name])
         for name in under.keys() & over.keys()
@@ -120,7 +124,7 @@ def _laid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(value: object) -> object:
-    """One element stands for a tuple of one; what is named twice counts once."""
+    """Wrap a single element in a list, and drop duplicates."""
     if isinstance(value, str | dict):
         return [value]
     if not isinstance(value, list | tuple):
@@ -129,4 +133,4 @@ def listed(value: object) -> object:
 
 
 Listed = BeforeValidator(listed)
-"""Lets one element stand for a tuple of one."""
+"""Accepts a single element in place of a tuple."""

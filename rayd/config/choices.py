@@ -1,35 +1,63 @@
-"""Choices that settings of methods share with the mathematics that they configure.
+"""Choices shared by settings of methods and the mathematics that they configure.
 
-They stand here, and not beside their formulas in `rayd.objectives` and `rayd.statistics`, so that a
-recipe can be read, checked and refused without importing torch.
+They are defined here, not next to their formulas in `rayd.objectives` and `rayd.statistics`, so
+that recipes can be validated without importing torch.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 Kernel = Literal["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic"]
 """Name of a shift-invariant kernel; see `rayd.statistics.frequencies`."""
 Scale = float | Literal["median"]
-"""Length of a kernel in units of the features, or the median distance of real ones."""
+"""Length scale of a kernel in units of the features, or the median distance of real ones."""
 
 Category = Literal["class", "instance", "batch"]
-"""Which variance stands for a class; see `rayd.objectives.moments`."""
+"""Variance that represents a class; see `rayd.objectives.moment_distance`."""
 
 Split = Literal["uniform", "median", "rank", "continuous"]
-"""Name of a rule that tells head classes from tail classes; see `rayd.objectives.head_and_tail`."""
+"""Rule that divides classes into head and tail; see `rayd.objectives.head_and_tail`."""
 OverClasses = Literal["mean", "sum"]
-"""How the values of classes become one; see `rayd.objectives.spectral_distance`."""
+"""Reduction over classes; see `rayd.objectives.characteristic_function_distance`."""
 
 Signal = Literal["class", "mean"]
-"""What a filter is applied to: features by class, or their mean; see `rayd.objectives.spectral`."""
+"""Input of a filter: features by class, or their mean; see
+`rayd.objectives.spectral_filter_distance`.
+"""
 
 Direction = Literal["current", "average"]
-"""Whose distribution stands first in KL(p || q), p log(p / q): that of the images now, or of their
-average.
-"""
+"""First argument p of KL(p || q): the distribution of the current images, or of their average."""
 
 RELATIVE_RIDGE = 1e-6
 """Default ridge of a regression, relative to the mean eigenvalue of the kernel matrix; see
 `rayd.objectives.ridge`.
 """
+
+
+class LayerRole(StrEnum):
+    """A role that layers of a network play."""
+
+    FEATURES = "features"
+    """What the classifier (the `nn.Linear` that runs last) reads, as (N, d)."""
+    LAST_MAP = "last_map"
+    """The last map before global pooling or flattening, as (N, d, h, w)."""
+    BN_INPUTS = "bn_inputs"
+    """What every `nn.BatchNorm2d` reads, in order of execution, each (N, d, h, w)."""
+    CONV_INPUTS = "conv_inputs"
+    """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
+    CONV_PATH = "conv_path"
+    """The same, but a map that several convolutions read counts once. In residual networks that
+    leaves out the 1x1 projections of shortcuts, whose input is that of the first convolution of
+    their block.
+    """
+    BLOCK_OUTPUTS = "block_outputs"
+    """The map after each block, in order of execution, each (N, d, h, w). Blocks end where the
+    network goes over to a smaller resolution for good, and at the end. Where a convolution has a stride, that is
+    the map which it reads (of several, the one that was there first: a residual block's input);
+    where the network pools, the pooled map; at the end, the last map.
+
+    In a ConvNet these are the outputs of its blocks of convolution, normalisation, activation and
+    pooling; in a ResNet those of its stages.
+    """

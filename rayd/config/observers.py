@@ -1,4 +1,4 @@
-"""Settings of networks and of the observers."""
+"""Settings of networks and observers."""
 
 from __future__ import annotations
 
@@ -9,32 +9,30 @@ from pydantic import BeforeValidator, Field, model_validator
 from rayd.config.base import Listed, Only, Precision, Settings
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
-"""The augmentation of Zhao and Bilen (2021) for natural images; digits leave out `flip`."""
+"""Augmentation of Zhao and Bilen (2021) for natural images; for digits, omit `flip`."""
 
 
 class NetworkSettings(Settings):
-    """An architecture of the registry. A bare name stands for its defaults."""
+    """An architecture of the registry; a bare name selects its defaults."""
 
     name: str = "convnet"
     """A known name: `convnet`, `mlp`, `alexnet`, `vgg11`, `resnet18`, ... or
     `torchvision/<model>`.
     """
     depth: int | None = Field(default=None, ge=1)
-    """Number of blocks, where the architecture has that choice; absent: the field's choice for the
-    image size.
+    """Number of blocks, for architectures with this option; by default as customary for the image
+    size.
     """
     width: int | None = Field(default=None, ge=1)
-    """Channels of a block (ConvNet) or units of a layer (MLP), where the architecture has that
-    choice.
+    """Channels of a block (ConvNet) or units of a layer (MLP), for architectures with this
+    option.
     """
     norm: Literal["instance", "batch", "group", "layer", "none"] | None = None
-    """Normalisation layers, where the architecture has that choice."""
+    """Normalisation layers, for architectures with this option."""
 
     @property
     def label(self) -> str:
-        """A short name that tells this architecture from its neighbours, for tables and file
-        names.
-        """
+        """Short name that identifies architecture and options, for tables and file names."""
         parts = [self.name]
         parts += [f"d{self.depth}"] if self.depth is not None else []
         parts += [f"w{self.width}"] if self.width is not None else []
@@ -50,11 +48,11 @@ Network = Annotated[NetworkSettings, BeforeValidator(_network_from_name)]
 
 
 class ObserverNetworkSettings(NetworkSettings):
-    """An architecture and the weights that it starts from."""
+    """An architecture and its initial weights."""
 
     weights: str | None = None
-    """`torchvision` for its pretrained weights, or the path of a checkpoint (safetensors, or a
-    state dict that torch loads with `weights_only`); absent: random ones.
+    """`torchvision` for pretrained weights, or the path of a checkpoint (safetensors, or a state
+    dict that torch loads with `weights_only`); by default random.
     """
 
 
@@ -62,106 +60,99 @@ ObserverNetwork = Annotated[ObserverNetworkSettings, BeforeValidator(_network_fr
 
 
 class NetworkGroupSettings(Settings):
-    """A panel: networks that look at the same images in turn."""
+    """A group of networks that take turns computing features (round robin)."""
 
     networks: Annotated[tuple[ObserverNetwork, ...], Listed, Field(min_length=1)] = (
         ObserverNetworkSettings(),
     )
-    """Architectures of the observers; steps go round them in this order."""
+    """Architectures of the networks, used in this order."""
     trained: bool = False
-    """Whether they are squeezed, that is trained on the real data, before they look; see
-    `squeeze`.
-    """
+    """Whether the networks are trained on the real data before use; see `squeeze`."""
     pool: int = Field(default=20, ge=1)
-    """How many fixed observers of each architecture there are."""
+    """Number of networks of each architecture."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the fixed observers. It is not the run's seed: runs that differ in seed alone share
-    what was measured.
+    """Seed of the networks, independent of the run's seed: runs that differ only in their seed
+    share networks and measured statistics.
     """
     per_step: int = Field(default=1, ge=1)
-    """Observers whose gradients are averaged in one step; more than one lets workers share a
-    step.
+    """Number of networks whose gradients are averaged in a step; with more than one, workers
+    compute them in parallel.
     """
     augmentation: str | None = DSA_STRATEGY
-    """Siamese augmentation through which real and synthetic images are seen, operations joined by
-    underscores; null for none. A measured observer keeps one draw for good; others draw for every
-    class of every step.
+    """Siamese augmentation of real and synthetic images, operations joined by underscores; null
+    for none. Observers with measured statistics keep one draw; others draw for every class in
+    every step.
     """
     batch_size: int = Field(default=256, ge=1)
-    """Images of one forward pass while measuring; changes speed and memory, results only by
-    rounding.
+    """Images per forward pass while statistics are measured; affects speed and memory, and results
+    by rounding only.
     """
     precision: Precision = "auto"
-    """Arithmetic of the measuring forward pass; statistics are accumulated in float64 whatever it
-    is.
-    """
+    """Arithmetic of forward passes while statistics are measured; accumulation is in float64."""
 
     interpolate: bool = False
-    """Trained observers stand somewhere between their initial weights and the trained ones, each at
-    a place of its own, drawn once: l initial + (1 - l) trained, l uniform in [0, 1] (NCFM). Those
-    that label images are the trained ones.
+    """Interpolate weights between initial and trained ones: l initial + (1 - l) trained, with l
+    uniform in [0, 1], drawn once per network (NCFM). Networks that label images use the trained
+    weights.
     """
 
     @property
     def count(self) -> int:
-        """Fixed observers in all."""
+        """Total number of networks."""
         return self.pool * len(self.networks)
 
     def network_of(self, network_id: int) -> ObserverNetworkSettings:
-        """Architecture of a fixed observer: round robin."""
+        """Architecture of a network (round robin)."""
         return self.networks[network_id % len(self.networks)]
 
     def copy_of(self, network_id: int) -> int:
-        """Which of the fixed observers of its architecture a member is."""
+        """Index of a network among those of its architecture."""
         return network_id // len(self.networks)
 
 
 class ModelPoolSettings(Settings):
-    """Networks that grow beside the synthesis: young and old ones look in turn, and are trained
-    meanwhile.
+    """A pool of networks trained alongside the synthesis, to match at different training ages.
 
-    The defaults are IDM's: many networks, trained on real images while others look. One network
-    that is trained on the synthetic images between two looks, and given up after some, is DC's; a
-    pool of them, each renewed when it has learned long enough, is FRePo's.
+    The defaults are IDM's: many networks, trained on real images while others compute features.
+    DC uses a single network that is trained on the synthetic images between steps and replaced
+    regularly; FRePo uses a pool of these, each replaced after sufficient training.
     """
 
     start: int = Field(default=3, ge=1)
-    """Random networks at the beginning."""
+    """Initial number of random networks."""
     push_every: int | None = Field(default=30, ge=1)
-    """Steps after which one more random network comes, from step 0 on; null: none comes."""
+    """Steps between additions of a random network, from step 0 on; null for none."""
     capacity: int = Field(default=100, ge=1)
-    """Most networks; the oldest one leaves for a new one."""
+    """Maximum number of networks; the oldest is replaced."""
     lifetime: int | None = Field(default=None, ge=1)
-    """Times that a network is trained on, after which a new one takes its place (`push_every:
-    null`); null: no end. The first ones live shorter, each in turn, so that young and old ones are
-    there at any time.
+    """Number of training rounds after which a network is replaced (`push_every: null`); null for
+    unlimited. Initial networks have staggered, shorter lifetimes, so that the pool always contains
+    different ages.
     """
     source: Literal["real", "synthetic"] = "real"
-    """What they are trained on: real images, while others look in the same step, or the synthetic
-    ones once they have moved.
-    """
+    """Training images: real ones, in parallel with the step, or the synthetic ones after it."""
     trained: Literal["drawn", "looking"] = "drawn"
-    """Who is trained on in a step: some that are drawn at random, or those that looked."""
+    """Networks trained in a step: randomly drawn ones, or those used in the step."""
     trained_per_step: Annotated[int, Only(trained="drawn")] = Field(default=2, ge=0)
-    """`drawn`: how many; fewer while the queue holds fewer."""
+    """`drawn`: number of trained networks, limited by the size of the pool."""
     train_steps: Annotated[int, Only(train_epochs=None)] = Field(default=10, ge=1)
-    """Steps of the optimizer that each of them gets."""
+    """Optimizer steps of each trained network."""
     train_epochs: int | None = Field(default=None, ge=1)
     """Passes over all images, in place of `train_steps`."""
     batch_size: int = Field(default=256, ge=1)
-    """Images of such a step, of all classes."""
+    """Images per training batch, of all classes."""
     augmentation: str | None = None
-    """DSA augmentation of these images (per-sample parameters), operations joined by underscores;
-    null for none.
+    """DSA augmentation of the training batches (per-sample parameters), operations joined by
+    underscores; null for none.
     """
     loss: Literal["cross-entropy", "mse"] = "cross-entropy"
     """`mse`: half the squared distance of the logits from the targets of a ridge regression."""
     optimizer: Literal["sgd", "adam"] = "sgd"
-    """What trains them."""
+    """Optimizer of the networks."""
     learning_rate: float = Field(default=0.01, gt=0)
-    """Its step size."""
+    """Step size of the optimizer."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD, first moment decay of Adam; every network keeps its own."""
+    """Momentum of SGD, first moment decay of Adam; kept per network."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 penalty."""
 
@@ -169,23 +160,25 @@ class ModelPoolSettings(Settings):
     def _one_rule(self) -> ModelPoolSettings:
         if self.lifetime is not None and self.push_every is not None:
             raise ValueError(
-                "'model_pool.lifetime' renews networks where 'model_pool.push_every' adds none: set one of them to null"
+                "'model_pool.lifetime' renews networks where 'model_pool.push_every' adds none: "
+                "set one of them to null"
             )
         if self.push_every is None and self.start > self.capacity:
             raise ValueError(
-                f"'model_pool.start' ({self.start}) must not exceed 'model_pool.capacity' ({self.capacity})"
+                f"'model_pool.start' ({self.start}) must not exceed 'model_pool.capacity' "
+                f"({self.capacity})"
             )
         return self
 
 
 class ObserverSettings(NetworkGroupSettings):
-    """The networks through which real and synthetic images are compared."""
+    """Networks whose features of real and synthetic images are compared."""
 
     real_batch: Annotated[int, Only(real="sampled")] = Field(default=256, ge=1)
-    """Real images drawn per class in a step (`real: sampled`); smaller classes are drawn with
-    replacement.
+    """Real images drawn per class and step (`real: sampled`); with replacement from smaller
+    classes.
     """
     model_pool: ModelPoolSettings | None = None
-    """Networks that grow beside the synthesis, in place of a fresh one in each step (`real:
+    """Networks trained alongside the synthesis, in place of a fresh one in each step (`real:
     sampled`); null for none.
     """

@@ -1,6 +1,4 @@
-"""From files and command lines to validated settings; errors name the key, and the nearest known
-one.
-"""
+"""Reading of settings from files and command lines; errors name the nearest known key."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """`["synthesis.steps=5", "ipc=2"]` as a nested mapping; values are read as YAML.
+    """Parse overrides such as `["synthesis.steps=5", "ipc=2"]` into a tree; values are YAML.
 
     Raises:
         ConfigError: an argument is not of the form `key.sub=value`.
@@ -31,7 +29,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = argument.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(
-                f"An override must look like key.sub=value. Got '{argument}' instead."
+                f"An override must have the form key.sub=value. Got '{argument}' instead."
             )
         try:
             value = yaml.safe_load(text)
@@ -44,18 +42,18 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key as a nested mapping; later ones win.
+    """Expand dotted keys into a nested mapping; later ones take precedence.
 
     >>> nested({"ipc": 2, "synthesis": {"steps": 5}, "synthesis.clip": True})
     {'ipc': 2, 'synthesis': {'steps': 5, 'clip': True}}
 
     Raises:
-        ConfigError: a key is not names that dots join.
+        ConfigError: a key has an empty part.
     """
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         if not all(key.split(".")):
-            raise ConfigError(f"A setting must look like key or key.sub. Got '{key}' instead.")
+            raise ConfigError(f"A setting must have the form key or key.sub. Got '{key}' instead.")
         branch = value
         for part in reversed(key.split(".")):
             branch = {part: branch}
@@ -64,15 +62,13 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_resources(workers: int | None, address: str | None) -> dict[str, Any]:
-    """The overrides that `--workers` and `--address` stand for; what is not given stays as the
-    recipe says.
-    """
+    """Overrides for `--workers` and `--address`; None leaves the recipe's value."""
     given = {"workers": workers, "address": address}
     return {"resources": {key: value for key, value in given.items() if value is not None}}
 
 
 def _number(text: str) -> float | str:
-    """YAML 1.1 reads `1e-3` as text; people mean the number."""
+    """Convert numbers such as `1e-3`, which YAML 1.1 parses as text."""
     try:
         return float(text)
     except ValueError:
@@ -80,10 +76,10 @@ def _number(text: str) -> float | str:
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, mapping by mapping; anything else in `over` replaces what it covers.
+    """Merge `over` into `under`, recursively; other values in `over` replace those in `under`.
 
-    A mapping laid on a list of networks is laid on each of them, and a name or path laid on `data`
-    is its `data.name`.
+    A mapping over a list of networks applies to each of them, and a name or path over `data` sets
+    `data.name`.
     """
     merged = dict(under)
     for key, value in over.items():
@@ -95,29 +91,87 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(below, str) and isinstance(value, Mapping) and key == "networks":
             merged[key] = merge({"name": below}, value)
         elif isinstance(below, list | tuple) and isinstance(value, Mapping) and key == "networks":
-            merged[key] = [
-                merge({"name": one} if isinstance(one, str) else one, value) for one in below
-            ]
+            merged[key] = []
+            for network in below:
+                named = {"name": network} if isinstance(network, str) else network
+                merged[key].append(merge(named, value))
         else:
             merged[key] = value
     return merged
 
 
 RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
-"""Settings that had another name in the version before, by dotted key."""
+"""Settings renamed since the previous version, by dotted key."""
 
 
-def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[str, Any]:
-    """Settings under the names that they have now.
+def _of_objective(term: str, *names: str, prefix: str = "") -> dict[str, str]:
+    """Settings of a term that stood in `objective`, with a prefix there."""
+    return {f"objective.{prefix}{name}": f"terms.{term}.{name}" for name in names}
+
+
+_MOMENTS = _of_objective("moments", "momentum", "drop", "patch", "first_layer_weight")
+_DENSIFICATION = _of_objective("densification", "temperature", prefix="densification_")
+_CHARACTERISTIC_FUNCTION = {
+    "terms.spectral": "terms.characteristic_function",
+    **_of_objective(
+        "characteristic_function",
+        *("kernel", "scale", "frequencies", "smoothness", "mixture", "normalize"),
+        *("head_amplitude_weight", "split", "factor", "root", "over_classes"),
+    ),
+}
+_SPECTRAL_FILTER = {
+    "terms.spectral": "terms.spectral_filter",
+    **_of_objective(
+        "spectral_filter",
+        *("filter", "signal_filter", "filter_weight", "signal_weight", "signal", "layers"),
+    ),
+}
+_REGRESSION = _of_objective("regression", "relative_ridge")
+RENAMED_BY_METHOD: Mapping[str, Mapping[str, str]] = {
+    "cda": _of_objective("moments", "first_layer_weight"),
+    "cfm": {**_SPECTRAL_FILTER, **_of_objective("spectral_filter", "updating")},
+    "csdm": _CHARACTERISTIC_FUNCTION,
+    "edc": {
+        **_MOMENTS,
+        **_of_objective("moments", "alpha", "category"),
+        **_of_objective("flatness", "decay", "temperature", "direction", prefix="flatness_"),
+        **_DENSIFICATION,
+    },
+    "frepo": _REGRESSION,
+    "gvbsm": {**_MOMENTS, **_DENSIFICATION},
+    "krr": _REGRESSION,
+    "ncfm": {
+        **_CHARACTERISTIC_FUNCTION,
+        **_of_objective("characteristic_function", "sampling_network", "sampling_rate"),
+    },
+    "sre2l": _of_objective("moments", "first_layer_weight"),
+    "unidd": _SPECTRAL_FILTER,
+}
+"""Those that had another name for one method alone. Names in `objective` come after the term's."""
+
+
+def renamed_of(method: object) -> dict[str, str]:
+    """All settings that had another name for a method, by dotted key."""
+    own = RENAMED_BY_METHOD.get(method, {}) if isinstance(method, str) else {}
+    return {**RENAMED, **own}
+
+
+def with_new_names(
+    tree: Mapping[str, Any], where: str | None = None, method: object = None
+) -> dict[str, Any]:
+    """Rename settings of the previous version to their current names.
 
     >>> with_new_names({"guides": {"pool": 2}})
     {'classifiers': {'pool': 2}}
+    >>> with_new_names({"method": "csdm", "terms": {"spectral": {"weight": 10}}})
+    {'terms': {'characteristic_function': {'weight': 10}}, 'method': 'csdm'}
 
     Args:
         tree: settings as a nested mapping.
-        where: what the settings are called in a warning about old names; without it there is none.
+        where: origin of the settings, for a warning about old names; None for no warning.
+        method: whose names they are; absent: that of the tree.
     """
-    for old, new in RENAMED.items():
+    for old, new in renamed_of(method if method is not None else tree.get("method")).items():
         if not _holds(tree, old):
             continue
         if where is not None:
@@ -128,16 +182,38 @@ def with_new_names(tree: Mapping[str, Any], where: str | None = None) -> dict[st
                 where,
                 new,
             )
-        tree = merge(nested({new: lookup(tree, old)}), without(tree, [old]))
+        tree = _moved(tree, old, new)
     return dict(tree)
 
 
-def with_old_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `with_new_names`: cache keys are hashes of settings under their first names."""
-    for old, new in RENAMED.items():
+def with_old_names(
+    tree: Mapping[str, Any], renamed: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Inverse of `with_new_names`: cache keys are hashes of settings under their original names.
+
+    >>> with_old_names({"method": "csdm", "terms": {"characteristic_function": {"weight": 10}}})
+    {'terms': {'spectral': {'weight': 10}}, 'method': 'csdm'}
+
+    Args:
+        tree: settings as a nested mapping, the method among them.
+        renamed: new names by old ones; absent: all of the method.
+    """
+    names = renamed_of(tree.get("method")) if renamed is None else renamed
+    # the settings of a term before the term itself
+    for old, new in reversed(list(names.items())):
         if _holds(tree, new):
-            tree = merge(nested({old: lookup(tree, new)}), without(tree, [new]))
+            tree = _moved(tree, new, old)
     return dict(tree)
+
+
+def _moved(tree: Mapping[str, Any], key: str, to: str) -> dict[str, Any]:
+    """A tree in which the value at a key stands at another; what stands there already wins."""
+    left = without(tree, [key])
+    outer = key.rpartition(".")[0]
+    while "." in outer and lookup(left, outer) in ({}, {"weight": None}):
+        left = without(left, [outer])
+        outer = outer.rpartition(".")[0]
+    return merge(nested({to: lookup(tree, key)}), left)
 
 
 def _holds(tree: Mapping[str, Any], key: str) -> bool:
@@ -147,7 +223,7 @@ def _holds(tree: Mapping[str, Any], key: str) -> bool:
 
 
 def lookup(tree: Mapping[str, Any], key: str) -> Any:
-    """The value at a dotted key, or None."""
+    """Value at a dotted key, or None."""
     found: Any = tree
     for part in key.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -155,7 +231,7 @@ def lookup(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def without(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """A tree that lacks some dotted keys.
+    """Copy a tree without some dotted keys.
 
     >>> without({"a": {"b": 1, "c": 2}, "d": 3}, ["a.b", "d"])
     {'a': {'c': 2}}
@@ -171,7 +247,7 @@ def without(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Read a YAML file that contains a mapping.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
@@ -181,9 +257,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe '{path}': {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
-        place = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise ConfigError(
-            f"'{path}' is not valid YAML: {error.problem or error.context}{place}."
+            f"'{path}' is not valid YAML: {error.problem or error.context}{line}."
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"'{path}' is not valid YAML: {str(error).splitlines()[0]}.") from error
@@ -206,11 +282,11 @@ def packaged_yaml(path: Path) -> Any:
 def validate(
     model: type[S], tree: Mapping[str, Any], where: str = "the settings", prefix: str = ""
 ) -> S:
-    """`tree` as `model`; `prefix` is the key under which it stands, for errors.
+    """Validate `tree` as `model`; `prefix` is its key in the recipe, for error messages.
 
     Raises:
-        ConfigError: a key is unknown, missing, or its value does not fit; the sentence names it,
-            with the nearest known key.
+        ConfigError: a key is unknown or missing, or a value is invalid; the message names it, with
+            the nearest known key.
     """
     try:
         return model.model_validate(tree)
@@ -238,19 +314,15 @@ def check_some(model: type[Settings], tree: Mapping[str, Any], where: str) -> No
 
 
 def prune(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` without the keys that `model` does not know: how settings that an older version wrote
-    are read.
-    """
+    """Drop keys that `model` does not have, to read settings written by another version."""
     kept: dict[str, Any] = {}
     for key, value in with_new_names(tree).items():
         field = model.model_fields.get(key)
         if field is None:
             continue
         inner = _settings_in(field.annotation)
-        nested = (
-            inner is not None and isinstance(value, Mapping) and key not in ("terms", "objective")
-        )
-        kept[key] = prune(inner, value) if inner is not None and nested else value
+        recursive = isinstance(value, Mapping) and key not in ("terms", "objective")
+        kept[key] = prune(inner, value) if inner is not None and recursive else value
     return kept
 
 
@@ -280,7 +352,7 @@ def _sentence(model: type[Settings], error: dict[str, Any], where: str, prefix: 
 
 
 def _model_at(model: type[Settings], location: Iterable[str]) -> type[Settings]:
-    """The settings class that stands at a path of keys (through optionals, tuples and mappings)."""
+    """Settings class at a path of keys (through optionals, tuples and mappings)."""
     for part in location:
         field = model.model_fields.get(part)
         if field is not None:

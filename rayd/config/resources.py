@@ -1,4 +1,4 @@
-"""Settings of who does the work."""
+"""Settings of computing resources."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from rayd.config.base import Settings
 
 
 class ResourceSettings(Settings):
-    """Who does the work. Results do not depend on it, but for rounding between thread counts and
-    devices.
-    """
+    """Where computation runs; results depend on it only by rounding."""
 
     workers: int = Field(default=0, ge=0)
-    """Ray actors; 0 runs everything in this process, without Ray."""
+    """Number of Ray actors; 0 runs everything in this process, without Ray."""
     cpus_per_worker: float = Field(default=1.0, ge=0)
-    """CPUs that Ray reserves for a worker."""
+    """CPUs reserved by Ray for a worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray reserves for a worker; fractions share a device."""
+    """GPUs reserved by Ray for a worker; fractions share a device."""
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads of each worker; absent: `cpus_per_worker` on Ray, all cores in process."""
+    """Torch threads per worker; by default `cpus_per_worker` on Ray, all cores in this process."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """Of work in this process: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Ray workers use the GPUs
-    that they reserve.
+    """Device of work in this process: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Ray workers use the
+    GPUs that they reserve.
     """
     layout: Literal["auto", "contiguous", "channels-last"] = "auto"
     """Memory layout of images and convolution weights in networks with batch normalisation (others
-    are contiguous): `auto` takes what a measurement on this machine found faster. Results differ by
-    rounding alone.
+    are contiguous); `auto` uses the faster one according to measurements on this machine. Results
+    differ by rounding only.
     """
     address: str | None = None
-    """Ray cluster to join; absent: a private one on this machine."""
+    """Ray cluster to join; by default a private one on this machine."""
     placement: Literal["pack", "spread"] = "pack"
-    """`spread` puts workers on as many nodes as it can, for work that is bound by memory or by
-    reading files; `pack` leaves it to Ray, which fills a node to half before it takes the next
-    one.
+    """`spread` distributes workers over as many nodes as possible, for work bound by memory or by
+    reading files; `pack` uses Ray's default, which half fills a node before using the next.
     """
     decoders: int = Field(default=0, ge=0)
-    """CPUs beside those of the workers that decode streamed images (`data.stream`) while statistics
-    are measured, by a Ray Data pipeline: for clusters with CPUs to spare, on nodes without GPUs
-    say. 0: workers decode what they need, which is quicker where they have all cores.
+    """CPUs, in addition to those of the workers, that decode streamed images (`data.stream`) while
+    statistics are measured, in a Ray Data pipeline: for clusters with spare CPUs, for example on
+    nodes without GPUs. With 0, workers decode what they need, which is faster if they have all
+    cores.
     """
     elastic: bool = False
-    """Begin as soon as one worker is there and use the others when nodes for them join; absent, all
-    must fit from the start. Workers whose node is lost are done without either way, and used again
-    where Ray can start them again.
+    """Start with a single worker and use others when nodes join; otherwise, all workers must fit
+    from the start. In both cases, workers of lost nodes are replaced by the remaining ones until
+    Ray can restart them.
     """
 
     @model_validator(mode="after")
     def _consistent(self) -> ResourceSettings:
         if self.address is not None and self.workers == 0:
             raise ValueError(
-                "a cluster's 'address' needs 'workers' above 0 (--workers N); with 0 all work is done in this process"
+                "a cluster's 'address' needs 'workers' above 0 (--workers N); "
+                "with 0 all work is done in this process"
             )
         if self.decoders > 0 and self.workers == 0:
             raise ValueError(
-                "'decoders' work beside Ray workers: they need 'workers' above 0 (--workers N)"
+                "'decoders' work alongside Ray workers: they need 'workers' above 0 (--workers N)"
             )
         if self.device != "auto" and self.workers > 0:
             raise ValueError(
-                "'device' is for work in this process; Ray workers take what 'gpus_per_worker' reserves"
+                "'device' is for work in this process; "
+                "Ray workers take what 'gpus_per_worker' reserves"
             )
         return self

@@ -1,4 +1,4 @@
-"""Settings of the synthetic set and of its optimisation."""
+"""Settings of the synthetic set and its optimisation."""
 
 from __future__ import annotations
 
@@ -10,72 +10,72 @@ from rayd.config.base import Only, Precision, Settings
 from rayd.config.training import Area, TransformSettings
 
 Parameter = Literal["images", "left", "right", "bases", "labels", "log_step_size"]
-"""What of a synthetic set may be learned."""
+"""Parameters of synthetic sets."""
 
 
 class SyntheticSettings(Settings):
-    """What is learned, and where it starts."""
+    """Parameterisation and initialisation of the synthetic set."""
 
     kind: Literal["pixels", "partitioned", "lowrank"] = "pixels"
-    """Parameterisation of the images: as they are; each of them a square of smaller ones that are
-    enlarged to full size for use (IDM, IDC, NCFM); or products of small matrices that several of
-    them share (LS-MTT), as many as `budget` buys.
+    """Parameterisation of the images: pixels; squares of smaller images that are enlarged for use
+    (IDM, IDC, NCFM); or products of small matrices shared by several images (LS-MTT), as many as
+    `budget` allows.
     """
     factor: Annotated[int, Only(kind="partitioned")] = Field(default=2, ge=2)
-    """`partitioned`: smaller images along each side of a stored one, so that it stands for
-    `factor`^2 images.
-    """
+    """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
     init: Literal["real", "noise", "herding", "k-center", "rded"] = "real"
-    """First images: drawn from the real ones, Gaussian noise, a selection of the real ones, or
-    stitched from those patches that the first observer finds most realistic (RDED).
+    """Initial images: random real ones, Gaussian noise, a selection of real ones, or stitched from
+    the patches that the first observer finds most realistic (RDED).
     """
     patches: Annotated[int, Only(init="rded")] = Field(default=1, ge=1)
-    """`rded`: patches along each side of a stitched image."""
+    """`rded`: patches along each side of an image."""
     candidates: Annotated[int, Only(init="rded")] = Field(default=300, ge=1)
-    """`rded`: real images of each class that patches are cut from; all of them where a class has
-    fewer.
-    """
+    """`rded`: maximum number of real images per class that patches are cut from."""
     crops: Annotated[int, Only(init="rded")] = Field(default=5, ge=1)
-    """`rded`: crops that are scored of each candidate; the best stands for it."""
+    """`rded`: random crops scored per candidate, of which the best is used."""
     crop: Annotated[Area, Only(init="rded")] = (0.08, 1.0)
+    """`rded`: least and largest fraction of a candidate's area in a crop."""
     """`rded`: least and most share of a candidate's area that a crop keeps."""
 
     rank: Annotated[int, Only(kind="lowrank")] = Field(default=8, ge=1)
     """`lowrank`: rank of the images."""
     budget: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
-    """`lowrank`: numbers that may be stored, soft labels included, 4 bytes each; absent: those of
-    `ipc` images a class.
+    """`lowrank`: number of stored values of 4 bytes, including soft labels; by default that of
+    `ipc` images per class.
     """
     sets: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
-    """`lowrank`: how many sets of factors images share; absent: what suits the budget best."""
+    """`lowrank`: number of sets of shared factors; by default chosen for the budget."""
     labels: Literal["hard", "classes", "experts", "random"] = "hard"
-    """Class indices; or logits, which are learned and stored, and start at nine parts in ten for
-    the image's own class, at what those experts say who are right (DATM), or at random (LS-MTT).
-    Methods that match trajectories learn labels, and those that regress on them (FRePo).
+    """Class indices; or learned and stored logits, initialised with a probability of 0.9 for the
+    image's class, with the mean prediction of experts that are correct (DATM), or at random
+    (LS-MTT). Labels are learned by methods that match trajectories or regress on labels (FRePo).
     """
     step_size: float | None = Field(default=None, gt=0)
-    """First step size of the students, which is learned and then used to train on the set; absent:
-    none is learned. Only methods that match trajectories learn one.
+    """Initial value of a learned step size, which is then used to train on the set; by default none
+    is learned. For methods that match trajectories only.
     """
 
     @property
     def expansion(self) -> int:
-        """Images that one stored image stands for."""
+        """Number of images that a stored image decodes to."""
         return self.factor**2 if self.kind == "partitioned" else 1
 
     @model_validator(mode="after")
     def _fitting(self) -> SyntheticSettings:
         if self.labels == "experts" and self.init in ("noise", "rded"):
             raise ValueError(
-                "'synthetic.labels: experts' needs real images: set 'synthetic.init' to real or a selection"
+                "'synthetic.labels: experts' needs real images: "
+                "set 'synthetic.init' to real or a selection"
             )
         if self.labels != "hard" and self.kind == "partitioned":
             raise ValueError(
-                "'synthetic.kind: partitioned' has hard labels: each stored image stands for several"
+                "'synthetic.kind: partitioned' has hard labels: "
+                "each stored image stands for several"
             )
         if self.kind == "lowrank" and self.init == "rded":
             raise ValueError(
-                "'synthetic.init: rded' makes 'ipc' images a class, 'synthetic.kind: lowrank' needs more of them"
+                "'synthetic.init: rded' makes 'ipc' images a class, "
+                "'synthetic.kind: lowrank' needs more of them"
             )
         return self
 
@@ -87,57 +87,51 @@ def _size_of_a_block(value: object) -> object:
 
 
 class SynthesisSettings(Settings):
-    """How the synthetic set is optimised."""
+    """Optimisation of the synthetic set."""
 
     steps: int = Field(default=1000, ge=0)
     """Optimiser steps; 0 keeps the initial images."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the synthetic set's parameters."""
     learning_rate: float = Field(default=1.0, gt=0)
-    """Step size of the parameters, in units of normalised pixels. That of low-rank mappers (`left`,
-    `right`) is divided by the number of pixels of the images that share one under SGD, since images
-    move so much further with them.
+    """Step size of the parameters, in units of normalised pixels. For low-rank mappers (`left`,
+    `right`) it is divided under SGD by the number of pixels of the images that share one, because
+    images move so much further with them.
     """
     learning_rates: dict[Parameter, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    """Other step sizes for some of the parameters, where they are there: `images`, or `left`,
-    `right` and `bases` of low-rank ones, `labels`, `log_step_size`.
+    """Step sizes of individual parameters, where they exist: `images`, or `left`, `right` and
+    `bases` of low-rank images, `labels`, `log_step_size`.
     """
     clip_gradient: float | None = Field(default=None, gt=0)
-    """Greatest norm of a step's gradient, all parameters together; longer ones are shortened to it.
-    Absent: any.
-    """
+    """Maximum norm of a step's gradient over all parameters; by default unlimited."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD, first moment decay of Adam."""
     second_momentum: Annotated[float, Only(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How the step size falls: not at all, or along a half cosine to zero."""
+    """Schedule of the step size: constant, or half a cosine down to zero."""
     block: Annotated[int | Literal["classes"] | None, BeforeValidator(_size_of_a_block)] = None
-    """Stored images, or sets of low-rank ones, that are optimised together; `classes`: as many as
-    there are classes, one of each; absent: all of them, as one block. Blocks go side by side,
-    unless the method has them follow one another.
+    """Number of stored images, or of low-rank sets, that are optimised together; `classes` for the
+    number of classes, one image of each; by default all, as one block. Blocks run in parallel,
+    unless the method makes them sequential.
     """
     order: Literal["turn", "class"] = "turn"
-    """How blocks are filled: with an image of each class in turn (SRe2L), or with all images of one
-    class after another, so that statistics of classes are those of several images (released code of
-    G-VBSM and EDC).
+    """Order in which blocks are filled: one image of each class in turn (SRe2L), or all images of
+    one class after another, so that statistics of a class are those of several images (released
+    code of G-VBSM and EDC).
     """
     transform: TransformSettings = TransformSettings()
-    """Random view through which observers see the synthetic images, drawn anew for every observer
-    of every step.
-    """
+    """Random view of the synthetic images, drawn for every observer and step."""
     curriculum: Literal["none", "cosine", "linear", "step"] = "none"
-    """CDA: the least share of `transform.crop` starts at 1 (the whole image) and falls to its
+    """CDA: schedule of the least area of `transform.crop`, from 1 (the whole image) down to its
     setting.
     """
     curriculum_end: Annotated[float, Only(curriculum=("cosine", "linear", "step"))] = Field(
         default=1.0, gt=0, le=1
     )
-    """Share of the steps at which the curriculum ends."""
+    """Fraction of the steps at which the curriculum ends."""
     clip: bool = False
-    """Keep images within the range of real pixels after every step, so that they can be stored as
-    such.
-    """
+    """Clip images to the range of real pixels after every step."""
     precision: Precision = "auto"
     """Arithmetic of the observers' forward and backward passes in a step."""
     log_every: int = Field(default=10, ge=1)
@@ -149,6 +143,7 @@ class SynthesisSettings(Settings):
     def _one_of_each_class(self) -> SynthesisSettings:
         if self.block == "classes" and self.order == "class":
             raise ValueError(
-                "'synthesis.block: classes' is one image of each class: set 'synthesis.order: turn', or a number"
+                "'synthesis.block: classes' is one image of each class: "
+                "set 'synthesis.order: turn', or a number"
             )
         return self

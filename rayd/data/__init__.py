@@ -1,6 +1,4 @@
-"""Real images: where they are, how they are read, split and normalised. Nothing here imports
-Ray.
-"""
+"""Real images: locating, reading, splitting and normalising data sets. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -53,11 +51,11 @@ _WITH_TORCH = {
     "fit_normalization": "normalization",
     "restore": "normalization",
 }
-"""What is imported when it is first used, and from where: finding data sets needs no torch."""
+"""Names imported on first use, with their module: finding data sets needs no torch."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is used."""
+    """Import names that need torch on first use."""
     if name in _WITH_TORCH:
         return getattr(import_module(f"rayd.data.{_WITH_TORCH[name]}"), name)
     raise AttributeError(f"module 'rayd.data' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""What images, labels and rows are, for those who hold them and those who make them."""
+"""Array types of images, labels and rows."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 """Class indices (N,)."""
 Rows = npt.NDArray[np.int64]
-"""Indices of images within a split, ascending unless said otherwise."""
+"""Indices of images within a split, ascending unless stated otherwise."""
 
 
 class ImageArray(Protocol):
-    """Images uint8 (N, C, H, W): an array in memory, or `rayd.data.streaming.StreamedPixels`,
-    decoded when indexed.
-    """
+    """Images uint8 (N, C, H, W): a NumPy array, or `rayd.data.streaming.StreamedPixels`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -27,18 +25,18 @@ class ImageArray(Protocol):
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
-        """Of the pixels."""
+        """Type of the pixels."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels, decoded."""
+        """Number of bytes of all pixels, decoded."""
         ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice | Rows, /) -> Pixels:
-        """The images at rows, in the order asked."""
+        """Images at the given rows, in that order."""
         ...
 
 

@@ -1,8 +1,7 @@
-"""What is known of the field's data sets: their classes in the canonical order, their sizes, and
-where they come from.
+"""Catalogue of the field's data sets: classes in canonical order, sizes, and where to get them.
 
-A set is known so that it can be found by name, fetched, and checked: a copy whose classes stand in
-another order trains just as well, but its per-class results and its long tail belong to other
+A data set is listed so that it can be found by name, fetched, and checked. A copy whose classes are
+in another order trains just as well, but its per-class results and its long tail belong to other
 classes.
 """
 
@@ -20,11 +19,11 @@ class Download:
     """A published file."""
 
     file: str
-    """Its name."""
+    """File name."""
     md5: str
     """Its published MD5, hex."""
     urls: tuple[str, ...]
-    """Where it is published; mirrors are tried in order."""
+    """URLs of the file; mirrors are tried in order."""
 
 
 @dataclass(frozen=True)
@@ -32,39 +31,37 @@ class KnownSet:
     """A data set of the field."""
 
     name: str
-    """What recipes call it."""
+    """Name in recipes."""
     classes: int
     """Number of classes."""
     shape: ImageShape | None
     """Shape of an image; None where the files have different sizes."""
     train: int
-    """Training images."""
+    """Number of training images."""
     test: int
-    """Test images; of the validation split where that one is used for testing; 0 where rayd carves
-    a test split.
+    """Number of test images; of validation images if `test_is_validation`; 0 where rayd carves a
+    test split.
     """
     class_names: tuple[str, ...] | None = None
-    """Classes in canonical order; None where copies differ in how they spell them."""
+    """Classes in canonical order; None where copies spell them differently."""
     places: tuple[str, ...] = ()
-    """Where else than in `<root>/<name>` it may be: torchvision's folders and files under the data
-    root.
-    """
+    """Other locations under the data root: torchvision's folders and files."""
     pickled: tuple[str, ...] = ()
-    """Where torchvision keeps pickles of it, which are never loaded."""
+    """Locations of torchvision's pickles of the set, which are never loaded."""
     downloads: tuple[Download, ...] = ()
-    """What `fetch` downloads; empty where it cannot."""
+    """Files for `fetch`; empty if it cannot fetch the set."""
     remedy: str = ""
-    """What to do to have it where `fetch` cannot help, as a clause."""
+    """How to obtain the set if `fetch` cannot, as a clause."""
     train_counts: tuple[int, ...] | None = None
     """Training images of each class, where they differ and are known."""
     test_counts: tuple[int, ...] | None = None
-    """The same of the test images."""
+    """Test images of each class, where they differ and are known."""
     test_is_validation: bool = False
-    """Whether the images that are used for testing are published as a validation split."""
+    """Whether the images used for testing are published as a validation split."""
 
     @property
     def how(self) -> str:
-        """What to do to have it, as a clause."""
+        """How to obtain the set, as a clause."""
         return f"run 'rayd data fetch {self.name}'" if self.downloads else self.remedy
 
 
@@ -145,7 +142,10 @@ _FASHION_MNIST_MD5 = {
 _TORONTO = "https://www.cs.toronto.edu/~kriz/"
 _STANFORD = "http://ufldl.stanford.edu/housenumbers/"
 
-_LICENSED = "place its images in the data root as Parquet files in the Hugging Face layout or as an image folder"
+_LICENSED = (
+    "place its images in the data root as Parquet files in the Hugging Face layout or as an image "
+    "folder"
+)
 
 _SETS = (
     KnownSet("digits", 10, ImageShape(1, 8, 8), 1_797, 0, DIGITS, remedy="install scikit-learn"),
@@ -264,14 +264,14 @@ _SETS = (
 )
 
 KNOWN: Mapping[str, KnownSet] = {known.name: known for known in _SETS}
-"""The known data sets by name."""
+"""Known data sets by name."""
 
 ALIASES: Mapping[str, Mapping[str, str]] = {"imagenette": IMAGENETTE_CLASSES}
-"""Other spellings of a set's classes, to the canonical ones."""
+"""Maps from other spellings of a set's classes to the canonical ones."""
 
 
 def known_set(name: str) -> KnownSet:
-    """The known data set of this name.
+    """Look up a known data set by name.
 
     Raises:
         DataError: no data set of this name is known.
@@ -282,8 +282,7 @@ def known_set(name: str) -> KnownSet:
 
 
 def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
-    """What is wrong with the classes of a copy of a known data set, as a sentence; None when
-    nothing is, or nothing is known.
+    """Check the classes of a copy of a known data set; return the problem as a sentence, or None.
 
     >>> check_class_order("mnist", [*"0123456798"])  # doctest: +NORMALIZE_WHITESPACE
     "Class 8 of 'mnist' must be '8'. Got '9' instead: results by class, and long tails, would belong
@@ -301,17 +300,17 @@ def check_class_order(name: str, class_names: Sequence[str]) -> str | None:
         synsets = all(_is_synset(spelled) for spelled in class_names)
         canonical = tuple(sorted(class_names)) if synsets else tuple(class_names)
     aliases = ALIASES.get(name, {})
-    for label, (wanted, spelled) in enumerate(zip(canonical, class_names, strict=True)):
-        if _plain(aliases.get(spelled, spelled)) != _plain(wanted):
+    for label, (expected, spelled) in enumerate(zip(canonical, class_names, strict=True)):
+        if _plain(aliases.get(spelled, spelled)) != _plain(expected):
             return (
-                f"Class {label} of '{name}' must be '{wanted}'. Got '{spelled}' instead: results by class, and long tails, "
-                f"would belong to other classes."
+                f"Class {label} of '{name}' must be '{expected}'. Got '{spelled}' instead: results "
+                "by class, and long tails, would belong to other classes."
             )
     return None
 
 
 def _plain(name: str) -> str:
-    """A class name without what copies differ in: case, and what stands between words."""
+    """Class name reduced to its letters and digits in lower case, as copies differ in the rest."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

@@ -1,15 +1,15 @@
-"""Copies of data files that lie at URLs, on this machine's disk: as many as a limit allows, those
-that were used last.
+"""Disk cache of remote data files: the most recently used ones, up to a size limit.
 
-    <root>/rayd-data/s3/bucket/imagenet/train-0.parquet          root: $RAYD_MIRROR of this process, else the driver's
+    <root>/rayd-data/s3/bucket/imagenet/train-0.parquet
+                                    root: $RAYD_MIRROR of this process, else the driver's
 
-All processes of a machine share them. Who opens a copy holds it, as does who fetches it: what
-nobody holds gives way when another file would make the copies exceed the limit, the least recently
-used first. So they exceed it by what is held at most, a file for each reader. Nothing else lies in
-this folder: runs and what they share (`rayd.remote`) never give way.
+All processes of a machine share the cache. A copy is locked while a process fetches or reads it.
+When a new file would exceed the limit, unlocked copies are evicted, least recently used first; the
+cache exceeds its limit by the locked files at most, one for each reader. Only data files are kept
+in this folder: runs and the store (`rayd.remote`) are never evicted.
 
-A copy has the size and the time of its original when the data set was opened; one of another
-original is fetched again.
+A copy has the size and modification time that its original had when the data set was opened; if
+the original changes, it is fetched again.
 """
 
 from __future__ import annotations
@@ -30,28 +30,24 @@ if TYPE_CHECKING:
     from rayd.data.files import DataFile, Listing
 
 FOLDER = "rayd-data"
-"""Of the root that mirrors lie in."""
+"""Folder of the cache under the mirror root."""
 LIMIT = "RAYD_MIRROR_LIMIT"
-"""Environment variable: bytes that copies may take on this machine's disk."""
+"""Environment variable: maximum bytes of the cache on this machine's disk."""
 SHARE = 0.5
-"""Share of the disk, of what is free and what copies take already, that they may take without
-that.
-"""
+"""Default limit as a share of the disk: of free space plus what the cache occupies."""
 ROOM = 0.9
-"""Share of the limit that is left when some give way: looking through a million copies each time
-would take long.
-"""
+"""Share of the limit that eviction frees down to: scanning a million copies each time is slow."""
 TOGETHER = 64
-"""Files that are fetched side by side."""
+"""Maximum number of files fetched in parallel."""
 MOST = 1 / 8
-"""Share of the limit that files fetched side by side may take, unless it is one file."""
+"""Share of the limit that files fetched in parallel may take; one file always may."""
 
 
 def limit(root: Path, taken: int) -> int:
-    """Bytes that copies in a folder may take, where they take some now.
+    """Maximum bytes of the copies in a folder, given the bytes they occupy now.
 
     Raises:
-        ConfigError: `$RAYD_MIRROR_LIMIT` is no number of bytes.
+        ConfigError: `$RAYD_MIRROR_LIMIT` is not a number of bytes.
     """
     given = os.environ.get(LIMIT)
     if given is None:
@@ -65,20 +61,20 @@ def limit(root: Path, taken: int) -> int:
 
 
 def fit(originals: Iterable[DataFile]) -> bool:
-    """Whether copies of all of these may be there at once."""
+    """Whether copies of all these files fit into the cache at once."""
     files = list(originals)
     root = _root(files[0])
     return sum(file.size for file in files) <= ROOM * limit(root, _taken(root))
 
 
 def path(original: DataFile) -> Path:
-    """Where the copy of a file is, or would be."""
+    """Path of the copy of a file, whether or not it exists."""
     scheme, _, rest = (remote.url(original.path) or "").partition("://")
     return _root(original) / scheme / rest
 
 
 def held(original: DataFile) -> BinaryIO | None:
-    """The copy, opened, if there is one: it stays until it is closed."""
+    """Open the copy of a file, or return None if there is none; it is not evicted until closed."""
     copy = path(original)
     if not _same(copy, original) or (file := _locked(copy, "rb", fcntl.LOCK_SH)) is None:
         return None
@@ -91,7 +87,7 @@ def held(original: DataFile) -> BinaryIO | None:
 
 
 def opened(original: DataFile) -> BinaryIO:
-    """The copy, fetched if there is none; it stays until it is closed.
+    """Open the copy of a file, fetching it if needed; it is not evicted until closed.
 
     Raises:
         DataError: the original has changed since the data set was opened.
@@ -103,37 +99,33 @@ def opened(original: DataFile) -> BinaryIO:
 
 
 def prefetched(originals: Listing) -> Iterator[DataFile]:
-    """The same files, in order; of those at a URL a handful is fetched, side by side, when the
-    first of them is due.
-    """
-    if not len(originals) or not originals[0].elsewhere:
+    """Yield the files in order; remote ones are fetched in parallel batches ahead of use."""
+    if not len(originals) or not originals[0].is_remote:
         yield from originals
         return
-    handful: list[DataFile] = []
-    absent: list[DataFile] = []
+    batch: list[DataFile] = []
+    missing: list[DataFile] = []
     root = _root(originals[0])
     size = 0
     most = MOST * limit(root, _taken(root))
     for original in originals:
-        if handful and (len(handful) == TOGETHER or size + original.size > most):
-            _fetch(absent)
-            yield from handful
-            handful = []
-            absent = []
+        if batch and (len(batch) == TOGETHER or size + original.size > most):
+            _fetch(missing)
+            yield from batch
+            batch = []
+            missing = []
             size = 0
-        handful.append(original)
+        batch.append(original)
         size += original.size
         if not _same(path(original), original):
-            absent.append(original)
-    _fetch(absent)
-    yield from handful
+            missing.append(original)
+    _fetch(missing)
+    yield from batch
 
 
 def _fetch(originals: Iterable[DataFile]) -> None:
-    """Fetch those files of which there is no copy, each whole or not at all; each by one
-    process.
-    """
-    # whoever waits for others does so in the same order as they
+    """Fetch the files that have no copy, each atomically and by one process only."""
+    # all processes lock files in the same order, so they cannot deadlock
     files = sorted({(path(original), original) for original in originals}, key=lambda file: file[0])
     with ExitStack() as stack:
         due: list[tuple[DataFile, Path, Path]] = []
@@ -151,7 +143,7 @@ def _fetch(originals: Iterable[DataFile]) -> None:
             remote.get([(original.path, part) for original, part, _ in due])
             while due:
                 _keep(*due[-1])
-                # from here on its part may be that of somebody else
+                # from here on another process may write this partial file
                 due.pop()
         except OSError as error:
             raise RunError(
@@ -173,7 +165,7 @@ def _keep(original: DataFile, part: Path, copy: Path) -> None:
 
 
 def _make_room(root: Path, size: int) -> None:
-    """Let copies give way to so many bytes, which are counted from now on."""
+    """Evict copies until this many bytes fit, and reserve them."""
     with _exclusive(root / ".lock"):
         taken = _taken(root)
         if taken + size > limit(root, taken):
@@ -188,9 +180,7 @@ def _make_room(root: Path, size: int) -> None:
 
 
 def _taken(root: Path) -> int:
-    """Bytes that copies take, or were to take: what who died did not fetch is counted until some
-    give way.
-    """
+    """Bytes occupied or reserved; reservations of dead processes last until the next eviction."""
     try:
         return int((root / ".taken").read_text())
     except (FileNotFoundError, ValueError):
@@ -198,7 +188,7 @@ def _taken(root: Path) -> int:
 
 
 def _copies(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
-    """All copies, and what is left of those that were not fetched to the end."""
+    """All copies, including partial ones."""
     for folder in filter(Path.is_dir, root.iterdir()):
         for copy in folder.rglob("*"):
             with suppress(FileNotFoundError):
@@ -207,7 +197,7 @@ def _copies(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
 
 
 def _removed(copy: Path) -> bool:
-    """Remove a copy that nobody holds; whether it is gone."""
+    """Remove a copy unless it is locked; return whether it is gone."""
     try:
         if (file := _locked(copy, "r+b", fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
             with file:
@@ -227,7 +217,7 @@ def _same(copy: Path, original: DataFile) -> bool:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Be the only one who has a file, made if it is not there."""
+    """Hold an exclusive lock on a file, created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while (file := _locked(path, "ab", fcntl.LOCK_EX)) is None:
         pass
@@ -236,7 +226,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _locked(path: Path, mode: str, lock: int) -> BinaryIO | None:
-    """A file, opened and locked; None if it is gone, or was replaced meanwhile."""
+    """Open and lock a file; None if it was removed or replaced meanwhile."""
     try:
         file: BinaryIO = path.open(mode)  # type: ignore[assignment]
     except FileNotFoundError:

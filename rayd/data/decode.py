@@ -1,7 +1,7 @@
-"""Encoded images (PNG, JPEG, ...) to one uint8 array, in threads.
+"""Decoding of encoded images (PNG, JPEG, ...) to one uint8 array, in threads.
 
-The array is allocated once, from the first images' headers; encoded bytes are read a little ahead
-of the decoders and dropped behind them, so the peak is the array and a few megabytes. PIL releases
+The array is allocated once, from the first images' headers; encoded bytes are read slightly ahead
+of the decoders and dropped after use, so the peak is the array and a few megabytes. PIL releases
 the GIL while it decodes.
 """
 
@@ -42,19 +42,19 @@ DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What PIL raises for bytes that are no image, or only part of one."""
+"""Exceptions that PIL raises for bytes that are not an image, or only part of one."""
 
 
 class Stored(Protocol):
-    """Content that lies in a file until it is asked for, as that of a `Path` does."""
+    """Content that is read from a file on demand, like that of a `Path`."""
 
     def read_bytes(self) -> bytes:
-        """The content."""
+        """Read the content."""
         ...
 
 
 class Encoded(NamedTuple):
-    """An image file's content, or where it lies."""
+    """Content of an image file, or its location."""
 
     content: bytes | memoryview | Stored
     where: str
@@ -62,7 +62,7 @@ class Encoded(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the content that this object keeps in memory."""
+        """Bytes of content held in memory."""
         return len(self.content) if isinstance(self.content, bytes | memoryview) else 0
 
 
@@ -73,25 +73,25 @@ def decode_images(
     shape: ImageShape | None = None,
     threads: int | None = None,
 ) -> Pixels:
-    """`count` encoded images as one array uint8 (count, C, H, W).
+    """Decode `count` encoded images to one array uint8 (count, C, H, W).
 
     Without `shape`, the first image decides the size, and the majority of the first chunk whether
-    the set is greyscale or RGB: ImageNet has a few greyscale images, which become RGB as palettes
-    and alpha do.
+    the set is greyscale or RGB: ImageNet has a few greyscale images, which become RGB, as do
+    palettes and alpha.
 
     Args:
         encoded: the images, in order; consumed lazily.
-        count: how many there are.
-        side: resize every image to this side in pixels; images of any size are then accepted.
-        shape: the shape to decode to; absent: the first image's.
-        threads: decoding threads; absent: one a core that this process may use.
+        count: number of images.
+        side: side in pixels to resize every image to; images of any size are then accepted.
+        shape: shape to decode to; by default the first image's.
+        threads: number of decoding threads; by default one per available core.
 
     Raises:
-        DataError: an image is empty, damaged, of another size, has more than 8 bits a channel, or
-            colours in a greyscale set.
+        DataError: an image is empty, damaged, of another size, has more than 8 bits per channel,
+            or colours in a greyscale set.
     """
     threads = threads or cores()
-    # where the first chunk decides nothing, even a small batch is shared out among the threads
+    # with a given shape the first chunk decides nothing, so small batches use all threads
     chunks = _chunks(
         encoded,
         CHUNK_IMAGES if shape is None else min(CHUNK_IMAGES, -(-count // (2 * threads)) or 1),
@@ -117,10 +117,10 @@ def decode_images(
 
 
 def announced_shape(encoded: Iterable[Encoded], side: int | None = None) -> ImageShape:
-    """The shape that `decode_images` decodes images to, from their headers.
+    """Shape that `decode_images` decodes images to, from their headers.
 
     Args:
-        encoded: the images, in order; only the first ones are looked at.
+        encoded: the images, in order; only the first chunk is read.
         side: as in `decode_images`.
 
     Raises:
@@ -130,16 +130,14 @@ def announced_shape(encoded: Iterable[Encoded], side: int | None = None) -> Imag
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chunks(
     images: Iterable[Encoded], most: int = CHUNK_IMAGES
 ) -> Iterator[tuple[int, list[Encoded]]]:
-    """Runs of consecutive images with the index of their first, short enough in number and in
-    bytes.
-    """
+    """Yield runs of consecutive images, limited in number and bytes, with their first index."""
     start = 0
     chunk = list[Encoded]()
     size = 0
@@ -163,8 +161,9 @@ def _decode_chunk(chunk: list[Encoded], decoded: Pixels, side: int | None) -> No
         _check_mode(image, channels, encoded.where)
         if side is None and image.size != (width, height):
             raise ImageSizeError(
-                f"Images must all have the same size unless 'data.image_size' is set: {encoded.where} has height x width "
-                f"{image.height} x {image.width}, wanted {height} x {width}."
+                "Images must all have the same size unless 'data.image_size' is set: "
+                f"{encoded.where} has height x width {image.height} x {image.width}, "
+                f"expected {height} x {width}."
             )
         try:
             if image.mode != mode:
@@ -178,7 +177,7 @@ def _decode_chunk(chunk: list[Encoded], decoded: Pixels, side: int | None) -> No
 
 
 def _shape(images: list[Encoded], side: int | None) -> ImageShape:
-    """The shape that the images' headers announce."""
+    """Shape according to the images' headers."""
     if not images:
         return ImageShape(1, side or 0, side or 0)
     grey = sum(_open(encoded).mode in GREYSCALE for encoded in images)
@@ -187,7 +186,7 @@ def _shape(images: list[Encoded], side: int | None) -> ImageShape:
 
 
 def _open(encoded: Encoded) -> Image.Image:
-    """The image with its header read, its pixels not yet."""
+    """Open an image and read its header, not its pixels."""
     try:
         content = (
             encoded.content
@@ -204,7 +203,7 @@ def _open(encoded: Encoded) -> Image.Image:
 def _check_mode(image: Image.Image, channels: int, where: str) -> None:
     if image.mode in DEEP:
         raise DataError(
-            f"Images must have 8 bits a channel. Got mode '{image.mode}' at {where} instead."
+            f"Images must have 8 bits per channel. Got mode '{image.mode}' at {where} instead."
         )
     if channels == 1 and image.mode not in GREYSCALE:
         raise DataError(

@@ -1,10 +1,9 @@
 """Downloading known data sets into the data root.
 
-A set is downloaded into a temporary folder beside its destination, checked against its published
-MD5, unpacked, opened, compared with what is known of it, and only then renamed to `<root>/<name>`:
-a download that fails leaves nothing behind. The files stay as they were published;
-`rayd.data.formats` reads them directly. CIFAR comes in its binary version, as the other one is
-pickles.
+A set is downloaded into a temporary folder next to its destination, checked against its published
+MD5, unpacked, opened, compared with the catalogue, and only then renamed to `<root>/<name>`: a
+failed download leaves nothing behind. The files stay as published; `rayd.data.formats` reads them
+directly. CIFAR is fetched in its binary version, because the Python version is pickles.
 """
 
 from __future__ import annotations
@@ -22,43 +21,42 @@ from rayd.data.catalog import Download, KnownSet, check_class_order, known_set
 from rayd.data.sources import data_roots, locate, open_source
 from rayd.errors import DataError
 
-Progress = Callable[[str, int, int | None], None]
-"""Told the file, the bytes of it that are there, and its size, None where the server does not
-say.
-"""
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with the file, its bytes downloaded, and its size, None if the server does not send it."""
 
 TIMEOUT_SECONDS = 30.0
-"""Longest silence of a server."""
+"""Maximum seconds to wait for a server."""
 
 BLOCK_BYTES = 2**18
 
 
-def fetch(name: str, root: Path | None = None, progress: Progress | None = None) -> Path:
-    """Download a known data set, unless it is there already; its folder.
+def fetch(name: str, root: Path | None = None, on_progress: OnProgress | None = None) -> Path:
+    """Download a known data set unless it exists already, and return its folder.
 
     Args:
         name: a known name.
-        root: data root; absent: `$RAYD_DATA`, else `~/.cache/rayd/data`.
-        progress: called after every block.
+        root: data root; by default `$RAYD_DATA`, else `~/.cache/rayd/data`.
+        on_progress: called after every block.
 
     Raises:
         DataError: the name is unknown or cannot be fetched, the download failed or is not what was
-            published, or the destination holds something else.
+            published, or the destination contains something else.
     """
     known = known_set(name)
-    there = locate(name, root)
-    if there is not None:
-        return there
+    existing = locate(name, root)
+    if existing is not None:
+        return existing
     if not known.downloads:
         raise DataError(f"Data set '{name}' cannot be fetched; {known.remedy}.")
     destination = data_roots(root)[0] / name
     if remote.url(destination) is not None:
         raise DataError(
-            f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; copy it there afterwards."
+            f"'{name}' is fetched into a folder, not to '{remote.shown(destination)}'; "
+            "copy it there afterwards."
         )
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise DataError(
-            f"'{destination}' is in the way of '{name}': it is there, but holds no data set; move it away."
+            f"'{destination}' exists but is not a valid '{name}' data set; move or delete it."
         )
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
             unfinished = Path(temporary) / name
             unfinished.mkdir()
             for download in known.downloads:
-                _unpack(_download(download, unfinished, progress))
+                _unpack(_download(download, unfinished, on_progress))
             _verify(known, unfinished)
             unfinished.rename(destination)
     except (OSError, EOFError, tarfile.TarError) as error:
@@ -79,26 +77,26 @@ def fetch(name: str, root: Path | None = None, progress: Progress | None = None)
     return destination
 
 
-def _download(download: Download, folder: Path, progress: Progress | None) -> Path:
-    """The file, from the first mirror that has it as it was published."""
+def _download(download: Download, folder: Path, on_progress: OnProgress | None) -> Path:
+    """Download a file from the first mirror that has it as published."""
     path = folder / download.file
     failures = []
     for url in download.urls:
         try:
-            digest = _stream(url, path, progress)
+            digest = _stream(url, path, on_progress)
         except (OSError, HTTPException) as error:
             failures.append(f"{url}: {getattr(error, 'reason', None) or error}")
             continue
         if digest == download.md5:
             return path
-        failures.append(f"{url}: its MD5 is {digest}, wanted {download.md5}")
+        failures.append(f"{url}: its MD5 is {digest}, expected {download.md5}")
     raise DataError(
         f"Cannot download '{download.file}' ({'; '.join(failures)}); nothing was left behind."
     )
 
 
-def _stream(url: str, path: Path, progress: Progress | None) -> str:
-    """Write what a URL serves to a file; its MD5, hex."""
+def _stream(url: str, path: Path, on_progress: OnProgress | None) -> str:
+    """Write the content of a URL to a file; return its MD5, hex."""
     digest = hashlib.md5(usedforsecurity=False)
     done = 0
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
@@ -107,13 +105,13 @@ def _stream(url: str, path: Path, progress: Progress | None) -> str:
             file.write(block)
             digest.update(block)
             done += len(block)
-            if progress is not None:
-                progress(path.name, done, int(length) if length else None)
+            if on_progress is not None:
+                on_progress(path.name, done, int(length) if length else None)
     return digest.hexdigest()
 
 
 def _unpack(path: Path) -> None:
-    """Replace an archive by what is in it; other files stay."""
+    """Replace an archive by its content; other files stay."""
     if path.name.endswith(".tar.gz"):
         with tarfile.open(path) as archive:
             archive.extractall(path.parent, filter="data")
@@ -121,13 +119,14 @@ def _unpack(path: Path) -> None:
 
 
 def _verify(known: KnownSet, path: Path) -> None:
-    """Refuse files that do not hold what is known of the set."""
+    """Reject files that differ from the catalogue's entry."""
     source = open_source(str(path))
     counts = {split: len(contents.labels) for split, contents in source.splits.items()}
-    wanted = {"train": known.train, "test": known.test}
-    if counts != wanted:
+    expected = {"train": known.train, "test": known.test}
+    if counts != expected:
         raise DataError(
-            f"'{known.name}' must have {wanted} images, but what was downloaded has {counts}; nothing was left behind."
+            f"'{known.name}' must have {expected} images, but what was downloaded has {counts}; "
+            "nothing was left behind."
         )
     problem = check_class_order(known.name, source.class_names)
     if problem is not None and source.class_names != tuple(map(str, range(known.classes))):

@@ -1,4 +1,4 @@
-"""The files of a data set, here or at a URL, as they were when the data set was opened."""
+"""Files of a data set, local or at a URL, as they were when the data set was opened."""
 
 from __future__ import annotations
 
@@ -23,44 +23,41 @@ class DataFile:
     """One file."""
 
     path: Path
-    """Where it lies, or the path that mirrors its URL (`rayd.remote`)."""
+    """Local path, or the path that mirrors its URL (`rayd.remote`)."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified: int
-    """When, in nanoseconds since 1970; whole seconds at a URL."""
+    """Modification time in nanoseconds since 1970; whole seconds at a URL."""
 
     @classmethod
     def at(cls, path: Path) -> DataFile:
-        """The file at a path that mirrors nothing."""
+        """Describe a local file."""
         stat = path.stat()
         return cls(path, stat.st_size, stat.st_mtime_ns)
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether it lies at a URL."""
+    def is_remote(self) -> bool:
+        """Whether the file is at a URL."""
         return remote.url(self.path) is not None
 
     def open(self) -> BinaryIO:
-        """The file, for reading; of one at a URL the copy (`rayd.data.copies`), which is fetched if
-        there is none.
+        """Open the file for reading; a remote one is fetched into the cache (`rayd.data.copies`).
 
         Raises:
-            OSError: it cannot be read.
-            DataError: it is another one than it was.
-            RunError: its storage cannot be reached.
+            OSError: the file cannot be read.
+            DataError: the file has changed since the data set was opened.
+            RunError: the storage cannot be reached.
         """
-        return copies.opened(self) if self.elsewhere else self.path.open("rb")
+        return copies.opened(self) if self.is_remote else self.path.open("rb")
 
     def peek(self) -> BinaryIO:
-        """The same; of one at a URL without a copy nothing is fetched but what is read, byte by
-        byte.
-        """
-        if not self.elsewhere:
+        """Open the file for reading; without a copy, only the bytes read are fetched."""
+        if not self.is_remote:
             return self.path.open("rb")
         return copies.held(self) or _Distant(self)  # type: ignore[return-value]
 
     def read_bytes(self) -> bytes:
-        """Its content; see `open`."""
+        """Read the content; see `open`."""
         with self.open() as file:
             return file.read()
 
@@ -70,23 +67,23 @@ class DataFile:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The files below a folder; a million of them take little memory."""
+    """All files below a folder, stored compactly enough for a million of them."""
 
     folder: Path
     names: tuple[str, ...]
-    """Their paths inside the folder, by name in order, folder by folder."""
+    """Paths relative to the folder, sorted by path components."""
     sizes: npt.NDArray[np.int64]
     modified: npt.NDArray[np.int64]
     """See `DataFile`."""
     folders: frozenset[str] = frozenset()
-    """Paths of the folders inside, empty ones too where there is such a thing."""
+    """Relative paths of the subfolders, including empty ones where the storage has folders."""
 
     @classmethod
     def of(cls, folder: Path) -> Listing:
-        """All files below a folder, hidden ones too.
+        """List all files below a folder, including hidden ones.
 
         Raises:
-            RunError: it is at a URL, whose storage cannot be reached.
+            RunError: the folder is at a URL whose storage cannot be reached.
         """
         if remote.url(folder) is None:
             folders, files = _walk(folder)
@@ -97,7 +94,8 @@ class Listing:
             ]
             folders = {str(parent) for name, _, _ in files for parent in Path(name).parents[:-1]}
         files.sort(key=lambda file: file[0].split(os.sep))
-        sizes, modified = (np.array([file[which] for file in files], np.int64) for which in (1, 2))
+        sizes = np.array([size for _, size, _ in files], np.int64)
+        modified = np.array([time for _, _, time in files], np.int64)
         return cls(folder, tuple(name for name, _, _ in files), sizes, modified, frozenset(folders))
 
     def __len__(self) -> int:
@@ -112,18 +110,18 @@ class Listing:
         return (self[index] for index in range(len(self)))
 
     def at(self, rows: Rows | Sequence[int]) -> Listing:
-        """Some of the files, in the order asked."""
-        wanted = np.asarray(rows, np.int64)
+        """Select files in the order requested."""
+        selected = np.asarray(rows, np.int64)
         return Listing(
             self.folder,
-            tuple(self.names[row] for row in wanted),
-            self.sizes[wanted],
-            self.modified[wanted],
+            tuple(self.names[row] for row in selected),
+            self.sizes[selected],
+            self.modified[selected],
         )
 
 
 class _Distant(io.RawIOBase):
-    """A file at a URL, of which is fetched what is read."""
+    """File at a URL that fetches only the bytes read."""
 
     def __init__(self, file: DataFile):
         self._file = file
@@ -135,14 +133,12 @@ class _Distant(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def publish(self) -> int:
+    def tell(self) -> int:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = (
-            offset
-            + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}[whence]
-        )
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size}
+        self._position = origins[whence] + offset
         return self._position
 
     def readinto(self, buffer: Any) -> int:
@@ -156,16 +152,16 @@ class _Distant(io.RawIOBase):
 
 
 def _walk(folder: Path) -> tuple[set[str], list[tuple[str, int, int]]]:
-    """Folders below a folder, and files with their sizes and times."""
+    """Subfolders of a folder, and files with their sizes and modification times."""
     folders = set[str]()
     files = list[tuple[str, int, int]]()
-    for inside, below, names in os.walk(folder, followlinks=True):
-        place = os.path.relpath(inside, folder)
-        folders.update(os.path.normpath(os.path.join(place, name)) for name in below)
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        relative = os.path.relpath(parent, folder)
+        for name in subfolders:
+            folders.add(os.path.normpath(os.path.join(relative, name)))
         for name in names:
-            with suppress(FileNotFoundError):  # a link to nowhere
-                stat = os.stat(os.path.join(inside, name))
-                files.append(
-                    (os.path.normpath(os.path.join(place, name)), stat.st_size, stat.st_mtime_ns)
-                )
+            with suppress(FileNotFoundError):  # a dangling link
+                stat = os.stat(os.path.join(parent, name))
+                path = os.path.normpath(os.path.join(relative, name))
+                files.append((path, stat.st_size, stat.st_mtime_ns))
     return folders, files

@@ -1,5 +1,4 @@
-"""Labelled images: their pixels in memory or in files, their labels, and the names of their
-classes.
+"""Labelled images: pixels in memory or in files, labels, and class names.
 
 Everything downstream works on `ImageData`: the three splits of a data set and the normalisation
 fitted on its training split.
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 HASHED_BYTES = 2**25
-"""Pixels that are hashed at a time."""
+"""Number of pixel bytes hashed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +50,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     """One name per class, in label order."""
     known_fingerprint: str | None = None
-    """The fingerprint, where it is known already: streamed images must all be decoded for it."""
+    """Fingerprint, if known: computing it decodes all streamed images."""
 
     def __post_init__(self) -> None:
         images = self.images
@@ -62,17 +61,20 @@ class ImageSet:
             )
         if isinstance(images, np.ndarray) and not images.flags.c_contiguous:
             raise DataError(
-                f"Images must be C-contiguous. Got strides {images.strides} for shape {images.shape} instead."
+                "Images must be C-contiguous. "
+                f"Got strides {images.strides} for shape {images.shape} instead."
             )
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise DataError(
-                f"Labels must be int64 ({len(images)},), one an image. Got {labels.dtype} {labels.shape} instead."
+                f"Labels must be int64 ({len(images)},), one per image. "
+                f"Got {labels.dtype} {labels.shape} instead."
             )
         outside = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if outside.size:
             row = int(outside[0])
             raise DataError(
-                f"Labels must lie in 0..{len(self.class_names) - 1}. Got {labels[row]} in row {row} instead."
+                f"Labels must lie in 0..{len(self.class_names) - 1}. "
+                f"Got {labels[row]} in row {row} instead."
             )
 
     def __len__(self) -> int:
@@ -91,20 +93,18 @@ class ImageSet:
 
     @property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Images of each class, int64 (classes,)."""
+        """Number of images of each class, int64 (classes,)."""
         return np.bincount(self.labels, minlength=self.classes).astype(np.int64)
 
     @cached_property
     def class_index(self) -> tuple[Rows, ...]:
-        """Ascending rows of each class, one int64 array a class."""
+        """Ascending rows of each class, one int64 array per class."""
         by_class = np.argsort(self.labels, kind="stable")
         return tuple(np.split(by_class, np.cumsum(self.counts)[:-1]))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of shape, pixels, labels and class names: equal if and only if the sets are,
-        streamed or not.
-        """
+        """Hex BLAKE2b of shape, pixels, labels and class names, whether streamed or not."""
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = content_digest(self.images.shape, self.labels, self.class_names)
@@ -115,7 +115,7 @@ class ImageSet:
 
     @property
     def streamed(self) -> bool:
-        """Whether pixels are decoded when they are asked for, instead of lying in memory."""
+        """Whether pixels are decoded on access instead of kept in memory."""
         return not isinstance(self.images, np.ndarray)
 
     def part(self, rows: slice | Rows) -> ImageSet:
@@ -128,7 +128,7 @@ class ImageSet:
         return ImageSet(self.images[rows], self.labels[rows], self.class_names)
 
     def writable(self) -> ImageSet:
-        """The same images in memory that torch may write to; what Ray hands out is read-only."""
+        """Copy of read-only arrays, as Ray returns them, so that torch may write to the images."""
         images = self.images
         labels = self.labels
         if isinstance(images, np.ndarray) and not images.flags.writeable:
@@ -141,7 +141,7 @@ class ImageSet:
 def content_digest(
     shape: tuple[int, ...], labels: Labels, class_names: tuple[str, ...]
 ) -> hashlib.blake2b:
-    """The hash of a set before its first pixel."""
+    """Hash state of a set before its first pixel."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((shape, class_names)).encode())
     digest.update(np.ascontiguousarray(labels).data)
@@ -157,15 +157,15 @@ class ImageData:
     """
 
     name: str
-    """The name it was asked for by."""
+    """Name used to request it."""
     train: ImageSet
-    """What is distilled."""
+    """Images to distill."""
     validation: ImageSet | None
-    """What selection may look at; None when nothing was set aside."""
+    """Images for model selection; None when none were set aside."""
     test: ImageSet
-    """What is read once per evaluation."""
+    """Images for evaluation only."""
     normalization: Normalization
-    """Fitted on `train`."""
+    """Normalisation fitted on `train`."""
 
     def __post_init__(self) -> None:
         for split, other in (("validation", self.validation), ("test", self.test)):
@@ -173,12 +173,13 @@ class ImageData:
                 continue
             if other.shape != self.train.shape:
                 raise DataError(
-                    f"The {split} images of '{self.name}' must have the training images' shape {tuple(self.train.shape)}. "
-                    f"Got {tuple(other.shape)} instead."
+                    f"The {split} images of '{self.name}' must have the training images' shape "
+                    f"{tuple(self.train.shape)}. Got {tuple(other.shape)} instead."
                 )
             if other.class_names != self.train.class_names:
                 raise DataError(
-                    f"The {split} split of '{self.name}' must have the training split's classes, in the same order."
+                    f"The {split} split of '{self.name}' must have the training split's classes, "
+                    "in the same order."
                 )
 
     @property
@@ -197,8 +198,7 @@ class ImageData:
         return self.train.class_names
 
     def judged_on_validation(self) -> ImageData:
-        """The same data with the validation split in the place of the test split, which nobody then
-        sees.
+        """The same data with the validation split as test split; the real test split is dropped.
 
         Raises:
             DataError: there is no validation split.
@@ -211,8 +211,6 @@ class ImageData:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of the training split and the normalisation: what a distilled set depends
-        on.
-        """
+        """Hex BLAKE2b of training split and normalisation, on which a distilled set depends."""
         text = f"{self.train.fingerprint} {self.normalization.fingerprint}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

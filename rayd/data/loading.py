@@ -1,8 +1,7 @@
-"""Loading a data set as a run wants it: classes, splits and long tail are chosen on the labels,
-then those images decoded.
+"""Loading a data set for a run: choose classes, splits and long tail by labels, then decode.
 
-Images that would fill the memory are left in their files and streamed (`rayd.data.streaming`);
-nobody downstream can tell by the results.
+Images that would fill the memory stay in their files and are streamed (`rayd.data.streaming`),
+with the same results.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from rayd.artifacts import default_root
 from rayd.config import DataSettings
 from rayd.data import outline
-from rayd.data.formats.base import Choice, EncodedPixels, Source
+from rayd.data.formats.base import EncodedPixels, Source, SplitSubset
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.memory import available_memory
 from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
@@ -25,70 +24,71 @@ from rayd.data.survey import Survey, survey
 from rayd.errors import ConfigError, DataError, unknown
 
 TEST_FRACTION = 0.2
-"""Share of each class that is tested on where the source has but one split."""
+"""Fraction of each class used as test split where the source has only one split."""
 
 MEMORY_SHARE = 0.5
 """Share of the available memory that decoded images may take before they are streamed."""
 
-Progress = Callable[[str, int, int], None]
-"""Told the split, how many of its images were looked at, and how many there are."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the split, the number of its images processed and their total number."""
 
 
 def load(
     settings: DataSettings,
     root: Path | None = None,
     cache: Path | None = None,
-    progress: Progress = lambda *_: None,
+    on_progress: OnProgress = lambda *_: None,
 ) -> ImageData:
-    """Find, choose, decode and normalise a data set.
+    """Load a data set.
 
-    In this order:
+    The steps are:
 
-    1. The classes are chosen.
-    2. A source without a test split has its validation split taken for one, as is done with
-       ImageNet and Imagenette; without either, 20 % of each class are carved from the training
-       split.
-    3. `validation_fraction` is carved from the training split; where it is 0, the source's own
-       validation split, if it has one beside a test split, is the validation split.
-    4. The long tail is cut from the remaining training images; test and validation stay as they
-    are. 5. Exactly these images are decoded, and the normalisation is fitted on the training split.
-    Where they are streamed, they
-       are decoded once for that and for their fingerprints, unless the store knows what was found
-       the last time.
+    1. Choose the classes.
+    2. Use the validation split as test split if the source has no test split, as is customary for
+       ImageNet and Imagenette; with neither, carve 20 % of each class from the training split.
+    3. Carve `validation_fraction` from the training split; if it is 0, the source's own validation
+       split is used, provided that it is not the test split.
+    4. Cut the long tail from the remaining training images; test and validation stay as they are.
+    5. Decode exactly these images and fit the normalisation on the training split. Streamed images
+       are decoded once for that and for their fingerprints, unless the result is in the store.
 
-    All draws come from `split_seed`.
+    All draws use `split_seed`.
 
     Args:
-        settings: which images, and which of them.
+        settings: data set, and images selected from it.
         root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
-        cache: root of the store that runs share; see `rayd.data.survey`.
-        progress: told how looking at streamed images goes on.
+        cache: root of the store shared by runs; see `rayd.data.survey`.
+        on_progress: called while streamed images are processed.
 
     Raises:
         DataError: the data are missing, damaged, or unfit for the settings.
-        ConfigError: the normalisation does not suit images of this size, or images cannot be
-            streamed that should be.
+        ConfigError: the normalisation does not suit images of this size, or images that should be
+            streamed cannot be.
     """
     source = open_source(settings.name, root)
     names, chosen = choose(settings, source)
     if is_streamed(settings, chosen, source.where):
-        return _stream(settings, chosen, names, cache or default_root(), progress)
+        return _stream(settings, chosen, names, cache or default_root(), on_progress)
     data = _decode(settings, chosen, names)
     outline.remember(settings, chosen, data, cache or default_root())
     return data
 
 
-def choose(settings: DataSettings, source: Source) -> tuple[tuple[str, ...], dict[str, Choice]]:
-    """Class names, and the images of each split: steps 1 to 4 of `load`, for which no image is
-    decoded.
+def choose(
+    settings: DataSettings, source: Source
+) -> tuple[tuple[str, ...], dict[str, SplitSubset]]:
+    """Choose classes and the images of each split: steps 1 to 4 of `load`, without decoding.
+
+    Returns:
+        Class names, and the chosen images of each split.
 
     Raises:
         DataError: the labels are unfit for the settings.
     """
-    names, choices = _choose_classes(source, settings.classes)
-    train = choices["train"]
-    test = choices.get("test")
-    validation = choices.get("validation")
+    names, subsets = _choose_classes(source, settings.classes)
+    train = subsets["train"]
+    test = subsets.get("test")
+    validation = subsets.get("validation")
     check_labels(train.labels, names, train.split.where)
     if test is None and validation is not None:
         test = validation
@@ -103,13 +103,13 @@ def choose(settings: DataSettings, source: Source) -> tuple[tuple[str, ...], dic
         train = train.at(long_tailed(train.labels, settings.imbalance, names, settings.split_seed))
     check_labels(test.labels, names, test.split.where)
     splits = {"train": train, "validation": validation, "test": test}
-    return names, {name: choice for name, choice in splits.items() if choice is not None}
+    return names, {name: subset for name, subset in splits.items() if subset is not None}
 
 
 def _choose_classes(
-    source: Source, wanted: Sequence[str] | None
-) -> tuple[tuple[str, ...], dict[str, Choice]]:
-    names = source.class_names if wanted is None else tuple(wanted)
+    source: Source, requested: Sequence[str] | None
+) -> tuple[tuple[str, ...], dict[str, SplitSubset]]:
+    names = source.class_names if requested is None else tuple(requested)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
@@ -122,30 +122,31 @@ def _choose_classes(
             )
     chosen = [source.class_names.index(name) for name in names]
     return names, {
-        name: Choice(split, *choose_classes(split.labels, chosen))
+        name: SplitSubset(split, *choose_classes(split.labels, chosen))
         for name, split in source.splits.items()
     }
 
 
 def _carve(
-    train: Choice, fraction: float, names: Sequence[str], seed: int, purpose: str
-) -> tuple[Choice, Choice]:
+    train: SplitSubset, fraction: float, names: Sequence[str], seed: int, purpose: str
+) -> tuple[SplitSubset, SplitSubset]:
     kept, carved = stratified(train.labels, fraction, names, seed, purpose)
     if not len(carved):
         raise DataError(
-            f"A {purpose} split cannot be carved from {train.split.where}: no class has more than one image."
+            f"A {purpose} split cannot be carved from {train.split.where}: "
+            "no class has more than one image."
         )
     return train.at(kept), train.at(carved)
 
 
 def _decode(
-    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...]
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...]
 ) -> ImageData:
     sets = dict[str, ImageSet]()
     shape = None
-    for split, choice in chosen.items():
+    for split, subset in chosen.items():
         sets[split] = ImageSet(
-            choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names
+            subset.split.read(subset.rows, settings.image_size, shape), subset.labels, names
         )
         shape = sets[split].shape
     normalization = fit_normalization(settings.normalization, sets["train"].images)
@@ -154,42 +155,43 @@ def _decode(
     )
 
 
-def is_streamed(settings: DataSettings, chosen: Mapping[str, Choice], where: str) -> bool:
-    """Whether images are left in their files."""
+def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where: str) -> bool:
+    """Whether images are streamed from their files."""
     encoded = [
-        choice.split.read
-        for choice in chosen.values()
-        if isinstance(choice.split.read, EncodedPixels)
+        subset.split.read
+        for subset in chosen.values()
+        if isinstance(subset.split.read, EncodedPixels)
     ]
     if settings.stream and len(encoded) < len(chosen):
         raise ConfigError(
-            f"Setting 'data.stream' needs Parquet files or an image folder; {where} is read as arrays, whole."
+            f"Setting 'data.stream' needs Parquet files or an image folder; {where} is read "
+            "as arrays, whole."
         )
     if settings.stream is not None or len(encoded) < len(chosen):
         return bool(settings.stream)
     shape = encoded[0].shape(chosen["train"].rows, settings.image_size)
     available = available_memory()
-    needed = sum(len(choice.rows) for choice in chosen.values()) * math.prod(shape)
+    needed = sum(len(subset.rows) for subset in chosen.values()) * math.prod(shape)
     return available is not None and needed > MEMORY_SHARE * available
 
 
 def _stream(
     settings: DataSettings,
-    chosen: Mapping[str, Choice],
+    chosen: Mapping[str, SplitSubset],
     names: tuple[str, ...],
     cache: Path,
-    progress: Progress,
+    on_progress: OnProgress,
 ) -> ImageData:
     if settings.normalization == "zca":
         raise ConfigError(STREAMED_WHITENING)
     sets = dict[str, ImageSet]()
     found = dict[str, Survey]()
     shape = None
-    for split, choice in chosen.items():
-        assert isinstance(choice.split.read, EncodedPixels)
-        images = choice.split.read.streamed(choice.rows, settings.image_size, shape)
-        found[split] = survey(images, choice.labels, names, cache, partial(progress, split))
-        sets[split] = ImageSet(images, choice.labels, names, found[split].fingerprint)
+    for split, subset in chosen.items():
+        assert isinstance(subset.split.read, EncodedPixels)
+        images = subset.split.read.streamed(subset.rows, settings.image_size, shape)
+        found[split] = survey(images, subset.labels, names, cache, partial(on_progress, split))
+        sets[split] = ImageSet(images, subset.labels, names, found[split].fingerprint)
         shape = images.image
     normalization = Standardization.of_histogram(found["train"].histogram)
     return ImageData(

@@ -1,4 +1,4 @@
-r"""How pixels become network input, and back.
+r"""Normalisation: maps from pixels to network input, and their inverses.
 
 Both kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W)
 divided by 255:
@@ -38,25 +38,24 @@ from rayd.errors import ConfigError, DataError, unknown
 NormalizationKind = Literal["standard", "zca"]
 
 MTT_EPSILON = 0.1
-"""What MTT adds to the eigenvalues of the covariance."""
+"""Value that MTT adds to the eigenvalues of the covariance."""
 
 LARGEST_WHITENING = 3 * 64 * 64
-"""Most values of an image (C·H·W) that are whitened: the covariance then takes 1.2 GB, its
-eigenvectors minutes.
-"""
+"""Maximum values per image (C·H·W) for whitening: a covariance of 1.2 GB, minutes to decompose."""
 
 
 STREAMED_WHITENING = (
-    "Setting 'data.normalization: zca' needs all pixels in memory, so these data cannot be streamed; use 'standard', or a "
-    "smaller 'data.image_size' or fewer classes with 'data.stream: false'."
+    "Setting 'data.normalization: zca' needs all pixels in memory, so these data cannot be "
+    "streamed; use 'standard', or a smaller 'data.image_size' or fewer classes with "
+    "'data.stream: false'."
 )
-"""Why whitening is not fitted on streamed images."""
+"""Error message: whitening is not fitted on streamed images."""
 
 
 class Normalization(ABC):
-    """An affine map from uint8 pixels to float32 network input, with its inverse.
+    """Affine map from uint8 pixels to float32 network input, with its inverse.
 
-    Instances can be pickled for workers; constants are moved to a device once and kept there.
+    Instances can be pickled for workers; constants are cached per device.
     """
 
     kind: ClassVar[NormalizationKind]
@@ -64,32 +63,28 @@ class Normalization(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Network input float32 (N, C, H, W) of uint8 images (N, C, H, W), on their device.
+        """Map uint8 images (N, C, H, W) to network input float32 (N, C, H, W), on their device.
 
         Raises:
-            DataError: `images` are not uint8, or not of the fitted shape.
+            DataError: `images` are not uint8, or do not have the fitted shape.
         """
 
     @abstractmethod
     def forward_unit(self, images: Tensor) -> Tensor:
-        """Network input (N, C, H, W) of floating images (N, C, H, W) in [0, 1] units; undoes
-        `inverse`; differentiable.
-        """
+        """Map floating-point images (N, C, H, W) in [0, 1] to network input; differentiable."""
 
     @abstractmethod
     def inverse(self, inputs: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] units, not clamped, of network input (N, C, H, W);
-        differentiable.
-        """
+        """Map network input (N, C, H, W) to images in [0, 1] units, unclamped; differentiable."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that `restore` needs, as CPU tensors fit for safetensors."""
+        """State for `restore`: CPU tensors fit for safetensors."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The normalisation whose `state()` this is."""
+        """Restore a normalisation from its `state()`."""
 
     @property
     def fingerprint(self) -> str:
@@ -112,15 +107,17 @@ class Normalization(ABC):
 
 
 def _check_images(images: Tensor, shape: tuple[int | None, ...]) -> None:
-    fits = images.ndim == 4 and all(
-        want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True)
-    )
+    fits = images.ndim == 4
+    if fits:
+        pairs = zip(shape, images.shape[1:], strict=True)
+        fits = all(expected in (None, size) for expected, size in pairs)
     if images.dtype != torch.uint8 or not fits:
-        wanted = ", ".join(
-            letter if want is None else str(want) for letter, want in zip("CHW", shape, strict=True)
+        sizes = (
+            letter if size is None else str(size) for letter, size in zip("CHW", shape, strict=True)
         )
         raise DataError(
-            f"Images to normalise must be uint8 (N, {wanted}). Got {images.dtype} {tuple(images.shape)} instead."
+            f"Images to normalise must be uint8 (N, {', '.join(sizes)}). "
+            f"Got {images.dtype} {tuple(images.shape)} instead."
         )
 
 
@@ -140,7 +137,7 @@ class Standardization(Normalization):
 
     @classmethod
     def fit(cls, images: ImageArray) -> Self:
-        """Mean and standard deviation of uint8 images (N, C, H, W), exact up to the last rounding.
+        """Compute mean and standard deviation of uint8 images (N, C, H, W) from exact sums.
 
         Raises:
             DataError: there are no images.
@@ -153,8 +150,8 @@ class Standardization(Normalization):
 
     @classmethod
     def of_histogram(cls, histogram: npt.NDArray[np.int64]) -> Self:
-        """The same from how often each channel has each value, int64 (C, 256)."""
-        # Python's integers: count * squares may pass 2**63
+        """Compute both from the count of each value in each channel, int64 (C, 256)."""
+        # Python integers: count * squares may exceed 2**63
         values = np.arange(256)
         count = int(histogram[0].sum())
         totals = [int(total) for total in histogram @ values]
@@ -190,15 +187,13 @@ class Standardization(Normalization):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The standardisation whose `state()` this is."""
+        """Restore a standardisation from its `state()`."""
         return cls(state["mean"].double().cpu(), state["std"].double().cpu())
 
 
 @dataclass(frozen=True, eq=False)
 class Whitening(Normalization):
-    """ZCA whitening: decorrelates all values of an image while staying as close to it as a
-    whitening can.
-    """
+    """ZCA whitening: decorrelates the values of an image, with the least change of the image."""
 
     mean: Tensor
     """float32 (C, H, W), in [0, 1] units."""
@@ -212,7 +207,7 @@ class Whitening(Normalization):
 
     @classmethod
     def fit(cls, images: ImageArray, epsilon: float = MTT_EPSILON) -> Self:
-        """Mean image and whitening matrix of uint8 images (N, C, H, W).
+        """Compute mean image and whitening matrix of uint8 images (N, C, H, W).
 
         Raises:
             ConfigError: an image has more than `LARGEST_WHITENING` values, or the images are
@@ -225,8 +220,10 @@ class Whitening(Normalization):
         values = math.prod(images.shape[1:])
         if values > LARGEST_WHITENING:
             raise ConfigError(
-                f"Setting 'data.normalization: zca' needs images of at most {LARGEST_WHITENING:,} values, as it keeps a matrix "
-                f"of that side. Got {' x '.join(map(str, images.shape[1:]))} = {values:,} instead; use 'standard'."
+                f"Setting 'data.normalization: zca' needs images of at most {LARGEST_WHITENING:,} "
+                "values, as it keeps a matrix of that side. "
+                f"Got {' x '.join(map(str, images.shape[1:]))} = {values:,} instead; "
+                "use 'standard'."
             )
         _check_not_empty(images, at_least=2)
         total = torch.zeros(values, dtype=torch.float64)
@@ -268,18 +265,18 @@ class Whitening(Normalization):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """The whitening whose `state()` this is."""
+        """Restore a whitening from its `state()`."""
         return cls(state["mean"].float().cpu(), state["transform"].float().cpu())
 
 
 KINDS: Mapping[str, type[Standardization] | type[Whitening]] = {
     kind.kind: kind for kind in (Standardization, Whitening)
 }
-"""The normalisations by the name that a setting or an artefact gives them."""
+"""Normalisations by their name in settings and artefacts."""
 
 
 def fit_normalization(kind: str, images: ImageArray) -> Normalization:
-    """The normalisation of one kind, fitted on uint8 images (N, C, H, W).
+    """Fit a normalisation on uint8 images (N, C, H, W).
 
     Raises:
         ConfigError: the kind is unknown, or does not suit images of this size.
@@ -289,7 +286,7 @@ def fit_normalization(kind: str, images: ImageArray) -> Normalization:
 
 
 def restore(kind: str, state: Mapping[str, Tensor]) -> Normalization:
-    """The normalisation of one kind whose `state()` was stored.
+    """Restore a normalisation from its stored `state()`.
 
     Raises:
         ConfigError: the kind is unknown.
@@ -299,7 +296,8 @@ def restore(kind: str, state: Mapping[str, Tensor]) -> Normalization:
         return _kind(kind).from_state(state)
     except KeyError as error:
         raise DataError(
-            f"The state of normalisation '{kind}' lacks {error}. Got {', '.join(state) or 'nothing'} instead."
+            f"The state of normalisation '{kind}' lacks {error}. "
+            f"Got {', '.join(state) or 'nothing'} instead."
         ) from error
 
 
@@ -312,14 +310,15 @@ def _kind(kind: str) -> type[Standardization] | type[Whitening]:
 def _check_not_empty(images: ImageArray, at_least: int = 1) -> None:
     if len(images) < at_least:
         raise DataError(
-            f"A normalisation must be fitted on at least {at_least} image(s). Got {len(images)} instead."
+            f"A normalisation must be fitted on at least {at_least} image(s). "
+            f"Got {len(images)} instead."
         )
 
 
 def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
-    """How often each channel of images (N, C, H, W) has each value, int64 (C, 256)."""
+    """Count each value in each channel of images (N, C, H, W), int64 (C, 256)."""
     histogram = np.zeros((images.shape[1], 256), np.int64)
-    # numpy makes int64 of what it counts, so few at a time
+    # bincount converts its input to int64, so a few images at a time
     step = max(1, 2**20 // max(1, math.prod(images.shape[1:])))
     for start in range(0, len(images), step):
         for channel, counts in enumerate(histogram):
@@ -328,7 +327,7 @@ def channel_histogram(images: Pixels) -> npt.NDArray[np.int64]:
 
 
 def _chunks(images: ImageArray, values: int) -> Iterator[Pixels]:
-    """Consecutive images, as many at a time as have at most `values` values (but at least one)."""
+    """Yield consecutive images in chunks of at most `values` values, but at least one image."""
     step = max(1, values // max(1, math.prod(images.shape[1:])))
     for _, chunk in batches(
         images, (slice(start, start + step) for start in range(0, len(images), step))

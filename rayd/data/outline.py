@@ -1,12 +1,12 @@
-"""What is known of a data set without decoding it, or without having it: enough to plan a run.
+"""Outline of a data set without decoded pixels, or without its files: enough to plan a run.
 
-`load_outline` chooses classes, splits and the long tail on the labels, as `rayd.data.load` does,
+`load_outline` chooses classes, splits and the long tail from the labels, as `rayd.data.load` does,
 with stand-ins for the pixels. Of a set in files it reads labels and the headers of a few images;
-classes and counts of a known set that is not there come from the catalogue.
+for a known set without files, classes and counts come from the catalogue.
 
-Fingerprints are hashes of all pixels. When a set is decoded they are kept in the store, under
-`outlines/`, keyed by the files' paths, sizes and times of modification, so that a plan finds the
-results that are stored under them. Of a set that was never decoded with this store there are none.
+Fingerprints are hashes of all pixels. When a set is decoded, they are stored under `outlines/`,
+keyed by the files' paths, sizes and modification times, so that a plan finds the results stored
+under them. A set that was never decoded with this store has none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rayd.data.arrays import ImageShape, Labels, Rows
 from rayd.data.catalog import KNOWN, KnownSet
 from rayd.data.decode import Encoded
 from rayd.data.files import DataFile
-from rayd.data.formats.base import ArrayPixels, Choice, EncodedPixels, Source, Split, SplitName
+from rayd.data.formats.base import ArrayPixels, EncodedPixels, Source, Split, SplitName, SplitSubset
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.normalization import (
     LARGEST_WHITENING,
@@ -48,9 +48,9 @@ log = logging.getLogger(__name__)
 STAGE = "outlines"
 """Folder of the store."""
 CHANNELS = 3
-"""Of known sets whose files have different sizes."""
+"""Channels of known sets whose files have different sizes."""
 PHOTOGRAPH = (375, 500)
-"""Height and width of a usual photograph of ImageNet."""
+"""Height and width of a typical ImageNet photograph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +58,25 @@ class Outline:
     """A data set without its pixels."""
 
     data: ImageData
-    """Splits, labels and class names as they are; pixels and normalisation are stand-ins."""
+    """Real splits, labels and class names; pixels and normalisation are stand-ins."""
     found: bool
-    """Whether the data set is there; else sizes are those of the published set."""
+    """Whether the data set was found; otherwise sizes are those of the published set."""
     surveyed: bool
-    """Whether the pass over streamed images was made already; true where none is needed."""
+    """Whether the pass over streamed images has been made; true where none is needed."""
 
 
 def load_outline(
     settings: DataSettings, root: Path | None = None, cache: Path | None = None
 ) -> Outline:
-    """The outline of a data set.
+    """Outline a data set.
 
     Args:
         settings: as for `rayd.data.load`.
         root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
-        cache: root of the store that runs share.
+        cache: root of the store shared by runs.
 
     Raises:
-        DataError: the data are damaged or unfit for the settings, or neither there nor known.
+        DataError: the data are damaged, unfit for the settings, or neither found nor known.
         ConfigError: the settings do not suit the data.
     """
     from rayd.data.loading import choose, is_streamed
@@ -96,27 +96,27 @@ def load_outline(
 
 def _in_memory(
     settings: DataSettings,
-    chosen: Mapping[str, Choice],
+    chosen: Mapping[str, SplitSubset],
     names: tuple[str, ...],
     store: Path,
     found: bool,
 ) -> ImageData:
-    """Data that a run decodes whole."""
-    arrays = all(isinstance(choice.split.read, ArrayPixels) for choice in chosen.values())
+    """Outline data that a run decodes into memory."""
+    arrays = all(isinstance(subset.split.read, ArrayPixels) for subset in chosen.values())
     sets: dict[str, ImageSet] = {}
     shape: ImageShape | None = None
     fingerprints = _recall(settings, chosen, names, store) if found else {}
-    for split, choice in chosen.items():
+    for split, subset in chosen.items():
         if found and arrays:
             sets[split] = ImageSet(
-                choice.split.read(choice.rows, settings.image_size, shape), choice.labels, names
+                subset.split.read(subset.rows, settings.image_size, shape), subset.labels, names
             )
         else:
-            shape = shape or _shape(choice, settings)
-            # zeros that are never read take no memory
-            pixels = np.zeros((len(choice.rows), *shape), np.uint8)
+            shape = shape or _shape(subset, settings)
+            # zeros that are never written take no memory
+            pixels = np.zeros((len(subset.rows), *shape), np.uint8)
             sets[split] = ImageSet(
-                pixels, choice.labels, names, fingerprints.get(split, f"unknown {split}")
+                pixels, subset.labels, names, fingerprints.get(split, f"unknown {split}")
             )
         shape = sets[split].shape
     if found and arrays and settings.normalization == "standard":
@@ -132,54 +132,51 @@ def _in_memory(
 
 def _streamed(
     settings: DataSettings,
-    chosen: Mapping[str, Choice],
+    chosen: Mapping[str, SplitSubset],
     names: tuple[str, ...],
     store: Path,
     found: bool,
 ) -> Outline:
-    """Data that a run leaves in their files."""
+    """Outline data that a run streams from their files."""
     if settings.normalization != "standard":
         raise ConfigError(STREAMED_WHITENING)
     sets: dict[str, ImageSet] = {}
     surveys: dict[str, survey.Survey | None] = {}
     shape: ImageShape | None = None
-    for split, choice in chosen.items():
-        assert isinstance(choice.split.read, EncodedPixels)
-        images = choice.split.read.streamed(choice.rows, settings.image_size, shape)
-        seen = survey.known(images, choice.labels, names, store) if found else None
-        surveys[split] = seen
-        sets[split] = ImageSet(
-            images, choice.labels, names, seen.fingerprint if seen else f"unknown {split}"
-        )
+    for split, subset in chosen.items():
+        assert isinstance(subset.split.read, EncodedPixels)
+        images = subset.split.read.streamed(subset.rows, settings.image_size, shape)
+        scan = survey.known(images, subset.labels, names, store) if found else None
+        surveys[split] = scan
+        fingerprint = scan.fingerprint if scan else f"unknown {split}"
+        sets[split] = ImageSet(images, subset.labels, names, fingerprint)
         shape = images.image
-    first = surveys["train"]
-    normalization = (
-        Standardization.of_histogram(first.histogram)
-        if first
-        else _stand_in(settings, shape, "unknown")
-    )
+    train_scan = surveys["train"]
+    if train_scan:
+        normalization: Normalization = Standardization.of_histogram(train_scan.histogram)
+    else:
+        normalization = _stand_in(settings, shape, "unknown")
     data = ImageData(
         settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
     )
-    return Outline(data, found, all(one is not None for one in surveys.values()))
+    surveyed = all(scan is not None for scan in surveys.values())
+    return Outline(data, found, surveyed)
 
 
-def _shape(choice: Choice, settings: DataSettings) -> ImageShape:
-    read = choice.split.read
+def _shape(subset: SplitSubset, settings: DataSettings) -> ImageShape:
+    read = subset.split.read
     if isinstance(read, EncodedPixels):
-        return read.shape(choice.rows, settings.image_size)
+        return read.shape(subset.rows, settings.image_size)
     assert isinstance(read, ArrayPixels)
     shape = ImageShape(*read.images.shape[1:])
-    return (
-        shape
-        if settings.image_size is None
-        else ImageShape(shape.channels, settings.image_size, settings.image_size)
-    )
+    if settings.image_size is None:
+        return shape
+    return ImageShape(shape.channels, settings.image_size, settings.image_size)
 
 
 @dataclass(frozen=True, eq=False)
 class _Standardization(Standardization):
-    """A stand-in for the standardisation that a run fits."""
+    """Stand-in for the standardisation that a run fits."""
 
     known: str = ""
 
@@ -190,7 +187,7 @@ class _Standardization(Standardization):
 
 @dataclass(frozen=True, eq=False)
 class _Whitening(Whitening):
-    """A stand-in for the whitening that a run fits."""
+    """Stand-in for the whitening that a run fits."""
 
     known: str = ""
 
@@ -206,27 +203,26 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
         return _Standardization(half, half, fingerprint)
     values = shape.channels * shape.height * shape.width
     if values > LARGEST_WHITENING:
-        # refuses it, in the words of a run
+        # raises the same error as a run would
         Whitening.fit(np.zeros((2, *shape), np.uint8))
     return _Whitening(torch.full(shape, 0.5), torch.empty(values, values), fingerprint)
 
 
 def remember(
-    settings: DataSettings, chosen: Mapping[str, Choice], data: ImageData, store: Path
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], data: ImageData, store: Path
 ) -> None:
-    """Keep the fingerprints of a set that was decoded, where decoding or fitting it takes long
-    enough.
+    """Store the fingerprints of a decoded set where decoding or fitting it is slow.
 
     Args:
-        settings: of the data.
-        chosen: which images of which splits they are.
-        data: what was decoded.
-        store: root of the store that runs share.
+        settings: settings of the data.
+        chosen: decoded images of each split.
+        data: decoded data.
+        store: root of the store shared by runs.
     """
     key = _key(settings, chosen, data.class_names)
     if key is None:
         return
-    path = _place(key, store)
+    path = _path(key, store)
     if path.exists():
         return
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -234,17 +230,17 @@ def remember(
     try:
         write_json(path, {"result": found | {"normalization": data.normalization.fingerprint}})
     except RunError as error:
-        log.warning("%s A plan will not find what this run leaves.", error)
+        log.warning("%s Plans will not find results of this run in the store.", error)
 
 
 def _recall(
-    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...], store: Path
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...], store: Path
 ) -> dict[str, str]:
-    """The fingerprints of a set that some run decoded; none where none did."""
+    """Stored fingerprints of a set; empty when no run has decoded it."""
     key = _key(settings, chosen, names)
     if key is None:
         return {}
-    path = _place(key, store)
+    path = _path(key, store)
     try:
         if not remote.bring(path):
             return {}
@@ -253,39 +249,40 @@ def _recall(
         return {}
 
 
-def _place(key: str, store: Path) -> Path:
+def _path(key: str, store: Path) -> Path:
     return remote.local(store) / STAGE / f"{key}.json"
 
 
 def _key(
-    settings: DataSettings, chosen: Mapping[str, Choice], names: tuple[str, ...]
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...]
 ) -> str | None:
-    """Hash of all that fingerprints follow from; None where they are quickly found anyway."""
+    """Hash of all inputs of the fingerprints; None where computing them is fast anyway."""
     parts: dict[str, Any] = {}
     shape: ImageShape | None = None
-    for split, choice in chosen.items():
-        read = choice.split.read
+    for split, subset in chosen.items():
+        read = subset.split.read
         if isinstance(read, EncodedPixels):
-            images = read.streamed(choice.rows, settings.image_size, shape)
+            images = read.streamed(subset.rows, settings.image_size, shape)
             shape = images.image
-            parts[split] = survey.identity(images, choice.labels, names)
+            parts[split] = survey.identity(images, subset.labels, names)
         elif settings.normalization == "zca" and isinstance(read, ArrayPixels):
-            images_ = read(choice.rows, settings.image_size, shape)
-            parts[split] = ImageSet(images_, choice.labels, names).fingerprint
+            images_ = read(subset.rows, settings.image_size, shape)
+            parts[split] = ImageSet(images_, subset.labels, names).fingerprint
         else:
             return None
     return content_hash({"version": 1, "splits": parts, "normalization": settings.normalization})
 
 
 def _published(known: KnownSet, settings: DataSettings) -> Source:
-    """A known set that is not here, as it is published.
+    """Stand-in source for a known set without files, with the published sizes.
 
     Raises:
-        DataError: its files have different sizes, and the settings name none.
+        DataError: the published files differ in size, and the settings give none.
     """
     if known.shape is None and settings.image_size is None:
         raise DataError(
-            f"Images must all have the same size unless 'data.image_size' is set: those of '{known.name}' have not."
+            "Images must all have the same size unless 'data.image_size' is set: "
+            f"those of '{known.name}' differ."
         )
     shape = known.shape or ImageShape(CHANNELS, *PHOTOGRAPH)
     names = known.class_names or _names(known.classes, settings.classes or ())
@@ -298,11 +295,10 @@ def _published(known: KnownSet, settings: DataSettings) -> Source:
     return Source(f"'{known.name}', as it is published", names, splits)
 
 
-def _names(count: int, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Names of classes that copies spell differently: those that are asked for stand for
-    themselves.
-    """
-    return (*wanted[:count], *(f"class {label}" for label in range(len(wanted), count)))
+def _names(count: int, requested: Sequence[str]) -> tuple[str, ...]:
+    """Class names of a set whose copies spell them differently: requested names, then numbers."""
+    numbered = (f"class {label}" for label in range(len(requested), count))
+    return (*requested[:count], *numbered)
 
 
 def _split(
@@ -314,7 +310,7 @@ def _split(
         else np.sort(np.arange(total) % known.classes)
     )
     if known.shape is not None:
-        # sets of small images are published in an order that was drawn once, others class by class
+        # sets of small images are published in a fixed random order, others class by class
         labels = labels[torch.randperm(total, generator=generator(0, "published order")).numpy()]
     return Split(
         f"the {split} split of '{known.name}'",
@@ -325,7 +321,7 @@ def _split(
 
 @dataclass(frozen=True)
 class _Photographs:
-    """Stand-ins for encoded images: one grey image of a usual size, as often as it is wanted."""
+    """Stand-ins for encoded images: the same grey image of a typical size for every row."""
 
     shape: ImageShape
     count: int
@@ -349,7 +345,7 @@ class _Photographs:
 
 
 def _photograph(shape: ImageShape) -> bytes:
-    """An image file with detail everywhere, as photographs have."""
+    """JPEG with detail everywhere, as photographs have."""
     rows, columns = np.indices((shape.height, shape.width))
     waves = 127 + 60 * np.sin(rows / 3) + 60 * np.sin(columns / 5)
     image = Image.fromarray(waves.astype(np.uint8))

@@ -1,7 +1,7 @@
-"""Images at another size: the short side scaled to the wanted one, the middle square kept.
+"""Resizing of images: scale the short side, then crop the central square.
 
-Bilinear with antialiasing, as torchvision's `Resize` and `CenterCrop` do together; the aspect ratio
-stays.
+Bilinear with antialiasing, equal to torchvision's `Resize` followed by `CenterCrop`; keeps the
+aspect ratio.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from rayd.data.arrays import Pixels
 
 
 def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """The middle square of an image at `side` x `side` pixels; the image itself if it has that
-    size.
-    """
+    """Central square of an image at `side` x `side` pixels; the image itself if it fits already."""
     if image.size == (side, side):
         return image
     return ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR)
 
 
 def resize(images: Pixels, side: int) -> Pixels:
-    """Images (N, C, H, W) as (N, C, side, side); the array itself if it has that size."""
+    """Resize images (N, C, H, W) to (N, C, side, side); returns the array itself if it fits."""
     if images.shape[2:] == (side, side):
         return images
     resized = np.empty((*images.shape[:2], side, side), np.uint8)

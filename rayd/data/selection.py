@@ -1,5 +1,4 @@
-r"""Choosing k images of every class: baselines to hold a distilled set against, and places to start
-one from.
+r"""Selection of k images per class: coreset baselines and initial images for distillation.
 
 With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,):
 
@@ -34,7 +33,7 @@ from rayd.data.normalization import Normalization
 from rayd.errors import ConfigError, DataError, unknown
 
 Pick = Callable[[Tensor, int], Tensor]
-"""From the features (n, d) of one class, the positions (k,) of the k chosen."""
+"""Maps the features (n, d) of one class to the positions (k,) of the k chosen."""
 
 
 def select(
@@ -44,20 +43,20 @@ def select(
     normalization: Normalization,
     generator: torch.Generator,
 ) -> Rows:
-    """Rows of `per_class` images of every class, int64 (classes * per_class,).
+    """Select rows of `per_class` images of every class, int64 (classes * per_class,).
 
     The features of herding and k-center are the normalised pixels, flattened, in float32. One class
     is normalised at a time, so memory holds the largest class and not the set.
 
     Args:
         how: `random`, `herding` or `k-center`.
-        image_set: what is chosen from.
+        image_set: images to choose from.
         per_class: images of each class, k.
-        normalization: from pixels to features; `random` does without.
-        generator: the draws of `random`; the others draw nothing.
+        normalization: maps pixels to features; unused by `random`.
+        generator: random generator; used by `random` only.
 
     Raises:
-        ConfigError: there is no such way to select.
+        ConfigError: the selection method is unknown.
         DataError: a class has no image.
     """
     if how == "random":
@@ -74,8 +73,7 @@ def select(
 
 
 def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> Rows:
-    """Rows of `per_class` images of every class, drawn without replacement as long as there are any
-    left.
+    """Draw `per_class` images of every class, without replacement while any are left.
 
     Raises:
         DataError: a class has no image.
@@ -89,8 +87,12 @@ def random(image_set: ImageSet, per_class: int, generator: torch.Generator) -> R
 
 
 def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
-    """Rows of features (N, d) whose mean, class by class, follows the mean of the class (labels
-    (N,)) as closely as greed can.
+    """Select rows whose mean greedily approximates the class mean.
+
+    Args:
+        features: (N, d).
+        labels: class indices (N,).
+        per_class: rows of each class.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -99,8 +101,12 @@ def herding(features: Tensor, labels: Tensor, per_class: int) -> Rows:
 
 
 def k_center(features: Tensor, labels: Tensor, per_class: int) -> Rows:
-    """Rows of features (N, d) that, class by class (labels (N,)), leave no row of the class far
-    from a chosen one.
+    """Select rows that greedily minimise the largest distance to a chosen row of the class.
+
+    Args:
+        features: (N, d).
+        labels: class indices (N,).
+        per_class: rows of each class.
 
     Raises:
         DataError: a class has fewer than `per_class` rows.
@@ -120,7 +126,8 @@ def _by_class(features: Tensor, labels: Tensor, per_class: int, pick: Pick) -> R
 def _require(name: str, count: int, per_class: int) -> None:
     if count < per_class:
         raise DataError(
-            f"Class {name} must have at least the {per_class} image(s) to choose. Got {count} instead."
+            f"Class {name} must have at least the {per_class} image(s) to choose. "
+            f"Got {count} instead."
         )
 
 
@@ -140,8 +147,7 @@ def _herd(features: Tensor, count: int) -> Tensor:
 
 def _cover(features: Tensor, count: int) -> Tensor:
     def distances(point: Tensor) -> Tensor:
-        # exact differences: the expanded square would put near duplicates at a distance of rounding
-        # errors
+        # exact differences: the expanded square loses the distance of near duplicates to rounding
         return torch.cdist(
             features, point.unsqueeze(0), compute_mode="donot_use_mm_for_euclid_dist"
         ).squeeze(1)
@@ -151,11 +157,11 @@ def _cover(features: Tensor, count: int) -> Tensor:
     nearest = torch.full_like(features[:, 0], torch.inf)
     for step in range(1, count):
         torch.minimum(nearest, distances(features[chosen[step - 1]]), out=nearest)
-        # below zero: not even a duplicate is chosen twice
+        # negative, so that not even a duplicate is chosen twice
         nearest[chosen[step - 1]] = -1
         chosen[step] = nearest.argmax()
     return chosen
 
 
 GREEDY: Mapping[str, Pick] = {"herding": _herd, "k-center": _cover}
-"""The selections that draw nothing, by the name that a setting gives them."""
+"""Deterministic selections, by the setting's value."""

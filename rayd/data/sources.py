@@ -1,10 +1,10 @@
 """Finding and opening data sets: by name in the data root, or by path.
 
-A name is looked for in the data root that is given, then in `$RAYD_DATA`, then in
-`~/.cache/rayd/data`; in each as `<root>/<name>` (Parquet files, raw files or an image folder),
-`<root>/<name>.npz`, and in torchvision's own folders. Roots and paths may be URLs (`rayd.remote`):
-of encoded images nothing but the labels is read when they are opened, and a file is fetched by
-whoever needs it (`rayd.data.copies`); arrays are fetched whole.
+A name is resolved in the given data root, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in
+each as `<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in
+torchvision's own folders. Roots and paths may be URLs (`rayd.remote`): opening encoded images reads
+only their labels, and each process fetches the files it needs (`rayd.data.copies`); arrays are
+fetched whole.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ PICKLES = frozenset({".pkl", ".pickle", ".pt", ".pth", ".npy", ".joblib"})
 """Files that are, or may be, pickles."""
 
 PICKLED_CIFAR = frozenset({"data_batch_1", "train"})
-"""Pickles of CIFAR's Python version, which have no suffix."""
+"""Pickles of CIFAR's Python version, which have no file extension."""
 
 SAMPLE = 1000
-"""Most files of a folder that are looked at to say what is wrong with it."""
+"""Maximum number of files of a folder that an error message is based on."""
 
 
 class Format(Protocol):
     """A module of `rayd.data.formats`."""
 
     def matches(self, path: Path) -> bool:
-        """Whether `path` looks like this format."""
+        """Whether `path` has this format."""
 
     def open_source(self, path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-        """The data set at `path`."""
+        """Open the data set at `path`."""
 
 
 FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
-"""Every layout that can be read; the first that matches reads."""
+"""Supported formats; the first that matches is used."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class SourceInfo:
     """A line of `rayd data list`."""
 
     name: str
-    """What to call it."""
+    """Name of the data set."""
     classes: int | None
-    """Number of classes; None where only opening it would tell."""
+    """Number of classes; None if unknown before it is opened."""
     found: Path | None
-    """Where it was found; None when it was not."""
+    """Where it was found; None if it was not."""
     how: str
-    """What to do to have it, as a clause."""
+    """How to obtain it, as a clause."""
 
 
 def data_roots(root: Path | None = None) -> tuple[Path, ...]:
-    """The folders that names are looked for in, in order."""
+    """Folders that are searched for names, in order."""
     variable = os.environ.get(ROOT_VARIABLE)
     given: list[str | Path] = [root] if root is not None else []
     given += [variable] if variable else []
@@ -73,38 +73,34 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
-    """Where the data set of a name, or at a path, is; None when it is nowhere or cannot be read
-    there.
-    """
-    return next((path for path in _candidates(name, root) if _there(path)), None)
+    """Path of the data set with a name or at a path; None if not found or not readable."""
+    return next((path for path in _candidates(name, root) if _exists(path)), None)
 
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
-    """The known data sets, found or not, then whatever else lies in the data roots."""
+    """List the known data sets, found or not, then other data sets in the data roots."""
     infos = [
         SourceInfo(known.name, known.classes, locate(known.name, root), known.how)
         for known in KNOWN.values()
     ]
-    seen = {
-        Path(place).parts[0]
-        for known in KNOWN.values()
-        for place in (known.name, *known.places, *known.pickled)
-    }
-    for place in data_roots(root):
-        for path in remote.listed(place):
+    listed = set[str]()
+    for known in KNOWN.values():
+        for relative in (known.name, *known.places, *known.pickled):
+            listed.add(Path(relative).parts[0])
+    for parent in data_roots(root):
+        for path in remote.listed(parent):
             name = path.stem if path.suffix == ".npz" else path.name
-            if name not in seen and not name.startswith(".") and _there(path):
-                seen.add(name)
+            if name not in listed and not name.startswith(".") and _exists(path):
+                listed.add(name)
                 infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
     return infos
 
 
 def open_source(name: str, root: Path | None = None) -> Source:
-    """Open a data set by name or path: its labels are read and checked, its images are not decoded
-    yet.
+    """Open a data set by name or path: reads and checks its labels, decodes no image.
 
     Raises:
-        DataError: it is unknown, not there, empty, damaged, or a pickle.
+        DataError: it is unknown, missing, empty, damaged, or a pickle.
     """
     path = locate(name, root) if name else None
     known = KNOWN.get(name)
@@ -130,14 +126,14 @@ def _candidates(name: str, root: Path | None) -> Iterator[Path]:
     if name not in KNOWN:
         yield remote.local(name)
     known = KNOWN.get(name)
-    for place in data_roots(root):
-        yield place / name
-        yield place / f"{name}.npz"
-        yield from (place / folder for folder in (known.places if known else ()))
+    for parent in data_roots(root):
+        yield parent / name
+        yield parent / f"{name}.npz"
+        yield from (parent / place for place in (known.places if known else ()))
 
 
-def _there(path: Path) -> bool:
-    """Whether a data set is at a path; of what lies at a URL the name has to do."""
+def _exists(path: Path) -> bool:
+    """Whether a data set is at a path; at a URL only existence is checked."""
     return _format(path) is not None if remote.url(path) is None else remote.exists(path)
 
 
@@ -150,35 +146,40 @@ def _format(path: Path) -> Format | None:
 
 
 def _why_not(name: str, root: Path | None) -> str:
-    """Why the data set of this name cannot be opened: what stands in its place, or what to do."""
+    """Explain why the data set of this name cannot be opened, with a remedy."""
     if not name:
         return "Setting 'data.name' must not be empty; own data are given as data=PATH."
     known = KNOWN.get(name)
     remedy = f"; {known.how}" if known else ""
-    pickled = [
-        place / folder for place in data_roots(root) for folder in (known.pickled if known else ())
-    ]
+    pickled = []
+    if known is not None:
+        pickled = [parent / place for parent in data_roots(root) for place in known.pickled]
     found = next((path for path in (*_candidates(name, root), *pickled) if path.exists()), None)
     if found is not None:
         return f"{_why_unreadable(found)}{remedy}."
     if known is not None:
-        places = ", ".join(f"'{place / name}'" for place in data_roots(root))
+        places = ", ".join(f"'{parent / name}'" for parent in data_roots(root))
         return f"Data set '{name}' was not found in {places}{remedy}."
     if os.sep in name or name.startswith(("~", ".")):
         return f"There is no data set at '{remote.shown(remote.local(name))}'."
     names = [info.name for info in known_sources(root)]
-    return f"{unknown('data set', name, names)} Own data are given as data=PATH: a folder or .npz file."
+    return (
+        f"{unknown('data set', name, names)} "
+        "Own data are given as data=PATH: a folder or .npz file."
+    )
 
 
 def _why_unreadable(path: Path) -> str:
-    """What is wrong with a path that no format matches, as a clause."""
-    wanted = "must be a folder of Parquet files, a folder of images for each class, or an .npz file"
+    """Explain what is wrong with a path that no format matches, as a clause."""
+    expected = (
+        "must be a folder of Parquet files, a folder of images for each class, or an .npz file"
+    )
     if path.is_file():
         pickle = ", which may be a pickle: none is ever loaded" if path.suffix in PICKLES else ""
-        return f"'{path}' {wanted}. Got a file{pickle}"
+        return f"'{path}' {expected}. Got a file{pickle}"
     files = sorted(islice((inside for inside in path.rglob("*") if inside.is_file()), SAMPLE))
     if not files:
         return f"'{path}' is an empty folder"
     if any(file.suffix in PICKLES or file.name in PICKLED_CIFAR for file in files):
         return f"'{path}' holds pickles, which are never loaded"
-    return f"'{path}' {wanted}. Got a folder with '{files[0].relative_to(path)}' in it"
+    return f"'{path}' {expected}. Got a folder with '{files[0].relative_to(path)}' in it"

@@ -1,6 +1,6 @@
-"""Which images of a split are taken: decided on the labels alone, before any image is decoded.
+"""Selection of images for each split, based on the labels alone, before any image is decoded.
 
-Every draw comes from a generator of (split seed, purpose, class name), so the images drawn for a
+Every draw uses a generator seeded by (split seed, purpose, class name), so the images drawn for a
 class depend neither on which other classes were chosen nor on their order.
 """
 
@@ -18,7 +18,7 @@ from rayd.seeding import generator
 
 
 def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]:
-    """Rows whose label is among `chosen`, and their labels renumbered to positions in `chosen`.
+    """Rows whose label is in `chosen`, and their labels renumbered to positions in `chosen`.
 
     >>> choose_classes(np.array([0, 2, 1, 2]), [2, 0])
     (array([0, 1, 3]), array([1, 0, 0]))
@@ -32,17 +32,16 @@ def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]
 def stratified(
     labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str
 ) -> tuple[Rows, Rows]:
-    """Rows that stay and rows that are carved out: the same fraction of every class.
+    """Split rows into kept and carved ones, with the same fraction of every class carved.
 
-    Of a class of n images, `fraction * n`, rounded, are carved, but at least one where there are
-    two, and never the last.
+    Of a class of n images, round(fraction * n) are carved: at least one if n >= 2, never all.
 
     Args:
         labels: class indices (N,).
-        fraction: share to carve, in [0, 1).
+        fraction: fraction to carve, in [0, 1).
         class_names: one name per class; part of the key of the draws.
         seed: seed of the draws.
-        purpose: what is carved, e.g. "validation"; part of the key of the draws.
+        purpose: name of the carved split, e.g. "validation"; part of the key of the draws.
     """
     carved = np.zeros(len(labels), bool)
     for label, name in enumerate(class_names):
@@ -54,34 +53,31 @@ def stratified(
 
 
 def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
-    """Whether classes of so many images have a head and a tail: the largest has at least twice the
-    images of the smallest.
-    """
+    """Whether the classes are long-tailed: the largest has at least twice the smallest's images."""
     return bool(max(counts) >= 2 * min(counts))
 
 
 def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
-    """Images that each class keeps, int64 (classes,): n_c = n_max f^(-c/(C-1)), truncated; class 0
-    is the head.
+    r"""Images kept per class, int64 (classes,): :math:`n_c = n_{max} f^{-c/(C-1)}`, truncated.
 
-    The convention of LTDD (Zhao et al., 2024) and of the long-tailed CIFAR sets before it (Cui et
-    al., CVPR 2019).
+    Class 0 is the head.
+
+    The convention of LTDD (Zhao et al., 2024) and of earlier long-tailed CIFAR sets (Cui et
 
     >>> long_tailed_counts(5000, 100, 10).sum()
     np.int64(12406)
     """
     share = imbalance ** (-np.arange(classes) / max(classes - 1, 1))
-    # 1e-9: a power that should be whole must not be truncated to the number below it
+    # 1e-9: a power that should be whole must not be truncated to the integer below it
     return np.floor(largest * share + 1e-9).astype(np.int64)
 
 
 def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], seed: int) -> Rows:
-    """Rows of a long-tailed subset, drawn without replacement; a class smaller than its share keeps
-    all it has.
+    """Draw a long-tailed subset without replacement; a class below its count keeps all images.
 
     Args:
         labels: class indices (N,).
-        imbalance: largest over smallest class, f.
+        imbalance: imbalance factor f, largest over smallest class.
         class_names: one name per class; part of the key of the draws.
         seed: seed of the draws.
 
@@ -95,20 +91,18 @@ def long_tailed(labels: Labels, imbalance: float, class_names: Sequence[str], se
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
         raise DataError(
-            f"Setting 'data.imbalance' must leave every class an image; {imbalance:g} leaves none to {_listed(empty)} "
-            f"(the largest class has {available.max()})."
+            f"Setting 'data.imbalance' must leave every class an image; {imbalance:g} leaves none "
+            f"to {_listed(empty)} (the largest class has {available.max()})."
         )
-    kept = [
-        np.flatnonzero(labels == label)[
-            _draw(int(available[label]), int(counts[label]), seed, "long tail", name)
-        ]
-        for label, name in enumerate(class_names)
-    ]
+    kept = []
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        kept.append(rows[_draw(len(rows), int(counts[label]), seed, "long tail", name)])
     return np.sort(np.concatenate(kept))
 
 
 def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None:
-    """Refuse labels that do not make a classification problem.
+    """Reject labels that do not form a classification problem.
 
     Raises:
         DataError: there are fewer than two classes, or a class has no image.

@@ -1,10 +1,10 @@
-"""Images that stay encoded in their files until somebody needs their pixels.
+"""Images that stay encoded in their files until their pixels are needed.
 
-`StreamedPixels` stands where an array uint8 (N, C, H, W) may stand: it has a shape, and indexing it
-decodes those images, in threads, in the order asked. It is small whatever N is, so that it travels
-to workers, who decode what they need where they are; the files must be there under the same path,
-or lie at a URL. Nothing that was decoded is kept: memory holds the batches in use, and `READ_AHEAD`
-more where they are asked for one after another with `batches`.
+`StreamedPixels` can replace an array uint8 (N, C, H, W): it has a shape, and indexing it decodes
+the requested images in threads, in the order requested. It is small whatever N is, so it is cheap
+to send to workers, which decode what they need; the files must exist there under the same path, or
+be at a URL. Decoded images are not cached: memory holds the batches in use, and `READ_AHEAD` more
+when they are requested one after another with `batches`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rayd.data.files import DataFile
 from rayd.errors import DataError
 
 READ_AHEAD = 2
-"""Batches that are decoded while those before them are in use."""
+"""Number of batches decoded ahead of the one in use."""
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -33,39 +33,37 @@ Wanted = TypeVar("Wanted", bound=slice | Rows)
 
 
 class EncodedImages(Protocol):
-    """The encoded images of a split, in files."""
+    """Encoded images of a split, in files."""
 
     def read(self, rows: Rows) -> Iterable[Encoded]:
-        """The images at ascending rows, lazily; quick where most are wanted."""
+        """Read the images at ascending rows, lazily; efficient when most are requested."""
         ...
 
     def at(self, rows: Rows) -> Iterable[Encoded]:
-        """The images at rows in any order, each read when it is decoded; quick where few are
-        wanted.
-        """
+        """Read the images at rows in any order, each when decoded; efficient for few rows."""
         ...
 
     def narrowed(self, rows: Rows) -> tuple[EncodedImages, Rows]:
-        """Without the files that none of the rows is in, and the rows as they are numbered then."""
+        """Drop the files that contain none of the rows; also return the rows renumbered."""
         ...
 
     def files(self) -> Iterable[DataFile]:
-        """The files that hold them, in some order that does not change."""
+        """Files that contain the images, in a fixed order."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedPixels:
-    """Encoded images that can be indexed as the array of their pixels can."""
+    """Encoded images that can be indexed like the array of their pixels."""
 
     encoded: EncodedImages
-    """All images of some files."""
+    """All encoded images of some files."""
     rows: Rows
-    """Which of them these are, in order."""
+    """Rows of `encoded`, in order."""
     image: ImageShape
-    """Shape that each is decoded to."""
+    """Shape of each decoded image."""
     side: int | None = None
-    """Resize every image to this side in pixels."""
+    """Side in pixels to resize every image to; None keeps the size."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -74,7 +72,7 @@ class StreamedPixels:
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
-        """That of the decoded images."""
+        """Type of the decoded images."""
         return np.dtype(np.uint8)
 
     @property
@@ -86,77 +84,71 @@ class StreamedPixels:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | npt.NDArray[np.int64], /) -> Pixels:
-        """Decode images: uint8 (n, C, H, W), in the order asked.
+        """Decode images: uint8 (n, C, H, W), in the order requested.
 
         Raises:
-            DataError: a file is gone or has changed, or an image in it is damaged; the sentence
+            DataError: a file is missing or has changed, or an image in it is damaged; the message
                 names file and row.
-            IndexError: there is no such row.
+            IndexError: a row is out of range.
         """
         return self.decode(rows, decoding_threads())
 
     def decode(self, rows: slice | npt.NDArray[np.int64], threads: int) -> Pixels:
-        """The same in a number of threads."""
-        wanted = self._at(rows)
-        return decode_images(self.encoded.at(wanted), len(wanted), self.side, self.image, threads)
+        """Decode images with a given number of threads."""
+        requested = self._at(rows)
+        images = self.encoded.at(requested)
+        return decode_images(images, len(requested), self.side, self.image, threads)
 
     def part(self, rows: slice | npt.NDArray[np.int64]) -> StreamedPixels:
-        """Some of the images, in the order asked, still encoded; it knows of no files but
-        theirs.
-        """
+        """Select images, still encoded, in the order requested, with only the files they need."""
         encoded, renumbered = self.encoded.narrowed(self._at(rows))
         return StreamedPixels(encoded, renumbered, self.image, self.side)
 
     def files(self) -> Iterable[DataFile]:
-        """The files that hold these images."""
+        """Files that contain these images."""
         return self.encoded.files()
 
     def __array__(self, *_: object, **__: object) -> Pixels:
         raise DataError(
-            f"{len(self):,} streamed images must not be decoded all at once; index those that are needed."
+            f"{len(self):,} streamed images must not be decoded all at once; "
+            "index the rows that are needed."
         )
 
     def _at(self, rows: slice | npt.NDArray[np.int64]) -> Rows:
-        wanted: Rows = self.rows[rows]
-        if wanted.ndim != 1:
+        requested: Rows = self.rows[rows]
+        if requested.ndim != 1:
             raise IndexError(
                 "Streamed images must be indexed by a slice or by an array of row numbers."
             )
-        return wanted
+        return requested
 
 
 def decoding_threads() -> int:
-    """Threads that decode: those of torch in this thread, which a worker has been granted, but no
-    more than there are cores.
-    """
+    """Decoding threads: torch's in this thread, as granted to a worker, at most one per core."""
     import torch
 
     return max(1, min(cores(), torch.get_num_threads()))
 
 
 def part(images: ImageArray, rows: slice | Rows) -> ImageArray:
-    """Some of the images, in the order asked; streamed ones stay encoded."""
+    """Select images in the order requested; streamed ones stay encoded."""
     return images.part(rows) if isinstance(images, StreamedPixels) else images[rows]
 
 
 def batches(images: ImageArray, rows: Iterable[Wanted]) -> Iterator[tuple[Wanted, Pixels]]:
-    """The images at each of some rows, one batch after another; streamed ones are decoded a little
-    ahead.
-    """
+    """Yield the images of each set of rows in turn; streamed ones are decoded ahead."""
     if not isinstance(images, StreamedPixels):
-        for wanted in rows:
-            yield wanted, images[wanted]
+        for batch in rows:
+            yield batch, images[batch]
         return
     threads = decoding_threads()
-    yield from ahead(rows, lambda wanted: images.decode(wanted, threads))
+    yield from ahead(rows, lambda batch: images.decode(batch, threads))
 
 
 def ahead(
     requests: Iterable[Request], answer: Callable[[Request], Result], depth: int = READ_AHEAD
 ) -> Iterator[tuple[Request, Result]]:
-    """Each request with its answer, in order; a thread works on the next `depth` requests
-    meanwhile.
-    """
+    """Yield requests with their answers, in order; a thread computes `depth` answers ahead."""
     waiting: deque[tuple[Request, Future[Result]]] = deque()
     with ThreadPoolExecutor(1, "rayd-ahead") as pool:
         try:

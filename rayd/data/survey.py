@@ -1,13 +1,11 @@
-"""What must be known of all pixels of streamed images before a run: found in one pass, and kept for
-the next run.
+"""Statistics of all pixels of streamed images that a run needs, from one pass that is cached.
 
-A pass over ImageNet is minutes of decoding, so what it finds lies in the store that runs share,
-under `survey/`, keyed by the files' paths, sizes and times of modification when they were opened,
-and by which of their images are read how. Whoever changes a file and gives it its old size and time
-back deceives it.
+A pass over ImageNet takes minutes of decoding, so its results are stored under `survey/`, keyed by
+the paths, sizes and modification times of the files when they were opened, and by which of their
+images are read and how. A file that is changed but keeps its size and time is not detected.
 
-The fingerprint is a hash of all pixels in order, so that one process makes the pass, with as many
-decoding threads as it has cores, and of data at a URL fetches every file once.
+The fingerprint is a hash of all pixels in order, so one process makes the pass, with one decoding
+thread per core; it fetches every remote file once.
 """
 
 from __future__ import annotations
@@ -36,23 +34,23 @@ STAGE = "survey"
 """Folder of the store."""
 
 CHUNK_BYTES = 2**24
-"""Pixels that are looked at at a time."""
+"""Number of pixel bytes processed at a time."""
 
-Callback = Callable[[int, int], None]
-"""Told how many images were looked at, and how many there are."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of images processed and their total number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """What one pass finds."""
+    """Result of one pass."""
 
     fingerprint: str
-    """That of the set, see `ImageSet.fingerprint`."""
+    """Fingerprint of the set, see `ImageSet.fingerprint`."""
     histogram: npt.NDArray[np.int64]
-    """How often each channel has each value, (C, 256)."""
+    """Count of each value in each channel, (C, 256)."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Convert to plain JSON values."""
         return {"fingerprint": self.fingerprint, "histogram": self.histogram.tolist()}
 
 
@@ -61,61 +59,58 @@ def survey(
     labels: Labels,
     class_names: tuple[str, ...],
     store: Path,
-    watch: Callback,
+    on_progress: OnProgress,
 ) -> Survey:
-    """What was found before, else what a pass over the images finds.
+    """Load the stored result, or make a pass over the images.
 
     Args:
         images: a split, or a part of it.
-        labels: theirs.
+        labels: labels of the images.
         class_names: one name per class.
         store: root of the store.
-        watch: told how the pass goes on.
+        on_progress: called after every chunk of images.
 
     Raises:
-        DataError: a file is gone, or an image is damaged.
+        DataError: a file is missing, or an image is damaged.
     """
     inputs = _inputs(images, labels, class_names)
     path = remote.local(store) / STAGE / f"{content_hash(inputs)}.json"
-    found = _kept(path)
+    found = _stored(path)
     if found is None:
-        found = _look(images, labels, class_names, watch)
+        found = _scan(images, labels, class_names, on_progress)
         try:
             write_json(path, {"inputs": inputs, "result": found.to_json()})
         except RunError as error:
-            log.warning("%s The next run will look at all images again.", error)
+            log.warning("%s The next run will scan all images again.", error)
     return found
 
 
 def known(
     images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], store: Path
 ) -> Survey | None:
-    """What was found before; None where nothing was. The arguments are those of `survey`."""
-    return _kept(
+    """Stored result, or None. The arguments are those of `survey`."""
+    return _stored(
         remote.local(store) / STAGE / f"{content_hash(_inputs(images, labels, class_names))}.json"
     )
 
 
 def identity(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> str:
-    """A hash of the files, of which of their images are read how, and of their labels: no image is
-    decoded for it.
-    """
+    """Hash of files, selected rows, decoding and labels, computed without decoding."""
     return content_hash(_inputs(images, labels, class_names))
 
 
-def _look(
-    images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], watch: Callback
+def _scan(
+    images: StreamedPixels, labels: Labels, class_names: tuple[str, ...], on_progress: OnProgress
 ) -> Survey:
     digest = content_digest(images.shape, labels, class_names)
     histogram = np.zeros((images.image.channels, 256), np.int64)
     step = max(1, CHUNK_BYTES // max(1, images.nbytes // max(1, len(images))))
-    watch(0, len(images))
-    for rows, pixels in batches(
-        images, (slice(start, start + step) for start in range(0, len(images), step))
-    ):
+    on_progress(0, len(images))
+    chunks = (slice(start, start + step) for start in range(0, len(images), step))
+    for rows, pixels in batches(images, chunks):
         digest.update(pixels.data)
         histogram += channel_histogram(pixels)
-        watch(min(rows.stop, len(images)), len(images))
+        on_progress(min(rows.stop, len(images)), len(images))
     return Survey(digest.hexdigest(), histogram)
 
 
@@ -132,15 +127,15 @@ def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]
 
 
 def _stamps(images: StreamedPixels) -> str:
-    """Hash of the files' URLs or absolute paths, sizes and times of modification."""
+    """Hash of the files' URLs or absolute paths, sizes and modification times."""
     digest = hashlib.blake2b(digest_size=16)
     for file in images.files():
-        place = remote.url(file.path) or os.path.abspath(file.path)
-        digest.update(f"{place}\0{file.size}\0{file.modified}\n".encode())
+        location = remote.url(file.path) or os.path.abspath(file.path)
+        digest.update(f"{location}\0{file.size}\0{file.modified}\n".encode())
     return digest.hexdigest()
 
 
-def _kept(path: Path) -> Survey | None:
+def _stored(path: Path) -> Survey | None:
     if not remote.bring(path):
         return None
     try:
@@ -150,5 +145,5 @@ def _kept(path: Path) -> Survey | None:
             raise ValueError("the histogram has another shape")
         return Survey(str(result["fingerprint"]), histogram)
     except (ArtifactError, KeyError, TypeError, ValueError) as error:
-        log.warning("'%s' is damaged (%s) and will be made again.", path, error)
+        log.warning("'%s' is damaged (%s). Recomputing it.", path, error)
         return None

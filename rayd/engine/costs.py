@@ -385,7 +385,7 @@ class Costs:
 
     @cached_property
     def _first_images(self) -> LocalRef:
-        """The images to which frequencies are fitted."""
+        """The images on which statistics are resolved."""
         rows = evenly_spaced(len(self.data.train)).numpy()
         return LocalRef((_pixels(self.data, len(rows)), self.data.train.labels[rows]))
 

@@ -21,7 +21,7 @@ from rayd.derived import rows_of, uploaded
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, Observation
 from rayd.objectives import Batch, Context, RealStatistics, StatisticSpec
-from rayd.statistics import Frequencies, Statistic
+from rayd.statistics import Statistic, StatisticKind
 from rayd.statistics.frequencies import evenly_spaced
 from rayd.transfer import send, upload
 
@@ -73,8 +73,8 @@ Augment = Callable[[Tensor, Rows], Tensor]
 """Augments normalised images (n, C, H, W) at some rows of a batch; the draw is fixed."""
 
 
-FittedFrequencies = Mapping[StatisticSpec, tuple[Frequencies, ...]]
-"""Frequencies whose length was fitted to features of real images, one per layer."""
+ResolvedKinds = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
+"""Kinds of statistics with arguments that follow from real images, one per layer."""
 Draws = Callable[[StatisticSpec], torch.Generator]
 """The generator of a spec with random frequencies; the same draws at every call."""
 
@@ -187,7 +187,7 @@ class Observer:
         spec: StatisticSpec,
         device: torch.device,
         draws: Draws = no_draws,
-        fitted: FittedFrequencies | None = None,
+        resolved: ResolvedKinds | None = None,
         classes: int | None = None,
     ) -> tuple[Statistic, ...]:
         """Neutral elements of a statistic, one per layer.
@@ -196,14 +196,14 @@ class Observer:
             spec: which statistic.
             device: where they are placed.
             draws: generators of random frequencies.
-            fitted: frequencies that were fitted to real images.
+            resolved: kinds that were resolved on real images.
             classes: number of rows; None for all classes.
         """
         generator = draws(spec) if spec.draws else None
         rows = self._info.classes if classes is None else classes
-        frequencies = (fitted or {}).get(spec)
-        dimensions = self._extractor.dimensions(spec.tap)
-        layers = spec.empty(rows, dimensions, generator, frequencies)
+        kinds = (resolved or {}).get(spec)
+        dimensions = self._extractor.dimensions(spec.layer_role)
+        layers = spec.empty(rows, dimensions, generator, kinds)
         return tuple(layer.to(device) for layer in layers)
 
     def measure(
@@ -213,7 +213,7 @@ class Observer:
         batch_size: int,
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        fitted: FittedFrequencies | None = None,
+        resolved: ResolvedKinds | None = None,
     ) -> States:
         """Statistics of real images for all terms, accumulated in float64 over batches.
 
@@ -226,35 +226,35 @@ class Observer:
             batch_size: images of one forward pass.
             augment: the augmentation of the images.
             draws: generators of random frequencies, a new one at every call.
-            fitted: frequencies fitted to real images, equal for all parts that are merged.
+            resolved: kinds resolved on real images, equal for all parts that are merged.
         """
-        accumulator = StatisticAccumulator(self, labels, augment, draws, fitted)
+        accumulator = StatisticAccumulator(self, labels, augment, draws, resolved)
         (states,) = measure_together([accumulator], images, batch_size)
         return states
 
     @torch.no_grad()
-    def fit_frequencies(
+    def resolve(
         self, real: RealBatch, batch_size: int, augment: Augment = unchanged
-    ) -> FittedFrequencies:
-        """Fit the lengths of frequencies to real images, for the specs that require it."""
+    ) -> ResolvedKinds:
+        """Determine the arguments of statistics that follow from real images, e.g. median lengths."""
         images, labels = real
         parts = []
-        if self._fitted_specs:
+        if self._deferred_specs:
             for start in range(0, len(labels), batch_size):
                 rows = slice(start, start + batch_size)
                 parts.append(self._forward_real(images[rows], torch.device("cpu"), augment))
-        return self._fitted(parts)
+        return self._resolved(parts)
 
-    def _fitted(self, outputs: Sequence[Observation]) -> FittedFrequencies:
-        return {spec: spec.resolved(outputs) for spec in self._fitted_specs}
+    def _resolved(self, outputs: Sequence[Observation]) -> ResolvedKinds:
+        return {spec: spec.resolved(outputs) for spec in self._deferred_specs}
 
     @property
-    def _fitted_specs(self) -> list[StatisticSpec]:
+    def _deferred_specs(self) -> list[StatisticSpec]:
         return [spec for spec in self._specs if spec.looks_first]
 
     def layers(self, spec: StatisticSpec) -> list[str]:
         """Names of the modules that a statistic records."""
-        return self._extractor.layers(spec.tap)
+        return self._extractor.layers(spec.layer_role)
 
     @torch.no_grad()
     def record(
@@ -265,7 +265,7 @@ class Observer:
         pieces = torch.split(images, batch_size)
         for batch, classes in zip(pieces, torch.split(labels, batch_size), strict=True):
             output = self.forward(batch.to(self._device))
-            taps = {spec.tap: tuple(layer.cpu() for layer in output.taps[spec.tap])}
+            taps = {spec.layer_role: tuple(layer.cpu() for layer in output.taps[spec.layer_role])}
             spec.update(statistics, Observation(output.logits, taps, output.images), classes.cpu())
         return statistics
 
@@ -288,13 +288,13 @@ class Observer:
         """Statistics of one real batch in working precision.
 
         Networks with batch statistics forward the batch whole; others in chunks that bound the
-        memory. Frequencies are fitted to images spread evenly over the batch.
+        memory. Kinds are resolved on images spread evenly over the batch.
         """
         step = len(images) if networks.uses_batch_statistics(self._extractor.network) else chunk
         parts = [slice(start, start + step) for start in range(0, len(images), step)]
         whole = [self.forward(images, augment)] if len(parts) == 1 else []
-        fitted = self._fitted(whole or list(self._preview(images, step, augment)))
-        empty = {spec: self._fresh(spec, draws, fitted) for spec in self._specs}
+        resolved = self._resolved(whole or list(self._preview(images, step, augment)))
+        empty = {spec: self._fresh(spec, draws, resolved) for spec in self._specs}
         total = dict(empty)
         for rows in parts:
             classes = rows_of(labels, rows)
@@ -305,8 +305,8 @@ class Observer:
         return total
 
     def _preview(self, images: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
-        """Forward images spread evenly over a batch, if frequencies are to be fitted."""
-        if not self._fitted_specs:
+        """Forward images spread evenly over a batch, if kinds are to be resolved."""
+        if not self._deferred_specs:
             return
         for rows in torch.split(evenly_spaced(len(images)), chunk):
             yield self.forward(images[rows.to(images.device)], augment, rows)
@@ -327,7 +327,7 @@ class Observer:
         return Batch(inputs, labels, forward)
 
     def _fresh(
-        self, spec: StatisticSpec, draws: Draws, fitted: FittedFrequencies
+        self, spec: StatisticSpec, draws: Draws, resolved: ResolvedKinds
     ) -> tuple[Statistic, ...]:
         """Neutral elements in working precision; cached unless their frequencies are random."""
         if spec in self._neutral:
@@ -335,7 +335,7 @@ class Observer:
         # to float32 before they reach the device: MPS has no float64
         layers = [
             layer.to(dtype=torch.float32)
-            for layer in self.empty(spec, torch.device("cpu"), draws, fitted)
+            for layer in self.empty(spec, torch.device("cpu"), draws, resolved)
         ]
         states = [layer.state() for layer in layers]
         # one transfer for the tensors of all layers
@@ -386,7 +386,7 @@ class StatisticAccumulator:
         labels: classes of all images that will be added.
         augment: the augmentation of the images.
         draws: generators of random frequencies.
-        fitted: frequencies that were fitted to real images.
+        resolved: kinds that were resolved on real images.
     """
 
     @torch.no_grad()
@@ -396,7 +396,7 @@ class StatisticAccumulator:
         labels: npt.NDArray[np.int64],
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        fitted: FittedFrequencies | None = None,
+        resolved: ResolvedKinds | None = None,
     ):
         # MPS has no float64
         self._home = torch.device("cpu") if observer._device.type == "mps" else observer._device
@@ -405,7 +405,7 @@ class StatisticAccumulator:
         # rows of the statistics: the classes that are present
         present, self._rows = np.unique(labels, return_inverse=True)
         self._statistics = {
-            spec: observer.empty(spec, self._home, draws, fitted, len(present))
+            spec: observer.empty(spec, self._home, draws, resolved, len(present))
             for spec in observer._specs
         }
 

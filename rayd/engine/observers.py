@@ -37,8 +37,8 @@ from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import (
     Augment,
     DatasetInfo,
-    FittedFrequencies,
     Observer,
+    ResolvedKinds,
     States,
     StatisticAccumulator,
     measure_together,
@@ -93,8 +93,8 @@ class Observers:
         self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
-        # by network and key of the images that they were fitted to
-        self._frequencies: dict[tuple[NetworkId, str], FittedFrequencies] = {}
+        # by network and key of the images that they were resolved on
+        self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
         self._replicas: dict[str, SyntheticSet] = {}
@@ -110,8 +110,8 @@ class Observers:
         Streamed images are decoded once for all of them; see `Observer.measure`.
 
         Args:
-            team: the networks, each with its trained weights and the `RealBatch` to which
-                frequencies are fitted, the same for all shards.
+            team: the networks, each with its trained weights and the `RealBatch` on which
+                statistics are resolved, the same for all shards.
             shard: a `RealBatch`.
             lean: omit tensors that are equal for all shards.
         """
@@ -123,22 +123,22 @@ class Observers:
             observer = self._fixed_observer(network_id, weights, settings.precision)
             augment = self._fixed_augment(network_id)
             draws = partial(self._fixed_draws, network_id)
-            fitted = None
+            resolved = None
             if first is not None:
                 key = (network_id, first.key)
-                if key not in self._frequencies:
-                    self._frequencies[key] = observer.fit_frequencies(
+                if key not in self._resolved:
+                    self._resolved[key] = observer.resolve(
                         first.get(), settings.batch_size, augment
                     )
-                fitted = self._frequencies[key]
-            accumulators.append(StatisticAccumulator(observer, labels, augment, draws, fitted))
+                resolved = self._resolved[key]
+            accumulators.append(StatisticAccumulator(observer, labels, augment, draws, resolved))
         with devices.convolutions(self._device, settings.precision):
             results = measure_together(accumulators, images, settings.batch_size)
         if lean:
             for spec in self._method.needs(group):
                 for states in results:
                     for state in states[spec.key]:
-                        for name in spec.statistic.constant:
+                        for name in spec.kind.statistic.constant:
                             del state[name]
         return results
 
@@ -165,7 +165,7 @@ class Observers:
         for spec in self._method.needs(network_id.group):
             layers = []
             for state in states[spec.key]:
-                part = spec.statistic.from_state(state)
+                part = spec.kind.statistic.from_state(state)
                 (whole,) = spec.spread((part,), labels, self._facts.classes)
                 layers.append(whole.state())
             result[spec.key] = layers
@@ -254,7 +254,11 @@ class Observers:
             size = self._recipe.network_group(group).batch_size
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
-        memory: Memory = {term.name: dict(before.get(term.name, {})) for term in terms}
+        memory: Memory = {}
+        for term in terms:
+            # checkpoints of earlier versions have the former names of terms
+            known = before.get(term.name) or before.get(term.former_name, {})
+            memory[term.name] = dict(known)
 
         def draws(purpose: str) -> torch.Generator:
             return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
@@ -499,7 +503,7 @@ class Observers:
             for spec in self._method.needs(group):
                 # to float32 before they reach the device: MPS has no float64
                 statistics[spec] = tuple(
-                    spec.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
+                    spec.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
                     for state in states[spec.key]
                 )
             self._real[real.key] = statistics

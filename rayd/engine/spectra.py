@@ -26,7 +26,7 @@ from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.errors import ArtifactError, DataError
 from rayd.methods import Method
-from rayd.objectives import Context, SpectralMatching
+from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
 from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
@@ -62,18 +62,21 @@ def from_distilled(
     return picture(Job(recipe, data, Store(cache)), distilled)
 
 
-def term_of(method: Method) -> SpectralMatching:
+def term_of(method: Method) -> SpectralFilterMatching:
     """The term of a method that matches feature correlations through a spectral filter.
 
     Raises:
         ArtifactError: there is none.
     """
-    term = next((term for term in method.terms if isinstance(term, SpectralMatching)), None)
+    term = next((term for term in method.terms if isinstance(term, SpectralFilterMatching)), None)
     if term is None:
         filtering = [
             name
             for name in methods.names()
-            if "filter" in methods.get(name).settings_type.model_fields
+            if any(
+                isinstance(candidate, SpectralFilterMatching)
+                for candidate in methods.get(name).objective(method.recipe)
+            )
         ]
         raise ArtifactError(
             "There are no spectra to show: they are those of feature correlations, which method "
@@ -125,7 +128,7 @@ def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> I
     real: dict[NetworkId, tuple[Covariance, ...]] = {}
     for network_id in networks:
         is_lost = network_id in squeeze.networks and network_id not in trained
-        kept = None if is_lost else measure.kept(network_id, term.matrices)
+        kept = None if is_lost else measure.kept(network_id, term.distance.matrices)
         if kept is None:
             raise ArtifactError(
                 "There are no spectra to show: the weights or statistics of observer "
@@ -140,7 +143,7 @@ def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> I
     items = []
     for network_id in networks:
         weights = pool.share(trained[network_id].state) if network_id in trained else None
-        items.append((network_id, weights, images, term.matrices))
+        items.append((network_id, weights, images, term.distance.matrices))
     layers: list[LayerSpectrum] = []
     for network_id, (names, synthetic) in zip(networks, pool.map("record", items), strict=True):
         if len(networks) > 1:

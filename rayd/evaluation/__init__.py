@@ -1,1 +1,1 @@
-"""Judging a set: students trained on it, tested once, and reported beside the baselines."""
+"""Evaluation of a set: students trained on it and tested, reported together with baselines."""

@@ -1,6 +1,4 @@
-"""What a reader should know of a report beside its numbers, such as students that learned
-nothing.
-"""
+"""Remarks on a report that its numbers do not show, such as students that learned nothing."""
 
 from __future__ import annotations
 
@@ -12,30 +10,28 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report, SetResult
 
 CHANCE_MARGIN = 1.1
-"""A student has learned nothing below this many times the accuracy of one that gives every image
-the same class.
-"""
+"""Students below this multiple of a constant prediction's accuracy have learned nothing."""
 
 MARK = "*"
-"""Stands behind the accuracy of students at chance."""
+"""Marks the accuracy of students at chance level."""
 
 
 def at_chance(result: SetResult) -> bool:
-    """Whether students are no better than ones that give every image the same class.
+    """Whether students are no better than a constant prediction.
 
-    The mean accuracy over the C classes is compared with 1/C: what such a student reaches on any
-    test set, whether or not its classes have the same number of images.
+    Compares the mean accuracy over the C classes with 1/C, which a constant prediction reaches on
+    any test set, balanced or not.
     """
     known = [accuracy for accuracy in result.per_class if accuracy is not None]
     return bool(known) and sum(known) <= CHANCE_MARGIN
 
 
 def remarks(report: Report, recipes: Iterable[str]) -> list[str]:
-    """One sentence for each thing that a reader should know.
+    """List the remarks on a report, one sentence each.
 
     Args:
         report: the results.
-        recipes: names of the built-in recipes; one for the same method and data is a remedy.
+        recipes: names of the built-in recipes; one for the same method and data may be suggested.
     """
     return [
         *_chance(report.results),
@@ -52,7 +48,8 @@ def _chance(results: Sequence[SetResult]) -> Iterator[str]:
         )
         yield (
             f"{MARK} at chance: {network} did not learn ({', '.join(sets)}); try another "
-            "evaluation.learning_rate, more evaluation.epochs, or a network made for images of this size."
+            "evaluation.learning_rate, more evaluation.epochs, or a network made for images of "
+            "this size."
         )
 
 
@@ -60,10 +57,12 @@ def _below_random(report: Report, recipes: Iterable[str]) -> Iterator[str]:
     for distilled, random in _pairs(report.results, "distilled", "random"):
         if at_chance(distilled) or not _is_below(distilled, random):
             continue
-        ours, theirs = (result.test_accuracy.mean for result in (distilled, random))
+        ours = distilled.test_accuracy.mean
+        theirs = random.test_accuracy.mean
         yield (
             "The distilled images are below random ones of the same budget "
-            f"({ours:.3f} against {theirs:.3f} with {distilled.network}): {_remedy(report, recipes)}."
+            f"({ours:.3f} against {theirs:.3f} with {distilled.network}): "
+            f"{_remedy(report, recipes)}."
         )
 
 
@@ -79,26 +78,22 @@ def _above_whole(results: Sequence[SetResult]) -> Iterator[str]:
 def _pairs(
     results: Sequence[SetResult], first: str, second: str
 ) -> Iterator[tuple[SetResult, SetResult]]:
-    """Results of two sets for the same network and tested epoch."""
+    """Yield pairs of results of two sets for the same network and tested epoch."""
     others = {(result.network, result.epoch): result for result in results if result.set == second}
     for result in results:
-        if (
-            result.set == first
-            and (other := others.get((result.network, result.epoch))) is not None
-        ):
+        other = others.get((result.network, result.epoch))
+        if result.set == first and other is not None:
             yield result, other
 
 
 def _is_below(result: SetResult, other: SetResult) -> bool:
-    """Whether a result is below another one by more than either varies from student to student."""
+    """Whether a result is below another by more than both standard deviations over students."""
     spread = max(result.test_accuracy.std or 0.0, other.test_accuracy.std or 0.0)
     return result.test_accuracy.mean < other.test_accuracy.mean - spread
 
 
 def _remedy(report: Report, recipes: Iterable[str]) -> str:
-    """What to try: the recipe that is made for this method and these data, if there is one, or
-    other settings.
-    """
+    """Suggest a recipe for this method and data if there is one, or other settings."""
     fitting = re.compile(rf"{re.escape(report.method)}-{re.escape(report.data)}(-.*)?")
     names = sorted(name for name in recipes if name != report.recipe and fitting.fullmatch(name))
     same_budget = [name for name in names if name.endswith(f"-ipc{report.ipc}")]

@@ -1,11 +1,10 @@
-"""The report of an evaluation: what `evaluation.json` holds and what is shown of it.
+"""Report of an evaluation: content and presentation of `evaluation.json`.
 
 Accuracies are fractions of the test images. The standard deviation is the sample one (divisor n -
-1) over students, and absent for a single one. On a training set that was cut to a long tail, or
-whose largest class has at least twice the images of its smallest, head classes are those with at
-least the median number of images and tail classes the others; with the exponential profile of
-`data.imbalance` that is the former half of the classes and the latter, and so it is said where the
-numbers are not known.
+1) over students, and absent for a single one. If the training set was cut to a long tail, or its
+largest class has at least twice the images of its smallest, head classes are those with at least
+the median number of images, and tail classes the others; where the numbers are unknown, the first
+and second half of the classes, as for the exponential profile of `data.imbalance`.
 """
 
 from __future__ import annotations
@@ -27,35 +26,35 @@ from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.student import StudentResult
-from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Layout, Row, wrapped
+from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
 from rayd.recipes import names as recipe_names
 
 FILE = "evaluation.json"
-"""The file that a report is kept in."""
+"""File name of a report."""
 
 ORDER = ("distilled", "random", "herding", "k-center", "whole")
-"""Sets in the order of tables, so that random images always stand beside the distilled ones."""
+"""Order of sets in tables: random images follow the distilled ones."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Test accuracies of several students of one kind, as fractions."""
+    """Test accuracies of several students, as fractions."""
 
     mean: float
-    """Their mean."""
+    """Mean."""
     std: float | None
-    """Their sample standard deviation (divisor n - 1); None for a single student."""
+    """Sample standard deviation (divisor n - 1); None for a single student."""
     runs: tuple[float, ...]
-    """Each of them, in the order of the seeds."""
+    """Accuracy of each student, in the order of the seeds."""
 
     @classmethod
     def of(cls, runs: Iterable[float]) -> Self:
-        """Mean and deviation of at least one run."""
+        """Compute mean and deviation of at least one run."""
         runs = tuple(runs)
         return cls(fmean(runs), stdev(runs) if len(runs) > 1 else None, runs)
 
     def text(self) -> str:
-        """`0.883 ± 0.010`, or the mean alone.
+        """Format as `0.883 ± 0.010`, or the mean only.
 
         >>> Accuracy.of([0.875, 0.885]).text(), Accuracy.of([0.5]).text()
         ('0.880 ± 0.007', '0.500')
@@ -65,18 +64,18 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class SetResult:
-    """How well one set trains one architecture."""
+    """Result of training one architecture on one set."""
 
     set: str
     """`distilled`, or the name of a baseline."""
     network: str
     """Label of the architecture."""
     protocol: str
-    """How students were trained."""
+    """Description of the training protocol."""
     test_accuracy: Accuracy
-    """Over the students."""
+    """Test accuracy over the students."""
     epoch: str
-    """Which epoch was tested: `last` or `validation-best`."""
+    """Tested epoch: `last` or `validation-best`."""
     per_class: tuple[float | None, ...]
     """Mean test accuracy of each class, a fraction; None for a class without test images."""
     head_accuracy: float | None
@@ -86,7 +85,7 @@ class SetResult:
     seeds: tuple[int, ...]
     """Seeds of the students."""
     seconds: float
-    """Wall-clock seconds that the students took, summed."""
+    """Total wall-clock seconds of the students."""
 
     @classmethod
     def of(
@@ -97,25 +96,22 @@ class SetResult:
         long_tailed: bool,
         class_counts: Sequence[int] | None = None,
     ) -> Self:
-        """The result of at least one student of the same architecture and selection, ordered by
-        seed.
+        """Summarise at least one student of the same architecture and selection.
 
         Args:
             set_name: `distilled`, or the name of a baseline.
-            students: of one architecture and selection.
-            protocol: how they were trained, in words.
-            long_tailed: whether the real training set is.
-            class_counts: real training images of each class; absent: fewer from class to class.
+            students: students of one architecture and selection, in any order.
+            protocol: description of the training protocol.
+            long_tailed: whether the real training set is long-tailed.
+            class_counts: number of real training images of each class; by default decreasing.
         """
         students = sorted(students, key=lambda student: student.seed)
-        per_class = tuple(
-            _mean(runs) for runs in zip(*(student.per_class for student in students), strict=True)
-        )
-        head = head_classes(len(per_class), class_counts)
-        sides = [
-            [one for one, is_head in zip(per_class, head, strict=True) if is_head is side]
-            for side in (True, False)
-        ]
+        runs_by_class = zip(*(student.per_class for student in students), strict=True)
+        per_class = tuple(_mean(runs) for runs in runs_by_class)
+        is_head = head_classes(len(per_class), class_counts)
+        pairs = list(zip(per_class, is_head, strict=True))
+        head = [value for value, in_head in pairs if in_head]
+        tail = [value for value, in_head in pairs if not in_head]
         return cls(
             set=set_name,
             network=students[0].network,
@@ -123,21 +119,21 @@ class SetResult:
             test_accuracy=Accuracy.of(student.test_accuracy for student in students),
             epoch=students[0].selection,
             per_class=per_class,
-            head_accuracy=_mean(sides[0]) if long_tailed else None,
-            tail_accuracy=_mean(sides[1]) if long_tailed else None,
+            head_accuracy=_mean(head) if long_tailed else None,
+            tail_accuracy=_mean(tail) if long_tailed else None,
             seeds=tuple(student.seed for student in students),
             seconds=sum(student.seconds for student in students),
         )
 
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...]]:
-        """What tells it from the other results of a report."""
+        """Key that is unique within a report."""
         return self.set, self.network, self.protocol, self.epoch, self.seeds
 
 
 @dataclass(frozen=True)
 class Report:
-    """All results of an evaluation, with what they are held against."""
+    """All results of an evaluation, with baselines."""
 
     recipe: str
     """Name of the recipe."""
@@ -148,12 +144,12 @@ class Report:
     ipc: int
     """Images per class of the distilled set and of the baselines of its size."""
     storage_bytes: Mapping[str, int]
-    """What the distilled set costs to keep, by part."""
+    """Storage cost of the distilled set, by part."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of the stages."""
     results: tuple[SetResult, ...]
-    """One for each set, architecture and tested epoch: architectures as they came, sets in the
-    order of `ORDER`.
+    """One result per set, architecture and tested epoch: architectures in their original order,
+    sets in that of `ORDER`.
     """
 
     @classmethod
@@ -165,27 +161,25 @@ class Report:
         seconds: Mapping[str, float],
         class_counts: Sequence[int] | None = None,
     ) -> Self:
-        """Group the students, given with the names of their sets, by set, architecture and tested
-        epoch.
+        """Group students by set, architecture and tested epoch.
 
         Args:
-            recipe: what was run.
+            recipe: the evaluated run.
             students: (set name, result) of every student.
-            distilled: the set, for what it costs to keep.
+            distilled: the distilled set, for its storage cost.
             seconds: wall-clock seconds by stage.
-            class_counts: real training images of each class.
+            class_counts: number of real training images of each class.
         """
         groups: dict[tuple[str, str, str], list[StudentResult]] = {}
         for name, student in students:
             groups.setdefault((student.network, name, student.selection), []).append(student)
-        on = {name: _protocol_on(name, recipe, distilled) for _, name, _ in groups}
-        of = (
-            recipe.data.imbalance > 1 or (class_counts is not None and uneven(class_counts)),
-            class_counts,
-        )
-        results = (
-            SetResult.of(name, group, on[name], *of) for (_, name, _), group in groups.items()
-        )
+        long_tailed = recipe.data.imbalance > 1
+        if class_counts is not None and uneven(class_counts):
+            long_tailed = True
+        results = []
+        for (_, name, _), group in groups.items():
+            protocol = _protocol_on(name, recipe, distilled)
+            results.append(SetResult.of(name, group, protocol, long_tailed, class_counts))
         return cls(
             recipe=recipe.name,
             method=recipe.method,
@@ -197,18 +191,14 @@ class Report:
         )
 
     def merge(self, newer: Report) -> Report:
-        """This report with the results of a newer one of the same set, which win where both have
-        one.
-        """
+        """Combine with a newer report of the same set, whose results take precedence."""
         results = {result.key: result for report in (self, newer) for result in report.results}
         return replace(
             newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values())
         )
 
     def brief(self) -> list[str]:
-        """A line for each network and tested epoch: the accuracies of its sets, the distilled one
-        first.
-        """
+        """One line per network and tested epoch: accuracies of its sets, distilled first."""
         groups: dict[str, list[str]] = {}
         for result in self.results:
             network = (
@@ -221,13 +211,12 @@ class Report:
         return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `evaluation.json`."""
+        """Content of `evaluation.json`."""
         return asdict(self)
 
     @classmethod
     def kept(cls, directory: Path) -> Self | None:
-        """The report that a run directory, or the directory of a distilled set, holds; None if
-        there is none.
+        """Read the report of a run directory or of a distilled set; None if there is none.
 
         Raises:
             ArtifactError: it is damaged.
@@ -237,32 +226,28 @@ class Report:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`.
+        """Inverse of `to_json`.
 
         Raises:
             ArtifactError: a field is missing or unknown.
         """
         try:
-            return cls(
-                **{**content, "results": tuple(_result(result) for result in content["results"])}
-            )
+            results = tuple(_result(result) for result in content["results"])
+            return cls(**{**content, "results": results})
         except (KeyError, TypeError) as error:
             raise ArtifactError(
                 f"A report must have the fields that 'evaluation.json' documents: {error}."
             ) from error
 
     def remarks(self) -> list[str]:
-        """What a reader should know beside the numbers, a sentence each; see
-        `rayd.evaluation.remarks`.
-        """
+        """Remarks that the numbers do not show, see `rayd.evaluation.remarks`."""
         return remarks(self, recipe_names())
 
     def table(self) -> Table:
-        """For a terminal."""
-        layout = Layout.of(self._rows())
-        table = Table(
-            title=escape(self._title()), caption=escape("\n".join((*layout.below, *self.remarks())))
-        )
+        """Format as a table for a terminal."""
+        layout = TableLayout.of(self._rows())
+        caption = "\n".join((*layout.below, *self.remarks()))
+        table = Table(title=escape(self._title()), caption=escape(caption))
         for name in layout.columns:
             table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
         for row in layout.rows:
@@ -270,32 +255,28 @@ class Report:
         return table
 
     def text(self) -> str:
-        """The same as plain aligned lines, at most 80 characters wide where the names of networks
-        allow it.
-        """
-        layout = Layout.of(self._rows())
+        """Format as aligned lines of at most 80 characters, if network names are short enough."""
+        layout = TableLayout.of(self._rows())
         paragraphs = (*layout.below, *self.remarks())
         return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
 
     def _title(self) -> str:
-        return f"{self.recipe}: {self.method} on {self.data}, {self.ipc} per class, {sum(self.storage_bytes.values()):,} bytes"
+        size = sum(self.storage_bytes.values())
+        return f"{self.recipe}: {self.method} on {self.data}, {self.ipc} per class, {size:,} bytes"
 
     def _rows(self) -> list[Row]:
-        """Cells by column; where random images were not evaluated beside the distilled ones, a row
-        says so.
-        """
+        """Cells by column; if random images were not evaluated, a row states that."""
         evaluated = {(result.set, result.network, result.epoch) for result in self.results}
-        # where some accuracies have a mark, the others keep its place, so that digits stand below
-        # each other
+        # if some accuracies have a mark, the others are padded, so that digits stay aligned
         blank = " " * (len(MARK) + 1) if any(map(at_chance, self.results)) else ""
         rows: list[Row] = []
         for result in self.results:
+            mark = f" {MARK}" if at_chance(result) else blank
             rows.append(
                 {
                     "network": result.network,
                     "set": result.set,
-                    "test accuracy": result.test_accuracy.text()
-                    + (f" {MARK}" if at_chance(result) else blank),
+                    "test accuracy": result.test_accuracy.text() + mark,
                     "students": str(len(result.test_accuracy.runs)),
                     "head": _cell(result.head_accuracy),
                     "tail": _cell(result.tail_accuracy),
@@ -304,18 +285,15 @@ class Report:
                     "protocol": result.protocol,
                 }
             )
-            if (
-                result.set == "distilled"
-                and ("random", result.network, result.epoch) not in evaluated
-            ):
-                absent = {"network": result.network, "set": "random", "epoch": result.epoch}
-                rows.append({**absent, "test accuracy": f"not evaluated{blank}"})
+            random = ("random", result.network, result.epoch)
+            if result.set == "distilled" and random not in evaluated:
+                missing = {"network": result.network, "set": "random", "epoch": result.epoch}
+                rows.append({**missing, "test accuracy": f"not evaluated{blank}"})
         return rows
 
 
 def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[bool, ...]:
-    """Whether each class is a head class: one with at least the median number of images, or one of
-    the former half.
+    """Whether each class is a head class: at least the median number of images, or first half.
 
     >>> head_classes(3, [7, 1, 5]), head_classes(3)
     ((True, False, True), (True, True, False))
@@ -326,30 +304,27 @@ def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[boo
 
 def _result(content: Mapping[str, Any]) -> SetResult:
     accuracy = content["test_accuracy"]
+    runs = tuple(accuracy["runs"])
     listed = {name: tuple(content[name]) for name in ("per_class", "seeds")}
     return SetResult(
-        **{
-            **content,
-            **listed,
-            "test_accuracy": Accuracy(**{**accuracy, "runs": tuple(accuracy["runs"])}),
-        }
+        **{**content, **listed, "test_accuracy": Accuracy(**{**accuracy, "runs": runs})}
     )
 
 
 def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
     results = tuple(results)
     networks = list(dict.fromkeys(result.network for result in results))
-    place = {name: index for index, name in enumerate(ORDER)}
-    return tuple(
-        sorted(
-            results,
-            key=lambda r: (networks.index(r.network), r.epoch, place.get(r.set, len(ORDER)), r.set),
-        )
-    )
+    order = {name: index for index, name in enumerate(ORDER)}
+
+    def key(result: SetResult) -> tuple[int, str, int, str]:
+        rank = order.get(result.set, len(ORDER))
+        return networks.index(result.network), result.epoch, rank, result.set
+
+    return tuple(sorted(results, key=key))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is there; None of nothing."""
+    """Mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
@@ -359,7 +334,7 @@ def _cell(value: float | None) -> str:
 
 
 def _protocol_on(set_name: str, recipe: Recipe, distilled: Distilled) -> str:
-    """The protocol in words; the distilled set may have labels and a step size of its own."""
+    """Describe the protocol; a distilled set may have learned labels and a learned step size."""
     settings = recipe.evaluation
     if set_name != "distilled":
         return settings.protocol_on(set_name, recipe.labels)

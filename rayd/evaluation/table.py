@@ -1,7 +1,7 @@
-"""The table of a report: columns that tell its rows apart; what all rows share is said once, below.
+"""Tables of reports: columns that distinguish rows, and common values once below.
 
-A table is at most `WIDTH` characters wide wherever names of networks allow it. Rows are mappings by
-column; what a row lacks is shown as `-`.
+A table is at most `WIDTH` characters wide, unless names of networks are too long. Rows are mappings
+by column; missing values are shown as `-`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH = 80
-"""Characters of a line."""
+"""Maximum number of characters of a line."""
 
 COLUMNS = (
     "network",
@@ -24,12 +24,12 @@ COLUMNS = (
     "seconds",
     "protocol",
 )
-"""All columns, in order. The protocol is a list of words that commas separate."""
+"""All columns, in order. A protocol is a comma-separated list."""
 
 LEFT_ALIGNED = frozenset({"network", "set", "protocol"})
 
 ALWAYS = frozenset({"network", "set", "test accuracy", "seconds"})
-"""Columns that are shown even if they are the same in all rows."""
+"""Columns shown even if they are the same in all rows."""
 
 NOTHING = "-"
 
@@ -37,21 +37,19 @@ Row = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A table that is ready to be printed."""
+class TableLayout:
+    """Columns, cells and footnotes of a table."""
 
     columns: tuple[str, ...]
-    """Columns that are shown."""
+    """Shown columns."""
     rows: tuple[tuple[str, ...], ...]
     """A cell for each column."""
     below: tuple[str, ...]
-    """Paragraphs below the table: what all rows share, and what the numbers of protocols stand
-    for.
-    """
+    """Paragraphs below the table: common values, and numbered protocols."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Layout:
-        """Choose the columns for some rows."""
+    def of(cls, rows: Sequence[Row]) -> TableLayout:
+        """Choose the columns for given rows."""
         shared = _shared_words(rows)
         short = [{**row, "protocol": _without(row, shared)} for row in rows]
         columns = [name for name in COLUMNS if name in ALWAYS or _differs(name, short)]
@@ -64,7 +62,7 @@ class Layout:
         if made.width <= WIDTH or "protocol" not in columns:
             return made
 
-        # too wide: a number stands for the words, which follow below
+        # too wide: protocols are replaced by numbers and listed below
         words = [row["protocol"] for row in short if row["protocol"] not in ("", NOTHING)]
         numbers = {word: str(number) for number, word in enumerate(dict.fromkeys(words), 1)}
         numbered = [{**row, "protocol": numbers.get(row["protocol"], NOTHING)} for row in short]
@@ -73,16 +71,16 @@ class Layout:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Characters of every column."""
+        """Width of every column, in characters."""
         return tuple(max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True))
 
     @property
     def width(self) -> int:
-        """Characters of a row."""
+        """Width of a row, in characters."""
         return sum(self.widths) + 2 * (len(self.columns) - 1)
 
     def lines(self) -> list[str]:
-        """Aligned lines: the heads of the columns, then the rows."""
+        """Aligned lines: column headings, then rows."""
         aligned = []
         for cells in (self.columns, *self.rows):
             parts = [
@@ -94,20 +92,18 @@ class Layout:
 
 
 def wrapped(paragraph: str) -> str:
-    """A paragraph in lines of at most `WIDTH` characters; long names and paths are not cut."""
+    """Wrap a paragraph at `WIDTH` characters, without breaking long names and paths."""
     return textwrap.fill(
         paragraph, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
 
 
 def _shared_words(rows: Sequence[Row]) -> list[str]:
-    """Words that all protocols have, in the order of the first one."""
+    """Parts common to all protocols, in the order of the first one."""
     protocols = [_words(row) for row in rows if _words(row)]
-    return (
-        [word for word in protocols[0] if all(word in other for other in protocols)]
-        if protocols
-        else []
-    )
+    if not protocols:
+        return []
+    return [word for word in protocols[0] if all(word in other for other in protocols)]
 
 
 def _words(row: Row) -> list[str]:
@@ -120,13 +116,13 @@ def _without(row: Row, shared: Sequence[str]) -> str:
 
 
 def _differs(name: str, rows: Sequence[Row]) -> bool:
-    """Whether a column says something: it has different values, where it has any."""
+    """Whether a column is informative: it has different values, if any."""
     values = {row.get(name, NOTHING) for row in rows} - {NOTHING, ""}
     return len(values) > 1 or (name in ("head", "tail") and bool(values))
 
 
 def _common(name: str, rows: Sequence[Row]) -> str:
-    """The one value of a column, in words; empty if it has none."""
+    """The common value of a column, as text; empty if it has none."""
     value = next((row[name] for row in rows if row.get(name, NOTHING) != NOTHING), None)
     if value is None:
         return ""

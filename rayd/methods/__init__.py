@@ -6,6 +6,7 @@ from rayd.methods.base import Method
 from rayd.methods.cda import CurriculumDataAugmentation
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.methods.csdm import ClassAwareSpectralMatching
+from rayd.methods.datadam import AttentionDistillation
 from rayd.methods.datm import DifficultyAlignedMatching
 from rayd.methods.dc import DatasetCondensation, SiameseDatasetCondensation
 from rayd.methods.dm import DistributionMatching
@@ -23,6 +24,7 @@ from rayd.methods.tesla import ConstantMemoryMatching
 from rayd.methods.unidd import SpectralFiltering
 
 __all__ = [
+    "AttentionDistillation",
     "ClassAwareSpectralMatching",
     "ConstantMemoryMatching",
     "CurriculumDataAugmentation",

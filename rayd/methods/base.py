@@ -1,7 +1,7 @@
-"""What a method declares. The engine asks for these declarations and never for a method's name.
+"""Declarations of a method. The engine reads these declarations and never a method's name.
 
-Defaults, settings and citations are read by commands that compute nothing, so modules of methods
-import torch, and what needs it (terms, statistics, networks), only where terms are built.
+Defaults, settings and citations are read by commands that compute nothing, so modules of methods do
+not import torch; terms, which are settings too, import it where they compute.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from rayd.config import (
     Precision,
     Recipe,
     Settings,
-    TermSettings,
+    merge,
     validate,
 )
-from rayd.errors import ConfigError, unknown
+from rayd.config.choices import LayerRole
+from rayd.config.reading import RENAMED_BY_METHOD
+from rayd.errors import ConfigError, nearest, unknown
+from rayd.objectives import Term
 
 if TYPE_CHECKING:
-    from rayd.networks import LayerRole
-    from rayd.objectives import StatisticSpec, Term
+    from rayd.objectives import StatisticSpec
     from rayd.objectives.trajectory_matching import TrajectoryObjective
 
 
@@ -36,13 +38,13 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    """What recipes call it."""
+    """Name in recipes."""
     citation: ClassVar[str]
     """BibTeX of the paper."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Settings that the method lays under a recipe."""
     settings_type: ClassVar[type[Settings]] = Settings
-    """Settings of its objective: what `objective:` of a recipe may hold."""
+    """Settings beside those of its terms: what `objective:` of a recipe may hold."""
     needs_trained_observers: ClassVar[bool] = False
     """Whether its observers must know the classes, that is be trained on the real data or start
     from given weights.
@@ -72,29 +74,17 @@ class Method(ABC):
         """Configure the method by a recipe.
 
         Raises:
-            ConfigError: the recipe asks for what the method cannot do.
+            ConfigError: the method cannot do what the recipe demands.
         """
-        from rayd.objectives import REGULARISERS
-
         self.recipe = recipe
         self.settings = self.read(recipe.objective)
-        own = self.objective()
-        names = [term.name for term in own]
-        added = sorted(recipe.terms.keys() - set(names))
-        for name in added:
-            if name not in REGULARISERS:
-                raise ConfigError(
-                    unknown("term", name, sorted({*names, *REGULARISERS}), f"method '{self.name}'")
-                )
-        for name in sorted(recipe.terms.keys() - set(added) - self._regularised):
-            self._given(name, TermSettings)
-        self._all = (*own, *(self.regulariser(name) for name in added))
+        self._all = self.configured(recipe)
         if self.needs_trained_observers and not recipe.observers.trained:
             raise ConfigError(
                 f"Method '{self.name}' needs observers that know the classes: set 'observers.trained: true'."
             )
         for term in self.terms:
-            self._check_panel(term)
+            self._check_group(term)
             term.check(recipe)
         self._check_synthetic()
         self.check()
@@ -122,7 +112,7 @@ class Method(ABC):
                     f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
                 )
 
-    def _check_panel(self, term: Term) -> None:
+    def _check_group(self, term: Term) -> None:
         group = self.group_of(term)
         know = (
             self._observers_classify
@@ -135,38 +125,43 @@ class Method(ABC):
             )
         if term.needs_batch and self.recipe.real == "measured":
             raise ConfigError(
-                f"The term '{term.name}' looks at real mini-batches themselves, not at what can be measured of them once: set "
+                f"The term '{term.name}' needs real mini-batches, not statistics that can be measured once: set "
                 "'real: sampled'."
             )
 
-    @cached_property
-    def _regularised(self) -> set[str]:
-        """Names of the regularisers that the method itself has asked for."""
-        return set()
-
-    @final
-    def regulariser(self, name: str, weight: float | None = None) -> Term:
-        """A term of `rayd.objectives.REGULARISERS` with the recipe's settings for it.
-
-        Args:
-            name: which one.
-            weight: default factor, in place of that of its paper.
+    @classmethod
+    def configured(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """The terms of the objective with the recipe's settings for them, and those that the recipe
+        adds.
 
         Raises:
-            ConfigError: a setting of it does not exist, or its value does not fit.
+            ConfigError: a term or a setting of it does not exist, or a value does not fit.
         """
-        from rayd.objectives import REGULARISERS
+        own = cls.objective(recipe)
+        names = {term.name for term in own}
+        added = []
+        for name in sorted(recipe.terms.keys() - names):
+            if name not in Term.registry:
+                known = sorted({*names, *Term.registry})
+                raise ConfigError(unknown("term", name, known, f"method '{cls.name}'"))
+            added.append(Term.registry[name]())
+        return tuple(cls._configured(term, recipe) for term in (*own, *added))
 
-        self._regularised.add(name)
-        kind = REGULARISERS[name]
-        own = {key: value for key, value in self._given(name, kind.settings) if key != "weight"}
-        return kind.make(**own) if weight is None else kind.make(**own, weight=weight)
-
-    def _given(self, name: str, kind: type[TermSettings]) -> TermSettings:
-        """What the recipe says of a term."""
-        given = self.recipe.terms.get(name)
+    @classmethod
+    def _configured(cls, term: Term, recipe: Recipe) -> Term:
+        """A term with the recipe's settings laid over its own."""
+        given = recipe.terms.get(term.name)
         tree = given.model_dump(exclude_unset=True) if given is not None else {}
-        return validate(kind, tree, f"the term '{name}' of method '{self.name}'", f"terms.{name}")
+        if tree.get("weight") is None:
+            tree.pop("weight", None)
+        if not tree:
+            return term
+        return validate(
+            type(term),
+            merge(term.model_dump(exclude_unset=True), tree),
+            f"the term '{term.name}' of method '{cls.name}'",
+            f"terms.{term.name}",
+        )
 
     @classmethod
     def defaults_at(cls, ipc: int) -> Mapping[str, Any]:
@@ -180,13 +175,21 @@ class Method(ABC):
         Raises:
             ConfigError: a key does not exist, or its value does not fit.
         """
-        return validate(
-            cls.settings_type, objective, f"the objective of method '{cls.name}'", "objective"
-        )
+        where = f"the objective of method '{cls.name}'"
+        moved = RENAMED_BY_METHOD.get(cls.name, {})
+        for key in objective.keys() - cls.settings_type.model_fields.keys():
+            for near in nearest(f"objective.{key}", moved):
+                raise ConfigError(
+                    f"Unknown setting 'objective.{key}' in {where}; did you mean '{moved[near]}'?"
+                )
+        return validate(cls.settings_type, objective, where, "objective")
 
+    @classmethod
     @abstractmethod
-    def objective(self) -> tuple[Term, ...]:
-        """The terms of the objective, with their default weights."""
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """The terms of the objective, with the method's defaults for their settings; of the recipe
+        they may depend on data and budget.
+        """
 
     @property
     def following(self) -> TrajectoryObjective | None:
@@ -201,15 +204,15 @@ class Method(ABC):
 
     @property
     def unused(self) -> dict[str, str]:
-        """Parts of the recipe that the method does not look at, and why."""
+        """Parts of the recipe that the method does not use, and why."""
         unused = {}
         if not self.needs_experts:
             unused["experts"] = f"method '{self.name}' follows no experts."
         if "classifiers" not in self.groups:
-            unused["classifiers"] = f"no term of method '{self.name}' looks through classifiers."
-        looking = any(self.recipe.network_group(group).trained for group in self.groups)
+            unused["classifiers"] = f"no term of method '{self.name}' is computed in classifiers."
+        any_trained = any(self.recipe.network_group(group).trained for group in self.groups)
         if (
-            not looking
+            not any_trained
             and self.recipe.labels.kind == "hard"
             and self.recipe.synthetic.init != "rded"
         ):
@@ -219,24 +222,23 @@ class Method(ABC):
     @cached_property
     def terms(self) -> tuple[Term, ...]:
         """The terms of the objective that count: what a weight of 0 switches off is neither
-        measured nor looked at.
+        measured nor computed.
         """
         return tuple(term for term in self._all if self.weight(term) > 0)
 
     def weight(self, term: Term) -> float:
-        """The factor of a term: the recipe's, else the term's own."""
-        chosen = self.recipe.terms.get(term.name)
-        return term.weight if chosen is None or chosen.weight is None else chosen.weight
+        """The factor of a term."""
+        return term.weight
 
     @property
     def averaging(self) -> float | None:
-        """Decay of the moving average of the synthetic images that a term looks at; None where none
+        """Decay of the moving average of the synthetic images that a term needs; None where none
         does.
         """
         return next((term.averaging for term in self.terms if term.averaging is not None), None)
 
     def group_of(self, term: Term) -> NetworkGroup:
-        """Which networks a term looks through: its own choice, but observers where they are
+        """Which networks a term is computed in: its own choice, but observers where they are
         classifiers enough, and classifiers where the observers do not know the classes that it must
         know.
         """
@@ -248,22 +250,22 @@ class Method(ABC):
 
     @property
     def _observers_classify(self) -> bool:
-        """Whether they are trained on the real data before they look, or meanwhile."""
+        """Whether they are trained on the real data before the synthesis, or during it."""
         queue = self.recipe.observers.model_pool
         return self.recipe.observers.trained or (queue is not None and queue.source == "real")
 
     @property
     def groups(self) -> tuple[NetworkGroup, ...]:
-        """Who looks at the synthetic images, in a stable order."""
-        looking = {self.group_of(term) for term in self.terms}
-        return tuple(group for group in NETWORK_GROUPS if group in looking)
+        """The groups of networks that terms are computed in, in a stable order."""
+        active = {self.group_of(term) for term in self.terms}
+        return tuple(group for group in NETWORK_GROUPS if group in active)
 
     def terms_of(self, group: NetworkGroup) -> tuple[Term, ...]:
-        """The terms that look through one panel."""
+        """The terms that are computed in one group of networks."""
         return tuple(term for term in self.terms if self.group_of(term) == group)
 
     def needs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
-        """Statistics of the real data that a panel's terms ask for, each once, in a stable
+        """Statistics of the real data that the terms of a group need, each once, in a stable
         order.
         """
         return tuple(
@@ -274,29 +276,27 @@ class Method(ABC):
         )
 
     def needs_batch(self, group: NetworkGroup = "observers") -> bool:
-        """Whether a panel's terms look at real mini-batches themselves."""
+        """Whether the terms of a group need real mini-batches themselves."""
         return any(term.needs_batch for term in self.terms_of(group))
 
     def samples(self, group: NetworkGroup = "observers") -> bool:
-        """Whether a panel's terms look at anything of a real mini-batch, where the real side is
+        """Whether the terms of a group need anything of a real mini-batch, where the real side is
         sampled.
         """
         return self.needs_batch(group) or bool(self.needs(group))
 
     def taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
-        """Where a panel is listened to."""
-        return frozenset().union(*(listened(term) for term in self.terms_of(group)))
+        """The layers that the terms of a group read."""
+        return frozenset().union(*(layers_of(term) for term in self.terms_of(group)))
 
     def optional_taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
-        """The taps that a network of a panel may lack: those that every term that listens there can
-        do without.
-        """
+        """The layers that a network of a group may lack."""
         required = frozenset().union(
-            *(listened(term) - term.optional for term in self.terms_of(group))
+            *(layers_of(term) - term.optional for term in self.terms_of(group))
         )
         return self.taps(group) - required
 
 
-def listened(term: Term) -> frozenset[LayerRole]:
-    """All taps that a term listens to."""
-    return term.taps | {need.tap for need in term.needs}
+def layers_of(term: Term) -> frozenset[LayerRole]:
+    """All layers that a term reads."""
+    return term.taps | {need.layer_role for need in term.needs}

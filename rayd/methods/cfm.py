@@ -11,7 +11,8 @@ ICLR 2026.
     phi    a network that was trained on the real data, in eval mode
     C_l    covariance of the channels that convolution l reads over all real images (d, d); S_l their correlation with labels
     C_bl, S_bl   the same of the synthetic images, as means over the blocks so far (exponential moving updating, EMU)
-    beta   0.1 on CIFAR and ImageNet, 1 on Tiny-ImageNet (`objective.filter.beta`)          eta   0.1 (`terms.spectral.weight`)
+    beta   0.1 on CIFAR and ImageNet, 1 on Tiny-ImageNet (`terms.spectral_filter.filter.beta`)
+    eta    0.1 (`terms.spectral_filter.weight`)
 
 A large beta leaves what many images share, a small one brings out detail; so the first images of
 each class get structure and the last ones texture. Adam (0.5, 0.9), 1,000 steps of size 0.25 on
@@ -26,11 +27,11 @@ size than one image of each class.
 
 - Eq. 16 writes beta over t of T; Algorithm 1 and the code change it from block to block, b of B,
   the default here; `over: steps` is the literal reading. Algorithm 1 names a least beta that Eq. 16
-  does not use: `objective.filter.schedule.least`, 0.
+  does not use: `terms.spectral_filter.filter.schedule.least`, 0.
 - The command that the code gives for CIFAR leaves EMU out, the paper does not:
-  `objective.updating`.
+  `terms.spectral_filter.updating`.
 - The signal by class (paper) or the global mean (the code's default), and the real covariance: see
-  `rayd.objectives.spectral`.
+  `rayd.objectives.spectral_filter`.
 - The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for
   CIFAR where the code has 32. On large data the code cuts blocks further, into chunks of 200
   classes, and counts each of them for EMU, not for beta.
@@ -47,25 +48,10 @@ per class there is one block, and beta stays what it is.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rayd.config import FilterScheduleSettings, FilterSettings, merge
+from rayd.config import Recipe, merge
 from rayd.methods.base import Method
-from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering, SpectralSettings
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
-
-
-class CFMSettings(SpectralSettings):
-    """Settings of CFM's objective."""
-
-    filter: FilterSettings = FilterSettings(
-        schedule=FilterScheduleSettings(name="cosine", over="blocks")
-    )
-    """What correlations of features go through: a ridge that falls from block to block."""
-    updating: bool = True
-    """Whether statistics of synthetic images are means over the blocks so far."""
+from rayd.methods.unidd import CITATION, DEFAULTS, SpectralFiltering
+from rayd.objectives import CrossEntropy, CurriculumFilterMatching, Term
 
 
 class CurriculumFrequencyMatching(Method):
@@ -75,14 +61,12 @@ class CurriculumFrequencyMatching(Method):
 
     name = "cfm"
     citation = CITATION
-    settings_type = CFMSettings
     needs_trained_observers = True
     least_precision = SpectralFiltering.least_precision
     sequential = True
     defaults = merge(DEFAULTS, {"synthesis": {"block": "classes"}})
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Two terms: the classes, and what the filter passes."""
-        from rayd.objectives import CrossEntropy
-
-        return CrossEntropy(), self.settings.matching(self.settings.updating)
+        return CrossEntropy(), CurriculumFilterMatching()

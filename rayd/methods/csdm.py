@@ -13,9 +13,9 @@ no code was released.
 A kernel that is universal sees every difference of two distributions, where DM's linear one sees
 that of the means alone. Amplitudes stand for diversity, of which head classes have plenty to give;
 phases for realism, which the few images of a tail class need most. With a = 1/2 it is the plain
-spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.spectral_distance`.
+spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.characteristic_function`.
 
-**What is not said is a setting** (`objective`), and these are our choices:
+**What is not said is a setting** (`terms.characteristic_function`), and these are our choices:
 
 - `head_amplitude_weight`: 0.8; the figures find 0.7 to 0.9 best at large imbalance. 1 is said to be
   diverse but unreal, 0 real but all alike. (An earlier abstract of the same work says the opposite,
@@ -25,7 +25,7 @@ spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.sp
   `uniform` has one weight for all.
 - `kernel: gaussian`, `scale: median`, features as they are. On normalised features a length of 1 is
   NCFM's sampler.
-- No square root (`root`), which NCFM has; its weight of 300 (`terms.spectral.weight`).
+- No square root (`root`), which NCFM has; its weight of 300 (`terms.characteristic_function.weight`).
 - No calibration, which NCFM has, unless the recipe asks for it (`terms.cross_entropy.weight`).
   Networks that were trained on the same long-tailed data favour head classes, and so do images that
   they calibrate; that is what class-aware weights mend. Where nothing favours the head there is
@@ -40,13 +40,9 @@ of 1/2 is DM.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods.base import Method
-from rayd.methods.spectral import SpectralSettings
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import CharacteristicFunctionMatching, Term
 
 
 class ClassAwareSpectralMatching(Method):
@@ -60,10 +56,10 @@ class ClassAwareSpectralMatching(Method):
   journal = {arXiv preprint arXiv:2603.01698},
   year    = {2026}
 }"""
-    settings_type = SpectralSettings
 
-    def objective(self) -> tuple[Term, ...]:
-        """One term: the spectral distance of the features before the classifier."""
-        from rayd.networks import LayerRole
-
-        return (self.settings.distance(LayerRole.FEATURES, weight=300.0),)
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """One term: the distance of characteristic functions of the features before the
+        classifier.
+        """
+        return (CharacteristicFunctionMatching(),)

@@ -19,13 +19,13 @@ One step of the synthesis is one outer loop: a step of the images (SGD of size 0
 for all classes, then the network's training (SGD of size 0.01, batches of 256). So K = 1,000 fresh
 networks are 1,000 o steps. In settings it is a queue of one network (`observers.model_pool`):
 `push_every` is o, `train_epochs` is i. After the last of the o steps a network is not trained any
-more, as nobody will look through it. For another number of images per class, the loops of the next
+more, as it will not be used again. For another number of images per class, the loops of the next
 smaller hold.
 
 **Paper and released code.** The loops, and the first images (noise for DC, real ones for DSA), are
 those of the released code. It trains the network on augmented images in DSA, one draw for each
 image, and without momentum (0.5 in its first version), both followed here. It fixes statistics of
-batch normalisations from 16 real images of each class first; here such networks look with those of
+batch normalisations from 16 real images of each class first; here such networks are used with those of
 their own training, so that instance normalisation, the default of both, is the one to use.
 
 Use them as the classic baseline; distribution matching is far cheaper. They need `real: sampled`.
@@ -34,13 +34,11 @@ Use them as the classic baseline; distribution matching is far cheaper. They nee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from rayd.config import DSA_STRATEGY, Precision, merge
+from rayd.config import DSA_STRATEGY, Precision, Recipe, merge
 from rayd.methods.base import Method
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import GradientMatching, Term
 
 LOOPS: Mapping[int, tuple[int, int]] = {
     1: (1, 1),
@@ -62,7 +60,7 @@ _QUEUE: Mapping[str, Any] = {
     "momentum": 0.0,
     "weight_decay": 0.0,
 }
-"""One network, trained on what is learned between two looks."""
+"""One network, trained on what is learned between two steps."""
 _DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
     "observers": {"augmentation": None, "model_pool": _QUEUE},
@@ -107,10 +105,9 @@ class DatasetCondensation(Method):
         }
         return merge(cls.defaults, paced)
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """One term: the distance of gradients."""
-        from rayd.objectives import GradientMatching
-
         return (GradientMatching(),)
 
 

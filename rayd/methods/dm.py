@@ -22,21 +22,9 @@ data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods.base import Method
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
-
-
-def mean_matching() -> Term:
-    """The squared gap of class means of the features before the classifier."""
-    from rayd.networks import LayerRole
-    from rayd.objectives import Discrepancy, StatisticSpec, squared_mean_gap
-    from rayd.statistics import Moments
-
-    return Discrepancy("mean", StatisticSpec(LayerRole.FEATURES, Moments), squared_mean_gap)
+from rayd.objectives import MeanMatching, Term
 
 
 class DistributionMatching(Method):
@@ -50,6 +38,7 @@ class DistributionMatching(Method):
   year      = {2023}
 }"""
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """One term: the squared gap of class means of the features before the classifier."""
-        return (mean_matching(),)
+        return (MeanMatching(),)

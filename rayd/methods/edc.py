@@ -18,11 +18,11 @@ The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing
     smoothing of the step size  evaluation.schedule: {name: cosine, stretch: 2} (1)            ssrs for many images per class
     small batches               evaluation.batch_size: 50 (100)
     flatness                    terms.flatness.weight: 0.25 (0)
-    soft category-aware match   objective.alpha: 0.5 (1)
+    soft category-aware match   terms.moments.alpha: 0.5 (1)
     weak augmentation           synthesis.transform.crop: [0.5, 1] ([0.08, 1])
     averaged weights            evaluation.average: 0.99 (null)                                0.999 fails
     better backbones            observers.networks, labels.networks
-    no densification, no drop   terms.densification.weight: 0 (1), objective.drop: 0 (0.4)
+    no densification, no drop   terms.densification.weight: 0 (1), terms.moments.drop: 0 (0.4)
 
 with G-VBSM's value in parentheses. Adam (0.5, 0.9), steps of size 0.05 along a cosine to zero:
 2,000, on CIFAR-10 75; students learn mean logits by mean squared error plus 0.025 times the
@@ -31,8 +31,8 @@ cross-entropy with the hard label.
 **Paper and released code differ.**
 
 - Statistics of a class in the code are not those of the paper, and are compared otherwise: see
-  `category` in `rayd.objectives.moments`. The paper's are the default (`class`); `batch` is the
-  code's comparison, `instance` between them. The code also swaps mean and variance of the patch
+  `category` in `rayd.objectives.moment_distance`. The paper's are the default (`class`); `batch` is
+  the code's comparison, `instance` between them. The code also swaps mean and variance of the patch
   statistics of classes, which nothing here does.
 - Flatness is off in all scripts, turns the divergence round and divides it by the number of classes
   too; see `rayd.objectives.flatness`. The paper's is the default.
@@ -46,39 +46,10 @@ Use it first where networks can be trained on the real data: it is the most accu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pydantic import Field
-
-from rayd.config.choices import Category, Direction
+from rayd.config import Recipe
 from rayd.methods.base import Method
-from rayd.methods.decoupled import BACKBONES, SQUEEZE, MatchingSettings, family
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
-
-
-class EDCSettings(MatchingSettings):
-    """Settings of EDC's objective."""
-
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    """Share of the comparison over all images; the rest is for classes."""
-    category: Category = "class"
-    """What is compared for classes: their whole variance (paper), the part inside images, or, over
-    the whole batch, the average of the part inside images (released code).
-    """
-    drop: float = Field(default=0.0, ge=0, le=1)
-    """Probability with which a convolution is left out of a step; normalisations never are."""
-    flatness_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Of the moving average of the images."""
-    flatness_temperature: float = Field(default=4.0, gt=0)
-    """Of the softened logits of the images and of their average."""
-    flatness_direction: Direction = "current"
-    """Which distribution stands first in the divergence: that of the images (paper) or of their
-    average (released code).
-    """
-    densification_temperature: float = Field(default=4.0, gt=0)
-    """Of the softened spectrum, where densification is switched on."""
+from rayd.methods.decoupled import BACKBONES, SQUEEZE, family
+from rayd.objectives import CrossEntropy, Densification, Flatness, MomentMatching, Term
 
 
 class ElucidatedCondensation(Method):
@@ -91,7 +62,6 @@ class ElucidatedCondensation(Method):
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2024}
 }"""
-    settings_type = EDCSettings
     needs_trained_observers = True
     defaults = family(
         {
@@ -123,20 +93,14 @@ class ElucidatedCondensation(Method):
         }
     )
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Four terms: the classes, statistics, flatness, and G-VBSM's densification, which is
         switched off.
         """
-        from rayd.objectives import CrossEntropy, Densification, Flatness
-
-        settings = self.settings
         return (
             CrossEntropy(),
-            settings.matching(settings.alpha, settings.category),
-            Flatness(
-                temperature=settings.flatness_temperature,
-                direction=settings.flatness_direction,
-                decay=settings.flatness_decay,
-            ),
-            Densification(temperature=settings.densification_temperature, weight=0.0),
+            MomentMatching(alpha=0.5, drop=0.0),
+            Flatness(),
+            Densification(weight=0.0),
         )

@@ -9,8 +9,8 @@ Distillation with Infinitely Wide Convolutional Networks" (KIP), NeurIPS 2021.
 
     X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the
     synthetic images (n, d)
-    Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`objective.relative_ridge`)
-    theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every look, a fresh network in
+    Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`terms.regression.relative_ridge`)
+    theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every use, a fresh network in
               its place after 100 of them. KRR: a fresh random network in each step, a finite
               stand-in for KIP's kernel
 
@@ -41,16 +41,11 @@ Use them for few images per class, where solving for the classifier at once is w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
-
-from rayd.config import Precision, Settings, merge
-from rayd.config.choices import RELATIVE_RIDGE
+from rayd.config import Precision, Recipe, merge
 from rayd.methods.base import Method
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import RidgeRegression, Term
 
 _REGRESSION: Mapping[str, Any] = {
     "real": "sampled",
@@ -82,13 +77,6 @@ _POOL: Mapping[str, Any] = {
 """Ten networks that learn from what is learned, a step at a time."""
 
 
-class RegressionSettings(Settings):
-    """Settings of the ridge regression."""
-
-    relative_ridge: float = Field(default=RELATIVE_RIDGE, gt=0)
-    """The ridge, relative to the mean eigenvalue of the kernel matrix."""
-
-
 class KernelRidgeRegression(Method):
     """Ridge regression on the features of fresh random networks."""
 
@@ -99,18 +87,16 @@ class KernelRidgeRegression(Method):
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2021}
 }"""
-    settings_type = RegressionSettings
     # the kernel matrix is inverted
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32"}
     defaults = _REGRESSION
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """One term: what a classifier that is solved for on the synthetic images gets wrong of the
         real ones.
         """
-        from rayd.objectives import RidgeRegression
-
-        return (RidgeRegression(self.settings.relative_ridge),)
+        return (RidgeRegression(),)
 
 
 class FeatureRegression(KernelRidgeRegression):

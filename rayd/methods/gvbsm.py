@@ -12,8 +12,8 @@ Condensation via Various Backbone and Statistical Matching", CVPR 2024.
     w_h   10 for the first hooked layer, the input of the first convolution (both views); 1 for the others
     r     0.01 (`terms.moments.weight`)
 
-A convolution is left out of a step with probability 0.4 (`objective.drop`). Patches are 4 positions
-wide (16 on ImageNet); see `rayd.statistics.views`. Densification, weight 1, is in
+A convolution is left out of a step with probability 0.4 (`terms.moments.drop`). Patches are 4 positions
+wide (16 on ImageNet); see `rayd.statistics.transforms`. Densification, weight 1, is in
 `rayd.objectives.densification`. Adam (0.5, 0.9), 4,000 steps of size 0.05 (0.1 on ImageNet) along a
 cosine to zero. Students learn the mean logits of the observers by mean squared error, plus 0.15
 times the cross-entropy with the hard label (0.1 on ImageNet and Tiny-ImageNet).
@@ -32,22 +32,10 @@ not depend on how many observers there are. EDC builds upon it and is better thr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pydantic import Field
-
+from rayd.config import Recipe
 from rayd.methods.base import Method
-from rayd.methods.decoupled import BACKBONES, SQUEEZE, MatchingSettings, family
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
-
-
-class GVBSMSettings(MatchingSettings):
-    """Settings of G-VBSM's objective."""
-
-    densification_temperature: float = Field(default=4.0, gt=0)
-    """Of the softened spectrum."""
+from rayd.methods.decoupled import BACKBONES, SQUEEZE, family
+from rayd.objectives import CrossEntropy, Densification, MomentMatching, Term
 
 
 class GeneralizedMatching(Method):
@@ -62,7 +50,6 @@ class GeneralizedMatching(Method):
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
   year      = {2024}
 }"""
-    settings_type = GVBSMSettings
     needs_trained_observers = True
     defaults = family(
         {
@@ -78,15 +65,9 @@ class GeneralizedMatching(Method):
         }
     )
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Three terms: the classes, the statistics of all images, and their spread within each
         class.
         """
-        from rayd.objectives import CrossEntropy, Densification
-
-        settings = self.settings
-        return (
-            CrossEntropy(),
-            settings.matching(),
-            Densification(temperature=settings.densification_temperature),
-        )
+        return CrossEntropy(), MomentMatching(), Densification()

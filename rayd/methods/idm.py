@@ -1,5 +1,5 @@
-"""IDM: distribution matching with partitioned images, growing networks, and a say for those that
-know the classes.
+"""IDM: distribution matching with partitioned images, growing networks, and a classification term
+for those that know the classes.
 
 Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset
 Condensation", CVPR 2023.
@@ -35,13 +35,11 @@ meanwhile.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rayd.config import Recipe
 from rayd.methods.base import Method
-from rayd.methods.dm import mean_matching
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import ClassAware, MeanMatching, Term
 
 DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
@@ -66,8 +64,7 @@ class ImprovedDistributionMatching(Method):
 }"""
     defaults = DEFAULTS
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Two terms: the means of DM, and the classes."""
-        from rayd.objectives import ClassAware
-
-        return mean_matching(), ClassAware()
+        return MeanMatching(), ClassAware()

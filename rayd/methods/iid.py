@@ -6,8 +6,8 @@ Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillatio
 
     minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM          L_base  that of DM or of IDM
 
-    L_CC  class centralization, through networks of a pool that were trained on the real data        lambda_CC  0.05
-    L_CM  covariance matching of local descriptors, through the network that looks for L_base        lambda_CM  0.01
+    L_CC  class centralization, in networks of a pool that were trained on the real data        lambda_CC  0.05
+    L_CM  covariance matching of local descriptors, in the network of L_base        lambda_CM  0.01
 
 The terms are in `rayd.objectives.relations`, with their symbols; any method may add them
 (`terms.centralization.weight=0.05`).
@@ -27,14 +27,16 @@ real images; on IDM networks change, so the real side is sampled as the paper ha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods import idm
 from rayd.methods.base import Method
-from rayd.methods.dm import mean_matching
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import (
+    Centralization,
+    ClassAware,
+    CovarianceMatching,
+    MeanMatching,
+    Term,
+)
 
 CITATION = """@inproceedings{deng2024iid,
   title     = {Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation},
@@ -46,18 +48,17 @@ CITATION = """@inproceedings{deng2024iid,
 
 
 class _Related(Method):
-    """What both have in common."""
+    """Base of both methods."""
 
     citation = CITATION
 
-    def relations(self) -> tuple[Term, ...]:
+    @classmethod
+    def relations(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Class centralization and covariance matching, with the paper's weights for the number of
         images.
         """
-        many = self.recipe.ipc >= 50
-        return self.regulariser("centralization", 0.003 if many else 0.05), self.regulariser(
-            "covariance", 0.01
-        )
+        weight = 0.003 if recipe.ipc >= 50 else 0.05
+        return Centralization(weight=weight), CovarianceMatching(weight=0.01)
 
 
 class RelatedDistributionMatching(_Related):
@@ -65,9 +66,10 @@ class RelatedDistributionMatching(_Related):
 
     name = "iid-dm"
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Three terms: the means of DM, and both relations."""
-        return mean_matching(), *self.relations()
+        return MeanMatching(), *cls.relations(recipe)
 
 
 class RelatedImprovedMatching(_Related):
@@ -76,8 +78,7 @@ class RelatedImprovedMatching(_Related):
     name = "iid-idm"
     defaults = idm.DEFAULTS
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Four terms: the means and classes of IDM, and both relations."""
-        from rayd.objectives import ClassAware
-
-        return mean_matching(), ClassAware(), *self.relations()
+        return MeanMatching(), ClassAware(), *cls.relations(recipe)

@@ -35,7 +35,7 @@ DEFAULTS = {
         "learning_rates": {"log_step_size": 0.1},
     },
 }
-"""What the methods of this family have in common."""
+"""Defaults of the methods of this family."""
 
 
 class MatchingTrainingTrajectories(TrajectoryMethod):

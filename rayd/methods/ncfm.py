@@ -37,8 +37,8 @@ learn hard labels for 2,000 epochs.
 - Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained
   with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
   for good, so that it can be measured once (and keeps it with `real: sampled`).
-  `observers.interpolate: false` looks through the trained weights.
-- Calibration, as in the code, looks through networks as they were trained: those that stand between
+  `observers.interpolate: false` takes the trained weights.
+- Calibration, as in the code, is computed in networks as they were trained: those that stand between
   two weights have twins that stand at the end (`Recipe.classifier_settings`), unless the recipe has
   `classifiers` of its own.
 
@@ -48,55 +48,14 @@ Use it where observers can be trained on the real data and labels are to be hard
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
-
-from rayd.config import Only
-from rayd.config.choices import OverClasses, Split
+from rayd.config import Recipe
 from rayd.methods.base import Method
-from rayd.methods.spectral import DRAWN, Length, SpectralSettings
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import Calibration, CharacteristicFunctionMatching, Term
 
 MULTI_FORMATION: Mapping[str, Any] = {"kind": "partitioned", "factor": 2}
 """Each stored image decodes to factor x factor images, cut from it and enlarged."""
-
-
-class NCFMSettings(SpectralSettings):
-    """Settings of the distance, as NCFM has them."""
-
-    scale: Annotated[Length, DRAWN] = 1.0
-    """Length of the kernel in units of the features, which have norm 1; or the median distance of
-    real ones.
-    """
-    frequencies: Annotated[int, DRAWN] = Field(default=4096, ge=1)
-    """How many are drawn for each observer."""
-    normalize: bool = True
-    """Whether features are divided by their Euclidean norm."""
-    head_amplitude_weight: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the amplitude (diversity); the phase (realism) has the rest."""
-    split: Split = "uniform"
-    """Which classes the weight is for: all of them, or head classes, as in CSDM."""
-    factor: float = Field(default=1.0, gt=0)
-    """Of amplitude and phase, inside the square root."""
-    root: bool = True
-    """Whether the square root is taken, frequency by frequency."""
-    over_classes: OverClasses = "sum"
-    """How the values of classes become one."""
-    sampling_network: bool = False
-    """Whether a network weighs the frequencies against the synthesis."""
-    sampling_rate: Annotated[float, Only(sampling_network=True)] = Field(default=1e-3, gt=0)
-    """Step size of the sampling network."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> NCFMSettings:
-        if self.sampling_network and self.kernel == "linear":
-            raise ValueError(
-                "'sampling_network' needs frequencies to weigh: set another 'kernel' than linear"
-            )
-        return self
 
 
 class NeuralCharacteristicFunctionMatching(Method):
@@ -112,7 +71,6 @@ class NeuralCharacteristicFunctionMatching(Method):
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
   year      = {2025}
 }"""
-    settings_type = NCFMSettings
     needs_trained_observers = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "observers": {
@@ -146,17 +104,20 @@ class NeuralCharacteristicFunctionMatching(Method):
         },
     }
 
-    def objective(self) -> tuple[Term, ...]:
-        """Two terms: the spectral distance of the last map, and the cross-entropy of networks as
-        they were trained.
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """Two terms: the distance of characteristic functions of the last map, and the
+        cross-entropy of networks as they were trained.
         """
-        from rayd.networks import LayerRole
-        from rayd.objectives import CrossEntropy
-        from rayd.objectives.frequency_network import FrequencyAdversary
-
-        settings = self.settings
-        adversary = (
-            FrequencyAdversary(settings.sampling_rate) if settings.sampling_network else None
+        distance = CharacteristicFunctionMatching(
+            layers="last_map",
+            scale=1.0,
+            frequencies=4096,
+            normalize=True,
+            head_amplitude_weight=0.5,
+            split="uniform",
+            factor=1.0,
+            root=True,
+            over_classes="sum",
         )
-        distance = settings.distance(LayerRole.LAST_MAP, weight=300.0, adversary=adversary)
-        return distance, CrossEntropy(name="calibration", through="classifiers")
+        return distance, Calibration()

@@ -14,7 +14,7 @@ observers' softened labels (T = 20) of every batch, mixed by cutmix, while the s
 half.
 
 **Paper and released code.** The code normalises all data with ImageNet's mean and standard
-deviation; here with those of the training split. It also lets the student see each batch before
+deviation; here with those of the training split. It also forwards each batch through the student before
 mixing, without gradient and in training mode, so that batch statistics update twice; this is
 followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at least
 1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves
@@ -26,13 +26,10 @@ Use it as the strong baseline that costs minutes, and as the start of EDC on lar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rayd.config import Recipe
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
+from rayd.objectives import Term
 
 
 class RealisticPatches(Method):
@@ -60,6 +57,7 @@ class RealisticPatches(Method):
         }
     )
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """No terms."""
         return ()

@@ -30,23 +30,10 @@ batch normalisation is needed. With few classes or images RDED and EDC are bette
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pydantic import Field
-
-from rayd.config import Settings
+from rayd.config import Recipe
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-
-if TYPE_CHECKING:
-    from rayd.objectives import Term
-
-
-class SRe2LSettings(Settings):
-    """Settings of SRe2L's objective."""
-
-    first_layer_weight: float = Field(default=10.0, ge=0)
-    """Factor of the first normalisation."""
+from rayd.objectives import CrossEntropy, NormalizationMatching, Term
 
 
 class SqueezeRecoverRelabel(Method):
@@ -59,7 +46,6 @@ class SqueezeRecoverRelabel(Method):
   booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
   year      = {2023}
 }"""
-    settings_type = SRe2LSettings
     needs_trained_observers = True
     defaults = family(
         {
@@ -68,12 +54,7 @@ class SqueezeRecoverRelabel(Method):
         }
     )
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Two terms: the classes, and the inputs of normalisations."""
-        from rayd.networks import LayerRole
-        from rayd.objectives import CrossEntropy, MomentMatching, StatisticSpec
-        from rayd.statistics import Moments
-
-        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
-        first = {LayerRole.BN_INPUTS: self.settings.first_layer_weight}
-        return CrossEntropy(), MomentMatching([normalizations], first_layer_weight=first)
+        return CrossEntropy(), NormalizationMatching()

@@ -1,6 +1,4 @@
-"""What methods that match trajectories have in common; which they are, see `mtt`, `tesla`, `datm`
-and `lsmtt`.
-"""
+"""Base of the methods that match trajectories: `mtt`, `tesla`, `datm` and `lsmtt`."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from rayd.config import Precision, TrajectorySettings, TransformSettings
+from rayd.config import Precision, Recipe, TrajectorySettings, TransformSettings
 from rayd.errors import ConfigError
 from rayd.methods.base import Method
 
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class TrajectoryMethod(Method):
-    """Students that learn from the synthetic images shall move as experts do that learn from the
-    real ones.
+    """Students that learn from the synthetic images should move as experts that learn from the real
+    ones.
     """
 
     settings_type = TrajectorySettings
@@ -28,13 +26,14 @@ class TrajectoryMethod(Method):
     # compared with
     least_precision: ClassVar[Mapping[str, Precision]] = {"synthesis": "tf32", "experts": "tf32"}
 
-    def objective(self) -> tuple[Term, ...]:
-        """No terms of its own: nobody compares images."""
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """No terms of its own: images are not compared."""
         return ()
 
     @cached_property
     def following(self) -> TrajectoryObjective:
-        """As `objective:` of the recipe says."""
+        """As the recipe's `objective` sets it."""
         from rayd.objectives.trajectory_matching import TrajectoryObjective
 
         settings: TrajectorySettings = self.settings
@@ -44,7 +43,7 @@ class TrajectoryMethod(Method):
         )
 
     def check(self) -> None:
-        """Refuse what no student could follow."""
+        """Refuse settings under which students cannot follow the experts."""
         settings: TrajectorySettings = self.settings
         if self.recipe.synthetic.step_size is None:
             raise ConfigError(
@@ -64,7 +63,7 @@ class TrajectoryMethod(Method):
             )
         if not self.terms and self.recipe.synthesis.transform != TransformSettings():
             raise ConfigError(
-                f"Nobody looks at the images of method '{self.name}' through 'synthesis.transform'; what its students see is "
+                f"'synthesis.transform' has no effect in method '{self.name}'; students' images are augmented by "
                 "'objective.augmentation'."
             )
         if self.recipe.synthesis.precision == "bfloat16":

@@ -9,11 +9,11 @@ ICLR 2026.
           roll)
     phi   a network that was trained on the real data, in eval mode
     C_l   covariance of the channels that convolution l reads (d, d), over all real images; S_l their correlation with the
-          labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral.weight`)
-    f     a filter (`objective.filter`), and how its parameter changes over the steps          w, v  1
+          labels (d, classes); C'_l, S'_l the same of A(X)        eta  0.1 (`terms.spectral_filter.weight`)
+    f     a filter (`terms.spectral_filter.filter`), and how its parameter changes over the steps          w, v  1
 
 The view of the paper is that the methods of the field differ in f. What each is here, in settings
-of the objective:
+of the term:
 
     DM           filter: {name: all-pass}                                                        layers: features
     DC           filter: {name: low-pass}, signal_filter: {name: all-pass}
@@ -25,7 +25,7 @@ This is the filter of each, not the method: the networks, the pace, the set and 
 applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
 centred). The classification term can be switched off (`terms.cross_entropy.weight: 0`). A schedule
 goes over the steps of each block, as blocks go side by side. For the mathematics, and for what
-paper and code do otherwise, see `rayd.objectives.spectral` and `rayd.objectives.filters`.
+paper and code do otherwise, see `rayd.objectives.spectral_filter` and `rayd.objectives.filters`.
 
 Use it to compare filters; use CFM to get a good set.
 """
@@ -33,20 +33,12 @@ Use it to compare filters; use CFM to get a good set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, model_validator
-
-from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only, Precision, Settings
-from rayd.config.choices import Signal
+from rayd.config import Precision, Recipe
 from rayd.methods.base import Method
 from rayd.methods.decoupled import family
-from rayd.schedules import filter_parameter
-
-if TYPE_CHECKING:
-    from rayd.objectives import Context, SpectralMatching, Term
-    from rayd.objectives.factors import Filters
-    from rayd.objectives.filters import Filter
+from rayd.objectives import CrossEntropy, SpectralFilterMatching, Term
 
 CITATION = """@inproceedings{bo2026unidd,
   title     = {Understanding Dataset Distillation via Spectral Filtering},
@@ -73,70 +65,11 @@ DEFAULTS = family(
 """How both methods of the paper make images on CIFAR and judge them."""
 
 
-def filter_now(settings: FilterSettings, context: Context) -> Filter:
-    """The filter where a term is called, with its parameter as the schedule has it there."""
-    from rayd.objectives.filters import of_settings
-
-    schedule = settings.schedule
-    progress = context.progress if schedule.over == "steps" else context.block / context.blocks
-    return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
-
-
-_SIGNALLED = Only(signal_weight=POSITIVE)
-
-
-class SpectralSettings(Settings):
-    """Settings of spectral matching."""
-
-    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
-    """What correlations of features go through."""
-    signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
-    """What the signal goes through; absent: the same."""
-    filter_weight: float = Field(default=1.0, ge=0)
-    """Of the distance of filtered correlations."""
-    signal_weight: float = Field(default=1.0, ge=0)
-    """Of the distance of filtered signals."""
-    signal: Annotated[Signal, _SIGNALLED] = "class"
-    """Features by class (paper), or their mean over everything (the released code's default)."""
-    layers: Literal["conv_path", "features"] = "conv_path"
-    """Inputs of all convolutions but those of shortcuts, or what the classifier reads."""
-
-    @model_validator(mode="after")
-    def _something(self) -> SpectralSettings:
-        if self.filter_weight == self.signal_weight == 0:
-            raise ValueError(
-                "'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral.weight: 0' instead"
-            )
-        return self
-
-    def filters(self, context: Context) -> Filters:
-        """Both filters where a term is called."""
-        from rayd.objectives.factors import Filters
-
-        both = (self.filter, self.filter if self.signal_filter is None else self.signal_filter)
-        return Filters(*(filter_now(settings, context) for settings in both))
-
-    def matching(self, updating: bool = False) -> SpectralMatching:
-        """The term, with means over blocks or without."""
-        from rayd.networks import LayerRole
-        from rayd.objectives import SpectralMatching
-
-        return SpectralMatching(
-            self.filters,
-            signal=self.signal,
-            filter_weight=self.filter_weight,
-            signal_weight=self.signal_weight,
-            updating=updating,
-            tap=LayerRole(self.layers),
-        )
-
-
 class SpectralFiltering(Method):
     """Cross-entropy, and correlations of features and labels through a filter."""
 
     name = "unidd"
     citation = CITATION
-    settings_type = SpectralSettings
     needs_trained_observers = True
     # filters weigh small eigenvalues, whose signal is below the rounding of bfloat16 and TF32
     least_precision: ClassVar[Mapping[str, Precision]] = {
@@ -145,8 +78,7 @@ class SpectralFiltering(Method):
     }
     defaults = DEFAULTS
 
-    def objective(self) -> tuple[Term, ...]:
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
         """Two terms: the classes, and what the filter passes."""
-        from rayd.objectives import CrossEntropy
-
-        return CrossEntropy(), self.settings.matching()
+        return CrossEntropy(), SpectralFilterMatching()

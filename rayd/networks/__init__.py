@@ -1,5 +1,6 @@
-"""Networks by name, and taps that read their features by role."""
+"""Networks by name, and extraction of their features by layer role."""
 
+from rayd.config.choices import LayerRole
 from rayd.networks import (  # noqa: F401  (importing a module registers its architectures)
     alexnet,
     convnet,
@@ -12,7 +13,7 @@ from rayd.networks import (  # noqa: F401  (importing a module registers its arc
     wide_resnet,
 )
 from rayd.networks.building import build, restore, take_over, uses_batch_statistics
-from rayd.networks.features import FeatureExtractor, LayerRole, Observation
+from rayd.networks.features import FeatureExtractor, Observation
 from rayd.networks.registry import architecture, names
 
 __all__ = [

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @architecture("alexnet")
 def alexnet(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Five convolutions and three 2x2 max pools; the last map is 192x4x4 for images of 32x32
-    pixels.
-    """
+    """Five convolutions and three 2x2 max pools; the last map is 192x4x4 for 32x32 images."""
     require_side("alexnet", shape, 8)
     channels, height, width = shape
     features = nn.Sequential(

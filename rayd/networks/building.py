@@ -1,4 +1,4 @@
-"""From settings to a network."""
+"""Construction of networks from settings."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
 def build(
     spec: NetworkSettings, shape: ImageShape, classes: int, seed: int | None = None
 ) -> nn.Module:
-    """A new network for images of `shape` = (channels, height, width), with random weights, in
-    train mode, on the CPU.
+    """Build a network with random weights, in train mode, on the CPU.
 
     Args:
         spec: name and options of the architecture.
-        shape: of one image.
+        shape: (channels, height, width) of an image.
         classes: number of logits.
-        seed: of the initial weights, which come from a private stream and leave torch's global
+        seed: seed of the initial weights, drawn from a private stream that leaves torch's global
+            generator unchanged; None draws them from the global generator.
             generator as it was; None draws them from the global generator.
 
     Raises:
-        ConfigError: no such network, an option that it does not have, or images too small for it.
+        ConfigError: the network or an option does not exist, or the images are too small for it.
     """
     if classes < 1 or min(shape) < 1:
         raise ConfigError(
-            f"A network needs pixels and at least one class. Got shape {tuple(shape)}, {classes} classes instead."
+            "A network needs pixels and at least one class. "
+            f"Got shape {tuple(shape)}, {classes} classes instead."
         )
     with seeded(seed, "network", spec.name) if seed is not None else nullcontext():
         if spec.name.startswith(TORCHVISION):
@@ -50,19 +51,16 @@ def build(
 
 
 def uses_batch_statistics(network: nn.Module) -> bool:
-    """Whether a layer normalises with statistics of the batch in training (any batch
-    normalisation).
-    """
+    """Whether a layer uses batch statistics in training, as any batch normalisation does."""
     return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 @torch.no_grad()
 def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network the weights and buffers of another one of its architecture, by name, in its
-    own types and layout.
+    """Copy weights and buffers of the same architecture into a network, by name.
 
-    From the host they come in one copy, which is not waited for. Other tensors of the state are
-    left out.
+    Types and memory layout of the network are kept. From the host the tensors are sent in one
+    asynchronous copy. Other tensors of the state are ignored.
 
     Raises:
         KeyError: a tensor is missing.
@@ -76,13 +74,13 @@ def take_over(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def restore(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a network the weights and buffers that its `state_dict` had, from plain tensors by name.
+    """Load a network's `state_dict` from plain tensors by name.
 
-    Some modules ask for the version of a state dict, which is not among its tensors: it is this
-    network's.
+    Some modules read the version of a state dict, which is not among its tensors: the network's own
+    version is used.
 
     Raises:
-        RuntimeError: a tensor is missing, unknown or of another shape.
+        RuntimeError: a tensor is missing, unknown, or has another shape.
     """
     versioned = OrderedDict(state)
     versioned._metadata = getattr(network.state_dict(), "_metadata", OrderedDict())  # type: ignore[attr-defined]

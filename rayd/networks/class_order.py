@@ -1,34 +1,34 @@
-"""Whether a network means the same classes as the data, judged by what it predicts on real images.
+"""Check that a network's outputs stand for the data's classes, by its predictions on real images.
 
-A checkpoint says how many classes its network has, seldom which, and a network that was trained in
-another class order (names sorted in another way, two classes swapped) trains students on wrong
-labels without any sign. Its predictions tell:
+A checkpoint records how many classes its network has, but seldom which, and a network trained in
+another class order (names sorted differently, two classes swapped) trains students on wrong labels
+without any sign. Its predictions reveal it:
 
-    right      = share of the images whose predicted class is their own
+    right      = share of images whose predicted class is correct
     reordered  = the same under the best one-to-one relabelling of the outputs (an assignment
-    problem on the confusion matrix)
+                 problem on the confusion matrix)
 
-The relabelling is fitted to the very images it is judged by, so `reordered` is above `right` for
-any network that errs, and more so with fewer images of a class. How far guessing alone gets is
-therefore measured, on shuffled labels: `reordered_guess` there, and `guess` for the outputs as they
-are. Two more quantities correct for it:
+The relabelling is fitted to the images it is evaluated on, so `reordered` exceeds `right` for any
+network that errs, and more so with few images per class. Chance level is therefore measured on
+shuffled labels: `reordered_guess` with relabelling, `guess` without it. Two quantities correct for
+this:
 
-    optimism   = (reordered_guess - guess) * (1 - right), since only images that are wrong can be won
-    skill      = (accuracy - guess) / (1 - guess), 0 for guessing and 1 for no error
+    optimism   = (reordered_guess - guess) * (1 - right), as only errors can be gained
+    skill      = (accuracy - guess) / (1 - guess), 0 at chance and 1 without errors
 
-A network is said to have
+A network is considered to have
 
-- another order, if `reordered` has more skill than `REORDERED_SKILL` and either exceeds `right` by
-  more than `MARGIN` and the optimism, or, for a few classes among many: in a cycle of the
-  relabelling (a swap is a cycle of two) at least half of the images are predicted as the
-  relabelling says, and significantly more than as their own class;
-- else unknown classes, if the skill of `right` is below `SKILL`, or `right` no more than chance can
-  do with so few images.
+- another class order, if `reordered` has more skill than `REORDERED_SKILL` and either exceeds
+  `right` by more than `MARGIN` and the optimism, or, for a few classes among many, in a cycle of
+  the relabelling (a swap is a cycle of two) at least half of the images are predicted according to
+  the relabelling, and significantly more than correctly;
+- else unknown classes, if the skill of `right` is below `SKILL`, or `right` is within chance for so
+  few images.
 
-So 30% right on 100 classes passes with 10 images of each, and two swapped ones of 10 classes are
-found at 90% right. With fewer than about 100 images only a good network passes. A class whose
-images are all taken for another is no fault; but a weak network that takes most images of two
-classes for each other is told that they are swapped, whatever it meant.
+For example, 30% accuracy on 100 classes passes with 10 images of each, and two swapped classes of
+10 are found at 90% accuracy. With fewer than about 100 images only a good network passes. A class
+whose images are all predicted as another is no fault; but a weak network that confuses most images
+of two classes with each other is reported as having them swapped.
 """
 
 from __future__ import annotations
@@ -44,44 +44,43 @@ from torch import Tensor
 from rayd.seeding import generator
 
 MARGIN = 0.1
-"""What a relabelling must win beyond its optimism, as a share of all images. Honest networks that
-are right on 30% of the images of 10 classes and err within groups of five win up to 0.1; at 60%
-they win nothing.
+"""Minimum gain of a relabelling beyond its optimism, as a share of all images.
+
+Correct networks with 30% accuracy on 10 classes that err within groups of five gain up to 0.1; at
+60% they gain nothing.
 """
 REORDERED_SKILL = 0.15
-"""Least skill of a relabelled network that knows classes; random networks reach 0.13 on digits, as
-they are not blind.
-"""
+"""Minimum skill of a relabelled network that knows classes; random ones reach 0.13 on digits."""
 SKILL = 0.1
-"""Least skill of a network that knows the classes; random networks reach 0.06 on digits."""
+"""Minimum skill of a network that knows the classes; random networks reach 0.06 on digits."""
 DEVIATIONS = 3.0
-"""Standard deviations that count as significant."""
+"""Number of standard deviations that is significant."""
 SHUFFLES = 5
-"""Shuffled labels on which guessing is measured."""
+"""Number of label shuffles for measuring chance level."""
 
 Confusion = NDArray[np.int64]
-"""Images of each class (rows) by predicted class (columns)."""
+"""Count of images of each class (rows) by predicted class (columns)."""
 
 
 def order_fault(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str | None:
-    """What is wrong with the classes of a network, or None if they are those of the data, in the
-    same order.
+    """Describe what is wrong with a network's classes; None if they match the data's, in order.
 
     Args:
-        logits: what the network gives for real images, (N, C).
-        labels: the classes of the images, (N,), indices into `class_names`.
+        logits: the network's output for real images, (N, C).
+        labels: classes of the images, (N,), indices into `class_names`.
         class_names: the C names in label order.
 
     Returns:
-        A sentence, which names two classes where the order is wrong.
+        A sentence, naming two classes if the order is wrong; or None.
 
     Raises:
-        ValueError: there are no images, or the shapes or labels do not fit together.
+        ValueError: there are no images, or shapes and labels are inconsistent.
     """
     classes = len(class_names)
     if len(logits) == 0 or logits.shape != (len(labels), classes):
         raise ValueError(
-            f"Logits must be (N, {classes}) with N = {len(labels)} > 0 labels. Got {tuple(logits.shape)} instead."
+            f"Logits must be (N, {classes}) with N = {len(labels)} > 0 labels. "
+            f"Got {tuple(logits.shape)} instead."
         )
     if not logits.isfinite().all():
         return "The network does not know these classes: it predicts values that are not finite."
@@ -96,21 +95,23 @@ def order_fault(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> s
     reordered_guess = _reordered_guess(labels, predicted, classes)
 
     optimism = (reordered_guess - guess) * (1 - right)
-    moved = reordered - right > MARGIN + optimism or any(
-        _clearly_moved(confusion, order, cycle) for cycle in _cycles(order)
-    )
+    moved = reordered - right > MARGIN + optimism
+    moved = moved or any(_clearly_moved(confusion, order, cycle) for cycle in _cycles(order))
     if moved and reordered - reordered_guess > REORDERED_SKILL * (1 - reordered_guess):
-        own = int(np.argmax(confusion[np.arange(classes), order] - confusion.diagonal()))
+        gains = confusion[np.arange(classes), order] - confusion.diagonal()
+        label = int(np.argmax(gains))
         return (
-            f"The network was trained on other classes or in another class order: it is right on {right:.1%} of the images, "
-            f"and on {reordered:.1%} if its outputs are reordered; it takes '{class_names[own]}' for "
-            f"'{class_names[order[own]]}'."
+            "The network was trained on other classes or in another class order: "
+            f"it is right on {right:.1%} of the images, "
+            f"and on {reordered:.1%} if its outputs are reordered; "
+            f"it takes '{class_names[label]}' for '{class_names[order[label]]}'."
         )
     noise = DEVIATIONS * sqrt(guess * (1 - guess) / images)
     if right - guess < max(SKILL * (1 - guess), noise):
         return (
-            f"The network does not know these classes: it is right on {right:.1%} of the images, where guessing gives "
-            f"{guess:.1%}, and on {reordered:.1%} if its outputs are reordered, where guessing gives {reordered_guess:.1%}."
+            f"The network does not know these classes: it is right on {right:.1%} of the images, "
+            f"where guessing gives {guess:.1%}, and on {reordered:.1%} if its outputs are "
+            f"reordered, where guessing gives {reordered_guess:.1%}."
         )
     return None
 
@@ -129,7 +130,7 @@ def _confusion(labels: Tensor, predicted: Tensor, classes: int) -> Confusion:
 
 
 def _best_order(confusion: Confusion) -> NDArray[np.intp]:
-    """The output that stands for each class in the best one-to-one relabelling."""
+    """Output assigned to each class by the best one-to-one relabelling."""
     from scipy.optimize import linear_sum_assignment
 
     order: NDArray[np.intp] = linear_sum_assignment(confusion, maximize=True)[1]
@@ -141,17 +142,18 @@ def _hits(confusion: Confusion, order: NDArray[np.intp]) -> int:
 
 
 def _reordered_guess(labels: Tensor, predicted: Tensor, classes: int) -> float:
-    """How often the best relabelling is right if predictions have nothing to do with the images."""
+    """Accuracy of the best relabelling when predictions are independent of the images."""
     stream = generator(0, "class order")
-    shuffled = [labels[torch.randperm(len(labels), generator=stream)] for _ in range(SHUFFLES)]
-    confusions = [_confusion(shuffle, predicted, classes) for shuffle in shuffled]
-    return float(
-        np.mean([_hits(confusion, _best_order(confusion)) for confusion in confusions])
-    ) / len(labels)
+    hits = []
+    for _ in range(SHUFFLES):
+        shuffled = labels[torch.randperm(len(labels), generator=stream)]
+        confusion = _confusion(shuffled, predicted, classes)
+        hits.append(_hits(confusion, _best_order(confusion)))
+    return float(np.mean(hits)) / len(labels)
 
 
 def _cycles(order: NDArray[np.intp]) -> Iterator[list[int]]:
-    """The classes that a relabelling moves, in groups that it maps to themselves."""
+    """Yield the cycles of the classes that a relabelling moves."""
     left = {own for own, output in enumerate(order) if own != output}
     while left:
         cycle = [left.pop()]
@@ -162,11 +164,8 @@ def _cycles(order: NDArray[np.intp]) -> Iterator[list[int]]:
 
 
 def _clearly_moved(confusion: Confusion, order: NDArray[np.intp], cycle: list[int]) -> bool:
-    """Whether most images of these classes are predicted as the relabelling says, significantly
-    more than as their own.
-    """
+    """Whether most images of a cycle follow the relabelling, significantly more than do not."""
     moved = int(confusion[cycle, order[cycle]].sum())
     stayed = int(confusion[cycle, cycle].sum())
-    return 2 * moved >= confusion[cycle].sum() and moved - stayed > DEVIATIONS * sqrt(
-        moved + stayed
-    )
+    significant = moved - stayed > DEVIATIONS * sqrt(moved + stayed)
+    return 2 * moved >= confusion[cycle].sum() and significant

@@ -1,8 +1,8 @@
 """ConvNet, the standard observer and student of dataset distillation.
 
 Each block is a 3x3 convolution with bias, a normalisation, ReLU and 2x2 average pooling; a linear
-classifier reads the last map. Three blocks of width 128 with instance normalisation ("ConvNetD3")
-on 32x32 pixels: a last map of 128x4x4, 2,048 features.
+classifier reads the last map. "ConvNetD3" has three blocks of width 128 with instance
+normalisation: on 32x32 pixels, a last map of 128x4x4, 2,048 features.
 
 Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (CVPR 2018);
 Zhao et al., "Dataset Condensation with Gradient Matching" (ICLR 2021).
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 
 def default_depth(side: int) -> int:
-    """The field's number of blocks for images of `side` pixels: 3 up to 32, 4 up to 64, 5 up to
-    128, and so on.
+    """Number of blocks customary for images of `side` pixels: 3 up to 32, 4 up to 64, and so on.
 
-    Sides below 8 pixels get as many blocks as leave a map of one pixel.
+    Below 8 pixels, the number of blocks that leaves a map of one pixel.
 
     >>> [default_depth(side) for side in (4, 8, 28, 32, 64, 128, 224)]
     [2, 3, 3, 3, 4, 5, 6]
@@ -44,7 +43,7 @@ def convnet(
     width: int = 128,
     norm: Norm = "instance",
 ) -> nn.Sequential:
-    """`depth` blocks of `width` channels for images of `shape`; logits of shape (N, classes)."""
+    """Build `depth` blocks of `width` channels and a linear classifier; logits (N, classes)."""
     channels, height, breadth = shape
     require_side("convnet", shape, 2 ** (depth or 1))
     blocks: list[nn.Module] = []

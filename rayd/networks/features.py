@@ -1,10 +1,8 @@
-"""Listening to a network by role: features, last map, inputs of normalisations and of convolutions.
+"""Extraction of features by layer role: last map, inputs of normalisations, outputs of blocks, ...
 
-A method asks for roles, and `FeatureExtractor` finds the layers that play them by running the
-network once on a blank image. Any `nn.Module` that maps (N, channels, height, width) to logits
-works, without knowing of taps.
-
-Shapes: N images, d channels or features, h x w pixels of a map.
+A method requests roles, and `FeatureExtractor` finds the layers with these roles by running the
+network once on a blank image. It works with any `nn.Module` that maps (N, channels, height, width)
+to logits; the network needs no changes.
 """
 
 from __future__ import annotations
@@ -13,34 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rayd.config.choices import LayerRole
 from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
-
-
-class LayerRole(StrEnum):
-    """A role that layers of a network play."""
-
-    FEATURES = "features"
-    """What the classifier (the `nn.Linear` that runs last) reads, as (N, d)."""
-    LAST_MAP = "last_map"
-    """The last map before global pooling or flattening, as (N, d, h, w)."""
-    BN_INPUTS = "bn_inputs"
-    """What every `nn.BatchNorm2d` reads, in order of execution, each (N, d, h, w)."""
-    CONV_INPUTS = "conv_inputs"
-    """What every `nn.Conv2d` reads, in order of execution, each (N, d, h, w)."""
-    CONV_PATH = "conv_path"
-    """The same, a map that several convolutions read heard once. In residual networks that leaves
-    out the 1x1 projections of shortcuts, whose input is already heard at the first convolution of
-    their block.
-    """
 
 
 _NEEDS = {
@@ -49,245 +29,280 @@ _NEEDS = {
     LayerRole.BN_INPUTS: "batch normalisation",
     LayerRole.CONV_INPUTS: "convolutions",
     LayerRole.CONV_PATH: "convolutions",
+    LayerRole.BLOCK_OUTPUTS: "convolutional blocks",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What a tapped network says about a batch."""
+    """Logits and recorded layer tensors of a network for a batch."""
 
     logits: Tensor
-    """What the network returned, (N, classes)."""
+    """Output of the network, (N, classes)."""
     taps: dict[LayerRole, tuple[Tensor, ...]]
-    """The tensors of each tap that was asked for, with their graph, in order of execution; one for
+    """Tensors of each requested role, with their graph, in order of execution; one tensor for
     FEATURES and LAST_MAP.
     """
     images: Tensor
-    """What the network looked at, (N, channels, height, width)."""
+    """Input of the network, (N, channels, height, width)."""
 
 
 class FeatureExtractor(nn.Module):
-    """A network whose forward pass also returns what its taps hear.
+    """A network whose forward pass also returns the tensors of requested layer roles.
 
-    Hooks stand only while a forward pass runs, so the network can be used, copied and saved as if
-    it were not tapped; its layers are known by name, so a copy of `FeatureExtractor` listens to the
-    copied network. It works under `torch.no_grad`, autocast and `torch.func.functional_call`
-    (parameters are named `network.<name>`).
+    Hooks are registered during a forward pass only, so the network can be used, copied and saved
+    as usual; layers are referred to by name, so a copied extractor observes the copied network. It
+    works under `torch.no_grad`, autocast and `torch.func.functional_call` (parameters are named
+    `network.<name>`).
 
-    A network that changes a tensor in place after a tapped layer has read it changes what is
-    observed. The layers are those that run in eval mode; layers that run in training alone
-    (auxiliary heads) are not listened to.
+    If the network changes a tensor in place after a recorded layer has read it, the recorded tensor
+    changes, too. Layers are found in eval mode; layers that only run in training (auxiliary heads)
+    are not recorded.
 
     Args:
-        network: the network; its mode and its running statistics stay as they are.
-        taps: the roles to listen to.
-        shape: (channels, height, width) of the images that it will see.
-        optional: those of them that no layer need play: such a tap hears nothing, an empty tuple.
+        network: the network; its mode and its running statistics are left unchanged.
+        roles: roles to record.
+        shape: (channels, height, width) of the images.
+        optional: roles that may have no layer: their tensors are then an empty tuple.
 
     Attributes:
-        largest: values of the largest tensor that goes into or out of a layer, for one image.
+        largest: number of values of the largest layer input or output, for one image.
 
     Raises:
-        ConfigError: no layer of the network plays a role that was asked for and is not optional.
+        ConfigError: the network has no layer of a requested role that is not optional.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        taps: Collection[LayerRole],
+        roles: Collection[LayerRole],
         shape: ImageShape,
         *,
         optional: Collection[LayerRole] = (),
     ) -> None:
         super().__init__()
         self.network = network
-        self._points: dict[LayerRole, tuple[_Point, ...]] = {}
+        self._calls: dict[LayerRole, tuple[_Call, ...]] = {}
         self._dimensions: dict[LayerRole, list[tuple[int, ...]]] = {}
-        heard = _rehearsal(network, shape)
-        self.largest = max((tensor.numel() for _, tensor in heard), default=0)
-        for tap in LayerRole:
-            if tap not in taps:
+        trace = _trace(network, shape)
+        self.largest = max((tensor.numel() for _, tensor in trace), default=0)
+        for role in LayerRole:
+            if role not in roles:
                 continue
-            found = _FINDERS[tap](network, heard)
-            if not found and tap not in optional:
+            found = _FINDERS[role](network, trace)
+            if not found and role not in optional:
                 raise ConfigError(
-                    f"The tap '{tap}' needs {_NEEDS[tap]}; network {type(network).__name__} has none."
+                    f"Layer role '{role}' needs {_NEEDS[role]}; "
+                    f"network {type(network).__name__} has none."
                 )
-            self._points[tap] = tuple(point for point, _ in found)
-            self._dimensions[tap] = [tuple(_as_heard(tap, tensor).shape[1:]) for _, tensor in found]
+            self._calls[role] = tuple(call for call, _ in found)
+            self._dimensions[role] = [tuple(_shaped(role, tensor).shape[1:]) for _, tensor in found]
 
     def __call__(self, images: Tensor) -> Observation:
-        """Observe images (N, channels, height, width)."""
+        """Run the network on images (N, channels, height, width); see `forward`."""
         observation: Observation = super().__call__(images)
         return observation
 
     def forward(self, images: Tensor) -> Observation:
-        """Run the network once and return its logits with what the taps heard."""
-        wanted = {point for points in self._points.values() for point in points}
-        heard: dict[_Point, Tensor] = {}
+        """Run the network once; return its logits and the tensors of the requested roles."""
+        requested = {call for calls in self._calls.values() for call in calls}
+        recorded: dict[_Call, Tensor] = {}
 
-        def hear(point: _Point, tensor: Tensor) -> None:
-            if point in wanted:
-                heard[point] = tensor
+        def record(call: _Call, tensor: Tensor) -> None:
+            if call in requested:
+                recorded[call] = tensor
 
-        with _listening(self.network, {point.ear for point in wanted}, hear):
+        with _recording(self.network, {call.port for call in requested}, record):
             logits = self.network(images)
         taps = {
-            tap: tuple(_as_heard(tap, heard[point]) for point in points)
-            for tap, points in self._points.items()
+            role: tuple(_shaped(role, recorded[call]) for call in calls)
+            for role, calls in self._calls.items()
         }
         return Observation(logits, taps, images)
 
-    def layers(self, tap: LayerRole) -> list[str]:
-        """The names of the modules that a tap listens to, in order of execution; a module that runs
-        twice is named twice.
-        """
-        return [point.ear.module for point in self._points[tap]]
+    def layers(self, role: LayerRole) -> list[str]:
+        """Names of the modules of a role, in order of execution; repeated if run repeatedly."""
+        return [call.port.module for call in self._calls[role]]
 
-    def dimensions(self, tap: LayerRole) -> list[tuple[int, ...]]:
-        """The shapes of a tap's tensors without the batch, in the order of `layers`."""
-        return list(self._dimensions[tap])
+    def dimensions(self, role: LayerRole) -> list[tuple[int, ...]]:
+        """Shapes of a role's tensors without the batch dimension, in the order of `layers`."""
+        return list(self._dimensions[role])
 
 
-class _Ear(NamedTuple):
-    """One side of a module of the network."""
+class _Port(NamedTuple):
+    """Input or output of a module of the network."""
 
     module: str
     side: Literal["input", "output"]
 
 
-class _Point(NamedTuple):
-    """One tensor of a forward pass: what came by an ear at its n-th call."""
+class _Call(NamedTuple):
+    """The n-th tensor (from 0) that passes a port in a forward pass."""
 
-    ear: _Ear
-    call: int
+    port: _Port
+    number: int
 
 
-_Heard = list[tuple[_Point, Tensor]]
+_Trace = list[tuple[_Call, Tensor]]
 
 
 @contextmanager
-def _listening(
-    network: nn.Module, ears: Iterable[_Ear], hear: Callable[[_Point, Tensor], None]
+def _recording(
+    network: nn.Module, ports: Iterable[_Port], record: Callable[[_Call, Tensor], None]
 ) -> Iterator[None]:
-    """Call `hear` with every tensor that comes by the ears, until the block ends, however it
-    ends.
-    """
-    calls: Counter[_Ear] = Counter()
+    """Call `record` with every tensor that passes the ports, until the block ends."""
+    counts: Counter[_Port] = Counter()
 
-    def report(ear: _Ear, value: object) -> None:
+    def count(port: _Port, value: object) -> None:
         if isinstance(value, Tensor):
-            hear(_Point(ear, calls[ear]), value)
-        calls[ear] += 1
+            record(_Call(port, counts[port]), value)
+        counts[port] += 1
 
     with ExitStack() as hooks:
-        for ear in ears:
-            hooks.enter_context(_hook(network.get_submodule(ear.module), ear, report))
+        for port in ports:
+            hooks.enter_context(_hook(network.get_submodule(port.module), port, count))
         yield
 
 
 def _hook(
-    module: nn.Module, ear: _Ear, report: Callable[[_Ear, object], None]
+    module: nn.Module, port: _Port, count: Callable[[_Port, object], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        report(ear, next(iter((*arguments, *keywords.values())), None))
+        count(port, next(iter((*arguments, *keywords.values())), None))
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        report(ear, output)
+        count(port, output)
 
-    if ear.side == "input":
+    if port.side == "input":
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
 
 
-def _rehearsal(network: nn.Module, shape: ImageShape) -> _Heard:
-    """Every tensor that comes by any module, in order, while the network sees one blank image in
-    eval mode.
-    """
-    heard: _Heard = []
-    ears = [_Ear(name, side) for name, _ in network.named_modules() for side in ("input", "output")]
+def _trace(network: nn.Module, shape: ImageShape) -> _Trace:
+    """All module inputs and outputs, in order, of a forward pass of a blank image in eval mode."""
+    trace: _Trace = []
+    ports: list[_Port] = []
+    for name, _ in network.named_modules():
+        ports += [_Port(name, "input"), _Port(name, "output")]
+    # submodules may have modes of their own, so each one's is restored
     modes = {module: module.training for module in network.modules()}
     weight = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         network.eval()
         with (
             torch.no_grad(),
-            _listening(network, ears, lambda point, tensor: heard.append((point, tensor))),
+            _recording(network, ports, lambda call, tensor: trace.append((call, tensor))),
         ):
             network(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         for module, training in modes.items():
             module.training = training
-    return heard
+    return trace
 
 
 def _inputs(
-    network: nn.Module, heard: _Heard, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
-) -> _Heard:
-    return [
-        (p, t)
-        for p, t in heard
-        if p.ear.side == "input" and isinstance(network.get_submodule(p.ear.module), kinds)
-    ]
+    network: nn.Module, trace: _Trace, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> _Trace:
+    found: _Trace = []
+    for call, tensor in trace:
+        module = network.get_submodule(call.port.module)
+        if call.port.side == "input" and isinstance(module, kinds):
+            found.append((call, tensor))
+    return found
 
 
-def _features(network: nn.Module, heard: _Heard) -> _Heard:
-    return _inputs(network, heard, nn.Linear)[-1:]
+def _features(network: nn.Module, trace: _Trace) -> _Trace:
+    return _inputs(network, trace, nn.Linear)[-1:]
 
 
-def _bn_inputs(network: nn.Module, heard: _Heard) -> _Heard:
-    return _inputs(network, heard, (nn.BatchNorm2d, nn.SyncBatchNorm))
+def _bn_inputs(network: nn.Module, trace: _Trace) -> _Trace:
+    return _inputs(network, trace, (nn.BatchNorm2d, nn.SyncBatchNorm))
 
 
-def _conv_inputs(network: nn.Module, heard: _Heard) -> _Heard:
-    return _inputs(network, heard, nn.Conv2d)
+def _conv_inputs(network: nn.Module, trace: _Trace) -> _Trace:
+    return _inputs(network, trace, nn.Conv2d)
 
 
-def _conv_path(network: nn.Module, heard: _Heard) -> _Heard:
-    """Inputs of convolutions without the points whose very tensor was heard before."""
-    first: dict[int, tuple[_Point, Tensor]] = {}
-    for point, tensor in _conv_inputs(network, heard):
-        first.setdefault(id(tensor), (point, tensor))
+def _conv_path(network: nn.Module, trace: _Trace) -> _Trace:
+    """Inputs of convolutions, each tensor once."""
+    first: dict[int, tuple[_Call, Tensor]] = {}
+    for call, tensor in _conv_inputs(network, trace):
+        first.setdefault(id(tensor), (call, tensor))
     return list(first.values())
 
 
-def _last_map(network: nn.Module, heard: _Heard) -> _Heard:
-    """The input of the last adaptive pooling, or the last map that comes after it and is larger
-    than what it gave.
+def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
+    """Input of the last adaptive pooling, or the last later map that is larger than its output.
 
-    Adaptive pooling is how networks pool globally; squeeze-and-excitation does it inside a block,
-    whence the second clause. A network that turns its maps into a sequence of tokens (N, tokens, d)
-    has no last map.
+    Networks pool globally by adaptive pooling; squeeze-and-excitation uses it inside a block, hence
+    the second case. A network that turns its maps into a sequence of tokens (N, tokens, d) has no
+    last map.
     """
-    found: _Heard = []
+    found: _Trace = []
     pooled_area = 0
     convolved = False
-    for point, tensor in heard:
-        module = network.get_submodule(point.ear.module)
+    for call, tensor in trace:
+        module = network.get_submodule(call.port.module)
         convolved |= isinstance(module, nn.Conv2d)
         pooling = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
         if tensor.ndim == 3:
             found = []
         elif tensor.ndim != 4 or not convolved:
             continue
-        elif point.ear.side == "input":
-            found = [(point, tensor)] if pooling else found
+        elif call.port.side == "input":
+            found = [(call, tensor)] if pooling else found
         elif pooling:
             pooled_area = tensor.shape[2] * tensor.shape[3]
         elif tensor.shape[2] * tensor.shape[3] > pooled_area:
-            found = [(point, tensor)]
+            found = [(call, tensor)]
             pooled_area = 0
     return found
 
 
-_FINDERS: dict[LayerRole, Callable[[nn.Module, _Heard], _Heard]] = {
+def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
+    """Maps at which the resolution falls for good, and the last map; see `LayerRole`."""
+    last = _last_map(network, trace)
+    written = {
+        (call.port.module, call.number): _area(tensor)
+        for call, tensor in trace
+        if call.port.side == "output" and tensor.ndim == 4
+    }
+    read = [(call, tensor) for call, tensor in _conv_inputs(network, trace) if tensor.ndim == 4]
+    images = read[0][1] if read else None
+    first: dict[int, int] = {}
+    pooled: dict[int, int] = {}
+    strided: dict[int, int] = {}
+    before = 0
+    for order, (call, tensor) in enumerate(read):
+        area = _area(tensor)
+        index = first.setdefault(id(tensor), order)
+        after = written.get((call.port.module, call.number), area)
+        later = max((_area(other) for _, other in (*read[order + 1 :], *last)), default=0)
+        # squeeze-and-excitation reads pooled maps, too, but larger ones follow
+        if tensor is not images and later <= area:
+            if after < area:
+                strided[area] = min(index, strided.get(area, index))
+            elif area < before:
+                pooled[area] = index
+        before = after
+    # a stem's pooled map has the resolution of the stage that follows, whose output counts
+    ends = [read[index] for index in sorted((pooled | strided).values())]
+    return [end for end in ends if not last or end[1] is not last[0][1]] + last
+
+
+def _area(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
+
+
+_FINDERS: dict[LayerRole, Callable[[nn.Module, _Trace], _Trace]] = {
     LayerRole.FEATURES: _features,
     LayerRole.LAST_MAP: _last_map,
     LayerRole.BN_INPUTS: _bn_inputs,
     LayerRole.CONV_INPUTS: _conv_inputs,
     LayerRole.CONV_PATH: _conv_path,
+    LayerRole.BLOCK_OUTPUTS: _block_outputs,
 }
 
 
-def _as_heard(tap: LayerRole, tensor: Tensor) -> Tensor:
-    return tensor.flatten(1) if tap is LayerRole.FEATURES else tensor
+def _shaped(role: LayerRole, tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if role is LayerRole.FEATURES else tensor

@@ -1,5 +1,4 @@
-"""LeNet-5 with ReLU and max pooling, of the cross-architecture comparison of Zhao et al. (ICLR
-2021).
+"""LeNet-5 with ReLU and max pooling, as in the comparison of Zhao et al. (ICLR 2021).
 
 Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (Proceedings of the
 IEEE, 1998).
@@ -20,9 +19,7 @@ if TYPE_CHECKING:
 
 @architecture("lenet")
 def lenet(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Two 5x5 convolutions and three linear layers; images below 32 pixels are padded by 2, so that
-    28 gives the maps of 32.
-    """
+    """Two 5x5 convolutions and three linear layers; below 32 pixels, images are padded by 2."""
     require_side("lenet", shape, 12)
     channels, height, width = shape
     padding = 2 if min(height, width) < 32 else 0

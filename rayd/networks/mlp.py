@@ -1,6 +1,4 @@
-"""The multi-layer perceptron of the cross-architecture comparison of Zhao et al. (ICLR 2021): two
-layers of 128 units.
-"""
+"""Multi-layer perceptron of two layers of 128 units, as in Zhao et al. (ICLR 2021)."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ if TYPE_CHECKING:
 
 @architecture("mlp")
 def mlp(shape: ImageShape, classes: int, *, depth: int = 2, width: int = 128) -> nn.Sequential:
-    """`depth` hidden layers of `width` units with ReLU, then the classifier; logits of shape (N,
-    classes).
-    """
+    """Build `depth` hidden layers of `width` units with ReLU, then the classifier."""
     channels, height, breadth = shape
     units = channels * height * breadth
     hidden: list[nn.Module] = []

@@ -2,11 +2,11 @@
 
 Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (CVPR 2018).
 
-This is the variant in use for images of 32x32 pixels. Against the paper, the stem and the second
-stage have stride 1, so that the last map is 4x4; every block that keeps the side has a shortcut, a
-1x1 projection where the channels change (the paper has none there); the first block, too, has an
-expansion; and ReLU stands for ReLU6, which is meant for arithmetic of few bits.
-`torchvision/mobilenet_v2` is the paper's own.
+This is the variant customary for images of 32x32 pixels. It differs from the paper: the stem and
+the second stage have stride 1, so that the last map is 4x4; every block of stride 1 has a shortcut,
+a 1x1 projection where the channels change (the paper has none there); the first block, too, has an
+expansion; and ReLU replaces ReLU6, which is meant for low-precision arithmetic.
+`torchvision/mobilenet_v2` is the paper's architecture.
 """
 
 from __future__ import annotations
@@ -34,17 +34,14 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-"""Expansion, channels, blocks, and stride of the first block, as in Table 2 of the paper, but for
-two strides of 1.
-"""
+"""Expansion, channels, blocks, and stride of the first block (Table 2), except two strides of 1."""
 
 
 class InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, linear bottleneck: (N, inputs, h, w) to (N, outputs,
-    ceil(h/stride), ceil(w/stride)).
+    """Expansion, depthwise convolution and linear bottleneck.
 
-    With stride 1 the result is added to the input, or to its 1x1 projection where the channels
-    change.
+    Maps (N, inputs, h, w) to (N, outputs, ceil(h/stride), ceil(w/stride)). With stride 1 the result
+    is added to the input, or to its 1x1 projection if the channels change.
     """
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int) -> None:
@@ -67,9 +64,7 @@ class InvertedResidual(nn.Module):
 
 @architecture("mobilenet_v2")
 def mobilenet_v2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Seventeen inverted residuals and global average pooling; the last map is 1280x4x4 for images
-    of 32x32 pixels.
-    """
+    """Seventeen inverted residuals, global average pooling; last map 1280x4x4 for 32x32 pixels."""
     require_side("mobilenet_v2", shape, 8)
     layers: list[nn.Module] = [normalized_convolution(shape[0], STEM)]
     inputs = STEM

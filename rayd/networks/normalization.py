@@ -1,4 +1,4 @@
-"""The normalisation layers of small-image networks, by name."""
+"""Normalisation layers of networks for small images, by name."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from torch import nn
 from rayd.errors import ConfigError
 
 Norm = Literal["instance", "batch", "group", "layer", "none"]
-"""`instance` is one group a channel, `group` is four groups, `layer` spans channels and space."""
+"""`instance` is one group per channel, `group` is four groups, `layer` spans channels and space."""
 
 GROUPS = 4
-"""Groups of `group`, as in the networks of Zhao et al. (2021)."""
+"""Number of groups of `group`, as in the networks of Zhao et al. (2021)."""
 
 
 def normalization(norm: Norm, channels: int, height: int, width: int) -> list[nn.Module]:
-    """The layers, none or one, that normalise maps of shape (N, channels, height, width); all have
-    a learned scale and shift.
+    """Normalisation layers (none or one) for maps (N, channels, height, width), learned affine.
 
-    Instance normalisation is `GroupNorm` with one group a channel, because `InstanceNorm2d` refuses
-    1x1 maps in training.
+    Instance normalisation is `GroupNorm` with one group per channel, because `InstanceNorm2d`
+    rejects 1x1 maps in training.
 
     Raises:
-        ConfigError: `group`, and the channels do not divide into four groups.
+        ConfigError: `norm` is `group` and the channels are not divisible by four.
     """
     match norm:
         case "instance":
@@ -33,7 +32,8 @@ def normalization(norm: Norm, channels: int, height: int, width: int) -> list[nn
         case "group":
             if channels % GROUPS:
                 raise ConfigError(
-                    f"The width of a network with norm 'group' must be a multiple of {GROUPS}. Got {channels} instead."
+                    f"The width of a network with norm 'group' must be a multiple of {GROUPS}. "
+                    f"Got {channels} instead."
                 )
             return [nn.GroupNorm(GROUPS, channels)]
         case "layer":
@@ -51,19 +51,18 @@ def normalized_convolution(
     groups: int = 1,
     activation: bool = True,
 ) -> nn.Sequential:
-    """A convolution without bias that keeps the side (up to its stride), batch normalisation, and
-    ReLU where one is wanted.
+    """Convolution without bias and with "same" padding, batch normalisation, and optional ReLU.
 
-    The layers, their order and their names are those of torchvision's `Conv2dNormActivation`,
-    without importing torchvision, which takes longer than torch itself.
+    Layers, their order and their names equal those of torchvision's `Conv2dNormActivation`;
+    torchvision is not imported, as that takes longer than importing torch.
 
     Args:
-        inputs: channels that it reads.
-        outputs: channels that it makes.
+        inputs: number of input channels.
+        outputs: number of output channels.
         kernel_size: side of the kernel, odd.
-        stride: of the convolution.
-        groups: of channels that are convolved apart.
-        activation: whether ReLU comes last.
+        stride: stride of the convolution.
+        groups: number of channel groups of the convolution.
+        activation: whether to append ReLU.
     """
     padding = (kernel_size - 1) // 2
     convolution = nn.Conv2d(

@@ -1,7 +1,7 @@
-"""Architectures by name. One architecture is one decorated builder.
+"""Registry of architectures. An architecture is a decorated builder function.
 
 A builder takes the shape of the images and the number of classes; its keyword-only arguments are
-the options that the architecture has, with the field's defaults:
+the options of the architecture, with the field's defaults:
 
     @architecture("vgg11", norms=("instance", "batch"))
     def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Module: ...
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 TORCHVISION = "torchvision/"
-"""How the names of torchvision's models begin."""
+"""Prefix of torchvision's models."""
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
@@ -32,35 +32,34 @@ B = TypeVar("B", bound=Builder)
 
 @dataclass(frozen=True)
 class Architecture:
-    """One entry of the registry."""
+    """An entry of the registry."""
 
     name: str
-    """The name that settings use."""
+    """Name in settings."""
     builder: Builder
-    """Makes the network from a shape, a number of classes, and options."""
+    """Builds the network from a shape, a number of classes, and options."""
     options: tuple[str, ...]
-    """Which of `depth`, `width` and `norm` the builder takes."""
+    """Subset of `depth`, `width` and `norm` that the builder takes."""
     norms: tuple[Norm, ...]
-    """The values of `norm` that it takes."""
+    """Supported values of `norm`."""
 
     def build(self, spec: NetworkSettings, shape: ImageShape, classes: int) -> nn.Module:
-        """The network that `spec` describes.
+        """Build the network described by `spec`.
 
         Raises:
             ConfigError: `spec` sets an option that the architecture does not have, or the images
-                are too small for it.
+                are too small.
         """
         self.check(spec)
         return self.builder(shape, classes, **given_options(spec))
 
     def check(self, spec: NetworkSettings) -> None:
-        """Refuse options that the architecture does not have (a ConfigError), whatever the
-        images.
-        """
+        """Raise a ConfigError for options that the architecture does not have."""
         refuse_options(spec.name, given_options(spec), self.options)
         if spec.norm is not None and spec.norm not in self.norms:
             raise ConfigError(
-                f"The norm of network '{spec.name}' must be one of {', '.join(self.norms)}. Got '{spec.norm}' instead."
+                f"The norm of network '{spec.name}' must be one of {', '.join(self.norms)}. "
+                f"Got '{spec.norm}' instead."
             )
 
 
@@ -83,17 +82,15 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
 
 
 def names() -> list[str]:
-    """The names of the registered architectures, sorted; `torchvision/<model>` names work
-    besides.
-    """
+    """Names of the registered architectures, sorted; `torchvision/<model>` is also accepted."""
     return sorted(_ARCHITECTURES)
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name.
+    """Look up an architecture by name.
 
     Raises:
-        ConfigError: there is none; the sentence names the nearest.
+        ConfigError: it is unknown; the message names the nearest.
     """
     if name not in _ARCHITECTURES:
         raise ConfigError(unknown("network", name, [*names(), "torchvision/<model>"]))
@@ -101,13 +98,12 @@ def find(name: str) -> Architecture:
 
 
 def check(spec: NetworkSettings) -> None:
-    """Refuse a network that does not exist, or an option that it does not have, whatever the
-    images.
+    """Check that a network and its options exist, independent of the images.
 
-    Models of torchvision are not looked up, which would import it.
+    Models of torchvision are not looked up, as that would import it.
 
     Raises:
-        ConfigError: says what is wrong, and names the nearest architecture.
+        ConfigError: the network or an option is unknown; the message names the nearest.
     """
     if spec.name.startswith(TORCHVISION):
         refuse_options(spec.name, given_options(spec))
@@ -116,14 +112,12 @@ def check(spec: NetworkSettings) -> None:
 
 
 def given_options(spec: NetworkSettings) -> dict[str, int | str]:
-    """The options of the architecture that `spec` sets; its name and the weights of an observer are
-    none.
-    """
+    """Architecture options set in `spec`: all settings but name and weights."""
     return spec.model_dump(exclude={"name", "weights"}, exclude_none=True)
 
 
 def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...] = ()) -> None:
-    """Raise a ConfigError if an option is given that the architecture does not have."""
+    """Raise a ConfigError for options that the architecture does not have."""
     for option, value in given.items():
         if option not in known:
             has = f"it has {' and '.join(known)}" if known else "it has no options"
@@ -133,11 +127,10 @@ def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...
 
 
 def require_side(name: str, shape: ImageShape, least: int) -> None:
-    """Raise a ConfigError if a side of the images is below `least` pixels, where the network's maps
-    would vanish.
-    """
+    """Raise a ConfigError for images with a side below `least` pixels, whose maps would vanish."""
     _, height, width = shape
     if min(height, width) < least:
         raise ConfigError(
-            f"Network '{name}' needs images of at least {least}x{least} pixels. Got {height}x{width} instead."
+            f"Network '{name}' needs images of at least {least}x{least} pixels. "
+            f"Got {height}x{width} instead."
         )

@@ -1,9 +1,8 @@
-"""ResNet-18 for small images: a 3x3 stem of stride 1 and no max pooling, PyTorch's default
-initialisation.
+"""ResNet-18 for small images: 3x3 stem of stride 1, no max pooling, default initialisation.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Zhao et al. (ICLR
 2021) for small images and for the variant that replaces strides by average pooling.
-`torchvision/resnet18` is the other one in use: the same layers for images below 64 pixels,
+`torchvision/resnet18` is the other variant in use: the same layers for images below 64 pixels, with
 torchvision's initialisation.
 """
 
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 STAGES = ((1, 1), (2, 2), (4, 2), (8, 2))
-"""Width, in units of the stem's, and reduction of the four stages of two blocks each."""
+"""Width, relative to the stem's, and spatial reduction of the four stages of two blocks each."""
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (N, inputs, h, w) to (N, outputs, ceil(h / reduction),
-    ceil(w / reduction)).
+    """Two 3x3 convolutions and a shortcut.
 
-    The shortcut is the identity, or a 1x1 projection where the shape changes. With `pooled`, the
-    reduction is done by average pooling behind convolutions of stride 1 (and rounds down).
+    Maps (N, inputs, h, w) to (N, outputs, ceil(h / reduction), ceil(w / reduction)). The shortcut
+    is the identity, or a 1x1 projection if the shape changes. With `pooled`, the reduction is done
+    by average pooling after convolutions of stride 1 (and rounds down).
     """
 
     def __init__(
@@ -81,10 +80,9 @@ def _features(channels: int, stem: int, norm: Norm, pooled: bool) -> nn.Sequenti
 def resnet18(
     shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"
 ) -> nn.Sequential:
-    """Eight basic blocks and global average pooling, for images of any side; the last map is
-    512x4x4 for 32x32 pixels.
+    """Eight basic blocks and global average pooling; the last map is 512x4x4 for 32x32 pixels.
 
-    `width` is that of the stem; the last blocks are eight times as wide.
+    `width` is the width of the stem; the last blocks are eight times as wide.
     """
     return nn.Sequential(
         OrderedDict(
@@ -100,9 +98,7 @@ def resnet18(
 def resnet18_ap(
     shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"
 ) -> nn.Sequential:
-    """ResNet-18 with average pooling in place of strides and no global pooling: the classifier
-    reads the whole last map.
-    """
+    """ResNet-18 with average pooling instead of strides, and without global pooling."""
     require_side("resnet18_ap", shape, 8)
     channels, height, breadth = shape
     return nn.Sequential(

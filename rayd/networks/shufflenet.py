@@ -3,9 +3,9 @@
 Source: Ma et al., "ShuffleNet V2: Practical Guidelines for Efficient CNN Architecture Design" (ECCV
 2018).
 
-This is the variant in use for images of 32x32 pixels: against the paper, the stem has stride 1 and
-no max pool follows, so that the last map is 4x4. `torchvision/shufflenet_v2_x0_5` is the paper's
-own.
+This is the variant customary for images of 32x32 pixels. It differs from the paper: the stem has
+stride 1 and is not followed by a max pool, so that the last map is 4x4.
+`torchvision/shufflenet_v2_x0_5` is the paper's architecture.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ STEM = 24
 LAST = 1024
 """Channels of the first and of the last convolution."""
 STAGES = ((48, 3), (96, 7), (192, 3))
-"""Channels, and blocks after the one that halves the side."""
+"""Channels of each stage, and number of blocks after the one that halves the side."""
 
 
 def shuffled(maps: Tensor) -> Tensor:
-    """Channels 0, d/2, 1, d/2 + 1, ... of maps (N, d, h, w), so that what comes next sees both
-    halves.
+    """Interleave the channel halves of maps (N, d, h, w): channels 0, d/2, 1, d/2 + 1, ...
 
     >>> shuffled(torch.arange(6).reshape(1, 6, 1, 1)).flatten().tolist()
     [0, 3, 1, 4, 2, 5]
@@ -53,8 +52,9 @@ def _pointwise(inputs: int, outputs: int) -> nn.Module:
 
 
 class ShuffleBlock(nn.Module):
-    """One half of the channels passes, the other is convolved, both are shuffled: (N, channels, h,
-    w) to the same.
+    """Convolve half of the channels, pass the other half through, and shuffle both.
+
+    Maps (N, channels, h, w) to the same shape.
     """
 
     def __init__(self, channels: int) -> None:
@@ -71,8 +71,9 @@ class ShuffleBlock(nn.Module):
 
 
 class HalvingBlock(nn.Module):
-    """Two branches of stride 2 that both see all channels: (N, inputs, h, w) to (N, outputs,
-    ceil(h/2), ceil(w/2)).
+    """Two branches of stride 2, each with all channels as input, concatenated and shuffled.
+
+    Maps (N, inputs, h, w) to (N, outputs, ceil(h/2), ceil(w/2)).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -90,9 +91,7 @@ class HalvingBlock(nn.Module):
 
 @architecture("shufflenet_v2")
 def shufflenet_v2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """Three stages of shuffled blocks and global average pooling; the last map is 1024x4x4 for
-    images of 32x32 pixels.
-    """
+    """Three stages of shuffled blocks, global pooling; last map 1024x4x4 for 32x32 pixels."""
     require_side("shufflenet_v2", shape, 8)
     layers: list[nn.Module] = [normalized_convolution(shape[0], STEM)]
     inputs = STEM

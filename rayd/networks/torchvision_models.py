@@ -1,9 +1,8 @@
-"""Torchvision's classification models by the name `torchvision/<model>`, with random weights,
-fitted to the images.
+"""Torchvision's classification models as `torchvision/<model>`, with random weights.
 
 ResNets get a 3x3 stem of stride 1 without max pooling for images below 64 pixels, as in SRe2L (Yin
-et al., NeurIPS 2023) and RDED (Sun et al., CVPR 2024). Anything else keeps torchvision's layers,
-but for the first convolution, which takes the channels of the images, and the classifier.
+et al., NeurIPS 2023) and RDED (Sun et al., CVPR 2024). All other layers are torchvision's, except
+for the first convolution, which takes the channels of the images, and the classifier.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 SMALL_SIDE = 64
-"""Images below this side, in pixels, get the small stem of a ResNet."""
+"""Side in pixels below which ResNets get the small stem."""
 LARGEST_SIDE = 1024
-"""Where the search for the least side of a model ends."""
+"""Upper end of the search for the smallest side that a model accepts."""
 
 
 def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
-    """The model `torchvision/<model>` for images of `shape`; logits (N, classes) in training, too
-    (no auxiliary heads).
+    """Build `torchvision/<model>` for images of `shape`; logits (N, classes), no auxiliary heads.
 
     Raises:
         ConfigError: torchvision has no such classification model, or the images are too small for
-            it or of a wrong side.
+            it or have an unsupported side.
     """
     model = name.removeprefix(PREFIX)
     known = torchvision.models.list_models(module=torchvision.models)
@@ -44,7 +42,8 @@ def build_torchvision(name: str, shape: ImageShape, classes: int) -> nn.Module:
         near = get_close_matches(model, known, n=1, cutoff=0.5)
         hint = f"; did you mean '{PREFIX}{near[0]}'?" if near else "."
         raise ConfigError(
-            f"Unknown network '{name}'{hint} See torchvision.models.list_models() for the known ones."
+            f"Unknown network '{name}'{hint} "
+            "See torchvision.models.list_models() for the known ones."
         )
     _require_grain(name, model, shape)
     network = _fitted(model, shape, classes)
@@ -76,7 +75,7 @@ def _fitted(model: str, shape: ImageShape, classes: int) -> nn.Module:
 
 
 def _set_input_channels(network: nn.Module, channels: int) -> None:
-    """Replace the first convolution by one that differs in its input channels only."""
+    """Replace the first convolution by one that differs only in its input channels."""
     name, first = next(
         (name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)
     )
@@ -91,7 +90,7 @@ def _set_input_channels(network: nn.Module, channels: int) -> None:
 
 
 def _require_grain(name: str, model: str, shape: ImageShape) -> None:
-    """Vision transformers cut the images into a fixed grid."""
+    """Check that the images divide into the fixed grid of a vision transformer."""
     _, height, width = shape
     if model.startswith("vit_"):
         grain = int(model.rsplit("_", 1)[1])
@@ -101,14 +100,13 @@ def _require_grain(name: str, model: str, shape: ImageShape) -> None:
         return
     if height != width or height % grain:
         raise ConfigError(
-            f"Network '{name}' needs square images whose side is a multiple of {grain}. Got {height}x{width} instead."
+            f"Network '{name}' needs square images whose side is a multiple of {grain}. "
+            f"Got {height}x{width} instead."
         )
 
 
 def _accepts(network: nn.Module, channels: int, height: int, width: int) -> bool:
-    """Whether the network takes such images: a forward pass in eval mode on the meta device,
-    without memory or arithmetic.
-    """
+    """Whether a forward pass on the meta device succeeds for images of this size."""
     state = {
         name: tensor.to("meta")
         for name, tensor in (*network.named_parameters(), *network.named_buffers())
@@ -126,7 +124,7 @@ def _accepts(network: nn.Module, channels: int, height: int, width: int) -> bool
 
 
 def _least_side(accepts: Callable[[int], bool]) -> int:
-    """The least side from which on images are accepted, by bisection."""
+    """Smallest side from which on images are accepted, by bisection."""
     low = 0
     high = LARGEST_SIDE
     while high - low > 1:

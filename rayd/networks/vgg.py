@@ -1,5 +1,4 @@
-"""VGG-11 for small images, with one linear layer, of the cross-architecture comparison of Zhao et
-al. (ICLR 2021).
+"""VGG-11 for small images, with one linear layer, as in the comparison of Zhao et al. (ICLR 2021).
 
 Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"
 (ICLR 2015).
@@ -19,16 +18,15 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 STAGES = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-"""Widths of the convolutions between the max pools."""
+"""Widths of the convolutions between max pools."""
 
 
 @architecture("vgg11", norms=("instance", "batch"))
 def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Sequential:
-    """Eight 3x3 convolutions and five 2x2 max pools; the last map is 512x1x1 for images of 32x32
-    pixels.
+    """Eight 3x3 convolutions and five 2x2 max pools; the last map is 512x1x1 for 32x32 pixels.
 
     Images of 28 to 31 pixels are padded by 2 more in the first convolution, as Zhao et al. do for
-    MNIST, so that a map is left.
+    MNIST, so that the last map is not empty.
     """
     require_side("vgg11", shape, 28)
     channels, height, breadth = shape

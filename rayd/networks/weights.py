@@ -1,9 +1,7 @@
-"""Networks that start from given weights: torchvision's, a safetensors file, or a state dict of
-torch.
+"""Initial weights of networks: torchvision's, a safetensors file, or a state dict of torch.
 
-Every tensor must fit but the classifier's, and that only where the network is trained further.
-Nothing is unpickled that could hold more than tensors: an archive of torch is read with
-`weights_only`, a bare pickle not at all.
+All tensors must fit; the classifier's may differ only if the network is trained further. Nothing is
+unpickled except tensors: torch archives are read with `weights_only`, bare pickles not at all.
 """
 
 from __future__ import annotations
@@ -27,41 +25,38 @@ if TYPE_CHECKING:
     from rayd.config import ObserverNetworkSettings
 
 TORCHVISION = "torchvision"
-"""The value of `weights` that asks for torchvision's own."""
+"""Value of the setting `weights` for torchvision's pretrained weights."""
 RESCALING = ("googlenet", "inception_v3")
-"""Models whose weights expect images of another scale; torchvision rescales them only where it
-loads the weights itself.
+"""Models whose pretrained weights expect another input scale, which torchvision only applies when
+it loads the weights itself.
 """
 OLD_NAMES = (
     (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
-"""Names of tensors in torchvision's files of DenseNets and vision transformers, and what its models
-call them now.
-"""
+"""Renamed tensors: patterns of names in torchvision's files, and their current names."""
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What a source of weights holds."""
+    """Content of a source of weights."""
 
     label: str
-    """The source, for sentences."""
+    """Name of the source, for error messages."""
     tensors: dict[str, Tensor]
-    """By the names of the network's state dict."""
+    """Tensors by their names in the network's state dict."""
     class_names: tuple[str, ...] | None
-    """The classes of its classifier in label order, if it says so."""
+    """Classes of its classifier in label order, if recorded."""
 
 
 def fingerprint(settings: ObserverNetworkSettings) -> str | None:
-    """What tells the weights that a network starts from, from others: a SHA-256 of the file, or
-    torchvision's name for them.
+    """Identify a network's initial weights: SHA-256 of the file, or torchvision's name for them.
 
     None without given weights.
 
     Raises:
-        ArtifactError: there is no such file, or it cannot be read.
+        ArtifactError: the file is missing or unreadable.
         ConfigError: torchvision has no weights for this network.
     """
     if settings.weights is None:
@@ -78,21 +73,20 @@ def fingerprint(settings: ObserverNetworkSettings) -> str | None:
 def load_weights(
     network: nn.Module, settings: ObserverNetworkSettings, class_names: Sequence[str], *, head: bool
 ) -> None:
-    """Fill a network with the weights that its settings name; without any, leave it as it is.
+    """Load the weights named by a network's settings, in place; without any, do nothing.
 
     Args:
-        network: built for `class_names`. It is filled in place, wholly or, if an error is raised,
-            not at all.
-        settings: its name and the source of the weights.
-        class_names: the classes of the data in label order.
-        head: True where the weights are used as they are, so that the classifier must come along
-            and mean these classes; of torchvision's weights, it is made of the rows of these
-            classes. With False, for weights that are trained further, a classifier of other classes
-            or of another shape stays as it was initialised.
+        network: network for `class_names`; unchanged if an error is raised.
+        settings: settings of the network, including the source of the weights.
+        class_names: classes of the data in label order.
+        head: True if the weights are used without training, so that the classifier must be loaded
+            and have these classes; for torchvision's weights, it gets the rows of these classes.
+            False if the network is trained further: a classifier of other classes or another shape
+            keeps its initialisation.
 
     Raises:
-        ArtifactError: the file is missing or damaged, or holds more than tensors.
-        ConfigError: the weights do not fit the network, or know other classes or another class
+        ArtifactError: the file is missing or damaged, or contains more than tensors.
+        ConfigError: the weights do not fit the network, or have other classes or another class
             order.
         RunError: torchvision's weights cannot be downloaded.
     """
@@ -120,13 +114,14 @@ def _existing(weights: str) -> Path:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ArtifactError(
-            f"'{path}' is missing; 'weights' of a network must be '{TORCHVISION}' or the path of a file."
+            f"'{path}' is missing; 'weights' of a network must be '{TORCHVISION}' "
+            "or the path of a file."
         )
     return path
 
 
 def _pretrained(name: str) -> Any:
-    """The member of torchvision's enumeration of weights that it recommends for a network."""
+    """Torchvision's default weights (an enumeration member) for a network."""
     import torchvision
 
     model = name.removeprefix(PREFIX)
@@ -134,34 +129,35 @@ def _pretrained(name: str) -> Any:
         module=torchvision.models
     ):
         raise ConfigError(
-            f"Only networks '{PREFIX}<model>' can start from torchvision's weights. Got '{name}' instead."
+            f"Only networks '{PREFIX}<model>' can start from torchvision's weights. "
+            f"Got '{name}' instead."
         )
     if model in RESCALING:
         raise ConfigError(
-            f"Network '{name}' cannot start from torchvision's weights, which were trained on images of another scale."
+            f"Network '{name}' cannot start from torchvision's weights, "
+            "which were trained on images of another scale."
         )
     return torchvision.models.get_model_weights(model).DEFAULT
 
 
 def _from_torchvision(name: str, classifier: str, class_names: Sequence[str] | None) -> _Weights:
-    """Torchvision's weights of a network, with the rows of the given classes alone in the
-    classifier.
-    """
+    """Torchvision's weights of a network, with the classifier's rows limited to given classes."""
     pretrained = _pretrained(name)
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(pretrained.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(pretrained.url).name
     try:
         tensors = pretrained.get_state_dict(
             progress=False, check_hash=True, map_location="cpu", weights_only=True
         )
     except (OSError, HTTPException) as error:
         raise RunError(
-            f"Cannot download the weights of network '{name}': {getattr(error, 'reason', None) or error}; download "
-            f"{pretrained.url} elsewhere and put it at '{kept}', or give its path as 'weights'."
+            f"Cannot download the weights of network '{name}': "
+            f"{getattr(error, 'reason', None) or error}; download {pretrained.url} elsewhere "
+            f"and put it at '{path}', or give its path as 'weights'."
         ) from error
     except (RuntimeError, UnpicklingError, EOFError) as error:
         raise ArtifactError(
-            f"What torch got from {pretrained.url} or keeps at '{kept}' is damaged: {_first_line(error)}; remove it and try "
-            "again."
+            f"The file downloaded from {pretrained.url} or kept at '{path}' is damaged: "
+            f"{_first_line(error)}; remove it and try again."
         ) from error
     tensors = _renamed(tensors)
     if class_names is not None:
@@ -174,11 +170,10 @@ def _from_torchvision(name: str, classifier: str, class_names: Sequence[str] | N
 
 
 def _rows(label: str, known: list[str], class_names: Sequence[str]) -> list[int]:
-    """Where the classes are among those that torchvision's weights know; all rows for as many
-    classes of other names.
+    """Rows of the classes in torchvision's classifier; all rows if only the spelling differs.
 
     Raises:
-        ConfigError: a class is none of those that the weights know.
+        ConfigError: a class is not among those of the weights.
     """
     plain = [_plain(name) for name in known]
     rows = []
@@ -191,8 +186,8 @@ def _rows(label: str, known: list[str], class_names: Sequence[str]) -> list[int]
             return list(range(len(known)))
         else:
             raise ConfigError(
-                f"Weights '{label}' are used as they are, so every class must be one of the {len(known)} that they know. Got "
-                f"'{name}' instead."
+                f"Weights '{label}' are used unchanged, so every class must be one of the "
+                f"{len(known)} that they know. Got '{name}' instead."
             )
     return rows
 
@@ -220,8 +215,11 @@ def _class_names(path: Path, metadata: dict[str, Any]) -> tuple[str, ...] | None
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of an archive of torch, which may lie under 'state_dict' or 'model'."""
-    pickled = f"'{path}' is a pickle that holds more than tensors, which rayd never loads; convert it to safetensors."
+    """Tensors of a torch archive, at the top level or under 'state_dict' or 'model'."""
+    pickled = (
+        f"'{path}' is a pickle that holds more than tensors, which rayd never loads; "
+        "convert it to safetensors."
+    )
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -237,7 +235,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ArtifactError(pickled) from error
-    except Exception as error:  # a damaged archive can make torch raise anything
+    except Exception as error:  # torch raises various exceptions for damaged archives
         raise ArtifactError(
             f"'{path}' is truncated or no checkpoint of torch: {_first_line(error)}."
         ) from error
@@ -246,12 +244,14 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise ArtifactError(
-            f"'{path}' must hold a state dict, that is tensors by name. Got {type(content).__name__} instead."
+            f"'{path}' must hold a state dict, that is tensors by name. "
+            f"Got {type(content).__name__} instead."
         )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ArtifactError(
-                f"'{path}' must hold a state dict, that is tensors by name. Got {name!r}: {type(value).__name__} instead."
+                f"'{path}' must hold a state dict, that is tensors by name. "
+                f"Got {name!r}: {type(value).__name__} instead."
             )
     return content
 
@@ -261,9 +261,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """By the names of today's modules, without the prefix of a network that was trained on several
-    devices.
-    """
+    """Rename tensors to current module names, without the prefix of `DataParallel`."""
     wrapped = all(name.startswith("module.") for name in tensors)
     renamed = {}
     for name, tensor in tensors.items():
@@ -275,15 +273,14 @@ def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _classifier(network: nn.Module) -> str:
-    """The prefix of the classifier's tensors: the last linear layer, or the last convolution of a
-    network without any.
-    """
+    """Prefix of the classifier's tensors: the last linear layer, else the last convolution."""
     for kind in (nn.Linear, nn.Conv2d):
         found = [name for name, module in network.named_modules() if isinstance(module, kind)]
         if found:
             return f"{found[-1]}."
     raise ConfigError(
-        f"A network must have a linear layer or a convolution. Got {type(network).__name__} instead."
+        "A network must have a linear layer or a convolution. "
+        f"Got {type(network).__name__} instead."
     )
 
 
@@ -294,9 +291,7 @@ def _without(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _knows(
     weights: _Weights, classifier: str, class_names: Sequence[str], own: dict[str, Tensor]
 ) -> bool:
-    """Whether the weights have a classifier of this shape and, as far as they say so, of these
-    classes.
-    """
+    """Whether the weights have a classifier of this shape and, if recorded, of these classes."""
     named = weights.class_names is None or weights.class_names == tuple(class_names)
     shapes = {name: tensor.shape for name, tensor in own.items() if name.startswith(classifier)}
     return named and all(
@@ -305,62 +300,61 @@ def _knows(
 
 
 def _require_classes(weights: _Weights, classifier: str, class_names: Sequence[str]) -> None:
-    """Raise a ConfigError if the classifier is of other classes, or of these in another order."""
+    """Raise a ConfigError if the classifier has other classes, or another order of them."""
     known = weights.class_names
     if known is not None and known != tuple(class_names):
         if sorted(known) == sorted(class_names):
-            position = next(
-                row
-                for row, pair in enumerate(zip(known, class_names, strict=True))
-                if pair[0] != pair[1]
-            )
+            pairs = enumerate(zip(known, class_names, strict=True))
+            position = next(row for row, (theirs, ours) in pairs if theirs != ours)
             raise ConfigError(
-                f"Weights {weights.label} know the classes of the data in another class order: class {position} is "
-                f"'{known[position]}' there and '{class_names[position]}' in the data."
+                f"Weights {weights.label} know the classes of the data in another class order: "
+                f"class {position} is '{known[position]}' there and '{class_names[position]}' "
+                "in the data."
             )
         foreign = [name for name in class_names if name not in known]
         lacking = [name for name in known if name not in class_names]
         which = (
-            f"class '{foreign[0]}' of the data is none of theirs"
+            f"class '{foreign[0]}' of the data is not among them"
             if foreign
             else f"the data have no class '{lacking[0]}'"
         )
         raise ConfigError(
-            f"Weights {weights.label} are used as they are, but know other classes: {which}."
+            f"Weights {weights.label} are used unchanged, but know other classes: {which}."
         )
     for name, tensor in weights.tensors.items():
         if name.startswith(classifier) and tensor.shape[:1] != (len(class_names),):
             raise ConfigError(
-                f"Weights {weights.label} are used as they are, so their classifier must have {len(class_names)} classes. Got "
-                f"'{name}' of shape {tuple(tensor.shape)} instead."
+                f"Weights {weights.label} are used unchanged, so their classifier must have "
+                f"{len(class_names)} classes. "
+                f"Got '{name}' of shape {tuple(tensor.shape)} instead."
             )
 
 
 def _require_fit(weights: _Weights, own: dict[str, Tensor], network: str) -> None:
-    """Raise a ConfigError that names the first tensor that is missing, too many, or of another
-    shape.
-    """
+    """Raise a ConfigError naming the first tensor that is missing, unknown or misshapen."""
     misfit = f"Weights {weights.label} do not fit network '{network}'"
     for name, tensor in own.items():
         given = weights.tensors.get(name)
         if given is None:
-            if name.endswith(
-                "num_batches_tracked"
-            ):  # files from before torch counted batches have none, and nothing reads it
+            # absent from old checkpoints, and never read
+            if name.endswith("num_batches_tracked"):
                 continue
             raise ConfigError(
                 f"{misfit}: they have no tensor '{name}' of shape {tuple(tensor.shape)}."
             )
         if given.shape != tensor.shape:
             raise ConfigError(
-                f"{misfit}: tensor '{name}' is of shape {tuple(given.shape)} there and {tuple(tensor.shape)} in the network."
+                f"{misfit}: tensor '{name}' is of shape {tuple(given.shape)} there "
+                f"and {tuple(tensor.shape)} in the network."
             )
         if given.is_floating_point() != tensor.is_floating_point():
             raise ConfigError(
-                f"{misfit}: tensor '{name}' is {given.dtype} there and {tensor.dtype} in the network."
+                f"{misfit}: tensor '{name}' is {given.dtype} there "
+                f"and {tensor.dtype} in the network."
             )
     foreign = next((name for name in weights.tensors if name not in own), None)
     if foreign is not None:
         raise ConfigError(
-            f"{misfit}, which has no tensor '{foreign}' of shape {tuple(weights.tensors[foreign].shape)}."
+            f"{misfit}, which has no tensor '{foreign}' "
+            f"of shape {tuple(weights.tensors[foreign].shape)}."
         )

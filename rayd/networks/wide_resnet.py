@@ -1,5 +1,4 @@
-"""Wide ResNet for small images: pre-activation blocks without dropout, with PyTorch's default
-initialisation.
+"""Wide ResNet for small images: pre-activation blocks without dropout, default initialisation.
 
 Source: Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016). WRN-d-k has d layers, that is
 6n + 4 for n blocks in each of its three stages, which are k times as wide as 16, 32 and 64
@@ -26,11 +25,10 @@ STAGES = ((16, 1), (32, 2), (64, 2))
 
 
 class PreActivationBlock(nn.Module):
-    """Twice normalisation, ReLU and a 3x3 convolution: (N, inputs, h, w) to (N, outputs,
-    ceil(h/stride), ceil(w/stride)).
+    """Normalisation, ReLU and a 3x3 convolution, twice, and a shortcut.
 
-    The result is added to the input, or, where the channels change, to a 1x1 projection of the
-    first activation.
+    Maps (N, inputs, h, w) to (N, outputs, ceil(h/stride), ceil(w/stride)). The result is added to
+    the input, or, if the channels change, to a 1x1 projection of the first activation.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -57,18 +55,17 @@ class PreActivationBlock(nn.Module):
 def wide_resnet(
     shape: ImageShape, classes: int, *, depth: int = 16, width: int = 2
 ) -> nn.Sequential:
-    """WRN-`depth`-`width` with global average pooling; the last map is (64 width)x8x8 for images of
-    32x32 pixels.
+    """WRN-`depth`-`width` with global average pooling; the last map is (64 width)x8x8 for 32x32.
 
     Raises:
-        ConfigError: `depth` is not 6n + 4 for a number n of at least one block, or the images are
-            too small.
+        ConfigError: `depth` is not 6n + 4 for an integer n >= 1, or the images are too small.
     """
     require_side("wide_resnet", shape, 4)
     blocks, rest = divmod(depth - 4, 6)
     if blocks < 1 or rest:
         raise ConfigError(
-            f"The depth of network 'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... Got {depth} instead."
+            "The depth of network 'wide_resnet' must be 6n + 4: 10, 16, 22, 28, ... "
+            f"Got {depth} instead."
         )
     layers: list[nn.Module] = [nn.Conv2d(shape[0], STEM, kernel_size=3, padding=1, bias=False)]
     inputs = STEM
@@ -89,8 +86,6 @@ def wide_resnet(
 
 @architecture("wrn16_2")
 def wrn16_2(shape: ImageShape, classes: int) -> nn.Sequential:
-    """WRN-16-2, the small teacher and observer of the literature: `wide_resnet` of depth 16 and
-    width 2.
-    """
+    """WRN-16-2, the small teacher and observer of the literature."""
     require_side("wrn16_2", shape, 4)
     return wide_resnet(shape, classes, depth=16, width=2)

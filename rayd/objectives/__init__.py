@@ -1,36 +1,69 @@
-"""What is minimised: terms over statistics and observations, in pure torch, one family a module."""
+"""Terms of objectives, one family a module: each is its settings, with its mathematics as a method.
 
-from rayd.objectives.classification import ClassAware, CrossEntropy
+Terms are imported without torch, so that recipes can be read and refused at once; names that need
+torch are imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rayd.objectives.attention import AttentionMatching
+from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
+from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
 from rayd.objectives.flatness import Flatness
-from rayd.objectives.gaps import squared_mean_gap
 from rayd.objectives.gradients import GradientMatching
-from rayd.objectives.moments import MomentMatching
-from rayd.objectives.regularisers import REGULARISERS
+from rayd.objectives.means import MeanMatching, squared_mean_gap
+from rayd.objectives.moments import MomentMatching, NormalizationMatching
 from rayd.objectives.relations import Centralization, CovarianceMatching
 from rayd.objectives.ridge import RidgeRegression
-from rayd.objectives.spectral import SpectralMatching
-from rayd.objectives.spectral_distance import SpectralDistance
-from rayd.objectives.terms import Batch, Context, Discrepancy, RealStatistics, StatisticSpec, Term
+from rayd.objectives.spectral_filter import CurriculumFilterMatching, SpectralFilterMatching
+from rayd.objectives.terms import Batch, Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from rayd.objectives.characteristic_function_distance import CharacteristicFunctionDistance
+    from rayd.objectives.moment_distance import MomentDistance
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.objectives.spectral_filter_distance import SpectralFilterDistance
 
 __all__ = [
-    "REGULARISERS",
+    "AttentionMatching",
     "Batch",
+    "Calibration",
     "Centralization",
+    "CharacteristicFunctionDistance",
+    "CharacteristicFunctionMatching",
     "ClassAware",
     "Context",
     "CovarianceMatching",
     "CrossEntropy",
+    "CurriculumFilterMatching",
     "Densification",
-    "Discrepancy",
     "Flatness",
     "GradientMatching",
+    "MeanMatching",
+    "MomentDistance",
     "MomentMatching",
+    "NormalizationMatching",
     "RealStatistics",
     "RidgeRegression",
-    "SpectralDistance",
-    "SpectralMatching",
+    "SpectralFilterDistance",
+    "SpectralFilterMatching",
     "StatisticSpec",
     "Term",
     "squared_mean_gap",
 ]
+
+_LATER = {
+    "CharacteristicFunctionDistance": "rayd.objectives.characteristic_function_distance",
+    "MomentDistance": "rayd.objectives.moment_distance",
+    "SpectralFilterDistance": "rayd.objectives.spectral_filter_distance",
+    "StatisticSpec": "rayd.objectives.specification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import names that need torch on first use."""
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'rayd.objectives' has no attribute '{name}'")

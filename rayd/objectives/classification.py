@@ -1,56 +1,62 @@
-"""What an observer that knows the classes says of the synthetic images.
+"""Cross-entropy of the synthetic images in networks that know the classes.
 
     cross-entropy    loss = mean_i CE(phi(x_i), y_i)             phi  the observer, logits     y_i  class index of image x_i
-    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    how well it knows the real images, a fraction
+    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    its accuracy on real images, a fraction
 
 The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM
-(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): an
-observer has a say as far as it knows what it speaks of. The released code of IDM takes p in
+(Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the
+loss of an observer counts in proportion to its accuracy. The released code of IDM takes p in
 percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
 
 from rayd.config import NetworkGroup
-from rayd.derived import class_sizes
-from rayd.networks import Observation
 from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
 
 
 class CrossEntropy(Term):
     """Mean cross-entropy of the logits with hard labels."""
 
-    def __init__(
-        self,
-        *,
-        name: str = "cross_entropy",
-        weight: float = 1.0,
-        through: NetworkGroup = "observers",
-    ):
-        """The networks that it looks through must have been trained on the classes."""
-        self.name = name
-        self.weight = weight
-        self.needs_classes = True
-        self.through = through
+    name = "cross_entropy"
+    for_any_method = True
+    needs_classes = True
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Mean over the images; logits (N, classes), labels are class indices (N,)."""
+        from torch.nn import functional
+
         return functional.cross_entropy(seen.logits, labels)
 
 
-class ClassAware(Term):
-    """Cross-entropy of every class, weighed by how well the observer knows the real images."""
+class Calibration(CrossEntropy):
+    """The same of networks as they were trained, where the observers are not."""
 
-    def __init__(self, *, name: str = "class_aware", weight: float = 50.0):
-        """The observer must be in training on the classes, or have been."""
-        self.name = name
-        self.weight = weight
-        self.needs_classes = True
+    name = "calibration"
+    for_any_method = False
+    through: ClassVar[NetworkGroup] = "classifiers"
+
+
+class ClassAware(Term):
+    """Cross-entropy of every class, weighed by the observer's accuracy on the real images."""
+
+    name = "class_aware"
+    for_any_method = True
+    needs_classes = True
+
+    weight: float = Field(default=50.0, ge=0)
+    """Factor of the term; 0 switches it off."""
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
@@ -58,6 +64,11 @@ class ClassAware(Term):
         """Sum over the classes of the mean over their images; logits (N, classes), labels are class
         indices (N,).
         """
+        from torch import Tensor
+        from torch.nn import functional
+
+        from rayd.derived import class_sizes
+
         each = functional.cross_entropy(seen.logits, labels, reduction="none")
         images = class_sizes(labels, seen.logits.shape[1])
         accuracy = context.accuracy

@@ -5,13 +5,13 @@ Matching" (CVPR 2024):
 
     loss = sum_c KL( softmax(l_c / tau) || softmax(l_c) )      l_c = eigenvalues of X_c X_c^T, (n_c,)
 
-    X_c  the n_c images of class c that the step holds, as the observer sees them, pooled to 32 x 32
+    X_c  the n_c images of class c that the step holds, as the observer gets them, pooled to 32 x 32
     pixels, flattened tau  temperature, 4; the first argument is a target without gradient
 
 Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum
 towards equal parts. A single image has one eigenvalue and nothing to pull: such a class adds 0.
 Eigenvalues are sums of some 3,000 squared pixels: where they are further apart than a few tau, both
-distributions are all but one-hot, and the term is neither felt nor costs anything. The released
+distributions are all but one-hot, and the term and its gradient vanish. The released
 code does the same with a solver for general matrices; here the matrices of all classes of one size
 are solved together, as the symmetric ones that they are.
 """
@@ -19,16 +19,16 @@ are solved together, as the symmetric ones that they are.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
-from rayd.config import TermSettings
-from rayd.derived import derived, on_host, rows_by_class, uploaded
-from rayd.networks import Observation
 from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
 
 SIDE = 32
 """Pixels that images are pooled to."""
@@ -45,6 +45,11 @@ def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
     Returns:
         A row for every class that holds n images, for each n above 1 that occurs.
     """
+    import torch
+    from torch.nn import functional
+
+    from rayd.derived import derived
+
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     flat = functional.adaptive_avg_pool2d(wide, SIDE).flatten(1)
     found = []
@@ -60,6 +65,10 @@ def spectra(images: Tensor, labels: Tensor) -> list[Tensor]:
 
 def _by_size(labels: Tensor) -> list[Tensor]:
     """Rows (classes, n) of the classes that have n images, for each n above 1, ascending."""
+    import torch
+
+    from rayd.derived import on_host, rows_by_class, uploaded
+
     by_size: dict[int, list[Tensor]] = defaultdict(list)
     for rows in rows_by_class(on_host(labels)).values():
         by_size[len(rows)].append(rows)
@@ -72,38 +81,30 @@ def flattening(eigenvalues: Tensor, temperature: float) -> Tensor:
     """Sum over rows of KL(softmax(l / tau) || softmax(l)) of eigenvalues (rows, n), the first
     argument without gradient.
     """
+    from torch.nn import functional
+
     target = functional.log_softmax(eigenvalues.detach() / temperature, dim=-1)
     return functional.kl_div(
         functional.log_softmax(eigenvalues, dim=-1), target, reduction="sum", log_target=True
     )
 
 
-class DensificationSettings(TermSettings):
-    """Settings of densification."""
+class Densification(Term):
+    """Divergence of the spectra of the classes from softer ones."""
+
+    name = "densification"
+    for_any_method = True
 
     temperature: float = Field(default=4.0, gt=0)
     """Of the softened spectrum."""
 
-
-class Densification(Term):
-    """Divergence of the spectra of the classes from softer ones."""
-
-    def __init__(
-        self, *, temperature: float = 4.0, name: str = "densification", weight: float = 1.0
-    ):
-        """Soften the spectra by a temperature."""
-        self.name = name
-        self.weight = weight
-        self._temperature = temperature
-
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the classes, differentiable in the images (N, channels, h, w) that the observer
-        saw.
-        """
-        values = [
-            flattening(eigenvalues, self._temperature)
-            for eigenvalues in spectra(seen.images, labels)
-        ]
+        """Sum over the classes, differentiable in the network inputs (N, channels, h, w)."""
+        import torch
+
+        values = []
+        for eigenvalues in spectra(seen.images, labels):
+            values.append(flattening(eigenvalues, self.temperature))
         return torch.stack(values).sum() if values else seen.logits.new_zeros(())

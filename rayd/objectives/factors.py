@@ -1,15 +1,13 @@
-"""What filtered statistics of synthetic images are compared with: those of the real ones, filtered
-once.
+"""Filtered statistics of the real images, computed once for each filter.
 
 Layers of one dimension are worked on together, as a stack:
 
     k  layers of dimension d          m  rows of the signal: classes, or one for the mean of all features
 
-All of it is made in float64 (real statistics are few, and made once), and handed out in the
-precision that the synthetic side has. A filter is remembered until another one is asked for. The
-first is computed by its own route; a second one that would have to factorise the same matrices
-again shows that there will be more, so that the eigendecomposition is made and kept, from which
-each costs one product.
+All of it is computed in float64 (real statistics are few) and returned in the precision of the
+synthetic side. The result of a filter is kept until another one is used. The first is computed by
+its own route; a second one that would factorise the same matrices again is a sign of more to come,
+so the eigendecomposition is computed and kept, from which each filter costs one product.
 """
 
 from __future__ import annotations
@@ -28,12 +26,12 @@ from rayd.statistics import Covariance, LabelCorrelation
 
 
 class Filters(NamedTuple):
-    """What matrices and signals go through."""
+    """The filters of a call."""
 
     matrix: Filter
-    """Of the correlations of features with features."""
+    """Filter of the correlations of features with features."""
     signal: Filter
-    """That which is applied to the signal; most often the same."""
+    """Filter that is applied to the signal; most often the same."""
 
 
 class Filtered(NamedTuple):
@@ -136,7 +134,7 @@ class Group:
 
 
 class Factors:
-    """All that is derived of one observer's real statistics. It does not keep them alive."""
+    """Everything derived from one observer's real statistics. It does not keep them alive."""
 
     def __init__(self, matrices: Sequence[Covariance], signals: Sequence[LabelCorrelation] | None):
         """Factors of pooled covariances, one a layer, and of label correlations where those are the

@@ -67,8 +67,8 @@ class Filter(ABC):
 
     @property
     def detail(self) -> float:
-        """The size of eigenvalues that the filter tells from 0; the rounding of a matrix must be
-        smaller.
+        """The smallest size of eigenvalues that the filter distinguishes from 0; the rounding error
+        of a matrix must be smaller.
         """
         return inf
 
@@ -199,8 +199,8 @@ class Ridge(Filter):
         return self.of_each([matrices])[0]
 
     def of_each(self, stacks: Sequence[Tensor]) -> list[Tensor]:
-        """(C + beta I)^-1 of each; whether factors exist is asked of the device once for all of
-        them.
+        """(C + beta I)^-1 of each; the host waits once for the device to know whether all
+        factors exist.
         """
         return list(_Resolvent.apply(self, *stacks))
 
@@ -258,7 +258,7 @@ class _Resolvent(torch.autograd.Function):
         able = [_able(matrices) for matrices in stacks]
         inverses = [_by_factors(ridge, matrices) for matrices in able]
         good = [inverse.isfinite().all() for inverse in inverses]
-        # one question for all of them: the host waits for the answer
+        # one check for all of them: the host waits for its result
         if not torch.stack(good).all():
             inverses = [
                 inverse if fine else _by_eigenvalues(ridge, matrices)
@@ -303,7 +303,7 @@ def _by_eigenvalues(ridge: Ridge, matrices: Tensor) -> Tensor:
 
 
 def _able(matrices: Tensor) -> Tensor:
-    """Where matrices can be factorised: MPS has no solvers."""
+    """The matrices on a device that can factorise them: MPS has no solvers."""
     return matrices.cpu() if matrices.device.type == "mps" else matrices
 
 

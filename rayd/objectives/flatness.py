@@ -1,4 +1,4 @@
-"""Flatness: the observer shall say the same of the images as of their moving average.
+"""Flatness: an observer's output on the images should be that on their moving average.
 
 Shao et al., "Elucidating the Design Space of Dataset Condensation" (NeurIPS 2024), flatness
 regularisation:
@@ -6,7 +6,7 @@ regularisation:
     loss = mean_i KL( softmax(phi(x_i) / tau) || softmax(phi(average_i) / tau) )      average <- beta average + (1 - beta) x
 
     phi  the observer, logits (classes,)      tau  temperature, 4
-    x_i  synthetic image, seen through the same random view as its moving average (beta = 0.99),
+    x_i  synthetic image, under the same random view as its moving average (beta = 0.99),
     which gets no gradient
 
 Images that move along a sharp ridge of the loss leave their average behind; a small divergence
@@ -21,14 +21,17 @@ the code's direction.
 
 from __future__ import annotations
 
-from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
-from rayd.config import TermSettings
+from pydantic import Field
+
 from rayd.config.choices import Direction
-from rayd.networks import Observation
 from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
 
 
 def softened_divergence(
@@ -37,8 +40,10 @@ def softened_divergence(
     """Mean over rows of the divergence of two softened distributions, given as logits (N, classes);
     a scalar.
 
-    `direction` says which of them is p in KL(p || q) = sum p log(p / q).
+    `direction` is which of them is p in KL(p || q) = sum p log(p / q).
     """
+    from torch.nn import functional
+
     now, then = (
         functional.log_softmax(logits / temperature, dim=1) for logits in (current, average)
     )
@@ -46,11 +51,17 @@ def softened_divergence(
     return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-class FlatnessSettings(TermSettings):
-    """Settings of flatness."""
+class Flatness(Term):
+    """Divergence of an observer's output on the images from that on their moving average."""
 
+    name = "flatness"
+    for_any_method = True
+    needs_classes = True
+
+    weight: float = Field(default=0.25, ge=0)
+    """Factor of the term; 0 switches it off."""
     temperature: float = Field(default=4.0, gt=0)
-    """Of the softened logits."""
+    """Of the softened logits of the images and of their average."""
     direction: Direction = "current"
     """Which distribution stands first in the divergence: that of the images (paper) or of their
     average (released code).
@@ -58,32 +69,14 @@ class FlatnessSettings(TermSettings):
     decay: float = Field(default=0.99, ge=0, lt=1)
     """Of the moving average of the images."""
 
-
-class Flatness(Term):
-    """Divergence of what an observer says of the images from what it says of their moving
-    average.
-    """
-
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        direction: Direction = "current",
-        decay: float = 0.99,
-        name: str = "flatness",
-        weight: float = 0.25,
-    ):
-        """Compare logits at a temperature; `decay` is that of the moving average of the images."""
-        self.name = name
-        self.weight = weight
-        self.needs_classes = True
-        self.averaging = decay
-        self._temperature = temperature
-        self._direction = direction
+    @property
+    def averaging(self) -> float:
+        """The decay."""
+        return self.decay
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Mean over the images, differentiable in the logits (N, classes) of the images now."""
         average = context.average_logits().detach().to(seen.logits)
-        return softened_divergence(seen.logits, average, self._temperature, self._direction)
+        return softened_divergence(seen.logits, average, self.temperature, self.direction)

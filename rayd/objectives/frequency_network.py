@@ -19,7 +19,7 @@ frequencies are distinct by construction, and none can take all the weight. Ever
 step of Adam uphill, then the synthesis goes down the weighted sum: both sides move in turn. The
 network climbs sum_j w_j gap_j / mean gap, whose step does not shrink with the gap.
 
-**Paper and released code differ.** The code's network sees four rows of noise, each repeated
+**Paper and released code differ.** The code's network gets four rows of noise, each repeated
 sixteen times, so it makes four distinct frequencies whatever their number is set to; its scheduler
 hangs on the optimizer of the images; and all shipped configurations switch it off. So it is off by
 default here, too.
@@ -62,8 +62,8 @@ class FrequencyNetwork(nn.Module):
                     parameter.data.copy_(bound * drawn)
 
     def forward(self, frequencies: Tensor) -> Tensor:
-        """Frequencies are looked at in units of their median norm, so that their length does not
-        matter.
+        """Weights of frequencies, which are divided by their median norm, so that their length does
+        not matter.
         """
         norms = frequencies.norm(dim=1, keepdim=True)
         # norm sqrt(d), as standard normal rows have; of heavy tails the square root of what they

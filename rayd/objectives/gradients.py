@@ -10,7 +10,7 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
     has the rows (out, in k k), a linear
           layer (out, in); parameters of one dimension (biases, normalisations) add nothing
 
-The distance does not see how long gradients are. For a linear model that regresses labels y on
+The distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
 go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang, UniDD, ICLR 2026; see
 `rayd.objectives.filters`).
@@ -27,15 +27,14 @@ followed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
-
-from rayd.derived import rows_by_class
-from rayd.networks import Observation
 from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rayd.networks import Observation
 
 EPSILON = 1e-6
 """Keeps rows without gradient at distance 1 of everything."""
@@ -52,6 +51,8 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     Raises:
         ValueError: numbers or shapes differ, or no parameter has rows.
     """
+    import torch
+
     shapes = [[tuple(gradient.shape) for gradient in side] for side in (real, synthetic)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -68,6 +69,8 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
 
 def _rows_apart(real: Tensor, synthetic: Tensor) -> Tensor:
+    import torch
+
     # 1 - cos cancels: gradients that bfloat16 gave are compared in float32
     precision = torch.promote_types(real.dtype, torch.float32)
     real = real.to(precision)
@@ -90,6 +93,10 @@ def loss_gradients(
         labels: class indices (N,).
         create_graph: whether the gradients are differentiable in the images.
     """
+    import torch
+    from torch.func import functional_call
+    from torch.nn import functional
+
     own = {name: parameter.detach() for name, parameter in network.named_parameters()}
     with_rows = {
         name: parameter.requires_grad_() for name, parameter in own.items() if parameter.ndim > 1
@@ -104,17 +111,17 @@ class GradientMatching(Term):
     over classes.
     """
 
+    name = "gradient"
     needs_batch = True
-
-    def __init__(self, *, name: str = "gradient", weight: float = 1.0):
-        """Compare gradients class by class."""
-        self.name = name
-        self.weight = weight
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Sum over the classes that the synthetic images have; labels are class indices (N,)."""
+        import torch
+
+        from rayd.derived import rows_by_class
+
         network, batch = context.seen_through()
         parts = []
         # rows are known on the host: a mask for each class would wait for the device five times

@@ -1,307 +1,114 @@
-"""Means and variances of what layers hear, matched over all images and class by class.
+"""Matching of means and variances of layers' inputs, over all images and class by class: the terms.
 
-The matching term of SRe2L (Yin, Xing and Shen, NeurIPS 2023: a = 1, inputs of batch
-normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, smoothed) and of EDC
-(Shao et al., NeurIPS 2024: soft category-aware matching):
-
-    loss = sum_l w_l [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ]
-    D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
-
-    l  layers of the taps, seen through a view: inputs of normalisations or convolutions by channel,
-    or by patch X  synthetic images, X_c those of class c; the mean over c runs over the classes
-    that X holds T  real images; statistics of all of them are merged from those of the classes, the
-    part between classes included
-    w_l  1, but for the first layer of a tap          a  alpha, a share in [0, 1]
-
-Norms are not squared, variances are biased. Statistics of X may be smoothed over steps (G-VBSM):
-with m in [0, 1)
-
-    s <- m s + (1 - m) stat      value s, gradient of stat      s = 0 at first, without correction for that
-
-so that each observer remembers what it saw of this block of images. m = 0 is the plain statistic.
-And layers may be dropped: a layer is left out of a call with a given probability, in all views at
-once, and its memory stays as it is.
-
-**Variance of a class** (`category`). A map's variance has a part inside images and a part between
-them.
-
-- `class`: all of it on both sides, as the papers define it.
-- `instance`: the part inside images on both sides. The released code of EDC keeps the average over
-  a class's images of the variance inside each as the class's statistic; this compares it with the
-  same quantity of X.
-- `batch`: what that code computes in the end. One comparison in place of one a class, of the
-  statistics of *all* of X (whose variance holds the part between images) with the average over the
-  images of X of their classes' mean and inside variance.
-
-Paper and code agree that the smoothed statistics enter with weight (1 - m) on the current one, and
-that the first hooked layer weighs ten times. The released code hooks the first convolution before
-the first normalisation, so in G-VBSM and EDC the ten fall to the input of the first convolution
-(both views), in SRe2L to that of the first normalisation; it drops convolutions alone. It takes the
-targets of normalisations from their running statistics; here they are measured over the whole
-training set like all others.
+The formula and its symbols are in `rayd.objectives.moment_distance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import compress
-from typing import NamedTuple, cast
-from weakref import WeakKeyDictionary
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from rayd.config.choices import Category
-from rayd.networks import LayerRole, Observation
-from rayd.objectives.targets import Target, Targets
-from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
-from rayd.statistics import Moments, SampleMoments, sample_moments
-from rayd.statistics.base import membership
-from rayd.transfer import upload
+from rayd.config.choices import Category, LayerRole
+from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
+    from rayd.objectives.moment_distance import MomentDistance
+    from rayd.objectives.specification import StatisticSpec
 
 
-class MomentMatching(Term):
-    """Distances of means and variances of layers' inputs, over all images and over classes.
+class NormalizationMatching(Term):
+    """Means and variances of the inputs of batch normalisations, over all images (SRe2L, CDA)."""
 
-    All layers are worked on side by side, as one table of D columns (the features of all of them)
-    and K rows (the classes that the images hold), so that a step has few operations, whatever the
-    depth of the network; see `rayd.objectives.targets`.
-    """
+    name = "moments"
 
-    def __init__(
-        self,
-        needs: Sequence[StatisticSpec],
-        *,
-        alpha: float = 1.0,
-        category: Category = "class",
-        momentum: float = 0.0,
-        first_layer_weight: Mapping[LayerRole, float] | None = None,
-        drop: Mapping[LayerRole, float] | None = None,
-        optional: Collection[LayerRole] = (),
-        name: str = "moments",
-        weight: float = 0.01,
-    ):
-        """Match the moments that `needs` name.
+    weight: float = Field(default=0.01, ge=0)
+    """Factor of the term; 0 switches it off."""
+    first_layer_weight: float = Field(default=10.0, ge=0)
+    """Factor of the first normalisation."""
 
-        Args:
-            needs: statistics by tap and view, all of kind `Moments`.
-            alpha: share of the comparison over all images; the rest is for classes. What has no
-                share is not computed.
-            category: which variance stands for a class.
-            momentum: of the smoothing over steps; 0 for none.
-            first_layer_weight: factor of the first layer of a tap, in all its views; 1 for taps
-                that are not named.
-            drop: probability with which a layer of a tap is left out of a call; 0 for taps that are
-                not named.
-            optional: taps that a network may lack.
-            name: what the term is called.
-            weight: its default factor.
+    @cached_property
+    def distance(self) -> MomentDistance:
+        """The distance that these settings stand for."""
+        from rayd.objectives.moment_distance import MomentDistance
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Channels, Moments
 
-        Raises:
-            ValueError: an argument is out of its range.
-        """
-        self.name = name
-        self.weight = weight
-        self.needs = tuple(needs)
-        self.optional = frozenset(optional)
-        self._alpha = alpha
-        self._category = category
-        self._momentum = momentum
-        self._first = dict(first_layer_weight or {})
-        self._drop = dict(drop or {})
-        self._derived: WeakKeyDictionary[Moments, Targets] = WeakKeyDictionary()
-        for label, value in {
-            "alpha": alpha,
-            **{f"drop[{tap}]": share for tap, share in self._drop.items()},
-        }.items():
-            if not 0 <= value <= 1:
-                raise ValueError(
-                    f"The '{label}' of MomentMatching must be in [0, 1]. Got {value} instead."
-                )
-        if not 0 <= momentum < 1:
-            raise ValueError(
-                f"The 'momentum' of MomentMatching must be in [0, 1). Got {momentum} instead."
-            )
-        for need in self.needs:
-            if need.statistic is not Moments:
-                raise ValueError(
-                    f"The 'needs' of MomentMatching must be Moments. Got '{need.key}' instead."
-                )
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
+        first = {LayerRole.BN_INPUTS: self.first_layer_weight}
+        return MomentDistance([normalizations], first_layer_weight=first)
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Moments of the inputs by channel."""
+        return self.distance.needs
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Weighted sum of the distances of all layers; labels are class indices (N,)."""
-        layers = [
-            _Layer(need, place, maps)
-            for need in self.needs
-            for place, maps in enumerate(seen.taps[need.tap])
-        ]
-        kept = self._kept(layers, context)
-        if not any(kept):
-            return seen.logits.new_zeros(())
-        targets = self._targets(
-            [cast(Moments, statistic) for need in self.needs for statistic in real[need]]
-        )
-        heard = list(compress(layers, kept))
-        samples = _side_by_side(heard)
-        columns, layer_of, weights = self._plan(targets, kept, heard, samples.mean)
-        table = _Table(
-            columns=columns,
-            width=sum(targets.widths),
-            layers=layer_of,
-            weights=weights,
-            momentum=self._momentum,
-            memory=context.memory,
-        )
-        return self._distance(targets, samples, labels, table)
-
-    def _plan(
-        self, targets: Targets, kept: Sequence[bool], heard: Sequence[_Layer], like: Tensor
-    ) -> tuple[Tensor | slice, Tensor, Tensor]:
-        """Columns, one-hot layers and weights of the layers that are kept; those of all layers are
-        made once.
-        """
-        if all(kept) and targets.plan is not None and targets.plan[1].dtype == like.dtype:
-            return slice(None), *targets.plan
-        columns = (
-            slice(None) if all(kept) else upload(_columns(targets.widths, list(kept)), like.device)
-        )
-        layer_of = _layer_of(list(compress(targets.widths, kept)), like)
-        weights = upload(
-            torch.tensor([self._layer_weight(layer) for layer in heard], dtype=like.dtype),
-            like.device,
-        )
-        if all(kept):
-            targets.plan = layer_of, weights
-        return columns, layer_of, weights
-
-    def _distance(
-        self, targets: Targets, samples: SampleMoments, labels: Tensor, table: _Table
-    ) -> Tensor:
-        parts = []
-        over_all = [(self._alpha, targets.everything)] if self._alpha > 0 else []
-        if self._alpha < 1:
-            classes = targets.classes(labels)
-            if self._category == "batch":
-                over_all.append((1 - self._alpha, classes.average))
-            else:
-                ours = Moments.of_samples(samples, classes.rows, len(classes.each.share))
-                variance = ours.within_variance if self._category == "instance" else ours.variance
-                parts.append(
-                    (1 - self._alpha)
-                    * table.distance(classes.each, *table.smoothed("class", ours.mean, variance))
-                )
-        if over_all:
-            one_row = Moments.of_samples(samples, torch.zeros_like(labels), 1)
-            smoothed = table.smoothed("all", one_row.mean, one_row.variance)
-            parts += [share * table.distance(target, *smoothed) for share, target in over_all]
-        return torch.stack(parts).sum()
-
-    def _layer_weight(self, layer: _Layer) -> float:
-        return self._first.get(layer.need.tap, 1.0) if layer.place == 0 else 1.0
-
-    def _kept(self, layers: Sequence[_Layer], context: Context) -> list[bool]:
-        """Which layers this call looks at: one draw for each layer of a tap, whatever its views."""
-        named = sorted(
-            {
-                (layer.need.tap, layer.place)
-                for layer in layers
-                if self._drop.get(layer.need.tap, 0) > 0
-            }
-        )
-        if not named:
-            return [True] * len(layers)
-        draws = torch.rand(len(named), generator=context.generator("statistic drop")).tolist()
-        dropped = {
-            place for place, draw in zip(named, draws, strict=True) if draw < self._drop[place[0]]
-        }
-        return [(layer.need.tap, layer.place) not in dropped for layer in layers]
-
-    def _targets(self, statistics: list[Moments]) -> Targets:
-        """What is derived of these statistics, kept as long as they live."""
-        targets = self._derived.get(statistics[0])
-        if targets is None or not targets.are_of(statistics):
-            targets = self._derived[statistics[0]] = Targets(
-                statistics, inside=self._category != "class"
-            )
-        return targets
+        """Weighted sum over the layers."""
+        return self.distance(real, seen, labels, context)
 
 
-class _Layer(NamedTuple):
-    """One layer in one view."""
-
-    need: StatisticSpec
-    place: int
-    maps: Tensor
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The table of one call: which columns it has, and how rows are smoothed and compared."""
-
-    columns: Tensor | slice
-    """Which of the columns of all layers: those of the layers that are looked at."""
-    width: int
-    """How many columns all layers have."""
-    layers: Tensor
-    """One-hot: which of the L layers that are looked at a column belongs to (D, L)."""
-    weights: Tensor
-    """Of the layers (L,)."""
-    momentum: float
-    memory: dict[str, Tensor]
-
-    def smoothed(self, rows: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Both statistics (K, D), smoothed over steps."""
-        return self._smoothed(f"{rows} mean", mean), self._smoothed(f"{rows} variance", variance)
-
-    def _smoothed(self, name: str, value: Tensor) -> Tensor:
-        """The smoothed value, with the gradient of the current one."""
-        if self.momentum == 0:
-            return value
-        current = value.detach()
-        kept = self.memory.get(name)
-        after = (
-            current.new_zeros(len(current), self.width)
-            if kept is None
-            else kept.to(current, copy=True)
-        )
-        now = self.momentum * after[:, self.columns] + (1 - self.momentum) * current
-        after[:, self.columns] = now
-        self.memory[name] = after
-        return value - current + now
-
-    def distance(self, target: Target, mean: Tensor, variance: Tensor) -> Tensor:
-        """Distances of both statistics, layer by layer and row by row, added up by their
-        weights.
-        """
-        means = _root((mean - target.mean[:, self.columns]).square() @ self.layers)
-        variances = _root((variance - target.variance[:, self.columns]).square() @ self.layers)
-        return target.share @ (means + variances) @ self.weights
-
-
-def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
-    """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
-    how many they have.
+class MomentMatching(Term):
+    """Means and variances of the inputs of normalisations by channel, and of convolutions by
+    channel and patch (G-VBSM, EDC). A network may lack normalisations.
     """
-    parts = [sample_moments(layer.maps, layer.need.view, layer.need.patch) for layer in layers]
-    means = torch.cat([part.mean for part in parts], 1)
-    return SampleMoments(means, torch.cat([part.m2 / part.size for part in parts], 1), 1)
 
+    name = "moments"
 
-def _layer_of(widths: list[int], like: Tensor) -> Tensor:
-    """One-hot rows (D, L): which layer each column belongs to."""
-    index = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
-    return membership(upload(index, like.device), len(widths), like.dtype)
+    weight: float = Field(default=0.01, ge=0)
+    """Factor of the term; 0 switches it off."""
+    alpha: float = Field(default=1.0, ge=0, le=1)
+    """Share of the comparison over all images; the rest is for classes."""
+    category: Category = "class"
+    """Comparison for classes: their whole variance (paper), the part inside images, or, over
+    the whole batch, the average of the part inside images (released code).
+    """
+    momentum: float = Field(default=0.8, ge=0, lt=1)
+    """Of the smoothing of the synthetic statistics over steps; 0 for none."""
+    drop: float = Field(default=0.4, ge=0, le=1)
+    """Probability with which a convolution is left out of a step; normalisations never are."""
+    patch: int = Field(default=4, ge=1)
+    """Side of a patch, in positions of a convolution's input; 16 for large images."""
+    first_layer_weight: float = Field(default=10.0, ge=0)
+    """Factor of the input of the first convolution."""
 
+    @cached_property
+    def distance(self) -> MomentDistance:
+        """The distance that these settings stand for."""
+        from rayd.objectives.moment_distance import MomentDistance
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Channels, Moments, Patches
 
-def _columns(widths: list[int], kept: list[bool]) -> Tensor:
-    """Indices of the columns of the layers that are kept."""
-    return torch.tensor(kept).repeat_interleave(torch.tensor(widths)).nonzero().squeeze(1)
+        normalizations = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
+        convolutions = StatisticSpec(LayerRole.CONV_INPUTS, Channels(), Moments)
+        patches = StatisticSpec(LayerRole.CONV_INPUTS, Patches(self.patch), Moments)
+        return MomentDistance(
+            (normalizations, convolutions, patches),
+            alpha=self.alpha,
+            category=self.category,
+            momentum=self.momentum,
+            first_layer_weight={LayerRole.CONV_INPUTS: self.first_layer_weight},
+            drop={LayerRole.CONV_INPUTS: self.drop},
+        )
 
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Moments of the inputs."""
+        return self.distance.needs
 
-def _root(squares: Tensor) -> Tensor:
-    """Square roots, with gradient zero at zero, as norms have."""
-    positive = squares > 0
-    return torch.where(positive, squares, 1.0).sqrt() * positive
+    @property
+    def optional(self) -> frozenset[LayerRole]:
+        """Normalisations."""
+        return frozenset({LayerRole.BN_INPUTS})
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Weighted sum over the layers; labels are class indices (N,)."""
+        return self.distance(real, seen, labels, context)

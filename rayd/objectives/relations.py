@@ -22,24 +22,26 @@ the loss by a constant and changes no gradient. The real classes may be the cent
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from rayd.config import Recipe, TermSettings
+from rayd.config import NetworkGroup, Recipe
+from rayd.config.choices import LayerRole
 from rayd.errors import ConfigError
-from rayd.networks import LayerRole, Observation
-from rayd.objectives.terms import Context, Discrepancy, RealStatistics, StatisticSpec, Term
-from rayd.statistics import LocalCovariance, Moments
-from rayd.statistics.base import membership, ratio
+from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.statistics import LocalCovariance
 
 Form = Literal["squared", "exponential"]
 """Of class centralization: the released code's, or the paper's."""
 Centre = Literal["synthetic", "real"]
 """Whose mean features are the centres of the classes."""
-
-FEATURES = StatisticSpec(LayerRole.FEATURES, Moments)
 
 
 def dispersion(
@@ -53,6 +55,8 @@ def dispersion(
         classes: number of classes.
         centres: of the classes (classes, d); absent: the means of `features`.
     """
+    from rayd.statistics.base import membership, ratio
+
     if centres is None:
         member = membership(labels, classes, features.dtype)
         centres = ratio(member.T @ features, member.sum(0))
@@ -66,9 +70,16 @@ def centralization(distances: Tensor, form: Form, alpha: float, beta: float) -> 
     return ((alpha * distances).exp() - beta).clamp(min=0).sum()
 
 
-class CentralizationSettings(TermSettings):
-    """Settings of class centralization."""
+class Centralization(Term):
+    """Pulls the features of a class together, in networks that know the classes."""
 
+    name = "centralization"
+    for_any_method = True
+    through: ClassVar[NetworkGroup] = "classifiers"
+    needs_classes = True
+
+    weight: float = Field(default=0.05, ge=0)
+    """Factor of the term; 0 switches it off."""
     form: Form = "squared"
     """`squared` distances (released code), or the `exponential` one of the paper."""
     alpha: float = Field(default=0.02, gt=0)
@@ -80,42 +91,31 @@ class CentralizationSettings(TermSettings):
     centre: Centre = "synthetic"
     """Mean of the synthetic images of a class (paper), or of the real ones."""
 
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Moments of the features, where their means are the centres."""
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Flat, Moments
 
-class Centralization(Term):
-    """Pulls the features of a class together, as networks that know the classes see them."""
+        features = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
+        return (features,) if self.centre == "real" else ()
 
-    def __init__(
-        self,
-        *,
-        form: Form = "squared",
-        alpha: float = 0.02,
-        beta: float = 0.0,
-        centre: Centre = "synthetic",
-        name: str = "centralization",
-        weight: float = 0.05,
-    ):
-        """Look through the classifiers; see `CentralizationSettings`."""
-        self.name = name
-        self.weight = weight
-        self.through = "classifiers"
-        self.needs_classes = True
-        self._form = form
-        self._alpha = alpha
-        self._beta = beta
-        self._centre = centre
-        if centre == "real":
-            self.needs = (FEATURES,)
-        else:
-            self.taps = frozenset({LayerRole.FEATURES})
+    @property
+    def taps(self) -> frozenset[LayerRole]:
+        """The features."""
+        return frozenset({LayerRole.FEATURES})
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Sum over all images; differentiable, through the centres too."""
         (features,) = (layer.float() for layer in seen.taps[LayerRole.FEATURES])
-        centres = real[FEATURES][0].state()["mean"] if self._centre == "real" else None
+        centres = None
+        for spec in self.needs:
+            (moments,) = real[spec]
+            centres = moments.state()["mean"]
         distances = dispersion(features, labels, seen.logits.shape[1], centres)
-        return centralization(distances, self._form, self._alpha, self._beta)
+        return centralization(distances, self.form, self.alpha, self.beta)
 
 
 def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) -> Tensor:
@@ -126,17 +126,35 @@ def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) ->
     return ((real.covariance - synthetic.covariance).square().sum((1, 2)) * both).sum()
 
 
-class CovarianceMatching(Discrepancy):
-    """Local covariances of every class are those of the real images."""
+class CovarianceMatching(Term):
+    """Squared distances of the local covariances of the last map, class by class."""
 
-    def __init__(self, *, name: str = "covariance", weight: float = 0.01):
-        """Listen to the last map."""
-        super().__init__(
-            name,
-            StatisticSpec(LayerRole.LAST_MAP, LocalCovariance, "channels"),
-            squared_covariance_gap,
-            weight,
-        )
+    name = "covariance"
+    for_any_method = True
+
+    weight: float = Field(default=0.01, ge=0)
+    """Factor of the term; 0 switches it off."""
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Local covariances of the last map."""
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Channels, LocalCovariance
+
+        return (StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance),)
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the classes."""
+        from rayd.statistics import LocalCovariance
+
+        (spec,) = self.needs
+        (theirs,) = real[spec]
+        (ours,) = spec.of(seen, labels, real[spec])
+        assert isinstance(theirs, LocalCovariance)
+        assert isinstance(ours, LocalCovariance)
+        return squared_covariance_gap(theirs, ours)
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a single image of a class, whose covariance is zero whatever it shows.

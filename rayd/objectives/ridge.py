@@ -1,4 +1,4 @@
-"""Ridge regression on features: what a set teaches a linear classifier, in closed form.
+"""Ridge regression on features: a linear classifier trained on a set, in closed form.
 
 Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression" (FRePo, NeurIPS
 2022); Nguyen, Novak, Xiao and Lee, "Dataset Distillation with Infinitely Wide Convolutional
@@ -21,30 +21,36 @@ for f(l) = 1 / (l + lambda / n) (Bo, Liu and Wang, UniDD, ICLR 2026; see `rayd.o
 
 **Paper and released code.** The ridge is relative to the trace in both, and its gradient counts.
 Half of the squared distance and the margin are those of the code. Here all is computed in float64:
-a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Those who left out
-whitening or centring report chance accuracy.
+a ridge of 1e-6 is below the rounding of float32 as soon as there are ten images. Without
+whitening or centring, others report chance accuracy.
 """
 
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from pydantic import Field
 
-from rayd.config.choices import RELATIVE_RIDGE
+from rayd.config.choices import RELATIVE_RIDGE, LayerRole
 from rayd.errors import RunError
-from rayd.networks import LayerRole, Observation
 from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
 
 
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
     """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32.
 
+    >>> import torch
     >>> regression_targets(torch.tensor([1]), 2)
     tensor([[-1.1180,  1.1180]])
     """
+    from torch.nn import functional
+
     rows = labels if labels.is_floating_point() else functional.one_hot(labels, classes)
     return (rows.float() - 1 / classes) / sqrt(classes / 10)
 
@@ -59,7 +65,7 @@ def ridge_of(features: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
 def predictions(
     real: Tensor, synthetic: Tensor, targets: Tensor, relative: float = RELATIVE_RIDGE
 ) -> Tensor:
-    """What a ridge regression that is trained on the synthetic set says of the real features.
+    """Predictions on the real features of a ridge regression that is trained on the synthetic set.
 
     Args:
         real: features (N, d).
@@ -75,6 +81,8 @@ def predictions(
     """
     if not relative > 0:
         raise ValueError(f"The 'relative' ridge must be above 0. Got {relative} instead.")
+    import torch
+
     home = "cpu" if real.device.type == "mps" else real.device  # MPS has no float64
     x_t, x_s, y_s = (tensor.to(home, torch.float64) for tensor in (real, synthetic, targets))
     ridge = ridge_of(x_s, relative)
@@ -99,6 +107,8 @@ def label_margin(targets: Tensor) -> Tensor:
 
 
 def _solved(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    import torch
+
     factor, failed = torch.linalg.cholesky_ex(
         matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     )
@@ -118,17 +128,17 @@ class RidgeRegression(Term):
     classifier reads.
     """
 
+    name = "regression"
     needs_batch = True
     learns_labels = True
-    taps = frozenset({LayerRole.FEATURES})
 
-    def __init__(
-        self, relative: float = RELATIVE_RIDGE, *, name: str = "regression", weight: float = 1.0
-    ):
-        """Regress with a ridge of `relative` times the mean eigenvalue of the kernel matrix."""
-        self.name = name
-        self.weight = weight
-        self._relative = relative
+    relative_ridge: float = Field(default=RELATIVE_RIDGE, gt=0)
+    """The ridge, relative to the mean eigenvalue of the kernel matrix."""
+
+    @property
+    def taps(self) -> frozenset[LayerRole]:
+        """The features."""
+        return frozenset({LayerRole.FEATURES})
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
@@ -146,7 +156,7 @@ class RidgeRegression(Term):
         (theirs,) = batch.look().taps[LayerRole.FEATURES]
         (ours,) = seen.taps[LayerRole.FEATURES]
         try:
-            predicted = predictions(theirs.float(), ours.float(), targets, self._relative)
+            predicted = predictions(theirs.float(), ours.float(), targets, self.relative_ridge)
         except ValueError as error:
             raise RunError(f"{error} Lower synthesis.learning_rate.") from error
         loss = regression_loss(predicted, regression_targets(batch.labels, classes))

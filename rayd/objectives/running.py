@@ -6,15 +6,15 @@ the blocks before it, which are finished and fixed:
 
     s_b = (1 - 1/b) s_{b-1} + (1/b) stat_b          s_0 = 0,     b = 1, 2, ...  blocks
 
-    stat_b  of block b, as it is seen now, with its gradient, which the mean passes on with the
+    stat_b  of block b, as it is now, with its gradient, which the mean passes on with the
     factor 1/b
-    s_b     what is compared; s_{b-1} takes what the last look at block b-1 gave
+    s_b     what is compared; s_{b-1} is that of the last call in block b-1
 
 So s_b is the mean over the blocks; all have the same weight. A covariance that is averaged so lacks
 the part between blocks, in the paper and here alike. The released code writes s_b once a block is
-finished; here every look leaves the mean that it gave, and the first look at the next block finds
-it (see `Context.memory`). Blocks are counted by the looks that an observer took: one that was not
-asked in a block has nothing to average for it.
+finished; here every call keeps its mean, and the first call of the next block finds
+it (see `Context.memory`). Blocks are counted by the calls of an observer: one that was not
+used in a block has nothing to average for it.
 """
 
 from __future__ import annotations

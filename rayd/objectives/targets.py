@@ -1,5 +1,4 @@
-"""What moments of the synthetic images are compared with: targets derived of one observer's real
-statistics, made once.
+"""Targets of the moments of synthetic images, derived from one observer's real statistics, once.
 
 All layers stand side by side, as one table: a column for each feature of each layer, D in all; a
 row for each class that a block of images holds, K of them, or one row for all classes together.
@@ -61,7 +60,7 @@ class ClassTargets:
 
 
 class Targets:
-    """All that is derived of one observer's real statistics. It does not keep them alive."""
+    """Everything derived from one observer's real statistics. It does not keep them alive."""
 
     def __init__(self, statistics: Sequence[Moments], inside: bool):
         """Targets of these statistics, one a layer; `inside` as for `ClassTargets`."""

@@ -45,7 +45,7 @@ MTT's step size is free, and may turn negative on the way. Here it is learned as
 
 Labels are class indices or rows of probabilities. DATM (Ziyao Guo et al., "Towards Lossless Dataset
 Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024) learns logits of labels and has
-CE(f, softmax(label)): the softmax is the synthetic set's own, as whoever trains on it wants rows of
+CE(f, softmax(label)): the softmax is the synthetic set's own, as training on it takes rows of
 probabilities.
 
 Use `reverse`, unless memory does not matter: `full` is somewhat faster, as it needs each step's
@@ -80,7 +80,7 @@ Way = Literal["reverse", "full", "truncated"]
 
 @dataclass(frozen=True, eq=False)
 class InnerStep:
-    """What a student learns from in one of its steps."""
+    """The batch of one step of a student."""
 
     rows: Tensor
     """Which of the images, int64 (B,), each at most once."""
@@ -90,7 +90,7 @@ class InnerStep:
     """
 
     def view(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) as the student sees them."""
+        """Images (B, C, H, W) as the student gets them."""
         for operation in self.operations:
             images = operation(images)
         return images
@@ -100,9 +100,9 @@ class Segment(NamedTuple):
     """A part of an expert's trajectory."""
 
     start: Tensor
-    """Where the student starts: the expert's parameters (P,) after epoch t."""
+    """Start of the student: the expert's parameters (P,) after epoch t."""
     target: Tensor
-    """Where it shall arrive: those after epoch t + M."""
+    """Its target: those after epoch t + M."""
 
     def loss(self, end: Tensor) -> Tensor:
         """The squared distance that is left, as a share of the whole; a scalar."""
@@ -207,7 +207,7 @@ def _placed(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What a student is to do."""
+    """The task of a student."""
 
     student: Student
     segment: Segment
@@ -290,7 +290,7 @@ class _Sweep:
         start, target = self._task.segment
         adjoint = outer * 2 * (vectors[-1] - target) / (start - target).square().sum()
         for index in reversed(range(len(self._task.steps))):
-            # nobody asks for the gradient by the start
+            # the gradient by the start is not used
             through = index > 0 and not self._truncated
             pulled = self._back(self._task.steps[index], vectors[index], adjoint, through)
             adjoint = adjoint if pulled is None else adjoint + pulled

@@ -8,7 +8,7 @@ layer says of a variant that a later one leaves is dropped; what the last one sa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rayd.config import (
     PaperResult,
     Recipe,
     Settings,
+    TermSettings,
     idle,
     lookup,
     merge,
@@ -26,7 +27,9 @@ from rayd.config import (
     with_new_names,
     without,
 )
+from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
+from rayd.objectives import Term
 from rayd.recipes.tables import check_bases, combined, find, is_file, layers, names, read
 
 __all__ = ["Headline", "assemble", "find", "headlines", "is_file", "names", "read", "resolve"]
@@ -79,18 +82,20 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     """
     parts = layers(name_or_path)
     tree = combined(parts)
-    own = parts[-1].settings
+    own = with_new_names(parts[-1].settings, method=tree.get("method"))
     overrides = nested(overrides) if overrides is not None else None
     where = f"recipe '{tree['name']}'"
     if not is_file(name_or_path) and not (overrides or {}).keys() - {"resources"}:
-        return _by_settings(tree, overrides, where if overrides else parts[-1].where, own)[0]
+        return _by_settings(
+            with_new_names(tree), overrides, where if overrides else parts[-1].where, own
+        )[0]
     try:
         recipe = assemble(tree, overrides, where, own)
     except ConfigError:
         # the mistake may be in a file below this one
         check_bases(parts)
         raise
-    cell = _by_settings(tree, None, where, own)[0]
+    cell = _by_settings(with_new_names(tree), None, where, own)[0]
     changed = [
         key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)
     ]
@@ -137,8 +142,10 @@ def assemble(
     """
     # settings first: what is wrong with them alone is said without importing what computes the
     # terms
-    tree = with_new_names(tree, where)
-    overrides = None if overrides is None else with_new_names(overrides, where)
+    method = (overrides or {}).get("method", tree.get("method"))
+    tree = with_new_names(tree, where, method)
+    overrides = None if overrides is None else with_new_names(overrides, where, method)
+    own = None if own is None else with_new_names(own, method=method)
     recipe, whole = _by_settings(tree, overrides, where, own)
     unused = methods.build(recipe).unused
     if not any(lookup(whole, key) is not None for key in unused):
@@ -185,9 +192,30 @@ def _read(tree: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, str]]:
     with reasons.
     """
     recipe = validate(Recipe, tree, where)
-    settings = methods.get(recipe.method).read(recipe.objective)
+    method = methods.get(recipe.method)
+    settings = method.read(recipe.objective)
+    terms = method.configured(recipe)
     unused = {**dict(idle(recipe, recipe)), **dict(idle(settings, recipe, "objective."))}
-    return recipe.model_copy(update={"objective": settings.model_dump(mode="json")}), unused
+    for term in terms:
+        unused |= dict(idle(term, recipe, f"terms.{term.name}."))
+    objective = settings.model_dump(mode="json")
+    return recipe.model_copy(
+        update={"objective": objective, "terms": _resolved_terms(recipe, terms)}
+    ), unused
+
+
+def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSettings]:
+    """What the recipe says of its terms, and the values of the settings that it has anyway.
+
+    Those are the settings that a version before resolved: a recipe's identity holds them.
+    """
+    values = {"terms": {term.name: term.model_dump(mode="json") for term in terms}}
+    given = {name: one.model_dump(exclude_unset=True) for name, one in recipe.terms.items()}
+    tree: dict[str, Any] = {"terms": given}
+    for old, new in RENAMED_BY_METHOD.get(recipe.method, {}).items():
+        if old.startswith("objective."):
+            tree = merge(tree, nested({new: lookup(values, new)}))
+    return {name: TermSettings(**settings) for name, settings in tree["terms"].items()}
 
 
 def _refuse(

@@ -1,5 +1,4 @@
-"""What all statistics of features have in common: they are sums over samples, hence commutative
-monoids.
+"""Base of all statistics of features: sums over samples, hence commutative monoids.
 
 A statistic is kept per class. Symbols used in this package:
 
@@ -9,8 +8,8 @@ A statistic is kept per class. Symbols used in this package:
 Each class has `empty`, the neutral element, and `of`, the statistic of one batch of feature vectors
 (N, s, d) with class indices (N,). Real side: start from `empty`, `update` with batch after batch in
 float64, `merge` the parts that other workers made. Synthetic side: `real.like(batch)`,
-differentiable in the features' own precision. Both take feature maps as they come, with the name of
-a view. Derived quantities (means, ...) are properties.
+differentiable in the features' own precision. Both take feature maps as they come, with a
+transform. Derived quantities (means, ...) are properties.
 """
 
 from __future__ import annotations
@@ -18,14 +17,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from rayd.derived import present_classes
-from rayd.statistics.views import View
+from rayd.statistics.transforms import Transform, Vectors
 from rayd.transfer import upload
+
+VECTORS = Vectors()
+"""For features that are feature vectors (N, s, d) already."""
 
 
 def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -58,6 +60,12 @@ class Statistic(ABC):
     """Fields without a class axis."""
     constant: ClassVar[frozenset[str]] = frozenset()
     """Those of them that no sample changes, so that parts which are to be merged have the same."""
+    registry: ClassVar[dict[str, type[Statistic]]] = {}
+    """All statistics, by the name of their class, which is their part of a cache key."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Statistic.registry[cls.__name__] = cls
 
     @classmethod
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:
@@ -70,30 +78,23 @@ class Statistic(ABC):
         """The statistic of both parts together."""
 
     @abstractmethod
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch: as many classes, the same frequencies.
         Differentiable in the features.
 
         Args:
-            features: feature vectors (N, s, d), or what `view` makes into such.
+            features: feature vectors (N, s, d), or what `transform` makes into such.
             labels: class indices (N,).
-            view: how features become feature vectors.
-            patch: side of a patch, for the view of patches.
+            transform: how features become feature vectors.
         """
 
-    def update(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self. Touches only the
         classes that the batch holds.
         """
         with torch.no_grad():
             present, compact = present_classes(labels)
-            return self.add(
-                self.rows(present).like(features.double(), compact, view, patch), present
-            )
+            return self.add(self.rows(present).like(features.double(), compact, transform), present)
 
     def rows(self, classes: Tensor) -> Self:
         """The statistic restricted to some classes, in the given order."""
@@ -130,11 +131,11 @@ class Statistic(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of its tensors."""
         return next(iter(self.state().values())).device
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that make it up, by name: what travels and what is stored."""
+        """The tensors that make it up, by name: for sending and storing."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod

@@ -15,8 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
-from rayd.statistics.views import View, vectors
+from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.transforms import Transform
 from rayd.statistics.wave_sums import wave_sums
 
 
@@ -56,11 +56,9 @@ class CharacteristicFunction(Statistic):
         )
         return cls(zeros.new_zeros(classes), zeros, zeros.clone(), frequencies.double())
 
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch, at the same frequencies."""
-        return self.of(vectors(features, view, patch), labels, len(self.count), self.frequencies)
+        return self.of(transform.vectors(features), labels, len(self.count), self.frequencies)
 
     def merge(self, other: Self) -> Self:
         """Sums add.

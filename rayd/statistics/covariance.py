@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from rayd.derived import class_grid
-from rayd.statistics.base import Statistic, centred, ratio
-from rayd.statistics.views import View, vectors
+from rayd.statistics.base import VECTORS, Statistic, centred, ratio
+from rayd.statistics.transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +55,11 @@ class Covariance(Statistic):
         mean, scatter = _Scatter.apply(rows)
         return cls(mean.new_full((1,), len(rows)), mean.unsqueeze(0), scatter.unsqueeze(0))
 
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch; one row takes all of it, whatever the labels."""
         if len(self.count) == 1:
-            return self.of_all(vectors(features, view, patch))
-        return self.of(vectors(features, view, patch), labels, len(self.count))
+            return self.of_all(transform.vectors(features))
+        return self.of(transform.vectors(features), labels, len(self.count))
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class."""

@@ -15,8 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
-from rayd.statistics.views import View, vectors
+from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +51,18 @@ class LabelCorrelation(Statistic):
             torch.zeros(classes, dimension, dtype=torch.float64),
         )
 
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch."""
-        return self.of(vectors(features, view, patch), labels, len(self.total))
+        return self.of(transform.vectors(features), labels, len(self.total))
 
     def merge(self, other: Self) -> Self:
         """Sums add."""
         return type(self)(self.count + other.count, self.total + other.total)
 
-    def update(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self."""
         with torch.no_grad():
-            part = self.like(features.double(), labels, view, patch)
+            part = self.like(features.double(), labels, transform)
             self.count.add_(part.count)
             self.total.add_(part.total)
         return self

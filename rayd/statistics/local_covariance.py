@@ -21,9 +21,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
+from rayd.statistics.base import VECTORS, Statistic, membership, ratio
 from rayd.statistics.covariance import grouped
-from rayd.statistics.views import View, vectors
+from rayd.statistics.transforms import Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +56,9 @@ class LocalCovariance(Statistic):
             counts.new_zeros(classes, dimension, dimension),
         )
 
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch."""
-        return self.of(vectors(features, view, patch), labels, len(self.count))
+        return self.of(transform.vectors(features), labels, len(self.count))
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class, summed over places."""

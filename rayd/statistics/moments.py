@@ -21,8 +21,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import Statistic, membership, ratio
-from rayd.statistics.views import SampleMoments, View, sample_moments
+from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.transforms import SampleMoments, Transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Moments(Statistic):
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Moments of a batch of feature vectors (N, s, d) with class indices (N,)."""
-        return cls.of_samples(sample_moments(features, "vectors"), labels, classes)
+        return cls.of_samples(VECTORS.moments(features), labels, classes)
 
     @classmethod
     def of_samples(cls, samples: SampleMoments, labels: Tensor, classes: int) -> Self:
@@ -63,11 +63,9 @@ class Moments(Statistic):
         zeros = torch.zeros(classes, dimension, dtype=torch.float64)
         return cls(torch.zeros(classes, dtype=torch.float64), zeros, zeros.clone(), zeros.clone())
 
-    def like(
-        self, features: Tensor, labels: Tensor, view: View = "vectors", patch: int = 0
-    ) -> Self:
+    def like(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """The same statistic of another batch."""
-        return self.of_samples(sample_moments(features, view, patch), labels, len(self.count))
+        return self.of_samples(transform.moments(features), labels, len(self.count))
 
     def merge(self, other: Self) -> Self:
         """Chan's formula, class by class."""

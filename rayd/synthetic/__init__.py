@@ -1,4 +1,4 @@
-"""What is learned: parameterisations of the synthetic set, and where they start."""
+"""Synthetic sets: parameterisations and initialisation."""
 
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.blocks import blocks

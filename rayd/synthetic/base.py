@@ -1,4 +1,4 @@
-"""The synthetic set: a module whose parameters are all that is stored of it."""
+"""Base class of synthetic sets: modules whose parameters are all that is stored."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Storage:
-    """What a synthetic set costs to keep, so that sets are compared at equal storage."""
+    """Storage cost of a synthetic set, so that sets are compared at equal storage."""
 
     numbers: dict[str, int]
-    """Stored numbers by part (images or their factors, labels, ...)."""
+    """Number of stored values by part (images or their factors, labels, ...)."""
     bytes: dict[str, int]
-    """The same parts in bytes."""
+    """Number of stored bytes by part."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all parts."""
+        """Number of bytes of all parts."""
         return sum(self.bytes.values())
 
 
 class SyntheticSet(nn.Module, ABC):
-    """Base of the parameterisations. Its parameters are learned; images are in normalised (network
-    input) space.
-    """
+    """Base class of parameterisations, with images in normalised (network input) space."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -36,56 +34,53 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and labels (n,) at indices, all of them when absent; differentiable
-        in the parameters.
-        """
+        """Decode images (n, C, H, W) and labels (n,) at indices (default: all), differentiably."""
 
     @abstractmethod
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Bring the images into a range, (1, C, 1, 1) or (1, C, H, W) each, by changing the
-        parameters in place.
+        """Bring the images into a range by changing the parameters in place.
+
+        Args:
+            lower: lower bounds, (1, C, 1, 1) or (1, C, H, W).
+            upper: upper bounds, of the same shape.
         """
 
     @property
     @abstractmethod
     def samples(self) -> Tensor:
-        """Class indices (m,) of what can be cut apart, in order: what the indices of `part` and
-        `put` count.
-        """
+        """Class indices (m,) of the separable samples, which `part` and `put` index."""
 
     @abstractmethod
     def part(self, indices: Tensor) -> Self:
-        """Some units as a set of their own, to be optimised apart from the others.
+        """Extract samples as a set that can be optimised separately.
 
         Raises:
-            ConfigError: images share parameters, so that they cannot be cut apart.
+            ConfigError: images share parameters and are not separable.
         """
 
     @abstractmethod
     def put(self, indices: Tensor, part: Self) -> None:
-        """Overwrite some units with those of a part."""
+        """Overwrite samples with those of a part."""
 
     def storage(self) -> Storage:
-        """What is stored: every parameter and every buffer that is not implied by its position."""
-        kept = dict(self.named_parameters()) | {
-            n: b for n, b in self.named_buffers() if n not in self.implied
-        }
+        """Storage cost of all parameters and of buffers not implied by their position."""
+        stored = dict[str, Tensor](self.named_parameters())
+        for name, buffer in self.named_buffers():
+            if name not in self.implied:
+                stored[name] = buffer
         return Storage(
-            {name: tensor.numel() for name, tensor in kept.items()},
-            {name: tensor.numel() * tensor.element_size() for name, tensor in kept.items()},
+            {name: tensor.numel() for name, tensor in stored.items()},
+            {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()},
         )
 
     @property
     def implied(self) -> frozenset[str]:
-        """Buffers that follow from the order of the images, such as hard labels sorted by class,
-        and so cost nothing.
-        """
+        """Buffers implied by the order of the images, such as sorted hard labels: free of cost."""
         return frozenset()
 
     @property
     def step_scales(self) -> dict[str, float]:
-        """Factors of the step size under SGD by the last part of a parameter's name; 1 for those
-        that are not named.
+        """Factors of the SGD step size by the last part of a parameter's name; 1 by default.
 
         They make a step along the parameter move images about as far as a step along their pixels.
         """
@@ -93,8 +88,6 @@ class SyntheticSet(nn.Module, ABC):
 
     @torch.no_grad()
     def assign(self, parameters: dict[str, Tensor]) -> None:
-        """Overwrite the parameters with values of the same names and shapes: how a replica follows
-        the original.
-        """
+        """Overwrite the parameters, by name: synchronises a replica."""
         for name, parameter in self.named_parameters():
             parameter.copy_(parameters[name])

@@ -1,4 +1,4 @@
-"""Cutting a synthetic set into blocks that are optimised apart from each other."""
+"""Division of a synthetic set into blocks that are optimised separately."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor
 def blocks(
     labels: Tensor, size: int | Literal["classes"] | None, order: Literal["turn", "class"] = "turn"
 ) -> list[Tensor]:
-    """Indices of the images of each block, at most `size` of them; one block in the set's own order
-    if `size` is absent.
+    """Indices of the images of each block.
 
-    `classes` is as many as there are classes: in `turn`, an image of each.
+    In order `turn`, the first image of every class comes before the second of any, as in SRe2L's
+    batches of one image per class; in `class`, all images of a class come before those of the next.
 
-    In `turn`, the first image of every class comes before the second one of any, as in SRe2L's
-    batches of one image of each class; in `class`, all images of a class come before those of the
-    next.
+    Args:
+        labels: class indices (n,).
+        size: maximum number of images per block; `classes` for the number of classes; None for a
+            single block in the set's own order.
+        order: order in which blocks are filled.
 
     >>> labels = torch.tensor([0, 0, 1, 1, 2, 2])
     >>> [[block.tolist() for block in blocks(labels, 3, order)] for order in ("turn", "class")]

@@ -1,4 +1,4 @@
-"""Where the synthetic set starts: at real images, at a selection of them, or at noise."""
+"""Initialisation of the synthetic set: real images, a selection of them, or noise."""
 
 from __future__ import annotations
 
@@ -23,16 +23,13 @@ from rayd.synthetic.rded import check_candidates
 from rayd.synthetic.soft_labels import agreed_logits, class_logits, random_logits
 
 SPARE = 20
-"""Real images of a class beyond twice those wanted, of which the ones that no expert knows are left
-out.
-"""
+"""Candidates per class beyond twice the images needed, to drop those no expert knows."""
 
 log = logging.getLogger(__name__)
 
 
 def first_labels(recipe: Recipe, data: ImageData) -> Tensor:
-    """Class indices (n,), sorted, of what is stored before the first step: `recipe.ipc` images a
-    class, or what a budget buys.
+    """Class indices (n,), sorted, of the stored images: `recipe.ipc` per class, or a budget's.
 
     Raises:
         ConfigError: the budget is too small.
@@ -44,12 +41,12 @@ def first_labels(recipe: Recipe, data: ImageData) -> Tensor:
 
 
 def image_count(recipe: Recipe, data: ImageData) -> int:
-    """Images that the set decodes to."""
+    """Number of images that the set decodes to."""
     return len(first_labels(recipe, data)) * recipe.synthetic.expansion
 
 
 def _sharing(recipe: Recipe, data: ImageData) -> tuple[int, int]:
-    """Sets of low-rank factors, and images of each."""
+    """Number of sets of low-rank factors, and of images per set."""
     settings = recipe.synthetic
     shape = data.shape
     budget = (
@@ -68,16 +65,19 @@ def _sharing(recipe: Recipe, data: ImageData) -> tuple[int, int]:
 def initial(
     recipe: Recipe, data: ImageData, stitched: Tensor | None = None, logits: Tensor | None = None
 ) -> SyntheticSet:
-    """The synthetic set before the first step.
+    """Create the synthetic set before the first step.
 
     Real images are drawn, or selected by herding or k-center on normalised pixels; noise is
-    standard normal in normalised space. Low-rank images start as near to them as they can. RDED's
-    images, uint8 (n, C, H, W), come ready-made as `stitched`: an observer has a say in them. Labels
-    that experts give come as what they say of `candidates`, `logits` (experts, candidates,
-    classes).
+    standard normal in normalised space. Low-rank images approximate real ones as closely as
+    possible. A class with too few real images uses each of them before any is repeated;
+    `check_budget` determines which runs may do that.
 
-    A class with fewer real images gives each of them before any is taken again; `check_budget` says
-    which runs may do that.
+    Args:
+        recipe: the run.
+        data: the real images.
+        stitched: RDED's images, uint8 (n, C, H, W), which depend on an observer.
+        logits: predictions of experts on `candidates`, (experts, candidates, classes), for labels
+            given by experts.
 
     Raises:
         ConfigError: a budget is too small.
@@ -97,7 +97,7 @@ def initial(
         factors = random_factors(
             len(hard), _sharing(recipe, data)[0], settings.rank, data.shape, draws
         )
-        return _paced(recipe, factors._asdict() | {"labels": labels})
+        return _with_step_size(recipe, factors._asdict() | {"labels": labels})
     if settings.init == "noise":
         images = torch.randn(len(hard), *data.shape, generator=draws)
     elif stitched is not None:
@@ -112,72 +112,67 @@ def initial(
         images = data.normalization(torch.from_numpy(data.train.images[rows]))
     if settings.kind == "lowrank":
         factors = fit(images, _sharing(recipe, data)[0], settings.rank)
-        return _paced(recipe, factors._asdict() | {"labels": labels})
+        return _with_step_size(recipe, factors._asdict() | {"labels": labels})
     if settings.kind == "partitioned" and settings.init not in ("noise", "rded"):
         images = shrink(images, settings.factor)
-    return _paced(recipe, {"images": images, "labels": labels})
+    return _with_step_size(recipe, {"images": images, "labels": labels})
 
 
 def candidates(recipe: Recipe, data: ImageData) -> Rows:
-    """Rows of the real images that experts are asked about, as many of each class, sorted by
-    class.
-    """
+    """Rows of the real images for experts to label, equally many per class, sorted by class."""
     most = int(first_labels(recipe, data).bincount().max())
     draws = seeding.generator(recipe.seed, "initial images")
-    return _selected(
-        recipe, data, max(most, min(2 * most + SPARE, int(data.train.counts.min()))), draws
-    )
+    with_spare = min(2 * most + SPARE, int(data.train.counts.min()))
+    return _selected(recipe, data, max(most, with_spare), draws)
 
 
 def check_budget(recipe: Recipe, data: ImageData) -> None:
-    """Refuse more images per class than the smallest class has; of an uneven set, warn that images
-    are taken repeatedly.
+    """Reject more images per class than the smallest class has; warn only for long-tailed data.
 
     Raises:
         ConfigError: a budget is too small.
-        DataError: names the class, its size and the budget.
+        DataError: the budget exceeds the smallest class; the message names both.
     """
     stored = int(first_labels(recipe, data).bincount().max())
     if recipe.synthetic.init == "rded":
         check_candidates(data.train, recipe.synthetic, recipe.ipc)
     counts = data.train.counts
     if recipe.real == "sampled" and recipe.observers.real_batch > counts.min():
-        _say(
+        _warn_small_classes(
             data,
             "observers.real_batch",
             recipe.observers.real_batch,
             "a batch draws from them with replacement",
         )
-    if recipe.synthetic.init in ("noise", "rded") and not {"random", "herding", "k-center"} & set(
-        recipe.evaluation.baselines
-    ):
+    real_init = recipe.synthetic.init not in ("noise", "rded")
+    selected_baselines = {"random", "herding", "k-center"} & set(recipe.evaluation.baselines)
+    if not real_init and not selected_baselines:
         return
     smallest = int(counts.argmin())
-    wanted = (
-        stored * recipe.synthetic.expansion
-        if recipe.synthetic.init not in ("noise", "rded")
-        else recipe.ipc
-    )
-    if wanted <= counts[smallest]:
+    needed = stored * recipe.synthetic.expansion if real_init else recipe.ipc
+    if needed <= counts[smallest]:
         return
     if recipe.data.imbalance > 1 or uneven(counts):
-        _say(data, "ipc", wanted, "first images and baselines take theirs more than once")
+        consequence = "initial images and baselines take theirs more than once"
+        _warn_small_classes(data, "ipc", needed, consequence)
         return
     name = f"'{data.class_names[smallest]}' of '{data.name}'"
     size = counts[smallest]
-    if recipe.synthetic.kind == "lowrank" and wanted > recipe.ipc:
+    if recipe.synthetic.kind == "lowrank" and needed > recipe.ipc:
         raise DataError(
-            f"Low-rank images must not be more a class than the smallest class has: {name} has {size} training images. Got "
-            f"{wanted} instead; raise 'synthetic.rank', lower 'synthetic.budget', or start from noise."
+            "Low-rank images must not be more a class than the smallest class has: "
+            f"{name} has {size} training images. Got {needed} instead; "
+            "raise 'synthetic.rank', lower 'synthetic.budget', or start from noise."
         )
-    each = f", {wanted // recipe.ipc} real images in each" if wanted > recipe.ipc else ""
+    each = f", {needed // recipe.ipc} real images in each" if needed > recipe.ipc else ""
     raise DataError(
-        f"ipc must not exceed the smallest class: {name} has {size} training images. Got {recipe.ipc}{each} instead."
+        f"ipc must not exceed the smallest class: {name} has {size} training images. "
+        f"Got {recipe.ipc}{each} instead."
     )
 
 
-def _paced(recipe: Recipe, state: dict[str, Tensor]) -> SyntheticSet:
-    """The set of this state, with a step size where one is learned."""
+def _with_step_size(recipe: Recipe, state: dict[str, Tensor]) -> SyntheticSet:
+    """Create a set from its state, with a learned step size if the recipe has one."""
     learned = restore(recipe.synthetic, state)
     step_size = recipe.synthetic.step_size
     return learned if step_size is None else WithLearnedStepSize(learned, step_size)
@@ -189,44 +184,42 @@ def _selected(recipe: Recipe, data: ImageData, per_class: int, draws: Generator)
 
 
 def _leading(rows: Rows, counts: Tensor) -> Rows:
-    """Of rows with as many of each class, sorted by class, the first `counts` (classes,) of
-    each.
-    """
+    """The first `counts` (classes,) rows of each class; input: equally many per class, sorted."""
     per_class = len(rows) // len(counts)
-    place = torch.arange(len(rows)) % per_class
-    kept: Rows = rows[(place < counts.repeat_interleave(per_class)).numpy()]
+    rank = torch.arange(len(rows)) % per_class
+    kept: Rows = rows[(rank < counts.repeat_interleave(per_class)).numpy()]
     return kept
 
 
 def _known(rows: Rows, labels: Rows, logits: Tensor, counts: Tensor) -> tuple[Rows, Tensor]:
-    """Of candidates, the first `counts` of each class that an expert knows, and what these say;
-    others only to fill up.
+    """The first `counts` candidates of each class, with the mean logits of correct experts.
+
+    Candidates that no expert knows are used only if the others do not suffice.
     """
     agreed, known = agreed_logits(logits, torch.from_numpy(labels[rows]))
     per_class = len(rows) // len(counts)
-    # of each class, the known ones first, both in their order
+    # in each class the known ones first, both in their order
     order = (~known).view(-1, per_class).int().argsort(dim=1, stable=True)
     order = (order + torch.arange(len(counts))[:, None] * per_class).flatten()
     chosen = torch.from_numpy(_leading(order.numpy(), counts))
     return rows[chosen.numpy()], agreed[chosen]
 
 
-def _say(data: ImageData, setting: str, wanted: int, consequence: str) -> None:
-    few = [
+def _warn_small_classes(data: ImageData, setting: str, needed: int, consequence: str) -> None:
+    small = [
         name
         for name, count in zip(data.class_names, data.train.counts, strict=True)
-        if count < wanted
+        if count < needed
     ]
     log.warning(
-        "%d of the %d classes of '%s' have fewer training images than '%s' asks for (%d; '%s' has %d): %s.",
-        *(
-            len(few),
-            data.classes,
-            data.name,
-            setting,
-            wanted,
-            few[-1],
-            data.train.counts[data.class_names.index(few[-1])],
-        ),
+        "%d of the %d classes of '%s' have fewer training images than '%s' asks for "
+        "(%d; '%s' has %d): %s.",
+        len(small),
+        data.classes,
+        data.name,
+        setting,
+        needed,
+        small[-1],
+        data.train.counts[data.class_names.index(small[-1])],
         consequence,
     )

@@ -1,4 +1,4 @@
-"""The parameterisations by their names in recipes."""
+"""Parameterisations by their names in recipes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from rayd.synthetic.pixels import Pixels
 
 STEP_SIZE = "log_step_size"
 INNER = "learned."
-"""What the state of a set with a step size has besides, and what the rest of its names begin
-with.
-"""
+"""Name of the step size in the state of a set with one, and prefix of the other names."""
 
 
 def restore(settings: SyntheticSettings, state: Mapping[str, Tensor]) -> SyntheticSet:
-    """The set whose `state_dict` this is."""
+    """Restore a set from its `state_dict`."""
     if STEP_SIZE in state:
         inner = {
             name.removeprefix(INNER): tensor for name, tensor in state.items() if name != STEP_SIZE

@@ -1,10 +1,8 @@
-r"""A synthetic set that is learned together with the step size of the students that train on it, as
-in trajectory matching.
+r"""A synthetic set with a learned step size of the students that train on it.
 
-The step size alpha is positive by its parameterisation: what is learned is log(alpha). A step of
-size s on log(alpha) is, to first order, one of s alpha^2 on alpha itself; where a paper gives a
-step size s' for alpha that starts at alpha_0, s = s' / alpha_0^2 begins alike (MTT: s' = 1e-5 at
-alpha_0 = 0.01, so s = 0.1).
+The step size alpha is kept positive by learning log(alpha). A step of size s on log(alpha) is, to
+first order, a step of size s alpha^2 on alpha. For a paper's step size s' on alpha, which starts at
+alpha_0, s = s' / alpha_0^2 is initially equivalent (MTT: s' = 1e-5 at alpha_0 = 0.01, so s = 0.1).
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from rayd.synthetic.base import Storage, SyntheticSet
 
 
 class WithLearnedStepSize(SyntheticSet):
-    """Any synthetic set, and a step size."""
+    """Any synthetic set, and a learned step size."""
 
     def __init__(self, learned: SyntheticSet, step_size: float):
-        """Add a step size, where it starts, to a set, which becomes a part of this one.
+        """Add a step size with its initial value to a set, which becomes a submodule.
 
         Raises:
             ConfigError: the step size is not positive.
@@ -38,14 +36,14 @@ class WithLearnedStepSize(SyntheticSet):
 
     @classmethod
     def restored(cls, learned: SyntheticSet, log_step_size: Tensor) -> Self:
-        """The set whose `state_dict` held this logarithm, to the bit."""
-        paced = cls(learned, 1.0)
-        paced.log_step_size.data = log_step_size.detach().clone()
-        return paced
+        """Restore a set with the exact logarithm from its `state_dict`."""
+        restored = cls(learned, 1.0)
+        restored.log_step_size.data = log_step_size.detach().clone()
+        return restored
 
     @property
     def step_size(self) -> Tensor:
-        """The step size, a positive scalar, differentiable."""
+        """Step size, a positive scalar, differentiable."""
         return self.log_step_size.exp()
 
     def __len__(self) -> int:
@@ -53,25 +51,25 @@ class WithLearnedStepSize(SyntheticSet):
         return len(self.learned)
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images and labels of the set."""
+        """Images and labels of the wrapped set."""
         return self.learned.batch(indices)
 
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """As the set does it."""
+        """Clip the wrapped set."""
         self.learned.clip(lower, upper)
 
     @property
     def step_scales(self) -> dict[str, float]:
-        """As the set has them."""
+        """Step scales of the wrapped set."""
         return self.learned.step_scales
 
     @property
     def samples(self) -> Tensor:
-        """As the set has it."""
+        """Samples of the wrapped set."""
         return self.learned.samples
 
     def part(self, indices: Tensor) -> Self:
-        """All of it: the step size belongs to all images together.
+        """Copy the whole set, as the step size belongs to all images together.
 
         Raises:
             ConfigError: the indices are not all, in order.
@@ -81,7 +79,7 @@ class WithLearnedStepSize(SyntheticSet):
 
     @torch.no_grad()
     def put(self, indices: Tensor, part: Self) -> None:
-        """Overwrite all of it.
+        """Overwrite the whole set.
 
         Raises:
             ConfigError: the indices are not all, in order.
@@ -93,11 +91,10 @@ class WithLearnedStepSize(SyntheticSet):
     def _check_whole(self, indices: Tensor) -> None:
         if not torch.equal(indices.cpu(), torch.arange(len(self.samples))):
             raise ConfigError(
-                "Images that are learned with a step size cannot be cut apart: set 'synthesis.block: null'."
+                "Images that are learned with a step size cannot be cut apart: "
+                "set 'synthesis.block: null'."
             )
 
     def storage(self) -> Storage:
-        """What the set stores; a step size is part of the protocol, with learned or with given
-        ones.
-        """
+        """Storage of the wrapped set; a step size, learned or given, is part of the protocol."""
         return self.learned.storage()

@@ -1,17 +1,16 @@
-"""Partition and expansion: each stored image is a square of smaller images, which are enlarged to
-full size for use.
+"""Partition and expansion: each stored image is a square of smaller images, enlarged for use.
 
 Ganlong Zhao, Guanbin Li, Yipeng Qin and Yizhou Yu, "Improved Distribution Matching for Dataset
 Condensation" (IDM), CVPR 2023, after the multi-formation of IDC (Kim et al., ICML 2022); NCFM does
 the same. With f = 2:
 
-    stored (C, H, W)  ->  quadrants top left, bottom left, top right, bottom right  ->  each (C, H,
-    W) by bilinear enlargement
+    stored (C, H, W)  ->  quadrants top left, bottom left, top right, bottom right
+                      ->  each (C, H, W) by bilinear enlargement
 
-so that f^2 images are trained on for the storage of one: detail is given for number. The decoded
-images of one stored image stand side by side; its label is that of all of them. An image whose side
-f does not divide is cut into parts that overlap by less than a pixel's width: the part at place i
-of n pixels begins at floor(i n / f) and is ceil(n / f) wide.
+so that f^2 images are obtained for the storage of one, trading detail for number. The decoded
+images of a stored image are consecutive and have its label. If f does not divide the side, parts
+overlap by less than a pixel's width: part i of a side of n pixels begins at floor(i n / f) and is
+ceil(n / f) wide.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ class Partitioned(Pixels):
     """Images that each hold `factor` x `factor` smaller ones, with hard labels."""
 
     def __init__(self, images: Tensor, labels: Tensor, factor: int = 2):
-        """Start from stored images (n, C, H, W) in normalised space and class indices (n,) of
-        them.
-        """
+        """Initialise from stored images (n, C, H, W), normalised, and class indices (n,)."""
         super().__init__(images, labels)
         self._factor = factor
 
@@ -41,11 +38,9 @@ class Partitioned(Pixels):
         return len(self.images) * self._factor**2
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Decoded images and class indices; each stored image gives f^2 of them, column by
-        column.
-        """
+        """Decoded images and class indices; each stored image gives f^2, column by column."""
         if indices is None:
-            # the same tensor at every call, so that what is derived of it is kept
+            # the same tensor in every call, so that values derived from it are cached
             labels = derived(
                 self.labels,
                 f"repeated {self._factor**2}",
@@ -54,41 +49,39 @@ class Partitioned(Pixels):
             return expand(self.images, self._factor), labels
         stored, which = torch.unique(indices // self._factor**2, return_inverse=True)
         expanded = expand(self.images[stored], self._factor)
-        return expanded[which * self._factor**2 + indices % self._factor**2], self.labels[
-            indices // self._factor**2
-        ]
+        images = expanded[which * self._factor**2 + indices % self._factor**2]
+        return images, self.labels[indices // self._factor**2]
 
     def part(self, indices: Tensor) -> Self:
-        """Every stored image stands for itself."""
+        """Extract stored images."""
         return type(self)(self.images[indices], self.labels[indices], self._factor)
 
 
 def expand(images: Tensor, factor: int) -> Tensor:
-    """The f^2 enlarged parts (n f^2, C, H, W) of images (n, C, H, W): of each image column by
-    column, from the top.
-    """
+    """Enlarge the f^2 parts of images (n, C, H, W): (n f^2, C, H, W), column by column."""
     size = tuple(images.shape[2:])
-    tops, lefts = ([place * side // factor for place in range(factor)] for side in size)
+    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
     height, width = (-(-side // factor) for side in size)
     parts = [
         images[:, :, top : top + height, left : left + width] for left in lefts for top in tops
     ]
-    together = torch.stack(parts, 1).flatten(0, 1)
-    return functional.interpolate(together, size, mode="bilinear", align_corners=False)
+    stacked = torch.stack(parts, 1).flatten(0, 1)
+    return functional.interpolate(stacked, size, mode="bilinear", align_corners=False)
 
 
 def shrink(images: Tensor, factor: int) -> Tensor:
-    """Stored images (n, C, H, W) whose parts are images (n f^2, C, H, W), made smaller by area, in
-    the order of `expand`.
+    """Assemble images (n f^2, C, H, W), reduced by area, into stored images (n, C, H, W).
+
+    The order is that of `expand`.
     """
     size = tuple(images.shape[2:])
-    tops, lefts = ([place * side // factor for place in range(factor)] for side in size)
+    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
     height, width = (-(-side // factor) for side in size)
     small = functional.interpolate(images, (height, width), mode="area").reshape(
         -1, factor**2, images.shape[1], height, width
     )
     stored = images.new_empty(small.shape[0], images.shape[1], *size)
-    places = [(top, left) for left in lefts for top in tops]
-    for index, (top, left) in enumerate(places):
+    corners = [(top, left) for left in lefts for top in tops]
+    for index, (top, left) in enumerate(corners):
         stored[:, :, top : top + height, left : left + width] = small[:, index]
     return stored

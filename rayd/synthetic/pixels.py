@@ -11,13 +11,14 @@ from rayd.synthetic.base import SyntheticSet
 
 
 class Pixels(SyntheticSet):
-    """Images as one tensor; hard labels, or soft ones, which are learned."""
+    """Images as one tensor, with fixed hard labels or learned soft labels."""
 
     labels: Tensor
 
     def __init__(self, images: Tensor, labels: Tensor):
-        """Start from images (n, C, H, W) in normalised space, and class indices (n,) or logits (n,
-        classes).
+        """Initialise from normalised images (n, C, H, W), and class indices (n,) or logits.
+
+        Logits (n, classes) are learned.
         """
         super().__init__()
         self.images = nn.Parameter(images.detach().clone().float())
@@ -32,11 +33,8 @@ class Pixels(SyntheticSet):
 
     def batch(self, indices: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W), and class indices (n,) or rows of probabilities (n, classes)."""
-        images, labels = (
-            (self.images, self.labels)
-            if indices is None
-            else (self.images[indices], self.labels[indices])
-        )
+        images = self.images if indices is None else self.images[indices]
+        labels = self.labels if indices is None else self.labels[indices]
         return images, labels.softmax(1) if labels.is_floating_point() else labels
 
     @property
@@ -45,24 +43,24 @@ class Pixels(SyntheticSet):
         return self.labels.argmax(1) if self.labels.is_floating_point() else self.labels
 
     def part(self, indices: Tensor) -> Self:
-        """Every image stands for itself."""
+        """Extract images with their labels."""
         return type(self)(self.images[indices], self.labels[indices])
 
     @torch.no_grad()
     def put(self, indices: Tensor, part: Self) -> None:
-        """Overwrite images, and their labels where these are learned."""
+        """Overwrite images, and soft labels."""
         self.images[indices] = part.images.to(self.images.device)
         if self.labels.is_floating_point():
             self.labels[indices] = part.labels.to(self.labels.device)
 
     @torch.no_grad()
     def clip(self, lower: Tensor, upper: Tensor) -> None:
-        """Clamp every pixel."""
+        """Clamp all pixels."""
         self.images.clamp_(lower, upper)
 
     @property
     def implied(self) -> frozenset[str]:
-        """Hard labels are free while every class has as many images, sorted by class."""
+        """Hard labels, if every class has equally many images, sorted by class."""
         if self.labels.is_floating_point():
             return frozenset()
         counts = torch.bincount(self.labels)

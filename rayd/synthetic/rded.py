@@ -1,18 +1,19 @@
-"""RDED: images stitched from those patches of real images that an observer finds most realistic.
+"""RDED: images stitched from the patches of real images that an observer finds most realistic.
 
 Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
 Efficient Dataset Distillation Paradigm", CVPR 2024. For every class:
 
-    candidates   T_c, at most `candidates` of its real images                              (300)
-    crops        x_ik, k = 1..`crops`, of each: square, a random share of its area         (5, RandomResizedCrop, ratio 1)
-    realism      s_ik = -log p(c | x_ik) under the observer; the lower the more realistic
-    key patches  of each image its best crop, of all images the IPC * f^2 best ones
+    candidates   T_c, at most `candidates` of its real images (300)
+    crops        x_ik, k = 1..`crops`, of each: square, a random share of its area
+                 (5, RandomResizedCrop, ratio 1)
+    realism      s_ik = -log p(c | x_ik) under the observer; lower is more realistic
+    key patches  the best crop of each image, and of these the IPC * f^2 best ones
     stitching    f x f patches of side S / f make one image of side S
 
-A crop is scored at side S / f, in the middle of an image of side S that is filled with the mean
-colour, as the released code does. Crops are scored after plain bilinear resizing, in one batched
-call; the patches that are kept are cut again from the pixels with antialiasing. Images that f does
-not divide get patches of sides that differ by one pixel.
+A crop is scored at side S / f, in the middle of an image of side S filled with the mean colour, as
+in the released code. Crops are scored after plain bilinear resizing, in one batched call; selected
+patches are cut again from the pixels with antialiasing. If f does not divide S, patches have sides
+that differ by one pixel.
 """
 
 from __future__ import annotations
@@ -32,16 +33,14 @@ from rayd.errors import DataError
 from rayd.seeding import generator
 
 Scores = dict[str, Tensor]
-"""`loss` (n,) of the best crop of each candidate, and its `box` (n, 4) as (top, left, height,
-width) in pixels.
-"""
+"""`loss` (n,) of each candidate's best crop, and its `box` (n, 4) as (top, left, height, width)."""
 
 CHUNK = 32
-"""Candidates whose crops are scored in one forward pass."""
+"""Number of candidates whose crops are scored in one forward pass."""
 
 
 def candidates(images: ImageSet, label: int, settings: SyntheticSettings, seed: int) -> Rows:
-    """Rows of the real images of a class that patches are cut from, drawn without replacement."""
+    """Draw the rows of a class's images that patches are cut from, without replacement."""
     rows = images.class_index[label]
     chosen = torch.randperm(len(rows), generator=generator(seed, "rded candidates", label))[
         : settings.candidates
@@ -60,17 +59,17 @@ def score(
     normalization: Normalization,
     device: torch.device | str = "cpu",
 ) -> Scores:
-    """The most realistic of some random crops of every candidate.
+    """Score random crops of every candidate and find the most realistic of each.
 
     Args:
-        observer: from network input (N, C, S, S) to logits (N, classes).
+        observer: maps network input (N, C, S, S) to logits (N, classes).
         images: uint8 candidates (n, C, H, W), all of one class; of streamed ones a few chunks are
             in memory at a time.
-        label: that class.
+        label: class index.
         settings: number and size of the crops, patches along a side.
-        seed: of the crops, which differ by class.
-        normalization: from pixels to network input.
-        device: where the observer is.
+        seed: seed of the crops, which differ by class.
+        normalization: maps pixels to network input.
+        device: device of the observer.
     """
     count, _, height, width = images.shape
     side = (-(-height // settings.patches), -(-width // settings.patches))
@@ -80,23 +79,19 @@ def score(
     )
     boxes = drawn.boxes.reshape(count, settings.crops, 4)
     losses = []
-    for rows, pixels in batches(
-        images, (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
-    ):
+    chunks = (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+    for rows, pixels in batches(images, chunks):
         inputs = normalization(torch.tensor(pixels).to(device)).repeat_interleave(settings.crops, 0)
         crops = _framed(resized_crop(inputs, boxes[rows].flatten(0, 1), side), height, width)
         target = torch.full((len(crops),), label, device=crops.device)
-        losses.append(
-            F.cross_entropy(observer(crops), target, reduction="none")
-            .cpu()
-            .reshape(len(pixels), -1)
-        )
-    loss, best = torch.cat(losses).min(1)
-    return {"loss": loss, "box": boxes[torch.arange(count), best]}
+        loss = F.cross_entropy(observer(crops), target, reduction="none")
+        losses.append(loss.cpu().reshape(len(pixels), -1))
+    lowest, best = torch.cat(losses).min(1)
+    return {"loss": lowest, "box": boxes[torch.arange(count), best]}
 
 
 def _framed(crops: Tensor, height: int, width: int) -> Tensor:
-    """Crops in the middle of images filled with 0, the mean colour."""
+    """Place crops in the middle of images filled with 0, the mean colour."""
     vertical = height - crops.shape[2]
     horizontal = width - crops.shape[3]
     return F.pad(
@@ -106,19 +101,17 @@ def _framed(crops: Tensor, height: int, width: int) -> Tensor:
 
 
 def most_realistic(scores: Scores, ipc: int, patches: int) -> Tensor:
-    """The candidates that the images of one class are stitched from, int64 (ipc * patches^2,), the
-    best first.
-    """
+    """Indices of the most realistic candidates of a class, int64 (ipc * patches^2,), best first."""
     return scores["loss"].argsort(stable=True)[: ipc * patches**2]
 
 
 def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
-    """The images of one class, uint8 (ipc, C, H, W), made of its most realistic patches.
+    """Stitch the images of one class, uint8 (ipc, C, H, W), from its most realistic patches.
 
     Args:
-        pixels: uint8 (ipc * patches^2, C, H, W), the most realistic candidates, the best first.
-        boxes: (ipc * patches^2, 4), theirs.
-        patches: along each side of an image.
+        pixels: uint8 (ipc * patches^2, C, H, W), the most realistic candidates, best first.
+        boxes: best crop of each candidate, (ipc * patches^2, 4).
+        patches: number of patches along each side of an image.
     """
     from torchvision.transforms.v2.functional import resized_crop as antialiased_crop
 
@@ -132,46 +125,41 @@ def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
         )
         return cut
 
-    images = [
-        torch.cat(
-            [
-                torch.cat(
-                    [
-                        patch(int(row), height, width)
-                        for row, width in zip(line, widths, strict=True)
-                    ],
-                    dim=2,
-                )
-                for line, height in zip(grid, heights, strict=True)
-            ],
-            dim=1,
-        )
-        for grid in grids
-    ]
+    images = []
+    for grid in grids:
+        lines = []
+        for line, height in zip(grid, heights, strict=True):
+            cells = [
+                patch(int(row), height, width) for row, width in zip(line, widths, strict=True)
+            ]
+            lines.append(torch.cat(cells, dim=2))
+        images.append(torch.cat(lines, dim=1))
     return torch.stack(images)
 
 
 def _sides(side: int, patches: int) -> list[int]:
-    """Sides of the patches, the larger ones first."""
+    """Sides of the patches, larger ones first."""
     return [side // patches + (index < side % patches) for index in range(patches)]
 
 
 def check_candidates(images: ImageSet, settings: SyntheticSettings, ipc: int) -> None:
-    """Refuse a budget that a class has too few images for.
+    """Reject a budget that a class has too few candidates for.
 
     Raises:
-        DataError: names the class, its size and what is needed.
+        DataError: the budget exceeds a class; the message names both.
     """
     if settings.patches > min(images.shape[1:]):
         raise DataError(
-            f"'synthetic.patches' must not exceed the images' side. Got {settings.patches} for {tuple(images.shape)} instead."
+            "'synthetic.patches' must not exceed the images' side. "
+            f"Got {settings.patches} for {tuple(images.shape)} instead."
         )
-    wanted = ipc * settings.patches**2
+    needed = ipc * settings.patches**2
     smallest = int(images.counts.argmin())
-    there = min(int(images.counts[smallest]), settings.candidates)
-    if there < wanted:
+    available = min(int(images.counts[smallest]), settings.candidates)
+    if available < needed:
         raise DataError(
-            f"RDED takes each patch from another image, so {ipc} images of {settings.patches}x{settings.patches} patches need "
-            f"{wanted} candidates of every class. Got {there} of '{images.class_names[smallest]}' instead; lower ipc or "
-            "synthetic.patches, or raise synthetic.candidates."
+            f"RDED takes each patch from another image, so {ipc} images of "
+            f"{settings.patches}x{settings.patches} patches need {needed} candidates of every "
+            f"class. Got {available} of '{images.class_names[smallest]}' instead; "
+            "lower ipc or synthetic.patches, or raise synthetic.candidates."
         )

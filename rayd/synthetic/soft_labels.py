@@ -1,8 +1,8 @@
-"""Where learned labels start: as logits (n, classes), whose softmax is the label.
+"""Initialisation of learned labels: logits (n, classes), whose softmax is the label.
 
 Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching"
-(DATM, ICLR 2024): an image starts with the mean of the logits of those experts that take it for
-what it is; images that no expert gets right are not taken.
+(DATM, ICLR 2024): logits are initialised with the mean of those experts that classify the image
+correctly; images that no expert classifies correctly are excluded.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from torch.nn import functional
 
 
 def agreed_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean logits (n, classes) of the experts that are right, and which images any of them is
-    right about, boolean (n,).
+    """Mean logits (n, classes) of the correct experts; also whether any is correct, boolean (n,).
 
     Args:
-        logits: of every expert (experts, n, classes).
+        logits: logits of every expert (experts, n, classes).
         labels: class indices (n,).
 
-    Images that no expert gets right have logits 0.
+    Images that no expert classifies correctly have logits 0.
     """
     right = (logits.argmax(2) == labels).to(logits.dtype)
     total = torch.einsum("en,enc->nc", right, logits)
@@ -30,8 +29,7 @@ def agreed_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_logits(labels: Tensor, classes: int, share: float = 0.9) -> Tensor:
-    """Logits (n, classes) whose softmax gives `share` to the class of each image, labels (n,), and
-    as much to all others.
+    """Logits (n, classes) whose softmax is `share` for the label, and equal for all other classes.
 
     >>> class_logits(torch.tensor([1]), 3).softmax(1)
     tensor([[0.0500, 0.9000, 0.0500]])
@@ -41,7 +39,5 @@ def class_logits(labels: Tensor, classes: int, share: float = 0.9) -> Tensor:
 
 
 def random_logits(count: int, classes: int, draws: Generator) -> Tensor:
-    """Independent standard normal logits (count, classes): labels "at random", whose distribution
-    LS-MTT does not give.
-    """
+    """Standard normal logits (count, classes), as LS-MTT does not specify its random labels."""
     return torch.randn(count, classes, generator=draws)

@@ -1,3 +1,1 @@
-"""Networks trained: what they learn from, in which batches and views, by which loss, and how they
-resume.
-"""
+"""Training of networks: label sources, batches, views, losses and resumption."""

@@ -1,9 +1,9 @@
-"""Where batches come from: drawn anew from a seed, or replayed from stored labels.
+"""Sources of batches: drawn from a seed, or replayed from stored labels.
 
-What is drawn for a batch is what happens to it, in this order: which images it has, the random view
-of each (`transform`, then DSA's `augmentation`), and how they are mixed in pairs. All of it derives
-from (seed, purpose, epoch, index of the batch) and never from what ran before. A set of a single
-batch is not shuffled, as order then changes nothing but rounding.
+The draws of a batch are, in order of application: its images, the random view of each (`transform`,
+then DSA's `augmentation`), and their pairwise mixing. All derive from (seed, purpose, epoch, index
+of the batch), independent of what ran before. A set of a single batch is not shuffled, as its order
+would only affect rounding.
 """
 
 from __future__ import annotations
@@ -17,37 +17,34 @@ import torch
 from torch import Tensor
 
 from rayd.config import TrainingSettings
-from rayd.data.augmentation import CutMix, MixUp, Operation, at_rows, augmentation
+from rayd.data.augmentation import CutMix, MixUp, Operation, Rows, at_rows, augmentation
 from rayd.data.augmentation.mixing import draw_mix, mix_from_state
 from rayd.data.augmentation.transform import Transform, draw_transform
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization
 from rayd.seeding import generator
 from rayd.training.packing import unpack
-from rayd.training.stored import Chunk, StoredLabels
+from rayd.training.stored import LabelChunk, StoredLabels
 from rayd.transfer import upload
-
-Rows = Tensor | slice
-"""Which images of the set: int64 (n,) on the CPU, or all of them."""
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnBatch:
-    """What is drawn for one batch of n images."""
+    """Random draws for a batch of n images."""
 
     rows: Rows
-    """Which images of the set."""
+    """Rows of the images in the set."""
     transform: Transform | None = None
-    """The random view of each of them."""
+    """Random view of each image."""
     operations: tuple[Operation, ...] = ()
     """DSA's operations, applied after the transform."""
     mix: CutMix | MixUp | None = None
-    """How they are mixed in pairs."""
+    """Pairwise mixing of the images."""
     logits: Tensor | None = None
-    """What the teachers say of the mixed images, (n, classes), if that was stored."""
+    """Stored logits of the teachers for the mixed images, (n, classes)."""
 
     def view(self, images: Tensor, normalization: Normalization | None) -> Tensor:
-        """The view of network input (n, C, H, W) that is mixed, or learned from."""
+        """Apply the random view to network input (n, C, H, W), before mixing."""
         if self.transform is not None:
             images = self.transform(images, normalization)
         for operation in self.operations:
@@ -55,44 +52,45 @@ class DrawnBatch:
         return images
 
     def mixed(self, images: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """The images (n, C, H, W) after mixing, each one's partner (n,), if it has one, and the
-        share of the image itself.
+        """Mix images (n, C, H, W).
+
+        Returns:
+            The mixed images, the partner of each (n,) or None, and the share of the image itself.
         """
         if self.mix is None:
             return images, None, 1.0
-        # losses need the partners' labels: they are copied to the device once
+        # losses need the partners' labels, so the permutation is copied to the device only once
         return replace(self.mix, permutation=upload(self.mix.permutation, images.device))(images)
 
     def size(self, count: int) -> int:
-        """Number of its images, of a set of `count`."""
+        """Number of images of the batch, in a set of `count`."""
         return count if isinstance(self.rows, slice) else len(self.rows)
 
-    def part(self, places: Tensor) -> DrawnBatch:
-        """What is drawn for its images at these places, int64 (m,): they are seen and mixed as in
-        the whole batch.
+    def part(self, positions: Tensor) -> DrawnBatch:
+        """Draws of the images at positions int64 (m,), processed as in the whole batch.
 
-        Where images are mixed, the partners follow as m more images; mixing gives back the m images
-        themselves.
+        If images are mixed, their partners follow as m further images; mixing returns the m images
+        only.
         """
         mix = self.mix
-        seen = places
+        needed = positions
         if mix is not None:
-            seen = torch.cat((places, mix.permutation[places]))
-            mix = replace(mix, permutation=torch.arange(len(places), len(seen)))
+            needed = torch.cat((positions, mix.permutation[positions]))
+            mix = replace(mix, permutation=torch.arange(len(positions), len(needed)))
         return DrawnBatch(
-            seen if isinstance(self.rows, slice) else self.rows[seen],
-            at_rows(self.transform, seen),
-            tuple(at_rows(operation, seen) for operation in self.operations),
-            mix,
-            None if self.logits is None else self.logits[places],
+            rows=needed if isinstance(self.rows, slice) else self.rows[needed],
+            transform=at_rows(self.transform, needed),
+            operations=tuple(at_rows(operation, needed) for operation in self.operations),
+            mix=mix,
+            logits=None if self.logits is None else self.logits[positions],
         )
 
 
 class Batches(Protocol):
-    """The batches of every epoch."""
+    """Batches of every epoch."""
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
-        """The batches of one epoch, from 0, in order; as often as wished and always alike."""
+        """Yield the batches of an epoch (from 0) in order; repeated calls give equal batches."""
         ...
 
 
@@ -101,10 +99,10 @@ class Draws:
 
     Args:
         settings: size and views of the batches.
-        count: images of the set.
-        shape: shape of one image.
-        seed: of all draws.
-        purpose: what is trained (`student`, ...); other purposes have other draws.
+        count: number of images of the set.
+        shape: shape of an image.
+        seed: seed of all draws.
+        purpose: kind of training (`student`, ...); part of the key of the draws.
     """
 
     def __init__(
@@ -124,7 +122,7 @@ class Draws:
         self._augmentation = augmentation(settings.augmentation)
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
-        """The batches of one epoch, in order."""
+        """Yield the batches of an epoch in order."""
         for index, rows in enumerate(split_rows(self.order(epoch), self.sizes)):
             operations = self.operations(epoch, index)
             yield DrawnBatch(
@@ -132,17 +130,13 @@ class Draws:
             )
 
     def order(self, epoch: int) -> Tensor | None:
-        """The images in the order of an epoch, int64 (count,); None for a single batch, which is
-        not shuffled.
-        """
-        return (
-            torch.randperm(self._count, generator=self._draws("batches", epoch))
-            if len(self.sizes) > 1
-            else None
-        )
+        """Order of the images in an epoch, int64 (count,); None (unshuffled) for a single batch."""
+        if len(self.sizes) == 1:
+            return None
+        return torch.randperm(self._count, generator=self._draws("batches", epoch))
 
     def operations(self, epoch: int, index: int) -> tuple[Operation, ...]:
-        """DSA's operations on a batch."""
+        """Draw DSA's operations for a batch."""
         if not self._augmentation.operations:
             return ()
         return self._augmentation.draw(
@@ -150,11 +144,11 @@ class Draws:
         )
 
     def _transform(self, epoch: int, index: int) -> Transform | None:
-        chosen = self._settings.transform
-        if not chosen.words:
+        settings = self._settings.transform
+        if not settings.summary:
             return None
         return draw_transform(
-            chosen, self._draws("transform", epoch, index), self.sizes[index], *self._shape[1:]
+            settings, self._draws("transform", epoch, index), self.sizes[index], *self._shape[1:]
         )
 
     def _mix(self, epoch: int, index: int) -> CutMix | MixUp | None:
@@ -175,30 +169,31 @@ class Draws:
 
 
 class Replay:
-    """Batches as they were drawn when labels were stored, each with its logits; one chunk of them
-    is in memory at a time.
+    """Batches replayed from stored labels, with their logits, one chunk in memory at a time.
 
     DSA's operations are not stored but drawn again, from the seed of the labels.
 
     Args:
-        stored: the labels; `stored.check` has found that they fit.
+        stored: the labels, already validated by `stored.check`.
         settings: size and views of the batches.
-        shape: shape of one image.
+        shape: shape of an image.
     """
 
     def __init__(self, stored: StoredLabels, settings: TrainingSettings, shape: ImageShape):
         self._stored = stored
         self._size = (shape.height, shape.width)
         self._draws = Draws(settings, stored.made_for.count, shape, stored.made_for.seed)
-        self._chunk: Chunk | None = None
+        self._chunk: LabelChunk | None = None
 
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
-        """The batches of one epoch, in order."""
+        """Yield the batches of an epoch in order."""
         sizes = self._draws.sizes
-        one = self._of(epoch)
-        transforms = unpack("transform", one, sizes)
-        mixes = unpack("mix", one, sizes)
-        every = zip(split_rows(one.get("order"), sizes), unpack("labels", one, sizes), strict=True)
+        tensors = self._tensors(epoch)
+        transforms = unpack("transform", tensors, sizes)
+        mixes = unpack("mix", tensors, sizes)
+        labels_by_batch = unpack("labels", tensors, sizes)
+        rows_by_batch = split_rows(tensors.get("order"), sizes)
+        every = zip(rows_by_batch, labels_by_batch, strict=True)
         for index, (rows, labels) in enumerate(every):
             yield DrawnBatch(
                 rows,
@@ -208,15 +203,16 @@ class Replay:
                 labels["logits"].float(),
             )
 
-    def _of(self, epoch: int) -> dict[str, Tensor]:
+    def _tensors(self, epoch: int) -> dict[str, Tensor]:
         if self._chunk is None or epoch not in self._chunk.epochs:
+            # release the old chunk before reading the new one
             self._chunk = None
             self._chunk = self._stored.chunk(epoch)
         return self._chunk.of(epoch)
 
 
 def batch_sizes(count: int, size: int) -> tuple[int, ...]:
-    """Images of each batch of an epoch; the last one may be smaller.
+    """Number of images of each batch of an epoch; the last one may be smaller.
 
     >>> batch_sizes(5, 2), batch_sizes(2, 4)
     ((2, 2, 1), (2,))
@@ -225,7 +221,7 @@ def batch_sizes(count: int, size: int) -> tuple[int, ...]:
 
 
 def split_rows(order: Tensor | None, sizes: tuple[int, ...]) -> tuple[Rows, ...]:
-    """The rows of each batch of an epoch with this order; all of them where there is none."""
+    """Split an order into the rows of each batch; None stands for a single batch of all rows."""
     if order is None:
         return (slice(None),)
     starts = (0, *accumulate(sizes))

@@ -1,4 +1,4 @@
-"""How many images a network gets right."""
+"""Accuracy of networks on a set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rayd.training.trainer import Weights
 from rayd.transfer import upload
 
 TEST_BATCH = 512
-"""Images of one forward pass while testing; changes speed and memory, results only by rounding."""
+"""Images per forward pass while testing; affects speed and memory, and results by rounding only."""
 
 
 @torch.no_grad()
@@ -25,31 +25,32 @@ def hits(
     device: torch.device,
     precision: str,
 ) -> list[Tensor]:
-    """Whether each image is classified rightly, by a network with each of some weights in turn.
+    """Whether each image is classified correctly, by a network with each of several weights.
 
-    The images are passed over once. The network is left in eval mode, its own weights as they are.
+    The images are processed in a single pass. The network is left in eval mode, its own weights
+    unchanged.
 
     Args:
         network: the architecture.
-        weights: one or more; buffers that one lacks are the network's own.
+        weights: one or more sets of weights; missing buffers are the network's own.
         judged: images with hard labels.
-        device: where the network is.
+        device: device of the network.
         precision: arithmetic of the forward pass.
 
     Returns:
-        For each weights bool (n,), on the CPU.
+        For each set of weights a boolean tensor (n,), on the CPU.
     """
     network.eval()
     predicted: list[list[Tensor]] = [[] for _ in weights]
     slices = [slice(start, start + TEST_BATCH) for start in range(0, len(judged), TEST_BATCH)]
-    for _, some in taken(judged.images, slices, lambda rows: rows, device):
-        images = judged.inputs(upload(some, device))
+    for _, batch in taken(judged.images, slices, lambda rows: rows, device):
+        images = judged.inputs(upload(batch, device))
         with convolutions(device, precision), autocast(device, precision):
-            for each, classes in zip(weights, predicted, strict=True):
-                classes.append(functional_call(network, dict(each), (images,)).argmax(1))
+            for state, classes in zip(weights, predicted, strict=True):
+                classes.append(functional_call(network, dict(state), (images,)).argmax(1))
     return [torch.cat(classes).cpu() == judged.labels for classes in predicted]
 
 
 def accuracy(hit: Tensor) -> float:
-    """The fraction of the images that are right."""
+    """Fraction of correct images."""
     return int(hit.sum()) / len(hit)

@@ -1,10 +1,9 @@
-"""What teachers say of the images that a student sees: while it trains, or once for all students to
-come.
+"""Soft labels: teachers' logits of a student's batches, online or precomputed for all students.
 
-Images are mixed first and labelled then: labels of un-mixed images, as one branch of G-VBSM's
-released code makes them, are those of other pictures. Several teachers speak by the mean of their
-logits. That mean is rounded to the precision in which labels are stored, online too, so that
-students cannot tell the two apart.
+Images are mixed before they are labelled: labels of un-mixed images, as in one branch of G-VBSM's
+released code, would belong to other images. Several teachers are averaged by their logits. The mean
+is rounded to the precision of stored labels, also online, so that students get the same labels
+either way.
 """
 
 from __future__ import annotations
@@ -27,21 +26,19 @@ from rayd.transfer import upload
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
 TOGETHER = 64
-"""Images of which small batches make up one question: as many batches as it takes to have that
-many.
-"""
+"""Minimum images per forward pass of the teachers, for which small batches are combined."""
 
-Asked = TypeVar("Asked", bound=Sized)
+Item = TypeVar("Item", bound=Sized)
 
 
 class Teachers:
-    """Frozen networks whose mean logits are the label.
+    """Frozen networks whose mean logits are the labels.
 
     Args:
-        networks: at least one; they are moved to the device and stay in eval mode.
-        precision: in which logits are kept, see `LabelSettings.precision`.
-        arithmetic: of the forward pass, see `TrainingSettings.precision`.
-        device: where they are.
+        networks: at least one network; moved to the device and kept in eval mode.
+        precision: type of the logits, see `LabelSettings.precision`.
+        arithmetic: arithmetic of the forward pass, see `TrainingSettings.precision`.
+        device: device of the networks.
     """
 
     def __init__(
@@ -60,26 +57,24 @@ class Teachers:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Mean logits (n, classes) of network input (n, C, H, W): float32, but no finer than the
-        precision of labels.
+        """Mean logits (n, classes) of network input (n, C, H, W), rounded to the labels' precision.
 
-        They may be infinite or NaN; see `check`.
+        They are float32, and may be infinite or NaN; see `check`.
         """
         with convolutions(self.device, self._arithmetic), autocast(self.device, self._arithmetic):
             pairs = zip(self._networks, self._layouts, strict=True)
-            said = [
+            logits = [
                 network(images.contiguous(memory_format=layout)).float()
                 for network, layout in pairs
             ]
-        mean = torch.stack(said).mean(0) if len(said) > 1 else said[0]
-        # NaN stays NaN in both
+        mean = torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+        # amax and maximum propagate NaN
         largest = mean.abs().amax()
         self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
         return mean.to(self._precision).float()
 
     def check(self) -> None:
-        """Refuse logits that were not finite. It waits for the device, so it is for the end of an
-        epoch.
+        """Raise an error if logits were not finite; synchronises, so call it once per epoch.
 
         Raises:
             RunError: a logit since the last check is not finite in the precision of labels.
@@ -88,32 +83,34 @@ class Teachers:
         self._largest = None
         if largest is not None and not largest.to(self._precision).isfinite():
             raise RunError(
-                f"The teachers' logits must be finite in {str(self._precision).removeprefix('torch.')}. Got up to "
-                f"{float(largest):g}; a teacher diverged, or 'labels.precision: float32' is needed."
+                "The teachers' logits must be finite in "
+                f"{str(self._precision).removeprefix('torch.')}. "
+                f"Got up to {float(largest):g}; "
+                "a teacher diverged, or 'labels.precision: float32' is needed."
             )
 
     def of_each(self, batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Mean logits of several batches, asked at once; see `gathered`."""
+        """Mean logits of several batches, in one forward pass; see `gathered`."""
         return torch.split(self(torch.cat(tuple(batches))), [len(batch) for batch in batches])
 
 
-def gathered(batches: Iterable[Asked]) -> Iterator[list[Asked]]:
-    """Neighbouring batches, taken together until they have `TOGETHER` images.
+def gathered(batches: Iterable[Item]) -> Iterator[list[Item]]:
+    """Combine consecutive batches until they have `TOGETHER` images.
 
-    >>> [list(map(len, some)) for some in gathered([range(50), range(50), range(80), range(5)])]
+    >>> [list(map(len, group)) for group in gathered([range(50), range(50), range(80), range(5)])]
     [[50, 50], [80], [5]]
     """
-    some: list[Asked] = []
+    group: list[Item] = []
     images = 0
     for batch in batches:
-        some.append(batch)
+        group.append(batch)
         images += len(batch)
         if images >= TOGETHER:
-            yield some
-            some = []
+            yield group
+            group = []
             images = 0
-    if some:
-        yield some
+    if group:
+        yield group
 
 
 @torch.no_grad()
@@ -127,31 +124,30 @@ def label_epochs(
     epochs: range,
     device: torch.device | str,
 ) -> dict[str, Tensor]:
-    """Label what a student will see in some epochs: the tensors of a chunk, see
-    `rayd.training.stored`.
+    """Label the batches of some epochs of a student: tensors of a `LabelChunk`.
 
-    An epoch's labels do not depend on which epochs they are made with.
+    An epoch's labels do not depend on which other epochs are labelled in the same call.
 
     Args:
         images: network input (N, C, H, W).
         settings: size and views of the batches, and the arithmetic.
-        labels: the precision.
+        labels: precision of the labels.
         teachers: at least one network; moved to the device.
-        normalization: of the images; operations on pixels need it.
-        seed: of all draws.
-        epochs: which ones.
-        device: where the work is done.
+        normalization: normalisation of the images, for operations on pixels.
+        seed: seed of all draws.
+        epochs: epochs to label.
+        device: device to compute on.
 
     Raises:
         RunError: a label is not finite.
     """
-    said = Teachers(teachers, labels.precision, settings.precision, device)
+    labeller = Teachers(teachers, labels.precision, settings.precision, device)
     draws = Draws(settings, len(images), ImageShape(*images.shape[1:]), seed)
-    made = [
-        _label(images, draws, said, normalization, epoch, PRECISIONS[labels.precision])
+    labelled = [
+        _label(images, draws, labeller, normalization, epoch, PRECISIONS[labels.precision])
         for epoch in epochs
     ]
-    return stack(made)
+    return stack(labelled)
 
 
 def _label(
@@ -164,10 +160,10 @@ def _label(
 ) -> dict[str, Tensor]:
     batches = list(draws.epoch(epoch))
     mixed = gathered(_mixed(images, batch, teachers, normalization) for batch in batches)
-    # all of the epoch stays on the device, which is waited for once
-    said = torch.cat([teachers(torch.cat(some)).to(precision) for some in mixed]).cpu()
+    # logits of the whole epoch stay on the device, so that the host synchronises only once
+    logits = torch.cat([teachers(torch.cat(group)).to(precision) for group in mixed]).cpu()
     teachers.check()
-    logits = [{"logits": part} for part in torch.split(said, list(draws.sizes))]
+    by_batch = [{"logits": part} for part in torch.split(logits, list(draws.sizes))]
     transforms = [
         batch.transform.state() if batch.transform is not None else {} for batch in batches
     ]
@@ -177,7 +173,7 @@ def _label(
         **({} if order is None else {"order": order}),
         **pack("transform", transforms, draws.sizes),
         **pack("mix", mixes, draws.sizes),
-        **pack("labels", logits, draws.sizes),
+        **pack("labels", by_batch, draws.sizes),
     }
 
 

@@ -1,14 +1,14 @@
-"""Draws of many batches as a few tensors, so that files of them are compact.
+"""Packing of the draws of many batches into a few tensors, for compact files.
 
-What is drawn for a batch of n images is a mapping of tensors: those with one row an image, (n,
-...), and those of the batch as a whole, such as a box or a share. For an epoch of B batches with N
-images in all they become
+The draws of a batch of n images are a mapping of tensors: some with one row per image, (n, ...),
+others for the batch as a whole, such as a box or a share. For an epoch of B batches with N images
+in total they become
 
 - `<what>.images.<name>` (N, ...): rows of all batches in order,
-- `<what>.batches.<name>` (B, ...): one entry a batch,
+- `<what>.batches.<name>` (B, ...): one entry per batch,
 
-and for E epochs each gets one dimension more. Integers are kept in the smallest signed type that
-holds them and come back as int64.
+and for E epochs each gets another leading dimension. Integers are stored in the smallest signed
+type that holds them and restored as int64.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-State = Mapping[str, Tensor]
-"""What is drawn for one batch."""
+StateDict = Mapping[str, Tensor]
+"""Draws of one batch, or of one epoch, by name."""
 
 SMALL = (torch.int8, torch.int16, torch.int32)
-"""Types for integers, smallest first."""
+"""Integer types, smallest first."""
 
 
-def pack(what: str, states: Sequence[State], sizes: Sequence[int]) -> dict[str, Tensor]:
-    """The draws of one epoch.
+def pack(what: str, states: Sequence[StateDict], sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Pack the draws of one epoch.
 
     Args:
         what: kind of the draws, the first part of the tensors' names.
-        states: one for each batch, all with the same names.
-        sizes: images of each batch.
+        states: draws of each batch, all with the same names.
+        sizes: number of images of each batch.
     """
     packed = {}
     for name in states[0]:
@@ -39,16 +39,15 @@ def pack(what: str, states: Sequence[State], sizes: Sequence[int]) -> dict[str, 
         by_image = all(
             tensor.ndim and len(tensor) == size for tensor, size in zip(tensors, sizes, strict=True)
         )
-        packed[f"{what}.{'images' if by_image else 'batches'}.{name}"] = (
-            torch.cat(tensors) if by_image else torch.stack(tensors)
-        )
+        if by_image:
+            packed[f"{what}.images.{name}"] = torch.cat(tensors)
+        else:
+            packed[f"{what}.batches.{name}"] = torch.stack(tensors)
     return packed
 
 
-def unpack(what: str, packed: State, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
-    """The inverse of `pack`: one mapping for each batch, an empty one if nothing of this kind was
-    packed.
-    """
+def unpack(what: str, packed: StateDict, sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Inverse of `pack`: one mapping per batch, empty if nothing of this kind was packed."""
     states: list[dict[str, Tensor]] = [{} for _ in sizes]
     for key, tensor in packed.items():
         kind, _, rest = key.partition(".")
@@ -60,13 +59,13 @@ def unpack(what: str, packed: State, sizes: Sequence[int]) -> list[dict[str, Ten
     return states
 
 
-def stack(epochs: Sequence[State]) -> dict[str, Tensor]:
-    """Several epochs of the same draws, integers made small."""
+def stack(epochs: Sequence[StateDict]) -> dict[str, Tensor]:
+    """Stack the draws of several epochs, with narrowed integers."""
     return {name: narrow(torch.stack([epoch[name] for epoch in epochs])) for name in epochs[0]}
 
 
-def unstack(stacked: State, index: int) -> dict[str, Tensor]:
-    """One of the epochs, integers as int64 again."""
+def unstack(stacked: StateDict, index: int) -> dict[str, Tensor]:
+    """Draws of one of the epochs, integers as int64."""
     return {
         name: tensor[index].long() if tensor.dtype in SMALL else tensor[index]
         for name, tensor in stacked.items()
@@ -74,17 +73,17 @@ def unstack(stacked: State, index: int) -> dict[str, Tensor]:
 
 
 def narrow(tensor: Tensor) -> Tensor:
-    """Signed integers in the smallest type that holds them; other tensors as they are.
+    """Convert integers to the smallest signed type that holds them; other tensors are unchanged.
 
-    >>> narrow(torch.tensor([0, 127])).dtype, narrow(torch.tensor([0, 128])).dtype, narrow(torch.tensor([0.5])).dtype
-    (torch.int8, torch.int16, torch.float32)
+    >>> narrow(torch.tensor([0, 127])).dtype, narrow(torch.tensor([0, 128])).dtype
+    (torch.int8, torch.int16)
+    >>> narrow(torch.tensor([0.5])).dtype
+    torch.float32
     """
     if tensor.dtype not in (*SMALL, torch.int64) or not tensor.numel():
         return tensor
     least, most = (int(bound) for bound in tensor.aminmax())
-    fitting = (
-        small
-        for small in SMALL
-        if torch.iinfo(small).min <= least and most <= torch.iinfo(small).max
-    )
-    return tensor.to(next(fitting, torch.int64))
+    for small in SMALL:
+        if torch.iinfo(small).min <= least and most <= torch.iinfo(small).max:
+            return tensor.to(small)
+    return tensor.to(torch.int64)

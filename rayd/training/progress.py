@@ -1,11 +1,11 @@
-"""How far a training is."""
+"""Progress events of a training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 MILESTONES = 100
-"""Most progress events of a training."""
+"""Maximum number of progress events of a training."""
 
 
 @dataclass(frozen=True)
@@ -13,24 +13,21 @@ class EpochProgress:
     """A milestone of a training."""
 
     index: int
-    """Which milestone, from 0."""
+    """Index of the milestone, from 0."""
     total: int
-    """How many there are."""
+    """Number of milestones."""
     epoch: int
-    """Epochs done."""
+    """Number of completed epochs."""
     epochs: int
-    """Epochs to do."""
+    """Total number of epochs."""
     loss: float
     """Mean training loss of the last epoch."""
     validation_accuracy: float | None
-    """Fraction of the validation images that are right; None unless the best epoch is chosen by
-    it.
-    """
+    """Validation accuracy, a fraction; None unless it selects the best epoch."""
 
 
 def milestones(epochs: int) -> tuple[int, ...]:
-    """The numbers of epochs after which a training reports progress: evenly spread, at most
-    `MILESTONES`, the last at the end.
+    """Numbers of epochs after which progress is reported: at most `MILESTONES`, evenly spaced.
 
     >>> milestones(3), len(milestones(1000)), milestones(1000)[:3]
     ((1, 2, 3), 100, (10, 20, 30))

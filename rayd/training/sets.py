@@ -1,4 +1,4 @@
-"""Labelled images to train on, or to be tested on."""
+"""Labelled images for training or testing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rayd.data.augmentation import Rows
 from rayd.data.images import ImageArray, ImageSet, ImageShape
 from rayd.data.normalization import Normalization
 from rayd.data.streaming import StreamedPixels, ahead, decoding_threads
@@ -19,25 +20,19 @@ from rayd.distilled import Distilled
 from rayd.errors import DataError
 
 NORMALIZED_ONCE = 2**28
-"""Bytes up to which a whole set is kept as normalised float32; a larger one stays uint8 and is
-normalised batch by batch.
-"""
+"""Maximum bytes of a set kept as normalised float32; larger ones are normalised per batch."""
 HASHED = 256
-"""Images that are hashed at a time."""
+"""Number of images hashed at a time."""
 
-Rows = Tensor | slice
-"""Which images: int64 (n,), or a slice of them."""
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages:
-    """Images that are decoded when they are taken; indexed as a tensor uint8 (n, C, H, W) on the
-    CPU is.
-    """
+    """Images decoded on access, indexed like a uint8 tensor (n, C, H, W) on the CPU."""
 
     pixels: StreamedPixels
-    """Where they come from."""
+    """Source of the images."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -46,7 +41,7 @@ class StreamedImages:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the decoded images."""
+        """Type of the decoded images."""
         return torch.uint8
 
     def __len__(self) -> int:
@@ -56,32 +51,32 @@ class StreamedImages:
         return self.take(rows, decoding_threads())
 
     def take(self, rows: Rows, threads: int) -> Tensor:
-        """Decode images in a number of threads."""
+        """Decode images with a given number of threads."""
         return torch.from_numpy(self.pixels.decode(_plain(rows), threads))
 
     def part(self, rows: Rows) -> StreamedImages:
-        """Some of the images, still encoded."""
+        """Select images, still encoded."""
         return StreamedImages(self.pixels.part(_plain(rows)))
 
 
 Images = Tensor | StreamedImages
-"""Images (n, C, H, W), in memory or to be decoded."""
+"""Images (n, C, H, W), in memory or decoded on access."""
 
 
 def taken(
     images: Images, batches: Iterable[Batch], rows: Callable[[Batch], Rows], device: torch.device
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Each batch with its images, in order.
+    """Yield each batch with its images, in order.
 
-    Streamed images are decoded a little ahead, in other threads; so are images in memory gathered
-    that a GPU has no room for.
+    Streamed images are decoded ahead, in other threads; images in host memory are gathered ahead
+    for a GPU.
 
     Args:
-        images: of the set.
-        batches: what is asked for.
-        rows: which images a batch has.
-        device: where the images are needed; they come from where they are, in pinned memory if that
-            is the host of a GPU.
+        images: images of the set.
+        batches: requested batches.
+        rows: maps a batch to the rows of its images.
+        device: device that needs the images; they are returned on their own device, in pinned
+            memory if that is the host of a GPU.
     """
     if isinstance(images, StreamedImages):
         threads = decoding_threads()
@@ -94,9 +89,9 @@ def taken(
 
 
 def _images(images: ImageArray) -> Images:
-    return (
-        StreamedImages(images) if isinstance(images, StreamedPixels) else torch.from_numpy(images)
-    )
+    if isinstance(images, StreamedPixels):
+        return StreamedImages(images)
+    return torch.from_numpy(images)
 
 
 def _plain(rows: Rows) -> slice | npt.NDArray[np.int64]:
@@ -105,10 +100,10 @@ def _plain(rows: Rows) -> slice | npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Labelled images to train on, or to be tested on.
+    """Labelled images for training or testing.
 
     Raises:
-        DataError: pixels come without a normalisation, or the labels are not one an image.
+        DataError: pixels without a normalisation, or labels that are not one per image.
     """
 
     images: Images
@@ -116,28 +111,29 @@ class TrainingSet:
     labels: Tensor
     """Class indices int64 (n,); for training also soft labels float32 (n, classes)."""
     normalization: Normalization | None = None
-    """From pixels to network input; None if the images are network input already."""
+    """Map from pixels to network input; None if the images are network input."""
     name: str = "training"
-    """What errors call it: `distilled`, `random`, `whole`, ..."""
+    """Name in error messages: `distilled`, `random`, `whole`, ..."""
     class_names: tuple[str, ...] = ()
-    """One name per class, in label order; empty if they are not known."""
+    """One name per class, in label order; empty if unknown."""
     source: ImageSet | None = None
-    """The real images that these are, whose fingerprint stands for theirs."""
+    """Underlying real images, whose fingerprint is used for the set."""
 
     def __post_init__(self) -> None:
         if self.images.dtype == torch.uint8 and self.normalization is None:
             raise DataError(
-                f"The uint8 pixels of the set '{self.name}' must come with a normalisation. Got none instead."
+                f"The uint8 pixels of the set '{self.name}' must come with a normalisation. "
+                "Got none instead."
             )
         if len(self.images) != len(self.labels) or not len(self.images):
             raise DataError(
-                f"The set '{self.name}' must have at least one image, and a label for each. Got {len(self.images)} images and "
-                f"{len(self.labels)} labels instead."
+                f"The set '{self.name}' must have at least one image, and a label for each. "
+                f"Got {len(self.images)} images and {len(self.labels)} labels instead."
             )
 
     @classmethod
     def from_distilled(cls, distilled: Distilled, name: str = "distilled") -> Self:
-        """A distilled set."""
+        """Create a training set from a distilled set."""
         return cls(
             distilled.images, distilled.labels, distilled.normalization, name, distilled.class_names
         )
@@ -150,14 +146,14 @@ class TrainingSet:
         rows: npt.ArrayLike | None = None,
         name: str = "training",
     ) -> Self:
-        """Real images, all of them or those at `rows`."""
+        """Create a set of all real images, or of those at `rows`."""
         chosen = image_set if rows is None else image_set.subset(rows)
         images = _images(chosen.images)
         labels = torch.from_numpy(chosen.labels)
         return cls(images, labels, normalization, name, chosen.class_names, chosen)
 
     def part(self, rows: Tensor) -> Self:
-        """The images at rows int64 (n,); streamed ones stay encoded."""
+        """Select images at rows int64 (n,); streamed ones stay encoded."""
         images = self.images[rows] if isinstance(self.images, Tensor) else self.images.part(rows)
         return replace(self, images=images, labels=self.labels[rows], source=None)
 
@@ -170,18 +166,15 @@ class TrainingSet:
         return ImageShape(*self.images.shape[1:])
 
     def inputs(self, images: Tensor) -> Tensor:
-        """Network input of images that were taken from `images`, on whatever device they are
-        now.
-        """
+        """Convert images taken from `images`, on any device, to network input."""
         if images.dtype == torch.uint8 and self.normalization is not None:
             return self.normalization(images)
         return images
 
     def resident(self, device: torch.device) -> tuple[Images, Tensor]:
-        """Images and labels where batches are taken from: on the device if they fill at most half
-        of what is free there.
+        """Images and labels to take batches from: on the device if at most half its free memory.
 
-        Streamed ones stay where they are.
+        Streamed images stay where they are.
         """
         if not isinstance(self.images, Tensor):
             return self.images, self.labels

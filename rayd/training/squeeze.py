@@ -1,8 +1,9 @@
-"""Observers trained on the real data, which "squeezes" the data into their weights (SRe2L; Yin et
-al., NeurIPS 2023).
+"""Training of observers on real data, which "squeezes" it into their weights.
 
-Cross-entropy on views of the training split, by default as SRe2L does it on CIFAR: SGD with
-momentum, cosine step size.
+Source: SRe2L (Yin et al., NeurIPS 2023).
+
+Cross-entropy on views of the training split, by default as SRe2L does on CIFAR: SGD with momentum,
+cosine step size.
 """
 
 from __future__ import annotations
@@ -32,25 +33,23 @@ from rayd.training.training_run import Subject, TrainingRun, resumed
 logger = logging.getLogger(__name__)
 
 JUDGED = 10_000
-"""Most training images on which a trained observer is judged."""
+"""Maximum number of training images for the final training accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Squeezed:
-    """What became of an observer."""
+    """Result of training an observer."""
 
     state: dict[str, Tensor]
-    """Its state dict, on the CPU, floating-point entries as float32."""
+    """State dict, on the CPU, floating-point entries as float32."""
     train_accuracy: float
-    """Fraction of at most `JUDGED` training images, evenly spaced and not augmented, that are
-    right.
-    """
+    """Accuracy on at most `JUDGED` training images, evenly spaced and not augmented; a fraction."""
     validation_accuracy: float | None
-    """Fraction of the validation images that are right; None without a validation split."""
+    """Accuracy on the validation images, a fraction; None without a validation split."""
     epochs: int
-    """Passes over the training split."""
+    """Number of passes over the training split."""
     seconds: float
-    """Wall-clock seconds of training and judging, those before an interruption included."""
+    """Wall-clock seconds of training and evaluation, including those before an interruption."""
 
 
 def squeeze(
@@ -65,25 +64,25 @@ def squeeze(
     checkpoint: Path | None = None,
     parallelism: Parallelism = SINGLE_PROCESS,
 ) -> Iterator[EpochProgress | Squeezed]:
-    """Train an observer: yields a `EpochProgress` for each of `milestones(settings.epochs)`, then a
-    `Squeezed`.
+    """Train an observer.
 
-    Resumed from its checkpoint it first yields the milestones that it had reached before, at once.
+    Yields an `EpochProgress` for each of `milestones(settings.epochs)`, then a `Squeezed`. When
+    resumed from its checkpoint, it first yields the milestones that it had reached before.
 
     Args:
         network: the observer with its initial weights, trained in place; with `epochs: 0` it is
-            judged as it is.
+            only evaluated.
         training: real images with hard labels.
-        settings: the protocol; `workers` is the business of the caller, who names the crew.
-        seed: of all draws.
-        device: where it is trained; the network is moved there.
+        settings: the protocol; `workers` is handled by the caller, who sets `parallelism`.
+        seed: seed of all draws.
+        device: device to train on; the network is moved there.
         classes: number of classes.
-        validation: images on which it is judged at the end.
-        checkpoint: where to keep the state of an unfinished observer; removed when the caller comes
-            back after the result.
-        parallelism: who else trains the same observer. Only the process that leads keeps
-            checkpoints and yields a `Squeezed`; the others must find its checkpoint, or all of them
-            start anew.
+        validation: images for a final evaluation.
+        checkpoint: path of the state of an unfinished observer; removed when the generator is
+            resumed after the result.
+        parallelism: processes that train the same observer. Only the leading process writes
+            checkpoints and yields a `Squeezed`; the others must find its checkpoint, or all start
+            from the beginning.
 
     Raises:
         RunError: the training loss is not finite.
@@ -120,36 +119,37 @@ def squeeze(
         name = f"observer '{type(network).__name__}' with seed {seed} on the set '{training.name}'"
         return TrainingRun(trainer, Subject("observer", name, "squeeze.learning_rate"), key)
 
-    course = resumed(fresh, checkpoint)
-    if not parallelism.agree(course.trainer.epoch):
+    training_run = resumed(fresh, checkpoint)
+    if not parallelism.agree(training_run.trainer.epoch):
         logger.warning(
-            "An observer starts anew, as not all of its workers find its checkpoint '%s'.",
+            "Training of an observer restarts: not all of its workers find its checkpoint '%s'.",
             checkpoint,
         )
-        course = fresh()
-    yield from course.run(checkpoint if parallelism.leads else None)
+        training_run = fresh()
+    yield from training_run.run(checkpoint if parallelism.leads else None)
     if parallelism.leads:
-        yield _judged(course, validation)
+        yield _judged(training_run, validation)
         if checkpoint is not None:
             remote.remove(checkpoint)
 
 
-def _judged(course: TrainingRun, validation: TrainingSet | None) -> Squeezed:
+def _judged(training_run: TrainingRun, validation: TrainingSet | None) -> Squeezed:
     started = time.perf_counter()
-    trainer = course.trainer
+    trainer = training_run.trainer
     weights = trainer.weights()
+    precision = trainer.settings.precision
 
-    def of(judged: TrainingSet) -> float:
-        return accuracy(
-            hits(trainer.network, [weights], judged, trainer.device, trainer.settings.precision)[0]
-        )
+    def accuracy_on(judged: TrainingSet) -> float:
+        (hit,) = hits(trainer.network, [weights], judged, trainer.device, precision)
+        return accuracy(hit)
 
-    train_accuracy = of(judged_on(trainer.training))
-    validation_accuracy = None if validation is None else of(validation)
+    train_accuracy = accuracy_on(judged_on(trainer.training))
+    validation_accuracy = None if validation is None else accuracy_on(validation)
     state = {
-        name: value.detach().to("cpu", _kept(value), copy=True) for name, value in weights.items()
+        name: value.detach().to("cpu", _stored_type(value), copy=True)
+        for name, value in weights.items()
     }
-    seconds = course.seconds + time.perf_counter() - started
+    seconds = training_run.seconds + time.perf_counter() - started
     return Squeezed(state, train_accuracy, validation_accuracy, trainer.epochs, seconds)
 
 
@@ -159,5 +159,5 @@ def judged_on(training: TrainingSet) -> TrainingSet:
     return training.part(torch.arange(count) * len(training) // count)
 
 
-def _kept(value: Tensor) -> torch.dtype:
+def _stored_type(value: Tensor) -> torch.dtype:
     return torch.float32 if value.is_floating_point() else value.dtype

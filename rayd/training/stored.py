@@ -1,5 +1,4 @@
-"""Labels that teachers made once, on disk, for students to replay (FKD: Shen and Xing, ECCV 2022,
-as SRe2L uses it).
+"""Precomputed soft labels on disk, replayed by students (FKD: Shen and Xing, ECCV 2022; SRe2L).
 
 A directory of chunks, each with the draws and logits of some epochs:
 
@@ -10,13 +9,13 @@ with, for E epochs of N images in B batches and C classes (see `rayd.training.pa
 
 | tensor | shape | |
 |---|---|---|
-| `order` | (E, N) | the images in the order of each epoch; absent for a single batch, which is not shuffled |
-| `labels.images.logits` | (E, N, C) | the teachers' mean logits of the mixed images, in that order, float16 or float32 |
-| `transform.*` | (E, N, ...) or (E, B, ...) | the views of the images |
+| `order` | (E, N) | order of the images in each epoch; absent for a single batch (not shuffled) |
+| `labels.images.logits` | (E, N, C) | mean logits of the mixed images, in order, float16/float32 |
+| `transform.*` | (E, N, ...) or (E, B, ...) | views of the images |
 | `mix.*` | (E, N, ...) or (E, B, ...) | partners, boxes or shares |
 
-and, as metadata, what all of it was made for (`Labelled`), with a hash of the tensors. Nothing of
-the machine or of the random generators that made it is needed to replay it.
+and, as metadata, the inputs of the labels (`Labelled`) and a hash of the tensors. Replaying needs
+nothing of the machine or the random generators that produced them.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ from rayd.training.packing import unstack
 from rayd.training.sets import TrainingSet
 
 FORMAT = 1
-"""Version of the layout above; another one is refused."""
+"""Version of the format above; other versions are rejected."""
 
 LOGITS = "labels.images.logits"
 """Name of the tensor of logits."""
 
 CHUNK_EPOCHS = 64
-"""Most epochs of a chunk."""
+"""Maximum number of epochs of a chunk."""
 CHUNK_BYTES = 2**28
-"""Most bytes of a chunk's logits, if it has more than one epoch: what replaying holds in memory."""
+"""Maximum bytes of a chunk's logits (unless it is a single epoch), held in memory by replays."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """What labels were made for, and must fit where they are used."""
+    """Inputs that labels were computed from, and which must match where they are used."""
 
     images: str
     """Fingerprint of images and normalisation."""
@@ -59,9 +58,9 @@ class Labelled:
     classes: int
     """Number of classes."""
     class_names: tuple[str, ...]
-    """One name per class, in label order; empty if they were not known."""
+    """One name per class, in label order; empty if unknown."""
     batch_size: int
-    """Images of a batch."""
+    """Images per batch."""
     transform: dict[str, Any]
     """`evaluation.transform`."""
     augmentation: str | None
@@ -75,9 +74,9 @@ class Labelled:
     seed: int
     """`labels.seed`."""
     arithmetic: str
-    """`evaluation.precision`, in which the teachers compute."""
+    """`evaluation.precision`, the arithmetic of the teachers."""
     teachers: tuple[str, ...]
-    """Hashes of what the teachers are made of; empty if they were not known."""
+    """Hashes of the teachers' inputs; empty if unknown."""
 
     @classmethod
     def of(
@@ -88,7 +87,7 @@ class Labelled:
         labels: LabelSettings,
         teachers: tuple[str, ...] = (),
     ) -> Self:
-        """What labels of a set under a protocol are made for."""
+        """Describe the inputs of labels for a set under a protocol."""
         return cls(
             images=training.image_fingerprint,
             count=len(training),
@@ -107,7 +106,7 @@ class Labelled:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that must be those of the student, by their names in a recipe."""
+        """Settings that must equal the student's, by their names in a recipe."""
         evaluation = {
             name: getattr(self, name)
             for name in ("batch_size", "augmentation", "mix", "mix_concentration")
@@ -122,32 +121,31 @@ class Labelled:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`, through JSON.
+        """Inverse of `dataclasses.asdict`, through JSON.
 
         Raises:
             TypeError, KeyError: a field is missing or unknown.
         """
-        return cls(
-            **{**content, **{name: tuple(content[name]) for name in ("class_names", "teachers")}}
-        )
+        tuples = {name: tuple(content[name]) for name in ("class_names", "teachers")}
+        return cls(**{**content, **tuples})
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
-    """Draws and logits of some epochs."""
+class LabelChunk:
+    """Draws and logits of consecutive epochs."""
 
     epochs: range
-    """Which ones."""
+    """Range of the epochs."""
     tensors: Mapping[str, Tensor]
-    """By name, with the epochs as first dimension."""
+    """Tensors by name, with epochs as first dimension."""
 
     def of(self, epoch: int) -> dict[str, Tensor]:
-        """The tensors of one of the epochs."""
+        """Tensors of one of the epochs."""
         return unstack(self.tensors, epoch - self.epochs.start)
 
 
 def chunks(epochs: int, count: int, classes: int, precision: str) -> tuple[range, ...]:
-    """How epochs are cut into chunks that fit in memory.
+    """Split epochs into chunks that fit in memory.
 
     >>> chunks(100, 10, 10, "float16"), chunks(2, 10**6, 1000, "float16")
     ((range(0, 64), range(64, 100)), (range(0, 1), range(1, 2)))
@@ -158,14 +156,14 @@ def chunks(epochs: int, count: int, classes: int, precision: str) -> tuple[range
 
 
 def chunk_path(directory: Path, epochs: range) -> Path:
-    """Where a chunk lies or would lie."""
+    """Path of a chunk."""
     return directory / f"epochs-{epochs.start:05d}-{epochs.stop - 1:05d}.safetensors"
 
 
 def write_chunk(
     directory: Path, made_for: Labelled, epochs: range, tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write what `rayd.training.labels.label_epochs` made of some epochs, whole or not at all."""
+    """Write the result of `rayd.training.labels.label_epochs` for some epochs, atomically."""
     note = {
         "format": FORMAT,
         "made_for": asdict(made_for),
@@ -180,17 +178,15 @@ def write_chunk(
 
 
 class StoredLabels:
-    """The labels that a directory holds. Only what they were made for is read at once; a chunk is
-    when it is asked for.
+    """Stored labels of a directory. Metadata are read at once, chunks on demand.
 
     Attributes:
-        directory: where they lie.
-        made_for: what they were made for.
-        epochs: how many epochs they last for.
+        directory: directory of the labels.
+        made_for: inputs of the labels.
+        epochs: number of labelled epochs.
 
     Raises:
-        ArtifactError: there are none, or their chunks are damaged, incomplete, or not of one
-            making.
+        ArtifactError: there are no labels, or chunks are damaged, missing, or inconsistent.
     """
 
     def __init__(self, directory: Path):
@@ -205,28 +201,30 @@ class StoredLabels:
             start, stop = note["epochs"]
             if start != self.epochs:
                 raise ArtifactError(
-                    f"The stored labels in '{directory}' must go on with epoch {self.epochs}. Got a chunk from {start} on."
+                    f"The stored labels in '{directory}' must continue with epoch {self.epochs}. "
+                    f"Got a chunk from {start} on."
                 )
             if note["made_for"] != self._notes[0]["made_for"]:
                 raise ArtifactError(
-                    f"The stored labels in '{directory}' are of two makings: epoch {start} begins another one."
+                    f"The stored labels in '{directory}' have different inputs "
+                    f"from epoch {start} on."
                 )
             self.epochs = stop
         self.made_for = Labelled.from_json(self._notes[0]["made_for"])
 
     @property
     def numbers(self) -> int:
-        """Stored numbers."""
+        """Number of stored values."""
         return sum(note["numbers"] for note in self._notes)
 
     @property
     def bytes(self) -> int:
-        """The same in bytes."""
+        """Number of stored bytes."""
         return sum(note["bytes"] for note in self._notes)
 
     @property
     def fingerprint(self) -> str:
-        """Hex BLAKE2b of all that is stored."""
+        """Hex BLAKE2b of everything stored."""
         return content_hash({"chunks": self._notes})
 
     def check(
@@ -238,45 +236,51 @@ class StoredLabels:
         epochs: int,
         teachers: tuple[str, ...] = (),
     ) -> None:
-        """Make sure that a student may be trained by them.
+        """Check that the labels fit a student.
 
         Raises:
-            ArtifactError: they are of other images or other classes.
-            ConfigError: they are of another protocol, or of too few epochs.
+            ArtifactError: they belong to other images or other classes.
+            ConfigError: they belong to another protocol, or to too few epochs.
         """
-        wanted = Labelled.of(training, classes, settings, labels)
-        got = self.made_for
-        if (wanted.images, wanted.count) != (got.images, got.count):
+        expected = Labelled.of(training, classes, settings, labels)
+        actual = self.made_for
+        if (expected.images, expected.count) != (actual.images, actual.count):
             raise ArtifactError(
-                f"The stored labels in '{self.directory}' are of other images than the set '{training.name}': fingerprint "
-                f"{wanted.images[:12]} ({wanted.count} images) wanted, {got.images[:12]} ({got.count}) found."
+                f"The stored labels in '{self.directory}' belong to other images than the set "
+                f"'{training.name}': expected fingerprint {expected.images[:12]} "
+                f"({expected.count} images), found {actual.images[:12]} ({actual.count})."
             )
-        named = wanted.class_names and got.class_names
-        if wanted.classes != got.classes or (named and wanted.class_names != got.class_names):
+        named = expected.class_names and actual.class_names
+        names_differ = named and expected.class_names != actual.class_names
+        if expected.classes != actual.classes or names_differ:
             raise ArtifactError(
-                f"The stored labels in '{self.directory}' are of other classes than the set '{training.name}': "
-                f"{_difference(wanted, got)}."
+                f"The stored labels in '{self.directory}' belong to other classes than the set "
+                f"'{training.name}': {_difference(expected, actual)}."
             )
-        if teachers and got.teachers and teachers != got.teachers:
+        if teachers and actual.teachers and teachers != actual.teachers:
             raise ConfigError(
-                f"The stored labels in '{self.directory}' were made by other teachers than 'labels.networks' and 'squeeze' "
-                "name now; set labels.kind=online to let those speak."
+                f"The stored labels in '{self.directory}' were made by other teachers than "
+                "'labels.networks' and 'squeeze' name now; "
+                "set labels.kind=online to use the latter."
             )
-        for name, value in wanted.settings.items():
-            if value != (stored := got.settings.get(name)):
+        for name, value in expected.settings.items():
+            stored = actual.settings.get(name)
+            if value != stored:
                 raise ConfigError(
-                    f"The stored labels in '{self.directory}' fit '{name}' {stored} only. Got {value} instead."
+                    f"The stored labels in '{self.directory}' fit '{name}' {stored} only. "
+                    f"Got {value} instead."
                 )
         if epochs > self.epochs:
             raise ConfigError(
-                f"The stored labels in '{self.directory}' last for {self.epochs} epochs. Got {epochs} epochs to train instead."
+                f"The stored labels in '{self.directory}' last for {self.epochs} epochs. "
+                f"Got {epochs} epochs to train instead."
             )
 
-    def chunk(self, epoch: int) -> Chunk:
-        """The chunk with an epoch.
+    def chunk(self, epoch: int) -> LabelChunk:
+        """Read the chunk that contains an epoch.
 
         Raises:
-            ArtifactError: it is damaged, or was changed since this object was made.
+            ArtifactError: it is damaged, or was changed since this object was created.
         """
         note = next(note for note in self._notes if epoch in range(*note["epochs"]))
         epochs = range(*note["epochs"])
@@ -286,11 +290,11 @@ class StoredLabels:
             raise ArtifactError(
                 f"'{path}' is damaged: its tensors are not those that were written."
             )
-        return Chunk(epochs, tensors)
+        return LabelChunk(epochs, tensors)
 
 
 def _note(path: Path) -> dict[str, Any]:
-    """The metadata of a chunk, whose name says which epochs it has."""
+    """Read the metadata of a chunk, whose name must match its epochs."""
     note = read_metadata(path)
     named = re.fullmatch(r"epochs-(\d+)-(\d+)", path.stem)
     try:
@@ -304,17 +308,18 @@ def _note(path: Path) -> dict[str, Any]:
         fits = False
     if not fits:
         raise ArtifactError(
-            f"'{path}' must be a chunk of stored labels, format {FORMAT}. Got another file of that name."
+            f"'{path}' must be a chunk of stored labels, format {FORMAT}. "
+            "Got another file of that name."
         )
     return note
 
 
-def _difference(wanted: Labelled, got: Labelled) -> str:
-    if wanted.classes != got.classes:
-        return f"{wanted.classes} classes wanted, {got.classes} found"
-    place = next(
-        i
-        for i, (a, b) in enumerate(zip(wanted.class_names, got.class_names, strict=True))
-        if a != b
+def _difference(expected: Labelled, actual: Labelled) -> str:
+    if expected.classes != actual.classes:
+        return f"expected {expected.classes} classes, found {actual.classes}"
+    pairs = enumerate(zip(expected.class_names, actual.class_names, strict=True))
+    label = next(index for index, (ours, theirs) in pairs if ours != theirs)
+    return (
+        f"expected class {label} to be '{expected.class_names[label]}', "
+        f"found '{actual.class_names[label]}'"
     )
-    return f"class {place} is '{wanted.class_names[place]}', '{got.class_names[place]}' found"

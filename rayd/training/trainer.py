@@ -1,16 +1,16 @@
-"""One network in training: one set, one protocol, epoch after epoch.
+"""Training of one network on one set under one protocol, epoch after epoch.
 
-Every step: take a batch of the set in its view, mix it, ask the teachers if there are any, and
-follow the gradient of the loss. Everything that changes is in `state`, and every draw derives from
-(seed, purpose, epoch, batch), so a training resumed from its state ends as the uninterrupted one:
-bit for bit on the CPU with the same number of threads.
+Each step takes the view of a batch, mixes it, queries the teachers if there are any, and applies
+the gradient of the loss. Everything that changes is in `state`, and every draw derives from (seed,
+purpose, epoch, batch), so a training resumed from its state gives the same result as an
+uninterrupted one: bit for bit on the CPU with the same number of threads.
 
 The moving average of the weights starts at the initial ones and moves after every step,
 
     average <- decay * average + (1 - decay) * weights,
 
-as in the released code of EDC; as there, it covers the parameters, while batch normalisation keeps
-the running statistics of the network that is trained.
+as in the released code of EDC; as there, it covers the parameters only, while batch normalisation
+uses the running statistics of the trained network.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rayd.config import TrainingSettings
+from rayd.data.augmentation import Rows
 from rayd.devices import autocast, convolutions, to_device
 from rayd.networks import restore
 from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
-from rayd.training.batches import Batches, DrawnBatch, Rows
+from rayd.training.batches import Batches, DrawnBatch
 from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
-from rayd.training.parallelism import SINGLE_PROCESS, Parallelism, Part
+from rayd.training.parallelism import SINGLE_PROCESS, BatchPart, Parallelism
 from rayd.training.sets import TrainingSet, taken
 from rayd.transfer import upload
 
@@ -41,45 +42,42 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """A part of a batch, before a step."""
+class PreparedBatch:
+    """Images and labels of a part of a batch, before a step."""
 
-    part: Part
+    part: BatchPart
     images: Tensor
-    """As they are seen before mixing: those of the part (n, C, H, W), followed by partners that are
-    not in it.
-    """
+    """Views before mixing: those of the part (n, C, H, W), followed by partners outside it."""
     labels: Tensor
-    """Of the images."""
+    """Labels of `images`."""
     mixed: Tensor
-    """After mixing (n, C, H, W)."""
+    """Mixed images (n, C, H, W)."""
     partners: Tensor | None
-    """Each one's partner (n,), if it has one."""
+    """Index of each image's partner (n,); None without mixing."""
     kept: float
-    """The share of the image itself."""
+    """Share of the image itself."""
 
     def __len__(self) -> int:
         return len(self.mixed)
 
 
 class Trainer:
-    """One network in training.
+    """Training of one network.
 
     Args:
-        network: what is trained, in place; moved to the device.
-        training: what it learns from.
-        settings: the protocol; how many `epochs` there are and where batches come from is said
-            apart from it.
-        batches: the batches of every epoch.
-        loss: from logits and target to what is minimised.
-        epochs: passes over the set, which the schedule is made for.
-        seed: of dropout.
-        device: where it is trained.
-        purpose: what is trained (`student`, ...); other purposes have other draws of dropout.
-        teachers: who labels batches that come without logits, if the loss needs them.
-        clean_forward: let the network also see each batch before mixing, without gradient, so that
-            batch statistics update twice.
-        parallelism: who else trains the same network, each on a part of every batch.
+        network: network to train, in place; moved to the device.
+        training: training set.
+        settings: the protocol; `epochs` and batches are given separately.
+        batches: batches of every epoch.
+        loss: maps logits and target to the loss.
+        epochs: number of passes over the set, for the schedule.
+        seed: seed of dropout.
+        device: device to train on.
+        purpose: kind of training (`student`, ...); part of the key of dropout's draws.
+        teachers: networks that label batches without logits, if the loss needs them.
+        clean_forward: also run each batch before mixing through the network, without gradient, so
+            that batch statistics update twice.
+        parallelism: processes that train the same network, each with a part of every batch.
     """
 
     def __init__(
@@ -114,23 +112,19 @@ class Trainer:
         self._parallelism = parallelism
         self._images, self._labels = training.resident(device)
         self._parameters = dict(network.named_parameters())
-        self._rebuilt = (
-            milestone_epochs(settings.schedule, epochs)
-            if settings.schedule.name == "restart"
-            else ()
-        )
+        self._rebuilt: tuple[int, ...] = ()
+        if settings.schedule.name == "restart":
+            self._rebuilt = milestone_epochs(settings.schedule, epochs)
         self._optimizer = self._new_optimizer()
-        self._average = (
-            None
-            if settings.average is None
-            else {n: p.detach().clone() for n, p in self._parameters.items()}
-        )
-        # what `alrs` has made of the step size, and the loss that it saw last
+        self._average: dict[str, Tensor] | None = None
+        if settings.average is not None:
+            self._average = {n: p.detach().clone() for n, p in self._parameters.items()}
+        # accumulated factor of `alrs`, and the previous loss it compares with
         self._stalled = 1.0
         self._previous: float | None = None
 
     def advance(self) -> Tensor:
-        """One epoch; its mean loss, still on the device, so that no step waits for it."""
+        """Train for one epoch and return its mean loss, on the device to avoid synchronisation."""
         self._schedule()
         # dropout can only draw from the global generator
         dropout = seeded(
@@ -152,21 +146,16 @@ class Trainer:
 
     @torch.no_grad()
     def weights(self) -> dict[str, Tensor]:
-        """What is used of the network: its weights or their moving average, and its buffers;
-        training changes them in place.
-        """
+        """Weights to use (their moving average if enabled) and buffers, by reference."""
         return self.network.state_dict() | (self._average or {})
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that changes, as tensors and as JSON-able values."""
+        """Complete training state, as tensors and as JSON-able values."""
         tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
         for name, parameter in self._parameters.items():
-            kept = self._optimizer.state[parameter]
-            tensors |= {
-                f"optimizer.{key}.{name}": value
-                for key, value in kept.items()
-                if isinstance(value, Tensor)
-            }
+            for key, value in self._optimizer.state[parameter].items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
         tensors |= {f"average.{name}": value for name, value in (self._average or {}).items()}
         return tensors, {
             "epoch": self.epoch,
@@ -175,50 +164,47 @@ class Trainer:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-        """Take over what `state` gave.
+        """Restore the result of `state`.
 
         Raises:
-            KeyError, TypeError, RuntimeError: it is not of this training; the state is then
+            KeyError, TypeError, RuntimeError: it belongs to another training; the state is then
                 undefined.
         """
         restore(self.network, under("model.", tensors))
         self._optimizer = self._new_optimizer()
         for name, value in under("optimizer.", tensors).items():
-            key, _, parameter = name.partition(".")
-            self._optimizer.state[self._parameters[parameter]][key] = _like(
-                value, self._parameters[parameter]
-            )
+            key, _, parameter_name = name.partition(".")
+            parameter = self._parameters[parameter_name]
+            self._optimizer.state[parameter][key] = _like(value, parameter)
         if self._average is not None:
-            kept = under("average.", tensors)
+            averages = under("average.", tensors)
             self._average = {
-                name: _like(kept[name], self._parameters[name]) for name in self._average
+                name: _like(averages[name], self._parameters[name]) for name in self._average
             }
         self.epoch = note["epoch"]
         self._stalled = note["stalled"]
         self._previous = note["previous_loss"]
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        """An optimizer that has gathered nothing yet; fused: a quarter of the time of foreach for
-        small networks on the CPU.
-        """
-        chosen = self.settings
+        """Create an optimizer; fused takes a quarter of foreach's time for small CPU networks."""
+        settings = self.settings
         parameters = list(self._parameters.values())
-        decay = chosen.weight_decay
-        if chosen.optimizer == "adamw":
-            betas = (chosen.momentum, 0.999)
+        decay = settings.weight_decay
+        if settings.optimizer == "adamw":
+            betas = (settings.momentum, 0.999)
             return torch.optim.AdamW(
-                parameters, lr=chosen.learning_rate, betas=betas, weight_decay=decay, fused=True
+                parameters, lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True
             )
         return torch.optim.SGD(
             parameters,
-            lr=chosen.learning_rate,
-            momentum=chosen.momentum,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
             weight_decay=decay,
             fused=True,
         )
 
     def _schedule(self) -> None:
-        """Set the step size of the epoch that begins."""
+        """Set the step size of the current epoch."""
         if self.epoch in self._rebuilt:
             self._optimizer = self._new_optimizer()
         rate = self.settings.learning_rate * learning_rate_factor(
@@ -229,63 +215,66 @@ class Trainer:
 
     @cached_property
     def _joined(self) -> nn.Module:
-        """The network as the crew calls it, joined once and only when it is trained."""
+        """The network wrapped for data parallelism, once and only if it is trained."""
         return self._parallelism.joined(self.network)
 
     def _pass(self) -> Tensor:
-        # a walk over all modules, which only a test in between makes necessary
+        # train() visits all modules, which is needed only after a test
         if not self.network.training:
             self._joined.train()
         total = torch.zeros((), device=self.device)
         count = len(self._labels)
         parts = (self._parallelism.part(batch, count) for batch in self._batches.epoch(self.epoch))
-        # where a batch's rows are needed twice, they are copied to the device once
-        placed = ((part, self._rows(part.batch)) for part in parts)
-        read = taken(self._images, placed, lambda one: one[1], self.device)
-        for view, logits in self._taught(
-            self._view(part, rows, images) for (part, rows), images in read
-        ):
-            total += self._step(view, logits) * view.part.whole
+        # rows index both images and labels, so they are copied to the device once
+        with_rows = ((part, self._rows(part.batch)) for part in parts)
+        read = taken(self._images, with_rows, lambda pair: pair[1], self.device)
+        prepared = (self._prepared(part, rows, images) for (part, rows), images in read)
+        for batch, logits in self._with_logits(prepared):
+            total += self._step(batch, logits) * batch.part.whole
         if self._teachers is not None:
             self._teachers.check()
         return self._parallelism.mean(total) / count
 
     def _rows(self, batch: DrawnBatch) -> Rows:
-        return (
-            batch.rows if isinstance(batch.rows, slice) else upload(batch.rows, self._labels.device)
-        )
+        if isinstance(batch.rows, slice):
+            return batch.rows
+        return upload(batch.rows, self._labels.device)
 
-    def _view(self, part: Part, rows: Rows, images: Tensor) -> View:
-        """A part of a batch, the images of which were read."""
+    def _prepared(self, part: BatchPart, rows: Rows, images: Tensor) -> PreparedBatch:
         inputs = self.training.inputs(upload(images, self.device))
         labels = upload(self._labels[rows], self.device)
-        seen = part.batch.view(inputs, self.training.normalization).contiguous(
-            memory_format=self._layout
+        views = part.batch.view(inputs, self.training.normalization)
+        views = views.contiguous(memory_format=self._layout)
+        mixed, partners, kept = part.batch.mixed(views)
+        return PreparedBatch(
+            part=part, images=views, labels=labels, mixed=mixed, partners=partners, kept=kept
         )
-        return View(part, seen, labels, *part.batch.mixed(seen))
 
-    def _taught(self, views: Iterable[View]) -> Iterator[tuple[View, Tensor | None]]:
-        """Each with its logits, stored or said by the teachers, if the loss needs them; of small
-        batches several are asked.
+    def _with_logits(
+        self, batches: Iterable[PreparedBatch]
+    ) -> Iterator[tuple[PreparedBatch, Tensor | None]]:
+        """Yield each batch with its stored or computed logits, if the loss needs them.
+
+        Small batches are combined for the teachers.
         """
         if self._teachers is None:
-            for view in views:
-                stored = view.part.batch.logits
-                yield view, None if stored is None else upload(stored, self.device)
+            for batch in batches:
+                stored = batch.part.batch.logits
+                yield batch, None if stored is None else upload(stored, self.device)
             return
-        for some in gathered(views):
-            yield from zip(some, self._teachers.of_each([view.mixed for view in some]), strict=True)
+        for group in gathered(batches):
+            logits = self._teachers.of_each([batch.mixed for batch in group])
+            yield from zip(group, logits, strict=True)
 
-    def _step(self, view: View, logits: Tensor | None) -> Tensor:
-        """One step of the optimizer on a part of a batch; its weighted loss before it."""
-        target = Target(view.labels, view.partners, view.kept, logits)
+    def _step(self, batch: PreparedBatch, logits: Tensor | None) -> Tensor:
+        """One optimizer step on a part of a batch; returns its weighted loss before the step."""
+        target = Target(batch.labels, batch.partners, batch.kept, logits)
         if self._clean_forward:
-            # in a context of its own: autocast would keep weights that were cast without gradient
-            # for the forward pass below
+            # in a separate autocast context: its cache would keep weights cast without gradient
             with torch.no_grad(), autocast(self.device, self.settings.precision):
-                self._joined(view.images[: len(view)])
+                self._joined(batch.images[: len(batch)])
         with autocast(self.device, self.settings.precision):
-            loss = view.part.weight * self._loss(self._joined(view.mixed), target)
+            loss = batch.part.weight * self._loss(self._joined(batch.mixed), target)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -301,14 +290,14 @@ class Trainer:
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A value where, and laid out as, the parameter is; scalars stay scalars."""
+    """Copy a value to the device and memory layout of a parameter; scalars keep their shape."""
     if value.shape != parameter.shape:
         return value.to(parameter.device)
     return torch.empty_like(parameter).copy_(value)
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """Select the tensors whose names begin with a prefix, and remove the prefix."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()

@@ -1,6 +1,4 @@
-"""A training from its first epoch to its last: milestones, the best epoch on held-out images,
-checkpoints.
-"""
+"""A complete training: milestones, the best epoch on held-out images, checkpoints."""
 
 from __future__ import annotations
 
@@ -26,31 +24,30 @@ from rayd.training.trainer import Trainer, under
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 60.0
-"""Training time between checkpoints."""
+"""Seconds of training between checkpoints."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """How a training is spoken of."""
+    """Names of a training in messages."""
 
     kind: str
     """`student`, ..."""
     name: str
-    """All that tells it from its neighbours, as in `The <name> diverged`."""
+    """Identifies the training, as in `The <name> diverged`."""
     learning_rate: str
-    """The setting of its step size."""
+    """Name of the setting of its step size."""
 
 
 class TrainingRun:
-    """A training on its way; everything that changes is in a checkpoint.
+    """A training from its first epoch to its last, with its complete state in checkpoints.
 
     Args:
-        trainer: the network and how it is trained.
-        subject: how errors speak of it.
-        key: a hash of all that decides the outcome, asked for once and only if there are
-            checkpoints.
-        choosing: images on which the best milestone is chosen (of equal ones the latest), if one
-            is.
+        trainer: trainer of the network.
+        subject: names for messages.
+        key: computes a hash of everything that determines the result; called at most once, and
+            only if there are checkpoints.
+        choosing: images that select the best milestone (the latest of equal ones), if given.
     """
 
     def __init__(
@@ -72,11 +69,10 @@ class TrainingRun:
         self.seconds = 0.0
 
     def run(self, checkpoint: Path | None) -> Iterator[EpochProgress]:
-        """Train to the end: yields a `EpochProgress` for each milestone, at first at once those
-        that were reached before.
+        """Train to the end; yield an `EpochProgress` per milestone, starting with earlier ones.
 
         Args:
-            checkpoint: where the state is kept on the way.
+            checkpoint: path of the state while unfinished.
 
         Raises:
             RunError: the training loss is not finite.
@@ -92,7 +88,7 @@ class TrainingRun:
                 yield progress
 
     def advance(self) -> EpochProgress | None:
-        """One epoch; its progress if it ends in a milestone."""
+        """Train for one epoch; return its progress if it ends in a milestone."""
         started = time.perf_counter()
         loss = self.trainer.advance()
         reached = self.trainer.epoch == self.milestones[len(self.history)]
@@ -101,7 +97,7 @@ class TrainingRun:
         return progress
 
     def save(self, path: Path) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state atomically."""
         tensors, note = self.trainer.state()
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         note |= {
@@ -114,7 +110,7 @@ class TrainingRun:
         write_tensors(path, tensors, note)
 
     def restore(self, path: Path) -> None:
-        """Take over the state that `save` wrote.
+        """Restore the state written by `save`.
 
         Raises:
             ArtifactError: the file is damaged or of another training; the state is then undefined.
@@ -123,13 +119,13 @@ class TrainingRun:
         if note.get(self.subject.kind) != self._key:
             raise ArtifactError(f"'{path}' is the checkpoint of another {self.subject.kind}.")
         try:
-            self._take_over(tensors, note)
+            self._restore(tensors, note)
         except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(
-                f"'{path}' does not hold all that the {self.subject.name} needs: {error}."
+                f"'{path}' lacks state that the {self.subject.name} needs: {error}."
             ) from error
 
-    def _take_over(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    def _restore(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         self.trainer.restore(tensors, note)
         self.history = [EpochProgress(**progress) for progress in note["history"]]
         self.best = {
@@ -147,10 +143,11 @@ class TrainingRun:
         trainer = self.trainer
         if not math.isfinite(loss):
             raise RunError(
-                f"The {self.subject.name} diverged: its loss is {loss} after epoch {trainer.epoch} of {trainer.epochs}; a "
-                f"smaller '{self.subject.learning_rate}' may help."
+                f"The {self.subject.name} diverged: its loss is {loss} after epoch "
+                f"{trainer.epoch} of {trainer.epochs}; "
+                f"a smaller '{self.subject.learning_rate}' may help."
             )
-        chosen_by = None
+        selection_accuracy = None
         if self._choosing is not None:
             weights = trainer.weights()
             (hit,) = hits(
@@ -160,30 +157,35 @@ class TrainingRun:
                 trainer.device,
                 trainer.settings.precision,
             )
-            chosen_by = accuracy(hit)
-            if chosen_by >= self.best_accuracy:
+            selection_accuracy = accuracy(hit)
+            if selection_accuracy >= self.best_accuracy:
                 self.best = {name: value.clone() for name, value in weights.items()}
-                self.best_accuracy = chosen_by
+                self.best_accuracy = selection_accuracy
                 self.best_epoch = trainer.epoch
         progress = EpochProgress(
-            len(self.history), len(self.milestones), trainer.epoch, trainer.epochs, loss, chosen_by
+            index=len(self.history),
+            total=len(self.milestones),
+            epoch=trainer.epoch,
+            epochs=trainer.epochs,
+            loss=loss,
+            validation_accuracy=selection_accuracy,
         )
         self.history.append(progress)
         return progress
 
 
 def resumed(make: Callable[[], TrainingRun], checkpoint: Path | None) -> TrainingRun:
-    """The course that `make` makes, with the state of its checkpoint if there is one that can be
-    used.
-    """
-    course = make()
+    """Create a training run, with the state of its checkpoint if that can be used."""
+    training_run = make()
     if checkpoint is None or not remote.bring(checkpoint):
-        return course
+        return training_run
     try:
-        course.restore(checkpoint)
+        training_run.restore(checkpoint)
     except ArtifactError as error:
         logger.warning(
-            "The %s starts anew, as its checkpoint cannot be used: %s", course.subject.name, error
+            "The %s restarts from the beginning, as its checkpoint cannot be used: %s",
+            training_run.subject.name,
+            error,
         )
         return make()
-    return course
+    return training_run

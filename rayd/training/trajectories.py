@@ -1,9 +1,9 @@
-"""Experts on disk: their parameters after every epoch, of which one at a time is read.
+"""Expert trajectories on disk: parameters after every epoch, read one epoch at a time.
 
-An expert is one safetensors file. Its tensor `epochs` (E + 1, P), float32 or bfloat16, has a row
-for the network as it started and one for every epoch; a row is what `rayd.networks.flat` takes. The
-metadata have the names and shapes of the parameters in the order of a row, and what else is known
-of the expert. An index, `experts.json`, names the files of a library.
+A trajectory is a safetensors file. Its tensor `epochs` (E + 1, P), float32 or bfloat16, has a row
+for the initial parameters and for every epoch, in the format of `rayd.networks.flat`. The metadata
+contain names and shapes of the parameters in the order of a row, and further facts of the expert.
+An index, `experts.json`, lists the files of a library.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from rayd.artifacts import read_json, read_metadata, read_row, write_json, write
 from rayd.errors import ArtifactError
 
 INDEX = "experts.json"
-"""The file that names the experts of a directory."""
+"""Index file of the experts of a directory."""
 ROWS = "epochs"
-"""The tensor of an expert's file."""
+"""Tensor of an expert's file."""
 
 
 class Trajectory:
-    """An expert: `trajectory[t]` are its parameters (P,), float32, after epoch t; 0 is where it
-    started.
+    """Trajectory of an expert: `trajectory[t]` are its parameters (P,), float32, after epoch t.
+
+    Epoch 0 is the initialisation.
 
     Args:
-        path: of its file, of which the metadata alone are read now.
+        path: path of the file, of which only the metadata are read at once.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or no expert.
+        ArtifactError: the file is missing, damaged, or not a trajectory.
     """
 
     def __init__(self, path: Path):
@@ -43,14 +44,15 @@ class Trajectory:
             self.shapes: dict[str, tuple[int, ...]] = {
                 name: tuple(shape) for name, shape in note["shapes"]
             }
-            """Of every parameter, by name, in the order of a row."""
+            """Shape of every parameter, by name, in the order of a row."""
             self.epochs = int(note[ROWS])
-            """E, the number of its epochs."""
+            """Number of epochs, E."""
             self.facts: dict[str, Any] = note["facts"]
-            """What else is known of it."""
+            """Further metadata."""
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
-                f"'{path}' is no expert: its metadata lack what tells its epochs and parameters."
+                f"'{path}' is not an expert trajectory: "
+                "its metadata lack the epochs or the parameters."
             ) from error
 
     def __len__(self) -> int:
@@ -58,11 +60,11 @@ class Trajectory:
         return self.epochs + 1
 
     def __getitem__(self, epoch: int) -> Tensor:
-        """The parameters after an epoch, 0 to E, read from the file.
+        """Read the parameters after an epoch, 0 to E.
 
         Raises:
-            IndexError: there is no such epoch.
-            ArtifactError: the file is gone or damaged.
+            IndexError: the epoch is out of range.
+            ArtifactError: the file is missing or damaged.
         """
         if not 0 <= epoch <= self.epochs:
             raise IndexError(
@@ -77,7 +79,7 @@ class Trajectory:
 
     @cached_property
     def size(self) -> int:
-        """P, the number of all parameters."""
+        """Number of parameters, P."""
         return sum(prod(shape) for shape in self.shapes.values())
 
 
@@ -87,13 +89,13 @@ def write_trajectory(
     shapes: Mapping[str, tuple[int, ...]],
     facts: Mapping[str, Any] | None = None,
 ) -> Trajectory:
-    """Write an expert, whole or not at all.
+    """Write a trajectory, atomically.
 
     Args:
-        path: of its file.
-        epochs: (E + 1, P), in the type that is to be stored.
-        shapes: of every parameter, by name, in the order of a row.
-        facts: JSON-able, what else is to be known of it.
+        path: path of the file.
+        epochs: parameters (E + 1, P), in the type to store.
+        shapes: shape of every parameter, by name, in the order of a row.
+        facts: further metadata, JSON-able.
     """
     note = {
         "shapes": [[name, list(shape)] for name, shape in shapes.items()],
@@ -105,13 +107,13 @@ def write_trajectory(
 
 
 class Library:
-    """Experts of one architecture, all with the same number of epochs.
+    """Trajectories of experts of one architecture with the same number of epochs.
 
     Args:
-        paths: of their files, whose metadata are read when they are asked for.
+        paths: paths of the files, whose metadata are read on demand.
 
     Raises:
-        ArtifactError: there are none.
+        ArtifactError: there are no paths.
     """
 
     def __init__(self, paths: Sequence[Path]):
@@ -122,22 +124,23 @@ class Library:
 
     @classmethod
     def of(cls, directory: Path) -> Library:
-        """The experts that the index of a directory names.
+        """Open the trajectories listed in the index of a directory.
 
         Raises:
-            ArtifactError: the index is missing, damaged, or names no files beside it.
+            ArtifactError: the index is missing, damaged, or lists files in other directories.
         """
         names = read_json(directory / INDEX).get("experts")
         if not isinstance(names, list) or not all(
             isinstance(name, str) and Path(name).name == name for name in names
         ):
             raise ArtifactError(
-                f"'{directory / INDEX}' must list the files of experts, beside it. Got {names!r} instead."
+                f"'{directory / INDEX}' must list the files of experts next to it. "
+                f"Got {names!r} instead."
             )
         return cls([directory / name for name in names])
 
     def write_index(self, directory: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Name the experts, which must lie in it, in the index of a directory.
+        """Write the index of a directory, which must contain the files.
 
         Raises:
             ArtifactError: an expert is missing or does not fit the others.
@@ -151,26 +154,27 @@ class Library:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> Trajectory:
-        """One expert.
+        """Open one trajectory.
 
         Raises:
-            IndexError: there are not as many.
-            ArtifactError: its file is missing or damaged, or of another network or length than the
-                first one's.
+            IndexError: the index is out of range.
+            ArtifactError: the file is missing or damaged, or differs from the first in network or
+                length.
         """
         if not 0 <= index < len(self._paths):
             raise IndexError(
                 f"There are the experts 0 to {len(self._paths) - 1}. Got {index} instead."
             )
         if index not in self._known:
-            one = Trajectory(self._paths[index])
-            if index > 0 and (one.shapes, one.epochs) != (self[0].shapes, self[0].epochs):
+            expert = Trajectory(self._paths[index])
+            if index > 0 and (expert.shapes, expert.epochs) != (self[0].shapes, self[0].epochs):
                 raise ArtifactError(
-                    f"'{one.path}' is an expert of another network or length than '{self[0].path}'."
+                    f"'{expert.path}' is an expert of another network or length "
+                    f"than '{self[0].path}'."
                 )
-            self._known[index] = one
+            self._known[index] = expert
         return self._known[index]
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """All experts, in order."""
+        """Iterate over all trajectories, in order."""
         return (self[index] for index in range(len(self)))

@@ -65,7 +65,7 @@ def test_a_demanded_shape_decides_over_the_first_image() -> None:
     grey = some_images(2, channels=1)
     decoded = decode_images(encoded(*map(encode, grey)), 2, shape=ImageShape(3, 4, 4))
     assert np.array_equal(decoded, np.repeat(grey, 3, 1))
-    with pytest.raises(DataError, match="row 0 has height x width 4 x 4, wanted 5 x 4"):
+    with pytest.raises(DataError, match="row 0 has height x width 4 x 4, expected 5 x 4"):
         decode_images(encoded(*map(encode, grey)), 2, shape=ImageShape(3, 5, 4))
 
 
@@ -73,7 +73,7 @@ def test_another_size_is_refused_with_the_way_out() -> None:
     odd = np.zeros((3, 5, 6), np.uint8)
     contents = encoded(encode(some_images(1)[0]), encode(odd))
     with pytest.raises(
-        DataError, match=r"'data.image_size' is set: row 1 has height x width 5 x 6, wanted 4 x 4"
+        DataError, match=r"'data.image_size' is set: row 1 has height x width 5 x 6, expected 4 x 4"
     ):
         decode_images(contents, 2)
     assert decode_images(contents, 2, side=8).shape == (2, 3, 8, 8)
@@ -91,7 +91,7 @@ def test_another_size_is_refused_with_the_way_out() -> None:
         ),
         (
             encode(np.full((1, 4, 4), 300, np.uint16)),
-            r"8 bits a channel. Got mode 'I(;16)?' at row 1",
+            r"8 bits per channel. Got mode 'I(;16)?' at row 1",
         ),
     ],
     ids=["empty", "no image", "truncated png", "truncated jpeg", "16 bits"],

@@ -130,7 +130,7 @@ def test_what_is_not_as_published_leaves_nothing(
         **changes,
     )
     sentence = {
-        "digest": "its MD5 is .*, wanted 0000",
+        "digest": "its MD5 is .*, expected 0000",
         "counts": "must have .*50000.* has .*50",
     }.get(damage, "Cannot fetch 'cifar10'")
     with pytest.raises(DataError, match=sentence) as caught:
@@ -176,7 +176,7 @@ def test_what_is_in_the_way_is_not_overwritten(
     mine = tmp_path / "root" / "cifar10" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep me")
-    with pytest.raises(DataError, match="cifar10' is in the way of 'cifar10'"):
+    with pytest.raises(DataError, match="cifar10' exists but is not a valid 'cifar10'"):
         fetch("cifar10", tmp_path / "root")
     assert mine.read_text() == "keep me"
 

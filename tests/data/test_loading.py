@@ -140,7 +140,7 @@ def test_images_of_different_sizes_need_a_size(tmp_path: Path) -> None:
     write_folder(tmp_path, {"ant": some_images(4, side=6), "bee": some_images(4, side=9)})
     with pytest.raises(
         DataError,
-        match=r"'data.image_size' is set: '.*bee/00.\.png' has height x width 9 x 9, wanted 6 x 6",
+        match=r"'data.image_size' is set: '.*bee/00.\.png' has height x width 9 x 9, expected 6 x 6",
     ):
         load(DataSettings(name=str(tmp_path)))
     assert load(DataSettings(name=str(tmp_path), image_size=7)).shape == ImageShape(3, 7, 7)

@@ -227,7 +227,7 @@ def test_what_was_found_is_kept_until_a_file_changes(
             == load(zoo(stream=False), tmp_path).normalization.fingerprint
         )
         assert seen
-    monkeypatch.setattr(surveying, "_look", refuse)
+    monkeypatch.setattr(surveying, "_scan", refuse)
     looked()
 
 
@@ -262,7 +262,7 @@ def test_touching_a_file_looks_again(root: Path) -> None:
     file = root / "zoo" / "test-0.parquet"
     os.utime(file, (1e9, 1e9))
     seen: list[str] = []
-    load(zoo(), root, progress=lambda split, *_: seen.append(split))
+    load(zoo(), root, on_progress=lambda split, *_: seen.append(split))
     assert set(seen) == {"test"}
 
 
@@ -271,7 +271,7 @@ def test_a_store_that_cannot_be_written_only_warns(
 ) -> None:
     (tmp_path / "file").touch()
     assert load(zoo(), root, tmp_path / "file").train.streamed
-    assert "look at all images again" in caplog.text
+    assert "scan all images again" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def csdm(**overrides: Any) -> Recipe:
             "augmentation": "crop_scale_rotate",
             "real_batch": 32,
         },
-        "objective": {"frequencies": 40},
+        "terms": {"characteristic_function": {"frequencies": 40}},
         "synthesis": {"steps": 6, "log_every": 2, "checkpoint_every": 3, "learning_rate": 0.1},
         "evaluation": {"networks": [NETWORK], "seeds": 1, "epochs": 2, "baselines": []},
         "resources": {"threads": 1},
@@ -76,11 +76,20 @@ RECIPES = {
     "csdm": csdm,
     "csdm sampled": lambda **more: csdm(**merge({"real": "sampled"}, more)),
     "csdm long-tailed": lambda **more: csdm(**merge(TAIL, more)),
-    "csdm linear": lambda **more: csdm(**merge({"objective": {"kernel": "linear"}}, more)),
+    "csdm linear": lambda **more: csdm(
+        **merge({"terms": {"characteristic_function": {"kernel": "linear"}}}, more)
+    ),
     "ncfm": ncfm,
     "ncfm sampled": lambda **more: ncfm(**merge({"real": "sampled"}, more)),
     "ncfm adversarial": lambda **more: ncfm(
-        **merge({"objective": {"sampling_network": True, "sampling_rate": 0.1}}, more)
+        **merge(
+            {
+                "terms": {
+                    "characteristic_function": {"sampling_network": True, "sampling_rate": 0.1}
+                }
+            },
+            more,
+        )
     ),
 }
 
@@ -110,12 +119,12 @@ def test_a_run_goes_through_its_stages_and_lowers_its_loss(tmp_path, which):
     )
     assert stages_of(tmp_path / "run") == stages
     logged = [line for line in lines_of(tmp_path / "run") if "loss" in line]
-    assert sum(line["spectral"] for line in logged[-3:]) < 0.95 * sum(
-        line["spectral"] for line in logged[:3]
+    assert sum(line["characteristic_function"] for line in logged[-3:]) < 0.95 * sum(
+        line["characteristic_function"] for line in logged[:3]
     )
     for line in logged:
         assert line["loss"] == pytest.approx(
-            300 * line["spectral"] + line.get("calibration", 0), rel=1e-5
+            300 * line["characteristic_function"] + line.get("calibration", 0), rel=1e-5
         )
     assert len(run.distilled) == 10 * (recipe.ipc if recipe.method == "csdm" else 4)
     assert torch.isfinite(run.distilled.images).all()
@@ -155,7 +164,13 @@ def test_a_second_run_measures_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(Worker, stage, None)
     another = {
         "seed": 3,
-        "objective": {"head_amplitude_weight": 0.9, "root": False, "sampling_network": True},
+        "terms": {
+            "characteristic_function": {
+                "head_amplitude_weight": 0.9,
+                "root": False,
+                "sampling_network": True,
+            }
+        },
     }
     distill(ncfm(ipc=2, **another, **NO_STUDENTS), tmp_path / "second", progress=QUIET)
 
@@ -202,7 +217,9 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
         batches = [batch for part in images.split(shard) for batch in part.split(100)]
         seen = observed(network, methods.build(recipe), batches)
         angles = (
-            torch.cat([observation.taps[need.tap][0] for observation in seen]).double().flatten(1)
+            torch.cat([observation.taps[need.layer_role][0] for observation in seen])
+            .double()
+            .flatten(1)
             @ got.frequencies.T
         )
         for label in range(10):
@@ -268,7 +285,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
         network_ids(recipe)[0], None, "float32"
     )
-    whole = observer.forward(images).taps[need.tap][0].flatten(1)
+    whole = observer.forward(images).taps[need.layer_role][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
         ((function,),) = observer.sample(
@@ -292,7 +309,12 @@ def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Observer, "sample", watched)
     distill(
-        csdm(real="sampled", observers={"per_step": 2}, objective={"scale": 1.0}, **NO_STUDENTS),
+        csdm(
+            real="sampled",
+            observers={"per_step": 2},
+            terms={"characteristic_function": {"scale": 1.0}},
+            **NO_STUDENTS,
+        ),
         tmp_path,
         progress=QUIET,
     )
@@ -303,11 +325,11 @@ def test_a_sampled_step_draws_its_frequencies_anew(tmp_path, monkeypatch):
     "other",
     [
         {"observers": {"interpolate": False}},
-        {"objective": {"frequencies": 41}},
-        {"objective": {"scale": 1.5}},
-        {"objective": {"scale": "median"}},
-        {"objective": {"kernel": "laplace"}},
-        {"objective": {"normalize": False}},
+        {"terms": {"characteristic_function": {"frequencies": 41}}},
+        {"terms": {"characteristic_function": {"scale": 1.5}}},
+        {"terms": {"characteristic_function": {"scale": "median"}}},
+        {"terms": {"characteristic_function": {"kernel": "laplace"}}},
+        {"terms": {"characteristic_function": {"normalize": False}}},
         {"squeeze": {"epochs": 3}},
     ],
 )
@@ -321,7 +343,9 @@ def test_what_changes_the_function_changes_its_key(other):
         )
 
     assert key(ncfm(**other)) != key(ncfm())
-    assert key(ncfm(objective={"root": False, "over_classes": "mean"}, seed=4)) == key(ncfm())
+    assert key(
+        ncfm(terms={"characteristic_function": {"root": False, "over_classes": "mean"}}, seed=4)
+    ) == key(ncfm())
 
 
 def test_interpolated_observers_stand_between_their_first_and_their_last_weights():
@@ -388,7 +412,7 @@ def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path
         next(line for line in lines_of(tmp_path / run) if "loss" in line)
         for run in ("run", "between")
     )
-    assert first["spectral"] == between["spectral"]
+    assert first["characteristic_function"] == between["characteristic_function"]
     assert first["calibration"] != between["calibration"]
 
 
@@ -407,8 +431,10 @@ def test_a_class_smaller_than_the_budget_gives_its_images_more_than_once(tmp_pat
 def test_head_and_tail_are_told_by_the_sizes_of_classes(tmp_path, real):
     """With the sampled real side too, whose batches hold as many images of every class."""
     images = []
-    for index, objective in enumerate(({"split": "median"}, {"split": "uniform"})):
-        recipe = csdm(real=real, objective=objective, **merge(TAIL, NO_STUDENTS))
+    for index, settings in enumerate(({"split": "median"}, {"split": "uniform"})):
+        recipe = csdm(
+            real=real, terms={"characteristic_function": settings}, **merge(TAIL, NO_STUDENTS)
+        )
         images.append(distill(recipe, tmp_path / str(index), progress=QUIET).distilled.images)
     same = [
         torch.equal(*(some[label * 4 : label * 4 + 4] for some in images)) for label in range(10)
@@ -429,7 +455,11 @@ def test_the_sampling_network_is_kept_with_the_synthesis_and_moves_it(tmp_path):
     distill(ncfm(**NO_STUDENTS), tmp_path / "without", progress=QUIET)
     assert bytes_of(tmp_path / "with") != bytes_of(tmp_path / "without")
     tensors, _ = read_tensors(max((tmp_path / "with" / "checkpoints").iterdir()))
-    kept = {name for name in tensors if name.startswith("memory.observers.0.spectral.layer0.")}
+    kept = {
+        name
+        for name in tensors
+        if name.startswith("memory.observers.0.characteristic_function.layer0.")
+    }
     assert any(".network." in name for name in kept)
     # the pool has three members that look in turn, six steps: two each
     assert {float(tensors[name]) for name in kept if ".step." in name} == {2.0}

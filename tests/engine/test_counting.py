@@ -14,7 +14,7 @@ from rayd.config import EvaluationSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.counting import Count, Counting, counted
 from rayd.engine.speeds import kernel
-from rayd.statistics import views
+from rayd.statistics import transforms
 from rayd.training.batches import Draws
 from rayd.training.losses import loss_of
 from rayd.training.sets import TrainingSet
@@ -155,8 +155,8 @@ def test_repeated_work_is_counted_each_time(monkeypatch):
 
     def moments() -> None:
         features = (maps + labels).requires_grad_()
-        mean, m2 = views.sample_moments(features, "channels")[:2]
-        again = views.sample_moments(features.detach()[:60], "patches", patch=4)
+        mean, m2 = transforms.Channels().moments(features)[:2]
+        again = transforms.Patches(4).moments(features.detach()[:60])
         (mean.sum() + m2.sum() + again.mean.sum()).backward()
 
     short = counted(moments)

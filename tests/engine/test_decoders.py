@@ -177,6 +177,7 @@ def test_each_shard_is_decoded_once_for_all_observers(
         assert len(os.listdir(tmp_path / "seen")) - before == IMAGES // SHARD * times
 
 
+@pytest.mark.chaos
 def test_killed_workers_change_no_byte(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

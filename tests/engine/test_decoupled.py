@@ -54,7 +54,7 @@ def edc(**overrides: object) -> Recipe:
             "transform": {"shift": 1, "flip": False},
         },
         "synthesis": {"steps": 6, "log_every": 2, "checkpoint_every": 3},
-        "objective": {"drop": 0.3},
+        "terms": {"moments": {"drop": 0.3}},
         "evaluation": {
             "networks": [SMALL[1]],
             "seeds": 1,
@@ -271,6 +271,7 @@ def test_an_interrupted_relabelling_goes_on(tmp_path, monkeypatch):
     assert [epoch for epoch in made if epoch is not None] == [0, 1, 2]
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_changes_nothing(tmp_path):
     """Workers are killed by pid again and again while a whole run goes through its stages."""
     recipe = edc(
@@ -299,8 +300,8 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"objective": {"alpha": 1.5}}, "'objective.alpha'.*less than or equal to 1"),
-        ({"objective": {"alfa": 0.5}}, "did you mean 'objective.alpha'"),
+        ({"terms": {"moments": {"alpha": 1.5}}}, "'terms.moments.alpha'.*less than or equal to 1"),
+        ({"terms": {"moments": {"alfa": 0.5}}}, "did you mean 'terms.moments.alpha'"),
         ({"synthesis": {"transform": {"crop": [0.0, 1.0]}}}, "0 < least <= most <= 1"),
         ({"synthesis": {"transform": {"crop": [0.5, 1.5]}}}, "0 < least <= most <= 1"),
         ({"observers": {"trained": False}}, "observers.trained: true"),
@@ -491,7 +492,7 @@ class Witness:
 
 def test_a_step_follows_its_schedule_its_average_and_a_view_of_its_own(tmp_path, monkeypatch):
     witness = Witness(monkeypatch)
-    recipe = edc(objective={"flatness_decay": 0.7}, **NO_STUDENTS)
+    recipe = edc(terms={"flatness": {"decay": 0.7}}, **NO_STUDENTS)
     distill(recipe, tmp_path / "run", progress=QUIET)
     rate = recipe.synthesis.learning_rate
     assert witness.rates == pytest.approx(

@@ -273,6 +273,7 @@ def test_in_process_work_needs_no_ray(tmp_path):
     assert "Workers need Ray, which is not installed" in refused.stderr
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("victim", [pytest.param("worker", marks=pytest.mark.slow), "driver"])
 def test_sigkill_midway_changes_nothing(tmp_path, victim):
     """A whole run on Ray whose observer actor, or whose driver, is killed by pid while it

@@ -23,7 +23,7 @@ from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.networks import LayerRole
 from rayd.recipes import assemble
-from rayd.statistics import Covariance, LabelCorrelation, Moments, vectors
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Moments, Pooled
 from tests.conftest import tiny
 
 
@@ -98,7 +98,7 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
     ]
     recipe = assemble({
         "method": "edc", "data": {"name": "digits"}, "observers": {"networks": networks_, "batch_size": 100},
-        "objective": {"patch": 3}, "resources": resources,
+        "terms": {"moments": {"patch": 3}}, "resources": resources,
     })  # fmt: skip
     method = methods.build(recipe)
     ids = network_ids(recipe)
@@ -127,8 +127,8 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
         seen = observed(network.eval(), method, batches)
         for need in method.needs():
             for layer, statistic in enumerate(got[need.key]):
-                maps = torch.cat([part.taps[need.tap][layer] for part in seen]).double()
-                features = vectors(maps, need.view, need.patch)
+                maps = torch.cat([part.taps[need.layer_role][layer] for part in seen]).double()
+                features = need.transform.vectors(maps)
                 check(features, labels, Moments.from_state(statistic))
 
 
@@ -167,7 +167,7 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(
     )
     assert len(ffc) == len(flc) == 2
     for layer, (matrix, signal) in enumerate(zip(ffc, flc, strict=True)):
-        features = vectors(torch.cat([taps[layer] for taps in seen]).double(), "channels")
+        features = Channels().vectors(torch.cat([taps[layer] for taps in seen]).double())
         rows = features.flatten(0, 1)
         centred = rows - rows.mean(0)
         found = Covariance.from_state(matrix)
@@ -258,8 +258,8 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
             for need in built.needs(network_id.group):
                 for layer in state[need.key]:
                     every = (
-                        set(layer) if need.pooled else need.statistic.shared
-                    ) - need.statistic.constant
+                        set(layer) if isinstance(need.kind, Pooled) else need.kind.statistic.shared
+                    ) - need.kind.statistic.constant
                     expected += sum(
                         t.nbytes * (1 + again * (name in every)) for name, t in layer.items()
                     )

@@ -285,7 +285,7 @@ def test_declarations():
         (
             "dc",
             {"real": "measured", "observers": {"model_pool": None}},
-            "looks at real mini-batches.*set 'real: sampled'",
+            "needs real mini-batches.*set 'real: sampled'",
         ),
         ("krr", {"real": "measured"}, "The term 'regression'.*set 'real: sampled'"),
         ("frepo", {"observers": {"model_pool": {"push_every": 5}}}, "set one of them to null"),
@@ -294,7 +294,11 @@ def test_declarations():
             {"observers": {"model_pool": {"start": 200}}},
             "must not exceed 'model_pool.capacity'",
         ),
-        ("frepo", {"objective": {"relative_ridge": 0}}, "'objective.relative_ridge'"),
+        (
+            "frepo",
+            {"terms": {"regression": {"relative_ridge": 0}}},
+            "'terms.regression.relative_ridge'",
+        ),
         (
             "dc",
             {"terms": {"class_aware": {"weight": 1}}, "classifiers": {"trained": False}},

@@ -138,11 +138,13 @@ def test_a_bug_on_a_worker_is_told(ray_group):
         list(ray_group.map("crash", [()]))
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_costs_nothing_but_time(ray_group, tmp_path):
     items = [(tmp_path / str(i % 2), i) for i in range(6)]
     assert list(ray_group.map("die_once", items)) == list(range(6))
 
 
+@pytest.mark.chaos
 def test_a_killed_stream_is_passed_on_once(ray_group, tmp_path):
     events = list(
         ray_group.stream("count_and_die_once", [(tmp_path / "a", 6), (tmp_path / "b", 4)])

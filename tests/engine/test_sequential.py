@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayd.artifacts import read_tensors
+from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.plan import plan
-from rayd.methods.cfm import CurriculumFrequencyMatching
-from rayd.objectives import Context
+from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL
 from tests.engine.test_distill import bytes_of
@@ -51,26 +50,14 @@ def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
     falls.
     """
     found: list[tuple[int, float, int]] = []
-    objective = CurriculumFrequencyMatching.objective
+    inner = SpectralFilterMatching.filters
 
-    def watched(self):
-        first, spectral = objective(self)
-        inner = spectral.filters
+    def filters(self, context: Context):
+        before = int(context.memory["before"]) if context.memory else -1
+        found.append((context.block, context.progress, before))
+        return inner(self, context)
 
-        def filters(context: Context):
-            found.append(
-                (
-                    context.block,
-                    context.progress,
-                    int(context.memory["before"]) if context.memory else -1,
-                )
-            )
-            return inner(context)
-
-        spectral.filters = filters
-        return first, spectral
-
-    monkeypatch.setattr(CurriculumFrequencyMatching, "objective", watched)
+    monkeypatch.setattr(SpectralFilterMatching, "filters", filters)
     distill(cfm(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
     found = found[:12]  # the chart of the result asks once more
     assert [block for block, _, _ in found] == [0] * 4 + [1] * 4 + [2] * 4
@@ -82,7 +69,11 @@ def test_a_block_finds_what_the_one_before_left(tmp_path, monkeypatch):
 
 def test_blocks_that_follow_one_another_are_not_those_that_do_not(tmp_path):
     distill(cfm(**NO_STUDENTS), tmp_path / "updating", progress=QUIET)
-    distill(cfm(objective={"updating": False}, **NO_STUDENTS), tmp_path / "alone", progress=QUIET)
+    distill(
+        cfm(terms={"spectral_filter": {"updating": False}}, **NO_STUDENTS),
+        tmp_path / "alone",
+        progress=QUIET,
+    )
     ours, theirs = (
         read_tensors(tmp_path / run / "distilled" / "data.safetensors")[0]["images"]
         for run in ("updating", "alone")
@@ -113,6 +104,22 @@ def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, a
     distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")
+
+
+def test_a_checkpoint_of_the_version_before_gives_its_memory_to_the_renamed_term(tmp_path):
+    """Means over blocks go on where they were when the term was called 'spectral'."""
+    distill(cfm(**NO_STUDENTS), tmp_path / "whole", progress=QUIET)
+    with interrupted_at(3, 1):
+        distill(cfm(**NO_STUDENTS), tmp_path / "cut", progress=QUIET)
+    renamed = 0
+    for path in (tmp_path / "cut" / "checkpoints").rglob("*.safetensors"):
+        tensors, metadata = read_tensors(path)
+        old = {name.replace(".spectral_filter.", ".spectral."): t for name, t in tensors.items()}
+        renamed += len(old.keys() - tensors.keys())
+        write_tensors(path, old, metadata)
+    assert renamed > 0
+    distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
+    assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 
 
 def steps_of(run: Path) -> list[tuple[int, float]]:

@@ -398,7 +398,10 @@ def test_a_plan_knows_what_is_there(tmp_path):
         ),
         ({"synthetic": {"labels": "random", "kind": "partitioned"}}, "has hard labels"),
         ({"objective": {"start": {"most": 9}}}, "'objective.start.most' must be at most"),
-        ({"synthesis": {"transform": {"crop": [0.5, 1]}}}, "Nobody looks at the images of method"),
+        (
+            {"synthesis": {"transform": {"crop": [0.5, 1]}}},
+            "'synthesis.transform' has no effect in method",
+        ),
         ({"objective": {"syn_steps": 4}}, "Unknown setting 'objective.syn_steps'"),
         (
             {"synthetic": {"kind": "lowrank", "rank": 9}},

@@ -269,7 +269,7 @@ def test_stored_labels_that_do_not_fit_are_refused_before_training(tmp_path):
         next(student(settings(**PROTOCOLS["kl, cutmix"], batch_size=10), labels, stored=stored))
     chosen = settings(**PROTOCOLS["kl, cutmix"])
     fixed = (of(TEST), BATCH_NORM, chosen, SHAPE, CLASSES, 0, EPOCHS, "cpu")
-    with pytest.raises(ArtifactError, match="of other images than the set 'training'"):
+    with pytest.raises(ArtifactError, match="belong to other images than the set 'training'"):
         next(train(*fixed, test=of(TEST), labels=labels, stored=stored))
 
 

@@ -85,9 +85,6 @@ def test_golden_run(name: str, workers: int, tmp_path: Path) -> None:
     compare(name, {"tensors": tensor_hash(tensors), "results": accuracies})
 
 
-def test_golden_recipes() -> None:
-    content = {
-        name: resolve(name).model_dump(mode="json", exclude={"measured", "summary"})
-        for name in names()
-    }
-    compare("recipes", {name: content_hash(recipe) for name, recipe in content.items()})
+def test_golden_identities() -> None:
+    """What runs, their checkpoints and caches are known by."""
+    compare("identities", {name: content_hash(resolve(name).identity()) for name in names()})

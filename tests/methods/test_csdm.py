@@ -17,15 +17,28 @@ from rayd.data import load
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, LayerRole, Observation
-from rayd.objectives import Context, RealStatistics
+from rayd.objectives import Context, RealStatistics, StatisticSpec
 from rayd.recipes import assemble
-from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+from rayd.statistics import (
+    AtFrequencies,
+    ByClass,
+    CharacteristicFunction,
+    Flat,
+    Frequencies,
+    Moments,
+    Normalized,
+)
 
 KERNELS = ["gaussian", "laplace", "isotropic-laplace", "matern", "rational-quadratic", "linear"]
 
 
-def csdm(**objective: Any) -> Method:
-    return methods.build(recipe(objective=objective))
+def csdm(**settings: Any) -> Method:
+    return methods.build(recipe(terms=distance(**settings)))
+
+
+def distance(**settings: Any) -> dict[str, Any]:
+    """Settings of the term of both methods."""
+    return {"characteristic_function": settings}
 
 
 def recipe(method: str = "csdm", data: dict[str, Any] | None = None, **overrides: Any) -> Recipe:
@@ -36,15 +49,13 @@ def recipe(method: str = "csdm", data: dict[str, Any] | None = None, **overrides
 
 def test_declarations():
     method = csdm()
-    assert {term.name: method.weight(term) for term in method.terms} == {"spectral": 300.0}
+    assert {term.name: method.weight(term) for term in method.terms} == {
+        "characteristic_function": 300.0
+    }
     (need,) = method.needs()
-    assert (need.tap, need.statistic, need.view, need.normalize) == (
-        LayerRole.FEATURES,
-        CharacteristicFunction,
-        "flat",
-        False,
+    assert need == StatisticSpec(
+        LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies("gaussian", "median", 1024))
     )
-    assert need.frequencies == Frequencies("gaussian", "median", 1024)
     assert not method.needs_trained_observers
     assert method.citation.startswith("@")
 
@@ -52,9 +63,9 @@ def test_declarations():
 def test_defaults_are_a_whole_recipe_that_reads_back():
     chosen = recipe()
     assert (
-        chosen.objective["head_amplitude_weight"],
-        chosen.objective["split"],
-        chosen.objective["root"],
+        chosen.terms["characteristic_function"].model_dump()["head_amplitude_weight"],
+        chosen.terms["characteristic_function"].model_dump()["split"],
+        chosen.terms["characteristic_function"].model_dump()["root"],
     ) == (
         0.8,
         "median",
@@ -68,17 +79,20 @@ def test_settings_become_a_need(kernel):
     drawn = {} if kernel == "linear" else {"scale": 2.0, "frequencies": 9}
     own = {"matern": {"smoothness": 2.5}, "rational-quadratic": {"mixture": 3.0}}.get(kernel, {})
     (need,) = csdm(kernel=kernel, normalize=True, **drawn, **own).needs()
-    assert need.normalize
+    assert need.transform == Normalized(Flat())
     if kernel == "linear":
-        assert (need.statistic, need.frequencies) == (Moments, None)
+        assert need.kind == ByClass(Moments)
     else:
-        assert need.frequencies == Frequencies(kernel, 2.0, 9, **own)
+        assert need.kind == AtFrequencies(Frequencies(kernel, 2.0, 9, **own))
 
 
 @pytest.mark.parametrize(
-    ("objective", "sentence"),
+    ("settings", "sentence"),
     [
-        ({"scale": 0}, r"'objective.scale'.* a finite number above 0, or 'median'. Got 0 "),
+        (
+            {"scale": 0},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got 0 ",
+        ),
         (
             {"kernel": "linear", "split": "uniform", "head_amplitude_weight": 1},
             "leaves classes with nothing to match",
@@ -90,30 +104,48 @@ def test_settings_become_a_need(kernel):
         ({"kernel": "linear", "head_amplitude_weight": 0}, "leaves classes with nothing to match"),
         ({"kernel": "matern", "smoothness": 0.1}, "smoothness.* 0.25"),
         ({"scale": float("inf")}, "a length is a finite number above 0, or 'median'"),
-        ({"scale": -1.5}, r"'objective.scale'.* a finite number above 0, or 'median'. Got -1.5 "),
+        (
+            {"scale": -1.5},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got -1.5 ",
+        ),
         (
             {"scale": "mean"},
-            r"'objective.scale'.* a finite number above 0, or 'median'. Got 'mean' ",
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got 'mean' ",
         ),
-        ({"scale": True}, r"'objective.scale'.* a finite number above 0, or 'median'. Got True "),
-        ({"frequencies": 0}, r"'objective.frequencies'.* greater than or equal to 1. Got 0 "),
+        (
+            {"scale": True},
+            r"'terms.characteristic_function.scale'.* a finite number above 0, or 'median'. Got True ",
+        ),
+        (
+            {"frequencies": 0},
+            r"'terms.characteristic_function.frequencies'.* greater than or equal to 1. Got 0 ",
+        ),
         (
             {"head_amplitude_weight": 1.1},
-            r"'objective.head_amplitude_weight'.* less than or equal to 1. Got 1.1 ",
+            r"'terms.characteristic_function.head_amplitude_weight'.* less than or equal to 1. Got 1.1 ",
         ),
         (
             {"head_amplitude_weight": -0.1},
-            r"'objective.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 ",
+            r"'terms.characteristic_function.head_amplitude_weight'.* greater than or equal to 0. Got -0.1 ",
         ),
-        ({"kernel": "rbf"}, r"'objective.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' "),
-        ({"split": "size"}, r"'objective.split'.* 'rank' or 'continuous'. Got 'size' "),
-        ({"smoothness": 0}, r"'objective.smoothness'.* greater than or equal to 0.25. Got 0 "),
-        ({"kernl": "laplace"}, r"did you mean 'objective.kernel'"),
+        (
+            {"kernel": "rbf"},
+            r"'terms.characteristic_function.kernel'.* 'rational-quadratic' or 'linear'. Got 'rbf' ",
+        ),
+        (
+            {"split": "size"},
+            r"'terms.characteristic_function.split'.* 'rank' or 'continuous'. Got 'size' ",
+        ),
+        (
+            {"smoothness": 0},
+            r"'terms.characteristic_function.smoothness'.* greater than or equal to 0.25. Got 0 ",
+        ),
+        ({"kernl": "laplace"}, r"did you mean 'terms.characteristic_function.kernel'"),
     ],
 )
-def test_settings_of_the_objective_are_checked(objective, sentence):
+def test_settings_of_the_term_are_checked(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        csdm(**objective)
+        csdm(**settings)
 
 
 def convnet() -> torch.nn.Module:
@@ -139,7 +171,7 @@ def looked_at(
     for need in method.needs():
         statistics = need.empty(
             data.classes,
-            tapped.dimensions(need.tap),
+            tapped.dimensions(need.layer_role),
             torch.Generator().manual_seed(0),
             need.resolved([seen]),
         )
@@ -206,7 +238,9 @@ def test_head_and_tail_are_told_by_the_real_side():
         method = methods.build(
             recipe(
                 data={"imbalance": 20.0},
-                objective={"head_amplitude_weight": weight, "frequencies": 64},
+                terms={
+                    "characteristic_function": {"head_amplitude_weight": weight, "frequencies": 64}
+                },
             )
         )
         real, _, _, ours, our_labels = looked_at(method, convnet())
@@ -217,7 +251,13 @@ def test_head_and_tail_are_told_by_the_real_side():
     plain = methods.build(
         recipe(
             data={"imbalance": 20.0},
-            objective={"split": "uniform", "head_amplitude_weight": 0.0, "frequencies": 64},
+            terms={
+                "characteristic_function": {
+                    "split": "uniform",
+                    "head_amplitude_weight": 0.0,
+                    "frequencies": 64,
+                }
+            },
         )
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
@@ -242,12 +282,15 @@ def test_the_linear_kernel_without_classes_is_dm():
 def test_ncfm_declares_what_the_paper_has():
     method = methods.build(recipe("ncfm"))
     assert {term.name: method.weight(term) for term in method.terms} == {
-        "spectral": 300.0,
+        "characteristic_function": 300.0,
         "calibration": 1.0,
     }
     (need,) = method.needs()
-    assert (need.tap, need.view, need.normalize) == (LayerRole.LAST_MAP, "flat", True)
-    assert need.frequencies == Frequencies("gaussian", 1.0, 4096)
+    assert need == StatisticSpec(
+        LayerRole.LAST_MAP,
+        Normalized(Flat()),
+        AtFrequencies(Frequencies("gaussian", 1.0, 4096)),
+    )
     chosen = method.recipe
     assert (chosen.observers.trained, chosen.observers.pool, chosen.squeeze.epochs) == (
         True,
@@ -271,14 +314,19 @@ def test_ncfm_needs_trained_observers():
 
 def test_ncfms_sampling_network_needs_frequencies():
     with pytest.raises(ConfigError, match="'sampling_network' needs frequencies to weigh"):
-        methods.build(recipe("ncfm", objective={"kernel": "linear", "sampling_network": True}))
+        methods.build(
+            recipe(
+                "ncfm",
+                terms={"characteristic_function": {"kernel": "linear", "sampling_network": True}},
+            )
+        )
 
 
 def test_ncfms_loss_is_the_size_of_the_difference():
     """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times;
     and the cross-entropy.
     """
-    method = methods.build(recipe("ncfm", objective={"frequencies": 64}))
+    method = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
     real, _, _, ours, our_labels = looked_at(method, convnet())
     (need,) = method.needs()
     (theirs,) = real[need]
@@ -294,14 +342,16 @@ def test_ncfms_loss_is_the_size_of_the_difference():
 
 def test_ncfms_sampling_network_can_be_switched_on():
     plain, against = (
-        methods.build(recipe("ncfm", objective={"frequencies": 64, **sampling}))
+        methods.build(
+            recipe("ncfm", terms={"characteristic_function": {"frequencies": 64, **sampling}})
+        )
         for sampling in ({}, {"sampling_network": True, "sampling_rate": 0.01})
     )
     real, _, _, ours, our_labels = looked_at(plain, convnet())
     context = Context(generator=lambda _: torch.Generator().manual_seed(0))
-    (distance,) = (term for term in against.terms if term.name == "spectral")
+    (distance,) = (term for term in against.terms if term.name == "characteristic_function")
     climbed = [float(distance(real, ours, our_labels, context).detach()) for _ in range(40)]
-    (level,) = (term for term in plain.terms if term.name == "spectral")
+    (level,) = (term for term in plain.terms if term.name == "characteristic_function")
     assert climbed[-1] > 1.02 * climbed[0]
     assert climbed[-1] > 1.02 * float(level(real, ours, our_labels, Context()).detach())
 
@@ -317,11 +367,13 @@ def test_csdm_with_ncfms_settings_is_ncfms_distance():
         "root",
         "over_classes",
     )
-    ncfm = methods.build(recipe("ncfm", objective={"frequencies": 64}))
-    same = csdm(**{name: ncfm.recipe.objective[name] for name in names})
+    ncfm = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
+    settings = ncfm.recipe.terms["characteristic_function"].model_dump()
+    same = csdm(**{name: settings[name] for name in names})
     (a,), (b,) = (
-        [term for term in method.terms if term.name == "spectral"] for method in (ncfm, same)
+        [term for term in method.terms if term.name == "characteristic_function"]
+        for method in (ncfm, same)
     )
-    assert {**vars(a), "needs": ()} == {**vars(b), "needs": ()}
+    assert a.model_copy(update={"layers": "features"}) == b
     (need,) = b.needs
-    assert need == dataclasses.replace(a.needs[0], tap=LayerRole.FEATURES)
+    assert need == dataclasses.replace(a.needs[0], layer_role=LayerRole.FEATURES)

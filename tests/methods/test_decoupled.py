@@ -111,23 +111,37 @@ def test_rded_optimises_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "objective", "sentence"),
+    ("name", "settings", "sentence"),
     [
-        ("edc", {"alpha": 1.5}, "objective.alpha.*less than or equal to 1"),
-        ("edc", {"momentum": 1.0}, "objective.momentum.*less than 1"),
-        ("edc", {"flatness_decay": 1.0}, "objective.flatness_decay"),
-        ("edc", {"category": "classes"}, "objective.category.*'class', 'instance' or 'batch'"),
-        ("edc", {"apha": 0.5}, "did you mean 'objective.alpha'"),
-        ("gvbsm", {"alpha": 0.5}, "Unknown setting 'objective.alpha'"),
-        ("gvbsm", {"patch": 0}, "objective.patch"),
-        ("gvbsm", {"drop": -0.1}, "objective.drop"),
-        ("sre2l", {"first_layer_weight": -1.0}, "objective.first_layer_weight"),
-        ("rded", {"anything": 1}, "Unknown setting 'objective.anything'"),
+        (
+            "edc",
+            {"terms": {"moments": {"alpha": 1.5}}},
+            "terms.moments.alpha.*less than or equal to 1",
+        ),
+        ("edc", {"terms": {"moments": {"momentum": 1.0}}}, "terms.moments.momentum.*less than 1"),
+        ("edc", {"terms": {"flatness": {"decay": 1.0}}}, "terms.flatness.decay"),
+        (
+            "edc",
+            {"terms": {"moments": {"category": "classes"}}},
+            "terms.moments.category.*'class', 'instance' or 'batch'",
+        ),
+        ("edc", {"terms": {"moments": {"apha": 0.5}}}, "did you mean 'terms.moments.alpha'"),
+        ("sre2l", {"terms": {"moments": {"alpha": 0.5}}}, "Unknown setting 'terms.moments.alpha'"),
+        ("gvbsm", {"terms": {"moments": {"patch": 0}}}, "terms.moments.patch"),
+        ("gvbsm", {"terms": {"moments": {"drop": -0.1}}}, "terms.moments.drop"),
+        (
+            "sre2l",
+            {"terms": {"moments": {"first_layer_weight": -1.0}}},
+            "terms.moments.first_layer_weight",
+        ),
+        ("rded", {"objective": {"anything": 1}}, "Unknown setting 'objective.anything'"),
+        ("edc", {"objective": {"alfa": 1}}, "did you mean 'terms.moments.alpha'"),
+        ("dm", {"terms": {"mean": {"alpha": 1}}}, "Unknown setting 'terms.mean.alpha'"),
     ],
 )
-def test_settings_of_the_objective_are_checked(name, objective, sentence):
+def test_settings_of_terms_are_checked(name, settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        recipe(name, objective=objective)
+        recipe(name, **settings)
 
 
 def test_a_weight_of_zero_takes_the_term_and_its_needs_away():
@@ -149,7 +163,7 @@ def test_a_term_that_is_switched_off_is_known_all_the_same():
 
 def test_without_flatness_no_average_is_kept():
     assert methods.build(recipe("edc", terms={"flatness": {"weight": 0}})).averaging is None
-    assert methods.build(recipe("edc", objective={"flatness_decay": 0.9})).averaging == 0.9
+    assert methods.build(recipe("edc", terms={"flatness": {"decay": 0.9}})).averaging == 0.9
 
 
 def small(name: str, **options: Any) -> torch.nn.Module:
@@ -173,7 +187,8 @@ def looked_at(
     labels = torch.from_numpy(data.train.labels[:200])
     tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
     real: RealStatistics = {
-        need: need.empty(data.classes, tapped.dimensions(need.tap)) for need in method.needs()
+        need: need.empty(data.classes, tapped.dimensions(need.layer_role))
+        for need in method.needs()
     }
     for need in method.needs():
         need.update(tuple(real[need]), tapped(images), labels)
@@ -208,7 +223,7 @@ def total(method: Method, network: torch.nn.Module) -> tuple[float, dict[str, fl
 def test_every_term_can_be_asked_of_real_networks(name, norm):
     method = methods.build(recipe(name))
     if norm == "instance" and name in ("sre2l", "cda"):
-        with pytest.raises(ConfigError, match="The tap 'bn_inputs' needs batch normalisation"):
+        with pytest.raises(ConfigError, match="Layer role 'bn_inputs' needs batch normalisation"):
             looked_at(method, convnet(norm))
         return
     _, values = total(method, convnet(norm))
@@ -218,7 +233,7 @@ def test_every_term_can_be_asked_of_real_networks(name, norm):
 
 @pytest.mark.parametrize("name", ["gvbsm", "edc"])
 def test_a_network_without_convolutions_is_refused(name):
-    with pytest.raises(ConfigError, match="The tap 'conv_inputs' needs convolutions"):
+    with pytest.raises(ConfigError, match="Layer role 'conv_inputs' needs convolutions"):
         looked_at(methods.build(recipe(name)), small("mlp"))
 
 
@@ -242,8 +257,11 @@ def test_sre2l_matches_what_normalisations_read():
 
 def test_edc_with_every_choice_undone_is_gvbsm():
     undone = {
-        "objective": {"alpha": 1.0, "drop": 0.4},
-        "terms": {"flatness": {"weight": 0.0}, "densification": {"weight": 1.0}},
+        "terms": {
+            "moments": {"alpha": 1.0, "drop": 0.4},
+            "flatness": {"weight": 0.0},
+            "densification": {"weight": 1.0},
+        },
     }
     for norm in ("batch", "instance"):
         mine = total(methods.build(recipe("edc", **undone)), convnet(norm))
@@ -253,15 +271,15 @@ def test_edc_with_every_choice_undone_is_gvbsm():
 @pytest.mark.parametrize(
     "change",
     [
-        {"objective": {"alpha": 1.0}},
-        {"objective": {"category": "instance"}},
-        {"objective": {"category": "batch"}},
-        {"objective": {"momentum": 0.0}},
-        {"objective": {"drop": 0.99}},
-        {"objective": {"patch": 2}},
-        {"objective": {"first_layer_weight": 1.0}},
-        {"objective": {"flatness_temperature": 1.0}},
-        {"objective": {"flatness_direction": "average"}},
+        {"terms": {"moments": {"alpha": 1.0}}},
+        {"terms": {"moments": {"category": "instance"}}},
+        {"terms": {"moments": {"category": "batch"}}},
+        {"terms": {"moments": {"momentum": 0.0}}},
+        {"terms": {"moments": {"drop": 0.99}}},
+        {"terms": {"moments": {"patch": 2}}},
+        {"terms": {"moments": {"first_layer_weight": 1.0}}},
+        {"terms": {"flatness": {"temperature": 1.0}}},
+        {"terms": {"flatness": {"direction": "average"}}},
         {"terms": {"flatness": {"weight": 0.5}}},
     ],
 )
@@ -303,8 +321,11 @@ def test_measured_statistics_are_met_by_the_real_images(norm):
     method = methods.build(
         recipe(
             "edc",
-            objective={"momentum": 0.0},
-            terms={"cross_entropy": {"weight": 0}, "flatness": {"weight": 0}},
+            terms={
+                "moments": {"momentum": 0.0},
+                "cross_entropy": {"weight": 0},
+                "flatness": {"weight": 0},
+            },
         )
     )
     data = load(method.recipe.data)
@@ -315,7 +336,8 @@ def test_measured_statistics_are_met_by_the_real_images(norm):
     states = looking.measure(images, labels, batch_size=33)
     real = {
         need: tuple(
-            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+            need.kind.statistic.from_state(state).to(dtype=torch.float32)
+            for state in states[need.key]
         )
         for need in method.needs()
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from rayd.config import NetworkSettings
+from rayd.data import ImageShape
 from rayd.errors import ConfigError
 from rayd.networks import FeatureExtractor, LayerRole, Observation, build, names
 
@@ -115,6 +116,56 @@ def test_taps_come_in_order_of_execution_with_their_dimensions() -> None:
         assert [tuple(t.shape) for t in observation.taps[tap]] == [
             (3, *shape) for shape in tapped.dimensions(tap)
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("convnet", [(128, 16, 16), (128, 8, 8), (128, 4, 4)]),
+        ("vgg11", [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]),
+        ("resnet18", [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]),
+        ("wrn16_2", [(32, 32, 32), (64, 16, 16), (128, 8, 8)]),
+    ],
+)
+def test_block_outputs_are_the_maps_after_blocks_and_stages(name, shapes) -> None:
+    tapped = FeatureExtractor(network(name), {LayerRole.BLOCK_OUTPUTS, LayerRole.LAST_MAP}, CIFAR)
+    assert tapped.dimensions(LayerRole.BLOCK_OUTPUTS) == shapes
+    taps = tapped.eval()(torch.randn(2, *CIFAR)).taps
+    assert taps[LayerRole.BLOCK_OUTPUTS][-1] is taps[LayerRole.LAST_MAP][0]
+
+
+def test_block_outputs_of_a_convnet_are_what_its_blocks_return() -> None:
+    convnet = small_convnet("batch").eval()
+    tapped = FeatureExtractor(convnet, {LayerRole.BLOCK_OUTPUTS}, DIGITS)
+    images = torch.randn(2, *DIGITS)
+    heard = tapped(images).taps[LayerRole.BLOCK_OUTPUTS]
+    layers = list(convnet.get_submodule("features"))
+    for block, maps in enumerate(heard):
+        images = nn.Sequential(*layers[4 * block : 4 * block + 4])(images)
+        assert torch.equal(maps, images)
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("torchvision/resnet18", [64, 128, 256, 512]),
+        ("torchvision/resnet50", [256, 512, 1024, 2048]),
+    ],
+)
+def test_block_outputs_of_a_resnet_are_what_its_stages_return(name, channels) -> None:
+    """Not what its stem pools, nor maps inside a bottleneck whose stride is in the middle."""
+    shape = ImageShape(3, 64, 64)
+    residual = network(name, shape).eval()
+    found = {}
+    for stage in range(1, 5):
+        module = residual.get_submodule(f"layer{stage}")
+        module.register_forward_hook(lambda _, __, out, stage=stage: found.update({stage: out}))
+    tapped = FeatureExtractor(residual, {LayerRole.BLOCK_OUTPUTS}, shape)
+    maps = tapped(torch.randn(1, *shape)).taps[LayerRole.BLOCK_OUTPUTS]
+    assert [one.shape[1] for one in maps] == channels
+    for stage, one in enumerate(maps, 1):
+        assert torch.equal(one, found[stage])
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
@@ -288,14 +339,14 @@ def test_in_place_activations_are_part_of_the_last_map() -> None:
         (
             "mlp",
             LayerRole.LAST_MAP,
-            "The tap 'last_map' needs a convolutional map before the classifier; network Sequential has none.",
+            "Layer role 'last_map' needs a convolutional map before the classifier; network Sequential has none.",
         ),
-        ("convnet", LayerRole.BN_INPUTS, "The tap 'bn_inputs' needs batch normalisation"),
-        ("mlp", LayerRole.CONV_INPUTS, "The tap 'conv_inputs' needs convolutions"),
+        ("convnet", LayerRole.BN_INPUTS, "Layer role 'bn_inputs' needs batch normalisation"),
+        ("mlp", LayerRole.CONV_INPUTS, "Layer role 'conv_inputs' needs convolutions"),
         (
             "torchvision/squeezenet1_1",
             LayerRole.FEATURES,
-            "The tap 'features' needs a linear classifier; network SqueezeNet has none.",
+            "Layer role 'features' needs a linear classifier; network SqueezeNet has none.",
         ),
     ],
 )

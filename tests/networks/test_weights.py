@@ -211,11 +211,11 @@ def test_a_classifier_of_other_classes_starts_anew_where_it_is_trained_further(
         ),
         (
             ["cat", "horse", "frog"],
-            "are used as they are, but know other classes: class 'dog' of the data is none of theirs.",
+            "are used unchanged, but know other classes: class 'dog' of the data is not among them.",
         ),
         (
             ["cat", "dog", "frog", "horse"],
-            "are used as they are, but know other classes: the data have no class 'horse'.",
+            "are used unchanged, but know other classes: the data have no class 'horse'.",
         ),
     ],
 )
@@ -229,7 +229,7 @@ def test_weights_that_are_used_as_they_are_must_know_the_classes(
 def test_weights_that_are_used_as_they_are_must_have_as_many_classes(checkpoint: Path) -> None:
     torch.save(trained(5), checkpoint)
     assert refusal(checkpoint) == (
-        f"Weights '{checkpoint}' are used as they are, so their classifier must have 3 classes. Got 'classifier.weight' of "
+        f"Weights '{checkpoint}' are used unchanged, so their classifier must have 3 classes. Got 'classifier.weight' of "
         "shape (5, 64) instead."
     )
 
@@ -435,7 +435,7 @@ def test_a_class_that_imagenet_does_not_have_or_has_twice_is_named(
     with pytest.raises(ConfigError) as error:
         shufflenet(["tabby", name], head=True)
     assert str(error.value) == (
-        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used as they are, so every class must be one of the 1000 that "
+        "Weights 'ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1' are used unchanged, so every class must be one of the 1000 that "
         f"they know. Got '{name}' instead."
     )
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Context, SpectralDistance, StatisticSpec
+from rayd.objectives import CharacteristicFunctionDistance, Context, StatisticSpec
 from rayd.objectives.frequency_network import FrequencyAdversary, FrequencyNetwork, State, ascend
-from rayd.statistics import CharacteristicFunction, Frequencies, Moments
+from rayd.statistics import AtFrequencies, CharacteristicFunction, Flat, Frequencies, Moments
 
 NUMBER = 40
 DIMENSION = 6
@@ -141,9 +141,7 @@ def test_arguments_out_of_range(name):
         FrequencyAdversary(**{name: 0})
 
 
-NEED = StatisticSpec(
-    LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=NUMBER)
-)
+NEED = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=NUMBER)))
 
 
 def look(features: Tensor) -> Observation:
@@ -164,8 +162,8 @@ def sides() -> tuple[dict[StatisticSpec, tuple[CharacteristicFunction, ...]], Te
 
 def test_the_term_weighs_frequencies_by_a_network_that_climbs():
     real, ours, labels = sides()
-    against = SpectralDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
-    alike = SpectralDistance(NEED)
+    against = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary(learning_rate=0.01))
+    alike = CharacteristicFunctionDistance(NEED)
     context = Context(generator=lambda _: generator())
     values = [float(against(real, look(ours), labels, context)) for _ in range(60)]
     assert values[-1] > 1.2 * values[0]
@@ -187,7 +185,9 @@ def test_the_synthesis_does_not_see_through_the_weights():
     leaf = ours.requires_grad_()
     context = Context(generator=lambda _: generator())
     (gradient,) = torch.autograd.grad(
-        SpectralDistance(NEED, adversary=FrequencyAdversary())(real, look(leaf), labels, context),
+        CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())(
+            real, look(leaf), labels, context
+        ),
         leaf,
     )
     (synthetic,) = NEED.of(look(leaf), labels, real[NEED])
@@ -215,7 +215,7 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
     with torch.no_grad():
         features += 0.1 * torch.randn(features.shape, generator=generator(4))
     optimizer = torch.optim.Adam([features], 0.05)
-    term = SpectralDistance(NEED, adversary=FrequencyAdversary())
+    term = CharacteristicFunctionDistance(NEED, adversary=FrequencyAdversary())
     context = Context(generator=lambda _: generator())
     values = []
     for _ in range(200):
@@ -229,4 +229,6 @@ def test_minimum_and_maximum_meet_where_the_samples_agree():
 
 def test_means_have_no_frequencies_to_weigh():
     with pytest.raises(ValueError, match=r"needs frequencies to weigh. Got Moments"):
-        SpectralDistance(StatisticSpec(LayerRole.FEATURES, Moments), adversary=FrequencyAdversary())
+        CharacteristicFunctionDistance(
+            StatisticSpec(LayerRole.FEATURES, Flat(), Moments), adversary=FrequencyAdversary()
+        )

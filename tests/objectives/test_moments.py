@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rayd.networks import FeatureExtractor, LayerRole, Observation
-from rayd.objectives import Context, MomentMatching, RealStatistics, StatisticSpec
+from rayd.objectives import Context, MomentDistance, RealStatistics, StatisticSpec
 from rayd.objectives.targets import Targets
-from rayd.statistics import Covariance, Moments, vectors
+from rayd.statistics import Channels, Covariance, Moments, Patches
 
 CLASSES = 4
-BN = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
-CONV = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "channels")
-PATCHES = StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", 2)
+BN = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
+CONV = StatisticSpec(LayerRole.CONV_INPUTS, Channels(), Moments)
+PATCHES = StatisticSpec(LayerRole.CONV_INPUTS, Patches(2), Moments)
 NEEDS = (BN, CONV, PATCHES)
 SHAPES = {LayerRole.BN_INPUTS: [(3, 4, 4)], LayerRole.CONV_INPUTS: [(2, 4, 4), (3, 5, 3)]}
 LABELS = torch.tensor([0, 2, 2, 0, 2])
@@ -47,7 +47,7 @@ def real_side(needs: Sequence[StatisticSpec] = NEEDS) -> tuple[RealStatistics, O
     """
     seen = observation(0, 40)
     labels = torch.arange(40) % 3
-    empty = {need: need.empty(CLASSES, SHAPES[need.tap]) for need in needs}
+    empty = {need: need.empty(CLASSES, SHAPES[need.layer_role]) for need in needs}
     for need in needs:
         need.update(empty[need], seen, labels)
     return empty, seen, labels
@@ -64,7 +64,7 @@ def with_leaves(seen: Observation) -> tuple[Observation, list[Tensor]]:
 
 
 def moments_of(maps: Tensor, need: StatisticSpec, inside: bool = False) -> tuple[Tensor, Tensor]:
-    rows = vectors(maps, need.view, need.patch)
+    rows = need.transform.vectors(maps)
     if inside:
         return rows.mean((0, 1)), rows.var(1, unbiased=False).mean(0)
     return rows.mean((0, 1)), rows.var((0, 1), unbiased=False)
@@ -82,7 +82,7 @@ def reference(
     total = torch.zeros((), dtype=torch.float64)
     for need in NEEDS:
         for place, (ours, theirs) in enumerate(
-            zip(seen.taps[need.tap], real.taps[need.tap], strict=True)
+            zip(seen.taps[need.layer_role], real.taps[need.layer_role], strict=True)
         ):
             value = alpha * apart(moments_of(ours, need), moments_of(theirs, need))
             classes = sorted(set(labels.tolist()))
@@ -100,7 +100,7 @@ def reference(
                         for maps, of in ((ours, labels), (theirs, known))
                     )
                     value = value + (1 - alpha) / len(classes) * apart(mine, target)
-            total = total + (weights.get(need.tap, 1.0) if place == 0 else 1.0) * value
+            total = total + (weights.get(need.layer_role, 1.0) if place == 0 else 1.0) * value
     return total
 
 
@@ -111,7 +111,7 @@ def reference(
 )
 def test_value_and_gradient_are_those_of_the_formula(category, alpha, weights):
     real, _, _ = real_side()
-    term = MomentMatching(NEEDS, alpha=alpha, category=category, first_layer_weight=weights)
+    term = MomentDistance(NEEDS, alpha=alpha, category=category, first_layer_weight=weights)
     seen, leaves = with_leaves(observation(1, len(LABELS)))
     value = term(real, seen, LABELS, Context())
     expected = reference(seen, LABELS, alpha, category, weights)
@@ -127,7 +127,7 @@ def test_value_and_gradient_are_those_of_the_formula(category, alpha, weights):
 )
 def test_gradcheck(category, alpha):
     real, _, _ = real_side()
-    term = MomentMatching(NEEDS, alpha=alpha, category=category)
+    term = MomentDistance(NEEDS, alpha=alpha, category=category)
     seen, leaves = with_leaves(observation(1, len(LABELS)))
 
     def value(*maps: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def test_gradcheck(category, alpha):
 def test_the_real_images_themselves_are_at_no_distance_and_without_pull(category):
     real, images, labels = real_side()
     seen, leaves = with_leaves(images)
-    value = MomentMatching(NEEDS, alpha=0.5, category=category)(real, seen, labels, Context())
+    value = MomentDistance(NEEDS, alpha=0.5, category=category)(real, seen, labels, Context())
     assert float(value.detach()) < 1e-12
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(value, leaves))
 
@@ -152,7 +152,7 @@ def test_an_exact_match_has_gradient_zero():
     )  # mean 0, variance 1, exactly
     real = Moments(*(torch.tensor(x) for x in ([4.0], [[0.0]], [[4.0]], [[4.0]])))
     seen = Observation(torch.zeros(2, 1), {LayerRole.BN_INPUTS: (maps,)}, maps)
-    value = MomentMatching([BN])({BN: (real,)}, seen, torch.zeros(2, dtype=torch.long), Context())
+    value = MomentDistance([BN])({BN: (real,)}, seen, torch.zeros(2, dtype=torch.long), Context())
     assert float(value.detach()) == 0
     assert torch.equal(torch.autograd.grad(value, maps)[0], torch.zeros_like(maps))
 
@@ -165,10 +165,10 @@ def test_classes_without_real_images_are_left_out():
         {tap: tuple(m[:2] for m in maps) for tap, maps in seen.taps.items()},
         seen.images,
     )
-    term = MomentMatching(NEEDS, alpha=0.0)
+    term = MomentDistance(NEEDS, alpha=0.0)
     value = term(real, seen, torch.tensor([0, 1, 3]), Context())
     torch.testing.assert_close(value, term(real, some, torch.tensor([0, 1]), Context()))
-    batch = MomentMatching(NEEDS, alpha=0.0, category="batch")(
+    batch = MomentDistance(NEEDS, alpha=0.0, category="batch")(
         real, seen, torch.tensor([0, 1, 3]), Context()
     )
     assert torch.isfinite(batch)
@@ -179,7 +179,7 @@ def test_the_order_of_images_does_not_matter():
     seen = observation(1, len(LABELS))
     order = torch.tensor([3, 1, 4, 0, 2])
     taps = {tap: tuple(maps[order] for maps in layers) for tap, layers in seen.taps.items()}
-    term = MomentMatching(NEEDS, alpha=0.5)
+    term = MomentDistance(NEEDS, alpha=0.5)
     shuffled = term(real, Observation(seen.logits, taps, seen.images), LABELS[order], Context())
     torch.testing.assert_close(shuffled, term(real, seen, LABELS, Context()))
 
@@ -201,7 +201,7 @@ def test_smoothed_statistics_keep_the_gradient_of_the_current_one(alpha):
     through the last.
     """
     real, images, known = real_side((CONV,))
-    term = MomentMatching((CONV,), alpha=alpha, momentum=0.8)
+    term = MomentDistance((CONV,), alpha=alpha, momentum=0.8)
     context = Context()
     steps = [observation(seed, len(LABELS)) for seed in (1, 2, 3)]
     history = []
@@ -241,13 +241,13 @@ def test_smoothed_statistics_keep_the_gradient_of_the_current_one(alpha):
 def test_without_momentum_nothing_is_remembered():
     real, _, _ = real_side()
     context = Context()
-    MomentMatching(NEEDS, alpha=0.5)(real, observation(1, len(LABELS)), LABELS, context)
+    MomentDistance(NEEDS, alpha=0.5)(real, observation(1, len(LABELS)), LABELS, context)
     assert context.memory == {}
 
 
 def test_memory_holds_rows_of_present_classes_and_is_not_changed_in_place():
     real, _, _ = real_side()
-    term = MomentMatching(NEEDS, alpha=0.5, momentum=0.9, drop={LayerRole.CONV_INPUTS: 0.5})
+    term = MomentDistance(NEEDS, alpha=0.5, momentum=0.9, drop={LayerRole.CONV_INPUTS: 0.5})
     context = seeded(0)
     seen, _ = with_leaves(observation(1, len(LABELS)))
     term(real, seen, LABELS, context)
@@ -279,9 +279,9 @@ def test_dropped_layers_add_nothing_in_any_view_and_are_not_remembered():
 
     def value_of(needs: Sequence[StatisticSpec], place: int) -> float:
         chosen = {need: real[need][place : place + 1] for need in needs}
-        taps = {need.tap: seen.taps[need.tap][place : place + 1] for need in needs}
+        taps = {need.layer_role: seen.taps[need.layer_role][place : place + 1] for need in needs}
         one = Observation(seen.logits, taps, seen.images)
-        return float(MomentMatching(needs, alpha=0.5)(chosen, one, LABELS, Context()))
+        return float(MomentDistance(needs, alpha=0.5)(chosen, one, LABELS, Context()))
 
     of_bn = value_of([BN], 0)
     of_convs = [value_of([CONV, PATCHES], place) for place in range(2)]
@@ -289,7 +289,7 @@ def test_dropped_layers_add_nothing_in_any_view_and_are_not_remembered():
         kept: of_bn + sum(value for value, one in zip(of_convs, kept, strict=True) if one)
         for kept in itertools.product([False, True], repeat=2)
     }
-    term = MomentMatching(NEEDS, alpha=0.5, drop={LayerRole.CONV_INPUTS: 0.4})
+    term = MomentDistance(NEEDS, alpha=0.5, drop={LayerRole.CONV_INPUTS: 0.4})
     counts = dict.fromkeys(sums, 0)
     for seed in range(100):
         value = float(term(real, seen, LABELS, seeded(seed)))
@@ -304,7 +304,7 @@ def test_dropped_layers_add_nothing_in_any_view_and_are_not_remembered():
 
 def test_everything_can_be_dropped():
     real, _, _ = real_side((CONV, PATCHES))
-    term = MomentMatching((CONV, PATCHES), momentum=0.8, drop={LayerRole.CONV_INPUTS: 1.0})
+    term = MomentDistance((CONV, PATCHES), momentum=0.8, drop={LayerRole.CONV_INPUTS: 1.0})
     context = seeded(0)
     assert float(term(real, observation(1, len(LABELS)), LABELS, context)) == 0
     assert context.memory == {}
@@ -312,11 +312,11 @@ def test_everything_can_be_dropped():
 
 def test_the_memory_of_a_dropped_layer_stays():
     real, _, _ = real_side((CONV,))
-    plain = MomentMatching((CONV,), momentum=0.8)
+    plain = MomentDistance((CONV,), momentum=0.8)
     context = Context()
     plain(real, observation(1, len(LABELS)), LABELS, context)
     before = context.memory["all mean"]
-    term = MomentMatching((CONV,), momentum=0.8, drop={LayerRole.CONV_INPUTS: 0.5})
+    term = MomentDistance((CONV,), momentum=0.8, drop={LayerRole.CONV_INPUTS: 0.5})
     changes = set()
     for seed in range(20):
         again = Context(memory=dict(context.memory), generator=seeded(seed).generator)
@@ -338,7 +338,7 @@ def test_what_has_no_share_is_not_computed(monkeypatch, alpha, spared):
     real, _, _ = real_side()
     assert (
         float(
-            MomentMatching(NEEDS, alpha=alpha)(real, observation(1, len(LABELS)), LABELS, Context())
+            MomentDistance(NEEDS, alpha=alpha)(real, observation(1, len(LABELS)), LABELS, Context())
         )
         > 0
     )
@@ -360,7 +360,7 @@ def test_targets_are_derived_once_and_go_with_the_statistics(monkeypatch):
         monkeypatch.setattr(Moments, name, counted)
     real, _, _ = real_side()
     calls.clear()
-    term = MomentMatching(NEEDS, alpha=0.5)
+    term = MomentDistance(NEEDS, alpha=0.5)
     for seed in range(3):
         seen, _ = with_leaves(observation(seed, len(LABELS)))
         term(real, seen, LABELS, Context())
@@ -376,7 +376,7 @@ def test_targets_are_derived_once_and_go_with_the_statistics(monkeypatch):
 
 def test_other_statistics_and_other_blocks_have_other_targets():
     real, _, _ = real_side((CONV,))
-    term = MomentMatching((CONV,), alpha=0.5)
+    term = MomentDistance((CONV,), alpha=0.5)
     seen = observation(1, len(LABELS))
     shifted = {
         CONV: (real[CONV][0], Moments(**{**real[CONV][1].state(), "mean": real[CONV][1].mean + 1}))
@@ -388,7 +388,7 @@ def test_other_statistics_and_other_blocks_have_other_targets():
         for block in blocks
     ]
     fresh = [
-        float(MomentMatching((CONV,), alpha=0.5)(side, seen, block, Context()))
+        float(MomentDistance((CONV,), alpha=0.5)(side, seen, block, Context()))
         for side in (real, shifted, real)
         for block in blocks
     ]
@@ -400,35 +400,35 @@ def test_a_network_may_lack_optional_taps():
     real, _, _ = real_side((CONV, PATCHES))
     seen = observation(1, len(LABELS))
     without = Observation(seen.logits, {**seen.taps, LayerRole.BN_INPUTS: ()}, seen.images)
-    term = MomentMatching(NEEDS, alpha=0.5, optional={LayerRole.BN_INPUTS})
+    term = MomentDistance(NEEDS, alpha=0.5)
     value = term({**real, BN: ()}, without, LABELS, Context())
     torch.testing.assert_close(
-        value, MomentMatching((CONV, PATCHES), alpha=0.5)(real, seen, LABELS, Context())
+        value, MomentDistance((CONV, PATCHES), alpha=0.5)(real, seen, LABELS, Context())
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"alpha": 1.5}, "'alpha' of MomentMatching must be in .0, 1.. Got 1.5"),
-        ({"momentum": 1.0}, "'momentum' of MomentMatching must be in .0, 1.. Got 1.0"),
+        ({"alpha": 1.5}, "'alpha' of MomentDistance must be in .0, 1.. Got 1.5"),
+        ({"momentum": 1.0}, "'momentum' of MomentDistance must be in .0, 1.. Got 1.0"),
         (
             {"drop": {LayerRole.CONV_INPUTS: -0.1}},
-            "'drop.conv_inputs.' of MomentMatching must be in .0, 1.. Got -0.1",
+            "'drop.conv_inputs.' of MomentDistance must be in .0, 1.. Got -0.1",
         ),
         (
-            {"needs": [StatisticSpec(LayerRole.BN_INPUTS, Covariance, "channels")]},
+            {"needs": [StatisticSpec(LayerRole.BN_INPUTS, Channels(), Covariance)]},
             "must be Moments. Got 'bn_inputs.channels.Covariance'",
         ),
     ],
 )
 def test_arguments_out_of_range(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        MomentMatching(**{"needs": NEEDS, **arguments})
+        MomentDistance(**{"needs": NEEDS, **arguments})
 
 
 def descend(
-    term: MomentMatching, real: RealStatistics, look: Any, start: Tensor, labels: Tensor, steps: int
+    term: MomentDistance, real: RealStatistics, look: Any, start: Tensor, labels: Tensor, steps: int
 ) -> Tensor:
     images = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([images], lr=0.1, betas=(0.5, 0.9))
@@ -462,7 +462,7 @@ def test_descent_finds_the_moments_of_gaussian_classes(alpha):
     def look(images: Tensor) -> Observation:
         return Observation(images, {LayerRole.BN_INPUTS: (images,)}, images)
 
-    found = descend(MomentMatching([BN], alpha=alpha), {BN: target}, look, start, labels, 400)
+    found = descend(MomentDistance([BN], alpha=alpha), {BN: target}, look, start, labels, 400)
     (ours,) = BN.of(look(found), labels, target)
     for mine, theirs, counts in (
         (ours, target[0], alpha < 1),
@@ -496,7 +496,7 @@ def test_descent_through_a_network_finds_the_moments():
         -1, 1, 1, 1
     )
     needs = (BN, CONV)
-    real = {need: need.empty(2, tapped.dimensions(need.tap)) for need in needs}
+    real = {need: need.empty(2, tapped.dimensions(need.layer_role)) for need in needs}
     for need in needs:
         need.update(real[need], tapped(images), known)
     target = {
@@ -504,7 +504,7 @@ def test_descent_through_a_network_finds_the_moments():
     }
     labels = torch.arange(2).repeat(6)
     found = descend(
-        MomentMatching(needs, alpha=0.5), target, tapped, torch.randn(12, 1, 6, 6), labels, 600
+        MomentDistance(needs, alpha=0.5), target, tapped, torch.randn(12, 1, 6, 6), labels, 600
     )
     for need in needs:
         for ours, theirs in zip(

@@ -11,15 +11,22 @@ import torch
 from torch import Tensor
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Centralization, ClassAware, Context, CovarianceMatching, RealStatistics
-from rayd.objectives.relations import FEATURES, dispersion
-from rayd.objectives.terms import StatisticSpec
-from rayd.statistics import LocalCovariance, Moments
+from rayd.objectives import (
+    Centralization,
+    ClassAware,
+    Context,
+    CovarianceMatching,
+    RealStatistics,
+    StatisticSpec,
+)
+from rayd.objectives.relations import dispersion
+from rayd.statistics import Channels, Flat, LocalCovariance, Moments
 
 CLASSES = 3
 LABELS = torch.tensor([0, 2, 0, 2, 2, 0])
 """Class 1 has no image."""
-COVARIANCE = StatisticSpec(LayerRole.LAST_MAP, LocalCovariance, "channels")
+FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
+COVARIANCE = StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -109,7 +116,9 @@ def test_centres_may_be_those_of_the_real_images():
         float((features - centres[LABELS]).square().sum()), rel=1e-5
     )
     assert Centralization().needs == ()
-    assert Centralization(centre="real").needs == (StatisticSpec(LayerRole.FEATURES, Moments),)
+    assert Centralization(centre="real").needs == (
+        StatisticSpec(LayerRole.FEATURES, Flat(), Moments),
+    )
 
 
 def slow_covariance(maps: Tensor) -> Tensor:

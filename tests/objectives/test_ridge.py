@@ -133,7 +133,7 @@ def test_the_term_compares_what_is_predicted_of_the_real_batch():
     labels = torch.arange(6) % 3
     predicted = predictions(real, synthetic, regression_targets(labels, 3), 0.1)
     expected = regression_loss(predicted, regression_targets(torch.arange(12) % 3, 3))
-    torch.testing.assert_close(regressed(real, synthetic, labels, relative=0.1), expected)
+    torch.testing.assert_close(regressed(real, synthetic, labels, relative_ridge=0.1), expected)
 
 
 def test_soft_labels_are_learned_and_keep_their_margin():
@@ -141,9 +141,11 @@ def test_soft_labels_are_learned_and_keep_their_margin():
     synthetic = normal(6, 5, seed=1).float()
     labels = torch.arange(6) % 3
     soft = torch.eye(3)[labels].requires_grad_()
-    value = regressed(real, synthetic, soft, relative=0.1)
+    value = regressed(real, synthetic, soft, relative_ridge=0.1)
     margin = label_margin(regression_targets(labels, 3))
-    torch.testing.assert_close(value, regressed(real, synthetic, labels, relative=0.1) + margin)
+    torch.testing.assert_close(
+        value, regressed(real, synthetic, labels, relative_ridge=0.1) + margin
+    )
     assert torch.autograd.grad(value, soft)[0].abs().sum() > 0
 
 

@@ -9,22 +9,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayd import methods
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Context, CrossEntropy, Densification, Flatness, StatisticSpec
+from rayd.objectives import (
+    Centralization,
+    CharacteristicFunctionMatching,
+    Context,
+    CovarianceMatching,
+    CrossEntropy,
+    Densification,
+    Flatness,
+    MeanMatching,
+    MomentMatching,
+    SpectralFilterMatching,
+    StatisticSpec,
+    Term,
+)
 from rayd.objectives.densification import flattening, spectra
 from rayd.objectives.flatness import softened_divergence
+from rayd.recipes import assemble
 from rayd.statistics import (
-    CharacteristicFunction,
+    AtFrequencies,
+    ByClass,
+    Channels,
     Covariance,
+    Flat,
     Frequencies,
     LabelCorrelation,
     Moments,
+    Normalized,
+    Patches,
+    Pooled,
     Statistic,
-    View,
+    Transform,
 )
 from rayd.statistics.frequencies import median_distance
 
 LABELS = torch.tensor([0, 2, 1, 2, 0, 2])
+FLAT = Flat()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -39,7 +61,7 @@ def test_need_names_its_patches():
     keys = {
         need.key
         for need in (
-            StatisticSpec(LayerRole.CONV_INPUTS, Moments, "patches", patch) for patch in (2, 4, 16)
+            StatisticSpec(LayerRole.CONV_INPUTS, Patches(patch), Moments) for patch in (2, 4, 16)
         )
     }
     assert keys == {
@@ -47,13 +69,13 @@ def test_need_names_its_patches():
         "conv_inputs.patches4.Moments",
         "conv_inputs.patches16.Moments",
     }
-    assert StatisticSpec(LayerRole.FEATURES, Moments).key == "features.flat.Moments"
+    assert StatisticSpec(LayerRole.FEATURES, Flat(), Moments).key == "features.flat.Moments"
 
 
 def test_need_names_that_it_is_pooled():
     keys = {
-        StatisticSpec(LayerRole.CONV_PATH, Covariance, "channels", pooled=pooled).key
-        for pooled in (False, True)
+        StatisticSpec(LayerRole.CONV_PATH, Channels(), statistic).key
+        for statistic in (Covariance, Pooled(Covariance))
     }
     assert keys == {"conv_path.channels.Covariance", "conv_path.channels.pooled.Covariance"}
 
@@ -65,8 +87,8 @@ def test_pooled_statistics_are_those_of_all_classes_together(statistic):
     maps = tuple(normal(6, *shape) for shape in shapes)
     heard = Observation(normal(6, 3), {LayerRole.CONV_INPUTS: maps}, maps[0])
     by_class, pooled = (
-        StatisticSpec(LayerRole.CONV_INPUTS, statistic, "channels", pooled=pooled)
-        for pooled in (False, True)
+        StatisticSpec(LayerRole.CONV_INPUTS, Channels(), kind)
+        for kind in (statistic, Pooled(statistic))
     )
     kept = by_class.empty(3, shapes)
     measured = pooled.empty(1000, shapes)
@@ -91,18 +113,10 @@ def test_pooled_statistics_are_those_of_all_classes_together(statistic):
             torch.testing.assert_close(sampled.state()[name], tensor)
 
 
-@pytest.mark.parametrize(
-    ("view", "patch"), [("patches", 0), ("channels", 4), ("flat", 1), ("patches", -1)]
-)
-def test_patches_and_their_size_go_together(view, patch):
-    with pytest.raises(ValueError, match=f"Got {patch} for '{view}' instead"):
-        StatisticSpec(LayerRole.CONV_INPUTS, Moments, view, patch)
-
-
 @pytest.mark.parametrize("statistic", [Moments, Covariance])
-@pytest.mark.parametrize(("view", "patch"), [("flat", 0), ("channels", 0), ("patches", 3)])
-def test_measured_and_sampled_statistics_agree(statistic, view, patch):
-    need = StatisticSpec(LayerRole.CONV_INPUTS, statistic, view, patch)
+@pytest.mark.parametrize("transform", [Flat(), Channels(), Patches(3)], ids=lambda one: one.key)
+def test_measured_and_sampled_statistics_agree(statistic, transform):
+    need = StatisticSpec(LayerRole.CONV_INPUTS, transform, statistic)
     shapes: list[tuple[int, ...]] = [(2, 4, 4), (1, 5, 2)]
     maps = tuple(normal(6, *shape) for shape in shapes)
     heard = Observation(normal(6, 3), {LayerRole.CONV_INPUTS: maps}, maps[0])
@@ -114,14 +128,14 @@ def test_measured_and_sampled_statistics_agree(statistic, view, patch):
 
 
 def test_a_tap_that_hears_nothing_has_no_statistics():
-    need = StatisticSpec(LayerRole.BN_INPUTS, Moments, "channels")
+    need = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
     heard = Observation(normal(6, 3), {LayerRole.BN_INPUTS: ()}, normal(6, 1, 4, 4))
     assert need.empty(3, []) == need.of(heard, LABELS, ()) == ()
     need.update((), heard, LABELS)
 
 
 def test_low_precision_maps_become_float32_statistics():
-    need = StatisticSpec(LayerRole.CONV_INPUTS, Covariance, "channels")
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Channels(), Covariance)
     maps = normal(6, 2, 4, 4).bfloat16()
     (covariance,) = need.of(
         Observation(normal(6, 3), {LayerRole.CONV_INPUTS: (maps,)}, maps),
@@ -140,14 +154,14 @@ def heard(count: int = 6, seed: int = 0) -> Observation:
 
 
 def waves(
-    frequencies: Frequencies | None = None, normalize: bool = False, view: View = "flat"
+    frequencies: Frequencies | None = None,
+    normalize: bool = False,
+    transform: Transform = FLAT,
 ) -> StatisticSpec:
     return StatisticSpec(
         LayerRole.CONV_INPUTS,
-        CharacteristicFunction,
-        view,
-        frequencies=frequencies or Frequencies(number=7),
-        normalize=normalize,
+        Normalized(transform) if normalize else transform,
+        AtFrequencies(frequencies or Frequencies(number=7)),
     )
 
 
@@ -159,9 +173,9 @@ def drawn(
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("view", ["flat", "channels"])
-def test_measured_and_sampled_characteristic_functions_agree(normalize, view):
-    need = waves(normalize=normalize, view=view)
+@pytest.mark.parametrize("transform", [Flat(), Channels()], ids=lambda one: one.key)
+def test_measured_and_sampled_characteristic_functions_agree(normalize, transform):
+    need = waves(normalize=normalize, transform=transform)
     seen_now = heard()
     measured = drawn(need)
     need.update(measured, seen_now, LABELS)
@@ -171,7 +185,9 @@ def test_measured_and_sampled_characteristic_functions_agree(normalize, view):
         for name, tensor in mine.state().items():
             torch.testing.assert_close(tensor, theirs.state()[name])
         maps = seen_now.taps[LayerRole.CONV_INPUTS][layer]
-        rows = maps.flatten(1).unsqueeze(1) if view == "flat" else maps.flatten(2).transpose(1, 2)
+        rows = (
+            maps.flatten(1).unsqueeze(1) if transform == Flat() else maps.flatten(2).transpose(1, 2)
+        )
         rows = rows / rows.norm(dim=-1, keepdim=True) if normalize else rows
         angle = rows @ mine.state()["frequencies"].T
         for c in range(3):
@@ -183,7 +199,7 @@ def test_measured_and_sampled_characteristic_functions_agree(normalize, view):
 def test_a_dead_feature_has_a_bounded_gradient_where_features_are_normalized():
     maps = torch.zeros(2, 4, 1, 1, requires_grad=True)
     need = waves(normalize=True)
-    features, _, _ = need._features(maps)
+    features = need.transform.vectors(maps)
     features.sum().backward()
     assert maps.grad is not None
     assert float(maps.grad.abs().max()) < 1e7
@@ -219,17 +235,17 @@ def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
     assert (
         need.looks_first,
         unit.looks_first,
-        StatisticSpec(LayerRole.FEATURES, Moments).looks_first,
+        StatisticSpec(LayerRole.FEATURES, Flat(), Moments).looks_first,
     ) == (True, False, False)
-    assert (need.draws, StatisticSpec(LayerRole.FEATURES, Moments).draws) == (True, False)
-    with pytest.raises(ValueError, match="must be given a generator, and lengths"):
+    assert (need.draws, StatisticSpec(LayerRole.FEATURES, Flat(), Moments).draws) == (True, False)
+    with pytest.raises(ValueError, match="must be given a generator, and be resolved"):
         drawn(need)
     with pytest.raises(ValueError, match="must be given a generator"):
         unit.empty(3, SHAPES)
 
 
 def test_normalised_features_are_on_the_sphere_for_any_statistic():
-    need = StatisticSpec(LayerRole.CONV_INPUTS, Moments, normalize=True)
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Normalized(Flat()), Moments)
     seen_now = heard()
     for moments in need.of(seen_now, LABELS, need.empty(3, SHAPES)):
         assert isinstance(moments, Moments)
@@ -240,8 +256,8 @@ def test_normalised_features_are_on_the_sphere_for_any_statistic():
 
 def test_a_need_names_its_frequencies_and_its_normalisation():
     needs = [
-        StatisticSpec(LayerRole.CONV_INPUTS, Moments),
-        StatisticSpec(LayerRole.CONV_INPUTS, Moments, normalize=True),
+        StatisticSpec(LayerRole.CONV_INPUTS, Flat(), Moments),
+        StatisticSpec(LayerRole.CONV_INPUTS, Normalized(Flat()), Moments),
         waves(),
         waves(normalize=True),
         waves(Frequencies(number=8)),
@@ -254,12 +270,62 @@ def test_a_need_names_its_frequencies_and_its_normalisation():
     )
 
 
-@pytest.mark.parametrize(
-    ("statistic", "frequencies"), [(Moments, Frequencies()), (CharacteristicFunction, None)]
-)
-def test_frequencies_and_characteristic_functions_go_together(statistic, frequencies):
-    with pytest.raises(ValueError, match=f"for {statistic.__name__} instead"):
-        StatisticSpec(LayerRole.FEATURES, statistic, frequencies=frequencies)
+def test_a_class_alone_stands_for_a_statistic_by_class():
+    """They are one key of a mapping."""
+    one = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
+    other = StatisticSpec(LayerRole.FEATURES, Flat(), ByClass(Moments))
+    assert one == other
+    assert {one: 1}[other] == 1
+
+
+def test_pooled_characteristic_functions_are_those_of_all_classes_together():
+    """A kind in a kind, in a size that does not grow with the classes."""
+    frequencies = Frequencies(number=7)
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Flat(), Pooled(AtFrequencies(frequencies)))
+    assert need.key == "conv_inputs.flat.pooled.CharacteristicFunction.gaussian-1.0-7"
+    seen_now = heard()
+    measured = drawn(need)
+    need.update(measured, seen_now, LABELS)
+    for pooled, empty, maps in zip(
+        measured, drawn(waves()), seen_now.taps[LayerRole.CONV_INPUTS], strict=True
+    ):
+        by_class = empty.update(maps, LABELS, Flat()).state()
+        assert torch.equal(pooled.state()["frequencies"], by_class["frequencies"])
+        for name in ("count", "cosine", "sine"):
+            torch.testing.assert_close(pooled.state()[name], by_class[name].sum(0, keepdim=True))
+
+
+class Absolute(Transform):
+    """A transform that a method might bring along."""
+
+    @property
+    def key(self) -> str:
+        return "absolute"
+
+    def size(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        return Flat().size(shape)
+
+    def vectors(self, features: Tensor) -> Tensor:
+        return Flat().vectors(features).abs()
+
+
+@pytest.mark.parametrize("statistic", [Moments, Covariance, LabelCorrelation])
+def test_a_new_transform_is_a_new_class(statistic):
+    """Every statistic takes it, and it is known by its name."""
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Absolute(), statistic)
+    assert need.key == f"conv_inputs.absolute.{statistic.__name__}"
+    assert Transform.registry["Absolute"] is Absolute
+    seen_now = heard()
+    measured = need.empty(3, SHAPES)
+    need.update(measured, seen_now, LABELS)
+    found = need.of(seen_now, LABELS, need.empty(3, SHAPES))
+    layers = seen_now.taps[LayerRole.CONV_INPUTS]
+    for sampled, exact, maps in zip(found, measured, layers, strict=True):
+        for name, tensor in (
+            statistic.of(maps.abs().flatten(1).unsqueeze(1), LABELS, 3).state().items()
+        ):
+            torch.testing.assert_close(sampled.state()[name], tensor)
+            torch.testing.assert_close(exact.state()[name], tensor)
 
 
 def test_cross_entropy_is_the_mean_over_images():
@@ -394,3 +460,77 @@ def test_densification_spreads_images_that_are_alike():
         value.backward()
         optimizer.step()
     assert found[-1] < 0.05 * found[0]
+
+
+@pytest.mark.parametrize(
+    ("term", "real", "expected"),
+    [
+        (MeanMatching(), True, 2 * 5 * 0.25),
+        (CovarianceMatching(), False, None),
+        (Centralization(), False, None),
+        (MomentMatching(drop=0.0, momentum=0.0), True, None),
+        (CharacteristicFunctionMatching(scale=1.0, frequencies=16), True, None),
+        (SpectralFilterMatching(layers="features"), True, None),
+    ],
+    ids=lambda value: value.name if isinstance(value, Term) else "",
+)
+def test_a_term_is_used_alone(term, real, expected):
+    """Without an engine: statistics of the layers that it names, and a call."""
+    layers = {
+        LayerRole.FEATURES: (normal(6, 5),),
+        LayerRole.LAST_MAP: (normal(6, 3, 4, 4),),
+        LayerRole.BN_INPUTS: (normal(6, 3, 4, 4),),
+        LayerRole.CONV_INPUTS: (normal(6, 3, 4, 4),),
+    }
+    labels = torch.tensor([0, 1, 0, 1, 0, 1])
+    reality = Observation(normal(6, 2), layers, normal(6, 1, 4, 4))
+    statistics = {}
+    for spec in term.needs:
+        shapes = [tuple(one.shape[1:]) for one in layers[spec.layer_role]]
+        empty = spec.empty(2, shapes, torch.Generator().manual_seed(0))
+        spec.update(empty, reality, labels)
+        statistics[spec] = empty
+    moved = {role: (maps[0] + 0.5,) for role, maps in layers.items()}
+    synthetic = Observation(reality.logits, moved, reality.images)
+    value = float(term(statistics, synthetic, labels, Context()))
+    assert value > 0 or not real
+    if expected is not None:
+        assert value == pytest.approx(expected)
+    if real:
+        assert float(term(statistics, reality, labels, Context())) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_term_refuses_settings_that_do_not_exist_or_fit_and_does_not_change():
+    with pytest.raises(ValueError, match="temprature"):
+        Flatness(temprature=1.0)
+    with pytest.raises(ValueError, match="greater than 0"):
+        Flatness(temperature=0.0)
+    with pytest.raises(ValueError, match="frozen"):
+        Flatness().temperature = 1.0
+    assert Flatness(decay=0.5).averaging == 0.5
+    assert Flatness(decay=0.5) == Flatness(decay=0.5) != Flatness()
+
+
+def test_a_new_term_registers_itself():
+    """What a package brings along: a class with a name, settings and the mathematics."""
+
+    class Brightness(Term):
+        name = "brightness"
+        for_any_method = True
+        level: float = 0.5
+
+        def __call__(self, real, seen, labels, context):
+            return (seen.images.mean() - self.level).square()
+
+    try:
+        tree = {
+            "method": "dm",
+            "data": {"name": "digits"},
+            "terms": {"brightness": {"level": 0.25}},
+        }
+        (_, added) = methods.build(assemble(tree)).terms
+        assert added == Brightness(level=0.25)
+        images = torch.ones(2, 1, 4, 4)
+        assert float(added({}, seen(normal(2, 3), images), LABELS[:2], Context())) == 0.5625
+    finally:
+        del Term.registry["brightness"]

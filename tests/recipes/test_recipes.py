@@ -25,7 +25,7 @@ LADDER = {
         "evaluation.batch_size",
         "evaluation.schedule.stretch",
     },
-    "ef": {"objective.alpha"},
+    "ef": {"terms.moments.alpha"},
     "fg": {"synthesis.transform.crop", "evaluation.transform.crop", "evaluation.average"},
 }
 """What each configuration of EDC's ladder changes in the one before."""

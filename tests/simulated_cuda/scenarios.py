@@ -62,17 +62,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
         {"observers": {"pool": 2, "per_step": 2}, "evaluation": {"baselines": ["random", "whole"]}},
     ),
     "dm sampled": SAMPLED,
+    "datadam": merge(MATCHING, {"observers": {"pool": 2, "per_step": 2}}),
     "iid-dm": merge(MATCHING, {"ipc": 2, "observers": {"pool": 2}, "classifiers": CLASSIFIERS}),
     "csdm": merge(
         MATCHING,
-        {"observers": {"pool": 2}, "objective": {"frequencies": 16}, "data": {"imbalance": 20}},
+        {
+            "observers": {"pool": 2},
+            "terms": {"characteristic_function": {"frequencies": 16}},
+            "data": {"imbalance": 20},
+        },
     ),
-    "csdm sampled": merge(SAMPLED, {"objective": {"frequencies": 16}}),
+    "csdm sampled": merge(SAMPLED, {"terms": {"characteristic_function": {"frequencies": 16}}}),
     "ncfm": merge(
         MATCHING,
         {
             "observers": {"pool": 2},
-            "objective": {"frequencies": 16, "sampling_network": True},
+            "terms": {"characteristic_function": {"frequencies": 16, "sampling_network": True}},
             "squeeze": SQUEEZE,
         },
     ),

@@ -30,6 +30,7 @@ GROUPS = (
     (
         "dm",
         "dm sampled",
+        "datadam",
         "iid-dm",
         "csdm",
         "csdm sampled",
@@ -47,6 +48,7 @@ GROUPS = (
 STEP: dict[str, tuple[int, int]] = {
     "dm": (0, 2),
     "dm sampled": (0, 4),
+    "datadam": (0, 2),
     "iid-dm": (0, 2),
     "csdm": (0, 1),
     "csdm sampled": (

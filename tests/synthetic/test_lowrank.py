@@ -19,7 +19,7 @@ from rayd.networks import build
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, inner_steps, trajectory_loss
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
-from rayd.synthetic.lowrank import Factors, LowRank, choose, fit, random_factors, spread
+from rayd.synthetic.lowrank import LowRank, LowRankFactors, choose, fit, random_factors, spread
 
 SHAPE = ImageShape(3, 8, 6)
 CIFAR = ImageShape(3, 32, 32)
@@ -38,7 +38,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def factors(
     sets: int = 3, sharing: int = 4, rank: int = 2, shape: ImageShape = SHAPE, seed: int = 0
-) -> Factors:
+) -> LowRankFactors:
     return random_factors(sets * sharing, sets, rank, shape, generator(seed))
 
 
@@ -163,7 +163,7 @@ def test_a_rank_beyond_the_shorter_side_is_refused(rank, act):
         act(rank)
 
 
-def left_over(images: Tensor, made: Factors) -> float:
+def left_over(images: Tensor, made: LowRankFactors) -> float:
     """Squared distance of images from what their factors make of them, as a share."""
     decoded = LowRank(*made, spread(len(images), 2)).batch()[0].detach()
     return float((decoded - images).square().sum() / images.square().sum())
@@ -203,7 +203,9 @@ class TestFit:
 
         def with_bases(left: Tensor, right: Tensor) -> float:
             bases = left.mT.unsqueeze(2) @ grouped @ right.mT.unsqueeze(2)
-            return left_over(images, Factors(left, right, bases.transpose(1, 2).flatten(0, 1)))
+            return left_over(
+                images, LowRankFactors(left, right, bases.transpose(1, 2).flatten(0, 1))
+            )
 
         stacked = with_bases(
             torch.linalg.svd(rows)[0][..., :2], torch.linalg.svd(columns)[2][..., :2, :]
@@ -216,7 +218,7 @@ class TestFit:
         """Stationary: the squared distance has no slope in any factor."""
         images = torch.randn(12, *SHAPE, generator=generator()).double()
 
-        def slopes(made: Factors) -> list[float]:
+        def slopes(made: LowRankFactors) -> list[float]:
             learned = LowRank(*made, spread(12, 2)).double()
             distance = (learned.batch()[0] - images).square().sum()
             return [
@@ -328,7 +330,7 @@ def test_mappers_take_smaller_steps_under_sgd(settings, rates):
     """By the pixels of all images that share one, 5 x 3 x 4: they move so much further; Adam's
     steps have one size.
     """
-    factors = Factors(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 4), torch.ones(5, 1, 2, 2))
+    factors = LowRankFactors(torch.ones(1, 1, 3, 2), torch.ones(1, 1, 2, 4), torch.ones(5, 1, 2, 2))
     learned = LowRank(*factors, torch.arange(5) % 2)
     for one, prefix in ((learned, ""), (WithLearnedStepSize(learned, 0.1), "learned.")):
         made = optimizer(one, SynthesisSettings(learning_rate=2.0, **settings))

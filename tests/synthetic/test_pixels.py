@@ -94,7 +94,7 @@ def test_a_long_tail_may_be_smaller_than_the_budget_and_it_is_said(init, caplog)
     smallest = f"(10; '9' has {data.train.counts[9]})"
     assert caplog.messages == [
         f"{few} of the 10 classes of 'digits' have fewer training images than 'ipc' asks for {smallest}: "
-        "first images and baselines take theirs more than once."
+        "initial images and baselines take theirs more than once."
     ]
     images, labels = initial(recipe, data).batch()
     assert labels.bincount().tolist() == [10] * 10

@@ -212,7 +212,7 @@ def test_another_expert_s_checkpoint_is_left(tmp_path, monkeypatch, caplog):
         if event.index == 1:
             break
     assert torch.equal(expert(path, checkpoint=checkpoint), expert(path))
-    assert "starts anew" in caplog.text
+    assert "restarts from the beginning" in caplog.text
 
 
 def test_the_defaults_are_those_of_mtt():

@@ -18,7 +18,7 @@ from rayd.networks import build
 from rayd.training import training_run
 from rayd.training.batches import DrawnBatch, Draws
 from rayd.training.losses import Target, cross_entropy
-from rayd.training.parallelism import SINGLE_PROCESS, DataParallel, Parallelism, Part, share
+from rayd.training.parallelism import SINGLE_PROCESS, BatchPart, DataParallel, Parallelism, share
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.squeeze import Squeezed, squeeze
@@ -82,7 +82,7 @@ def train(
 class Counting(DataParallel):
     parts = 0
 
-    def part(self, batch: DrawnBatch, count: int) -> Part:
+    def part(self, batch: DrawnBatch, count: int) -> BatchPart:
         self.parts += 1
         return super().part(batch, count)
 

@@ -210,7 +210,7 @@ def test_a_checkpoint_that_cannot_be_used_is_left_and_the_initial_weights_are_ta
     whole = events()
     assert anew[:-1] == whole[:-1]
     assert same(anew[-1], whole[-1])
-    assert "starts anew" in caplog.text
+    assert "restarts from the beginning" in caplog.text
     assert str(checkpoint) in caplog.text
 
 

@@ -136,11 +136,12 @@ def test_more_epochs_are_refused(written):
 
 def test_other_images_are_refused(written):
     with pytest.raises(
-        ArtifactError, match=r"of other images than the set 'random'.*\(40 images\) wanted"
+        ArtifactError,
+        match=r"belong to other images than the set 'random': expected .*\(40 images\), found",
     ):
         StoredLabels(written).check(of(TEST, "random"), CLASSES, settings(), LABELS, 5)
     inverted = ImageSet(255 - REAL.images, REAL.labels, REAL.class_names)
-    with pytest.raises(ArtifactError, match="of other images"):
+    with pytest.raises(ArtifactError, match="belong to other images"):
         StoredLabels(written).check(of(inverted), CLASSES, settings(), LABELS, 5)
 
 
@@ -148,9 +149,9 @@ def test_another_class_order_is_refused(written):
     renamed = TrainingSet.from_images(
         ImageSet(REAL.images, REAL.labels, ("a", "c", "b")), NORMALIZATION
     )
-    with pytest.raises(ArtifactError, match="class 1 is 'c', 'b' found"):
+    with pytest.raises(ArtifactError, match="expected class 1 to be 'c', found 'b'"):
         StoredLabels(written).check(renamed, CLASSES, settings(), LABELS, 5)
-    with pytest.raises(ArtifactError, match="4 classes wanted, 3 found"):
+    with pytest.raises(ArtifactError, match="expected 4 classes, found 3"):
         StoredLabels(written).check(of(REAL), 4, settings(), LABELS, 5)
 
 
@@ -168,11 +169,11 @@ def test_missing_and_foreign_chunks_are_refused(written):
     gone = chunk_path(written, range(2, 4))
     kept = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(ArtifactError, match=r"must go on with epoch 2\. Got a chunk from 4 on"):
+    with pytest.raises(ArtifactError, match=r"must continue with epoch 2\. Got a chunk from 4 on"):
         StoredLabels(written)
     gone.write_bytes(kept)
     write_chunk(written, replace(MADE_FOR, seed=1), range(2, 4), tensors(range(2, 4)))
-    with pytest.raises(ArtifactError, match="are of two makings: epoch 2 begins another one"):
+    with pytest.raises(ArtifactError, match="have different inputs from epoch 2 on"):
         StoredLabels(written)
 
 

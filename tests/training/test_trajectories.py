@@ -85,7 +85,7 @@ def test_what_is_no_expert_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="is missing"):
         Trajectory(path)
     write_tensors(path, {"epochs": rows()}, {"key": "x"})
-    with pytest.raises(ArtifactError, match="is no expert"):
+    with pytest.raises(ArtifactError, match="is not an expert trajectory"):
         Trajectory(path)
     write_tensors(path, {"rows": rows()}, {"shapes": [["w", [10]]], "epochs": 5, "facts": {}})
     with pytest.raises(ArtifactError, match="has no tensor 'epochs'"):
@@ -135,5 +135,5 @@ def test_a_library_holds_experts_of_one_kind(tmp_path):
 )
 def test_an_index_names_files_beside_it_alone(tmp_path, content):
     (tmp_path / "experts.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"must list the files of experts, beside it"):
+    with pytest.raises(ArtifactError, match=r"must list the files of experts next to it"):
         Library.of(tmp_path)

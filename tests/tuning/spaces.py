@@ -42,7 +42,7 @@ FOLLOWING = {
 TINY: dict[str, dict[str, Any]] = {
     "edc": TEACHING,
     "cfm": merge(TEACHING, {"ipc": 2, "synthesis": {"steps": 2}}),
-    "csdm": merge(LOOKING, {"objective": {"frequencies": 16}}),
+    "csdm": merge(LOOKING, {"terms": {"characteristic_function": {"frequencies": 16}}}),
     "iid": GUIDED,
     "ls-mtt": merge(merge(QUICK, FOLLOWING), {"experts": {"network": {"name": "mlp", "width": 4}}}),
     "methods": merge(

@@ -24,7 +24,7 @@ from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
 from tests.tuning.spaces import TINY, small
-from tuning.driver import _claim, prepare
+from tuning.driver import _prepare_directory, prepare
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -67,7 +67,14 @@ def quick(name: str) -> tuning.Space:
     )
 
 
-@pytest.mark.parametrize("name", READY)
+QUICK = ("edc-digits", "methods-digits")
+"""Spaces whose dry run is in the fast suite: teachers and soft labels, and several methods."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in READY],
+)
 def test_every_ready_space_passes_a_dry_run(tmp_path, name):
     grid = tuning.sweep(
         quick(name), samples=2, out=tmp_path / "out", cache=tmp_path / "cache", progress=QUIET
@@ -112,7 +119,7 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
     )
     grid = tuning.sweep(space, out=out, cache=tmp_path / "cache", progress=Progress())
     lines = capsys.readouterr().err
-    assert "judged on the other 20%" in lines
+    assert "the other 20% for validation" in lines
     assert "3 of 3 done" in lines
     assert isinstance(grid, ray.tune.ResultGrid)
     assert {entry.name for entry in out.iterdir()} >= {
@@ -153,7 +160,7 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
         tuning.sweep(space.model_copy(update={"seed": 1}), out=out, resume=True, progress=QUIET)
     with pytest.raises(
         OutputError,
-        match="holds a sweep of 3 samples, which may grow but not shrink; set --samples 3 or more",
+        match="holds a sweep of 3 samples, which cannot be decreased; set --samples 3 or more",
     ):
         tuning.sweep(space, out=out, samples=2, resume=True, progress=QUIET)
 
@@ -185,7 +192,7 @@ def test_a_population_does_not_grow(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     space = small(scheduler="pbt", samples=4)
-    _claim(out, prepare(space, out, progress=QUIET), False)
+    _prepare_directory(out, prepare(space, out, progress=QUIET), False)
     with pytest.raises(OutputError, match="by 'scheduler: pbt', which moves all of them together"):
         tuning.sweep(space, out=out, samples=6, resume=True, progress=QUIET)
 

@@ -13,7 +13,7 @@ from rayd.config import merge
 from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
-from tuning.search import Kept, Suggested, points, sampler
+from tuning.search import ClampToDomains, DefineByRun, points, sampler
 from tuning.space import Domain, ResolvedSpace, Space, nested
 from tuning.table import Row, importance
 
@@ -54,7 +54,7 @@ def test_every_ready_space_lies_on_its_recipe(name):
         ({"synthesis.momentum": {"choice": [0.5, "much"]}}, "'synthesis.momentum'.*number"),
         (
             {"data.validation_fraction": {"uniform": [0.1, 0.3]}},
-            "cannot be searched.*judged on the same images",
+            "cannot be searched.*use the same validation images",
         ),
         ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
         (
@@ -70,7 +70,7 @@ def test_every_ready_space_lies_on_its_recipe(name):
             {"ipc": {"integer": [1, 3], "when": {"synthetic.kindd": "pixels"}}},
             "did you mean 'synthetic.kind'",
         ),
-        ({"ipc": {"integer": [1, 3], "when": {"synthetic.kind": "lowrank"}}}, "is never there"),
+        ({"ipc": {"integer": [1, 3], "when": {"synthetic.kind": "lowrank"}}}, "is never used"),
         (
             {
                 "ipc": {"choice": [1, 2], "when": {"synthesis.optimizer": "adam"}},
@@ -177,7 +177,7 @@ def test_conditions_hold_in_every_point():
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
-        point = Suggested(ground)(study.ask())["settings"]
+        point = DefineByRun(ground)(study.ask())["settings"]
         assert ("synthesis.second_momentum" in point) == (point["synthesis.optimizer"] == "adam")
         ground.recipe(point)
 
@@ -256,7 +256,7 @@ def test_domains_know_their_values():
 
 
 def test_what_population_based_training_moved_stays_in_the_space():
-    kept = Kept(ResolvedSpace(small(scheduler="pbt")))(
+    kept = ClampToDomains(ResolvedSpace(small(scheduler="pbt")))(
         {"settings": {"synthesis.learning_rate": 12.0}, "other": 1}
     )
     assert kept == {"settings": {"synthesis.learning_rate": 10.0}, "other": 1}

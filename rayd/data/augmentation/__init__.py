@@ -1,9 +1,8 @@
-"""Augmentation of batches of normalised images, differentiable (but for RandAugment), with private
-random draws.
+"""Batched augmentation of normalised images, differentiable except RandAugment.
 
 Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
-width)` makes one, and calling it applies it, as often as wished and always alike. The pure
-functions beside them take the parameters directly.
+width)` creates one from a private generator, and calling it applies the same parameters every time.
+The corresponding pure functions take the parameters directly.
 """
 
 from rayd.data.augmentation.by_class import ALL, ByClass, Rows

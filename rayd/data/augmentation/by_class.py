@@ -1,10 +1,10 @@
-"""One augmentation for a whole batch in which every class has draws of its own.
+"""Augmentation of a batch with separate draws for each class.
 
 Siamese augmentation (Zhao and Bilen, ICML 2021) draws an operation and its parameters for every
 class; the real and the synthetic images of a class share them. Here a batch of all classes is
-augmented at once: what is to be done is planned on the CPU, where labels are known, and all images
-that get the same operation get it together, each with its own class's parameters. The number of
-operations on the device does not grow with classes, and the host never waits for it.
+augmented at once: images are grouped by operation on the CPU, where labels are known, and each
+group is augmented together with its classes' parameters. The number of device operations does not
+grow with the number of classes, and the host never synchronises with the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rayd.data.augmentation.rows import at_rows
 from rayd.transfer import send
 
 Rows = slice | Tensor
-"""Which images of a batch: consecutive ones, or indices int64 (n,) on the CPU."""
+"""Images of a batch: a slice, or indices int64 (n,) on the CPU."""
 
 ALL = slice(None)
 """All images of a batch."""
@@ -31,39 +31,39 @@ ALL = slice(None)
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """The images of a batch that get one kind of operation."""
+    """Images of a batch that get one kind of operation."""
 
     operation: Operation
-    """With parameters of every image (n, ...), or of all of them (1, ...), on the device."""
+    """Operation with parameters per image (n, ...), or shared (1, ...), on the device."""
     indices: Tensor
-    """Where in the batch the images are, int64 (n,), ascending, on the device."""
-    places: npt.NDArray[np.int64]
-    """The same on the CPU."""
+    """Positions of the images in the batch, int64 (n,), ascending, on the device."""
+    positions: npt.NDArray[np.int64]
+    """Copy of `indices` on the CPU."""
     classes: npt.NDArray[np.int64]
-    """The class of each of them (n,), on the CPU."""
+    """Class of each image (n,), on the CPU."""
 
     def between(self, start: int, stop: int) -> slice:
-        """Which of the images lie in a range of the batch."""
-        first, last = np.searchsorted(self.places, (start, stop)).tolist()
+        """Slice of the images within a range of the batch."""
+        first, last = np.searchsorted(self.positions, (start, stop)).tolist()
         return slice(first, last)
 
     def __call__(self, images: Tensor, own: slice) -> Tensor:
-        """Apply to the images of some of the entries."""
+        """Apply to the images of a slice of the entries."""
         classes = self.classes[own]
-        # one class has one row of parameters, so that a sampling grid, say, is made once
+        # one class has one row of parameters, so a sampling grid, for example, is computed once
         alike = bool((classes == classes[0]).all())
-        wanted: Any = slice(own.start, own.start + 1) if alike else own
-        return at_rows(self.operation, wanted)(images)
+        rows: Any = slice(own.start, own.start + 1) if alike else own
+        return at_rows(self.operation, rows)(images)
 
 
 class ByClass:
-    """Operations of the classes, applied to a batch of them.
+    """Operations of each class, applied to a batch of several classes.
 
     Args:
-        drawn: the operations of every class among the labels, with parameters of one row; as many
-            for each class.
+        drawn: the operations of every class among the labels, with one row of parameters each; the
+            same number for each class.
         labels: class indices (N,) of the batch, on the CPU.
-        device: where the images are.
+        device: device of the images.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ByClass:
         self._stages = _to_device([_parts(operations, position) for operations in stages], device)
 
     def __call__(self, images: Tensor, rows: Rows = ALL) -> Tensor:
-        """Augment the images (n, C, H, W) at some rows of the batch, differentiably."""
+        """Augment the images (n, C, H, W) at the given rows of the batch, differentiably."""
         if isinstance(rows, Tensor):
             return ByClass(self._drawn, self._labels[rows], images.device)(images)
         start, stop, _ = rows.indices(len(self._labels))
@@ -86,7 +86,7 @@ class ByClass:
 
 
 def _apply(parts: Sequence[_Part], images: Tensor, start: int, stop: int) -> Tensor:
-    """One operation on each of the images that lie in a range of the batch."""
+    """Apply one operation to each of the images within a range of the batch."""
     ranges = [part.between(start, stop) for part in parts]
     chosen = [(part, own) for part, own in zip(parts, ranges, strict=True) if own.start < own.stop]
     if len(chosen) == 1:
@@ -100,51 +100,50 @@ def _apply(parts: Sequence[_Part], images: Tensor, start: int, stop: int) -> Ten
 
 
 def _parts(operations: Sequence[Operation], position: npt.NDArray[np.int64]) -> list[_Part]:
-    """Images by what is done to them.
+    """Group images by operation.
 
     Args:
-        operations: of each class.
-        position: of the class of each image (N,) among them.
+        operations: operation of each class.
+        position: index of the class of each image (N,) in `operations`.
     """
     kinds: dict[Any, list[int]] = {}
     for index, operation in enumerate(operations):
         kinds.setdefault(_kind(operation), []).append(index)
     parts = []
     for classes in kinds.values():
-        places = np.flatnonzero(np.isin(position, classes))
-        own = position[places]
+        positions = np.flatnonzero(np.isin(position, classes))
+        own = position[positions]
         rows = torch.from_numpy(np.searchsorted(classes, own))
         stacked = _stacked([operations[index] for index in classes])
-        parts.append(_Part(at_rows(stacked, rows), torch.from_numpy(places), places, own))
+        indices = torch.from_numpy(positions)
+        parts.append(_Part(at_rows(stacked, rows), indices, positions, own))
     return parts
 
 
 def _kind(operation: Operation) -> tuple[Any, ...]:
-    """What must be equal of operations that are applied at once: all but the tensors."""
-    return type(operation), *(
-        value for value in _values(operation).values() if not isinstance(value, Tensor)
-    )
+    """Key of operations that can be applied at once: type and all parameters but tensors."""
+    values = _values(operation).values()
+    return type(operation), *(value for value in values if not isinstance(value, Tensor))
 
 
 def _stacked(operations: Sequence[Operation]) -> Operation:
-    """Operations of one kind as one, with a row of parameters for each."""
-    drawn = [_tensors(operation) for operation in operations]
-    return _with(
-        operations[0], {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]}
-    )
+    """Stack operations of one kind into one, with a row of parameters for each."""
+    tensors = [_tensors(operation) for operation in operations]
+    stacked = {name: torch.cat([drawn[name] for drawn in tensors]) for name in tensors[0]}
+    return _with(operations[0], stacked)
 
 
 def _to_device(stages: list[list[_Part]], device: torch.device) -> list[list[_Part]]:
-    """All parameters and indices on the device, by one copy."""
+    """Move all parameters and indices to the device in a single copy."""
     parts = [part for stage in stages for part in stage]
     named = [{"": part.indices, **_tensors(part.operation)} for part in parts]
     sent = iter(send([tensor for tensors in named for tensor in tensors.values()], device))
-    arrived = []
+    moved = []
     for part, tensors in zip(parts, named, strict=True):
-        there = {name: next(sent) for name in tensors}
-        indices = there.pop("")
-        arrived.append(replace(part, operation=_with(part.operation, there), indices=indices))
-    ordered = iter(arrived)
+        on_device = {name: next(sent) for name in tensors}
+        indices = on_device.pop("")
+        moved.append(replace(part, operation=_with(part.operation, on_device), indices=indices))
+    ordered = iter(moved)
     return [[next(ordered) for _ in stage] for stage in stages]
 
 

@@ -1,8 +1,7 @@
-"""Colour augmentations: pure functions of images and parameters, and the parameters with how they
-are drawn.
+"""Colour augmentations: pure functions, and dataclasses of drawn parameters.
 
 Shapes: images are (N, channels, H, W), already normalised; parameters are (N,), or (1,) for one
-draw that all images share.
+draw shared by all images.
 """
 
 from __future__ import annotations
@@ -17,20 +16,18 @@ from rayd.transfer import upload
 
 
 def brightness(images: Tensor, offsets: Tensor) -> Tensor:
-    """Add to every pixel its image's offset, in units of normalised pixels."""
+    """Add an offset to each image, in units of normalised pixels."""
     return images + _like(offsets, images)
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Stretch the distance from grey: (x - m) * factor + m, with m the mean over the channels of
-    each pixel.
-    """
+    """Scale the distance from grey: (x - m) * factor + m, with m the channel mean of each pixel."""
     mean = images.mean(dim=1, keepdim=True)
     return (images - mean) * _like(factors, images) + mean
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Stretch the distance from the mean: (x - m) * factor + m, with m the mean of each image."""
+    """Scale the distance from the mean: (x - m) * factor + m, with m the mean of each image."""
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return (images - mean) * _like(factors, images) + mean
 
@@ -44,7 +41,7 @@ class Color:
     """Brightness, saturation and contrast, in this order."""
 
     offsets: Tensor
-    """(N,): added to the pixels."""
+    """(N,): offsets added to the pixels."""
     saturations: Tensor
     """(N,): factors of the distance from grey."""
     contrasts: Tensor
@@ -61,7 +58,7 @@ class Color:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
-        # one copy brings all parameters to the images
+        # a single copy moves all parameters to the images' device
         parameters = upload(
             torch.stack((self.offsets, self.saturations, self.contrasts)), images.device
         )

@@ -7,9 +7,9 @@ over the batch, so that a real and a synthetic batch of different sizes are augm
 their generators are seeded alike. The released code reseeds the global generator; here draws are
 private.
 
-Strategies are operations joined by underscores. Digits leave out `flip`.
+Strategies are operations joined by underscores. For digits, omit `flip`.
 
-| operation | what is drawn |
+| operation | distribution |
 |---|---|
 | `color` | brightness + U[-0.5, 0.5), then saturation x U[0, 2), then contrast x U[0.5, 1.5) |
 | `crop` | a shift of -p..p pixels on each axis, p = 1/8 of the side, zeros outside |
@@ -34,7 +34,7 @@ Mode = Literal["single", "all"]
 
 
 class Operation(Protocol):
-    """Drawn parameters, ready to be applied to images (N, channels, H, W), as often as wished."""
+    """Drawn parameters that can be applied to images (N, channels, H, W) repeatedly."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to images (N, channels, H, W)."""
@@ -53,16 +53,15 @@ OPERATIONS: dict[str, _Drawable] = {
     "scale": Scale,
     "rotate": Rotate,
 }
-"""The operations of a strategy, by name."""
+"""Operations of a strategy, by name."""
 
 
 class DSA:
     """Differentiable Siamese augmentation of normalised images.
 
     Args:
-        strategy: operations joined by underscores; None or an empty string leaves images as they
-            are.
-        mode: `single` draws one operation a call, uniformly; `all` applies every operation in the
+        strategy: operations joined by underscores; None or an empty string is the identity.
+        mode: `single` draws one operation per call, uniformly; `all` applies every operation in the
             strategy's order.
 
     Raises:
@@ -80,14 +79,16 @@ class DSA:
                 )
             if self.operations.count(name) > 1:
                 raise ConfigError(
-                    f"The augmentation '{self.strategy}' must name each operation once; it names '{name}' twice."
+                    f"The augmentation '{self.strategy}' must name each operation once; "
+                    f"it names '{name}' twice."
                 )
 
     def draw(
         self, generator: Generator, count: int, height: int, width: int
     ) -> tuple[Operation, ...]:
-        """The operations for one batch, with parameters for `count` images (1: shared by all) of
-        height x width pixels.
+        """Draw the operations for one batch of images of height x width pixels.
+
+        `count` is the number of images with their own parameters; 1 shares one draw.
         """
         names = self.operations
         if names and self.mode == "single":
@@ -101,8 +102,8 @@ class DSA:
             images: (N, channels, H, W), normalised, so that 0 is the mean colour; any floating
                 type, any device.
             generator: a private generator on the CPU.
-            siamese: one draw of parameters for the whole batch, which then does not depend on N;
-                otherwise one an image. The operation is drawn once a batch either way.
+            siamese: share one draw of parameters over the whole batch, independent of N; otherwise
+                draw them per image. The operation is drawn once per batch either way.
 
         Returns:
             Images of the same shape, differentiable with respect to `images`.
@@ -117,7 +118,7 @@ class DSA:
 
 
 def augmentation(strategy: str | None, mode: Mode = "single") -> DSA:
-    """The augmentation that a setting names; None is the identity.
+    """Create the augmentation named by a setting; None is the identity.
 
     Raises:
         ConfigError: an operation is unknown or named twice.

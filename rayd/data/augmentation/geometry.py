@@ -1,10 +1,9 @@
-"""Geometric augmentations: pure functions of images and parameters, and the parameters with how
-they are drawn.
+"""Geometric augmentations: pure functions, and dataclasses of drawn parameters.
 
 Shapes: images are (N, channels, H, W), of any floating type, already normalised, so that 0 is the
-mean colour. The first dimension of every parameter tensor is N, or 1 for one draw that all images
-share. Everything is differentiable with respect to the images. Parameters are drawn on the CPU from
-a private generator and follow the images to their device.
+mean colour. The first dimension of every parameter tensor is N, or 1 for one draw shared by all
+images. Everything is differentiable with respect to the images. Parameters are drawn on the CPU
+from a private generator and moved to the images' device.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from rayd.transfer import upload
 
 
 def uniform(generator: Generator, low: float, high: float, *size: int) -> Tensor:
-    """Draws from U[low, high), float32 on the CPU."""
+    """Draw from U[low, high), float32 on the CPU."""
     return torch.rand(*size, generator=generator) * (high - low) + low
 
 
@@ -30,49 +29,51 @@ def share(side: int, ratio: float) -> int:
 
 
 def flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror left to right the images where `mask`, boolean (N,), is true."""
-    # not by rows: to find them a mask on a GPU must be waited for
+    """Mirror images left to right where `mask`, boolean (N,), is true."""
+    # not by index: finding the rows of a mask on a GPU would synchronise with it
     return torch.where(upload(mask, images.device)[:, None, None, None], images.flip(3), images)
 
 
 def crop(images: Tensor, shifts: Tensor, margin: int | None = None) -> Tensor:
-    """Move the window by whole pixels: output[y, x] = image[y + dy, x + dx], 0 outside.
+    """Shift the window by whole pixels: output[y, x] = image[y + dy, x + dx], 0 outside.
 
-    This is also the crop from an image padded with zeros: with a padding of p, shift = offset - p.
+    Equivalent to a crop of an image zero-padded by p, with shift = offset - p.
 
     Args:
         images: (N, channels, H, W).
         shifts: (dy, dx) of each image, (N, 2) or (1, 2).
-        margin: pixels that no shift exceeds; absent: the largest shift, for which shifts on a GPU
-            must be waited for.
+        margin: upper bound of the shifts in pixels; by default the largest shift, which for shifts
+            on a GPU synchronises with it.
     """
     count, channels, height, width = images.shape
     margin = int(shifts.abs().max()) if margin is None else margin
     dy, dx = upload(shifts, images.device).expand(count, 2)[:, :, None].unbind(1)
     rows = torch.arange(margin, margin + height, device=images.device) + dy
     columns = torch.arange(margin, margin + width, device=images.device) + dx
-    places = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
+    positions = rows[:, :, None] * (width + 2 * margin) + columns[:, None, :]
     padded = pad(images, (margin, margin, margin, margin))
     return (
         padded.flatten(2)
-        .gather(2, places.view(count, 1, -1).expand(-1, channels, -1))
+        .gather(2, positions.view(count, 1, -1).expand(-1, channels, -1))
         .view_as(images)
     )
 
 
 def roll(images: Tensor, shift: tuple[int, int]) -> Tensor:
-    """Move all images down and right by `shift` = (dy, dx) pixels; what leaves at a border enters
-    at the opposite one.
-    """
+    """Roll all images down and right by `shift` = (dy, dx) pixels, wrapping around the border."""
     return images.roll(shift, (2, 3))
 
 
 def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fill with 0 a rectangle of `size` = (height, width) pixels, clipped at the border; `centers`,
-    (N, 2), holds its (y, x).
+    """Fill a rectangle with 0, clipped at the border.
 
-    Rows center - size // 2 up to, but without, center - size // 2 + size are filled; columns
+    Rows from center - size // 2 up to, but excluding, center - size // 2 + size are filled; columns
     likewise.
+
+    Args:
+        images: (N, channels, H, W).
+        centers: (y, x) of the rectangles, (N, 2) or (1, 2).
+        size: (height, width) of the rectangles in pixels.
     """
     center_y, center_x = upload(centers, images.device)[:, :, None].unbind(1)
     top = center_y - size[0] // 2
@@ -85,16 +86,15 @@ def cutout(images: Tensor, centers: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale(images: Tensor, factors: Tensor) -> Tensor:
-    """Sample the images on a grid stretched by `factors`, (N, 2) as (s_x, s_y); a factor above 1
-    shrinks the content.
-    """
+    """Sample images on a grid scaled by `factors`, (N, 2) as (s_x, s_y); above 1 shrinks them."""
     zero = torch.zeros_like(factors[:, 0])
     return _sample_affine(images, torch.stack((factors[:, 0], zero, zero, factors[:, 1])))
 
 
 def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate about the centre; the sampling grid turns by `angles`, (N,), in radians. Distances are
-    in pixels on both axes.
+    """Rotate about the centre: turns the sampling grid by `angles`, (N,), in radians.
+
+    Distances are in pixels on both axes, so that images are not sheared.
     """
     aspect = images.shape[2] / images.shape[3]
     cosine = angles.cos()
@@ -103,13 +103,14 @@ def rotate(images: Tensor, angles: Tensor) -> Tensor:
 
 
 def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Bilinear sampling at x' = xx x + xy y, y' = yx x + yy y, where x and y run from -1 to 1 over
-    the image; 0 outside.
+    """Sample bilinearly at x' = xx x + xy y, y' = yx x + yy y, with 0 outside.
+
+    Coordinates x and y run from -1 to 1 over the image.
 
     Args:
         images: (N, channels, H, W).
-        matrices: rows xx, xy, yx and yy, (4, N) or (4, 1): one tensor, so that one copy brings it
-            to the images.
+        matrices: rows xx, xy, yx and yy, (4, N) or (4, 1), as one tensor for a single copy to the
+            images' device.
     """
     count, _, height, width = images.shape
     precision = torch.promote_types(images.dtype, torch.float32)
@@ -123,7 +124,7 @@ def _sample_affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
-    # Coordinates need more digits than half-precision images have.
+    # coordinates need more digits than half-precision images have
     sampled = grid_sample(
         images.to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )
@@ -131,13 +132,12 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a box from each image and resize it bilinearly, without antialiasing, to `size` =
-    (height, width).
+    """Crop a box from each image and resize it bilinearly, without antialiasing.
 
     Args:
         images: (N, channels, H, W).
         boxes: whole pixels (N, 4) or (1, 4) as (top, left, height, width), inside the image.
-        size: of the result in pixels.
+        size: (height, width) of the result in pixels.
 
     Returns:
         (N, channels, *size), equal to `torch.nn.functional.interpolate` on each cut box.
@@ -154,9 +154,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
 
 
 def _positions(start: Tensor, length: Tensor, steps: int) -> Tensor:
-    """Pixel coordinates (N, steps) that divide each box evenly, kept between the centres of its
-    first and last pixel.
-    """
+    """Pixel coordinates (N, steps) that divide each box evenly, clamped to its pixel centres."""
     step = (torch.arange(steps, device=start.device, dtype=start.dtype) + 0.5) / steps
     inside = (step * length[:, None] - 0.5).clamp(min=0).minimum(length[:, None] - 1)
     return start[:, None] + inside
@@ -177,7 +175,7 @@ class Flip:
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, probability: float = 0.5
     ) -> Flip:
-        """Each image with the given probability."""
+        """Mirror each image with the given probability."""
         return cls(torch.rand(count, generator=generator) < probability)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -187,12 +185,12 @@ class Flip:
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A window moved by whole pixels, zeros outside: the random crop of a padded image."""
+    """A window shifted by whole pixels, zeros outside: the random crop of a padded image."""
 
     shifts: Tensor
     """Integer (N, 2): (dy, dx) in pixels."""
     margin: int | None = None
-    """Pixels that no shift exceeds, where that is known without looking at them."""
+    """Upper bound of the shifts in pixels, if known without reading the tensor."""
 
     @classmethod
     def draw(
@@ -204,8 +202,9 @@ class Crop:
         ratio: float = 0.125,
         pixels: int | None = None,
     ) -> Crop:
-        """Each axis uniform on -p..p, where p is `pixels`, or if absent `ratio` of the side (4
-        pixels at 32).
+        """Draw shifts uniformly from -p..p on each axis.
+
+        p is `pixels`, or by default `ratio` of the side (4 pixels at 32).
         """
         padding = [share(side, ratio) if pixels is None else pixels for side in (height, width)]
         shifts = [torch.randint(-p, p + 1, (count,), generator=generator) for p in padding]
@@ -218,11 +217,10 @@ class Crop:
 
 @dataclass(frozen=True, eq=False)
 class Roll:
-    """A whole batch rolled around the border: the "jitter" of SRe2L (Yin et al., NeurIPS 2023) and
-    its descendants.
+    """A roll of the whole batch: the "jitter" of SRe2L (Yin et al., NeurIPS 2023) and successors.
 
-    Their released code draws from 0..limit; with -limit..limit the mean position of an image is its
-    own.
+    Their released code draws from 0..limit; drawing from -limit..limit keeps the mean position of
+    an image unchanged.
     """
 
     shift: tuple[int, int]
@@ -230,7 +228,7 @@ class Roll:
 
     @classmethod
     def draw(cls, generator: Generator, count: int, height: int, width: int, limit: int) -> Roll:
-        """One draw for the batch, each axis uniform on -limit..limit."""
+        """Draw one shift for the batch, each axis uniform on -limit..limit."""
         dy, dx = torch.randint(-limit, limit + 1, (2,), generator=generator).tolist()
         return cls((dy, dx))
 
@@ -252,8 +250,9 @@ class Cutout:
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, ratio: float = 0.5
     ) -> Cutout:
-        """Sides are `ratio` of the image's; the centre is uniform on 0..side, or 0..side - 1 where
-        the cut is odd.
+        """Draw centres; sides are `ratio` of the image's.
+
+        The centre is uniform on 0..side, or 0..side - 1 for an odd rectangle.
         """
         size = (share(height, ratio), share(width, ratio))
         ends = [side + 1 - length % 2 for side, length in zip((height, width), size, strict=True)]
@@ -269,7 +268,7 @@ class Cutout:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Stretching about the centre, each axis by itself."""
+    """Scaling about the centre, independently on each axis."""
 
     factors: Tensor
     """(N, 2): (s_x, s_y) of the sampling grid; above 1 shrinks the content."""
@@ -278,7 +277,7 @@ class Scale:
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, ratio: float = 1.2
     ) -> Scale:
-        """Each factor from U[1 / ratio, ratio)."""
+        """Draw each factor from U[1 / ratio, ratio)."""
         return cls(uniform(generator, 1 / ratio, ratio, count, 2))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -297,7 +296,7 @@ class Rotate:
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, degrees: float = 15.0
     ) -> Rotate:
-        """Each angle from U[-degrees, degrees)."""
+        """Draw each angle from U[-degrees, degrees)."""
         return cls(torch.deg2rad(uniform(generator, -degrees, degrees, count)))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -307,7 +306,7 @@ class Rotate:
 
 @dataclass(frozen=True, eq=False)
 class ResizedCrop:
-    """A box of each image, resized: RandomResizedCrop with one box an image."""
+    """A resized box of each image: RandomResizedCrop with one box per image."""
 
     boxes: Tensor
     """Integer (N, 4): (top, left, height, width) in pixels."""
@@ -325,16 +324,18 @@ class ResizedCrop:
         area: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
     ) -> ResizedCrop:
-        """Draw as torchvision does: ten tries at a share of the area and a log-uniform ratio, then
-        the largest box that fits.
+        """Draw boxes like torchvision.
+
+        Ten tries with a random share of the area and a log-uniform ratio, then the largest central
+        box of an allowed ratio.
 
         Args:
             generator: a private generator on the CPU.
             count: number of boxes.
-            height: of the images in pixels.
-            width: of the images in pixels.
-            size: of the result; absent: that of the images.
-            area: least and largest share of the image's area that a box covers.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
+            size: size of the result; by default that of the images.
+            area: least and largest share of the image's area covered by a box.
             ratio: least and largest width / height of a box.
         """
         tries = 10
@@ -358,8 +359,8 @@ class ResizedCrop:
 
 
 def _draw_offsets(generator: Generator, room: Tensor) -> Tensor:
-    """Uniform on 0..room, elementwise, for room >= 0."""
-    # float64, because float32 rounds a draw just below 1 up to room + 1.
+    """Draw uniformly from 0..room, elementwise, for room >= 0."""
+    # float64, because float32 would round a draw just below 1 up to room + 1
     draws = torch.rand(len(room), generator=generator, dtype=torch.float64)
     return (draws * (room + 1)).long()
 

@@ -1,15 +1,13 @@
-"""Mixing the images of a batch in pairs: cutmix and mixup, as soft-label protocols use them.
+"""CutMix and mixup of the images of a batch, as used by soft-label protocols.
 
-Both return the mixed images, the permutation that names each image's partner, and `kept`, the share
-of the image itself (the lambda of the papers), so that labels or losses are mixed as kept * own +
-(1 - kept) * partner.
+Both return the mixed images, the permutation of partners, and `kept`, the share of the image itself
+(lambda in the papers), so that labels or losses are mixed as kept * own + (1 - kept) * partner.
 
-Images beyond the length of the permutation are there as partners only: a process that has some
-images of a batch takes theirs along. What comes back are the images that the permutation has an
-entry for.
+Images beyond the length of the permutation serve as partners only: a data-parallel process appends
+the partners of its share of a batch. Results have one entry per entry of the permutation.
 
 A drawn mix can be stored (`state`) and replayed (`mix_from_state`) byte for byte, as stored soft
-labels need it.
+labels require.
 
 Sources: Yun et al., "CutMix" (ICCV 2019); Zhang et al., "mixup" (ICLR 2018).
 """
@@ -30,11 +28,9 @@ from rayd.transfer import upload
 Box = tuple[int, int, int, int]
 """(top, left, height, width) in pixels, inside the image."""
 Mixed = tuple[Tensor, Tensor, float]
-"""Images (N, channels, H, W), the permutation (N,) of partners, and the share of the image itself
-in [0, 1].
-"""
+"""Images (N, channels, H, W), permutation (N,) of partners, and share of the image in [0, 1]."""
 Mix = Literal["none", "cutmix", "mixup"]
-"""How images are mixed, by the name that settings give it."""
+"""Mixing method, by its name in settings."""
 
 _PERMUTATION = "mix.permutation"
 _BOX = "mix.box"
@@ -42,9 +38,7 @@ _KEPT = "mix.kept"
 
 
 def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Mixed:
-    """Replace one box of every image by that of its partner; `kept` is the exact share of pixels
-    outside the box.
-    """
+    """Replace a box of every image by its partner's; `kept` is the share of pixels outside it."""
     own = images[: len(permutation)]
     top, left, height, width = box
     hole = torch.zeros(images.shape[2:], dtype=torch.bool, device=images.device)
@@ -55,28 +49,27 @@ def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Mixed:
 
 def mixup(images: Tensor, permutation: Tensor, kept: float) -> Mixed:
     """Blend every image with its partner: kept * image + (1 - kept) * partner."""
-    return (
-        kept * images[: len(permutation)] + (1 - kept) * images[upload(permutation, images.device)],
-        permutation,
-        kept,
-    )
+    own = images[: len(permutation)]
+    partners = images[upload(permutation, images.device)]
+    return kept * own + (1 - kept) * partners, permutation, kept
 
 
 @dataclass(frozen=True, eq=False)
 class CutMix:
-    """A box and partners for a whole batch."""
+    """A box and a permutation of partners for a batch."""
 
     permutation: Tensor
-    """Integer (N,): the partner of each of the first N images."""
+    """Integer (N,): partner of each of the first N images."""
     box: Box
-    """The box that comes from the partner."""
+    """Box copied from the partner."""
 
     @classmethod
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, concentration: float = 1.0
     ) -> CutMix:
-        """A box of sqrt(1 - lambda) of the sides, clipped, its centre uniform; lambda ~
-        Beta(concentration, concentration).
+        """Draw a box with sides of sqrt(1 - lambda), clipped, and a uniform centre.
+
+        lambda ~ Beta(concentration, concentration).
         """
         side = sqrt(1 - draw_beta(generator, concentration))
         bounds = []
@@ -102,17 +95,17 @@ class CutMix:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> CutMix:
-        """The mix whose `state()` this is."""
+        """Restore a mix from its `state()`."""
         top, left, height, width = state[_BOX].tolist()
         return cls(state[_PERMUTATION].long(), (top, left, height, width))
 
 
 @dataclass(frozen=True, eq=False)
 class MixUp:
-    """A share and partners for a whole batch."""
+    """A share and a permutation of partners for a batch."""
 
     permutation: Tensor
-    """Integer (N,): the partner of each of the first N images."""
+    """Integer (N,): partner of each of the first N images."""
     kept: float
     """Share of the image itself, in [0, 1]."""
 
@@ -120,7 +113,7 @@ class MixUp:
     def draw(
         cls, generator: Generator, count: int, height: int, width: int, concentration: float = 0.8
     ) -> MixUp:
-        """`kept` from Beta(concentration, concentration)."""
+        """Draw `kept` from Beta(concentration, concentration)."""
         kept = draw_beta(generator, concentration)
         return cls(torch.randperm(count, generator=generator), kept)
 
@@ -137,16 +130,14 @@ class MixUp:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> MixUp:
-        """The mix whose `state()` this is."""
+        """Restore a mix from its `state()`."""
         return cls(state[_PERMUTATION].long(), float(state[_KEPT]))
 
 
 def draw_mix(
     name: Mix, generator: Generator, count: int, height: int, width: int, concentration: float
 ) -> CutMix | MixUp | None:
-    """The mix of a batch of `count` images of height x width pixels that a setting names; `none` is
-    None, and draws nothing.
-    """
+    """Draw the mix named by a setting for `count` images; `none` returns None and draws nothing."""
     match name:
         case "none":
             return None
@@ -157,14 +148,14 @@ def draw_mix(
 
 
 def mix_from_state(state: Mapping[str, Tensor]) -> CutMix | MixUp | None:
-    """The mix whose `state()` is among these tensors; None if there is none."""
+    """Restore the mix whose `state()` is among these tensors; None if there is none."""
     if _BOX in state:
         return CutMix.from_state(state)
     return MixUp.from_state(state) if _KEPT in state else None
 
 
 def draw_beta(generator: Generator, concentration: float) -> float:
-    """One draw from Beta(concentration, concentration)."""
-    # torch draws Beta from its global generator only; numpy takes a seed that this generator gives.
+    """Draw from Beta(concentration, concentration)."""
+    # torch draws Beta from its global generator only, so numpy is seeded from this generator
     seed = int(torch.randint(2**62, (), generator=generator))
     return float(np.random.default_rng(seed).beta(concentration, concentration))

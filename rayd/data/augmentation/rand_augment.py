@@ -1,23 +1,23 @@
-"""RandAugment in batches: a few operations on every image, all of one strength.
+"""Batched RandAugment: random operations of a common magnitude on every image.
 
 Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search
-Space" (NeurIPS 2020), in the form of torchvision's `RandAugment`, whose operations, strengths and
-rounding these are, with nearest-neighbour sampling and black outside. For every layer each image
-draws one of 14 operations, uniformly and with replacement; strength m of 0..30 stands for a share m
-/ 30 of an operation's largest effect:
+Space" (NeurIPS 2020), with the operations, strengths and rounding of torchvision's `RandAugment`,
+nearest-neighbour sampling and black outside. For every layer each image draws one of 14 operations,
+uniformly and with replacement; a magnitude m in 0..30 scales each operation to m / 30 of its
+largest effect:
 
 | operation | strength at m | signed |
 |---|---|---|
 | Identity, AutoContrast, Equalize | none | |
-| ShearX, ShearY | shift of 0.3 m / 30 pixels a pixel | yes |
+| ShearX, ShearY | shift of 0.3 m / 30 pixels per pixel | yes |
 | TranslateX, TranslateY | 150 / 331 m / 30 of the side, in whole pixels | yes |
 | Rotate | 30 m / 30 degrees | yes |
 | Brightness, Color, Contrast, Sharpness | factor 1 + 0.9 m / 30 | yes |
-| Posterize | 8 - 4 m / 30 bits are kept, rounded | |
-| Solarize | pixels from 1 - m / 30 on are inverted | |
+| Posterize | keeps 8 - 4 m / 30 bits, rounded | |
+| Solarize | inverts pixels from 1 - m / 30 on | |
 
-torchvision draws one operation for all images it is called with. Here every image has its own, and
-all images with the same operation and sign are handled by one call.
+torchvision draws one operation for all images of a call. Here every image has its own, and images
+with the same operation and sign are processed together.
 """
 
 from __future__ import annotations
@@ -34,15 +34,13 @@ from rayd.errors import ConfigError
 from rayd.transfer import upload
 
 BINS = 31
-"""Strengths of an operation, from none to its largest effect."""
+"""Number of strengths of an operation, from none to its largest effect."""
 
-_Act = Callable[[Tensor, float], Tensor]
+_Apply = Callable[[Tensor, float], Tensor]
 
 
 def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-    """An operation of torchvision, which is imported with the first of them: it takes as long as
-    torch itself.
-    """
+    """Call an operation of torchvision, imported on first use: the import is as slow as torch's."""
     from torchvision.transforms.v2 import functional
 
     changed: Tensor = getattr(functional, operation)(images, *arguments, **keywords)
@@ -52,26 +50,24 @@ def _torchvision(operation: str, images: Tensor, *arguments: Any, **keywords: An
 def _affine(
     images: Tensor, shift: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0)
 ) -> Tensor:
-    """Move by whole pixels (dx, dy), or shear by (x, y) pixels a pixel about the corner at the top
-    left.
-    """
-    turns = [degrees(atan(slope)) for slope in shear]
+    """Translate by whole pixels (dx, dy), or shear by (x, y) about the top left corner."""
+    angles = [degrees(atan(slope)) for slope in shear]
     return _torchvision(
-        "affine", images, angle=0.0, translate=list(shift), scale=1.0, shear=turns, center=[0, 0]
+        "affine", images, angle=0.0, translate=list(shift), scale=1.0, shear=angles, center=[0, 0]
     )
 
 
-def _on_bytes(act: _Act) -> _Act:
-    """The same on pixels 0..255, for operations that count or cut their values."""
+def _on_bytes(apply: _Apply) -> _Apply:
+    """Wrap an operation to act on pixels 0..255, if it counts or quantises their values."""
 
     def on_bytes(images: Tensor, strength: float) -> Tensor:
         pixels = (images * 255).round().to(torch.uint8)
-        return act(pixels, strength).to(images.dtype) / 255
+        return apply(pixels, strength).to(images.dtype) / 255
 
     return on_bytes
 
 
-_OPERATIONS: dict[str, _Act] = {
+_OPERATIONS: dict[str, _Apply] = {
     "Identity": lambda images, _: images,
     "ShearX": lambda images, slope: _affine(images, shear=(slope, 0.0)),
     "ShearY": lambda images, slope: _affine(images, shear=(0.0, slope)),
@@ -89,18 +85,21 @@ _OPERATIONS: dict[str, _Act] = {
 }
 
 OPERATIONS = tuple(_OPERATIONS)
-"""Names by the index that a draw gives them."""
+"""Operation names, by their index in `RandAugment.operations`."""
 
 _SIGNED = OPERATIONS.index("ShearX"), OPERATIONS.index("Sharpness")
 """First and last operation whose strength has a sign."""
 
 
 def strength(name: str, magnitude: int, height: int, width: int) -> float:
-    """How much an operation does at a magnitude of 0..30 to images of height x width pixels; see
-    the head of this module.
+    """Strength of an operation at a magnitude of 0..30 for images of height x width pixels.
 
-    >>> strength("TranslateX", 30, 331, 331), strength("Posterize", 9, 32, 32), strength("Solarize", 30, 32, 32)
-    (150.0, 7.0, 0.0)
+    Units depend on the operation; see the head of this module.
+
+    >>> strength("TranslateX", 30, 331, 331), strength("Posterize", 9, 32, 32)
+    (150.0, 7.0)
+    >>> strength("Solarize", 30, 32, 32)
+    0.0
     """
     if name == "Posterize":
         return float(8 - round(magnitude / ((BINS - 1) / 4)))
@@ -116,20 +115,18 @@ def strength(name: str, magnitude: int, height: int, width: int) -> float:
         "Sharpness": (0.0, 0.9),
         "Solarize": (1.0, 0.0),
     }.get(name, (0.0, 0.0))
-    # float32 as in torchvision: where sampling falls between two pixels, the last digit decides
+    # float32 as in torchvision: the last digit decides sampling halfway between two pixels
     return float(torch.linspace(first, last, BINS)[magnitude])
 
 
 @dataclass(frozen=True, eq=False)
 class RandAugment:
-    """Operations of one strength on every image, one after the other. It has no gradient."""
+    """Operations of one magnitude on every image, applied in order; not differentiable."""
 
     operations: Tensor
-    """int64 (N, layers), or (1, layers) for all images: index into `OPERATIONS` of what each image
-    gets, in order.
-    """
+    """int64 (N, layers), or (1, layers) for all images: indices into `OPERATIONS`, in order."""
     signs: Tensor
-    """Boolean of the same shape: where the strength is negated, if the operation has a sign."""
+    """Boolean of the same shape: whether the strength is negated, if the operation is signed."""
     magnitude: int
     """Strength of all operations, 0..30."""
 
@@ -143,7 +140,7 @@ class RandAugment:
         layers: int = 2,
         magnitude: int = 9,
     ) -> RandAugment:
-        """Uniform operations and signs."""
+        """Draw uniform operations and signs."""
         operations = torch.randint(len(OPERATIONS), (count, layers), generator=generator)
         return cls(operations, torch.rand(count, layers, generator=generator) < 0.5, magnitude)
 
@@ -151,12 +148,12 @@ class RandAugment:
         """Apply to images (N, 1 or 3, H, W) of a floating type in [0, 1].
 
         Raises:
-            ConfigError: the images need a gradient, which most operations do not have.
+            ConfigError: the images require a gradient, which most operations do not have.
         """
         if images.requires_grad and torch.is_grad_enabled():
             raise ConfigError(
-                "RandAugment has no gradient, so images cannot be optimised through it. Got images that need one instead; set "
-                "'rand_augment' of their transform to 0."
+                "RandAugment has no gradient, so images cannot be optimised through it. Got images "
+                "that need one instead; set 'rand_augment' of their transform to 0."
             )
         height, width = images.shape[2:]
         images = images.clone()

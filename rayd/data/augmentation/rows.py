@@ -1,4 +1,4 @@
-"""What was drawn for a batch, cut down to some of its images."""
+"""Selection of drawn parameters for some images of a batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ T = TypeVar("T")
 
 
 def at_rows(drawn: T, rows: Tensor | slice) -> T:
-    """What was drawn for the images at `rows`, int64 (n,) or a slice, of a batch: any dataclass of
-    drawn parameters, or None.
+    """Select the parameters drawn for the images at `rows` of a batch.
 
-    Parameters that are tensors have a row an image, or one for all; what else there is holds for
-    the batch as a whole. A mix is not among them, as its partners may be anywhere in the batch.
+    Tensors have one row per image, or one for all; other parameters hold for the whole batch.
+    Mixes are not supported, as the partners may be anywhere in the batch.
+
+    Args:
+        drawn: a dataclass of drawn parameters, a tensor, or None.
+        rows: int64 (n,) or a slice.
     """
     kept: Any = drawn
     if isinstance(kept, Tensor):

@@ -1,12 +1,12 @@
-"""A random view of every image of a batch, drawn once, and replayed as often as wished.
+"""Random view of a batch of images, drawn once and replayed any number of times.
 
-The parts act in the order of `Transform`'s fields. All but RandAugment act on normalised images and
-are differentiable. RandAugment acts on pixels in [0, 1] and is not: the transform undoes the
-normalisation for it, and normalises again.
+Augmentations are applied in the order of `Transform`'s fields. All except RandAugment act on
+normalised images and are differentiable. RandAugment acts on pixels in [0, 1]: the transform undoes
+the normalisation before it and restores it afterwards.
 
 Stored soft labels belong to one view of one batch, so a drawn transform can be stored (`state`) and
-replayed (`from_state`) byte for byte. Its tensors share no name with those of a mix (see `mixing`):
-one mapping can hold both.
+replayed (`from_state`) byte for byte. Its tensors have other names than those of a mix (see
+`mixing`), so that one mapping can hold both.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from rayd.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Transform:
-    """One drawn view of a batch; what is None is left out."""
+    """A drawn view of a batch; augmentations that are None are skipped."""
 
     rand_augment: RandAugment | None = None
-    """Operations on pixels, without a gradient."""
+    """Operations on pixels, not differentiable."""
     crop: ResizedCrop | None = None
     """A box of each image, resized to the image's size."""
     shift: Crop | None = None
-    """Each image moved by whole pixels, the mean colour outside."""
+    """A shift of each image by whole pixels, the mean colour outside."""
     flip: Flip | None = None
-    """Which images are mirrored left to right."""
+    """Mirroring of some images left to right."""
     roll: Roll | None = None
-    """All images rolled around the border."""
+    """A roll of all images around the border."""
 
     def __call__(self, images: Tensor, normalization: Normalization | None = None) -> Tensor:
-        """Apply to normalised images (N, C, H, W), differentiably unless with RandAugment; without
-        any part, they come back.
+        """Apply to normalised images (N, C, H, W); differentiable except RandAugment.
 
         Args:
-            images: as many as were drawn for, of the size that was drawn for.
-            normalization: of the images; only RandAugment needs it.
+            images: images of the number and size that the view was drawn for.
+            normalization: normalisation of the images; needed by RandAugment only.
 
         Raises:
-            ConfigError: RandAugment meets images that need a gradient.
-            DataError: RandAugment has no normalisation to undo.
+            ConfigError: RandAugment is applied to images that require a gradient.
+            DataError: RandAugment is applied without a normalisation.
         """
         if self.rand_augment is not None:
             if normalization is None:
                 raise DataError(
-                    "RandAugment acts on pixels, so it must get the normalisation of the images. Got none instead."
+                    "RandAugment acts on pixels, so it must get the normalisation of the images. "
+                    "Got none instead."
                 )
             pixels = self.rand_augment(normalization.inverse(images).clamp(0, 1))
             images = normalization.forward_unit(pixels).to(images.dtype)
@@ -64,8 +64,7 @@ class Transform:
         return images
 
     def state(self) -> dict[str, Tensor]:
-        """All that `from_state` needs, as CPU tensors fit for safetensors; only of the parts that
-        are on.
+        """State for `from_state`: CPU tensors fit for safetensors, of active augmentations only.
 
         `rand_augment.operations` uint8 and `rand_augment.signs` bool (N, layers),
         `rand_augment.magnitude` uint8 (); `crop` int16 (N, 4); `shift` int16 (N, 2); `flip` bool
@@ -90,10 +89,9 @@ class Transform:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], size: tuple[int, int]) -> Transform:
-        """The transform whose `state()` is among these tensors, for images of `size` = (height,
-        width).
-        """
-        rand_augment = roll = None
+        """Restore a transform from its `state()`, for images of `size` = (height, width)."""
+        rand_augment = None
+        roll = None
         if "rand_augment.operations" in state:
             signs = state["rand_augment.signs"].bool()
             magnitude = int(state["rand_augment.magnitude"])
@@ -118,16 +116,15 @@ def draw_transform(
     width: int,
     least: float | None = None,
 ) -> Transform:
-    """Draw a view of every image of a batch.
+    """Draw a view of a batch.
 
     Args:
-        settings: which parts are on, and how strong.
-        generator: a private generator on the CPU; parts that are off draw nothing from it.
+        settings: augmentations and their strengths.
+        generator: a private generator on the CPU; inactive augmentations draw nothing.
         count: number of images.
-        height: of the images in pixels.
-        width: of the images in pixels.
-        least: in place of the least share of `settings.crop`, for a curriculum; at most its largest
-            share counts.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        least: overrides the least area of `settings.crop`, for a curriculum; the largest caps it.
     """
     size = (generator, count, height, width)
     crop = None

@@ -1,5 +1,4 @@
-"""How data sets lie on disk, one layout a module: each says what it can read (`matches`) and opens
-it (`open_source`).
+"""Data set formats on disk, one per module, with `matches` (detection) and `open_source`.
 
-Opening a source reads its labels; its images are decoded when, and only where, they are asked for.
+Opening a source reads its labels; images are decoded on demand, by the process that needs them.
 """

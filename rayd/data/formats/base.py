@@ -1,7 +1,7 @@
-"""What a data set on disk offers: labels at once, pixels on demand.
+"""Interface of data set formats: labels are read on opening, pixels on demand.
 
-Selection (classes, splits, long tails) needs labels only, so it comes first and nothing is decoded
-in vain.
+Selection (classes, splits, long tails) needs labels only, so it comes first, and only selected
+images are decoded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPLIT_NAMES: Mapping[str, SplitName] = {
     "test": "test",
     "testing": "test",
 }
-"""What files and folders call the splits."""
+"""Names of the splits in files and folders."""
 
 
 class ReadPixels(Protocol):
@@ -41,8 +41,15 @@ class ReadPixels(Protocol):
     def __call__(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> Pixels:
-        """Images uint8 (len(rows), C, H, W) at ascending `rows`; resized to `side`, of `shape`,
-        where these are given.
+        """Decode images at ascending `rows`.
+
+        Args:
+            rows: ascending rows of the split.
+            side: side in pixels to resize to; None keeps the size.
+            shape: required shape of an image; None accepts any.
+
+        Returns:
+            Images uint8 (len(rows), C, H, W).
         """
 
 
@@ -51,16 +58,16 @@ class Split:
     """One split of a source."""
 
     where: str
-    """File or folder, for errors."""
+    """File or folder, for error messages."""
     labels: Labels
     """int64 (N,), checked against the class names."""
     read: ReadPixels
-    """Its pixels."""
+    """Decoder of its pixels."""
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
-    """Images of a split that are to be decoded."""
+class SplitSubset:
+    """Images selected from a split."""
 
     split: Split
     rows: Rows
@@ -68,26 +75,26 @@ class Choice:
     labels: Labels
     """Their labels, int64 (len(rows),)."""
 
-    def at(self, positions: Rows) -> Choice:
-        """The images at these positions of this choice."""
-        return Choice(self.split, self.rows[positions], self.labels[positions])
+    def at(self, positions: Rows) -> SplitSubset:
+        """Select the images at these positions of this subset."""
+        return SplitSubset(self.split, self.rows[positions], self.labels[positions])
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set on disk, opened: its classes and splits."""
+    """An opened data set on disk: its classes and splits."""
 
     where: str
-    """File or folder, for errors."""
+    """File or folder, for error messages."""
     class_names: tuple[str, ...]
     """One name per class, in label order."""
     splits: Mapping[SplitName, Split]
-    """At least `train`."""
+    """Splits by name, at least `train`."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayPixels:
-    """Pixels that are an array already."""
+    """Pixels that are already an array."""
 
     images: Pixels
     where: str
@@ -95,23 +102,24 @@ class ArrayPixels:
     def __call__(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> Pixels:
-        """See `ReadPixels`; the array itself, not a copy, when all rows are wanted."""
+        """See `ReadPixels`; returns the array itself, not a copy, if all rows are requested."""
         whole = len(rows) == len(self.images)
         images = self.images if whole else self.images[rows]
         images = images if side is None else resize(images, side)
         if shape is not None and images.shape[1:] != shape:
             raise DataError(
-                f"Images of {self.where} must have shape {tuple(shape)}. Got {images.shape[1:]} instead."
+                f"Images of {self.where} must have shape {tuple(shape)}. "
+                f"Got {images.shape[1:]} instead."
             )
         return np.ascontiguousarray(images)
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPixels:
-    """Pixels in image files or image bytes."""
+    """Pixels in image files or as encoded bytes."""
 
     encoded: EncodedImages
-    """All of the split."""
+    """All images of the split."""
 
     def __call__(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
@@ -120,26 +128,23 @@ class EncodedPixels:
         return decode_images(self.encoded.read(rows), len(rows), side, shape)
 
     def shape(self, rows: Rows, side: int | None = None) -> ImageShape:
-        """The shape that images at ascending rows are decoded to; the first of them are looked
-        at.
-        """
+        """Shape that images at ascending rows are decoded to, from the headers of the first."""
         return announced_shape(self.encoded.read(rows[:CHUNK_IMAGES]), side)
 
     def streamed(
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> StreamedPixels:
-        """The same images, not decoded yet."""
+        """Select images without decoding them."""
         image = shape if shape is not None else self.shape(rows, side)
         encoded, renumbered = self.encoded.narrowed(rows)
         return StreamedPixels(encoded, renumbered, image, side)
 
 
 def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where: str) -> Labels:
-    """Labels (N,) as int64.
+    """Convert labels (N,) to int64.
 
     Raises:
-        DataError: they are not whole numbers, not one an image, negative, or outside the class
-            names.
+        DataError: they are not integers, not one per image, negative, or outside the class names.
     """
     labels = np.asarray(values)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -157,19 +162,21 @@ def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where:
             else ""
         )
         raise DataError(
-            f"Labels of {where} must not be negative. Got {labels[bad[0]]} in row {bad[0]} instead{hint}."
+            f"Labels of {where} must not be negative. "
+            f"Got {labels[bad[0]]} in row {bad[0]} instead{hint}."
         )
     bad = np.flatnonzero(labels >= len(class_names)) if class_names is not None else bad
     if bad.size:
         raise DataError(
-            f"Labels of {where} must lie in 0..{len(class_names or ()) - 1}, as it names {len(class_names or ())} classes. "
+            f"Labels of {where} must lie in 0..{len(class_names or ()) - 1}, "
+            f"as it names {len(class_names or ())} classes. "
             f"Got {labels[bad[0]]} in row {bad[0]} instead."
         )
     return labels
 
 
 def numbered_classes(labels: Labels, where: str) -> tuple[str, ...]:
-    """Names "0", "1", ... for a set that names no classes.
+    """Class names "0", "1", ... for a set that names no classes.
 
     Raises:
         DataError: a number between 0 and the largest label never occurs.
@@ -177,20 +184,20 @@ def numbered_classes(labels: Labels, where: str) -> tuple[str, ...]:
     classes = int(labels.max(initial=-1)) + 1
     missing = np.setdiff1d(np.arange(min(classes, 10**6)), labels)
     if missing.size:
-        some = ", ".join(map(str, missing[:5])) + (
-            f" and {missing.size - 5} more" if missing.size > 5 else ""
-        )
+        listed = ", ".join(map(str, missing[:5]))
+        if missing.size > 5:
+            listed += f" and {missing.size - 5} more"
         raise DataError(
-            f"Labels of {where} must count 0..{classes - 1} without gaps. Got none of {some} instead."
+            f"Labels of {where} must cover 0..{classes - 1}. No image has label {listed}."
         )
     return tuple(map(str, range(classes)))
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that is missing or has no content.
+    """Reject a file that is missing or empty.
 
     Raises:
-        DataError: there is no such file, or it has 0 bytes.
+        DataError: the file does not exist or has 0 bytes.
     """
     if not path.is_file():
         raise DataError(f"There is no file '{path}'.")

@@ -1,4 +1,4 @@
-"""The binary version of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
+"""Binary version of CIFAR-10 and CIFAR-100 (Krizhevsky, 2009).
 
 A record is a label byte (CIFAR-100: coarse, then fine label) and 3072 pixels: 3 x 32 x 32, red
 first. The better-known Python version is a set of pickles, which are never loaded.
@@ -29,11 +29,11 @@ SHAPE = ImageShape(3, 32, 32)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One of the two versions."""
+class BinaryFiles:
+    """Files of CIFAR-10's or CIFAR-100's binary version."""
 
     folder: str
-    """The archive's own folder."""
+    """Folder inside the archive."""
     label_bytes: int
     """Bytes before the pixels; the last of them is the label."""
     names: str
@@ -43,13 +43,13 @@ class Layout:
 
 
 LAYOUTS = (
-    Layout(
+    BinaryFiles(
         "cifar-10-batches-bin",
         1,
         "batches.meta.txt",
         {"train": [f"data_batch_{batch}.bin" for batch in range(1, 6)], "test": ["test_batch.bin"]},
     ),
-    Layout(
+    BinaryFiles(
         "cifar-100-binary",
         2,
         "fine_label_names.txt",
@@ -59,12 +59,12 @@ LAYOUTS = (
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a folder of CIFAR's binary version, or holds one."""
+    """Whether `path` is or contains a folder of CIFAR's binary version."""
     return _find(path) is not None
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in CIFAR's binary files.
+    """Open the data set in CIFAR's binary files.
 
     Raises:
         DataError: a file is missing, empty or truncated, or a label is outside the class names.
@@ -87,11 +87,12 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
     )
 
 
-def _find(path: Path) -> tuple[Path, Layout] | None:
-    places = ((folder, layout) for layout in LAYOUTS for folder in (path, path / layout.folder))
-    return next(
-        (place for place in places if (place[0] / place[1].files["train"][0]).is_file()), None
-    )
+def _find(path: Path) -> tuple[Path, BinaryFiles] | None:
+    for layout in LAYOUTS:
+        for folder in (path, path / layout.folder):
+            if (folder / layout.files["train"][0]).is_file():
+                return folder, layout
+    return None
 
 
 def _names(path: Path) -> tuple[str, ...] | None:
@@ -99,13 +100,14 @@ def _names(path: Path) -> tuple[str, ...] | None:
 
 
 def _records(path: Path, label_bytes: int) -> Pixels:
-    """The file's records (N, label bytes + 3072), mapped into memory."""
+    """Records of a file (N, label bytes + 3072), memory-mapped."""
     check_file(path)
     size = path.stat().st_size
     record = label_bytes + 3072
     if size % record:
         raise DataError(
-            f"'{path}' must hold records of {record} bytes. Got {size:,} bytes instead, which is no multiple."
+            f"'{path}' must hold records of {record} bytes. "
+            f"Got {size:,} bytes instead, which is no multiple."
         )
     return np.memmap(path, np.uint8, mode="r").reshape(-1, record)
 

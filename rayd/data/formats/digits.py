@@ -1,4 +1,4 @@
-"""Scikit-learn's embedded digits: 1,797 real 8x8 images of handwritten digits, always there.
+"""Scikit-learn's embedded digits: 1,797 real 8x8 images of handwritten digits.
 
 Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998. Grey levels 0..16 are
 scaled to 0..255.
@@ -16,7 +16,7 @@ from rayd.errors import DataError
 
 
 def location() -> Path:
-    """The file that scikit-learn keeps the digits in.
+    """Path of scikit-learn's file of digits.
 
     Raises:
         DataError: scikit-learn is not installed.
@@ -24,7 +24,8 @@ def location() -> Path:
     spec = find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise DataError(
-            "The data set 'digits' is part of scikit-learn, which is not installed; install scikit-learn."
+            "The data set 'digits' is part of scikit-learn, which is not installed; "
+            "install scikit-learn."
         )
     return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
@@ -35,7 +36,7 @@ def matches(path: Path) -> bool:
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The digits; they come in one split."""
+    """Open the digits, which have a single split."""
     table = np.loadtxt(path, delimiter=",", dtype=np.int64)
     images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     split = Split("digits", table[:, -1], ArrayPixels(images, "digits"))

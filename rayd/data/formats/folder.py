@@ -1,8 +1,8 @@
-"""Image folders: `<dir>/<class>/*.png`, or `<dir>/{train,val,test}/<class>/*.png`; classes are the
-folders' names, sorted.
+"""Image folders: `<dir>/<class>/*.png`, or `<dir>/{train,val,test}/<class>/*.png`.
 
-Images may lie deeper inside a class's folder. Stanford's Tiny ImageNet is read as it is published,
-with the labels of `val` in `val_annotations.txt` and its unlabelled `test` left out.
+Classes are the folders' names, sorted. Images may be in subfolders of a class. Stanford's Tiny
+ImageNet is read as published: `val` is labelled by `val_annotations.txt`, and the unlabelled `test`
+is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rayd.errors import DataError, unknown
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 )
-"""Files that count as images; others are ignored."""
+"""File extensions of images; other files are ignored."""
 
 ANNOTATIONS = "val_annotations.txt"
 """Tiny ImageNet's validation labels: file name, synset and box, separated by tabs."""
@@ -33,14 +33,14 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images in a file each."""
+    """Images, one per file."""
 
     listing: Listing
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
-        """See `EncodedImages`; those that lie at a URL are fetched a handful at a time."""
-        wanted = self.listing.at(rows)
-        return (Encoded(file, f"'{file}'") for file in copies.prefetched(wanted))
+        """See `EncodedImages`; remote images are fetched in parallel batches."""
+        selected = self.listing.at(rows)
+        return (Encoded(file, f"'{file}'") for file in copies.prefetched(selected))
 
     at = read
 
@@ -54,7 +54,7 @@ class ImageFiles:
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a folder with images in folders in it."""
+    """Whether `path` is a folder with images in subfolders."""
     return path.is_dir() and any(
         _is_image(file.name) and file.is_file()
         for folder in path.iterdir()
@@ -64,7 +64,7 @@ def matches(path: Path) -> bool:
 
 
 def holds(listing: Listing) -> bool:
-    """Whether a folder has images in folders in it."""
+    """Whether the listed folder has images in subfolders."""
     return any(
         len(parts) > 1 and _is_visible(parts[0]) and _is_image(parts[-1])
         for parts in map(_parts, listing.names)
@@ -72,29 +72,30 @@ def holds(listing: Listing) -> bool:
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in an image folder; `class_names` is ignored, as the folders have names.
+    """Open the data set in an image folder; `class_names` is ignored, as the folders have names.
 
     Raises:
-        DataError: there is no image, or a split has classes that the training split has not.
+        DataError: there is no image, or a split has classes missing from the training split.
     """
     return open_listing(Listing.of(path))
 
 
 def open_listing(listing: Listing) -> Source:
-    """The same, of a folder whose files are known; none is opened but that of annotations."""
+    """Open an image folder whose files are listed; reads no file except annotations."""
     where = remote.shown(listing.folder)
     folders = _split_folders(listing)
     names = tuple(_folders(listing, folders["train"]))
     splits = {split: _split(listing, folder, names) for split, folder in folders.items()}
     if not splits["train"].labels.size:
         raise DataError(
-            f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder a class. Got none instead."
+            f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder per class. "
+            "Got none instead."
         )
     return Source(f"'{where}'", names, splits)
 
 
 def _folders(listing: Listing, inside: str = "") -> list[str]:
-    """Names of the folders that lie in one of a listing's folders, or in the listed one."""
+    """Names of the visible folders directly inside one of the listed folders."""
     parents = ((Path(folder).name, str(Path(folder).parent)) for folder in listing.folders)
     return sorted(
         name for name, parent in parents if parent == (inside or ".") and _is_visible(name)
@@ -102,7 +103,7 @@ def _folders(listing: Listing, inside: str = "") -> list[str]:
 
 
 def _split_folders(listing: Listing) -> dict[SplitName, str]:
-    """The folder of each split; none is that of the only one."""
+    """Folder of each split; the empty path if the listed folder is the only split."""
     folders = {
         SPLIT_NAMES[name.lower()]: name for name in _folders(listing) if name.lower() in SPLIT_NAMES
     }
@@ -128,12 +129,10 @@ def _split(listing: Listing, folder: str, names: Sequence[str]) -> Split:
         labelled = []
         for row, parts in enumerate(map(_parts, listing.names)):
             inside = parts[depth:]
-            if (
-                "/".join(parts[:depth]) == folder
-                and len(inside) > 1
-                and _is_visible(inside[0])
-                and _is_image(inside[-1])
-            ):
+            split_folder = "/".join(parts[:depth])
+            inside = parts[depth:]
+            in_class = len(inside) > 1 and _is_visible(inside[0])
+            if split_folder == folder and in_class and _is_image(inside[-1]):
                 labelled.append((row, inside[0]))
     numbers = {name: label for label, name in enumerate(names)}
     for _, name in labelled:
@@ -153,7 +152,8 @@ def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[
         name = os.path.join(folder, "images", file)
         if name not in rows:
             raise DataError(
-                f"There is no file '{remote.shown(listing.folder / name)}', which '{ANNOTATIONS}' tells of."
+                f"There is no file '{remote.shown(listing.folder / name)}', "
+                f"which '{ANNOTATIONS}' refers to."
             )
         labelled.append((rows[name], synset))
     return labelled

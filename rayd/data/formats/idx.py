@@ -27,7 +27,7 @@ from rayd.data.formats.base import (
 from rayd.errors import DataError
 
 PREFIXES: Mapping[SplitName, str] = {"train": "train", "test": "t10k"}
-"""What the files of each split start with."""
+"""Prefix of the files of each split."""
 
 UINT8 = 8
 
@@ -38,10 +38,10 @@ def matches(path: Path) -> bool:
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in a folder of IDX files.
+    """Open the data set in a folder of IDX files.
 
     Raises:
-        DataError: a file is missing, damaged, or of another type or rank than its name says.
+        DataError: a file is missing, damaged, or has an unexpected type or rank.
     """
     splits: dict[SplitName, Split] = {}
     for split, prefix in PREFIXES.items():
@@ -51,13 +51,14 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
             continue
         if labels_file is None:
             raise DataError(
-                f"'{path}' must hold {prefix}-labels-idx1-ubyte beside '{images_file.name}'."
+                f"'{path}' must hold {prefix}-labels-idx1-ubyte next to '{images_file.name}'."
             )
         images = read_idx(images_file, rank=3)[:, None]
         labels = as_labels(read_idx(labels_file, rank=1), class_names, f"'{labels_file}'")
         if len(images) != len(labels):
             raise DataError(
-                f"'{labels_file}' must hold one label an image. Got {len(labels)} for {len(images)} images instead."
+                f"'{labels_file}' must hold one label per image. "
+                f"Got {len(labels)} for {len(images)} images instead."
             )
         splits[split] = Split(f"'{images_file}'", labels, ArrayPixels(images, f"'{images_file}'"))
     names = class_names or numbered_classes(splits["train"].labels, f"'{path}'")
@@ -65,10 +66,10 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
 
 
 def read_idx(path: Path, rank: int) -> Pixels:
-    """The uint8 array of one IDX file.
+    """Read the uint8 array of one IDX file.
 
     Raises:
-        DataError: the file is damaged, or its type or rank is another.
+        DataError: the file is damaged, or has another type or rank.
     """
     check_file(path)
     try:
@@ -78,21 +79,23 @@ def read_idx(path: Path, rank: int) -> Pixels:
     header = bytes((0, 0, UINT8, rank))
     if content[:4] != header:
         raise DataError(
-            f"'{path}' must start with {header.hex()}, as uint8 IDX files of rank {rank} do. Got {content[:4].hex()} instead."
+            f"'{path}' must start with {header.hex()}, as uint8 IDX files of rank {rank} do. "
+            f"Got {content[:4].hex()} instead."
         )
     start = 4 + 4 * rank
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if len(content) - start != math.prod(shape):
         raise DataError(
-            f"'{path}' must hold {math.prod(shape):,} values, as its header says. Got {len(content) - start:,} instead."
+            f"'{path}' must hold {math.prod(shape):,} values according to its header. "
+            f"Got {len(content) - start:,} instead."
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def _find(path: Path, prefix: str, middle: str) -> Path | None:
-    spellings = (
-        f"{prefix}-{spelled}-ubyte{end}"
-        for spelled in (middle, middle.replace("-", "."))
-        for end in ("", ".gz")
-    )
-    return next((path / file for file in spellings if (path / file).is_file()), None)
+    for spelled in (middle, middle.replace("-", ".")):
+        for suffix in ("", ".gz"):
+            file = path / f"{prefix}-{spelled}-ubyte{suffix}"
+            if file.is_file():
+                return file
+    return None

@@ -1,9 +1,8 @@
-"""NumPy archives: `images` and `labels`, or those of each split (`x_train`, `y_train`,
-`test_images`, `test_labels`, ...).
+"""NumPy archives: `images` and `labels`, or those of each split.
 
-Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in
-0..255, or floats in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are
-refused.
+Names of the latter are `x_train`, `y_train`, `test_images`, `test_labels`, ... Images are (N, H,
+W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, or floats
+in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are refused.
 """
 
 from __future__ import annotations
@@ -33,16 +32,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a file called `.npz`."""
+    """Whether `path` is an `.npz` file."""
     return path.suffix == ".npz" and path.is_file()
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in a NumPy archive.
+    """Open the data set in a NumPy archive.
 
     Raises:
-        DataError: the file is damaged or a pickle, lacks arrays, or holds pixels that are no
-            pixels.
+        DataError: the file is damaged or a pickle, lacks arrays, or has invalid pixels.
     """
     with _readable(path), np.load(path, allow_pickle=False) as archive:
         keys = _split_keys(list(archive.files))
@@ -51,28 +49,24 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
                 f"'{path}' must hold the arrays images and labels, or x_train and y_train. "
                 f"Got {', '.join(archive.files) or 'none'} instead."
             )
-        names = (
-            tuple(map(str, archive["class_names"]))
-            if "class_names" in archive.files
-            else class_names
-        )
+        names = class_names
+        if "class_names" in archive.files:
+            names = tuple(map(str, archive["class_names"]))
         arrays = {
             split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()
         }
     splits: dict[SplitName, Split] = {}
     for split, (values, given) in arrays.items():
         images_key, labels_key = keys[split]
-        images = _pixels(values, f"'{images_key}' of '{path}'")
+        where = f"'{images_key}' of '{path}'"
+        images = _pixels(values, where)
         labels: Labels = as_labels(given, names, f"'{labels_key}' of '{path}'")
         if len(images) != len(labels):
             raise DataError(
-                f"'{labels_key}' of '{path}' must hold one label an image. Got {len(labels)} for {len(images)} instead."
+                f"'{labels_key}' of '{path}' must hold one label per image. "
+                f"Got {len(labels)} for {len(images)} instead."
             )
-        splits[split] = Split(
-            f"'{images_key}' of '{path}'",
-            labels,
-            ArrayPixels(images, f"'{images_key}' of '{path}'"),
-        )
+        splits[split] = Split(where, labels, ArrayPixels(images, where))
     if names is None:
         names = numbered_classes(splits["train"].labels, f"'{path}'")
         for split_read in splits.values():
@@ -81,7 +75,7 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
 
 
 def _split_keys(keys: list[str]) -> dict[SplitName, tuple[str, str]]:
-    """The keys of images and labels of each split."""
+    """Keys of images and labels of each split."""
     pairs = [("train", "images", "labels"), ("train", "x", "y")]
     for spelled in SPLIT_NAMES:
         pairs += [
@@ -96,14 +90,15 @@ def _split_keys(keys: list[str]) -> dict[SplitName, tuple[str, str]]:
 
 
 def _pixels(values: Array, where: str) -> Pixels:
-    """Images as uint8 (N, C, H, W)."""
+    """Convert images to uint8 (N, C, H, W)."""
     if values.ndim == 3:
         values = values[:, None]
     elif values.ndim == 4 and values.shape[3] in (1, 3):
         values = values.transpose(0, 3, 1, 2)
     if values.ndim != 4 or values.shape[1] not in (1, 3):
         raise DataError(
-            f"Images of {where} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3. "
+            f"Images of {where} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) "
+            "with C of 1 or 3. "
             f"Got {values.shape} instead."
         )
     if values.dtype.kind == "f":
@@ -116,12 +111,13 @@ def _pixels(values: Array, where: str) -> Pixels:
     return np.ascontiguousarray(values, np.uint8)
 
 
-def _check_range(values: Array, largest: float, wanted: str, where: str) -> None:
+def _check_range(values: Array, largest: float, requirement: str, where: str) -> None:
     inside = (values >= 0) & (values <= largest)  # false for NaN
     if not inside.all():
         index = tuple(int(i) for i in np.argwhere(~inside)[0])
         raise DataError(
-            f"Pixels of {where} must {wanted}. Got {values[index]} in row {index[0]} (index {index}) instead."
+            f"Pixels of {where} must {requirement}. "
+            f"Got {values[index]} in row {index[0]} (index {index}) instead."
         )
 
 
@@ -134,6 +130,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error).lower():
             raise DataError(
-                f"'{path}' holds a pickle, which is never loaded; save arrays of numbers with numpy.savez."
+                f"'{path}' holds a pickle, which is never loaded; "
+                "save arrays of numbers with numpy.savez."
             ) from error
         raise DataError(f"Cannot read '{path}' as a NumPy archive: {error}.") from error

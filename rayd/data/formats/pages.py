@@ -1,20 +1,20 @@
-"""Single values of a Parquet column of byte strings, without reading their row groups.
+"""Random access to the values of a Parquet byte-string column, without reading whole row groups.
 
-Arrow reads row groups whole: a batch of random images would cost one for each image. Here the
-headers of the pages tell where each row lies, and only its page is read. The layout is that of the
-Parquet format (`Encodings.md`, `parquet.thrift` of https://github.com/apache/parquet-format):
+Arrow reads row groups whole: a batch of random images would cost one for each image. Here the page
+headers give the position of each row, and only its page is read. The layout follows the Parquet
+format (`Encodings.md`, `parquet.thrift` of https://github.com/apache/parquet-format):
 
-    chunk      page*, the first one perhaps a dictionary
+    chunk      page*, the first one optionally a dictionary
     page       header (Thrift, compact protocol), content
     content    v1: codec(levels, values); v2: levels, codec(values)
     levels     which rows are null; in runs, each of one value or bit-packed
     values     plain: (length, bytes)*; dictionary: bit width, then indices in runs
 
-A row group that is encoded in another way is read whole by Arrow. A page is read when its first
-value is asked for and dropped after its last; of one that is not compressed it is remembered where
-its values lie, and the next time they alone are read. Writers often make a single page of a row
-group, so random access to compressed files reads many times what it needs: an image folder, or
-files without compression, are quicker to train on.
+A row group in another encoding is read whole by Arrow. A page is read when its first value is
+requested and dropped after its last; for an uncompressed page the positions of its values are
+cached, and later only the requested values are read. Writers often make one page per row group, so
+random access to compressed files reads many times the bytes it needs: image folders, or
+uncompressed files, are faster to train on.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ import pyarrow.parquet as pq
 from rayd.data.files import DataFile
 
 Values = Sequence[bytes | memoryview | None]
-"""The values of consecutive rows; None for null."""
+"""Values of consecutive rows; None for null."""
 Load = Callable[[], Values]
-"""Reads them."""
+"""Reads the values of a page."""
 Open = Callable[[], BinaryIO]
 """Opens the file."""
 
 DATA_PAGE = 0
 DICTIONARY_PAGE = 2
 DATA_PAGE_V2 = 3
-"""Types of pages; others hold no values."""
+"""Page types; other types hold no values."""
 PLAIN = 0
 PLAIN_DICTIONARY = 2
 RLE = 3
 RLE_DICTIONARY = 8
-"""Encodings that are understood."""
+"""Supported encodings."""
 CODECS = {
     "UNCOMPRESSED": None,
     "SNAPPY": "snappy",
@@ -55,16 +55,14 @@ CODECS = {
     "ZSTD": "zstd",
     "BROTLI": "brotli",
 }
-"""Compressions that are understood, as Arrow calls them."""
+"""Supported compressions, with Arrow's names."""
 
 HEADER = 2**13
-"""Bytes that are read for a page's header at first; statistics may make it longer."""
+"""Bytes read at first for a page header; statistics can make it longer."""
 
 
 class UnreadableError(Exception):
-    """A row group is encoded in a way that only Arrow understands, or damaged: Arrow can say
-    how.
-    """
+    """A row group has an encoding that only Arrow supports, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -72,33 +70,31 @@ class Page:
     """A page of values."""
 
     offset: int
-    """Of its content in the file."""
+    """Offset of the content in the file."""
     size: int
-    """Bytes of its content in the file."""
+    """Size of the content in the file, in bytes."""
     raw: int
-    """Bytes of its content when decompressed."""
+    """Size of the decompressed content, in bytes."""
     rows: int
     encoding: int
     levels: int | None = None
-    """Bytes of levels before the values, uncompressed (v2); None where they are among what is
-    compressed (v1).
-    """
+    """Bytes of uncompressed levels before the values (v2); None if compressed with them (v1)."""
     compressed: bool = True
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What the pages of a column chunk have in common."""
+class ColumnChunk:
+    """Properties common to the pages of a column chunk."""
 
     open: Open
     codec: str | None
     depth: int
-    """Largest definition level: that of a value which is not null."""
+    """Largest definition level, which marks values that are not null."""
     dictionary: Page | None
 
 
 class ByteColumn:
-    """A column of byte strings of a Parquet file.
+    """A byte-string column of a Parquet file.
 
     Raises:
         OSError, pyarrow.ArrowException: the file cannot be opened.
@@ -110,8 +106,7 @@ class ByteColumn:
         Args:
             file: the file.
             name: path of the column in the schema.
-            whole: fetch the file if it lies at a URL; otherwise, no more than the pages that are
-                needed.
+            whole: fetch a remote file whole; otherwise, only the pages that are needed.
         """
         self._open = file.open if whole else file.peek
         self._name = name
@@ -130,24 +125,24 @@ class ByteColumn:
         self._spans: dict[int, tuple[npt.NDArray[np.int64], list[Load]]] = {}
 
     def values(self, rows: npt.NDArray[np.int64]) -> list[Value]:
-        """The values at rows in any order; nothing but headers is read before they are asked for.
+        """Look up the values at rows in any order; at first only page headers are read.
 
         Raises:
-            OSError: the file cannot be read any more.
+            OSError: the file cannot be read.
         """
         groups = np.searchsorted(self._ends, rows, "right")
-        places = [
-            self._place(int(group), int(row)) for group, row in zip(groups, rows, strict=True)
+        positions = [
+            self._position(int(group), int(row)) for group, row in zip(groups, rows, strict=True)
         ]
-        shared: dict[tuple[int, int], _Shared] = {}
-        for group, span, _ in places:
+        shared: dict[tuple[int, int], _SharedPage] = {}
+        for group, span, _ in positions:
             if (group, span) not in shared:
-                shared[group, span] = _Shared(self._spans[group][1][span])
-            shared[group, span].wanted += 1
-        return [Value(shared[group, span], index) for group, span, index in places]
+                shared[group, span] = _SharedPage(self._spans[group][1][span])
+            shared[group, span].pending += 1
+        return [Value(shared[group, span], index) for group, span, index in positions]
 
-    def _place(self, group: int, row: int) -> tuple[int, int, int]:
-        """Row group, page in it, and value in that, of a row."""
+    def _position(self, group: int, row: int) -> tuple[int, int, int]:
+        """Row group, page within it, and index within the page, of a row."""
         if group not in self._spans:
             self._spans[group] = self._loads(group)
         inside = row - (int(self._ends[group - 1]) if group else 0)
@@ -156,9 +151,7 @@ class ByteColumn:
         return group, span, inside - int(starts[span])
 
     def _loads(self, group: int) -> tuple[npt.NDArray[np.int64], list[Load]]:
-        """First rows of the pages of a row group, counted from its own first, and what reads
-        each.
-        """
+        """First rows of the pages of a row group, relative to the group, and the page readers."""
         column = self._metadata.row_group(group).column(self._index)
         try:
             chunk, pages = _chunk(self._open, column, self._schema)
@@ -168,11 +161,11 @@ class ByteColumn:
         return starts, [_in_place(chunk, page) or partial(_read, chunk, page) for page in pages]
 
 
-class _Shared:
-    """A page, for those who want values of it."""
+class _SharedPage:
+    """Page read by several values, kept in memory until all of them are read."""
 
     def __init__(self, load: Load):
-        self.wanted = 0
+        self.pending = 0
         self._load = load
         self._lock = Lock()
         self._values: Values | None = None
@@ -180,22 +173,22 @@ class _Shared:
     def take(self, index: int) -> bytes | None:
         with self._lock:
             values = self._load() if self._values is None else self._values
-            self.wanted -= 1
-            self._values = values if self.wanted > 0 else None
+            self.pending -= 1
+            self._values = values if self.pending > 0 else None
         value = values[index]
-        # a copy: a view would keep the page
+        # a copy: a view would keep the whole page in memory
         return None if value is None else bytes(value)
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A value that is read when it is asked for."""
+    """A value that is read on demand."""
 
-    page: _Shared
+    page: _SharedPage
     index: int
 
     def read_bytes(self) -> bytes:
-        """Its bytes.
+        """Read the bytes of the value.
 
         Raises:
             OSError: the file cannot be read.
@@ -203,14 +196,14 @@ class Value:
         """
         value = self.page.take(self.index)
         if value is None:
-            raise ValueError("it has no bytes, but null")
+            raise ValueError("it has no bytes: its value is null")
         return value
 
 
 class _InPlace:
-    """A page whose values lie in the file as they are."""
+    """Page whose values are stored in the file as they are."""
 
-    def __init__(self, chunk: Chunk, page: Page):
+    def __init__(self, chunk: ColumnChunk, page: Page):
         self._chunk = chunk
         self._page = page
         self._located: _Located | None = None
@@ -225,7 +218,7 @@ class _InPlace:
 
 @dataclass(frozen=True, eq=False)
 class _Located(Sequence[bytes | None]):
-    """Values of which nothing is kept but where each starts, and its size; -1 for null."""
+    """Values of which only offset and size are in memory; size -1 for null."""
 
     open: Open
     starts: npt.NDArray[np.int64]
@@ -244,32 +237,32 @@ class _Located(Sequence[bytes | None]):
 
 @dataclass(frozen=True, eq=False)
 class _Parsed:
-    """What a data page says."""
+    """Decoded content of a data page."""
 
     pool: list[memoryview]
-    """Its own values but the null ones, or those of the dictionary."""
+    """Values of the page that are not null, or those of the dictionary."""
     which: npt.NDArray[np.int64]
-    """For each row which of them it has, -1 for null."""
+    """Index into `pool` of each row, -1 for null."""
     offset: int
-    """Of the pool in the file, if that is not compressed."""
+    """Offset of the pool in the file, if it is not compressed."""
 
     def values(self) -> Values:
         return [None if index < 0 else self.pool[index] for index in self.which]
 
     def located(self, open: Open) -> _Located:
-        # the last entry is that of null
+        # the last entry stands for null, which has index -1
         sizes = np.array([*map(len, self.pool), -1], np.int64)
         starts = self.offset + np.cumsum(sizes + 4) - sizes
         return _Located(open, starts[self.which], sizes[self.which])
 
 
-def _in_place(chunk: Chunk, page: Page) -> Load | None:
+def _in_place(chunk: ColumnChunk, page: Page) -> Load | None:
     plain = chunk.codec is None or (page.encoding == PLAIN and not page.compressed)
     return _InPlace(chunk, page) if plain else None
 
 
-def _chunk(open: Open, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
-    """The pages of a column chunk, in order."""
+def _chunk(open: Open, column: Any, schema: Any) -> tuple[ColumnChunk, list[Page]]:
+    """Read the page headers of a column chunk, in order."""
     if column.compression not in CODECS or schema.max_repetition_level:
         raise UnreadableError
     starts = [column.data_page_offset, column.dictionary_page_offset]
@@ -289,11 +282,12 @@ def _chunk(open: Open, column: Any, schema: Any) -> tuple[Chunk, list[Page]]:
         raise UnreadableError from error
     if rows != column.num_values or min((page.rows for page in pages), default=0) < 0:
         raise UnreadableError
-    return Chunk(open, CODECS[column.compression], schema.max_definition_level, dictionary), pages
+    chunk = ColumnChunk(open, CODECS[column.compression], schema.max_definition_level, dictionary)
+    return chunk, pages
 
 
 def _pages(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, Page]]:
-    """The pages with values between two offsets, with their types."""
+    """Yield the pages with values between two offsets, with their types."""
     while start < end:
         fields, length = _header(file, start)
         start += length
@@ -307,7 +301,7 @@ def _pages(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, Page]]:
 
 
 def _page(fields: dict[int, Any], offset: int) -> tuple[int, Page | None]:
-    """Type and description of a page, from the fields of its header."""
+    """Type and description of a page, from its header fields; None for a page without values."""
     kind = fields[1]
     raw = fields[2]
     size = fields[3]
@@ -336,7 +330,7 @@ def _known(encoding: int, *known: int) -> int:
 
 
 def _header(file: BinaryIO, offset: int) -> tuple[dict[int, Any], int]:
-    """The header of the page at an offset, and its length."""
+    """Read the header of the page at an offset; also return its length."""
     window = HEADER
     while True:
         file.seek(offset)
@@ -350,7 +344,7 @@ def _header(file: BinaryIO, offset: int) -> tuple[dict[int, Any], int]:
 
 
 def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
-    """A Thrift struct in the compact protocol, by field number, and where it ends."""
+    """Parse a Thrift struct (compact protocol) into fields by number; also return its end."""
     fields = dict[int, Any]()
     number = 0
     while (byte := data[at]) != 0:
@@ -365,7 +359,7 @@ def _struct(data: bytes, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _field(data: bytes, at: int, kind: int) -> tuple[Any, int]:
-    """A value of one of the compact protocol's types; page headers have no lists and maps."""
+    """Parse a value of one of the compact protocol's types; page headers have no lists or maps."""
     if kind in (1, 2):
         return kind == 1, at
     if kind in (4, 5, 6):
@@ -384,7 +378,7 @@ def _field(data: bytes, at: int, kind: int) -> tuple[Any, int]:
 
 
 def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
-    """An unsigned number of seven bits a byte, and where it ends."""
+    """Parse an unsigned varint, seven bits per byte; also return its end."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -395,28 +389,28 @@ def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _read(chunk: Chunk, page: Page) -> Values:
-    """The values of a data page."""
+def _read(chunk: ColumnChunk, page: Page) -> Values:
+    """Read the values of a data page."""
     return _parse(chunk, page).values()
 
 
-def _parse(chunk: Chunk, page: Page) -> _Parsed:
+def _parse(chunk: ColumnChunk, page: Page) -> _Parsed:
     try:
         with chunk.open() as file:
             content = _content(file, chunk, page)
             levels, values = _split(content, chunk, page)
             which = np.full(page.rows, -1)
-            there = _runs(levels, chunk.depth.bit_length(), page.rows) == chunk.depth
-            count = int(there.sum())
+            valid = _runs(levels, chunk.depth.bit_length(), page.rows) == chunk.depth
+            count = int(valid.sum())
             if page.encoding == PLAIN:
-                which[there] = np.arange(count)
+                which[valid] = np.arange(count)
                 return _Parsed(
                     _plain(values, count), which, page.offset + len(content) - len(values)
                 )
             if chunk.dictionary is None:
                 raise ValueError("its page has no dictionary")
             pool = _plain(_content(file, chunk, chunk.dictionary), chunk.dictionary.rows)
-        which[there] = _runs(values[1:], values[0], count) if count else 0
+        which[valid] = _runs(values[1:], values[0], count) if count else 0
         if which.max(initial=-1) >= len(pool):
             raise IndexError
         return _Parsed(pool, which, chunk.dictionary.offset)
@@ -424,8 +418,8 @@ def _parse(chunk: Chunk, page: Page) -> _Parsed:
         raise ValueError("its page is damaged") from error
 
 
-def _content(file: BinaryIO, chunk: Chunk, page: Page) -> memoryview:
-    """A page's content, decompressed."""
+def _content(file: BinaryIO, chunk: ColumnChunk, page: Page) -> memoryview:
+    """Read and decompress the content of a page."""
     file.seek(page.offset)
     data = file.read(page.size)
     if len(data) < page.size:
@@ -433,13 +427,13 @@ def _content(file: BinaryIO, chunk: Chunk, page: Page) -> memoryview:
     plain = page.levels or 0
     if chunk.codec is None or not page.compressed or page.size == plain:
         return memoryview(data)
-    # Arrow's own view is of signed bytes
+    # Arrow's own buffer has signed bytes
     values = memoryview(pa.decompress(data[plain:], page.raw - plain, chunk.codec)).cast("B")
     return memoryview(data[:plain] + bytes(values)) if plain else values
 
 
-def _split(content: memoryview, chunk: Chunk, page: Page) -> tuple[memoryview, memoryview]:
-    """Levels and values; in v1 the length of the levels comes before them."""
+def _split(content: memoryview, chunk: ColumnChunk, page: Page) -> tuple[memoryview, memoryview]:
+    """Split into levels and values; in v1 the levels are preceded by their length."""
     if page.levels is not None:
         return content[: page.levels], content[page.levels :]
     if chunk.depth == 0:
@@ -449,7 +443,7 @@ def _split(content: memoryview, chunk: Chunk, page: Page) -> tuple[memoryview, m
 
 
 def _runs(data: memoryview, width: int, count: int) -> npt.NDArray[np.int64]:
-    """`count` numbers of `width` bits, from runs of one value and bit-packed runs."""
+    """Decode `count` numbers of `width` bits from runs of one value and bit-packed runs."""
     numbers = np.zeros(count, np.int64)
     filled = 0
     at = 0
@@ -458,15 +452,15 @@ def _runs(data: memoryview, width: int, count: int) -> npt.NDArray[np.int64]:
         if header & 1:
             end = at + (header >> 1) * width
             bits = np.unpackbits(np.frombuffer(data[at:end], np.uint8), bitorder="little")
-            some = bits.reshape(-1, width).astype(np.int64) @ (1 << np.arange(width))
+            run = bits.reshape(-1, width).astype(np.int64) @ (1 << np.arange(width))
         else:
             end = at + (width + 7) // 8
-            some = np.full(header >> 1, int.from_bytes(data[at:end], "little"))
-        if end > len(data) or not len(some):
+            run = np.full(header >> 1, int.from_bytes(data[at:end], "little"))
+        if end > len(data) or not len(run):
             raise IndexError
-        some = some[: count - filled]
-        numbers[filled : filled + len(some)] = some
-        filled = filled + len(some)
+        run = run[: count - filled]
+        numbers[filled : filled + len(run)] = run
+        filled = filled + len(run)
         at = end
     return numbers
 
@@ -484,7 +478,7 @@ def _plain(data: memoryview, count: int) -> list[memoryview]:
 
 
 def _whole(open: Open, group: int, name: str) -> Values:
-    """All values of a row group, read by Arrow."""
+    """Read all values of a row group with Arrow."""
     with open() as content, pq.ParquetFile(content) as parquet:
         column = (
             parquet.read_row_group(group, columns=[name], use_threads=False)
@@ -492,6 +486,5 @@ def _whole(open: Open, group: int, name: str) -> Values:
             .combine_chunks()
         )
     values = column.field("bytes") if pa.types.is_struct(column.type) else column
-    return [
-        None if (buffer := value.as_buffer()) is None else memoryview(buffer) for value in values
-    ]
+    buffers = (value.as_buffer() for value in values)
+    return [None if buffer is None else memoryview(buffer) for buffer in buffers]

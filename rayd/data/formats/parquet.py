@@ -2,9 +2,9 @@
 
 `<dir>/{train,validation,test}-*.parquet`, any number of shards each, read in the order of their
 names. The images are a struct column with the file's `bytes` (`path` is ignored), or a plain binary
-column; the labels are integers. Which columns, and the names of the classes, are taken from the
-schema's `huggingface` metadata where it is there, else from the usual column names. Files of the
-split `extra` (SVHN's easy images) are left alone.
+column; the labels are integers. Column roles and class names are taken from the schema's
+`huggingface` metadata if present, else from the usual column names. Files of the split `extra`
+(SVHN's easy images) are ignored.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 AHEAD = 2**20
-"""Bytes that are read ahead: Arrow's defaults would hold whole row groups."""
+"""Read-ahead buffer in bytes: Arrow's defaults would hold whole row groups."""
 OPENED = 16
-"""Files at a URL that are opened side by side."""
+"""Number of files opened in parallel."""
 SCATTERED = 8
-"""Images of a file at a URL for which it is fetched whole, wanted together or, if there is room for
-all files, by and by.
+"""Images of a remote file after which it is fetched whole: requested in one call, or in all calls
+if all files fit into the cache.
 """
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file: which of its columns are what."""
+    """One Parquet file with the roles of its columns."""
 
     file: DataFile
     groups: tuple[int, ...]
-    """Rows of each row group."""
+    """Number of rows of each row group."""
     image_column: str
     """Column path of the image bytes: `img.bytes`, or `img` where the column is binary itself."""
     label_column: str
@@ -68,11 +68,10 @@ class Shard:
 
     @classmethod
     def open(cls, file: DataFile) -> tuple[Shard, Any]:
-        """Read the file's footer and its labels, an Arrow column; both in one go, as a file at a
-        URL may be far away.
+        """Read the footer and the label column of a file, in one go, as remote files are slow.
 
         Raises:
-            DataError: the file is empty, no Parquet, or lacks an image or label column.
+            DataError: the file is empty, not Parquet, or lacks an image or label column.
         """
         if file.size == 0:
             raise DataError(f"'{file}' is empty (0 bytes).")
@@ -92,14 +91,14 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Images in it."""
+        """Number of images."""
         return sum(self.groups)
 
     def labels(self, column: Any, class_names: tuple[str, ...] | None) -> Labels:
-        """All labels of the file, int64 (rows,), from their column.
+        """Convert the label column to labels, int64 (rows,).
 
         Raises:
-            DataError: a label is missing, no integer, or outside the class names.
+            DataError: a label is missing, not an integer, or outside the class names.
         """
         where = f"column '{self.label_column}' of '{self.file}'"
         if column.null_count:
@@ -107,27 +106,25 @@ class Shard:
             raise DataError(f"Labels of {where} must not be null. Got null in row {row} instead.")
         if not pa.types.is_integer(column.type):
             raise DataError(f"Labels of {where} must be integers. Got {column.type} instead.")
-        # not to_numpy, which imports pandas
+        # not to_numpy, which would import pandas
         return as_labels(
             np.from_dlpack(column.cast(pa.int64()).combine_chunks()), class_names, where
         )
 
     def encoded(self, rows: Rows) -> Iterator[Encoded]:
-        """The encoded images at ascending rows of this file; row groups without any of them are
-        skipped.
+        """Yield the encoded images at ascending rows of this file, skipping unused row groups.
 
-        A file at a URL is fetched whole where half of its row groups are wanted or more.
+        A remote file is fetched whole if at least half of its row groups are needed.
         """
-        wanted = np.zeros(self.rows, bool)
-        wanted[rows] = True
+        selected = np.zeros(self.rows, bool)
+        selected[rows] = True
         spans = np.split(np.arange(self.rows), np.cumsum(self.groups)[:-1])
-        groups = [group for group, span in enumerate(spans) if wanted[span].any()]
+        groups = [group for group, span in enumerate(spans) if selected[span].any()]
         position = np.concatenate([spans[group] for group in groups]) if groups else rows[:0]
         start = 0
         whole = 2 * len(groups) >= len(spans)
-        with _opened(
-            self.file, self.file.open if whole else self.file.peek, buffer_size=AHEAD
-        ) as parquet:
+        content_opener = self.file.open if whole else self.file.peek
+        with _opened(self.file, content_opener, buffer_size=AHEAD) as parquet:
             columns = [self.image_column]
             for batch in parquet.iter_batches(
                 CHUNK_IMAGES, row_groups=groups, columns=columns, use_threads=False
@@ -135,7 +132,7 @@ class Shard:
                 column = batch.column(0)
                 values = column.field("bytes") if pa.types.is_struct(column.type) else column
                 at = position[start : start + len(values)]
-                for index in np.flatnonzero(wanted[at]):
+                for index in np.flatnonzero(selected[at]):
                     where = f"row {at[index]} of '{self.file}'"
                     content = values[int(index)].as_buffer()
                     if content is None:
@@ -146,31 +143,34 @@ class Shard:
                 start += len(values)
 
     def column(self, whole: bool) -> ByteColumn:
-        """The images' bytes, for reading few of them; of a file at a URL all are fetched, or the
-        pages of those few.
+        """Open the image column for random access.
+
+        Args:
+            whole: fetch a remote file whole, instead of only the pages that are needed.
 
         Raises:
-            DataError: the file is another one than it was.
-            OSError, pyarrow.ArrowException: it is gone or damaged.
+            DataError: the file has changed since it was opened.
+            OSError, pyarrow.ArrowException: the file is missing or damaged.
         """
-        if not self.file.elsewhere and (size := self.file.path.stat().st_size) != self.file.size:
+        if not self.file.is_remote and (size := self.file.path.stat().st_size) != self.file.size:
             raise DataError(
-                f"'{self.file}' has changed since it was opened: {self.file.size} bytes then, {size} now."
+                f"'{self.file}' has changed since it was opened: {self.file.size} bytes then, "
+                f"{size} now."
             )
         return ByteColumn(self.file, self.image_column, whole)
 
 
 @dataclass(frozen=True, eq=False)
 class ParquetImages:
-    """Images in Parquet files; rows are counted through all of them."""
+    """Images in Parquet files; rows are numbered across files."""
 
     shards: tuple[Shard, ...]
     _columns: dict[tuple[int, bool], ByteColumn] = field(
         default_factory=dict, init=False, repr=False
     )
-    """By shard, and whether it is fetched whole; opened when they are first needed."""
-    _asked: Counter[int] = field(default_factory=Counter, init=False, repr=False)
-    """Images of each shard that were asked for."""
+    """Columns by shard and whether the shard is fetched whole; opened on first use."""
+    _requested: Counter[int] = field(default_factory=Counter, init=False, repr=False)
+    """Number of images requested from each shard."""
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
         """See `EncodedImages`; reads the row groups that hold the rows."""
@@ -183,9 +183,10 @@ class ParquetImages:
         """See `EncodedImages`; reads the pages that hold the rows."""
         found: list[Encoded | None] = [None] * len(rows)
         for index, start, stop in self._spans():
-            places = np.flatnonzero((rows >= start) & (rows < stop))
-            for place, encoded in zip(places, self._at(index, rows[places] - start), strict=True):
-                found[place] = encoded
+            positions = np.flatnonzero((rows >= start) & (rows < stop))
+            images = self._at(index, rows[positions] - start)
+            for position, encoded in zip(positions, images, strict=True):
+                found[position] = encoded
         return (encoded for encoded in found if encoded is not None)
 
     def narrowed(self, rows: Rows) -> tuple[ParquetImages, Rows]:
@@ -207,8 +208,8 @@ class ParquetImages:
 
     @cached_property
     def _fit(self) -> bool:
-        """Whether all files lie here, or copies of all of them may be kept."""
-        return not self.shards[0].file.elsewhere or copies.fit(shard.file for shard in self.shards)
+        """Whether all files are local, or copies of all of them fit into the cache."""
+        return not self.shards[0].file.is_remote or copies.fit(shard.file for shard in self.shards)
 
     def _spans(self) -> Iterator[tuple[int, int, int]]:
         """Each shard's index, first row, and the row after its last."""
@@ -221,8 +222,10 @@ class ParquetImages:
         if not len(rows):
             return
         shard = self.shards[index]
-        asked = self._asked[index] = self._asked[index] + len(rows) if self._fit else len(rows)
-        whole = asked >= SCATTERED
+        requested = self._requested[index] = (
+            self._requested[index] + len(rows) if self._fit else len(rows)
+        )
+        whole = requested >= SCATTERED
         try:
             if (index, whole) not in self._columns:
                 self._columns[index, whole] = shard.column(whole)
@@ -236,49 +239,50 @@ class ParquetImages:
             yield Encoded(value, f"row {row} of '{shard.file}'")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "_columns": {}, "_asked": Counter()}
+        return {"shards": self.shards, "_columns": {}, "_requested": Counter()}
 
 
 def matches(path: Path) -> bool:
-    """Whether `path` is a folder with Parquet files in it, or in a folder in it."""
+    """Whether `path`, or a folder directly inside it, contains Parquet files."""
     return path.is_dir() and any(
         any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet")
     )
 
 
 def holds(listing: Listing) -> bool:
-    """Whether a folder has Parquet files in it, or in a folder in it."""
+    """Whether the listed folder, or a folder directly inside it, contains Parquet files."""
     return bool(_files(listing))
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in a folder of Parquet files.
+    """Open the data set in a folder of Parquet files.
 
     Args:
-        path: the folder; if it holds no Parquet file itself, the one folder in it that does.
+        path: the folder; if it has no Parquet files itself, the single subfolder that does.
         class_names: names for files that name no classes.
 
     Raises:
-        DataError: a file is damaged or not what its name says; the sentence names it.
+        DataError: a file is damaged or not what its name suggests.
     """
     return open_listing(Listing.of(path), class_names)
 
 
 def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -> Source:
-    """The same, of a folder whose files are known: footers and labels are read."""
+    """Open a folder whose files are listed: reads footers and labels."""
     path = remote.shown(listing.folder)
     by_split = _by_split(listing)
     shards = dict[SplitName, list[Shard]]()
     columns = dict[SplitName, list[Any]]()
     for split, files in by_split.items():
-        # side by side: those at a URL answer slowly
+        # in parallel: remote files have a high latency
         with ThreadPoolExecutor(OPENED, "rayd-open") as pool:
             shards[split], columns[split] = map(
                 list, zip(*pool.map(Shard.open, files), strict=True)
             )
     if "train" not in shards:
         raise DataError(
-            f"'{path}' must hold Parquet files of a training split (train-*.parquet). Got only {_listed(shards)} instead."
+            f"'{path}' must hold Parquet files of a training split (train-*.parquet). "
+            f"Got only {_listed(shards)} instead."
         )
     named = {
         shard.class_names
@@ -288,44 +292,32 @@ def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -
     }
     if len(named) > 1:
         raise DataError(
-            f"The Parquet files in '{path}' must name the same classes in the same order. Got {len(named)} lists instead."
+            f"The Parquet files in '{path}' must name the same classes in the same order. "
+            f"Got {len(named)} lists instead."
         )
     names = named.pop() if named else class_names
-    labels = {
-        split: np.concatenate(
-            [
-                shard.labels(column, names)
-                for shard, column in zip(files, columns[split], strict=True)
-            ]
-        )
-        for split, files in shards.items()
-    }
+    labels = dict[SplitName, Labels]()
+    for split, split_shards in shards.items():
+        pairs = zip(split_shards, columns[split], strict=True)
+        labels[split] = np.concatenate([shard.labels(column, names) for shard, column in pairs])
     if names is None:
         names = numbered_classes(labels["train"], f"'{path}'")
         for split, values in labels.items():
             as_labels(values, names, f"the {split} split of '{path}'")
-    splits = {
-        split: Split(
-            f"the {split} split of '{path}'",
-            labels[split],
-            EncodedPixels(ParquetImages(tuple(files))),
-        )
-        for split, files in shards.items()
-    }
+    splits = dict[SplitName, Split]()
+    for split, split_shards in shards.items():
+        pixels = EncodedPixels(ParquetImages(tuple(split_shards)))
+        splits[split] = Split(f"the {split} split of '{path}'", labels[split], pixels)
     return Source(f"'{path}'", names, splits)
 
 
 def _files(listing: Listing) -> list[DataFile]:
-    """Parquet files of a folder, else of the folders in it; in the order of their names."""
-    depths = [Path(name).parts for name in listing.names]
-    rows = {
-        depth: [
-            row
-            for row, parts in enumerate(depths)
-            if len(parts) == depth and _is_parquet(parts[-1])
-        ]
-        for depth in (1, 2)
-    }
+    """Parquet files of a folder, else of its subfolders, in the order of their names."""
+    rows: dict[int, list[int]] = {1: [], 2: []}
+    for row, name in enumerate(listing.names):
+        depth = len(Path(name).parts)
+        if depth in rows and _is_parquet(name):
+            rows[depth].append(row)
     return list(listing.at(rows[1] or rows[2]))
 
 
@@ -339,8 +331,8 @@ def _by_split(listing: Listing) -> dict[SplitName, list[DataFile]]:
     folders = sorted({file.path.parent for file in files})
     if len(folders) > 1:
         raise DataError(
-            f"'{path}' must hold one data set. Got Parquet files in {len(folders)} folders instead; give one of them as "
-            f"'data.name', e.g. '{remote.shown(folders[0])}'."
+            f"'{path}' must hold one data set. Got Parquet files in {len(folders)} folders "
+            f"instead; give one of them as 'data.name', e.g. '{remote.shown(folders[0])}'."
         )
     splits: dict[SplitName, list[DataFile]] = {}
     for file in files:
@@ -349,15 +341,14 @@ def _by_split(listing: Listing) -> dict[SplitName, list[DataFile]]:
             splits.setdefault(SPLIT_NAMES[prefix], []).append(file)
         elif prefix != "extra":
             raise DataError(
-                f"Parquet files must be called train-*, validation-* or test-*. Got '{file}' instead."
+                "Parquet files must be called train-*, validation-* or test-*. "
+                f"Got '{file}' instead."
             )
     return splits
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """The features of the `huggingface` metadata, by column; empty when there are none, or they are
-    not what they should be.
-    """
+    """Features by column from the `huggingface` metadata; empty if missing or malformed."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -379,9 +370,10 @@ def _column(
     for candidate in (*(name for name in usual if name in announced), *announced, *usual):
         if candidate in schema.names:
             return candidate
-    wanted = " or ".join(f"'{name}'" for name in usual)
+    expected = " or ".join(f"'{name}'" for name in usual)
     raise DataError(
-        f"'{file}' must have the {role} column {wanted}. Got the columns {', '.join(schema.names) or 'none'} instead."
+        f"'{file}' must have the {role} column {expected}. "
+        f"Got the columns {', '.join(schema.names) or 'none'} instead."
     )
 
 
@@ -403,13 +395,13 @@ def _listed(shards: Mapping[SplitName, object]) -> str:
 
 @contextmanager
 def _opened(file: DataFile, content: Open, buffer_size: int = 0) -> Iterator[pq.ParquetFile]:
-    """A file that Arrow reads, itself where it lies here.
+    """Open a Parquet file; Arrow opens local files itself.
 
     Raises:
-        DataError: it cannot be read, or is damaged.
+        DataError: the file cannot be read or is damaged.
     """
     try:
-        if not file.elsewhere:
+        if not file.is_remote:
             with pq.ParquetFile(file.path, pre_buffer=False, buffer_size=buffer_size) as parquet:
                 yield parquet
         else:

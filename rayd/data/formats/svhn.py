@@ -25,7 +25,7 @@ def matches(path: Path) -> bool:
 
 
 def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The data set in SVHN's files; `class_names` is ignored, as the digits name themselves.
+    """Open the data set in SVHN's files; `class_names` is ignored, as the digits name themselves.
 
     Raises:
         DataError: a file is damaged, or lacks its arrays.
@@ -39,7 +39,8 @@ def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Sourc
             outside = np.flatnonzero((labels < 1) | (labels > 10))
             if outside.size:
                 raise DataError(
-                    f"Labels of '{file}' must lie in 1..10. Got {labels[outside[0]]} in row {outside[0]} instead."
+                    f"Labels of '{file}' must lie in 1..10. "
+                    f"Got {labels[outside[0]]} in row {outside[0]} instead."
                 )
             splits[split] = Split(f"'{file}'", labels % 10, partial(_read, file))
     return Source(f"'{path}'", DIGITS, splits)
@@ -51,12 +52,14 @@ def _read(
     images = _variable(file, "X")
     if images.ndim != 4 or images.dtype != np.uint8:
         raise DataError(
-            f"'X' of '{file}' must be uint8 (H, W, 3, N). Got {images.dtype} {images.shape} instead."
+            f"'X' of '{file}' must be uint8 (H, W, 3, N). "
+            f"Got {images.dtype} {images.shape} instead."
         )
     images = np.ascontiguousarray(images.transpose(3, 2, 0, 1))
     if len(rows) and rows[-1] >= len(images):
         raise DataError(
-            f"'{file}' must hold one label an image. Got {len(images)} images for more labels instead."
+            f"'{file}' must hold one label per image. "
+            f"Got {len(images)} images for more labels instead."
         )
     return ArrayPixels(images, f"'{file}'")(rows, side, shape)
 
@@ -67,7 +70,7 @@ def _variable(file: Path, name: str) -> np.ndarray[Any, np.dtype[Any]]:
     check_file(file)
     try:
         variables = loadmat(file, variable_names=[name])
-    except Exception as error:  # scipy raises whatever the damage leads it to
+    except Exception as error:  # scipy raises various exceptions for damaged files
         raise DataError(f"Cannot read '{file}' as a MATLAB file: {error}.") from error
     if name not in variables:
         raise DataError(f"'{file}' must hold the array '{name}'.")

@@ -384,7 +384,7 @@ def _on_host(states: States) -> States:
 def _statistics(
     spec: StatisticSpec, states: Sequence[Mapping[str, Tensor]]
 ) -> tuple[Statistic, ...]:
-    return tuple(spec.statistic.from_state(state) for state in states)
+    return tuple(spec.kind.statistic.from_state(state) for state in states)
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -38,9 +38,9 @@ def test_both_splits_are_read(tmp_path: Path, zipped: bool) -> None:
         ),
         (
             gzip.compress(idx_bytes(IMAGES[:, 0])[:-5]),
-            "must hold 96 values, as its header says. Got 91",
+            "must hold 96 values according to its header. Got 91",
         ),
-        (gzip.compress(idx_bytes(IMAGES[:5, 0])), "one label an image. Got 6 for 5 images"),
+        (gzip.compress(idx_bytes(IMAGES[:5, 0])), "one label per image. Got 6 for 5 images"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -53,5 +53,5 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, sentence: str
 def test_missing_labels_are_told(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", IMAGES, LABELS)
     (tmp_path / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(DataError, match="must hold train-labels-idx1-ubyte beside"):
+    with pytest.raises(DataError, match="must hold train-labels-idx1-ubyte next to"):
         open_source(tmp_path)

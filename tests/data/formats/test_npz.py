@@ -83,10 +83,10 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
         ({"images": spoilt(256, np.int64)}, r"must lie in 0\.\.255. Got 256 in row 4"),
         ({"images": IMAGES > 9}, "must be numbers. Got bool"),
         ({"images": IMAGES[:, 0, 0]}, r"with C of 1 or 3. Got \(6, 4\)"),
-        ({"images": IMAGES[:5]}, "one label an image. Got 6 for 5"),
+        ({"images": IMAGES[:5]}, "one label per image. Got 6 for 5"),
         ({"labels": LABELS / 2}, "must be integers"),
         ({"labels": LABELS - 1}, "must not be negative. Got -1 in row 0"),
-        ({"labels": LABELS * 2}, r"without gaps. Got none of 1, 3 instead"),
+        ({"labels": LABELS * 2}, r"must cover 0..4. No image has label 1, 3."),
         (
             {"class_names": np.array(["ant", "bee"])},
             r"must lie in 0\.\.1, as it names 2 classes. Got 2 in row 2",

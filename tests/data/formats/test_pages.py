@@ -178,7 +178,7 @@ def test_only_the_pages_that_are_asked_for_are_read(
 
 def test_null_is_said(tmp_path: Path) -> None:
     (value,) = write(tmp_path / "x.parquet", [b"a", None]).values(np.array([1]))
-    with pytest.raises(ValueError, match="it has no bytes, but null"):
+    with pytest.raises(ValueError, match="it has no bytes: its value is null"):
         value.read_bytes()
 
 

@@ -115,7 +115,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         ([0, -1, 2], NAMES, "must not be negative. Got -1 in row 1 instead.$"),
         ([-1, -1, -1], NAMES, "published without labels, so move it away"),
         ([0, None, 2], NAMES, "must not be null. Got null in row 1"),
-        ([0, 2, 2], None, r"must count 0\.\.2 without gaps. Got none of 1 instead"),
+        ([0, 2, 2], None, r"must cover 0\.\.2. No image has label 1"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(

@@ -45,5 +45,5 @@ def test_damage_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="must hold the array 'y'"):
         open_source(tmp_path)
     write(file, labels=np.concatenate([LABELS, [1]]))
-    with pytest.raises(DataError, match="one label an image"):
+    with pytest.raises(DataError, match="one label per image"):
         open_source(tmp_path).splits["train"].read(np.arange(13))

@@ -15,7 +15,7 @@ from torch import Tensor
 from rayd.config import NetworkSettings
 from rayd.errors import ConfigError, RunError
 from rayd.networks import FeatureExtractor, LayerRole, Observation, build
-from rayd.objectives import Context, RealStatistics, SpectralMatching, StatisticSpec, factors
+from rayd.objectives import Context, RealStatistics, SpectralFilterDistance, StatisticSpec, factors
 from rayd.objectives.factors import Factors, Filters
 from rayd.objectives.filters import (
     AllPass,
@@ -27,14 +27,14 @@ from rayd.objectives.filters import (
     Spectrum,
 )
 from rayd.objectives.running import RunningMeans
-from rayd.objectives.spectral import distances
-from rayd.statistics import Covariance, LabelCorrelation
+from rayd.objectives.spectral_filter_distance import distances
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
 
 CLASSES = 3
 SHAPES: list[tuple[int, ...]] = [(3, 4, 4), (5, 4, 3), (3, 2, 2), (5, 1, 1)]
 LABELS = torch.tensor([0, 2, 2, 0, 2])
-FFC = StatisticSpec(LayerRole.CONV_PATH, Covariance, "channels", pooled=True)
-FLC = StatisticSpec(LayerRole.CONV_PATH, LabelCorrelation, "channels")
+FFC = StatisticSpec(LayerRole.CONV_PATH, Channels(), Pooled(Covariance))
+FLC = StatisticSpec(LayerRole.CONV_PATH, Channels(), LabelCorrelation)
 
 
 def observation(seed: int, count: int, dtype: torch.dtype = torch.float64) -> Observation:
@@ -143,7 +143,7 @@ def reference(
 )
 def test_value_and_gradient_are_those_of_the_formula(filters, weights, signal):
     real, _, _ = real_side()
-    term = SpectralMatching(
+    term = SpectralFilterDistance(
         lambda _: filters, signal=signal, filter_weight=weights[0], signal_weight=weights[1]
     )
     seen, leaves = with_leaves(observation(1, len(LABELS)))
@@ -163,7 +163,7 @@ def test_all_pass_compares_signals_alone():
     """
     real, theirs, known = real_side()
     seen = observation(1, len(LABELS))
-    value = SpectralMatching(fixed(AllPass()))(real, seen, LABELS, Context())
+    value = SpectralFilterDistance(fixed(AllPass()))(real, seen, LABELS, Context())
     layers = zip(seen.taps[LayerRole.CONV_PATH], theirs.taps[LayerRole.CONV_PATH], strict=True)
     expected = sum(
         (by_hand(a, LABELS, "class")[1] - by_hand(b, known, "class")[1]).norm() for a, b in layers
@@ -177,7 +177,7 @@ def test_all_pass_compares_signals_alone():
 @pytest.mark.parametrize("signal", ["class", "mean"])
 def test_gradcheck(filters, signal):
     real, _, _ = real_side()
-    term = SpectralMatching(lambda _: filters, signal=signal)
+    term = SpectralFilterDistance(lambda _: filters, signal=signal)
     seen, leaves = with_leaves(observation(1, len(LABELS)))
 
     def value(*maps: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def test_gradcheck(filters, signal):
 def test_the_real_images_themselves_are_at_no_distance_and_without_pull():
     real, images, labels = real_side()
     seen, leaves = with_leaves(images)
-    value = SpectralMatching(fixed(Ridge(0.1)))(real, seen, labels, Context())
+    value = SpectralFilterDistance(fixed(Ridge(0.1)))(real, seen, labels, Context())
     assert float(value.detach()) < 1e-11
     assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(value, leaves))
     equal = torch.ones(2, 3, 3, requires_grad=True)
@@ -211,12 +211,12 @@ def test_descent_finds_the_covariance_and_the_class_means():
     theirs = 0.3 * torch.randn(
         300, 4, generator=draw, dtype=torch.float64
     ) @ mixing + labels.unsqueeze(1)
-    need = StatisticSpec(LayerRole.FEATURES, Covariance, "channels", pooled=True)
-    flc = StatisticSpec(LayerRole.FEATURES, LabelCorrelation, "channels")
+    need = StatisticSpec(LayerRole.FEATURES, Channels(), Pooled(Covariance))
+    flc = StatisticSpec(LayerRole.FEATURES, Channels(), LabelCorrelation)
     real = {one: one.empty(CLASSES, [(4,)]) for one in (need, flc)}
     for one, statistics in real.items():
         one.update(statistics, Observation(theirs, {LayerRole.FEATURES: (theirs,)}, theirs), labels)
-    term = SpectralMatching(fixed(Ridge(1.0)), tap=LayerRole.FEATURES)
+    term = SpectralFilterDistance(fixed(Ridge(1.0)), tap=LayerRole.FEATURES)
     ours = torch.randn(12, 4, generator=draw, dtype=torch.float64).requires_grad_()
     some = torch.arange(12) % CLASSES
     optimizer = torch.optim.Adam([ours], lr=0.1)
@@ -249,7 +249,7 @@ def test_one_image_of_one_position_under_a_tiny_ridge(beta):
     for dtype in (torch.float32, torch.float64):
         real, _, _ = real_side(dtype)
         seen, leaves = with_leaves(observation(1, 2, dtype))
-        term = SpectralMatching(fixed(Ridge(beta)), signal="mean")
+        term = SpectralFilterDistance(fixed(Ridge(beta)), signal="mean")
         losses.append(term(real, seen, LABELS[:2], Context()))
         pulls.append(torch.autograd.grad(losses[-1], leaves))
     assert losses[0].dtype == torch.float32
@@ -268,10 +268,10 @@ def test_details_below_rounding_are_worked_on_in_double(monkeypatch):
         seen.extend(one.dtype for one in matrices)
         return original(filters, matrices, signals)
 
-    monkeypatch.setattr("rayd.objectives.spectral.through", spy)
+    monkeypatch.setattr("rayd.objectives.spectral_filter_distance.through", spy)
     real, _, _ = real_side(torch.float32)
     for beta in (0.1, 1e-6):
-        SpectralMatching(fixed(Ridge(beta)))(
+        SpectralFilterDistance(fixed(Ridge(beta)))(
             real, observation(1, 5, torch.float32), LABELS, Context()
         )
     assert seen == [torch.float32] * 2 + [torch.float64] * 2
@@ -282,19 +282,19 @@ def test_features_that_are_not_finite_are_one_clear_error():
     seen = observation(1, len(LABELS))
     seen.taps[LayerRole.CONV_PATH][1][0, 0, 0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite any more; lower synthesis"):
-        SpectralMatching(fixed(Ridge(0.1)))(real, seen, LABELS, Context())
+        SpectralFilterDistance(fixed(Ridge(0.1)))(real, seen, LABELS, Context())
 
 
 def test_gradient_steps_that_diverge_are_refused():
     real, _, _ = real_side()
     largest = max(float(torch.linalg.eigvalsh(one.covariance[0])[-1]) for one in real[FFC])
-    SpectralMatching(fixed(GradientStep(1.99 / largest, 4)))(
+    SpectralFilterDistance(fixed(GradientStep(1.99 / largest, 4)))(
         real, observation(1, 5), LABELS, Context()
     )
     with pytest.raises(
         ConfigError, match=f"diverge: it must be below {2 / largest:.4g}".replace(".", r"\.")
     ):
-        SpectralMatching(fixed(GradientStep(2.01 / largest, 4)))(
+        SpectralFilterDistance(fixed(GradientStep(2.01 / largest, 4)))(
             real, observation(1, 5), LABELS, Context()
         )
 
@@ -302,19 +302,23 @@ def test_gradient_steps_that_diverge_are_refused():
 def test_weights_that_leave_nothing_are_refused():
     for weights in ((0.0, 0.0), (-1.0, 2.0)):
         with pytest.raises(ValueError, match="must not be negative, nor both 0"):
-            SpectralMatching(fixed(Ridge(0.1)), filter_weight=weights[0], signal_weight=weights[1])
+            SpectralFilterDistance(
+                fixed(Ridge(0.1)), filter_weight=weights[0], signal_weight=weights[1]
+            )
 
 
 def test_only_what_is_compared_is_needed():
-    assert SpectralMatching(fixed(Ridge(0.1))).needs == (FFC, FLC)
-    assert SpectralMatching(fixed(Ridge(0.1)), signal="mean").needs == (FFC,)
-    assert SpectralMatching(fixed(Ridge(0.1)), signal_weight=0.0).needs == (FFC,)
+    assert SpectralFilterDistance(fixed(Ridge(0.1))).needs == (FFC, FLC)
+    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal="mean").needs == (FFC,)
+    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal_weight=0.0).needs == (FFC,)
 
 
 # Averages over blocks
 
 
-def blocks_of(term: SpectralMatching, real: RealStatistics, seeds: list[list[int]]) -> list[Tensor]:
+def blocks_of(
+    term: SpectralFilterDistance, real: RealStatistics, seeds: list[list[int]]
+) -> list[Tensor]:
     """The value at the last look at each block, memory handed over from each to the next."""
     memory: dict[str, Tensor] = {}
     values = []
@@ -332,7 +336,7 @@ def blocks_of(term: SpectralMatching, real: RealStatistics, seeds: list[list[int
 @pytest.mark.parametrize("signal", ["class", "mean"])
 def test_blocks_are_averaged_with_what_the_last_looks_at_those_before_gave(signal):
     real, theirs, known = real_side()
-    term = SpectralMatching(fixed(Ridge(0.1)), signal=signal, updating=True)
+    term = SpectralFilterDistance(fixed(Ridge(0.1)), signal=signal, updating=True)
     values = blocks_of(term, real, [[1, 2], [3, 4, 5], [6, 7]])
     statistics = [
         [
@@ -410,7 +414,7 @@ def test_one_block_or_none_to_come_needs_no_memory():
 
 def test_memory_is_not_changed_in_place():
     real, _, _ = real_side()
-    term = SpectralMatching(fixed(Ridge(0.1)), updating=True)
+    term = SpectralFilterDistance(fixed(Ridge(0.1)), updating=True)
     memory: dict[str, Tensor] = {}
     for block in range(2):
         before = dict(memory)
@@ -430,7 +434,7 @@ def test_memory_is_not_changed_in_place():
 def test_without_updating_nothing_is_remembered():
     real, _, _ = real_side()
     context = Context(block=1, blocks=3)
-    SpectralMatching(fixed(Ridge(0.1)))(real, observation(1, len(LABELS)), LABELS, context)
+    SpectralFilterDistance(fixed(Ridge(0.1)))(real, observation(1, len(LABELS)), LABELS, context)
     assert context.memory == {}
 
 
@@ -459,7 +463,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_the_real_side_is_filtered_once_while_beta_stays(monkeypatch):
     calls = counted(monkeypatch)
     real, _, _ = real_side()
-    term = SpectralMatching(
+    term = SpectralFilterDistance(
         lambda context: Filters(Ridge(1 - context.progress), Ridge(1 - context.progress))
     )
     for seed in range(4):
@@ -478,12 +482,12 @@ def test_what_is_remembered_is_what_would_be_computed_anew():
     seen = observation(1, len(LABELS))
     asked = [(side, Ridge(beta)) for side in (real, other, real) for beta in (0.1, 0.1, 0.01, 0.5)]
     current = Ridge(1.0)
-    term = SpectralMatching(lambda _: Filters(current, current))
+    term = SpectralFilterDistance(lambda _: Filters(current, current))
     values = []
     fresh = []
     for side, current in asked:
         values.append(float(term(side, seen, LABELS, Context())))
-        fresh.append(float(SpectralMatching(fixed(current))(side, seen, LABELS, Context())))
+        fresh.append(float(SpectralFilterDistance(fixed(current))(side, seen, LABELS, Context())))
     assert values == pytest.approx(fresh, rel=1e-10)
     assert len({round(value, 9) for value in values}) == 6
 
@@ -492,7 +496,7 @@ def test_a_matrix_that_is_shared_with_other_signals_is_not_mistaken():
     real = real_side()[0]
     other = real_side(seed=5)[0]
     seen = observation(1, len(LABELS))
-    term = SpectralMatching(fixed(Ridge(0.1)))
+    term = SpectralFilterDistance(fixed(Ridge(0.1)))
     mixed = {FFC: real[FFC], FLC: other[FLC]}
     values = [float(term(side, seen, LABELS, Context())) for side in (real, mixed, real)]
     assert values[0] == values[2] != values[1]
@@ -500,7 +504,7 @@ def test_a_matrix_that_is_shared_with_other_signals_is_not_mistaken():
 
 def test_factors_go_with_the_statistics():
     real, _, _ = real_side()
-    term = SpectralMatching(fixed(Ridge(0.1)))
+    term = SpectralFilterDistance(fixed(Ridge(0.1)))
     term(real, observation(1, len(LABELS)), LABELS, Context())
     (kept,) = term._derived.values()
     assert isinstance(kept, Factors)
@@ -556,7 +560,7 @@ def test_on_real_networks(name):
         need: tuple(one.to(dtype=torch.float32) for one in statistics)
         for need, statistics in real.items()
     }
-    term = SpectralMatching(fixed(Ridge(0.1)))
+    term = SpectralFilterDistance(fixed(Ridge(0.1)))
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         start = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)).contiguous(
@@ -584,7 +588,7 @@ def test_classes_count_as_often_as_among_the_real_images():
         ]
     )
     even = torch.cat([(labels == c).nonzero().squeeze(1)[:3] for c in range(CLASSES)])
-    term = SpectralMatching(fixed(AllPass()), filter_weight=0)
+    term = SpectralFilterDistance(fixed(AllPass()), filter_weight=0)
 
     def apart(rows: Tensor, counts: Tensor | None) -> float:
         maps = tuple(layer[rows] for layer in seen.taps[LayerRole.CONV_PATH])
@@ -601,7 +605,7 @@ def test_a_block_without_a_class_pulls_the_others_as_one_that_has_it():
     rows = (labels != 2).nonzero().squeeze(1)[:6]
     maps = tuple(layer[rows].clone().requires_grad_() for layer in seen.taps[LayerRole.CONV_PATH])
     some = Observation(seen.logits[rows], {LayerRole.CONV_PATH: maps}, seen.images[rows])
-    term = SpectralMatching(fixed(AllPass()), filter_weight=0)
+    term = SpectralFilterDistance(fixed(AllPass()), filter_weight=0)
     _, ours = term._synthetic(real, some, labels[rows], torch.tensor([14, 13, 13]))
     for signal, layer in zip(ours, maps, strict=True):
         mean = layer[labels[rows] == 1].mean((0, 2, 3))

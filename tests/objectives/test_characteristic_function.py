@@ -14,9 +14,21 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rayd.networks import LayerRole, Observation
-from rayd.objectives import Context, SpectralDistance, StatisticSpec, squared_mean_gap
-from rayd.objectives.spectral_distance import amplitude_part, mean_gaps, phase_part, spectral_gaps
-from rayd.statistics import CharacteristicFunction, Covariance, Frequencies, Moments
+from rayd.objectives import CharacteristicFunctionDistance, Context, StatisticSpec, squared_mean_gap
+from rayd.objectives.characteristic_function_distance import (
+    amplitude_part,
+    characteristic_function_gaps,
+    mean_gaps,
+    phase_part,
+)
+from rayd.statistics import (
+    AtFrequencies,
+    CharacteristicFunction,
+    Covariance,
+    Flat,
+    Frequencies,
+    Moments,
+)
 
 KERNELS = [
     Frequencies("gaussian", 1.5, 64),
@@ -52,7 +64,7 @@ def halves(classes: int = 1) -> Tensor:
 
 def distance(x: Tensor, y: Tensor, frequencies: Tensor) -> Tensor:
     """SDD^2 of two samples of one class."""
-    return spectral_gaps(phi(x, frequencies), phi(y, frequencies), halves()).mean()
+    return characteristic_function_gaps(phi(x, frequencies), phi(y, frequencies), halves()).mean()
 
 
 def squared_discrepancy(x: Tensor, y: Tensor, kernel: Any) -> Tensor:
@@ -91,7 +103,9 @@ def test_with_many_frequencies_it_meets_the_closed_form(spec):
     bound = 4 * math.sqrt(math.log(2 / 1e-6) / (2 * number))
     error = float(distance(*SAMPLES, many.draw(DIMENSION, generator())) - expected)
     assert abs(error) <= bound
-    gaps = spectral_gaps(*(phi(x, many.draw(DIMENSION, generator())) for x in SAMPLES), halves())
+    gaps = characteristic_function_gaps(
+        *(phi(x, many.draw(DIMENSION, generator())) for x in SAMPLES), halves()
+    )
     assert 0 <= float(gaps.min()) <= float(gaps.max()) <= 4
     # and the bound is generous: the error is a few standard errors of these very contributions
     assert abs(error) < 4 * float(gaps.std()) / math.sqrt(number)
@@ -106,12 +120,14 @@ def test_equal_samples_give_zero(spec, root, dtype):
     real = phi(features, frequencies)
     leaf = features.clone().requires_grad_()
     for share in (0.0, 0.3, 1.0):
-        gaps = spectral_gaps(real, phi(leaf, frequencies), share * 2 * halves(), root=root)
+        gaps = characteristic_function_gaps(
+            real, phi(leaf, frequencies), share * 2 * halves(), root=root
+        )
         assert float(gaps.detach().abs().max()) == 0
         assert float(torch.autograd.grad(gaps.sum(), leaf)[0].abs().max()) == 0
     # in any order, and any number of times over
     again = phi(features.flip(0).repeat(3, 1), frequencies)
-    assert float(spectral_gaps(real, again, halves(), root=root).max()) < (
+    assert float(characteristic_function_gaps(real, again, halves(), root=root).max()) < (
         1e-5 if dtype == torch.float32 else 1e-10
     )
 
@@ -181,7 +197,7 @@ TINY = [
 def test_gradients_are_finite_where_a_characteristic_function_vanishes(share, root, values, dtype):
     real, synthetic = pair(*values, dtype)
     leaves = [synthetic.cosine.requires_grad_(), synthetic.sine.requires_grad_()]
-    value = spectral_gaps(real, synthetic, share * 2 * halves(), root=root).sum()
+    value = characteristic_function_gaps(real, synthetic, share * 2 * halves(), root=root).sum()
     assert torch.isfinite(value)
     for gradient in torch.autograd.grad(value, leaves, allow_unused=True):
         assert gradient is None or torch.isfinite(gradient).all()
@@ -192,7 +208,7 @@ def test_a_sample_whose_waves_cancel_has_gradients():
     frequencies = torch.tensor([[math.pi]], dtype=torch.float64)
     features = torch.tensor([[0.0], [1.0]], dtype=torch.float64).requires_grad_()
     for share, root in itertools.product((0.0, 0.5, 1.0), (False, True)):
-        gaps = spectral_gaps(
+        gaps = characteristic_function_gaps(
             phi(SAMPLES[0][:, :1], frequencies),
             phi(features, frequencies),
             share * 2 * halves(),
@@ -209,7 +225,9 @@ def test_gradcheck(spec, root, share):
     real = phi(SAMPLES[0], frequencies)
     leaf = SAMPLES[1].clone().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: spectral_gaps(real, phi(x, frequencies), share * 2 * halves(), root=root).mean(),
+        lambda x: characteristic_function_gaps(
+            real, phi(x, frequencies), share * 2 * halves(), root=root
+        ).mean(),
         leaf,
     )
 
@@ -239,19 +257,17 @@ def test_long_lengths_recover_the_difference_of_means():
 def test_the_square_root_is_inside_the_mean():
     frequencies = KERNELS[0].draw(DIMENSION, generator())
     real, synthetic = (phi(x, frequencies) for x in SAMPLES)
-    gaps = spectral_gaps(real, synthetic, halves(), factor=1.0, root=True)
+    gaps = characteristic_function_gaps(real, synthetic, halves(), factor=1.0, root=True)
     size = torch.complex(real.real - synthetic.real, real.imaginary - synthetic.imaginary).abs()
     torch.testing.assert_close(gaps, size / math.sqrt(2), rtol=0, atol=1e-6)
-    doubled = spectral_gaps(real, synthetic, halves(), root=True)
+    doubled = characteristic_function_gaps(real, synthetic, halves(), root=True)
     torch.testing.assert_close(doubled, size, rtol=0, atol=1e-6)
 
 
 # The term
 
-FEATURES = StatisticSpec(
-    LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=32)
-)
-MEANS = StatisticSpec(LayerRole.FEATURES, Moments)
+FEATURES = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=32)))
+MEANS = StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 
 
 def look(features: Tensor) -> Observation:
@@ -300,7 +316,9 @@ def test_the_term_is_the_papers_formula(root, over_classes, factor):
         "root": root,
         "over_classes": over_classes,
     }
-    value = SpectralDistance(FEATURES, **options)(real, look(OURS), OUR_LABELS, Context())
+    value = CharacteristicFunctionDistance(FEATURES, **options)(
+        real, look(OURS), OUR_LABELS, Context()
+    )
     expected = sum(slow(real[FEATURES][0], [0.8, 0.2, 0.8], OUR_LABELS, root, factor))
     assert float(value) == pytest.approx(expected / (3 if over_classes == "mean" else 1), rel=1e-9)
 
@@ -312,11 +330,11 @@ def test_by_default_it_is_the_squared_spectral_distance_on_average_over_classes(
         sum(distance(REAL[c == LABELS], OURS[c == OUR_LABELS], frequencies) for c in range(CLASSES))
         / CLASSES
     )
-    value = SpectralDistance(FEATURES)(real, look(OURS), OUR_LABELS, Context())
+    value = CharacteristicFunctionDistance(FEATURES)(real, look(OURS), OUR_LABELS, Context())
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("need", [FEATURES, MEANS], ids=["spectral", "linear"])
+@pytest.mark.parametrize("need", [FEATURES, MEANS], ids=["gaussian", "linear"])
 @pytest.mark.parametrize("over_classes", ["mean", "sum"])
 def test_classes_that_one_side_lacks_do_not_count(need, over_classes):
     """A fourth class without real images, class 2 without synthetic ones."""
@@ -326,7 +344,7 @@ def test_classes_that_one_side_lacks_do_not_count(need, over_classes):
     ours = torch.cat([OURS, OURS[:1]])
     labels = torch.cat([OUR_LABELS, torch.tensor([3])])
     rows = labels != 2
-    term = SpectralDistance(need, over_classes=over_classes)
+    term = CharacteristicFunctionDistance(need, over_classes=over_classes)
     value = term(real, look(ours[rows]), labels[rows], Context())
     torch.testing.assert_close(
         value, term(whole, look(OURS[OUR_LABELS < 2]), OUR_LABELS[OUR_LABELS < 2], Context())
@@ -338,7 +356,7 @@ def test_classes_that_one_side_lacks_do_not_count(need, over_classes):
 def test_sizes_of_classes_may_come_from_elsewhere():
     """A sampled real side has as many images of every class."""
     real = measured(FEATURES, REAL, LABELS)
-    term = SpectralDistance(FEATURES, head_amplitude_weight=0.9, split="median")
+    term = CharacteristicFunctionDistance(FEATURES, head_amplitude_weight=0.9, split="median")
     told = term(real, look(OURS), OUR_LABELS, Context(class_counts=torch.tensor([5, 50, 500])))
     expected = sum(slow(real[FEATURES][0], [0.1, 0.9, 0.9], OUR_LABELS, False, 2.0)) / 3
     assert float(told) == pytest.approx(expected, rel=1e-9)
@@ -350,7 +368,7 @@ def test_sizes_of_classes_may_come_from_elsewhere():
 @pytest.mark.parametrize("root", [False, True])
 def test_the_linear_kernel_is_distribution_matching(root):
     real = measured(MEANS, REAL, LABELS)
-    term = SpectralDistance(MEANS, over_classes="sum", root=root)
+    term = CharacteristicFunctionDistance(MEANS, over_classes="sum", root=root)
     value = term(real, look(OURS), OUR_LABELS, Context())
     gaps = torch.stack(
         [REAL[c == LABELS].mean(0) - OURS[c == OUR_LABELS].mean(0) for c in range(3)]
@@ -368,23 +386,23 @@ def test_the_linear_kernel_is_the_limit_of_long_lengths_for_every_weight():
     frequencies = Frequencies(scale=1e4, number=200_000).draw(DIMENSION, generator())
     waves = [phi(REAL, frequencies, LABELS, 3), phi(OURS, frequencies, OUR_LABELS, 3)]
     moments = [Moments.of(x.unsqueeze(1), y, 3) for x, y in ((REAL, LABELS), (OURS, OUR_LABELS))]
-    limit = 1e8 * spectral_gaps(*waves, weights).mean(1)
+    limit = 1e8 * characteristic_function_gaps(*waves, weights).mean(1)
     torch.testing.assert_close(limit, mean_gaps(*moments, weights).squeeze(1), rtol=0.03, atol=0)
 
 
-@pytest.mark.parametrize("need", [FEATURES, MEANS], ids=["spectral", "linear"])
+@pytest.mark.parametrize("need", [FEATURES, MEANS], ids=["gaussian", "linear"])
 @pytest.mark.parametrize("root", [False, True])
 def test_the_terms_gradients(need, root):
     real = measured(need, REAL, LABELS)
-    term = SpectralDistance(need, head_amplitude_weight=0.8, split="continuous", root=root)
+    term = CharacteristicFunctionDistance(
+        need, head_amplitude_weight=0.8, split="continuous", root=root
+    )
     leaf = OURS.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: term(real, look(x), OUR_LABELS, Context()), leaf)
 
 
 def test_layers_add_up():
-    need = StatisticSpec(
-        LayerRole.CONV_INPUTS, CharacteristicFunction, frequencies=Frequencies(number=8)
-    )
+    need = StatisticSpec(LayerRole.CONV_INPUTS, Flat(), AtFrequencies(Frequencies(number=8)))
     maps = tuple(
         normal(9, *shape, seed=place) for place, shape in enumerate(((1, 2, 2), (2, 3, 1)))
     )
@@ -395,9 +413,9 @@ def test_layers_add_up():
         Observation(maps[0], {LayerRole.CONV_INPUTS: tuple(layer + 1 for layer in maps)}, maps[0]),
         LABELS,
     )
-    total = SpectralDistance(need)({need: real}, seen, LABELS, Context())
+    total = CharacteristicFunctionDistance(need)({need: real}, seen, LABELS, Context())
     single = [
-        spectral_gaps(theirs, ours, halves(3)).mean()
+        characteristic_function_gaps(theirs, ours, halves(3)).mean()
         for theirs, ours in zip(real, need.of(seen, LABELS, real), strict=True)
     ]
     torch.testing.assert_close(total, sum(single))
@@ -405,14 +423,12 @@ def test_layers_add_up():
 
 def operations(number: int, real_images: int, synthetic_images: int = 60) -> int:
     """Floating point operations of the term and its gradient."""
-    need = StatisticSpec(
-        LayerRole.FEATURES, CharacteristicFunction, frequencies=Frequencies(number=number)
-    )
+    need = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies(number=number)))
     real = measured(need, normal(real_images, DIMENSION), torch.arange(real_images) % CLASSES)
     features = normal(synthetic_images, DIMENSION, seed=1).requires_grad_()
     counter = FlopCounterMode(display=False)
     with counter:
-        SpectralDistance(need)(
+        CharacteristicFunctionDistance(need)(
             real, look(features), torch.arange(synthetic_images) % CLASSES, Context()
         ).backward()
     return int(counter.get_total_flops())
@@ -431,12 +447,15 @@ def test_a_step_costs_what_frequencies_and_synthetic_images_cost():
     [
         ({"head_amplitude_weight": 1.2}, r"must be in \[0, 1\]. Got 1.2"),
         ({"split": "size"}, "must be one of .* Got 'size'"),
-        ({"need": StatisticSpec(LayerRole.FEATURES, Covariance)}, "Got 'features.flat.Covariance'"),
+        (
+            {"need": StatisticSpec(LayerRole.FEATURES, Flat(), Covariance)},
+            "Got 'features.flat.Covariance'",
+        ),
     ],
 )
 def test_arguments_out_of_range(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        SpectralDistance(**{"need": FEATURES, **arguments})
+        CharacteristicFunctionDistance(**{"need": FEATURES, **arguments})
 
 
 @pytest.mark.parametrize("spec", [KERNELS[0], KERNELS[3]], ids=lambda spec: spec.kernel)
@@ -447,14 +466,16 @@ def test_descent_finds_the_distribution_not_only_its_mean(spec):
     real = torch.cat([normal(300, 1) * 0.1 - 2, normal(300, 1, seed=1) * 0.1 + 2])
     labels = torch.zeros(600, dtype=torch.long)
     zeros = torch.zeros(8, dtype=torch.long)
-    need = StatisticSpec(LayerRole.FEATURES, CharacteristicFunction, frequencies=spec)
+    need = StatisticSpec(LayerRole.FEATURES, Flat(), AtFrequencies(spec))
     statistics = need.empty(1, [(1,)], generator())
     need.update(statistics, look(real), labels)
     features = (0.3 * normal(8, 1, seed=2)).requires_grad_()
     optimizer = torch.optim.Adam([features], lr=0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        SpectralDistance(need)({need: statistics}, look(features), zeros, Context()).backward()
+        CharacteristicFunctionDistance(need)(
+            {need: statistics}, look(features), zeros, Context()
+        ).backward()
         optimizer.step()
     found = features.detach().flatten().sort().values
     assert found[:4].tolist() == pytest.approx([-2] * 4, abs=0.3)

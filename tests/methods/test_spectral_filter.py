@@ -16,7 +16,7 @@ from rayd.engine.observer import DatasetInfo, Observer
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, LayerRole, Observation
-from rayd.objectives import Context, RealStatistics, SpectralMatching
+from rayd.objectives import Context, RealStatistics, SpectralFilterMatching
 from rayd.objectives.factors import Filters
 from rayd.objectives.filters import AllPass, GradientStep, GradientSum, LowPass, Ridge
 from rayd.recipes import assemble
@@ -28,8 +28,10 @@ def recipe(method: str, **overrides: Any) -> Recipe:
     return assemble({"name": "cell", "method": method, "data": {"name": "digits"}}, overrides)
 
 
-def filters(method: str, context: Context, **objective: Any) -> Filters:
-    found: Filters = methods.build(recipe(method, objective=objective)).settings.filters(context)
+def filters(method: str, context: Context, **settings: Any) -> Filters:
+    built = methods.build(recipe(method, terms={"spectral_filter": settings}))
+    (term,) = [one for one in built.terms if isinstance(one, SpectralFilterMatching)]
+    found: Filters = term.filters(context)
     return found
 
 
@@ -38,7 +40,7 @@ def test_declarations(name):
     method = methods.build(recipe(name))
     assert {term.name: method.weight(term) for term in method.terms} == {
         "cross_entropy": 1.0,
-        "spectral": 0.1,
+        "spectral_filter": 0.1,
     }
     assert [need.key for need in method.needs()] == NEEDS
     assert (method.taps(), method.optional_taps()) == ({LayerRole.CONV_PATH}, frozenset())
@@ -106,7 +108,7 @@ def test_unidd_is_constant_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("objective", "expected"),
+    ("settings", "expected"),
     [
         ({"filter": {"name": "all-pass"}}, Filters(AllPass(), AllPass())),
         (
@@ -123,30 +125,30 @@ def test_unidd_is_constant_unless_told_otherwise():
         ({"filter": {"name": "ridge", "beta": 2.0}}, Filters(Ridge(2.0), Ridge(2.0))),
     ],
 )
-def test_every_filter_can_be_named(objective, expected):
-    assert filters("unidd", Context(), **objective) == expected
+def test_every_filter_can_be_named(settings, expected):
+    assert filters("unidd", Context(), **settings) == expected
 
 
 @pytest.mark.parametrize(
-    ("objective", "sentence"),
+    ("settings", "sentence"),
     [
-        ({"filter": {"name": "high-pass"}}, "objective.filter.name"),
+        ({"filter": {"name": "high-pass"}}, "terms.spectral_filter.filter.name"),
         ({"filter": {"name": "low-pass"}}, "set 'schedule.name: constant'"),
-        ({"filter": {"beta": 0}}, "objective.filter.beta"),
+        ({"filter": {"beta": 0}}, "terms.spectral_filter.filter.beta"),
         ({"filter": {"schedule": {"name": "reversed"}}}, "takes beta down to 'schedule.least'"),
-        ({"signal": "labels"}, "objective.signal"),
-        ({"signal_weight": -1}, "objective.signal_weight"),
-        ({"updatng": False}, "did you mean 'objective.updating'"),
+        ({"signal": "labels"}, "terms.spectral_filter.signal"),
+        ({"signal_weight": -1}, "terms.spectral_filter.signal_weight"),
+        ({"updatng": False}, "did you mean 'terms.spectral_filter.updating'"),
     ],
 )
-def test_settings_of_the_objective_are_checked(objective, sentence):
+def test_settings_of_the_term_are_checked(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        recipe("cfm", objective=objective)
+        recipe("cfm", terms={"spectral_filter": settings})
 
 
 def test_weights_that_leave_nothing_say_how_to_switch_the_term_off():
-    with pytest.raises(ConfigError, match=r"terms\.spectral\.weight: 0"):
-        recipe("cfm", objective={"filter_weight": 0, "signal_weight": 0})
+    with pytest.raises(ConfigError, match=r"terms\.spectral_filter\.weight: 0"):
+        recipe("cfm", terms={"spectral_filter": {"filter_weight": 0, "signal_weight": 0}})
 
 
 def convnet() -> torch.nn.Module:
@@ -166,7 +168,8 @@ def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
     states = looking.measure(data.train.images[:200], data.train.labels[:200], batch_size=64)
     real = {
         need: tuple(
-            need.statistic.from_state(state).to(dtype=torch.float32) for state in states[need.key]
+            need.kind.statistic.from_state(state).to(dtype=torch.float32)
+            for state in states[need.key]
         )
         for need in method.needs()
     }
@@ -181,7 +184,7 @@ def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
 
 
 def spectral(method: Method, context: Context) -> Tensor:
-    (term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+    (term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
     return term(*looked_at(method), context)
 
 
@@ -205,10 +208,10 @@ def spectral(method: Method, context: Context) -> Tensor:
 def test_each_choice_counts_by_itself(change):
     """In the second of three blocks, with another set of images as the first."""
     values = []
-    for objective in ({}, change):
-        method = methods.build(recipe("cfm", objective=objective))
+    for settings in ({}, change):
+        method = methods.build(recipe("cfm", terms={"spectral_filter": settings}))
         real, seen, labels = looked_at(method)
-        (term,) = [term for term in method.terms if isinstance(term, SpectralMatching)]
+        (term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
         memory: dict[str, Tensor] = {}
         before = Observation(
             seen.logits,
@@ -229,7 +232,7 @@ def test_cfm_without_its_curriculum_and_its_means_is_unidd_with_a_ridge():
     context = Context(block=2, blocks=5, progress=0.5)
     ours, theirs = (
         spectral(methods.build(one), context)
-        for one in (recipe("cfm", objective=plain), recipe("unidd"))
+        for one in (recipe("cfm", terms={"spectral_filter": plain}), recipe("unidd"))
     )
     assert torch.equal(ours, theirs)
 
@@ -239,7 +242,10 @@ def test_all_pass_on_features_is_distribution_matching():
     many images there are.
     """
     method = methods.build(
-        recipe("unidd", objective={"filter": {"name": "all-pass"}, "layers": "features"})
+        recipe(
+            "unidd",
+            terms={"spectral_filter": {"filter": {"name": "all-pass"}, "layers": "features"}},
+        )
     )
     real, seen, labels = looked_at(method)
     (features,) = seen.taps[LayerRole.FEATURES]

@@ -53,7 +53,8 @@ from rayd.derived import derived
 from rayd.networks import Observation
 from rayd.objectives.frequency_network import FrequencyAdversary
 from rayd.objectives.head_and_tail import amplitude_weights, check
-from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
+from rayd.objectives.specification import StatisticSpec
+from rayd.objectives.terms import Context, RealStatistics
 from rayd.statistics import CharacteristicFunction, Moments
 from rayd.transfer import upload
 
@@ -76,7 +77,7 @@ def amplitude_part(real: CharacteristicFunction, synthetic: CharacteristicFuncti
 
 
 def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:
-    """What of |phi_r - phi_s|^2 amplitudes leave (C, M), at least 0: 2 A_r A_s (1 - cos of the
+    """The part of |phi_r - phi_s|^2 beside the amplitudes (C, M), at least 0: 2 A_r A_s (1 - cos of the
     angle between them).
 
     For an acute angle 1 - cos is sin^2 / (1 + cos), which does not cancel.
@@ -94,7 +95,7 @@ def phase_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) 
     )
 
 
-def spectral_gaps(
+def characteristic_function_gaps(
     real: CharacteristicFunction,
     synthetic: CharacteristicFunction,
     amplitude_weight: Tensor,
@@ -102,7 +103,7 @@ def spectral_gaps(
     factor: float = 2.0,
     root: bool = False,
 ) -> Tensor:
-    """What classes and frequencies contribute (C, M): their mean over frequencies is the distance
+    """Contributions of classes and frequencies (C, M): their mean over frequencies is the distance
     of a class.
 
     Args:
@@ -133,7 +134,7 @@ def mean_gaps(
     return _root(gaps) if root else gaps
 
 
-class SpectralDistance(Term):
+class CharacteristicFunctionDistance:
     """Distances of the characteristic functions of classes, amplitudes and phases weighed by the
     size of the class.
     """
@@ -148,10 +149,8 @@ class SpectralDistance(Term):
         root: bool = False,
         over_classes: OverClasses = "mean",
         adversary: FrequencyAdversary | None = None,
-        name: str = "spectral",
-        weight: float = 1.0,
     ):
-        """Compare what `need` names.
+        """Compare one statistic.
 
         Args:
             need: a characteristic function, or moments for the linear kernel.
@@ -162,33 +161,31 @@ class SpectralDistance(Term):
             root: whether the square root is taken, frequency by frequency.
             over_classes: mean or sum over the classes that both sides hold.
             adversary: weighs frequencies against the synthesis; None weighs all alike.
-            name: what the term is called.
-            weight: its default factor.
 
         Raises:
             ValueError: an argument is out of its range.
         """
-        if need.statistic not in (CharacteristicFunction, Moments):
+        if need.kind.statistic not in (CharacteristicFunction, Moments):
             raise ValueError(
-                "The 'need' of SpectralDistance must be a CharacteristicFunction, or Moments for the linear kernel. "
-                f"Got '{need.key}' instead."
+                "The statistic of CharacteristicFunctionDistance must be a CharacteristicFunction, "
+                f"or Moments for the linear kernel. Got '{need.key}' instead."
             )
-        if adversary is not None and need.statistic is Moments:
+        if adversary is not None and need.kind.statistic is Moments:
             raise ValueError(
-                "The 'adversary' of SpectralDistance needs frequencies to weigh. Got Moments instead."
+                "The 'adversary' of CharacteristicFunctionDistance needs frequencies to weigh. Got Moments instead."
             )
         check(head_amplitude_weight, split)
         if not factor > 0:
             raise ValueError(
-                f"The 'factor' of SpectralDistance must be above 0. Got {factor} instead."
+                f"The 'factor' of CharacteristicFunctionDistance must be above 0. Got {factor} instead."
             )
         if over_classes not in get_args(OverClasses):
             raise ValueError(
-                f"The 'over_classes' of SpectralDistance must be one of {get_args(OverClasses)}. Got '{over_classes}' instead."
+                "The 'over_classes' of CharacteristicFunctionDistance must be one of "
+                f"{get_args(OverClasses)}. Got '{over_classes}' instead."
             )
-        self.name = name
-        self.weight = weight
         self.needs = (need,)
+        """The statistic."""
         self._head_weight = head_amplitude_weight
         self._split = split
         self._factor = factor
@@ -199,7 +196,7 @@ class SpectralDistance(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the layers that the need's tap listens to; labels are class indices (N,)."""
+        """Sum over the layers of the statistic; labels are class indices (N,)."""
         (need,) = self.needs
         layers = zip(real[need], need.of(seen, labels, real[need]), strict=True)
         values = [
@@ -218,7 +215,9 @@ class SpectralDistance(Term):
             ).squeeze(1)
         else:
             other = cast(CharacteristicFunction, synthetic)
-            gaps = spectral_gaps(real, other, weights, factor=self._factor, root=self._root)
+            gaps = characteristic_function_gaps(
+                real, other, weights, factor=self._factor, root=self._root
+            )
             by_class = self._over_frequencies(gaps, real.frequencies, both, context, place)
         total: Tensor = (by_class * both).sum()
         return total if self._over_classes == "sum" else total / both.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Spectral matching: correlations of features, seen through a filter, matched layer by layer.
+"""Correlations of features through a spectral filter, matched layer by layer.
 
 Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026):
 one objective, f(X^T X) g(X^T Y) compared between real and synthetic features, once with g = 1 and
@@ -32,9 +32,9 @@ with a schedule CFM.
 - The code's real side is the mean of the covariances inside batches, which lacks the part between
   them. Here it is that of the whole set, whatever the batches.
 
-**Precision.** Synthetic statistics are in the precision of the features. Where a filter looks at
-details that float32 cannot tell from rounding (a ridge below about 1e-5 of the largest eigenvalue),
-the layers concerned are worked on in float64.
+**Precision.** Synthetic statistics are in the precision of the features. Where a filter depends on
+details that float32 cannot distinguish from rounding (a ridge below about 1e-5 of the largest
+eigenvalue), the layers concerned are worked on in float64.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from rayd.errors import RunError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
 from rayd.objectives.running import RunningMeans
-from rayd.objectives.terms import Context, RealStatistics, StatisticSpec, Term
-from rayd.statistics import Covariance, LabelCorrelation
+from rayd.objectives.specification import StatisticSpec
+from rayd.objectives.terms import Context, RealStatistics
+from rayd.statistics import Channels, Covariance, LabelCorrelation, Pooled
 from rayd.transfer import upload
 
 ROUNDING = 100 * torch.finfo(torch.float32).eps
-"""Size of details, relative to the largest eigenvalue, that float32 tells from its rounding to a
-hundredth.
+"""Size of details, relative to the largest eigenvalue, that float32 resolves to a hundredth.
 """
 
 
@@ -70,9 +70,9 @@ def distances(real: Tensor, synthetic: Tensor) -> Tensor:
     return apart.sum()
 
 
-class SpectralMatching(Term):
-    """Distances of filtered correlations, and of the signal through them, over all layers that a
-    tap listens to.
+class SpectralFilterDistance:
+    """Distances of filtered correlations, and of the signal through them, over all layers of
+    a role.
     """
 
     def __init__(
@@ -84,8 +84,6 @@ class SpectralMatching(Term):
         signal_weight: float = 1.0,
         updating: bool = False,
         tap: LayerRole = LayerRole.CONV_PATH,
-        name: str = "spectral",
-        weight: float = 0.1,
     ):
         """Match through filters.
 
@@ -97,27 +95,23 @@ class SpectralMatching(Term):
             updating: whether statistics are averaged over blocks; needs a method whose blocks
                 follow one another.
             tap: which layers.
-            name: what the term is called.
-            weight: its default factor, the paper's eta.
 
         Raises:
             ValueError: a weight is negative, or both are 0.
         """
         if min(filter_weight, signal_weight) < 0 or filter_weight + signal_weight == 0:
             raise ValueError(
-                "The 'filter_weight' and 'signal_weight' of SpectralMatching must not be negative, nor both 0. "
+                "The 'filter_weight' and 'signal_weight' of SpectralFilterDistance must not be negative, nor both 0. "
                 f"Got {filter_weight} and {signal_weight} instead."
             )
-        self.name = name
-        self.weight = weight
         self.filters = filters
         """Those of a call."""
         self._weights = (filter_weight, signal_weight)
         self._updating = updating
-        self.matrices = StatisticSpec(tap, Covariance, "channels", pooled=True)
+        self.matrices = StatisticSpec(tap, Channels(), Pooled(Covariance))
         """The correlations of features with features that go through the filters."""
         self._signals = (
-            StatisticSpec(tap, LabelCorrelation, "channels")
+            StatisticSpec(tap, Channels(), LabelCorrelation)
             if signal == "class" and signal_weight > 0
             else None
         )
@@ -183,9 +177,9 @@ class SpectralMatching(Term):
         return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
 
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
-        """The same, in float64 where a filter looks at details that float32 would round away."""
+        """The same, in float64 where a filter depends on details that float32 would round away."""
         detail = min(one.detail for one in filters)
-        layers = list(seen.taps[self.matrices.tap])
+        layers = list(seen.taps[self.matrices.layer_role])
         if layers[0].device.type == "mps":
             return seen  # it has no float64
         for group in groups:
@@ -193,11 +187,11 @@ class SpectralMatching(Term):
                 for place in group.places:
                     layers[place] = layers[place].double()
         return Observation(
-            seen.logits, {**seen.taps, self.matrices.tap: tuple(layers)}, seen.images
+            seen.logits, {**seen.taps, self.matrices.layer_role: tuple(layers)}, seen.images
         )
 
     def _factors(self, real: RealStatistics) -> Factors:
-        """What is derived of these statistics, kept as long as they live."""
+        """The factors of these statistics, kept as long as they live."""
         matrices = cast(tuple[Covariance, ...], real[self.matrices])
         signals = (
             None
@@ -216,13 +210,13 @@ def _filtered(filters: Filters, matrices: list[Tensor], signals: list[Tensor]) -
     except ValueError as error:
         raise RunError(
             "The features of the synthetic images are not finite any more; lower synthesis.learning_rate, or "
-            "objective.filter.alpha where the filter takes gradient steps."
+            "terms.spectral_filter.filter.alpha where the filter takes gradient steps."
         ) from error
 
 
 def _as_frequent(labels: Tensor, class_counts: Tensor) -> Tensor:
-    """What the signal of each class is to be multiplied by, so that it counts as often as among the
-    real images (m,).
+    """Factors of the signals of the classes (m,) that give each the frequency it has among the real
+    images.
     """
     numbers = on_host(labels)
     ours = numbers.bincount(minlength=len(class_counts)).double() / len(numbers)

@@ -1,0 +1,66 @@
+"""Class means of spatial attention maps.
+
+Sajedi et al., "DataDAM: Efficient Dataset Distillation with Attention Matching" (ICCV 2023), Eqs.
+2 to 4:
+
+    a(f)  = sum_i |f_i|^p                  f_i  channel i of a map f; a(f) as a vector (h w,)
+    loss  = sum_l sum_c || mean_c a(f_l(T)) / ||a(f_l(T))|| - mean_c a(f_l(S)) / ||a(f_l(S))|| ||^2
+
+    f_l    output of block l, the last block left out       mean_c  over the images of class c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from rayd.config.choices import LayerRole
+from rayd.objectives.means import squared_mean_gap
+from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
+    from rayd.objectives.specification import StatisticSpec
+
+
+class AttentionMatching(Term):
+    """Squared distances of class means of normalised attention maps, summed over blocks."""
+
+    name = "attention"
+    for_any_method = True
+
+    power: float = Field(default=4.0, gt=0)
+    """Power p of the absolute values that are summed over channels: the larger, the more a map
+    follows its strongest channel.
+    """
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Moments of the normalised attention maps of all blocks."""
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Attention, Moments, Normalized
+
+        transform = Normalized(Attention(self.power))
+        return (StatisticSpec(LayerRole.BLOCK_OUTPUTS, transform, Moments),)
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the blocks but the last, and over classes."""
+        import torch
+
+        from rayd.statistics import Moments
+
+        (spec,) = self.needs
+        theirs = real[spec][:-1]
+        ours = spec.of(seen, labels, real[spec])[:-1]
+        gaps = []
+        for one, other in zip(theirs, ours, strict=True):
+            assert isinstance(one, Moments)
+            assert isinstance(other, Moments)
+            gaps.append(squared_mean_gap(one, other))
+        # a network of one block has no attention to match
+        return torch.stack(gaps).sum() if gaps else seen.logits.sum() * 0

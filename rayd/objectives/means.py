@@ -1,0 +1,58 @@
+"""Class means of features: distribution matching.
+
+Zhao and Bilen, "Dataset Condensation with Distribution Matching" (WACV 2023), Eq. 4:
+
+    loss = sum_c || mean_c(T) - mean_c(S) ||^2
+
+    mean_c(T), mean_c(S)   mean features (d,) of the real and of the synthetic images of class c
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rayd.config.choices import LayerRole
+from rayd.objectives.terms import Context, RealStatistics, Term
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.statistics import Moments
+
+
+def squared_mean_gap(real: Moments, synthetic: Moments) -> Tensor:
+    """Sum over classes of the squared distance of feature means, a scalar.
+
+    Classes that either side holds no sample of are left out.
+    """
+    both = (real.count > 0) & (synthetic.count > 0)
+    return ((real.mean - synthetic.mean).square().sum(-1) * both).sum()
+
+
+class MeanMatching(Term):
+    """Squared distances of the class means of what the classifier reads."""
+
+    name = "mean"
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Moments of the features."""
+        from rayd.objectives.specification import StatisticSpec
+        from rayd.statistics import Flat, Moments
+
+        return (StatisticSpec(LayerRole.FEATURES, Flat(), Moments),)
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the classes."""
+        from rayd.statistics import Moments
+
+        (spec,) = self.needs
+        (theirs,) = real[spec]
+        (ours,) = spec.of(seen, labels, real[spec])
+        assert isinstance(theirs, Moments)
+        assert isinstance(ours, Moments)
+        return squared_mean_gap(theirs, ours)

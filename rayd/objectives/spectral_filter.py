@@ -1,0 +1,125 @@
+"""Matching of feature correlations through a spectral filter: the term of UniDD and CFM.
+
+The formula and its symbols are in `rayd.objectives.spectral_filter_distance`, the filters in
+`rayd.objectives.filters`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only
+from rayd.config.choices import LayerRole, Signal
+from rayd.objectives.terms import Context, RealStatistics, Term
+from rayd.schedules import filter_parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.networks import Observation
+    from rayd.objectives.factors import Filters
+    from rayd.objectives.filters import Filter
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.objectives.spectral_filter_distance import SpectralFilterDistance
+
+
+def filter_now(settings: FilterSettings, context: Context) -> Filter:
+    """The filter where a term is called, with its parameter as the schedule has it there."""
+    from rayd.objectives.filters import of_settings
+
+    schedule = settings.schedule
+    progress = context.progress if schedule.over == "steps" else context.block / context.blocks
+    return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
+
+
+_SIGNALLED = Only(signal_weight=POSITIVE)
+
+
+class SpectralFilterMatching(Term):
+    """Distances of filtered correlations of features, and of the signal through the filter."""
+
+    name = "spectral_filter"
+    former_name = "spectral"
+
+    weight: float = Field(default=0.1, ge=0)
+    """Factor of the term, the paper's eta; 0 switches it off."""
+    filter: FilterSettings = FilterSettings(schedule=FilterScheduleSettings(over="steps"))
+    """Filter of the correlations of features."""
+    signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
+    """Filter of the signal; absent: the same."""
+    filter_weight: float = Field(default=1.0, ge=0)
+    """Of the distance of filtered correlations."""
+    signal_weight: float = Field(default=1.0, ge=0)
+    """Of the distance of filtered signals."""
+    signal: Annotated[Signal, _SIGNALLED] = "class"
+    """Features by class (paper), or their mean over everything (the released code's default)."""
+    layers: Literal["conv_path", "features"] = "conv_path"
+    """Inputs of all convolutions but those of shortcuts, or what the classifier reads."""
+
+    @model_validator(mode="after")
+    def _something(self) -> SpectralFilterMatching:
+        if self.filter_weight == self.signal_weight == 0:
+            raise ValueError(
+                "'filter_weight' and 'signal_weight' are both 0: set 'terms.spectral_filter.weight: 0' instead"
+            )
+        return self
+
+    def filters(self, context: Context) -> Filters:
+        """Both filters where a term is called."""
+        from rayd.objectives.factors import Filters
+
+        both = (self.filter, self.filter if self.signal_filter is None else self.signal_filter)
+        return Filters(*(filter_now(settings, context) for settings in both))
+
+    @property
+    def averages_blocks(self) -> bool:
+        """Whether synthetic statistics are means over the blocks so far."""
+        return False
+
+    @cached_property
+    def distance(self) -> SpectralFilterDistance:
+        """The distance that these settings stand for."""
+        from rayd.objectives.spectral_filter_distance import SpectralFilterDistance
+
+        return SpectralFilterDistance(
+            self.filters,
+            signal=self.signal,
+            filter_weight=self.filter_weight,
+            signal_weight=self.signal_weight,
+            updating=self.averages_blocks,
+            tap=LayerRole(self.layers),
+        )
+
+    @property
+    def needs(self) -> tuple[StatisticSpec, ...]:
+        """Covariances of features, and their correlations with labels where the signal is by
+        class.
+        """
+        return self.distance.needs
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Weighted sum over the layers; labels are class indices (N,)."""
+        return self.distance(real, seen, labels, context)
+
+
+class CurriculumFilterMatching(SpectralFilterMatching):
+    """The same from block to block: a ridge that falls, and means over the blocks so far (CFM)."""
+
+    name = "spectral_filter"
+
+    filter: FilterSettings = FilterSettings(
+        schedule=FilterScheduleSettings(name="cosine", over="blocks")
+    )
+    """Filter of the correlations of features: a ridge that falls from block to block."""
+    updating: bool = True
+    """Whether statistics of synthetic images are means over the blocks so far."""
+
+    @property
+    def averages_blocks(self) -> bool:
+        """As set."""
+        return self.updating

@@ -1,0 +1,58 @@
+"""Keys of the statistics that methods compare with: they are part of cache keys, and seeds of
+frequencies are derived from them, so they must not change.
+"""
+
+import pytest
+
+from rayd import methods
+from rayd.recipes import assemble, names, resolve
+
+MEANS = "features.flat.Moments"
+LOCAL = "last_map.channels.LocalCovariance"
+NORMALIZATIONS = "bn_inputs.channels.Moments"
+SEVERAL = [NORMALIZATIONS, "conv_inputs.channels.Moments", "conv_inputs.patches4.Moments"]
+FILTERED = ["conv_path.channels.LabelCorrelation", "conv_path.channels.pooled.Covariance"]
+KEYS = {
+    "cda": [NORMALIZATIONS],
+    "cfm": FILTERED,
+    "csdm": ["features.flat.CharacteristicFunction.gaussian-median-1024"],
+    "datadam": ["block_outputs.attention4.normalized.Moments", MEANS],
+    "datm": [],
+    "dc": [],
+    "dm": [MEANS],
+    "dsa": [],
+    "edc": SEVERAL,
+    "frepo": [],
+    "gvbsm": SEVERAL,
+    "idm": [MEANS],
+    "iid-dm": [MEANS, LOCAL],
+    "iid-idm": [MEANS, LOCAL],
+    "krr": [],
+    "ls-mtt": [],
+    "mtt": [],
+    "ncfm": ["last_map.flat.normalized.CharacteristicFunction.gaussian-1.0-4096"],
+    "rded": [],
+    "sre2l": [NORMALIZATIONS],
+    "tesla": [],
+    "unidd": FILTERED,
+}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_keys_of_a_methods_statistics(name):
+    trained = {"trained": True} if methods.get(name).needs_trained_observers else {}
+    tree = {"method": name, "data": {"name": "digits"}, "ipc": 10, "observers": trained}
+    method = methods.build(assemble(tree))
+    assert [need.key for need in method.needs("observers")] == KEYS[name]
+    assert method.needs("classifiers") == ()
+
+
+def test_keys_of_the_statistics_of_all_recipes():
+    found = set()
+    for name in names():
+        method = methods.build(resolve(name))
+        found |= {need.key for group in method.groups for need in method.needs(group)}
+    assert found == {key for keys in KEYS.values() for key in keys} | {
+        "conv_inputs.patches16.Moments",
+        "last_map.flat.normalized.CharacteristicFunction.gaussian-1.0-512",
+    }
