@@ -425,7 +425,7 @@ def test_a_method_whose_taps_a_network_lacks_is_refused_before_it_is_squeezed(
             {"synthesis": {"curriculum": "cosine", "transform": {"crop": None}}},
             "synthesis.transform.crop",
         ),
-        ({"squeeze": {"epochs": 0}, "observers": {"pool": 2}}, "copies"),
+        ({"squeeze": {"epochs": 0}, "observers": {"pool": 2}}, "used unchanged"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(wrong, sentence):
