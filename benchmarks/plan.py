@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     clock = Clock(reference)
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(quiet=not sys.stderr.isatty())
-        with progress.watched(clock):
+        with progress.attached(clock):
             distill(
                 recipe,
                 Path(folder) / "run",

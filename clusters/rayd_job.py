@@ -1,5 +1,6 @@
-"""The command line as a script, for `ray submit CLUSTER.yaml clusters/rayd_job.py -- distill ...`,
-which takes no command.
+"""The command line as a script, for `ray submit CLUSTER.yaml clusters/rayd_job.py -- distill ...`.
+
+`ray submit` runs scripts only.
 """
 
 from rayd.cli import main

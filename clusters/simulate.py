@@ -1,43 +1,44 @@
-"""How a run would scale, from measured costs.
+"""Simulation of how a run scales, from measured costs.
 
     python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X] [--shuffled]
 
-For 1 to 256 workers, one a GPU, it prints the time of every stage, the efficiency T(1) / (n T(n)),
-and what holds each stage up. Work items are those of the engine: so many of them, given out by one
-driver to whoever is free, one at a time; what all workers need crosses the driver's link once a
-node; results come back over that link and are taken in by the driver, which gives out nothing
-meanwhile. A stage's time is the sum of these parts, of which the largest is its bottleneck:
+For 1 to 256 workers, one per GPU, it prints the time of every stage, the efficiency
+T(1) / (n T(n)), and the bottleneck of each stage. Tasks are those of the engine. One driver gives
+them to free workers, one at a time; data for all workers cross the driver's link once per node;
+results return over that link and are processed by the driver, which gives out no tasks meanwhile. A
+stage's time is the sum of these parts, of which the largest is its bottleneck:
 
-    computing    all work, evenly over the workers (`decoding`, where images are decoded more slowly than they are used)
-    items        workers that idle, as there are too few items, or some are longer than others
-    broadcast    what every node needs before it begins
-    results      results on their way over the driver's link
-    driver       what the driver does alone: the first look at streamed data, merging statistics, stitching, writing labels
+    computing    all work, evenly over the workers (`decoding`, where that is slower than computing)
+    items        idle workers, as there are too few tasks or some are longer than others
+    broadcast    sending every node what it needs before it begins
+    results      sending results over the driver's link
+    driver       the driver's own work: the first pass over streamed data, merging statistics,
+                 assembling blocks, writing labels
 
-Costs are a JSON file; `simulate.json` beside this file is an example, and says where its figures
-come from:
+Costs are a JSON file; `simulate.json` beside this file is an example with its source:
 
     {"source": "where the figures come from, which is printed",
-     "seconds": {"decode":      of one core, an image: from its file to pixels
-                 "forward":     of a worker, an image and observer: inference
+     "seconds": {"decode":      per image on one core: from file to pixels
+                 "forward":     per image and observer on a worker: inference
                  "statistics":  the same: inference and statistics by class  (`rayd plan`: measure)
-                 "step":        the same: gradient of the synthetic images   (`rayd plan`: synthesize)
-                 "label":       of a worker, an image: inference of all teachers  (`rayd plan`: relabel)
-                 "student":     of a worker, an image: training of a student (`rayd plan`: evaluate)
-                 "merge":       of the driver, a byte of statistics: merging it into what is there
-                 "optimizer":   of the driver, a byte of the synthetic set: a step, where all workers work on one block
-                 "start":       until all workers of a group are there},
+                 "step":        the same: gradient of synthetic images  (`rayd plan`: synthesize)
+                 "label":       per image on a worker: inference of all teachers (... : relabel)
+                 "student":     per image on a worker: training of a student (... : evaluate)
+                 "merge":       per byte of statistics on the driver: merging it
+                 "optimizer":   per byte of the synthetic set on the driver: a step in which all
+                                workers compute one block
+                 "start":       until all workers of a pool are alive},
      "bytes":   {"statistics":  of one observer,
                  "weights":     of all observers},
-     "rates":   {"network":     bytes a second of the driver's link,
-                 "storage":     bytes a second that one process reads or writes of run and cache},
+     "rates":   {"network":     bytes per second of the driver's link,
+                 "storage":     bytes per second that one process reads or writes},
      "cluster": {"gpus_per_node": 8, "cores_per_worker": 12, "driver_cores": 16}}
 
-`--speedup` makes workers compute that many times as fast as those that were measured; decoding, the
-driver and the rates stay. Images lie class by class, as in ImageNet's folders, so that a shard has
-statistics of few classes to send; with `--shuffled` they lie in any order, as in Parquet files, and
-a shard has images of all classes. Not simulated: lost workers, squeezing (observers with given
-weights are only judged on the training images), several panels.
+`--speedup` scales the measured speed of the workers, but not decoding, the driver and the rates.
+Images are ordered by class, as in ImageNet's folders, so that a shard has statistics of few
+classes; with `--shuffled` they are in random order, as in Parquet files, and a shard has images of
+all classes. Not simulated: lost workers, squeezing (observers with given weights are only tested on
+the training images), several network groups.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ IMAGES = 1_281_167
 TEST_IMAGES = 50_000
 CLASSES = 1000
 SIDE = 224
-"""ImageNet-1k."""
+"""Side of an image in pixels. All four constants are those of ImageNet-1k."""
 
 
 @dataclass(frozen=True)
@@ -72,42 +73,43 @@ class Stage:
     """The work of a stage."""
 
     name: str
-    """As the run calls it."""
+    """Name of the stage."""
     items: Sequence[float] = ()
-    """Seconds of each item on a worker, in the order in which they are given out."""
+    """Seconds of each task on a worker, in the order in which they are given out."""
     kind: str = "computing"
-    """What workers mostly do."""
+    """The slower of `computing` and `decoding`."""
     result: float = 0.0
-    """Bytes that come back of each item."""
+    """Bytes of a task's result."""
     taking: float = 0.0
-    """Seconds that the driver takes each result in."""
+    """Seconds of the driver to process a result."""
     broadcast: float = 0.0
     """Bytes that every node needs first, in every round."""
     rounds: int = 1
-    """How often all of it is done, one after another."""
+    """Number of rounds, each of which has all of the tasks."""
     alone: float = 0.0
-    """Seconds of the driver alone."""
+    """Seconds of the driver's own work."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Who works."""
+    """Workers, nodes and network of a cluster."""
 
     workers: int
-    """How many, one a GPU."""
+    """Number of workers, one per GPU."""
     per_node: int
     """Workers of a node."""
     network: float
-    """Bytes a second of the driver's link. The driver is on the first node."""
+    """Bytes per second of the driver's link. The driver is on the first node."""
 
     @property
     def nodes(self) -> int:
-        """With workers."""
+        """Number of nodes with workers."""
         return math.ceil(self.workers / self.per_node)
 
 
 def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
-    """Seconds of a stage by what takes them; their sum is its time."""
+    """Seconds of a stage by cause; their sum is its time."""
+    # share of the workers that are not on the driver's node
     elsewhere = (cluster.nodes - 1) / cluster.nodes
     transfer = stage.result * elsewhere / cluster.network
     even = sum(stage.items) / cluster.workers
@@ -127,8 +129,14 @@ def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
 
 
 def span(items: Sequence[float], workers: int, taking: float) -> float:
-    """The driver gives an item to everyone who is free, waits for the next one that is done, takes
-    it in, and so on.
+    """Simulated seconds until all tasks are done and processed.
+
+    The driver gives a task to every free worker, waits for the next result, and processes it.
+
+    Args:
+        items: seconds of each task.
+        workers: number of workers.
+        taking: seconds to process a result.
     """
     clock = 0.0
     idle = workers
@@ -147,7 +155,14 @@ def span(items: Sequence[float], workers: int, taking: float) -> float:
 def stages(
     recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuffled: bool = False
 ) -> list[Stage]:
-    """The stages of a run on ImageNet-1k, in order."""
+    """The stages of a run on ImageNet-1k, in order.
+
+    Args:
+        recipe: the run.
+        costs: see the head of the file.
+        speedup: of the workers.
+        shuffled: whether images are in random order instead of by class.
+    """
     seconds = costs["seconds"]
     size = costs["bytes"]
     rates = costs["rates"]
@@ -158,10 +173,10 @@ def stages(
     decode = seconds["decode"] / cluster["cores_per_worker"]
     storage = rates["storage"]
     observers = len(recipe.observers.networks)
-    shown = recipe.ipc * CLASSES
+    shown = recipe.ipc * CLASSES  # synthetic images
     image = 4 * 3 * SIDE * SIDE
     parts = shards(IMAGES)
-    # what an observer's shards send of its statistics, on average
+    # bytes of an observer's statistics of one shard, on average
     sent = size["statistics"] * sum(held(part, shuffled) for part in parts) / (len(parts) * CLASSES)
     synthesis = recipe.synthesis
     evaluation = recipe.evaluation
@@ -198,22 +213,20 @@ def stages(
                 alone=CLASSES * synthetic.candidates * seconds["decode"] / cluster["driver_cores"],
             )
         )
-    block = (
-        synthesis.block
-        if isinstance(synthesis.block, int)
-        else CLASSES
-        if synthesis.block
-        else shown
-    )
+    block = shown
+    if isinstance(synthesis.block, int):
+        block = synthesis.block
+    elif synthesis.block:
+        block = CLASSES
     blocks = [min(block, shown - start) for start in range(0, shown, block)]
-    asked = recipe.observers.per_step
+    per_step = recipe.observers.per_step
     if len(blocks) > 1 and not methods.get(recipe.method).sequential:
-        # of Adam: the images and two moments
+        # a checkpoint holds the images and two moments of Adam
         saves = synthesis.steps // synthesis.checkpoint_every * 3 * image / storage
         found.append(
             Stage(
                 "synthesize",
-                [count * (synthesis.steps * asked * step + saves) for count in blocks],
+                [count * (synthesis.steps * per_step * step + saves) for count in blocks],
                 result=block * image,
                 broadcast=observers * size["statistics"] + size["weights"],
             )
@@ -222,9 +235,9 @@ def stages(
         found.append(
             Stage(
                 "synthesize",
-                [block * step] * asked,
+                [block * step] * per_step,
                 result=block * image,
-                taking=seconds["optimizer"] * block * image / asked,
+                taking=seconds["optimizer"] * block * image / per_step,
                 broadcast=block * image,
                 rounds=synthesis.steps * len(blocks),
             )
@@ -261,14 +274,14 @@ def stages(
 
 
 def held(rows: slice, shuffled: bool) -> int:
-    """Classes that a shard holds: those that it begins, ends and lies between, or all."""
+    """Number of classes that a shard holds images of."""
     if shuffled:
         return min(CLASSES, rows.stop - rows.start)
     return (rows.stop - 1) * CLASSES // IMAGES - rows.start * CLASSES // IMAGES + 1
 
 
 def table(work: Sequence[Stage], costs: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> str:
-    """A line for each number of workers."""
+    """A table with a line for each number of workers."""
     names = [stage.name for stage in work]
     lines = [
         " ".join(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rayd.config import Recipe
-from rayd.engine.progress import Shown, StageProgress
+from rayd.engine.progress import StageDisplay, StageProgress
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.recipes import assemble
 
@@ -58,7 +58,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Recorded(Shown):
+class Recorded(StageDisplay):
     """Progress of a stage that is passed on to a function."""
 
     def __init__(self, on_update: Callable[[float], None]):

@@ -1,3 +1,1 @@
-"""Who does the work: groups of workers, observers, the synthesizer, stages, and the driver that
-runs them one after another.
-"""
+"""Execution of runs: worker pools, observers, the synthesizer, stages, and the driver."""

@@ -1,19 +1,17 @@
-"""Which arithmetic a run computes in: `precision: auto` and `resources.layout: auto` become what
-the hardware does fastest.
+"""Resolution of `precision: auto` and `resources.layout: auto` to what the hardware does fastest.
 
 bfloat16 halves the time of a convolution where the processor computes it natively (AVX512-BF16,
-AMX, CUDA from Ampere on) and multiplies it by ten and more where it is emulated. Nothing but a
-measurement tells which: one small network is run both ways, once a machine (`rayd.machine`), and
+AMX, CUDA from Ampere on) and multiplies it by ten and more where it is emulated. Only a measurement
+shows which: one small network is run both ways, once per machine (`rayd.machine`), and
 
-    bfloat16   is chosen where it takes at most `WORTH` of float32's time, unless the method needs finer numbers
-               (`Method.least_precision`) or images are so small that converting costs what
-               computing saves;
+    bfloat16   is chosen where it takes at most `WORTH` of float32's time, unless the method needs
+               finer numbers (`Method.least_precision`) or images are so small that conversions cost
+               what they save;
     tf32       is chosen on GPUs that have it where a method allows it but not bfloat16;
     float32    is chosen everywhere else.
 
 The choice is written into the recipe before anything else reads it: cache keys, cards and workers
-see a definite value, and a run that is continued on another machine keeps the choice that it began
-with.
+get a definite value, and a run that is resumed on another machine keeps its original choice.
 """
 
 from __future__ import annotations
@@ -30,19 +28,19 @@ from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge
 from rayd.data import ImageShape
 
 WORTH = 0.85
-"""Share of float32's time below which another arithmetic or layout is chosen: what is gained must
-exceed the noise of the measurement, so that equal machines choose alike.
+"""Share of float32's time below which another arithmetic or layout is chosen. The gain must exceed
+the noise of the measurement, so that equal machines make equal choices.
 """
 CLEARLY_SLOWER = 1.15
-"""Share of the time in contiguous layout above which CPUs do not lay networks out with channels
-last. AVX-512 and AVX2 processors measured 0.8 to 1.0.
+"""Share of the time in contiguous layout above which CPUs do not use channels last. Processors with
+AVX2 and AVX-512 measured 0.8 to 1.0.
 """
 CRAWLS = 1.5
-"""Share of float32's time above which an explicit setting is warned of."""
+"""Share of float32's time above which an explicit setting raises a warning."""
 UNKNOWN = 1e6
-"""Stands for the time of an arithmetic that a device does not have."""
+"""Relative time of an arithmetic that a device lacks."""
 SMALL = 16
-"""Side of images in pixels below which bfloat16 is not chosen. On 8x8 digits conversions cost about
+"""Side of images in pixels below which bfloat16 is not chosen: on 8x8 digits conversions cost about
 what it saves.
 """
 SECTIONS = (
@@ -54,43 +52,46 @@ SECTIONS = (
     "synthesis",
     "evaluation",
 )
-"""Where recipes hold a `precision`."""
+"""Sections of a recipe that have a `precision`."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What was measured of the hardware that does the work."""
+    """Measured properties of the device that computes."""
 
     device: str
     """`cpu`, `cuda` or `mps`."""
     name: str
     """Model of the processor or GPU."""
     bfloat16: float
-    """Time of a training step in bfloat16, in units of the same in float32."""
+    """Time of a training step in bfloat16, relative to float32."""
     tf32: bool
     """Whether convolutions can be rounded to TF32."""
     channels_last: float
-    """Time of a training step with batch normalisation in channels-last layout, in units of the
-    same in contiguous layout.
+    """Time of a training step with batch normalisation in channels-last layout, relative to
+    contiguous.
     """
 
     @property
     def summary(self) -> str:
         """The device and its speed in bfloat16, in a few words."""
-        return f"{self.device} ({self.name}; bfloat16 takes {self.bfloat16:.2g} times as long as float32)"
+        return (
+            f"{self.device} ({self.name}; bfloat16 takes {self.bfloat16:.2g} times as long as "
+            "float32)"
+        )
 
     @property
     def layout(self) -> str:
         """The faster layout for networks with batch normalisation.
 
-        The usual one of the device, channels last on CPUs, is left only for one that is clearly
-        faster: equal machines must choose alike, whatever else they were doing while they measured.
+        The device's default (channels last on CPUs) is replaced only by one that is clearly faster:
+        equal machines must make equal choices, whatever else ran during the measurement.
         """
         least = CLEARLY_SLOWER if self.device == "cpu" else WORTH
         return "channels-last" if self.channels_last < least else "contiguous"
 
     def fastest(self, shape: ImageShape, least: Precision) -> Precision:
-        """The fastest arithmetic that is no coarser than `least` for images of a shape.
+        """The fastest arithmetic that is no coarser than `least`.
 
         Args:
             shape: of an image.
@@ -102,44 +103,41 @@ class Hardware:
         return "tf32" if self.tf32 and least != "float32" else "float32"
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON-able mapping, for cards and messages between processes."""
+        """A JSON-able mapping, for cards and messages between processes."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe whose arithmetic is definite."""
+    """A recipe with its arithmetic resolved."""
 
     recipe: Recipe
-    """No `precision` of it is `auto`, nor is `resources.layout`."""
+    """The recipe; neither a `precision` nor `resources.layout` is `auto`."""
     hardware: Hardware
-    """What it was chosen for."""
+    """The device that the choice is for."""
     warnings: tuple[str, ...] = ()
-    """Sentences about explicit settings that are slow here."""
+    """Sentences about explicit settings that are slow on this device."""
 
     @property
     def summary(self) -> str:
-        """What was chosen, in a line."""
+        """The chosen arithmetic, in a line."""
         sections = {
             "observers": self.recipe.observers.precision,
             "synthesis": self.recipe.synthesis.precision,
             "students": self.recipe.evaluation.precision,
         }
-        chosen = set(sections.values())
-        words = (
-            ", ".join(f"{name} {value}" for name, value in sections.items())
-            if len(chosen) > 1
-            else chosen.pop()
-        )
+        words = ", ".join(f"{name} {value}" for name, value in sections.items())
+        if len(set(sections.values())) == 1:
+            words = sections["observers"]
         return f"arithmetic: {words} on {self.hardware.summary}"
 
 
 def measure(device: torch.device, anew: bool = False) -> Hardware:
-    """The facts of a device of this process, measured if they are not known yet (about a second).
+    """Measure a device of this process, unless its properties are known (about a second).
 
     Args:
-        device: where the work is done.
-        anew: measure even if they are known.
+        device: where to measure.
+        anew: measure even if the properties are known.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine.processor()
     return Hardware(
@@ -159,7 +157,7 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
     Args:
         recipe: the run.
         shape: of an image of its data.
-        before: the recipe of the run that is continued, whose choices hold; absent: none is.
+        before: the recipe of the run that is resumed, whose choices are kept; None for a new run.
 
     Raises:
         ResourceError: the device that the recipe names does not exist here, or its cluster cannot
@@ -173,8 +171,7 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
     kept = before.model_dump(mode="json") if before is not None else {}
     for section in SECTIONS:
         settings = lookup(dumped, section)
-        # sections that the method does not use keep their defaults: a recipe that says more of them
-        # would be refused
+        # sections that the method does not use keep their defaults: the recipe would be refused
         if settings is None or section.partition(".")[0] in method.unused:
             continue
         key = f"{section}.precision"
@@ -185,8 +182,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
             tree = merge(tree, _branch(key, chosen))
         elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
             warnings.append(
-                f"'{key}: bfloat16' takes {hardware.bfloat16:.2g} times as long as float32 on this {hardware.device} "
-                f"({hardware.name}); 'auto' would choose float32."
+                f"'{key}: bfloat16' takes {hardware.bfloat16:.2g} times as long as float32 on this "
+                f"{hardware.device} ({hardware.name}); 'auto' would choose float32."
             )
     if recipe.resources.layout == "auto":
         tree = merge(tree, {"resources": {"layout": hardware.layout}})
@@ -194,7 +191,7 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 
 
 def _least(least: Mapping[str, Precision], section: str) -> Precision:
-    """Coarsest arithmetic of a section; classifiers compute what observers do."""
+    """Coarsest arithmetic of a section; classifiers follow the observers."""
     return least.get("observers" if section == "classifiers" else section, "bfloat16")
 
 
@@ -206,36 +203,35 @@ def _branch(key: str, value: Any) -> dict[str, Any]:
 
 
 def _replaced(settings: Any, tree: Mapping[str, Any]) -> Any:
-    """Settings with some values replaced at any depth; validation has nothing to say about them."""
-    update = {
-        name: _replaced(getattr(settings, name), value) if isinstance(value, Mapping) else value
-        for name, value in tree.items()
-    }
+    """Settings with some values replaced at any depth, without validation."""
+    update: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            value = _replaced(getattr(settings, name), value)
+        update[name] = value
     return settings.model_copy(update=update)
 
 
 def _hardware(resources: ResourceSettings) -> Hardware:
-    """Of the machine that does the work: this one, or for a cluster that is joined one of its
-    nodes.
-    """
+    """Hardware of this machine, or of a node of the cluster that the run joins."""
     if resources.address is not None:
-        from rayd.engine.on_ray.cluster import ask_worker, connect
+        from rayd.engine.on_ray.cluster import connect, run_on_worker
 
         connect(resources.address)
-        return Hardware(**ask_worker(resources, measure_here, resources))
+        return Hardware(**run_on_worker(resources, measure_here, resources))
     return Hardware(**measure_here(resources))
 
 
 def measure_here(resources: ResourceSettings) -> dict[str, Any]:
-    """`measure` on the device that the resources name in this process, JSON-able."""
+    """JSON-able result of `measure` for the device that the resources name in this process."""
     return measure(devices.choose(resources)).to_json()
 
 
 class _Probe:
-    """A training step of two 3x3 convolutions with a normalisation between, on random images.
+    """A training step of two 3x3 convolutions with a normalisation between them.
 
-    Its size is that of a ConvNet's layer: 64 channels and 8 images of 16x16 on the CPU, 128 and 128
-    of 32x32 on a GPU, which smaller work does not fill.
+    Its size is that of a ConvNet's layer: 64 channels and 8 images of 16x16 on the CPU, 128
+    channels and 128 images of 32x32 on a GPU, which smaller work does not fill.
     """
 
     def __init__(self, device: torch.device, norm: type[nn.Module], last: bool = False):

@@ -1,6 +1,4 @@
-"""Who looks at a synthetic set on its way, and a synthesis that goes on from where another one came
-to.
-"""
+"""Callbacks during a synthesis, and synthesis that starts from another run's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,58 +13,54 @@ from rayd.evaluation.report import Report
 
 @dataclass(frozen=True)
 class Milestone:
-    """A synthetic set on its way."""
+    """An unfinished synthetic set."""
 
     fraction: float
-    """Share of the steps that are done: of every block, or, where blocks follow one another, of all
-    together.
-    """
+    """Share of the steps that are done, of every block; of all together for sequential blocks."""
     distilled: Distilled
-    """The set as it is now."""
+    """The current set."""
     checkpoints: Path
-    """Directory of the checkpoints from which it will go on."""
+    """Directory of its checkpoints."""
     judge: Callable[[], Report]
-    """Trains the recipe's students on it, on the run's own workers, which do nothing else
-    meanwhile.
-    """
+    """Trains the recipe's students on the set, on the run's workers, while the synthesis pauses."""
 
 
 @dataclass(frozen=True)
 class Callback:
-    """Somebody who looks at a synthetic set on its way. It is not looked at before where a run
-    found it finished.
-    """
+    """A function to be called with the unfinished set; it is not called for a cached set."""
 
     fractions: tuple[float, ...]
-    """When: ascending, in (0, 1)."""
+    """Shares of the synthesis after which it is called: ascending, in (0, 1)."""
     on_milestone: Callable[[Milestone], None]
-    """Told each time; the synthesis goes on when it returns. A run that is resumed may tell the
-    last one again.
-    """
+    """The function; the synthesis pauses while it runs. A resumed run may repeat the last call."""
 
     def pauses(self, steps: int, blocks: int, sequential: bool) -> list[tuple[int, ...]]:
-        """The steps of every block after which it is looked at; of all blocks together where they
-        go `sequential`.
+        """The steps of each block after which the function is called.
+
+        Args:
+            steps: of a block.
+            blocks: number of them.
+            sequential: whether fractions count the steps of all blocks, one after another.
         """
         total = steps * blocks if sequential else steps
-        places = sorted(
+        pauses = sorted(
             {min(max(round(fraction * total), 1), total - 1) for fraction in self.fractions} - {0}
         )
         if not sequential:
-            return [tuple(places)] * blocks
-        return [
-            tuple((place - 1) % steps + 1 for place in places if (place - 1) // steps == block)
-            for block in range(blocks)
-        ]
+            return [tuple(pauses)] * blocks
+        by_block: list[list[int]] = [[] for _ in range(blocks)]
+        for pause in pauses:
+            # counted from 1: the last step of a block belongs to it, not to the next one
+            block, step = divmod(pause - 1, steps)
+            by_block[block].append(step + 1)
+        return [tuple(block) for block in by_block]
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What a synthesis goes on from, if not from the initial set: where another one, with other
-    settings, came to.
-    """
+    """The state of another synthesis, with other settings, to start from."""
 
     checkpoints: Path
-    """Directory of the other one's checkpoints."""
+    """Directory of its checkpoints."""
     history: tuple[Mapping[str, Any], ...]
-    """JSON-able: what happened up to there, as the result depends on it too."""
+    """JSON-able settings of the synthesis up to there, on which the result depends too."""

@@ -1,4 +1,4 @@
-"""The card of a distilled set: what it is, how it was made, what it costs."""
+"""The card of a distilled set: identity, provenance and storage cost."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def card(
     experts: Mapping[str, Any] | None,
     hardware: Hardware,
 ) -> dict[str, Any]:
-    """What a card says of a set, JSON-able.
+    """The JSON-able content of a card.
 
     Args:
         method: as the recipe configured it.
         data: the real images.
         learned: the set.
-        synthesis: hash of all that it depends on.
-        observers: what is known of the trained networks that looked.
-        experts: what is known of the experts that students followed, where they did.
-        hardware: what computed it.
+        synthesis: hash of everything that it depends on.
+        observers: properties of the trained observers.
+        experts: properties of the experts; None for methods without them.
+        hardware: the device that computed it.
     """
     recipe = method.recipe
     return {
@@ -74,8 +74,9 @@ def config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _with_whitening(storage: Storage, data: ImageData) -> Storage:
-    """What a set costs together with the whitening that its use needs; two numbers a channel are
-    not counted.
+    """Storage of a set and of the whitening that its use requires.
+
+    Means and standard deviations of channels are not counted.
     """
     if data.normalization.kind != "zca":
         return storage

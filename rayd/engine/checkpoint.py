@@ -1,4 +1,4 @@
-"""Checkpoints of a block of the synthetic set: one file a checkpoint, the newest two are kept."""
+"""Checkpoints of a block of the synthetic set: one file each, of which the newest two are kept."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ KEPT_CHECKPOINTS = 2
 
 
 def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Tensor]) -> None:
-    """Write `step-<step>.safetensors` and drop all but the newest ones before it."""
+    """Write `step-<step>.safetensors` and remove all but the newest `KEPT_CHECKPOINTS`."""
     write_tensors(directory / f"step-{step:08d}.safetensors", tensors, {"key": key, "step": step})
     for path in _by_step(directory):
-        # a later one is a damaged leftover: newest() would have gone on from it
+        # a later one is damaged: otherwise the run would have resumed from it
         if _step_of(path) > step:
             remote.remove(path)
     for path in _by_step(directory)[:-KEPT_CHECKPOINTS]:
@@ -29,7 +29,7 @@ def save_checkpoint(directory: Path, key: str, step: int, tensors: dict[str, Ten
 
 
 def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
-    """The newest checkpoint that is whole and belongs to `key`, up to a step.
+    """The newest undamaged checkpoint of the run `key`, up to step `at_most`.
 
     Raises:
         ArtifactError: there is none.
@@ -46,7 +46,7 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
 
 
 def resumable(directory: Path, key: str) -> int:
-    """The step of the newest readable checkpoint that belongs to `key`, or 0."""
+    """The step of the newest readable checkpoint of the run `key`, or 0."""
     try:
         return int(read_metadata(newest(directory, key))["step"])
     except ArtifactError:
@@ -54,14 +54,12 @@ def resumable(directory: Path, key: str) -> int:
 
 
 def block_folder(block: int, blocks: int) -> str:
-    """Where under the directory of checkpoints a block has its own."""
+    """Name of a block's folder below the directory of checkpoints."""
     return f"block-{block:05d}" if blocks > 1 else "."
 
 
 def adopt(source: Path, directory: Path, key: str) -> None:
-    """Begin a block where another one came to: with its newest checkpoint, unless there is one of
-    its own already.
-    """
+    """Copy the newest checkpoint of another run's block, unless the block has one of its own."""
     paths = _by_step(source)
     if paths and not _by_step(directory):
         tensors, metadata = read_tensors(paths[-1])
@@ -69,7 +67,7 @@ def adopt(source: Path, directory: Path, key: str) -> None:
 
 
 def foreign(directory: Path, key: str) -> bool:
-    """Whether a readable checkpoint of another run lies in the directory."""
+    """Whether the directory holds a readable checkpoint of another run."""
     for path in _by_step(directory):
         try:
             if remote.bring(path) and read_metadata(path).get("key") != key:

@@ -1,9 +1,8 @@
-"""What the pieces of a run's work cost: each is counted once, by the very code that does it, on
-stand-ins of its images.
+"""Costs of the parts of a run, counted by running the run's own code on placeholder images.
 
-Nothing here knows methods: a step of the synthesis is a step of the `Synthesizer`, whichever terms,
-students, pools of networks or labels it has. Counts are kept in the store, by all that they depend
-on but the images' values.
+Nothing here depends on methods: a step of the synthesis is a step of the `Synthesizer`, with any
+terms, students, model pools or labels. Counts are kept in the store under everything that they
+depend on, which excludes the values of images.
 """
 
 from __future__ import annotations
@@ -64,41 +63,39 @@ from rayd.training.trainer import Trainer
 from rayd.version import __version__
 
 STAGE = "counts"
-"""Where the store keeps counts."""
+"""Folder of the store that holds counts."""
 VERSION = 1
 MANY = 800
-"""Operations of a batch beside which those done once an epoch, or once a shard, are few."""
+"""Operations of a batch from which on those done once per epoch or shard are negligible."""
 WHOLE = 4
-"""Batches of an epoch up to which it is counted whole, in units of those that teachers are asked
-about together."""
+"""Number of batches up to which an epoch is counted whole, in units of a batch of the teachers."""
 CYCLE = 8
-"""Steps of a synthesis that are counted, at most: as many as let each architecture have its
-turn."""
+"""Most steps of a synthesis that are counted; fewer suffice if every architecture had its turn."""
 STUDENT_STEPS = (2, 4)
-"""Steps of a student that are counted; from their difference follows what another one takes."""
+"""Steps of a student that are counted; their difference gives the cost of one more."""
 
 logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """A step of the synthesis."""
+    """The cost of a step of the synthesis."""
 
     asked: Count
-    """What observers and students compute, all together."""
+    """Operations of all gradient tasks."""
     trained: Count
-    """The training of networks of the pool."""
+    """Operations of all training tasks of the model pool."""
     driver: Count
-    """What the synthesizer does itself."""
+    """Operations of the synthesizer itself."""
     asked_items: float
-    """Work items of observers and students."""
+    """Number of gradient tasks."""
     trained_items: float
-    """Networks that are trained."""
+    """Number of training tasks."""
     saved_bytes: float
-    """What autograd keeps for the backward pass of one of them."""
+    """Bytes that autograd saves for the backward pass of a gradient task, at most."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """A JSON-able mapping."""
         counts = {name: getattr(self, name).to_json() for name in ("asked", "trained", "driver")}
         return counts | {
             name: getattr(self, name) for name in ("asked_items", "trained_items", "saved_bytes")
@@ -123,7 +120,7 @@ class Costs:
 
     Attributes:
         recipe: the run.
-        data: its images; only their number, shape and labels count.
+        data: its images; only their number, shape and labels are used.
         store: where counts are kept.
     """
 
@@ -131,8 +128,8 @@ class Costs:
     data: ImageData
     store: Store
     _known: dict[str, Any] = field(default_factory=dict)
-    _seen: dict[tuple[NetworkGroup, str], States] = field(default_factory=dict)
-    """Statistics of an observer of each architecture that was counted."""
+    _statistics: dict[tuple[NetworkGroup, str], States] = field(default_factory=dict)
+    """Statistics of one network of each architecture that was counted."""
 
     @property
     def _facts(self) -> DatasetInfo:
@@ -140,13 +137,13 @@ class Costs:
 
     @property
     def _device(self) -> torch.device:
-        # counted here, whatever device the run is for
+        # placeholders are CPU tensors, whatever the device of the run
         return torch.device("cpu")
 
-    def _kept(
+    def _cached(
         self, name: str, inputs: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """A count from this process, the store, or the making."""
+        """A count from this process or the store, or else a new one."""
         shape = {
             "shape": list(self.data.shape),
             "classes": self.data.classes,
@@ -166,7 +163,7 @@ class Costs:
 
     def _count(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Count]) -> Count:
         try:
-            return Count.from_json(self._kept(name, inputs, lambda: make().to_json()))
+            return Count.from_json(self._cached(name, inputs, lambda: make().to_json()))
         except (KeyError, TypeError, ValueError, ArtifactError):
             return make()
 
@@ -178,17 +175,18 @@ class Costs:
         labels: str = "hard",
         real: bool = True,
     ) -> Count:
-        """An epoch of a network's training.
+        """The cost of an epoch of a network's training.
 
         Args:
             network: its architecture.
             settings: the protocol.
-            images: of the set.
-            labels: `hard`, `online` or `stored`; soft labels that are part of the set count as hard
-                ones.
-            real: whether the set has pixels, or network input as synthetic sets have.
+            images: number of images.
+            labels: `hard`, `online` or `stored`; soft labels that are part of the set cost the same
+                as hard ones.
+            real: whether images are pixels, or network input as in synthetic sets.
         """
         batch = min(settings.batch_size, images)
+        # batches that teachers label at once
         together = -(-TOGETHER // batch) if labels == "online" else 1
         batches = -(-images // batch)
 
@@ -196,10 +194,7 @@ class Costs:
             inputs = {
                 "network": network.model_dump(mode="json", exclude={"weights"}),
                 "settings": settings.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
-                "teachers": [
-                    one.architecture.model_dump(mode="json", exclude={"weights"})
-                    for one in teachers(self.recipe)
-                ],
+                "teachers": self._teacher_inputs(),
                 "labels": [labels, self.recipe.labels.precision],
                 "images": images if limit is None else [limit, batch, self._resident(images, real)],
                 "real": real,
@@ -214,14 +209,22 @@ class Costs:
             return epoch(None)
         few = epoch(together)
         if few.number > MANY:
-            # what is done once an epoch is nothing beside a batch
+            # the work of each epoch beyond its batches is negligible
             return few * (images / (batch * together))
+        # otherwise two counts separate it from that of the batches
         more = epoch(2 * together)
         each = (more - few) * (1 / together)
         return few + each * (images / batch - together)
 
+    def _teacher_inputs(self) -> list[dict[str, Any]]:
+        """Architectures of the teachers, for the key of a count."""
+        return [
+            teacher.architecture.model_dump(mode="json", exclude={"weights"})
+            for teacher in teachers(self.recipe)
+        ]
+
     def _resident(self, images: int, real: bool) -> bool:
-        """Whether a set is normalised once."""
+        """Whether a set is normalised once, instead of batch by batch."""
         return not real or (
             not self.data.train.streamed and 4 * images * math.prod(self.data.shape) <= 2**28
         )
@@ -254,28 +257,32 @@ class Costs:
         if isinstance(settings, ExpertSettings):
             built = networks.build(network, self.data.shape, self.data.classes, seed=0)
             expert = ExpertTrainer(built, training, settings, 0, 0, self._device)
-            expert._batches = _First(expert._batches, limit)
+            expert._batches = _FirstBatches(expert._batches, limit)
             return expert
         draws = Draws(settings, images, self.data.shape, 0)
-        asked = None
+        labellers = None
         loss: Loss = cross_entropy
         clean = False
         if isinstance(settings, EvaluationSettings):
             loss = loss_of(settings)
             clean = settings.clean_forward
         if labels == "online":
-            known = [self._built(one.architecture) for one in teachers(self.recipe)]
-            asked = Teachers(known, self.recipe.labels.precision, settings.precision, self._device)
+            labellers = Teachers(
+                [self._built(teacher.architecture) for teacher in teachers(self.recipe)],
+                self.recipe.labels.precision,
+                settings.precision,
+                self._device,
+            )
         return Trainer(
             self._built(network),
             training,
             settings,
-            _First(draws, limit, self.data.classes if labels == "stored" else None),
+            _FirstBatches(draws, limit, self.data.classes if labels == "stored" else None),
             loss,
             epochs=max(2, settings.epochs),
             seed=0,
             device=self._device,
-            teachers=asked,
+            teachers=labellers,
             clean_forward=clean,
         )
 
@@ -283,7 +290,7 @@ class Costs:
         return networks.build(network, self.data.shape, self.data.classes, seed=0)
 
     def testing(self, network: NetworkSettings, precision: str, images: int) -> Count:
-        """The judging of a network on some images."""
+        """The cost of testing a network on some images."""
         batch = min(images, TEST_BATCH)
         inputs = {
             "network": network.model_dump(mode="json", exclude={"weights"}),
@@ -301,30 +308,33 @@ class Costs:
 
         return self._count("testing", inputs, work) * (images / batch)
 
-    def measuring(self, group: NetworkGroup, place: int) -> Count:
-        """What measuring the training split takes for an observer of a panel's architecture."""
+    def measuring(self, group: NetworkGroup, index: int) -> Count:
+        """The cost of measuring the training split with a network of a group.
+
+        Args:
+            group: of the network.
+            index: of its architecture in the group.
+        """
         images = len(self.data.train)
         batch = self.recipe.network_group(group).batch_size
         parts = len(shards(images))
         inputs = self._identity() | {
             "panel": group,
-            "place": place,
+            "place": index,
             "labels": self._first_labels(2 * batch),
         }
 
         def make() -> dict[str, Any]:
-            return {name: count.to_json() for name, count in self._shard(group, place).items()}
+            return {name: count.to_json() for name, count in self._shard(group, index).items()}
 
-        found = self._kept("measuring", inputs, make)
+        found = self._cached("measuring", inputs, make)
         once, shard, each, merged = (
             Count.from_json(found[name]) for name in ("once", "shard", "batch", "merged")
         )
         return once + (shard + merged) * parts + each * (images / batch)
 
     def _first_labels(self, count: int) -> str:
-        """Hash of the labels of the first images: how many classes a batch has decides what it
-        costs.
-        """
+        """Hash of the labels of the first images, as the cost depends on the classes of a batch."""
         return content_hash({"labels": self.data.train.labels[:count].tolist()})
 
     def _identity(self) -> dict[str, Any]:
@@ -335,29 +345,27 @@ class Costs:
         settings["synthesis"].pop("steps")
         return {"recipe": settings}
 
-    def _shard(self, group: NetworkGroup, place: int) -> dict[str, Count]:
-        """What is done once, once a shard and once a batch when an observer measures, and for
-        merging a shard.
-        """
-        network_id = network_ids(self.recipe, group)[place]
+    def _shard(self, group: NetworkGroup, index: int) -> dict[str, Count]:
+        """Costs of measuring, done once, per shard and per batch, and of merging a shard."""
+        network_id = network_ids(self.recipe, group)[index]
         with Counting() as counting:
             worker = self._worker
             worker._fixed_observer(network_id, None, self.recipe.network_group(group).precision)
             counting.take()
-            states = self._look(network_id, 1)
+            states = self._measure(network_id, 1)
             first = counting.take()
-            self._seen[group, network_id.architecture.model_dump_json()] = self._merged(
+            self._statistics[group, network_id.architecture.model_dump_json()] = self._merged(
                 network_id, states, 1
             )
             merged = counting.take()
             if first.number > MANY:
-                # what is done once a shard is nothing beside a batch, and the first look a part of
-                # it
+                # the work of each shard beyond its batches is negligible
                 nothing = Count()
                 return {"once": nothing, "shard": nothing, "batch": first, "merged": merged}
-            self._look(network_id, 1)
+            # differences separate the work done once, per shard and per batch
+            self._measure(network_id, 1)
             again = counting.take()
-            self._look(network_id, 2)
+            self._measure(network_id, 2)
             each = counting.take() - again
         return {"once": first - again, "shard": again - each, "batch": each, "merged": merged}
 
@@ -365,24 +373,25 @@ class Costs:
     def _worker(self) -> _StandIn:
         return _StandIn(self.recipe, self._facts, device=self._device)
 
-    def _look(self, network_id: NetworkId, batches: int) -> States:
-        """Statistics of some batches."""
+    def _measure(self, network_id: NetworkId, batches: int) -> States:
+        """Statistics of the first batches by one network."""
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = self.data.train.labels[rows]
         shard = LocalRef((_pixels(self.data, len(labels)), labels))
-        looks_first = any(need.looks_first for need in self._worker._method.needs(network_id.group))
-        (part,) = self._worker.measure(
-            ((network_id, None, self._first_look if looks_first else None),), shard
-        )
+        first = None
+        if any(spec.looks_first for spec in self._worker._method.needs(network_id.group)):
+            first = self._first_images
+        (part,) = self._worker.measure(((network_id, None, first),), shard)
         return part
 
     @cached_property
-    def _first_look(self) -> LocalRef:
+    def _first_images(self) -> LocalRef:
+        """The images on which statistics are resolved."""
         rows = evenly_spaced(len(self.data.train)).numpy()
         return LocalRef((_pixels(self.data, len(rows)), self.data.train.labels[rows]))
 
     def _merged(self, network_id: NetworkId, part: States, batches: int) -> States:
-        """The same as the driver keeps them, for all classes."""
+        """Statistics of the first batches as the driver keeps them, for all classes."""
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = torch.tensor(self.data.train.labels[rows])
         return merged(
@@ -390,8 +399,9 @@ class Costs:
         )
 
     def step(self) -> tuple[StepCost, dict[NetworkGroup, int]]:
-        """A step of the synthesis, on average over the architectures, and bytes of statistics of a
-        member of each panel.
+        """The cost of a step of the synthesis, averaged over a cycle of the networks.
+
+        Also returns the bytes of statistics of each group, for one network per architecture.
         """
         recipe = self.recipe
         inputs = self._identity() | {
@@ -404,68 +414,65 @@ class Costs:
             return {"cost": cost.to_json(), "bytes": dict(size)}
 
         try:
-            found = self._kept("step", inputs, make)
+            found = self._cached("step", inputs, make)
             return StepCost.from_json(found["cost"]), found["bytes"]
         except (KeyError, TypeError, ValueError):
             return _counted_steps(self)
 
     def student(self) -> tuple[Count, float]:
-        """A student that follows an expert: all that it computes, and the bytes of its largest
-        graph.
-        """
-        following = methods.build(self.recipe).following
-        assert following is not None
-        settings = following.settings
-        lengths = [settings.steps] if settings.steps <= STUDENT_STEPS[-1] else list(STUDENT_STEPS)
-        some = [self._student(steps) for steps in lengths]
-        one = self._student(1)
+        """The cost of a student of trajectory matching, and its peak memory in bytes."""
+        objective = methods.build(self.recipe).following
+        assert objective is not None
+        settings = objective.settings
+        # parameters after every step, and the graph of one step or of all
         vectors = (settings.steps + 1) * self._parameter_bytes()
-        graphs = one.saved_bytes * (settings.steps if settings.way == "full" else 1)
-        if len(some) == 1:
-            return some[0], graphs + vectors
+        graphs = self._student(1).saved_bytes * (settings.steps if settings.way == "full" else 1)
+        size = graphs + vectors
         few, more = STUDENT_STEPS
-        return some[0] + (some[1] - some[0]) * (
-            (settings.steps - few) / (more - few)
-        ), graphs + vectors
+        if settings.steps <= more:
+            return self._student(settings.steps), size
+        base = self._student(few)
+        # linear in the number of steps
+        further = (self._student(more) - base) * ((settings.steps - few) / (more - few))
+        return base + further, size
 
     def _student(self, steps: int) -> Count:
         return self._count(
-            "student", self._identity() | {"student steps": steps}, lambda: self._pursued(steps)
+            "student",
+            self._identity() | {"student steps": steps},
+            lambda: self._count_student(steps),
         )
 
     def _parameter_bytes(self) -> float:
         with Counting():
             return 4.0 * FlatNetwork(self._built(self.recipe.experts.network)).size
 
-    def _pursued(self, steps: int) -> Count:
-        following = methods.build(self.recipe).following
-        assert following is not None
-        fewer = replace(
-            following,
-            settings=following.settings.model_copy(update={"steps": steps, "loss_limit": None}),
-        )
+    def _count_student(self, steps: int) -> Count:
+        objective = methods.build(self.recipe).following
+        assert objective is not None
+        # no loss limit: the loss of a placeholder is meaningless
+        settings = objective.settings.model_copy(update={"steps": steps, "loss_limit": None})
+        shortened = replace(objective, settings=settings)
         with Counting() as counting:
             learned = self.start()
             assert isinstance(learned, WithLearnedStepSize)
             size = FlatNetwork(self._built(self.recipe.experts.network)).size
             segment = Segment(torch.randn(size), torch.randn(size))
-            pursuer = TrajectoryWorker(
-                self.recipe, fewer, self.data.shape, self.data.classes, self._device
+            worker = TrajectoryWorker(
+                self.recipe, shortened, self.data.shape, self.data.classes, self._device
             )
             counting.take()
-            pursuer.pursue(segment, learned, 0, 0)
+            worker.gradient(segment, learned, 0, 0)
             return counting.take()
 
     def start(self) -> synthetic.SyntheticSet:
-        """A set as it is before the first step; where its images come from makes no difference to a
-        step.
-        """
+        """A synthetic set before the first step; the source of its images does not affect costs."""
         labels = "hard" if self.recipe.synthetic.labels == "hard" else "random"
         cheap = self.recipe.synthetic.model_copy(update={"init": "noise", "labels": labels})
         return synthetic.initial(self.recipe.model_copy(update={"synthetic": cheap}), self.data)
 
     def labelling(self, images: int) -> Count:
-        """Labels of one epoch of a set of some images."""
+        """The cost of stored labels for one epoch of a set."""
         settings = self.recipe.evaluation
         batch = min(images, settings.batch_size)
         count = min(images, batch * -(-TOGETHER // batch))
@@ -473,10 +480,7 @@ class Costs:
             "settings": settings.model_dump(
                 mode="json", exclude={"epochs", "seeds", "networks", "whole_epochs", "baselines"}
             ),
-            "teachers": [
-                one.architecture.model_dump(mode="json", exclude={"weights"})
-                for one in teachers(self.recipe)
-            ],
+            "teachers": self._teacher_inputs(),
             "labels": self.recipe.labels.precision,
             "images": count,
         }
@@ -484,7 +488,9 @@ class Costs:
         def work() -> Count:
             with Counting() as counting:
                 worker = Worker(self.recipe, self._facts, device=self._device)
-                worker._teachers = [self._built(one.architecture) for one in teachers(self.recipe)]
+                worker._teachers = [
+                    self._built(teacher.architecture) for teacher in teachers(self.recipe)
+                ]
                 shared = LocalRef(torch.zeros(count, *self.data.shape))
                 counting.take()
                 next(worker.label((), (), shared, 0, 1))
@@ -493,7 +499,7 @@ class Costs:
         return self._count("labelling", inputs, work) * (images / count)
 
     def scoring(self) -> Count:
-        """The scoring of one candidate of the first images."""
+        """The cost of scoring one candidate for the initial images."""
         network_id = network_ids(self.recipe)[0]
         inputs = {
             "network": network_id.architecture.model_dump(mode="json", exclude={"weights"}),
@@ -517,15 +523,21 @@ def _pixels(data: ImageData, count: int) -> Any:
 
 
 def _stand_in(data: ImageData, images: int, real: bool) -> TrainingSet:
-    """A set of so many images without values."""
-    # made under the mode: it has no memory
+    """A set of images without values."""
+    # created while operations are counted, so it takes no memory
     dtype = torch.uint8 if real else torch.float32
     pixels = torch.zeros(1, dtype=torch.float32).expand(images, *data.shape).to(dtype, copy=True)
     return TrainingSet(pixels, torch.arange(images) % data.classes, data.normalization)
 
 
-class _First:
-    """The first batches of every epoch; with classes, each comes with logits, as stored ones do."""
+class _FirstBatches:
+    """The first batches of every epoch.
+
+    Args:
+        batches: of whole epochs.
+        limit: number of batches; None for all.
+        classes: gives each batch logits (n, classes), as stored labels do.
+    """
 
     def __init__(self, batches: Batches, limit: int | None, classes: int | None = None):
         self._batches = batches
@@ -548,15 +560,13 @@ class _First:
 
 
 class _StandIn(Worker):
-    """A worker whose fixed observers are one network an architecture, with random weights, and
-    whose students stand still.
-    """
+    """A worker with one random network per architecture, and without students' steps."""
 
     def _fixed_observer(self, network_id: NetworkId, weights: Any, precision: str) -> Observer:
         return super()._fixed_observer(replace(network_id, index=0), None, precision)
 
-    def _pursued(self, asked: TrajectoryTask) -> TrajectoryResult:
-        replica = self._follow(asked.template, "now", asked.parameters)
+    def _match_trajectory(self, task: TrajectoryTask) -> TrajectoryResult:
+        replica = self._replica(task.template, "now", task.parameters)
         return TrajectoryResult(
             loss=torch.zeros(()),
             gradients={name: torch.zeros_like(value) for name, value in replica.named_parameters()},
@@ -564,8 +574,8 @@ class _StandIn(Worker):
         )
 
 
-class _CountingGroup(LocalPool):
-    """A group in this process that counts each kind of work item by itself."""
+class _CountingPool(LocalPool):
+    """A pool in this process that counts each kind of task, and the driver, separately."""
 
     def __init__(self, worker: Worker, counting: Counting):
         self._threads = torch.get_num_threads()
@@ -574,7 +584,7 @@ class _CountingGroup(LocalPool):
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Discard all counts."""
         self.items: dict[type, list[Count]] = {}
         self.driver = Count()
 
@@ -594,7 +604,7 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
     recipe = costs.recipe
     method = methods.build(costs.recipe)
     steps = _cycle(recipe, method)
-    # neither checkpoints nor log lines, and the last step is never reached
+    # without checkpoints and log lines, and the last step is never reached
     quiet = {
         "steps": max(recipe.synthesis.steps, 2 * steps + 1),
         "checkpoint_every": 10**9,
@@ -602,7 +612,7 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
     }
     longer = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update=quiet)})
     with Counting() as counting:
-        pool = _CountingGroup(costs._worker, counting)
+        pool = _CountingPool(costs._worker, counting)
         measured, size = _measured(costs, method)
         learned = costs.start()
         parts = synthetic.blocks(learned.samples, recipe.synthesis.block, recipe.synthesis.order)
@@ -627,8 +637,8 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
             experts=tuple(Path(f"expert-{index}") for index in range(recipe.experts.count)),
         )
         synthesizer = Synthesizer(pool)
-        # observers that are measured were built for that; others are built, and caches filled, in
-        # the first round
+        # the first steps are not counted: they build networks and fill caches, of which measuring
+        # did most already
         warm = 1 if measured and recipe.observers.model_pool is None else steps
         synthesizer.advance(assignment, 0, warm)
         counting.take()
@@ -636,21 +646,22 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
         synthesizer.advance(assignment, warm, warm + steps)
         driver = pool.driver + counting.take()
     share = 1 / steps
-    questions = pool.items.get(GradientTask, [])
-    growths = pool.items.get(TrainTask, [])
+    gradients = pool.items.get(GradientTask, [])
+    trainings = pool.items.get(TrainTask, [])
     students = pool.items.get(TrajectoryTask, [])
     cost = StepCost(
-        asked=_sum([*questions]) * share,
-        trained=_sum(growths) * share,
+        asked=_sum(gradients) * share,
+        trained=_sum(trainings) * share,
         driver=driver * share,
-        asked_items=(len(questions) + len(students)) * share,
-        trained_items=len(growths) * share,
-        saved_bytes=max((one.saved_bytes for one in questions), default=0.0),
+        asked_items=(len(gradients) + len(students)) * share,
+        trained_items=len(trainings) * share,
+        saved_bytes=max((count.saved_bytes for count in gradients), default=0.0),
     )
     return cost, size
 
 
 def _cycle(recipe: Recipe, method: methods.Method) -> int:
+    """Steps until the turns of the architectures repeat, but at most `CYCLE`."""
     rounds = [1]
     for group in method.groups:
         settings = recipe.network_group(group)
@@ -662,8 +673,9 @@ def _cycle(recipe: Recipe, method: methods.Method) -> int:
 def _measured(
     costs: Costs, method: methods.Method
 ) -> tuple[dict[NetworkId, LocalRef], dict[NetworkGroup, int]]:
-    """Statistics of all who are measured, as large as they will be, and bytes of one of each
-    architecture of a panel.
+    """Statistics of the right size for all networks.
+
+    Also returns the bytes of each group, for one network per architecture.
     """
     measured: dict[NetworkId, LocalRef] = {}
     size: dict[NetworkGroup, int] = dict.fromkeys(method.groups, 0)
@@ -676,12 +688,12 @@ def _measured(
         for network_id in network_ids(costs.recipe, group):
             key = network_id.architecture.model_dump_json()
             if key not in known:
-                states = costs._seen.get((group, key)) or costs._merged(
-                    network_id, costs._look(network_id, 1), 1
+                states = costs._statistics.get((group, key)) or costs._merged(
+                    network_id, costs._measure(network_id, 1), 1
                 )
-                size[group] += sum(
-                    t.nbytes for layers in states.values() for one in layers for t in one.values()
-                )
+                for layers in states.values():
+                    for layer in layers:
+                        size[group] += sum(tensor.nbytes for tensor in layer.values())
                 known[key] = LocalRef(states)
             measured[network_id] = known[key]
     return measured, size

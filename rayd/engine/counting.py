@@ -1,22 +1,21 @@
-"""Counts the operations of a piece of work without doing them.
+"""Counts the operations of a computation without performing them.
 
 `counted(work)` calls the code that a run calls, under a dispatch mode between autograd and the
-kernels. What is cheap and depends on real values (draws, labels, indices) is computed. What is
-expensive is not: its result is a *placeholder*, a tensor of the right shape without memory behind
-it, as is everything that is computed from a placeholder. So a step with ImageNet batches is counted
-in the time that Python needs for it, in a process of a few hundred megabytes, and the count has the
-operations and shapes of the run: augmentation, second-order gradients and optimizers included.
-`torch.utils.flop_counter` on meta tensors would need code without control flow that depends on
-values, which draws and labels have.
+kernels. Cheap operations on real values (draws, labels, indices) are performed. The result of an
+expensive one is a *placeholder*, a tensor of the right shape without memory, as is everything that
+is computed from a placeholder. A step with ImageNet batches is thus counted in the time of its
+Python code, in a few hundred megabytes, and the count has the operations and shapes of the run,
+including augmentation, second-order gradients and optimizers. `torch.utils.flop_counter` on meta
+tensors does not support control flow that depends on values, as on draws and labels here.
 
 A count maps an operation to the number of its calls. An operation is text, e.g.
 
-    ["aten.mm.default", [["T", [64, 128], [128, 1], "float32"], ["T", [128, 10], [10, 1],
-    "float32"]], {},
+    ["aten.mm.default",
+     [["T", [64, 128], [128, 1], "float32"], ["T", [128, 10], [10, 1], "float32"]], {},
      [["T", [64, 10], [10, 1], "float32"]]]
 
-so that counts can be added, multiplied and kept as JSON. What an operation costs on this machine is
-the business of `rayd.engine.speeds`.
+so that counts can be added, multiplied and saved as JSON. `rayd.engine.speeds` converts counts to
+seconds.
 """
 
 from __future__ import annotations
@@ -40,16 +39,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 from rayd.repeats import INSTEAD
 
 SMALL = 2**14
-"""Bytes of arguments up to which an operation on real values is computed."""
+"""Bytes of arguments up to which an operation on real values is performed."""
 INDICES = 2**26
-"""The same of operations whose results are integers: what they say decides what is done next."""
+"""The same for operations with integer results, on which control flow may depend."""
 ADDRESSES = (2**42, 2**39, 2**36, 2**33)
-"""Bytes of address space that placeholder tensors share; the first that the system grants. None of
-it is ever memory."""
+"""Sizes of the address space of placeholders, of which the first that the system grants is used. It
+is never backed by memory."""
 NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
-"""MAP_NORESERVE, which Python names from 3.13 on: the addresses do not count as memory that may be
-needed, neither now nor when the process forks."""
+"""MAP_NORESERVE, which Python has from 3.13 on: the system need not reserve memory for the
+addresses, neither now nor when the process forks."""
 ALIGNMENT = 64
+"""Bytes to which addresses of placeholders are aligned, as torch's allocator does."""
 
 _KEEPING = frozenset(
     {
@@ -81,44 +81,40 @@ Operation = str
 strides, type]."""
 
 
-class _Met:
-    """A call that was met in this process."""
+class _Call:
+    """Cached properties of equal calls."""
 
     __slots__ = ("is_inferred", "operation", "spec")
 
     def __init__(self) -> None:
         self.operation = ""
-        """Its text, once it was made."""
+        """Its text; empty before the first call."""
         self.spec: Any = None
         """Shapes, strides and types of its results; None where they depend on values."""
         self.is_inferred = False
         """Whether the spec is known."""
 
 
-_met: dict[tuple[Any, ...], _Met] = {}
-"""Calls by what decides their shapes and costs."""
-_repeats: dict[tuple[Any, ...], tuple[Counter[_Met], Any]] = {}
-"""Calls of functions that are marked as repeated: what they call, and the specs of their
-results.
-"""
+_known_calls: dict[tuple[Any, ...], _Call] = {}
+"""Calls of this process by function and signature of their arguments."""
+_repeats: dict[tuple[Any, ...], tuple[Counter[_Call], Any]] = {}
+"""Calls made by functions that are marked as repeated, and the specs of their results."""
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype})
-"""Types of arguments that stand for themselves."""
+"""Types of arguments that are part of a signature as they are."""
 
 
 @dataclass
 class Count:
-    """How often each operation is called, and what autograd keeps for its backward passes at
-    most.
-    """
+    """Number of calls of each operation, and the memory of the largest backward pass."""
 
     calls: dict[Operation, float] = field(default_factory=dict)
-    """Number of calls; a fraction where work is counted in part."""
+    """Number of calls; not a whole number if work was counted in part."""
     saved_bytes: float = 0.0
-    """Most bytes that one backward pass needs."""
+    """Bytes that autograd saves for a backward pass, at most."""
 
     @property
     def number(self) -> float:
-        """Calls in all."""
+        """Total number of calls."""
         return sum(self.calls.values())
 
     def __add__(self, other: Count) -> Count:
@@ -134,18 +130,16 @@ class Count:
         )
 
     def __sub__(self, other: Count) -> Count:
-        """What is left of this when the other, a part of it, is done."""
-        calls = {
-            operation: number - other.calls.get(operation, 0.0)
-            for operation, number in self.calls.items()
-        }
-        return Count(
-            {operation: number for operation, number in calls.items() if number > 0},
-            self.saved_bytes,
-        )
+        """The remainder of this count without another one that is part of it."""
+        calls = {}
+        for operation, number in self.calls.items():
+            left = number - other.calls.get(operation, 0.0)
+            if left > 0:
+                calls[operation] = left
+        return Count(calls, self.saved_bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """A JSON-able mapping."""
         return {"calls": self.calls, "saved_bytes": self.saved_bytes}
 
     @classmethod
@@ -153,32 +147,33 @@ class Count:
         """The inverse of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError: the content is something else.
+            KeyError, TypeError, ValueError: the content is not that of a count.
         """
         calls = {str(operation): float(number) for operation, number in content["calls"].items()}
         return cls(calls, float(content["saved_bytes"]))
 
 
 def counted(work: Callable[[], object]) -> Count:
-    """Count the operations of a call. What it returns or writes to its tensors is meaningless."""
+    """Count the operations of a call, whose results are meaningless."""
     with Counting() as counting:
         work()
     return counting.count()
 
 
 class Counting(TorchDispatchMode):
-    """The dispatch mode; while it is active, operations are counted instead of computed."""
+    """A dispatch mode in which operations are counted instead of performed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls: Counter[_Met] = Counter()
+        self._calls: Counter[_Call] = Counter()
         self._space = _space()
+        # bytes by address: tensors that share memory are counted once
         self._saved: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # nothing is compiled here, and the guard against it takes longer than the rest
+        # nothing is compiled here, and torch's guard against it takes longer than the counting
         return False
 
     def __enter__(self) -> Counting:
@@ -193,27 +188,29 @@ class Counting(TorchDispatchMode):
         INSTEAD.reset(self._instead)
 
     def count(self) -> Count:
-        """What was counted so far."""
+        """The count so far."""
         calls: dict[Operation, float] = {}
-        for met, number in self._calls.items():
-            calls[met.operation] = calls.get(met.operation, 0.0) + number
+        for call, number in self._calls.items():
+            calls[call.operation] = calls.get(call.operation, 0.0) + number
         return Count(calls, float(sum(self._saved.values())))
 
     def take(self) -> Count:
-        """What was counted since the last call, which is then forgotten."""
-        taken = self.count()
+        """The count since the last `take`."""
+        count = self.count()
         self._calls.clear()
         self._saved.clear()
-        return taken
+        return count
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        place, size = self._space.region(tensor)
-        self._saved[place] = size
+        address, size = self._space.region(tensor)
+        self._saved[address] = size
         return tensor
 
     def _repeat(self, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """The result of a function that is marked as repeated, called once for each of its
-        arguments' shapes.
+        """The result of a function that is marked as repeated.
+
+        The function is called once for each signature of its arguments, and its calls are counted
+        again without calling it afterwards.
         """
         tensors: list[Tensor] = []
         key = (work, _signature(args, tensors))
@@ -230,12 +227,12 @@ class Counting(TorchDispatchMode):
             self._calls = before
         calls, spec = _repeats[key]
         self._calls.update(calls)
-        # to make a placeholder is nothing that is counted
+        # operations that create placeholders are not counted
         with _pop_mode_temporarily():
-            return self._made(spec)
+            return self._placeholders(spec)
 
-    def _made(self, spec: Any) -> Any:
-        """Placeholders where a result has tensors."""
+    def _placeholders(self, spec: Any) -> Any:
+        """A result with placeholders as tensors."""
         if _is_spec(spec):
             return self._space.placeholder(*spec)
         if isinstance(spec, tuple) and all(map(_is_spec, spec)):
@@ -260,14 +257,14 @@ class Counting(TorchDispatchMode):
             _signature(args, tensors),
             *((name, _signature(kwargs[name], tensors)) for name in kwargs),
         )
-        # a signature takes long to hash: that is done once
-        met = _met.get(key)
-        if met is None:
-            met = _met[key] = _Met()
-        self._calls[met] += 1
-        result = self._result(func, args, kwargs, tensors, met)
-        if not met.operation:
-            met.operation = _described(func, args, kwargs, result)
+        # a signature takes long to hash: `_Call` stands for it in all other dictionaries
+        call = _known_calls.get(key)
+        if call is None:
+            call = _known_calls[key] = _Call()
+        self._calls[call] += 1
+        result = self._result(func, args, kwargs, tensors, call)
+        if not call.operation:
+            call.operation = _described(func, args, kwargs, result)
         return result
 
     def _result(
@@ -276,11 +273,9 @@ class Counting(TorchDispatchMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         tensors: list[Tensor],
-        met: _Met,
+        call: _Call,
     ) -> Any:
-        """What a call returns: computed where that is cheap or decides what is done next, else
-        placeholder.
-        """
+        """The result of a call: real if cheap or relevant for control flow, else a placeholder."""
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
         if func.is_view or (not tensors and not _is_float(kwargs.get("dtype"))):
@@ -292,63 +287,61 @@ class Counting(TorchDispatchMode):
                 return func(*args, **kwargs)
             except RuntimeError:
                 # e.g. a matrix of zeros that cannot be inverted
-                return self._skipped(func, args, kwargs, met)
-        if (
-            not placeholder
-            and size <= INDICES
-            and not any(each.is_floating_point() for each in tensors)
-        ):
-            spec = self._spec(func, args, kwargs, met)
+                return self._skipped(func, args, kwargs, call)
+        has_floats = any(each.is_floating_point() for each in tensors)
+        if not placeholder and size <= INDICES and not has_floats:
+            spec = self._spec(func, args, kwargs, call)
             if spec is None or not any(
                 _is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)
             ):
                 return func(*args, **kwargs)
-        return self._skipped(func, args, kwargs, met)
+        return self._skipped(func, args, kwargs, call)
 
     def _value(self, tensor: Tensor) -> Any:
-        """A number for control flow: of placeholder tensors one that is finite, true and
-        harmless.
-        """
+        """A number for control flow; that of a placeholder is finite and harmless."""
         if self._space.holds(tensor):
-            return True if tensor.dtype is torch.bool else 0.5 if tensor.is_floating_point() else 0
+            if tensor.dtype is torch.bool:
+                return True
+            return 0.5 if tensor.is_floating_point() else 0
         value = torch.ops.aten._local_scalar_dense.default(tensor)
         return value if math.isfinite(value) else 0.5
 
-    def _skipped(self, func: Any, args: Any, kwargs: Any, met: _Met) -> Any:
-        """The result of a call that is not made."""
+    def _skipped(self, func: Any, args: Any, kwargs: Any, call: _Call) -> Any:
+        """The result of a call that is not performed."""
         if func._schema.is_mutable:
             return _written(func, args, kwargs)
-        spec = self._spec(func, args, kwargs, met)
+        spec = self._spec(func, args, kwargs, call)
         if spec is None:
-            # its result depends on values: of placeholder tensors, on zeros
+            # shapes depend on values: performed, on zeros if arguments are placeholders
             return func(*args, **kwargs)
-        return self._made(spec)
+        return self._placeholders(spec)
 
-    def _spec(self, func: Any, args: Any, kwargs: Any, met: _Met) -> Any:
+    def _spec(self, func: Any, args: Any, kwargs: Any, call: _Call) -> Any:
         """Shapes, strides and types of a result; None where they depend on values."""
-        if not met.is_inferred:
-            met.spec = _same(func, args, kwargs) or _inferred(func, args, kwargs)
-            met.is_inferred = True
-        return met.spec
+        if not call.is_inferred:
+            call.spec = _elementwise_spec(func, args, kwargs) or _meta_spec(func, args, kwargs)
+            call.is_inferred = True
+        return call.spec
 
 
-def _same(func: Any, args: Any, kwargs: Any) -> Any:
-    """The result of elementwise arithmetic on alike tensors, which is like them; None for whatever
-    else.
+def _elementwise_spec(func: Any, args: Any, kwargs: Any) -> Any:
+    """The spec of elementwise arithmetic, equal to that of all arguments; None for other calls.
+
+    A shortcut for the most frequent calls, as the meta kernels are slow.
     """
     if torch.Tag.pointwise not in func.tags or func.namespace != "aten" or kwargs:
         return None
-    found = {_spec_of(each) for each in args if isinstance(each, Tensor)}
-    plain = func._schema.name.partition("::")[2] in _KEEPING
-    return (
-        next(iter(found))
-        if plain and len(found) == 1 and next(iter(found))[2].is_floating_point
-        else None
-    )
+    if func._schema.name.partition("::")[2] not in _KEEPING:
+        return None
+    specs = {_spec_of(each) for each in args if isinstance(each, Tensor)}
+    if len(specs) != 1:
+        return None
+    (spec,) = specs
+    return spec if spec[2].is_floating_point else None
 
 
-def _inferred(func: Any, args: Any, kwargs: Any) -> Any:
-    """What the kernels for shapes say; None where there is none."""
+def _meta_spec(func: Any, args: Any, kwargs: Any) -> Any:
+    """The spec by torch's meta kernel; None where there is none."""
     try:
         found = func(
             *tree_map(_on_meta, args),
@@ -360,9 +353,7 @@ def _inferred(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 class _AddressSpace:
-    """Where placeholder tensors are: addresses that are reserved and have no memory behind them
-    until they are written to.
-    """
+    """Reserved addresses of placeholders, without memory as long as nothing is written to them."""
 
     def __init__(self) -> None:
         for size in ADDRESSES:
@@ -382,20 +373,20 @@ class _AddressSpace:
         self._next = 0
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor is placeholder."""
+        """Whether a tensor is a placeholder."""
         return tensor.layout is torch.strided and tensor.untyped_storage().data_ptr() == self._first
 
     def placeholder(
         self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype
     ) -> Tensor:
-        """A new placeholder tensor."""
+        """A new placeholder."""
+        # elements between the first and the last one, both included
         span = 1
         for length, stride in zip(shape, strides, strict=True):
             span += (length - 1) * stride
         needed = max(1, span) * dtype.itemsize
         if self._next + needed > self._size:
-            # addresses are used again: that two tensors then share them does not matter, as nothing
-            # is ever read
+            # start over: sharing addresses with earlier tensors does not matter, as nothing is read
             self._next = 0
             self._starts = []
         start = self._next
@@ -406,7 +397,7 @@ class _AddressSpace:
         )
 
     def region(self, tensor: Tensor) -> tuple[int, int]:
-        """What identifies the memory that a tensor would be in, and its size."""
+        """Address and size of the memory that a tensor would occupy."""
         if tensor.layout is not torch.strided:
             return id(tensor), 0
         if not self.holds(tensor):
@@ -421,7 +412,7 @@ class _AddressSpace:
 
 @lru_cache
 def _space() -> _AddressSpace:
-    """The address space of this process: a placeholder is one in whatever is counted later."""
+    """The address space of this process, shared by all counts."""
     return _AddressSpace()
 
 
@@ -443,8 +434,9 @@ def _spec_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dt
 
 
 def _signature(value: Any, tensors: list[Tensor]) -> Any:
-    """What of an argument decides the shape and the cost of a call; its tensors are added to a
-    list.
+    """The part of an argument that determines the shape and cost of a call.
+
+    Tensors of the argument are appended to `tensors`.
     """
     if type(value) in _PLAIN:
         return value
@@ -465,30 +457,21 @@ def _on_meta(value: Any) -> Any:
 
 
 def _meta_device(func: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Factories without tensors among their arguments make theirs where they are told."""
-    takes = any(argument.name == "device" for argument in func._schema.arguments)
-    return (
-        {"device": torch.device("meta")}
-        if takes and kwargs.get("device") is None and _makes(func)
-        else {}
-    )
-
-
-def _makes(func: Any) -> bool:
-    return not any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+    """The device for factories, which have no tensors among their arguments to infer it from."""
+    arguments = func._schema.arguments
+    takes_device = any(argument.name == "device" for argument in arguments)
+    takes_tensors = any("Tensor" in str(argument.type) for argument in arguments)
+    if takes_device and not takes_tensors and kwargs.get("device") is None:
+        return {"device": torch.device("meta")}
+    return {}
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a call returns that writes to its arguments: those."""
-    values = {
-        argument.name: args[index] if index < len(args) else kwargs.get(argument.name)
-        for index, argument in enumerate(func._schema.arguments)
-    }
-    written = [
-        values[argument.name]
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
+    """The result of a call that writes to its arguments: the arguments themselves."""
+    written = []
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(args[index] if index < len(args) else kwargs.get(argument.name))
     count = len(func._schema.returns)
     if count == 0:
         return None
@@ -498,17 +481,15 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any
 def _described(
     func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
 ) -> Operation:
-    """A call as text; a view has no results of its own."""
+    """A call as text; views have no results of their own."""
     plain = {
         name: value
         for name, value in kwargs.items()
         if value is not None and name not in ("device", "pin_memory")
     }
-    made = (
-        []
-        if func.is_view
-        else [_plain(each) for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
-    )
+    made = []
+    if not func.is_view:
+        made = [_plain(each) for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
     return json.dumps([str(func), _plain(args), _plain(plain), made], separators=(",", ":"))
 
 

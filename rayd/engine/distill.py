@@ -120,7 +120,7 @@ def distill(
     command = continuation(out, data_root, cache) if alone else None
     with (
         RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
-        progress.watched(directory.status),
+        progress.attached(directory.status),
         devices.thread_limit(devices.threads(job.recipe.resources)),
     ):
         for sentence in (choice.summary, *choice.warnings):
@@ -210,7 +210,7 @@ class _Driver:
         """The forecast of the run; None where no progress is shown, as counting operations takes a
         second or two.
         """
-        return Forecast(self._job) if self._progress.followed else None
+        return Forecast(self._job) if self._progress.is_shown else None
 
     def _foreseen(self, name: str) -> float | None:
         """Seconds that a stage should take, where that is known."""
@@ -239,7 +239,7 @@ class _Driver:
         """The results of a stage, computed where they are missing."""
         if not stage.missing():
             return stage.results()
-        on_wait = self._progress.waiting(stage.name, stage.noun)
+        on_wait = self._progress.wait_logger(stage.name, stage.noun)
         foreseen = self._foreseen(stage.name)
         with (
             self._progress.stage(stage.name, 0, stage.unit, foreseen) as shown,
@@ -358,7 +358,7 @@ class _Driver:
 
         synthesis = self._synthesis
         synthesis.optimize = optimize
-        on_wait = self._progress.waiting(synthesis.name, synthesis.noun)
+        on_wait = self._progress.wait_logger(synthesis.name, synthesis.noun)
         found = synthesis.run(pool, on_wait=on_wait).get(synthesis.hash)
         if found is None:
             (path,) = synthesis.paths(synthesis.hash)

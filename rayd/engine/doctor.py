@@ -1,4 +1,4 @@
-"""A look at the installation: what is wrong, and how to mend it."""
+"""Checks of the installation: what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -42,33 +42,33 @@ LEAST_FREE = 5 * 10**9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     subject: str
-    """What."""
+    """What was checked."""
     status: Literal["good", "note", "wrong"]
-    """`note` is worth knowing; only `wrong` needs mending."""
+    """`note` is worth knowing; only `wrong` needs fixing."""
     detail: str
-    """What was found, and how to mend it."""
+    """What was found, and how to fix it."""
 
     def to_json(self) -> dict[str, str]:
-        """As a JSON-able mapping."""
+        """A JSON-able mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """A line for people."""
+        """A line for the terminal."""
         return f"{self.status:<5}  {self.subject:<12} {self.detail}"
 
 
 def examine(
     data_root: Path | None = None, cache: Path | None = None, address: str | None = None
 ) -> list[Finding]:
-    """Look at versions, devices, disk, data and Ray.
+    """Check versions, devices, disk, data and Ray.
 
     Args:
         data_root: where named data are looked for first.
         cache: root of the shared store.
-        address: Ray cluster to join; absent: a private one is started and stopped.
+        address: Ray cluster to join; None starts and stops a private one.
     """
     return [
         _versions(),
@@ -82,18 +82,15 @@ def examine(
 
 def _versions() -> Finding:
     found = [f"python {sys.version.split()[0]}"]
-    absent = []
+    missing = []
     for package in PACKAGES:
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            absent.append(package)
-    if absent:
-        return Finding(
-            "versions",
-            "wrong",
-            f"missing: {', '.join(absent)}; run 'pip install rayd' again. Found: {', '.join(found)}",
-        )
+            missing.append(package)
+    if missing:
+        remedy = f"missing: {', '.join(missing)}; run 'pip install rayd' again."
+        return Finding("versions", "wrong", f"{remedy} Found: {', '.join(found)}")
     return Finding("versions", "good", ", ".join(found))
 
 
@@ -114,18 +111,17 @@ def _devices() -> list[Finding]:
 
 
 def _arithmetic() -> Finding:
-    """What `precision: auto` and `resources.layout: auto` mean on the device that a run in process
-    would use.
-    """
+    """Meaning of `precision: auto` and `resources.layout: auto` on the device of a local run."""
     found = arithmetic.measure(devices.choose(ResourceSettings()), anew=True)
-    chosen = (
-        "bfloat16" if found.bfloat16 <= arithmetic.WORTH else "tf32" if found.tf32 else "float32"
-    )
+    chosen = "tf32" if found.tf32 else "float32"
+    if found.bfloat16 <= arithmetic.WORTH:
+        chosen = "bfloat16"
     return Finding(
         "arithmetic",
         "good",
-        f"'precision: auto' means {chosen} here: {found.summary}; channels last takes {found.channels_last:.2g} times as long "
-        f"as contiguous, so 'resources.layout: auto' means {found.layout}",
+        f"'precision: auto' means {chosen} here: {found.summary}; channels last takes "
+        f"{found.channels_last:.2g} times as long as contiguous, so 'resources.layout: auto' means "
+        f"{found.layout}",
     )
 
 
@@ -138,16 +134,16 @@ def _directory(subject: str, path: Path) -> Finding:
             "wrong",
             f"'{path}' cannot be written; set RAYD_CACHE or RAYD_DATA to a directory of yours",
         )
-    there = path
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     status: Literal["good", "note"] = "good" if free >= LEAST_FREE else "note"
     return Finding(subject, status, f"{path}, {free / 1e9:.1f} GB free")
 
 
 def _unreachable(path: Path) -> None:
-    """Raises what is wrong with the storage at a URL, whether anything is there or not."""
+    """Raise an error if the storage at a URL cannot be reached, even if it is empty."""
     remote.exists(path)
 
 
@@ -176,9 +172,9 @@ def _checked(subject: str, good: str, check: Callable[[], str | None]) -> Findin
 
 def _ray(address: str | None) -> Finding:
     try:
-        from rayd.engine.on_ray.cluster import census
+        from rayd.engine.on_ray.cluster import describe
 
-        held = census(address)
+        description = describe(address)
     except (RaydError, OSError) as error:
         return Finding("ray", "wrong", str(error))
-    return Finding("ray", "good", held)
+    return Finding("ray", "good", description)

@@ -1,8 +1,7 @@
-"""The evaluate stage: one resumable task per (set, network, seed), each result kept in the store.
+"""The evaluate stage: one resumable task per (set, network, seed), with results in the store.
 
 Student seeds and the subsets of the random baseline are numbered from 0 in every run, so that sets
-are compared under common random numbers and a baseline that one run trained is there for all
-others.
+are compared under common random numbers and runs share the baselines that one of them trained.
 """
 
 from __future__ import annotations
@@ -39,9 +38,7 @@ from rayd.evaluation.student import StudentResult
 from rayd.recipes import assemble
 
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
-"""Settings that may be laid over the recipe of a finished set; its data are checked by their
-fingerprint.
-"""
+"""Settings of a finished set's recipe that may be overridden; data are checked by fingerprint."""
 
 
 def judge(
@@ -60,7 +57,7 @@ def judge(
         progress: where progress is shown.
         log: called with (stage, number of the result, seconds, values) for every new result.
         labels: where soft labels come from.
-        pool: hosts `Worker` and is free to train students; absent: opened for them.
+        pool: idle, and hosts `Worker`; None opens one.
     """
     recipe = job.recipe
     sets = TrainingSets(job.data, distilled, recipe.ipc)
@@ -95,18 +92,18 @@ def _train(
     students: Students, missing: list[Task], job: Job, progress: Progress, pool: WorkerPool
 ) -> None:
     """Run the stage, with its time left from a forecast."""
-    weight = Forecast(job).student if progress.followed else None
+    weight = Forecast(job).student if progress.is_shown else None
     epochs = sum(task.epochs for task in missing)
     foreseen = None
     if weight is not None:
-        side_by_side = max(1, min(job.recipe.resources.workers, len(missing)))
-        foreseen = sum(weight(task) * task.epochs for task in missing) / side_by_side
+        parallel = max(1, min(job.recipe.resources.workers, len(missing)))
+        foreseen = sum(weight(task) * task.epochs for task in missing) / parallel
     with progress.stage(students.name, epochs, students.unit, foreseen) as shown:
-        students.run(pool, shown, progress.waiting(students.name, students.noun), weight)
+        students.run(pool, shown, progress.wait_logger(students.name, students.noun), weight)
 
 
 def _scalar(task: Task, result: StudentResult, settings: EvaluationSettings) -> str:
-    """What a result is called in the log."""
+    """Name of a result in the log."""
     parts = [task.set_name, task.network.label, str(task.seed)]
     parts += [result.selection] if len(settings.epoch) > 1 else []
     return "/".join([*parts, "test_accuracy"])
@@ -119,19 +116,21 @@ def evaluate_distilled(
     cache: Path | None,
     progress: Progress,
 ) -> Report:
-    """Judge a distilled set by its own recipe with overrides.
+    """Evaluate a distilled set by its own recipe with overrides.
 
     Raises:
-        ArtifactError: its card holds no recipe.
-        DataError: the real data are not those that it was distilled from.
+        ArtifactError: the card of the set holds no recipe.
+        DataError: the set was distilled from other real data.
     """
     if "config" not in distilled.card:
         raise ArtifactError(
-            "The card of this distilled set holds no recipe ('config'), so its data and protocol are unknown."
+            "The card of this distilled set holds no recipe ('config'), so its data and protocol "
+            "are unknown."
         )
     if other := sorted(overrides.keys() - EVALUATION_KEYS):
         raise ConfigError(
-            f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got '{other[0]}' instead."
+            f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got "
+            f"'{other[0]}' instead."
         )
     recipe = assemble(prune(Recipe, distilled.card["config"]), overrides, "the card's recipe")
     recipe = _with_threads_of_run(recipe, distilled, overrides)
@@ -139,8 +138,8 @@ def evaluate_distilled(
     data = read(recipe.data, data_root, cache, progress)
     if (known := distilled.card.get("data", {}).get("fingerprint")) not in (None, data.fingerprint):
         raise DataError(
-            f"The set was distilled from other data than '{recipe.data.name}' holds now: fingerprint {known[:12]} wanted, "
-            f"{data.fingerprint[:12]} found."
+            f"The set was distilled from other data than '{recipe.data.name}' holds now: "
+            f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
         )
     replayed = recipe.labels.kind == "stored" and not recipe.evaluation.baselines
     preflight(recipe, data, () if replayed else teachers(recipe))
@@ -166,11 +165,10 @@ def evaluate_distilled(
 def _with_threads_of_run(
     recipe: Recipe, distilled: Distilled, overrides: Mapping[str, Any]
 ) -> Recipe:
-    """The recipe with the number of threads that the set's run had, unless another one is asked
-    for.
+    """The recipe with the number of threads of the set's run, unless the overrides set another.
 
-    Cards do not hold resources, but with other threads students round otherwise, and small ones are
-    several times slower.
+    Cards do not hold resources, but another number of threads changes the rounding of students and
+    can make small ones several times slower.
     """
     if distilled.directory is None or lookup(overrides, "resources.threads") is not None:
         return recipe
@@ -184,9 +182,7 @@ def _with_threads_of_run(
 
 
 def _label_source(job: Job, distilled: Distilled, progress: Progress) -> LabelSource:
-    """The teachers of a finished set, trained again if the store has lost them, and its stored
-    labels.
-    """
+    """Teachers of a finished set, trained again if the store lost them, and its stored labels."""
     recipe = job.recipe
     if recipe.labels.kind == "hard":
         return NO_TEACHERS
@@ -200,9 +196,7 @@ def _label_source(job: Job, distilled: Distilled, progress: Progress) -> LabelSo
 
 
 def keep_report(report: Report, directory: Path) -> Report:
-    """Add a report to the one that a directory holds; newer results win. The caller holds the
-    directory's lock.
-    """
+    """Merge a report into that of a directory, whose lock the caller holds; newer results win."""
     before = Report.kept(directory)
     merged = report if before is None else before.merge(report)
     write_json(remote.local(directory) / FILE, merged.to_json())

@@ -1,7 +1,7 @@
-"""What a run that is about to begin should take: the plan's figures, for its progress.
+"""Forecast of a run's duration, from the plan's figures, for its progress display.
 
-Speeds that were never measured on this machine are nominal ones, unless the run is long enough for
-measuring them to make no difference. Whatever goes wrong here costs a run nothing but its forecast.
+Speeds that were never measured on this machine are nominal, unless the run is so long that
+measuring them makes no difference. An error here costs the run its forecast and nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from rayd.engine.stages.student_tasks import Task
 log = logging.getLogger(__name__)
 
 LONG = 120.0
-"""Seconds of a run for which speeds are measured."""
+"""Seconds of a run from which on speeds are measured for it."""
 SHORT_BUDGET = 2.0
-"""Seconds of measuring them."""
+"""Seconds spent on measuring them."""
 
 Found = TypeVar("Found")
 
@@ -32,18 +32,18 @@ class Forecast:
     """The forecast of one run."""
 
     def __init__(self, job: Job):
-        """Compute nothing yet."""
+        """Create a forecast; nothing is computed yet."""
         self._job = job
         self._recipe = job.recipe
         self._data = job.data
         self._store = job.store
 
     def stage(self, name: str) -> float | None:
-        """Seconds that a stage should take; None where that is not known."""
+        """Seconds that a stage should take; None where that is unknown."""
         return self._tried(lambda: self._stages.get(name), None)
 
     def epoch(self, network_id: NetworkId) -> float:
-        """What an epoch of an observer's training takes, beside those of others."""
+        """Relative cost of an epoch of an observer's training."""
         settings = self._recipe.squeezing(network_id.group)
 
         def seconds() -> float:
@@ -54,17 +54,16 @@ class Forecast:
         return self._tried(seconds, 1.0)
 
     def shard(self, network_id: NetworkId) -> float:
-        """What an observer takes for a shard of the real images, beside others."""
-        networks = [
-            one.model_dump() for one in self._recipe.network_group(network_id.group).networks
-        ]
-        place = networks.index(network_id.architecture.model_dump())
+        """Relative cost of measuring a shard of the real images with an observer."""
+        group = self._recipe.network_group(network_id.group)
+        architectures = [network.model_dump() for network in group.networks]
+        index = architectures.index(network_id.architecture.model_dump())
         return self._tried(
-            lambda: self._speeds.seconds(self._costs.measuring(network_id.group, place)), 1.0
+            lambda: self._speeds.seconds(self._costs.measuring(network_id.group, index)), 1.0
         )
 
     def student(self, task: Task) -> float:
-        """What an epoch of a student takes, beside those of others."""
+        """Relative cost of an epoch of a student."""
         own = synthetic.image_count(self._recipe, self._data)
         real = task.set_name != "distilled"
         few = self._recipe.ipc * self._data.classes

@@ -1,5 +1,4 @@
-"""Running out of memory, as one sentence: which stage needed it, and which setting makes it need
-less.
+"""Out-of-memory errors as one sentence: the stage that failed and the settings that reduce it.
 
 Torch raises `torch.OutOfMemoryError` on GPUs and a plain `RuntimeError` on the CPU and on MPS;
 numpy raises `MemoryError`.
@@ -20,33 +19,34 @@ from rayd.engine.network_ids import groups
 from rayd.errors import OutOfMemoryError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says where the error has no class of its own: Linux, Windows, MPS."""
+"""Parts of torch's messages where the error has no class of its own: Linux, Windows, MPS."""
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What ran out, as the beginning of a sentence; None for any other error."""
+    """The beginning of a sentence about what ran out; None for any other error."""
     text = str(error)
     if isinstance(error, OutOfMemoryError):
         return error.what
     if isinstance(error, torch.OutOfMemoryError):
-        return f"The GPU ran out of memory{_wanted(text)}"
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(one in text.lower() for one in _ON_HOST)
-    ):
-        place = "The GPU" if "MPS" in text else "This machine"
-        return f"{place} ran out of memory{_wanted(text)}"
+        return f"The GPU ran out of memory{_requested(text)}"
+    is_host_error = isinstance(error, RuntimeError) and any(
+        part in text.lower() for part in _ON_HOST
+    )
+    if is_host_error or isinstance(error, MemoryError):
+        device = "The GPU" if "MPS" in text else "This machine"
+        return f"{device} ran out of memory{_requested(text)}"
     return None
 
 
-def _wanted(text: str) -> str:
-    """How much was asked for, where the error says it."""
+def _requested(text: str) -> str:
+    """The size of the failed allocation, where the message contains it."""
     found = re.search(r"tried to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))", text, re.IGNORECASE)
     return f" (another {found.group(1)} were needed)" if found else ""
 
 
 @contextmanager
 def explained(stage: str, recipe: Recipe) -> Iterator[None]:
-    """Run the work of a stage; if memory runs out, say what to lower.
+    """Run the work of a stage; if memory runs out, name the settings to lower.
 
     Args:
         stage: its name, as in the log.
@@ -65,9 +65,7 @@ def explained(stage: str, recipe: Recipe) -> Iterator[None]:
 
 
 def remedy(stage: str, recipe: Recipe) -> str:
-    """What to lower so that a stage needs less memory: the settings that its largest tensors grow
-    with.
-    """
+    """Advice on what to lower for a stage: the settings that its largest tensors grow with."""
     method = methods.build(recipe)
     match stage:
         case "squeeze":
@@ -80,7 +78,7 @@ def remedy(stage: str, recipe: Recipe) -> str:
                 "squeeze.batch_size" if group == "observers" else "classifiers.squeeze.batch_size"
                 for group in trained
             ]
-            # teachers may be the only ones that are trained
+            # with untrained groups, the teachers alone are trained
             return _lower(recipe, *(names or ["squeeze.batch_size"]))
         case "experts":
             return _lower(recipe, "experts.batch_size")
@@ -93,7 +91,10 @@ def remedy(stage: str, recipe: Recipe) -> str:
         case "synthesize" if method.following is not None:
             settings = method.following.settings
             if settings.way == "full":
-                return "set 'objective.way' to 'reverse', which keeps one step of a student in memory at a time"
+                return (
+                    "set 'objective.way' to 'reverse', which keeps one step of a student in memory "
+                    "at a time"
+                )
             return (
                 _lower(recipe, "ipc")
                 if settings.batch_size is None
@@ -106,7 +107,7 @@ def remedy(stage: str, recipe: Recipe) -> str:
 
 
 def _lower(recipe: Recipe, *names: str) -> str:
-    """Settings with their values, to be lowered."""
+    """Advice to lower some settings, with their present values."""
     shown = []
     for name in names:
         value: Any = recipe.classifier_settings if name.startswith("classifiers.") else recipe

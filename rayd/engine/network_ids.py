@@ -1,4 +1,4 @@
-"""Who looks: the fixed observers of a run, and those of them that label its images."""
+"""Identities of the fixed networks of a run: observers, classifiers and teachers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rayd.config import NetworkGroup, ObserverNetworkSettings, Recipe
 
 @dataclass(frozen=True)
 class NetworkId:
-    """A fixed observer: the same network wherever and whenever it is made."""
+    """Identity of a fixed network: equal ids stand for equal networks, in any process."""
 
     architecture: ObserverNetworkSettings
     """Its architecture, and the weights that it starts from."""
     index: int = 0
-    """Which of the fixed observers of its architecture it is."""
+    """Its number among the fixed networks of its architecture."""
     group: NetworkGroup = "observers"
-    """Which panel it sits in: where its seed, and how it is trained, are written."""
+    """The group of settings that its seed and training come from."""
 
     @property
     def label(self) -> str:
@@ -30,7 +30,7 @@ class NetworkId:
 
 
 def network_ids(recipe: Recipe, group: NetworkGroup = "observers") -> tuple[NetworkId, ...]:
-    """The networks of a panel, in the order in which steps go round them."""
+    """The networks of a group, in the order in which steps take turns (see `turn`)."""
     settings = recipe.network_group(group)
     return tuple(
         NetworkId(settings.network_of(index), settings.copy_of(index), group)
@@ -49,28 +49,23 @@ def teachers(recipe: Recipe) -> tuple[NetworkId, ...]:
 
 
 def trained_networks(recipe: Recipe) -> tuple[NetworkId, ...]:
-    """All that are trained on the real data before anything else: observers, and teachers that are
-    not among them.
-    """
-    looking = [
-        network_id
-        for group in groups(recipe)
-        if recipe.network_group(group).trained
-        for network_id in network_ids(recipe, group)
-    ]
-    return tuple(dict.fromkeys((*looking, *teachers(recipe))))
+    """All networks that are trained on the real data: those of the groups, then other teachers."""
+    trained: list[NetworkId] = []
+    for group in groups(recipe):
+        if recipe.network_group(group).trained:
+            trained.extend(network_ids(recipe, group))
+    # a dict removes duplicates and keeps the order
+    return tuple(dict.fromkeys((*trained, *teachers(recipe))))
 
 
 def groups(recipe: Recipe) -> tuple[NetworkGroup, ...]:
-    """Who looks: the panels of the method's terms, and the observers where the first images are
-    chosen by them.
-    """
-    looking = methods.build(recipe).groups
-    chosen_by = ("observers",) if recipe.synthetic.init == "rded" else ()
-    return tuple(dict.fromkeys((*chosen_by, *looking)))
+    """Groups of the method's terms, and the observers where they choose the initial images."""
+    of_terms = methods.build(recipe).groups
+    of_init = ("observers",) if recipe.synthetic.init == "rded" else ()
+    return tuple(dict.fromkeys((*of_init, *of_terms)))
 
 
 def turn(recipe: Recipe, step: int, slot: int, group: NetworkGroup = "observers") -> int:
-    """Index of the member of a panel that looks in a slot of a step: round robin."""
+    """Index of the network of a group that is used in a slot of a step: round robin."""
     settings = recipe.network_group(group)
     return (step * settings.per_step + slot) % settings.count

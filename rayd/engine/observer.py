@@ -1,6 +1,4 @@
-"""An observer: one network with its taps, which looks at real and at synthetic images and says how
-they differ.
-"""
+"""Frozen networks with hooks: statistics of real images, and the loss of synthetic ones."""
 
 from __future__ import annotations
 
@@ -28,23 +26,23 @@ from rayd.statistics.frequencies import evenly_spaced
 from rayd.transfer import send, upload
 
 TILE_BYTES = 4 * 2**20
-"""Largest map of a forward pass without gradient on the CPU, for each thread: one that a core's
-share of the cache holds.
+"""Bytes per thread of the largest map of a forward pass without gradient on the CPU: a core's share
+of the cache.
 """
 SMALLEST_TILE = 4
-"""Images; fewer leave too little work to each layer, and a single one takes other kernels."""
+"""Images; fewer leave too little work to each layer, and a single one uses other kernels."""
 KEPT_SHARE = 4
-"""Maps are forwarded in tiles where what is kept of them is at most this part of the largest."""
+"""Images are forwarded in tiles if the recorded maps are at most this fraction of the largest."""
 
 States = dict[str, list[dict[str, Tensor]]]
-"""Statistics as they travel: need key, then layer, then the tensors of the statistic."""
+"""Serialised statistics: key of the spec, then layer, then the tensors of the statistic."""
 RealBatch = tuple[ImageArray, npt.NDArray[np.int64]]
 """Real images uint8 (N, C, H, W), which may be streamed, and labels (N,)."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a worker knows of the data without having them."""
+    """Properties of a data set that workers need without its images."""
 
     shape: ImageShape
     """Shape of an image."""
@@ -57,9 +55,12 @@ class DatasetInfo:
 
     @classmethod
     def of(cls, data: ImageData) -> DatasetInfo:
-        """The facts of a data set."""
+        """The properties of a data set."""
         return cls(
-            data.shape, data.class_names, data.normalization, tuple(data.train.counts.tolist())
+            shape=data.shape,
+            class_names=data.class_names,
+            normalization=data.normalization,
+            class_counts=tuple(data.train.counts.tolist()),
         )
 
     @property
@@ -69,15 +70,13 @@ class DatasetInfo:
 
 
 Augment = Callable[[Tensor, Rows], Tensor]
-"""From normalised images (n, C, H, W), at some rows of a batch, to augmented ones: a fixed draw,
-the same at every call.
-"""
+"""Augments normalised images (n, C, H, W) at some rows of a batch; the draw is fixed."""
 
 
-Lengths = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
-"""What `StatisticSpec.resolved` found, one a layer, of needs that look at real images first."""
+ResolvedKinds = Mapping[StatisticSpec, tuple[StatisticKind, ...]]
+"""Kinds of statistics with arguments that follow from real images, one per layer."""
 Draws = Callable[[StatisticSpec], torch.Generator]
-"""The generator of a need that draws; the same draws at every call."""
+"""The generator of a spec with random frequencies; the same draws at every call."""
 
 
 def unchanged(images: Tensor, rows: Rows = ALL) -> Tensor:
@@ -85,34 +84,42 @@ def unchanged(images: Tensor, rows: Rows = ALL) -> Tensor:
     return images
 
 
-def no_draws(need: StatisticSpec) -> torch.Generator:
-    """For observers of which no need draws."""
-    raise RuntimeError(f"No draws were given for the need '{need.key}'.")
+def no_draws(spec: StatisticSpec) -> torch.Generator:
+    """The default `Draws`, for observers without random frequencies."""
+    raise RuntimeError(f"No draws were given for the statistic '{spec.key}'.")
 
 
 class Observer:
-    """One frozen network with its taps, on a device, in one precision."""
+    """A frozen network with hooks, on a device, in one precision.
+
+    Args:
+        network: to be frozen; it is moved to the device.
+        method: its terms decide what is recorded.
+        info: of the data.
+        device: where to compute.
+        precision: of the forward pass.
+        group: the network group that the observer belongs to.
+    """
 
     def __init__(
         self,
         network: nn.Module,
         method: Method,
-        facts: DatasetInfo,
+        info: DatasetInfo,
         device: torch.device,
         precision: str,
         group: NetworkGroup = "observers",
     ):
-        """Freeze the network and listen to what the terms that look through the panel need."""
         self._dtype = devices.dtype(precision)
         self._method = method
-        self._facts = facts
+        self._info = info
         self._device = device
-        self._panel = group
+        self._group = group
         optional = method.optional_taps(group)
-        tapped = FeatureExtractor(
-            network.requires_grad_(False), method.taps(group), facts.shape, optional=optional
+        extractor = FeatureExtractor(
+            network.requires_grad_(False), method.taps(group), info.shape, optional=optional
         )
-        self._tapped = tapped.to(device, self._dtype)
+        self._extractor = extractor.to(device, self._dtype)
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.float()  # running statistics need more digits than bfloat16 has
@@ -121,82 +128,83 @@ class Observer:
         self._neutral: dict[StatisticSpec, tuple[Statistic, ...]] = {}
 
     def _tile_size(self) -> int | None:
-        """Images of a forward pass without gradient on the CPU; None where a batch is better
-        forwarded whole.
+        """Images of a forward pass without gradient on the CPU; None to forward batches whole.
 
         Maps that fit into the processor's cache are read from there by the next layer, and memory
-        of that size is used again where larger pieces are asked of the operating system each time:
-        a ConvNet is twice as fast. What a network says of an image is the same in any company,
-        unless it normalises by the batch; maps that are kept need their memory anyway.
+        of that size is reused where larger pieces are requested from the operating system each
+        time: a ConvNet is twice as fast. The output for an image does not depend on the others,
+        unless the network normalises by the batch; recorded maps need their memory anyway.
         """
         by_batch = self.network.training and networks.uses_batch_statistics(self.network)
-        kept = sum(
-            math.prod(shape)
-            for tap in self._method.taps(self._panel)
-            for shape in self._tapped.dimensions(tap)
-        )
-        if self._device.type != "cpu" or by_batch or KEPT_SHARE * kept > self._tapped.largest:
+        recorded = 0
+        for role in self._method.taps(self._group):
+            for shape in self._extractor.dimensions(role):
+                recorded += math.prod(shape)
+        largest = self._extractor.largest
+        if self._device.type != "cpu" or by_batch or KEPT_SHARE * recorded > largest:
             return None
-        size = self._tapped.largest * self._dtype.itemsize
+        size = largest * self._dtype.itemsize
         return max(SMALLEST_TILE, TILE_BYTES * torch.get_num_threads() // size)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take the weights and buffers of another network of the same architecture, by name; other
-        tensors are left out.
-        """
+        """Load weights and buffers of the same architecture by name; other tensors are ignored."""
         networks.take_over(self.network, state)
 
     @property
     def network(self) -> nn.Module:
-        """The network that looks."""
-        return self._tapped.network
+        """The network without hooks."""
+        return self._extractor.network
 
-    def see(self, images: Tensor, augment: Augment = unchanged, rows: Rows = ALL) -> Observation:
-        """Augment and forward normalised images (n, C, H, W), which lie at some rows of a batch."""
-        seen = self._forward(self._laid(augment(images, rows)))
-        return Observation(seen.logits.float(), seen.taps, seen.images)
+    def forward(
+        self, images: Tensor, augment: Augment = unchanged, rows: Rows = ALL
+    ) -> Observation:
+        """Augment and forward normalised images (n, C, H, W) at some rows of a batch."""
+        output = self._forward(self._laid_out(augment(images, rows)))
+        return Observation(output.logits.float(), output.taps, output.images)
 
     def _forward(self, images: Tensor) -> Observation:
-        """Forward network inputs, a few at a time where that is faster; the result is the same to
-        the bit.
-        """
-        return _joined([self._tapped(tile) for tile in self._tiles(images)], images)
+        """Forward network inputs, in tiles where that is faster; the result is bit-equal."""
+        return _joined([self._extractor(tile) for tile in self._tiles(images)], images)
 
     def _tiles(self, images: Tensor) -> Sequence[Tensor]:
-        """Images, as few at a time as they are forwarded fastest; see `_tile_size`."""
+        """Images in the tiles in which they are forwarded; see `_tile_size`."""
         if torch.is_grad_enabled() or self._tile is None:
             return (images,)
         # of almost equal sizes: a single image left over would be computed by other kernels
         return torch.tensor_split(images, max(1, len(images) // self._tile))
 
-    def _laid(self, images: Tensor) -> Tensor:
+    def _laid_out(self, images: Tensor) -> Tensor:
         return images.to(self._dtype).contiguous(memory_format=self._layout)
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """What the network says of images as they are, float32 (N, classes)."""
-        parts = [self._tapped.network(tile) for tile in self._tiles(self._laid(images))]
-        return torch.cat(parts).float()
+        """Logits of network inputs, float32 (N, classes), without augmentation."""
+        tiles = self._tiles(self._laid_out(images))
+        return torch.cat([self._extractor.network(tile) for tile in tiles]).float()
 
     def empty(
         self,
-        need: StatisticSpec,
+        spec: StatisticSpec,
         device: torch.device,
         draws: Draws = no_draws,
-        lengths: Lengths | None = None,
+        resolved: ResolvedKinds | None = None,
         classes: int | None = None,
     ) -> tuple[Statistic, ...]:
-        """Neutral elements for a need, one a layer; `draws` and `lengths` are for needs that draw
-        and that look first.
+        """Neutral elements of a statistic, one per layer.
 
-        They are of so many classes (absent: of all).
+        Args:
+            spec: which statistic.
+            device: where they are placed.
+            draws: generators of random frequencies.
+            resolved: kinds that were resolved on real images.
+            classes: number of rows; None for all classes.
         """
-        generator = draws(need) if need.draws else None
-        rows = self._facts.classes if classes is None else classes
-        kinds = need.empty(
-            rows, self._tapped.dimensions(need.layer_role), generator, (lengths or {}).get(need)
-        )
-        return tuple(kind.to(device) for kind in kinds)
+        generator = draws(spec) if spec.draws else None
+        rows = self._info.classes if classes is None else classes
+        kinds = (resolved or {}).get(spec)
+        dimensions = self._extractor.dimensions(spec.layer_role)
+        layers = spec.empty(rows, dimensions, generator, kinds)
+        return tuple(layer.to(device) for layer in layers)
 
     def measure(
         self,
@@ -205,69 +213,68 @@ class Observer:
         batch_size: int,
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        lengths: Lengths | None = None,
+        resolved: ResolvedKinds | None = None,
     ) -> States:
-        """Statistics of real images for every need of the terms, accumulated in float64 over
-        batches.
+        """Statistics of real images for all terms, accumulated in float64 over batches.
 
-        Their rows are the classes among the labels, in order: what is not there takes no memory and
-        does not travel. `StatisticSpec.spread` and `StatisticSpec.add` put them in their places.
+        Rows correspond to the classes present in `labels`, sorted; absent classes are omitted to
+        save memory and bandwidth. `StatisticSpec.spread` and `StatisticSpec.add` restore them.
 
         Args:
-            images: what is measured.
+            images: real images.
             labels: their classes.
             batch_size: images of one forward pass.
-            augment: through which they are seen.
-            draws: the generator of a need that draws, a new one at every call.
-            lengths: what needs that look first found, the same for all parts of what is measured.
+            augment: the augmentation of the images.
+            draws: generators of random frequencies, a new one at every call.
+            resolved: kinds resolved on real images, equal for all parts that are merged.
         """
-        (states,) = measure_together(
-            [Measuring(self, labels, augment, draws, lengths)], images, batch_size
-        )
+        accumulator = StatisticAccumulator(self, labels, augment, draws, resolved)
+        (states,) = measure_together([accumulator], images, batch_size)
         return states
 
     @torch.no_grad()
-    def lengths(self, real: RealBatch, batch_size: int, augment: Augment = unchanged) -> Lengths:
-        """What the needs that look first find in some real images."""
+    def resolve(
+        self, real: RealBatch, batch_size: int, augment: Augment = unchanged
+    ) -> ResolvedKinds:
+        """Determine the arguments of statistics that follow from real images, e.g. median lengths."""
         images, labels = real
-        starts = range(0, len(labels), batch_size) if self._looks_first else ()
-        parts = [slice(start, start + batch_size) for start in starts]
-        home = torch.device("cpu")
-        return self._lengths([self._heard(images[rows], home, augment) for rows in parts])
+        parts = []
+        if self._deferred_specs:
+            for start in range(0, len(labels), batch_size):
+                rows = slice(start, start + batch_size)
+                parts.append(self._forward_real(images[rows], torch.device("cpu"), augment))
+        return self._resolved(parts)
 
-    def _lengths(self, seen: Sequence[Observation]) -> Lengths:
-        return {need: need.resolved(seen) for need in self._looks_first}
+    def _resolved(self, outputs: Sequence[Observation]) -> ResolvedKinds:
+        return {spec: spec.resolved(outputs) for spec in self._deferred_specs}
 
     @property
-    def _looks_first(self) -> list[StatisticSpec]:
-        return [need for need in self._needs if need.looks_first]
+    def _deferred_specs(self) -> list[StatisticSpec]:
+        return [spec for spec in self._specs if spec.looks_first]
 
-    def layers(self, need: StatisticSpec) -> list[str]:
-        """The modules that a need listens to."""
-        return self._tapped.layers(need.layer_role)
+    def layers(self, spec: StatisticSpec) -> list[str]:
+        """Names of the modules that a statistic records."""
+        return self._extractor.layers(spec.layer_role)
 
     @torch.no_grad()
     def record(
-        self, images: Tensor, labels: Tensor, need: StatisticSpec, batch_size: int
+        self, images: Tensor, labels: Tensor, spec: StatisticSpec, batch_size: int
     ) -> tuple[Statistic, ...]:
-        """A need's statistics of normalised images (N, C, H, W) as they are, in float64, on the
-        CPU.
-        """
-        statistics = self.empty(need, torch.device("cpu"))
-        for some, them in zip(
-            torch.split(images, batch_size), torch.split(labels, batch_size), strict=True
-        ):
-            seen = self.see(some.to(self._device))
-            taps = {need.layer_role: tuple(layer.cpu() for layer in seen.taps[need.layer_role])}
-            need.update(statistics, Observation(seen.logits, taps, seen.images), them.cpu())
+        """A statistic of normalised images (N, C, H, W), in float64 on the CPU."""
+        statistics = self.empty(spec, torch.device("cpu"))
+        pieces = torch.split(images, batch_size)
+        for batch, classes in zip(pieces, torch.split(labels, batch_size), strict=True):
+            output = self.forward(batch.to(self._device))
+            taps = {spec.layer_role: tuple(layer.cpu() for layer in output.taps[spec.layer_role])}
+            spec.update(statistics, Observation(output.logits, taps, output.images), classes.cpu())
         return statistics
 
-    def _heard(self, images: Pixels, home: torch.device, augment: Augment) -> Observation:
-        """What is heard of real images, where statistics are accumulated."""
-        inputs = self._facts.normalization(upload(torch.tensor(images), self._device))
-        seen = self.see(inputs, augment)
-        taps = {tap: tuple(t.to(home) for t in layers) for tap, layers in seen.taps.items()}
-        return Observation(seen.logits, taps, seen.images)
+    def _forward_real(self, images: Pixels, home: torch.device, augment: Augment) -> Observation:
+        """Forward pixels; recorded layers are moved to the device of their statistics."""
+        inputs = self._info.normalization(upload(torch.tensor(images), self._device))
+        output = self.forward(inputs, augment)
+        taps = {role: tuple(t.to(home) for t in layers) for role, layers in output.taps.items()}
+        return Observation(output.logits, taps, output.images)
 
     @torch.no_grad()
     def sample(
@@ -280,62 +287,65 @@ class Observer:
     ) -> RealStatistics:
         """Statistics of one real batch in working precision.
 
-        Networks with batch statistics see the batch whole; others in chunks that bound the memory.
-        Needs that look first see images from all over the batch.
+        Networks with batch statistics forward the batch whole; others in chunks that bound the
+        memory. Kinds are resolved on images spread evenly over the batch.
         """
-        step = len(images) if networks.uses_batch_statistics(self._tapped.network) else chunk
+        step = len(images) if networks.uses_batch_statistics(self._extractor.network) else chunk
         parts = [slice(start, start + step) for start in range(0, len(images), step)]
-        whole = [self.see(images, augment)] if len(parts) == 1 else []
-        lengths = self._lengths(whole or list(self._glances(images, step, augment)))
-        empty = {need: self._fresh(need, draws, lengths) for need in self._needs}
+        whole = [self.forward(images, augment)] if len(parts) == 1 else []
+        resolved = self._resolved(whole or list(self._preview(images, step, augment)))
+        empty = {spec: self._fresh(spec, draws, resolved) for spec in self._specs}
         total = dict(empty)
         for rows in parts:
             classes = rows_of(labels, rows)
-            seen = whole[0] if whole else self.see(images[rows], augment, rows)
-            for need in self._needs:
-                part = need.of(seen, classes, empty[need])
-                total[need] = tuple(a.merge(b) for a, b in zip(total[need], part, strict=True))
+            output = whole[0] if whole else self.forward(images[rows], augment, rows)
+            for spec in self._specs:
+                part = spec.of(output, classes, empty[spec])
+                total[spec] = tuple(a.merge(b) for a, b in zip(total[spec], part, strict=True))
         return total
 
-    def _glances(self, images: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
-        """What is seen of images from all over a batch, where a need looks first."""
-        for rows in torch.split(evenly_spaced(len(images)), chunk) if self._looks_first else ():
-            yield self.see(images[rows.to(images.device)], augment, rows)
+    def _preview(self, images: Tensor, chunk: int, augment: Augment) -> Iterator[Observation]:
+        """Forward images spread evenly over a batch, if kinds are to be resolved."""
+        if not self._deferred_specs:
+            return
+        for rows in torch.split(evenly_spaced(len(images)), chunk):
+            yield self.forward(images[rows.to(images.device)], augment, rows)
 
     @torch.no_grad()
     def batch(
         self, images: Tensor, labels: Tensor, chunk: int, augment: Augment = unchanged
     ) -> Batch:
-        """One real batch as the network sees it; it is forwarded, as in `sample`, only if a term
-        looks.
-        """
-        inputs = self._laid(augment(images, ALL))
-        step = len(images) if networks.uses_batch_statistics(self._tapped.network) else chunk
+        """One real batch as network input; forwarded, as in `sample`, only on demand."""
+        inputs = self._laid_out(augment(images, ALL))
+        step = len(images) if networks.uses_batch_statistics(self._extractor.network) else chunk
 
         @torch.no_grad()
-        def look() -> Observation:
-            seen = _joined([self._forward(some) for some in torch.split(inputs, step)], inputs)
-            return Observation(seen.logits.float(), seen.taps, inputs)
+        def forward() -> Observation:
+            output = _joined([self._forward(part) for part in torch.split(inputs, step)], inputs)
+            return Observation(output.logits.float(), output.taps, inputs)
 
-        return Batch(inputs, labels, look)
+        return Batch(inputs, labels, forward)
 
-    def _fresh(self, need: StatisticSpec, draws: Draws, lengths: Lengths) -> tuple[Statistic, ...]:
-        """Neutral elements in working precision; those that draw nothing are always the same."""
-        if need in self._neutral:
-            return self._neutral[need]
-        # to float32 first: MPS has no float64
-        kinds = [
-            kind.to(dtype=torch.float32)
-            for kind in self.empty(need, torch.device("cpu"), draws, lengths)
+    def _fresh(
+        self, spec: StatisticSpec, draws: Draws, resolved: ResolvedKinds
+    ) -> tuple[Statistic, ...]:
+        """Neutral elements in working precision; cached unless their frequencies are random."""
+        if spec in self._neutral:
+            return self._neutral[spec]
+        # to float32 before they reach the device: MPS has no float64
+        layers = [
+            layer.to(dtype=torch.float32)
+            for layer in self.empty(spec, torch.device("cpu"), draws, resolved)
         ]
-        states = [kind.state() for kind in kinds]
+        states = [layer.state() for layer in layers]
+        # one transfer for the tensors of all layers
         sent = iter(send([tensor for state in states for tensor in state.values()], self._device))
         made = tuple(
-            kind.from_state({name: next(sent) for name in state})
-            for kind, state in zip(kinds, states, strict=True)
+            layer.from_state({name: next(sent) for name in state})
+            for layer, state in zip(layers, states, strict=True)
         )
-        if not need.draws:
-            self._neutral[need] = made
+        if not spec.draws:
+            self._neutral[spec] = made
         return made
 
     def compare(
@@ -346,30 +356,37 @@ class Observer:
         contexts: Mapping[str, Context],
         augment: Augment = unchanged,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The panel's part of the objective on synthetic images, and the value of each term;
-        differentiable in the images.
+        """The group's part of the objective on synthetic images, and the value of each term.
+
+        The first is differentiable in the images.
 
         Args:
             real: statistics of the real images.
             images: normalised, (N, C, H, W).
             labels: class indices (N,).
-            contexts: of every term, by its name.
-            augment: through which the images are seen.
+            contexts: by the name of the term.
+            augment: the augmentation of the images.
         """
-        seen = self.see(images, augment)
-        terms = self._method.terms_of(self._panel)
-        values = {term.name: term(real, seen, labels, contexts[term.name]) for term in terms}
+        output = self.forward(images, augment)
+        terms = self._method.terms_of(self._group)
+        values = {term.name: term(real, output, labels, contexts[term.name]) for term in terms}
         loss = torch.stack([self._method.weight(term) * values[term.name] for term in terms]).sum()
         return loss, {name: value.detach() for name, value in values.items()}
 
     @property
-    def _needs(self) -> tuple[StatisticSpec, ...]:
-        return self._method.needs(self._panel)
+    def _specs(self) -> tuple[StatisticSpec, ...]:
+        return self._method.needs(self._group)
 
 
-class Measuring:
-    """Statistics of real images that an observer is shown batch after batch; see
-    `Observer.measure`.
+class StatisticAccumulator:
+    """Accumulates an observer's statistics of real images, batch by batch.
+
+    Args:
+        observer: computes the features.
+        labels: classes of all images that will be added.
+        augment: the augmentation of the images.
+        draws: generators of random frequencies.
+        resolved: kinds that were resolved on real images.
     """
 
     @torch.no_grad()
@@ -379,51 +396,52 @@ class Measuring:
         labels: npt.NDArray[np.int64],
         augment: Augment = unchanged,
         draws: Draws = no_draws,
-        lengths: Lengths | None = None,
+        resolved: ResolvedKinds | None = None,
     ):
-        """Nothing seen yet of images with these labels."""
         # MPS has no float64
         self._home = torch.device("cpu") if observer._device.type == "mps" else observer._device
         self._observer = observer
-        self._labels = labels
         self._augment = augment
-        there, self._places = np.unique(labels, return_inverse=True)
-        self._into = {
-            need: observer.empty(need, self._home, draws, lengths, len(there))
-            for need in observer._needs
+        # rows of the statistics: the classes that are present
+        present, self._rows = np.unique(labels, return_inverse=True)
+        self._statistics = {
+            spec: observer.empty(spec, self._home, draws, resolved, len(present))
+            for spec in observer._specs
         }
 
     @torch.no_grad()
-    def see(self, rows: slice, images: Pixels) -> None:
+    def update(self, rows: slice, images: Pixels) -> None:
         """Add the images at some rows."""
-        heard = self._observer._heard(images, self._home, self._augment)
-        places = uploaded(torch.tensor(self._places[rows]), self._home)
-        for need, statistics in self._into.items():
-            need.update(statistics, heard, places)
+        output = self._observer._forward_real(images, self._home, self._augment)
+        targets = uploaded(torch.tensor(self._rows[rows]), self._home)
+        for spec, statistics in self._statistics.items():
+            spec.update(statistics, output, targets)
 
     def states(self) -> States:
-        """What was seen."""
+        """The accumulated statistics."""
         return {
-            need.key: [statistic.state() for statistic in statistics]
-            for need, statistics in self._into.items()
+            spec.key: [statistic.state() for statistic in statistics]
+            for spec, statistics in self._statistics.items()
         }
 
 
 def _joined(parts: Sequence[Observation], images: Tensor) -> Observation:
-    """What a network says about images that it was shown in parts."""
+    """The output for images that were forwarded in parts."""
     if len(parts) == 1:
         return Observation(parts[0].logits, parts[0].taps, images)
-    layers = {tap: zip(*(part.taps[tap] for part in parts), strict=True) for tap in parts[0].taps}
-    taps = {tap: tuple(torch.cat(pieces) for pieces in heard) for tap, heard in layers.items()}
+    taps = {}
+    for role in parts[0].taps:
+        layers = zip(*(part.taps[role] for part in parts), strict=True)
+        taps[role] = tuple(torch.cat(pieces) for pieces in layers)
     return Observation(torch.cat([part.logits for part in parts]), taps, images)
 
 
 def measure_together(
-    team: Sequence[Measuring], images: ImageArray, batch_size: int
+    accumulators: Sequence[StatisticAccumulator], images: ImageArray, batch_size: int
 ) -> list[States]:
-    """What each of a team sees of images, of which every batch is decoded once."""
+    """Statistics of the same images by several observers; every batch is decoded once."""
     slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     for rows, decoded in batches(images, slices):
-        for one in team:
-            one.see(rows, decoded)
-    return [one.states() for one in team]
+        for accumulator in accumulators:
+            accumulator.update(rows, decoded)
+    return [accumulator.states() for accumulator in accumulators]

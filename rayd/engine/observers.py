@@ -1,9 +1,9 @@
-"""The observers of a worker.
+"""The networks of a worker and the tasks that need them.
 
-`Observers` is what a worker hosts: it makes observers when they are asked for, by what they are (a
-fixed member, random or squeezed, or the fresh network of one step), keeps those that will be asked
-for again, and answers work items. It is a plain class; nothing here knows whether it runs in
-process or in an actor.
+`Observers` is what a worker hosts. It builds networks when a task first needs them (fixed ones,
+random or trained; networks of the model pool; the fresh network of one step), keeps those that will
+be used again, and computes gradients and statistics with them. It is a plain class, independent of
+whether it runs in process or in an actor.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import (
     Augment,
     DatasetInfo,
-    Lengths,
-    Measuring,
     Observer,
+    ResolvedKinds,
     States,
+    StatisticAccumulator,
     measure_together,
     unchanged,
 )
@@ -54,7 +54,7 @@ from rayd.transfer import send, upload
 
 
 @dataclass(frozen=True, eq=False)
-class _Sampled:
+class _DeviceBatch:
     """A real mini-batch on the device."""
 
     images: Tensor
@@ -62,16 +62,19 @@ class _Sampled:
     labels: Tensor
     """Class indices (N,)."""
     augment: Augment
-    """Through which the images are seen."""
+    """The augmentation of the images."""
 
 
 class Observers:
-    """The observers of one worker, answering work items. Every answer depends on the item alone."""
+    """The networks of one worker. Every result depends on its task alone.
+
+    Args:
+        recipe: the run.
+        facts: of the data.
+        device: where to compute; None follows the recipe's resources.
+    """
 
     def __init__(self, recipe: Recipe, facts: DatasetInfo, device: torch.device | None = None):
-        """Know the recipe and the facts of the data; make nothing yet. Without a device, compute
-        where the resources say.
-        """
         self._recipe = recipe
         self._facts = facts
         self._method = build(recipe)
@@ -81,12 +84,18 @@ class Observers:
             group: augmentation(recipe.network_group(group).augmentation)
             for group in self._method.groups
         }
-        self._kept: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
-        self._trainees = ModelPoolTrainer(recipe, facts.shape, facts.classes, self._device)
         self._class_counts = torch.tensor(facts.class_counts)
-        self._pursuer: TrajectoryWorker | None = None
+        self._model_pool_trainer = ModelPoolTrainer(
+            recipe, facts.shape, facts.classes, self._device
+        )
+        self._trajectory_worker: TrajectoryWorker | None = None
+        # one network per architecture, with the key of the weights that it has now
+        self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
+        # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
-        self._lengths: dict[tuple[NetworkId, str], Lengths] = {}
+        # by network and key of the images that they were resolved on
+        self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
+        # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
         self._replicas: dict[str, SyntheticSet] = {}
 
@@ -96,35 +105,42 @@ class Observers:
         shard: ObjectRef,
         lean: bool = False,
     ) -> list[States]:
-        """Statistics of one shard of the real data, seen by observers of a panel, for whom streamed
-        images are decoded once.
+        """Statistics of one shard of the real data by several networks of a group.
 
-        See `Observer.measure`.
+        Streamed images are decoded once for all of them; see `Observer.measure`.
 
         Args:
-            team: who looks, its trained weights, and the `RealBatch` that needs look at first, the
-                same for all shards.
+            team: the networks, each with its trained weights and the `RealBatch` on which
+                statistics are resolved, the same for all shards.
             shard: a `RealBatch`.
-            lean: leave out what is the same for all shards.
+            lean: omit tensors that are equal for all shards.
         """
         images, labels = shard.get()
-        settings = self._recipe.network_group(team[0][0].group)
-        looking = []
+        group = team[0][0].group
+        settings = self._recipe.network_group(group)
+        accumulators = []
         for network_id, weights, first in team:
             observer = self._fixed_observer(network_id, weights, settings.precision)
             augment = self._fixed_augment(network_id)
             draws = partial(self._fixed_draws, network_id)
-            if first is not None and (found := (network_id, first.key)) not in self._lengths:
-                self._lengths[found] = observer.lengths(first.get(), settings.batch_size, augment)
-            lengths = self._lengths[network_id, first.key] if first is not None else None
-            looking.append(Measuring(observer, labels, augment, draws, lengths))
+            resolved = None
+            if first is not None:
+                key = (network_id, first.key)
+                if key not in self._resolved:
+                    self._resolved[key] = observer.resolve(
+                        first.get(), settings.batch_size, augment
+                    )
+                resolved = self._resolved[key]
+            accumulators.append(StatisticAccumulator(observer, labels, augment, draws, resolved))
         with devices.convolutions(self._device, settings.precision):
-            seen = measure_together(looking, images, settings.batch_size)
-        for need in self._method.needs(team[0][0].group) if lean else ():
-            for state in (state for states in seen for state in states[need.key]):
-                for name in need.kind.statistic.constant:
-                    del state[name]
-        return seen
+            results = measure_together(accumulators, images, settings.batch_size)
+        if lean:
+            for spec in self._method.needs(group):
+                for states in results:
+                    for state in states[spec.key]:
+                        for name in spec.kind.statistic.constant:
+                            del state[name]
+        return results
 
     def measuring(
         self,
@@ -132,7 +148,7 @@ class Observers:
         shard: ObjectRef,
         lean: bool = False,
     ) -> Iterator[list[States]]:
-        """The same as the only event of a stream."""
+        """The result of `measure` as the only event of a stream."""
         yield self.measure(team, shard, lean)
 
     def measure_alone(
@@ -142,18 +158,18 @@ class Observers:
         shard: ObjectRef,
         first: ObjectRef | None = None,
     ) -> States:
-        """Statistics of a `RealBatch` with rows for all classes, seen by one observer."""
+        """Statistics of a `RealBatch` by one network, with rows for all classes."""
         (states,) = self.measure(((network_id, weights, first),), shard)
         labels = torch.tensor(shard.get()[1])
-        return {
-            need.key: [
-                need.spread((need.kind.statistic.from_state(state),), labels, self._facts.classes)[
-                    0
-                ].state()
-                for state in states[need.key]
-            ]
-            for need in self._method.needs(network_id.group)
-        }
+        result: States = {}
+        for spec in self._method.needs(network_id.group):
+            layers = []
+            for state in states[spec.key]:
+                part = spec.kind.statistic.from_state(state)
+                (whole,) = spec.spread((part,), labels, self._facts.classes)
+                layers.append(whole.state())
+            result[spec.key] = layers
+        return result
 
     def record(
         self,
@@ -162,122 +178,117 @@ class Observers:
         batch: ObjectRef,
         need: StatisticSpec,
     ) -> tuple[list[str], tuple[Statistic, ...]]:
-        """Names of the layers that a need listens to, and its statistics of images as they are.
+        """A statistic of images without augmentation, and the names of its layers.
 
         Args:
-            network_id: who looks.
+            network_id: which network.
             weights: its trained weights.
             batch: network inputs (N, C, H, W) and class indices (N,).
             need: which statistic.
         """
         images, labels = batch.get()
-        observer = self._fixed_observer(
-            network_id, weights, self._recipe.network_group(network_id.group).precision
-        )
         settings = self._recipe.network_group(network_id.group)
+        observer = self._fixed_observer(network_id, weights, settings.precision)
         with devices.convolutions(self._device, settings.precision):
             return observer.layers(need), observer.record(images, labels, need, settings.batch_size)
 
     def compute(
-        self, asked: GradientTask | TrainTask | TrajectoryTask
+        self, task: GradientTask | TrainTask | TrajectoryTask
     ) -> GradientResult | TrainResult | TrajectoryResult:
-        """Work of a step: the gradient that one observer or one student gives, or the training of a
-        network of the queue.
-        """
+        """Compute a task of a step: a gradient, or the training of a network of the model pool."""
         with devices.convolutions(self._device, self._recipe.synthesis.precision):
-            if isinstance(asked, TrajectoryTask):
-                return self._pursued(asked)
-            if isinstance(asked, TrainTask):
-                return self._trainees.grow(asked, self._supply(asked))
-            return self.gradient(asked)
+            if isinstance(task, TrajectoryTask):
+                return self._match_trajectory(task)
+            if isinstance(task, TrainTask):
+                return self._model_pool_trainer.train(task, self._training_batches(task))
+            return self.gradient(task)
 
-    def _supply(self, growth: TrainTask) -> Batches:
-        """The images that a network of the queue is trained on."""
-        if growth.train is None:
-            if growth.template is None or growth.parameters is None:
-                raise RuntimeError("No images came to train on.")
-            made, classes = (
-                one.detach()
-                for one in self._follow(growth.template, "now", growth.parameters).batch()
+    def _training_batches(self, task: TrainTask) -> Batches:
+        """The images that a network of the model pool is trained on."""
+        if task.train is None:
+            if task.template is None or task.parameters is None:
+                raise RuntimeError("A task of the model pool must come with images.")
+            replica = self._replica(task.template, "now", task.parameters)
+            made, classes = (tensor.detach() for tensor in replica.batch())
+
+            def synthetic_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+                index = upload(rows, made.device)
+                return made[index], classes[index]
+
+            return Batches(len(made), synthetic_batch)
+        images, labels = task.train.get()
+
+        def real_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+            pixels = upload(torch.tensor(images[rows.numpy()]), self._device)
+            targets = upload(torch.tensor(labels[rows.numpy()]), self._device)
+            return self._facts.normalization(pixels), targets
+
+        return Batches(len(labels), real_batch)
+
+    def _match_trajectory(self, task: TrajectoryTask) -> TrajectoryResult:
+        if self._trajectory_worker is None:
+            objective = self._method.following
+            assert objective is not None
+            self._trajectory_worker = TrajectoryWorker(
+                self._recipe, objective, self._facts.shape, self._facts.classes, self._device
             )
-
-            def of_synthetic(rows: Tensor) -> tuple[Tensor, Tensor]:
-                there = upload(rows, made.device)
-                return made[there], classes[there]
-
-            return Batches(len(made), of_synthetic)
-        images, labels = growth.train.get()
-
-        def of_real(rows: Tensor) -> tuple[Tensor, Tensor]:
-            pixels = torch.tensor(images[rows.numpy()])
-            numbers = torch.tensor(labels[rows.numpy()])
-            return self._facts.normalization(upload(pixels, self._device)), upload(
-                numbers, self._device
-            )
-
-        return Batches(len(labels), of_real)
-
-    def _pursued(self, asked: TrajectoryTask) -> TrajectoryResult:
-        if self._pursuer is None:
-            following = self._method.following
-            assert following is not None
-            self._pursuer = TrajectoryWorker(
-                self._recipe, following, self._facts.shape, self._facts.classes, self._device
-            )
-        replica = self._follow(asked.template, "now", asked.parameters)
+        replica = self._replica(task.template, "now", task.parameters)
         assert isinstance(replica, WithLearnedStepSize)
-        return self._pursuer.answer(asked, replica)
+        return self._trajectory_worker.run(task, replica)
 
-    def gradient(self, asked: GradientTask) -> GradientResult:
-        """Values of the terms, and the objective's gradient by parameter of the synthetic set, for
-        one observer of one step.
-        """
-        replica = self._follow(asked.template, "now", asked.parameters)
+    def gradient(self, task: GradientTask) -> GradientResult:
+        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
+        group = task.network_id.group
+        replica = self._replica(task.template, "now", task.parameters)
         images, labels = replica.batch()
-        view = self._view(asked, len(images))
-        observer, fixed = self._asked(asked)
+        view = self._view(task, len(images))
+        observer, fixed = self._observer_of(task)
+
+        # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
-        sampled = self._sampled(asked, fixed, drawn)
-        augment = fixed or self._by_class(asked, self._classes(labels), drawn)
-        terms = self._method.terms_of(asked.network_id.group)
+        real_batch = self._real_batch(task, fixed, drawn)
+        augment = fixed or self._by_class(task, self._classes(labels), drawn)
+        terms = self._method.terms_of(group)
         batch = None
-        if sampled is not None and self._method.needs_batch(asked.network_id.group):
-            size = self._recipe.network_group(asked.network_id.group).batch_size
-            batch = observer.batch(sampled.images, sampled.labels, size, sampled.augment)
-        before: Memory = asked.memory.get()
-        memory: Memory = {
-            term.name: dict(before.get(term.name) or before.get(term.former_name, {}))
-            for term in terms
-        }
+        if real_batch is not None and self._method.needs_batch(group):
+            size = self._recipe.network_group(group).batch_size
+            batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
+        before: Memory = task.memory.get()
+        memory: Memory = {}
+        for term in terms:
+            # checkpoints of earlier versions have the former names of terms
+            known = before.get(term.name) or before.get(term.former_name, {})
+            memory[term.name] = dict(known)
+
+        def draws(purpose: str) -> torch.Generator:
+            return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
         def average_logits() -> Tensor:
-            if asked.average is None:
-                raise RuntimeError("No moving average came with the question.")
-            averaged = self._follow(asked.template, "average", asked.average).batch()[0]
+            if task.average is None:
+                raise RuntimeError("The task came without a moving average.")
+            averaged = self._replica(task.template, "average", task.average).batch()[0]
             with torch.no_grad():
                 return observer.logits(augment(view(averaged), ALL))
 
         contexts = {
             term.name: Context(
-                lambda purpose: seeding.generator(
-                    self._recipe.seed, purpose, asked.block, asked.step, asked.slot
-                ),
-                memory[term.name],
-                average_logits,
-                asked.accuracy,
-                asked.step / self._recipe.synthesis.steps,
-                asked.block,
-                asked.blocks,
-                self._class_counts,
-                observer.network,
-                batch,
+                generator=draws,
+                memory=memory[term.name],
+                average_logits=average_logits,
+                accuracy=task.accuracy,
+                progress=task.step / self._recipe.synthesis.steps,
+                block=task.block,
+                blocks=task.blocks,
+                class_counts=self._class_counts,
+                network=observer.network,
+                batch=batch,
             )
             for term in terms
         }
-        real = self._real_side(asked, observer, sampled)
+        real = self._real_statistics(task, observer, real_batch)
         loss, values = observer.compare(real, view(images), labels, contexts, augment)
         names, tensors = zip(*replica.named_parameters(), strict=True)
-        # a step size that is learned beside the images is nothing to them
+        # a learned step size does not affect the images: its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
         return GradientResult(
             values={"loss": loss.detach(), **values},
@@ -285,116 +296,115 @@ class Observers:
             memory=memory,
         )
 
-    def _asked(self, asked: GradientTask) -> tuple[Observer, Augment | None]:
-        """The observer that a question is for, and the augmentation through which it looks; None if
-        each class has its own.
-        """
-        network_id = asked.network_id
-        precision = self._recipe.synthesis.precision
-        queue = self._recipe.observers.model_pool
+    def _observer_of(self, task: GradientTask) -> tuple[Observer, Augment | None]:
+        """The network of a task and its augmentation; None if it is drawn for each class."""
+        network_id = task.network_id
         drawn = None if self._augmentations[network_id.group].operations else unchanged
         if (
             network_id.group == "classifiers"
             or self._recipe.real == "measured"
             or self._recipe.observers.trained
         ):
-            measured = self._recipe.real == "measured" and self._method.needs(network_id.group)
-            return self._fixed_observer(network_id, asked.weights, precision), self._fixed_augment(
-                network_id
-            ) if measured else drawn
-        if queue is not None:
-            return self._grown(network_id, asked.weights), drawn
-        seed = seeding.derive(self._recipe.seed, "fresh observer", asked.step, asked.slot)
-        return self._changing(
+            precision = self._recipe.synthesis.precision
+            observer = self._fixed_observer(network_id, task.weights, precision)
+            if self._recipe.real == "measured" and self._method.needs(network_id.group):
+                # the augmentation through which the real images were measured
+                return observer, self._fixed_augment(network_id)
+            return observer, drawn
+        if self._recipe.observers.model_pool is not None:
+            return self._pool_observer(network_id, task.weights), drawn
+        seed = seeding.derive(self._recipe.seed, "fresh observer", task.step, task.slot)
+        observer = self._reloaded_observer(
             network_id, str(seed), lambda: self._untrained(network_id, seed)
-        ), drawn
+        )
+        return observer, drawn
 
-    def _grown(self, network_id: NetworkId, weights: ObjectRef | None) -> Observer:
-        """A network of the queue."""
+    def _pool_observer(self, network_id: NetworkId, weights: ObjectRef | None) -> Observer:
+        """A network of the model pool."""
         seed = initial_seed(self._recipe, network_id)
         key = weights.key if weights is not None else network_id.label
-        return self._changing(
+        return self._reloaded_observer(
             network_id, key, lambda: self._network(network_id, weights, seed=seed), weights
         )
 
-    def _changing(
+    def _reloaded_observer(
         self,
         network_id: NetworkId,
         key: str,
         build: Callable[[], nn.Module],
         weights: ObjectRef | None = None,
     ) -> Observer:
-        """An observer that is kept for an architecture, while its weights are others at every step.
+        """An observer that is kept for its architecture and gets new weights at every step.
 
         Args:
-            network_id: who looks.
-            key: of the weights; those that the observer has already are not made again.
-            build: makes the network with these weights, on the CPU.
-            weights: the state of that network, where it is known without building it.
+            network_id: which network.
+            key: of the weights; they are not loaded again while it stays the same.
+            build: builds the network with these weights, on the CPU.
+            weights: its state, where that is known without building it.
         """
-        place = network_id.group, network_id.architecture
-        if place not in self._kept:
+        kind = network_id.group, network_id.architecture
+        if kind not in self._reloaded:
             observer = self._observer(build(), self._recipe.synthesis.precision, network_id.group)
-            self._kept[place] = key, observer
-        known, observer = self._kept[place]
+            self._reloaded[kind] = key, observer
+        known, observer = self._reloaded[kind]
         if known != key:
             observer.load(weights.get() if weights is not None else build().state_dict())
-            self._kept[place] = key, observer
+            self._reloaded[kind] = key, observer
         return observer
 
     def _untrained(self, network_id: NetworkId, seed: int) -> nn.Module:
-        """A network with random weights, on the CPU; those that normalise by the batch do so."""
+        """A network with random weights, on the CPU; batch normalisation stays in training mode."""
         network = networks.build(
             network_id.architecture, self._facts.shape, self._facts.classes, seed=seed
         )
         return network if networks.uses_batch_statistics(network) else network.eval()
 
-    def _sampled(
-        self, asked: GradientTask, fixed: Augment | None, drawn: dict[int, Sequence[Operation]]
-    ) -> _Sampled | None:
-        """The real mini-batch of a question; None where there is none."""
-        if asked.real is None or self._recipe.real == "measured":
+    def _real_batch(
+        self, task: GradientTask, fixed: Augment | None, drawn: dict[int, Sequence[Operation]]
+    ) -> _DeviceBatch | None:
+        """The real mini-batch of a task; None where statistics were measured before."""
+        if task.real is None or self._recipe.real == "measured":
             return None
-        pixels, classes = (torch.tensor(array) for array in asked.real.get())
+        pixels, classes = (torch.tensor(array) for array in task.real.get())
         images, labels = send((pixels, classes), self._device)
         known_on_host(labels, classes)
-        augment = fixed or self._by_class(asked, classes, drawn)
-        return _Sampled(self._facts.normalization(images), labels, augment)
+        augment = fixed or self._by_class(task, classes, drawn)
+        return _DeviceBatch(self._facts.normalization(images), labels, augment)
 
-    def _real_side(
-        self, asked: GradientTask, observer: Observer, sampled: _Sampled | None
+    def _real_statistics(
+        self, task: GradientTask, observer: Observer, batch: _DeviceBatch | None
     ) -> RealStatistics:
-        """Statistics of the real images, as the observer sees them."""
-        if asked.real is None or not self._method.needs(asked.network_id.group):
+        """Statistics of the real images: measured before, or those of the mini-batch."""
+        group = task.network_id.group
+        if task.real is None or not self._method.needs(group):
             return {}
-        if sampled is None:
-            return self._measured(asked.real, asked.network_id.group)
-        batch_size = self._recipe.network_group(asked.network_id.group).batch_size
-        draws = partial(self._drawn, asked)
-        return observer.sample(sampled.images, sampled.labels, batch_size, sampled.augment, draws)
+        if batch is None:
+            return self._measured_statistics(task.real, group)
+        batch_size = self._recipe.network_group(group).batch_size
+        draws = partial(self._step_draws, task)
+        return observer.sample(batch.images, batch.labels, batch_size, batch.augment, draws)
 
-    def _drawn(self, asked: GradientTask, need: StatisticSpec) -> torch.Generator:
-        return seeding.generator(
-            self._recipe.seed, f"frequencies {need.key}", asked.step, asked.slot
-        )
+    def _step_draws(self, task: GradientTask, spec: StatisticSpec) -> torch.Generator:
+        """Draws of frequencies for one step."""
+        return seeding.generator(self._recipe.seed, f"frequencies {spec.key}", task.step, task.slot)
 
-    def _fixed_draws(self, network_id: NetworkId, need: StatisticSpec) -> torch.Generator:
-        """The draws that a measured observer keeps for good."""
+    def _fixed_draws(self, network_id: NetworkId, spec: StatisticSpec) -> torch.Generator:
+        """Draws of frequencies for all steps of a network, independent of the run's seed."""
         seed = self._recipe.network_group(network_id.group).seed
         return seeding.generator(
-            seed, f"frequencies {need.key} {network_id.architecture.label}", network_id.index
+            seed, f"frequencies {spec.key} {network_id.architecture.label}", network_id.index
         )
 
-    def _view(self, asked: GradientTask, count: int) -> Callable[[Tensor], Tensor]:
-        """The random view through which an observer sees the synthetic images of a step."""
+    def _view(self, task: GradientTask, count: int) -> Callable[[Tensor], Tensor]:
+        """The random transform of the synthetic images in a step."""
         settings = self._recipe.synthesis
         (_, height, width) = self._facts.shape
         draws = seeding.generator(
-            self._recipe.seed, "synthetic view", asked.block, asked.step, asked.slot
+            self._recipe.seed, "synthetic view", task.block, task.step, task.slot
         )
         least = None
         if settings.transform.crop is not None:
-            progress = asked.step / settings.steps
+            progress = task.step / settings.steps
             least = schedules.crop_floor(
                 settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end
             )
@@ -404,28 +414,27 @@ class Observers:
     def _fixed_observer(
         self, network_id: NetworkId, weights: ObjectRef | None, precision: str
     ) -> Observer:
+        """A fixed network, built when it is first needed in a precision."""
         if (network_id, precision) not in self._fixed:
-            place = (
-                self._place(network_id)
-                if weights is not None and self._recipe.network_group(network_id.group).interpolate
-                else 0.0
-            )
-            network = self._network(network_id, weights, place)
+            initial = 0.0
+            if weights is not None and self._recipe.network_group(network_id.group).interpolate:
+                initial = self._interpolation(network_id)
+            network = self._network(network_id, weights, initial)
             self._fixed[network_id, precision] = self._observer(
                 network, precision, network_id.group
             )
         return self._fixed[network_id, precision]
 
     def _fixed_augment(self, network_id: NetworkId) -> Augment:
-        """The draw of the augmentation that a measured observer keeps for good."""
+        """The fixed draw of the augmentation of all real images of a network."""
         _, height, width = self._facts.shape
         draws = seeding.generator(
             self._recipe.network_group(network_id.group).seed, "pool augmentation", network_id.index
         )
         return partial(_apply, self._augmentations[network_id.group].draw(draws, 1, height, width))
 
-    def _place(self, network_id: NetworkId) -> float:
-        """Where a member stands between its trained weights, 0, and its initial ones, 1."""
+    def _interpolation(self, network_id: NetworkId) -> float:
+        """Position of a network between its trained weights, 0, and its initial ones, 1."""
         seed = self._recipe.network_group(network_id.group).seed
         draws = seeding.generator(
             seed, f"interpolation {network_id.architecture.label}", network_id.index
@@ -439,12 +448,19 @@ class Observers:
         initial: float = 0.0,
         seed: int | None = None,
     ) -> nn.Module:
-        """A member's network; `initial` is the share of its initial weights, drawn from `seed` or
-        the member's own.
+        """A network in evaluation mode, on the CPU.
+
+        Args:
+            network_id: which network.
+            weights: its trained weights; None leaves the initial ones.
+            initial: share of the initial weights in a linear interpolation.
+            seed: of the initial weights; None uses the network's own.
         """
-        first = network_id.seed(self._recipe) if seed is None else seed
         network = networks.build(
-            network_id.architecture, self._facts.shape, self._facts.classes, seed=first
+            network_id.architecture,
+            self._facts.shape,
+            self._facts.classes,
+            seed=network_id.seed(self._recipe) if seed is None else seed,
         )
         if weights is not None:
             state = weights.get()
@@ -461,32 +477,40 @@ class Observers:
     def _observer(self, network: nn.Module, precision: str, group: NetworkGroup) -> Observer:
         return Observer(network, self._method, self._facts, self._device, precision, group)
 
-    def _follow(self, template: ObjectRef, which: str, parameters: ObjectRef) -> SyntheticSet:
-        """The replica of a block, now or on average, with these parameters."""
+    def _replica(self, template: ObjectRef, which: str, parameters: ObjectRef) -> SyntheticSet:
+        """A copy of a block of the synthetic set with these parameters.
+
+        Args:
+            template: state of the block at the start.
+            which: `now` or `average`; a copy is kept for each.
+            parameters: to be assigned.
+        """
         key = f"{template.key} {which}"
         if key not in self._replicas:
+            # a worker computes one block at a time: copies of earlier ones only take memory
             for old in [name for name in self._replicas if not name.startswith(template.key)]:
                 del self._replicas[old]
-            self._replicas[key] = synthetic.restore(self._recipe.synthetic, template.get()).to(
-                self._device
-            )
+            replica = synthetic.restore(self._recipe.synthetic, template.get())
+            self._replicas[key] = replica.to(self._device)
         self._replicas[key].assign(parameters.get())
         return self._replicas[key]
 
-    def _measured(self, real: ObjectRef, group: NetworkGroup) -> RealStatistics:
+    def _measured_statistics(self, real: ObjectRef, group: NetworkGroup) -> RealStatistics:
+        """Measured statistics on the device, in working precision."""
         if real.key not in self._real:
             states: States = real.get()
-            self._real[real.key] = {
-                need: tuple(
-                    need.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
-                    for state in states[need.key]
+            statistics = {}
+            for spec in self._method.needs(group):
+                # to float32 before they reach the device: MPS has no float64
+                statistics[spec] = tuple(
+                    spec.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
+                    for state in states[spec.key]
                 )
-                for need in self._method.needs(group)
-            }
+            self._real[real.key] = statistics
         return self._real[real.key]
 
     def _by_class(
-        self, asked: GradientTask, classes: Tensor, drawn: dict[int, Sequence[Operation]]
+        self, task: GradientTask, classes: Tensor, drawn: dict[int, Sequence[Operation]]
     ) -> Augment:
         """The augmentation of a batch of classes (N,), on the CPU, as in the released code of DM.
 
@@ -494,23 +518,24 @@ class Observers:
         share.
 
         Args:
-            asked: whose step and slot are drawn for.
+            task: the network, step and slot.
             classes: of the images.
-            drawn: what was drawn for a class before; what is missing is added.
+            drawn: operations by class; those that are missing are drawn and added.
         """
-        strategy = self._augmentations[asked.network_id.group]
+        strategy = self._augmentations[task.network_id.group]
         _, height, width = self._facts.shape
         for label in np.unique(classes.numpy()).tolist():
             if label not in drawn:
                 draws = seeding.generator(
-                    self._recipe.seed, "siamese augmentation", asked.step, asked.slot, label
+                    self._recipe.seed, "siamese augmentation", task.step, task.slot, label
                 )
                 drawn[label] = strategy.draw(draws, 1, height, width)
         return ByClass(drawn, classes, self._device)
 
     def _classes(self, labels: Tensor) -> Tensor:
-        """Classes (N,) of the synthetic images, on the CPU; the device is waited for once, or where
-        labels are learned.
+        """Classes (N,) of the synthetic images, on the CPU.
+
+        Waits for the device once, or every time where labels are learned.
         """
         if labels.is_floating_point():
             return labels.detach().argmax(1).cpu()

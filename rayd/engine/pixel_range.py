@@ -1,9 +1,8 @@
-"""A warning about synthetic images whose pixels have left the range of real ones by far.
+"""A warning about synthetic images whose pixels are far outside the range of real ones.
 
-Matching through networks with instance normalisation does not see the scale of an image, so that
-step sizes that are too large end in pixels hundreds of times out of range. Such images train the
-networks they were made with, and may train others badly; nobody can look at them or store them as
-images.
+Networks with instance normalisation are invariant to the scale of an image, so step sizes that are
+too large can lead to pixels hundreds of times out of range. Such images train the architecture that
+they were made with, may train others badly, and cannot be viewed or stored as images.
 """
 
 from __future__ import annotations
@@ -12,19 +11,16 @@ from rayd.config import Recipe
 from rayd.distilled import Distilled
 
 FAR = 2.0
-"""Widths of the data's range by which a pixel must lie outside of it to count."""
+"""Distance of a pixel from the data's range, in widths of the range, from which on it counts."""
 SHARE = 0.05
-"""Share of such pixels from which on a set is warned about; sets that DM learns from digits have
-none.
-"""
+"""Share of such pixels from which on there is a warning; sets learned by DM have none."""
 
 
 def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
-    """What to say of a set whose pixels are far out of range, and what to try; None if they are
-    not.
+    """A warning about a set whose pixels are far out of range, with a remedy; None otherwise.
 
     Args:
-        recipe: what the set was made by.
+        recipe: of the run that made the set.
         distilled: the set.
     """
     pixels = distilled.normalization.inverse(distilled.images)
@@ -33,9 +29,9 @@ def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
         return None
     outside = ((pixels < 0) | (pixels > 1)).double().mean().item()
     return (
-        f"{outside:.0%} of the distilled pixels are out of the data's range, which is 0 to 1: they run from "
-        f"{pixels.min().item():.3g} to {pixels.max().item():.3g}, which networks with instance normalisation do not "
-        f"notice and others do; {_remedy(recipe)}."
+        f"{outside:.0%} of the distilled pixels are out of the data's range, which is 0 to 1: they "
+        f"run from {pixels.min().item():.3g} to {pixels.max().item():.3g}, which networks with "
+        f"instance normalisation do not notice and others do; {_remedy(recipe)}."
     )
 
 

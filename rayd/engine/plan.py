@@ -1,9 +1,8 @@
-"""What a run would do: work, what is cached, time, memory and disk, stage by stage, without doing
-it and without decoding data.
+"""Plan of a run: work, cached results, time, memory and disk by stage, without decoding data.
 
-Times are counted operations (`rayd.engine.costs`) times what such operations take on this machine
-(`rayd.engine.speeds`). A cluster's workers may be faster or slower, and `workers` divide the work
-items that can go side by side.
+Times are counted operations (`rayd.engine.costs`) times the duration of such operations on this
+machine (`rayd.engine.speeds`). Workers of a cluster may be faster or slower; the time of tasks that
+can run in parallel is divided by the number of workers.
 """
 
 from __future__ import annotations
@@ -44,42 +43,41 @@ from rayd.training.judging import TEST_BATCH
 
 DAY = 24 * 3600.0
 DOMINANT = 0.3
-"""Share of the time from which on a part of the work is named as what it is spent on."""
+"""Share of the time from which on a part of the work is named in a remark."""
 DECODED = 16
-"""Streamed images of which the decoding is timed."""
+"""Number of streamed images whose decoding is timed."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage."""
+    """The plan of one stage."""
 
     stage: str
-    """Its name."""
+    """Name of the stage."""
     work: str
-    """What would be done."""
+    """The work, in words."""
     cached: str
-    """What need not be done."""
+    """Its cached part, in words."""
     seconds: float
-    """Wall-clock time that the rest takes."""
+    """Wall-clock time of the part that is not cached."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that has not begun."""
+    """The plan of a run."""
 
     recipe: str
-    """Its name."""
+    """Name of the recipe."""
     data: str
     """The real data."""
     stages: tuple[StagePlan, ...]
     """The stages, in order."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes by what holds them; `step` is what a worker's backward pass keeps."""
+    """Bytes by purpose; `step` are the tensors saved for a worker's backward pass."""
     disk: dict[str, int] = field(default_factory=dict)
-    """Bytes by what is written."""
+    """Bytes by kind of file."""
     remarks: tuple[str, ...] = ()
-    """Sentences: what takes most of the time and which settings change it, and whatever else must
-    be known."""
+    """Sentences about the slowest part, the settings that change it, and other caveats."""
 
     @property
     def seconds(self) -> float:
@@ -87,11 +85,11 @@ class Plan:
         return sum(stage.seconds for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as a JSON-able mapping; sizes in bytes, times in seconds."""
+        """A JSON-able mapping; sizes in bytes, times in seconds."""
         return {**asdict(self), "seconds": self.seconds}
 
     def text(self) -> str:
-        """The plan for people."""
+        """A table for the terminal."""
         lines = [f"{self.recipe} on {self.data}", ""]
         for stage in self.stages:
             lines.append(
@@ -114,17 +112,17 @@ def plan(
     progress: Progress | None = None,
     calibrate: bool = False,
 ) -> Plan:
-    """Plan a run; refuses what the run itself would refuse.
+    """Plan a run; raises the errors that the run itself would raise at its start.
 
     Args:
         recipe: the run.
-        data_root: where named data are looked for first; a known set may be nowhere.
+        data_root: where named data are searched first; a known data set may be missing.
         cache: root of the store that runs share.
-        progress: where it is said that speeds are being measured.
-        calibrate: measure speeds anew that are known.
+        progress: reports that speeds are being measured.
+        calibrate: measure speeds again that are known.
 
     Raises:
-        RaydError: as `distill` would.
+        RaydError: as `distill` does.
     """
     with uncompiled():
         return _planned(recipe, data_root, cache, progress or Progress(), calibrate)
@@ -137,7 +135,7 @@ def _planned(
     outline = load_outline(recipe.data, data_root, cache)
     data = outline.data
     with Counting():
-        # networks are built without their values
+        # networks are built without values: see `rayd.engine.counting`
         preflight(recipe, data)
     recipe = arithmetic.choose(recipe, data.shape).recipe
     job = Job(recipe, data, Store(cache))
@@ -168,35 +166,33 @@ def _planned(
 
 
 def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[str, float]:
-    """Seconds of each stage of a run that is about to begin.
+    """Seconds of each stage of a run.
 
     Args:
         job: the run.
-        speeds: of the machine; they are measured if they are not known and the run is long.
-        long: seconds from which on it is.
-        budget: seconds of measuring.
+        speeds: of the machine; measured if they are unknown and the run is long.
+        long: seconds from which on a run is long.
+        budget: seconds spent on measuring speeds.
     """
     data = job.data
     stages = _Work(job, Outline(data, True, True)).stages()
     decoding = _seconds_to_decode(data.train) if data.train.streamed else 0.0
 
-    def priced() -> dict[str, float]:
+    def by_stage() -> dict[str, float]:
         return {
             stage.name: sum(_seconds(part, speeds, decoding) for part in stage.parts)
             for stage in stages
         }
 
-    found = priced()
-    if not speeds.measured and sum(found.values()) > long:
+    seconds = by_stage()
+    if not speeds.measured and sum(seconds.values()) > long:
         speeds.calibrate([part.count for stage in stages for part in stage.parts], budget)
-        found = priced()
-    return found
+        seconds = by_stage()
+    return seconds
 
 
 def _device(recipe: Recipe, local: Recipe) -> torch.device:
-    """Where the work is done, if this machine has such a device; workers that reserve GPUs may be
-    elsewhere.
-    """
+    """The device of the run, or the nearest of this machine: GPUs of workers may be elsewhere."""
     if recipe.resources.workers > 0 and recipe.resources.gpus_per_worker == 0:
         return torch.device("cpu")
     return devices.choose(local.resources)
@@ -210,11 +206,14 @@ def _data_words(outline: Outline) -> str:
     data = outline.data
     shape = "x".join(map(str, data.shape))
     streamed = ", streamed" if data.train.streamed else ""
-    return f"{data.name} ({len(data.train):,} training images of {shape}, {data.classes} classes{streamed})"
+    return (
+        f"{data.name} ({len(data.train):,} training images of {shape}, "
+        f"{data.classes} classes{streamed})"
+    )
 
 
 class _Work:
-    """The stages of a run, and the memory and disk that they need."""
+    """Costs of the stages of a run, and the memory and disk that they need."""
 
     def __init__(self, job: Job, outline: Outline):
         self.job = job
@@ -247,11 +246,11 @@ class _Work:
         count = sum(len(split) for split in splits if split is not None)
         what = f"the first pass over {count:,} images"
         part = Part(what, "data.image_size", Count(), decoded=count)
-        work = f"{count:,} images are decoded once, to know them"
+        work = f"{count:,} images are decoded once, to survey them"
         return StageCost("read", work, "not cached", (part,))
 
     def memory(self) -> dict[str, int]:
-        """Bytes by what holds them."""
+        """Bytes of memory by purpose."""
         return {
             "data": self._data_bytes(),
             "measured statistics": self._statistic_bytes(),
@@ -259,7 +258,7 @@ class _Work:
         }
 
     def _step_bytes(self) -> float:
-        """Tensors that are kept for the backward pass of a step."""
+        """Bytes of the tensors that are saved for the backward pass of a step."""
         if self.recipe.synthesis.steps == 0:
             return 0.0
         step, _ = self.costs.step()
@@ -269,7 +268,7 @@ class _Work:
         return max(step.saved_bytes, size)
 
     def disk(self) -> dict[str, int]:
-        """Bytes by what is written."""
+        """Bytes of disk by kind of file."""
         recipe = self.recipe
         with Counting():
             set_bytes = sum(tensor.nbytes for tensor in self.costs.start().state_dict().values())
@@ -287,9 +286,7 @@ class _Work:
         }
 
     def _data_bytes(self) -> int:
-        """Decoded images: all of them, or those that a worker holds at a time where they are
-        streamed.
-        """
+        """Bytes of decoded images: all, or those that a worker holds at a time if streamed."""
         recipe = self.recipe
         data = self.data
         splits = [split for split in (data.train, data.validation, data.test) if split is not None]
@@ -303,19 +300,22 @@ class _Work:
         )
         drawn = recipe.observers.real_batch * data.classes if recipe.real == "sampled" else 0
         scored = recipe.synthetic.candidates if recipe.synthetic.init == "rded" else 0
-        # besides those decoded ahead, one batch is in use and one on its way
+        # besides the batches decoded ahead, one is in use and one being decoded
         held = max((READ_AHEAD + 2) * batch, drawn, scored)
         return max(min(held, len(split)) * split.images.nbytes // len(split) for split in splits)
 
-    def _statistic_bytes(self, absent: list[NetworkId] | None = None) -> int:
-        """Of all who are measured, or of those that are absent from the store."""
+    def _statistic_bytes(self, missing: list[NetworkId] | None = None) -> int:
+        """Bytes of the statistics of all networks, or of those that are missing from the store."""
         if self.recipe.synthesis.steps == 0:
             return 0
         _, sizes = self.costs.step()
         total = 0
         for group, size in sizes.items():
             settings = self.recipe.network_group(group)
-            count = settings.count if absent is None else sum(one.group == group for one in absent)
+            count = settings.count
+            if missing is not None:
+                count = sum(network_id.group == group for network_id in missing)
+            # `size` is that of one network of each architecture
             total += size * count // len(settings.networks)
         return total
 
@@ -327,7 +327,7 @@ class _Work:
         return {"experts": len(Experts(self.job).missing()) * each}
 
     def _label_bytes(self) -> int:
-        """The logits of stored labels; crops and mixes are small beside them."""
+        """Bytes of the logits of stored labels; crops and mixes are negligible."""
         recipe = self.recipe
         if recipe.labels.kind != "stored":
             return 0
@@ -338,13 +338,14 @@ class _Work:
 
 
 def _seconds_to_decode(images: ImageSet) -> float:
-    """Time of one image on its way from file to batch."""
+    """Seconds to read and decode one image."""
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
-    # files are opened by the first image
+    # the first image opens the files
     images.images[rows[:1]]
     began = time.perf_counter()
     used = time.process_time()
     images.images[rows]
+    # the least of both: wall time counts other programs, processor time all threads
     return min(time.perf_counter() - began, time.process_time() - used) / len(rows)
 
 
@@ -355,36 +356,36 @@ def _remarks(
     priced: Mapping[str, Sequence[float]],
     device: torch.device,
 ) -> tuple[str, ...]:
-    """What a reader should know beside the numbers."""
+    """Caveats of the plan, and advice where it takes long."""
     remarks = []
     if not outline.found:
         remarks.append(
-            f"'{recipe.data.name}' is not here: sizes are those of the published set, and nothing is cached."
+            f"'{recipe.data.name}' is not on this machine: sizes are those of the published set, "
+            "and nothing is cached."
         )
     total = sum(map(sum, priced.values()))
-    ranked = sorted(
-        (
-            (seconds, stage, part)
-            for stage in stages
-            for part, seconds in zip(stage.parts, priced[stage.name], strict=True)
-        ),
-        key=lambda one: -one[0],
-    )
+    ranked: list[tuple[float, StageCost, Part]] = []
+    for stage in stages:
+        for part, seconds in zip(stage.parts, priced[stage.name], strict=True):
+            ranked.append((seconds, stage, part))
+    ranked.sort(key=lambda entry: -entry[0])
     if ranked and ranked[0][0] >= DOMINANT * total > 0:
         seconds, stage, part = ranked[0]
         remarks.append(
-            f"{seconds / total:.0%} of the time is {stage.name}: {part.what}. It is proportional to {part.settings}."
+            f"{seconds / total:.0%} of the time is {stage.name}: {part.what}. It is proportional "
+            f"to {part.settings}."
         )
     if device.type == "cpu" and total > DAY:
         remarks.append(
-            f"On the CPU of this machine that is about {duration(total)}: use a GPU (resources.device=cuda, or --workers with "
-            "resources.gpus_per_worker=1), more workers, or a smaller recipe."
+            f"On the CPU of this machine that is about {duration(total)}: use a GPU "
+            "(resources.device=cuda, or --workers with resources.gpus_per_worker=1), more workers, "
+            "or a smaller recipe."
         )
     return tuple(remarks)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Format seconds with a suitable unit."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     if seconds < 5400:

@@ -1,9 +1,9 @@
-"""Groups: the same work items over no, one or many workers.
+"""Worker pools: the same tasks in this process, or on any number of workers.
 
-A group hosts replicas of one plain object and calls its methods. Work items are independent,
-idempotent and keyed by what they are, never by who does them; results come back in the order of the
-items. `LocalPool` runs them in this process, one after another, and needs no Ray;
-`rayd.engine.on_ray.pool.RayPool` runs them on Ray actors. The driver cannot tell which it talks to.
+A pool hosts replicas of one plain object and calls its methods. Tasks are independent and
+idempotent, and their results do not depend on the worker; they are returned in the order of the
+tasks. `LocalPool` runs them in this process, one after another, without Ray;
+`rayd.engine.on_ray.pool.RayPool` runs them on Ray actors behind the same interface.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rayd.config import ResourceSettings
 
 
 class ObjectRef(Protocol):
-    """A value placed once where every worker can reach it. It is read-only."""
+    """A reference to a read-only value that every worker can access."""
 
     @property
     def key(self) -> str:
-        """Tells this value from all others; workers may cache what they derive from it."""
+        """Unique key of the value, under which workers may cache what they derive from it."""
 
     def get(self) -> Any:
-        """The value, in the process that asks."""
+        """The value, in the calling process."""
 
 
 @dataclass(frozen=True)
@@ -44,50 +44,46 @@ class LocalRef:
 
 
 class ActorHandle(Protocol):
-    """One object somewhere, called by method name."""
+    """A handle to an object in another process, called by method name."""
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method and wait for its result."""
 
 
 class TaskStream(Protocol):
-    """Whoever does work items that tell how far they are; a `WorkerPool` is one."""
+    """The part of a `WorkerPool` that stages need."""
 
     def share(self, value: Any) -> ObjectRef:
-        """Place a value once for all workers."""
+        """Store a value once for all workers."""
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Call a generator method for every item; yield (index of the item, event) as events
-        come.
-        """
+        """Call a generator method for every item; yield (index of the item, event) on arrival."""
 
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """Where a replica is, or was when it was last heard of."""
+    """Process and machine of a replica, as last reported."""
 
     role: str
-    """`worker`, or what a hosted object is."""
+    """`worker`, or the kind of a hosted object."""
     pid: int
-    """Its process, 0 before it is first heard of."""
+    """Its process; 0 before its first report."""
     node: str
     """Name and address of its machine."""
     log: str
-    """What its log files on that machine are called, without .out and .err."""
+    """Name of its log files on that machine, without .out and .err."""
     restarts: int = 0
-    """How often it was seen to have been started again."""
+    """Number of restarts that were observed."""
     there: bool = True
-    """Whether it answered, or is at work, since it was last asked."""
+    """Whether it is alive: it answered the last request, or is still working on a task."""
 
 
 class WorkerPool(ABC):
-    """Replicas of one object, and the work items given to them. A context manager: leaving it frees
-    the workers.
-    """
+    """Replicas of one object that compute tasks. A context manager, which frees the workers."""
 
     @abstractmethod
     def share(self, value: Any) -> ObjectRef:
-        """Place a value once for all workers."""
+        """Store a value once for all workers."""
 
     @abstractmethod
     def map(
@@ -95,38 +91,36 @@ class WorkerPool(ABC):
     ) -> Iterator[Any]:
         """Call `method(*item)` for every item; yield the results in the order of the items.
 
-        Items go to whichever worker is free; among the waiting ones a worker takes those of its own
-        affinity first (an item of affinity a belongs to worker a modulo the number of workers),
-        which keeps its caches warm and changes no result.
+        Any free worker takes the next item. It prefers items of its own affinity (an item of
+        affinity a belongs to worker a modulo the number of workers), which keeps its caches warm
+        and changes no result.
 
         Raises:
-            RunError: an item failed for good, or nothing was heard from any worker for too long.
+            RunError: an item failed for good, or no worker answered for too long.
         """
 
     @abstractmethod
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Call a generator method for every item; yield (index of the item, event) as events come.
+        """Call a generator method for every item; yield (index of the item, event) on arrival.
 
-        Items are taken from their iterator when a worker is free for them. An item that was
-        restarted must yield its events again from the first one; each is passed on once.
+        Items are taken from their iterator when a worker is free. A restarted item must yield its
+        events again from the first one; each is passed on once.
         """
 
     @abstractmethod
     def host(self, factory: Callable[..., Any], *arguments: Any) -> ActorHandle:
-        """One more object, `factory(self, *arguments)`, beside the workers and able to call
-        them.
-        """
+        """Host one more object, `factory(self, *arguments)`, which can call the workers."""
 
     def workers(self) -> list[WorkerInfo]:
-        """Where the replicas are, as far as is known without waiting; empty in process."""
+        """The replicas as last reported, without waiting; empty in process."""
         return []
 
     def logs(self) -> str | None:
-        """The directory of the replicas' log files on each of their machines; None in process."""
+        """The directory of log files on each machine of the replicas; None in process."""
         return None
 
     def publish(self, stage: str, rate: float) -> None:
-        """Publish the rate of a stage, work units a second, where anybody listens."""
+        """Publish the rate of a stage, in work units per second, as a metric."""
         return
 
     def close(self) -> None:
@@ -149,9 +143,7 @@ class LocalPool(WorkerPool):
     """A single replica in this process."""
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
-        """Host `factory(*arguments)`; torch gets the threads that `resources` grants a worker while
-        it works.
-        """
+        """Host `factory(*arguments)`; tasks run with the threads of `resources`."""
         from rayd.devices import threads
 
         self._threads = threads(resources)
@@ -159,7 +151,7 @@ class LocalPool(WorkerPool):
 
     @classmethod
     def around(cls, worker: Any) -> LocalPool:
-        """The group whose single replica is this object, with the threads that it has now."""
+        """A pool whose single replica is this object, with the present number of threads."""
         import torch
 
         pool = cls.__new__(cls)
@@ -168,13 +160,13 @@ class LocalPool(WorkerPool):
         return pool
 
     def share(self, value: Any) -> LocalRef:
-        """A handle on the value itself."""
+        """A reference to the value itself."""
         return LocalRef(value)
 
     def map(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        """Run the items one after another, each when its result is asked for."""
+        """Run the items one after another, each when its result is requested."""
         from rayd.devices import thread_limit
 
         for item in items:
@@ -196,12 +188,12 @@ class LocalPool(WorkerPool):
         return LocalActor(factory(self, *arguments))
 
     def close(self) -> None:
-        """Give back the memory of the replica, that of its device included."""
+        """Free the memory of the replica, including that of its device."""
         import torch
 
         self._worker = None
         if torch.cuda.is_available():
-            # networks and what is cached of them refer to each other in circles
+            # networks and their cached tensors form reference cycles
             gc.collect()
             torch.cuda.empty_cache()
         allocator.give_back()
@@ -222,7 +214,7 @@ class LocalActor:
 def open_pool(
     resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any
 ) -> WorkerPool:
-    """The group that the resources ask for: in process for no workers, else on Ray.
+    """Open the pool that the resources describe: in process for 0 workers, else on Ray.
 
     Raises:
         ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.

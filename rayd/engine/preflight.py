@@ -1,4 +1,4 @@
-"""What is checked before any long work starts."""
+"""Checks of a run before any long work starts."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from rayd.synthetic.initialization import check_budget
 
 
 def check_settings(recipe: Recipe) -> None:
-    """Refuse networks and augmentations that do not exist; needs neither data nor torchvision, so
-    it comes before both.
+    """Refuse networks and augmentations that do not exist.
+
+    Needs neither data nor torchvision, so it runs before both are loaded.
 
     Raises:
-        ConfigError: says what is wrong, and names the nearest that exists.
+        ConfigError: names the setting and the nearest existing value.
     """
     method = methods.build(recipe)
-    teachers = recipe.labels.networks or ()
-    looking = [
-        network for group in method.groups for network in recipe.network_group(group).networks
-    ]
-    followed = [recipe.experts.network] if method.needs_experts else []
-    for network in (*recipe.evaluation.networks, *looking, *teachers, *followed):
+    used = [*recipe.evaluation.networks, *(recipe.labels.networks or ())]
+    for group in method.groups:
+        used.extend(recipe.network_group(group).networks)
+    if method.needs_experts:
+        used.append(recipe.experts.network)
+    for network in used:
         registry.check(network)
     for strategy in _strategies(recipe, method):
         augmentation(strategy)
 
 
 def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
-    """The augmentations of a run, as its recipe names them."""
+    """The augmentation strategies of a recipe."""
     strategies = [recipe.network_group(group).augmentation for group in method.groups]
     strategies.append(recipe.evaluation.augmentation)
     if recipe.observers.model_pool is not None:
@@ -50,50 +51,52 @@ def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
 
 
 def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | None = None) -> None:
-    """Refuse what cannot work before any long work starts.
+    """Refuse a run that cannot work, before any long work starts.
 
     Args:
         recipe: the run.
         data: the real data.
-        trained: observers that are trained or taken as they are given; absent: all of the run's.
+        trained: networks that are trained or loaded; None for all of the run's.
 
     Raises:
-        RaydError: the budget exceeds a class, a network does not fit the images, or the resources
-            are not there.
+        RaydError: the budget exceeds a class, a network does not fit the images, or resources are
+            missing.
     """
     check_settings(recipe)
     method = methods.build(recipe)
     check_budget(recipe, data)
-    looking = {group: recipe.network_group(group) for group in method.groups}
-    for settings in recipe.evaluation.networks:
-        networks.build(settings, data.shape, data.classes, seed=0)
-    for group, them in looking.items():
+    for network in recipe.evaluation.networks:
+        networks.build(network, data.shape, data.classes, seed=0)
+    for group in method.groups:
+        settings = recipe.network_group(group)
         measured = recipe.real == "measured" and bool(method.needs(group))
-        for one in them.networks:
-            observer = networks.build(one, data.shape, data.classes, seed=0)
+        for network in settings.networks:
+            observer = networks.build(network, data.shape, data.classes, seed=0)
             try:
                 FeatureExtractor(
                     observer, method.taps(group), data.shape, optional=method.optional_taps(group)
                 )
             except ValueError as error:
                 raise ConfigError(
-                    f"Network '{one.label}' cannot look at images of {data.shape.height} x {data.shape.width} pixels "
-                    f"({error}): choose others by '{group}.networks', shallower or with norm: batch."
+                    f"Network '{network.label}' does not fit images of "
+                    f"{data.shape.height} x {data.shape.width} pixels ({error}): choose others by "
+                    f"'{group}.networks', shallower or with norm: batch."
                 ) from error
-            if measured and not them.trained and networks.uses_batch_statistics(observer):
+            if measured and not settings.trained and networks.uses_batch_statistics(observer):
                 raise ConfigError(
-                    f"Random observers with batch normalisation ('{one.label}') have no fixed statistics to be measured "
-                    "with; use real=sampled, observers.trained=true, or a network with norm: instance."
+                    f"Random observers with batch normalisation ('{network.label}') have no fixed "
+                    "statistics to be measured with; use real=sampled, observers.trained=true, or "
+                    "a network with norm: instance."
                 )
-            if them.interpolate and networks.uses_batch_statistics(observer):
+            if settings.interpolate and networks.uses_batch_statistics(observer):
                 raise ConfigError(
-                    f"'{group}.interpolate' moves weights, not the running statistics of batch normalisation: '{one.label}' "
-                    "needs norm: instance."
+                    f"'{group}.interpolate' moves weights, not the running statistics of batch "
+                    f"normalisation: '{network.label}' needs norm: instance."
                 )
     if "validation-best" in recipe.evaluation.epoch and data.validation is None:
         raise ConfigError(
-            f"'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: '{data.name}' has no validation "
-            "split of its own."
+            "'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: "
+            f"'{data.name}' has no validation split of its own."
         )
     for network_id in trained_networks(recipe) if trained is None else trained:
         networks.build(network_id.architecture, data.shape, data.classes, seed=0)
@@ -103,12 +106,13 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
             and network_id.architecture.weights is None
         ):
             raise ConfigError(
-                f"Observer '{network_id.architecture.label}' would know nothing: 'squeeze.epochs: "
-                "0' needs 'weights' for each of the networks, or set squeeze.epochs above 0."
+                f"Observer '{network_id.architecture.label}' would stay untrained: 'squeeze.epochs:"
+                " 0' needs 'weights' for each of the networks, or set squeeze.epochs above 0."
             )
     if recipe.synthesis.transform.rand_augment:
         raise ConfigError(
-            "RandAugment has no gradient for the synthetic images; set synthesis.transform.rand_augment to 0."
+            "RandAugment has no gradient for the synthetic images; set "
+            "synthesis.transform.rand_augment to 0."
         )
     if method.needs_experts:
         parameter_count(recipe, data.shape, data.classes)

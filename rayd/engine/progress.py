@@ -1,10 +1,9 @@
-"""Progress of long work: on a terminal a picture of the stages with a bar, rate, time left and loss
-terms; plain lines elsewhere.
+"""Progress display: a live view of stages, rate, time left and loss terms, or plain lines.
 
-How far a stage is, is counted in what people count (epochs, steps, shards) and, for the time that
-is left, as a share of its work: an epoch of a thousand images is more of it than one of ten. The
-time left begins with what was foreseen (`rayd.engine.plan`) and follows the measured rate as work
-is done.
+The live view needs a terminal. Progress of a stage is counted in its unit (epochs, steps, shards)
+and, for the time left, as a share of its work: an epoch of a thousand images is more work than one
+of ten. The time left starts from the forecast (`rayd.engine.forecast`) and follows the measured
+rate as the stage proceeds.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from rayd.engine.pool import WorkerPool
 LINE_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 PRIOR = 0.05
-"""Share of a stage's work whose measured time counts as much as the time that was foreseen."""
+"""Share of a stage's work whose measured time counts as much as the forecast."""
 
 StageState = Literal["waiting", "running", "done", "cached"]
 STYLES: Mapping[StageState, str] = {
@@ -43,21 +42,22 @@ class StageProgress:
     """The progress of one stage."""
 
     stage: str
-    """Its name."""
+    """Name of the stage."""
     total: float
-    """Work units in all; may be set when it becomes known."""
+    """Number of work units; may be set when it becomes known."""
     unit: str
-    """What is counted."""
+    """Name of the unit, in the plural."""
     done: float = 0.0
-    """Work units finished, those of earlier runs included."""
+    """Finished work units, including those of earlier runs."""
     terms: Mapping[str, float] = field(default_factory=dict)
-    """Loss terms, or whatever else describes the work."""
+    """Loss terms, or other values of interest."""
     foreseen: float | None = None
-    """Seconds that the whole stage should take; absent where that is not known."""
+    """Forecast of the whole stage in seconds; None if unknown."""
     stages: StageList | None = None
     """The stages of the run."""
     share: float | None = None
-    """Share of the work that is done, in [0, 1]; absent: that of the units."""
+    """Share of the work that is done, in [0, 1]; None uses that of the units."""
+    # where this process began: work done before took no time here
     _first: float | None = None
     _first_share: float = 0.0
     _began: float = field(default_factory=time.monotonic)
@@ -69,11 +69,14 @@ class StageProgress:
         terms: Mapping[str, float] | None = None,
         share: float | None = None,
     ) -> None:
-        """Set how far the stage is."""
-        self.done, self.total = done, self.total if total is None else total
+        """Set the finished units, and what else is given; see the attributes."""
+        self.done = done
+        if total is not None:
+            self.total = total
         self.share = share
         if self._first is None:
-            self._first, self._first_share = done, self._share
+            self._first = done
+            self._first_share = self._share
         if terms is not None:
             self.terms = terms
 
@@ -90,13 +93,14 @@ class StageProgress:
 
     @property
     def rate(self) -> float:
-        """Work units a second since the stage began here."""
+        """Work units per second since the stage began here."""
         return (self.done - (self._first or 0.0)) / self.elapsed if self.elapsed > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the stage is done: from the rate of its work here, and what was foreseen
-        before there is one. None where neither is known, or nothing is left.
+        """Time until the end of the stage, from the forecast and the measured rate.
+
+        None where neither is known, or nothing is left.
         """
         left = 1.0 - self._share
         gained = self._share - self._first_share
@@ -104,21 +108,21 @@ class StageProgress:
             return None
         if self.foreseen is None:
             return self.elapsed / gained * left if gained > 0 else None
-        # as if a share of PRIOR had been done before, in the time that was foreseen for it
+        # as if a share of PRIOR had been done before, in the forecast time
         return (PRIOR * self.foreseen + self.elapsed) / (PRIOR + gained) * left
 
     @property
     def note(self) -> str:
-        """The terms in words."""
+        """The terms as text."""
         return terms_text(self.terms)
 
     @property
     def count(self) -> str:
-        """The work units in words."""
+        """The work units as text."""
         return f"{self.done:g}/{self.total:g} {self.unit}"
 
     def line(self) -> str:
-        """The state in words."""
+        """A line of text with everything that is known."""
         words = f"{self.stage}: {self.count}"
         if self.rate > 0 and self.done < self.total:
             words += f", {self.rate:.3g}/s"
@@ -128,7 +132,7 @@ class StageProgress:
 
 
 def terms_text(terms: Mapping[str, float | None]) -> str:
-    """Loss terms in words; a loss that is its only term is not said twice.
+    """Format loss terms; the only term of a loss is not repeated.
 
     >>> terms_text({"loss": 9.4, "mean": 9.4}), terms_text({"loss": 9.4, "mean": 4.7})
     ('loss 9.4', 'loss 9.4 mean 4.7')
@@ -141,14 +145,13 @@ def terms_text(terms: Mapping[str, float | None]) -> str:
 
 
 class StageList:
-    """The stages of a run, and which of them are done."""
+    """The stages of a run and their states."""
 
     def __init__(self, names: Sequence[str]):
-        """None has begun."""
         self.states: dict[str, StageState] = dict.fromkeys(names, "waiting")
 
     def begin(self, name: str) -> None:
-        """A stage begins; those before it that did not were found in the cache."""
+        """Mark a stage as running; earlier ones that never began were cached."""
         for before, state in self.states.items():
             if before == name:
                 break
@@ -158,18 +161,18 @@ class StageList:
             self.states[name] = "running"
 
     def end(self, name: str) -> None:
-        """A stage is done."""
+        """Mark a stage as done."""
         if name in self.states:
             self.states[name] = "done"
 
     def finish(self) -> None:
-        """The run is done."""
+        """Mark the stages that never began as cached."""
         for name, state in self.states.items():
             if state == "waiting":
                 self.states[name] = "cached"
 
     def text(self) -> str:
-        """All of them in a line.
+        """All stages in a line.
 
         >>> stages = StageList(["measure", "synthesize", "evaluate"])
         >>> stages.begin("synthesize")
@@ -193,63 +196,65 @@ def stages_text(states: Mapping[str, str]) -> str:
 
 
 class ProgressListener(Protocol):
-    """What else follows the progress of a run."""
+    """Receives the progress of a run, e.g. to write its status file."""
 
     def stage(self, meter: StageProgress) -> None:
-        """A stage begins; its meter is updated as it goes on."""
+        """Called when a stage begins; the meter is updated while it runs."""
 
     def pool(self, pool: WorkerPool) -> AbstractContextManager[None]:
-        """A group works while the block runs."""
+        """A context that is entered while a pool is open."""
 
 
 class Progress:
-    """Shows meters on standard error; `quiet` shows nothing."""
+    """Shows the progress of stages on a console.
+
+    Args:
+        quiet: show nothing.
+        console: where to show it; standard error unless given.
+    """
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
-        """Report to a console, standard error unless given."""
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
-        self._watchers: list[ProgressListener] = []
+        self._listeners: list[ProgressListener] = []
         self._stages: StageList | None = None
 
     @property
-    def followed(self) -> bool:
-        """Whether progress is shown, so that a forecast is of use."""
+    def is_shown(self) -> bool:
+        """Whether progress is shown, so that a forecast is useful."""
         return not self.console.quiet
 
     def log(self, sentence: str) -> None:
-        """A line of its own."""
+        """Print a line."""
         self.console.print(sentence, markup=False, soft_wrap=True)
 
-    def waiting(self, stage: str, unit: str) -> Callable[[int], None]:
-        """A function that reports how many pieces of a stage other runs are making, which this one
-        waits for.
-        """
+    def wait_logger(self, stage: str, unit: str) -> Callable[[int], None]:
+        """A callback that logs the number of items of a stage that other runs are computing."""
 
-        def told(count: int) -> None:
-            self.log(f"{stage}: waiting for {count} {unit} that another run is making")
+        def on_wait(count: int) -> None:
+            self.log(f"{stage}: waiting for {count} {unit} that another run is computing")
 
-        return told
+        return on_wait
 
     @contextmanager
-    def watched(self, watcher: ProgressListener) -> Iterator[None]:
-        """Let something else follow every stage and every group of workers while the block runs."""
-        self._watchers.append(watcher)
+    def attached(self, listener: ProgressListener) -> Iterator[None]:
+        """Report every stage and every worker pool to a listener while the block runs."""
+        self._listeners.append(listener)
         try:
             yield
         finally:
-            self._watchers.remove(watcher)
+            self._listeners.remove(listener)
 
     @contextmanager
     def workers(self, pool: WorkerPool) -> Iterator[None]:
-        """Let those who watch see a group while the block runs."""
+        """Report a worker pool to the listeners while the block runs."""
         with ExitStack() as stack:
-            for watcher in self._watchers:
-                stack.enter_context(watcher.pool(pool))
+            for listener in self._listeners:
+                stack.enter_context(listener.pool(pool))
             yield
 
     @contextmanager
     def stages(self, names: Sequence[str]) -> Iterator[None]:
-        """Show the stages of one run as one picture while the block runs."""
+        """Show the stages of one run together while the block runs."""
         before = self._stages
         self._stages = StageList(names)
         try:
@@ -263,29 +268,31 @@ class Progress:
     @contextmanager
     def stage(
         self, name: str, total: float, unit: str, foreseen: float | None = None
-    ) -> Iterator[Shown]:
+    ) -> Iterator[StageDisplay]:
         """Show the progress of one stage while the block runs.
 
         Args:
             name: of the stage.
-            total: work units in all; 0 while it is not known, when nothing is shown.
-            unit: what they are.
-            foreseen: seconds that the stage should take, where that is known.
+            total: number of work units; 0 while it is unknown, when nothing is shown.
+            unit: name of the unit, in the plural.
+            foreseen: forecast of the stage in seconds; None if unknown.
         """
         if self._stages is not None:
             self._stages.begin(name)
         meter = StageProgress(name, total, unit, foreseen=foreseen, stages=self._stages)
-        for watcher in self._watchers:
-            watcher.stage(meter)
+        for listener in self._listeners:
+            listener.stage(meter)
         if not self.console.is_terminal:
             if self._stages is not None:
                 self.log(f"stages: {self._stages.text()}")
-            shown = Shown(meter) if self.console.quiet else _Lines(meter, self)
+            shown = StageDisplay(meter) if self.console.quiet else _LineDisplay(meter, self)
             yield shown
             shown.finish()
         else:
-            with Live(_Picture(meter), console=self.console, refresh_per_second=4, transient=True):
-                yield Shown(meter)
+            with Live(
+                _TerminalView(meter), console=self.console, refresh_per_second=4, transient=True
+            ):
+                yield StageDisplay(meter)
             if meter.total > 0:
                 note = f", {meter.note}" if meter.note else ""
                 self.log(f"{name}: {meter.count} in {clock(meter.elapsed)}{note}")
@@ -293,8 +300,8 @@ class Progress:
             self._stages.end(name)
 
 
-class Shown:
-    """A meter that is shown when it changes."""
+class StageDisplay:
+    """Updates the progress of a stage; subclasses show it."""
 
     def __init__(self, meter: StageProgress):
         self.meter = meter
@@ -306,19 +313,19 @@ class Shown:
         terms: Mapping[str, float] | None = None,
         share: float | None = None,
     ) -> None:
-        """Set how far the stage is; `share` is that of its work, where units are unlike."""
+        """Update and show the progress; see `StageProgress`."""
         self.meter.update(done, total, terms, share)
         self.show()
 
     def show(self) -> None:
-        """Show the meter."""
+        """Show the progress."""
 
     def finish(self) -> None:
-        """Show it a last time."""
+        """Show the progress one last time."""
 
 
-class _Picture:
-    """The stages of a run, the bar of the present one, and its loss terms: a line each."""
+class _TerminalView:
+    """Live view: the stages of a run, the bar of the current one, and its loss terms."""
 
     def __init__(self, meter: StageProgress):
         self._meter = meter
@@ -331,7 +338,7 @@ class _Picture:
             left = meter.seconds_left
             row = Table.grid(padding=(0, 2), expand=True)
             row.add_column(no_wrap=True)
-            # the bar gives way, the numbers do not
+            # on a narrow terminal the bar shrinks, not the numbers
             row.add_column(ratio=1, max_width=40)
             cells: list[RenderableType] = [
                 meter.stage,
@@ -349,31 +356,33 @@ class _Picture:
         return Lines(*lines)
 
 
-class _Lines(Shown):
+class _LineDisplay(StageDisplay):
+    """Logs a line every `LINE_EVERY` seconds."""
+
     def __init__(self, meter: StageProgress, progress: Progress):
         super().__init__(meter)
         self._progress = progress
         self._last = time.monotonic()
-        self._said = ""
+        self._last_line = ""
 
     def show(self) -> None:
         if time.monotonic() - self._last >= LINE_EVERY:
-            self._say()
+            self._log()
 
     def finish(self) -> None:
         if self.meter.total > 0:
-            self._say()
+            self._log()
 
-    def _say(self) -> None:
+    def _log(self) -> None:
         self._last = time.monotonic()
         line = self.meter.line()
-        if line != self._said:
+        if line != self._last_line:
             self._progress.log(line)
-            self._said = line
+            self._last_line = line
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Loading the data of a run, with a look at how it goes on where that takes long."""
+"""Loading of a run's data, with progress where it takes long."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def read(
     progress: Progress,
     image_size: int | None = None,
 ) -> ImageData:
-    """The data; a first pass over streamed images is shown.
+    """Load the data, and show the progress of a first pass over streamed images.
 
     Args:
         settings: which images.
-        data_root: where named data are looked for first.
+        data_root: where named data are searched first.
         cache: root of the store that runs share.
         progress: where progress is shown.
-        image_size: what to propose for `data.image_size` where images have different sizes.
+        image_size: proposed for `data.image_size` where images have different sizes.
 
     Raises:
         DataError, ConfigError: as `rayd.data.load` does.
@@ -49,7 +49,7 @@ def read(
 
 
 def _with_proposal(error: ImageSizeError, image_size: int | None) -> ImageSizeError:
-    """The error with the setting that mends it."""
+    """The error with the setting that fixes it."""
     if image_size is None:
         return error
     setting = f"data.image_size={image_size}"

@@ -1,4 +1,4 @@
-"""The directory of a run: what it holds, and who may write to it.
+"""The directory of a run and its lock.
 
 config.yaml  metrics.jsonl  status.json  tensorboard/  checkpoints/  distilled/  evaluation.json
 """
@@ -25,18 +25,21 @@ from rayd.recipes import assemble
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
 LOCK = ".lock"
-A_MOMENT = 0.1
-"""Seconds."""
+RETRY_DELAY = 0.1
+"""Seconds between two attempts to lock a directory."""
 
 
 class RunDirectory:
-    """A run's directory, locked for as long as the run has it open."""
+    """A run's directory, locked while the run has it open.
+
+    Args:
+        path: of the directory; it is not touched before `opened`.
+    """
 
     log: RunLog
     status: StatusFile
 
     def __init__(self, path: Path):
-        """Name the directory; nothing is touched."""
         self.path = path = remote.local(path).resolve()
         self._name = remote.shown(path)
         self.config = path / "config.yaml"
@@ -51,25 +54,26 @@ class RunDirectory:
     def opened(
         self, recipe: Recipe, resume: bool, overwrite: bool, command: str | None = None
     ) -> Iterator[RunDirectory]:
-        """Claim the directory for a run, and give it free at the end.
+        """Lock the directory for a run, and release it at the end.
 
-        A new or empty directory is taken. One that holds a run is taken with `resume`, if it is the
-        same run whatever the resources and the evaluation, or emptied with `overwrite`, which
-        leaves alone what no run has made.
+        The directory may be new or empty. One that holds a run is opened with `resume`, if it is
+        the same run (resources and evaluation may differ), or emptied with `overwrite`, which never
+        deletes a directory that is not a run.
 
         Args:
             recipe: the run.
             resume: continue the run that the directory holds.
             overwrite: replace it.
-            command: what continues the run after an interruption, for `rayd status`.
+            command: continues the run after an interruption, for `rayd status`.
 
         Raises:
             OutputError: the directory is in use, cannot be written, or holds something else; or
-                both ways are asked for.
+                both `resume` and `overwrite` are given.
         """
         if resume and overwrite:
             raise OutputError(
-                f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not both."
+                f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not "
+                "both."
             )
         with locked(self.path, wait=False):
             try:
@@ -80,7 +84,8 @@ class RunDirectory:
                     self._continue(recipe, resume)
                 elif not overwrite and self._holds_others():
                     raise OutputError(
-                        f"'{self._name}' is not empty and holds no run of rayd; choose another --out."
+                        f"'{self._name}' is not empty and holds no run of rayd; choose another "
+                        "--out."
                     )
                 write_bytes(self.config, (MARK + recipe.to_yaml()).encode())
                 self.log = RunLog(self._metrics, self._tensorboard)
@@ -102,11 +107,10 @@ class RunDirectory:
         return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe of the run that the directory holds, with which it is continued.
+        """The recipe of the run that the directory holds, for resuming it.
 
         Args:
-            overrides: settings laid over it; a run continues under other resources and evaluations
-                only.
+            overrides: settings laid over it, of resources and evaluation only.
 
         Raises:
             OutputError: the directory holds no run.
@@ -119,9 +123,7 @@ class RunDirectory:
         return assemble(prune(Recipe, read_yaml(self.config)), overrides, f"'{self.config}'")
 
     def _holds_others(self) -> bool:
-        """Whether there is anything beside the lock and what a run left that was killed when it
-        began.
-        """
+        """Whether there is anything but the lock and temporary files of a killed run."""
         return any(
             entry.name != LOCK and not unfinished(entry) for entry in remote.listed(self.path)
         )
@@ -129,25 +131,27 @@ class RunDirectory:
     def _continue(self, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise OutputError(
-                f"'{self._name}' holds a run already; add --resume to continue it, or choose another --out."
+                f"'{self._name}' holds a run already; add --resume to continue it, or choose "
+                "another --out."
             )
         before = self.recipe()
         changed = sorted(_differences(_identity(before), _identity(recipe)))
         if changed:
             differ = "differs" if len(changed) == 1 else "differ"
             raise OutputError(
-                f"'{self._name}' holds another run: {', '.join(changed[:5])} {differ}; choose another --out, or continue that "
-                f"run as it is with '{continuation(self.path)}'."
+                f"'{self._name}' holds another run: {', '.join(changed[:5])} {differ}; choose "
+                f"another --out, or continue that run as it is with '{continuation(self.path)}'."
             )
 
     def _empty(self) -> None:
         if not self.holds_run() and self._holds_others():
             raise OutputError(
-                f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose another --out."
+                f"'{self._name}' holds no run of rayd, so --overwrite leaves it alone; choose "
+                "another --out."
             )
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
-        # the configuration says that this is a run, until the new one takes its place
+        # config.yaml marks the directory as a run until the new one replaces it
         for file in (self._metrics, self._status, self.evaluation):
             remote.remove(file)
 
@@ -156,24 +160,24 @@ def continuation(directory: Path, data_root: Path | None = None, cache: Path | N
     """The command that continues the run in a directory.
 
     Args:
-        directory: of the run; its recipe and settings lie there.
-        data_root: where the run looks for named data, where that was given.
-        cache: root of the store that the run uses, where that was given.
+        directory: of the run, which holds its recipe.
+        data_root: where the run searches named data first, if given.
+        cache: root of the store that the run uses, if given.
 
     >>> continuation(Path("/runs/my digits"), cache=Path("/scratch/cache"))
     "rayd distill --resume '/runs/my digits' --cache /scratch/cache"
     """
-    places = {"--resume": directory, "--data-root": data_root, "--cache": cache}
+    paths = {"--resume": directory, "--data-root": data_root, "--cache": cache}
     words = ["rayd", "distill"]
-    for option, place in places.items():
-        if place is not None:
-            words += [option, remote.shown(remote.local(place).absolute())]
+    for option, path in paths.items():
+        if path is not None:
+            words += [option, remote.shown(remote.local(path).absolute())]
     return shlex.join(words)
 
 
 @contextmanager
 def locked(directory: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a directory, which is made if need be.
+    """Hold the lock of a directory, which is created if needed.
 
     Raises:
         OutputError: the directory cannot be written, or another process holds the lock and `wait`
@@ -184,7 +188,7 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock = (directory / LOCK).open("a")
-            _claim(lock, wait)
+            _acquire(lock, wait)
         except BlockingIOError as error:
             raise OutputError(
                 f"'{directory}' is in use by another run; choose another --out or wait."
@@ -197,33 +201,31 @@ def locked(directory: Path, wait: bool = True) -> Iterator[None]:
             lock.close()
 
 
-def _claim(lock: IO[str], wait: bool) -> None:
-    """Take the lock; `rayd status` holds it for an instant when it asks whether somebody does."""
-    if not wait:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(A_MOMENT)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
+def _acquire(lock: IO[str], wait: bool) -> None:
+    """Acquire the lock, waiting for it or failing if it is held."""
+    if wait:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # `rayd status` holds the lock for an instant when it checks for a running driver
+        time.sleep(RETRY_DELAY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_writable(path: Path, purpose: str) -> None:
-    """Refuse a directory that this user could not write to, before anything is made.
+    """Refuse a directory that this user cannot write to, before anything is created.
 
     Raises:
-        OutputError: it, or the nearest directory above it that exists, is not a directory or cannot
-            be written.
+        OutputError: the directory, or its nearest existing parent, cannot be written.
     """
     if not writable(path):
         raise OutputError(f"The {purpose} '{path}' cannot be written; choose another.")
 
 
 def writable(path: Path) -> bool:
-    """Whether this user may write at a path, or make it under the nearest directory above it that
-    exists.
-    """
+    """Whether this user may write to a directory or create it under its nearest parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path.is_dir() and os.access(path, os.W_OK)

@@ -1,8 +1,7 @@
-"""The log of a run: metrics.jsonl, a line a logged step, and the same numbers and pictures for
-TensorBoard.
+"""The log of a run: metrics.jsonl, with a line per logged step, and the same in TensorBoard.
 
-Of a run at a URL metrics.jsonl is sent there every `SEND_SECONDS` at most, and all of the log at
-the end of every stage: a run that goes on elsewhere may miss the last lines.
+If the run is at a URL, metrics.jsonl is uploaded at most every `SEND_SECONDS`, and the whole log at
+the end of every stage: a run that is resumed on another machine may lack the last lines.
 """
 
 from __future__ import annotations
@@ -25,16 +24,17 @@ SEND_SECONDS = 10.0
 
 
 class RunLog:
-    """Appends to a run's log; a line that a crash cut off is dropped when the log is opened
-    again.
+    """Appends to a run's log; a line that a crash cut off is dropped on opening.
+
+    Args:
+        metrics: path of metrics.jsonl.
+        tensorboard: directory of the event files.
+
+    Raises:
+        RunError: they cannot be written.
     """
 
     def __init__(self, metrics: Path, tensorboard: Path):
-        """Open the log at `metrics` and the TensorBoard directory.
-
-        Raises:
-            RunError: they cannot be written.
-        """
         self._path = metrics
         self._tensorboard = tensorboard
         self._board = None
@@ -43,21 +43,21 @@ class RunLog:
             self._rewrite()
 
     def step(self, stage: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
-        """Log a step of a stage: seconds since the stage began, and values such as loss terms."""
+        """Log a step of a stage, with the seconds since its start and values such as loss terms."""
         self._append({"stage": stage, "step": step, "seconds": round(seconds, 3), **values})
         with self._writing():
             for name, value in values.items():
                 self.board.add_scalar(f"{stage}/{name}", value, step)
 
     def spend(self, stage: str, seconds: float, finished: bool) -> None:
-        """Log the time that a stage took here, whether it came to its end or not."""
+        """Log the time that a stage took in this process, and whether it finished."""
         self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
         if self._board is not None:
             self._board.flush()
         self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
 
     def spent(self) -> dict[str, float]:
-        """Seconds of every stage, summed over the run and those that it continues."""
+        """Seconds of every stage, summed over all processes of the run."""
         total: dict[str, float] = {}
         for entry in self._entries:
             if "finished" in entry:
@@ -65,9 +65,7 @@ class RunLog:
         return total
 
     def forget(self, stage: str, kept: Callable[[int], bool]) -> None:
-        """Drop a stage's lines of steps that a resumed run does again: all but those that are
-        `kept`.
-        """
+        """Drop a stage's lines of steps that a resumed run repeats: those that are not `kept`."""
         self._entries = [
             entry
             for entry in self._entries
@@ -84,17 +82,15 @@ class RunLog:
             self.board.flush()
 
     def close(self) -> None:
-        """Close both; what a full disk refuses now is lost, and was reported when it was
-        written.
-        """
-        for thing in (self._file, self._board):
+        """Close the files; errors of a full disk were raised when lines were written."""
+        for file in (self._file, self._board):
             with suppress(OSError):
-                if thing is not None:
-                    thing.close()
+                if file is not None:
+                    file.close()
 
     @property
     def board(self) -> Any:
-        """The TensorBoard writer, made when first used."""
+        """The TensorBoard writer, created on first use."""
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 

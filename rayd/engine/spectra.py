@@ -1,7 +1,6 @@
-"""Spectra of a finished set: what its observers hear of it, beside what they once measured of the
-real images.
+"""Spectra of feature correlations: a finished set beside the real images.
 
-Nothing is measured or trained here: all comes from the store, or it is said that it is gone.
+Nothing is measured or trained for them: statistics of real images are read from the store.
 """
 
 from __future__ import annotations
@@ -44,18 +43,18 @@ def from_distilled(
 
     Args:
         distilled: the set.
-        data_root: where named data are looked for first.
+        data_root: where named data are searched first.
         cache: root of the store that the run used.
         progress: where the reading of data is shown.
 
     Raises:
-        ArtifactError: the set does not say how it was made, no filter did, or the store has lost
-            what was measured.
+        ArtifactError: the card holds no recipe, its method has no spectral filter, or the store
+            lacks the measured statistics.
     """
     config = distilled.card.get("config")
     if not isinstance(config, Mapping):
         raise ArtifactError(
-            "The distilled set has no spectra: its card does not say how it was made."
+            "The distilled set has no spectra: its card holds no recipe ('config')."
         )
     recipe = assemble(prune(Recipe, config), where="the card's recipe")
     term_of(methods.build(recipe))
@@ -64,10 +63,10 @@ def from_distilled(
 
 
 def term_of(method: Method) -> SpectralFilterMatching:
-    """The term of a method that compares correlations through a filter.
+    """The term of a method that matches feature correlations through a spectral filter.
 
     Raises:
-        ArtifactError: it has none.
+        ArtifactError: there is none.
     """
     term = next((term for term in method.terms if isinstance(term, SpectralFilterMatching)), None)
     if term is None:
@@ -75,17 +74,18 @@ def term_of(method: Method) -> SpectralFilterMatching:
             name
             for name in methods.names()
             if any(
-                isinstance(one, SpectralFilterMatching)
-                for one in methods.get(name).objective(method.recipe)
+                isinstance(candidate, SpectralFilterMatching)
+                for candidate in methods.get(name).objective(method.recipe)
             )
         ]
         raise ArtifactError(
-            f"There are no spectra to show: they are those of feature correlations, which method '{method.name}' "
-            f"neither measures nor matches; {' and '.join(filtering)} do. Without --spectrum the set itself is shown."
+            "There are no spectra to show: they are those of feature correlations, which method "
+            f"'{method.name}' neither measures nor matches; {' and '.join(filtering)} do. Without "
+            "--spectrum the set itself is shown."
         )
     if method.recipe.real == "sampled":
         raise ArtifactError(
-            "There are no spectra to show: with 'real: sampled' nothing of the real images was measured."
+            "There are no spectra to show: with 'real: sampled' real images are not measured."
         )
     return term
 
@@ -100,18 +100,16 @@ def drawn_of(method: Method) -> bool:
 
 
 def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> Image.Image:
-    """Spectra of every layer that each observer records, and the filter at the end of the
-    synthesis.
+    """Chart of the spectra of all recorded layers, and of the filter at the end of the synthesis.
 
     Args:
         job: the run.
         distilled: the set.
-        pool: hosts `Worker`, whose devices this process may not have; absent: computed in this
-            process.
+        pool: hosts `Worker`; None computes in this process.
 
     Raises:
         ArtifactError: see `from_distilled`.
-        DataError: the real data are not those that it was distilled from.
+        DataError: the set was distilled from other real data.
     """
     recipe = job.recipe
     data = job.data
@@ -133,8 +131,8 @@ def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> I
         kept = None if is_lost else measure.kept(network_id, term.distance.matrices)
         if kept is None:
             raise ArtifactError(
-                f"There are no spectra to show: what observer {network_id.label} learned or "
-                f"measured of '{data.name}' is not in the store '{job.store.root}' (any more); "
+                "There are no spectra to show: the weights or statistics of observer "
+                f"{network_id.label} on '{data.name}' are not in the store '{job.store.root}'; "
                 "`--cache` names another store, and running the recipe again measures again."
             )
         real[network_id] = cast(tuple[Covariance, ...], kept)

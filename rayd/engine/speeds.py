@@ -1,25 +1,24 @@
-"""What counted operations cost on this machine.
+"""Time of counted operations on this machine.
 
-The time of an operation is what Python and autograd need for any call, plus what its kernel needs,
+The time of an operation is the overhead of a call in Python and autograd, plus that of its kernel,
 
     seconds = call + work / rate + fresh
 
     work    floating-point operations of convolutions and matrix products; bytes read and written of
-            everything else, which memory bounds
-    fresh   for memory that the system must clear first; see `FRESH_BYTES`
+            all other operations, which are bound by memory
+    fresh   time to clear newly mapped memory; see `FRESH_BYTES`
 
 where the rate is that of operations of the same kind and about the same size on this machine:
 convolutions of few and of many channels, depthwise ones, matrix products, pooling, normalisation,
 sums and elementwise arithmetic, each forward and backward, in the precision and memory layout of
 the call. A rate is measured when a plan first needs it, on a smaller batch where the batch is
-large, and kept (`rayd.machine`). The operations that a plan spends most of its time in are measured
-first, for a few seconds at most; of the others the rate is that of the nearest size that was
-measured, until a later plan measures them.
+large, and kept (`rayd.machine`). The most expensive operations of a plan are measured first, for a
+few seconds at most; the others use the rate of the nearest measured size until a later plan
+measures them.
 
-On the CPU rates are those of one thread in its processor time, which other programs move little,
-and are kept for whatever number of threads. How many times as fast several threads are is measured
-once for each number of them and each family of operations (`Speeds.calibrate`), as a fact of the
-machine.
+On the CPU, rates are those of one thread in processor time, which other programs affect little, and
+serve all numbers of threads. The speed-up by several threads is measured once for each number of
+them and each family of operations (`Speeds.calibrate`).
 """
 
 from __future__ import annotations
@@ -46,68 +45,65 @@ from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
 VERSION = 2
-"""Of the way in which speeds are measured; others are forgotten."""
+"""Version of the method of measuring; results of other versions are ignored."""
 BUDGET = 1.5
-"""Seconds of measuring for one plan."""
+"""Seconds spent on measuring for one plan."""
 WORTHWHILE = 0.02
-"""Share of the time that operations must have together to be measured."""
+"""Share of the total time up to which all unmeasured operations together are not measured."""
 REPLAYED_FLOPS = 4e8
-"""Floating-point operations of a call that is timed, about: batches are cut down to that."""
+"""Approximate floating-point operations of a timed call, to which batches are reduced."""
 REPLAYED_BYTES = 2**25
 """The same in bytes."""
 SLOW = 0.1
-"""Seconds after which a call is not timed again."""
+"""Seconds from which on a call is timed only once."""
 TIMED = 2e-3
 """Seconds of calls that are timed together."""
 ALIKE = 0.03
-"""How much two times may differ so that no third is taken."""
+"""Relative difference of two times up to which no third is taken."""
 FRESH_BYTES = 2**25
-"""Bytes from which a tensor gets memory that no other had before: glibc maps it for this tensor
-alone, and the system clears it page by page when it is first written to, which takes longer than
-most kernels."""
+"""Bytes from which on a tensor gets newly mapped memory: glibc maps it for this tensor alone, and
+the system clears it page by page on the first write, which takes longer than most kernels."""
 NEAR = 2.5
-"""How far apart two sizes may be, in factors of two over all dimensions, that stand for each
-other."""
+"""Distance of sizes, in factors of two summed over all dimensions, up to which a rate is reused."""
 
 NOMINAL = {"cpu": (4e10, 8e9, 8e-6), "mps": (2e12, 1e11, 2e-5), "cuda": (1e13, 5e11, 1e-5)}
-"""Before anything is measured: operations a second, bytes a second (of one thread on the CPU), and
-seconds a call."""
+"""Nominal operations per second, bytes per second (of one thread on the CPU), and seconds per
+call."""
 LEAST = {"convolutions": 2e-5, "matrix products": 5e-6, "memory": 4e-6}
-"""Seconds of the smallest kernels of the CPU, before they are measured."""
+"""Nominal seconds of the smallest kernels of the CPU."""
 
 PARALLEL = {"convolutions": 2.0**21, "matrix products": 2.0**21, "memory": 2.0**18}
-"""Work that is worth a thread: floating-point operations, and bytes of 32,768 numbers read and
-written, below which torch does not begin another.
+"""Least work of a thread: floating-point operations, or bytes of 32,768 numbers read and written,
+below which torch does not start another one.
 """
 ATTEMPTS = 8
-"""How often work is timed to know what threads are worth."""
+"""Most repetitions of a measurement of the speed-up by threads."""
 SHARED = 0.9
-"""Share of their number that threads are worth where no more is looked for."""
+"""Speed-up relative to the number of threads that needs no further measurement."""
 
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CALL = "call"
-"""What the time of a call is called."""
+"""Name of the time of a call."""
 FRESH = "fresh"
-"""What the time of a byte of fresh memory is called."""
+"""Name of the time of a byte of fresh memory."""
 THREADS = "threads"
-"""What the speed-up of several threads is called, with the family."""
+"""Name of the speed-up by several threads, before the family."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What is known of an operation from its text."""
+    """Properties of an operation, parsed from its text."""
 
     flops: float
-    """Floating-point operations; 0 of what memory bounds."""
+    """Floating-point operations; 0 for operations that memory bounds."""
     bytes: float
     """Bytes of tensors read and written."""
     kind: tuple[Any, ...]
-    """What must be equal of two operations that are compared."""
+    """Properties that operations with a common rate must share."""
     sizes: tuple[float, ...]
-    """Logarithms, to base two, of what should be about equal."""
+    """Binary logarithms of sizes that must be close for a common rate."""
     family: str
-    """For people: `convolutions`, `matrix products`, `memory`, or `calls` where nothing is
-    computed."""
+    """`convolutions`, `matrix products`, `memory`, or `calls` where nothing is computed."""
     fresh: float = 0.0
     """Bytes that are written to fresh memory."""
 
@@ -118,13 +114,13 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """What its measurement is called."""
+        """Name of its measured rate."""
         return json.dumps([*self.kind, [round(size) for size in self.sizes]], separators=(",", ":"))
 
 
 @lru_cache(maxsize=100_000)
 def kernel(operation: Operation) -> Kernel:
-    """What is known of an operation."""
+    """Parse an operation."""
     name, args, kwargs, made = json.loads(operation)
     short = name.split(".")[1]
     read = _tensors([args, kwargs])
@@ -132,11 +128,10 @@ def kernel(operation: Operation) -> Kernel:
     if not written and short != "_local_scalar_dense" and not short.startswith("_fused"):
         return Kernel(0.0, 0.0, (short,), (), "calls")
     size = float(sum(map(_bytes, [*read, *written])))
-    fresh = (
-        float(sum(each for each in map(_bytes, written) if each > FRESH_BYTES))
-        if not short.endswith("_")
-        else 0.0
-    )
+    fresh = 0.0
+    # operations in place write to memory that was used before
+    if not short.endswith("_"):
+        fresh = float(sum(each for each in map(_bytes, written) if each > FRESH_BYTES))
     types = sorted({each[3] for each in read})
     if short in ("convolution", "convolution_backward"):
         return _convolution(short, args, made, types, size, fresh)
@@ -146,10 +141,22 @@ def kernel(operation: Operation) -> Kernel:
         inner = left[1][-1]
         columns = right[1][-1]
         kind = (short, *types, _order(left), _order(right))
-        sizes = tuple(math.log2(max(1, each)) for each in (rows, inner, columns))
-        return Kernel(2.0 * rows * inner * columns, size, kind, sizes, "matrix products", fresh)
-    kind = (short, *types, *sorted({_order(each) for each in read}), *_options([args, kwargs]))
-    return Kernel(0.0, size, kind, (math.log2(max(1.0, size)),), "memory", fresh)
+        return Kernel(
+            flops=2.0 * rows * inner * columns,
+            bytes=size,
+            kind=kind,
+            sizes=tuple(math.log2(max(1, each)) for each in (rows, inner, columns)),
+            family="matrix products",
+            fresh=fresh,
+        )
+    return Kernel(
+        flops=0.0,
+        bytes=size,
+        kind=(short, *types, *sorted({_order(each) for each in read}), *_options([args, kwargs])),
+        sizes=(math.log2(max(1.0, size)),),
+        family="memory",
+        fresh=fresh,
+    )
 
 
 def _convolution(
@@ -165,58 +172,69 @@ def _convolution(
     outputs = args[0] if backward else made[0]
     stride = args[4 if backward else 3]
     transposed = args[7 if backward else 6]
-    groups, wanted = (args[9], args[10][:2]) if backward else (args[8], [True])
+    # of a backward pass: which of the gradients of images and weights are computed
+    groups, mask = (args[9], args[10][:2]) if backward else (args[8], [True])
     shape = outputs[1]
     filters = weight[1]
     grid = inputs[1] if transposed else shape
-    flops = 2.0 * grid[0] * math.prod(grid[2:]) * math.prod(filters) * sum(wanted)
-    kind = (short, *types, _order(inputs), *filters[2:], *stride, transposed, groups > 1, *wanted)
+    flops = 2.0 * grid[0] * math.prod(grid[2:]) * math.prod(filters) * sum(mask)
     batch = max(1, min(shape[0], _fewer(shape[0], flops, size)))
     lengths = (filters[0] / groups, filters[1], groups, math.prod(shape[2:]), batch)
     return Kernel(
-        flops, size, kind, tuple(math.log2(max(1, each)) for each in lengths), "convolutions", fresh
+        flops=flops,
+        bytes=size,
+        kind=(short, *types, _order(inputs), *filters[2:], *stride, transposed, groups > 1, *mask),
+        sizes=tuple(math.log2(max(1, each)) for each in lengths),
+        family="convolutions",
+        fresh=fresh,
     )
 
 
 def _fewer(batch: int, flops: float, size: float) -> int:
-    """Images of a batch on which a call is timed."""
+    """Size to which a batch is reduced for timing."""
     share = max(flops / REPLAYED_FLOPS, size / REPLAYED_BYTES, 1.0)
     return max(1, round(batch / share))
 
 
 def _tensors(value: Any) -> list[Any]:
     """All tensors among arguments."""
-    if isinstance(value, list):
-        if len(value) == 4 and value[0] == "T":
-            return [value]
-        return [found for each in value for found in _tensors(each)]
-    return (
-        [found for each in value.values() for found in _tensors(each)]
-        if isinstance(value, dict)
-        else []
-    )
+    if _is_tensor(value):
+        return [value]
+    tensors = []
+    for each in _children(value):
+        tensors.extend(_tensors(each))
+    return tensors
 
 
 def _options(value: Any) -> list[Any]:
-    """Arguments that may decide how a kernel works, such as which dimensions are summed: small
-    whole numbers and words.
+    """Small integers and strings among arguments, and the dimensions of tensors.
+
+    They may select the kernel: the dimensions to be summed, for example.
     """
-    if isinstance(value, list):
-        if len(value) == 4 and value[0] == "T":
-            return [len(value[1])]
-        return [found for each in value for found in _options(each)]
+    if _is_tensor(value):
+        return [len(value[1])]
+    if isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 16):
+        return [value]
+    options = []
+    for each in _children(value):
+        options.extend(_options(each))
+    return options
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether an argument is a tensor: ["T", shape, strides, type]."""
+    return isinstance(value, list) and len(value) == 4 and value[0] == "T"
+
+
+def _children(value: Any) -> list[Any]:
     if isinstance(value, dict):
-        return [found for each in value.values() for found in _options(each)]
-    return (
-        [value]
-        if isinstance(value, bool | str) or (isinstance(value, int) and abs(value) < 16)
-        else []
-    )
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _bytes(tensor: Any) -> int:
     _, shape, strides, dtype = tensor
-    # what is expanded is read from the cache
+    # expanded dimensions have stride 0: they are read from the processor's cache
     real: int = math.prod(
         length for length, stride in zip(shape, strides, strict=True) if stride != 0
     )
@@ -224,7 +242,7 @@ def _bytes(tensor: Any) -> int:
 
 
 def _order(tensor: Any) -> str:
-    """How a tensor lies in memory."""
+    """Memory layout of a tensor: `first` is contiguous, `last` has channels last."""
     _, shape, strides, _ = tensor
     expected = 1
     for length, stride in zip(reversed(shape), reversed(strides), strict=True):
@@ -240,16 +258,20 @@ def _dtype(name: str) -> torch.dtype:
 
 
 class Speeds:
-    """The speeds of one device with the present number of threads."""
+    """Measured speeds of a device with the present number of threads.
+
+    Args:
+        device: speeds that were measured on it before are loaded.
+    """
 
     def __init__(self, device: torch.device):
-        """Know what was measured before."""
         self.device = device
         self._threads = torch.get_num_threads() if device.type == "cpu" else 1
-        # one thread's rates serve all numbers of threads
+        # the rates of one thread serve all numbers of threads
         self._one = 1 if device.type == "cpu" else None
-        flops, width, call = NOMINAL[device.type]
-        self._nominal = {True: flops, False: width}
+        flops, bandwidth, call = NOMINAL[device.type]
+        # by whether an operation is bound by arithmetic
+        self._nominal = {True: flops, False: bandwidth}
         self._call = call
         self._fresh = 0.0
         self._rates: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
@@ -276,69 +298,68 @@ class Speeds:
         self._rates.setdefault(tuple(kind), {})[tuple(sizes)] = value
 
     def _know_gains(self, facts: Mapping[str, float]) -> None:
-        names = {family: _fact(f"{THREADS} {family}") for family in PARALLEL}
-        known = {family: facts[name] for family, name in names.items() if name in facts}
-        self._gains.update(
-            {family: min(max(gain, 1.0), float(self._threads)) for family, gain in known.items()}
-        )
+        for family in PARALLEL:
+            gain = facts.get(_fact(f"{THREADS} {family}"))
+            if gain is not None:
+                self._gains[family] = min(max(gain, 1.0), float(self._threads))
 
     def seconds(self, count: Count) -> float:
-        """Seconds of counted work."""
+        """Seconds that counted operations take."""
         calls = sum(count.calls.values()) * self._call
         work = sum(
             number * self._shared_seconds(kernel(operation))
             for operation, number in count.calls.items()
         )
-        # a GPU computes while the next calls are made
+        # a GPU computes while Python issues the next calls
         return max(calls, work) if self.device.type == "cuda" else calls + work
 
     def shares(self, count: Count) -> dict[str, float]:
-        """The same by what it is spent on: `convolutions`, `matrix products`, `memory` and
-        `calls`.
-        """
+        """The same by family: `convolutions`, `matrix products`, `memory` and `calls`."""
         shares = {"calls": sum(count.calls.values()) * self._call}
         for operation, number in count.calls.items():
-            one = kernel(operation)
-            shares[one.family] = shares.get(one.family, 0.0) + number * self._shared_seconds(one)
+            entry = kernel(operation)
+            seconds = number * self._shared_seconds(entry)
+            shares[entry.family] = shares.get(entry.family, 0.0) + seconds
         return shares
 
-    def _shared_seconds(self, one: Kernel) -> float:
-        """Seconds of a kernel that the threads share."""
-        seconds = self._kernel_seconds(one)
-        if self._threads == 1 or one.work == 0:
+    def _shared_seconds(self, entry: Kernel) -> float:
+        """Seconds of a kernel on all threads."""
+        seconds = self._kernel_seconds(entry)
+        if self._threads == 1 or entry.work == 0:
             return seconds
-        gain = self._gains.get(one.family, float(self._threads))
-        return seconds / max(1.0, min(gain, one.work / PARALLEL[one.family]))
+        gain = self._gains.get(entry.family, float(self._threads))
+        return seconds / max(1.0, min(gain, entry.work / PARALLEL[entry.family]))
 
-    def _kernel_seconds(self, one: Kernel) -> float:
-        if one.work == 0:
+    def _kernel_seconds(self, entry: Kernel) -> float:
+        """Seconds of a kernel on one thread, by the rate of the nearest measured size."""
+        if entry.work == 0:
             return 0.0
-        known = self._rates.get(one.kind, {})
-        fresh = one.fresh * self._fresh
+        known = self._rates.get(entry.kind, {})
+        fresh = entry.fresh * self._fresh
         if known:
-            nearest = min(known, key=lambda sizes: _distance(sizes, one.sizes))
-            if _distance(nearest, one.sizes) <= NEAR:
-                return one.work * known[nearest] + fresh
-        least = LEAST[one.family] if self.device.type == "cpu" else 0.0
-        return one.work / self._nominal[one.flops > 0] + least + fresh
+            nearest = min(known, key=lambda sizes: _distance(sizes, entry.sizes))
+            if _distance(nearest, entry.sizes) <= NEAR:
+                return entry.work * known[nearest] + fresh
+        least = LEAST[entry.family] if self.device.type == "cpu" else 0.0
+        return entry.work / self._nominal[entry.flops > 0] + least + fresh
 
-    def _is_known(self, one: Kernel) -> bool:
-        return tuple(round(size) for size in one.sizes) in self._rates.get(one.kind, {})
+    def _is_known(self, entry: Kernel) -> bool:
+        return tuple(round(size) for size in entry.sizes) in self._rates.get(entry.kind, {})
 
     def calibrate(
         self, counts: Iterable[Count], budget: float = BUDGET, anew: bool = False
     ) -> float:
-        """Measure what takes most of some counted work and was not measured yet.
+        """Measure the most expensive operations of a plan that were not measured yet.
 
         Args:
-            counts: all that is planned, each as often as it is done.
-            budget: seconds after which no other rate is measured.
-            anew: measure again what is known.
+            counts: all operations of the plan.
+            budget: seconds after which no further rate is measured.
+            anew: measure known rates again.
 
         Returns:
             The seconds that it took.
         """
-        # on the CPU, other programs must not use up the budget
+        # on the CPU, time spent by other programs does not count
         clock = time.thread_time if self.device.type == "cpu" else time.monotonic
         began = clock()
         if anew:
@@ -358,16 +379,16 @@ class Speeds:
             name: self._kernel_seconds(kernel(operation)) * number
             for name, (operation, number) in operations.items()
         }
-        absent = [
+        missing = [
             name
             for name, (operation, _) in operations.items()
             if not self._is_known(kernel(operation))
         ]
-        left = sum(seconds[name] for name in absent)
+        left = sum(seconds[name] for name in missing)
         total = sum(seconds.values())
         found: dict[str, float] = {}
         base = _timed(_nothing(self.device), self.device)
-        for name in sorted(absent, key=seconds.__getitem__, reverse=True):
+        for name in sorted(missing, key=seconds.__getitem__, reverse=True):
             if left < WORTHWHILE * total or spent():
                 break
             found[name] = self._measured(operations[name][0], base)
@@ -375,8 +396,10 @@ class Speeds:
         self._keep(found)
 
     def _measure_gains(self, anew: bool) -> None:
-        """How many times as fast as one thread all of them are, for each family. Other programs
-        make it less, so what is little is measured again by later plans, and the most is kept.
+        """Measure the speed-up by threads of each family.
+
+        Other programs reduce it, so low values are measured again by later plans, and the highest
+        is kept.
         """
         if anew:
             self._gains.clear()
@@ -389,8 +412,9 @@ class Speeds:
         self._know_gains(found)
 
     def _measure_calls(self) -> None:
-        """The time of a call, from a training step of a tiny network less what its kernels take;
-        and that of fresh memory.
+        """Measure the overhead of a call, and the time of fresh memory.
+
+        The overhead is the time of a training step of a tiny network less that of its kernels.
         """
         step = tiny_step(self.device)
         count = counted(step)
@@ -405,7 +429,7 @@ class Speeds:
         )
         seconds = _timed(step, self.device, tries=20)
         if self.device.type == "cuda":
-            # kernels run while the next calls are made
+            # kernels run while Python issues the next calls
             work = 0.0
         found = {CALL: max(seconds - work, seconds / 10) / sum(count.calls.values())}
         if self.device.type == "cpu":
@@ -419,15 +443,13 @@ class Speeds:
             self._know(name, value)
 
     def _measured(self, operation: Operation, base: float) -> float:
-        """Seconds of a unit of work of an operation; where it cannot be repeated, what was taken
-        for it before.
-        """
-        one = kernel(operation)
+        """Seconds per unit of work; the present estimate if the operation cannot be repeated."""
         try:
             work, fresh, call = _replay(operation, self.device)
             seconds = _timed(call, self.device)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
-            return self._kernel_seconds(one) / one.work
+            entry = kernel(operation)
+            return self._kernel_seconds(entry) / entry.work
         return max(seconds - base - fresh * self._fresh, seconds / 20) / work
 
 
@@ -440,31 +462,33 @@ def _distance(sizes: Sequence[float], others: Sequence[float]) -> float:
 
 
 def _together(counts: Iterable[Count]) -> dict[str, tuple[Operation, float]]:
-    """Operations whose speeds go by one name: the one of them with most work, and how many of it
-    they are worth.
+    """Operations grouped by the name of their rate.
+
+    For each name, the operation with the most work, and the number of its calls that have the work
+    of the whole group.
     """
     found: dict[str, tuple[Operation, float]] = {}
     for count in counts:
         for operation, number in count.calls.items():
-            one = kernel(operation)
-            if one.work == 0:
+            entry = kernel(operation)
+            if entry.work == 0:
                 continue
-            largest, before = found.get(one.name, (operation, 0.0))
-            done = before * kernel(largest).work + number * one.work
-            if one.work > kernel(largest).work:
+            largest, before = found.get(entry.name, (operation, 0.0))
+            work = before * kernel(largest).work + number * entry.work
+            if entry.work > kernel(largest).work:
                 largest = operation
-            found[one.name] = (largest, done / kernel(largest).work)
+            found[entry.name] = (largest, work / kernel(largest).work)
     return found
 
 
 def _nothing(device: torch.device) -> Callable[[], object]:
-    """A call with hardly any work: what is measured of it was counted already."""
+    """A call with hardly any work, whose time is the overhead of timing a kernel."""
     number = torch.zeros(1, device=device)
     return lambda: torch.ops.aten.neg.default(number)
 
 
 def _references() -> dict[str, Callable[[], object]]:
-    """Work of each family that takes milliseconds, and that threads can share."""
+    """Work of each family that takes milliseconds and can be divided among threads."""
     draws = seeding.generator(0, "threads")
     images = torch.rand(16, 64, 16, 16, generator=draws)
     weight = torch.rand(64, 64, 3, 3, generator=draws)
@@ -479,24 +503,24 @@ def _references() -> dict[str, Callable[[], object]]:
 
 
 def _gain(work: Callable[[], object], threads: int) -> float:
-    """How many times as fast as one thread `threads` of them do work that they can share.
+    """Speed-up of some work by `threads` threads.
 
-    That of one is processor time, and that of several the wall clock's at its best, as processor
-    time would count threads that wait in a loop for those that other programs hold up.
+    One thread is timed by processor time, several by the least wall time: processor time would
+    count threads that spin while they wait for others that the system preempted.
     """
-    one = math.inf
+    single = math.inf
     shared = math.inf
     for _ in range(ATTEMPTS):
-        one = min(one, _briefly(work, 1, time.thread_time))
-        shared = min(shared, _briefly(work, threads, time.perf_counter))
-        if one >= SHARED * threads * shared:
+        single = min(single, _time_once(work, 1, time.thread_time))
+        shared = min(shared, _time_once(work, threads, time.perf_counter))
+        if single >= SHARED * threads * shared:
             break
-    return min(max(one / shared, 1.0), float(threads))
+    return min(max(single / shared, 1.0), float(threads))
 
 
-def _briefly(work: Callable[[], object], threads: int, clock: Callable[[], float]) -> float:
+def _time_once(work: Callable[[], object], threads: int, clock: Callable[[], float]) -> float:
     with devices.thread_limit(threads):
-        # threads are made by the first call
+        # the first call creates the threads
         work()
         began = clock()
         work()
@@ -504,9 +528,7 @@ def _briefly(work: Callable[[], object], threads: int, clock: Callable[[], float
 
 
 def _fresh_seconds() -> float:
-    """Seconds of a byte of memory that is written to for the first time, beyond those of writing to
-    it again.
-    """
+    """Extra seconds per byte of the first write to newly mapped memory."""
     count = 2 * FRESH_BYTES // 4
     kept = torch.zeros(count)
     cpu = torch.device("cpu")
@@ -515,7 +537,7 @@ def _fresh_seconds() -> float:
 
 
 def tiny_step(device: torch.device) -> Callable[[], object]:
-    """A training step of a network so small that it consists of calls."""
+    """A training step of a network so small that the overhead of calls dominates."""
     settings = EvaluationSettings(batch_size=2)
     shape = ImageShape(1, 8, 8)
     images = torch.rand(2, *shape, generator=seeding.generator(0, "tiny step"))
@@ -532,15 +554,16 @@ def tiny_step(device: torch.device) -> Callable[[], object]:
 def _replay(
     operation: Operation, device: torch.device
 ) -> tuple[float, float, Callable[[], object]]:
-    """A call of the same kind on this device, with a smaller batch if it is large: its work, its
-    fresh memory, the call.
+    """A call of the same kind on this device, with a smaller batch if it is large.
+
+    Returns its work, the bytes of its fresh memory, and the call.
     """
     name, args, kwargs, _ = json.loads(operation)
-    one = kernel(operation)
+    entry = kernel(operation)
     packet, overload = name.split(".")[1:3]
     func = getattr(getattr(torch.ops.aten, packet), overload)
-    share = _shrink(packet, func, args, one)
-    if one.bytes * share > 8 * REPLAYED_BYTES:
+    share = _shrink(packet, func, args, entry)
+    if entry.bytes * share > 8 * REPLAYED_BYTES:
         raise ValueError("too large to be repeated")
     draws = seeding.generator(0, "speeds")
     real = _real(args, device, draws)
@@ -552,7 +575,7 @@ def _replay(
         with torch.no_grad():
             return func(*real, **named)
 
-    return one.work * share, one.fresh if share == 1 else 0.0, call
+    return entry.work * share, entry.fresh if share == 1 else 0.0, call
 
 
 IMAGES = {
@@ -563,14 +586,16 @@ IMAGES = {
     "native_group_norm": ((0,), (3,)),
     "native_group_norm_backward": ((0, 1, 2, 3), (5,)),
 }
-"""Which tensors among the arguments of an operation have images as first dimension, and which
-numbers count them."""
+"""Indices of the arguments that are tensors with images as first dimension, and of those that are
+the number of images."""
 
 
-def _shrink(packet: str, func: Any, args: list[Any], one: Kernel) -> float:
-    """Cut arguments down, in place, to a batch that is quick to compute; the share of it that is
-    left.
+def _shrink(packet: str, func: Any, args: list[Any], entry: Kernel) -> float:
+    """Reduce the batch of arguments, in place, to a size that is quick to compute.
+
+    Returns the share that is left.
     """
+    # operations whose tensor arguments all have images as first dimension
     alike = (
         torch.Tag.pointwise in func.tags
         or "pool2d" in packet
@@ -583,9 +608,9 @@ def _shrink(packet: str, func: Any, args: list[Any], one: Kernel) -> float:
     shapes = [args[index][1] for index in tensors if _tensors([args[index]]) == [args[index]]]
     most = max(map(len, shapes), default=0)
     batch = max((shape[0] for shape in shapes if len(shape) == most > 0), default=1)
-    few = _fewer(batch, one.flops, one.bytes)
+    few = _fewer(batch, entry.flops, entry.bytes)
     for shape in shapes:
-        # vectors may be of channels, as many as there are images: kernels do not check their length
+        # a vector of that length may hold channels, and kernels do not check the length of vectors
         if shape and shape[0] == batch and (len(shape) == most or numbers):
             shape[0] = few
     for index in numbers:
@@ -594,10 +619,10 @@ def _shrink(packet: str, func: Any, args: list[Any], one: Kernel) -> float:
 
 
 def _real(value: Any, device: torch.device, draws: torch.Generator) -> Any:
-    """Arguments with values."""
+    """Convert arguments from JSON, with random tensors."""
+    if _is_tensor(value):
+        return _filled(value, device, draws)
     if isinstance(value, list):
-        if len(value) == 4 and value[0] == "T":
-            return _filled(value, device, draws)
         return [_real(each, device, draws) for each in value]
     if isinstance(value, dict):
         if "dtype" in value:
@@ -613,10 +638,9 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
     dtype = _dtype(name)
     made = torch.empty_strided(shape, strides, dtype=dtype)
     if dtype.is_floating_point and 0 not in strides:
-        # values of one size: neither zeros, which may be skipped, nor numbers that overflow when
-        # they are multiplied
-        some = torch.rand(1024, generator=draws).repeat(-(-made.numel() // 1024))
-        made.copy_(some[: made.numel()].view(shape))
+        # neither zeros, which kernels may skip, nor numbers that overflow in products
+        values = torch.rand(1024, generator=draws).repeat(-(-made.numel() // 1024))
+        made.copy_(values[: made.numel()].view(shape))
     else:
         made.zero_()
     return made.to(device)
@@ -625,8 +649,7 @@ def _filled(tensor: Any, device: torch.device, draws: torch.Generator) -> Tensor
 def _timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> float:
     """Seconds of one call: the least of a few tries, each of as many calls as take `TIMED` seconds.
 
-    On the CPU it is processor time that counts, as the wall clock shows other programs, too: what
-    is timed there has one thread.
+    On the CPU it is processor time, which excludes other programs; the work has one thread.
     """
     clock = time.thread_time if device.type == "cpu" else time.perf_counter
     best = math.inf
@@ -640,7 +663,7 @@ def _timed(work: Callable[[], object], device: torch.device, tries: int = 5) -> 
         elif device.type == "mps":
             torch.mps.synchronize()
         elapsed = (clock() - began) / calls
-        # the first call makes what is made once
+        # the first try includes one-time initialisation: the second one replaces it
         before = best
         best = elapsed if attempt < 2 else min(best, elapsed)
         if elapsed > SLOW or (attempt >= 2 and abs(elapsed - before) <= ALIKE * before):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
-from rayd.engine.progress import Shown
+from rayd.engine.progress import StageDisplay
 from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.training.progress import EpochProgress
 
@@ -118,7 +118,7 @@ class Stage(ABC, Generic[Item, Result]):
     def run(
         self,
         pool: TaskStream,
-        shown: Shown | None = None,
+        shown: StageDisplay | None = None,
         on_wait: Callable[[int], None] = lambda _: None,
         weight: Callable[[Item], float] | None = None,
     ) -> dict[Item, Result]:
@@ -171,7 +171,7 @@ class ItemProgress(Generic[Item]):
 
     def __init__(
         self,
-        shown: Shown | None,
+        shown: StageDisplay | None,
         units: Mapping[Item, int],
         weight: Callable[[Item], float] | None = None,
     ):

@@ -1,17 +1,16 @@
-"""What a run is doing, for whoever looks at its directory: `status.json`, and what `rayd status`
-makes of it.
+"""The status file of a run, `status.json`, and the report that `rayd status` makes of it.
 
-A thread of the driver writes the file every `INTERVAL` seconds, so that its age tells whether the
-driver lives, on whichever machine that is; stages only leave their meter with it, which costs their
-steps nothing. Reading needs neither Ray nor the run's data.
+A thread of the driver writes the file every `INTERVAL` seconds, so its age shows whether the driver
+is alive, on any machine. The thread reads the meter of the current stage, which costs the stage no
+time. Reading the file needs neither Ray nor the run's data.
 
-    {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps", "rate":
-    31.2,
-     "seconds_left": 9.0, "stages": {"measure": "cached", "synthesize": "running", "evaluate":
-     "waiting"}, "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"}, "written":
-     1760000000.0, "interval": 2.0, "logs": "/tmp/ray/session_.../logs", "restarts": 0, "workers": [
-         {"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)", "log": "worker-...-4812",
-         "restarts": 0, "there": true}]}
+    {"state": "running", "stage": "synthesize", "done": 120, "total": 400, "unit": "steps",
+     "rate": 31.2, "seconds_left": 9.0,
+     "stages": {"measure": "cached", "synthesize": "running", "evaluate": "waiting"},
+     "terms": {"loss": 0.31}, "driver": {"pid": 4711, "node": "head"},
+     "written": 1760000000.0, "interval": 2.0, "logs": ".../session_.../logs", "restarts": 0,
+     "workers": [{"role": "worker", "pid": 4812, "node": "gpu-1 (10.0.0.7)",
+                  "log": "worker-...-4812", "restarts": 0, "there": true}]}
 """
 
 from __future__ import annotations
@@ -43,25 +42,25 @@ INTERVAL = 2.0
 PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
-"""Intervals without a write after which a driver is taken for killed where its lock cannot be
-asked.
-"""
+"""Intervals without a write after which a driver counts as killed if its lock cannot be checked."""
 UNFINISHED = frozenset({"interrupted", "killed", "failed"})
 """States of a run that can be continued."""
 
 
 class StatusFile:
-    """Writes what a run is doing, from a thread of its own, until it is closed."""
+    """Writes the status of a run from a thread of its own, until it is closed.
+
+    Args:
+        path: of the file.
+        command: continues the run after an interruption; None for a run of a sweep.
+    """
 
     def __init__(self, path: Path, command: str | None = None):
-        """Begin to write the file at `path`; `command` continues the run when it was
-        interrupted.
-        """
         self._path = path
         self._command = command
         self._driver = {"pid": os.getpid(), "node": socket.gethostname()}
         self._meter: StageProgress | None = None
-        self._groups: list[WorkerPool] = []
+        self._pools: list[WorkerPool] = []
         self._last: list[WorkerInfo] = []
         self._logs: str | None = None
         self._restarts = 0
@@ -70,22 +69,23 @@ class StatusFile:
         self._thread.start()
 
     def stage(self, meter: StageProgress) -> None:
-        """A stage begins, and will tell by its meter how far it is."""
+        """Report the progress of a stage from now on."""
         self._meter = meter
 
     @contextmanager
     def pool(self, pool: WorkerPool) -> Iterator[None]:
-        """Tell of a group's workers while the block runs."""
-        self._groups.append(pool)
+        """Report the workers of a pool while the block runs."""
+        self._pools.append(pool)
         try:
             yield
         finally:
-            self._groups.remove(pool)
-            self._restarts += sum(one.restarts for one in self._last)
-            self._last = [replace(one, restarts=0) for one in self._last]
+            self._pools.remove(pool)
+            # workers of the next pool count their restarts from 0
+            self._restarts += sum(worker.restarts for worker in self._last)
+            self._last = [replace(worker, restarts=0) for worker in self._last]
 
     def close(self, error: BaseException | None = None) -> None:
-        """Write it a last time: finished, interrupted, or how it failed."""
+        """Write the final state: finished, interrupted, or failed with an error."""
         self._over.set()
         self._thread.join(PATIENCE)
         if error is None:
@@ -93,12 +93,10 @@ class StatusFile:
         elif isinstance(error, KeyboardInterrupt):
             self._write("interrupted")
         else:
-            said = (
-                str(error)
-                if isinstance(error, RaydError)
-                else f"{type(error).__name__}: {error}".removesuffix(": ")
-            )
-            self._write("failed", {"error": said})
+            message = str(error)
+            if not isinstance(error, RaydError):
+                message = f"{type(error).__name__}: {error}".removesuffix(": ")
+            self._write("failed", {"error": message})
 
     def _run(self) -> None:
         while True:
@@ -107,13 +105,12 @@ class StatusFile:
                 return
 
     def _write(self, state: str, more: dict[str, Any] | None = None) -> None:
-        # a look at a run must not end it: whatever goes wrong here is tried again soon
+        # an error here must not end the run; the next interval tries again
         with suppress(Exception):
-            write_json(
-                self._path, {"state": state, **self._work(), **(more or {}), **self._people()}
-            )
+            fields = {"state": state, **self._stage_fields(), **(more or {})}
+            write_json(self._path, fields | self._worker_fields())
 
-    def _work(self) -> dict[str, Any]:
+    def _stage_fields(self) -> dict[str, Any]:
         meter = self._meter
         if meter is None:
             return {"stage": None}
@@ -130,10 +127,11 @@ class StatusFile:
             },
         }
 
-    def _people(self) -> dict[str, Any]:
-        for pool in self._groups:
-            if found := pool.workers():
-                self._last = found
+    def _worker_fields(self) -> dict[str, Any]:
+        for pool in self._pools:
+            workers = pool.workers()
+            if workers:
+                self._last = workers
                 self._logs = pool.logs()
             if self._meter is not None:
                 pool.publish(self._meter.stage, self._meter.rate)
@@ -143,94 +141,88 @@ class StatusFile:
             "interval": INTERVAL,
             "command": self._command,
             "logs": self._logs,
-            "restarts": self._restarts + sum(one.restarts for one in self._last),
-            "workers": [asdict(one) for one in self._last],
+            "restarts": self._restarts + sum(worker.restarts for worker in self._last),
+            "workers": [asdict(worker) for worker in self._last],
         }
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a run directory tells of its run."""
+    """The status of a run, read from its directory."""
 
     directory: str
-    """Which."""
+    """Path or URL of the directory."""
     state: str
     """`running`, `finished`, `failed` (see `error`), `interrupted` (Ctrl-C), or `killed`: the
-    driver's process is gone without a word about its end.
+    driver's process is gone without having written a final state.
     """
     driver: dict[str, Any]
-    """Process and machine of the driver, and whether it holds the directory's lock: null where that
-    cannot be known.
+    """Process and machine of the driver, and whether it holds the directory's lock (null if
+    unknown).
     """
     stage: str | None = None
     """The last stage that began."""
     done: float = 0.0
-    """Work units finished."""
+    """Finished work units."""
     total: float = 0.0
-    """Work units in all."""
+    """Number of work units."""
     unit: str = ""
-    """What they are."""
+    """Name of the unit, in the plural."""
     rate: float = 0.0
-    """Work units a second."""
+    """Work units per second."""
     seconds_left: float | None = None
-    """Of the stage."""
+    """Time until the end of the stage."""
     stages: dict[str, str] = field(default_factory=dict)
     """The stages of the run, in order, each waiting, running, done or cached."""
     terms: dict[str, float] = field(default_factory=dict)
-    """What was logged last."""
+    """Loss terms of the last logged step."""
     workers: list[dict[str, Any]] = field(default_factory=list)
-    """Where workers are, what their logs are called, and how often they were started again."""
+    """The workers; see `rayd.engine.pool.WorkerInfo`."""
     restarts: int = 0
-    """Of all workers together."""
+    """Restarts of all workers."""
     logs: str | None = None
     """The directory of Ray's logs on each machine."""
     disk_bytes: int = 0
-    """What the directory holds."""
+    """Size of the directory."""
     age: float | None = None
-    """Seconds since the driver was last heard of."""
+    """Seconds since the driver last wrote its status."""
     error: str | None = None
-    """How the run failed."""
+    """Message of the error that ended the run."""
     command: str | None = None
-    """What continues the run; absent for a run that a sweep continues."""
+    """Continues the run; None for a run of a sweep."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON-able mapping."""
+        """A JSON-able mapping."""
         return asdict(self)
 
     def text(self) -> str:
-        """For people."""
-        who = (
-            f"pid {self.driver['pid']} on {self.driver['node']}"
-            if self.driver.get("pid")
-            else "unknown"
-        )
-        ended = ("finished", "failed", "interrupted")
-        heard = (
-            "" if self.age is None or self.state in ended else f", heard of {clock(self.age)} ago"
-        )
+        """A report for the terminal."""
+        driver = "unknown"
+        if self.driver.get("pid"):
+            driver = f"pid {self.driver['pid']} on {self.driver['node']}"
+        if self.age is not None and self.state not in ("finished", "failed", "interrupted"):
+            driver += f", last seen {clock(self.age)} ago"
         lines = [
             f"{self.directory}: {self.state}{f', {self.error}' if self.error else ''}",
-            f"driver   {who}{heard}",
+            f"driver   {driver}",
         ]
         if self.stages:
             lines.append(f"stages   {stages_text(self.stages)}")
         if self.stage is not None:
             lines.append(
-                f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{self._left()}"
+                f"stage    {self.stage} {self.done:g}/{self.total:g} {self.unit}, "
+                f"{self.rate:.3g}/s{self._left()}"
             )
         if self.terms:
             lines.append(f"terms    {terms_text(self.terms)}")
         lines.append(f"disk     {self.disk_bytes:,} bytes")
-        if self.state == "running" and self.workers:
-            there = sum(one["there"] for one in self.workers)
-            lines.append(
-                f"workers  {there} of {len(self.workers)} there, {self.restarts} restarts, logs in {self.logs}"
-            )
-        elif self.workers:
-            lines.append(
-                f"workers  {len(self.workers)} at last, {self.restarts} restarts, logs in {self.logs}"
-            )
-        lines += [f"         {_line(one)}" for one in self.workers]
+        if self.workers:
+            count = f"{len(self.workers)} at the end"
+            if self.state == "running":
+                alive = sum(worker["there"] for worker in self.workers)
+                count = f"{alive} of {len(self.workers)} alive"
+            lines.append(f"workers  {count}, {self.restarts} restarts, logs in {self.logs}")
+        lines += [f"         {_line(worker)}" for worker in self.workers]
         if self.state in UNFINISHED:
             lines.append(f"continue {self.command or 'by the sweep: rayd tune with --resume'}")
         return "\n".join(lines)
@@ -240,7 +232,7 @@ class Status:
 
 
 def status(directory: Path) -> Status:
-    """What a run is doing, or did last.
+    """Read the status of a run.
 
     Raises:
         OutputError: the directory holds no run.
@@ -248,66 +240,67 @@ def status(directory: Path) -> Status:
     directory = remote.local(directory).resolve()
     held = lock_held(directory)
     if not held:
-        # else the run is at work in this very folder
+        # a running driver on this machine writes these files: they are newer than remote copies
         for name in (NAME, METRICS, "config.yaml", "evaluation.json"):
             remote.bring(directory / name)
     try:
-        told = read_json(directory / NAME)
+        content = read_json(directory / NAME)
     except ArtifactError as error:
         if not (directory / "config.yaml").is_file():
             raise OutputError(
                 f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one."
             ) from error
-        told = {}
-    age = max(0.0, time.time() - told["written"]) if "written" in told else None
-    driver = {"pid": None, "node": None, **told.get("driver", {}), "holds_lock": held}
-    state = _state(directory, told, held, age)
+        content = {}
+    age = max(0.0, time.time() - content["written"]) if "written" in content else None
+    driver = {"pid": None, "node": None, **content.get("driver", {}), "holds_lock": held}
+    state = _state(directory, content, held, age)
     return Status(
         directory=remote.shown(directory),
         state=state,
         driver=driver,
-        stage=told.get("stage"),
-        done=told.get("done", 0.0),
-        total=told.get("total", 0.0),
-        unit=told.get("unit", ""),
-        rate=told.get("rate", 0.0),
-        seconds_left=told.get("seconds_left") if state == "running" else None,
-        stages=_stages(told, state),
-        terms=told.get("terms") or _last_terms(directory),
-        workers=list(told.get("workers", [])),
-        restarts=int(told.get("restarts", 0)),
-        logs=told.get("logs"),
+        stage=content.get("stage"),
+        done=content.get("done", 0.0),
+        total=content.get("total", 0.0),
+        unit=content.get("unit", ""),
+        rate=content.get("rate", 0.0),
+        seconds_left=content.get("seconds_left") if state == "running" else None,
+        stages=_stages(content, state),
+        terms=content.get("terms") or _last_terms(directory),
+        workers=list(content.get("workers", [])),
+        restarts=int(content.get("restarts", 0)),
+        logs=content.get("logs"),
         disk_bytes=_bytes(directory),
         age=None if age is None else round(age, 1),
-        error=told.get("error"),
-        command=told.get(
+        error=content.get("error"),
+        command=content.get(
             "command", f"rayd distill --resume {shlex.quote(remote.shown(directory))}"
         ),
     )
 
 
-def _stages(told: dict[str, Any], state: str) -> dict[str, str]:
-    """The stages of a run; when it is finished, those that it did not need were cached."""
-    stages: dict[str, str] = dict(told.get("stages") or {})
+def _stages(content: dict[str, Any], state: str) -> dict[str, str]:
+    """The stages of a run; those that a finished run never began were cached."""
+    stages: dict[str, str] = dict(content.get("stages") or {})
     if state == "finished":
-        over = {"waiting": "cached", "running": "done"}
-        return {name: over.get(one, one) for name, one in stages.items()}
+        final = {"waiting": "cached", "running": "done"}
+        return {name: final.get(known, known) for name, known in stages.items()}
     return stages
 
 
-def _state(directory: Path, told: dict[str, Any], held: bool | None, age: float | None) -> str:
-    """What the driver said, unless it said that it runs and does not."""
-    said = told.get("state", "finished" if (directory / "evaluation.json").is_file() else "running")
-    if said != "running":
-        return str(said)
-    young = age is not None and age <= STALE * float(told.get("interval", INTERVAL))
-    # a lock that nobody holds may be one that this machine cannot see
-    unseen = held is None or told.get("driver", {}).get("node") != socket.gethostname()
-    return "running" if held or (young and unseen) else "killed"
+def _state(directory: Path, content: dict[str, Any], held: bool | None, age: float | None) -> str:
+    """The state that the driver wrote; `killed` if it wrote `running` and no longer runs."""
+    default = "finished" if (directory / "evaluation.json").is_file() else "running"
+    written = content.get("state", default)
+    if written != "running":
+        return str(written)
+    is_recent = age is not None and age <= STALE * float(content.get("interval", INTERVAL))
+    # locks of other machines may not be visible here
+    unknown = held is None or content.get("driver", {}).get("node") != socket.gethostname()
+    return "running" if held or (is_recent and unknown) else "killed"
 
 
 def lock_held(directory: Path) -> bool | None:
-    """Whether a process holds the lock of a directory; None if it cannot be asked."""
+    """Whether a process holds the lock of a directory; None if that cannot be checked."""
     from rayd.engine.rundir import LOCK
 
     try:
@@ -323,21 +316,17 @@ def lock_held(directory: Path) -> bool | None:
 
 
 def _last_terms(directory: Path) -> dict[str, float]:
-    """The terms of the last logged step, where the driver told none."""
+    """The terms of the last logged step, where the status file has none."""
     metrics = directory / METRICS
-    for line in reversed(
-        metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        if metrics.is_file()
-        else []
-    ):
+    if not metrics.is_file():
+        return {}
+    for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
         with suppress(json.JSONDecodeError):
             entry = json.loads(line)
             if "step" in entry:
-                return {
-                    name: value
-                    for name, value in entry.items()
-                    if name not in ("stage", "step", "seconds")
-                }
+                for name in ("stage", "step", "seconds"):
+                    entry.pop(name, None)
+                return dict(entry)
     return {}
 
 
@@ -352,10 +341,9 @@ def _bytes(directory: Path) -> int:
     return total
 
 
-def _line(one: dict[str, Any]) -> str:
-    where = (
-        f"pid {one['pid']} on {one['node']}, {one['log'] or 'worker-*'}.out|err"
-        if one["pid"]
-        else "not started yet"
-    )
-    return f"{one['role']:<12} {where}{'' if one['there'] or not one['pid'] else ', away'}"
+def _line(worker: dict[str, Any]) -> str:
+    if not worker["pid"]:
+        return f"{worker['role']:<12} not started yet"
+    log = worker["log"] or "worker-*"
+    lost = "" if worker["there"] else ", lost"
+    return f"{worker['role']:<12} pid {worker['pid']} on {worker['node']}, {log}.out|err{lost}"

@@ -1,10 +1,10 @@
-"""The cache that runs share: results of finished work under a hash of their inputs.
+"""The store that runs share: results of finished work under a hash of their inputs.
 
     <root>/<stage>/<key>.safetensors | .json
 
-A key is a hash of everything that decides the result. It leaves out what only rounds differently
-(number of threads, versions of libraries): whoever compares runs bit for bit across those gives
-each a store of its own. A damaged entry is made again. The root is `$RAYD_CACHE`, else
+A key is a hash of all inputs that determine the result, except those that only affect rounding
+(number of threads, versions of libraries): to compare runs bit for bit across these, give each a
+store of its own. Damaged entries are recomputed. The root is `$RAYD_CACHE`, else
 `~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
 """
 
@@ -35,29 +35,32 @@ __all__ = ["Store", "default_root"]
 
 
 class Store:
-    """Finished work by stage and inputs."""
+    """Results by stage and inputs.
+
+    Args:
+        root: directory of the store, created on the first write; None uses the default.
+    """
 
     def __init__(self, root: Path | None = None):
-        """A store under `root`; it is made when first written to."""
         self.root = remote.local(root or default_root()).resolve()
 
     def path(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
-        """Where a result lies or would lie."""
+        """Path of a result, which need not exist."""
         return self.root / stage / f"{content_hash(inputs)}.{suffix}"
 
     def has(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> bool:
-        """Whether a result is there (it may still prove damaged when read)."""
+        """Whether a result exists; reading it may still find it damaged."""
         return remote.exists(self.path(stage, inputs, suffix))
 
     def tensors(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
-        """Tensors of finished work, or None."""
+        """Tensors of a result; None if it is missing or damaged."""
         path = self.path(stage, inputs, "safetensors")
         if not remote.bring(path):
             return None
         try:
             return read_tensors(path)[0]
         except ArtifactError as error:
-            log.warning("%s It will be made again.", error)
+            log.warning("%s Recomputing it.", error)
             return None
 
     def put_tensors(
@@ -67,33 +70,33 @@ class Store:
         tensors: Mapping[str, Tensor],
         note: Mapping[str, Any] | None = None,
     ) -> None:
-        """Keep tensors, with the inputs that they came from and what else is known of them."""
+        """Save tensors, with their inputs and further metadata."""
         write_tensors(
             self.path(stage, inputs, "safetensors"), tensors, {**(note or {}), "inputs": inputs}
         )
 
     def note(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What was noted with tensors that are there.
+        """Metadata of tensors.
 
         Raises:
-            ArtifactError: they are not there, or damaged.
+            ArtifactError: the tensors are missing or damaged.
         """
-        found: dict[str, Any] = read_metadata(self.path(stage, inputs, "safetensors"))
-        return found
+        metadata: dict[str, Any] = read_metadata(self.path(stage, inputs, "safetensors"))
+        return metadata
 
     def record(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """A JSON record of finished work, or None."""
+        """JSON record of a result; None if it is missing or damaged."""
         path = self.path(stage, inputs, "json")
         if not remote.bring(path):
             return None
         try:
             return dict(read_json(path)["result"])
         except (ArtifactError, KeyError, TypeError, ValueError) as error:
-            log.warning("%s It will be made again.", error)
+            log.warning("%s Recomputing it.", error)
             return None
 
     def put_record(self, stage: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Keep a JSON record, with the inputs that it came from."""
+        """Save a JSON record, with its inputs."""
         write_json(
             self.path(stage, inputs, "json"), {"inputs": dict(inputs), "result": dict(result)}
         )

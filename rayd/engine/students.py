@@ -1,4 +1,4 @@
-"""What a worker hosts for an evaluation: students, and the teachers that they listen to."""
+"""Training of students in a worker."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ from rayd.training.stored import StoredLabels
 
 
 class StudentTrainer:
-    """Trains students in a worker; between tasks it keeps what they are tested on, and their
-    teachers.
+    """Trains students; keeps their test sets and teachers between tasks.
+
+    Args:
+        settings: the protocol.
+        resources: decide the device.
+        facts: of the data.
     """
 
     def __init__(
         self, settings: EvaluationSettings, resources: ResourceSettings, facts: DatasetInfo
     ):
-        """Know the protocol and the facts of the data."""
         self._settings = settings
         self._facts = facts
         self._device = devices.choose(resources)
         devices.use_layout(resources)
-        self._kept: dict[str, TrainingSet] = {}
+        # by key of the shared object
+        self._real_sets: dict[str, TrainingSet] = {}
         self._teachers: dict[str, nn.Module] = {}
 
     def train(
@@ -46,17 +50,17 @@ class StudentTrainer:
         teachers: tuple[tuple[NetworkId, ObjectRef], ...] = (),
         stored: Path | None = None,
     ) -> Iterator[EpochProgress | StudentResult]:
-        """Train and test one student; yields its progress, then a result for each entry of
-        `evaluation.epoch`.
+        """Train and test one student.
+
+        Yields its progress, then a result for each entry of `evaluation.epoch`.
 
         Args:
             task: which student.
-            training: an `ImageSet`, or the images and labels of a synthetic set in network input
-                space.
+            training: an `ImageSet`, or the network inputs and labels of a synthetic set.
             test: an `ImageSet`.
             validation: an `ImageSet`.
-            checkpoint: where the unfinished student is kept.
-            teachers: who labels online, with their weights.
+            checkpoint: file of the unfinished student.
+            teachers: networks that label online, with their weights.
             stored: directory of stored labels.
         """
         kind = task.labels.kind
@@ -72,7 +76,7 @@ class StudentTrainer:
             test=self._real(test),
             validation=None if validation is None else self._real(validation),
             labels=task.labels,
-            teachers=[self._teacher(*one) for one in teachers] if kind == "online" else None,
+            teachers=[self._teacher(*pair) for pair in teachers] if kind == "online" else None,
             stored=StoredLabels(stored) if kind == "stored" and stored is not None else None,
             checkpoint=checkpoint,
         )
@@ -92,6 +96,6 @@ class StudentTrainer:
         return TrainingSet(*content, self._facts.normalization, name)
 
     def _real(self, shared: ObjectRef) -> TrainingSet:
-        if shared.key not in self._kept:
-            self._kept[shared.key] = self._training("test", shared.get())
-        return self._kept[shared.key]
+        if shared.key not in self._real_sets:
+            self._real_sets[shared.key] = self._training("test", shared.get())
+        return self._real_sets[shared.key]

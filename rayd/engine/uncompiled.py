@@ -1,8 +1,8 @@
-"""Keeps torch from importing its compiler where nothing is compiled.
+"""Avoids importing torch's compiler where nothing is compiled.
 
-Making an optimizer, asking torch for the shape of a result, or importing torchvision imports
-`torch._dynamo`: two seconds, only to tell it to leave some functions alone. A run needs not mind
-that; a plan is expected in a few seconds.
+Creating an optimizer, inferring a shape on the meta device, or importing torchvision imports
+`torch._dynamo`, which takes two seconds, only to exclude some functions from compilation. That is
+negligible for a run, but not for a plan, which takes a few seconds.
 """
 
 from __future__ import annotations
@@ -19,72 +19,70 @@ import torch
 NAME = "torch._dynamo"
 UTILITIES = f"{NAME}.utils"
 MARK = "__dynamo_disable"
-"""Where `torch._compile` keeps what it is told about a function."""
+"""Attribute of functions in which `torch._compile` caches their uncompiled versions."""
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Functions that are not to be compiled are called as they are, without the compiler; whatever
-    else is asked of it imports it after all.
-    """
+    """Replace the compiler's module by a stub; any use but excluding functions imports it."""
     if NAME in sys.modules:
         yield
         return
-    absent = _Absent()
-    sys.modules[NAME] = absent
-    sys.modules[UTILITIES] = absent.utils
+    stub = _Stub()
+    sys.modules[NAME] = stub
+    sys.modules[UTILITIES] = stub.utils
     try:
         yield
     finally:
-        absent.leave()
+        stub.remove()
 
 
-class _Absent(ModuleType):
-    """Stands where the compiler is found."""
+class _Stub(ModuleType):
+    """Stub of `torch._dynamo`."""
 
     def __init__(self) -> None:
         super().__init__(NAME)
-        self._told: list[Any] = []
-        self.utils = _AbsentUtilities(self)
+        self._disabled: list[Any] = []
+        self.utils = _UtilitiesStub(self)
 
     def disable(self, function: Callable[..., Any], *_: Any, **__: Any) -> Callable[..., Any]:
-        """The function itself: nobody compiles it."""
-        self._told.append(function)
+        """The function itself, as nothing is compiled."""
+        self._disabled.append(function)
         return function
 
     def graph_break(self) -> None:
-        """Nothing, as always where nothing is compiled."""
+        """No effect, as always outside of compiled code."""
 
     def __getattr__(self, name: str) -> Any:
         if name in ("__file__", "__wrapped__"):
-            # asked of every module by those who look for the source of something
+            # `inspect` reads these of all modules: no reason to import the compiler
             raise AttributeError(name)
-        self.leave()
+        self.remove()
         return getattr(importlib.import_module(NAME), name)
 
-    def leave(self) -> None:
-        """Make way for the compiler: who asks it from now on is told by itself."""
-        for function in self._told:
+    def remove(self) -> None:
+        """Make way for the compiler, and clear what `torch._compile` cached with the stub."""
+        for function in self._disabled:
             vars(function).pop(MARK, None)
-        self._told.clear()
+        self._disabled.clear()
         if sys.modules.get(NAME) is self:
             del sys.modules[NAME], sys.modules[UTILITIES]
             vars(torch).pop("_dynamo", None)
 
 
-class _AbsentUtilities(ModuleType):
-    """Stands where its utilities are found; torchvision imports one of them."""
+class _UtilitiesStub(ModuleType):
+    """Stub of `torch._dynamo.utils`, from which torchvision imports one function."""
 
-    def __init__(self, parent: _Absent) -> None:
+    def __init__(self, parent: _Stub) -> None:
         super().__init__(UTILITIES)
         self._parent = parent
 
     def is_compile_supported(self, *args: Any) -> Any:
-        """What the utility itself says, which is imported when it is first called."""
+        """The function of the same name, imported on the first call."""
         return self.__getattr__("is_compile_supported")(*args)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("__file__", "__path__", "__wrapped__"):
             raise AttributeError(name)
-        self._parent.leave()
+        self._parent.remove()
         return getattr(importlib.import_module(UTILITIES), name)

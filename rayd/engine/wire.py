@@ -1,7 +1,7 @@
-"""What crosses between processes: torch tensors travel as numpy arrays.
+"""Serialisation between processes: torch tensors are sent as numpy arrays.
 
-Ray hands numpy arrays to readers without a copy and read-only, so that writing into shared memory
-is an error instead of silent corruption, and it moves them several times faster than torch tensors.
+Ray gives readers numpy arrays without a copy and read-only, so that writing into shared memory is
+an error instead of silent corruption, and moves them several times faster than torch tensors.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import torch
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as an array; `bfloat16` marks bits that numpy has no type for."""
+    """A tensor as an array; with `bfloat16`, which numpy lacks, the array holds its bits."""
 
     array: npt.NDArray[Any]
     bfloat16: bool
 
 
 def pack(value: Any) -> Any:
-    """The same nested value (mappings, tuples, named ones too, lists) with every tensor as a
-    `Packed` array.
-    """
+    """Replace every tensor in nested dicts, lists, tuples and named tuples by a `Packed` array."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
         if plain.dtype == torch.bfloat16:
@@ -41,9 +39,7 @@ def pack(value: Any) -> Any:
 
 
 def unpack(value: Any) -> Any:
-    """The inverse of `pack`; tensors are copies that may be written to. Plain arrays stay as they
-    are.
-    """
+    """The inverse of `pack`. Tensors are writable copies; plain arrays stay unchanged."""
     if isinstance(value, Packed):
         tensor = torch.tensor(np.asarray(value.array))
         return tensor.view(torch.bfloat16) if value.bfloat16 else tensor

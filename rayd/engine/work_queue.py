@@ -1,12 +1,11 @@
-"""Exactly once: of several runs that want the same piece of work at the same time, one does it and
-the others wait for it.
+"""Cross-process work queue: each item is computed by one run; concurrent runs wait for its result.
 
-A claim is a lock of the operating system on `<entry of the store>.lock`. The kernel gives it free
-when its holder ends, however that ends, so a claim is never left behind. A run takes the pieces
-that are free, each when it comes to it, and gives each free when it is kept; only when it holds
-none does it wait for those of others. So no two runs ever wait for each other.
+An item is guarded by a lock of the operating system on `<entry of the store>.lock`. The kernel
+releases it when its holder ends, however that ends, so no lock outlives its run. A run takes the
+items that are free, one at a time, and releases each as soon as it is saved. It waits for the items
+of other runs only while it holds none of its own, so two runs never wait for each other.
 
-Where a file system knows no locks, work is done twice, with the same result.
+On file systems without locks items are computed more than once, with the same result.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Generic, Self, TypeVar
 
-Piece = TypeVar("Piece")
+Item = TypeVar("Item")
 
 FIRST_WAIT = 0.05
+"""Seconds before the results of other runs are first checked for again; doubled every time."""
 LONGEST_WAIT = 1.0
-"""Seconds between two looks at what another run makes: at first, and at most."""
-_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""Seconds between two such checks at most."""
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+"""Errors that mean that another process holds the lock."""
 
 
-class Claim:
-    """The right to make what lies, or will lie, at some paths."""
+class FileLock:
+    """The exclusive right to write the files at some paths."""
 
     def __init__(self, locks: Sequence[tuple[Path, IO[str]]]):
         self._locks = list(locks)
 
     @classmethod
-    def on(cls, paths: Sequence[Path]) -> Self | None:
-        """The claim on all of the paths, or None if another one holds any of them. Nobody is waited
-        for.
-        """
+    def acquire(cls, paths: Sequence[Path]) -> Self | None:
+        """A lock on all of the paths, or None if any of them is held; never blocks."""
         held = cls(())
-        # in one order for all, so that of two who want some of the same paths one gets on
+        # in the same order in every process: of two that want some of the same paths one succeeds
         for path in sorted(set(paths)):
             try:
                 lock = _locked(path.with_name(path.name + ".lock"))
@@ -52,10 +51,9 @@ class Claim:
         return held
 
     def release(self) -> None:
-        """Give all free; nothing is left of the locks."""
+        """Release the lock and remove its files."""
         for path, file in self._locks:
-            # first the name, then the lock: who opened the file meanwhile sees that it is nobody's
-            # any more
+            # the name goes first: a process that opened the file meanwhile then finds it replaced
             with suppress(OSError):
                 path.unlink()
             file.close()
@@ -63,11 +61,11 @@ class Claim:
 
 
 class _LockedError(Exception):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 def _locked(path: Path) -> tuple[Path, IO[str]] | None:
-    """A lock on a file made for it, or None where there are no locks."""
+    """A lock on a file created for it, or None where the file system has no locks."""
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,87 +80,93 @@ def _locked(path: Path) -> tuple[Path, IO[str]] | None:
             pass
         except OSError as error:
             file.close()
-            if error.errno in _TAKEN:
+            if error.errno in _HELD:
                 raise _LockedError from error
             return None
-        # its holder gave it free, and the name away, since it was opened
+        # its holder removed the file between opening and locking it: try again with a new one
         file.close()
 
 
-class WorkQueue(Generic[Piece]):
-    """Goes through pieces of work and yields those that are this run's to make, each claimed when
-    it is come to.
+class WorkQueue(Generic[Item]):
+    """Iterates over the items that this run is to compute, and locks each when it is reached.
+
+    Args:
+        items: hashable.
+        is_cached: whether an item needs no work.
+        paths: files of an item's result.
     """
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
-        there: Callable[[Piece], bool],
-        paths: Callable[[Piece], Sequence[Path]],
+        items: Sequence[Item],
+        is_cached: Callable[[Item], bool],
+        paths: Callable[[Item], Sequence[Path]],
     ):
-        self._pieces = iter(pieces)
-        self._there = there
+        self._items = iter(items)
+        self._is_cached = is_cached
         self._paths = paths
-        self._held: dict[Piece, Claim] = {}
-        self.made: list[Piece] = []
-        """Pieces that were yielded so far."""
+        self._held: dict[Item, FileLock] = {}
+        self.made: list[Item] = []
+        """Items that were yielded so far."""
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Item]:
         return self
 
-    def __next__(self) -> Piece:
-        for piece in self._pieces:
-            claim = Claim.on(self._paths(piece))
-            if claim is None:
+    def __next__(self) -> Item:
+        for item in self._items:
+            lock = FileLock.acquire(self._paths(item))
+            if lock is None:
                 continue
-            if self._there(piece):
-                claim.release()
+            # another run may have finished it since the queue was made
+            if self._is_cached(item):
+                lock.release()
                 continue
-            self._held[piece] = claim
-            self.made.append(piece)
-            return piece
+            self._held[item] = lock
+            self.made.append(item)
+            return item
         raise StopIteration
 
-    def done(self, piece: Piece) -> None:
-        """Give a piece free that is made and kept."""
-        self._held.pop(piece).release()
+    def done(self, item: Item) -> None:
+        """Release an item whose result is saved."""
+        self._held.pop(item).release()
 
     def close(self) -> None:
-        """Give everything free."""
-        for claim in self._held.values():
-            claim.release()
+        """Release all items."""
+        for lock in self._held.values():
+            lock.release()
         self._held = {}
 
 
 def run_once(
-    pieces: Sequence[Piece],
-    there: Callable[[Piece], bool],
-    paths: Callable[[Piece], Sequence[Path]],
-    make: Callable[[WorkQueue[Piece]], None],
-    waiting: Callable[[int], None] = lambda _: None,
+    items: Sequence[Item],
+    is_cached: Callable[[Item], bool],
+    paths: Callable[[Item], Sequence[Path]],
+    compute: Callable[[WorkQueue[Item]], None],
+    on_wait: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Have all pieces made, by this run or by others that are at it.
+    """Have all items computed, by this run or by concurrent ones.
 
     Args:
-        pieces: hashable; what was made and is still not there afterwards is left to the caller.
-        there: whether a piece is made.
-        paths: where the entries of a piece lie or will lie.
-        make: makes the pieces that it takes, keeps them, and says so of each (`WorkQueue.done`).
-        waiting: told how many pieces are others' whenever nothing else is left to do.
+        items: hashable; an item that was computed and is still not cached is not tried again.
+        is_cached: whether an item needs no work.
+        paths: files of an item's result.
+        compute: computes and saves the items of a queue, and calls `WorkQueue.done` for each.
+        on_wait: called with the number of items that other runs are computing, when nothing else is
+            left to do.
     """
-    absent = [piece for piece in pieces if not there(piece)]
+    missing = [item for item in items if not is_cached(item)]
     pause = FIRST_WAIT
-    told = 0
-    while absent:
-        with closing(WorkQueue(absent, there, paths)) as taken:
-            make(taken)
-        mine = set(taken.made)
-        absent = [piece for piece in absent if piece not in mine and not there(piece)]
-        if mine:
+    reported = 0
+    while missing:
+        with closing(WorkQueue(missing, is_cached, paths)) as queue:
+            compute(queue)
+        computed = set(queue.made)
+        missing = [item for item in missing if item not in computed and not is_cached(item)]
+        if computed:
             pause = FIRST_WAIT
-        elif absent:
-            if len(absent) != told:
-                told = len(absent)
-                waiting(told)
+        elif missing:
+            if len(missing) != reported:
+                reported = len(missing)
+                on_wait(reported)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""What a worker hosts: observers, and the work of every stage that needs them."""
+"""The object that workers host: networks, and the tasks of all stages."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ from rayd.training.squeeze import Squeezed, squeeze
 from rayd.training.trajectories import Trajectory
 
 ORDER_CHECK = 20
-"""Real images of each class that given weights are tried on before they are used as they are."""
+"""Real images of each class on which given weights are tested before they are used unchanged."""
 
 
 class Worker(Observers):
-    """The observers of one worker, and what else they do than to compare. Every answer depends on
-    the item alone.
+    """The networks of one worker and the tasks of all stages. Results depend on their task alone.
+
+    Args:
+        recipe: the run.
+        facts: of the data.
+        parallelism: joins this process with others that train the same observers.
+        device: where to compute; None follows the recipe's resources.
     """
 
     def __init__(
@@ -50,14 +55,6 @@ class Worker(Observers):
         parallelism: Parallelism = SINGLE_PROCESS,
         device: torch.device | None = None,
     ):
-        """Know the recipe and the facts of the data; make nothing yet.
-
-        Args:
-            recipe: the run.
-            facts: of the data.
-            parallelism: who else trains the same observers.
-            device: where to compute; absent: what the recipe's resources say.
-        """
         super().__init__(recipe, facts, device)
         self._parallelism = parallelism
         self._sets: dict[str, TrainingSet] = {}
@@ -71,14 +68,13 @@ class Worker(Observers):
         validation: ObjectRef | None,
         checkpoint: Path,
     ) -> Iterator[EpochProgress | dict[str, Any]]:
-        """Train one observer on the real data; yields its progress, then its weights and how good
-        it is.
+        """Train one observer on the real data; yields progress, then its weights and accuracies.
 
         Args:
             network_id: which observer.
             train: an `ImageSet`.
             validation: an `ImageSet`.
-            checkpoint: where the unfinished observer is kept.
+            checkpoint: file of the unfinished observer.
         """
         settings = self._recipe.squeezing(network_id.group)
         training = self._real_set(train)
@@ -113,14 +109,15 @@ class Worker(Observers):
     def expert(
         self, index: int, train: ObjectRef, path: Path, checkpoint: Path
     ) -> Iterator[EpochProgress | dict[str, Any]]:
-        """Train one expert on the real data, whose trajectory is written to a file; yields its
-        progress, then what it became.
+        """Train one expert on the real data and write its trajectory to a file.
+
+        Yields its progress, then its facts (see `rayd.training.experts`).
 
         Args:
             index: which expert.
             train: an `ImageSet`.
             path: of the file.
-            checkpoint: where the unfinished expert is kept.
+            checkpoint: file of the unfinished expert.
         """
         settings = self._recipe.experts
         network = networks.build(
@@ -146,31 +143,25 @@ class Worker(Observers):
     @torch.no_grad()
     def predict(self, expert: Path, images: ObjectRef) -> torch.Tensor:
         """Logits (n, classes) of a fully trained expert for real images, uint8 (n, C, H, W)."""
-        one = Trajectory(expert)
+        trajectory = Trajectory(expert)
         settings = self._recipe.experts
-        network = (
-            networks.build(settings.network, self._facts.shape, self._facts.classes, seed=0)
-            .to(self._device)
-            .eval()
-        )
-        FlatNetwork(network).load(one[one.epochs].to(self._device))
-        parts = torch.split(torch.tensor(images.get()), settings.batch_size)
-        return torch.cat(
-            [network(self._facts.normalization(part.to(self._device))).cpu() for part in parts]
-        )
+        network = networks.build(settings.network, self._facts.shape, self._facts.classes, seed=0)
+        network = network.to(self._device).eval()
+        FlatNetwork(network).load(trajectory[trajectory.epochs].to(self._device))
+        logits = []
+        for batch in torch.split(torch.tensor(images.get()), settings.batch_size):
+            inputs = self._facts.normalization(batch.to(self._device))
+            logits.append(network(inputs).cpu())
+        return torch.cat(logits)
 
     def synthesize(
         self, assignment: BlockTask, stop: int | None = None
     ) -> Iterator[Logged | State]:
-        """Optimise one block with this worker's own observers; see
-        `rayd.engine.synthesize.synthesize`.
-        """
+        """Optimise one block with the networks of this worker; see `rayd.engine.synthesize`."""
         yield from synthesize(LocalPool.around(self), assignment, stop)
 
     def train(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
-        """Train and test one student, between two steps of a synthesis; see
-        `rayd.engine.students.StudentTrainer.train`.
-        """
+        """Train and test one student; see `rayd.engine.students.StudentTrainer.train`."""
         if self._students is None:
             self._students = StudentTrainer(
                 self._recipe.evaluation, self._recipe.resources, self._facts
@@ -180,16 +171,14 @@ class Worker(Observers):
     def score(
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef
     ) -> Iterator[Scores]:
-        """How realistic one observer finds random crops of a class's real images: one event."""
+        """Score random crops of a class's real images by one observer: a stream of one event."""
         observer = self._fixed_observer(network_id, weights, "float32")
-        settings = self._recipe.synthetic
-        seed = self._recipe.seed
         yield score(
             observer.logits,
             images.get(),
             label,
-            settings,
-            seed,
+            self._recipe.synthetic,
+            self._recipe.seed,
             self._facts.normalization,
             self._device,
         )
@@ -202,8 +191,9 @@ class Worker(Observers):
         first: int,
         last: int,
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Soft labels of a synthetic set for epochs `first` to `last` - 1, one event: order, crops,
-        mixes and logits.
+        """Soft labels of a synthetic set for epochs `first` to `last` - 1: a stream of one event.
+
+        The event holds the order, crops, mixes and logits.
         """
         if self._teachers is None:
             self._teachers = [
@@ -232,19 +222,20 @@ class Worker(Observers):
     def _check_order(
         self, network_id: NetworkId, network: nn.Module, training: TrainingSet
     ) -> None:
-        """Refuse given weights that know other classes, or know them in another order.
+        """Refuse given weights that were trained on other classes, or on another order of them.
 
         Raises:
-            ConfigError: says which.
+            ConfigError: names the classes.
         """
-        rows = torch.cat(
-            [(training.labels == c).nonzero()[:ORDER_CHECK, 0] for c in range(self._facts.classes)]
-        )
+        by_class = []
+        for label in range(self._facts.classes):
+            by_class.append((training.labels == label).nonzero()[:ORDER_CHECK, 0])
+        rows = torch.cat(by_class)
         network.eval()
-        logits = [
-            network(training.inputs(training.images[some].to(self._device))).cpu()
-            for some in torch.split(rows, 100)
-        ]
+        logits = []
+        for batch in torch.split(rows, 100):
+            inputs = training.inputs(training.images[batch].to(self._device))
+            logits.append(network(inputs).cpu())
         fault = order_fault(torch.cat(logits), training.labels[rows], self._facts.class_names)
         if fault is not None:
             raise ConfigError(

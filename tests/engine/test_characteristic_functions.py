@@ -285,7 +285,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
         network_ids(recipe)[0], None, "float32"
     )
-    whole = observer.see(images).taps[need.layer_role][0].flatten(1)
+    whole = observer.forward(images).taps[need.layer_role][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
         ((function,),) = observer.sample(

@@ -48,5 +48,5 @@ def test_a_home_that_cannot_be_used_is_a_finding(monkeypatch):
     def refused(address: str | None) -> str:
         raise NotADirectoryError(20, "Not a directory", ".ray")
 
-    monkeypatch.setattr("rayd.engine.on_ray.cluster.census", refused)
+    monkeypatch.setattr("rayd.engine.on_ray.cluster.describe", refused)
     assert look_at_ray(None) == doctor.Finding("ray", "wrong", "[Errno 20] Not a directory: '.ray'")

@@ -109,7 +109,7 @@ def model_pool_of(chosen: Recipe) -> ModelPool:
 
 def test_the_network_of_dc_stays_for_its_steps_and_is_not_trained_in_the_last_of_them():
     networks = model_pool_of(recipe("dc"))
-    assert [list(networks.ids(step)) for step in range(7)] == [[1]] * 3 + [[2]] * 3 + [[3]]
+    assert [list(networks.active(step)) for step in range(7)] == [[1]] * 3 + [[2]] * 3 + [[3]]
     assert [
         [train_task.network_id.index for train_task in networks.train_tasks(step, None)]
         for step in range(6)
@@ -136,11 +136,11 @@ def test_the_pool_of_frepo_renews_each_network_when_its_time_has_come():
     for step in range(60):
         (train_task,) = networks.train_tasks(step, None)
         number = train_task.network_id.index
-        assert number == networks.looks(step, 0)
+        assert number == networks.draw(step, 0)
         assert (networks.weights(number) is None) == (number not in ages)
-        networks.take(train_task, ({"w": torch.tensor(float(step))}, 0.5))
+        networks.update(train_task, ({"w": torch.tensor(float(step))}, 0.5))
         ages[number] = ages.get(number, 0) + 1
-        seen.append(list(networks.ids(step)))
+        seen.append(list(networks.active(step)))
         assert networks.accuracy(number) == 0
     # the first ones are renewed after 3, 2 and 1 of 3 times, all others after 3
     gone = {number: age for number, age in ages.items() if number not in seen[-1]}
@@ -149,7 +149,7 @@ def test_the_pool_of_frepo_renews_each_network_when_its_time_has_come():
     assert len(networks.state()) == 1 + 2 * len([number for number in seen[-1] if number in ages])
     again = model_pool_of(recipe("frepo"))
     again.restore(networks.state())
-    assert (list(again.ids(60)), again.looks(60, 0)) == (seen[-1], networks.looks(60, 0))
+    assert (list(again.active(60)), again.draw(60, 0)) == (seen[-1], networks.draw(60, 0))
     assert again.state().keys() == networks.state().keys()
 
 

@@ -146,10 +146,10 @@ def model_pool_of(recipe: Recipe) -> ModelPool:
 
 def test_the_queue_grows_and_forgets_its_oldest():
     networks = model_pool_of(iid("idm"))
-    assert [len(networks.ids(step)) for step in range(6)] == [4, 4, 5, 5, 5, 5]
-    assert networks.ids(4) == range(1, 6)
-    looking = [networks.looks(step, 0) for step in range(200)]
-    assert all(number in networks.ids(step) for step, number in enumerate(looking))
+    assert [len(networks.active(step)) for step in range(6)] == [4, 4, 5, 5, 5, 5]
+    assert networks.active(4) == range(1, 6)
+    looking = [networks.draw(step, 0) for step in range(200)]
+    assert all(number in networks.active(step) for step, number in enumerate(looking))
     train = LocalRef(None)
     assert len({train_task.network_id.index for train_task in networks.train_tasks(5, train)}) == 2
     assert [train_task.network_id.index for train_task in networks.train_tasks(5, train)] == [
@@ -161,7 +161,7 @@ def test_the_queue_grows_and_forgets_its_oldest():
 def test_every_network_of_the_queue_has_its_turn():
     networks = model_pool_of(iid("idm", observers={"model_pool": {"push_every": 100000}}))
     counts = torch.bincount(
-        torch.tensor([networks.looks(step, 0) for step in range(400)]), minlength=4
+        torch.tensor([networks.draw(step, 0) for step in range(400)]), minlength=4
     )
     assert counts.min() > 60
 
@@ -227,7 +227,7 @@ def test_guides_that_are_too_deep_for_the_images_are_refused_in_a_sentence(tmp_p
     recipe = tiny(ipc=2, terms={"centralization": {"weight": 0.05}})
     with pytest.raises(
         ConfigError,
-        match=r"'resnet18-instance' cannot look at images of 8 x 8 pixels .* 'classifiers.networks'",
+        match=r"'resnet18-instance' does not fit images of 8 x 8 pixels .* 'classifiers.networks'",
     ):
         plan(recipe, cache=tmp_path, progress=QUIET)
 

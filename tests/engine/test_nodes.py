@@ -110,7 +110,7 @@ def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
 
 @pytest.mark.slow
 def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
-    monkeypatch.setattr(health, "ABSENCE_LIMIT", 5.0)
+    monkeypatch.setattr(health, "NO_WORKER_LIMIT", 5.0)
     with pytest.raises(
         ResourceError, match="1 workers of 1 CPU each do not fit: the cluster holds 0 of them"
     ):
@@ -123,7 +123,7 @@ def test_without_any_node_a_run_ends_in_a_sentence(cluster, monkeypatch):
         next(results)
         cluster.remove_node(only, allow_graceful=False)
         with pytest.raises(
-            RunError, match=r"No worker was there for .* minutes, as no node joined"
+            RunError, match=r"No worker was alive for .* minutes, as no node joined"
         ):
             list(results)
 

@@ -175,7 +175,7 @@ def test_tiles_change_nothing(data, name, monkeypatch):
         )
         with torch.no_grad():
             assert (len(looking._tiles(images)) > 1) == (tile_bytes < 2**20)
-            return looking.see(images)
+            return looking.forward(images)
 
     tiled = seen(2**10)
     whole = seen(2**30)

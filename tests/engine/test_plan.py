@@ -57,7 +57,10 @@ def test_every_recipe_is_planned(name):
 def test_streamed_images_are_planned_with_their_first_pass_and_decoding():
     planned = plan(resolved("rded-imagenet-1k-ipc1"), progress=QUIET)
     first = planned.stages[0]
-    assert (first.stage, first.work) == ("read", "1,331,167 images are decoded once, to know them")
+    assert (first.stage, first.work) == (
+        "read",
+        "1,331,167 images are decoded once, to survey them",
+    )
     assert first.seconds > 60
     assert "streamed" in planned.data
 

@@ -146,7 +146,7 @@ def test_what_the_store_has_lost_is_said(capsys, finished, tmp_path, stage):
         str(tmp_path / "cache"),
     )
     assert code == 2
-    assert "is not in the store" in error
+    assert "are not in the store" in error
     assert "Traceback" not in error
     assert not (tmp_path / "x.png").exists()
 

@@ -137,7 +137,7 @@ def test_the_wall_clock_does_not_change_rates(monkeypatch):
     ("wall", "gain"), [(1.0, 1.0), (0.6, 1 / 0.6), (0.5, 2.0), (0.1, 2.0), (40.0, 1.0)]
 )
 def test_threads_are_worth_between_one_and_their_number(monkeypatch, wall, gain):
-    monkeypatch.setattr(speeds, "_briefly", lambda _, threads, __: 1.0 if threads == 1 else wall)
+    monkeypatch.setattr(speeds, "_time_once", lambda _, threads, __: 1.0 if threads == 1 else wall)
     assert speeds._gain(lambda: None, 2) == pytest.approx(gain)
 
 

@@ -138,7 +138,7 @@ def test_a_run_at_work(tmp_path, monkeypatch):
             assert found.seconds_left == pytest.approx(16, rel=0.2)
             assert found.terms == {"loss": 0.5, "nan": None}
             assert found.restarts == 2
-            assert "1 of 2 there, 2 restarts, logs in /logs" in found.text()
+            assert "1 of 2 alive, 2 restarts, logs in /logs" in found.text()
             assert "pid 7 on here, worker-7.out|err" in found.text()
             assert "not started yet" in found.text()
         assert crowd.told[0][0] == "measure"

@@ -1,4 +1,4 @@
-"""The cache: found under equal inputs only, damaged entries are made again."""
+"""The cache: found under equal inputs only, damaged entries are recomputed."""
 
 import torch
 
@@ -28,7 +28,7 @@ def test_damaged_entries_count_as_absent(tmp_path, caplog):
         file.write_bytes(file.read_bytes()[:-5])
     assert store.tensors("measure", {"a": 1}) is None
     assert store.record("students", {"a": 1}) is None
-    assert "made again" in caplog.text
+    assert "Recomputing it." in caplog.text
 
 
 def test_the_root_can_be_set(monkeypatch, tmp_path):

@@ -186,7 +186,7 @@ class FeatureMatching(GradientSource):
         if self._models is None:
             return
         for task, result in zip(self._train_tasks, results, strict=True):
-            self._models.take(task, result)
+            self._models.update(task, result)
 
     def _with_affinity(self, tasks: Sequence[GradientTask | TrainTask]) -> list[Work]:
         return [Work(task, self._affinity(task.network_id)) for task in tasks]
@@ -210,7 +210,7 @@ class FeatureMatching(GradientSource):
         """The task of the network of a group whose turn it is."""
         accuracy: float | Tensor
         if group == "observers" and self._models is not None:
-            number = self._models.looks(step, slot)
+            number = self._models.draw(step, slot)
             network_id = self._models.network_id(number)
             weights = self._models.weights(number)
             accuracy = self._models.accuracy(number)

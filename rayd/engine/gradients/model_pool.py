@@ -1,24 +1,22 @@
-"""The queue: networks that grow beside the synthesis, so that young and old ones look at the
-images.
+"""A pool of networks of different training age, trained alongside the synthesis.
 
-Who comes, who leaves, who looks, who is trained, and on what, are settings (`ModelPoolSettings`):
+Settings (`ModelPoolSettings`) decide how networks enter and leave the pool, which of them compute
+gradients, which are trained, and on what:
 
 - IDM (Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023):
-  one more random network every so many steps, the oldest leaves when the queue is full; one drawn
-  at random looks, some are trained on real batches.
-- DC (Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021): a queue of
-  one. It looks, is trained on the synthetic images when these have moved, and leaves after some
-  steps for a fresh one.
+  a queue. A random network is added every `push_every` steps, and the oldest leaves when the queue
+  is full. One drawn at random computes the gradient; some are trained on real batches.
+- DC (Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021): a single
+  network. It computes the gradient, is trained on the synthetic images after the step, and is
+  replaced by a fresh one after some steps.
 - FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS
-  2022): a pool. One drawn at random looks, is trained on the synthetic images, and is renewed when
-  it has been trained on so many times.
+  2022): a pool. One drawn at random computes the gradient, is trained on the synthetic images, and
+  is replaced by a fresh one after `lifetime` trainings.
 
-Who is in the queue, who looks, who is trained and on which images follow from the run's seed and
-the steps so far. What a network has become travels with the work item that trains it on or looks
-through it, and lies in the synthesizer's checkpoints: a worker that is lost takes nothing with it.
-Training on real images does not wait for the gradient of the same step, nor the other way round;
-training on synthetic images comes after the step. A network that nobody will see again is not
-trained.
+All of this follows from the run's seed and the number of steps. States of networks travel with the
+tasks that use them and are part of the synthesizer's checkpoints, so a lost worker loses nothing.
+Training on real images runs in parallel with the gradients of the same step; training on synthetic
+images follows the step. A network that will not be used again is not trained.
 """
 
 from __future__ import annotations
@@ -38,62 +36,65 @@ from rayd.engine.pool import ObjectRef, WorkerPool
 from rayd.objectives.ridge import regression_loss, regression_targets
 
 MOMENTUM = "momentum."
-"""What the names of an optimizer's memory begin with in the state of a network."""
+"""Prefix of an optimizer's tensors in the state of a network."""
 
 
 @dataclass(frozen=True)
 class TrainTask:
-    """A network of the queue that is to be trained on."""
+    """The training of a network of the pool in one step."""
 
     network_id: NetworkId
-    """Its architecture, and which network of the queue it is."""
+    """Its architecture, and its number in the pool."""
     step: int
     """The step of the synthesis."""
     weights: ObjectRef | None
-    """Its state so far, momentum included; None for a new one."""
+    """Its state, momentum included; None for a new one."""
     train: ObjectRef | None
-    """The training split, images uint8 (N, C, H, W) and labels (N,); None where the images are
-    synthetic.
-    """
+    """The training split, images uint8 (N, C, H, W) and labels (N,); None for synthetic images."""
     template: ObjectRef | None = None
     """State of the block of synthetic images at the start."""
     parameters: ObjectRef | None = None
-    """Its parameters now."""
+    """Current parameters of the block."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What a network is trained on."""
+    """Images that a network is trained on."""
 
     count: int
     """Number of images."""
     batch: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Network input (n, C, H, W) of the images at some indices (n,) on the CPU, and their class
-    indices (n,) or soft labels (n, classes), both on the device.
+    """Maps indices (n,) on the CPU to network input (n, C, H, W) and class indices (n,) or soft
+    labels (n, classes), both on the device.
     """
 
 
 TrainResult = tuple[dict[str, Tensor], Tensor]
-"""The state of a network, momentum included, and the fraction of its last mini-batches that it got
-right before each step, a scalar: both on the device where it was trained, so that nothing waits for
-it.
+"""The state of a network, momentum included, and its accuracy on its last mini-batches before each
+step, a scalar. Both stay on the device where it was trained, which is not waited for.
 """
 
 
 class ModelPool:
-    """What has become of the networks."""
+    """The states of the networks of a pool, and the choice of those that are used in a step.
+
+    Args:
+        recipe: the run.
+        pool: shares states with its workers.
+    """
 
     def __init__(self, recipe: Recipe, pool: WorkerPool):
-        """An empty record; networks that nobody has trained need none."""
         settings = recipe.observers.model_pool
         assert settings is not None
         self._recipe = recipe
         self._settings = settings
         self._pool = pool
+        # by the number of a network; networks that were never trained have no entry
         self._states: dict[int, dict[str, Tensor]] = {}
         self._shared: dict[int, ObjectRef] = {}
         self._accuracy: dict[int, float | Tensor] = {}
         self._times: dict[int, int] = {}
+        # numbers of the networks of a pool without `push_every`
         self._places = list(range(settings.start))
 
     @property
@@ -101,23 +102,22 @@ class ModelPool:
         """Whether networks are trained on the synthetic images, after the step."""
         return self._settings.source == "synthetic"
 
-    def ids(self, step: int) -> Sequence[int]:
-        """Numbers of the networks that are in the queue at a step, the next one at most."""
+    def active(self, step: int) -> Sequence[int]:
+        """Numbers of the networks that are in the pool at a step, the next one at most."""
         if self._settings.push_every is None:
             return list(self._places)
         pushed = self._settings.start + step // self._settings.push_every + 1
         return range(max(0, pushed - self._settings.capacity), pushed)
 
     def network_id(self, number: int) -> NetworkId:
-        """A network by its number."""
+        """The identity of a network."""
         return NetworkId(self._recipe.observers.network_of(number), number)
 
-    def looks(self, step: int, slot: int) -> int:
-        """Number of the network that looks in a slot of a step."""
-        there = self.ids(step)
-        return there[
-            int(torch.randint(len(there), (1,), generator=self._draws("queue looks", step, slot)))
-        ]
+    def draw(self, step: int, slot: int) -> int:
+        """Draw the number of the network that computes the gradient in a slot of a step."""
+        active = self.active(step)
+        draws = self._draws("queue looks", step, slot)
+        return active[int(torch.randint(len(active), (1,), generator=draws))]
 
     def train_tasks(
         self,
@@ -126,69 +126,74 @@ class ModelPool:
         template: ObjectRef | None = None,
         parameters: ObjectRef | None = None,
     ) -> list[TrainTask]:
-        """Who is trained on in a step, but for those who have left by the next one."""
-        there = self.ids(step)
-        after = self.ids(step + 1)
+        """Training tasks of a step, without networks that leave the pool before the next one.
+
+        Args:
+            step: of the synthesis.
+            train: the training split; None where networks are trained on synthetic images.
+            template: state of the block of synthetic images at the start.
+            parameters: current parameters of the block.
+        """
+        active = self.active(step)
+        after = self.active(step + 1)
         if self._settings.trained == "looking":
-            looking = [self.looks(step, slot) for slot in range(self._recipe.observers.per_step)]
-            chosen = list(dict.fromkeys(looking))
+            drawn = [self.draw(step, slot) for slot in range(self._recipe.observers.per_step)]
+            chosen = list(dict.fromkeys(drawn))
         else:
-            drawn = torch.randperm(len(there), generator=self._draws("queue grows", step))
-            chosen = [there[i] for i in drawn[: self._settings.trained_per_step].tolist()]
+            order = torch.randperm(len(active), generator=self._draws("queue grows", step))
+            chosen = [active[i] for i in order[: self._settings.trained_per_step].tolist()]
         return [
             TrainTask(
-                self.network_id(number), step, self.weights(number), train, template, parameters
+                network_id=self.network_id(number),
+                step=step,
+                weights=self.weights(number),
+                train=train,
+                template=template,
+                parameters=parameters,
             )
             for number in chosen
             if number in after
         ]
 
     def weights(self, number: int) -> ObjectRef | None:
-        """What a network has become; None for a new one."""
+        """The shared state of a network; None for a new one."""
         return self._shared.get(number)
 
     def accuracy(self, number: int) -> float | Tensor:
-        """Fraction of the real images that a network got right when it was trained on; 0 for one
-        that has not seen any.
-        """
+        """Accuracy of a network in its last training on real images; 0 without any."""
         return 0.0 if self.synthetic else self._accuracy.get(number, 0.0)
 
-    def take(self, train_task: TrainTask, train_result: TrainResult) -> None:
-        """Note what a network has become, renew it if its time has come, and forget those that have
-        left.
-        """
+    def update(self, train_task: TrainTask, train_result: TrainResult) -> None:
+        """Save the state of a network, replace it at the end of its lifetime, and drop old ones."""
         number = train_task.network_id.index
-        self._note(number, *train_result, self._times.get(number, self._head_start(number)) + 1)
+        self._save(number, *train_result, self._times.get(number, self._head_start(number)) + 1)
         if self._times[number] == self._settings.lifetime:
             self._places[self._places.index(number)] = number + self._settings.start
-        for gone in [one for one in self._states if one not in self.ids(train_task.step)]:
+        active = self.active(train_task.step)
+        for gone in [known for known in self._states if known not in active]:
             del self._states[gone], self._shared[gone], self._accuracy[gone], self._times[gone]
 
     def _head_start(self, number: int) -> int:
-        """Times that a new network counts as trained on: those at the beginning end one after
-        another.
+        """Trainings that a new network counts as done.
+
+        Networks of the initial pool get different ones, so that they are not all replaced at once.
         """
         lifetime = self._settings.lifetime
         start = self._settings.start
         return number * lifetime // start if lifetime is not None and number < start else 0
 
     def state(self) -> dict[str, Tensor]:
-        """All that must be kept to go on."""
-        kept = {
-            f"{number}.{name}": tensor
-            for number, state in self._states.items()
-            for name, tensor in state.items()
-        }
-        facts = {
-            f"{number}.": torch.tensor(
-                [float(self._accuracy[number]), self._times[number]], dtype=torch.float64
-            )
-            for number in self._states
-        }
-        renewed = (
-            {"places": torch.tensor(self._places)} if self._settings.lifetime is not None else {}
-        )
-        return kept | facts | renewed
+        """Tensors for a checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for number, state in self._states.items():
+            for name, tensor in state.items():
+                tensors[f"{number}.{name}"] = tensor
+        for number in self._states:
+            facts = [float(self._accuracy[number]), self._times[number]]
+            tensors[f"{number}."] = torch.tensor(facts, dtype=torch.float64)
+        if self._settings.lifetime is not None:
+            tensors["places"] = torch.tensor(self._places)
+        return tensors
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`."""
@@ -199,11 +204,11 @@ class ModelPool:
                 continue
             number, _, name = key.partition(".")
             states.setdefault(int(number), {})[name] = tensor
-        for one, state in states.items():
+        for known, state in states.items():
             accuracy, times = state.pop("").tolist()
-            self._note(one, state, accuracy, int(times))
+            self._save(known, state, accuracy, int(times))
 
-    def _note(
+    def _save(
         self, number: int, state: dict[str, Tensor], accuracy: float | Tensor, times: int
     ) -> None:
         self._states[number] = state
@@ -216,24 +221,21 @@ class ModelPool:
 
 
 def initial_seed(recipe: Recipe, network_id: NetworkId) -> int:
-    """Seed of the initial weights of a network of the queue."""
+    """Seed of the initial weights of a network of the pool."""
     return seeding.derive(recipe.seed, "queue network", network_id.index)
 
 
 class ModelPoolTrainer:
-    """Networks in a worker that take the weights of those of the queue to be trained: one for each
-    architecture.
+    """Trains networks of the pool in a worker; it keeps one network for each architecture.
+
+    Args:
+        recipe: the run.
+        shape: of an image.
+        classes: number of classes.
+        device: where to compute.
     """
 
     def __init__(self, recipe: Recipe, shape: ImageShape, classes: int, device: torch.device):
-        """Make none yet.
-
-        Args:
-            recipe: the run.
-            shape: of an image.
-            classes: number of classes.
-            device: where to compute.
-        """
         self._recipe = recipe
         self._shape = shape
         self._classes = classes
@@ -243,7 +245,7 @@ class ModelPoolTrainer:
     def _network(
         self, train_task: TrainTask, before: Mapping[str, Tensor]
     ) -> tuple[nn.Module, torch.memory_format]:
-        """A network with the weights of one of the queue, and its layout."""
+        """A network with the weights of one of the pool, and its memory format."""
         kind = train_task.network_id.architecture
         if not before or kind.label not in self._networks:
             seed = initial_seed(self._recipe, train_task.network_id)
@@ -257,12 +259,12 @@ class ModelPoolTrainer:
             networks.take_over(network, before)
         return network, layout
 
-    def grow(self, train_task: TrainTask, supply: Batches) -> TrainResult:
-        """Train a network on: some steps of its optimizer, or some passes over all images.
+    def train(self, train_task: TrainTask, supply: Batches) -> TrainResult:
+        """Train a network for some steps of its optimizer, or some epochs.
 
         Args:
-            train_task: which network, and when.
-            supply: what it is trained on.
+            train_task: the network, its state, and the step of the synthesis.
+            supply: the images that it is trained on.
         """
         recipe = self._recipe
         device = self._device
@@ -277,7 +279,7 @@ class ModelPoolTrainer:
         )
         augment = augmentation(settings.augmentation)
         right = torch.zeros((), device=device)
-        seen = 0
+        count = 0
         network.train()
         with seeding.seeded(
             recipe.seed,
@@ -295,16 +297,16 @@ class ModelPoolTrainer:
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                named = target.argmax(1) if target.is_floating_point() else target
-                right = right + (logits.argmax(1) == named).sum()
-                seen = seen + len(rows)
-        # copies: the network will take other weights
+                classes = target.argmax(1) if target.is_floating_point() else target
+                right = right + (logits.argmax(1) == classes).sum()
+                count = count + len(rows)
+        # copies: the network is used for other weights next
         state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        return state | _memory(parameters, optimizer), right.to(_exact(device)) / seen
+        return state | _memory(parameters, optimizer), right.to(_exact(device)) / count
 
 
 def _exact(device: torch.device) -> torch.dtype:
-    """The finest type of a device; MPS has no float64."""
+    """The most precise floating-point type of a device; MPS has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -315,7 +317,7 @@ def _batches(count: int, settings: ModelPoolSettings, draws: torch.Generator) ->
             yield torch.randperm(count, generator=draws)[: settings.batch_size]
         return
     for _ in range(settings.train_epochs):
-        yield from torch.randperm(count, generator=draws).split(settings.batch_size)  # type: ignore[no-untyped-call]
+        yield from torch.split(torch.randperm(count, generator=draws), settings.batch_size)
 
 
 def _loss(logits: Tensor, target: Tensor, name: str) -> Tensor:
@@ -327,34 +329,34 @@ def _loss(logits: Tensor, target: Tensor, name: str) -> Tensor:
 def _optimizer(
     parameters: Mapping[str, Tensor], settings: ModelPoolSettings, before: Mapping[str, Tensor]
 ) -> torch.optim.Optimizer:
-    """The optimizer of a network, with what it remembers."""
-    made: torch.optim.Optimizer
+    """The optimizer of a network, with the momentum in its state."""
+    optimizer: torch.optim.Optimizer
     rate = settings.learning_rate
     decay = settings.weight_decay
     if settings.optimizer == "adam":
-        made = torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             parameters.values(), rate, (settings.momentum, 0.999), weight_decay=decay
         )
     else:
-        made = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters.values(), rate, settings.momentum, weight_decay=decay, fused=True
         )
     for key, tensor in before.items():
         if key.startswith(MOMENTUM):
             kind, _, name = key.removeprefix(MOMENTUM).partition(".")
-            # a copy: what came is read-only
+            # copies: shared tensors are read-only
             kept = tensor.clone() if kind == "step" else tensor.to(parameters[name], copy=True)
-            made.state[parameters[name]][kind] = kept
-    return made
+            optimizer.state[parameters[name]][kind] = kept
+    return optimizer
 
 
 def _memory(
     parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """What an optimizer remembers, under names for the state of a network."""
-    return {
-        f"{MOMENTUM}{kind}.{name}": kept
-        for name, parameter in parameters.items()
-        for kind, kept in optimizer.state[parameter].items()
-        if kept is not None
-    }
+    """An optimizer's tensors, named for the state of a network."""
+    memory = {}
+    for name, parameter in parameters.items():
+        for kind, kept in optimizer.state[parameter].items():
+            if kept is not None:
+                memory[f"{MOMENTUM}{kind}.{name}"] = kept
+    return memory

@@ -1,8 +1,8 @@
-"""Trajectory matching: students are trained on the synthetic set and follow experts.
+"""Trajectory matching: students trained on the synthetic set are to end where experts do.
 
 A task is one student of one step: its expert and first epoch follow from (run seed, step, slot)
-alone. The worker reads the two rows that it needs from the expert's file, takes the student's
-steps, and returns the gradient of the loss, and whether the student diverged.
+alone. The worker reads the parameters of two epochs from the expert's file, takes the student's
+steps, and returns the gradient of the loss and whether the student diverged.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ KEPT_ON_DEVICE = 2**30
 
 @dataclass(frozen=True)
 class TrajectoryTask:
-    """A student that is to follow an expert."""
+    """A student of one step."""
 
     step: int
     """The step of the synthesis, from 0."""
     slot: int
-    """Which of the step's students."""
+    """Number of the student in the step."""
     template: ObjectRef
-    """State of the synthetic set at the start: what the replica is made of."""
+    """State of the synthetic set at the start, from which workers build their copy."""
     parameters: ObjectRef
-    """Its parameters now."""
+    """Current parameters of the set."""
     expert: Path
     """File of the expert."""
     start: int
@@ -60,22 +60,22 @@ class TrajectoryTask:
 
 
 class TrajectoryResult(NamedTuple):
-    """What became of a student."""
+    """The loss and gradients of one student."""
 
     loss: Tensor
-    """Of its end; a scalar."""
+    """Loss of its final parameters, a scalar."""
     gradients: dict[str, Tensor]
-    """Of the loss, by parameter; of no use if the student diverged."""
+    """Gradients of the loss, by parameter; meaningless if the student diverged."""
     good: Tensor
-    """Whether it did not diverge; a scalar, so that the device is not waited for."""
+    """Whether it did not diverge; a scalar tensor, so that the device is not waited for."""
 
 
 class TrajectoryMatching(GradientSource):
-    """Students that follow experts: the gradient is the mean over those that did not diverge.
+    """Gradient source of trajectory matching: the mean over students that did not diverge.
 
     Args:
         recipe: the run.
-        objective: draws experts and epochs, and says when a student has diverged.
+        objective: draws experts and epochs, and decides when a student has diverged.
         experts: files of the experts.
         learned: the synthetic set, whose step size is learned with it.
     """
@@ -112,7 +112,7 @@ class TrajectoryMatching(GradientSource):
 
     def update(self, step: int, results: Sequence[TrajectoryResult]) -> Update:
         """The mean gradient; None where all students diverged."""
-        good = self._guard.take(list(results), step + 1)
+        good = self._guard.update(list(results), step + 1)
         metrics = {
             "step_size": self._learned.step_size.detach(),
             "skipped": torch.tensor(self._guard.skipped),
@@ -137,8 +137,10 @@ class TrajectoryMatching(GradientSource):
 
 
 class TrajectoryWorker:
-    """Takes students' steps in a worker; it keeps the network, and what is known of the experts'
-    files.
+    """Trains students in a worker; it keeps their network and rows of the experts' files.
+
+    Raises:
+        ConfigError: the network has buffers or dropout.
     """
 
     def __init__(
@@ -149,32 +151,28 @@ class TrajectoryWorker:
         classes: int,
         device: torch.device,
     ):
-        """Make the network; its own weights do not matter.
-
-        Raises:
-            ConfigError: it has buffers or dropout.
-        """
+        # students start from an expert's parameters, so the network's own do not matter
         network = networks.build(recipe.experts.network, shape, classes, seed=0).to(device)
         self._student = FlatNetwork(network)
         self._recipe = recipe
         self._objective = objective
         self._rows = _Rows(device)
 
-    def answer(self, asked: TrajectoryTask, replica: WithLearnedStepSize) -> TrajectoryResult:
+    def run(self, task: TrajectoryTask, replica: WithLearnedStepSize) -> TrajectoryResult:
         """The loss of one student and its gradients by the replica's parameters.
 
         Raises:
-            ArtifactError: the expert's file is gone or damaged.
+            ArtifactError: the expert's file is missing or damaged.
         """
-        start = asked.start
-        target = asked.start + self._objective.settings.epochs
-        segment = Segment(self._rows.of(asked.expert, start), self._rows.of(asked.expert, target))
-        return self.pursue(segment, replica, asked.step, asked.slot)
+        end = task.start + self._objective.settings.epochs
+        start = self._rows.get(task.expert, task.start)
+        segment = Segment(start, self._rows.get(task.expert, end))
+        return self.gradient(segment, replica, task.step, task.slot)
 
-    def pursue(
+    def gradient(
         self, segment: Segment, replica: WithLearnedStepSize, step: int, slot: int
     ) -> TrajectoryResult:
-        """The same for a part of a trajectory that is at hand."""
+        """The same for a segment of a trajectory that is in memory."""
         images, labels = replica.batch()
         draws = seeding.generator(self._recipe.seed, "student steps", step, slot)
         loss = self._objective.loss(
@@ -182,17 +180,17 @@ class TrajectoryWorker:
         )
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
-        finite = [gradient.isfinite().all() for gradient in gradients]
-        good = torch.stack(
-            [useful(loss.detach(), self._objective.settings.loss_limit), *finite]
-        ).all()
-        return TrajectoryResult(loss.detach(), dict(zip(names, gradients, strict=True)), good)
+        checks = [useful(loss.detach(), self._objective.settings.loss_limit)]
+        checks += [gradient.isfinite().all() for gradient in gradients]
+        return TrajectoryResult(
+            loss=loss.detach(),
+            gradients=dict(zip(names, gradients, strict=True)),
+            good=torch.stack(checks).all(),
+        )
 
 
 class _Rows:
-    """Parameters of experts after their epochs, on a device; on a GPU those that were used last
-    stay there.
-    """
+    """Parameters of experts by epoch, on a device; a GPU keeps those that were used last."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -200,15 +198,15 @@ class _Rows:
         self._kept: OrderedDict[tuple[Path, int], Tensor] = OrderedDict()
         self._bytes = 0
 
-    def of(self, expert: Path, epoch: int) -> Tensor:
-        """One row (P,)."""
+    def get(self, expert: Path, epoch: int) -> Tensor:
+        """Parameters (P,) of an expert after an epoch."""
         if (expert, epoch) in self._kept:
             self._kept.move_to_end((expert, epoch))
             return self._kept[expert, epoch]
         if expert not in self._experts:
             self._experts[expert] = Trajectory(expert)
         row = upload(self._experts[expert][epoch], self._device)
-        # on the CPU the operating system keeps what was read
+        # on the CPU the operating system's page cache does this
         if self._device.type == "cuda":
             self._kept[expert, epoch] = row
             self._bytes += row.nbytes
@@ -218,43 +216,41 @@ class _Rows:
 
 
 class DivergenceGuard:
-    """How many students diverged, so far and in the last steps."""
+    """Drops students that diverged, and ends the run if all of them do for too many steps."""
 
     def __init__(self, objective: TrajectoryObjective):
-        """None yet."""
         self._limit = objective.settings.loss_limit
         self._patience = objective.settings.patience
         self.skipped = 0
-        """Students that were left out."""
+        """Students that were dropped so far."""
         self.steps = 0
-        """Last steps in a row without any student that did not diverge."""
+        """Number of latest steps in a row in which all students diverged."""
 
-    def take(self, answers: list[TrajectoryResult], step: int) -> list[TrajectoryResult]:
-        """Those who did not diverge in a step, the `step`-th.
+    def update(self, results: list[TrajectoryResult], step: int) -> list[TrajectoryResult]:
+        """The students of a step that did not diverge; steps are counted from 1.
 
         Raises:
-            RunError: too many steps in a row had none.
+            RunError: all students diverged for too many steps in a row.
         """
-        # one question for all students of the step
-        flags = torch.stack([answer.good for answer in answers]).tolist()
-        good = [answer for answer, fine in zip(answers, flags, strict=True) if fine]
-        self.skipped += len(answers) - len(good)
+        # one transfer from the device for all students of the step
+        flags = torch.stack([result.good for result in results]).tolist()
+        good = [result for result, is_good in zip(results, flags, strict=True) if is_good]
+        self.skipped += len(results) - len(good)
         self.steps = 0 if good else self.steps + 1
         if self.steps >= self._patience:
-            limit = (
-                ""
-                if self._limit is None
-                else f", whose limit ('objective.loss_limit') is {self._limit:g}"
-            )
+            limit = ""
+            if self._limit is not None:
+                limit = f", whose limit ('objective.loss_limit') is {self._limit:g}"
             raise RunError(
-                f"Every student of the last {self.steps} steps diverged, up to step {step} with a loss of "
-                f"{float(answers[-1].loss):.3g}{limit}. The checkpoint from before is kept; lower 'synthesis.learning_rate', "
-                "'synthesis.learning_rates.log_step_size' or 'synthetic.step_size', or set 'synthesis.clip_gradient'."
+                f"Every student of the last {self.steps} steps diverged, up to step {step} with a "
+                f"loss of {float(results[-1].loss):.3g}{limit}. The checkpoint from before is "
+                "kept; lower 'synthesis.learning_rate', 'synthesis.learning_rates.log_step_size' or "
+                "'synthetic.step_size', or set 'synthesis.clip_gradient'."
             )
         return good
 
     def state(self) -> dict[str, Tensor]:
-        """What must be kept to go on."""
+        """Tensors for a checkpoint."""
         return {"counts": torch.tensor([self.skipped, self.steps])}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

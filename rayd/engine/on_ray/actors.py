@@ -1,4 +1,4 @@
-"""Objects in actors: how they are made, called and heard of, and how their failures are told."""
+"""Ray actor wrapper: creation, calls, health checks, error translation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ from rayd.engine.wire import pack, size, unpack
 from rayd.errors import OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
-"""Seconds without any answer from any worker after which a run gives up; Ray itself notices a dead
-worker within seconds.
+"""Seconds without a result from any worker after which a run ends. Dead workers are detected by Ray
+within seconds; this limits tasks that hang.
 """
 
 
 class RayRef:
-    """A value in Ray's object store; arrays in it are read without a copy."""
+    """A value in Ray's object store; its arrays are read without a copy.
+
+    Args:
+        value: to be stored.
+    """
 
     def __init__(self, value: Any):
-        """Place the value."""
         packed = pack(value)
         count("rayd_bytes_moved", size(packed), direction="out")
         self._reference = ray.put(packed)
@@ -44,12 +47,12 @@ class RayRef:
         return str(self._reference.hex())
 
     def get(self) -> Any:
-        """The value, in the process that asks."""
+        """The value, in the calling process."""
         return unpack(ray.get(self._reference, timeout=SILENCE_LIMIT))
 
 
 class _Worker:
-    """What runs in an actor: a plain object, torch threads, and the wire format."""
+    """The actor: hosts a plain object, sets torch's threads, and serialises results."""
 
     def __init__(self, threads_: int, factory: Callable[..., Any], arguments: tuple[Any, ...]):
         logging.basicConfig(level=logging.WARNING)
@@ -61,8 +64,7 @@ class _Worker:
         try:
             self._inner = factory(*arguments)
         except Exception as error:
-            # raised by the first call: an actor that fails while it is made tells Ray's story
-            # instead of its own
+            # raised by the first call: of an actor whose constructor fails, Ray hides the error
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -72,14 +74,14 @@ class _Worker:
         for event in self._method(method)(*arguments):
             yield pack(event)
 
-    def presence(self, role: str) -> WorkerInfo:
+    def worker_info(self, role: str) -> WorkerInfo:
         if self._fault is not None:
             raise self._fault
         return WorkerInfo(
-            role,
-            os.getpid(),
-            f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
-            _log_name(),
+            role=role,
+            pid=os.getpid(),
+            node=f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
+            log=_log_name(),
         )
 
     def _method(self, name: str) -> Callable[..., Any]:
@@ -92,10 +94,14 @@ Actor = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
 
 
 class RayActor:
-    """An object in an actor."""
+    """A handle to an object in an actor.
+
+    Args:
+        actor: Ray's handle.
+        role: the kind of the object, for status reports.
+    """
 
     def __init__(self, actor: Any, role: str = "host"):
-        """Hold the actor's handle; `role` says what it is for."""
         self.actor = actor
         self.role = role
 
@@ -103,13 +109,13 @@ class RayActor:
     def start(
         cls, threads_: int, factory: Callable[..., Any], *arguments: Any, calls: int = 1
     ) -> Self:
-        """An actor on this node that reserves nothing and hosts `factory(*arguments)`.
+        """Start an actor on this node that reserves nothing and hosts `factory(*arguments)`.
 
         Args:
             threads_: of torch.
-            factory: makes the object.
-            arguments: what it is made of.
-            calls: how many calls it answers at a time.
+            factory: creates the object.
+            arguments: of the factory.
+            calls: number of concurrent calls.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = Actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=calls)
@@ -120,17 +126,17 @@ class RayActor:
 
     @classmethod
     def here(cls) -> Self:
-        """The host of the object that asks."""
+        """A handle to the actor in which the caller runs."""
         return cls(ray.get_runtime_context().current_actor)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call it and wait."""
+        """Call a method and wait for its result."""
         reference = self.actor.call.remote(method, arguments)
         _wait([reference])
         return unpack(_get(reference))
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """Call a generator method; yield its events as they come."""
+        """Call a generator method; yield its events on arrival."""
         events = self.actor.stream.options(num_returns="streaming").remote(method, arguments)
         while True:
             _wait([events])
@@ -146,7 +152,7 @@ class RayActor:
 
 
 def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-    """The first of some references that is ready within some seconds."""
+    """The first reference that is ready within `timeout` seconds, if any, and the others."""
     if not references:
         time.sleep(timeout)
         return [], []
@@ -161,7 +167,8 @@ def _wait(references: list[Any]) -> list[Any]:
         if ready:
             return ready
     raise RunError(
-        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume continues it."
+        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume "
+        "continues it."
     )
 
 
@@ -173,7 +180,7 @@ def _get(reference: Any) -> Any:
 
 
 def translated(error: RayError) -> RaydError:
-    """The error that a worker raised, or a sentence about how Ray failed."""
+    """The error that a worker raised, or an error that describes how Ray failed."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaydError):
         return error.cause
     if isinstance(error, RayTaskError) and (what := out_of_memory(error.cause)) is not None:
@@ -182,16 +189,15 @@ def translated(error: RayError) -> RaydError:
         return RunError(f"A worker failed: {type(error.cause).__name__}: {error.cause}")
     if isinstance(error, RayActorError):
         return RunError(
-            "A worker could not be kept alive (most often the machine ran out of memory); --resume continues."
+            "A worker could not be kept alive, most likely because its machine ran out of memory; "
+            "--resume continues."
         )
     return RunError(f"Ray failed: {str(error).strip().splitlines()[0]}")
 
 
 @cache
 def _log_name() -> str:
-    """What the logs of this worker are called; in the middle is the job that Ray started it for,
-    which may be none.
-    """
+    """Name of this worker's log files; its middle part is the job that Ray started it for."""
     found = Path(log_directory() or "").glob(
         f"worker-{ray.get_runtime_context().get_worker_id()}-*-{os.getpid()}.err"
     )

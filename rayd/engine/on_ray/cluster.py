@@ -1,6 +1,4 @@
-"""The cluster: joining one or starting a private one, and whether what is asked for fits into
-it.
-"""
+"""Connection to a Ray cluster, or to a private one, and checks of its capacity."""
 
 from __future__ import annotations
 
@@ -20,26 +18,26 @@ from rayd.errors import ResourceError
 
 T = TypeVar("T")
 
-KNOCK_LIMIT = 5.0
+CONNECT_LIMIT = 5.0
 """Seconds that a cluster's address may take to accept a connection."""
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start a private one on this machine; nothing when connected
-    already.
+    """Join the cluster at `address`, or start a private one on this machine, unless connected.
 
     Raises:
         ResourceError: no cluster answers at the address, or it is that of a Ray Client.
     """
     if (address or "").startswith("ray://"):
         raise ResourceError(
-            f"'{address}' is the address of a Ray Client, which cannot follow what workers report while they work; from "
-            "outside a cluster submit the run: ray job submit --address http://HEAD:8265 -- rayd distill ... --address auto"
+            f"'{address}' is the address of a Ray Client, which does not support streams of "
+            "results; from outside a cluster submit the run: ray job submit --address "
+            "http://HEAD:8265 -- rayd distill ... --address auto"
         )
-    _knock(address)
+    _check_reachable(address)
     if ray.is_initialized():
         return
-    # A worker that reserved no GPU must not see one.
+    # hide GPUs from workers that reserved none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
@@ -50,59 +48,60 @@ def connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
-            f"Cannot join the Ray cluster at '{address or 'local'}': {reason} If it asks for a token, set RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the one of the cluster; from a machine that is none of its nodes, use 'ray job submit'."
+            f"Cannot join the Ray cluster at '{address or 'local'}': {reason} If it requires a "
+            "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
+            "machine that is none of its nodes, use 'ray job submit'."
         ) from error
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Fail within seconds where nothing listens; Ray itself tries for minutes."""
     found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address or "")
     if found is None:
         return
     try:
-        socket.create_connection((found[1], int(found[2])), timeout=KNOCK_LIMIT).close()
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_LIMIT).close()
     except OSError as error:
         raise ResourceError(
-            f"No Ray cluster answers at '{address}': {error.strerror or error}. Start one there with 'ray start --head', or "
-            "leave --address out to work on this machine."
+            f"No Ray cluster answers at '{address}': {error.strerror or error}. Start one there "
+            "with 'ray start --head', or leave --address out to run on this machine."
         ) from error
 
 
 def check_resources(resources: ResourceSettings, setting: str = "workers") -> None:
-    """Refuse at once what the connected cluster can never hold.
+    """Refuse more workers or decoders than the connected cluster can ever hold.
 
     Args:
-        resources: how many workers there are to be, and what each of them reserves.
-        setting: what the user sets their number by.
+        resources: the number of workers, and what each of them reserves.
+        setting: name of the setting of their number.
 
     Raises:
-        ResourceError: says what was asked for and what there is.
+        ResourceError: states the requested and the existing resources.
     """
-    nodes, fitting = room(resources)
+    nodes, fitting = capacity(resources)
     if fitting < resources.workers:
-        asked = " and ".join(f"{amount:g} {kind}" for kind, amount in _wanted(resources).items())
-        there = "; ".join(
+        each = " and ".join(f"{amount:g} {kind}" for kind, amount in _reserved(resources).items())
+        existing = "; ".join(
             f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes
         )
         raise ResourceError(
-            f"{resources.workers} workers of {asked} each do not fit: the cluster holds {fitting} of them "
-            f"({len(nodes)} node{'s' if len(nodes) != 1 else ''}: {there}). "
-            f"Ask for fewer {setting}, or less for each (resources.cpus_per_worker, resources.gpus_per_worker)."
+            f"{resources.workers} workers of {each} each do not fit: the cluster holds {fitting} "
+            f"of them ({len(nodes)} node{'s' if len(nodes) != 1 else ''}: {existing}). "
+            f"Ask for fewer {setting}, or less for each (resources.cpus_per_worker, "
+            "resources.gpus_per_worker)."
         )
-    spare = (
-        sum(node.get("CPU", 0.0) for node in nodes) - resources.workers * resources.cpus_per_worker
-    )
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    spare = cpus - resources.workers * resources.cpus_per_worker
     if spare < resources.decoders:
         raise ResourceError(
-            f"{resources.decoders} decoders need a CPU each that no worker has: the cluster has {max(spare, 0):g} of them. "
-            "Ask for fewer resources.decoders; with 0, workers decode what they need."
+            f"{resources.decoders} decoders need a CPU each that no worker has: the cluster has "
+            f"{max(spare, 0):g} of them. Ask for fewer resources.decoders; with 0, workers decode "
+            "what they need."
         )
 
 
-def ask_worker(resources: ResourceSettings, function: Callable[..., T], *arguments: Any) -> T:
-    """What a function returns where a worker of the connected cluster would run, with what a worker
-    reserves.
+def run_on_worker(resources: ResourceSettings, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function on the connected cluster with the resources of a worker.
 
     Args:
         resources: what a worker reserves.
@@ -110,16 +109,16 @@ def ask_worker(resources: ResourceSettings, function: Callable[..., T], *argumen
         arguments: of the function.
 
     Raises:
-        ResourceError: the cluster lost the task again and again, or the function failed there.
+        ResourceError: the cluster lost the task repeatedly, or the function failed.
     """
     each = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
     try:
-        answer: T = ray.get(ray.remote(function).options(**each).remote(*arguments))
+        result: T = ray.get(ray.remote(function).options(**each).remote(*arguments))
     except RayError as error:
         raise ResourceError(
-            f"No worker of the cluster could be asked about its hardware: {_first_line(error)}."
+            f"The hardware of the cluster's workers could not be examined: {_first_line(error)}."
         ) from error
-    return answer
+    return result
 
 
 def _first_line(error: Exception) -> str:
@@ -127,75 +126,70 @@ def _first_line(error: Exception) -> str:
 
 
 def check_store(needed: int, here: bool, remedy: str) -> None:
-    """Refuse at once real images that Ray's object store does not hold: it would write them to
-    disks, again and again.
+    """Refuse real images that do not fit into Ray's object store, which would spill them to disk.
 
     Args:
-        needed: bytes that are in it at a time.
+        needed: bytes that are in the store at a time.
         here: whether all of them are on the driver's node; else they are spread.
-        remedy: what to do instead of giving it more memory.
+        remedy: advice other than giving the store more memory.
 
     Raises:
-        ResourceError: says what is needed and what there is.
+        ResourceError: states the required and the existing memory.
     """
     driver = ray.get_runtime_context().get_node_id()
-    nodes = [
-        node for node in ray.nodes() if node["Alive"] and (not here or node["NodeID"] == driver)
-    ]
-    room = sum(int(node["Resources"].get("object_store_memory", 0)) for node in nodes)
-    if needed > room:
+    memory = 0
+    for node in ray.nodes():
+        if node["Alive"] and (not here or node["NodeID"] == driver):
+            memory += int(node["Resources"].get("object_store_memory", 0))
+    if needed > memory:
         raise ResourceError(
-            f"{needed / 1e9:.3g} GB of real images would be in Ray's object store at a time, which has {room / 1e9:.3g} GB "
-            f"{'on this node' if here else 'on all nodes'}: {remedy}, or start Ray with more (ray start --object-store-memory)."
+            f"{needed / 1e9:.3g} GB of real images would be in Ray's object store at a time, which "
+            f"has {memory / 1e9:.3g} GB {'on this node' if here else 'on all nodes'}: {remedy}, or "
+            "start Ray with more (ray start --object-store-memory)."
         )
 
 
-def _wanted(resources: ResourceSettings) -> dict[str, float]:
-    """What a worker reserves."""
+def _reserved(resources: ResourceSettings) -> dict[str, float]:
+    """Resources of a worker by kind, without those that are 0."""
     each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return {kind: amount for kind, amount in each.items() if amount > 0}
 
 
-def room(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
-    """What the nodes have, and how many of the workers they could hold were they empty."""
+def capacity(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
+    """Resources of the nodes, and the number of workers that they hold when idle."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    each = _wanted(resources).items()
-    return nodes, sum(
-        min(
-            (int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each),
-            default=resources.workers,
-        )
-        for node in nodes
-    )
+    each = _reserved(resources)
+    fitting = 0
+    for node in nodes:
+        # the small number absorbs rounding: 0.3 / 0.1 is less than 3
+        counts = [int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items()]
+        fitting += min(counts, default=resources.workers)
+    return nodes, fitting
 
 
-def census(address: str | None) -> str:
-    """Join (or start) a cluster, tell in words what it holds, and leave it.
+def describe(address: str | None) -> str:
+    """Join (or start) a cluster, describe its resources, and leave it.
 
     Raises:
         ResourceError: no cluster answers at the address, or none can be started.
     """
     joined = not ray.is_initialized()
     connect(address)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    told = (
-        f"ray {ray.__version__} starts here"
-        if address is None
-        else f"ray {ray.__version__} at {address}"
-    )
-    told += f": {len(nodes)} node{'s' if len(nodes) != 1 else ''}, {words(ray.cluster_resources())}"
+    count = sum(bool(node["Alive"]) for node in ray.nodes())
+    where = "starts here" if address is None else f"at {address}"
+    resources = amounts_text(ray.cluster_resources())
     if joined:
         ray.shutdown()
-    return told
+    return f"ray {ray.__version__} {where}: {count} node{'s' if count != 1 else ''}, {resources}"
 
 
-def words(amounts: dict[str, float]) -> str:
-    """Amounts of CPU and GPU."""
+def amounts_text(amounts: dict[str, float]) -> str:
+    """Format amounts of CPU and GPU."""
     return ", ".join(f"{amounts.get(kind, 0.0):g} {kind}" for kind in ("CPU", "GPU"))
 
 
 def log_directory() -> str | None:
-    """Where Ray logs on this node. Ray tells nobody, so that this is nothing to rely on."""
+    """Ray's log directory on this node, from a private attribute; None where Ray lacks it."""
     with suppress(AttributeError):
         return str(ray._private.worker._global_node.get_logs_dir_path())
     return None

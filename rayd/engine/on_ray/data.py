@@ -1,15 +1,14 @@
-"""Streamed images decoded beside those who look at them, by a Ray Data pipeline.
+"""Decoding of streamed images in a Ray Data pipeline, in parallel with the workers that use them.
 
-    encoded shards  ->  decoders, a task a shard, in order, on any CPU of the cluster  ->  Ray's
-    object store  ->  whoever looks
+    encoded shards  ->  decoders, one task per shard, in order, on any CPU of the cluster
+                    ->  Ray's object store  ->  workers
 
-Every shard is decoded once, whatever the number of those who look, and leaves the store when the
-last of them is done with it. At most `decoders` shards are being decoded and about as many wait to
-be asked for: the pipeline stops when nobody asks. A decoder that dies with its node, or whose shard
-is lost with one, is replaced by Ray.
+Every shard is decoded once, whatever the number of workers that use it, and leaves the store after
+its last use. At most `decoders` shards are being decoded and about as many wait for use: the
+pipeline stops when shards are not consumed. Ray recomputes shards that are lost with their node.
 
-It is for clusters with CPUs that belong to no worker, on nodes without GPUs say. Where workers have
-all cores, they decode what they need themselves more quickly, for several observers together.
+Suited to clusters with CPUs that belong to no worker, e.g. on nodes without GPUs. Workers that own
+all cores decode more quickly themselves, for several observers at once.
 """
 
 from __future__ import annotations
@@ -32,14 +31,19 @@ from rayd.engine.on_ray.actors import SILENCE_LIMIT, translated
 from rayd.errors import RaydError, RunError
 
 COLUMN = "pixels"
-"""Of the blocks: each row the bytes of an image."""
+"""The column of a block; each row holds the bytes of an image."""
 
 
 class DecodedShard:
-    """A `RealBatch` in Ray's object store, as long as somebody holds this."""
+    """A `RealBatch` in Ray's object store, which is freed with the last reference to it.
+
+    Args:
+        block: of the pipeline.
+        shape: of its pixels, (N, C, H, W).
+        labels: class indices (N,).
+    """
 
     def __init__(self, block: Any, shape: tuple[int, ...], labels: Labels):
-        """A block of the pipeline, the shape of its pixels (N, C, H, W), and their labels."""
         self._block = block
         self._shape = shape
         self._labels = labels
@@ -50,9 +54,10 @@ class DecodedShard:
         return str(self._block.hex())
 
     def get(self) -> tuple[Pixels, Labels]:
-        """Images and labels; the images lie in the store, and are read-only."""
+        """Images and labels; the images are a read-only view of the store."""
         (column,) = ray.get(self._block, timeout=SILENCE_LIMIT).column(COLUMN).chunks
         size = column.type.byte_width
+        # buffer 1 of an Arrow array holds its values (0 is the validity mask); slices share it
         pixels = np.frombuffer(
             column.buffers()[1], np.uint8, len(column) * size, column.offset * size
         )
@@ -60,15 +65,14 @@ class DecodedShard:
 
 
 def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
-    """Streamed images, part after part, decoded a little before they are asked for.
+    """Decode streamed images, part by part, slightly ahead of their use.
 
     Args:
-        parts: what is decoded, each part by one task.
-        decoders: tasks at a time, each with a CPU of its own.
+        parts: the images; each part is decoded by one task.
+        decoders: number of concurrent tasks, each with a CPU of its own.
 
     Raises:
-        DataError: a file is gone or has changed, or an image is damaged; the sentence names file
-            and row.
+        DataError: a file is missing or has changed, or an image is damaged; names file and row.
         RunError: nothing was decoded for too long.
     """
     encoded = [ray.put(part.images) for part in parts]
@@ -90,6 +94,7 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
             num_cpus=1,
         )
         bundles = shards.iter_internal_ref_bundles()
+    # Ray's iterator has no time limit: a thread waits for it
     waiting = ThreadPoolExecutor(1, "rayd-decoded")
     try:
         for part in parts:
@@ -98,7 +103,8 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
             yield DecodedShard(block, part.images.shape, part.labels)
     except TimeoutError as error:
         raise RunError(
-            "Nothing was decoded for hours; free CPUs for 'resources.decoders', or set it to 0."
+            f"Nothing was decoded for {SILENCE_LIMIT / 3600:g} hours; free CPUs for "
+            "'resources.decoders', or set it to 0."
         ) from error
     except Exception as error:
         raise _cause(error) from error
@@ -107,8 +113,8 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
 
 
 def _context(decoders: int, shard: int) -> DataContext:
-    """Settings of the pipeline; `shard`: bytes of the largest one."""
-    # what it says of every execution is not for users
+    """Settings of the pipeline; `shard` is the size of the largest shard in bytes."""
+    # Ray Data logs every execution
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     context.target_max_block_size = None  # a shard is a block
@@ -116,12 +122,13 @@ def _context(decoders: int, shard: int) -> DataContext:
     context.execution_options.resource_limits = ExecutionResources(
         object_store_memory=2 * decoders * shard
     )
-    context.enable_progress_bars = context.print_on_execution_start = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
     return context
 
 
 def _cause(error: Exception) -> Exception:
-    """The error that a decoder raised, under what Ray wraps it in."""
+    """The error that a decoder raised, unwrapped from Ray's."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, RaydError):

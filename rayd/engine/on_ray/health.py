@@ -1,4 +1,4 @@
-"""The crew of a group: which of its workers can be given work, and where they are."""
+"""Liveness of workers: which of them can be given tasks, and in which processes they run."""
 
 from __future__ import annotations
 
@@ -15,54 +15,57 @@ from rayd.errors import RunError
 
 START_LIMIT = 180.0
 """Seconds that a worker may take to start."""
-ABSENCE_LIMIT = 1800.0
-"""Seconds that a run goes on without a single worker: time for a node to be replaced."""
-ASK_AGAIN = 1.0
-"""Seconds between two signs of life asked of a worker that is away."""
-ANSWER_LIMIT = 5.0
-"""Seconds that an answer which is there may take to be read."""
+NO_WORKER_LIMIT = 1800.0
+"""Seconds that a run continues without any worker: time for a node to be replaced."""
+PING_INTERVAL = 1.0
+"""Seconds between two pings of a lost worker."""
+READ_LIMIT = 5.0
+"""Seconds that reading the result of a finished ping may take."""
 
 
 class WorkerHealth:
-    """Which workers can be given work.
+    """Tracks which workers can be given tasks; all count as lost before their first ping.
 
-    The others are asked for a sign of life. The call waits as long as an actor was never made,
-    because no node can hold it, and fails within seconds while Ray cannot start it again.
+    Lost workers are pinged. A ping stays pending while Ray has not yet placed the actor because no
+    node can hold it, and fails within seconds while Ray cannot restart it.
+
+    Args:
+        workers: handles of their actors.
     """
 
     def __init__(self, workers: list[Any]):
-        """Ask everyone."""
         self._workers = workers
         self.present: set[int] = set()
+        """Indices of the workers that are alive."""
         self.away = dict.fromkeys(range(len(workers)), 0.0)
-        """When to ask those who are away again."""
-        self.heard: dict[int, WorkerInfo] = {}
-        """What they said last."""
-        self._signs: dict[Any, int] = {}
+        """Times at which to ping the others."""
+        self.last_info: dict[int, WorkerInfo] = {}
+        """Latest results of pings."""
+        self._pings: dict[Any, int] = {}
         self._gone: set[int] = set()
         self._alone = time.monotonic()
 
-    def awaited(self) -> list[Any]:
-        """The signs of life that are asked for."""
+    def pings(self) -> list[Any]:
+        """Ping lost workers whose time has come; return all pending pings."""
         if self.away:
-            asked = set(self._signs.values())
+            pending = set(self._pings.values())
             now = time.monotonic()
-            for worker in sorted(self.away.keys() - asked):
+            for worker in sorted(self.away.keys() - pending):
                 if self.away[worker] <= now:
-                    self._signs[self._workers[worker].presence.remote("worker")] = worker
-        return list(self._signs)
+                    self._pings[self._workers[worker].worker_info.remote("worker")] = worker
+        return list(self._pings)
 
-    def hear(self, sign: Any) -> None:
-        """Know from a sign that is there whether its worker is.
+    def update(self, ping: Any) -> None:
+        """Update the state of a worker by a finished ping.
 
         Raises:
-            RaydError: the worker's replica cannot be made, or no worker will come back.
+            RaydError: the worker's replica cannot be created, or no worker will come back.
         """
-        worker = self._signs.pop(sign)
+        worker = self._pings.pop(ping)
         try:
-            self.heard[worker] = ray.get(sign, timeout=START_LIMIT)
+            self.last_info[worker] = ray.get(ping, timeout=START_LIMIT)
         except RayActorError as error:
-            self.away[worker] = time.monotonic() + ASK_AGAIN
+            self.away[worker] = time.monotonic() + PING_INTERVAL
             if isinstance(error, ActorDiedError):
                 self._gone.add(worker)
             self.check()
@@ -73,60 +76,65 @@ class WorkerHealth:
         self.present.add(worker)
         self._gone.discard(worker)
 
-    def lose(self, worker: int) -> None:
-        """A worker is away."""
+    def mark_lost(self, worker: int) -> None:
+        """Mark a worker as lost; it is pinged at once."""
         self.present.discard(worker)
         self.away[worker] = 0.0
         if not self.present:
             self._alone = time.monotonic()
 
     def check(self) -> None:
-        """Do not wait for ever.
+        """End the run if there is no worker left to wait for.
 
         Raises:
-            RunError: all workers are gone for good, or away for too long.
+            RunError: all workers are dead for good, or lost for too long.
         """
         if len(self._gone) == len(self._workers):
             raise RunError(
-                "The workers could not be kept alive (most often memory ran out); --resume continues."
-            )
-        if not self.present and time.monotonic() - self._alone > ABSENCE_LIMIT:
-            raise RunError(
-                f"No worker was there for {ABSENCE_LIMIT / 60:g} minutes, as no node joined that could hold one; --resume "
+                "The workers could not be kept alive, most likely because memory ran out; --resume "
                 "continues."
+            )
+        if not self.present and time.monotonic() - self._alone > NO_WORKER_LIMIT:
+            raise RunError(
+                f"No worker was alive for {NO_WORKER_LIMIT / 60:g} minutes, as no node joined that "
+                "could hold one; --resume continues."
             )
 
 
 class ActorMonitor:
-    """Tells where actors are without waiting for those that work: each has one question open, and
-    is what it last answered.
+    """Reports the processes of actors without waiting for busy ones.
+
+    Each actor has one ping pending, and is reported as its last finished ping described it.
     """
 
     def __init__(self) -> None:
-        """Know nobody."""
         self._known: list[WorkerInfo] = []
-        self._questions: dict[Any, int] = {}
+        self._pending: dict[Any, int] = {}
 
-    def look(self, actors: list[tuple[str, Any]], heard: dict[int, WorkerInfo]) -> list[WorkerInfo]:
-        """What is known now of actors and what they are; later calls may add to them. `heard`: what
-        some said elsewhere.
+    def poll(
+        self, actors: list[tuple[str, Any]], last_info: dict[int, WorkerInfo]
+    ) -> list[WorkerInfo]:
+        """Read finished pings, start new ones, and return what is known of every actor.
+
+        Args:
+            actors: roles and handles; later calls may append to them.
+            last_info: results of other pings, for actors that are polled for the first time.
         """
         for index in range(len(self._known), len(actors)):
-            self._known.append(
-                heard.get(index, WorkerInfo(actors[index][0], 0, "", "", there=False))
-            )
-        for index in set(range(len(actors))) - set(self._questions.values()):
+            unknown = WorkerInfo(role=actors[index][0], pid=0, node="", log="", there=False)
+            self._known.append(last_info.get(index, unknown))
+        for index in set(range(len(actors))) - set(self._pending.values()):
             role, actor = actors[index]
-            self._questions[actor.presence.remote(role)] = index
-        ready, _ = ray.wait(list(self._questions), num_returns=len(self._questions), timeout=0)
-        for question in ready:
-            index = self._questions.pop(question)
+            self._pending[actor.worker_info.remote(role)] = index
+        ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        for ping in ready:
+            index = self._pending.pop(ping)
             before = self._known[index]
             try:
-                now = ray.get(question, timeout=ANSWER_LIMIT)
+                now = ray.get(ping, timeout=READ_LIMIT)
             except RayError:
                 self._known[index] = replace(before, there=False)
                 continue
-            again = before.pid not in (0, now.pid)
-            self._known[index] = replace(now, restarts=before.restarts + again)
+            restarted = before.pid not in (0, now.pid)
+            self._known[index] = replace(now, restarts=before.restarts + restarted)
         return list(self._known)

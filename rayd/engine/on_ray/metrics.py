@@ -1,11 +1,11 @@
-"""What Ray tells of a run where its metrics are collected.
+"""Metrics of a run, exported by Ray.
 
-    rayd_rate                  work units a second, by stage
-    rayd_wait_seconds_total    seconds that calls were waited for, by method; of `compute` the wait for gradients
-    rayd_bytes_moved_total     bytes through the object store, by direction, seen from who asks
-    rayd_restarts_total        workers that were started again
+    rayd_rate                  work units per second, by stage
+    rayd_wait_seconds_total    seconds spent waiting for calls, by method; `compute` is gradients
+    rayd_bytes_moved_total     bytes through the object store, by direction, seen from the caller
+    rayd_restarts_total        restarts of workers
 
-Where nobody collects them they cost next to nothing.
+Their cost is negligible where they are not collected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def count(name: str, amount: float, **tags: str) -> None:
 
 
 def rate(stage: str, value: float) -> None:
-    """Publish the work units a second of a stage."""
+    """Publish the rate of a stage, in work units per second."""
     _rate().set(value, tags={"stage": stage})
 
 

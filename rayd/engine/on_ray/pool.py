@@ -1,9 +1,8 @@
-"""Work items over standing actors.
+"""A worker pool of long-lived Ray actors.
 
-Workers are actors that Ray restarts, and whose calls the group gives to whoever is there, so that a
-killed worker or a lost node costs time and nothing else: their methods are idempotent and keep no
-state that matters. A worker that is away is asked for a sign of life until it answers, whether Ray
-has to start it again, or for the first time on a node that joins.
+Workers are actors that Ray restarts, and tasks go to those that are alive, so a killed worker or a
+lost node costs time and nothing else: methods are idempotent, and state is only cached. A lost
+worker is pinged until it answers, whether Ray restarts it or starts it on a node that joins.
 """
 
 from __future__ import annotations
@@ -32,7 +31,13 @@ from rayd.engine.on_ray.actors import (
     ready_within,
     translated,
 )
-from rayd.engine.on_ray.cluster import check_resources, connect, log_directory, room, words
+from rayd.engine.on_ray.cluster import (
+    amounts_text,
+    capacity,
+    check_resources,
+    connect,
+    log_directory,
+)
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.wire import size, unpack
 from rayd.errors import ResourceError, RunError
@@ -40,20 +45,24 @@ from rayd.errors import ResourceError, RunError
 log = logging.getLogger(__name__)
 
 LOSSES = 20
-"""How often in a row an item may take its worker with it."""
+"""Number of workers in a row that may die over the same item."""
 
 
 class RayPool(WorkerPool):
-    """Standing actors, each hosting one replica."""
+    """Long-lived actors, each hosting one replica of `factory(*arguments)`.
+
+    Args:
+        resources: the number of actors and what they reserve; an elastic pool waits for the first
+            of them only.
+        factory: creates a replica.
+        arguments: of the factory.
+
+    Raises:
+        ResourceError: the cluster cannot be reached, cannot hold the actors, or they do not start
+            in time.
+    """
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
-        """Start `resources.workers` actors that host `factory(*arguments)`; if elastic, wait for
-        the first of them only.
-
-        Raises:
-            ResourceError: the cluster cannot be reached, cannot hold them, or they do not start in
-                time.
-        """
         connect(resources.address)
         if not resources.elastic:
             check_resources(resources)
@@ -61,8 +70,8 @@ class RayPool(WorkerPool):
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
         if resources.placement == "spread" and get_current_placement_group() is None:
-            # whoever says how to place it leaves the placement group of a trial, whose bundles are
-            # spread themselves
+            # an explicit strategy would leave the placement group of a trial, which spreads its
+            # bundles itself
             options["scheduling_strategy"] = "SPREAD"
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
         self._workers = [
@@ -77,25 +86,27 @@ class RayPool(WorkerPool):
             raise
 
     def _start(self, resources: ResourceSettings) -> None:
-        needed, limit = (
-            (1, health.ABSENCE_LIMIT)
-            if resources.elastic
-            else (resources.workers, health.START_LIMIT)
-        )
-        if resources.elastic and room(resources)[1] == 0:
+        """Wait until enough workers are alive."""
+        needed = resources.workers
+        limit = health.START_LIMIT
+        if resources.elastic:
+            needed = 1
+            limit = health.NO_WORKER_LIMIT
+        if resources.elastic and capacity(resources)[1] == 0:
             log.warning(
                 "No worker fits into the cluster yet; waiting up to %g minutes for nodes to join.",
                 limit / 60,
             )
         began = time.monotonic()
         while len(self._health.present) < needed:
-            ready, _ = ready_within(self._health.awaited(), timeout=health.ASK_AGAIN)
-            for sign in ready:
-                self._health.hear(sign)
+            ready, _ = ready_within(self._health.pings(), timeout=health.PING_INTERVAL)
+            for ping in ready:
+                self._health.update(ping)
             if time.monotonic() - began > limit:
                 raise ResourceError(
                     f"{needed} worker{'s' if needed > 1 else ''} did not start within {limit:g} s: "
-                    f"free resources are {words(ray.available_resources())}; other jobs may hold the rest."
+                    f"free resources are {amounts_text(ray.available_resources())}; other jobs may "
+                    "hold the rest."
                 )
 
     @cached_property
@@ -103,38 +114,37 @@ class RayPool(WorkerPool):
         return health.WorkerHealth(self._workers)
 
     @cached_property
-    def _lookout(self) -> health.ActorMonitor:
+    def _monitor(self) -> health.ActorMonitor:
         return health.ActorMonitor()
 
     def workers(self) -> list[WorkerInfo]:
-        """Where the workers and the hosted objects are, as far as is known without waiting."""
+        """The workers and the hosted objects as last reported, without waiting."""
         if not self._workers or not ray.is_initialized():
             return []
-        actors = [("worker", worker) for worker in self._workers] + [
-            (host.role, host.actor) for host in self._hosts
-        ]
-        return self._lookout.look(actors, self._health.heard)
+        actors = [("worker", worker) for worker in self._workers]
+        actors += [(host.role, host.actor) for host in self._hosts]
+        return self._monitor.poll(actors, self._health.last_info)
 
     def logs(self) -> str | None:
-        """The directory of Ray's log files on each of its machines."""
+        """The directory of Ray's log files on each machine."""
         return log_directory()
 
     def publish(self, stage: str, rate: float) -> None:
-        """Publish the rate of a stage among Ray's metrics."""
+        """Publish the rate of a stage as a metric of Ray."""
         metrics.rate(stage, rate)
 
     def share(self, value: Any) -> RayRef:
-        """Place a value in the object store."""
+        """Store a value in the object store."""
         return RayRef(value)
 
     def map(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        """Keep every worker busy with one call at a time; yield results in the order of the
-        items.
-        """
-        waiting = _Queue(len(items), affinity, len(self._workers))
+        """Keep every worker busy with one call at a time; yield results in order of the items."""
+        waiting = _ItemQueue(len(items), affinity, len(self._workers))
+        # (item, worker) by Ray's reference to the result
         running: dict[Any, tuple[int, int]] = {}
+        # results that wait for those of earlier items
         finished: dict[int, Any] = {}
         for index in range(len(items)):
             while index not in finished:
@@ -145,85 +155,86 @@ class RayPool(WorkerPool):
                     running[self._workers[worker].call.remote(method, items[item])] = (item, worker)
                 reference = self._next(method, running)
                 if reference not in running:
-                    self._health.hear(reference)
+                    self._health.update(reference)
                     continue
                 item, worker = running.pop(reference)
                 try:
-                    finished[item] = self._taken(reference)
+                    finished[item] = self._result(reference)
                 except _LostError:
                     waiting.put_back(item)
-                    self._health.lose(worker)
+                    self._health.mark_lost(worker)
             yield finished.pop(index)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Keep every worker busy with one generator at a time; yield events as they come."""
-        coming = iter(items)
+        """Keep every worker busy with one generator at a time; yield events on arrival."""
+        upcoming = iter(items)
         count = 0
-        ended = False
-        given: dict[int, tuple[Any, ...]] = {}
-        lost = _Queue(0, None, len(self._workers))
+        exhausted = False
+        # arguments of unfinished items, in case they have to be restarted
+        arguments: dict[int, tuple[Any, ...]] = {}
+        lost = _ItemQueue(0, None, len(self._workers))
+        # (item, worker) by Ray's generator
         running: dict[Any, tuple[int, int]] = {}
-        seen = Counts[int]()
-        told = Counts[int]()
+        # events of an item that arrived since its last start, and that were passed on: a restarted
+        # item repeats its events
+        arrived = Counts[int]()
+        yielded = Counts[int]()
         while True:
             for worker in self._idle(running):
                 item = lost.take(worker)
                 if item is None:
-                    following = None if ended else next(coming, None)
+                    following = None if exhausted else next(upcoming, None)
                     if following is None:
-                        ended = True
+                        exhausted = True
                         break
                     item = count
                     count = count + 1
-                    given[item] = following
-                events = (
-                    self._workers[worker]
-                    .stream.options(num_returns="streaming")
-                    .remote(method, given[item])
-                )
-                running[events] = (item, worker)
-                seen[item] = 0
-            if ended and not running and not lost:
+                    arguments[item] = following
+                stream = self._workers[worker].stream.options(num_returns="streaming")
+                running[stream.remote(method, arguments[item])] = (item, worker)
+                arrived[item] = 0
+            if exhausted and not running and not lost:
                 return
             reference = self._next(method, running)
             if reference not in running:
-                self._health.hear(reference)
+                self._health.update(reference)
                 continue
             item, worker = running[reference]
             try:
-                event = self._taken(next(reference))
+                event = self._result(next(reference))
             except StopIteration:
-                # what it was given may be large, and is nobody's now
-                del running[reference], given[item]
+                # arguments may be large: free them
+                del running[reference], arguments[item]
             except _LostError:
                 del running[reference]
                 lost.put_back(item)
-                self._health.lose(worker)
+                self._health.mark_lost(worker)
             else:
-                seen[item] += 1
-                if seen[item] > told[item]:
-                    told[item] = seen[item]
-                    lost.forgive(item)
+                arrived[item] += 1
+                if arrived[item] > yielded[item]:
+                    yielded[item] = arrived[item]
+                    lost.reset_losses(item)
                     yield item, event
 
     def _idle(self, running: dict[Any, tuple[int, int]]) -> list[int]:
         return sorted(self._health.present - {worker for _, worker in running.values()})
 
     def _next(self, method: str, running: dict[Any, tuple[int, int]]) -> Any:
-        """The next call that has something to say, or sign of life of a worker that was away."""
+        """The next call with a result, or finished ping of a lost worker."""
         began = time.monotonic()
         try:
             while True:
-                # signs first: they are rare, and must not starve where results always wait
+                # pings first: they are rare, and must not starve while results are always ready
                 ready, _ = ready_within(
-                    [*self._health.awaited(), *running],
-                    timeout=health.ASK_AGAIN if self._health.away else 10.0,
+                    [*self._health.pings(), *running],
+                    timeout=health.PING_INTERVAL if self._health.away else 10.0,
                 )
                 if ready:
                     return ready[0]
                 if time.monotonic() - began > SILENCE_LIMIT:
                     raise RunError(
-                        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume continues it."
+                        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was "
+                        "stopped, --resume continues it."
                     )
                 if not running:
                     self._health.check()
@@ -231,7 +242,8 @@ class RayPool(WorkerPool):
             metrics.count("rayd_wait_seconds", time.monotonic() - began, method=method)
 
     @staticmethod
-    def _taken(reference: Any) -> Any:
+    def _result(reference: Any) -> Any:
+        """The value of a result that is ready."""
         try:
             packed = ray.get(reference, timeout=SILENCE_LIMIT)
         except (RayActorError, ObjectLostError) as error:
@@ -242,7 +254,7 @@ class RayPool(WorkerPool):
         return unpack(packed)
 
     def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
-        """An actor on this node that holds the group's handles."""
+        """Host an object in an actor on this node that can call the workers."""
         host = RayActor.start(self._threads, factory, _Handles(self._names), *arguments)
         self._hosts.append(host)
         return host
@@ -258,10 +270,10 @@ class RayPool(WorkerPool):
 
 
 class _Handles(RayPool):
-    """The group as its hosted object sees it: the same workers, nothing to start or stop.
+    """The pool for its hosted object: the same workers, which it neither starts nor stops.
 
-    It knows them by name: handles among an actor's constructor arguments live in the object store,
-    and its restart may not find them there.
+    Workers are looked up by name: handles among an actor's constructor arguments are kept in the
+    object store, and may be lost before the actor is restarted.
     """
 
     def __init__(self, names: list[str]):
@@ -272,23 +284,23 @@ class _Handles(RayPool):
         return [ray.get_actor(name) for name in self._names]
 
 
-class _Queue:
-    """Waiting items: those that were given back, then a worker's own, then the oldest of
-    anybody's.
-    """
+class _ItemQueue:
+    """Waiting items: lost ones first, then those of a worker's affinity, then the oldest."""
 
     def __init__(self, count: int, affinity: Sequence[int] | None, workers: int):
+        # an item with affinity is in two queues; the one that is read second skips it
         self._own: list[deque[int]] = [deque() for _ in range(workers)]
         self._all = deque(range(count))
-        self._back: deque[int] = deque()
         self._taken: set[int] = set()
+        self._lost: deque[int] = deque()
         self._losses: Counts[int] = Counts()
         for item, home in enumerate(affinity or ()):
             self._own[home % workers].append(item)
 
     def take(self, worker: int) -> int | None:
-        if self._back:
-            return self._back.popleft()
+        """Remove and return the next item for a worker; None if there is none."""
+        if self._lost:
+            return self._lost.popleft()
         for queue in (self._own[worker], self._all):
             while queue:
                 item = queue.popleft()
@@ -298,27 +310,27 @@ class _Queue:
         return None
 
     def put_back(self, item: int) -> None:
-        """Somebody else is to do it.
+        """Return an item whose worker died.
 
         Raises:
-            RunError: too many workers died over it.
+            RunError: too many workers in a row died over the item.
         """
         self._losses[item] += 1
         if self._losses[item] >= LOSSES:
             raise RunError(
-                f"A piece of work lost its worker {LOSSES} times in a row (most often memory runs out); make batches "
-                "smaller or give workers more memory, and --resume continues."
+                f"A task killed its worker {LOSSES} times in a row, most likely by running out of "
+                "memory. Use smaller batches or give workers more memory; --resume continues."
             )
-        self._back.append(item)
+        self._lost.append(item)
 
     def __bool__(self) -> bool:
-        """Whether anything was given back and waits."""
-        return bool(self._back)
+        """Whether lost items are waiting."""
+        return bool(self._lost)
 
-    def forgive(self, item: int) -> None:
-        """It gets on."""
+    def reset_losses(self, item: int) -> None:
+        """Count the losses of an item anew, as it makes progress."""
         self._losses.pop(item, None)
 
 
 class _LostError(Exception):
-    """A call whose worker died; another may do it."""
+    """The worker of a call died; another may repeat the call."""

@@ -1,12 +1,11 @@
-"""Work items that several workers do together, by Ray Train.
+"""Tasks that several workers compute together, by Ray Train.
 
-Each item is one run of a `TorchTrainer`: every worker hosts a replica, all of them call the same
-method for the same item, and they meet in torch's process group. Ray Train starts them all again
-when one of them dies, and what the first of them yields reaches the driver through an actor beside
-it, the launcher, in which `fit` runs: closing it ends the run, whatever it does.
+Each task is one run of a `TorchTrainer`: every worker hosts a replica, and all call the same method
+with the same arguments and communicate in torch's process group. Ray Train restarts all of them
+when one dies. Events of the first worker reach the driver through a launcher actor, in which `fit`
+runs; closing the launcher ends the run in any state.
 
-    driver <-- events -- launcher (fit, letters) <-- letters -- worker 0 <== process group ==>
-    worker 1, ...
+    driver <-- events -- launcher (fit) <-- messages -- worker 0 <== process group ==> worker 1, ...
 """
 
 from __future__ import annotations
@@ -48,33 +47,32 @@ except ImportError as missing:
     ) from missing
 
 RESTARTS = 5
-"""How often the workers of an item are started again before it fails for good."""
+"""Number of restarts of an item's workers before it fails for good."""
 WAITS = 2
-"""How often Ray Train waits for its workers' resources, a minute each time, beyond the first."""
+"""Number of further attempts to get the workers' resources, of a minute each."""
 LINGER = 60.0
-"""Seconds that Ray Train gets to end a run that is over."""
-PLACE = "place"
-"""The file that tells where the workers of a run are."""
-CHOSEN = {
+"""Seconds that Ray Train may take to end a finished run."""
+PLACEMENT = "place"
+"""The file with the id of a run's placement group."""
+ENVIRONMENT = {
+    # the default of 2 s is long for short runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # workers stay in the driver's directory, so relative paths stay valid
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-"""Ray Train is to look after its workers often enough for short runs, and to leave them in the
-driver's directory.
-"""
+"""Settings of Ray Train."""
 
 
 class TrainPool:
-    """Replicas that do every item together, item after item. A context manager, as every group.
+    """Replicas that compute every item together, one item after another. A context manager.
 
     Args:
-        resources: how many replicas there are, and what each of them reserves.
-        setting: what the user sets their number by.
-        scratch: a directory on this machine where Ray Train may keep its own files for as long as
-            an item takes.
-        factory: called as `factory(*arguments, crew=..., device=...)`, makes a replica.
-        arguments: what a replica is made of.
+        resources: the number of replicas, and what each of them reserves.
+        setting: name of the setting of their number.
+        scratch: a directory on this machine for Ray Train's own files while it runs.
+        factory: called as `factory(*arguments, parallelism=..., device=...)`, creates a replica.
+        arguments: of the factory.
 
     Raises:
         ResourceError: the cluster cannot be reached, or cannot hold the workers.
@@ -96,29 +94,33 @@ class TrainPool:
         self._arguments = arguments
 
     def share(self, value: Any) -> RayRef:
-        """Place a value in the object store."""
+        """Store a value in the object store."""
         return RayRef(value)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Let all replicas call a generator method for one item after another; yield (index of the
-        item, event of the first).
+        """Call a generator method on all replicas for one item after another.
 
-        An item that was restarted must yield its events again from the first one; each is passed on
-        once.
+        Yields (index of the item, event of the first replica). A restarted item must yield its
+        events again from the first one; each is passed on once.
 
         Raises:
-            RaydError: what the method raised, on any worker.
+            RaydError: the method raised it, on any worker.
             ResourceError: the workers do not start in time.
             RunError: the item failed for good.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
         for index, item in enumerate(items):
-            # Ray Train may still write when it is told to stop
+            # cleanup may fail, as Ray Train may still write while it is being stopped
             with TemporaryDirectory(
                 prefix="ray-train-", dir=self._scratch, ignore_cleanup_errors=True
             ) as storage:
                 task = _Task(
-                    self._resources, self._factory, self._arguments, method, item, Path(storage)
+                    resources=self._resources,
+                    factory=self._factory,
+                    arguments=self._arguments,
+                    method=method,
+                    item=item,
+                    storage=Path(storage),
                 )
                 launcher = RayActor.start(1, _Launcher, calls=2)
                 fault = None
@@ -143,16 +145,16 @@ class TrainPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Nothing is left to close: workers go when their item is done."""
+        """Do nothing: workers are stopped at the end of their item."""
 
 
-_Letter = tuple[int, Any] | RaydError | None
-"""An event with its number, the end of them, or what was wrong."""
+_Message = tuple[int, Any] | RaydError | None
+"""An event with its number, None after the last one, or an error."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """An item and who does it."""
+    """An item and the replicas that compute it."""
 
     resources: ResourceSettings
     factory: Callable[..., Any]
@@ -163,59 +165,65 @@ class _Task:
 
 
 class _Launcher:
-    """Runs one task, and passes on what its first worker delivers."""
+    """Runs one task, and passes on the events of its first worker."""
 
     def __init__(self) -> None:
-        os.environ.update(CHOSEN)
-        self._letters: queue.Queue[_Letter] = queue.Queue()
+        os.environ.update(ENVIRONMENT)
+        self._messages: queue.Queue[_Message] = queue.Queue()
         self._task: _Task | None = None
         self._run = ""
         self._over = False
 
-    def hear(self, run: str, place: PlacementGroup) -> bool:
-        """Know where the workers of a run are; whether there is something to do for them."""
+    def register(self, run: str, group: PlacementGroup) -> bool:
+        """Save the placement group of a run's workers; return whether they are still needed."""
         if run != self._run or self._task is None:
             return False
-        (self._task.storage / PLACE).write_text(place.id.hex())
+        (self._task.storage / PLACEMENT).write_text(group.id.hex())
         return not self._over
 
-    def deliver(self, run: str, letter: _Letter) -> None:
-        """Take an event with its number, None after the last one, or what was wrong."""
+    def put(self, run: str, message: _Message) -> None:
+        """Receive a message from a worker; those of earlier runs are ignored."""
         if run == self._run:
-            self._over = self._over or not isinstance(letter, tuple)
-            self._letters.put(letter)
+            self._over = self._over or not isinstance(message, tuple)
+            self._messages.put(message)
 
     def run(self, task: _Task) -> Iterator[Any]:
-        """Every event once and in order, and at last what was wrong, if anything was: Ray would
-        repeat what raises an error.
+        """Yield every event once and in order, and an error, if any, as the last event.
+
+        The error is not raised, as Ray would repeat the call.
         """
-        # of a launcher that died
+        # placement group of an earlier launcher that died
         _free(task.storage)
         self._task = task
         self._run = uuid.uuid4().hex
         fitting = threading.Thread(target=self._fit, args=(task,), daemon=True)
         fitting.start()
-        told = 0
-        while isinstance(letter := self._next(), tuple):
-            number, event = letter
-            if number == told:
-                told += 1
+        yielded = 0
+        message = self._next()
+        while isinstance(message, tuple):
+            number, event = message
+            # restarted workers repeat their events
+            if number == yielded:
+                yielded += 1
                 yield event
+            message = self._next()
         fitting.join(LINGER)
-        if letter is not None:
-            yield letter
+        if message is not None:
+            yield message
 
-    def _next(self) -> _Letter:
+    def _next(self) -> _Message:
         try:
-            return self._letters.get(timeout=SILENCE_LIMIT)
+            return self._messages.get(timeout=SILENCE_LIMIT)
         except queue.Empty:
             return RunError(
-                f"No worker of Ray Train was heard for {SILENCE_LIMIT / 60:g} minutes; --resume continues the run."
+                f"No worker of Ray Train answered for {SILENCE_LIMIT / 60:g} minutes; --resume "
+                "continues the run."
             )
 
     def _fit(self, task: _Task) -> None:
         resources = task.resources
         each = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+        reserved = {kind: amount for kind, amount in each.items() if amount > 0}
         try:
             TorchTrainer(
                 _work,
@@ -224,11 +232,8 @@ class _Launcher:
                 scaling_config=ScalingConfig(
                     num_workers=resources.workers,
                     use_gpu=resources.gpus_per_worker > 0,
-                    # Ray cannot place what reserves nothing
-                    resources_per_worker={
-                        kind: amount for kind, amount in each.items() if amount > 0
-                    }
-                    or {"CPU": 0.001},
+                    # Ray cannot place workers that reserve nothing
+                    resources_per_worker=reserved or {"CPU": 0.001},
                     placement_strategy=resources.placement.upper(),
                 ),
                 run_config=RunConfig(
@@ -239,41 +244,39 @@ class _Launcher:
                     ),
                 ),
             ).fit()
-            self.deliver(self._run, None)
+            self.put(self._run, None)
         except Exception as error:
-            self.deliver(self._run, _in_words(error, resources))
+            self.put(self._run, _explained(error, resources))
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What every worker does: its part of the task, and the first of them the letters."""
+    """Run a worker's part of the task; the first worker sends events to the launcher."""
     task = config["task"]
     launcher = config["launcher"]
     run = config["run"]
-    if not launcher.call("hear", run, get_current_placement_group()):
+    if not launcher.call("register", run, get_current_placement_group()):
         return
     logging.basicConfig(level=logging.WARNING)
     torch.set_num_threads(threads(task.resources))
     device = get_device() if task.resources.gpus_per_worker > 0 else torch.device("cpu")
-    crew = DataParallel(device)
+    parallelism = DataParallel(device)
     try:
-        replica = task.factory(*task.arguments, crew=crew, device=device)
+        replica = task.factory(*task.arguments, parallelism=parallelism, device=device)
         for number, event in enumerate(getattr(replica, task.method)(*task.item)):
-            if crew.leads:
-                launcher.call("deliver", run, (number, pack(event)))
+            if parallelism.leads:
+                launcher.call("put", run, (number, pack(event)))
     except RaydError as error:
-        launcher.call("deliver", run, error)
+        launcher.call("put", run, error)
         raise
-    if crew.leads:
-        launcher.call("deliver", run, None)
+    if parallelism.leads:
+        launcher.call("put", run, None)
 
 
 def _free(storage: Path) -> None:
-    """Give back what the workers of a run hold. Ray Train does so when a run ends, but not when it
-    is cut off.
-    """
-    place = storage / PLACE
-    if place.exists():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place.read_text()))))
+    """Free the resources of a run's workers, which Ray Train does not do if the run is killed."""
+    file = storage / PLACEMENT
+    if file.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(file.read_text()))))
 
 
 def _backend(resources: ResourceSettings) -> str:
@@ -281,19 +284,20 @@ def _backend(resources: ResourceSettings) -> str:
     return "nccl" if resources.gpus_per_worker >= 1 else "gloo"
 
 
-def _in_words(error: Exception, resources: ResourceSettings) -> RaydError:
-    """Why Ray Train gave up, as a sentence."""
+def _explained(error: Exception, resources: ResourceSettings) -> RaydError:
+    """An error that explains why Ray Train failed."""
     if isinstance(error, ControllerError):
         return ResourceError(
-            f"{resources.workers} workers that train together could not be started; other jobs may hold what they need. "
-            f"{_first_sentence(error.controller_failure)}."
+            f"{resources.workers} workers that train together could not be started; other jobs may "
+            f"hold the resources. {_first_sentence(error.controller_failure)}."
         )
     count = ""
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         rank, error = min(error.worker_failures.items())
         count = f" {RESTARTS + 1} times, at last worker {rank}"
     return RunError(
-        f"Workers that train together failed{count}: {type(error).__name__}: {_first_sentence(error)}."
+        f"Workers that train together failed{count}: {type(error).__name__}: "
+        f"{_first_sentence(error)}."
     )
 
 

@@ -23,7 +23,7 @@ from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import ActorHandle, ObjectRef, WorkerPool
-from rayd.engine.progress import Progress, Shown
+from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
 from rayd.synthetic import SyntheticSet
@@ -132,7 +132,7 @@ class Blocks:
                 self._run_in_parallel(shown)
 
     @contextmanager
-    def _shown(self, foreseen: float | None) -> Iterator[Shown]:
+    def _shown(self, foreseen: float | None) -> Iterator[StageDisplay]:
         total = self._steps * len(self.tasks)
         with self._progress.stage("synthesize", total, "steps", foreseen) as shown:
             yield shown
@@ -151,7 +151,7 @@ class Blocks:
         self._log.forget("synthesize", is_covered)
         return reached
 
-    def _run_sequentially(self, shown: Shown) -> None:
+    def _run_sequentially(self, shown: StageDisplay) -> None:
         """All workers on one block after another: the observers of a step work in parallel.
 
         The memory of terms is passed on from block to block.
@@ -176,7 +176,7 @@ class Blocks:
                 remembered = synthesizer.call("remembered", task, steps)
 
     def _advance(
-        self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: Shown
+        self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay
     ) -> None:
         """Take one block from a step to a later one."""
         interval = task.recipe.synthesis.checkpoint_every
@@ -198,7 +198,7 @@ class Blocks:
                 sheet = np.asarray(contact_sheet(self._picture(now)))
                 self._log.picture("synthetic images", step, sheet)
 
-    def _run_in_parallel(self, shown: Shown) -> None:
+    def _run_in_parallel(self, shown: StageDisplay) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
         steps = self._steps
         began = self._resumed()

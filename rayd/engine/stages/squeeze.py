@@ -233,7 +233,7 @@ class Squeeze(Stage[NetworkId, TrainedObserver]):
             self.open_pool() as pool,
             progress.stage(self.name, 0, self.unit) as shown,
         ):
-            return self.run(pool, shown, progress.waiting(self.name, self.noun))
+            return self.run(pool, shown, progress.wait_logger(self.name, self.noun))
 
     def check(self) -> None:
         """Refuse at once what the cluster can never train together.
