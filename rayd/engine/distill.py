@@ -176,9 +176,13 @@ class _Driver:
                 if distilled is None:
                     distilled = self._synthesize(observers)
                 labels = self._relabel(distilled, observers)
-            # students need the memory that observers, statistics and real images still take
-            self.__dict__.pop("_pool", None)
-            report = self._evaluate(distilled, observers, labels)
+                report = None
+                if self._recipe.resources.workers > 0 and "_pool" in self.__dict__:
+                    report = self._evaluate(distilled, observers, labels, self._pool)
+            if report is None:
+                # students need the memory that the worker of this process still takes
+                self.__dict__.pop("_pool", None)
+                report = self._evaluate(distilled, observers, labels)
         return Run(
             directory=self._directory.path,
             recipe=self._recipe,
@@ -494,8 +498,16 @@ class _Driver:
         distilled: Distilled,
         observers: dict[NetworkId, TrainedObserver],
         labels: Path | None,
+        pool: WorkerPool | None = None,
     ) -> Report:
-        """Train and test students, and add their results to the report of the directory."""
+        """Train and test students, and add their results to the report of the directory.
+
+        Args:
+            distilled: the set.
+            observers: trained networks, the teachers among them.
+            labels: directory of stored labels.
+            pool: workers of the earlier stages; absent: opened for the students.
+        """
         networks = teachers(self._recipe)
         source = LabelSource(
             teachers={network_id: observers[network_id] for network_id in networks},
@@ -503,7 +515,15 @@ class _Driver:
             hashes=Squeeze(self._job, ()).teacher_hashes(),
         )
         with self._timed("evaluate"):
-            results = judge(self._job, distilled, self._progress, self._log.step, source)
+            results = judge(
+                self._job,
+                distilled,
+                self._progress,
+                self._log.step,
+                source,
+                pool=pool,
+                is_last=True,
+            )
         counts = self._job.data.train.counts.tolist()
         report = Report.build(self._recipe, results, distilled, self._log.spent(), counts)
         if self._judged_on == "validation":

@@ -29,7 +29,7 @@ from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
-from rayd.engine.stages.students import NO_TEACHERS, LabelSource, Students
+from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
 from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError, DataError
@@ -48,6 +48,7 @@ def judge(
     log: Callable[[str, int, float, dict[str, float]], None] = lambda *_: None,
     labels: LabelSource = NO_TEACHERS,
     pool: WorkerPool | None = None,
+    is_last: bool = False,
 ) -> list[tuple[str, StudentResult]]:
     """Train and test students on the distilled set and on the recipe's baselines.
 
@@ -58,6 +59,8 @@ def judge(
         log: called with (stage, number of the result, seconds, values) for every new result.
         labels: where soft labels come from.
         pool: idle, and hosts `Worker`; None opens one.
+        is_last: whether no other stage uses the pool afterwards: its workers then drop networks and
+            statistics.
     """
     recipe = job.recipe
     sets = TrainingSets(job.data, distilled, recipe.ipc)
@@ -69,13 +72,14 @@ def judge(
         scalars = {_scalar(task, result, recipe.evaluation): result.test_accuracy}
         log(Students.name, len(known), result.seconds, scalars)
 
-    students = Students(job, sets, work, labels, on_result)
+    kind = LastStudents if is_last and pool is not None else Students
+    students = kind(job, sets, work, labels, on_result)
     if missing := students.missing():
         known.update(task for task in work if task not in missing)
         with ExitStack() as stack:
             if pool is None:
                 pool = stack.enter_context(_open_pool(job))
-            stack.enter_context(progress.workers(pool))
+                stack.enter_context(progress.workers(pool))
             _train(students, missing, job, progress, pool)
     results = students.results()
     return [(task.set_name, result) for task in work for result in results[task]]

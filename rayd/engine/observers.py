@@ -85,8 +85,12 @@ class Observers:
             for group in self._method.groups
         }
         self._class_counts = torch.tensor(facts.class_counts)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all networks, statistics and replicas; a task that needs them makes them again."""
         self._model_pool_trainer = ModelPoolTrainer(
-            recipe, facts.shape, facts.classes, self._device
+            self._recipe, self._facts.shape, self._facts.classes, self._device
         )
         self._trajectory_worker: TrajectoryWorker | None = None
         # one network per architecture, with the key of the weights that it has now

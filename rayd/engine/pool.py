@@ -189,14 +189,19 @@ class LocalPool(WorkerPool):
 
     def close(self) -> None:
         """Free the memory of the replica, including that of its device."""
-        import torch
-
         self._worker = None
-        if torch.cuda.is_available():
-            # networks and their cached tensors form reference cycles
-            gc.collect()
-            torch.cuda.empty_cache()
-        allocator.give_back()
+        free_memory()
+
+
+def free_memory() -> None:
+    """Return memory of dropped tensors to the system and to the device."""
+    import torch
+
+    if torch.cuda.is_available():
+        # networks and their cached tensors form reference cycles
+        gc.collect()
+        torch.cuda.empty_cache()
+    allocator.give_back()
 
 
 class LocalActor:

@@ -14,7 +14,7 @@ from rayd.config import Recipe
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.pool import LocalPool, ObjectRef
+from rayd.engine.pool import LocalPool, ObjectRef, free_memory
 from rayd.engine.stages.experts import initial_seed
 from rayd.engine.stages.student_tasks import Task
 from rayd.engine.students import StudentTrainer
@@ -57,9 +57,14 @@ class Worker(Observers):
     ):
         super().__init__(recipe, facts, device)
         self._parallelism = parallelism
+        self._students: StudentTrainer | None = None
+        self._is_freed = False
+
+    def forget(self) -> None:
+        """Drop networks, statistics, replicas, training sets and teachers."""
+        super().forget()
         self._sets: dict[str, TrainingSet] = {}
         self._teachers: list[nn.Module] | None = None
-        self._students: StudentTrainer | None = None
 
     def squeeze(
         self,
@@ -167,6 +172,14 @@ class Worker(Observers):
                 self._recipe.evaluation, self._recipe.resources, self._facts
             )
         yield from self._students.train(task, *arguments)
+
+    def train_last(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
+        """Like `train`, when no other stage follows: the memory of all others is freed first."""
+        if self._students is None or not self._is_freed:
+            self._is_freed = True
+            self.forget()
+            free_memory()
+        yield from self.train(task, *arguments)
 
     def score(
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef

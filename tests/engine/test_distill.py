@@ -13,6 +13,7 @@ import yaml
 
 import rayd
 from rayd.artifacts import read_tensors
+from rayd.engine import evaluate
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.engine.rundir import locked
@@ -120,7 +121,11 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, real):
     assert results[0] == results[1] == results[2]
 
 
-def test_students_do_not_depend_on_workers(tmp_path):
+def test_students_do_not_depend_on_workers(tmp_path, monkeypatch):
+    """They are trained by the workers of the earlier stages, which are not started again."""
+    opened = []
+    open_pool = evaluate._open_pool
+    monkeypatch.setattr(evaluate, "_open_pool", lambda job: (opened.append(job), open_pool(job))[1])
     reports = []
     for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
@@ -132,6 +137,7 @@ def test_students_do_not_depend_on_workers(tmp_path):
         )
         reports.append([(r.set, r.test_accuracy) for r in run.report.results])
     assert reports[0] == reports[1]
+    assert [job.recipe.resources.workers for job in opened] == [0]
 
 
 @pytest.mark.parametrize("at", [1, 5, 6, 11])

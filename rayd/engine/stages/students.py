@@ -143,6 +143,12 @@ class Students(Stage[Task, list[StudentResult]]):
         return None
 
 
+class LastStudents(Students):
+    """Students on the workers of earlier stages, which then drop everything else."""
+
+    task = "train_last"
+
+
 def students_cost(job: Job, costs: Costs) -> StageCost:
     """Students on a set that is not there yet, and those on baselines that are not cached."""
     recipe = job.recipe
