@@ -35,7 +35,6 @@ class SyntheticSettings(Settings):
     """`rded`: random crops scored per candidate, of which the best is used."""
     crop: Annotated[Area, Only(init="rded")] = (0.08, 1.0)
     """`rded`: least and largest fraction of a candidate's area in a crop."""
-    """`rded`: least and most share of a candidate's area that a crop keeps."""
 
     rank: Annotated[int, Only(kind="lowrank")] = Field(default=8, ge=1)
     """`lowrank`: rank of the images."""

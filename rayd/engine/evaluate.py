@@ -1,7 +1,6 @@
-"""The evaluate stage: one resumable task per (set, network, seed), with results in the store.
+"""Evaluation of a set: runs the evaluate stage (`rayd.engine.stages.students`) and reports.
 
-Student seeds and the subsets of the random baseline are numbered from 0 in every run, so that sets
-are compared under common random numbers and runs share the baselines that one of them trained.
+`judge` evaluates the set of a run, `evaluate_distilled` one that was saved.
 """
 
 from __future__ import annotations

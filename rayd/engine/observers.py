@@ -1,6 +1,6 @@
 """The networks of a worker and the tasks that need them.
 
-`Observers` is what a worker hosts. It builds networks when a task first needs them (fixed ones,
+`Observers` is the base of `rayd.engine.worker.Worker`. It builds networks when a task first needs them (fixed ones,
 random or trained; networks of the model pool; the fresh network of one step), keeps those that will
 be used again, and computes gradients and statistics with them. It is a plain class, independent of
 whether it runs in process or in an actor.

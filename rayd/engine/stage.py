@@ -3,8 +3,11 @@
 A stage says which items there are, the key that an item's result depends on, how a worker computes
 it, and how the result is kept and found. `Stage.run` does the rest, the same for all stages: what
 the store holds is loaded, what another run is computing is waited for, everything else is computed
-by the workers, kept, and reported as progress. To add a stage, write one subclass and run it in
-`rayd.engine.distill`.
+by the workers, kept, and reported as progress.
+
+To add a stage: a subclass in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
+that computes an item (`task`), and its place in `rayd.engine.distill` (the call and `_stage_names`)
+and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ Result = TypeVar("Result")
 class Stage(ABC, Generic[Item, Result]):
     """One kind of work of a run.
 
-    Subclasses set the class attributes and implement `items`, `key`, `tasks`, `save` and `find`.
+    Subclasses set the class attributes and implement `items`, `key`, `save`, `find` and `tasks`, or
+    override `compute` where items are not computed one by one.
     """
 
     name: ClassVar[str]

@@ -8,13 +8,13 @@ Distillation with Infinitely Wide Convolutional Networks" (KIP), NeurIPS 2021.
     minimise over S   E_theta [ mean_i (1/2) || K_ts (K_ss + lambda I)^-1 Y_s - Y_t ||_i^2 ]         K_ab = X_a X_b^T
 
     X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the
-    synthetic images (n, d)
+              synthetic images (n, d)
     Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`terms.regression.relative_ridge`)
     theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every use, a fresh network in
               its place after 100 of them. KRR: a fresh random network in each step, a finite
               stand-in for KIP's kernel
 
-The pool is a queue (`observers.model_pool`) with a `lifetime`. The mathematics is in
+The pool is a model pool (`observers.model_pool`) with a `lifetime`. The mathematics is in
 `rayd.objectives.ridge`.
 
 **Paper and released code, and what differs here.**

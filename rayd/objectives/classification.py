@@ -1,7 +1,10 @@
 """Cross-entropy of the synthetic images in networks that know the classes.
 
-    cross-entropy    loss = mean_i CE(phi(x_i), y_i)             phi  the observer, logits     y_i  class index of image x_i
-    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)     p    its accuracy on real images, a fraction
+    cross-entropy    loss = mean_i CE(phi(x_i), y_i)
+    class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)
+
+    phi  the observer, logits        y_i  class index of image x_i
+    p    the observer's accuracy on real images, a fraction
 
 The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM
 (Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the

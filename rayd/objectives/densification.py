@@ -6,7 +6,8 @@ Matching" (CVPR 2024):
     loss = sum_c KL( softmax(l_c / tau) || softmax(l_c) )      l_c = eigenvalues of X_c X_c^T, (n_c,)
 
     X_c  the n_c images of class c that the step holds, as the observer gets them, pooled to 32 x 32
-    pixels, flattened tau  temperature, 4; the first argument is a target without gradient
+         pixels, flattened
+    tau  temperature, 4; the first argument is a target without gradient
 
 Images that are alike give one large eigenvalue; the softened distribution pulls the spectrum
 towards equal parts. A single image has one eigenvalue and nothing to pull: such a class adds 0.

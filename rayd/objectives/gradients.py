@@ -6,9 +6,10 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
     D(g, h) = sum_l sum_r ( 1 - <g_lr, h_lr> / ( ||g_lr|| ||h_lr|| + 1e-6 ) )
 
     g, h  gradients of the mean cross-entropy on real and on synthetic images, one tensor a
-    parameter g_lr  row r of parameter l: what leads to one output. A convolution (out, in, k, k)
-    has the rows (out, in k k), a linear
-          layer (out, in); parameters of one dimension (biases, normalisations) add nothing
+          parameter
+    g_lr  row r of parameter l: the weights of one output. A convolution (out, in, k, k) has the
+          rows (out, in k k), a linear layer (out, in); parameters of one dimension (biases,
+          normalisations) add nothing
 
 The distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights

@@ -7,10 +7,11 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
     loss = sum_l w_l [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ]
     D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
 
-    l  layers of the roles under a transform: inputs of normalisations or convolutions by channel,
-    or by patch X  synthetic images, X_c those of class c; the mean over c runs over the classes
-    that X holds T  real images; statistics of all of them are merged from those of the classes, the
-    part between classes included
+    l    layers of the roles under a transform: inputs of normalisations or convolutions by channel,
+         or by patch
+    X    synthetic images, X_c those of class c; the mean over c runs over the classes that X holds
+    T    real images; statistics of all of them are merged from those of the classes, the part
+         between classes included
     w_l  1, but for the first layer of a role         a  alpha, a share in [0, 1]
 
 Norms are not squared, variances are biased. Statistics of X may be smoothed over steps (G-VBSM):

@@ -7,7 +7,7 @@ the blocks before it, which are finished and fixed:
     s_b = (1 - 1/b) s_{b-1} + (1/b) stat_b          s_0 = 0,     b = 1, 2, ...  blocks
 
     stat_b  of block b, as it is now, with its gradient, which the mean passes on with the
-    factor 1/b
+            factor 1/b
     s_b     what is compared; s_{b-1} is that of the last call in block b-1
 
 So s_b is the mean over the blocks; all have the same weight. A covariance that is averaged so lacks

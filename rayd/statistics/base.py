@@ -5,11 +5,12 @@ A statistic is kept per class. Symbols used in this package:
     N  samples (images)               C  classes
     s  feature vectors of one sample  d  dimension of a feature vector
 
-Each class has `empty`, the neutral element, and `of`, the statistic of one batch of feature vectors
-(N, s, d) with class indices (N,). Real side: start from `empty`, `update` with batch after batch in
-float64, `merge` the parts that other workers made. Synthetic side: `real.like(batch)`,
-differentiable in the features' own precision. Both take feature maps as they come, with a
-transform. Derived quantities (means, ...) are properties.
+To add a statistic, write a subclass in a module of its own and export it: it has `empty`, the
+neutral element (or a kind in `rayd.statistics.kinds` that makes it), and `of`, the statistic of one
+batch of feature vectors (N, s, d) with class indices (N,). Real side: start from `empty`, `update`
+with batch after batch in float64, `merge` the parts that other workers made. Synthetic side:
+`real.like(batch)`, differentiable in the features' own precision. Both take feature maps as they
+come, with a transform. Derived quantities (means, ...) are properties.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Wherever a kind is expected, a class alone stands for `ByClass` of it.
 
-A statistic whose empty element needs arguments has a kind of its own, beside its class.
+A statistic whose empty element needs arguments has a kind of its own in this module.
 """
 
 from __future__ import annotations
