@@ -23,8 +23,10 @@ thread.
 
 
 def repeated(work: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Mark a function of positional arguments that has no side effects and is called without
-    autograd.
+    """Mark a function of positional arguments that is called without autograd.
+
+    Their values must not determine the shape of a result. A function that changes a tensor may
+    change its arguments alone.
     """
 
     @wraps(work)

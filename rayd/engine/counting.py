@@ -27,7 +27,7 @@ import mmap
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -69,6 +69,7 @@ _KEEPING = frozenset(
             "sin",
             "cos",
             "tanh",
+            "addcmul",
         ),
         *("clamp", "clamp_min", "relu", "sigmoid", "gelu", "silu", "hardswish"),
         *("threshold_backward", "gelu_backward", "silu_backward", "hardswish_backward"),
@@ -214,7 +215,7 @@ class Counting(TorchDispatchMode):
         """
         tensors: list[Tensor] = []
         key = (work, _signature(args, tensors))
-        if torch.is_grad_enabled() or not all(map(self._space.holds, tensors)):
+        if torch.is_grad_enabled() or not any(map(self._space.holds, tensors)):
             return work(*args)
         if key not in _repeats:
             before = self._calls
@@ -325,7 +326,7 @@ class Counting(TorchDispatchMode):
 
 
 def _elementwise_spec(func: Any, args: Any, kwargs: Any) -> Any:
-    """The spec of elementwise arithmetic, equal to that of all arguments; None for other calls.
+    """The spec of elementwise arithmetic: that of its full-size arguments; None for other calls.
 
     A shortcut for the most frequent calls, as the meta kernels are slow.
     """
@@ -333,11 +334,18 @@ def _elementwise_spec(func: Any, args: Any, kwargs: Any) -> Any:
         return None
     if func._schema.name.partition("::")[2] not in _KEEPING:
         return None
-    specs = {_spec_of(each) for each in args if isinstance(each, Tensor)}
-    if len(specs) != 1:
+    tensors = [each for each in args if isinstance(each, Tensor)]
+    types = {each.dtype for each in tensors}
+    if len(types) != 1 or not tensors[0].is_floating_point():
         return None
-    (spec,) = specs
-    return spec if spec[2].is_floating_point else None
+    shapes = [each.shape for each in tensors]
+    shape = tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    full = {_spec_of(each) for each in tensors if tuple(each.shape) == shape}
+    if len(full) != 1:
+        return None
+    (spec,) = full
+    # an expanded argument says nothing about the layout of the result
+    return None if 0 in spec[1] else spec
 
 
 def _meta_spec(func: Any, args: Any, kwargs: Any) -> Any:
@@ -445,6 +453,9 @@ def _signature(value: Any, tensors: list[Tensor]) -> Any:
         return (value.shape, value.stride(), value.dtype)
     if isinstance(value, tuple | list):
         return tuple([_signature(each, tensors) for each in value])
+    if is_dataclass(value):
+        content = [_signature(getattr(value, each.name), tensors) for each in fields(value)]
+        return (type(value), *content)
     return "generator" if isinstance(value, torch.Generator) else value
 
 

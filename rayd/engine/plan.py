@@ -7,8 +7,10 @@ can run in parallel is divided by the number of workers.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,8 +126,20 @@ def plan(
     Raises:
         RaydError: as `distill` does.
     """
-    with uncompiled():
+    with uncompiled(), _uncollected():
         return _planned(recipe, data_root, cache, progress or Progress(), calibrate)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause garbage collection: it takes a tenth of a plan, and frees next to nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _planned(

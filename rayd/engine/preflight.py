@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
+
+from torch import nn
 
 from rayd import devices, methods, networks
-from rayd.config import Recipe
+from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import NetworkId, trained_networks
@@ -65,13 +68,18 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     check_settings(recipe)
     method = methods.build(recipe)
     check_budget(recipe, data)
+
+    @cache
+    def build(network: NetworkSettings) -> nn.Module:
+        return networks.build(network, data.shape, data.classes, seed=0)
+
     for network in recipe.evaluation.networks:
-        networks.build(network, data.shape, data.classes, seed=0)
+        build(network)
     for group in method.groups:
         settings = recipe.network_group(group)
         measured = recipe.real == "measured" and bool(method.needs(group))
         for network in settings.networks:
-            observer = networks.build(network, data.shape, data.classes, seed=0)
+            observer = build(network)
             try:
                 FeatureExtractor(
                     observer, method.taps(group), data.shape, optional=method.optional_taps(group)
@@ -99,7 +107,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
             f"'{data.name}' has no validation split of its own."
         )
     for network_id in trained_networks(recipe) if trained is None else trained:
-        networks.build(network_id.architecture, data.shape, data.classes, seed=0)
+        build(network_id.architecture)
         weights.fingerprint(network_id.architecture)
         if (
             recipe.squeezing(network_id.group).epochs == 0

@@ -46,7 +46,7 @@ from rayd.training.trainer import Trainer
 
 VERSION = 2
 """Version of the method of measuring; results of other versions are ignored."""
-BUDGET = 1.5
+BUDGET = 1.0
 """Seconds spent on measuring for one plan."""
 WORTHWHILE = 0.02
 """Share of the total time up to which all unmeasured operations together are not measured."""

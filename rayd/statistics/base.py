@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from rayd.derived import present_classes
+from rayd.repeats import repeated
 from rayd.statistics.transforms import Transform, Vectors
 from rayd.transfer import upload
 
@@ -95,7 +96,8 @@ class Statistic(ABC):
         """
         with torch.no_grad():
             present, compact = present_classes(labels)
-            return self.add(self.rows(present).like(features.double(), compact, transform), present)
+            _add_batch(self, features, compact, present, transform)
+        return self
 
     def rows(self, classes: Tensor) -> Self:
         """The statistic restricted to some classes, in the given order."""
@@ -155,6 +157,15 @@ class Statistic(ABC):
         if device is not None:
             moved = {name: upload(tensor, torch.device(device)) for name, tensor in moved.items()}
         return type(self)(**moved)
+
+
+@repeated
+def _add_batch(
+    statistic: Statistic, features: Tensor, labels: Tensor, classes: Tensor, transform: Transform
+) -> None:
+    """Add a batch whose labels (N,) count among the classes (K,) that it holds, in place."""
+    part = statistic.rows(classes).like(features.double(), labels, transform)
+    statistic.add(part, classes)
 
 
 def ratio(numerator: Tensor, count: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -224,5 +223,4 @@ def split_rows(order: Tensor | None, sizes: tuple[int, ...]) -> tuple[Rows, ...]
     """Split an order into the rows of each batch; None stands for a single batch of all rows."""
     if order is None:
         return (slice(None),)
-    starts = (0, *accumulate(sizes))
-    return tuple(order[start : start + size] for start, size in zip(starts, sizes, strict=False))
+    return torch.split(order[: sum(sizes)], list(sizes))

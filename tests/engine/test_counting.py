@@ -14,7 +14,7 @@ from rayd.config import EvaluationSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.counting import Count, Counting, counted
 from rayd.engine.speeds import kernel
-from rayd.statistics import transforms
+from rayd.statistics import Moments, transforms
 from rayd.training.batches import Draws
 from rayd.training.losses import loss_of
 from rayd.training.sets import TrainingSet
@@ -166,3 +166,46 @@ def test_repeated_work_is_counted_each_time(monkeypatch):
     assert short.calls == whole.calls
     assert short.saved_bytes == whole.saved_bytes
     assert whole.number > 40
+
+
+def test_statistics_updated_batch_by_batch_count_each_batch(monkeypatch):
+    """An update that is repeated counts as it would if it was performed."""
+    features = torch.zeros(64, 256, 8, 8)
+
+    def measure() -> None:
+        labels = torch.arange(64) % 10
+        moments = Moments.empty(10, 256)
+        for _ in range(3):
+            # a placeholder, as in a plan
+            moments.update(features + 1, labels, transforms.Channels())
+
+    short = counted(measure)
+    monkeypatch.setattr(Counting, "_repeat", lambda self, work, args: work(*args))
+    whole = counted(measure)
+    assert short.calls == whole.calls
+    assert whole.number > 60
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (torch.ones(64, 32, 16, 16), torch.ones(64, 32, 16, 16)),
+        (torch.ones(64, 32, 16, 16), torch.ones(1, 32, 1, 1)),
+        (torch.ones(64, 32, 16, 16), torch.ones(16)),
+        (torch.ones(64, 1, 256), torch.ones(64, 32, 256)),
+        (torch.ones(64, 1, 256), torch.ones(32, 256)),
+        (torch.ones(64, 1, 256).expand(64, 32, 256), torch.ones(32, 256)),
+        (torch.ones(64, 32, 16, 16).to(memory_format=torch.channels_last), torch.ones(1, 32, 1, 1)),
+        (torch.ones(64, 32, 16, 16).transpose(0, 1), torch.ones(32, 1, 16, 16)),
+    ],
+)
+def test_results_of_broadcasting_have_the_shape_and_layout_of_torch(left, right):
+    found = {}
+
+    def subtract() -> None:
+        result = left - right
+        found["counted"] = (result.shape, result.stride())
+
+    counted(subtract)
+    real = left - right
+    assert found["counted"] == (real.shape, real.stride())

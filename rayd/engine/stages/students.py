@@ -197,8 +197,9 @@ def _students_part(
     elif set_name == "distilled":
         images = synthetic.image_count(job.recipe, data)
     epochs = settings.epochs_on(set_name)
-    is_real = set_name != "distilled"
-    count = costs.training(network, settings, images, labels, real=is_real) * epochs
+    # small sets are normalised once, so that their epochs cost the same whatever they hold
+    is_whole = set_name == "whole"
+    count = costs.training(network, settings, images, labels, real=is_whole) * epochs
     selections = len(settings.epoch)
     count = count + costs.testing(network, settings.precision, len(data.test)) * selections
     judged = float(len(data.test))
