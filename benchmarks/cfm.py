@@ -27,7 +27,7 @@ from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.observer import DatasetInfo, Observer
 from rayd.engine.observers import Observers
-from rayd.engine.pool import open_pool
+from rayd.engine.open_pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import FeatureExtractor, Observation
 from rayd.objectives import (

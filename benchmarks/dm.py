@@ -24,7 +24,8 @@ from rayd.devices import dtype
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.pool import LocalRef, WorkerPool, open_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import LocalRef, WorkerPool
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial

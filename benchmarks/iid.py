@@ -25,7 +25,7 @@ from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.pool import open_pool
+from rayd.engine.open_pool import open_pool
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.networks import FeatureExtractor, LayerRole
 from rayd.recipes import assemble

@@ -23,7 +23,8 @@ from rayd.data import ImageData, load
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo, States
-from rayd.engine.pool import WorkerPool, open_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import WorkerPool
 from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker

@@ -31,8 +31,9 @@ from rayd.engine.forecast import Forecast
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
+from rayd.engine.open_pool import open_pool
 from rayd.engine.pixel_range import out_of_range
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool, open_pool
+from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read

@@ -20,7 +20,8 @@ from rayd.engine.forecast import Forecast
 from rayd.engine.job import Job
 from rayd.engine.network_ids import teachers
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.pool import WorkerPool, open_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read

@@ -214,18 +214,3 @@ class LocalActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call it."""
         return getattr(self._inner, method)(*arguments)
-
-
-def open_pool(
-    resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any
-) -> WorkerPool:
-    """Open the pool that the resources describe: in process for 0 workers, else on Ray.
-
-    Raises:
-        ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.
-    """
-    if resources.workers == 0:
-        return LocalPool(resources, factory, *arguments)
-    from rayd.engine.on_ray.pool import RayPool
-
-    return RayPool(resources, factory, *arguments)

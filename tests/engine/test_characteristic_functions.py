@@ -21,8 +21,9 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo, Observer
 from rayd.engine.observers import Observers
+from rayd.engine.open_pool import open_pool
 from rayd.engine.plan import plan
-from rayd.engine.pool import LocalRef, open_pool
+from rayd.engine.pool import LocalRef
 from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store

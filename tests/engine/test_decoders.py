@@ -27,7 +27,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.on_ray.data import decoded
 from rayd.engine.on_ray.pool import RayPool
-from rayd.engine.pool import open_pool
+from rayd.engine.open_pool import open_pool
 from rayd.engine.preflight import preflight
 from rayd.engine.stages import measure
 from rayd.engine.stages.measure import Measure, in_store

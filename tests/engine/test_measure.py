@@ -16,7 +16,7 @@ from rayd.data import ImageData, ImageShape, load
 from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo, States
-from rayd.engine.pool import open_pool
+from rayd.engine.open_pool import open_pool
 from rayd.engine.stages import measure
 from rayd.engine.stages.measure import Measure, shards
 from rayd.engine.store import Store

@@ -17,7 +17,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayd.config import ResourceSettings
-from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool, open_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
 from rayd.errors import DataError, ResourceError, RunError
 
 

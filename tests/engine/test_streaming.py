@@ -245,7 +245,7 @@ import json, sys
 from pathlib import Path
 from rayd.data import load
 from rayd.engine.job import Job
-from rayd.engine.pool import open_pool
+from rayd.engine.open_pool import open_pool
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.stages.measure import Measure

@@ -22,7 +22,8 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.pool import TaskStream, open_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Progress
 from rayd.engine.stage import Stage
 from rayd.networks import weights as given

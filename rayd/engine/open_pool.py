@@ -1,0 +1,24 @@
+"""Opens the pool of workers that a run's resources describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rayd.config import ResourceSettings
+from rayd.engine.pool import LocalPool, WorkerPool
+
+
+def open_pool(
+    resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any
+) -> WorkerPool:
+    """Open the pool that the resources describe: in process for 0 workers, else on Ray.
+
+    Raises:
+        ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.
+    """
+    if resources.workers == 0:
+        return LocalPool(resources, factory, *arguments)
+    from rayd.engine.on_ray.pool import RayPool
+
+    return RayPool(resources, factory, *arguments)
