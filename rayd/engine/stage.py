@@ -5,7 +5,7 @@ it, and how the result is kept and found. `Stage.run` does the rest, the same fo
 the store holds is loaded, what another run is computing is waited for, everything else is computed
 by the workers, kept, and reported as progress.
 
-To add a stage: a subclass in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
+To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
 that computes an item (`task`), and its place in `rayd.engine.distill` (the call and `_stage_names`)
 and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
 """
@@ -34,8 +34,8 @@ Result = TypeVar("Result")
 class Stage(ABC, Generic[Item, Result]):
     """One kind of work of a run.
 
-    Subclasses set the class attributes and implement `items`, `key`, `save`, `find` and `tasks`, or
-    override `compute` where items are not computed one by one.
+    Subclasses set the class attributes and implement `items`, `key`, `save`, `find` and `compute`;
+    those whose items are computed one by one derive from `TaskStage`, which has `compute`.
     """
 
     name: ClassVar[str]
@@ -46,8 +46,6 @@ class Stage(ABC, Generic[Item, Result]):
     """What progress counts, e.g. `epochs`."""
     noun: ClassVar[str]
     """What items are called when another run computes them, e.g. `observers`."""
-    task: ClassVar[str]
-    """The generator method of a worker that computes an item."""
 
     def __init__(self, job: Job):
         """Compute nothing yet."""
@@ -61,13 +59,6 @@ class Stage(ABC, Generic[Item, Result]):
     @abstractmethod
     def key(self, item: Item) -> Mapping[str, Any]:
         """Everything that the result of an item depends on, JSON-able."""
-
-    @abstractmethod
-    def tasks(self, pool: TaskStream, items: Iterator[Item]) -> Iterator[tuple[Any, ...]]:
-        """The arguments of the worker's method for each item; values for all are shared first.
-
-        Items are claimed as they are taken from the iterator, so take one when a worker needs it.
-        """
 
     @abstractmethod
     def save(self, item: Item, result: Any) -> Result:
@@ -88,10 +79,6 @@ class Stage(ABC, Generic[Item, Result]):
     def paths(self, item: Item) -> Sequence[Path]:
         """Files of the result, which are locked while it is computed."""
         return [self.job.store.path(self.folder, self.key(item), "safetensors")]
-
-    def collect(self, item: Item, event: Any) -> Any | None:
-        """A worker yielded something other than its progress: the result, once it is complete."""
-        return event
 
     def result(self, item: Item) -> Result | None:
         """The result of an item if it is known; read from the store at most once."""
@@ -147,13 +134,44 @@ class Stage(ABC, Generic[Item, Result]):
         run_once(missing, self.is_cached, self.paths, compute, on_wait)
         return self.results()
 
+    @abstractmethod
     def compute(
         self, pool: TaskStream, queue: WorkQueue[Item], progress: ItemProgress[Item]
     ) -> None:
-        """Compute the items of a queue as workers become free.
+        """Compute the items of a queue, and `keep` each.
 
-        Overridden where items are better computed together.
+        An item is claimed when it is taken from the queue; `queue.done` says that it is kept.
         """
+
+    def keep(self, item: Item, result: Any) -> None:
+        """Save the result of an item, and know it from now on."""
+        self._results[item] = self.save(item, result)
+
+
+class TaskStage(Stage[Item, Result]):
+    """A stage whose items are tasks of workers, computed as workers become free.
+
+    Subclasses set `task` and implement `tasks` beside what every stage has.
+    """
+
+    task: ClassVar[str]
+    """The generator method of a worker that computes an item."""
+
+    @abstractmethod
+    def tasks(self, pool: TaskStream, items: Iterator[Item]) -> Iterator[tuple[Any, ...]]:
+        """The arguments of the worker's method for each item; values for all are shared first.
+
+        Items are claimed as they are taken from the iterator, so take one when a worker needs it.
+        """
+
+    def collect(self, item: Item, event: Any) -> Any | None:
+        """A worker yielded something other than its progress: the result, once it is complete."""
+        return event
+
+    def compute(
+        self, pool: TaskStream, queue: WorkQueue[Item], progress: ItemProgress[Item]
+    ) -> None:
+        """Compute the items of a queue as workers become free."""
         for index, event in pool.stream(self.task, self.tasks(pool, queue)):
             item = queue.made[index]
             if isinstance(event, EpochProgress):
@@ -164,10 +182,6 @@ class Stage(ABC, Generic[Item, Result]):
                 self.keep(item, result)
                 queue.done(item)
                 progress.finish(item)
-
-    def keep(self, item: Item, result: Any) -> None:
-        """Save the result of an item, and know it from now on."""
-        self._results[item] = self.save(item, result)
 
 
 class ItemProgress(Generic[Item]):

@@ -17,16 +17,16 @@ from pydantic import Field
 
 from rayd.config.choices import LayerRole
 from rayd.objectives.means import squared_mean_gap
-from rayd.objectives.terms import Context, RealStatistics, Term
+from rayd.objectives.statistic_term import StatisticTerm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayd.networks import Observation
     from rayd.objectives.specification import StatisticSpec
+    from rayd.statistics import Moments
 
 
-class AttentionMatching(Term):
+class AttentionMatching(StatisticTerm):
     """Squared distances of class means of normalised attention maps, summed over blocks."""
 
     name = "attention"
@@ -38,29 +38,17 @@ class AttentionMatching(Term):
     """
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def spec(self) -> StatisticSpec:
         """Moments of the normalised attention maps of all blocks."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Attention, Moments, Normalized
 
-        transform = Normalized(Attention(self.power))
-        return (StatisticSpec(LayerRole.BLOCK_OUTPUTS, transform, Moments),)
+        return StatisticSpec(LayerRole.BLOCK_OUTPUTS, Normalized(Attention(self.power)), Moments)
 
-    def __call__(
-        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
-    ) -> Tensor:
-        """Sum over the blocks but the last, and over classes."""
-        import torch
+    def layers(self) -> slice:
+        """The blocks but the last."""
+        return slice(-1)
 
-        from rayd.statistics import Moments
-
-        (spec,) = self.needs
-        theirs = real[spec][:-1]
-        ours = spec.of(seen, labels, real[spec])[:-1]
-        gaps = []
-        for one, other in zip(theirs, ours, strict=True):
-            assert isinstance(one, Moments)
-            assert isinstance(other, Moments)
-            gaps.append(squared_mean_gap(one, other))
-        # a network of one block has no attention to match
-        return torch.stack(gaps).sum() if gaps else seen.logits.sum() * 0
+    def distance(self, real: Moments, synthetic: Moments) -> Tensor:
+        """Sum over the classes."""
+        return squared_mean_gap(real, synthetic)

@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rayd.config.choices import LayerRole
-from rayd.objectives.terms import Context, RealStatistics, Term
+from rayd.objectives.statistic_term import StatisticTerm, class_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rayd.networks import Observation
     from rayd.objectives.specification import StatisticSpec
     from rayd.statistics import Moments
 
@@ -27,32 +26,22 @@ def squared_mean_gap(real: Moments, synthetic: Moments) -> Tensor:
 
     Classes that either side holds no sample of are left out.
     """
-    both = (real.count > 0) & (synthetic.count > 0)
-    return ((real.mean - synthetic.mean).square().sum(-1) * both).sum()
+    return class_sum((real.mean - synthetic.mean).square().sum(-1), real, synthetic)
 
 
-class MeanMatching(Term):
+class MeanMatching(StatisticTerm):
     """Squared distances of the class means of what the classifier reads."""
 
     name = "mean"
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def spec(self) -> StatisticSpec:
         """Moments of the features."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Flat, Moments
 
-        return (StatisticSpec(LayerRole.FEATURES, Flat(), Moments),)
+        return StatisticSpec(LayerRole.FEATURES, Flat(), Moments)
 
-    def __call__(
-        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
-    ) -> Tensor:
+    def distance(self, real: Moments, synthetic: Moments) -> Tensor:
         """Sum over the classes."""
-        from rayd.statistics import Moments
-
-        (spec,) = self.needs
-        (theirs,) = real[spec]
-        (ours,) = spec.of(seen, labels, real[spec])
-        assert isinstance(theirs, Moments)
-        assert isinstance(ours, Moments)
-        return squared_mean_gap(theirs, ours)
+        return squared_mean_gap(real, synthetic)

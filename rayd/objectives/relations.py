@@ -29,6 +29,7 @@ from pydantic import Field
 from rayd.config import NetworkGroup, Recipe
 from rayd.config.choices import LayerRole
 from rayd.errors import ConfigError
+from rayd.objectives.statistic_term import StatisticTerm, class_sum
 from rayd.objectives.terms import Context, RealStatistics, Term
 
 if TYPE_CHECKING:
@@ -122,11 +123,11 @@ def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) ->
     """Sum over classes of the squared Frobenius distance of local covariances; classes that either
     side lacks are left out.
     """
-    both = (real.count > 0) & (synthetic.count > 0)
-    return ((real.covariance - synthetic.covariance).square().sum((1, 2)) * both).sum()
+    distances = (real.covariance - synthetic.covariance).square().sum((1, 2))
+    return class_sum(distances, real, synthetic)
 
 
-class CovarianceMatching(Term):
+class CovarianceMatching(StatisticTerm):
     """Squared distances of the local covariances of the last map, class by class."""
 
     name = "covariance"
@@ -136,25 +137,16 @@ class CovarianceMatching(Term):
     """Factor of the term; 0 switches it off."""
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def spec(self) -> StatisticSpec:
         """Local covariances of the last map."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Channels, LocalCovariance
 
-        return (StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance),)
+        return StatisticSpec(LayerRole.LAST_MAP, Channels(), LocalCovariance)
 
-    def __call__(
-        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
-    ) -> Tensor:
+    def distance(self, real: LocalCovariance, synthetic: LocalCovariance) -> Tensor:
         """Sum over the classes."""
-        from rayd.statistics import LocalCovariance
-
-        (spec,) = self.needs
-        (theirs,) = real[spec]
-        (ours,) = spec.of(seen, labels, real[spec])
-        assert isinstance(theirs, LocalCovariance)
-        assert isinstance(ours, LocalCovariance)
-        return squared_covariance_gap(theirs, ours)
+        return squared_covariance_gap(real, synthetic)
 
     def check(self, recipe: Recipe) -> None:
         """Refuse a single image of a class, whose covariance is zero whatever it shows.

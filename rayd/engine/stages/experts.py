@@ -16,7 +16,7 @@ from rayd.config import Recipe
 from rayd.data import ImageShape
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.pool import TaskStream
-from rayd.engine.stage import Stage
+from rayd.engine.stage import TaskStage
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.training.squeeze import JUDGED
@@ -29,7 +29,7 @@ UNFINISHED = "unfinished-experts"
 """Folder of the store with checkpoints of experts in training."""
 
 
-class Experts(Stage[int, Trajectory]):
+class Experts(TaskStage[int, Trajectory]):
     """Trains experts, which are numbered from 0."""
 
     name = "experts"

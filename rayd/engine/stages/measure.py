@@ -191,10 +191,6 @@ class Measure(Stage[NetworkId, States]):
             parts=tuple(parts),
         )
 
-    def tasks(self, pool: TaskStream, items: Iterator[NetworkId]) -> Iterator[tuple[Any, ...]]:
-        """Unused: observers are measured together, see `compute`."""
-        raise NotImplementedError
-
     def compute(
         self, pool: TaskStream, queue: WorkQueue[NetworkId], progress: ItemProgress[NetworkId]
     ) -> None:

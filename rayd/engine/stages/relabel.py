@@ -22,7 +22,7 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.pool import TaskStream
-from rayd.engine.stage import Stage
+from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.errors import ArtifactError, ConfigError, RaydError
 from rayd.training.sets import TrainingSet
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FOLDER = "labels"
 
 
-class Relabel(Stage[range, Path]):
+class Relabel(TaskStage[range, Path]):
     """Labels a distilled set; items are ranges of epochs, results their files."""
 
     name = "relabel"

@@ -20,7 +20,7 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
-from rayd.engine.stage import Stage
+from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.initialization import candidates as first_candidates
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
 
-class Score(Stage[int, Scores]):
+class Score(TaskStage[int, Scores]):
     """Scores crops of the real images of each class; items are classes."""
 
     name = "score"

@@ -25,7 +25,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Progress
-from rayd.engine.stage import Stage
+from rayd.engine.stage import TaskStage
 from rayd.networks import weights as given
 from rayd.training.squeeze import JUDGED
 
@@ -70,7 +70,7 @@ class TrainedObserver:
         )
 
 
-class Squeeze(Stage[NetworkId, TrainedObserver]):
+class Squeeze(TaskStage[NetworkId, TrainedObserver]):
     """Trains observers, classifiers and teachers.
 
     A network that is in two groups with the same settings is trained once.

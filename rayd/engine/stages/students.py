@@ -20,7 +20,7 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
-from rayd.engine.stage import Stage
+from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
 from rayd.errors import ArtifactError
@@ -50,7 +50,7 @@ NO_TEACHERS = LabelSource()
 """For hard labels."""
 
 
-class Students(Stage[Task, list[StudentResult]]):
+class Students(TaskStage[Task, list[StudentResult]]):
     """Trains and tests students; an item's result has one entry for each of `evaluation.epoch`."""
 
     name = "evaluate"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -163,10 +163,6 @@ class Synthesis(Stage[str, Synthesized]):
             )
             parts.append(part)
         return tuple(parts)
-
-    def tasks(self, pool: TaskStream, items: Iterator[str]) -> Iterator[tuple[Any, ...]]:
-        """Unused: the steps are driven by `optimize`, see `compute`."""
-        raise NotImplementedError
 
     def compute(self, pool: TaskStream, queue: WorkQueue[str], progress: ItemProgress[str]) -> None:
         """Go through all steps, unless another run does."""
