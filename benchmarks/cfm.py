@@ -135,23 +135,23 @@ class Matching:
                 need.kind.statistic.from_state(state).to(dtype=torch.float32)
                 for state in states[need.key]
             )
-            for need in method.needs()
+            for need in method.specs()
         }
         self._labels = torch.arange(data.classes)
         images = facts.normalization(torch.from_numpy(data.train.images[: data.classes]))
-        seen = FeatureExtractor(network, method.taps(), data.shape)(images)
-        taps = {
+        seen = FeatureExtractor(network, method.layer_roles(), data.shape)(images)
+        layers = {
             tap: tuple(one.detach().requires_grad_() for one in layers)
-            for tap, layers in seen.taps.items()
+            for tap, layers in seen.layers.items()
         }
-        self._seen = Observation(seen.logits.detach(), taps, seen.images)
+        self._seen = Observation(seen.logits.detach(), layers, seen.images)
         (self._term,) = [term for term in method.terms if isinstance(term, SpectralFilterMatching)]
 
     def value(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""
         value = self._term(self._real, self._seen, self._labels, Context())
         return value.detach(), torch.autograd.grad(
-            value, [one for layers in self._seen.taps.values() for one in layers]
+            value, [one for layers in self._seen.layers.values() for one in layers]
         )
 
     def rate(self, times: int) -> float:

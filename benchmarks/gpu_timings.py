@@ -366,7 +366,7 @@ def measuring(bench: Bench) -> dict[str, Any] | None:
     """Measuring the real images with one network, against forward passes over them."""
     recipe = bench.recipe
     data = bench.data
-    if recipe.real == "sampled" or not build(recipe).needs():
+    if recipe.real == "sampled" or not build(recipe).specs():
         return None
     pool = LocalPool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
     network_id = network_ids(recipe)[0]

@@ -110,9 +110,9 @@ def statistics_of(tapped: FeatureExtractor, images: Tensor) -> tuple[Tensor, Ten
     writes them.
     """
     seen = tapped(images)
-    maps = seen.taps[LayerRole.LAST_MAP][0].flatten(2)
+    maps = seen.layers[LayerRole.LAST_MAP][0].flatten(2)
     centred = maps - maps.mean(0, keepdim=True)
-    return seen.taps[LayerRole.FEATURES][0].mean(0), (centred @ centred.transpose(1, 2)).mean(0)
+    return seen.layers[LayerRole.FEATURES][0].mean(0), (centred @ centred.transpose(1, 2)).mean(0)
 
 
 def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], float]:
@@ -144,9 +144,9 @@ def by_hand(chosen: Recipe, data: ImageData, constant: bool) -> Callable[[int], 
         for operation in operations[index % 2]:
             view = operation(view)
         seen = tapped(view)
-        maps = seen.taps[LayerRole.LAST_MAP][0].flatten(2).unflatten(0, (data.classes, ipc))
+        maps = seen.layers[LayerRole.LAST_MAP][0].flatten(2).unflatten(0, (data.classes, ipc))
         centred = (maps - maps.mean(1, keepdim=True)).transpose(2, 3).flatten(1, 2)
-        means = seen.taps[LayerRole.FEATURES][0].unflatten(0, (data.classes, ipc)).mean(1)
+        means = seen.layers[LayerRole.FEATURES][0].unflatten(0, (data.classes, ipc)).mean(1)
         return gap((means, centred.transpose(1, 2) @ centred / ipc), (real[0], real[1]))
 
     def class_by_class(index: int) -> Tensor:

@@ -523,7 +523,7 @@ class ResolvedSpace:
 
 def _measured(method: methods.Method) -> tuple[Any, ...]:
     """Inputs of the measurements of a method."""
-    needs = [method.needs(group) for group in method.groups]
+    needs = [method.specs(group) for group in method.groups]
     return method.groups, needs, method.averaging is None
 
 

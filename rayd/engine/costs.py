@@ -379,7 +379,7 @@ class Costs:
         labels = self.data.train.labels[rows]
         shard = LocalRef((_pixels(self.data, len(labels)), labels))
         first = None
-        if any(spec.looks_first for spec in self._worker._method.needs(network_id.group)):
+        if any(spec.data_dependent for spec in self._worker._method.specs(network_id.group)):
             first = self._first_images
         (part,) = self._worker.measure(((network_id, None, first),), shard)
         return part
@@ -395,7 +395,7 @@ class Costs:
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = torch.tensor(self.data.train.labels[rows])
         return merged(
-            self._worker._method.needs(network_id.group), None, part, labels, self.data.classes
+            self._worker._method.specs(network_id.group), None, part, labels, self.data.classes
         )
 
     def step(self) -> tuple[StepCost, dict[NetworkGroup, int]]:
@@ -421,7 +421,7 @@ class Costs:
 
     def student(self) -> tuple[Count, float]:
         """The cost of a student of trajectory matching, and its peak memory in bytes."""
-        objective = methods.build(self.recipe).following
+        objective = methods.build(self.recipe).trajectory_objective
         assert objective is not None
         settings = objective.settings
         # parameters after every step, and the graph of one step or of all
@@ -448,7 +448,7 @@ class Costs:
             return 4.0 * FlatNetwork(self._built(self.recipe.experts.network)).size
 
     def _count_student(self, steps: int) -> Count:
-        objective = methods.build(self.recipe).following
+        objective = methods.build(self.recipe).trajectory_objective
         assert objective is not None
         # no loss limit: the loss of a placeholder is meaningless
         settings = objective.settings.model_copy(update={"steps": steps, "loss_limit": None})
@@ -682,7 +682,7 @@ def _measured(
     if costs.recipe.real == "sampled":
         return measured, size
     for group in method.groups:
-        if not method.needs(group):
+        if not method.specs(group):
             continue
         known: dict[str, LocalRef] = {}
         for network_id in network_ids(costs.recipe, group):

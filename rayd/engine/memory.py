@@ -84,12 +84,12 @@ def remedy(stage: str, recipe: Recipe) -> str:
             return _lower(recipe, "experts.batch_size")
         case "measure":
             return _lower(
-                recipe, *(f"{group}.batch_size" for group in method.groups if method.needs(group))
+                recipe, *(f"{group}.batch_size" for group in method.groups if method.specs(group))
             )
         case "score":
             return _lower(recipe, "synthetic.crops")
-        case "synthesize" if method.following is not None:
-            settings = method.following.settings
+        case "synthesize" if method.trajectory_objective is not None:
+            settings = method.trajectory_objective.settings
             if settings.way == "full":
                 return (
                     "set 'objective.way' to 'reverse', which keeps one step of a student in memory "

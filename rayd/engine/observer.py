@@ -115,9 +115,9 @@ class Observer:
         self._info = info
         self._device = device
         self._group = group
-        optional = method.optional_taps(group)
+        optional = method.optional_layer_roles(group)
         extractor = FeatureExtractor(
-            network.requires_grad_(False), method.taps(group), info.shape, optional=optional
+            network.requires_grad_(False), method.layer_roles(group), info.shape, optional=optional
         )
         self._extractor = extractor.to(device, self._dtype)
         for module in network.modules():
@@ -137,7 +137,7 @@ class Observer:
         """
         by_batch = self.network.training and networks.uses_batch_statistics(self.network)
         recorded = 0
-        for role in self._method.taps(self._group):
+        for role in self._method.layer_roles(self._group):
             for shape in self._extractor.dimensions(role):
                 recorded += math.prod(shape)
         largest = self._extractor.largest
@@ -160,7 +160,7 @@ class Observer:
     ) -> Observation:
         """Augment and forward normalised images (n, C, H, W) at some rows of a batch."""
         output = self._forward(self._laid_out(augment(images, rows)))
-        return Observation(output.logits.float(), output.taps, output.images)
+        return Observation(output.logits.float(), output.layers, output.images)
 
     def _forward(self, images: Tensor) -> Observation:
         """Forward network inputs, in tiles where that is faster; the result is bit-equal."""
@@ -250,7 +250,7 @@ class Observer:
 
     @property
     def _deferred_specs(self) -> list[StatisticSpec]:
-        return [spec for spec in self._specs if spec.looks_first]
+        return [spec for spec in self._specs if spec.data_dependent]
 
     def layers(self, spec: StatisticSpec) -> list[str]:
         """Names of the modules that a statistic records."""
@@ -265,16 +265,19 @@ class Observer:
         pieces = torch.split(images, batch_size)
         for batch, classes in zip(pieces, torch.split(labels, batch_size), strict=True):
             output = self.forward(batch.to(self._device))
-            taps = {spec.layer_role: tuple(layer.cpu() for layer in output.taps[spec.layer_role])}
-            spec.update(statistics, Observation(output.logits, taps, output.images), classes.cpu())
+            maps = tuple(layer.cpu() for layer in output.layers[spec.layer_role])
+            seen = Observation(output.logits, {spec.layer_role: maps}, output.images)
+            spec.update(statistics, seen, classes.cpu())
         return statistics
 
     def _forward_real(self, images: Pixels, home: torch.device, augment: Augment) -> Observation:
         """Forward pixels; recorded layers are moved to the device of their statistics."""
         inputs = self._info.normalization(upload(torch.tensor(images), self._device))
         output = self.forward(inputs, augment)
-        taps = {role: tuple(t.to(home) for t in layers) for role, layers in output.taps.items()}
-        return Observation(output.logits, taps, output.images)
+        moved = {
+            role: tuple(maps.to(home) for maps in layers) for role, layers in output.layers.items()
+        }
+        return Observation(output.logits, moved, output.images)
 
     @torch.no_grad()
     def sample(
@@ -322,7 +325,7 @@ class Observer:
         @torch.no_grad()
         def forward() -> Observation:
             output = _joined([self._forward(part) for part in torch.split(inputs, step)], inputs)
-            return Observation(output.logits.float(), output.taps, inputs)
+            return Observation(output.logits.float(), output.layers, inputs)
 
         return Batch(inputs, labels, forward)
 
@@ -375,7 +378,7 @@ class Observer:
 
     @property
     def _specs(self) -> tuple[StatisticSpec, ...]:
-        return self._method.needs(self._group)
+        return self._method.specs(self._group)
 
 
 class StatisticAccumulator:
@@ -428,12 +431,12 @@ class StatisticAccumulator:
 def _joined(parts: Sequence[Observation], images: Tensor) -> Observation:
     """The output for images that were forwarded in parts."""
     if len(parts) == 1:
-        return Observation(parts[0].logits, parts[0].taps, images)
-    taps = {}
-    for role in parts[0].taps:
-        layers = zip(*(part.taps[role] for part in parts), strict=True)
-        taps[role] = tuple(torch.cat(pieces) for pieces in layers)
-    return Observation(torch.cat([part.logits for part in parts]), taps, images)
+        return Observation(parts[0].logits, parts[0].layers, images)
+    joined = {}
+    for role in parts[0].layers:
+        layers = zip(*(part.layers[role] for part in parts), strict=True)
+        joined[role] = tuple(torch.cat(pieces) for pieces in layers)
+    return Observation(torch.cat([part.logits for part in parts]), joined, images)
 
 
 def measure_together(

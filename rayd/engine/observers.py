@@ -1,4 +1,4 @@
-"""The networks of a worker and the tasks that need them.
+"""The networks of a worker and the tasks that spec them.
 
 `Observers` is the base of `rayd.engine.worker.Worker`. It builds networks when a task first needs them (fixed ones,
 random or trained; networks of the model pool; the fresh network of one step), keeps those that will
@@ -139,7 +139,7 @@ class Observers:
         with devices.convolutions(self._device, settings.precision):
             results = measure_together(accumulators, images, settings.batch_size)
         if lean:
-            for spec in self._method.needs(group):
+            for spec in self._method.specs(group):
                 for states in results:
                     for state in states[spec.key]:
                         for name in spec.kind.statistic.constant:
@@ -166,7 +166,7 @@ class Observers:
         (states,) = self.measure(((network_id, weights, first),), shard)
         labels = torch.tensor(shard.get()[1])
         result: States = {}
-        for spec in self._method.needs(network_id.group):
+        for spec in self._method.specs(network_id.group):
             layers = []
             for state in states[spec.key]:
                 part = spec.kind.statistic.from_state(state)
@@ -180,7 +180,7 @@ class Observers:
         network_id: NetworkId,
         weights: ObjectRef | None,
         batch: ObjectRef,
-        need: StatisticSpec,
+        spec: StatisticSpec,
     ) -> tuple[list[str], tuple[Statistic, ...]]:
         """A statistic of images without augmentation, and the names of its layers.
 
@@ -188,13 +188,13 @@ class Observers:
             network_id: which network.
             weights: its trained weights.
             batch: network inputs (N, C, H, W) and class indices (N,).
-            need: which statistic.
+            spec: which statistic.
         """
         images, labels = batch.get()
         settings = self._recipe.network_group(network_id.group)
         observer = self._fixed_observer(network_id, weights, settings.precision)
         with devices.convolutions(self._device, settings.precision):
-            return observer.layers(need), observer.record(images, labels, need, settings.batch_size)
+            return observer.layers(spec), observer.record(images, labels, spec, settings.batch_size)
 
     def compute(
         self, task: GradientTask | TrainTask | TrajectoryTask
@@ -231,7 +231,7 @@ class Observers:
 
     def _match_trajectory(self, task: TrajectoryTask) -> TrajectoryResult:
         if self._trajectory_worker is None:
-            objective = self._method.following
+            objective = self._method.trajectory_objective
             assert objective is not None
             self._trajectory_worker = TrajectoryWorker(
                 self._recipe, objective, self._facts.shape, self._facts.classes, self._device
@@ -311,7 +311,7 @@ class Observers:
         ):
             precision = self._recipe.synthesis.precision
             observer = self._fixed_observer(network_id, task.weights, precision)
-            if self._recipe.real == "measured" and self._method.needs(network_id.group):
+            if self._recipe.real == "measured" and self._method.specs(network_id.group):
                 # the augmentation through which the real images were measured
                 return observer, self._fixed_augment(network_id)
             return observer, drawn
@@ -380,7 +380,7 @@ class Observers:
     ) -> RealStatistics:
         """Statistics of the real images: measured before, or those of the mini-batch."""
         group = task.network_id.group
-        if task.real is None or not self._method.needs(group):
+        if task.real is None or not self._method.specs(group):
             return {}
         if batch is None:
             return self._measured_statistics(task.real, group)
@@ -504,7 +504,7 @@ class Observers:
         if real.key not in self._real:
             states: States = real.get()
             statistics = {}
-            for spec in self._method.needs(group):
+            for spec in self._method.specs(group):
                 # to float32 before they reach the device: MPS has no float64
                 statistics[spec] = tuple(
                     spec.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)

@@ -276,7 +276,7 @@ class _Work:
         if self.recipe.synthesis.steps == 0:
             return 0.0
         step, _ = self.costs.step()
-        if self.job.method.following is None:
+        if self.job.method.trajectory_objective is None:
             return step.saved_bytes
         _, size = self.costs.student()
         return max(step.saved_bytes, size)

@@ -48,8 +48,8 @@ def _strategies(recipe: Recipe, method: Method) -> list[str | None]:
         strategies.append(recipe.observers.model_pool.augmentation)
     if method.needs_experts:
         strategies.append(recipe.experts.augmentation)
-    if method.following is not None:
-        strategies.append(method.following.settings.augmentation)
+    if method.trajectory_objective is not None:
+        strategies.append(method.trajectory_objective.settings.augmentation)
     return strategies
 
 
@@ -77,12 +77,15 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
         build(network)
     for group in method.groups:
         settings = recipe.network_group(group)
-        measured = recipe.real == "measured" and bool(method.needs(group))
+        measured = recipe.real == "measured" and bool(method.specs(group))
         for network in settings.networks:
             observer = build(network)
             try:
                 FeatureExtractor(
-                    observer, method.taps(group), data.shape, optional=method.optional_taps(group)
+                    observer,
+                    method.layer_roles(group),
+                    data.shape,
+                    optional=method.optional_layer_roles(group),
                 )
             except ValueError as error:
                 raise ConfigError(
@@ -124,7 +127,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
         )
     if method.needs_experts:
         parameter_count(recipe, data.shape, data.classes)
-    if recipe.synthesis.steps > 0 and not method.terms and method.following is None:
+    if recipe.synthesis.steps > 0 and not method.terms and method.trajectory_objective is None:
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:

@@ -305,9 +305,9 @@ class Synthesizer:
                     memory=task.remembered if self._step == 0 else {},
                 )
             )
-        if self._method.following is not None:
+        if self._method.trajectory_objective is not None:
             assert isinstance(self._set, WithLearnedStepSize)
-            objective = self._method.following
+            objective = self._method.trajectory_objective
             sources.append(TrajectoryMatching(self._recipe, objective, task.experts, self._set))
         return sources
 

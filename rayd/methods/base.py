@@ -92,13 +92,13 @@ class Method(ABC):
     def _check_synthetic(self) -> None:
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
-        if self.following is None and settings.step_size is not None:
+        if self.trajectory_objective is None and settings.step_size is not None:
             raise ConfigError(
                 f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
             )
         if settings.labels == "hard":
             return
-        if self.following is None and not any(term.learns_labels for term in self.terms):
+        if self.trajectory_objective is None and not any(term.learns_labels for term in self.terms):
             raise ConfigError(
                 f"Method '{self.name}' learns no labels: set 'synthetic.labels: hard'."
             )
@@ -192,7 +192,7 @@ class Method(ABC):
         """
 
     @property
-    def following(self) -> TrajectoryObjective | None:
+    def trajectory_objective(self) -> TrajectoryObjective | None:
         """How students follow experts, beside the terms; None where they do not."""
         return None
 
@@ -264,39 +264,39 @@ class Method(ABC):
         """The terms that are computed in one group of networks."""
         return tuple(term for term in self.terms if self.group_of(term) == group)
 
-    def needs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
-        """Statistics of the real data that the terms of a group need, each once, in a stable
+    def specs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
+        """Statistics of the real data that the terms of a group spec, each once, in a stable
         order.
         """
         return tuple(
             sorted(
-                {need for term in self.terms_of(group) for need in term.needs},
-                key=lambda need: need.key,
+                {spec for term in self.terms_of(group) for spec in term.specs},
+                key=lambda spec: spec.key,
             )
         )
 
     def needs_batch(self, group: NetworkGroup = "observers") -> bool:
-        """Whether the terms of a group need real mini-batches themselves."""
+        """Whether the terms of a group spec real mini-batches themselves."""
         return any(term.needs_batch for term in self.terms_of(group))
 
     def samples(self, group: NetworkGroup = "observers") -> bool:
-        """Whether the terms of a group need anything of a real mini-batch, where the real side is
+        """Whether the terms of a group spec anything of a real mini-batch, where the real side is
         sampled.
         """
-        return self.needs_batch(group) or bool(self.needs(group))
+        return self.needs_batch(group) or bool(self.specs(group))
 
-    def taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
+    def layer_roles(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
         """The layers that the terms of a group read."""
         return frozenset().union(*(layers_of(term) for term in self.terms_of(group)))
 
-    def optional_taps(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
+    def optional_layer_roles(self, group: NetworkGroup = "observers") -> frozenset[LayerRole]:
         """The layers that a network of a group may lack."""
         required = frozenset().union(
             *(layers_of(term) - term.optional for term in self.terms_of(group))
         )
-        return self.taps(group) - required
+        return self.layer_roles(group) - required
 
 
 def layers_of(term: Term) -> frozenset[LayerRole]:
     """All layers that a term reads."""
-    return term.taps | {need.layer_role for need in term.needs}
+    return term.layer_roles | {spec.layer_role for spec in term.specs}

@@ -39,7 +39,7 @@ class Observation:
 
     logits: Tensor
     """Output of the network, (N, classes)."""
-    taps: dict[LayerRole, tuple[Tensor, ...]]
+    layers: dict[LayerRole, tuple[Tensor, ...]]
     """Tensors of each requested role, with their graph, in order of execution; one tensor for
     FEATURES and LAST_MAP.
     """
@@ -114,11 +114,11 @@ class FeatureExtractor(nn.Module):
 
         with _recording(self.network, {call.port for call in requested}, record):
             logits = self.network(images)
-        taps = {
+        layers = {
             role: tuple(_shaped(role, recorded[call]) for call in calls)
             for role, calls in self._calls.items()
         }
-        return Observation(logits, taps, images)
+        return Observation(logits, layers, images)
 
     def layers(self, role: LayerRole) -> list[str]:
         """Names of the modules of a role, in order of execution; repeated if run repeatedly."""

@@ -142,9 +142,9 @@ class CharacteristicFunctionMatching(Term):
         )
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """The statistic that is compared."""
-        return self.distance.needs
+        return self.distance.specs
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context

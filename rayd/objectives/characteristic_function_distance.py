@@ -141,7 +141,7 @@ class CharacteristicFunctionDistance:
 
     def __init__(
         self,
-        need: StatisticSpec,
+        spec: StatisticSpec,
         *,
         head_amplitude_weight: float = 0.5,
         split: Split = "uniform",
@@ -153,7 +153,7 @@ class CharacteristicFunctionDistance:
         """Compare one statistic.
 
         Args:
-            need: a characteristic function, or moments for the linear kernel.
+            spec: a characteristic function, or moments for the linear kernel.
             head_amplitude_weight: weight of amplitudes in head classes; phases have the rest, and
                 tail classes the converse.
             split: which classes are head; see `rayd.objectives.head_and_tail`.
@@ -165,12 +165,12 @@ class CharacteristicFunctionDistance:
         Raises:
             ValueError: an argument is out of its range.
         """
-        if need.kind.statistic not in (CharacteristicFunction, Moments):
+        if spec.kind.statistic not in (CharacteristicFunction, Moments):
             raise ValueError(
                 "The statistic of CharacteristicFunctionDistance must be a CharacteristicFunction, "
-                f"or Moments for the linear kernel. Got '{need.key}' instead."
+                f"or Moments for the linear kernel. Got '{spec.key}' instead."
             )
-        if adversary is not None and need.kind.statistic is Moments:
+        if adversary is not None and spec.kind.statistic is Moments:
             raise ValueError(
                 "The 'adversary' of CharacteristicFunctionDistance needs frequencies to weigh. Got Moments instead."
             )
@@ -184,7 +184,7 @@ class CharacteristicFunctionDistance:
                 "The 'over_classes' of CharacteristicFunctionDistance must be one of "
                 f"{get_args(OverClasses)}. Got '{over_classes}' instead."
             )
-        self.needs = (need,)
+        self.specs = (spec,)
         """The statistic."""
         self._head_weight = head_amplitude_weight
         self._split = split
@@ -197,8 +197,8 @@ class CharacteristicFunctionDistance:
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Sum over the layers of the statistic; labels are class indices (N,)."""
-        (need,) = self.needs
-        layers = zip(real[need], need.of(seen, labels, real[need]), strict=True)
+        (spec,) = self.specs
+        layers = zip(real[spec], spec.of(seen, labels, real[spec]), strict=True)
         values = [
             self._layer(cast(_Kind, a), cast(_Kind, b), context, f"layer{i}.")
             for i, (a, b) in enumerate(layers)

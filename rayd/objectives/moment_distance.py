@@ -73,7 +73,7 @@ class MomentDistance:
 
     def __init__(
         self,
-        needs: Sequence[StatisticSpec],
+        specs: Sequence[StatisticSpec],
         *,
         alpha: float = 1.0,
         category: Category = "class",
@@ -81,10 +81,10 @@ class MomentDistance:
         first_layer_weight: Mapping[LayerRole, float] | None = None,
         drop: Mapping[LayerRole, float] | None = None,
     ):
-        """Match the moments that `needs` name.
+        """Match the moments that `specs` name.
 
         Args:
-            needs: statistics, all of them `Moments`.
+            specs: statistics, all of them `Moments`.
             alpha: share of the comparison over all images; the rest is for classes. What has no
                 share is not computed.
             category: which variance stands for a class.
@@ -97,7 +97,7 @@ class MomentDistance:
         Raises:
             ValueError: an argument is out of its range.
         """
-        self.needs = tuple(needs)
+        self.specs = tuple(specs)
         """The statistics."""
         self._alpha = alpha
         self._category = category
@@ -117,10 +117,10 @@ class MomentDistance:
             raise ValueError(
                 f"The 'momentum' of MomentDistance must be in [0, 1). Got {momentum} instead."
             )
-        for need in self.needs:
-            if need.kind.statistic is not Moments:
+        for spec in self.specs:
+            if spec.kind.statistic is not Moments:
                 raise ValueError(
-                    f"The 'needs' of MomentDistance must be Moments. Got '{need.key}' instead."
+                    f"The 'specs' of MomentDistance must be Moments. Got '{spec.key}' instead."
                 )
 
     def __call__(
@@ -128,15 +128,15 @@ class MomentDistance:
     ) -> Tensor:
         """Weighted sum of the distances of all layers; labels are class indices (N,)."""
         layers = [
-            _Layer(need, place, maps)
-            for need in self.needs
-            for place, maps in enumerate(seen.taps[need.layer_role])
+            _Layer(spec, place, maps)
+            for spec in self.specs
+            for place, maps in enumerate(seen.layers[spec.layer_role])
         ]
         kept = self._kept(layers, context)
         if not any(kept):
             return seen.logits.new_zeros(())
         targets = self._targets(
-            [cast(Moments, statistic) for need in self.needs for statistic in real[need]]
+            [cast(Moments, statistic) for spec in self.specs for statistic in real[spec]]
         )
         kept_layers = list(compress(layers, kept))
         samples = _side_by_side(kept_layers)
@@ -194,15 +194,15 @@ class MomentDistance:
         return torch.stack(parts).sum()
 
     def _layer_weight(self, layer: _Layer) -> float:
-        return self._first.get(layer.need.layer_role, 1.0) if layer.place == 0 else 1.0
+        return self._first.get(layer.spec.layer_role, 1.0) if layer.place == 0 else 1.0
 
     def _kept(self, layers: Sequence[_Layer], context: Context) -> list[bool]:
         """Which layers this call compares: one draw for each layer of a role."""
         named = sorted(
             {
-                (layer.need.layer_role, layer.place)
+                (layer.spec.layer_role, layer.place)
                 for layer in layers
-                if self._drop.get(layer.need.layer_role, 0) > 0
+                if self._drop.get(layer.spec.layer_role, 0) > 0
             }
         )
         if not named:
@@ -211,7 +211,7 @@ class MomentDistance:
         dropped = {
             place for place, draw in zip(named, draws, strict=True) if draw < self._drop[place[0]]
         }
-        return [(layer.need.layer_role, layer.place) not in dropped for layer in layers]
+        return [(layer.spec.layer_role, layer.place) not in dropped for layer in layers]
 
     def _targets(self, statistics: list[Moments]) -> Targets:
         """The targets of these statistics, kept as long as they live."""
@@ -226,7 +226,7 @@ class MomentDistance:
 class _Layer(NamedTuple):
     """One layer under one transform."""
 
-    need: StatisticSpec
+    spec: StatisticSpec
     place: int
     maps: Tensor
 
@@ -279,7 +279,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
     """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
     how many they have.
     """
-    parts = [layer.need.transform.moments(layer.maps) for layer in layers]
+    parts = [layer.spec.transform.moments(layer.maps) for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)
     return SampleMoments(means, torch.cat([part.m2 / part.size for part in parts], 1), 1)
 

@@ -43,9 +43,9 @@ class NormalizationMatching(Term):
         return MomentDistance([normalizations], first_layer_weight=first)
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """Moments of the inputs by channel."""
-        return self.distance.needs
+        return self.distance.specs
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
@@ -98,9 +98,9 @@ class MomentMatching(Term):
         )
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """Moments of the inputs."""
-        return self.distance.needs
+        return self.distance.specs
 
     @property
     def optional(self) -> frozenset[LayerRole]:

@@ -93,7 +93,7 @@ class Centralization(Term):
     """Mean of the synthetic images of a class (paper), or of the real ones."""
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """Moments of the features, where their means are the centres."""
         from rayd.objectives.specification import StatisticSpec
         from rayd.statistics import Flat, Moments
@@ -102,7 +102,7 @@ class Centralization(Term):
         return (features,) if self.centre == "real" else ()
 
     @property
-    def taps(self) -> frozenset[LayerRole]:
+    def layer_roles(self) -> frozenset[LayerRole]:
         """The features."""
         return frozenset({LayerRole.FEATURES})
 
@@ -110,9 +110,9 @@ class Centralization(Term):
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
         """Sum over all images; differentiable, through the centres too."""
-        (features,) = (layer.float() for layer in seen.taps[LayerRole.FEATURES])
+        (features,) = (layer.float() for layer in seen.layers[LayerRole.FEATURES])
         centres = None
-        for spec in self.needs:
+        for spec in self.specs:
             (moments,) = real[spec]
             centres = moments.state()["mean"]
         distances = dispersion(features, labels, seen.logits.shape[1], centres)

@@ -136,7 +136,7 @@ class RidgeRegression(Term):
     """The ridge, relative to the mean eigenvalue of the kernel matrix."""
 
     @property
-    def taps(self) -> frozenset[LayerRole]:
+    def layer_roles(self) -> frozenset[LayerRole]:
         """The features."""
         return frozenset({LayerRole.FEATURES})
 
@@ -153,8 +153,8 @@ class RidgeRegression(Term):
         classes = seen.logits.shape[1]
         learned = labels.is_floating_point()
         targets = regression_targets(labels, classes)
-        (theirs,) = batch.look().taps[LayerRole.FEATURES]
-        (ours,) = seen.taps[LayerRole.FEATURES]
+        (theirs,) = batch.look().layers[LayerRole.FEATURES]
+        (ours,) = seen.layers[LayerRole.FEATURES]
         try:
             predicted = predictions(theirs.float(), ours.float(), targets, self.relative_ridge)
         except ValueError as error:

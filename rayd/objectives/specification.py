@@ -69,9 +69,9 @@ class StatisticSpec:
         return self.kind.draws
 
     @property
-    def looks_first(self) -> bool:
+    def data_dependent(self) -> bool:
         """Whether `resolved` must be given real images before `empty` can be called."""
-        return self.kind.looks_first
+        return self.kind.data_dependent
 
     def resolved(self, seen: Sequence[Observation]) -> tuple[StatisticKind, ...]:
         """Its kinds, one a layer, with the arguments that follow from some real images.
@@ -82,10 +82,10 @@ class StatisticSpec:
         Raises:
             DataError: these features do not determine the arguments.
         """
-        if not self.kind.looks_first:
-            return (self.kind,) * len(seen[0].taps[self.layer_role])
+        if not self.kind.data_dependent:
+            return (self.kind,) * len(seen[0].layers[self.layer_role])
         kinds = []
-        for parts in zip(*(part.taps[self.layer_role] for part in seen), strict=True):
+        for parts in zip(*(part.layers[self.layer_role] for part in seen), strict=True):
             vectors = [self.transform.vectors(part).flatten(0, 1) for part in parts]
             kinds.append(self.kind.resolved(torch.cat(vectors)))
         return tuple(kinds)
@@ -111,7 +111,7 @@ class StatisticSpec:
             ValueError: the statistic draws and there is no generator, or it looks first and is not
                 resolved.
         """
-        if self.draws and (generator is None or (self.looks_first and resolved is None)):
+        if self.draws and (generator is None or (self.data_dependent and resolved is None)):
             raise ValueError(
                 f"The statistic '{self.key}' must be given a generator, and be resolved on real "
                 "features where its scale is a median."
@@ -131,7 +131,7 @@ class StatisticSpec:
         """
         rows = self.kind.rows(labels)
         found = []
-        for statistic, layer in zip(like, seen.taps[self.layer_role], strict=True):
+        for statistic, layer in zip(like, seen.layers[self.layer_role], strict=True):
             features, transform = self._features(layer)
             found.append(statistic.like(features, rows, transform))
         return tuple(found)
@@ -139,7 +139,7 @@ class StatisticSpec:
     def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:
         """Add an observer's output on real images, in place, in float64."""
         rows = self.kind.rows(labels)
-        for statistic, layer in zip(into, seen.taps[self.layer_role], strict=True):
+        for statistic, layer in zip(into, seen.layers[self.layer_role], strict=True):
             features, transform = self._features(layer)
             statistic.update(features, rows, transform)
 

@@ -94,11 +94,11 @@ class SpectralFilterMatching(Term):
         )
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """Covariances of features, and their correlations with labels where the signal is by
         class.
         """
-        return self.distance.needs
+        return self.distance.specs
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context

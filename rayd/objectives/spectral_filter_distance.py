@@ -115,7 +115,7 @@ class SpectralFilterDistance:
             if signal == "class" and signal_weight > 0
             else None
         )
-        self.needs = (self.matrices,) if self._signals is None else (self.matrices, self._signals)
+        self.specs = (self.matrices,) if self._signals is None else (self.matrices, self._signals)
         self._derived: WeakKeyDictionary[Covariance, Factors] = WeakKeyDictionary()
 
     def __call__(
@@ -179,7 +179,7 @@ class SpectralFilterDistance:
     def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
         """The same, in float64 where a filter depends on details that float32 would round away."""
         detail = min(one.detail for one in filters)
-        layers = list(seen.taps[self.matrices.layer_role])
+        layers = list(seen.layers[self.matrices.layer_role])
         if layers[0].device.type == "mps":
             return seen  # it has no float64
         for group in groups:
@@ -187,7 +187,7 @@ class SpectralFilterDistance:
                 for place in group.places:
                     layers[place] = layers[place].double()
         return Observation(
-            seen.logits, {**seen.taps, self.matrices.layer_role: tuple(layers)}, seen.images
+            seen.logits, {**seen.layers, self.matrices.layer_role: tuple(layers)}, seen.images
         )
 
     def _factors(self, real: RealStatistics) -> Factors:

@@ -30,7 +30,7 @@ class StatisticTerm(Term):
         """The distance between the statistics of one layer, a scalar."""
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """The statistic."""
         return (self.spec,)
 

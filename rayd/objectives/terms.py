@@ -131,12 +131,12 @@ class Term(Settings, ABC):
             Term.registry[cls.name] = cls
 
     @property
-    def needs(self) -> tuple[StatisticSpec, ...]:
+    def specs(self) -> tuple[StatisticSpec, ...]:
         """Statistics of the real data that it compares with."""
         return ()
 
     @property
-    def taps(self) -> frozenset[LayerRole]:
+    def layer_roles(self) -> frozenset[LayerRole]:
         """Layers that it reads besides those of the statistics."""
         return frozenset()
 
@@ -166,7 +166,7 @@ class Term(Settings, ABC):
         synthetic images.
 
         Args:
-            real: statistics of the real data, those of `needs` among them.
+            real: statistics of the real data, those of `specs` among them.
             seen: an observer's output on the synthetic images.
             labels: class indices (N,), or rows of probabilities where the term `learns_labels`.
             context: what it may depend on besides.

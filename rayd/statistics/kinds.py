@@ -66,7 +66,7 @@ class StatisticKind(ABC):
         return False
 
     @property
-    def looks_first(self) -> bool:
+    def data_dependent(self) -> bool:
         """Whether `resolved` must be given real features before `empty` can be."""
         return False
 
@@ -138,7 +138,7 @@ class AtFrequencies(StatisticKind):
         return True
 
     @property
-    def looks_first(self) -> bool:
+    def data_dependent(self) -> bool:
         """If the kernel's length is the median distance of features."""
         return self.frequencies.scale == "median"
 
@@ -191,9 +191,9 @@ class Pooled(StatisticKind):
         return self.inner.draws
 
     @property
-    def looks_first(self) -> bool:
+    def data_dependent(self) -> bool:
         """As the kind."""
-        return self.inner.looks_first
+        return self.inner.data_dependent
 
     def resolved(self, features: Tensor) -> Self:
         """Of the kind as the features determine it."""

@@ -182,7 +182,7 @@ def measured(
     """What every observer measures, in shards of a size."""
     method = methods.build(recipe)
     store = Store(cache)
-    (need,) = method.needs()
+    (need,) = method.specs()
     with (
         open_pool(recipe.resources, Worker, recipe, DatasetInfo.of(data)) as pool,
         monkeypatched_shards(shard),
@@ -207,7 +207,7 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
     resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
     recipe = csdm(observers={"augmentation": None, "batch_size": 100}, resources=resources)
     data = load(recipe.data)
-    (need,) = methods.build(recipe).needs()
+    (need,) = methods.build(recipe).specs()
     images = data.normalization(torch.from_numpy(data.train.images))
     labels = torch.from_numpy(data.train.labels)
     for network_id, got in measured(recipe, data, tmp_path, shard).items():
@@ -218,7 +218,7 @@ def test_measured_functions_are_those_of_one_pass_in_float64(tmp_path, shard, wo
         batches = [batch for part in images.split(shard) for batch in part.split(100)]
         seen = observed(network, methods.build(recipe), batches)
         angles = (
-            torch.cat([observation.taps[need.layer_role][0] for observation in seen])
+            torch.cat([observation.layers[need.layer_role][0] for observation in seen])
             .double()
             .flatten(1)
             @ got.frequencies.T
@@ -279,14 +279,14 @@ def test_every_observer_has_a_length_and_frequencies_of_its_own_that_do_not_depe
 def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     recipe = csdm(real="sampled")
     data = load(recipe.data)
-    (need,) = methods.build(recipe).needs()
+    (need,) = methods.build(recipe).specs()
     pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
     images = data.normalization(torch.from_numpy(pixels[:]))
     labels = torch.from_numpy(classes)
     observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
         network_ids(recipe)[0], None, "float32"
     )
-    whole = observer.forward(images).taps[need.layer_role][0].flatten(1)
+    whole = observer.forward(images).layers[need.layer_role][0].flatten(1)
     unit = Frequencies(scale=1.0, number=40).draw(whole.shape[1], torch.Generator().manual_seed(0))
     for chunk in (1, 32, len(labels)):
         ((function,),) = observer.sample(
@@ -338,7 +338,7 @@ def test_what_changes_the_function_changes_its_key(other):
     data = load(ncfm().data)
 
     def key(recipe: Recipe) -> str:
-        (need,) = methods.build(recipe).needs()
+        (need,) = methods.build(recipe).specs()
         return content_hash(
             Measure(Job(recipe, data, Store())).spec_key(network_ids(recipe)[0], need)
         )

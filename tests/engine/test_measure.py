@@ -33,7 +33,7 @@ def data() -> ImageData:
 
 
 def key(recipe: Recipe, data: ImageData, network_id: int = 0) -> str:
-    (need,) = methods.build(recipe).needs()
+    (need,) = methods.build(recipe).specs()
     return content_hash(
         Measure(Job(recipe, data, Store())).spec_key(network_ids(recipe)[network_id], need)
     )
@@ -125,9 +125,9 @@ def test_moments_are_those_of_a_single_pass_in_float64(data, tmp_path, workers):
         # the batches that observers see: 100 images, anew in every shard of 500
         batches = [batch for shard in images.split(500) for batch in shard.split(100)]
         seen = observed(network.eval(), method, batches)
-        for need in method.needs():
+        for need in method.specs():
             for layer, statistic in enumerate(got[need.key]):
-                maps = torch.cat([part.taps[need.layer_role][layer] for part in seen]).double()
+                maps = torch.cat([part.layers[need.layer_role][layer] for part in seen]).double()
                 features = need.transform.vectors(maps)
                 check(features, labels, Moments.from_state(statistic))
 
@@ -158,7 +158,7 @@ def test_correlations_are_those_of_a_single_pass_whatever_the_sharding(
     images = data.normalization(torch.from_numpy(data.train.images))
     labels = torch.from_numpy(data.train.labels)
     seen = [
-        observation.taps[LayerRole.CONV_PATH]
+        observation.layers[LayerRole.CONV_PATH]
         for observation in observed(network, method, images.split(100))
     ]
     targets = torch.nn.functional.one_hot(labels, 10).double()
@@ -255,7 +255,7 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
         again = 0 if shard == 1000 else 9
         expected = 0
         for network_id, state in measured[-1].items():
-            for need in built.needs(network_id.group):
+            for need in built.specs(network_id.group):
                 for layer in state[need.key]:
                     every = (
                         set(layer) if isinstance(need.kind, Pooled) else need.kind.statistic.shared
@@ -283,7 +283,9 @@ def observed(
     AVX-512), which is far more than what float64 sums are compared to.
     """
     layout = devices.to_device(network, torch.device("cpu"))
-    tapped = networks.FeatureExtractor(network, method.taps(), ImageShape(*batches[0].shape[1:]))
+    tapped = networks.FeatureExtractor(
+        network, method.layer_roles(), ImageShape(*batches[0].shape[1:])
+    )
     return [tapped(batch.contiguous(memory_format=layout)) for batch in batches]
 
 

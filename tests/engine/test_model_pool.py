@@ -275,8 +275,8 @@ def test_declarations():
     assert [term.name for term in dc.terms] == ["gradient"]
     assert [term.name for term in frepo.terms] == ["regression"]
     assert dc.samples()
-    assert not dc.needs()
-    assert (dc.taps(), len(frepo.taps())) == (frozenset(), 1)
+    assert not dc.specs()
+    assert (dc.layer_roles(), len(frepo.layer_roles())) == (frozenset(), 1)
 
 
 @pytest.mark.parametrize(

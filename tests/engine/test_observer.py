@@ -180,8 +180,8 @@ def test_tiles_change_nothing(data, name, monkeypatch):
     tiled = seen(2**10)
     whole = seen(2**30)
     torch.testing.assert_close(tiled.logits, whole.logits, rtol=1e-5, atol=1e-6)
-    for tap, layers in whole.taps.items():
-        for ours, wanted in zip(tiled.taps[tap], layers, strict=True):
+    for tap, layers in whole.layers.items():
+        for ours, wanted in zip(tiled.layers[tap], layers, strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -52,7 +52,7 @@ def test_declarations():
     assert {term.name: method.weight(term) for term in method.terms} == {
         "characteristic_function": 300.0
     }
-    (need,) = method.needs()
+    (need,) = method.specs()
     assert need == StatisticSpec(
         LayerRole.FEATURES, Flat(), AtFrequencies(Frequencies("gaussian", "median", 1024))
     )
@@ -78,7 +78,7 @@ def test_defaults_are_a_whole_recipe_that_reads_back():
 def test_settings_become_a_need(kernel):
     drawn = {} if kernel == "linear" else {"scale": 2.0, "frequencies": 9}
     own = {"matern": {"smoothness": 2.5}, "rational-quadratic": {"mixture": 3.0}}.get(kernel, {})
-    (need,) = csdm(kernel=kernel, normalize=True, **drawn, **own).needs()
+    (need,) = csdm(kernel=kernel, normalize=True, **drawn, **own).specs()
     assert need.transform == Normalized(Flat())
     if kernel == "linear":
         assert need.kind == ByClass(Moments)
@@ -165,10 +165,12 @@ def looked_at(
     data = load(method.recipe.data)
     images = data.normalization(torch.from_numpy(data.train.images))
     labels = torch.from_numpy(data.train.labels)
-    tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
+    tapped = FeatureExtractor(
+        network, method.layer_roles(), data.shape, optional=method.optional_layer_roles()
+    )
     seen = tapped(images)
     real = {}
-    for need in method.needs():
+    for need in method.specs():
         statistics = need.empty(
             data.classes,
             tapped.dimensions(need.layer_role),
@@ -244,7 +246,7 @@ def test_head_and_tail_are_told_by_the_real_side():
             )
         )
         real, _, _, ours, our_labels = looked_at(method, convnet())
-        (need,) = method.needs()
+        (need,) = method.specs()
         assert real[need][0].state()["count"].diff().max() < 0
         (gradient,) = torch.autograd.grad(value(method, real, ours, our_labels), ours.images)
         gradients.append(gradient)
@@ -273,7 +275,7 @@ def test_the_linear_kernel_without_classes_is_dm():
     linear = csdm(kernel="linear", split="uniform", head_amplitude_weight=0.5)
     dm = methods.build(recipe("dm"))
     real, _, _, ours, our_labels = looked_at(linear, convnet())
-    assert linear.needs() == dm.needs()
+    assert linear.specs() == dm.specs()
     torch.testing.assert_close(
         value(linear, real, ours, our_labels) / 300 * 10, value(dm, real, ours, our_labels)
     )
@@ -285,7 +287,7 @@ def test_ncfm_declares_what_the_paper_has():
         "characteristic_function": 300.0,
         "calibration": 1.0,
     }
-    (need,) = method.needs()
+    (need,) = method.specs()
     assert need == StatisticSpec(
         LayerRole.LAST_MAP,
         Normalized(Flat()),
@@ -328,7 +330,7 @@ def test_ncfms_loss_is_the_size_of_the_difference():
     """
     method = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
     real, _, _, ours, our_labels = looked_at(method, convnet())
-    (need,) = method.needs()
+    (need,) = method.specs()
     (theirs,) = real[need]
     (mine,) = need.of(ours, our_labels, real[need])
     assert isinstance(theirs, CharacteristicFunction)
@@ -375,5 +377,5 @@ def test_csdm_with_ncfms_settings_is_ncfms_distance():
         for method in (ncfm, same)
     )
     assert a.model_copy(update={"layers": "features"}) == b
-    (need,) = b.needs
-    assert need == dataclasses.replace(a.needs[0], layer_role=LayerRole.FEATURES)
+    (need,) = b.specs
+    assert need == dataclasses.replace(a.specs[0], layer_role=LayerRole.FEATURES)

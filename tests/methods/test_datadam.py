@@ -67,8 +67,8 @@ def expected(network: nn.Module, real, synthetic, power: float) -> Tensor:
 def attention_loss(network: nn.Module, real, synthetic, power: float = 4.0) -> Tensor:
     method = methods.build(recipe(attention={"power": power}))
     term, _ = method.terms
-    extractor = FeatureExtractor(network, method.taps("observers"), SHAPE)
-    (spec,) = term.needs
+    extractor = FeatureExtractor(network, method.layer_roles("observers"), SHAPE)
+    (spec,) = term.specs
     statistics = spec.empty(CLASSES, extractor.dimensions(spec.layer_role))
     spec.update(statistics, extractor(real[0]), real[1])
     return term({spec: statistics}, extractor(synthetic[0]), synthetic[1], Context())

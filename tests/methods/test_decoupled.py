@@ -60,8 +60,8 @@ def declared(method: Method) -> dict[str, float]:
 def test_declarations(name, terms, needs, optional):
     method = methods.build(recipe(name))
     assert declared(method) == terms
-    assert [need.key for need in method.needs()] == needs
-    assert method.optional_taps() == optional
+    assert [need.key for need in method.specs()] == needs
+    assert method.optional_layer_roles() == optional
     assert method.needs_trained_observers
     assert method.recipe.observers.trained
     assert method.averaging == (0.99 if name == "edc" else None)
@@ -149,8 +149,8 @@ def test_a_weight_of_zero_takes_the_term_and_its_needs_away():
         recipe("gvbsm", terms={"moments": {"weight": 0.0}, "densification": {"weight": 0.5}})
     )
     assert declared(method) == {"cross_entropy": 1.0, "densification": 0.5}
-    assert method.needs() == ()
-    assert method.taps() == frozenset()
+    assert method.specs() == ()
+    assert method.layer_roles() == frozenset()
 
 
 def test_a_term_that_is_switched_off_is_known_all_the_same():
@@ -185,12 +185,14 @@ def looked_at(
     data = load(method.recipe.data)
     images = data.normalization(torch.from_numpy(data.train.images[:200]))
     labels = torch.from_numpy(data.train.labels[:200])
-    tapped = FeatureExtractor(network, method.taps(), data.shape, optional=method.optional_taps())
+    tapped = FeatureExtractor(
+        network, method.layer_roles(), data.shape, optional=method.optional_layer_roles()
+    )
     real: RealStatistics = {
         need: need.empty(data.classes, tapped.dimensions(need.layer_role))
-        for need in method.needs()
+        for need in method.specs()
     }
-    for need in method.needs():
+    for need in method.specs():
         need.update(tuple(real[need]), tapped(images), labels)
     real = {
         need: tuple(statistic.to(dtype=torch.float32) for statistic in layers)
@@ -244,7 +246,7 @@ def test_sre2l_matches_what_normalisations_read():
     real, seen, _ = looked_at(method, network)
     expected = 0.0
     for place, (maps, statistic) in enumerate(
-        zip(seen.taps[LayerRole.BN_INPUTS], real[method.needs()[0]], strict=True)
+        zip(seen.layers[LayerRole.BN_INPUTS], real[method.specs()[0]], strict=True)
     ):
         assert isinstance(statistic, Moments)
         everything = statistic.pooled()
@@ -339,9 +341,9 @@ def test_measured_statistics_are_met_by_the_real_images(norm):
             need.kind.statistic.from_state(state).to(dtype=torch.float32)
             for state in states[need.key]
         )
-        for need in method.needs()
+        for need in method.specs()
     }
-    assert len(real[method.needs()[0]]) == (2 if norm == "batch" else 0)
+    assert len(real[method.specs()[0]]) == (2 if norm == "batch" else 0)
     normalised = facts.normalization(torch.from_numpy(images))
     loss, values = looking.compare(
         real, normalised, torch.from_numpy(labels), {"moments": Context()}

@@ -15,7 +15,7 @@ from tests.conftest import tiny
 def test_terms_and_needs():
     method = methods.build(tiny())
     assert [term.name for term in method.terms] == ["mean"]
-    assert [need.key for need in method.needs()] == ["features.flat.Moments"]
+    assert [need.key for need in method.specs()] == ["features.flat.Moments"]
 
 
 def test_an_unknown_method_or_term_names_the_nearest():
@@ -44,7 +44,7 @@ def test_measured_and_sampled_statistics_of_the_same_images_agree():
     labels = data.train.labels[:100]
     (measured,) = looking.measure(images, labels, batch_size=7)["features.flat.Moments"]
     normalised = facts.normalization(torch.from_numpy(images))
-    (need,) = methods.build(tiny()).needs()
+    (need,) = methods.build(tiny()).specs()
     (sampled,) = looking.sample(normalised, torch.from_numpy(labels), chunk=33)[need]
     torch.testing.assert_close(sampled.mean.double(), measured["mean"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sampled.count.double(), measured["count"])

@@ -58,12 +58,12 @@ def test_idm_looks_through_a_queue_at_expanded_images():
 def test_terms_look_through_their_panels():
     made = methods.build(recipe("iid-dm"))
     assert made.groups == ("observers", "classifiers")
-    assert [need.key for need in made.needs()] == [
+    assert [need.key for need in made.specs()] == [
         "features.flat.Moments",
         "last_map.channels.LocalCovariance",
     ]
-    assert made.needs("classifiers") == ()
-    assert made.taps("classifiers") == {LayerRole.FEATURES}
+    assert made.specs("classifiers") == ()
+    assert made.layer_roles("classifiers") == {LayerRole.FEATURES}
 
 
 def test_a_term_that_does_not_count_needs_nobody():

@@ -43,15 +43,15 @@ def test_keys_of_a_methods_statistics(name):
     trained = {"trained": True} if methods.get(name).needs_trained_observers else {}
     tree = {"method": name, "data": {"name": "digits"}, "ipc": 10, "observers": trained}
     method = methods.build(assemble(tree))
-    assert [need.key for need in method.needs("observers")] == KEYS[name]
-    assert method.needs("classifiers") == ()
+    assert [need.key for need in method.specs("observers")] == KEYS[name]
+    assert method.specs("classifiers") == ()
 
 
 def test_keys_of_the_statistics_of_all_recipes():
     found = set()
     for name in names():
         method = methods.build(resolve(name))
-        found |= {need.key for group in method.groups for need in method.needs(group)}
+        found |= {need.key for group in method.groups for need in method.specs(group)}
     assert found == {key for keys in KEYS.values() for key in keys} | {
         "conv_inputs.patches16.Moments",
         "last_map.flat.normalized.CharacteristicFunction.gaussian-1.0-512",

@@ -42,8 +42,11 @@ def test_declarations(name):
         "cross_entropy": 1.0,
         "spectral_filter": 0.1,
     }
-    assert [need.key for need in method.needs()] == NEEDS
-    assert (method.taps(), method.optional_taps()) == ({LayerRole.CONV_PATH}, frozenset())
+    assert [need.key for need in method.specs()] == NEEDS
+    assert (method.layer_roles(), method.optional_layer_roles()) == (
+        {LayerRole.CONV_PATH},
+        frozenset(),
+    )
     assert method.needs_trained_observers
     assert methods.get(name).sequential == (name == "cfm")
     assert "bo2026unidd" in method.citation
@@ -171,14 +174,14 @@ def looked_at(method: Method) -> tuple[RealStatistics, Observation, Tensor]:
             need.kind.statistic.from_state(state).to(dtype=torch.float32)
             for state in states[need.key]
         )
-        for need in method.needs()
+        for need in method.specs()
     }
     start = torch.randn(
         20, *data.shape, generator=torch.Generator().manual_seed(0)
     ).requires_grad_()
     return (
         real,
-        FeatureExtractor(convnet(), method.taps(), data.shape)(start),
+        FeatureExtractor(convnet(), method.layer_roles(), data.shape)(start),
         torch.arange(20) % 10,
     )
 
@@ -215,7 +218,7 @@ def test_each_choice_counts_by_itself(change):
         memory: dict[str, Tensor] = {}
         before = Observation(
             seen.logits,
-            {tap: tuple(2 * m for m in maps) for tap, maps in seen.taps.items()},
+            {tap: tuple(2 * m for m in maps) for tap, maps in seen.layers.items()},
             seen.images,
         )
         term(real, before, labels, Context(memory=memory, blocks=3))
@@ -248,9 +251,9 @@ def test_all_pass_on_features_is_distribution_matching():
         )
     )
     real, seen, labels = looked_at(method)
-    (features,) = seen.taps[LayerRole.FEATURES]
+    (features,) = seen.layers[LayerRole.FEATURES]
     flc = next(
-        one for need in method.needs() if "LabelCorrelation" in need.key for one in real[need]
+        one for need in method.specs() if "LabelCorrelation" in need.key for one in real[need]
     )
     means = torch.stack([features[labels == c].mean(0) for c in range(10)])
     shares = torch.bincount(torch.from_numpy(load(method.recipe.data).train.labels[:200])) / 200

@@ -35,7 +35,7 @@ def hooks(network: nn.Module) -> int:
 def classified(network: nn.Module, observation: Observation) -> Tensor:
     """What the last linear layer of the network makes of the observed features."""
     classifier = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-    logits: Tensor = classifier(observation.taps[LayerRole.FEATURES][0])
+    logits: Tensor = classifier(observation.layers[LayerRole.FEATURES][0])
     return logits
 
 
@@ -44,7 +44,7 @@ def test_features_are_what_the_classifier_reads(name: str) -> None:
     tapped = FeatureExtractor(network(name), [LayerRole.FEATURES], CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
     torch.testing.assert_close(classified(tapped.network, observation), observation.logits)
-    (features,) = observation.taps[LayerRole.FEATURES]
+    (features,) = observation.layers[LayerRole.FEATURES]
     assert features.ndim == 2
     assert tapped.dimensions(LayerRole.FEATURES) == [tuple(features.shape[1:])]
     assert tapped.layers(LayerRole.FEATURES) == ["classifier"]
@@ -57,8 +57,8 @@ def test_features_are_what_the_classifier_reads(name: str) -> None:
 def test_last_map_flattens_to_the_features(name: str, d: int, side: int) -> None:
     tapped = FeatureExtractor(network(name), {LayerRole.FEATURES, LayerRole.LAST_MAP}, CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
-    (last,) = observation.taps[LayerRole.LAST_MAP]
-    (features,) = observation.taps[LayerRole.FEATURES]
+    (last,) = observation.layers[LayerRole.LAST_MAP]
+    (features,) = observation.layers[LayerRole.FEATURES]
     assert tapped.dimensions(LayerRole.LAST_MAP) == [(d, side, side)]
     torch.testing.assert_close(last.flatten(1), features)
 
@@ -72,8 +72,8 @@ GLOBALLY_POOLED = ["resnet18", "mobilenet_v2", "shufflenet_v2", "wrn16_2"]
 def test_last_map_of_a_globally_pooled_network_averages_to_the_features(name: str) -> None:
     tapped = FeatureExtractor(network(name), {LayerRole.FEATURES, LayerRole.LAST_MAP}, CIFAR).eval()
     observation = tapped(torch.randn(2, *CIFAR))
-    (last,) = observation.taps[LayerRole.LAST_MAP]
-    (features,) = observation.taps[LayerRole.FEATURES]
+    (last,) = observation.layers[LayerRole.LAST_MAP]
+    (features,) = observation.layers[LayerRole.FEATURES]
     torch.testing.assert_close(last.mean((2, 3)), features)
     if "resnet18" in name:
         assert tapped.dimensions(LayerRole.LAST_MAP) == [(512, 4, 4)]
@@ -95,7 +95,7 @@ def test_bn_inputs_have_the_running_statistics_of_one_full_momentum_pass() -> No
         assert isinstance(norm, nn.BatchNorm2d)
         norm.momentum = 1.0
     with torch.no_grad():
-        heard = tapped(torch.randn(2, *CIFAR)).taps[LayerRole.BN_INPUTS]
+        heard = tapped(torch.randn(2, *CIFAR)).layers[LayerRole.BN_INPUTS]
     for norm, maps in zip(norms, heard, strict=True):
         torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(
@@ -111,9 +111,9 @@ def test_taps_come_in_order_of_execution_with_their_dimensions() -> None:
     assert tapped.dimensions(LayerRole.BN_INPUTS) == [(4, 8, 8), (4, 4, 4), (4, 2, 2)]
     images = torch.randn(3, *DIGITS)
     observation = tapped(images)
-    assert observation.taps[LayerRole.CONV_INPUTS][0] is images
+    assert observation.layers[LayerRole.CONV_INPUTS][0] is images
     for tap in LayerRole:
-        assert [tuple(t.shape) for t in observation.taps[tap]] == [
+        assert [tuple(t.shape) for t in observation.layers[tap]] == [
             (3, *shape) for shape in tapped.dimensions(tap)
         ]
 
@@ -130,15 +130,15 @@ def test_taps_come_in_order_of_execution_with_their_dimensions() -> None:
 def test_block_outputs_are_the_maps_after_blocks_and_stages(name, shapes) -> None:
     tapped = FeatureExtractor(network(name), {LayerRole.BLOCK_OUTPUTS, LayerRole.LAST_MAP}, CIFAR)
     assert tapped.dimensions(LayerRole.BLOCK_OUTPUTS) == shapes
-    taps = tapped.eval()(torch.randn(2, *CIFAR)).taps
-    assert taps[LayerRole.BLOCK_OUTPUTS][-1] is taps[LayerRole.LAST_MAP][0]
+    layers = tapped.eval()(torch.randn(2, *CIFAR)).layers
+    assert layers[LayerRole.BLOCK_OUTPUTS][-1] is layers[LayerRole.LAST_MAP][0]
 
 
 def test_block_outputs_of_a_convnet_are_what_its_blocks_return() -> None:
     convnet = small_convnet("batch").eval()
     tapped = FeatureExtractor(convnet, {LayerRole.BLOCK_OUTPUTS}, DIGITS)
     images = torch.randn(2, *DIGITS)
-    heard = tapped(images).taps[LayerRole.BLOCK_OUTPUTS]
+    heard = tapped(images).layers[LayerRole.BLOCK_OUTPUTS]
     layers = list(convnet.get_submodule("features"))
     for block, maps in enumerate(heard):
         images = nn.Sequential(*layers[4 * block : 4 * block + 4])(images)
@@ -162,7 +162,7 @@ def test_block_outputs_of_a_resnet_are_what_its_stages_return(name, channels) ->
         module = residual.get_submodule(f"layer{stage}")
         module.register_forward_hook(lambda _, __, out, stage=stage: found.update({stage: out}))
     tapped = FeatureExtractor(residual, {LayerRole.BLOCK_OUTPUTS}, shape)
-    maps = tapped(torch.randn(1, *shape)).taps[LayerRole.BLOCK_OUTPUTS]
+    maps = tapped(torch.randn(1, *shape)).layers[LayerRole.BLOCK_OUTPUTS]
     assert [one.shape[1] for one in maps] == channels
     for stage, one in enumerate(maps, 1):
         assert torch.equal(one, found[stage])
@@ -181,9 +181,9 @@ def test_shortcut_projections_can_be_left_out(name: str) -> None:
 def test_gradients_flow_from_taps_to_the_images() -> None:
     tapped = FeatureExtractor(small_convnet("batch"), set(LayerRole), DIGITS)
     images = torch.randn(3, *DIGITS, requires_grad=True)
-    taps = tapped(images).taps
+    layers = tapped(images).layers
     for tap in (LayerRole.FEATURES, LayerRole.LAST_MAP, LayerRole.BN_INPUTS):
-        (gradient,) = torch.autograd.grad(taps[tap][-1].square().sum(), images, retain_graph=True)
+        (gradient,) = torch.autograd.grad(layers[tap][-1].square().sum(), images, retain_graph=True)
         assert gradient.abs().sum() > 0
 
 
@@ -232,8 +232,8 @@ def test_works_without_gradients_and_under_autocast() -> None:
     tapped = FeatureExtractor(small_convnet("batch"), set(LayerRole), DIGITS)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         observation = tapped(torch.randn(2, *DIGITS))
-    assert observation.taps[LayerRole.BN_INPUTS][0].dtype == torch.bfloat16
-    assert not observation.taps[LayerRole.FEATURES][0].requires_grad
+    assert observation.layers[LayerRole.BN_INPUTS][0].dtype == torch.bfloat16
+    assert not observation.layers[LayerRole.FEATURES][0].requires_grad
 
 
 def test_works_in_a_functional_call() -> None:
@@ -243,10 +243,10 @@ def test_works_in_a_functional_call() -> None:
 
     def energy(parameters: dict[str, Tensor]) -> Tensor:
         observation: Observation = functional_call(tapped, parameters, (images,))
-        return observation.taps[LayerRole.FEATURES][0].square().sum()
+        return observation.layers[LayerRole.FEATURES][0].square().sum()
 
     gradients = grad(energy)(parameters)
-    energy_of_network = tapped(images).taps[LayerRole.FEATURES][0].square().sum()
+    energy_of_network = tapped(images).layers[LayerRole.FEATURES][0].square().sum()
     expected = torch.autograd.grad(
         energy_of_network, tapped.network.get_parameter("features.0.weight")
     )[0]
@@ -261,14 +261,14 @@ def test_a_copy_listens_to_the_copied_network() -> None:
     images = torch.randn(2, *DIGITS)
     torch.testing.assert_close(classified(copied.network, copied(images)), copied(images).logits)
     assert not torch.equal(
-        copied(images).taps[LayerRole.FEATURES][0], tapped(images).taps[LayerRole.FEATURES][0]
+        copied(images).layers[LayerRole.FEATURES][0], tapped(images).layers[LayerRole.FEATURES][0]
     )
 
 
 def test_works_in_double_precision() -> None:
     tapped = FeatureExtractor(small_convnet().double(), {LayerRole.FEATURES}, DIGITS)
     assert (
-        tapped(torch.randn(1, *DIGITS, dtype=torch.float64)).taps[LayerRole.FEATURES][0].dtype
+        tapped(torch.randn(1, *DIGITS, dtype=torch.float64)).layers[LayerRole.FEATURES][0].dtype
         == torch.float64
     )
 
@@ -298,13 +298,13 @@ def test_layers_that_run_twice_are_heard_twice() -> None:
     user = tapped.network
     observation = tapped(images)
     assert tapped.layers(LayerRole.CONV_INPUTS) == ["conv", "conv"]
-    first, second = observation.taps[LayerRole.CONV_INPUTS]
+    first, second = observation.layers[LayerRole.CONV_INPUTS]
     assert first is images
     torch.testing.assert_close(second, user.relu(user.conv(images)))
-    (last,) = observation.taps[LayerRole.LAST_MAP]
+    (last,) = observation.layers[LayerRole.LAST_MAP]
     torch.testing.assert_close(last, user.relu(user.conv(second)))
     torch.testing.assert_close(
-        observation.taps[LayerRole.FEATURES][0], user.relu(user.hidden(last.mean((2, 3))))
+        observation.layers[LayerRole.FEATURES][0], user.relu(user.hidden(last.mean((2, 3))))
     )
 
 
@@ -327,9 +327,9 @@ class Inplace(nn.Module):
 
 def test_in_place_activations_are_part_of_the_last_map() -> None:
     tapped = FeatureExtractor(Inplace(), {LayerRole.LAST_MAP, LayerRole.FEATURES}, (1, 8, 8))
-    taps = tapped(torch.randn(2, 1, 8, 8)).taps
+    layers = tapped(torch.randn(2, 1, 8, 8)).layers
     torch.testing.assert_close(
-        taps[LayerRole.LAST_MAP][0].mean((2, 3)), taps[LayerRole.FEATURES][0]
+        layers[LayerRole.LAST_MAP][0].mean((2, 3)), layers[LayerRole.FEATURES][0]
     )
 
 
@@ -356,19 +356,21 @@ def test_a_role_that_nobody_plays_is_an_error(name: str, tap: LayerRole, sentenc
 
 
 def test_optional_taps_hear_what_there_is() -> None:
-    taps = {LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS}
+    layers = {LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS}
     for norm, heard in (("batch", 3), ("instance", 0)):
-        tapped = FeatureExtractor(small_convnet(norm), taps, DIGITS, optional={LayerRole.BN_INPUTS})
+        tapped = FeatureExtractor(
+            small_convnet(norm), layers, DIGITS, optional={LayerRole.BN_INPUTS}
+        )
         assert (
             len(tapped.dimensions(LayerRole.BN_INPUTS))
             == len(tapped.layers(LayerRole.BN_INPUTS))
             == heard
         )
         observation = tapped(torch.randn(2, *DIGITS))
-        assert len(observation.taps[LayerRole.BN_INPUTS]) == heard
-        assert len(observation.taps[LayerRole.CONV_INPUTS]) == 3
+        assert len(observation.layers[LayerRole.BN_INPUTS]) == heard
+        assert len(observation.layers[LayerRole.CONV_INPUTS]) == 3
     with pytest.raises(ConfigError, match="conv_inputs"):
-        FeatureExtractor(network("mlp"), taps, CIFAR, optional={LayerRole.BN_INPUTS})
+        FeatureExtractor(network("mlp"), layers, CIFAR, optional={LayerRole.BN_INPUTS})
 
 
 def test_tokens_are_not_maps() -> None:

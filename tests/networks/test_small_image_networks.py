@@ -165,7 +165,7 @@ def test_nothing_that_was_tapped_is_changed_afterwards(name: str) -> None:
             )
     observation = tapped(images().requires_grad_())
     assert len(seen) == 2 + sum(
-        len(observation.taps[tap]) for tap in (LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS)
+        len(observation.layers[tap]) for tap in (LayerRole.BN_INPUTS, LayerRole.CONV_INPUTS)
     )
     assert all(tensor._version == version for tensor, version in seen)
     assert not any(getattr(module, "inplace", False) for module in tapped.network.modules())
@@ -175,9 +175,9 @@ def test_nothing_that_was_tapped_is_changed_afterwards(name: str) -> None:
 def test_every_tap_reaches_back_to_the_images(name: str) -> None:
     tapped = FeatureExtractor(network(name, DIGITS), set(LayerRole), DIGITS)
     pixels = images(DIGITS).requires_grad_()
-    taps = tapped(pixels).taps
+    layers = tapped(pixels).layers
     for tap in LayerRole:
-        (gradient,) = torch.autograd.grad(taps[tap][-1].square().sum(), pixels, retain_graph=True)
+        (gradient,) = torch.autograd.grad(layers[tap][-1].square().sum(), pixels, retain_graph=True)
         assert gradient.isfinite().all()
         assert gradient.abs().sum() > 0
 

@@ -455,7 +455,7 @@ def test_a_step_costs_what_frequencies_and_synthetic_images_cost():
 )
 def test_arguments_out_of_range(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        CharacteristicFunctionDistance(**{"need": FEATURES, **arguments})
+        CharacteristicFunctionDistance(**{"spec": FEATURES, **arguments})
 
 
 @pytest.mark.parametrize("spec", [KERNELS[0], KERNELS[3]], ids=lambda spec: spec.kernel)

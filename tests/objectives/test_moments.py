@@ -56,7 +56,7 @@ def real_side(needs: Sequence[StatisticSpec] = NEEDS) -> tuple[RealStatistics, O
 def with_leaves(seen: Observation) -> tuple[Observation, list[Tensor]]:
     taps = {
         tap: tuple(maps.clone().requires_grad_() for maps in layers)
-        for tap, layers in seen.taps.items()
+        for tap, layers in seen.layers.items()
     }
     return Observation(seen.logits, taps, seen.images), [
         maps for layers in taps.values() for maps in layers
@@ -82,7 +82,7 @@ def reference(
     total = torch.zeros((), dtype=torch.float64)
     for need in NEEDS:
         for place, (ours, theirs) in enumerate(
-            zip(seen.taps[need.layer_role], real.taps[need.layer_role], strict=True)
+            zip(seen.layers[need.layer_role], real.layers[need.layer_role], strict=True)
         ):
             value = alpha * apart(moments_of(ours, need), moments_of(theirs, need))
             classes = sorted(set(labels.tolist()))
@@ -162,7 +162,7 @@ def test_classes_without_real_images_are_left_out():
     seen = observation(1, 3)
     some = Observation(
         seen.logits[:2],
-        {tap: tuple(m[:2] for m in maps) for tap, maps in seen.taps.items()},
+        {tap: tuple(m[:2] for m in maps) for tap, maps in seen.layers.items()},
         seen.images,
     )
     term = MomentDistance(NEEDS, alpha=0.0)
@@ -178,7 +178,7 @@ def test_the_order_of_images_does_not_matter():
     real, _, _ = real_side()
     seen = observation(1, len(LABELS))
     order = torch.tensor([3, 1, 4, 0, 2])
-    taps = {tap: tuple(maps[order] for maps in layers) for tap, layers in seen.taps.items()}
+    taps = {tap: tuple(maps[order] for maps in layers) for tap, layers in seen.layers.items()}
     term = MomentDistance(NEEDS, alpha=0.5)
     shuffled = term(real, Observation(seen.logits, taps, seen.images), LABELS[order], Context())
     torch.testing.assert_close(shuffled, term(real, seen, LABELS, Context()))
@@ -212,7 +212,7 @@ def test_smoothed_statistics_keep_the_gradient_of_the_current_one(alpha):
         targets = []
         weights = []
         for ours, theirs in zip(
-            seen.taps[LayerRole.CONV_INPUTS], images.taps[LayerRole.CONV_INPUTS], strict=True
+            seen.layers[LayerRole.CONV_INPUTS], images.layers[LayerRole.CONV_INPUTS], strict=True
         ):
             parts += moments_of(ours, CONV)
             targets += moments_of(theirs, CONV)
@@ -279,7 +279,7 @@ def test_dropped_layers_add_nothing_in_any_view_and_are_not_remembered():
 
     def value_of(needs: Sequence[StatisticSpec], place: int) -> float:
         chosen = {need: real[need][place : place + 1] for need in needs}
-        taps = {need.layer_role: seen.taps[need.layer_role][place : place + 1] for need in needs}
+        taps = {need.layer_role: seen.layers[need.layer_role][place : place + 1] for need in needs}
         one = Observation(seen.logits, taps, seen.images)
         return float(MomentDistance(needs, alpha=0.5)(chosen, one, LABELS, Context()))
 
@@ -399,7 +399,7 @@ def test_other_statistics_and_other_blocks_have_other_targets():
 def test_a_network_may_lack_optional_taps():
     real, _, _ = real_side((CONV, PATCHES))
     seen = observation(1, len(LABELS))
-    without = Observation(seen.logits, {**seen.taps, LayerRole.BN_INPUTS: ()}, seen.images)
+    without = Observation(seen.logits, {**seen.layers, LayerRole.BN_INPUTS: ()}, seen.images)
     term = MomentDistance(NEEDS, alpha=0.5)
     value = term({**real, BN: ()}, without, LABELS, Context())
     torch.testing.assert_close(

@@ -115,8 +115,8 @@ def test_centres_may_be_those_of_the_real_images():
     assert float(value) == pytest.approx(
         float((features - centres[LABELS]).square().sum()), rel=1e-5
     )
-    assert Centralization().needs == ()
-    assert Centralization(centre="real").needs == (
+    assert Centralization().specs == ()
+    assert Centralization(centre="real").specs == (
         StatisticSpec(LayerRole.FEATURES, Flat(), Moments),
     )
 

@@ -51,7 +51,7 @@ def observation(seed: int, count: int, dtype: torch.dtype = torch.float64) -> Ob
 
 
 def with_leaves(seen: Observation) -> tuple[Observation, list[Tensor]]:
-    maps = tuple(layer.clone().requires_grad_() for layer in seen.taps[LayerRole.CONV_PATH])
+    maps = tuple(layer.clone().requires_grad_() for layer in seen.layers[LayerRole.CONV_PATH])
     return Observation(seen.logits, {LayerRole.CONV_PATH: maps}, seen.images), list(maps)
 
 
@@ -65,7 +65,7 @@ def real_side(
     for rows in (slice(0, 27), slice(27, 40)):
         part = Observation(
             seen.logits[rows],
-            {LayerRole.CONV_PATH: tuple(m[rows] for m in seen.taps[LayerRole.CONV_PATH])},
+            {LayerRole.CONV_PATH: tuple(m[rows] for m in seen.layers[LayerRole.CONV_PATH])},
             seen.images,
         )
         for need, statistics in empty.items():
@@ -113,7 +113,7 @@ def reference(
     _, real, known = real_side()
     total = torch.zeros((), dtype=torch.float64)
     for ours, theirs in zip(
-        seen.taps[LayerRole.CONV_PATH], real.taps[LayerRole.CONV_PATH], strict=True
+        seen.layers[LayerRole.CONV_PATH], real.layers[LayerRole.CONV_PATH], strict=True
     ):
         (mine, my_signal) = by_hand(ours, labels, signal)
         (target, its_signal) = by_hand(theirs, known, signal)
@@ -164,7 +164,7 @@ def test_all_pass_compares_signals_alone():
     real, theirs, known = real_side()
     seen = observation(1, len(LABELS))
     value = SpectralFilterDistance(fixed(AllPass()))(real, seen, LABELS, Context())
-    layers = zip(seen.taps[LayerRole.CONV_PATH], theirs.taps[LayerRole.CONV_PATH], strict=True)
+    layers = zip(seen.layers[LayerRole.CONV_PATH], theirs.layers[LayerRole.CONV_PATH], strict=True)
     expected = sum(
         (by_hand(a, LABELS, "class")[1] - by_hand(b, known, "class")[1]).norm() for a, b in layers
     )
@@ -280,7 +280,7 @@ def test_details_below_rounding_are_worked_on_in_double(monkeypatch):
 def test_features_that_are_not_finite_are_one_clear_error():
     real, _, _ = real_side()
     seen = observation(1, len(LABELS))
-    seen.taps[LayerRole.CONV_PATH][1][0, 0, 0, 0] = float("nan")
+    seen.layers[LayerRole.CONV_PATH][1][0, 0, 0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite any more; lower synthesis"):
         SpectralFilterDistance(fixed(Ridge(0.1)))(real, seen, LABELS, Context())
 
@@ -308,9 +308,9 @@ def test_weights_that_leave_nothing_are_refused():
 
 
 def test_only_what_is_compared_is_needed():
-    assert SpectralFilterDistance(fixed(Ridge(0.1))).needs == (FFC, FLC)
-    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal="mean").needs == (FFC,)
-    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal_weight=0.0).needs == (FFC,)
+    assert SpectralFilterDistance(fixed(Ridge(0.1))).specs == (FFC, FLC)
+    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal="mean").specs == (FFC,)
+    assert SpectralFilterDistance(fixed(Ridge(0.1)), signal_weight=0.0).specs == (FFC,)
 
 
 # Averages over blocks
@@ -341,7 +341,7 @@ def test_blocks_are_averaged_with_what_the_last_looks_at_those_before_gave(signa
     statistics = [
         [
             by_hand(maps, LABELS, signal)
-            for maps in observation(seed, len(LABELS)).taps[LayerRole.CONV_PATH]
+            for maps in observation(seed, len(LABELS)).layers[LayerRole.CONV_PATH]
         ]
         for seed in (2, 5, 7)
     ]
@@ -354,7 +354,7 @@ def test_blocks_are_averaged_with_what_the_last_looks_at_those_before_gave(signa
                 for pair in both
             ]
         expected = 0.0
-        for (matrix, vector), maps in zip(means, theirs.taps[LayerRole.CONV_PATH], strict=True):
+        for (matrix, vector), maps in zip(means, theirs.layers[LayerRole.CONV_PATH], strict=True):
             target, its = by_hand(maps, known, signal)
             ridge = [
                 torch.linalg.inv(one + 0.1 * torch.eye(len(one), dtype=one.dtype))
@@ -591,7 +591,7 @@ def test_classes_count_as_often_as_among_the_real_images():
     term = SpectralFilterDistance(fixed(AllPass()), filter_weight=0)
 
     def apart(rows: Tensor, counts: Tensor | None) -> float:
-        maps = tuple(layer[rows] for layer in seen.taps[LayerRole.CONV_PATH])
+        maps = tuple(layer[rows] for layer in seen.layers[LayerRole.CONV_PATH])
         some = Observation(seen.logits[rows], {LayerRole.CONV_PATH: maps}, seen.images[rows])
         return float(term(real, some, labels[rows], Context(class_counts=counts)))
 
@@ -603,7 +603,7 @@ def test_classes_count_as_often_as_among_the_real_images():
 def test_a_block_without_a_class_pulls_the_others_as_one_that_has_it():
     real, seen, labels = real_side()
     rows = (labels != 2).nonzero().squeeze(1)[:6]
-    maps = tuple(layer[rows].clone().requires_grad_() for layer in seen.taps[LayerRole.CONV_PATH])
+    maps = tuple(layer[rows].clone().requires_grad_() for layer in seen.layers[LayerRole.CONV_PATH])
     some = Observation(seen.logits[rows], {LayerRole.CONV_PATH: maps}, seen.images[rows])
     term = SpectralFilterDistance(fixed(AllPass()), filter_weight=0)
     _, ours = term._synthetic(real, some, labels[rows], torch.tensor([14, 13, 13]))

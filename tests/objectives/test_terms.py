@@ -184,7 +184,7 @@ def test_measured_and_sampled_characteristic_functions_agree(normalize, transfor
     ):
         for name, tensor in mine.state().items():
             torch.testing.assert_close(tensor, theirs.state()[name])
-        maps = seen_now.taps[LayerRole.CONV_INPUTS][layer]
+        maps = seen_now.layers[LayerRole.CONV_INPUTS][layer]
         rows = (
             maps.flatten(1).unsqueeze(1) if transform == Flat() else maps.flatten(2).transpose(1, 2)
         )
@@ -223,19 +223,19 @@ def test_a_median_length_is_that_of_the_first_look_layer_by_layer(normalize):
     cut = [
         Observation(first.logits, {LayerRole.CONV_INPUTS: maps}, first.images)
         for maps in zip(
-            *(torch.split(layer, 7) for layer in first.taps[LayerRole.CONV_INPUTS]), strict=True
+            *(torch.split(layer, 7) for layer in first.layers[LayerRole.CONV_INPUTS]), strict=True
         )
     ]
     assert need.resolved(cut) == need.resolved([first])
     for layer, (mine, theirs) in enumerate(zip(drawn(need, first=first), drawn(unit), strict=True)):
-        rows = first.taps[LayerRole.CONV_INPUTS][layer].flatten(1)
+        rows = first.layers[LayerRole.CONV_INPUTS][layer].flatten(1)
         rows = rows / rows.norm(dim=1, keepdim=True) if normalize else rows
         expected = theirs.state()["frequencies"] / median_distance(rows)
         torch.testing.assert_close(mine.state()["frequencies"], expected)
     assert (
-        need.looks_first,
-        unit.looks_first,
-        StatisticSpec(LayerRole.FEATURES, Flat(), Moments).looks_first,
+        need.data_dependent,
+        unit.data_dependent,
+        StatisticSpec(LayerRole.FEATURES, Flat(), Moments).data_dependent,
     ) == (True, False, False)
     assert (need.draws, StatisticSpec(LayerRole.FEATURES, Flat(), Moments).draws) == (True, False)
     with pytest.raises(ValueError, match="must be given a generator, and be resolved"):
@@ -287,7 +287,7 @@ def test_pooled_characteristic_functions_are_those_of_all_classes_together():
     measured = drawn(need)
     need.update(measured, seen_now, LABELS)
     for pooled, empty, maps in zip(
-        measured, drawn(waves()), seen_now.taps[LayerRole.CONV_INPUTS], strict=True
+        measured, drawn(waves()), seen_now.layers[LayerRole.CONV_INPUTS], strict=True
     ):
         by_class = empty.update(maps, LABELS, Flat()).state()
         assert torch.equal(pooled.state()["frequencies"], by_class["frequencies"])
@@ -319,7 +319,7 @@ def test_a_new_transform_is_a_new_class(statistic):
     measured = need.empty(3, SHAPES)
     need.update(measured, seen_now, LABELS)
     found = need.of(seen_now, LABELS, need.empty(3, SHAPES))
-    layers = seen_now.taps[LayerRole.CONV_INPUTS]
+    layers = seen_now.layers[LayerRole.CONV_INPUTS]
     for sampled, exact, maps in zip(found, measured, layers, strict=True):
         for name, tensor in (
             statistic.of(maps.abs().flatten(1).unsqueeze(1), LABELS, 3).state().items()
@@ -485,7 +485,7 @@ def test_a_term_is_used_alone(term, real, expected):
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     reality = Observation(normal(6, 2), layers, normal(6, 1, 4, 4))
     statistics = {}
-    for spec in term.needs:
+    for spec in term.specs:
         shapes = [tuple(one.shape[1:]) for one in layers[spec.layer_role]]
         empty = spec.empty(2, shapes, torch.Generator().manual_seed(0))
         spec.update(empty, reality, labels)

@@ -239,7 +239,7 @@ class FeatureMatching(GradientSource):
         """The real side for a network: its statistics, or a mini-batch."""
         if self._train is not None:
             return sampled if self._method.samples(group) else None
-        return self._measured[network_id] if self._method.needs(group) else None
+        return self._measured[network_id] if self._method.specs(group) else None
 
     def _real_per_slot(self, step: int) -> list[ObjectRef | None]:
         """A real mini-batch for every slot, where real data is sampled and needed."""

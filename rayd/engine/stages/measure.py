@@ -79,13 +79,13 @@ class Measure(Stage[NetworkId, States]):
         return [
             network_id
             for group in self.job.method.groups
-            if self.job.method.needs(group)
+            if self.job.method.specs(group)
             for network_id in network_ids(self.job.recipe, group)
         ]
 
     def specs(self, network_id: NetworkId) -> tuple[StatisticSpec, ...]:
         """The statistics that are measured through a network."""
-        return self.job.method.needs(network_id.group)
+        return self.job.method.specs(network_id.group)
 
     def key(self, item: NetworkId) -> Mapping[str, Any]:
         """What all statistics of an observer depend on; see `spec_key`."""
@@ -258,7 +258,7 @@ class Measure(Stage[NetworkId, States]):
 
     def _glance(self, pool: WorkerPool, items: Sequence[NetworkId]) -> dict[NetworkId, ObjectRef]:
         """Images from all over the data, for observers with a statistic that needs some first."""
-        first = [item for item in items if any(spec.looks_first for spec in self.specs(item))]
+        first = [item for item in items if any(spec.data_dependent for spec in self.specs(item))]
         if not first:
             return {}
         train = self.job.data.train

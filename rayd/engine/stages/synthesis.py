@@ -88,7 +88,11 @@ class Synthesis(Stage[str, Synthesized]):
         blocks = len(parts)
         is_cached = self.is_stored()
         groups = {group: recipe.network_group(group).per_step for group in method.groups}
-        followers = 0 if method.following is None else method.following.settings.per_step
+        followers = (
+            0
+            if method.trajectory_objective is None
+            else method.trajectory_objective.settings.per_step
+        )
         work_parts: tuple[Part, ...] = ()
         trained = 0.0
         if self.items():
@@ -101,14 +105,14 @@ class Synthesis(Stage[str, Synthesized]):
             if not is_cached:
                 work_parts = self._parts(step, gradients, blocks)
         through = [f"{count} {group}" for group, count in groups.items()]
-        if method.following is not None:
-            chosen = method.following.settings
+        if method.trajectory_objective is not None:
+            chosen = method.trajectory_objective.settings
             noun = "student" if followers == 1 else "students"
             through.append(f"{followers} {noun} of {chosen.steps} steps ({chosen.way})")
         cut = f" in {blocks} blocks" if blocks > 1 else ""
         if blocks > 1 and method.sequential:
             cut += " one after another"
-        real = f", real side {recipe.real}" if groups or method.following is None else ""
+        real = f", real side {recipe.real}" if groups or method.trajectory_objective is None else ""
         alongside = f", {trained:.2g} networks trained alongside" if trained else ""
         networks = " and ".join(through) or "no observers"
         return StageCost(
@@ -141,7 +145,7 @@ class Synthesis(Stage[str, Synthesized]):
             drawn = recipe.observers.real_batch * job.data.classes * recipe.observers.per_step
             decoded = job.decoded(drawn * times)
         settings = "synthesis.steps"
-        if job.method.following is not None:
+        if job.method.trajectory_objective is not None:
             settings = "synthesis.steps and objective.steps"
         parts = [
             Part(f"{times:,} steps", settings, gradients * times, together, decoded),
