@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from rayd import methods
-from rayd.config import Only, Recipe, Settings, merge, parse_overrides, read_yaml, validate
+from rayd.config import Recipe, Settings, When, merge, parse_overrides, read_yaml, validate
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
 from rayd.recipes import assemble, names, resolve
@@ -341,7 +341,7 @@ def words_in(annotation):
     }
 
 
-def test_marks_name_settings_and_words_that_exist():
+def test_conditions_name_settings_and_words_that_exist():
     known = {*classes_in(Recipe)}.union(
         *(classes_in(methods.get(name).settings_type) for name in methods.names()),
         *(
@@ -350,16 +350,15 @@ def test_marks_name_settings_and_words_that_exist():
             for term in methods.get(name).objective(resolve("digits"))
         ),
     )
-    marked = 0
+    conditions = 0
     for kind in known:
         for mark in chain.from_iterable(field.metadata for field in kind.model_fields.values()):
-            for name, values in mark.wanted.items() if isinstance(mark, Only) else ():
-                other = kind.model_fields.get(name) or Recipe.model_fields[name]
-                assert {value for value in values if isinstance(value, str)} <= words_in(
-                    other.annotation
-                )
-                marked += 1
-    assert marked > 30
+            if isinstance(mark, When):
+                other = kind.model_fields[mark.key]
+                words = {value for value in mark.values if isinstance(value, str)}
+                assert words <= words_in(other.annotation)
+                conditions += 1
+    assert conditions > 30
 
 
 @pytest.mark.parametrize(

@@ -70,9 +70,7 @@ def test_a_recipe_is_whole(name):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_builtin_recipe_fits_its_method(name):
-    """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong
-    and nothing superfluous.
-    """
+    """No layer of it says anything superfluous."""
     assert recipes.assemble(recipes.read(name)) == recipes.resolve(name)
 
 
