@@ -178,7 +178,7 @@ def assemble(
             # a file may say what holds anyway, as a run's config.yaml says everything
             counts = overrides is not None or lookup(before, key) != lookup(after, key)
             if counts and lookup(last, key) is not None:
-                raise ConfigError(f"Setting '{key}' would change nothing in {where}: {reason}")
+                raise ConfigError(f"Setting '{key}' has no effect in {where}: {reason}")
         recipe = kept
     return recipe
 
