@@ -164,8 +164,7 @@ def assemble(
         tree = merge(methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1), tree)
 
     recipe = _read(tree, where)
-    # settings first: what is wrong with them alone is said without importing what computes the
-    # terms
+    # the method comes second: its checks shall not stumble over settings that have no effect
     for reasons in (_without_effect, lambda recipe: methods.build(recipe).unused):
         found = {key: why for key, why in reasons(recipe).items() if lookup(tree, key) is not None}
         if not found:

@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from rayd import cli
-from rayd.config import merge
+from rayd.config import merge, nested
 from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
 from tuning.search import ClampToDomains, DefineByRun, points, sampler
-from tuning.space import Domain, ResolvedSpace, Space, nested
+from tuning.space import Domain, ResolvedSpace, Space
 from tuning.table import Row, importance
 
 
