@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, model_validator
 
 from rayd import methods, recipes
-from rayd.config import Recipe, Settings, lookup, merge, read_yaml, validate
+from rayd.config import Recipe, Settings, lookup, merge, nested, read_yaml, validate
 from rayd.config.base import Listed
 from rayd.errors import ConfigError, RaydError, unknown
 
@@ -297,20 +297,6 @@ def _find(text: str) -> Path:
     if not path.is_file():
         raise ConfigError(unknown("space", text, names()) + " A file must end in .yaml.")
     return path
-
-
-def nested(point: Mapping[str, Any]) -> dict[str, Any]:
-    """Expand dotted keys into a tree.
-
-    >>> nested({"a.b": 1, "a.c": 2})
-    {'a': {'b': 1, 'c': 2}}
-    """
-    tree: dict[str, Any] = {}
-    for key, value in point.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = merge(tree, value)
-    return tree
 
 
 class ResolvedSpace:

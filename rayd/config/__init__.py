@@ -3,10 +3,10 @@
 A run is described by one `Recipe`, built in layers of increasing priority: the defaults here, the
 method's defaults, the recipe file, and `key.sub=value` overrides. All layers are validated the same
 way; an unknown key raises an error that names the nearest known one, and a setting of another
-variant (`Only`) is rejected where it has no effect.
+variant (`When`) is rejected where it has no effect.
 """
 
-from rayd.config.base import POSITIVE, Only, Precision, Settings, idle
+from rayd.config.base import Precision, Settings, When, merge
 from rayd.config.data import DataSettings
 from rayd.config.filters import FilterScheduleSettings, FilterSettings
 from rayd.config.observers import (
@@ -21,15 +21,14 @@ from rayd.config.reading import (
     check_some,
     given_resources,
     lookup,
-    merge,
     nested,
     packaged_yaml,
     parse_overrides,
-    prune,
     read_yaml,
     validate,
     with_new_names,
     without,
+    without_unknown,
 )
 from rayd.config.recipe import (
     NETWORK_GROUPS,
@@ -55,7 +54,6 @@ from rayd.config.trajectories import ExpertSettings, StartSettings, TrajectorySe
 __all__ = [
     "DSA_STRATEGY",
     "NETWORK_GROUPS",
-    "POSITIVE",
     "ClassifierSettings",
     "DataSettings",
     "EvaluationSettings",
@@ -70,7 +68,6 @@ __all__ = [
     "NetworkSettings",
     "ObserverNetworkSettings",
     "ObserverSettings",
-    "Only",
     "PaperResult",
     "Precision",
     "Recipe",
@@ -85,17 +82,17 @@ __all__ = [
     "TrainingSettings",
     "TrajectorySettings",
     "TransformSettings",
+    "When",
     "check_some",
     "given_resources",
-    "idle",
     "lookup",
     "merge",
     "nested",
     "packaged_yaml",
     "parse_overrides",
-    "prune",
     "read_yaml",
     "validate",
     "with_new_names",
     "without",
+    "without_unknown",
 ]

@@ -1,12 +1,13 @@
-"""Base class of settings, and markers for settings with conditions."""
+"""Base class of settings, conditions of settings, and merging of settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, to_jsonable_python
 
 S = TypeVar("S", bound="Settings")
 
@@ -20,6 +21,41 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 - `auto`: the fastest that the hardware supports natively and the method allows, see
   `rayd.engine.arithmetic`.
 """
+
+
+class When:
+    """Condition of a setting that has an effect only under some values of another one beside it.
+
+    An annotation of the setting, as in `rank: Annotated[int, When(kind="lowrank")] = 8`. A tuple
+    lists several values, None stands for an absent one, and True for any number above 0, too.
+    """
+
+    def __init__(self, **condition: Any):
+        ((self.key, values),) = condition.items()
+        self.values: tuple[Any, ...] = values if isinstance(values, tuple) else (values,)
+
+    def violation(self, settings: Settings, prefix: str) -> str | None:
+        """Why a setting in the model under `prefix` has no effect; None if it has."""
+        actual = getattr(settings, self.key)
+        if actual in self.values or (self.values == (True,) and actual):
+            return None
+        key = prefix + self.key
+        wanted = " or ".join(f"'{key}: {_shown(value)}'" for value in self.values)
+        if self.values == (True,) and not isinstance(actual, bool):
+            wanted = f"'{key} above 0'"
+        return f"it belongs to {wanted}. Got '{key}: {_shown(actual)}' instead."
+
+    def json_schema(self, name: str, default: Any) -> dict[str, Any]:
+        """JSON schema of the condition: without it, the setting may at most repeat its default."""
+        off = {"enum": [0, False]} if self.values == (True,) else {"not": {"enum": self.values}}
+        # editors show the message
+        message = f"It belongs to another value of '{self.key}'."
+        value = {"const": default, "errorMessage": message}
+        schema = {
+            "if": {"properties": {self.key: off}, "required": [self.key]},
+            "then": {"properties": {name: value}},
+        }
+        return cast(dict[str, Any], to_jsonable_python(schema))
 
 
 class Settings(BaseModel):
@@ -42,85 +78,72 @@ class Settings(BaseModel):
         merged = dict(tree)
         for name, field in cls.model_fields.items():
             if isinstance(field.default, Settings) and isinstance(merged.get(name), Mapping):
-                merged[name] = _laid(field.default.model_dump(exclude_unset=True), merged[name])
+                merged[name] = merge(field.default.model_dump(exclude_unset=True), merged[name])
         return merged
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        conditions = [
+            mark.json_schema(name, cls.model_fields[name].default)
+            for name, mark in cls._conditions()
+        ]
+        if conditions:
+            handler.resolve_ref_schema(schema)["allOf"] = conditions
+        return schema
 
-POSITIVE = object()
-"""Represents all numbers above 0 among the values of `Only`."""
+    @classmethod
+    def _conditions(cls) -> Iterator[tuple[str, When]]:
+        """The settings that have an effect under a condition only."""
+        for name, field in cls.model_fields.items():
+            yield from ((name, mark) for mark in field.metadata if isinstance(mark, When))
 
+    def without_effect(self, prefix: str = "") -> dict[str, str]:
+        """Settings that have no effect beside the others, by dotted key, each with the reason.
 
-@dataclass(frozen=True, init=False)
-class Only:
-    """Marks a setting that has an effect only under some values of other settings.
-
-    For example `Annotated[float, Only(kernel="matern")]`. The other settings are in the same model
-    or in the recipe (`Only(real="sampled")`); if there are several, one match is enough. A tuple
-    lists several values, None stands for an absent one, POSITIVE for any above 0.
-    """
-
-    wanted: Mapping[str, tuple[Any, ...]]
-
-    def __init__(self, **wanted: Any):
-        values = {
-            key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()
-        }
-        object.__setattr__(self, "wanted", values)
-
-    def missed(self, siblings: Settings, whole: Settings, prefix: str) -> str | None:
-        """Why a setting in the model under `prefix` has no effect; None if it has."""
-        expected = []
-        given = []
-        for name, values in self.wanted.items():
-            near = name in type(siblings).model_fields
-            actual = getattr(siblings if near else whole, name)
-            key = f"{prefix}{name}" if near else name
-            if actual in values or (POSITIVE in values and actual is not None and actual > 0):
-                return None
-            conditions = [
-                f"{key} above 0" if value is POSITIVE else f"{key}: {_shown(value)}"
-                for value in values
-            ]
-            expected.append("'" + "' or '".join(conditions) + "'")
-            given.append(f"'{key}: {_shown(actual)}'")
-        return f"it belongs to {' or '.join(expected)}. Got {' and '.join(given)} instead."
-
-
-def idle(settings: Settings, whole: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of settings that have no effect, each with the reason.
-
-    Args:
-        settings: settings to check, recursively.
-        whole: the recipe that contains them.
-        prefix: their key in the recipe, with a trailing dot.
-    """
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        marks = (mark for mark in field.metadata if isinstance(mark, Only))
-        reason = next(
-            (why for mark in marks if (why := mark.missed(settings, whole, prefix)) is not None),
-            None,
-        )
-        if reason is not None:
-            yield prefix + name, reason
-        elif isinstance(value, Settings):
-            yield from idle(value, whole, f"{prefix}{name}.")
+        Args:
+            prefix: key of these settings in the recipe, with a trailing dot.
+        """
+        reasons = ((name, mark.violation(self, prefix)) for name, mark in self._conditions())
+        found = {prefix + name: reason for name, reason in reasons if reason is not None}
+        for name, value in self:
+            if isinstance(value, Settings) and prefix + name not in found:
+                found |= value.without_effect(f"{prefix}{name}.")
+        return found
 
 
 def _shown(value: Any) -> str:
+    """A value as in YAML."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _laid(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge one tree over another, recursively."""
-    both = {
-        name: _laid(under[name], over[name])
-        for name in under.keys() & over.keys()
-        if isinstance(under[name], Mapping) and isinstance(over[name], Mapping)
-    }
-    return {**under, **over, **both}
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge `over` into `under`, recursively; other values in `over` replace those in `under`.
+
+    A mapping over a list of networks applies to each of them, and a name or path over `data` sets
+    `data.name`.
+    """
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if key == "data" and isinstance(value, str | Path):
+            value = {"name": str(value)}
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(below, value)
+        elif isinstance(below, str) and isinstance(value, Mapping) and key == "networks":
+            merged[key] = merge({"name": below}, value)
+        elif isinstance(below, list | tuple) and isinstance(value, Mapping) and key == "networks":
+            merged[key] = []
+            for network in below:
+                named = {"name": network} if isinstance(network, str) else network
+                merged[key].append(merge(named, value))
+        else:
+            merged[key] = value
+    return merged
 
 
 def listed(value: object) -> object:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config.base import Listed, Only, Settings
+from rayd.config.base import Listed, Settings, When
 
-_MOVING = Only(name=("cosine", "linear", "step", "reversed", "cyclic"))
+_MOVING = When(name=("cosine", "linear", "step", "reversed", "cyclic"))
 
 
 class FilterScheduleSettings(Settings):
@@ -22,11 +22,11 @@ class FilterScheduleSettings(Settings):
     """
     least: Annotated[float, _MOVING] = Field(default=0.0, ge=0)
     """Minimum of the parameter, the paper's beta_min."""
-    milestones: Annotated[tuple[float, ...], Listed, Only(name="step")] = (0.5,)
+    milestones: Annotated[tuple[float, ...], Listed, When(name="step")] = (0.5,)
     """`step`: fractions of the run after which the parameter is multiplied by `factor`."""
-    factor: Annotated[float, Only(name="step")] = Field(default=0.1, gt=0, le=1)
+    factor: Annotated[float, When(name="step")] = Field(default=0.1, gt=0, le=1)
     """`step`: factor of the parameter at a milestone."""
-    cycles: Annotated[int, Only(name="cyclic")] = Field(default=2, ge=1)
+    cycles: Annotated[int, When(name="cyclic")] = Field(default=2, ge=1)
     """`cyclic`: number of cycles."""
 
 
@@ -37,11 +37,11 @@ class FilterSettings(Settings):
     """Function of the eigenvalue l: 1; l; (1 - alpha l)^p; alpha times the sum of the first p of
     these; or 1 / (l + beta).
     """
-    beta: Annotated[float, Only(name="ridge")] = Field(default=0.1, gt=0)
+    beta: Annotated[float, When(name="ridge")] = Field(default=0.1, gt=0)
     """`ridge`: eigenvalue below which directions are suppressed; scheduled."""
-    alpha: Annotated[float, Only(name=("gradient", "gradient-sum"))] = Field(default=0.01, gt=0)
+    alpha: Annotated[float, When(name=("gradient", "gradient-sum"))] = Field(default=0.01, gt=0)
     """`gradient` and `gradient-sum`: step size of the gradient steps; scheduled."""
-    power: Annotated[int, Only(name=("gradient", "gradient-sum"))] = Field(default=1, ge=0)
+    power: Annotated[int, When(name=("gradient", "gradient-sum"))] = Field(default=1, ge=0)
     """`gradient` and `gradient-sum`: number p of gradient steps."""
     schedule: FilterScheduleSettings = FilterScheduleSettings()
     """Schedule of beta or alpha."""

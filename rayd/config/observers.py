@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Listed, Only, Precision, Settings
+from rayd.config.base import Listed, Precision, Settings, When
 
 DSA_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 """Augmentation of Zhao and Bilen (2021) for natural images; for digits, omit `flip`."""
@@ -133,9 +133,9 @@ class ModelPoolSettings(Settings):
     """Training images: real ones, in parallel with the step, or the synthetic ones after it."""
     trained: Literal["drawn", "looking"] = "drawn"
     """Networks trained in a step: randomly drawn ones, or those used in the step."""
-    trained_per_step: Annotated[int, Only(trained="drawn")] = Field(default=2, ge=0)
+    trained_per_step: Annotated[int, When(trained="drawn")] = Field(default=2, ge=0)
     """`drawn`: number of trained networks, limited by the size of the pool."""
-    train_steps: Annotated[int, Only(train_epochs=None)] = Field(default=10, ge=1)
+    train_steps: Annotated[int, When(train_epochs=None)] = Field(default=10, ge=1)
     """Optimizer steps of each trained network."""
     train_epochs: int | None = Field(default=None, ge=1)
     """Passes over all images, in place of `train_steps`."""
@@ -174,7 +174,7 @@ class ModelPoolSettings(Settings):
 class ObserverSettings(NetworkGroupSettings):
     """Networks whose features of real and synthetic images are compared."""
 
-    real_batch: Annotated[int, Only(real="sampled")] = Field(default=256, ge=1)
+    real_batch: int = Field(default=256, ge=1)
     """Real images drawn per class and step (`real: sampled`); with replacement from smaller
     classes.
     """

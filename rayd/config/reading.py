@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from rayd.config.base import S, Settings
+from rayd.config.base import S, Settings, merge
 from rayd.errors import ConfigError, unknown
 
 log = logging.getLogger(__name__)
@@ -73,31 +74,6 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge `over` into `under`, recursively; other values in `over` replace those in `under`.
-
-    A mapping over a list of networks applies to each of them, and a name or path over `data` sets
-    `data.name`.
-    """
-    merged = dict(under)
-    for key, value in over.items():
-        below = merged.get(key)
-        if key == "data" and isinstance(value, str | Path):
-            value = {"name": str(value)}
-        if isinstance(below, Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(below, value)
-        elif isinstance(below, str) and isinstance(value, Mapping) and key == "networks":
-            merged[key] = merge({"name": below}, value)
-        elif isinstance(below, list | tuple) and isinstance(value, Mapping) and key == "networks":
-            merged[key] = []
-            for network in below:
-                named = {"name": network} if isinstance(network, str) else network
-                merged[key].append(merge(named, value))
-        else:
-            merged[key] = value
-    return merged
 
 
 RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
@@ -292,7 +268,7 @@ def validate(
         return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(
-            " ".join(_sentence(model, dict(e), where, prefix) for e in error.errors()[:3])
+            " ".join(_sentence(model, e, where, prefix) for e in error.errors()[:3])
         ) from error
 
 
@@ -303,58 +279,55 @@ def check_some(model: type[Settings], tree: Mapping[str, Any], where: str) -> No
     Raises:
         ConfigError: a key is unknown, or its value cannot fit whatever the others are.
     """
+    open_ends = ("missing", "value_error")
+    errors = [e for e in _errors(model, tree) if e["loc"] and e["type"] not in open_ends]
+    if errors:
+        raise ConfigError(" ".join(_sentence(model, e, where, "") for e in errors[:3]))
+
+
+def without_unknown(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop keys that `model` does not have, from settings that another version wrote."""
+    tree = with_new_names(tree)
+    errors = _errors(model, tree)
+    return without(tree, [_dotted(e["loc"]) for e in errors if e["type"] == "extra_forbidden"])
+
+
+def _errors(model: type[Settings], tree: Mapping[str, Any]) -> list[ErrorDetails]:
+    """What is wrong with a tree as settings of `model`."""
     try:
         model.model_validate(tree)
     except ValidationError as error:
-        open_ends = ("missing", "value_error", "union_tag_not_found")
-        wrong = [dict(e) for e in error.errors() if e["loc"] and e["type"] not in open_ends]
-        if wrong:
-            sentences = [_sentence(model, e, where, "") for e in wrong[:3]]
-            raise ConfigError(" ".join(sentences)) from error
+        return error.errors()
+    return []
 
 
-def prune(model: type[Settings], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop keys that `model` does not have, to read settings written by another version."""
-    kept: dict[str, Any] = {}
-    for key, value in with_new_names(tree).items():
-        field = model.model_fields.get(key)
-        if field is None:
-            continue
-        inner = _settings_in(field.annotation)
-        recursive = isinstance(value, Mapping) and key not in ("terms", "objective")
-        kept[key] = prune(inner, value) if inner is not None and recursive else value
-    return kept
+def _dotted(location: Iterable[int | str]) -> str:
+    return ".".join(map(str, location))
 
 
-def _sentence(model: type[Settings], error: dict[str, Any], where: str, prefix: str) -> str:
-    location = [str(part) for part in error["loc"]]
-    outer = [prefix] if prefix else []
-    key = ".".join([*outer, *location])
+def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: str) -> str:
+    location = [*([prefix] if prefix else []), *error["loc"]]
+    key = _dotted(location)
     if error["type"] == "extra_forbidden":
-        parent = _model_at(model, location[:-1])
+        fields = _model_at(model, error["loc"][:-1]).model_fields
         sentence = unknown(
-            "setting",
-            key,
-            [".".join([*outer, *location[:-1], name]) for name in parent.model_fields],
-            where,
+            "setting", key, [_dotted([*location[:-1], name]) for name in fields], where
         )
-        return (
-            f"{sentence} Own data are given as data=PATH."
-            if key.startswith(("data", "path"))
-            else sentence
-        )
+        own_data = key.startswith(("data", "path"))
+        return f"{sentence} Own data are given as data=PATH." if own_data else sentence
     if error["type"] == "missing":
         return f"Setting '{key}' is missing in {where}."
     message = str(error["msg"]).removeprefix("Value error, ")
-    if not location:
-        return f"{message} (in {where})."
+    if isinstance(error["input"], Mapping) and error["type"] == "value_error":
+        place = f"'{key}' of {where}" if key else where
+        return f"{message} (in {place})."
     return f"Setting '{key}' in {where} must fit: {message}. Got {error['input']!r} instead."
 
 
-def _model_at(model: type[Settings], location: Iterable[str]) -> type[Settings]:
+def _model_at(model: type[Settings], location: Iterable[int | str]) -> type[Settings]:
     """Settings class at a path of keys (through optionals, tuples and mappings)."""
     for part in location:
-        field = model.model_fields.get(part)
+        field = model.model_fields.get(str(part))
         if field is not None:
             model = _settings_in(field.annotation) or model
     return model

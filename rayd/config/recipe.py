@@ -126,15 +126,8 @@ class Recipe(Settings):
     """Results of this code."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
-        fixed = self.real == "measured" or self.observers.trained
-        if fixed and self.observers.per_step > self.observers.count:
-            raise ValueError(
-                f"'observers.per_step' ({self.observers.per_step}) must not exceed the number of "
-                f"observers ({self.observers.count}: 'observers.pool' of each of "
-                "'observers.networks')"
-            )
-        if self.observers.trained and self.observers.model_pool is not None:
+    def _model_pool_fits(self) -> Recipe:
+        if self.observers.model_pool is not None and self.observers.trained:
             raise ValueError(
                 "'observers.trained' and 'observers.model_pool' exclude each other: "
                 "a pool's networks change"
@@ -144,43 +137,45 @@ class Recipe(Settings):
                 "'observers.model_pool' needs 'real: sampled'; "
                 "networks that change cannot be measured once"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _network_groups_fit(self) -> Recipe:
         for name in NETWORK_GROUPS:
-            if self.network_group(name).interpolate and not self.network_group(name).trained:
+            group = self.network_group(name)
+            fresh = name == "observers" and self.real == "sampled" and not group.trained
+            if group.per_step > group.count and not fresh:
+                raise ValueError(
+                    f"'{name}.per_step' ({group.per_step}) must not exceed the number of {name} "
+                    f"({group.count}: '{name}.pool' of each of '{name}.networks')"
+                )
+            if group.interpolate and not group.trained:
                 raise ValueError(
                     f"'{name}.interpolate' needs trained weights: set '{name}.trained: true'"
                 )
-        if self.classifiers is not None and self.classifiers.squeeze.workers != 1:
-            raise ValueError(
-                "'classifiers.squeeze.workers' must be 1: "
-                "'squeeze.workers' holds for classifiers too"
-            )
-        if self.classifiers is not None and self.classifiers.per_step > self.classifiers.count:
-            raise ValueError(
-                f"'classifiers.per_step' ({self.classifiers.per_step}) must not exceed the number "
-                f"of classifiers ({self.classifiers.count})"
-            )
-        if self.synthesis.curriculum != "none" and self.synthesis.transform.crop is None:
-            raise ValueError(
-                "'synthesis.curriculum' is one of crops: "
-                "set 'synthesis.transform.crop', e.g. [0.08, 1]"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _squeeze_fits(self) -> Recipe:
         if self.observers.trained and self.squeeze.epochs == 0 and self.observers.pool > 1:
             raise ValueError(
                 "with 'squeeze.epochs: 0' the given weights are used unchanged, "
                 "so 'observers.pool' must be 1"
             )
+        if self.classifiers is not None and self.classifiers.squeeze.workers != 1:
+            raise ValueError(
+                "'classifiers.squeeze.workers' must be 1: "
+                "'squeeze.workers' holds for classifiers too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _synthetic_set_fits(self) -> Recipe:
         if self.synthetic.init == "rded" and not self.observers.trained:
             raise ValueError(
                 "'synthetic.init: rded' needs an observer that knows the classes: "
                 "set 'observers.trained: true'"
             )
-        if self.labels.kind == "hard" and self.evaluation.loss != "cross-entropy":
-            raise ValueError(
-                f"'evaluation.loss: {self.evaluation.loss}' needs teachers: "
-                "set 'labels.kind' to online or stored"
-            )
-        if self.labels.kind != "hard" and self.evaluation.loss == "cross-entropy":
-            raise ValueError(f"'labels.kind: {self.labels.kind}' needs 'evaluation.loss' kl or mse")
         if self.synthesis.block is not None and self.synthetic.step_size is not None:
             raise ValueError(
                 "'synthesis.block' must be null where a step size is learned: "
@@ -191,6 +186,17 @@ class Recipe(Settings):
                 "'synthesis.clip' needs 'data.normalization: standard'; "
                 "whitened images have no pixel range"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_fit_loss(self) -> Recipe:
+        if self.labels.kind == "hard" and self.evaluation.loss != "cross-entropy":
+            raise ValueError(
+                f"'evaluation.loss: {self.evaluation.loss}' needs teachers: "
+                "set 'labels.kind' to online or stored"
+            )
+        if self.labels.kind != "hard" and self.evaluation.loss == "cross-entropy":
+            raise ValueError(f"'labels.kind: {self.labels.kind}' needs 'evaluation.loss' kl or mse")
         return self
 
     @property

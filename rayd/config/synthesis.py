@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config.base import Only, Precision, Settings
+from rayd.config.base import Precision, Settings, When
 from rayd.config.training import Area, TransformSettings
 
 Parameter = Literal["images", "left", "right", "bases", "labels", "log_step_size"]
@@ -21,28 +21,28 @@ class SyntheticSettings(Settings):
     (IDM, IDC, NCFM); or products of small matrices shared by several images (LS-MTT), as many as
     `budget` allows.
     """
-    factor: Annotated[int, Only(kind="partitioned")] = Field(default=2, ge=2)
+    factor: Annotated[int, When(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
     init: Literal["real", "noise", "herding", "k-center", "rded"] = "real"
     """Initial images: random real ones, Gaussian noise, a selection of real ones, or stitched from
     the patches that the first observer finds most realistic (RDED).
     """
-    patches: Annotated[int, Only(init="rded")] = Field(default=1, ge=1)
+    patches: Annotated[int, When(init="rded")] = Field(default=1, ge=1)
     """`rded`: patches along each side of an image."""
-    candidates: Annotated[int, Only(init="rded")] = Field(default=300, ge=1)
+    candidates: Annotated[int, When(init="rded")] = Field(default=300, ge=1)
     """`rded`: maximum number of real images per class that patches are cut from."""
-    crops: Annotated[int, Only(init="rded")] = Field(default=5, ge=1)
+    crops: Annotated[int, When(init="rded")] = Field(default=5, ge=1)
     """`rded`: random crops scored per candidate, of which the best is used."""
-    crop: Annotated[Area, Only(init="rded")] = (0.08, 1.0)
+    crop: Annotated[Area, When(init="rded")] = (0.08, 1.0)
     """`rded`: least and largest fraction of a candidate's area in a crop."""
 
-    rank: Annotated[int, Only(kind="lowrank")] = Field(default=8, ge=1)
+    rank: Annotated[int, When(kind="lowrank")] = Field(default=8, ge=1)
     """`lowrank`: rank of the images."""
-    budget: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
+    budget: Annotated[int | None, When(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: number of stored values of 4 bytes, including soft labels; by default that of
     `ipc` images per class.
     """
-    sets: Annotated[int | None, Only(kind="lowrank")] = Field(default=None, ge=1)
+    sets: Annotated[int | None, When(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: number of sets of shared factors; by default chosen for the budget."""
     labels: Literal["hard", "classes", "experts", "random"] = "hard"
     """Class indices; or learned and stored logits, initialised with a probability of 0.9 for the
@@ -105,7 +105,7 @@ class SynthesisSettings(Settings):
     """Maximum norm of a step's gradient over all parameters; by default unlimited."""
     momentum: float = Field(default=0.5, ge=0, lt=1)
     """Momentum of SGD, first moment decay of Adam."""
-    second_momentum: Annotated[float, Only(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
+    second_momentum: Annotated[float, When(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Schedule of the step size: constant, or half a cosine down to zero."""
@@ -125,7 +125,7 @@ class SynthesisSettings(Settings):
     """CDA: schedule of the least area of `transform.crop`, from 1 (the whole image) down to its
     setting.
     """
-    curriculum_end: Annotated[float, Only(curriculum=("cosine", "linear", "step"))] = Field(
+    curriculum_end: Annotated[float, When(curriculum=("cosine", "linear", "step"))] = Field(
         default=1.0, gt=0, le=1
     )
     """Fraction of the steps at which the curriculum ends."""
@@ -139,10 +139,15 @@ class SynthesisSettings(Settings):
     """Steps between checkpoints, and between image grids in TensorBoard."""
 
     @model_validator(mode="after")
-    def _one_of_each_class(self) -> SynthesisSettings:
+    def _consistent(self) -> SynthesisSettings:
         if self.block == "classes" and self.order == "class":
             raise ValueError(
                 "'synthesis.block: classes' is one image of each class: "
                 "set 'synthesis.order: turn', or a number"
+            )
+        if self.curriculum != "none" and self.transform.crop is None:
+            raise ValueError(
+                "'synthesis.curriculum' is one of crops: "
+                "set 'synthesis.transform.crop', e.g. [0.08, 1]"
             )
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rayd.config.base import POSITIVE, Listed, Only, Precision, Settings
+from rayd.config.base import Listed, Precision, Settings, When
 from rayd.config.observers import (
     DSA_STRATEGY,
     Network,
@@ -34,7 +34,7 @@ class TransformSettings(Settings):
 
     rand_augment: int = Field(default=0, ge=0)
     """Number of RandAugment operations per image; 0 for none."""
-    magnitude: Annotated[int, Only(rand_augment=POSITIVE)] = Field(default=9, ge=0, le=30)
+    magnitude: Annotated[int, When(rand_augment=True)] = Field(default=9, ge=0, le=30)
     """Magnitude of RandAugment's operations, 0 to 30."""
     crop: Area | None = None
     """Least and largest fraction of the area kept by a resized crop, in (0, 1]; null for none."""
@@ -69,15 +69,15 @@ class ScheduleSettings(Settings):
     """`restart` is `multistep` with a new optimizer, without momentum, at every milestone (Zhao and
     Bilen 2021).
     """
-    stretch: Annotated[float, Only(name=("linear", "cosine", "ssrs"))] = Field(default=1.0, ge=1.0)
+    stretch: Annotated[float, When(name=("linear", "cosine", "ssrs"))] = Field(default=1.0, ge=1.0)
     """The papers' zeta: `cosine`, `linear` and `ssrs` span this many times the epochs, so that they
     end above zero.
     """
-    milestones: Annotated[tuple[float, ...], Listed, Only(name=("restart", "multistep"))] = (0.5,)
+    milestones: Annotated[tuple[float, ...], Listed, When(name=("restart", "multistep"))] = (0.5,)
     """Fractions of the epochs after which `restart` and `multistep` multiply the step size by
     `factor`.
     """
-    factor: Annotated[float, Only(name=("restart", "multistep", "alrs"))] = Field(
+    factor: Annotated[float, When(name=("restart", "multistep", "alrs"))] = Field(
         default=0.1, gt=0, le=1
     )
     """Factor of the step size at a milestone, or, for `alrs`, when the loss stalls."""
@@ -122,7 +122,7 @@ class TrainingSettings(Settings):
     """Random view of every image, before any mixing."""
     mix: Literal["none", "cutmix", "mixup"] = "none"
     """Pairwise mixing of the images of a batch."""
-    mix_concentration: Annotated[float, Only(mix=("cutmix", "mixup"))] = Field(default=1.0, gt=0)
+    mix_concentration: Annotated[float, When(mix=("cutmix", "mixup"))] = Field(default=1.0, gt=0)
     """Mixing shares are drawn from Beta(c, c)."""
     average: float | None = Field(default=None, ge=0, lt=1)
     """Decay of a moving average of the weights, which replaces them after training; null for
@@ -171,7 +171,7 @@ class ClassifierSettings(NetworkGroupSettings):
     """Whether they are trained on the real data before use."""
     pool: int = Field(default=10, ge=1)
     """Number of classifiers of each architecture."""
-    squeeze: Annotated[SqueezeSettings, Only(trained=True)] = SqueezeSettings(
+    squeeze: Annotated[SqueezeSettings, When(trained=True)] = SqueezeSettings(
         epochs=40,
         batch_size=256,
         learning_rate=0.01,
@@ -202,9 +202,9 @@ class EvaluationSettings(TrainingSettings):
     """`kl`: divergence from the teachers' softened labels, not multiplied by the squared
     temperature; `mse`: squared distance from the teachers' logits.
     """
-    temperature: Annotated[float, Only(loss="kl")] = Field(default=20.0, gt=0)
+    temperature: Annotated[float, When(loss="kl")] = Field(default=20.0, gt=0)
     """Temperature of the softmax in `kl`."""
-    hard_weight: Annotated[float, Only(loss=("kl", "mse"))] = Field(default=0.0, ge=0)
+    hard_weight: Annotated[float, When(loss=("kl", "mse"))] = Field(default=0.0, ge=0)
     """Weight of the cross-entropy with the images' hard labels, added to `kl` or `mse`."""
     clean_forward: bool = False
     """Also run each batch before mixing through the student, without gradient, so that batch
@@ -268,7 +268,7 @@ class EvaluationSettings(TrainingSettings):
         return ", ".join(words)
 
 
-_SOFT = Only(kind=("online", "stored"))
+_SOFT = When(kind=("online", "stored"))
 
 
 class LabelSettings(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayd.config.base import POSITIVE, Only, Settings
+from rayd.config.base import Settings, When
 from rayd.config.observers import DSA_STRATEGY, Network, NetworkSettings
 from rayd.config.training import ScheduleSettings, TrainingSettings
 
@@ -34,7 +34,7 @@ class ExpertSettings(TrainingSettings):
     """
     flat_radius: float = Field(default=0.0, ge=0)
     """Radius rho of GSAM's ascent step, for flat trajectories (FTD: 0.01); 0 for plain steps."""
-    flat_weight: Annotated[float, Only(flat_radius=POSITIVE)] = Field(default=1.0, ge=0)
+    flat_weight: Annotated[float, When(flat_radius=True)] = Field(default=1.0, ge=0)
     """Weight of GSAM's surrogate gap (FTD: 1, DATM: 0.3)."""
     stored: Literal["float32", "bfloat16"] = "float32"
     """Type of the stored parameters: bfloat16 halves the space and rounds by up to 0.4 %. On
@@ -58,17 +58,17 @@ class StartSettings(Settings):
     rises from `first` to `most` (DATM). `progressive`: a window whose upper end moves from `offset`
     by `most` until the last step (LS-MTT).
     """
-    least: Annotated[int, Only(schedule=("uniform", "rising"))] = Field(default=0, ge=0)
+    least: Annotated[int, When(schedule=("uniform", "rising"))] = Field(default=0, ge=0)
     """`uniform`, `rising`: earliest epoch."""
     most: int = Field(default=20, ge=1)
     """`uniform`, `rising`: upper end, excluded; `progressive`: distance that the window moves."""
-    first: Annotated[int, Only(schedule="rising")] = Field(default=1, ge=1)
+    first: Annotated[int, When(schedule="rising")] = Field(default=1, ge=1)
     """`rising`: upper end at the first step, excluded."""
-    rise: Annotated[int, Only(schedule="rising")] = Field(default=1000, ge=1)
+    rise: Annotated[int, When(schedule="rising")] = Field(default=1000, ge=1)
     """`rising`: number of steps until the upper end is `most`."""
-    offset: Annotated[float, Only(schedule="progressive")] = Field(default=5.0, ge=0)
+    offset: Annotated[float, When(schedule="progressive")] = Field(default=5.0, ge=0)
     """`progressive`: upper end at the first step."""
-    window: Annotated[float, Only(schedule="progressive")] = Field(default=5.0, gt=0)
+    window: Annotated[float, When(schedule="progressive")] = Field(default=5.0, gt=0)
     """`progressive`: width of the window, in epochs."""
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rayd import devices, machine, methods
-from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge
+from rayd.config import Precision, Recipe, ResourceSettings, lookup, merge, nested
 from rayd.data import ImageShape
 
 WORTH = 0.85
@@ -179,7 +179,7 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
             chosen = lookup(kept, key)
             if chosen in (None, "auto"):
                 chosen = hardware.fastest(shape, _least(method.least_precision, section))
-            tree = merge(tree, _branch(key, chosen))
+            tree = merge(tree, nested({key: chosen}))
         elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
             warnings.append(
                 f"'{key}: bfloat16' takes {hardware.bfloat16:.2g} times as long as float32 on this "
@@ -193,13 +193,6 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 def _least(least: Mapping[str, Precision], section: str) -> Precision:
     """Coarsest arithmetic of a section; classifiers follow the observers."""
     return least.get("observers" if section == "classifiers" else section, "bfloat16")
-
-
-def _branch(key: str, value: Any) -> dict[str, Any]:
-    branch: Any = value
-    for part in reversed(key.split(".")):
-        branch = {part: branch}
-    return dict(branch)
 
 
 def _replaced(settings: Any, tree: Mapping[str, Any]) -> Any:

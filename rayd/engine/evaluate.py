@@ -13,7 +13,7 @@ from typing import Any
 
 from rayd import devices, remote
 from rayd.artifacts import write_json
-from rayd.config import EvaluationSettings, Recipe, lookup, prune
+from rayd.config import EvaluationSettings, Recipe, lookup
 from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory
 from rayd.engine.forecast import Forecast
@@ -35,7 +35,7 @@ from rayd.engine.students import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError, DataError
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
-from rayd.recipes import assemble
+from rayd.recipes import restore
 
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
 """Settings of a finished set's recipe that may be overridden; data are checked by fingerprint."""
@@ -136,7 +136,7 @@ def evaluate_distilled(
             f"An evaluation takes settings of {', '.join(sorted(EVALUATION_KEYS))} only. Got "
             f"'{other[0]}' instead."
         )
-    recipe = assemble(prune(Recipe, distilled.card["config"]), overrides, "the card's recipe")
+    recipe = restore(distilled.card["config"], overrides, "the card's recipe")
     recipe = _with_threads_of_run(recipe, distilled, overrides)
     check_settings(recipe)
     data = read(recipe.data, data_root, cache, progress)

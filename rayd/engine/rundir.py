@@ -16,11 +16,11 @@ from typing import IO, Any
 
 from rayd import remote
 from rayd.artifacts import unfinished, write_bytes
-from rayd.config import Recipe, prune, read_yaml
+from rayd.config import Recipe, read_yaml
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
-from rayd.recipes import assemble
+from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
@@ -120,7 +120,7 @@ class RunDirectory:
             raise OutputError(
                 f"'{self._name}' holds no run of rayd to continue; name the --out of one."
             )
-        return assemble(prune(Recipe, read_yaml(self.config)), overrides, f"'{self.config}'")
+        return restore(read_yaml(self.config), overrides, f"'{self.config}'")
 
     def _holds_others(self) -> bool:
         """Whether there is anything but the lock and temporary files of a killed run."""

@@ -12,7 +12,7 @@ from typing import cast
 from PIL import Image
 
 from rayd import devices, methods
-from rayd.config import Recipe, prune
+from rayd.config import Recipe
 from rayd.distilled import Distilled
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
@@ -27,7 +27,7 @@ from rayd.engine.store import Store
 from rayd.errors import ArtifactError, DataError
 from rayd.methods import Method
 from rayd.objectives import Context, SpectralFilterMatching
-from rayd.recipes import assemble
+from rayd.recipes import restore
 from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
 from rayd.synthetic import blocks
@@ -56,7 +56,7 @@ def from_distilled(
         raise ArtifactError(
             "The distilled set has no spectra: its card holds no recipe ('config')."
         )
-    recipe = assemble(prune(Recipe, config), where="the card's recipe")
+    recipe = restore(config, where="the card's recipe")
     term_of(methods.build(recipe))
     data = read(recipe.data, data_root, cache, progress or Progress())
     return picture(Job(recipe, data, Store(cache)), distilled)

@@ -92,13 +92,13 @@ class Method(ABC):
     def _check_synthetic(self) -> None:
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
-        if self.trajectory_objective is None and settings.step_size is not None:
+        if not self.needs_experts and settings.step_size is not None:
             raise ConfigError(
                 f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
             )
         if settings.labels == "hard":
             return
-        if self.trajectory_objective is None and not any(term.learns_labels for term in self.terms):
+        if not self.needs_experts and not any(term.learns_labels for term in self.terms):
             raise ConfigError(
                 f"Method '{self.name}' learns no labels: set 'synthetic.labels: hard'."
             )
@@ -206,6 +206,9 @@ class Method(ABC):
     def unused(self) -> dict[str, str]:
         """Parts of the recipe that the method does not use, and why."""
         unused = {}
+        if self.recipe.real == "measured":
+            reason = "it belongs to 'real: sampled'. Got 'real: measured' instead."
+            unused["observers.real_batch"] = reason
         if not self.needs_experts:
             unused["experts"] = f"method '{self.name}' follows no experts."
         if "classifiers" not in self.groups:

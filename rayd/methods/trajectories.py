@@ -49,15 +49,17 @@ class TrajectoryMethod(Method):
             raise ConfigError(
                 f"Method '{self.name}' learns a step size of students: set 'synthetic.step_size', e.g. to 0.01."
             )
-        if self.trajectory_objective.last < settings.start.least:
+        # not that of `trajectory_objective`, which needs torch
+        last = self.recipe.experts.epochs - settings.epochs
+        if last < settings.start.least:
             raise ConfigError(
                 f"'objective.epochs' ({settings.epochs}) from epoch 'objective.start.least' ({settings.start.least}) on must "
                 f"not exceed 'experts.epochs'. Got {self.recipe.experts.epochs} instead."
             )
         start = settings.start
-        if start.schedule != "progressive" and start.most - 1 > self.trajectory_objective.last:
+        if start.schedule != "progressive" and start.most - 1 > last:
             raise ConfigError(
-                f"'objective.start.most' must be at most {self.trajectory_objective.last + 1}, so that 'objective.epochs' "
+                f"'objective.start.most' must be at most {last + 1}, so that 'objective.epochs' "
                 f"({settings.epochs}) of the {self.recipe.experts.epochs} epochs of an expert are left. Got {start.most} "
                 "instead."
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rayd.config import Only
+from rayd.config import When
 from rayd.config.choices import Kernel, LayerRole, OverClasses, Scale, Split
 from rayd.objectives.terms import Context, RealStatistics, Term
 
@@ -34,7 +34,7 @@ def _length(value: object) -> object:
 Length = Annotated[Scale, BeforeValidator(_length)]
 """A length in units of the features, or `median`."""
 
-DRAWN = Only(kernel=get_args(Kernel))
+DRAWN = When(kernel=get_args(Kernel))
 """Marks settings of frequencies, which a linear kernel has none of."""
 
 
@@ -60,9 +60,9 @@ class CharacteristicFunctionMatching(Term):
     """
     frequencies: Annotated[int, DRAWN] = Field(default=1024, ge=1)
     """How many are drawn for each observer."""
-    smoothness: Annotated[float, Only(kernel="matern")] = Field(default=1.5, ge=0.25)
+    smoothness: Annotated[float, When(kernel="matern")] = Field(default=1.5, ge=0.25)
     """`matern`: its nu; below 1/4 single frequencies are beyond all bounds."""
-    mixture: Annotated[float, Only(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
+    mixture: Annotated[float, When(kernel="rational-quadratic")] = Field(default=1.0, gt=0)
     """`rational-quadratic`: its exponent a."""
     normalize: bool = False
     """Whether features are divided by their Euclidean norm."""
@@ -86,7 +86,7 @@ class CharacteristicFunctionMatching(Term):
     """Whether a network weighs the frequencies against the synthesis; see
     `rayd.objectives.frequency_network`.
     """
-    sampling_rate: Annotated[float, Only(sampling_network=True)] = Field(default=1e-3, gt=0)
+    sampling_rate: Annotated[float, When(sampling_network=True)] = Field(default=1e-3, gt=0)
     """Step size of the sampling network."""
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rayd.config import POSITIVE, FilterScheduleSettings, FilterSettings, Only
+from rayd.config import FilterScheduleSettings, FilterSettings, When
 from rayd.config.choices import LayerRole, Signal
 from rayd.objectives.terms import Context, RealStatistics, Term
 from rayd.schedules import filter_parameter
@@ -35,7 +35,7 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
     return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
 
 
-_SIGNALLED = Only(signal_weight=POSITIVE)
+_SIGNALLED = When(signal_weight=True)
 
 
 class SpectralFilterMatching(Term):

@@ -19,20 +19,30 @@ from rayd.config import (
     Recipe,
     Settings,
     TermSettings,
-    idle,
     lookup,
     merge,
     nested,
     validate,
     with_new_names,
     without,
+    without_unknown,
 )
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
 from rayd.objectives import Term
-from rayd.recipes.tables import check_bases, combined, find, is_file, layers, names, read
+from rayd.recipes.tables import cell_of, check_bases, combined, find, is_file, layers, names, read
 
-__all__ = ["Headline", "assemble", "find", "headlines", "is_file", "names", "read", "resolve"]
+__all__ = [
+    "Headline",
+    "assemble",
+    "find",
+    "headlines",
+    "is_file",
+    "names",
+    "read",
+    "resolve",
+    "restore",
+]
 
 
 class Headline(Settings):
@@ -69,8 +79,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     """The whole recipe: method's defaults, bases, file, overrides.
 
     Where overrides change the method, the data or the budget, the result is another cell of the
-    table: it loses the recipe's numbers, and is named by what it is. The terms of a built-in recipe
-    as it is are not built: they are known to fit it.
+    table: it loses the recipe's numbers, and is named by what it is.
 
     Args:
         name_or_path: a built-in recipe or a YAML file.
@@ -82,37 +91,25 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     """
     parts = layers(name_or_path)
     tree = combined(parts)
-    own = with_new_names(parts[-1].settings, method=tree.get("method"))
     overrides = nested(overrides) if overrides is not None else None
-    where = f"recipe '{tree['name']}'"
-    if not is_file(name_or_path) and not (overrides or {}).keys() - {"resources"}:
-        return _by_settings(
-            with_new_names(tree), overrides, where if overrides else parts[-1].where, own
-        )[0]
+    own_file = is_file(name_or_path) or overrides
+    where = f"recipe '{tree['name']}'" if own_file else parts[-1].where
     try:
-        recipe = assemble(tree, overrides, where, own)
+        recipe = assemble(tree, overrides, where, parts[-1].settings)
     except ConfigError:
         # the mistake may be in a file below this one
         check_bases(parts)
         raise
-    cell = _by_settings(with_new_names(tree), None, where, own)[0]
-    changed = [
-        key for key in ("method", "data", "ipc") if _of_cell(recipe, key) != _of_cell(cell, key)
-    ]
+    before = cell_of(tree)
+    after = cell_of(merge(tree, overrides or {}))
+    changed = [key for key in before if before[key] != after[key]]
     if not changed:
         return recipe
     update: dict[str, Any] = {"paper": None, "measured": ()}
     if overrides is None or "name" not in overrides:
         update["name"] = _named_by_content(recipe)
-        update["summary"] = f"Recipe '{cell.name}' with other settings: {', '.join(changed)}"
+        update["summary"] = f"Recipe '{tree['name']}' with other settings: {', '.join(changed)}"
     return recipe.model_copy(update=update)
-
-
-def _of_cell(recipe: Recipe, key: str) -> Any:
-    """What stands under a key that decides the cell; how images are read is no part of it."""
-    return (
-        recipe.data.model_copy(update={"stream": None}) if key == "data" else getattr(recipe, key)
-    )
 
 
 def _named_by_content(recipe: Recipe) -> str:
@@ -120,6 +117,22 @@ def _named_by_content(recipe: Recipe) -> str:
     data = Path(recipe.data.name).stem if "/" in recipe.data.name else recipe.data.name
     tail = f"-lt{recipe.data.imbalance:g}" if recipe.data.imbalance > 1 else ""
     return re.sub(r"[^\w.-]+", "-", f"{recipe.method}-{data}{tail}-ipc{recipe.ipc}")
+
+
+def restore(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "the recipe"
+) -> Recipe:
+    """A recipe that a run wrote down, perhaps one of another version.
+
+    Args:
+        tree: the settings; those that this version does not have are dropped.
+        overrides: as in `assemble`.
+        where: as in `assemble`.
+
+    Raises:
+        ConfigError: as in `assemble`.
+    """
+    return assemble(without_unknown(Recipe, tree), overrides, where)
 
 
 def assemble(
@@ -138,70 +151,54 @@ def assemble(
 
     Raises:
         ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
-            sets what changes nothing.
+            sets what has no effect.
     """
-    # settings first: what is wrong with them alone is said without importing what computes the
-    # terms
     method = (overrides or {}).get("method", tree.get("method"))
     tree = with_new_names(tree, where, method)
-    overrides = None if overrides is None else with_new_names(overrides, where, method)
-    own = None if own is None else with_new_names(own, method=method)
-    recipe, whole = _by_settings(tree, overrides, where, own)
-    unused = methods.build(recipe).unused
-    if not any(lookup(whole, key) is not None for key in unused):
-        return recipe
-    kept, _ = _read(without(whole, unused), where)
-    methods.build(kept)
-    _refuse(unused, tree if own is None else own, overrides, recipe, kept, where)
-    return kept
+    last = tree if own is None else with_new_names(own, method=method)
+    if overrides is not None:
+        last = with_new_names(overrides, where, method)
+        tree = merge(tree, last)
+    if isinstance(method, str):
+        ipc = tree.get("ipc")
+        tree = merge(methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1), tree)
+
+    recipe = _read(tree, where)
+    # the method comes second: its checks shall not stumble over settings that have no effect
+    for reasons in (_without_effect, lambda recipe: methods.build(recipe).unused):
+        found = {key: why for key, why in reasons(recipe).items() if lookup(tree, key) is not None}
+        if not found:
+            continue
+        tree = without(tree, found)
+        kept = _read(tree, where)
+        before = recipe.model_dump(mode="json")
+        after = kept.model_dump(mode="json")
+        for key, reason in found.items():
+            # a file may say what holds anyway, as a run's config.yaml says everything
+            counts = overrides is not None or lookup(before, key) != lookup(after, key)
+            if counts and lookup(last, key) is not None:
+                raise ConfigError(f"Setting '{key}' has no effect in {where}: {reason}")
+        recipe = kept
+    return recipe
 
 
-def _by_settings(
-    tree: Mapping[str, Any],
-    overrides: Mapping[str, Any] | None,
-    where: str,
-    own: Mapping[str, Any] | None = None,
-) -> tuple[Recipe, dict[str, Any]]:
-    """A recipe as far as its settings alone decide it, and the mapping that it was read from; no
-    term is built.
-
-    Raises:
-        ConfigError: a key, the method or a value does not exist or does not fit, or the last layer
-            sets what changes nothing.
-    """
-    merged = merge(tree, overrides or {})
-    method = merged.get("method")
-    ipc = merged.get("ipc")
-    defaults = (
-        methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1)
-        if isinstance(method, str)
-        else {}
-    )
-    whole = merge(defaults, merged)
-    recipe, unused = _read(whole, where)
-    if not unused:
-        return recipe, whole
-    left = without(whole, unused)
-    kept, _ = _read(left, where)
-    _refuse(unused, tree if own is None else own, overrides, recipe, kept, where)
-    return kept, left
-
-
-def _read(tree: Mapping[str, Any], where: str) -> tuple[Recipe, dict[str, str]]:
-    """The recipe that a tree stands for, and what of it changes nothing beside its other settings,
-    with reasons.
-    """
+def _read(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that a tree stands for, with all settings of its objective."""
     recipe = validate(Recipe, tree, where)
     method = methods.get(recipe.method)
-    settings = method.read(recipe.objective)
-    terms = method.configured(recipe)
-    unused = {**dict(idle(recipe, recipe)), **dict(idle(settings, recipe, "objective."))}
-    for term in terms:
-        unused |= dict(idle(term, recipe, f"terms.{term.name}."))
-    objective = settings.model_dump(mode="json")
-    return recipe.model_copy(
-        update={"objective": objective, "terms": _resolved_terms(recipe, terms)}
-    ), unused
+    objective = method.read(recipe.objective).model_dump(mode="json")
+    terms = _resolved_terms(recipe, method.configured(recipe))
+    return recipe.model_copy(update={"objective": objective, "terms": terms})
+
+
+def _without_effect(recipe: Recipe) -> dict[str, str]:
+    """Settings that have no effect beside others, by dotted key, each with the reason."""
+    method = methods.get(recipe.method)
+    objective: Settings = method.read(recipe.objective)
+    found = recipe.without_effect() | objective.without_effect("objective.")
+    for term in method.configured(recipe):
+        found |= term.without_effect(f"terms.{term.name}.")
+    return found
 
 
 def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSettings]:
@@ -216,36 +213,3 @@ def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSett
         if old.startswith("objective."):
             tree = merge(tree, nested({new: lookup(values, new)}))
     return {name: TermSettings(**settings) for name, settings in tree["terms"].items()}
-
-
-def _refuse(
-    unused: Mapping[str, str],
-    tree: Mapping[str, Any],
-    overrides: Mapping[str, Any] | None,
-    recipe: Recipe,
-    kept: Recipe,
-    where: str,
-) -> None:
-    """Raise a ConfigError if the last layer says what changes nothing.
-
-    Args:
-        unused: such settings, and why they change nothing.
-        tree: what the recipe itself says, without its bases.
-        overrides: those laid over them; None where the recipe is the last layer.
-        recipe: with these settings.
-        kept: without them.
-        where: the recipe, for the sentence.
-    """
-    for key, reason in unused.items():
-        # a file may say what holds anyway, as a run's config.yaml says everything
-        said = (
-            lookup(tree, key)
-            if overrides is None and lookup(_dump(recipe), key) != lookup(_dump(kept), key)
-            else None
-        )
-        if lookup(overrides or {}, key) is not None or said is not None:
-            raise ConfigError(f"Setting '{key}' would change nothing in {where}: {reason}")
-
-
-def _dump(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json")

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from rayd import methods
-from rayd.config import Recipe
+from rayd.config import DataSettings, Recipe
+from rayd.objectives import Term
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BY_NAME = ("NetworkSettings", "ObserverNetworkSettings")
@@ -22,15 +23,17 @@ BY_NAME = ("NetworkSettings", "ObserverNetworkSettings")
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of a recipe file; the objective's settings are those of its method.
+    """JSON schema of a recipe file; settings of objective and terms are those of its method.
 
     Example:
         >>> schema()["properties"]["ipc"]["minimum"]
         1
     """
-    kinds = {name: methods.get(name).settings_type for name in methods.names()}
-    models = [(model, "validation") for model in dict.fromkeys([Recipe, *kinds.values()])]
-    references, shared = models_json_schema(models)  # type: ignore[arg-type]
+    objectives = {name: methods.get(name).settings_type for name in methods.names()}
+    terms = {name: _terms_of(name) for name in methods.names()}
+    of_terms = [kind for kinds in terms.values() for kind in kinds.values()]
+    models = dict.fromkeys([Recipe, *objectives.values(), *of_terms])
+    references, shared = models_json_schema([(model, "validation") for model in models])  # type: ignore[misc]
     definitions = shared["$defs"]
     recipe = dict(definitions.pop(_name_in(references[Recipe, "validation"])))
     recipe.pop("required", None)
@@ -45,10 +48,23 @@ def schema() -> dict[str, Any]:
     recipe["allOf"] = [
         {
             "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
-            "then": {"properties": {"objective": references[model, "validation"]}},
+            "then": {
+                "properties": {
+                    "objective": references[objectives[name], "validation"],
+                    "terms": {
+                        "properties": {
+                            term: references[kind, "validation"] for term, kind in kinds.items()
+                        }
+                    },
+                }
+            },
         }
-        for name, model in kinds.items()
+        for name, kinds in terms.items()
     ]
+    # a weight of null is the method's own
+    for kind in set(of_terms):
+        properties = definitions[_name_in(references[kind, "validation"])]["properties"]
+        properties["weight"] = {"anyOf": [properties["weight"], {"type": "null"}]}
     # a recipe names a method and data, or stands on one that does
     recipe["anyOf"] = [{"required": ["method", "data"]}, {"required": ["base"]}]
     recipe["$schema"] = DIALECT
@@ -56,6 +72,13 @@ def schema() -> dict[str, Any]:
     recipe["$defs"] = definitions
     relaxed: dict[str, Any] = _relaxed(recipe)
     return relaxed
+
+
+def _terms_of(method: str) -> dict[str, type[Term]]:
+    """The classes of the terms that a recipe of a method may have, by name."""
+    recipe = Recipe(method=method, data=DataSettings(name="digits"))
+    own = {term.name: type(term) for term in methods.get(method).objective(recipe)}
+    return {**Term.registry, **own}
 
 
 def _name_in(reference: dict[str, Any]) -> str:

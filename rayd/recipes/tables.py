@@ -27,6 +27,7 @@ from typing import Any
 
 from rayd import results
 from rayd.config import (
+    DataSettings,
     Recipe,
     check_some,
     lookup,
@@ -151,11 +152,8 @@ def combined(parts: Sequence[Layer]) -> dict[str, Any]:
     for part in parts:
         under = {key: value for key, value in tree.items() if key not in ("name", "measured")}
         tree = merge(under, part.settings)
-        if (
-            under.get("paper")
-            and "paper" not in part.settings
-            and _cell_of(under) != _cell_of(tree)
-        ):
+        inherits = under.get("paper") and "paper" not in part.settings
+        if inherits and cell_of(under) != cell_of(tree):
             tree["paper"] = None
 
     own = parts[-1].source
@@ -266,12 +264,14 @@ def _cell(name: str, where: str = "") -> Cell:
     )
 
 
-def _cell_of(tree: Mapping[str, Any]) -> list[Any]:
+def cell_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     """What makes settings a cell of a paper's table; how images are read is no part of it."""
-    data = tree.get("data")
+    data = merge({}, tree).get("data")
     if isinstance(data, Mapping):
-        data = {key: value for key, value in data.items() if key != "stream"}
-    return [tree.get("method"), data, tree.get("ipc")]
+        defaults = {key: field.default for key, field in DataSettings.model_fields.items()}
+        data = {**defaults, **data, "stream": None}
+    ipc = tree.get("ipc", Recipe.model_fields["ipc"].default)
+    return {"method": tree.get("method"), "data": data, "ipc": ipc}
 
 
 def _filled(summary: str, tree: Mapping[str, Any]) -> str:

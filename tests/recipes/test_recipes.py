@@ -70,9 +70,7 @@ def test_a_recipe_is_whole(name):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_builtin_recipe_fits_its_method(name):
-    """`resolve` does not build the terms of a built-in recipe; building them finds nothing wrong
-    and nothing superfluous.
-    """
+    """No layer of it says anything superfluous."""
     assert recipes.assemble(recipes.read(name)) == recipes.resolve(name)
 
 
@@ -223,6 +221,38 @@ def test_settings_that_leave_the_cell_leave_the_name():
     for overrides in ({"synthesis.steps": 9}, {"data": {"stream": True}}, {"seed": 4}):
         recipe = recipes.resolve("dm-cifar10-ipc10", overrides)
         assert (recipe.name, recipe.paper is None) == ("dm-cifar10-ipc10", False)
+
+
+def test_defaults_said_aloud_do_not_leave_the_cell():
+    recipe = recipes.resolve("dm-cifar10-ipc10", {"data": {"classes": None, "imbalance": 1}})
+    assert recipe == recipes.resolve("dm-cifar10-ipc10")
+
+
+def test_data_may_be_left_to_the_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("method: dm\n")
+    recipe = recipes.resolve(path, {"data": "digits"})
+    assert (recipe.data.name, recipe.ipc) == ("digits", 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        (None, 1),
+        ({"synthesis.steps": 5}, 1),
+        ({"ipc": 5}, 1),
+        # once more without what the recipe says of another parameterisation
+        ({"synthetic.kind": "pixels"}, 2),
+    ],
+)
+def test_recipe_is_validated_once(monkeypatch, overrides, times):
+    validated = []
+    validate = Recipe.model_validate
+    monkeypatch.setattr(
+        Recipe, "model_validate", lambda tree: validated.append(validate(tree)) or validated[-1]
+    )
+    recipes.resolve("ls-mtt-digits", overrides)
+    assert len(validated) == times
 
 
 def test_a_directory_is_no_recipe_but_may_be_data_or_a_run(tmp_path):

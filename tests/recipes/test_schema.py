@@ -37,6 +37,11 @@ def test_schema_accepts_every_resolved_recipe(validator):
             "evaluation": {"networks": ["mlp", "convnet"]},
         },
         {"method": "edc", "data": "digits", "terms": {"flatness": {"weight": 0.5}}},
+        {"method": "edc", "data": "digits", "terms": {"flatness": {"weight": None}}},
+        # 'kind' may stand in the base
+        {"base": "digits", "synthetic": {"rank": 3}},
+        {"base": "digits", "synthetic": {"kind": "lowrank", "rank": 3}},
+        {"base": "digits", "evaluation": {"transform": {"rand_augment": 1, "magnitude": 3}}},
     ],
 )
 def test_schema_accepts_abbreviations(validator, tree):
@@ -51,6 +56,23 @@ def test_schema_accepts_abbreviations(validator, tree):
         ({"method": "cfmm", "data": "digits"}, "'cfmm' is not one of"),
         ({"base": "digits", "ipc": 0}, "less than the minimum"),
         ({"method": "dm"}, "is not valid under any of the given schemas"),
+        ({"base": "digits", "synthetic": {"kind": "pixels", "rank": 3}}, "8 was expected"),
+        (
+            {"base": "digits", "evaluation": {"transform": {"rand_augment": 0, "magnitude": 3}}},
+            "9 was expected",
+        ),
+        (
+            {"method": "csdm", "data": "digits", "terms": {"characteristic_function": {"kern": 1}}},
+            "'kern' was unexpected",
+        ),
+        (
+            {
+                "method": "csdm",
+                "data": "digits",
+                "terms": {"characteristic_function": {"kernel": "gaussian", "smoothness": 0.5}},
+            },
+            "1.5 was expected",
+        ),
     ],
 )
 def test_schema_refuses_what_rayd_refuses(validator, tree, message):

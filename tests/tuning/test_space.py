@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from rayd import cli
-from rayd.config import merge
+from rayd.config import merge, nested
 from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
 from tuning.search import ClampToDomains, DefineByRun, points, sampler
-from tuning.space import Domain, ResolvedSpace, Space, nested
+from tuning.space import Domain, ResolvedSpace, Space
 from tuning.table import Row, importance
 
 
@@ -59,11 +59,11 @@ def test_every_ready_space_lies_on_its_recipe(name):
         ({"resources.workers": {"integer": [0, 2]}}, "changes no result"),
         (
             {"experts.count": {"integer": [1, 5]}},
-            "'experts'.* would change nothing.* method 'dm' follows no experts",
+            "'experts'.* has no effect.* method 'dm' follows no experts",
         ),
         (
             {"synthetic.rank": {"integer": [1, 5]}},
-            "'synthetic.rank' would change nothing.* belongs to 'synthetic.kind: lowrank'",
+            "'synthetic.rank' has no effect.* belongs to 'synthetic.kind: lowrank'",
         ),
         ({"ipc": {"integer": [2, 999]}}, "ipc must not exceed the smallest class"),
         (
