@@ -448,7 +448,7 @@ def test_a_step_costs_what_frequencies_and_synthetic_images_cost():
         ({"head_amplitude_weight": 1.2}, r"must be in \[0, 1\]. Got 1.2"),
         ({"split": "size"}, "must be one of .* Got 'size'"),
         (
-            {"need": StatisticSpec(LayerRole.FEATURES, Flat(), Covariance)},
+            {"spec": StatisticSpec(LayerRole.FEATURES, Flat(), Covariance)},
             "Got 'features.flat.Covariance'",
         ),
     ],

@@ -417,14 +417,14 @@ def test_a_network_may_lack_optional_taps():
             "'drop.conv_inputs.' of MomentDistance must be in .0, 1.. Got -0.1",
         ),
         (
-            {"needs": [StatisticSpec(LayerRole.BN_INPUTS, Channels(), Covariance)]},
+            {"specs": [StatisticSpec(LayerRole.BN_INPUTS, Channels(), Covariance)]},
             "must be Moments. Got 'bn_inputs.channels.Covariance'",
         ),
     ],
 )
 def test_arguments_out_of_range(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
-        MomentDistance(**{"needs": NEEDS, **arguments})
+        MomentDistance(**{"specs": NEEDS, **arguments})
 
 
 def descend(
