@@ -42,6 +42,7 @@ def test_both_splits_are_read(tmp_path: Path, zipped: bool) -> None:
         ),
         (gzip.compress(idx_bytes(IMAGES[:5, 0])), "one label per image. Got 6 for 5 images"),
     ],
+    ids=["empty", "cut", "plain", "labels in place of images", "short", "one image too few"],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
     write_idx(tmp_path, "train", IMAGES, LABELS)
