@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class RunLog:
         with self._writing():
             for name, value in values.items():
                 self.board.add_scalar(f"{stage}/{name}", value, step)
+            # as complete as metrics.jsonl, for a run that is killed and resumed
+            self.board.flush()
 
     def spend(self, stage: str, seconds: float, finished: bool) -> None:
         """Log the time that a stage took in this process, and whether it finished."""
@@ -65,15 +68,23 @@ class RunLog:
         return total
 
     def forget(self, stage: str, kept: Callable[[int], bool]) -> None:
-        """Drop a stage's lines of steps that a resumed run repeats: those that are not `kept`."""
-        self._entries = [
-            entry
-            for entry in self._entries
-            if entry["stage"] != stage or "step" not in entry or kept(entry["step"])
-        ]
+        """Drop a stage's steps that a resumed run repeats: those that are not `kept`."""
+
+        def stays(entry: dict[str, Any]) -> bool:
+            return entry["stage"] != stage or "step" not in entry or kept(entry["step"])
+
+        entries = [entry for entry in self._entries if stays(entry)]
+        if len(entries) == len(self._entries):
+            return
+        self._entries = entries
         with self._writing():
             self._file.close()
             self._rewrite()
+            if self._board is not None:
+                self._board.close()
+                self._board = None
+            for path in sorted(self._tensorboard.glob("events.*")):
+                _drop_events(path, stage, kept)
 
     def picture(self, name: str, step: int, image: npt.NDArray[np.uint8]) -> None:
         """Add an image (height, width, 3) to TensorBoard."""
@@ -125,6 +136,22 @@ class RunLog:
             raise RunError(
                 f"Cannot write the log '{self._path}': {error.strerror or error}."
             ) from error
+
+
+def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
+    """Rewrite a file of TensorBoard without the scalars of a stage's steps that are not `kept`."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = BytesIO()
+    writer = RecordWriter(buffer)
+    for record in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(record)
+        of_stage = any(value.tag.startswith(f"{stage}/") for value in event.summary.value)
+        if not of_stage or kept(event.step):
+            writer.write(record)
+    write_bytes(path, buffer.getvalue())
 
 
 def _lines(path: Path) -> list[str]:
