@@ -46,6 +46,7 @@ from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
 from tuning.trial import SweepPlan, recipe_name, resources, run, threads
 
+log = logging.getLogger(__name__)
 VALIDATION = 0.2
 """Fraction of the training images used for validation if the recipe sets none aside."""
 MARK = "# A sweep of rayd: its space and its recipes.\n"
@@ -93,7 +94,7 @@ class Summary:
     test_std: float | None
     """Standard deviation of the test accuracy over these students."""
     importance: dict[str, float]
-    """Importance of each setting for the validation accuracy (random forest), summing to 1."""
+    """Importance of each setting for the validation accuracy (fANOVA), summing to 1."""
     pareto: list[str]
     """Pareto-optimal trials, if there are several objectives."""
     confirmed: dict[str, list[float]]
@@ -466,9 +467,7 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
     if front:
         optimal = {row.trial for row in front}
         table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
-    chart = charts.importance(shares, len(table.finished(trials)))
-    write_bytes(out / "importance.png", as_png(chart))
-    write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+    _draw(out, resolved, trials, best, shares)
     _hyperparameters(out / "tensorboard", written, list(space.domains))
     test = None
     confirmed = dict[str, list[float]]()
@@ -506,6 +505,22 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
         reasons = reasons or "none ended."
         raise RunError(f"No trial of the sweep finished: {reasons} See {out / RESULTS}.")
+
+
+def _draw(
+    out: Path,
+    resolved: ResolvedSpace,
+    trials: Sequence[table.Row],
+    best: table.Row | None,
+    shares: Mapping[str, float],
+) -> None:
+    """Write the charts; results matter more, so that whatever goes wrong is a warning."""
+    try:
+        chart = charts.importance(shares, len(table.finished(trials)))
+        write_bytes(out / "importance.png", as_png(chart))
+        write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+    except Exception as error:
+        log.warning("The charts of the sweep could not be drawn: %s", error)
 
 
 def summary(out: str | Path) -> Summary:
