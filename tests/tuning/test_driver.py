@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -29,7 +31,9 @@ from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
 from tests.tuning.spaces import TINY, small
-from tuning.driver import _prepare_directory, _write_results, prepare
+from tuning import charts
+from tuning.driver import _draw, _prepare_directory, _write_results, prepare
+from tuning.live import Events, LiveTable
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -128,7 +132,7 @@ def test_every_other_ready_space_passes_one_on_digits(tmp_path, name):
 FINISHED = small(
     samples=3,
     objectives=["validation_accuracy", "storage_bytes"],
-    search={"ipc": {"choice": [1, 2, 3]}},
+    search={"ipc": {"choice": [1, 2, 3, 4]}},
     confirm=1,
 )
 
@@ -160,11 +164,14 @@ def test_a_sweep_leaves_what_it_promises(finished):
         "tensorboard", "summary.json", "best.yaml", "best", "confirm",
     }  # fmt: skip
     rows = table(out)
-    assert {row["ipc"] for row in rows} == {"1", "2", "3"}
+    drawn = {row["ipc"] for row in rows}
+    assert len(drawn) == 3
     assert rows[0]["own_settings"] == "True"
     assert {row["status"] for row in rows} == {"finished"}
     assert pq.read_table(out / "trials.parquet").num_rows == 3
-    assert {result.metrics["storage_bytes"] for result in grid} == {2560, 5120, 7680}
+    assert {result.metrics["storage_bytes"] for result in grid} == {
+        2560 * int(ipc) for ipc in drawn
+    }
     for name in ("importance.png", "slices.png"):
         assert min(Image.open(out / name).size) > 100
     best = max(rows, key=lambda row: float(row["validation_accuracy"]))
@@ -254,41 +261,58 @@ def test_results_without_their_search_are_refused(finished, tmp_path):
     assert (out / "trials.csv").read_text() == before
 
 
-@pytest.mark.parametrize("proposer", ["random", "optuna"])
-def test_a_finished_sweep_moves_and_grows(tmp_path, proposer):
-    """Nothing is left, or written again, where it was begun."""
-    search = {"synthesis.learning_rate": {"uniform": [0.1, 10]}}
-    space = small(algorithm=proposer, scheduler="asha", search=search)
-    common = {"cache": tmp_path / "cache", "concurrent": 1, "progress": QUIET}
-    tuning.sweep(space, out=tmp_path / "begun", **common)
-    out = tmp_path / "out"
-    (tmp_path / "begun").rename(out)
-    begun = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/progress.json")}
-    assert len(begun) == 2
-    tuning.sweep(space, out=out, samples=4, resume=True, **common)
-    assert not (tmp_path / "begun").exists()
-    assert {path: path.stat().st_mtime_ns for path in begun} == begun
+def begun(out: Path) -> dict[Path, int]:
+    """When each trial of a sweep was last written."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("trials/*/progress.json")}
+
+
+def grow(space: tuning.Space, out: Path, cache: Path) -> list[dict[str, str]]:
+    """Table of a finished sweep after it has been continued to four samples."""
+    before = begun(out)
+    arguments = {"cache": cache, "data_root": cache, "concurrent": 1, "progress": QUIET}
+    tuning.sweep(space, out=out, samples=4, resume=True, **arguments)
+    assert before.items() < begun(out).items(), "finished trials stay"
+    rows = table(out)
+    assert {row["trial"] for row in rows} <= {entry.name for entry in (out / "tune").iterdir()}
+    assert {entry.name for entry in out.iterdir()} >= {"best", f"best-of-{len(before)}"}
     # another version, in which classes have other names, can continue it
     saved = [*(out / "tune").glob("*state-*.json"), *(out / "tune").glob("*state-*.pkl")]
     assert len(saved) > 1
     for path in saved:
         assert not any(name in path.read_bytes() for name in (b"tuning.", b"rayd."))
-    rows = table(out)
+    # without a number, it is what it has become
+    tuning.sweep(space, out=out, resume=True, **arguments)
+    assert table(out) == rows
+    assert tuning.summary(out).trials == len(rows) == 4
+    return rows
+
+
+def test_a_copied_sweep_grows(finished, tmp_path):
+    """Its draws are those of a sweep of that size, and the original stays as it was."""
+    before = files(finished[0])
+    shutil.copytree(finished[0], tmp_path / "out")
+    rows = grow(FINISHED, tmp_path / "out", finished[0].parent / "cache")
+    drawn = [str(point["ipc"]) for point in points(ResolvedSpace(FINISHED), 4)]
+    assert [row["ipc"] for row in rows] == drawn
+    assert files(finished[0]) == before
+
+
+def test_a_moved_sweep_of_optuna_with_halving_grows(tmp_path):
+    """Nothing is written where it was begun."""
+    search = {"synthesis.learning_rate": {"uniform": [0.1, 10]}}
+    space = small(algorithm="optuna", scheduler="asha", search=search)
+    cache = tmp_path / "cache"
+    tuning.sweep(space, out=tmp_path / "begun", cache=cache, concurrent=1, progress=QUIET)
+    out = tmp_path / "out"
+    (tmp_path / "begun").rename(out)
+    rows = grow(space, out, cache)
+    assert not (tmp_path / "begun").exists()
     assert len({row["synthesis.learning_rate"] for row in rows}) == 4
     assert {row["status"] for row in rows} <= {"finished", "stopped"}
-    assert {row["trial"] for row in rows} <= {entry.name for entry in (out / "tune").iterdir()}
-    assert tuning.summary(out).trials == 4
-    assert {entry.name for entry in out.iterdir()} >= {"best", "best-of-2"}
     # halving stops the worst at a rung
-    for path in (out / "trials").rglob("progress.json"):
+    for path in begun(out):
         told = [record["fraction"] for record in read_json(path)["run"]["records"]]
         assert told in ([0.25], [0.25, 0.5], [0.25, 0.5, 1.0])
-    if proposer == "random":  # as if they had been asked for at once
-        drawn = {str(point["synthesis.learning_rate"]) for point in points(ResolvedSpace(space), 4)}
-        assert {row["synthesis.learning_rate"] for row in rows} == drawn
-    # without a number, it is what it has become
-    tuning.sweep(space, out=out, resume=True, **common)
-    assert len(table(out)) == 4
 
 
 def test_a_population_does_not_grow(tmp_path):
@@ -302,8 +326,8 @@ def test_a_population_does_not_grow(tmp_path):
 
 @pytest.fixture(scope="module")
 def partly_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a sweep, and of its store, in which two trials differ in their students alone
-    and run at the same time, and another one fails.
+    """Directory of a sweep, and of its store, in which two trials differ in their students alone,
+    and another one fails.
     """
     folder = tmp_path_factory.mktemp("partly-failed")
     search = {
@@ -320,7 +344,7 @@ def partly_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=folder / "out",
         cache=folder / "cache",
         data_root=folder,
-        concurrent=2,
+        concurrent=1,
         progress=QUIET,
     )
     return folder
@@ -365,6 +389,48 @@ def test_a_sweep_whose_trials_all_fail_says_why(tmp_path):
     with pytest.raises(RunError, match="No trial of the sweep finished: The loss is not finite"):
         _write_results(plan, tmp_path, [failed], QUIET)
     assert table(tmp_path)[0]["status"] == "failed"
+
+
+def test_charts_that_fail_do_not_end_a_sweep(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(charts, "slices", lambda *_: 1 / 0)
+    _draw(tmp_path, ResolvedSpace(small()), [], None, {})
+    assert caplog.messages == ["The charts of the sweep could not be drawn: division by zero"]
+
+
+def trial(name: str, status: str, fraction: float | None = None, failures: int = 0) -> Any:
+    """One of Ray Tune's trials as far as it is displayed."""
+    result = {}
+    if fraction is not None:
+        result = {"fraction": fraction, "validation_accuracy": 0.5, "seconds": 7.2}
+    settings = {"settings": {"ipc": 2, "terms.mean.weight": 1 / 3}}
+    return SimpleNamespace(
+        trial_id=name, status=status, last_result=result, num_failures=failures, config=settings
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_trials_are_displayed_as_they_come_and_end(terminal):
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=120)
+    with LiveTable(Progress(console=console), ResolvedSpace(small()), 4) as live:
+        Events().on_step_end(1, [trial("a", "RUNNING"), trial("b", "PENDING")])
+        ended = [trial("a", "TERMINATED", 1), trial("b", "TERMINATED", 0.25), trial("d", "ERROR")]
+        again = trial("c", "RUNNING", failures=1)
+        live.show([again, *ended])
+        live.show([again, *ended])
+    shown = written.getvalue()
+    if not terminal:
+        assert shown.splitlines() == [
+            "trial a (0 of 4 done): runs; ipc=2, terms.mean.weight=0.3333",
+            "trial c (3 of 4 done): failed, tried again; ipc=2, terms.mean.weight=0.3333",
+            "trial a (3 of 4 done): finished at 1.00, validation accuracy 0.500, 7 s",
+            "trial b (3 of 4 done): stopped at 0.25, validation accuracy 0.500, 7 s",
+            "trial d (3 of 4 done): failed; ipc=2, terms.mean.weight=0.3333",
+        ]
+        return
+    table = shown[shown.rindex("small: 3 of 4 done") :].splitlines()
+    states = [line.split()[0:2] for line in table[2:6]]
+    assert states == [["c", "failed,"], ["a", "finished"], ["b", "stopped"], ["d", "failed"]]
 
 
 @pytest.mark.slow
