@@ -47,14 +47,15 @@ class RunLog:
         """Log a step of a stage, with the seconds since its start and values such as loss terms."""
         self._append({"stage": stage, "step": step, "seconds": round(seconds, 3), **values})
         with self._writing():
-            for name, value in values.items():
-                self.board.add_scalar(f"{stage}/{name}", value, step)
+            self._add_scalars(stage, step, values)
             # as complete as metrics.jsonl, for a run that is killed and resumed
             self.board.flush()
 
     def spend(self, stage: str, seconds: float, finished: bool) -> None:
         """Log the time that a stage took in this process, and whether it finished."""
         self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
+        if finished:
+            self._sort(stage)
         if self._board is not None:
             self._board.flush()
         self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
@@ -80,11 +81,7 @@ class RunLog:
         with self._writing():
             self._file.close()
             self._rewrite()
-            if self._board is not None:
-                self._board.close()
-                self._board = None
-            for path in sorted(self._tensorboard.glob("events.*")):
-                _drop_events(path, stage, kept)
+            self._drop_events(stage, kept)
 
     def picture(self, name: str, step: int, image: npt.NDArray[np.uint8]) -> None:
         """Add an image (height, width, 3) to TensorBoard."""
@@ -107,6 +104,35 @@ class RunLog:
 
             self._board = SummaryWriter(str(self._tensorboard))
         return self._board
+
+    def _add_scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{stage}/{name}", value, step)
+
+    def _sort(self, stage: str) -> None:
+        """Order a stage's scalars in TensorBoard by step.
+
+        Blocks that are optimised in parallel log in turn, and TensorBoard does not show a point
+        after which a smaller step comes.
+        """
+        lines = [entry for entry in self._entries if entry["stage"] == stage and "step" in entry]
+        in_order = sorted(lines, key=lambda entry: int(entry["step"]))
+        if lines == in_order:
+            return
+        with self._writing():
+            self._drop_events(stage, lambda _: False)
+            for entry in in_order:
+                values = dict(entry)
+                for name in ("stage", "step", "seconds"):
+                    del values[name]
+                self._add_scalars(stage, entry["step"], values)
+
+    def _drop_events(self, stage: str, kept: Callable[[int], bool]) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for path in sorted(self._tensorboard.glob("events.*")):
+            _drop_events(path, stage, kept)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)

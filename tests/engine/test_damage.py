@@ -222,6 +222,21 @@ def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path):
     assert sorted(picture.step for picture in board.Images("synthetic images")) == [6, 8]
 
 
+def test_tensorboard_is_in_order_where_blocks_log_in_turn(tmp_path):
+    log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    for step in (1, 2, 3):
+        log.step("squeeze", step, 0.1, {"loss": 0.5})
+    for step in (1, 11, 2, 12, 3, 13):
+        log.step("synthesize", step, 0.1, {"loss": step / 2, "mean": 1.0})
+    log.spend("synthesize", 1.0, True)
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(point.step, point.value) for point in board.Scalars("synthesize/loss")]
+    assert points == [(1, 0.5), (2, 1.0), (3, 1.5), (11, 5.5), (12, 6.0), (13, 6.5)]
+    assert len(board.Scalars("synthesize/mean")) == 6
+    assert [point.step for point in board.Scalars("squeeze/loss")] == [1, 2, 3]
+
+
 def test_a_path_under_a_file_is_not_writable(tmp_path):
     (tmp_path / "file").touch()
     assert not writable(tmp_path / "file" / "cache")
