@@ -14,7 +14,9 @@ from rayd.data import ImageShape, Standardization
 from rayd.distilled import Distilled
 from rayd.engine.rundir import MARK
 
-SLOW = ("torchvision", "torch._dynamo", "sklearn", "ray", "optuna", "pandas", "tensorboard")
+SLOW = (
+    "torchvision", "torch._dynamo", "sklearn", "ray", "optuna", "pandas", "tensorboard", "matplotlib"
+)  # fmt: skip
 """What no command may import that computes nothing."""
 PROGRAM = """
 import json, sys

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -41,15 +42,18 @@ from rayd.evaluation.report import Report
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, table
 from tuning.live import Events, LiveTable, words
-from tuning.search import METRIC, SETTINGS, algorithm, points, requested_samples, scheduler
+from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
 from tuning.trial import SweepPlan, recipe_name, resources, run, threads
 
+log = logging.getLogger(__name__)
 VALIDATION = 0.2
 """Fraction of the training images used for validation if the recipe sets none aside."""
 MARK = "# A sweep of rayd: its space and its recipes.\n"
 SWEEP = "sweep.yaml"
 """File of the configuration of a sweep."""
+RESULTS = "trials.csv"
+"""File of the table of trials."""
 NAME = "tune"
 """Folder of Ray Tune."""
 CHOSEN = {
@@ -86,11 +90,11 @@ class Summary:
     own_validation_accuracy: float | None
     """Validation accuracy of the recipe's own settings, if tried."""
     test_accuracy: float | None
-    """Test accuracy of the best settings, over `final_seeds` students, evaluated once."""
+    """Test accuracy of the best settings, over its students, evaluated once."""
     test_std: float | None
     """Standard deviation of the test accuracy over these students."""
     importance: dict[str, float]
-    """Importance of each setting for the validation accuracy (random forest), summing to 1."""
+    """Importance of each setting for the validation accuracy (fANOVA), summing to 1."""
     pareto: list[str]
     """Pareto-optimal trials, if there are several objectives."""
     confirmed: dict[str, list[float]]
@@ -186,9 +190,12 @@ def sweep(
     if overrides:
         chosen = chosen.model_copy(update={"overrides": merge(chosen.overrides, overrides)})
     if samples is None and resume and _holds_sweep(out):
-        samples = requested_samples(out / SWEEP)
+        samples = int(read_yaml(out / SWEEP)["space"]["samples"])
     if samples is not None:
         chosen = chosen.model_copy(update={"samples": samples})
+    os.environ.update(CHOSEN)
+    for name in ("ray.tune", "optuna"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     plan = prepare(chosen, out, workers, address, data_root, cache, progress)
     check_writable(out, "output")
     with locked(out, wait=False):
@@ -314,10 +321,11 @@ def _prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
             raise OutputError(
                 f"'{out}' holds another sweep: {', '.join(changed)} differ; choose another --out."
             )
+        began = _holds_search(out, plan.resolved)
         if differing:
             _extend(out, space, before["space"]["samples"])
             _write(path, requested)
-        return bool(tune.Tuner.can_restore(str(out / NAME)))
+        return began
     if any(entry.name != ".lock" for entry in out.iterdir()):
         raise OutputError(f"'{out}' is not empty and holds no sweep of rayd; choose another --out.")
     _write(path, requested)
@@ -326,6 +334,38 @@ def _prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
 
 def _holds_sweep(out: Path) -> bool:
     return (out / SWEEP).is_file() and (out / SWEEP).read_bytes().startswith(MARK.encode())
+
+
+def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:
+    """Whether a search has begun in the directory of a sweep.
+
+    Ray Tune begins again if it cannot read its own files, and replaces the results. They are
+    therefore read here first.
+
+    Raises:
+        OutputError: they cannot be read, or are gone although there are results.
+    """
+    folder = out / NAME
+    if not any(folder.glob("experiment_state-*.json")):
+        if (out / RESULTS).exists():
+            raise OutputError(
+                f"'{out}' holds results of a sweep but not the state of its search "
+                f"('{folder.name}/'), without which it cannot be continued; copy that folder too, "
+                "or choose another --out."
+            )
+        return False
+    try:
+        tune.ExperimentAnalysis(str(folder))
+        algorithm(resolved, out).restore_from_dir(str(folder))
+    except Exception as error:
+        # anything can be raised where a pickle refers to classes that are no longer there
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutputError(
+            f"The sweep in '{out}' cannot be continued, as '{folder.name}/' is damaged or was "
+            f"written by another version of rayd or Ray: {reason}. Its results are unchanged; "
+            "begin a new sweep with another --out."
+        ) from error
+    return True
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
@@ -360,10 +400,7 @@ def _search(
 ) -> tuple[tune.ResultGrid, list[table.Row]]:
     resolved = plan.resolved
     space = plan.resolved.space
-    os.environ.update(CHOSEN)
     connect(address)
-    for name in ("ray.tune", "optuna"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     for recipe in resolved.own.values():
         if plan.workers > 0:
             check_resources(recipe.resources.model_copy(update={"workers": plan.workers}))
@@ -371,11 +408,11 @@ def _search(
     trainable = tune.with_resources(
         tune.with_parameters(run, plan=plan), resources(largest, plan.workers)
     )
-    tuner = (
-        tune.Tuner.restore(str(out / NAME), trainable)
-        if going_on
-        else _tuner(trainable, resolved, out, concurrent)
-    )
+    tuner = _tuner(trainable, resolved, out, concurrent)
+    if going_on:
+        # The new tuner has replaced the saved one, so that neither its paths nor its classes are
+        # those of the beginning: the sweep may have been moved, or begun by an earlier version.
+        tuner = tune.Tuner.restore(str(out / NAME), trainable)
     expected = (
         space.samples if space.algorithm == "optuna" else len(points(resolved, space.samples))
     )
@@ -397,11 +434,11 @@ def _tuner(
         param_space=drawn,
         tune_config=tune.TuneConfig(
             **single,
-            search_alg=algorithm(resolved, out / SWEEP, concurrent),
+            search_alg=algorithm(resolved, out, concurrent),
             scheduler=scheduler(resolved),
             num_samples=space.samples if optuna else 1,
             reuse_actors=True,
-            trial_dirname_creator=_folder,
+            trial_dirname_creator=attrgetter("trial_id"),
         ),
         run_config=tune.RunConfig(
             name=NAME,
@@ -418,25 +455,19 @@ def _tuner(
     )
 
 
-def _folder(trial: Any) -> str:
-    return str(trial.trial_id)
-
-
 def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress: Progress) -> None:
     """Write tables, charts, the best recipe and its test accuracy."""
     resolved = plan.resolved
     space = plan.resolved.space
     written = table.columns(resolved, trials)
-    table.write(out / "trials", written)
+    table.write(out / RESULTS, written)
     best = table.best(trials)
     shares = table.importance(resolved, trials)
     front = table.pareto(trials, space.objectives) if len(space.objectives) > 1 else []
     if front:
         optimal = {row.trial for row in front}
         table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
-    chart = charts.importance(shares, len(table.finished(trials)))
-    write_bytes(out / "importance.png", as_png(chart))
-    write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+    _draw(out, resolved, trials, best, shares)
     _hyperparameters(out / "tensorboard", written, list(space.domains))
     test = None
     confirmed = dict[str, list[float]]()
@@ -473,7 +504,23 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
     if best is None:
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
         reasons = reasons or "none ended."
-        raise RunError(f"No trial of the sweep finished: {reasons} See {out / 'trials.csv'}.")
+        raise RunError(f"No trial of the sweep finished: {reasons} See {out / RESULTS}.")
+
+
+def _draw(
+    out: Path,
+    resolved: ResolvedSpace,
+    trials: Sequence[table.Row],
+    best: table.Row | None,
+    shares: Mapping[str, float],
+) -> None:
+    """Write the charts; results matter more, so that whatever goes wrong is a warning."""
+    try:
+        chart = charts.importance(shares, len(table.finished(trials)))
+        write_bytes(out / "importance.png", as_png(chart))
+        write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+    except Exception as error:
+        log.warning("The charts of the sweep could not be drawn: %s", error)
 
 
 def summary(out: str | Path) -> Summary:
@@ -516,7 +563,7 @@ def _test(
     The recipe is distilled from all training images. If settings changed during the synthesis, the
     trial's own set is tested.
     """
-    seeds = plan.resolved.space.final_seeds
+    seeds = plan.resolved.students(final=True)
     progress.log(f"testing the best settings with {seeds} students")
     if best.history:
         distilled = load_distilled(plan.directory / best.run)

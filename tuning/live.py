@@ -1,9 +1,11 @@
-"""Live display of a sweep: a table on a terminal, lines otherwise."""
+"""Live display of a sweep: a table on a terminal, lines otherwise.
+
+Ray Tune's own reporters print to standard output, which belongs to a command's result, and cannot
+be asked to be quiet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ray.tune import Callback
@@ -16,45 +18,31 @@ from tuning.space import ResolvedSpace
 
 ROWS = 20
 """Maximum number of trials in the table: active ones first, then the best."""
-
-
-ENDED = "ended"
-FAILED = "failed"
-
-
-@dataclass
-class _Line:
-    trial: str
-    settings: str
-    state: str = "waits"
-    fraction: float = 0.0
-    accuracy: float | None = None
-    seconds: float | None = None
+ENDED = ("finished", "stopped", "failed")
 
 
 class LiveTable:
-    """Display of trials; a context manager."""
+    """Display of trials; a context manager.
+
+    Args:
+        progress: where to display.
+        resolved: the space.
+        expected: expected number of trials.
+    """
 
     active: LiveTable | None = None
     """Receiver of Ray Tune's events: its callbacks are pickled, but a terminal cannot be."""
 
     def __init__(self, progress: Progress, resolved: ResolvedSpace, expected: int):
-        """Create a display.
-
-        Args:
-            progress: where to display.
-            resolved: the space.
-            expected: expected number of trials.
-        """
         self._progress = progress
-        self._resolved = resolved
+        self._name = resolved.space.name
         self._expected = expected
-        self._lines: dict[str, _Line] = {}
+        self._shown: dict[str, str] = {}
         self._live: Live | None = None
 
     def __enter__(self) -> LiveTable:
         if self._progress.console.is_terminal:
-            self._live = Live(self._table(), console=self._progress.console, refresh_per_second=2)
+            self._live = Live(console=self._progress.console, refresh_per_second=2)
             self._live.start()
         LiveTable.active = self
         return self
@@ -64,63 +52,70 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
-    def add_ended(self, trials: list[Any]) -> None:
-        """Add trials that ended before the display was created, in a resumed sweep."""
-        for trial in trials:
-            if trial.trial_id not in self._lines and trial.status in ("TERMINATED", "ERROR"):
-                state = ENDED if trial.status == "TERMINATED" else FAILED
-                self._update_line(trial, state, trial.last_result or {})
-
-    def update(self, trial: Any, state: str, judged: Mapping[str, Any] | None = None) -> None:
-        """Update the state and the results of a trial."""
-        line = self._update_line(trial, state, judged or trial.last_result or {})
+    def show(self, trials: list[Any]) -> None:
+        """Show the trials as they are now."""
+        states = {trial.trial_id: state(trial) for trial in trials}
+        ended = sum(name in ENDED for name in states.values())
+        count = f"{ended} of {max(self._expected, len(trials))} done"
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._table(trials, count))
             return
-        text = f"trial {line.trial} ({self._count()}): {line.state}"
-        if line.accuracy is not None and state != "runs":
-            text += f" at {line.fraction:.2f}, validation accuracy {line.accuracy:.3f}"
-            text += f", {line.seconds:.0f} s"
-        self._progress.log(f"{text}; {line.settings}" if state == "runs" else text)
+        for trial in trials:
+            if (line := _line(trial)) != self._shown.get(trial.trial_id):
+                self._shown[trial.trial_id] = line
+                if state(trial) != "waits":
+                    self._progress.log(f"trial {trial.trial_id} ({count}): {line}")
 
-    def _update_line(self, trial: Any, state: str, result: Mapping[str, Any]) -> _Line:
-        line = self._lines.setdefault(trial.trial_id, _Line(trial.trial_id, ""))
-        line.settings = words(trial.config.get(SETTINGS, {}))
-        if METRIC in result:
-            line.fraction = result["fraction"]
-            line.accuracy = result[METRIC]
-            line.seconds = result["seconds"]
-        line.state = state
-        if state == ENDED:
-            line.state = "finished" if line.fraction == 1 else "stopped"
-        return line
-
-    def _count(self) -> str:
-        ended = sum(line.state in ("finished", "stopped", FAILED) for line in self._lines.values())
-        return f"{ended} of {max(self._expected, len(self._lines))} done"
-
-    def _table(self) -> Table:
+    def _table(self, trials: list[Any], count: str) -> Table:
         table = Table(
-            title=f"{self._resolved.space.name}: {self._count()}",
-            title_justify="left",
-            box=None,
-            header_style="bold",
+            title=f"{self._name}: {count}", title_justify="left", box=None, header_style="bold"
         )
         for name in ("trial", "state", "at", "validation accuracy", "seconds", "settings"):
-            table.add_column(
-                name, justify="left" if name in ("trial", "state", "settings") else "right"
-            )
+            is_text = name in ("trial", "state", "settings")
+            table.add_column(name, justify="left" if is_text else "right")
         order = sorted(
-            self._lines.values(),
-            key=lambda line: (line.state not in ("runs", "judged"), -(line.accuracy or 0.0)),
+            trials,
+            key=lambda trial: (trial.status != "RUNNING", -(_result(trial).get(METRIC) or 0.0)),
         )
-        for line in order[:ROWS]:
-            accuracy = "" if line.accuracy is None else f"{line.accuracy:.3f}"
-            seconds = "" if line.seconds is None else f"{line.seconds:.0f}"
-            table.add_row(
-                line.trial, line.state, f"{line.fraction:.2f}", accuracy, seconds, line.settings
-            )
+        for trial in order[:ROWS]:
+            result = _result(trial)
+            numbers = ["", "", ""]
+            if result:
+                numbers = [
+                    f"{result['fraction']:.2f}",
+                    f"{result[METRIC]:.3f}",
+                    f"{result['seconds']:.0f}",
+                ]
+            settings = words(trial.config.get(SETTINGS, {}))
+            table.add_row(trial.trial_id, state(trial), *numbers, settings)
         return table
+
+
+def state(trial: Any) -> str:
+    """State of one of Ray Tune's trials."""
+    if trial.status == "TERMINATED":
+        return "finished" if _result(trial).get("fraction") == 1 else "stopped"
+    if trial.status == "ERROR":
+        return "failed"
+    if trial.status != "RUNNING":
+        return "waits"
+    return "failed, tried again" if trial.num_failures else "runs"
+
+
+def _result(trial: Any) -> dict[str, Any]:
+    """Last evaluation of a trial; empty before the first one."""
+    last = trial.last_result or {}
+    return last if METRIC in last else {}
+
+
+def _line(trial: Any) -> str:
+    result = _result(trial)
+    if not result:
+        return f"{state(trial)}; {words(trial.config.get(SETTINGS, {}))}"
+    return (
+        f"{state(trial)} at {result['fraction']:.2f}, validation accuracy {result[METRIC]:.3f}, "
+        f"{result['seconds']:.0f} s"
+    )
 
 
 def words(settings: dict[str, Any]) -> str:
@@ -132,34 +127,13 @@ def words(settings: dict[str, Any]) -> str:
 
 
 class Events(Callback):  # type: ignore[misc]
-    """Forwards Ray Tune's events to the active display."""
+    """Forwards Ray Tune's trials to the active display."""
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial starts or continues."""
-        self._forward(trials, trial, "runs")
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Show the result of a rung."""
-        if result.get("fraction", 1) < 1:
-            self._forward(trials, trial, "judged", result)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial ended or was stopped."""
-        self._forward(trials, trial, ENDED)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a trial failed."""
-        self._forward(trials, trial, FAILED)
-
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Show that a failed trial is retried."""
-        self._forward(trials, trial, "failed, tried again")
-
-    def _forward(
-        self, trials: list[Any], trial: Any, state: str, judged: Mapping[str, Any] | None = None
-    ) -> None:
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Show all trials."""
         if LiveTable.active is not None:
-            LiveTable.active.add_ended(trials)
-            LiveTable.active.update(trial, state, judged)
+            LiveTable.active.show(trials)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Show all trials."""
+        self.on_step_end(0, trials)

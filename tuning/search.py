@@ -18,7 +18,6 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.search_generator import SearchGenerator
 
 from rayd import seeding
-from rayd.config import read_yaml
 from rayd.errors import ConfigError
 from tuning.space import MODES, Domain, Point, ResolvedSpace, Space, fitting
 
@@ -138,19 +137,19 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
     return by_name[trial.suggest_categorical(name, list(by_name))]
 
 
-def requested_samples(sweep: Path) -> int:
-    """Read the number of samples from a sweep's file."""
-    return int(read_yaml(sweep)["space"]["samples"])
-
-
 class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
-    """Points of a random search, including those added when a sweep is resumed."""
+    """Points of a random search, including those added when a sweep is resumed.
 
-    def __init__(self, resolved: ResolvedSpace, sweep: Path, concurrent: int | None):
-        """Generate as many points of a space as the file of the sweep requests."""
+    Args:
+        resolved: the space with its recipes.
+        out: directory of the sweep.
+        concurrent: maximum number of concurrent trials; None for unlimited.
+    """
+
+    def __init__(self, resolved: ResolvedSpace, out: Path, concurrent: int | None):
         super().__init__(max_concurrent=concurrent or 0)
         self._resolved = resolved
-        self._sweep = sweep
+        self._out = out
         self._experiment: Any = None
 
     def add_configurations(self, experiments: Any) -> None:
@@ -158,44 +157,100 @@ class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
         (self._experiment,) = experiments
         super().add_configurations(experiments)
 
+    def next_trial(self) -> Any:
+        """Return the next trial; None if there is none now."""
+        return _stored_in(self._out, super().next_trial())
+
+    def get_state(self) -> dict[str, Any] | bool:
+        """Return the state that Ray saves: without what the present version and call decide."""
+        state: dict[str, Any] | bool = super().get_state()
+        if isinstance(state, dict):
+            for name in self._own():
+                del state[name]
+        return state
+
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore a state, and add points requested since."""
-        super().set_state(state)
-        more = points(self._resolved, requested_samples(self._sweep))[self.total_samples :]
+        super().set_state({**state, **self._own()})
+        more = points(self._resolved, self._resolved.space.samples)[self.total_samples :]
         if more:
             experiment = copy.copy(self._experiment)
             experiment.spec = {**experiment.spec, "config": {SETTINGS: tune.grid_search(more)}}
             super().add_configurations([experiment])
             self._finished = False
 
+    def _own(self) -> dict[str, Any]:
+        names = ("_resolved", "_out", "max_concurrent")
+        return {name: getattr(self, name) for name in names}
+
 
 class OptunaProposals(SearchGenerator):  # type: ignore[misc]
-    """Optuna's proposals, with a number of samples that may increase when a sweep is resumed."""
+    """Optuna's proposals, with a number of samples that may increase when a sweep is resumed.
 
-    def __init__(self, resolved: ResolvedSpace, sweep: Path, concurrent: int | None):
-        """Let Optuna propose points of a space."""
+    Args:
+        resolved: the space with its recipes.
+        out: directory of the sweep.
+        concurrent: maximum number of concurrent trials; None for unlimited.
+    """
+
+    def __init__(self, resolved: ResolvedSpace, out: Path, concurrent: int | None):
         searcher = optuna(resolved)
         if concurrent:
             searcher = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
         super().__init__(searcher)
-        self._sweep = sweep
+        self._samples = resolved.space.samples
+        self._out = out
+
+    def next_trial(self) -> Any:
+        """Return the next trial; None if there is none now."""
+        return _stored_in(self._out, super().next_trial())
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore a state, with the number of samples requested since."""
         super().set_state(state)
-        self._total_samples = requested_samples(self._sweep)
+        self._total_samples = self._samples
 
 
-def algorithm(resolved: ResolvedSpace, sweep: Path, concurrent: int | None) -> SearchAlgorithm:
+def _stored_in(out: Path, trial: Any) -> Any:
+    """Let a new trial write into the sweep's directory, which may have moved since its beginning.
+
+    Ray Tune does that for trials that it restores, but not for those that a restored search
+    algorithm adds.
+    """
+    if trial is not None:
+        trial.storage.storage_fs_path = str(out)
+    return trial
+
+
+def algorithm(resolved: ResolvedSpace, out: Path, concurrent: int | None = None) -> SearchAlgorithm:
     """Create the search algorithm.
 
     Args:
         resolved: the space with its recipes.
-        sweep: file of the sweep, with the number of samples.
+        out: directory of the sweep.
         concurrent: maximum number of concurrent trials; None for unlimited.
     """
     kind = OptunaProposals if resolved.space.algorithm == "optuna" else RandomSearch
-    return kind(resolved, sweep, concurrent)
+    return kind(resolved, out, concurrent)
+
+
+class _Optuna(OptunaSearch):  # type: ignore[misc]
+    """Optuna's search; its saved state is without the space, whose classes are rayd's own."""
+
+    _space: Any
+
+    def save(self, checkpoint_path: str) -> None:
+        space = self._space
+        self._space = None
+        try:
+            super().save(checkpoint_path)
+        finally:
+            self._space = space
+
+    def restore(self, checkpoint_path: str) -> None:
+        space = self._space
+        super().restore(checkpoint_path)
+        self._space = space
 
 
 def optuna(resolved: ResolvedSpace) -> OptunaSearch:
@@ -212,7 +267,7 @@ def optuna(resolved: ResolvedSpace) -> OptunaSearch:
                 known[name_in_optuna] = value if domain.numeric else json.dumps(value)
         first.append(known)
     several = len(space.objectives) > 1
-    return OptunaSearch(
+    return _Optuna(
         DefineByRun(resolved),
         metric=list(space.objectives) if several else METRIC,
         mode=[MODES[objective] for objective in space.objectives] if several else "max",

@@ -194,9 +194,11 @@ class Space(Settings):
     samples: int = Field(default=20, ge=1)
     """Number of draws; the first is the recipe's own settings."""
     seeds: int = Field(default=2, ge=1)
-    """Number of students per trial."""
+    """Number of students per trial; `evaluation.seeds` in `overrides` overrides it."""
     final_seeds: int = Field(default=5, ge=1)
-    """Number of students of the best settings in the final test."""
+    """Number of students of the best settings in the final test; `evaluation.seeds` in `overrides`
+    overrides it.
+    """
     confirm: int = Field(default=0, ge=0)
     """Number of fresh distillations, with other seeds, that compare best and own settings on the
     validation split at the end: the best of many trials is biased upwards.
@@ -333,6 +335,15 @@ class ResolvedSpace:
         settings = nested({key: value for key, value in point.items() if key != RECIPE})
         recipe = recipes.assemble(self.trees[name], settings, f"space '{self.space.name}'")
         return recipe.model_copy(update={"paper": None, "measured": ()})
+
+    def students(self, *, final: bool = False) -> int:
+        """Number of students of a trial, or of the final test.
+
+        `evaluation.seeds` among the overrides, for example on the command line, sets both.
+        """
+        if lookup(self.space.overrides, "evaluation.seeds") is not None:
+            return self.own[self.space.base[0]].evaluation.seeds
+        return self.space.final_seeds if final else self.space.seeds
 
     def own_point(self, name: str) -> Point:
         """Point of a recipe's own settings, without those that it does not set."""

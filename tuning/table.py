@@ -7,24 +7,22 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from ray.tune import ResultGrid
-from sklearn.ensemble import RandomForestRegressor
 
 from rayd.artifacts import read_json, write_bytes
 from rayd.errors import ArtifactError
-from tuning.space import MODES, RECIPE, Point, ResolvedSpace
+from tuning.space import MODES, Domain, Point, ResolvedSpace
 from tuning.trial import FAILURE, PROGRESS
 
-TREES = 300
-"""Number of trees of the random forest that estimates importance."""
+FEWEST = 10
+"""Minimum number of finished trials for an estimate of importance."""
 NUMBERS = ("validation_accuracy", "validation_std", "storage_bytes", "seconds")
 
 
@@ -181,42 +179,42 @@ def _array(values: list[Any]) -> Any:
 def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, float]:
     """Importance of each setting for the validation accuracy, summing to 1, largest first.
 
-    It is the feature importance of a random forest; with few trials, this is only an indication.
-    Inactive settings are encoded separately.
+    It is Optuna's, by fANOVA in a random forest. Settings that some trials do not have, or that
+    never differ, are left out; with fewer than `FEWEST` finished trials there is none.
     """
     done = finished(trials)
-    keys = [
-        key
-        for key in resolved.space.domains
-        if len({json.dumps(row.settings.get(key)) for row in done}) > 1
-    ]
-    if len(done) < 3 or not keys:
+    keys = []
+    for key in resolved.space.domains:
+        values = {json.dumps(row.settings.get(key)) for row in done}
+        if len(values) > 1 and "null" not in values:
+            keys.append(key)
+    if len(done) < FEWEST or not keys:
         return {}
-    features = []
-    owner = []
-    for key in keys:
-        columns_of_key = _features(resolved, key, [row.settings.get(key) for row in done])
-        features.append(columns_of_key)
-        owner += [key] * columns_of_key.shape[1]
-    target = [float(row.validation_accuracy or 0.0) for row in done]
-    forest = RandomForestRegressor(TREES, random_state=0).fit(np.concatenate(features, 1), target)
-    shares = dict.fromkeys(keys, 0.0)
-    for key, share in zip(owner, forest.feature_importances_, strict=True):
-        shares[key] += float(share)
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    columns = {
+        key: _distribution(resolved.space.domains[key], [row.settings[key] for row in done])
+        for key in keys
+    }
+    study = optuna.create_study(direction="maximize")
+    for index, row in enumerate(done):
+        trial = optuna.trial.create_trial(
+            params={key: values[index] for key, (_, values) in columns.items()},
+            distributions={key: distribution for key, (distribution, _) in columns.items()},
+            value=row.validation_accuracy,
+        )
+        study.add_trial(trial)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(share) for key, share in shares.items()}
 
 
-def _features(resolved: ResolvedSpace, key: str, values: list[Any]) -> npt.NDArray[np.float64]:
-    """Encode values (trials, features): numbers (or logarithms) and missing flags, or one-hot."""
-    domains = resolved.space.domains[key]
-    if key != RECIPE and all(domain.numeric for domain in domains):
-        scale = log if domains[0].kind == "loguniform" else float
-        numbers = [
-            scale(value) if isinstance(value, int | float) and value > 0 else 0.0
-            for value in values
-        ]
-        return np.array([numbers, [value is None for value in values]], dtype=np.float64).T
-    kinds = sorted({json.dumps(value) for value in values})
-    return np.array(
-        [[json.dumps(value) == kind for kind in kinds] for value in values], dtype=np.float64
-    )
+def _distribution(domains: Sequence[Domain], values: list[Any]) -> tuple[Any, list[Any]]:
+    """Optuna's distribution of a setting, and the values of the trials in it.
+
+    A recipe's own value may lie outside its domain, which is widened then.
+    """
+    if all(domain.numeric for domain in domains):
+        ends = [end for domain in domains for end in domain.values]
+        log = domains[0].kind == "loguniform" and min(values) > 0
+        return FloatDistribution(min(*ends, *values), max(*ends, *values), log=log), values
+    names = [json.dumps(value) for value in values]
+    return CategoricalDistribution(sorted(set(names))), names

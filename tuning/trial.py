@@ -72,7 +72,7 @@ class SweepPlan:
             }
         )
         evaluation = recipe.evaluation.model_copy(
-            update={"seeds": self.resolved.space.seeds, "baselines": ()}
+            update={"seeds": self.resolved.students(), "baselines": ()}
         )
         changed = {"name": name, "data": data, "resources": resources, "evaluation": evaluation}
         return recipe.model_copy(update=changed)

@@ -18,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from rayd import devices, remote
 from rayd.config import Recipe
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import arithmetic, card, memory, spectra
+from rayd.engine import arithmetic, card, memory
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.forecast import Forecast
@@ -372,7 +370,6 @@ class _Driver:
                 "with --resume."
             )
         distilled = self._save(found.learned, found.observers)
-        self._show_spectra(distilled, self._recipe.synthesis.steps * len(blocks.tasks))
         self._warn(distilled)
         return distilled
 
@@ -400,24 +397,6 @@ class _Driver:
         distilled = self._distilled(learned, observers)
         distilled.save(self._directory.distilled)
         return distilled
-
-    def _show_spectra(self, distilled: Distilled, step: int) -> None:
-        """The spectra of the result in TensorBoard, where the method uses a filter.
-
-        The set is finished and saved: whatever goes wrong here is a warning.
-        """
-        if not spectra.drawn_of(self._job.method):
-            return
-        try:
-            image = spectra.picture(self._job, distilled, self._pool)
-            self._log.picture("spectra", step, np.asarray(image))
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning(
-                "The spectra of the result could not be drawn for TensorBoard; the run goes on. "
-                "Reason: %s",
-                reason,
-            )
 
     def _on_milestone(
         self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float

@@ -35,6 +35,7 @@ PACKAGES = (
     "scikit-learn",
     "tensorboard",
     "optuna",
+    "matplotlib",
 )
 LEAST_FREE = 5 * 10**9
 """Bytes of free disk below which the doctor warns."""

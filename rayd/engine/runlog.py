@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,15 @@ class RunLog:
         """Log a step of a stage, with the seconds since its start and values such as loss terms."""
         self._append({"stage": stage, "step": step, "seconds": round(seconds, 3), **values})
         with self._writing():
-            for name, value in values.items():
-                self.board.add_scalar(f"{stage}/{name}", value, step)
+            self._add_scalars(stage, step, values)
+            # as complete as metrics.jsonl, for a run that is killed and resumed
+            self.board.flush()
 
     def spend(self, stage: str, seconds: float, finished: bool) -> None:
         """Log the time that a stage took in this process, and whether it finished."""
         self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
+        if finished:
+            self._sort(stage)
         if self._board is not None:
             self._board.flush()
         self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
@@ -65,15 +69,19 @@ class RunLog:
         return total
 
     def forget(self, stage: str, kept: Callable[[int], bool]) -> None:
-        """Drop a stage's lines of steps that a resumed run repeats: those that are not `kept`."""
-        self._entries = [
-            entry
-            for entry in self._entries
-            if entry["stage"] != stage or "step" not in entry or kept(entry["step"])
-        ]
+        """Drop a stage's steps that a resumed run repeats: those that are not `kept`."""
+
+        def stays(entry: dict[str, Any]) -> bool:
+            return entry["stage"] != stage or "step" not in entry or kept(entry["step"])
+
+        entries = [entry for entry in self._entries if stays(entry)]
+        if len(entries) == len(self._entries):
+            return
+        self._entries = entries
         with self._writing():
             self._file.close()
             self._rewrite()
+            self._drop_events(stage, kept)
 
     def picture(self, name: str, step: int, image: npt.NDArray[np.uint8]) -> None:
         """Add an image (height, width, 3) to TensorBoard."""
@@ -96,6 +104,35 @@ class RunLog:
 
             self._board = SummaryWriter(str(self._tensorboard))
         return self._board
+
+    def _add_scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{stage}/{name}", value, step)
+
+    def _sort(self, stage: str) -> None:
+        """Order a stage's scalars in TensorBoard by step.
+
+        Blocks that are optimised in parallel log in turn, and TensorBoard does not show a point
+        after which a smaller step comes.
+        """
+        lines = [entry for entry in self._entries if entry["stage"] == stage and "step" in entry]
+        in_order = sorted(lines, key=lambda entry: int(entry["step"]))
+        if lines == in_order:
+            return
+        with self._writing():
+            self._drop_events(stage, lambda _: False)
+            for entry in in_order:
+                values = dict(entry)
+                for name in ("stage", "step", "seconds"):
+                    del values[name]
+                self._add_scalars(stage, entry["step"], values)
+
+    def _drop_events(self, stage: str, kept: Callable[[int], bool]) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+        for path in sorted(self._tensorboard.glob("events.*")):
+            _drop_events(path, stage, kept)
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._entries.append(entry)
@@ -125,6 +162,22 @@ class RunLog:
             raise RunError(
                 f"Cannot write the log '{self._path}': {error.strerror or error}."
             ) from error
+
+
+def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
+    """Rewrite a file of TensorBoard without the scalars of a stage's steps that are not `kept`."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = BytesIO()
+    writer = RecordWriter(buffer)
+    for record in RawEventFileLoader(str(path)).Load():
+        event = Event.FromString(record)
+        of_stage = any(value.tag.startswith(f"{stage}/") for value in event.summary.value)
+        if not of_stage or kept(event.step):
+            writer.write(record)
+    write_bytes(path, buffer.getvalue())
 
 
 def _lines(path: Path) -> list[str]:

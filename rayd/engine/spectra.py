@@ -1,6 +1,7 @@
 """Spectra of feature correlations: a finished set beside the real images.
 
-Nothing is measured or trained for them: statistics of real images are read from the store.
+They are drawn on demand (`rayd show DIR --spectrum`). Nothing is measured or trained for them:
+statistics of real images are read from the store.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.pool import LocalPool, WorkerPool
+from rayd.engine.pool import LocalPool
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.stages.measure import Measure
@@ -50,6 +51,7 @@ def from_distilled(
     Raises:
         ArtifactError: the card holds no recipe, its method has no spectral filter, or the store
             lacks the measured statistics.
+        DataError: the set was distilled from other real data.
     """
     config = distilled.card.get("config")
     if not isinstance(config, Mapping):
@@ -59,7 +61,7 @@ def from_distilled(
     recipe = restore(config, where="the card's recipe")
     term_of(methods.build(recipe))
     data = read(recipe.data, data_root, cache, progress or Progress())
-    return picture(Job(recipe, data, Store(cache)), distilled)
+    return _picture(Job(recipe, data, Store(cache)), distilled)
 
 
 def term_of(method: Method) -> SpectralFilterMatching:
@@ -90,27 +92,8 @@ def term_of(method: Method) -> SpectralFilterMatching:
     return term
 
 
-def drawn_of(method: Method) -> bool:
-    """Whether there are spectra to draw; see `term_of`."""
-    try:
-        term_of(method)
-    except ArtifactError:
-        return False
-    return True
-
-
-def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> Image.Image:
-    """Chart of the spectra of all recorded layers, and of the filter at the end of the synthesis.
-
-    Args:
-        job: the run.
-        distilled: the set.
-        pool: hosts `Worker`; None computes in this process.
-
-    Raises:
-        ArtifactError: see `from_distilled`.
-        DataError: the set was distilled from other real data.
-    """
+def _picture(job: Job, distilled: Distilled) -> Image.Image:
+    """Chart of the spectra of all recorded layers, and of the filter at the end of the synthesis."""
     recipe = job.recipe
     data = job.data
     term = term_of(job.method)
@@ -136,9 +119,8 @@ def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> I
                 "`--cache` names another store, and running the recipe again measures again."
             )
         real[network_id] = cast(tuple[Covariance, ...], kept)
-    if pool is None:
-        here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
-        pool = LocalPool(here, Observers, recipe, DatasetInfo.of(data), devices.choose(here))
+    here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
+    pool = LocalPool(here, Observers, recipe, DatasetInfo.of(data), devices.choose(here))
     images = pool.share((distilled.images, distilled.hard_labels))
     items = []
     for network_id in networks:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe
@@ -197,6 +198,43 @@ def test_time_is_summed_over_interruptions(tmp_path):
     log.spend("synthesize", 4.0, True)
     assert log.spent() == {"measure": 2.0, "synthesize": 7.0}
     log.close()
+
+
+def test_tensorboard_holds_each_step_once_after_a_resume(tmp_path):
+    """Also where the last event of a killed run was cut off; other stages and pictures stay."""
+    folder = tmp_path / "tensorboard"
+    for first, last in ((1, 6), (4, 8)):
+        log = RunLog(tmp_path / "metrics.jsonl", folder)
+        log.forget("synthesize", lambda step, first=first: step < first)
+        for step in range(first, last):
+            log.step("synthesize", step, 0.1, {"loss": 10.0 * first + step})
+            log.step("squeeze", step + 10 * first, 0.1, {"loss": 0.0})
+        log.picture("synthetic images", last, np.zeros((2, 2, 3), np.uint8))
+        log.close()
+        with next(folder.glob("events.*")).open("ab") as file:
+            file.write(b"cut off")
+    board = EventAccumulator(str(folder), {"scalars": 0, "images": 0}).Reload()
+    # files of the same second are read in any order
+    losses = sorted((point.step, point.value) for point in board.Scalars("synthesize/loss"))
+    assert losses == [(1, 11), (2, 12), (3, 13), (4, 44), (5, 45), (6, 46), (7, 47)]
+    steps = sorted(point.step for point in board.Scalars("squeeze/loss"))
+    assert steps == [11, 12, 13, 14, 15, 44, 45, 46, 47]
+    assert sorted(picture.step for picture in board.Images("synthetic images")) == [6, 8]
+
+
+def test_tensorboard_is_in_order_where_blocks_log_in_turn(tmp_path):
+    log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
+    for step in (1, 2, 3):
+        log.step("squeeze", step, 0.1, {"loss": 0.5})
+    for step in (1, 11, 2, 12, 3, 13):
+        log.step("synthesize", step, 0.1, {"loss": step / 2, "mean": 1.0})
+    log.spend("synthesize", 1.0, True)
+    log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(point.step, point.value) for point in board.Scalars("synthesize/loss")]
+    assert points == [(1, 0.5), (2, 1.0), (3, 1.5), (11, 5.5), (12, 6.0), (13, 6.5)]
+    assert len(board.Scalars("synthesize/mean")) == 6
+    assert [point.step for point in board.Scalars("squeeze/loss")] == [1, 2, 3]
 
 
 def test_a_path_under_a_file_is_not_writable(tmp_path):

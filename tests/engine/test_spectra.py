@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayd import spectrum
 from rayd.distilled import load
@@ -88,47 +87,6 @@ def test_nothing_is_measured_or_trained_for_it(finished, monkeypatch):
     monkeypatch.setattr(Worker, "measure", None)
     monkeypatch.setattr(Worker, "squeeze", None)
     layers_of(finished)
-
-
-def steps_of_pictures(run: Path) -> list[int]:
-    """The steps at which a run left spectra in TensorBoard."""
-    board = EventAccumulator(str(run / "tensorboard"), {"images": 0}).Reload()
-    return (
-        [picture.step for picture in board.Images("spectra")]
-        if "spectra" in board.Tags()["images"]
-        else []
-    )
-
-
-def test_a_run_leaves_them_in_tensorboard(finished):
-    assert steps_of_pictures(finished / "run") == [12]
-
-
-def test_a_run_computes_them_where_its_workers_are(tmp_path, monkeypatch):
-    """The driver of a cluster may have no GPU while the workers' results, and the keys of the
-    store, are of one.
-    """
-
-    def none_here(*_: object) -> None:
-        raise RuntimeError("Found no NVIDIA driver on your system.")
-
-    monkeypatch.setattr(spectra, "Observers", none_here)
-    distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
-    assert steps_of_pictures(tmp_path / "run") == [4]
-
-
-def test_a_chart_that_fails_does_not_end_the_run(tmp_path, monkeypatch, caplog):
-    def fails(*_: object) -> None:
-        raise RuntimeError("Found no NVIDIA driver on your system.\nAnd more lines.")
-
-    monkeypatch.setattr(Worker, "record", fails)
-    result = distill(cfm(ipc=1, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
-    assert len(result.report.results) == 1
-    assert steps_of_pictures(tmp_path / "run") == []
-    assert caplog.messages == [
-        "The spectra of the result could not be drawn for TensorBoard; the run goes on. Reason: Found no NVIDIA driver on your "
-        "system."
-    ]
 
 
 @pytest.mark.parametrize("stage", ["measure", "squeeze"])

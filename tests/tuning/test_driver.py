@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import rayd
 import tuning
@@ -24,7 +31,9 @@ from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
 from tests.tuning.spaces import TINY, small
-from tuning.driver import _prepare_directory, prepare
+from tuning import charts
+from tuning.driver import _draw, _prepare_directory, _write_results, prepare
+from tuning.live import Events, LiveTable
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -35,7 +44,7 @@ READY = [name for name in tuning.names() if name.endswith("-digits")]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster():
+def _cluster() -> Iterator[None]:
     """One private cluster for all sweeps of this file."""
     ray.shutdown()  # tests of other files may have left one
     ray.init(
@@ -52,6 +61,12 @@ def _cluster():
 def table(out: Path) -> list[dict[str, str]]:
     with (out / "trials.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def students(directory: Path) -> list[int]:
+    """Number of students of each evaluated set of a run."""
+    report = json.loads((directory / "evaluation.json").read_text())
+    return [len(result["test_accuracy"]["runs"]) for result in report["results"]]
 
 
 def quick(name: str) -> tuning.Space:
@@ -77,7 +92,12 @@ QUICK = ("edc-digits", "methods-digits")
 )
 def test_every_ready_space_passes_a_dry_run(tmp_path, name):
     grid = tuning.sweep(
-        quick(name), samples=2, out=tmp_path / "out", cache=tmp_path / "cache", progress=QUIET
+        quick(name),
+        samples=2,
+        out=tmp_path / "out",
+        cache=tmp_path / "cache",
+        concurrent=1,
+        progress=QUIET,
     )
     assert len(grid) == 2
     assert not grid.errors
@@ -109,16 +129,33 @@ def test_every_other_ready_space_passes_one_on_digits(tmp_path, name):
         assert len({row["recipe"] for row in table(tmp_path / "out")}) > 2
 
 
-def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
-    out = tmp_path / "out"
-    space = small(
-        samples=3,
-        objectives=["validation_accuracy", "storage_bytes"],
-        search={"ipc": {"choice": [1, 2, 3]}},
-        confirm=1,
+FINISHED = small(
+    samples=3,
+    objectives=["validation_accuracy", "storage_bytes"],
+    search={"ipc": {"choice": [1, 2, 3, 4]}},
+    confirm=1,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ray.tune.ResultGrid, str]:
+    """Directory of a finished sweep of `FINISHED`, its results, and what was displayed."""
+    folder = tmp_path_factory.mktemp("finished")
+    shown = io.StringIO()
+    progress = Progress(console=Console(file=shown, width=200))
+    grid = tuning.sweep(
+        FINISHED,
+        out=folder / "out",
+        cache=folder / "cache",
+        data_root=folder,
+        concurrent=1,
+        progress=progress,
     )
-    grid = tuning.sweep(space, out=out, cache=tmp_path / "cache", progress=Progress())
-    lines = capsys.readouterr().err
+    return folder / "out", grid, shown.getvalue()
+
+
+def test_a_sweep_leaves_what_it_promises(finished):
+    out, grid, lines = finished
     assert "the other 20% for validation" in lines
     assert "3 of 3 done" in lines
     assert isinstance(grid, ray.tune.ResultGrid)
@@ -127,13 +164,14 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
         "tensorboard", "summary.json", "best.yaml", "best", "confirm",
     }  # fmt: skip
     rows = table(out)
-    assert [row["ipc"] for row in rows] == sorted(row["ipc"] for row in rows) or len(
-        {row["ipc"] for row in rows}
-    ) == 3
+    drawn = {row["ipc"] for row in rows}
+    assert len(drawn) == 3
     assert rows[0]["own_settings"] == "True"
     assert {row["status"] for row in rows} == {"finished"}
     assert pq.read_table(out / "trials.parquet").num_rows == 3
-    assert {result.metrics["storage_bytes"] for result in grid} == {2560, 5120, 7680}
+    assert {result.metrics["storage_bytes"] for result in grid} == {
+        2560 * int(ipc) for ipc in drawn
+    }
     for name in ("importance.png", "slices.png"):
         assert min(Image.open(out / name).size) > 100
     best = max(rows, key=lambda row: float(row["validation_accuracy"]))
@@ -143,7 +181,7 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
     assert recipe.ipc == found.settings["ipc"]
     assert recipe.data.validation_fraction == 0
     judged = json.loads((out / "best" / "evaluation.json").read_text())["results"]
-    assert [len(result["test_accuracy"]["runs"]) for result in judged] == [2]
+    assert students(out / "best") == [2]
     assert not any("validation split" in result["protocol"] for result in judged)
     assert list(found.confirmed) == ["best", "own"]
     assert list((out / "tensorboard").rglob("events*"))
@@ -154,38 +192,127 @@ def test_a_sweep_leaves_what_it_promises(tmp_path, capsys):
             for result in json.loads(report.read_text())["results"]
         )
     assert "/" not in "".join(found.settings)
-    with pytest.raises(OutputError, match="holds a sweep already; add --resume"):
-        tuning.sweep(space, out=out, progress=QUIET)
-    with pytest.raises(OutputError, match="holds another sweep: seed differ"):
-        tuning.sweep(space.model_copy(update={"seed": 1}), out=out, resume=True, progress=QUIET)
-    with pytest.raises(
-        OutputError,
-        match="holds a sweep of 3 samples, which cannot be decreased; set --samples 3 or more",
-    ):
-        tuning.sweep(space, out=out, samples=2, resume=True, progress=QUIET)
 
 
-@pytest.mark.parametrize("proposer", ["random", "optuna"])
-def test_a_finished_sweep_grows(tmp_path, proposer):
-    search = {"synthesis.learning_rate": {"uniform": [0.1, 10]}}
-    space = small(algorithm=proposer, scheduler="asha", search=search)
+@pytest.mark.parametrize(
+    ("seed", "arguments", "message"),
+    [
+        (0, {}, "holds a sweep already; add --resume"),
+        (1, {"resume": True}, "holds another sweep: seed differ"),
+        (0, {"resume": True, "samples": 2}, "cannot be decreased; set --samples 3 or more"),
+    ],
+)
+def test_a_sweep_in_the_way_is_refused(finished, seed, arguments, message):
+    other = FINISHED.model_copy(update={"seed": seed})
+    with pytest.raises(OutputError, match=message):
+        tuning.sweep(other, out=finished[0], progress=QUIET, **arguments)
+
+
+def files(directory: Path) -> dict[Path, int]:
+    """When each file below a directory was written."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+
+
+def gone() -> type:
+    """A class that a later version has no more."""
+    kind = type("Gone", (), {})
+    kind.__module__ = "tuning.search"
+    return kind
+
+
+@pytest.mark.parametrize("of", ["search", "trials", "tuner"])
+def test_a_sweep_of_an_older_version_is_refused_or_goes_on(finished, tmp_path, monkeypatch, of):
+    """Nothing is written where Ray Tune's files refer to a class that is no longer there."""
     out = tmp_path / "out"
-    tuning.sweep(space, out=out, cache=tmp_path / "cache", concurrent=1, progress=QUIET)
-    begun = {path: path.stat().st_mtime_ns for path in out.glob("trials/*/progress.json")}
-    assert len(begun) == 2
-    tuning.sweep(space, out=out, cache=tmp_path / "cache", samples=4, resume=True, progress=QUIET)
-    assert {path: path.stat().st_mtime_ns for path in begun} == begun
+    shutil.copytree(finished[0], out)
+    kind = gone()
+    with monkeypatch.context() as patch:
+        patch.setattr("tuning.search.Gone", kind, raising=False)
+        pickled = pickle.dumps(kind())
+    if of == "trials":
+        (path,) = (out / "tune").glob("experiment_state-*.json")
+        state = json.loads(path.read_text())
+        metadata = json.loads(state["trial_data"][0][1])
+        metadata["start_time"] = {"_type": "CLOUDPICKLE_FALLBACK", "value": pickled.hex()}
+        state["trial_data"][0][1] = json.dumps(metadata)
+        path.write_text(json.dumps(state))
+    else:
+        (path,) = (out / "tune").glob({"search": "basic-variant-state-*", "tuner": "tuner.pkl"}[of])
+        path.write_bytes(pickled)
+    before = files(out)
+    arguments = {"out": out, "cache": finished[0].parent / "cache", "data_root": out.parent}
+    if of == "tuner":
+        tuning.sweep(FINISHED, resume=True, progress=QUIET, **arguments)
+        assert [row["status"] for row in table(out)] == ["finished"] * 3
+        return
+    with pytest.raises(OutputError, match=r"written by another version .* Its results are unch"):
+        tuning.sweep(FINISHED, samples=4, resume=True, progress=QUIET, **arguments)
+    assert {path: before[path] for path in before if path.name != ".lock"}.items() <= files(
+        out
+    ).items()
+
+
+def test_results_without_their_search_are_refused(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=lambda *_: ["tune"])
+    before = (out / "trials.csv").read_text()
+    with pytest.raises(OutputError, match="but not the state of its search \\('tune/'\\)"):
+        tuning.sweep(FINISHED, out=out, resume=True, progress=QUIET)
+    assert (out / "trials.csv").read_text() == before
+
+
+def begun(out: Path) -> dict[Path, int]:
+    """When each trial of a sweep was last written."""
+    return {path: path.stat().st_mtime_ns for path in out.glob("trials/*/progress.json")}
+
+
+def grow(space: tuning.Space, out: Path, cache: Path) -> list[dict[str, str]]:
+    """Table of a finished sweep after it has been continued to four samples."""
+    before = begun(out)
+    arguments = {"cache": cache, "data_root": cache, "concurrent": 1, "progress": QUIET}
+    tuning.sweep(space, out=out, samples=4, resume=True, **arguments)
+    assert before.items() < begun(out).items(), "finished trials stay"
     rows = table(out)
+    assert {row["trial"] for row in rows} <= {entry.name for entry in (out / "tune").iterdir()}
+    assert {entry.name for entry in out.iterdir()} >= {"best", f"best-of-{len(before)}"}
+    # another version, in which classes have other names, can continue it
+    saved = [*(out / "tune").glob("*state-*.json"), *(out / "tune").glob("*state-*.pkl")]
+    assert len(saved) > 1
+    for path in saved:
+        assert not any(name in path.read_bytes() for name in (b"tuning.", b"rayd."))
+    # without a number, it is what it has become
+    tuning.sweep(space, out=out, resume=True, **arguments)
+    assert table(out) == rows
+    assert tuning.summary(out).trials == len(rows) == 4
+    return rows
+
+
+def test_a_copied_sweep_grows(finished, tmp_path):
+    """Its draws are those of a sweep of that size, and the original stays as it was."""
+    before = files(finished[0])
+    shutil.copytree(finished[0], tmp_path / "out")
+    rows = grow(FINISHED, tmp_path / "out", finished[0].parent / "cache")
+    drawn = [str(point["ipc"]) for point in points(ResolvedSpace(FINISHED), 4)]
+    assert [row["ipc"] for row in rows] == drawn
+    assert files(finished[0]) == before
+
+
+def test_a_moved_sweep_of_optuna_with_halving_grows(tmp_path):
+    """Nothing is written where it was begun."""
+    search = {"synthesis.learning_rate": {"uniform": [0.1, 10]}}
+    space = small(algorithm="optuna", scheduler="asha", search=search)
+    cache = tmp_path / "cache"
+    tuning.sweep(space, out=tmp_path / "begun", cache=cache, concurrent=1, progress=QUIET)
+    out = tmp_path / "out"
+    (tmp_path / "begun").rename(out)
+    rows = grow(space, out, cache)
+    assert not (tmp_path / "begun").exists()
     assert len({row["synthesis.learning_rate"] for row in rows}) == 4
     assert {row["status"] for row in rows} <= {"finished", "stopped"}
-    assert tuning.summary(out).trials == 4
-    assert {entry.name for entry in out.iterdir()} >= {"best", "best-of-2"}
-    if proposer == "random":  # as if they had been asked for at once
-        drawn = {str(point["synthesis.learning_rate"]) for point in points(ResolvedSpace(space), 4)}
-        assert {row["synthesis.learning_rate"] for row in rows} == drawn
-    # without a number, it is what it has become
-    tuning.sweep(space, out=out, cache=tmp_path / "cache", resume=True, progress=QUIET)
-    assert len(table(out)) == 4
+    # halving stops the worst at a rung
+    for path in begun(out):
+        told = [record["fraction"] for record in read_json(path)["run"]["records"]]
+        assert told in ([0.25], [0.25, 0.5], [0.25, 0.5, 1.0])
 
 
 def test_a_population_does_not_grow(tmp_path):
@@ -197,63 +324,113 @@ def test_a_population_does_not_grow(tmp_path):
         tuning.sweep(space, out=out, samples=6, resume=True, progress=QUIET)
 
 
-def test_trials_share_what_they_have_in_common(tmp_path):
-    """Trials that differ in their students alone share statistics and the set; one that failed
-    before is not run again.
+@pytest.fixture(scope="module")
+def partly_failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a sweep, and of its store, in which two trials differ in their students alone,
+    and another one fails.
     """
-    space = small(samples=3, search={"evaluation.learning_rate": {"loguniform": [0.001, 0.1]}})
+    folder = tmp_path_factory.mktemp("partly-failed")
+    search = {
+        "synthesis.learning_rate": {"grid": [1.0, 1e30]},
+        "evaluation.learning_rate": {
+            "grid": [0.01, 0.1],
+            "when": {"synthesis.learning_rate": 1.0},
+        },
+    }
+    overrides = {"synthesis": {"steps": 12}, "evaluation": {"seeds": 3}}
+    space = small(search=search, samples=1, overrides=overrides)
     tuning.sweep(
-        space, out=tmp_path / "out", cache=tmp_path / "cache", concurrent=2, progress=QUIET
+        space,
+        out=folder / "out",
+        cache=folder / "cache",
+        data_root=folder,
+        concurrent=1,
+        progress=QUIET,
     )
-    spent = [path.read_text() for path in (tmp_path / "out" / "trials").rglob("metrics.jsonl")]
-    assert len(spent) == 3
+    return folder
+
+
+def test_trials_share_what_they_have_in_common(partly_failed):
+    """Trials that differ in their students alone share statistics and the set."""
+    spent = [
+        (partly_failed / "out" / "trials" / row["trial"] / "run" / "metrics.jsonl").read_text()
+        for row in table(partly_failed / "out")
+        if row["status"] == "finished"
+    ]
+    assert len(spent) == 2
     assert sum('"stage": "synthesize", "step"' in text for text in spent) == 1
-    assert (
-        len(list((tmp_path / "cache" / "synthesis").iterdir())) == 2
-    )  # the trials', and that of the best
-    assert not list((tmp_path / "cache").rglob("*.lock"))
+    # the trials', and that of the best
+    assert len(list((partly_failed / "cache" / "synthesis").glob("*.safetensors"))) == 2
+    assert not list((partly_failed / "cache").rglob("*.lock"))
 
 
-def test_a_trial_that_fails_is_told_and_the_sweep_goes_on(tmp_path):
-    space = small(
-        search={"synthesis.learning_rate": {"grid": [1.0, 1e30]}},
-        samples=1,
-        overrides={"synthesis": {"steps": 12}},
-    )
-    tuning.sweep(space, out=tmp_path / "out", cache=tmp_path / "cache", progress=QUIET)
-    good, bad = table(tmp_path / "out")
-    assert (good["status"], bad["status"]) == ("finished", "failed")
+def test_a_trial_that_fails_is_told_and_the_sweep_goes_on(partly_failed):
+    out = partly_failed / "out"
+    *good, bad = table(out)
+    assert [row["status"] for row in good] == ["finished", "finished"]
+    assert bad["status"] == "failed"
     assert "The loss is not finite" in bad["reason"]
-    log = (tmp_path / "out" / "trials" / bad["trial"] / "log.txt").read_text()
+    log = (out / "trials" / bad["trial"] / "log.txt").read_text()
     assert log.count("failed: The loss is not finite") == 2, "it was tried again once"
-    assert tuning.summary(tmp_path / "out").failed == 1
+    assert tuning.summary(out).failed == 1
+
+
+def test_overridden_seeds_are_the_students_of_trials_and_of_the_best(partly_failed):
+    out = partly_failed / "out"
+    for row in table(out)[:2]:
+        assert students(out / "trials" / row["trial"] / "run") == [3]
+    assert students(out / "best") == [3]
 
 
 def test_a_sweep_whose_trials_all_fail_says_why(tmp_path):
-    space = small(
-        search={"synthesis.learning_rate": {"grid": [1e30]}},
-        overrides={"synthesis": {"steps": 12}},
-        retries=0,
-    )
+    reason = "The loss is not finite in step 3."
+    failed = Row("a", "failed", {}, True, 0.0, None, None, None, None, reason, "a/run")
+    plan = prepare(small(), tmp_path, progress=QUIET)
     with pytest.raises(RunError, match="No trial of the sweep finished: The loss is not finite"):
-        tuning.sweep(space, out=tmp_path / "out", cache=tmp_path / "cache", progress=QUIET)
-    assert table(tmp_path / "out")[0]["status"] == "failed"
+        _write_results(plan, tmp_path, [failed], QUIET)
+    assert table(tmp_path)[0]["status"] == "failed"
 
 
-def test_halving_stops_the_worst_at_a_rung(tmp_path):
-    space = small(
-        scheduler="asha",
-        samples=4,
-        search={"synthesis.learning_rate": {"grid": [1.0, 1.001, 1.002, 1.003]}},
+def test_charts_that_fail_do_not_end_a_sweep(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(charts, "slices", lambda *_: 1 / 0)
+    _draw(tmp_path, ResolvedSpace(small()), [], None, {})
+    assert caplog.messages == ["The charts of the sweep could not be drawn: division by zero"]
+
+
+def trial(name: str, status: str, fraction: float | None = None, failures: int = 0) -> Any:
+    """One of Ray Tune's trials as far as it is displayed."""
+    result = {}
+    if fraction is not None:
+        result = {"fraction": fraction, "validation_accuracy": 0.5, "seconds": 7.2}
+    settings = {"settings": {"ipc": 2, "terms.mean.weight": 1 / 3}}
+    return SimpleNamespace(
+        trial_id=name, status=status, last_result=result, num_failures=failures, config=settings
     )
-    tuning.sweep(
-        space, out=tmp_path / "out", cache=tmp_path / "cache", concurrent=1, progress=QUIET
-    )
-    rows = table(tmp_path / "out")
-    assert {row["status"] for row in rows} <= {"finished", "stopped"}
-    for path in (tmp_path / "out" / "trials").rglob("progress.json"):
-        told = [record["fraction"] for record in read_json(path)["run"]["records"]]
-        assert told in ([0.25], [0.25, 0.5], [0.25, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_trials_are_displayed_as_they_come_and_end(terminal):
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=120)
+    with LiveTable(Progress(console=console), ResolvedSpace(small()), 4) as live:
+        Events().on_step_end(1, [trial("a", "RUNNING"), trial("b", "PENDING")])
+        ended = [trial("a", "TERMINATED", 1), trial("b", "TERMINATED", 0.25), trial("d", "ERROR")]
+        again = trial("c", "RUNNING", failures=1)
+        live.show([again, *ended])
+        live.show([again, *ended])
+    shown = written.getvalue()
+    if not terminal:
+        assert shown.splitlines() == [
+            "trial a (0 of 4 done): runs; ipc=2, terms.mean.weight=0.3333",
+            "trial c (3 of 4 done): failed, tried again; ipc=2, terms.mean.weight=0.3333",
+            "trial a (3 of 4 done): finished at 1.00, validation accuracy 0.500, 7 s",
+            "trial b (3 of 4 done): stopped at 0.25, validation accuracy 0.500, 7 s",
+            "trial d (3 of 4 done): failed; ipc=2, terms.mean.weight=0.3333",
+        ]
+        return
+    table = shown[shown.rindex("small: 3 of 4 done") :].splitlines()
+    states = [line.split()[0:2] for line in table[2:6]]
+    assert states == [["c", "failed,"], ["a", "finished"], ["b", "stopped"], ["d", "failed"]]
 
 
 @pytest.mark.slow
@@ -299,32 +476,29 @@ def test_more_trials_than_cpus_with_workers_of_their_own_do_not_wait_for_ever(tm
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_driver_goes_on_where_it_was(tmp_path):
+    """Also if its directory was moved meanwhile."""
     space = small(samples=5, overrides={"synthesis": {"steps": 60}, "evaluation": {"epochs": 20}})
     out = tmp_path / "out"
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space.model_dump(mode="json")))
-    command = [
-        sys.executable,
-        "-m",
-        "rayd",
-        "tune",
-        str(tmp_path / "space.yaml"),
-        "--out",
-        str(out),
-        "--concurrent",
-        "1",
-    ]
+    command = [sys.executable, "-m", "rayd", "tune", str(tmp_path / "space.yaml")]
+    command += ["--concurrent", "1", "--out"]
     environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
-    running = subprocess.Popen([*command, "--quiet"], env=environment)
+    running = subprocess.Popen([*command, str(out), "--quiet"], env=environment)
     while len(done := list(out.glob("trials/*/run/evaluation.json"))) < 2:
         time.sleep(0.1)
         assert running.poll() is None
     running.send_signal(signal.SIGKILL)
     running.wait()
+    # the process of a trial outlives the driver for a moment, and may write where it began
+    moved = tmp_path / "moved"
+    out.rename(moved)
     # one trial at a time: the first is finished and known to be
-    before = {path: path.stat().st_mtime_ns for path in sorted(done)[:1]}
-    subprocess.run([*command, "--resume"], env=environment, check=True, timeout=250)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    rows = table(out)
+    first = moved / sorted(done)[0].relative_to(out)
+    before = first.stat().st_mtime_ns
+    arguments = [*command, str(moved), "--resume"]
+    subprocess.run(arguments, env=environment, check=True, timeout=250)
+    assert first.stat().st_mtime_ns == before
+    rows = table(moved)
     assert len(rows) == 5
     assert {row["status"] for row in rows} == {"finished"}
 

@@ -288,7 +288,26 @@ def test_importance_finds_what_matters():
     assert list(shares) == ["synthesis.learning_rate", "synthesis.momentum"]
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["synthesis.learning_rate"] > 0.8
-    assert importance(ground, trials[:2]) == {}
+    assert importance(ground, trials[:9]) == {}
+
+
+def test_importance_leaves_out_settings_that_some_trials_lack():
+    search = {
+        "synthesis.optimizer": {"choice": ["sgd", "adam"]},
+        "synthesis.momentum": {"uniform": [0.0, 0.9], "when": {"synthesis.optimizer": "sgd"}},
+        "ipc": {"integer": [1, 4]},
+    }
+    ground = ResolvedSpace(small(search=search))
+    trials = []
+    for number, point in enumerate(points(ground, 20)):
+        # the recipe's own value, outside of its domain
+        settings = point if number else {**point, "ipc": 9}
+        accuracy = float(settings["ipc"])
+        row = Row(str(number), "finished", settings, False, 1.0, accuracy, None, 1, 1.0, "", "")
+        trials.append(row)
+    shares = importance(ground, trials)
+    assert list(shares) == ["ipc", "synthesis.optimizer"]
+    assert shares["ipc"] > 0.9
 
 
 def test_settings_become_a_tree():
