@@ -14,7 +14,8 @@ from pathlib import Path
 from rayd.artifacts import default_root
 from rayd.config import DataSettings
 from rayd.data import outline
-from rayd.data.formats.base import EncodedPixels, Source, SplitSubset
+from rayd.data.decode import Decoder
+from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixels
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.memory import available_memory
 from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
@@ -142,12 +143,11 @@ def _carve(
 def _decode(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...]
 ) -> ImageData:
+    decoder = Decoder.of(settings)
     sets = dict[str, ImageSet]()
     shape = None
     for split, subset in chosen.items():
-        sets[split] = ImageSet(
-            subset.split.read(subset.rows, settings.image_size, shape), subset.labels, names
-        )
+        sets[split] = ImageSet(read_pixels(subset, decoder, shape), subset.labels, names)
         shape = sets[split].shape
     normalization = fit_normalization(settings.normalization, sets["train"].images)
     return ImageData(
@@ -169,7 +169,7 @@ def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where
         )
     if settings.stream is not None or len(encoded) < len(chosen):
         return bool(settings.stream)
-    shape = encoded[0].shape(chosen["train"].rows, settings.image_size)
+    shape = encoded[0].shape(chosen["train"].rows, Decoder.of(settings))
     available = available_memory()
     needed = sum(len(subset.rows) for subset in chosen.values()) * math.prod(shape)
     return available is not None and needed > MEMORY_SHARE * available
@@ -186,10 +186,11 @@ def _stream(
         raise ConfigError(STREAMED_WHITENING)
     sets = dict[str, ImageSet]()
     found = dict[str, Survey]()
+    decoder = Decoder.of(settings)
     shape = None
     for split, subset in chosen.items():
         assert isinstance(subset.split.read, EncodedPixels)
-        images = subset.split.read.streamed(subset.rows, settings.image_size, shape)
+        images = subset.split.read.streamed(subset.rows, decoder, shape)
         found[split] = survey(images, subset.labels, names, cache, partial(on_progress, split))
         sets[split] = ImageSet(images, subset.labels, names, found[split].fingerprint)
         shape = images.image

@@ -116,13 +116,14 @@ def _scan(
 
 def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "version": 1,
+        "version": 2,
         "files": _stamps(images),
         "rows": hashlib.blake2b(np.ascontiguousarray(images.rows).data).hexdigest(),
         "labels": hashlib.blake2b(np.ascontiguousarray(labels).data).hexdigest(),
         "class_names": list(class_names),
         "image": list(images.image),
-        "side": images.side,
+        "side": images.decoder.side,
+        "decoder": images.decoder.key(),
     }
 
 

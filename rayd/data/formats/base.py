@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
-from rayd.data.decode import CHUNK_IMAGES, announced_shape, decode_images
+from rayd.data.decode import CHUNK_IMAGES, PLAIN, DecodeLog, Decoder, decode_images
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
 from rayd.errors import DataError
@@ -125,19 +125,64 @@ class EncodedPixels:
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> Pixels:
         """See `ReadPixels`."""
-        return decode_images(self.encoded.read(rows), len(rows), side, shape)
+        return self.decode(rows, Decoder(side), shape)
 
-    def shape(self, rows: Rows, side: int | None = None) -> ImageShape:
-        """Shape that images at ascending rows are decoded to, from the headers of the first."""
-        return announced_shape(self.encoded.read(rows[:CHUNK_IMAGES]), side)
+    def decode(
+        self,
+        rows: Rows,
+        decoder: Decoder,
+        shape: ImageShape | None = None,
+        log: DecodeLog | None = None,
+    ) -> Pixels:
+        """Decode images at ascending rows; see `decode_images`."""
+        encoded = self.encoded.read(rows)
+        return decode_images(encoded, len(rows), decoder, shape, log=log)
+
+    def shape(self, rows: Rows, decoder: Decoder, every: bool = False) -> ImageShape:
+        """Shape that images at ascending rows are decoded to; see `Decoder.announce`."""
+        looked_at = rows if every else rows[:CHUNK_IMAGES]
+        return decoder.announce(self.encoded.read(looked_at), every)
 
     def streamed(
-        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+        self, rows: Rows, decoder: Decoder | None = None, shape: ImageShape | None = None
     ) -> StreamedPixels:
         """Select images without decoding them."""
-        image = shape if shape is not None else self.shape(rows, side)
+        decoder = decoder or PLAIN
+        image = shape if shape is not None else self.shape(rows, decoder, every=True)
         encoded, renumbered = self.encoded.narrowed(rows)
-        return StreamedPixels(encoded, renumbered, image, side)
+        return StreamedPixels(encoded, renumbered, image, decoder)
+
+
+def read_pixels(
+    subset: SplitSubset,
+    decoder: Decoder,
+    shape: ImageShape | None = None,
+    log: DecodeLog | None = None,
+) -> Pixels:
+    """Pixels of selected images, from whichever format.
+
+    Args:
+        subset: the images.
+        decoder: how they become pixels.
+        shape: required shape of an image; None accepts any.
+        log: counts conversions.
+
+    Returns:
+        Images uint8 (N, C, H, W), C-contiguous.
+
+    Raises:
+        DataError: an image is damaged, or does not have the shape.
+    """
+    read = subset.split.read
+    if isinstance(read, EncodedPixels):
+        return read.decode(subset.rows, decoder, shape, log)
+    images = decoder.arrays(read(subset.rows))
+    if shape is not None and images.shape[1:] != shape:
+        raise DataError(
+            f"Images of {subset.split.where} must have shape {tuple(shape)}. "
+            f"Got {images.shape[1:]} instead."
+        )
+    return np.ascontiguousarray(images)
 
 
 def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where: str) -> Labels:
