@@ -11,12 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import yaml
+
 from rayd.artifacts import default_root
 from rayd.config import DataSettings
+from rayd.config.data import as_name
 from rayd.data import outline
 from rayd.data.decode import Decoder
 from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixels
 from rayd.data.images import ImageData, ImageSet
+from rayd.data.layout import nfc
 from rayd.data.memory import available_memory
 from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
 from rayd.data.sources import open_source
@@ -66,7 +71,7 @@ def load(
         ConfigError: the normalisation does not suit images of this size, or images that should be
             streamed cannot be.
     """
-    source = open_source(settings.name, root)
+    source = open_source(settings.name, root, settings)
     names, chosen = choose(settings, source)
     if is_streamed(settings, chosen, source.where):
         return _stream(settings, chosen, names, cache or default_root(), on_progress)
@@ -95,6 +100,14 @@ def choose(
         test = validation
         validation = None
     if test is None:
+        counts = np.bincount(train.labels, minlength=len(names))
+        single = [name for name, count in zip(names, counts, strict=True) if count == 1]
+        if single and counts.max() > 1:
+            raise DataError(
+                f"A test split cannot be carved from {train.split.where}: class '{single[0]}' has "
+                "only one image. Add images, give a test split ('data.test'), or choose others "
+                "('data.classes')."
+            )
         train, test = _carve(train, TEST_FRACTION, names, settings.split_seed, "test")
     if settings.validation_fraction > 0:
         train, validation = _carve(
@@ -110,7 +123,9 @@ def choose(
 def _choose_classes(
     source: Source, requested: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, SplitSubset]]:
-    names = source.class_names if requested is None else tuple(requested)
+    names = source.class_names
+    if requested is not None:
+        names = tuple(_spelled(name, source.class_names) for name in requested)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(
@@ -126,6 +141,27 @@ def _choose_classes(
         name: SplitSubset(split, *choose_classes(split.labels, chosen))
         for name, split in source.splits.items()
     }
+
+
+def _spelled(requested: str, names: Sequence[str]) -> str:
+    """Class that a request means: YAML reads `no`, `010` and dates as other types than text.
+
+    >>> _spelled("false", ["no", "yes"]), _spelled("8", ["007", "010"])
+    ('no', '010')
+    """
+    if nfc(requested) in names:
+        return nfc(requested)
+    meant = [name for name in names if _as_yaml(name) == requested]
+    return meant[0] if len(meant) == 1 else requested
+
+
+def _as_yaml(name: str) -> str:
+    """Text of what YAML reads a name as."""
+    try:
+        value = as_name(yaml.safe_load(name))
+    except (yaml.YAMLError, ValueError):
+        return name
+    return "null" if value is None else str(value)
 
 
 def _carve(

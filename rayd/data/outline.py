@@ -93,7 +93,9 @@ def load_outline(
     known = KNOWN.get(settings.name)
     found = known is None or locate(settings.name, root) is not None
     source = (
-        open_source(settings.name, root) if found or known is None else _published(known, settings)
+        open_source(settings.name, root, settings)
+        if found or known is None
+        else _published(known, settings)
     )
     names, chosen = choose(settings, source)
     store = cache or default_root()

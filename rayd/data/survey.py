@@ -132,7 +132,9 @@ def _stamps(images: StreamedPixels) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in images.files():
         location = remote.url(file.path) or os.path.abspath(file.path)
-        digest.update(f"{location}\0{file.size}\0{file.modified}\n".encode())
+        stamp = f"{location}\0{file.size}\0{file.modified}\n"
+        # names of files need not be UTF-8
+        digest.update(stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

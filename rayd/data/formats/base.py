@@ -9,30 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
 from rayd.data.decode import CHUNK_IMAGES, PLAIN, DecodeLog, Decoder, decode_images
+from rayd.data.layout import SplitName as SplitName
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
 from rayd.errors import DataError
-
-SplitName = Literal["train", "validation", "test"]
-
-SPLIT_NAMES: Mapping[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of the splits in files and folders."""
 
 
 class ReadPixels(Protocol):
@@ -63,6 +50,8 @@ class Split:
     """int64 (N,), checked against the class names."""
     read: ReadPixels
     """Decoder of its pixels."""
+    origin: str = ""
+    """What the split was in the data set, e.g. a folder; empty if that is nothing new."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +71,7 @@ class SplitSubset:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An opened data set on disk: its classes and splits."""
+    """An opened data set on disk: its classes, its splits, and what is no part of them."""
 
     where: str
     """File or folder, for error messages."""
@@ -90,6 +79,8 @@ class Source:
     """One name per class, in label order."""
     splits: Mapping[SplitName, Split]
     """Splits by name, at least `train`."""
+    left_out: tuple[str, ...] = ()
+    """What was found there and not read, and why, as clauses."""
 
 
 @dataclass(frozen=True, eq=False)
