@@ -108,7 +108,7 @@ class DecodeLog:
         self.sizes.update(other.sizes)
 
 
-class _ColourError(Exception):
+class ColourError(Exception):
     """A colour image among images that were taken for greyscale."""
 
 
@@ -219,17 +219,17 @@ class Decoder:
             if _open(encoded)[0].mode in GREYSCALE:
                 continue
             try:
-                self._decode(encoded, 1, DecodeLog())
-            except _ColourError:
+                self.decode(encoded, 1, DecodeLog())
+            except ColourError:
                 return 3
         return 1
 
-    def _decode(self, encoded: Encoded, channels: int, log: DecodeLog) -> Image.Image:
+    def decode(self, encoded: Encoded, channels: int, log: DecodeLog) -> Image.Image:
         """Decode one image to mode L or RGB, upright and in the size asked for.
 
         Raises:
             DataError: it is empty, damaged, or has more than 8 bits per channel.
-            _ColourError: it has a colour, and one channel was asked for.
+            ColourError: it has a colour, and one channel was asked for.
         """
         image, content = _open(encoded)
         try:
@@ -242,6 +242,7 @@ class Decoder:
             if self.side is not None:
                 log.sizes[image.height, image.width] += 1
                 image = fit_square(image, self.side, self.fit, self.background)
+            image.load()
         except DAMAGE as error:
             raise _damaged(encoded, error) from error
         return image
@@ -305,7 +306,7 @@ class Decoder:
         if _is_grey(image):
             return image.getchannel(0)
         if self.mode != "grey":
-            raise _ColourError
+            raise ColourError
         log.conversions["colours converted to greyscale"] += 1
         return image.convert("L")
 
@@ -364,7 +365,7 @@ def decode_images(
             start, chunk, future = running.popleft()
             try:
                 log.add(future.result())
-            except _ColourError:
+            except ColourError:
                 if not undecided:
                     raise _coloured(decoder, chunk) from None
                 # what was decoded so far is greyscale, repeated in three channels from now on
@@ -372,7 +373,7 @@ def decode_images(
                 for other, images, job in running:
                     try:
                         log.add(job.result())
-                    except _ColourError:
+                    except ColourError:
                         again.append((other, images))
                 running.clear()
                 if decoded.shape[1] == 1:
@@ -420,7 +421,7 @@ def _decode_chunk(decoder: Decoder, chunk: list[Encoded], decoded: Pixels) -> De
     channels, height, width = decoded.shape[1:]
     log = DecodeLog()
     for encoded, target in zip(chunk, decoded, strict=True):
-        image = decoder._decode(encoded, channels, log)
+        image = decoder.decode(encoded, channels, log)
         if image.size != (width, height):
             raise ImageSizeError(
                 "Images must all have the same size unless 'data.image_size' is set: "

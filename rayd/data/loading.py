@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from rayd.artifacts import default_root
 from rayd.config import DataSettings
 from rayd.config.data import as_name
 from rayd.data import outline
-from rayd.data.decode import Decoder
+from rayd.data.arrays import Pixels
+from rayd.data.catalog import KNOWN
+from rayd.data.decode import DecodeLog, Decoder
+from rayd.data.duplicates import Duplicates, Keys, duplicates, exact_keys
 from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixels
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.layout import nfc
@@ -26,6 +30,7 @@ from rayd.data.memory import available_memory
 from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
 from rayd.data.sources import open_source
 from rayd.data.splits import check_labels, choose_classes, long_tailed, stratified
+from rayd.data.summary import summarize
 from rayd.data.survey import Survey, survey
 from rayd.errors import ConfigError, DataError, unknown
 
@@ -74,8 +79,8 @@ def load(
     source = open_source(settings.name, root, settings)
     names, chosen = choose(settings, source)
     if is_streamed(settings, chosen, source.where):
-        return _stream(settings, chosen, names, cache or default_root(), on_progress)
-    data = _decode(settings, chosen, names)
+        return _stream(settings, source, chosen, names, cache or default_root(), on_progress)
+    data = _decode(settings, source, chosen, names)
     outline.remember(settings, chosen, data, cache or default_root())
     return data
 
@@ -97,7 +102,8 @@ def choose(
     validation = subsets.get("validation")
     check_labels(train.labels, names, train.split.where)
     if test is None and validation is not None:
-        test = validation
+        origin = f"the validation split ({validation.described})".replace(" ()", "")
+        test = replace(validation, origin=f"{origin}, as there is no test split")
         validation = None
     if test is None:
         counts = np.bincount(train.labels, minlength=len(names))
@@ -109,12 +115,15 @@ def choose(
                 "('data.classes')."
             )
         train, test = _carve(train, TEST_FRACTION, names, settings.split_seed, "test")
+        test = replace(test, origin=f"{test.origin}: no test split in {source.where}")
     if settings.validation_fraction > 0:
         train, validation = _carve(
             train, settings.validation_fraction, names, settings.split_seed, "validation"
         )
     if settings.imbalance > 1:
         train = train.at(long_tailed(train.labels, settings.imbalance, names, settings.split_seed))
+        tail = f"long tail of factor {settings.imbalance:g}"
+        train = replace(train, origin=", ".join(filter(None, (train.described, tail))))
     check_labels(test.labels, names, test.split.where)
     splits = {"train": train, "validation": validation, "test": test}
     return names, {name: subset for name, subset in splits.items() if subset is not None}
@@ -173,22 +182,67 @@ def _carve(
             f"A {purpose} split cannot be carved from {train.split.where}: "
             "no class has more than one image."
         )
-    return train.at(kept), train.at(carved)
+    origin = f"{fraction:.0%} of each class, carved from train (seed {seed})"
+    return train.at(kept), replace(train.at(carved), origin=origin)
 
 
 def _decode(
-    settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...]
+    settings: DataSettings,
+    source: Source,
+    chosen: Mapping[str, SplitSubset],
+    names: tuple[str, ...],
 ) -> ImageData:
+    log = DecodeLog()
+    pixels = dict[str, Pixels]()
     decoder = Decoder.of(settings)
     sets = dict[str, ImageSet]()
     shape = None
     for split, subset in chosen.items():
-        sets[split] = ImageSet(read_pixels(subset, decoder, shape), subset.labels, names)
+        pixels[split] = read_pixels(subset, decoder, shape, log)
+        sets[split] = ImageSet(pixels[split], subset.labels, names)
         shape = sets[split].shape
+    copies = _duplicates(settings, chosen, exact_keys(pixels))
+    summary = summarize(
+        settings,
+        source.where,
+        names,
+        chosen,
+        sets["train"].shape,
+        left_out=source.left_out,
+        log=log,
+        copies=copies,
+    )
     normalization = fit_normalization(settings.normalization, sets["train"].images)
     return ImageData(
-        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+        name=settings.name,
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets["test"],
+        normalization=normalization,
+        summary=summary,
     )
+
+
+def _duplicates(
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
+) -> Duplicates:
+    """Count copies of images.
+
+    Raises:
+        DataError: the data's own test split holds training images.
+    """
+    found = duplicates(keys, {name: subset.labels for name, subset in chosen.items()})
+    own = chosen["test"].split is not chosen["train"].split
+    refused = own and settings.copies == "refuse" and settings.name not in KNOWN
+    if refused and found.example is not None:
+        train, test = found.example
+        raise DataError(
+            f"{found.tested:,} of {len(chosen['test'].labels):,} test images are copies of "
+            f"training images, e.g. {chosen['test'].place(test)} of "
+            f"{chosen['train'].place(train)}: remove them, or set 'data.copies=keep' to test on "
+            "them all the same."
+        )
+    return found
 
 
 def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where: str) -> bool:
@@ -213,6 +267,7 @@ def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where
 
 def _stream(
     settings: DataSettings,
+    source: Source,
     chosen: Mapping[str, SplitSubset],
     names: tuple[str, ...],
     cache: Path,
@@ -230,7 +285,26 @@ def _stream(
         found[split] = survey(images, subset.labels, names, cache, partial(on_progress, split))
         sets[split] = ImageSet(images, subset.labels, names, found[split].fingerprint)
         shape = images.image
+    log = DecodeLog()
+    for scan in found.values():
+        log.add(scan.log)
+    copies = _duplicates(settings, chosen, {split: scan.keys for split, scan in found.items()})
+    summary = summarize(
+        settings,
+        source.where,
+        names,
+        chosen,
+        sets["train"].shape,
+        left_out=source.left_out,
+        log=log,
+        copies=copies,
+    )
     normalization = Standardization.of_histogram(found["train"].histogram)
     return ImageData(
-        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+        name=settings.name,
+        train=sets["train"],
+        validation=sets.get("validation"),
+        test=sets["test"],
+        normalization=normalization,
+        summary=summary,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from rayd.data.normalization import (
     Whitening,
     fit_normalization,
 )
+from rayd.data.summary import summarize
 from rayd.errors import ArtifactError, ConfigError, DataError, RunError
 from rayd.seeding import generator
 
@@ -100,8 +101,12 @@ def load_outline(
     names, chosen = choose(settings, source)
     store = cache or default_root()
     if is_streamed(settings, chosen, source.where):
-        return _streamed(settings, chosen, names, store, found)
-    return Outline(_in_memory(settings, chosen, names, store, found), found, True)
+        outline = _streamed(settings, chosen, names, store, found)
+    else:
+        outline = Outline(_in_memory(settings, chosen, names, store, found), found, True)
+    data = outline.data
+    summary = summarize(settings, source.where, names, chosen, data.shape, left_out=source.left_out)
+    return replace(outline, data=replace(data, summary=summary))
 
 
 def _in_memory(

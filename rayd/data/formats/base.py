@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
 from rayd.data.decode import CHUNK_IMAGES, PLAIN, DecodeLog, Decoder, decode_images
 from rayd.data.layout import SplitName as SplitName
+from rayd.data.layout import printable
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
 from rayd.errors import DataError
@@ -63,10 +64,25 @@ class SplitSubset:
     """Ascending rows of the split."""
     labels: Labels
     """Their labels, int64 (len(rows),)."""
+    origin: str | None = None
+    """How they came to be this split, as a clause; None: as the split was found."""
+
+    @property
+    def described(self) -> str:
+        """Where the images come from, as a clause."""
+        return self.split.origin if self.origin is None else self.origin
 
     def at(self, positions: Rows) -> SplitSubset:
         """Select the images at these positions of this subset."""
-        return SplitSubset(self.split, self.rows[positions], self.labels[positions])
+        return SplitSubset(self.split, self.rows[positions], self.labels[positions], self.origin)
+
+    def place(self, position: int) -> str:
+        """File or row of an image, for messages."""
+        row = self.rows[position : position + 1]
+        read = self.split.read
+        if isinstance(read, EncodedPixels):
+            return printable(next(iter(read.encoded.read(row))).where)
+        return f"row {int(row[0])} of {self.split.where}"
 
 
 @dataclass(frozen=True, eq=False)
