@@ -21,7 +21,15 @@ import numpy as np
 from rayd.config import DataSettings
 from rayd.data.arrays import ImageShape
 from rayd.data.catalog import KNOWN
-from rayd.data.decode import CHUNK_IMAGES, DecodeLog, Decoder, Encoded, cores
+from rayd.data.decode import (
+    CHUNK_IMAGES,
+    DAMAGE,
+    DecodeLog,
+    Decoder,
+    Encoded,
+    cores,
+    damaged,
+)
 from rayd.data.duplicates import Keys, duplicates
 from rayd.data.formats.base import EncodedPixels, Source, Split, SplitSubset, read_pixels
 from rayd.data.layout import printable
@@ -184,9 +192,11 @@ def _see(encoded: Encoded, decoder: Decoder) -> _Seen | str:
     log = DecodeLog()
     try:
         image = decoder.decode(encoded, 3, log)
+        pixels = np.asarray(image)
     except DataError as error:
         return str(error)
-    pixels = np.asarray(image)
+    except DAMAGE as error:
+        return str(damaged(encoded, error))
     coloured = bool((pixels != pixels[..., :1]).any())
     # that greyscale images are read as colours here says nothing
     log.conversions.pop("greyscale repeated in three channels", None)

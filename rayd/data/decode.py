@@ -55,6 +55,8 @@ ORIENTED_BY = (
     "Raw profile type APP1",
 )
 """Keys of `Image.info` that may tell the orientation."""
+_SPECIAL = frozenset({*ORIENTED_BY, "transparency"})
+_MODES = {1: "L", 3: "RGB"}
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**22
@@ -227,24 +229,27 @@ class Decoder:
     def decode(self, encoded: Encoded, channels: int, log: DecodeLog) -> Image.Image:
         """Decode one image to mode L or RGB, upright and in the size asked for.
 
+        Its pixels may be read when they are asked for, which may fail with one of `DAMAGE`.
+
         Raises:
             DataError: it is empty, damaged, or has more than 8 bits per channel.
             ColourError: it has a colour, and one channel was asked for.
         """
         image, content = _open(encoded)
         try:
-            image = self._eight_bits(image, content, encoded.where, log)
-            if image.format in MANY_FRAMES and getattr(image, "is_animated", False):
-                log.conversions["only the first of several frames or pages read"] += 1
-            image = _upright(image, log)
-            image = self._opaque(image, log)
-            image = self._in_mode(image, channels, log)
+            # nearly all images have nothing to convert, and small ones are read in microseconds
+            if not (_is_plain(image, content) and image.mode == _MODES[channels]):
+                image = self._eight_bits(image, content, encoded.where, log)
+                if image.format in MANY_FRAMES and getattr(image, "is_animated", False):
+                    log.conversions["only the first of several frames or pages read"] += 1
+                image = _upright(image, log)
+                image = self._opaque(image, log)
+                image = self._in_mode(image, channels, log)
             if self.side is not None:
                 log.sizes[image.height, image.width] += 1
                 image = fit_square(image, self.side, self.fit, self.background)
-            image.load()
         except DAMAGE as error:
-            raise _damaged(encoded, error) from error
+            raise damaged(encoded, error) from error
         return image
 
     def _eight_bits(
@@ -431,7 +436,7 @@ def _decode_chunk(decoder: Decoder, chunk: list[Encoded], decoded: Pixels) -> De
         try:
             pixels = np.frombuffer(image.tobytes(), np.uint8)
         except DAMAGE as error:
-            raise _damaged(encoded, error) from error
+            raise damaged(encoded, error) from error
         target[...] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     return log
 
@@ -457,7 +462,16 @@ def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
         return Image.open(io.BytesIO(content)), content
     except DAMAGE as error:
-        raise _damaged(encoded, error) from error
+        raise damaged(encoded, error) from error
+
+
+def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:
+    """Whether an image of mode L or RGB needs no conversion, from its header alone."""
+    if not _SPECIAL.isdisjoint(image.info):
+        return False
+    if image.format == "PNG":
+        return content[24] <= 8 and not getattr(image, "is_animated", False)
+    return image.format == "JPEG"
 
 
 def _upright(image: Image.Image, log: DecodeLog) -> Image.Image:
@@ -478,7 +492,7 @@ def _upright_size(encoded: Encoded) -> tuple[int, int]:
         if image.format != "TIFF" and any(key in image.info for key in ORIENTED_BY):
             turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
     except DAMAGE as error:
-        raise _damaged(encoded, error) from error
+        raise damaged(encoded, error) from error
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -545,7 +559,8 @@ def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
     return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
-def _damaged(encoded: Encoded, error: Exception) -> DataError:
+def damaged(encoded: Encoded, error: Exception) -> DataError:
+    """Error of an image that PIL cannot read."""
     reason = (
         "it is in no known image format"
         if isinstance(error, UnidentifiedImageError)
