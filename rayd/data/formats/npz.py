@@ -62,8 +62,10 @@ class EncodedArray:
 
     def read(self, rows: Rows) -> Iterator[Encoded]:
         """See `EncodedImages`."""
+        # whole items: NumPy takes zeros at the end of an item for padding, some files end with them
         return (
-            Encoded(bytes(self.contents[row].item()), f"row {row} of {self.where}") for row in rows
+            Encoded(self.contents[row : row + 1].tobytes(), f"row {row} of {self.where}")
+            for row in rows
         )
 
     at = read
