@@ -238,7 +238,7 @@ def _duplicates(
         train, test = found.example
         raise DataError(
             f"{found.tested:,} of {len(chosen['test'].labels):,} test images are copies of "
-            f"training images, e.g. {chosen['test'].place(test)} of "
+            f"training images, e.g. {chosen['test'].place(test)}, a copy of "
             f"{chosen['train'].place(train)}: remove them, or set 'data.copies=keep' to test on "
             "them all the same."
         )
