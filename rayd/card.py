@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled
 from rayd.evaluation.report import Report
 from rayd.evaluation.table import WIDTH
@@ -42,6 +43,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
         f"recipe         {card.get('recipe', 'unknown')} (method {card.get('method', 'unknown')}, "
         f"seed {card.get('seed', 'unknown')}, {card.get('steps', 'unknown')} steps)",
         f"distilled from {data.get('name', 'unknown')} (fingerprint {fingerprint})",
+        *_read(data.get("read")),
         f"normalisation  {distilled.normalization.kind}: images are network input, "
         "`pixels()` undoes it",
         *_accuracies(report),
@@ -59,6 +61,16 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
         textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False)
         for line in lines
     )
+
+
+def _read(known: object) -> list[str]:
+    """Lines of what was read of the real data."""
+    if known is None:
+        return []
+    summary = DataSummary.from_json(known)
+    first, *others = summary.lines(WIDTH - len(HEAD))
+    indent = " " * len(HEAD)
+    return [f"{'real data':<{len(HEAD)}}{first}", *(indent + line for line in others)]
 
 
 def _accuracies(report: Report | None) -> list[str]:

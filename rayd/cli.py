@@ -279,6 +279,33 @@ def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> N
     out.print(str(fetch(name, data_root)), markup=False)
 
 
+@data_app.command("check", epilog=_example("rayd data check ~/flowers image_size=64"))
+def data_check(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, an npz file or a name.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of 'data', e.g. image_size=64."),
+    ] = None,
+    as_json: Json = False,
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
+    """Go through every image of a data set and list all problems; exits with 1 if there are any."""
+    from rayd.config import DataSettings, parse_overrides
+    from rayd.config.reading import validate
+    from rayd.data.check import check
+
+    given = [override.removeprefix("data.") for override in overrides or []]
+    settings = validate(DataSettings, {"name": path, **parse_overrides(given)}, prefix="data.")
+    found = check(settings, data_root)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        out.print(found.text(), markup=False)
+    if not found.good:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=_example("rayd plan edc-cifar10-ipc10"))
 def plan(
     recipe: RecipeName,

@@ -348,9 +348,9 @@ def test_data_at_a_url(memory, tmp_path):
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])
 def test_streamed_images_are_fetched_where_they_are_read(memory, tmp_path, layout):
-    images = some_images(12)
     here = tmp_path / "toy"
-    for split in ("train", "test"):
+    for seed, split in enumerate(("train", "test")):
+        images = some_images(12, seed=seed)
         if layout == "parquet":
             write_parquet(
                 here / f"{split}-0.parquet", [encode(image) for image in images], [0, 1] * 6

@@ -134,9 +134,9 @@ def test_what_is_the_same_on_s3_is_not_fetched_again(bucket, monkeypatch):
 
 @pytest.mark.parametrize("layout", ["parquet", "folder"])
 def test_data_on_s3_that_the_disk_does_not_hold(tmp_path, bucket, layout, monkeypatch):
-    images = some_images(90, side=16)
     here = tmp_path / "toy"
-    for split in ("train", "test"):
+    for seed, split in enumerate(("train", "test")):
+        images = some_images(90, side=16, seed=seed)
         if layout == "parquet":
             for part in range(3):
                 contents = [encode(image) for image in images[30 * part :][:30]]

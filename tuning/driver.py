@@ -278,7 +278,7 @@ def _check_machine(recipe: Recipe, workers: int) -> None:
 
 def _validation(recipe: Recipe, data_root: Path | None, progress: Progress) -> float:
     """Fraction of the training images to be set aside for validation."""
-    splits = open_source(recipe.data.name, data_root).splits
+    splits = open_source(recipe.data.name, data_root, recipe.data).splits
     if recipe.data.validation_fraction > 0 or {"validation", "test"} <= splits.keys():
         return 0.0
     progress.log(

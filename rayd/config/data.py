@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from rayd.config.base import Settings
 
 
+def as_name(value: object) -> object:
+    """Convert a name that YAML read as another type to text, also `no`, `010` and dates.
+
+    >>> as_name(False), as_name(8), as_name("cat")
+    ('false', '8', 'cat')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | date):
+        return str(value)
+    return value
+
+
 def _words(value: object) -> object:
-    """Convert class names to text, also numeric ones, and wrap a single name in a list."""
-    names = [value] if isinstance(value, str | int) else value
-    if not isinstance(names, list | tuple):
-        return names
-    return [str(name) if isinstance(name, int) else name for name in names]
+    """Convert class names to text, and wrap a single name in a list."""
+    if value is None:
+        return None
+    names = value if isinstance(value, list | tuple) else [value]
+    return ["null" if name is None else as_name(name) for name in names]
+
+
+Name = Annotated[str | None, BeforeValidator(as_name)]
+"""Name of a split; numbers are text."""
+
+UNUSUAL = frozenset(
+    {
+        "fit",
+        "mode",
+        "background",
+        "white_level",
+        "train",
+        "validation",
+        "test",
+        "copies",
+    }
+)
+"""Settings that few data need: they are written, and part of cache keys, only where they are set."""
 
 
 class DataSettings(Settings):
@@ -32,6 +64,30 @@ class DataSettings(Settings):
     """Seed of splits and subsets; it belongs to the data, not to the run."""
     image_size: int | None = Field(default=None, ge=4)
     """Side in pixels to resize images to; required if the files have different sizes."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """How `image_size` makes an image square that is not: keep the central square of the short side,
+    scale both sides, or fill the short side with `background`.
+    """
+    mode: Literal["grey", "rgb"] | None = None
+    """Channels of all images; by default greyscale if no image has a colour, however its pixels are
+    stored.
+    """
+    background: str = Field(default="white", pattern=r"^(white|black|grey|#[0-9a-fA-F]{6})$")
+    """Colour under transparent pixels and around padded images: white, black, grey or `#rrggbb`."""
+    white_level: float | None = Field(default=None, gt=0)
+    """Value that becomes 255 in images of more than 8 bits per channel, e.g. 65535, 4095, or 1 for
+    floats in image files; by default they are refused.
+    """
+    train: Name = None
+    """Name of the training split where it is not certain: a folder, the beginning of Parquet files,
+    or of keys of an npz file; `.` where the folders are classes, not splits.
+    """
+    validation: Name = None
+    """Name of the validation split, like `train`."""
+    test: Name = None
+    """Name of the test split, like `train`."""
+    copies: Literal["refuse", "keep"] = "refuse"
+    """Whether test images may be copies of training images, where the data come with a test split."""
     normalization: Literal["standard", "zca"] = "standard"
     """Per-channel standardisation, or ZCA whitening, fitted on the training split."""
     stream: bool | None = None
@@ -40,3 +96,14 @@ class DataSettings(Settings):
     same path on every worker. By default used if the decoded images would take more than half of
     the available memory.
     """
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out settings for unusual data at their defaults, as keys are hashes of settings."""
+        tree: dict[str, Any] = serialize(self)
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in tree.items()
+            if name not in UNUSUAL or getattr(self, name) != fields[name].default
+        }

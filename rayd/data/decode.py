@@ -1,8 +1,13 @@
 """Decoding of encoded images (PNG, JPEG, ...) to one uint8 array, in threads.
 
-The array is allocated once, from the first images' headers; encoded bytes are read slightly ahead
-of the decoders and dropped after use, so the peak is the array and a few megabytes. PIL releases
-the GIL while it decodes.
+`Decoder` holds every decision about pixels, and all formats and streams decode with it: images are
+turned upright by their EXIF orientation, transparency is composited on a background, more than
+eight bits per channel are refused unless a white level says how to scale them, and greyscale or
+colour is decided by all images. `DecodeLog` counts what was converted.
+
+The array is allocated once, from the first images; encoded bytes are read slightly ahead of the
+decoders and dropped after use, so the peak is the array and a few megabytes. PIL releases the GIL
+while it decodes.
 """
 
 from __future__ import annotations
@@ -11,23 +16,47 @@ import io
 import os
 import struct
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import numpy.typing as npt
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from rayd.data.arrays import ImageShape, Pixels
-from rayd.data.resizing import fit_square
+from rayd.data.resizing import Fit, fit_square, resize
 from rayd.errors import DataError, ImageSizeError
+
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
+
+Mode = Literal["grey", "rgb"]
+"""Channels of all images of a set: one or three."""
 
 GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
 DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 """PIL's modes of more than 8 bits a channel."""
+FULL_RANGE = {16: 65535.0, 32: 4294967295.0}
+"""Largest value of a channel, by its bits; PIL scales colours of this depth to 8 bits itself."""
+MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
+"""Formats whose files can hold an animation or pages."""
+ORIENTATION = 0x0112
+"""EXIF tag of the orientation; 5 to 8 exchange height and width."""
+ORIENTED_BY = (
+    "exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+    "Raw profile type exif",
+    "Raw profile type APP1",
+)
+"""Keys of `Image.info` that may tell the orientation."""
+_SPECIAL = frozenset({*ORIENTED_BY, "transparency"})
+_MODES = {1: "L", 3: "RGB"}
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**22
@@ -66,30 +95,257 @@ class Encoded(NamedTuple):
         return len(self.content) if isinstance(self.content, bytes | memoryview) else 0
 
 
+@dataclass
+class DecodeLog:
+    """What was done to images while they were decoded, by number of images."""
+
+    conversions: Counter[str] = field(default_factory=Counter)
+    """Images by conversion, in words."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Images by height and width before resizing."""
+
+    def add(self, other: DecodeLog) -> None:
+        """Add the counts of another log."""
+        self.conversions.update(other.conversions)
+        self.sizes.update(other.sizes)
+
+
+class ColourError(Exception):
+    """A colour image among images that were taken for greyscale."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How encoded images become pixels.
+
+    >>> Decoder(side=32, fit="pad").size(480, 640)
+    (32, 32)
+    """
+
+    side: int | None = None
+    """Side in pixels to resize every image to; None keeps the size."""
+    fit: Fit = "crop"
+    """How an image that is not square is resized."""
+    mode: Mode | None = None
+    """Greyscale or colour; None: greyscale if no image has a colour."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour under transparent pixels, and around padded images."""
+    white_level: float | None = None
+    """Value that becomes 255 in images of more than 8 bits per channel; None refuses them."""
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> Decoder:
+        """Decoder that settings describe."""
+        red, green, blue = ImageColor.getrgb(settings.background)[:3]
+        return cls(
+            side=settings.image_size,
+            fit=settings.fit,
+            mode=settings.mode,
+            background=(red, green, blue),
+            white_level=settings.white_level,
+        )
+
+    def key(self) -> dict[str, Any]:
+        """Fields that differ from the defaults, other than the side, for cache keys."""
+        names = ("fit", "mode", "background", "white_level")
+        return {
+            name: getattr(self, name)
+            for name in names
+            if getattr(self, name) != getattr(PLAIN, name)
+        }
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image after resizing."""
+        return (height, width) if self.side is None else (self.side, self.side)
+
+    def arrays(self, images: Pixels) -> Pixels:
+        """Apply `mode` and `side` to images that are arrays, uint8 (N, C, H, W)."""
+        if self.mode == "rgb" and images.shape[1] == 1:
+            images = np.repeat(images, 3, axis=1)
+        elif self.mode == "grey" and images.shape[1] == 3:
+            images = _luminance(images)
+        if self.side is not None:
+            images = resize(images, self.side, self.fit, self.background)
+        return images
+
+    def scaled(self, values: npt.NDArray[Any], where: str, bits: str) -> Pixels:
+        """Scale values of more than 8 bits to uint8 by the white level.
+
+        Raises:
+            DataError: there is no white level, or values lie outside 0 to it.
+        """
+        white = self.white_level
+        least, most = _range(values)
+        if white is None:
+            raise DataError(
+                f"Images must have 8 bits per channel. Got {bits} with values {least:g} to "
+                f"{most:g} at {where} instead: set 'data.white_level' to the value that is white, "
+                "e.g. 65535 or 4095, to scale them."
+            )
+        if not (least >= 0 and most <= white):
+            raise DataError(
+                f"Pixels of {where} must lie in 0..{white:g} ('data.white_level'). "
+                f"Got {least:g} to {most:g} instead."
+            )
+        scaled: Pixels = np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
+        return scaled
+
+    def announce(self, encoded: Iterable[Encoded], every: bool = False) -> ImageShape:
+        """Shape that images are decoded to.
+
+        The size is that of the first image; greyscale or colour is decided by decoding images until
+        one has a colour.
+
+        Args:
+            encoded: the images, in order.
+            every: look for a colour in all images, not only in the first `CHUNK_IMAGES`.
+
+        Raises:
+            DataError: one of the images looked at is empty or damaged.
+        """
+        chunks = _chunks(encoded)
+        first = next(chunks, (0, []))[1]
+        if not first:
+            return ImageShape(1, self.side or 0, self.side or 0)
+        channels = self._channels(first)
+        if channels == 1 and every and self.mode is None:
+            channels = max((self._channels(chunk) for _, chunk in chunks), default=1)
+        height, width = (0, 0) if self.side is not None else _upright_size(first[0])
+        return ImageShape(channels, *self.size(height, width))
+
+    def _channels(self, images: list[Encoded]) -> int:
+        """Number of channels that some images need: 3 from the first one with a colour."""
+        if self.mode is not None:
+            return 1 if self.mode == "grey" else 3
+        for encoded in images:
+            if _open(encoded)[0].mode in GREYSCALE:
+                continue
+            try:
+                self.decode(encoded, 1, DecodeLog())
+            except ColourError:
+                return 3
+        return 1
+
+    def decode(self, encoded: Encoded, channels: int, log: DecodeLog) -> Image.Image:
+        """Decode one image to mode L or RGB, upright and in the size asked for.
+
+        Its pixels may be read when they are asked for, which may fail with one of `DAMAGE`.
+
+        Raises:
+            DataError: it is empty, damaged, or has more than 8 bits per channel.
+            ColourError: it has a colour, and one channel was asked for.
+        """
+        image, content = _open(encoded)
+        try:
+            # nearly all images have nothing to convert, and small ones are read in microseconds
+            if not (_is_plain(image, content) and image.mode == _MODES[channels]):
+                image = self._eight_bits(image, content, encoded.where, log)
+                if image.format in MANY_FRAMES and getattr(image, "is_animated", False):
+                    log.conversions["only the first of several frames or pages read"] += 1
+                image = _upright(image, log)
+                image = self._opaque(image, log)
+                image = self._in_mode(image, channels, log)
+            if self.side is not None:
+                log.sizes[image.height, image.width] += 1
+                image = fit_square(image, self.side, self.fit, self.background)
+        except DAMAGE as error:
+            raise damaged(encoded, error) from error
+        return image
+
+    def _eight_bits(
+        self, image: Image.Image, content: bytes | memoryview, where: str, log: DecodeLog
+    ) -> Image.Image:
+        """Scale an image of more than 8 bits per channel, or refuse it."""
+        bits = _bits(image, content)
+        if bits <= 8:
+            return image
+        if image.mode in DEEP:
+            pixels = self.scaled(np.asarray(image), where, f"mode '{image.mode}'")
+            # the orientation is applied later
+            kept: dict[Any, Any] = {
+                key: image.info[key] for key in ORIENTED_BY if key in image.info
+            }
+            format = image.format
+            image = Image.fromarray(pixels)
+            image.info = kept
+            image.format = format
+        elif self.white_level is None:
+            raise DataError(
+                f"Images must have 8 bits per channel. Got {bits} bits (mode '{image.mode}') at "
+                f"{where} instead: set 'data.white_level={2**bits - 1}' to scale them."
+            )
+        elif self.white_level != 2**bits - 1:
+            raise DataError(
+                f"Colours of {bits} bits can only be scaled from their full range, with "
+                f"'data.white_level={2**bits - 1}'. Got {self.white_level:g} for {where} instead."
+            )
+        log.conversions[f"scaled to 8 bits per channel (white is {self.white_level:g})"] += 1
+        return image
+
+    def _opaque(self, image: Image.Image, log: DecodeLog) -> Image.Image:
+        """Composite an image with transparent pixels on the background."""
+        if not image.has_transparency_data:
+            return image
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema()[0] == 255:
+            return image
+        canvas = Image.new("RGBA", image.size, (*self.background, 255))
+        canvas.alpha_composite(layers)
+        red, green, blue = self.background
+        log.conversions[f"transparency composited on #{red:02x}{green:02x}{blue:02x}"] += 1
+        return canvas.convert("RGB")
+
+    def _in_mode(self, image: Image.Image, channels: int, log: DecodeLog) -> Image.Image:
+        """Convert an opaque image to mode L or RGB."""
+        if channels == 3:
+            if image.mode == "RGB":
+                return image
+            if image.mode in GREYSCALE:
+                log.conversions["greyscale repeated in three channels"] += 1
+            elif image.mode not in ("RGBA", "P"):
+                log.conversions[f"converted from {image.mode} to RGB"] += 1
+            return image.convert("RGB")
+        if image.mode in GREYSCALE:
+            return image if image.mode == "L" else image.convert("L")
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        if _is_grey(image):
+            return image.getchannel(0)
+        if self.mode != "grey":
+            raise ColourError
+        log.conversions["colours converted to greyscale"] += 1
+        return image.convert("L")
+
+
+PLAIN = Decoder()
+"""Decoder without any settings."""
+
+
 def decode_images(
     encoded: Iterable[Encoded],
     count: int,
-    side: int | None = None,
+    decoder: Decoder | None = None,
     shape: ImageShape | None = None,
     threads: int | None = None,
+    log: DecodeLog | None = None,
 ) -> Pixels:
     """Decode `count` encoded images to one array uint8 (count, C, H, W).
 
-    Without `shape`, the first image decides the size, and the majority of the first chunk whether
-    the set is greyscale or RGB: ImageNet has a few greyscale images, which become RGB, as do
-    palettes and alpha.
+    Without `shape`, the first image decides the size, and all images decide whether the set is
+    greyscale: it is if none has a colour, however the pixels are stored.
 
     Args:
         encoded: the images, in order; consumed lazily.
         count: number of images.
-        side: side in pixels to resize every image to; images of any size are then accepted.
+        decoder: how images become pixels.
         shape: shape to decode to; by default the first image's.
         threads: number of decoding threads; by default one per available core.
+        log: counts conversions.
 
     Raises:
         DataError: an image is empty, damaged, of another size, has more than 8 bits per channel,
-            or colours in a greyscale set.
+            or colours where `shape` is greyscale.
     """
+    decoder = decoder or PLAIN
     threads = threads or cores()
     # with a given shape the first chunk decides nothing, so small batches use all threads
     chunks = _chunks(
@@ -97,36 +353,49 @@ def decode_images(
         CHUNK_IMAGES if shape is None else min(CHUNK_IMAGES, -(-count // (2 * threads)) or 1),
     )
     first = next(chunks, (0, []))
+    undecided = shape is None and decoder.mode is None
     if shape is None:
-        shape = _shape(first[1], side)
+        shape = decoder.announce(first[1])
     decoded = np.empty((count, *shape), np.uint8)
+    log = log if log is not None else DecodeLog()
     with ThreadPoolExecutor(threads, "rayd-decode") as pool:
-        running: deque[Future[None]] = deque()
+        running: deque[tuple[int, list[Encoded], Future[DecodeLog]]] = deque()
+
+        def submit(start: int, chunk: list[Encoded]) -> None:
+            target = decoded[start : start + len(chunk)]
+            running.append((start, chunk, pool.submit(_decode_chunk, decoder, chunk, target)))
+
+        def collect() -> None:
+            nonlocal decoded
+            start, chunk, future = running.popleft()
+            try:
+                log.add(future.result())
+            except ColourError:
+                if not undecided:
+                    raise _coloured(decoder, chunk) from None
+                # what was decoded so far is greyscale, repeated in three channels from now on
+                again = [(start, chunk)]
+                for other, images, job in running:
+                    try:
+                        log.add(job.result())
+                    except ColourError:
+                        again.append((other, images))
+                running.clear()
+                if decoded.shape[1] == 1:
+                    decoded = np.repeat(decoded, 3, axis=1)
+                for job_start, images in again:
+                    submit(job_start, images)
+
         try:
             for start, chunk in chain([first], chunks):
-                running.append(
-                    pool.submit(_decode_chunk, chunk, decoded[start : start + len(chunk)], side)
-                )
+                submit(start, chunk)
                 if len(running) > 2 * threads:
-                    running.popleft().result()
+                    collect()
             while running:
-                running.popleft().result()
+                collect()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return decoded
-
-
-def announced_shape(encoded: Iterable[Encoded], side: int | None = None) -> ImageShape:
-    """Shape that `decode_images` decodes images to, from their headers.
-
-    Args:
-        encoded: the images, in order; only the first chunk is read.
-        side: as in `decode_images`.
-
-    Raises:
-        DataError: one of them is empty or damaged.
-    """
-    return _shape(next(_chunks(encoded), (0, []))[1], side)
 
 
 def cores() -> int:
@@ -153,40 +422,36 @@ def _chunks(
         yield start, chunk
 
 
-def _decode_chunk(chunk: list[Encoded], decoded: Pixels, side: int | None) -> None:
+def _decode_chunk(decoder: Decoder, chunk: list[Encoded], decoded: Pixels) -> DecodeLog:
     channels, height, width = decoded.shape[1:]
-    mode = "L" if channels == 1 else "RGB"
+    log = DecodeLog()
     for encoded, target in zip(chunk, decoded, strict=True):
-        image = _open(encoded)
-        _check_mode(image, channels, encoded.where)
-        if side is None and image.size != (width, height):
+        image = decoder.decode(encoded, channels, log)
+        if image.size != (width, height):
             raise ImageSizeError(
                 "Images must all have the same size unless 'data.image_size' is set: "
                 f"{encoded.where} has height x width {image.height} x {image.width}, "
                 f"expected {height} x {width}."
             )
         try:
-            if image.mode != mode:
-                image = image.convert(mode)
-            if side is not None:
-                image = fit_square(image, side)
             pixels = np.frombuffer(image.tobytes(), np.uint8)
         except DAMAGE as error:
-            raise _damaged(encoded, error) from error
+            raise damaged(encoded, error) from error
         target[...] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    return log
 
 
-def _shape(images: list[Encoded], side: int | None) -> ImageShape:
-    """Shape according to the images' headers."""
-    if not images:
-        return ImageShape(1, side or 0, side or 0)
-    grey = sum(_open(encoded).mode in GREYSCALE for encoded in images)
-    width, height = (side, side) if side is not None else _open(images[0]).size
-    return ImageShape(1 if 2 * grey > len(images) else 3, height, width)
+def _coloured(decoder: Decoder, chunk: list[Encoded]) -> DataError:
+    """The error of a colour image in a greyscale set."""
+    where = next(encoded.where for encoded in chunk if decoder._channels([encoded]) == 3)
+    return DataError(
+        f"The image at {where} has colours, and the training images are greyscale: set "
+        "'data.mode=rgb' to read all in colour, or 'data.mode=grey' to drop colours."
+    )
 
 
-def _open(encoded: Encoded) -> Image.Image:
-    """Open an image and read its header, not its pixels."""
+def _open(encoded: Encoded) -> tuple[Image.Image, bytes | memoryview]:
+    """Open an image and read its header, not its pixels; also return its content."""
     try:
         content = (
             encoded.content
@@ -195,23 +460,107 @@ def _open(encoded: Encoded) -> Image.Image:
         )
         if len(content) == 0:
             raise DataError(f"The image at {encoded.where} is empty (0 bytes).")
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content)), content
     except DAMAGE as error:
-        raise _damaged(encoded, error) from error
+        raise damaged(encoded, error) from error
 
 
-def _check_mode(image: Image.Image, channels: int, where: str) -> None:
+def _is_plain(image: Image.Image, content: bytes | memoryview) -> bool:
+    """Whether an image of mode L or RGB needs no conversion, from its header alone."""
+    if not _SPECIAL.isdisjoint(image.info):
+        return False
+    if image.format == "PNG":
+        return content[24] <= 8 and not getattr(image, "is_animated", False)
+    return image.format == "JPEG"
+
+
+def _upright(image: Image.Image, log: DecodeLog) -> Image.Image:
+    """Turn an image as its EXIF orientation says; PIL turns TIFF files itself."""
+    if not any(key in image.info for key in ORIENTED_BY):
+        return image
+    if image.getexif().get(ORIENTATION, 1) not in range(2, 9):
+        return image
+    log.conversions["turned upright (EXIF orientation)"] += 1
+    return ImageOps.exif_transpose(image)
+
+
+def _upright_size(encoded: Encoded) -> tuple[int, int]:
+    """Height and width of an image once it is upright, from its header."""
+    image, _ = _open(encoded)
+    turned = False
+    try:
+        if image.format != "TIFF" and any(key in image.info for key in ORIENTED_BY):
+            turned = image.getexif().get(ORIENTATION, 1) in range(5, 9)
+    except DAMAGE as error:
+        raise damaged(encoded, error) from error
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _bits(image: Image.Image, content: bytes | memoryview) -> int:
+    """Bits per channel of an encoded image: PIL opens colours of 16 bits as if they had 8."""
+    if image.format == "JPEG":
+        return 8
     if image.mode in DEEP:
-        raise DataError(
-            f"Images must have 8 bits per channel. Got mode '{image.mode}' at {where} instead."
-        )
-    if channels == 1 and image.mode not in GREYSCALE:
-        raise DataError(
-            f"The image at {where} has colours (mode '{image.mode}') in a greyscale set."
-        )
+        return 32 if image.mode in ("I", "F") else 16
+    if image.format == "PNG":
+        return bytes(content[24:25])[0] if bytes(content[:4]) == b"\x89PNG" else 8
+    if image.format == "TIFF":
+        return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
+    if image.format == "JPEG2000":
+        return _jpeg2000_bits(bytes(content))
+    if image.format == "AVIF":
+        return _avif_bits(bytes(content[:4096]))
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    parts = arguments if isinstance(arguments, tuple) else (arguments,)
+    if image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts):
+        return 16
+    return 16 if any(isinstance(part, str) and ";16" in part for part in parts) else 8
 
 
-def _damaged(encoded: Encoded, error: Exception) -> DataError:
+def _jpeg2000_bits(content: bytes) -> int:
+    """Largest bits per component, from the SIZ marker of a JPEG 2000 codestream."""
+    start = content.find(b"\xff\x4f\xff\x51")
+    count = int.from_bytes(content[start + 40 : start + 42], "big")
+    components = content[start + 42 : start + 42 + 3 * count : 3]
+    return max(((size & 127) + 1 for size in components), default=8) if start >= 0 else 8
+
+
+def _avif_bits(head: bytes) -> int:
+    """Bits per channel, from the AV1 configuration box of an AVIF file."""
+    start = head.find(b"av1C")
+    if start < 0 or len(head) < start + 7:
+        return 8
+    flags = head[start + 6]
+    if not flags & 0x40:
+        return 8
+    return 12 if flags & 0x20 else 10
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Whether all channels of an RGB image are equal."""
+    pixels = np.asarray(image)
+    return bool(
+        (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
+    )
+
+
+def _luminance(images: Pixels) -> Pixels:
+    """Greyscale (N, 1, H, W) of colour images (N, 3, H, W), by PIL's formula (ITU-R 601-2)."""
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
+    for image, target in zip(images, grey, strict=True):
+        target[0] = (np.tensordot(weights, image.astype(np.uint32), 1) + 0x8000) >> 16
+    return grey
+
+
+def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Least and largest value; NaN where one is among them."""
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+
+
+def damaged(encoded: Encoded, error: Exception) -> DataError:
+    """Error of an image that PIL cannot read."""
     reason = (
         "it is in no known image format"
         if isinstance(error, UnidentifiedImageError)

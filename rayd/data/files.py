@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +19,7 @@ import numpy.typing as npt
 from rayd import remote
 from rayd.data import copies
 from rayd.data.arrays import Rows
+from rayd.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class DataFile:
     @classmethod
     def at(cls, path: Path) -> DataFile:
         """Describe a local file."""
-        stat = path.stat()
-        return cls(path, stat.st_size, stat.st_mtime_ns)
+        status = path.stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
 
     @property
     def is_remote(self) -> bool:
@@ -77,6 +81,8 @@ class Listing:
     """See `DataFile`."""
     folders: frozenset[str] = frozenset()
     """Relative paths of the subfolders, including empty ones where the storage has folders."""
+    skipped: tuple[str, ...] = ()
+    """What could not be listed (broken links, loops of links, pipes), as clauses."""
 
     @classmethod
     def of(cls, folder: Path) -> Listing:
@@ -86,17 +92,30 @@ class Listing:
             RunError: the folder is at a URL whose storage cannot be reached.
         """
         if remote.url(folder) is None:
-            folders, files = _walk(folder)
+            folders, files, skipped = _walk(folder)
         else:
             files = [
                 (str(path.relative_to(folder)), size, time * 10**9)
                 for path, size, time in remote.files(folder)
             ]
             folders = {str(parent) for name, _, _ in files for parent in Path(name).parents[:-1]}
+            skipped = ()
         files.sort(key=lambda file: file[0].split(os.sep))
         sizes = np.array([size for _, size, _ in files], np.int64)
         modified = np.array([time for _, _, time in files], np.int64)
-        return cls(folder, tuple(name for name, _, _ in files), sizes, modified, frozenset(folders))
+        return cls(
+            folder=folder,
+            names=tuple(name for name, _, _ in files),
+            sizes=sizes,
+            modified=modified,
+            folders=frozenset(folders),
+            skipped=skipped,
+        )
+
+    @cached_property
+    def files(self) -> frozenset[str]:
+        """The names, for look-ups."""
+        return frozenset(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -151,17 +170,61 @@ class _Distant(io.RawIOBase):
         return len(content)
 
 
-def _walk(folder: Path) -> tuple[set[str], list[tuple[str, int, int]]]:
-    """Subfolders of a folder, and files with their sizes and modification times."""
+def names_below(folder: Path) -> Iterator[str]:
+    """Names of the files below a folder, as they are found; links to folders are followed."""
+    waiting = [(str(folder), frozenset[tuple[int, int]]())]
+    while waiting:
+        parent, above = waiting.pop()
+        with suppress(OSError):
+            for entry in os.scandir(parent):
+                if entry.is_dir():
+                    status = entry.stat()
+                    here = (status.st_dev, status.st_ino)
+                    if here not in above:
+                        waiting.append((entry.path, above | {here}))
+                elif entry.is_file():
+                    yield entry.name
+
+
+def _walk(
+    folder: Path,
+) -> tuple[set[str], list[tuple[str, int, int]], tuple[str, ...]]:
+    """Subfolders of a folder, files with their sizes and modification times, and what was skipped.
+
+    Links are followed, except to a folder that they are in: such a loop has no end.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     folders = set[str]()
     files = list[tuple[str, int, int]]()
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        relative = os.path.relpath(parent, folder)
-        for name in subfolders:
-            folders.add(os.path.normpath(os.path.join(relative, name)))
-        for name in names:
-            with suppress(FileNotFoundError):  # a dangling link
-                stat = os.stat(os.path.join(parent, name))
-                path = os.path.normpath(os.path.join(relative, name))
-                files.append((path, stat.st_size, stat.st_mtime_ns))
-    return folders, files
+    skipped = Counter[str]()
+    top = os.stat(folder)
+    waiting = [("", frozenset({(top.st_dev, top.st_ino)}))]
+    while waiting:
+        relative, above = waiting.pop()
+        try:
+            entries = list(os.scandir(os.path.join(folder, relative)))
+        except OSError as error:
+            path = os.path.join(folder, relative)
+            raise DataError(f"Cannot list the folder '{path}': {error.strerror}.") from error
+        for entry in entries:
+            name = os.path.join(relative, entry.name)
+            try:
+                status = entry.stat()
+            except OSError:
+                skipped["broken link"] += 1
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                here = (status.st_dev, status.st_ino)
+                if here in above:
+                    skipped["link to a folder that it is in"] += 1
+                    continue
+                folders.add(name)
+                waiting.append((name, above | {here}))
+            elif stat.S_ISREG(status.st_mode):
+                files.append((name, status.st_size, status.st_mtime_ns))
+            else:
+                skipped["pipe, socket or device"] += 1
+    clauses = tuple(f"{count:,} x {what}" for what, count in sorted(skipped.items()))
+    return folders, files, clauses

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from rayd.data.arrays import ImageArray, ImageShape, Labels, Pixels, Rows
 from rayd.data.normalization import Normalization
 from rayd.data.streaming import part
+from rayd.data.summary import DataSummary
 from rayd.errors import DataError
 
 __all__ = [
@@ -166,6 +167,8 @@ class ImageData:
     """Images for evaluation only."""
     normalization: Normalization
     """Normalisation fitted on `train`."""
+    summary: DataSummary | None = None
+    """What was read; None for data that were not loaded by `rayd.data.load`."""
 
     def __post_init__(self) -> None:
         for split, other in (("validation", self.validation), ("test", self.test)):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,17 @@ from rayd.config import DataSettings
 from rayd.data import survey
 from rayd.data.arrays import ImageShape, Labels, Rows
 from rayd.data.catalog import KNOWN, KnownSet
-from rayd.data.decode import Encoded
+from rayd.data.decode import Decoder, Encoded
 from rayd.data.files import DataFile
-from rayd.data.formats.base import ArrayPixels, EncodedPixels, Source, Split, SplitName, SplitSubset
+from rayd.data.formats.base import (
+    ArrayPixels,
+    EncodedPixels,
+    Source,
+    Split,
+    SplitName,
+    SplitSubset,
+    read_pixels,
+)
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.normalization import (
     LARGEST_WHITENING,
@@ -40,6 +48,7 @@ from rayd.data.normalization import (
     Whitening,
     fit_normalization,
 )
+from rayd.data.summary import summarize
 from rayd.errors import ArtifactError, ConfigError, DataError, RunError
 from rayd.seeding import generator
 
@@ -85,13 +94,19 @@ def load_outline(
     known = KNOWN.get(settings.name)
     found = known is None or locate(settings.name, root) is not None
     source = (
-        open_source(settings.name, root) if found or known is None else _published(known, settings)
+        open_source(settings.name, root, settings)
+        if found or known is None
+        else _published(known, settings)
     )
     names, chosen = choose(settings, source)
     store = cache or default_root()
     if is_streamed(settings, chosen, source.where):
-        return _streamed(settings, chosen, names, store, found)
-    return Outline(_in_memory(settings, chosen, names, store, found), found, True)
+        outline = _streamed(settings, chosen, names, store, found)
+    else:
+        outline = Outline(_in_memory(settings, chosen, names, store, found), found, True)
+    data = outline.data
+    summary = summarize(settings, source.where, names, chosen, data.shape, left_out=source.left_out)
+    return replace(outline, data=replace(data, summary=summary))
 
 
 def _in_memory(
@@ -103,14 +118,13 @@ def _in_memory(
 ) -> ImageData:
     """Outline data that a run decodes into memory."""
     arrays = all(isinstance(subset.split.read, ArrayPixels) for subset in chosen.values())
+    decoder = Decoder.of(settings)
     sets: dict[str, ImageSet] = {}
     shape: ImageShape | None = None
     fingerprints = _recall(settings, chosen, names, store) if found else {}
     for split, subset in chosen.items():
         if found and arrays:
-            sets[split] = ImageSet(
-                subset.split.read(subset.rows, settings.image_size, shape), subset.labels, names
-            )
+            sets[split] = ImageSet(read_pixels(subset, decoder, shape), subset.labels, names)
         else:
             shape = shape or _shape(subset, settings)
             # zeros that are never written take no memory
@@ -142,10 +156,12 @@ def _streamed(
         raise ConfigError(STREAMED_WHITENING)
     sets: dict[str, ImageSet] = {}
     surveys: dict[str, survey.Survey | None] = {}
+    decoder = Decoder.of(settings)
     shape: ImageShape | None = None
     for split, subset in chosen.items():
         assert isinstance(subset.split.read, EncodedPixels)
-        images = subset.split.read.streamed(subset.rows, settings.image_size, shape)
+        shape = shape or subset.split.read.shape(subset.rows, decoder)
+        images = subset.split.read.streamed(subset.rows, decoder, shape)
         scan = survey.known(images, subset.labels, names, store) if found else None
         surveys[split] = scan
         fingerprint = scan.fingerprint if scan else f"unknown {split}"
@@ -164,14 +180,15 @@ def _streamed(
 
 
 def _shape(subset: SplitSubset, settings: DataSettings) -> ImageShape:
+    decoder = Decoder.of(settings)
     read = subset.split.read
     if isinstance(read, EncodedPixels):
-        return read.shape(subset.rows, settings.image_size)
+        return read.shape(subset.rows, decoder)
     assert isinstance(read, ArrayPixels)
-    shape = ImageShape(*read.images.shape[1:])
-    if settings.image_size is None:
-        return shape
-    return ImageShape(shape.channels, settings.image_size, settings.image_size)
+    channels, height, width = read.images.shape[1:]
+    if settings.mode is not None:
+        channels = 1 if settings.mode == "grey" else 3
+    return ImageShape(channels, *decoder.size(height, width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,16 +275,18 @@ def _key(
 ) -> str | None:
     """Hash of all inputs of the fingerprints; None where computing them is fast anyway."""
     parts: dict[str, Any] = {}
+    decoder = Decoder.of(settings)
     shape: ImageShape | None = None
     for split, subset in chosen.items():
         read = subset.split.read
         if isinstance(read, EncodedPixels):
-            images = read.streamed(subset.rows, settings.image_size, shape)
+            shape = shape or read.shape(subset.rows, decoder)
+            images = read.streamed(subset.rows, decoder, shape)
             shape = images.image
             parts[split] = survey.identity(images, subset.labels, names)
         elif settings.normalization == "zca" and isinstance(read, ArrayPixels):
-            images_ = read(subset.rows, settings.image_size, shape)
-            parts[split] = ImageSet(images_, subset.labels, names).fingerprint
+            pixels = read_pixels(subset, decoder, shape)
+            parts[split] = ImageSet(pixels, subset.labels, names).fingerprint
         else:
             return None
     return content_hash({"version": 1, "splits": parts, "normalization": settings.normalization})
@@ -350,5 +369,8 @@ def _photograph(shape: ImageShape) -> bytes:
     waves = 127 + 60 * np.sin(rows / 3) + 60 * np.sin(columns / 5)
     image = Image.fromarray(waves.astype(np.uint8))
     content = io.BytesIO()
-    (image if shape.channels == 1 else image.convert("RGB")).save(content, "JPEG", quality=90)
+    if shape.channels == 3:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = Image.merge("RGB", (image, mirrored, image))
+    image.save(content, "JPEG", quality=90)
     return content.getvalue()

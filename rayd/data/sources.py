@@ -14,14 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rayd import remote
 from rayd.data.catalog import KNOWN
 from rayd.data.files import Listing
 from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
 from rayd.data.formats.base import Source
-from rayd.errors import DataError, unknown
+from rayd.data.layout import requested
+from rayd.errors import ConfigError, DataError, unknown
+
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
 
 ROOT_VARIABLE = "RAYD_DATA"
 """Environment variable of the data root."""
@@ -48,6 +52,9 @@ class Format(Protocol):
 
 FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
 """Supported formats; the first that matches is used."""
+
+NAMED_SPLITS: Sequence[Format] = (parquet, npz, folder)
+"""Formats whose splits have names, which settings choose from; others have fixed files."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,15 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
     return infos
 
 
-def open_source(name: str, root: Path | None = None) -> Source:
+def open_source(
+    name: str, root: Path | None = None, settings: DataSettings | None = None
+) -> Source:
     """Open a data set by name or path: reads and checks its labels, decodes no image.
+
+    Args:
+        name: of a known set, or the path of one's own.
+        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+        settings: which parts are the splits, where that is not certain.
 
     Raises:
         DataError: it is unknown, missing, empty, damaged, or a pickle.
@@ -108,14 +122,21 @@ def open_source(name: str, root: Path | None = None) -> Source:
     if path is not None and remote.url(path) is not None:
         listing = Listing.of(path)
         if parquet.holds(listing):
-            return parquet.open_listing(listing, names)
+            return parquet.open_listing(listing, names, settings)
         if folder.holds(listing):
-            return folder.open_listing(listing)
+            return folder.open_listing(listing, settings)
         if not remote.bring(path):
             remote.bring_all(path)
     layout = _format(path) if path is not None else None
     if path is None or layout is None:
         raise DataError(_why_not(name, root))
+    if layout in NAMED_SPLITS:
+        return layout.open_source(path, names, settings)  # type: ignore[call-arg]
+    if requested(settings):
+        raise ConfigError(
+            f"Settings 'data.train', 'data.validation' and 'data.test' have no effect on '{name}', "
+            "whose splits are fixed files."
+        )
     return layout.open_source(path, names)
 
 

@@ -115,7 +115,8 @@ def check_labels(labels: Labels, class_names: Sequence[str], where: str) -> None
     missing = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if missing:
         raise DataError(
-            f"Every class must have an image in {where}. Got none for {_listed(missing)} instead."
+            f"Every class must have an image in {where}. Got none for {_listed(missing)} instead: "
+            "add images, or choose other classes with 'data.classes'."
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayd.data.arrays import ImageArray, ImageShape, Pixels, Rows
-from rayd.data.decode import Encoded, cores, decode_images
+from rayd.data.decode import PLAIN, DecodeLog, Decoder, Encoded, cores, decode_images
 from rayd.data.files import DataFile
 from rayd.errors import DataError
 
@@ -62,8 +62,8 @@ class StreamedPixels:
     """Rows of `encoded`, in order."""
     image: ImageShape
     """Shape of each decoded image."""
-    side: int | None = None
-    """Side in pixels to resize every image to; None keeps the size."""
+    decoder: Decoder = PLAIN
+    """How images become pixels."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,16 +93,18 @@ class StreamedPixels:
         """
         return self.decode(rows, decoding_threads())
 
-    def decode(self, rows: slice | npt.NDArray[np.int64], threads: int) -> Pixels:
-        """Decode images with a given number of threads."""
+    def decode(
+        self, rows: slice | npt.NDArray[np.int64], threads: int, log: DecodeLog | None = None
+    ) -> Pixels:
+        """Decode images with a given number of threads; count conversions in a log."""
         requested = self._at(rows)
         images = self.encoded.at(requested)
-        return decode_images(images, len(requested), self.side, self.image, threads)
+        return decode_images(images, len(requested), self.decoder, self.image, threads, log)
 
     def part(self, rows: slice | npt.NDArray[np.int64]) -> StreamedPixels:
         """Select images, still encoded, in the order requested, with only the files they need."""
         encoded, renumbered = self.encoded.narrowed(self._at(rows))
-        return StreamedPixels(encoded, renumbered, self.image, self.side)
+        return StreamedPixels(encoded, renumbered, self.image, self.decoder)
 
     def files(self) -> Iterable[DataFile]:
         """Files that contain these images."""

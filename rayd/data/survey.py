@@ -10,10 +10,11 @@ thread per core; it fetches every remote file once.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ import numpy.typing as npt
 
 from rayd import remote
 from rayd.artifacts import content_hash, read_json, write_json
+from rayd.data.decode import DecodeLog
+from rayd.data.duplicates import Keys, keys_of
 from rayd.data.images import Labels, content_digest
 from rayd.data.normalization import channel_histogram
-from rayd.data.streaming import StreamedPixels, batches
+from rayd.data.streaming import StreamedPixels, ahead, decoding_threads
 from rayd.errors import ArtifactError, RunError
 
 log = logging.getLogger(__name__)
@@ -48,10 +51,36 @@ class Survey:
     """Fingerprint of the set, see `ImageSet.fingerprint`."""
     histogram: npt.NDArray[np.int64]
     """Count of each value in each channel, (C, 256)."""
+    keys: Keys
+    """Hashes of the images, to find copies."""
+    log: DecodeLog
+    """What was converted."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
-        return {"fingerprint": self.fingerprint, "histogram": self.histogram.tolist()}
+        return {
+            "fingerprint": self.fingerprint,
+            "histogram": self.histogram.tolist(),
+            "keys": base64.b64encode(self.keys.astype("<u8").tobytes()).decode(),
+            "conversions": dict(self.log.conversions),
+            "sizes": [[*size, count] for size, count in sorted(self.log.sizes.items())],
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Survey:
+        """Inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or damaged.
+        """
+        histogram = np.array(tree["histogram"], np.int64)
+        if histogram.ndim != 2 or histogram.shape[1] != 256:
+            raise ValueError("the histogram has another shape")
+        keys = np.frombuffer(base64.b64decode(tree["keys"], validate=True), "<u8")
+        log = DecodeLog()
+        log.conversions.update({str(what): int(n) for what, n in tree["conversions"].items()})
+        log.sizes.update({(int(h), int(w)): int(count) for h, w, count in tree["sizes"]})
+        return cls(str(tree["fingerprint"]), histogram, keys.astype(np.uint64), log)
 
 
 def survey(
@@ -105,24 +134,29 @@ def _scan(
     digest = content_digest(images.shape, labels, class_names)
     histogram = np.zeros((images.image.channels, 256), np.int64)
     step = max(1, CHUNK_BYTES // max(1, images.nbytes // max(1, len(images))))
+    log = DecodeLog()
+    keys = np.empty(len(images), np.uint64)
+    threads = decoding_threads()
     on_progress(0, len(images))
     chunks = (slice(start, start + step) for start in range(0, len(images), step))
-    for rows, pixels in batches(images, chunks):
+    for rows, pixels in ahead(chunks, lambda chunk: images.decode(chunk, threads, log)):
         digest.update(pixels.data)
         histogram += channel_histogram(pixels)
+        keys[rows] = keys_of(pixels)
         on_progress(min(rows.stop, len(images)), len(images))
-    return Survey(digest.hexdigest(), histogram)
+    return Survey(digest.hexdigest(), histogram, keys, log)
 
 
 def _inputs(images: StreamedPixels, labels: Labels, class_names: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "version": 1,
+        "version": 2,
         "files": _stamps(images),
         "rows": hashlib.blake2b(np.ascontiguousarray(images.rows).data).hexdigest(),
         "labels": hashlib.blake2b(np.ascontiguousarray(labels).data).hexdigest(),
         "class_names": list(class_names),
         "image": list(images.image),
-        "side": images.side,
+        "side": images.decoder.side,
+        "decoder": images.decoder.key(),
     }
 
 
@@ -131,7 +165,9 @@ def _stamps(images: StreamedPixels) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in images.files():
         location = remote.url(file.path) or os.path.abspath(file.path)
-        digest.update(f"{location}\0{file.size}\0{file.modified}\n".encode())
+        stamp = f"{location}\0{file.size}\0{file.modified}\n"
+        # names of files need not be UTF-8
+        digest.update(stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -139,11 +175,7 @@ def _stored(path: Path) -> Survey | None:
     if not remote.bring(path):
         return None
     try:
-        result = read_json(path)["result"]
-        histogram = np.array(result["histogram"], np.int64)
-        if histogram.ndim != 2 or histogram.shape[1] != 256:
-            raise ValueError("the histogram has another shape")
-        return Survey(str(result["fingerprint"]), histogram)
-    except (ArtifactError, KeyError, TypeError, ValueError) as error:
+        return Survey.from_json(read_json(path)["result"])
+    except (ArtifactError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.warning("'%s' is damaged (%s). Recomputing it.", path, error)
         return None

@@ -44,7 +44,11 @@ def card(
         "recipe": recipe.name,
         "method": recipe.method,
         "citation": method.citation,
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            **({"read": data.summary.to_json()} if data.summary is not None else {}),
+        },
         "ipc": recipe.ipc,
         "synthesis": synthesis,
         "seed": recipe.seed,

@@ -106,6 +106,8 @@ def distill(
     progress = progress or Progress()
     check_settings(recipe)
     data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
+    for line in data.summary.lines() if data.summary is not None else ():
+        progress.log(f"data  {line}")
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None

@@ -22,6 +22,7 @@ from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
+from rayd.data.summary import DataSummary
 from rayd.engine import arithmetic
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.costs import Costs
@@ -78,6 +79,8 @@ class Plan:
     """Bytes by purpose; `step` are the tensors saved for a worker's backward pass."""
     disk: dict[str, int] = field(default_factory=dict)
     """Bytes by kind of file."""
+    read: DataSummary | None = None
+    """What is read of the data; pixels are not looked at."""
     remarks: tuple[str, ...] = ()
     """Sentences about the slowest part, the settings that change it, and other caveats."""
 
@@ -93,6 +96,8 @@ class Plan:
     def text(self) -> str:
         """A table for the terminal."""
         lines = [f"{self.recipe} on {self.data}", ""]
+        if self.read is not None:
+            lines += [*self.read.lines(), ""]
         for stage in self.stages:
             lines.append(
                 f"{stage.stage:<11} {duration(stage.seconds):>10}   {stage.work}; {stage.cached}"
@@ -176,7 +181,15 @@ def _planned(
         StagePlan(stage.name, stage.work, stage.cached, sum(priced[stage.name])) for stage in stages
     )
     remarks = _remarks(recipe, outline, stages, priced, device)
-    return Plan(recipe.name, _data_words(outline), made, work.memory(), work.disk(), remarks)
+    return Plan(
+        recipe=recipe.name,
+        data=_data_words(outline),
+        stages=made,
+        memory=work.memory(),
+        disk=work.disk(),
+        read=data.summary,
+        remarks=remarks,
+    )
 
 
 def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[str, float]:

@@ -22,6 +22,7 @@ from rayd import remote
 from rayd.artifacts import read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
+from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 from rayd.evaluation.remarks import MARK, at_chance, remarks
@@ -151,6 +152,8 @@ class Report:
     """One result per set, architecture and tested epoch: architectures in their original order,
     sets in that of `ORDER`.
     """
+    real_data: Mapping[str, Any] | None = None
+    """What was read of the real data, see `rayd.data.summary`; None for older reports."""
 
     @classmethod
     def build(
@@ -188,6 +191,7 @@ class Report:
             storage_bytes=dict(distilled.storage.bytes),
             seconds=dict(seconds),
             results=_ordered(results),
+            real_data=distilled.card.get("data", {}).get("read"),
         )
 
     def merge(self, newer: Report) -> Report:
@@ -246,7 +250,7 @@ class Report:
     def table(self) -> Table:
         """Format as a table for a terminal."""
         layout = TableLayout.of(self._rows())
-        caption = "\n".join((*layout.below, *self.remarks()))
+        caption = "\n".join((*layout.below, *self._read(), *self.remarks()))
         table = Table(title=escape(self._title()), caption=escape(caption))
         for name in layout.columns:
             table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
@@ -257,8 +261,14 @@ class Report:
     def text(self) -> str:
         """Format as aligned lines of at most 80 characters, if network names are short enough."""
         layout = TableLayout.of(self._rows())
-        paragraphs = (*layout.below, *self.remarks())
+        paragraphs = (*layout.below, *self._read(), *self.remarks())
         return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
+
+    def _read(self) -> list[str]:
+        """Clause about the real images, if it is known."""
+        if self.real_data is None:
+            return []
+        return [f"real data: {DataSummary.from_json(self.real_data).brief()}"]
 
     def _title(self) -> str:
         size = sum(self.storage_bytes.values())

@@ -28,6 +28,7 @@ from tests.data.storage import fetched
 
 NAMES = ("ant", "bee", "cow")
 IMAGES = some_images(600, side=16)
+TEST_IMAGES = some_images(300, side=16, seed=1)
 LABELS = np.arange(600) % 3
 TOTAL = {"zoo": 6, "folders": 900}
 """Data files in all."""
@@ -48,15 +49,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path / "zoo" / f"train-{shard}.parquet", some, labels, names=NAMES, row_group_size=15
         )
     for shard in range(2):
-        some = contents[150 * shard :][:150]
+        some = [encode(image) for image in TEST_IMAGES[150 * shard :][:150]]
         labels = LABELS[:150].tolist()
         write_parquet(
             path / "zoo" / f"test-{shard}.parquet", some, labels, names=NAMES, row_group_size=15
         )
-    for split, count in (("train", 600), ("test", 300)):
+    for split, images in (("train", IMAGES), ("test", TEST_IMAGES)):
         write_folder(
             path / "folders" / split,
-            {name: IMAGES[:count][label::3] for label, name in enumerate(NAMES)},
+            {name: images[label::3] for label, name in enumerate(NAMES)},
         )
     return path
 

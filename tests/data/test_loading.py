@@ -121,13 +121,13 @@ def test_digits_are_resized_as_other_images_are() -> None:
 
 
 def test_a_validation_split_without_a_test_split_is_tested_on(tmp_path: Path) -> None:
-    images = {name: some_images(4, seed=seed) for seed, name in enumerate(NAMES)}
-    for split in ("train", "val"):
+    for first, split in enumerate(("train", "val")):
+        images = {name: some_images(4, seed=2 * seed + first) for seed, name in enumerate(NAMES)}
         write_folder(tmp_path / split, images)
     data = load(DataSettings(name=str(tmp_path)))
     assert data.validation is None
     assert len(data.test) == 12
-    write_folder(tmp_path / "test", {name: some_images(1) for name in NAMES})
+    write_folder(tmp_path / "test", {name: some_images(1, seed=99) for name in NAMES})
     data = load(DataSettings(name=str(tmp_path)))
     assert data.validation is not None
     assert (len(data.validation), len(data.test)) == (12, 3)

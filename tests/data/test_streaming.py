@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rayd.config import DataSettings
 from rayd.data import ImageData, ImageSet, ImageShape, load, loading
 from rayd.data import survey as surveying
+from rayd.data.decode import Decoder
 from rayd.data.formats import folder, parquet
 from rayd.data.formats.base import EncodedPixels
 from rayd.data.selection import select
@@ -248,7 +249,7 @@ def test_looking_at_eight_times_the_images_takes_no_more_memory(
         images = parquet.open_source(path.parent).splits["train"].read
         assert isinstance(images, EncodedPixels)
         tracemalloc.start()
-        streamed = images.streamed(np.arange(count), 32)
+        streamed = images.streamed(np.arange(count), Decoder(32))
         surveying.survey(
             streamed, np.zeros(count, np.int64), ("a",), tmp_path / "store", lambda *_: None
         )

@@ -136,7 +136,7 @@ def parts(path: Path, folder: Path, size: int) -> list[ImageSet]:
     found = []
     for start in range(0, IMAGES, size):
         rows = slice(start, start + size)
-        some = Watched(whole.encoded, whole.rows[rows], whole.image, whole.side, folder)
+        some = Watched(whole.encoded, whole.rows[rows], whole.image, whole.decoder, folder)
         found.append(ImageSet(some, split.labels[rows], source.class_names))
     return found
 

@@ -24,7 +24,7 @@ from rayd.engine.store import Store
 from rayd.engine.synthesize import Synthesizer
 from rayd.recipes import assemble
 from tests.conftest import tiny
-from tests.data.files import encode, write_folder, write_parquet
+from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.engine.test_decoupled import edc
 from tests.engine.test_distill import bytes_of
 
@@ -280,7 +280,8 @@ def test_measuring_eight_times_the_images_takes_no_more_memory(tmp_path: Path) -
             labels,
             row_group_size=16,
         )
-        write_parquet(tmp_path / f"{count}" / "test-0.parquet", contents[:4], labels[:4])
+        tested = [encode(image, "JPEG") for image in some_images(4, side=128)]
+        write_parquet(tmp_path / f"{count}" / "test-0.parquet", tested, labels[:4])
         observers = {
             "networks": {"name": "convnet", "width": 4, "depth": 1},
             "pool": 1,

@@ -27,7 +27,9 @@ def both(tmp_path: Path) -> tuple[ImageData, ImageData]:
         tmp_path / "train-0.parquet", [encode(image) for image in IMAGES], LABELS.tolist()
     )
     write_parquet(
-        tmp_path / "test-0.parquet", [encode(image) for image in IMAGES[:9]], LABELS[:9].tolist()
+        tmp_path / "test-0.parquet",
+        [encode(image) for image in 255 - IMAGES[:9]],
+        LABELS[:9].tolist(),
     )
     return tuple(load(DataSettings(name=str(tmp_path), stream=stream)) for stream in (True, False))  # type: ignore[return-value]
 

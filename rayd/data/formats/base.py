@@ -9,30 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
-from rayd.data.decode import CHUNK_IMAGES, announced_shape, decode_images
+from rayd.data.decode import CHUNK_IMAGES, PLAIN, DecodeLog, Decoder, decode_images
+from rayd.data.layout import SplitName as SplitName
+from rayd.data.layout import printable
 from rayd.data.resizing import resize
 from rayd.data.streaming import EncodedImages, StreamedPixels
 from rayd.errors import DataError
-
-SplitName = Literal["train", "validation", "test"]
-
-SPLIT_NAMES: Mapping[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of the splits in files and folders."""
 
 
 class ReadPixels(Protocol):
@@ -63,6 +51,8 @@ class Split:
     """int64 (N,), checked against the class names."""
     read: ReadPixels
     """Decoder of its pixels."""
+    origin: str = ""
+    """What the split was in the data set, e.g. a folder; empty if that is nothing new."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +64,30 @@ class SplitSubset:
     """Ascending rows of the split."""
     labels: Labels
     """Their labels, int64 (len(rows),)."""
+    origin: str | None = None
+    """How they came to be this split, as a clause; None: as the split was found."""
+
+    @property
+    def described(self) -> str:
+        """Where the images come from, as a clause."""
+        return self.split.origin if self.origin is None else self.origin
 
     def at(self, positions: Rows) -> SplitSubset:
         """Select the images at these positions of this subset."""
-        return SplitSubset(self.split, self.rows[positions], self.labels[positions])
+        return SplitSubset(self.split, self.rows[positions], self.labels[positions], self.origin)
+
+    def place(self, position: int) -> str:
+        """File or row of an image, for messages."""
+        row = self.rows[position : position + 1]
+        read = self.split.read
+        if isinstance(read, EncodedPixels):
+            return printable(next(iter(read.encoded.read(row))).where)
+        return f"row {int(row[0])} of {self.split.where}"
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """An opened data set on disk: its classes and splits."""
+    """An opened data set on disk: its classes, its splits, and what is no part of them."""
 
     where: str
     """File or folder, for error messages."""
@@ -90,6 +95,8 @@ class Source:
     """One name per class, in label order."""
     splits: Mapping[SplitName, Split]
     """Splits by name, at least `train`."""
+    left_out: tuple[str, ...] = ()
+    """What was found there and not read, and why, as clauses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,19 +132,64 @@ class EncodedPixels:
         self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
     ) -> Pixels:
         """See `ReadPixels`."""
-        return decode_images(self.encoded.read(rows), len(rows), side, shape)
+        return self.decode(rows, Decoder(side), shape)
 
-    def shape(self, rows: Rows, side: int | None = None) -> ImageShape:
-        """Shape that images at ascending rows are decoded to, from the headers of the first."""
-        return announced_shape(self.encoded.read(rows[:CHUNK_IMAGES]), side)
+    def decode(
+        self,
+        rows: Rows,
+        decoder: Decoder,
+        shape: ImageShape | None = None,
+        log: DecodeLog | None = None,
+    ) -> Pixels:
+        """Decode images at ascending rows; see `decode_images`."""
+        encoded = self.encoded.read(rows)
+        return decode_images(encoded, len(rows), decoder, shape, log=log)
+
+    def shape(self, rows: Rows, decoder: Decoder, every: bool = False) -> ImageShape:
+        """Shape that images at ascending rows are decoded to; see `Decoder.announce`."""
+        looked_at = rows if every else rows[:CHUNK_IMAGES]
+        return decoder.announce(self.encoded.read(looked_at), every)
 
     def streamed(
-        self, rows: Rows, side: int | None = None, shape: ImageShape | None = None
+        self, rows: Rows, decoder: Decoder | None = None, shape: ImageShape | None = None
     ) -> StreamedPixels:
         """Select images without decoding them."""
-        image = shape if shape is not None else self.shape(rows, side)
+        decoder = decoder or PLAIN
+        image = shape if shape is not None else self.shape(rows, decoder, every=True)
         encoded, renumbered = self.encoded.narrowed(rows)
-        return StreamedPixels(encoded, renumbered, image, side)
+        return StreamedPixels(encoded, renumbered, image, decoder)
+
+
+def read_pixels(
+    subset: SplitSubset,
+    decoder: Decoder,
+    shape: ImageShape | None = None,
+    log: DecodeLog | None = None,
+) -> Pixels:
+    """Pixels of selected images, from whichever format.
+
+    Args:
+        subset: the images.
+        decoder: how they become pixels.
+        shape: required shape of an image; None accepts any.
+        log: counts conversions.
+
+    Returns:
+        Images uint8 (N, C, H, W), C-contiguous.
+
+    Raises:
+        DataError: an image is damaged, or does not have the shape.
+    """
+    read = subset.split.read
+    if isinstance(read, EncodedPixels):
+        return read.decode(subset.rows, decoder, shape, log)
+    images = decoder.arrays(read(subset.rows))
+    if shape is not None and images.shape[1:] != shape:
+        raise DataError(
+            f"Images of {subset.split.where} must have shape {tuple(shape)}. "
+            f"Got {images.shape[1:]} instead."
+        )
+    return np.ascontiguousarray(images)
 
 
 def as_labels(values: npt.ArrayLike, class_names: tuple[str, ...] | None, where: str) -> Labels:

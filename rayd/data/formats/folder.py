@@ -1,16 +1,19 @@
-"""Image folders: `<dir>/<class>/*.png`, or `<dir>/{train,val,test}/<class>/*.png`.
+"""Image folders: `<dir>/<class>/*.png`, or `<dir>/<split>/<class>/*.png`.
 
-Classes are the folders' names, sorted. Images may be in subfolders of a class. Stanford's Tiny
-ImageNet is read as published: `val` is labelled by `val_annotations.txt`, and the unlabelled `test`
-is ignored.
+Classes are the folders' names, sorted. Images may be in subfolders of a class. Whether folders are
+splits or classes follows from their names and from what they hold; where both readings are
+possible, the folder is refused, and `data.train` decides. Stanford's Tiny ImageNet is read as
+published: `val` is labelled by `val_annotations.txt`, and the unlabelled `test` is left out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +21,45 @@ from rayd import remote
 from rayd.data import copies
 from rayd.data.arrays import Rows
 from rayd.data.decode import Encoded
-from rayd.data.files import DataFile, Listing
-from rayd.data.formats.base import SPLIT_NAMES, EncodedPixels, Source, Split, SplitName
+from rayd.data.files import DataFile, Listing, names_below
+from rayd.data.formats.base import EncodedPixels, Source, Split
+from rayd.data.layout import (
+    OTHER_PARTS,
+    SplitName,
+    assign,
+    is_text,
+    is_visible,
+    listed,
+    nfc,
+    numbered,
+    printable,
+    requested,
+    split_names,
+    words,
+)
 from rayd.errors import DataError, unknown
 
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
+
+# fmt: off
+SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits",
+    ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png",
+    ".pnm", ".ppm", ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif",
+    ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
+})
+# fmt: on
+"""File extensions of images: those that PIL reads, without drawings, films and tables of numbers."""
+
+USUAL = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".gif")
+"""Extensions named in errors."""
+
+UNREADABLE = frozenset(
+    {".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".svg", ".jxl", ".npy", ".dcm"}
 )
-"""File extensions of images; other files are ignored."""
+"""Extensions of images that PIL does not read."""
 
 ANNOTATIONS = "val_annotations.txt"
 """Tiny ImageNet's validation labels: file name, synset and box, separated by tabs."""
@@ -56,91 +90,362 @@ class ImageFiles:
 def matches(path: Path) -> bool:
     """Whether `path` is a folder with images in subfolders."""
     return path.is_dir() and any(
-        _is_image(file.name) and file.is_file()
+        folder.is_dir() and is_visible(folder.name) and any(map(_is_image, names_below(folder)))
         for folder in path.iterdir()
-        if folder.is_dir() and _is_visible(folder.name)
-        for file in folder.rglob("*")
     )
 
 
 def holds(listing: Listing) -> bool:
     """Whether the listed folder has images in subfolders."""
     return any(
-        len(parts) > 1 and _is_visible(parts[0]) and _is_image(parts[-1])
+        len(parts) > 1 and is_visible(parts[0]) and _is_image(parts[-1])
         for parts in map(_parts, listing.names)
     )
 
 
-def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+def open_source(
+    path: Path,
+    class_names: tuple[str, ...] | None = None,
+    settings: DataSettings | None = None,
+) -> Source:
     """Open the data set in an image folder; `class_names` is ignored, as the folders have names.
 
     Raises:
-        DataError: there is no image, or a split has classes missing from the training split.
+        DataError: there is no image, it is not certain whether folders are splits or classes, or a
+            split has classes missing from the training split.
     """
-    return open_listing(Listing.of(path))
+    return open_listing(Listing.of(path), settings)
 
 
-def open_listing(listing: Listing) -> Source:
+def open_listing(listing: Listing, settings: DataSettings | None = None) -> Source:
     """Open an image folder whose files are listed; reads no file except annotations."""
-    where = remote.shown(listing.folder)
-    folders = _split_folders(listing)
-    names = tuple(_folders(listing, folders["train"]))
-    splits = {split: _split(listing, folder, names) for split, folder in folders.items()}
+    where = f"'{printable(remote.shown(listing.folder))}'"
+    tree = _Tree.of(listing)
+    top = _unwrapped(tree)
+    folders = _split_folders(listing, tree, top, settings, where)
+    names = _class_names(listing, folders["train"], where)
+    splits: dict[SplitName, Split] = {}
+    used = set[int]()
+    for split, folder in folders.items():
+        labelled = _labelled(listing, tree, folder)
+        used.update(row for row, _ in labelled)
+        splits[split] = _split(listing, folder, labelled, names, split, where)
     if not splits["train"].labels.size:
         raise DataError(
-            f"'{where}' must hold images ({', '.join(sorted(SUFFIXES))}) in one folder per class. "
+            f"{where} must hold images ({', '.join(USUAL)}, ...) in one folder per class. "
             "Got none instead."
         )
-    return Source(f"'{where}'", names, splits)
+    if len(names) < 2:
+        raise DataError(_one_class(tree, names, where))
+    return Source(where, names, splits, _left_out(listing, tree, used))
 
 
-def _folders(listing: Listing, inside: str = "") -> list[str]:
-    """Names of the visible folders directly inside one of the listed folders."""
-    parents = ((Path(folder).name, str(Path(folder).parent)) for folder in listing.folders)
-    return sorted(
-        name for name, parent in parents if parent == (inside or ".") and _is_visible(name)
+@dataclass
+class _Folder:
+    """What one folder holds."""
+
+    images: int = 0
+    """Images directly inside."""
+    below: set[str] = field(default_factory=set)
+    """Names of its subfolders that hold images, at any depth."""
+
+
+@dataclass
+class _Tree:
+    """Images of a listing by folder, and what was left out."""
+
+    images: list[tuple[int, list[str]]]
+    """Row and path components of every visible image."""
+    folders: dict[str, _Folder]
+    """Folders that hold images, at any depth, by relative path; the listed folder is empty text."""
+    hidden: Counter[str]
+    """Images in hidden or system folders, or hidden themselves, by the hidden component."""
+    other: Counter[str]
+    """Files that are no images, by suffix."""
+
+    @classmethod
+    def of(cls, listing: Listing) -> _Tree:
+        """Sort the files of a listing."""
+        images = list[tuple[int, list[str]]]()
+        folders: dict[str, _Folder] = {"": _Folder()}
+        hidden = Counter[str]()
+        other = Counter[str]()
+        for row, name in enumerate(listing.names):
+            parts = name.split(os.sep)
+            file = parts[-1]
+            suffix = os.path.splitext(file)[1].lower()
+            concealed = next((part for part in parts[:-1] if not is_visible(part)), None)
+            if concealed is None and file.startswith("."):
+                concealed = file
+            if concealed is not None:
+                hidden[concealed] += suffix in SUFFIXES
+            elif suffix in SUFFIXES:
+                images.append((row, parts))
+                parent = os.sep.join(parts[:-1])
+                if parent not in folders:
+                    _add(folders, parts[:-1])
+                folders[parent].images += 1
+            else:
+                other[suffix] += 1
+        return cls(images, folders, hidden, other)
+
+    def inside(self, folder: str) -> list[str]:
+        """Names of the folders directly inside that hold images."""
+        return sorted(self.folders[folder].below) if folder in self.folders else []
+
+    def at(self, *parts: str) -> _Folder:
+        """What a folder holds."""
+        return self.folders.get(os.path.join("", *parts), _Folder())
+
+
+def _add(folders: dict[str, _Folder], parts: Sequence[str]) -> None:
+    """Register a folder that holds images with all its parents."""
+    for depth in range(len(parts)):
+        folders[os.sep.join(parts[:depth])].below.add(parts[depth])
+        folders.setdefault(os.sep.join(parts[: depth + 1]), _Folder())
+
+
+def _unwrapped(tree: _Tree) -> str:
+    """The listed folder, or the folder inside that holds everything."""
+    top = ""
+    while True:
+        inside = tree.inside(top)
+        if len(inside) != 1 or tree.at(top).images or split_names(inside):
+            return top
+        only = os.path.join(top, inside[0])
+        if tree.at(only).images or not tree.inside(only):
+            return top
+        top = only
+
+
+def _split_folders(
+    listing: Listing, tree: _Tree, top: str, settings: DataSettings | None, where: str
+) -> dict[SplitName, str]:
+    """Relative path of the folder of each split; if there is one, that of the class folders.
+
+    Raises:
+        DataError: the folders may be splits as well as classes.
+    """
+    wanted = requested(settings)
+    if wanted.get("train") == ".":
+        if len(wanted) > 1:
+            raise DataError(
+                "With 'data.train=.' all folders are classes: 'data.validation' and 'data.test' "
+                "must not be set."
+            )
+        return {"train": top}
+    inside = tree.inside(top)
+    folders = {name: tree.at(top, name) for name in inside}
+    named = split_names(inside)
+    # Tiny ImageNet: images of `val` are labelled by a file, those of `test` not at all
+    annotated = [name for name in named if os.path.join(top, name, ANNOTATIONS) in listing.files]
+    if annotated:
+        splits = {split: name for name, split in named.items()}
+        if "train" in splits:
+            splits.pop("test", None)
+            return {split: os.path.join(top, name) for split, name in splits.items()}
+    if wanted:
+        paths = [
+            *inside,
+            *(name for name in wanted.values() if os.path.join(top, name) in tree.folders),
+        ]
+        chosen = assign(
+            list(dict.fromkeys(paths)), settings, where, "folder", _with_classes(named, folders)
+        )
+        return _with_train(chosen, top, inside, where)
+
+    splits_ = _with_classes(named, folders)
+    flat = [name for name in named if name not in splits_]
+    rest = [name for name in inside if name not in named]
+    if not splits_:
+        if flat and not rest:
+            raise DataError(
+                f"The folders {listed(flat)} of {where} hold images themselves, not in one folder "
+                "per class: if they are the classes, set 'data.train=.', and if they are splits, "
+                "move the images into one folder per class."
+            )
+        _check_classes(folders, rest, top, where)
+        return {"train": top}
+    alike = [name for name in rest if _alike(folders, [name, *splits_])]
+    if len(alike) > len(splits_) and len(alike) == len(rest):
+        # bus, car and train, each with day and night
+        return {"train": top}
+    pair = "train" in splits_.values() and len(set(splits_.values())) > 1
+    if len(rest) >= len(splits_) and not (pair and not alike):
+        raise DataError(_two_readings(list(splits_), rest, splits_, where))
+    parts = [name for name in inside if name not in flat]
+    return _with_train(assign(parts, settings, where, "folder", splits_), top, inside, where)
+
+
+def _with_classes(
+    named: Mapping[str, SplitName], folders: Mapping[str, _Folder]
+) -> dict[str, SplitName]:
+    """Folders named like splits that hold class folders, and no images themselves."""
+    return {
+        name: split
+        for name, split in named.items()
+        if folders[name].below and not folders[name].images
+    }
+
+
+def _with_train(
+    chosen: Mapping[SplitName, str], top: str, inside: Sequence[str], where: str
+) -> dict[SplitName, str]:
+    if "train" not in chosen:
+        first = chosen.get("validation", inside[0])
+        raise DataError(
+            f"{where} holds no training split, only {listed(inside)}: set 'data.train={first}' "
+            "to train on that folder, or 'data.train=.' if the folders are the classes."
+        )
+    return {split: os.path.join(top, name) for split, name in chosen.items()}
+
+
+def _alike(folders: Mapping[str, _Folder], names: Sequence[str]) -> bool:
+    """Whether folders hold no images themselves, but largely the same folders."""
+    below = [folders[name].below for name in names]
+    if any(folders[name].images for name in names) or not all(below):
+        return False
+    common = set.intersection(*below)
+    return 2 * len(common) >= max(map(len, below))
+
+
+def _check_classes(
+    folders: Mapping[str, _Folder], names: Sequence[str], top: str, where: str
+) -> None:
+    """Refuse folders that may be parts of a data set with the same classes.
+
+    Three or more with plain names are classes, each with the same kinds of images.
+    """
+    if len(names) < 2 or not _alike(folders, names):
+        return
+    telling = any(set(words(name)) & OTHER_PARTS for name in names)
+    if len(names) == 2 or telling or numbered(names):
+        raise DataError(_two_readings(names, [], {}, where, folders[names[0]].below))
+
+
+def _two_readings(
+    splits: Sequence[str],
+    rest: Sequence[str],
+    named: Mapping[str, SplitName],
+    where: str,
+    below: Iterable[str] = (),
+) -> str:
+    """Error for folders that may be splits or classes."""
+    all_names = sorted([*splits, *rest])
+    classes = f", each with {listed(sorted(below), 3)}" if below else ""
+    ranked = {"train": 0, None: 1, "validation": 2, "test": 3}
+    train, *others = sorted(all_names, key=lambda name: ranked[named.get(name)])
+    return (
+        f"The folders {listed(all_names)} of {where}{classes}, may be splits or classes: set "
+        f"'data.train={train}' (and e.g. 'data.test={others[0]}') if they are splits, or "
+        "'data.train=.' if they are the classes."
     )
 
 
-def _split_folders(listing: Listing) -> dict[SplitName, str]:
-    """Folder of each split; the empty path if the listed folder is the only split."""
-    folders = {
-        SPLIT_NAMES[name.lower()]: name for name in _folders(listing) if name.lower() in SPLIT_NAMES
-    }
-    if "train" not in folders:
-        return {"train": ""}
-    if (
-        "validation" in folders
-        and os.path.join(folders["validation"], ANNOTATIONS) in listing.names
-    ):
-        folders.pop("test", None)
-    return folders
+def _class_names(listing: Listing, folder: str, where: str) -> tuple[str, ...]:
+    """Names of the visible folders directly inside one of the listed folders, sorted."""
+    found: dict[str, str] = {}
+    for path in listing.folders:
+        parent, _, name = path.rpartition(os.sep)
+        if parent != folder or not is_visible(name):
+            continue
+        if not is_text(name):
+            raise DataError(
+                f"Class folders must have names in UTF-8. Got '{printable(name)}' in {where} "
+                "instead; rename it."
+            )
+        if nfc(name) in found:
+            raise DataError(
+                f"{where} holds two folders called '{name}', which differ only in how Unicode "
+                "composes the letters; merge them."
+            )
+        found[nfc(name)] = name
+    return tuple(sorted(found))
 
 
-def _split(listing: Listing, folder: str, names: Sequence[str]) -> Split:
-    where = remote.shown(listing.folder / folder)
+def _labelled(listing: Listing, tree: _Tree, folder: str) -> list[tuple[int, str]]:
+    """Row and class of each image of a split."""
     annotations = os.path.join(folder, ANNOTATIONS)
-    if annotations in listing.names:
-        labelled = _annotated(
-            listing, folder, listing[listing.names.index(annotations)].read_bytes()
-        )
-    else:
-        depth = len(_parts(folder))
-        labelled = []
-        for row, parts in enumerate(map(_parts, listing.names)):
-            inside = parts[depth:]
-            split_folder = "/".join(parts[:depth])
-            inside = parts[depth:]
-            in_class = len(inside) > 1 and _is_visible(inside[0])
-            if split_folder == folder and in_class and _is_image(inside[-1]):
-                labelled.append((row, inside[0]))
+    if folder and annotations in listing.files:
+        file = listing[listing.names.index(annotations)]
+        return _annotated(listing, folder, file.read_bytes())
+    inside = _parts(folder)
+    depth = len(inside)
+    return [
+        (row, parts[depth])
+        for row, parts in tree.images
+        if len(parts) > depth + 1 and parts[:depth] == inside
+    ]
+
+
+def _split(
+    listing: Listing,
+    folder: str,
+    labelled: Sequence[tuple[int, str]],
+    names: Sequence[str],
+    split: SplitName,
+    whole: str,
+) -> Split:
+    where = f"'{printable(remote.shown(listing.folder / folder))}'" if folder else whole
     numbers = {name: label for label, name in enumerate(names)}
-    for _, name in labelled:
-        if name not in numbers:
-            raise DataError(unknown("class", name, names, f"'{where}'"))
-    labels = [numbers[name] for _, name in labelled]
+    labels = np.empty(len(labelled), np.int64)
+    for position, (_, name) in enumerate(labelled):
+        label = numbers.get(name)
+        if label is None:
+            label = numbers.get(nfc(name))
+        if label is None:
+            raise DataError(unknown("class", printable(name), names, where))
+        labels[position] = label
     files = ImageFiles(listing.at([row for row, _ in labelled]))
-    return Split(f"'{where}'", np.array(labels, np.int64), EncodedPixels(files))
+    origin = f"folder '{printable(folder)}'" if folder else ""
+    return Split(where, labels, EncodedPixels(files), origin)
+
+
+def _one_class(tree: _Tree, names: Sequence[str], where: str) -> str:
+    """Error for a folder with a single class."""
+    tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if tree.other[suffix]]
+    hint = ""
+    if tables:
+        hint = (
+            f"; labels in a table ({', '.join(tables)}) are not read: sort the images into one "
+            "folder per class"
+        )
+    return f"{where} must hold at least two classes. Got only {listed(names)} instead{hint}."
+
+
+def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
+    """What was not read, and why, as clauses."""
+    found = []
+    folders = Counter[str]()
+    for row, parts in tree.images:
+        if row not in used:
+            folders[parts[0] if len(parts) > 1 else ""] += 1
+    for name, count in sorted(folders.items()):
+        place = f"in folder '{printable(name)}'" if name else "outside the class folders"
+        found.append(f"{_images(count)} {place}")
+    unreadable = {suffix: n for suffix, n in tree.other.items() if suffix in UNREADABLE}
+    for suffix, count in sorted(unreadable.items()):
+        found.append(f"{_files(count)} with suffix {suffix}, which cannot be read")
+    rest = {suffix: n for suffix, n in tree.other.items() if suffix not in UNREADABLE}
+    if rest:
+        kinds = ", ".join(
+            f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in sorted(rest.items())
+        )
+        found.append(f"{_files(sum(rest.values()))} that are no images ({kinds})")
+    if sum(tree.hidden.values()):
+        names = [name for name, count in sorted(tree.hidden.items()) if count]
+        found.append(
+            f"{_images(sum(tree.hidden.values()))} hidden or in system folders ({listed(names, 3)})"
+        )
+    return (*found, *listing.skipped)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' if count > 1 else ''}"
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' if count > 1 else ''}"
 
 
 def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[int, str]]:
@@ -165,7 +470,3 @@ def _parts(name: str) -> list[str]:
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-
-
-def _is_visible(folder: str) -> bool:
-    return not folder.startswith((".", "__"))

@@ -1,34 +1,82 @@
 """NumPy archives: `images` and `labels`, or those of each split.
 
-Names of the latter are `x_train`, `y_train`, `test_images`, `test_labels`, ... Images are (N, H,
-W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, or floats
-in [0, 1]. `class_names` may hold the names. Object arrays, which are pickles, are refused.
+Keys of splits are `x_train` and `y_train`, `test_images` and `test_labels`, `X_test`, `valY`, ... in
+any spelling; keys that fit no pair are left out, and said. Images are (N, H, W), (N, H, W, C) or
+(N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, floats in [0, 1], any numbers
+from 0 to `data.white_level`, or one encoded file (PNG, JPEG, ...) per image as NumPy bytes.
+`class_names` may hold the names. Object arrays, which are pickles, are refused.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rayd.data.arrays import Labels, Pixels
+from rayd.data.arrays import Labels, Pixels, Rows
+from rayd.data.decode import Decoder, Encoded
+from rayd.data.files import DataFile
 from rayd.data.formats.base import (
-    SPLIT_NAMES,
     ArrayPixels,
+    EncodedPixels,
+    ReadPixels,
     Source,
     Split,
     SplitName,
     as_labels,
     numbered_classes,
 )
+from rayd.data.layout import assign, listed, nfc, requested, split_names, split_of, words
 from rayd.errors import DataError
 
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+IMAGE_WORDS = frozenset({"x", "image", "images", "img", "imgs", "data", "pixels", "inputs"})
+"""Words of keys that hold images."""
+LABEL_WORDS = frozenset({"y", "label", "labels", "lbl", "lbls", "target", "targets"})
+"""Words of keys that hold labels."""
+NAMES = ("class_names", "label_names")
+"""Keys of the class names, the first that is there."""
+ENCODED_KINDS = "SV"
+"""Kinds of NumPy's arrays of bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedArray:
+    """Encoded images in an array of bytes; padding at their ends does not matter."""
+
+    contents: Array
+    """Bytes (N,)."""
+    where: str
+    """Key and file, for errors."""
+    file: DataFile
+
+    def read(self, rows: Rows) -> Iterator[Encoded]:
+        """See `EncodedImages`."""
+        # whole items: NumPy takes zeros at the end of an item for padding, some files end with them
+        return (
+            Encoded(self.contents[row : row + 1].tobytes(), f"row {row} of {self.where}")
+            for row in rows
+        )
+
+    at = read
+
+    def narrowed(self, rows: Rows) -> tuple[EncodedArray, Rows]:
+        """See `EncodedImages`."""
+        return EncodedArray(self.contents[rows], self.where, self.file), np.arange(len(rows))
+
+    def files(self) -> Iterable[DataFile]:
+        """See `EncodedImages`."""
+        return (self.file,)
 
 
 def matches(path: Path) -> bool:
@@ -36,60 +84,140 @@ def matches(path: Path) -> bool:
     return path.suffix == ".npz" and path.is_file()
 
 
-def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+def open_source(
+    path: Path,
+    class_names: tuple[str, ...] | None = None,
+    settings: DataSettings | None = None,
+) -> Source:
     """Open the data set in a NumPy archive.
 
     Raises:
-        DataError: the file is damaged or a pickle, lacks arrays, or has invalid pixels.
+        DataError: the file is damaged or a pickle, lacks arrays, has invalid pixels, or it is not
+            certain which arrays are the splits.
     """
-    with _readable(path), np.load(path, allow_pickle=False) as archive:
-        keys = _split_keys(list(archive.files))
-        if "train" not in keys:
-            raise DataError(
-                f"'{path}' must hold the arrays images and labels, or x_train and y_train. "
-                f"Got {', '.join(archive.files) or 'none'} instead."
-            )
+    decoder = Decoder() if settings is None else Decoder.of(settings)
+    with _readable(path), _archive(path) as archive:
+        keys = _split_keys(archive.files, settings, f"'{path}'")
         names = class_names
-        if "class_names" in archive.files:
-            names = tuple(map(str, archive["class_names"]))
+        names_key = next((key for key in NAMES if key in archive.files), None)
+        if names_key is not None:
+            names = _names(archive[names_key], f"'{names_key}' of '{path}'")
         arrays = {
             split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()
         }
+        used = {key for pair in keys.values() for key in pair} | {names_key}
+        left_out = tuple(f"array '{key}'" for key in archive.files if key not in used)
     splits: dict[SplitName, Split] = {}
     for split, (values, given) in arrays.items():
         images_key, labels_key = keys[split]
         where = f"'{images_key}' of '{path}'"
-        images = _pixels(values, where)
+        read = _reader(values, where, decoder, path)
         labels: Labels = as_labels(given, names, f"'{labels_key}' of '{path}'")
-        if len(images) != len(labels):
+        if len(values) != len(labels):
             raise DataError(
                 f"'{labels_key}' of '{path}' must hold one label per image. "
-                f"Got {len(labels)} for {len(images)} instead."
+                f"Got {len(labels)} for {len(values)} instead."
             )
-        splits[split] = Split(where, labels, ArrayPixels(images, where))
+        splits[split] = Split(where, labels, read, f"'{images_key}'")
     if names is None:
         names = numbered_classes(splits["train"].labels, f"'{path}'")
         for split_read in splits.values():
             as_labels(split_read.labels, names, split_read.where)
-    return Source(f"'{path}'", names, splits)
+    return Source(f"'{path}'", names, splits, left_out)
 
 
-def _split_keys(keys: list[str]) -> dict[SplitName, tuple[str, str]]:
-    """Keys of images and labels of each split."""
-    pairs = [("train", "images", "labels"), ("train", "x", "y")]
-    for spelled in SPLIT_NAMES:
-        pairs += [
-            (spelled, f"x_{spelled}", f"y_{spelled}"),
-            (spelled, f"{spelled}_images", f"{spelled}_labels"),
-        ]
-    return {
-        SPLIT_NAMES[spelled]: (images, labels)
-        for spelled, images, labels in pairs
-        if images in keys and labels in keys
-    }
+def _split_keys(
+    keys: Sequence[str], settings: DataSettings | None, where: str
+) -> dict[SplitName, tuple[str, str]]:
+    """Keys of images and labels of each split.
+
+    Raises:
+        DataError: there is no training split, a half of a pair is missing, or several pairs may be
+            the same split.
+    """
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    for key in keys:
+        if key in NAMES:
+            continue
+        part, is_label = _part_of(key)
+        found = labels if is_label else images
+        if is_label is None:
+            continue
+        if part in found:
+            raise DataError(
+                f"{where} must hold one array of each kind. Got '{found[part]}' and '{key}' "
+                "instead."
+            )
+        found[part] = key
+    pairs = {part: (images[part], labels[part]) for part in images if part in labels}
+    for part in sorted(images.keys() ^ labels.keys()):
+        if part and split_of(part) is not None and requested(settings).get("train") is None:
+            key = images.get(part) or labels[part]
+            kind = "labels" if part in images else "images"
+            raise DataError(f"{where} holds '{key}' without its {kind}; add or remove them.")
+    if not pairs:
+        raise DataError(
+            f"{where} must hold the arrays images and labels, or x_train and y_train. "
+            f"Got {', '.join(keys) or 'none'} instead."
+        )
+    named = split_names(pairs)
+    # arrays that name no split are the training split beside those that do
+    if "" in pairs and "train" not in named.values():
+        named = {**named, "": "train"}
+    if len(pairs) == 1 and not requested(settings):
+        only = next(iter(pairs))
+        if named.get(only, "train") == "train":
+            return {"train": pairs[only]}
+    chosen = assign([*pairs], settings, where, "split", named)
+    if "train" not in chosen:
+        raise DataError(
+            f"{where} must hold the arrays images and labels, or x_train and y_train. Got those of "
+            f"{listed([*pairs])} instead: set 'data.train' to the one to train on."
+        )
+    return {split: pairs[part] for split, part in chosen.items()}
 
 
-def _pixels(values: Array, where: str) -> Pixels:
+def _part_of(key: str) -> tuple[str, bool | None]:
+    """Part of the data set that an array belongs to, and whether it holds labels.
+
+    >>> _part_of("X_test"), _part_of("train_labels"), _part_of("xtrain"), _part_of("mean")
+    (('test', False), ('train', True), ('train', False), ('mean', None))
+    """
+    found = words(key)
+    roles = [word for word in found if word in IMAGE_WORDS or word in LABEL_WORDS]
+    if not roles:
+        # xtrain and ytrain
+        if len(found) == 1 and found[0][0] in "xy" and split_of(found[0][1:]) is not None:
+            return found[0][1:], found[0][0] == "y"
+        return key, None
+    is_label = any(word in LABEL_WORDS for word in roles)
+    return "_".join(word for word in words(key, numbers=True) if word not in roles), is_label
+
+
+def _names(values: Array, where: str) -> tuple[str, ...]:
+    """Class names as text, from text, bytes or numbers."""
+    if values.ndim != 1 or values.dtype.kind not in "USiu":
+        raise DataError(
+            f"Class names of {where} must be text (classes,). "
+            f"Got {values.dtype} {values.shape} instead."
+        )
+    if values.dtype.kind != "S":
+        return tuple(nfc(str(name)) for name in values.tolist())
+    try:
+        return tuple(nfc(name.decode()) for name in values.tolist())
+    except UnicodeDecodeError as error:
+        raise DataError(f"Class names of {where} must be UTF-8: {error}.") from error
+
+
+def _reader(values: Array, where: str, decoder: Decoder, path: Path) -> ReadPixels:
+    """Reader of images, encoded or not."""
+    if values.ndim == 1 and values.dtype.kind in ENCODED_KINDS and values.dtype.names is None:
+        return EncodedPixels(EncodedArray(values, where, DataFile.at(path)))
+    return ArrayPixels(_pixels(values, where, decoder), where)
+
+
+def _pixels(values: Array, where: str, decoder: Decoder) -> Pixels:
     """Convert images to uint8 (N, C, H, W)."""
     if values.ndim == 3:
         values = values[:, None]
@@ -101,7 +229,9 @@ def _pixels(values: Array, where: str) -> Pixels:
             "with C of 1 or 3. "
             f"Got {values.shape} instead."
         )
-    if values.dtype.kind == "f":
+    if values.dtype.kind in "iuf" and values.dtype != np.uint8 and decoder.white_level is not None:
+        values = decoder.scaled(values, where, str(values.dtype))
+    elif values.dtype.kind == "f":
         _check_range(values, 1.0, "be finite and lie in [0, 1]", where)
         values = np.rint(values * 255)
     elif values.dtype.kind in "iu":
@@ -117,8 +247,20 @@ def _check_range(values: Array, largest: float, requirement: str, where: str) ->
         index = tuple(int(i) for i in np.argwhere(~inside)[0])
         raise DataError(
             f"Pixels of {where} must {requirement}. "
-            f"Got {values[index]} in row {index[0]} (index {index}) instead."
+            f"Got {values[index]} in row {index[0]} (index {index}) instead; 'data.white_level' is "
+            "the value that is white, if it is another."
         )
+
+
+def _archive(path: Path) -> np.lib.npyio.NpzFile:
+    """Open an archive; a file of one array is none."""
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        return loaded
+    raise DataError(
+        f"'{path}' must be a NumPy archive of several arrays (numpy.savez). Got a single array "
+        "instead."
+    )
 
 
 @contextmanager

@@ -10,7 +10,6 @@ column; the labels are integers. Column roles and class names are taken from the
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +29,6 @@ from rayd.data.arrays import Labels, Rows
 from rayd.data.decode import CHUNK_IMAGES, Encoded
 from rayd.data.files import DataFile, Listing
 from rayd.data.formats.base import (
-    SPLIT_NAMES,
     EncodedPixels,
     Source,
     Split,
@@ -39,7 +37,11 @@ from rayd.data.formats.base import (
     numbered_classes,
 )
 from rayd.data.formats.pages import ByteColumn, Open
+from rayd.data.formats.shards import find_files, is_parquet
 from rayd.errors import DataError
+
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -245,32 +247,42 @@ class ParquetImages:
 def matches(path: Path) -> bool:
     """Whether `path`, or a folder directly inside it, contains Parquet files."""
     return path.is_dir() and any(
-        any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet")
+        any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
     )
 
 
 def holds(listing: Listing) -> bool:
     """Whether the listed folder, or a folder directly inside it, contains Parquet files."""
-    return bool(_files(listing))
+    return any(map(is_parquet, listing.names))
 
 
-def open_source(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+def open_source(
+    path: Path,
+    class_names: tuple[str, ...] | None = None,
+    settings: DataSettings | None = None,
+) -> Source:
     """Open the data set in a folder of Parquet files.
 
     Args:
         path: the folder; if it has no Parquet files itself, the single subfolder that does.
         class_names: names for files that name no classes.
+        settings: which files are the splits, where that is not certain.
 
     Raises:
         DataError: a file is damaged or not what its name suggests.
     """
-    return open_listing(Listing.of(path), class_names)
+    return open_listing(Listing.of(path), class_names, settings)
 
 
-def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -> Source:
+def open_listing(
+    listing: Listing,
+    class_names: tuple[str, ...] | None = None,
+    settings: DataSettings | None = None,
+) -> Source:
     """Open a folder whose files are listed: reads footers and labels."""
     path = remote.shown(listing.folder)
-    by_split = _by_split(listing)
+    found = find_files(listing, settings)
+    by_split = found.splits
     shards = dict[SplitName, list[Shard]]()
     columns = dict[SplitName, list[Any]]()
     for split, files in by_split.items():
@@ -307,44 +319,9 @@ def open_listing(listing: Listing, class_names: tuple[str, ...] | None = None) -
     splits = dict[SplitName, Split]()
     for split, split_shards in shards.items():
         pixels = EncodedPixels(ParquetImages(tuple(split_shards)))
-        splits[split] = Split(f"the {split} split of '{path}'", labels[split], pixels)
-    return Source(f"'{path}'", names, splits)
-
-
-def _files(listing: Listing) -> list[DataFile]:
-    """Parquet files of a folder, else of its subfolders, in the order of their names."""
-    rows: dict[int, list[int]] = {1: [], 2: []}
-    for row, name in enumerate(listing.names):
-        depth = len(Path(name).parts)
-        if depth in rows and _is_parquet(name):
-            rows[depth].append(row)
-    return list(listing.at(rows[1] or rows[2]))
-
-
-def _is_parquet(name: str) -> bool:
-    return name.endswith(".parquet")
-
-
-def _by_split(listing: Listing) -> dict[SplitName, list[DataFile]]:
-    path = remote.shown(listing.folder)
-    files = _files(listing)
-    folders = sorted({file.path.parent for file in files})
-    if len(folders) > 1:
-        raise DataError(
-            f"'{path}' must hold one data set. Got Parquet files in {len(folders)} folders "
-            f"instead; give one of them as 'data.name', e.g. '{remote.shown(folders[0])}'."
-        )
-    splits: dict[SplitName, list[DataFile]] = {}
-    for file in files:
-        prefix = re.split(r"[-_.]", file.path.name)[0].lower()
-        if prefix in SPLIT_NAMES:
-            splits.setdefault(SPLIT_NAMES[prefix], []).append(file)
-        elif prefix != "extra":
-            raise DataError(
-                "Parquet files must be called train-*, validation-* or test-*. "
-                f"Got '{file}' instead."
-            )
-    return splits
+        where = f"the {split} split of '{path}'"
+        splits[split] = Split(where, labels[split], pixels, found.origins[split])
+    return Source(f"'{path}'", names, splits, found.left_out)
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,326 @@
+"""All problems of a data set at once, from every image: `rayd data check`.
+
+Reading stops at the first problem; a check goes on, image by image, and lists them all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rayd.config import DataSettings
+from rayd.data.arrays import ImageShape
+from rayd.data.catalog import KNOWN
+from rayd.data.decode import (
+    CHUNK_IMAGES,
+    DAMAGE,
+    DecodeLog,
+    Decoder,
+    Encoded,
+    cores,
+    damaged,
+)
+from rayd.data.duplicates import Keys, duplicates
+from rayd.data.formats.base import EncodedPixels, Source, Split, SplitSubset, read_pixels
+from rayd.data.layout import printable
+from rayd.data.loading import choose
+from rayd.data.sources import open_source
+from rayd.data.summary import LABEL, WIDTH, DataSummary, images, summarize
+from rayd.errors import DataError, RaydError
+
+LISTED = 10
+"""Images that are listed for one kind of problem; JSON has all."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with a data set, or worth knowing."""
+
+    kind: Literal["error", "note"]
+    """An error keeps the data from being read; a note does not."""
+    what: str
+    """The problem, as a sentence."""
+    where: tuple[str, ...] = ()
+    """Images that have it, where it is one of images."""
+
+    def lines(self) -> list[str]:
+        """Lines for a terminal."""
+        more = len(self.where) - LISTED
+        sentence = f"{self.kind:<{LABEL}}{self.what}"
+        indent = " " * LABEL
+        lines = textwrap.wrap(sentence, WIDTH, subsequent_indent=indent, break_long_words=False)
+        lines += [indent + place for place in self.where[:LISTED]]
+        return [*lines, f"{indent}and {more:,} more"] if more > 0 else lines
+
+
+@dataclass(frozen=True)
+class Check:
+    """Result of a check."""
+
+    name: str
+    """Name or path of the data."""
+    summary: DataSummary | None
+    """What can be read; None if nothing can."""
+    problems: tuple[Problem, ...]
+    """All problems, errors first."""
+
+    @property
+    def good(self) -> bool:
+        """Whether the data can be read."""
+        return not any(problem.kind == "error" for problem in self.problems)
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values."""
+        return {
+            "name": self.name,
+            "good": self.good,
+            "summary": None if self.summary is None else self.summary.to_json(),
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+    def text(self) -> str:
+        """Lines for a terminal."""
+        lines = [self.name, ""]
+        if self.summary is not None:
+            lines += [*self.summary.lines(), ""]
+        for problem in self.problems:
+            lines += problem.lines()
+        return "\n".join(lines if self.problems else [*lines, "no problems"])
+
+
+@dataclass
+class _Findings:
+    """What was seen of the images of one split."""
+
+    keys: Keys
+    """Hash of the pixels of each image; a different one for each unreadable image."""
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Place and reason of each image that cannot be read."""
+    coloured: int = 0
+    log: DecodeLog = field(default_factory=DecodeLog)
+
+
+def check(settings: DataSettings, root: Path | None = None) -> Check:
+    """Go through every image of a data set.
+
+    Args:
+        settings: data set, and how it is read.
+        root: data root, before `$RAYD_DATA` and `~/.cache/rayd/data`.
+
+    Returns:
+        All problems found.
+    """
+    try:
+        source = open_source(settings.name, root, settings)
+    except RaydError as error:
+        return Check(settings.name, None, (Problem("error", str(error)),))
+    findings: dict[str, _Findings] = {}
+    for name, split in source.splits.items():
+        findings[name] = _look(split, settings)
+    problems = [*_unreadable(findings), *_shapes(settings, findings)]
+    summary = None
+    try:
+        names, chosen = choose(settings, source)
+    except RaydError as error:
+        problems.append(Problem("error", str(error)))
+        problems += [Problem("note", f"left out: {clause}.") for clause in source.left_out]
+    else:
+        summary, others = _summary(settings, source, names, chosen, findings)
+        problems += others
+    problems.sort(key=lambda problem: problem.kind != "error")
+    return Check(settings.name, summary, tuple(problems))
+
+
+def _look(split: Split, settings: DataSettings) -> _Findings:
+    """Decode every image of a split, each in its own size."""
+    rows = np.arange(len(split.labels))
+    found = _Findings(np.arange(len(rows)).astype(np.uint64))
+    decoder = replace(Decoder.of(settings), side=None, mode="rgb")
+    read = split.read
+    if not isinstance(read, EncodedPixels):
+        try:
+            pixels = read_pixels(SplitSubset(split, rows, split.labels), Decoder())
+        except DataError as error:
+            found.unreadable.append((split.where, str(error)))
+            return found
+        found.sizes[pixels.shape[2], pixels.shape[3]] = len(pixels)
+        found.coloured = len(pixels) if pixels.shape[1] == 3 else 0
+        for row, image in enumerate(pixels):
+            found.keys[row] = _key(image.shape, image.tobytes())
+        return found
+    with ThreadPoolExecutor(cores(), "rayd-check") as pool:
+        start = 0
+        for chunk in _chunks(read.encoded.read(rows)):
+            for offset, seen in enumerate(pool.map(lambda one: _see(one, decoder), chunk)):
+                row = start + offset
+                if isinstance(seen, str):
+                    found.unreadable.append((printable(chunk[offset].where), seen))
+                    # no copy of any other image
+                    found.keys[row] = _key((row,), chunk[offset].where.encode("utf-8", "replace"))
+                else:
+                    found.keys[row] = seen.key
+                    found.sizes[seen.size] += 1
+                    found.coloured += seen.coloured
+                    found.log.add(seen.log)
+            start += len(chunk)
+    return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image."""
+
+    key: int
+    size: tuple[int, int]
+    coloured: bool
+    log: DecodeLog
+
+
+def _see(encoded: Encoded, decoder: Decoder) -> _Seen | str:
+    """Decode an image; the reason if that fails."""
+    log = DecodeLog()
+    try:
+        image = decoder.decode(encoded, 3, log)
+        pixels = np.asarray(image)
+    except DataError as error:
+        return str(error)
+    except DAMAGE as error:
+        return str(damaged(encoded, error))
+    coloured = bool((pixels != pixels[..., :1]).any())
+    # that greyscale images are read as colours here says nothing
+    log.conversions.pop("greyscale repeated in three channels", None)
+    return _Seen(_key(pixels.shape, pixels.tobytes()), pixels.shape[:2], coloured, log)
+
+
+def _key(shape: tuple[int, ...], content: bytes) -> int:
+    digest = hashlib.blake2b(content, digest_size=8, person=repr(shape).encode()[:16])
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _chunks(encoded: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    images = iter(encoded)
+    while chunk := list(islice(images, CHUNK_IMAGES)):
+        yield chunk
+
+
+def _unreadable(findings: Mapping[str, _Findings]) -> list[Problem]:
+    """One problem for each reason why images cannot be read, numbers aside."""
+    places = defaultdict[str, list[str]](list)
+    reasons: dict[str, str] = {}
+    for found in findings.values():
+        for place, reason in found.unreadable:
+            sentence = printable(reason).replace(place, "...")
+            kind = re.sub(r"[\d.]+", "", sentence)
+            reasons.setdefault(kind, sentence)
+            places[kind].append(place)
+    return [Problem("error", reasons[kind], tuple(where)) for kind, where in places.items()]
+
+
+def _shapes(settings: DataSettings, findings: Mapping[str, _Findings]) -> list[Problem]:
+    """Problems of sizes and colours."""
+    sizes = Counter[tuple[int, int]]()
+    for found in findings.values():
+        sizes.update(found.sizes)
+    problems = []
+    if len(sizes) > 1 and settings.image_size is None:
+        most = ", ".join(f"{h} x {w} ({n:,})" for (h, w), n in sizes.most_common(3))
+        problems.append(
+            Problem(
+                "error",
+                f"Images have {len(sizes):,} sizes, most often {most}: set 'data.image_size'.",
+            )
+        )
+    train = findings["train"]
+    total = sum(train.sizes.values())
+    if 0 < train.coloured < total and settings.mode is None:
+        problems.append(
+            Problem(
+                "note",
+                f"{train.coloured:,} of {total:,} training images have colours, so all are read in "
+                "colour ('data.mode').",
+            )
+        )
+    for name, found in findings.items():
+        refused = settings.mode is None and not train.coloured and found.coloured
+        if name != "train" and total and refused:
+            problems.append(
+                Problem(
+                    "error",
+                    f"{found.coloured:,} {name} images have colours, and the training images are "
+                    "greyscale: set 'data.mode' to rgb or grey.",
+                )
+            )
+    return problems
+
+
+def _summary(
+    settings: DataSettings,
+    source: Source,
+    names: tuple[str, ...],
+    chosen: Mapping[str, SplitSubset],
+    findings: Mapping[str, _Findings],
+) -> tuple[DataSummary, list[Problem]]:
+    """What a run would read, and problems of what it would choose."""
+    of_split = {id(split): findings[name] for name, split in source.splits.items()}
+    keys = {name: of_split[id(subset.split)].keys[subset.rows] for name, subset in chosen.items()}
+    labels = {name: subset.labels for name, subset in chosen.items()}
+    copies = duplicates(keys, labels)
+    problems = list(_copies(settings, chosen, keys))
+    log = DecodeLog()
+    for found in findings.values():
+        log.conversions.update(found.log.conversions)
+    train = findings["train"]
+    if settings.image_size is not None:
+        for found in findings.values():
+            log.sizes.update(found.sizes)
+    height, width = train.sizes.most_common(1)[0][0] if train.sizes else (0, 0)
+    channels = 3 if train.coloured else 1
+    if settings.mode is not None:
+        channels = 1 if settings.mode == "grey" else 3
+    image = ImageShape(channels, *Decoder.of(settings).size(height, width))
+    summary = summarize(
+        settings,
+        source.where,
+        names,
+        chosen,
+        image,
+        left_out=source.left_out,
+        log=log,
+        copies=copies,
+    )
+    return summary, problems
+
+
+def _copies(
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
+) -> Iterator[Problem]:
+    """Copies within and between splits, with their places."""
+    first: dict[int, tuple[str, int]] = {}
+    pairs = defaultdict[tuple[str, str], list[str]](list)
+    for name, own in keys.items():
+        for position, key in enumerate(own.tolist()):
+            if key not in first:
+                first[key] = (name, position)
+                continue
+            other, earlier = first[key]
+            same = f"{chosen[name].place(position)} is {chosen[other].place(earlier)}"
+            pairs[other, name].append(same)
+    own_test = chosen["test"].split is not chosen["train"].split
+    for (one, other), places in pairs.items():
+        leak = {one, other} == {"train", "test"} and own_test and settings.name not in KNOWN
+        refused = leak and settings.copies == "refuse"
+        where = f"within {one}" if one == other else f"in {one} and {other}"
+        remedy = ": remove them, or set 'data.copies=keep'" if refused else ""
+        what = f"{images(len(places))} there more than once, {where}{remedy}."
+        yield Problem("error" if refused else "note", what, tuple(places))

@@ -1,0 +1,215 @@
+"""Which Parquet files are which split, from their names and folders, without opening any.
+
+Files are `train-00000-of-00003.parquet`, `test.parquet`, ... in the folder or in its only
+subfolder, or `<split>/0000.parquet` as the hub converts data sets, perhaps below the folder of a
+configuration. A shard that is missing or there twice is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayd import remote
+from rayd.data.files import DataFile, Listing
+from rayd.data.layout import (
+    SplitName,
+    assign,
+    is_visible,
+    listed,
+    requested,
+    split_names,
+    split_of,
+    words,
+)
+from rayd.errors import DataError
+
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
+
+SUFFIX = ".parquet"
+DEPTH = 3
+"""Most components of the path of a Parquet file: configuration, split and file."""
+EXTRA = "extra"
+"""Split that is left out: SVHN's easy images."""
+SHARD = re.compile(r"^(?P<part>.*?)-?(?P<index>\d+)-of-(?P<count>\d+)(?P<rest>[-_.].*)?$")
+"""Name of one of several files: `train-00000-of-00003`, perhaps with a hash behind it."""
+NUMBERED = re.compile(r"^\d+$")
+"""Name of a file in the folder of a split: `0000`."""
+HASH = re.compile(r"^(?=.*\d)[0-9a-f]{6,}$")
+"""Word of a name that is a hash, or a part of one."""
+PARTS_OF_SPLITS = frozenset({"part", "shard", "chunk", "of"})
+"""Words of file names that tell files of a split apart."""
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files of a data set."""
+
+    splits: dict[SplitName, list[DataFile]]
+    """Files of each split, in the order of their names."""
+    origins: dict[SplitName, str]
+    """What each split is called there."""
+    left_out: tuple[str, ...]
+    """What is not read, as clauses."""
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a path relative to a listed folder is that of a visible Parquet file."""
+    *folders, file = name.split(os.sep)
+    hidden = file.startswith(".") or not all(map(is_visible, folders))
+    return file.endswith(SUFFIX) and not hidden and len(folders) < DEPTH
+
+
+def find_files(listing: Listing, settings: DataSettings | None = None) -> ParquetFiles:
+    """Assign the Parquet files of a folder to splits.
+
+    Raises:
+        DataError: there are several data sets, a shard is missing or there twice, a file names no
+            split, or it is not certain which files are a split.
+    """
+    where = f"'{remote.shown(listing.folder)}'"
+    rows = [row for row, name in enumerate(listing.names) if is_parquet(name)]
+    depth = min(name_depth(listing.names[row]) for row in rows)
+    chosen = [row for row in rows if name_depth(listing.names[row]) == depth]
+    folders = sorted({str(Path(listing.names[row]).parent) for row in chosen})
+    parents = sorted({str(Path(folder).parent) for folder in folders})
+    named = split_names(Path(folder).name for folder in folders)
+    of_hub = depth > 1 and bool(named) and len(parents) == 1
+    if len(folders) > 1 and not of_hub:
+        raise DataError(_several(listing, where, parents if len(parents) > 1 else folders))
+    parts: dict[str, list[int]] = {}
+    for row in chosen:
+        path = Path(listing.names[row])
+        part = path.parent.name if of_hub else part_of(path.name.removesuffix(SUFFIX))
+        parts.setdefault(part, []).append(row)
+    splits = _assigned(listing, parts, settings, where, named if of_hub else None)
+    for part in splits.values():
+        _check_shards([listing.names[row] for row in parts[part]], where, part)
+    used = {row for part in splits.values() for row in parts[part]}
+    left_out = [f"'{listing.names[row]}'" for row in rows if row not in used]
+    return ParquetFiles(
+        {split: list(listing.at(parts[part])) for split, part in splits.items()},
+        {split: _origin(part, of_hub) for split, part in splits.items()},
+        (*_shortened(left_out), *listing.skipped),
+    )
+
+
+def name_depth(name: str) -> int:
+    """Number of components of a relative path."""
+    return len(Path(name).parts)
+
+
+def part_of(stem: str) -> str:
+    """Part of a data set that a file belongs to, from its name without suffix.
+
+    >>> part_of("train-00000-of-00003-a1b2c3d4"), part_of("test_small"), part_of("train_1")
+    ('train', 'test_small', 'train')
+    """
+    if (shard := SHARD.match(stem)) is not None:
+        stem = shard["part"]
+    pieces = [piece for piece in re.split(r"([-_.])", stem) if piece]
+    kept = list[str]()
+    for piece in pieces[::-1]:
+        marks_file = piece.isdigit() or piece.lower() in PARTS_OF_SPLITS or HASH.match(piece)
+        if kept or not (piece in "-_." or marks_file):
+            kept.append(piece)
+    return "".join(kept[::-1])
+
+
+def _assigned(
+    listing: Listing,
+    parts: Mapping[str, Sequence[int]],
+    settings: DataSettings | None,
+    where: str,
+    named: Mapping[str, SplitName] | None,
+) -> dict[SplitName, str]:
+    """Part that is each split."""
+    wanted = requested(settings)
+    names = [part for part in parts if part.lower() != EXTRA or part in wanted.values()]
+    named = split_names(names) if named is None else named
+    unknown = [part for part in names if part not in named and not _begins_like_a_split(part)]
+    if unknown and not wanted:
+        first = listing[parts[unknown[0]][0]]
+        folder = first.path.parent
+        remedy = "set 'data.train' to the beginning of the names to train on"
+        if split_of(folder.name) is not None:
+            remedy = (
+                f"give the folder of all splits, '{remote.shown(folder.parent)}', as 'data.name'"
+            )
+        raise DataError(
+            "Parquet files must be called train-*, validation-* or test-*. "
+            f"Got '{first}' instead; {remedy}."
+        )
+    return assign(names, settings, where, "split", named)
+
+
+def _begins_like_a_split(part: str) -> bool:
+    """Whether the first word of a name is that of a split: `test_small`."""
+    return any(split_of(word) is not None for word in words(part)[:1])
+
+
+def _check_shards(names: Sequence[str], where: str, part: str) -> None:
+    """Refuse shards that are missing, or there twice.
+
+    Raises:
+        DataError: names and numbers of the files do not agree.
+    """
+    stems = [Path(name).name.removesuffix(SUFFIX) for name in names]
+    shards = [SHARD.match(stem) for stem in stems]
+    counts = sorted({int(shard["count"]) for shard in shards if shard is not None})
+    if not counts:
+        numbers = sorted(int(stem) for stem in stems if NUMBERED.match(stem))
+        if len(numbers) == len(stems) and numbers != list(range(len(numbers))):
+            missing = sorted(set(range(max(numbers))) - set(numbers))
+            raise DataError(
+                f"The split '{part}' of {where} lacks the file '{missing[0]:04}{SUFFIX}'; fetch it "
+                "again."
+            )
+        return
+    if len(counts) > 1 or None in shards:
+        raise DataError(
+            f"The split '{part}' of {where} must be one set of files. Got files of several, "
+            f"{listed([Path(name).name for name in names])}; remove those of the others."
+        )
+    found = sorted(int(shard["index"]) for shard in shards if shard is not None)
+    total = counts[0]
+    twice = sorted({index for index in found if found.count(index) > 1})
+    missing = [index for index in range(total) if index not in found]
+    if twice:
+        again = [
+            Path(name).name
+            for name, shard in zip(names, shards, strict=True)
+            if shard is not None and int(shard["index"]) == twice[0]
+        ]
+        raise DataError(
+            f"The split '{part}' of {where} holds shard {twice[0]} of {total} twice, as "
+            f"{listed(again)}; remove one."
+        )
+    if missing or len(found) != total:
+        raise DataError(
+            f"The split '{part}' of {where} must have {total} files, as their names say. Got "
+            f"{len(found)}: number {', '.join(map(str, missing[:5]))} is missing; fetch it again."
+        )
+
+
+def _several(listing: Listing, where: str, folders: Sequence[str]) -> str:
+    """Error for a folder with several data sets."""
+    first = remote.shown(listing.folder / folders[0])
+    return (
+        f"{where} must hold one data set. Got Parquet files in {len(folders)} folders "
+        f"instead; give one of them as 'data.name', e.g. '{first}'."
+    )
+
+
+def _origin(part: str, is_folder: bool) -> str:
+    return f"folder '{part}'" if is_folder else f"files '{part}*'"
+
+
+def _shortened(clauses: Sequence[str]) -> list[str]:
+    """Clauses, the first of many."""
+    return [*clauses[:5], *([f"{len(clauses) - 5} more files"] if len(clauses) > 5 else [])]
