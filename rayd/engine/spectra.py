@@ -20,11 +20,11 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalPool, WorkerPool
 from rayd.engine.progress import Progress
-from rayd.engine.reading import read
+from rayd.engine.reading import normalized_as, read
 from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
-from rayd.errors import ArtifactError, DataError
+from rayd.errors import ArtifactError
 from rayd.methods import Method
 from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import restore
@@ -50,6 +50,7 @@ def from_distilled(
     Raises:
         ArtifactError: the card holds no recipe, its method has no spectral filter, or the store
             lacks the measured statistics.
+        DataError: the set was distilled from other real data.
     """
     config = distilled.card.get("config")
     if not isinstance(config, Mapping):
@@ -59,6 +60,7 @@ def from_distilled(
     recipe = restore(config, where="the card's recipe")
     term_of(methods.build(recipe))
     data = read(recipe.data, data_root, cache, progress or Progress())
+    data = normalized_as(distilled, data)
     return picture(Job(recipe, data, Store(cache)), distilled)
 
 
@@ -109,18 +111,11 @@ def picture(job: Job, distilled: Distilled, pool: WorkerPool | None = None) -> I
 
     Raises:
         ArtifactError: see `from_distilled`.
-        DataError: the set was distilled from other real data.
     """
     recipe = job.recipe
     data = job.data
     term = term_of(job.method)
     group = job.method.group_of(term)
-    known = distilled.card.get("data", {}).get("fingerprint", data.fingerprint)
-    if known != data.fingerprint:
-        raise DataError(
-            f"The set was distilled from other data than '{recipe.data.name}' holds now: "
-            f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
-        )
     networks = network_ids(recipe, group)
     squeeze = Squeeze(job, networks if recipe.network_group(group).trained else ())
     trained = squeeze.results()

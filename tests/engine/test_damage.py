@@ -11,13 +11,15 @@ import pytest
 
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe
+from rayd.data import Whitening
+from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Progress
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import Synthesizer
-from rayd.errors import ArtifactError, ConfigError, OutputError
+from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
 from tests.faults import interrupted_at
@@ -208,3 +210,20 @@ def test_a_path_under_a_file_is_not_writable(tmp_path):
             tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", progress=QUIET
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_whitening_that_is_rounded_otherwise_is_that_of_the_set(tmp_path, monkeypatch):
+    """Other machines and numbers of threads fit another matrix, in its last bits."""
+    run = distill(tiny(data={"normalization": "zca"}, **STUDENT), tmp_path / "run", progress=QUIET)
+    expected = run.report.results[0].test_accuracy
+    fit = Whitening.fit.__func__
+
+    def rounded(kind: type, images: np.ndarray) -> Whitening:
+        fitted = fit(kind, images)
+        return Whitening(fitted.mean, fitted.transform * (1 + 2**-20))
+
+    monkeypatch.setattr(Whitening, "fit", classmethod(rounded))
+    report = evaluate_distilled(load(tmp_path / "run"), {}, None, None, QUIET)
+    assert report.results[0].test_accuracy == expected
+    with pytest.raises(DataError, match="was distilled from other data"):
+        evaluate_distilled(load(tmp_path / "run"), {"data": {"split_seed": 3}}, None, None, QUIET)
