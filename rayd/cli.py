@@ -99,7 +99,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe."),
 ]
 DirectoryName = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")
+    Path, typer.Argument(metavar="DIR", help="A run directory, a distilled set or an export.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -467,7 +467,10 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train networks on a distilled set and its baselines; add results to its evaluation.json."""
+    """Train networks on a distilled set and its baselines; add results to its evaluation.json.
+
+    Results of an export are printed only.
+    """
     from rayd.config import merge
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report
@@ -478,11 +481,14 @@ def evaluate(
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(_tree(overrides, workers, address), {"evaluation": settings})
     distilled = load(directory)
-    Report.kept(directory)  # fails on a damaged report before the work, not after it
-    check_writable(remote.local(directory), "directory of the set")
+    is_export = distilled.directory is None
+    if not is_export:
+        Report.kept(directory)  # fails on a damaged report before the work, not after it
+        check_writable(remote.local(directory), "directory of the set")
     report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
-    with locked(remote.local(directory)):
-        report = keep_report(report, directory)
+    if not is_export:
+        with locked(remote.local(directory)):
+            report = keep_report(report, directory)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -525,11 +531,15 @@ def show(
     from rayd.evaluation.report import Report
 
     distilled = load(directory)
-    folder = distilled.directory or directory
-    report = Report.kept(folder)
-    if folder.name == DIRECTORY and (of_run := Report.kept(folder.parent)) is not None:
-        report = of_run if report is None else of_run.merge(report)
+    folder = distilled.directory
+    report = None if folder is None else Report.kept(folder)
+    if folder is not None and folder.name == DIRECTORY:
+        of_run = Report.kept(folder.parent)
+        if of_run is not None:
+            report = of_run if report is None else of_run.merge(report)
     if spectrum and png is None:
+        if folder is None:
+            raise OutputError("The spectra of an export need a file: name it with --png.")
         png = folder / "spectrum.png"
     if png is not None:
         png = remote.local(png)
@@ -554,15 +564,21 @@ def show(
 def export(
     directory: DirectoryName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to create.")],
-    format: Annotated[str, typer.Option("--format", help="parquet, imagefolder or npz.")],
+    format: Annotated[
+        str, typer.Option("--format", help="safetensors, npz, parquet or imagefolder.")
+    ],
     overwrite: Overwrite = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Write what the format can hold of the set.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a distilled set as Parquet, an image folder or an npz file."""
+    """Write a distilled set as safetensors, npz, Parquet or an image folder."""
     from rayd.distilled import load
     from rayd.export import export as write
 
-    write(load(directory), format, destination, overwrite)
+    for sentence in write(load(directory), format, destination, overwrite, lossy):
+        sys.stderr.write(f"rayd: {sentence}\n")
     out.print(str(destination), markup=False)
 
 
