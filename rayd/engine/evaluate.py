@@ -139,7 +139,16 @@ def evaluate_distilled(
     recipe = restore(distilled.card["config"], overrides, "the card's recipe")
     recipe = _with_threads_of_run(recipe, distilled, overrides)
     check_settings(recipe)
-    data = normalized_as(distilled, read(recipe.data, data_root, cache, progress))
+    before = lookup(distilled.card, "config.data.validation_fraction")
+    wants_more = lookup(overrides, "data.validation_fraction") not in (None, before)
+    data = read(recipe.data, data_root, cache, progress)
+    if wants_more or ("validation-best" in recipe.evaluation.epoch and data.validation is None):
+        raise ConfigError(
+            "Images that select an epoch are set aside before a set is distilled from the others, "
+            f"and this one was distilled with data.validation_fraction={before or 0}; distil again "
+            "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last."
+        )
+    data = normalized_as(distilled, data)
     replayed = recipe.labels.kind == "stored" and not recipe.evaluation.baselines
     preflight(recipe, data, () if replayed else teachers(recipe))
     choice = arithmetic.choose(recipe, data.shape)

@@ -227,3 +227,19 @@ def test_a_whitening_that_is_rounded_otherwise_is_that_of_the_set(tmp_path, monk
     assert report.results[0].test_accuracy == expected
     with pytest.raises(DataError, match="was distilled from other data"):
         evaluate_distilled(load(tmp_path / "run"), {"data": {"split_seed": 3}}, None, None, QUIET)
+
+
+def test_a_finished_set_without_validation_images_is_distilled_again(tmp_path):
+    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    best = {"evaluation": {"epoch": "validation-best"}}
+    fraction = {"data": {"validation_fraction": 0.1}}
+    for overrides in (best, best | fraction):
+        with pytest.raises(ConfigError) as refused:
+            evaluate_distilled(run.distilled, overrides, None, None, QUIET)
+    assert "distil again with data.validation_fraction=0.1" in str(refused.value)
+    assert "evaluate with evaluation.epoch=last" in str(refused.value)
+    again = distill(tiny(**STUDENT, **fraction), tmp_path / "again", progress=QUIET)
+    (result,) = evaluate_distilled(again.distilled, best, None, None, QUIET).results
+    assert result.epoch == "validation-best"
+    last = {"evaluation": {"epoch": "last"}}
+    assert evaluate_distilled(run.distilled, last, None, None, QUIET).results
