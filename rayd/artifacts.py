@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -176,7 +177,9 @@ def _sentence(error: Mapping[str, Any], where: str) -> str:
         return f"{where} lacks '{key}'."
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where} holds '{key}', which rayd does not know; remove it."
-    wanted = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should ")
+    # pydantic says "Input should be ...", "List should have ..."
+    wanted, count = re.subn(r"^\w+ should ", "", str(error["msg"]))
+    wanted = wanted if count else f"fit: {wanted}"
     got = repr(error["input"])
     got = got if len(got) <= 60 else f"{got[:60]}..."
     place = f"'{key}' in {where}" if key else where

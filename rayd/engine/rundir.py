@@ -104,7 +104,12 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Whether the directory holds a run, finished or not."""
-        return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
+        if not remote.bring(self.config):
+            return False
+        try:
+            return self.config.read_bytes().startswith(MARK.encode())
+        except OSError as error:
+            raise OutputError(f"Cannot read '{self.config}': {error.strerror}.") from error
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of the run that the directory holds, for resuming it.
