@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import category
 
 from rayd import remote
 from rayd.artifacts import unfinished, write_bytes
@@ -74,6 +75,11 @@ class RunDirectory:
             raise OutputError(
                 f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not "
                 "both."
+            )
+        if not set(map(category, str(self.path))).isdisjoint(("Cc", "Cs")):
+            raise OutputError(
+                f"The name of a run's directory must be text in UTF-8, without control characters. "
+                f"Got {str(self.path)!r} instead; choose another --out."
             )
         with locked(self.path, wait=False):
             try:
