@@ -44,6 +44,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
         f"distilled from {data.get('name', 'unknown')} (fingerprint {fingerprint})",
         f"normalisation  {distilled.normalization.kind}: images are network input, "
         "`pixels()` undoes it",
+        f"pixel values   {distilled.pixel_range.text()}",
         *_accuracies(report),
         *_observers(card.get("observers") or []),
         *_experts(card.get("experts")),

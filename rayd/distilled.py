@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -58,6 +58,41 @@ HALF_STEP = 0.5 / 255
 _STATE = "normalization."
 
 
+@dataclass(frozen=True)
+class PixelRange:
+    """Where the values of images lie, of which real pixels take 0 to 1."""
+
+    outside: Annotated[float, Field(ge=0, le=1)]
+    """Share of the values that are outside by more than rounding to 8 bits changes a value."""
+    least: float
+    """Smallest value."""
+    most: float
+    """Largest value."""
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Measure denormalised values, to six digits, as machines round differently."""
+        outside = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
+        measured = (outside.double().mean(), values.min(), values.max())
+        return cls(*(float(f"{number.item():.6g}") for number in measured))
+
+    @property
+    def fits(self) -> bool:
+        """Whether images of 8 bits hold all values, but for rounding."""
+        return self.outside == 0
+
+    def text(self) -> str:
+        """Describe the range.
+
+        >>> PixelRange(0.831, -1.072, 2.7).text()
+        '83 % of the values lie outside 0..1, from -1.07 to 2.7'
+        """
+        if self.fits:
+            return "all values lie in 0..1"
+        share = "less than 1" if self.outside < 0.01 else f"{self.outside * 100:.0f}"
+        return f"{share} % of the values lie outside 0..1, from {self.least:.3g} to {self.most:.3g}"
+
+
 _Count = Annotated[int, Field(ge=0)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -96,12 +131,6 @@ class _LabelsEntry(_CardPart):
     epochs: _Count
 
 
-class _RangeEntry(_CardPart):
-    outside: _Fraction
-    least: float
-    most: float
-
-
 class _Card(_CardPart):
     """What a card holds: entries that are needed, and the types of others."""
 
@@ -121,7 +150,7 @@ class _Card(_CardPart):
     experts: _ExpertsEntry | None = None
     hardware: dict[str, Any] = {}
     storage: _StorageEntry = _StorageEntry()
-    pixel_range: _RangeEntry | None = None
+    pixel_range: PixelRange | None = None
     versions: dict[str, str] = {}
     config: dict[str, Any] = {}
     synthetic: dict[str, Any] = {}
@@ -133,33 +162,6 @@ class _SavedCard(_Card):
     """The card of a set on disk, next to the file of its tensors."""
 
     sha256: str
-
-
-class PixelRange(NamedTuple):
-    """Where the values of images lie, of which real pixels take 0 to 1."""
-
-    outside: float
-    """Share of the values that are outside by more than rounding to 8 bits changes a value."""
-    least: float
-    """Smallest value."""
-    most: float
-    """Largest value."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether images of 8 bits hold all values, but for rounding."""
-        return self.outside == 0
-
-    def text(self) -> str:
-        """Describe the range.
-
-        >>> PixelRange(0.831, -1.072, 2.7).text()
-        '83 % of the values lie outside 0..1, from -1.07 to 2.7'
-        """
-        if self.fits:
-            return "all values lie in 0..1"
-        share = "less than 1" if self.outside < 0.01 else f"{self.outside * 100:.0f}"
-        return f"{share} % of the values lie outside 0..1, from {self.least:.3g} to {self.most:.3g}"
 
 
 class Distilled(Dataset[tuple[Tensor, Tensor]]):
@@ -280,13 +282,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def pixel_range(self) -> PixelRange:
         """Where the values of the images lie, denormalised."""
-        values = self.normalization.inverse(self.images)
-        outside = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
-        return PixelRange(
-            outside=outside.double().mean().item(),
-            least=values.min().item(),
-            most=values.max().item(),
-        )
+        return PixelRange.of(self.normalization.inverse(self.images))
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write the three files into `directory`; saving the same set again is allowed.

@@ -23,7 +23,7 @@ from rayd import remote
 from rayd.artifacts import parse, read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
-from rayd.distilled import Distilled
+from rayd.distilled import Distilled, PixelRange
 from rayd.errors import ArtifactError
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.student import StudentResult
@@ -167,6 +167,8 @@ class Report:
     """One result per set, architecture and tested epoch: architectures in their original order,
     sets in that of `ORDER`.
     """
+    pixel_range: PixelRange | None = None
+    """Where the values of the distilled images lie; None in reports of older versions."""
 
     @classmethod
     def build(
@@ -182,7 +184,7 @@ class Report:
         Args:
             recipe: the evaluated run.
             students: (set name, result) of every student.
-            distilled: the distilled set, for its storage cost.
+            distilled: the distilled set, for its storage cost and the range of its values.
             seconds: wall-clock seconds by stage.
             class_counts: number of real training images of each class.
         """
@@ -204,6 +206,7 @@ class Report:
             storage_bytes=dict(distilled.storage.bytes),
             seconds=dict(seconds),
             results=_ordered(results),
+            pixel_range=distilled.pixel_range,
         )
 
     def merge(self, newer: Report) -> Report:
