@@ -21,8 +21,6 @@ import os
 import re
 import shutil
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,14 +31,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from rayd import remote
-from rayd.artifacts import read_json, read_tensors, write_tensors
-from rayd.data.normalization import restore
+from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash, write_tensors
+from rayd.data.normalization import Normalization, restore
 from rayd.distilled import Distilled, check_card
-from rayd.errors import ArtifactError, ConfigError, DataError, OutputError, unknown
+from rayd.errors import ArtifactError, ConfigError, OutputError, unknown
 
 Format = Literal["parquet", "imagefolder", "npz", "safetensors"]
 
@@ -186,9 +184,30 @@ def _description(distilled: Distilled) -> dict[str, Any]:
     return {key: value for key, value in distilled.card.items() if key not in left}
 
 
-def _side(distilled: Distilled) -> dict[str, Any]:
-    """Card and normalisation as JSON; without the latter if it is too large."""
-    content: dict[str, Any] = {"card": _description(distilled)}
+def _digest(
+    card: Mapping[str, Any], normalization: Normalization, labels: Tensor, images: Tensor
+) -> str:
+    """A hash of all that makes a set, so that what is read is what was written.
+
+    Args:
+        card: of the export.
+        normalization: of the set.
+        labels: of the export.
+        images: network input, or uint8 images where they are enough.
+    """
+    tensors = tensor_hash({"images": images, "labels": labels})
+    return content_hash(
+        {"card": card, "normalization": normalization.fingerprint, "tensors": tensors}
+    )
+
+
+def _side(distilled: Distilled, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Card and normalisation as JSON, with a hash; without the latter if it is too large."""
+    card = _description(distilled)
+    content: dict[str, Any] = {
+        "card": card,
+        "digest": _digest(card, distilled.normalization, labels, images),
+    }
     if _state_fits(distilled):
         state = distilled.normalization.state().items()
         content["normalization"] = {name: tensor.tolist() for name, tensor in state}
@@ -226,12 +245,17 @@ def _parquet(distilled: Distilled, path: Path, destination: Path) -> None:
         }
     metadata = {
         "huggingface": json.dumps({"info": {"features": features}}),
-        KEY: json.dumps(_side(distilled)),
+        KEY: json.dumps(_side(distilled, _images(distilled), distilled.labels)),
     }
     if destination.suffix != ".parquet":
         path.mkdir()
         path = path / SHARD
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+def _images(distilled: Distilled) -> Tensor:
+    """What holds the images exactly: 8 bits, or network input."""
+    return distilled.pixels() if distilled.pixel_range.fits else distilled.images
 
 
 def _floats(distilled: Distilled, soft: str) -> dict[str, npt.NDArray[np.float32]]:
@@ -246,12 +270,15 @@ def _floats(distilled: Distilled, soft: str) -> dict[str, npt.NDArray[np.float32
 
 def _imagefolder(distilled: Distilled, path: Path, destination: Path) -> None:
     images = _channels_last(distilled)
+    order: list[int] = []
     for label, folder in enumerate(folders(distilled.class_names)):
         (path / folder).mkdir(parents=True)
         rows = (distilled.hard_labels == label).nonzero().squeeze(1).tolist()
+        order += rows
         for number, row in enumerate(rows):
             (path / folder / f"{number:05d}.png").write_bytes(_png(images[row]))
-    (path / SIDE_FILE).write_text(json.dumps(_side(distilled), indent=1), encoding="utf-8")
+    side = _side(distilled, distilled.pixels()[order], distilled.hard_labels[order])
+    (path / SIDE_FILE).write_text(json.dumps(side, indent=1), encoding="utf-8")
 
 
 def _npz(distilled: Distilled, path: Path, destination: Path) -> None:
@@ -260,8 +287,10 @@ def _npz(distilled: Distilled, path: Path, destination: Path) -> None:
         "labels": distilled.hard_labels.numpy(),
         "class_names": np.array(distilled.class_names, dtype=np.str_),
         **_floats(distilled, "soft_labels"),
-        "card": np.array(json.dumps(_description(distilled))),
     }
+    card = _description(distilled)
+    digest = _digest(card, distilled.normalization, distilled.labels, _images(distilled))
+    arrays["card"] = np.array(json.dumps({"card": card, "digest": digest}))
     for name, tensor in distilled.normalization.state().items():
         arrays[_NORMALIZATION + name] = tensor.numpy()
     # an open file, as numpy would add .npz to a name without it
@@ -273,7 +302,9 @@ def _safetensors(distilled: Distilled, path: Path, destination: Path) -> None:
     state = distilled.normalization.state().items()
     tensors = {_NORMALIZATION + name: tensor for name, tensor in state}
     tensors |= {"images": distilled.images, "labels": distilled.labels}
-    write_tensors(path, tensors, {"card": _description(distilled)})
+    card = _description(distilled)
+    digest = _digest(card, distilled.normalization, distilled.labels, distilled.images)
+    write_tensors(path, tensors, {"card": card, "digest": digest})
 
 
 WRITERS: Mapping[Format, Callable[[Distilled, Path, Path], None]] = {
@@ -341,8 +372,8 @@ def _remove(path: Path) -> None:
 class _Contents:
     """What an export holds."""
 
-    card: Any
-    """The card."""
+    side: Mapping[str, Any]
+    """The card and the hash."""
     state: Mapping[str, Tensor]
     """State of the normalisation."""
     labels: Tensor
@@ -364,14 +395,15 @@ def load_export(path: Path) -> Distilled:
         ('0', '1')
     """
     try:
-        contents = _reader(path)(path)
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, pa.ArrowException) as error:
-        raise ArtifactError(f"'{path}' is damaged: {str(error).splitlines()[0]}.") from error
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        return _restored(path, _reader(path)(path))
+    except ArtifactError:
+        raise
+    # numpy, pyarrow and PIL raise almost anything for damaged files
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ArtifactError(
-            f"'{path}' must hold what 'rayd export' writes: {error!r} does not fit; export again."
+            f"'{path}' must hold what 'rayd export' writes, and is damaged: {reason}."
         ) from error
-    return _restored(path, contents)
 
 
 def is_export(path: Path) -> bool:
@@ -415,7 +447,7 @@ def _read_parquet(path: Path) -> _Contents:
     else:
         pixels = _decoded([io.BytesIO(row["bytes"]) for row in table["image"].to_pylist()])
     return _Contents(
-        card=side["card"],
+        side=side,
         state=_state(path, side),
         labels=torch.from_numpy(labels),
         inputs=inputs,
@@ -437,7 +469,7 @@ def _read_imagefolder(path: Path) -> _Contents:
         files += found
         labels += [label] * len(found)
     return _Contents(
-        card=side["card"],
+        side=side,
         state=_state(path, side),
         labels=torch.tensor(labels, dtype=torch.int64),
         pixels=_decoded(files),
@@ -452,7 +484,7 @@ def _read_npz(path: Path) -> _Contents:
     labels = arrays.get("soft_labels", arrays["labels"])
     pixels = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
     return _Contents(
-        card=json.loads(str(arrays["card"])),
+        side=json.loads(str(arrays["card"])),
         state={
             name.removeprefix(_NORMALIZATION): torch.from_numpy(values)
             for name, values in arrays.items()
@@ -469,7 +501,7 @@ def _read_safetensors(path: Path) -> _Contents:
     if "card" not in note:
         raise ArtifactError(_no_card(path))
     return _Contents(
-        card=note["card"],
+        side=note,
         state={
             name.removeprefix(_NORMALIZATION): tensor
             for name, tensor in tensors.items()
@@ -495,11 +527,8 @@ def _decoded(files: Sequence[Any]) -> Tensor:
     """Decode PNG files to uint8 (n, C, H, W)."""
     images = []
     for file in files:
-        try:
-            with Image.open(file) as image:
-                array = np.asarray(image)
-        except UnidentifiedImageError as error:
-            raise ValueError("an image that is no PNG") from error
+        with Image.open(file, formats=["PNG"]) as image:
+            array = np.asarray(image)
         images.append(array[:, :, None] if array.ndim == 2 else array)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
@@ -512,17 +541,15 @@ def _no_card(path: Path) -> str:
 
 
 def _restored(path: Path, contents: _Contents) -> Distilled:
-    card = check_card(contents.card, f"the card in '{path}'")
-    try:
-        normalization = restore(card["normalization"], contents.state)
-        images = contents.inputs
-        if images is None and contents.pixels is not None:
-            images = normalization(contents.pixels.contiguous())
-        if images is None or list(images.shape[1:]) != card["shape"]:
-            got = None if images is None else list(images.shape[1:])
-            raise ArtifactError(
-                f"'{path}' holds images of shape {got}; its card says {card['shape']}."
-            )
-        return Distilled(images, contents.labels, card["class_names"], normalization, card)
-    except (ConfigError, DataError, RuntimeError) as error:
-        raise ArtifactError(f"'{path}' does not hold what its card describes: {error}") from error
+    card = check_card(contents.side["card"], f"the card in '{path}'")
+    images = contents.pixels if contents.inputs is None else contents.inputs
+    assert images is not None
+    normalization = restore(card["normalization"], contents.state)
+    if _digest(card, normalization, contents.labels, images) != contents.side["digest"]:
+        raise ArtifactError(
+            f"'{path}' does not hold the set that was exported; export it again, or use the images "
+            f"as data with data.name={path}."
+        )
+    if contents.inputs is None:
+        images = normalization(images.contiguous())
+    return Distilled(images, contents.labels, card["class_names"], normalization, card)
