@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayd.card import describe
-from rayd.config import Recipe, prune
 from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
@@ -28,7 +27,7 @@ from rayd.engine.status import status
 from rayd.errors import RaydError
 from rayd.evaluation.report import Report
 from rayd.export import export
-from rayd.recipes import assemble
+from rayd.recipes import restore
 from tests.conftest import tiny
 
 EXPORTS = {"npz": "set.npz", "parquet": "set.parquet", "safetensors": "set.st", "imagefolder": "f"}
@@ -71,7 +70,7 @@ def check_run(root: Path, truth: Distilled) -> None:
     if found is not None:
         same(found, truth)
         read(lambda: describe(found, report))
-        read(lambda: assemble(prune(Recipe, found.card["config"]), {}))
+        read(lambda: restore(found.card["config"], {}, "the card's recipe"))
 
 
 def check_export(path: Path, truth: Distilled) -> None:
