@@ -1,6 +1,26 @@
-"""Entry point of `python -m rayd`."""
+"""Entry point of `rayd` and of `python -m rayd`."""
 
-from rayd.cli import main
+import atexit
+
+from rayd.interrupts import NOTHING_DONE, InterruptedRunError, leave, leave_at_interrupt
+
+
+def main() -> None:
+    """Run the command line and exit with its code, which is 130 after Ctrl-C at any moment."""
+    leave_at_interrupt(NOTHING_DONE)
+    from rayd import cli
+
+    try:
+        cli.main()
+    except SystemExit as stop:
+        # what ends with the interpreter (Ray) must not print a traceback
+        leave_at_interrupt("Interrupted at the end; the command had finished.")
+        if stop.code == InterruptedRunError.exit_code:
+            # Python remembers an interrupt that passed through `exec`, and would end by the signal
+            atexit._run_exitfuncs()
+            leave()
+        raise
+
 
 if __name__ == "__main__":
     main()

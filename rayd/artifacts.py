@@ -14,11 +14,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
@@ -27,6 +28,8 @@ from rayd.errors import ArtifactError, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 METADATA_KEY = "rayd"
 HASH = "tensor hash"
@@ -95,22 +98,92 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a mapping from a JSON file.
 
     Raises:
-        ArtifactError: the file is missing, truncated, or not a JSON mapping.
+        ArtifactError: the file is missing, truncated, no JSON mapping, or holds a key twice.
     """
     remote.need(path)
+    check_regular(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError as error:
         raise ArtifactError(f"'{path}' is missing.") from error
     except OSError as error:
         raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except KeyError as error:
+        raise ArtifactError(f"'{path}' holds the key {error} twice; remove one of them.") from error
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"'{path}' is truncated or not JSON.") from error
     if not isinstance(content, dict):
         raise ArtifactError(
             f"'{path}' must hold a JSON object. Got {type(content).__name__} instead."
         )
     return content
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is there but is no regular file: to open a FIFO would wait for its writer.
+
+    Raises:
+        ArtifactError: the path is a directory, a FIFO, a socket or a device.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a FIFO, socket or device"
+        raise ArtifactError(f"'{path}' must be a file. Got {kind} instead.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys must differ: json itself would keep the last of equal ones."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise KeyError(next(name for name in names if names.count(name) > 1))
+    return content
+
+
+def parse(kind: type[T], content: Any, where: str) -> T:
+    """Check JSON content that was read from a file, and convert it.
+
+    Types must be those of JSON: the text "3" is no number.
+
+    >>> parse(dict[str, int], {"steps": "3"}, "'card.json'")
+    Traceback (most recent call last):
+    rayd.errors.ArtifactError: 'steps' in 'card.json' must be a valid integer. Got '3' instead.
+
+    Args:
+        kind: a pydantic model, a dataclass, or another type with annotations.
+        content: what `json` returned.
+        where: name of the file, for error messages.
+
+    Raises:
+        ArtifactError: a field is missing, unknown, or has another type or value.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        missing = [
+            str(e["loc"][-1]) for e in found if e["type"] == "missing" and len(e["loc"]) == 1
+        ]
+        if missing:
+            raise ArtifactError(f"{where} lacks {', '.join(missing)}.") from error
+        raise ArtifactError(_sentence(dict(found[0]), where)) from error
+
+
+def _sentence(error: Mapping[str, Any], where: str) -> str:
+    """What is wrong with a field."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{where} lacks '{key}'."
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where} holds '{key}', which rayd does not know; remove it."
+    # pydantic says "Input should be ...", "List should have ..."
+    wanted, count = re.subn(r"^\w+ should ", "", str(error["msg"]))
+    wanted = wanted if count else f"fit: {wanted}"
+    got = repr(error["input"])
+    got = got if len(got) <= 60 else f"{got[:60]}..."
+    place = f"'{key}' in {where}" if key else where
+    return f"{place} must {wanted}. Got {got} instead."
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -161,13 +234,16 @@ def read_row(path: Path, name: str, row: int) -> Tensor:
 
 
 def _metadata(file: Any) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    note = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if not isinstance(note, dict):
+        raise json.JSONDecodeError("no JSON object", METADATA_KEY, 0)
     return note
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     remote.need(path)
+    check_regular(path)
     if not path.is_file():
         raise ArtifactError(f"'{path}' is missing.")
     try:
@@ -184,7 +260,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield tensors
     except OSError as error:
         raise ArtifactError(f"Cannot read '{path}': {error.strerror or error}.") from error
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"'{path}' is truncated or not a safetensors file.") from error
 
 

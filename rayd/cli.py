@@ -7,15 +7,15 @@ output is one JSON document and nothing else.
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import logging
 import os
 import shlex
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,16 +26,11 @@ from typer.core import TyperGroup
 
 from rayd import remote
 from rayd.errors import ConfigError, OutputError, RaydError, ResourceError
+from rayd.interrupts import NOTHING_DONE, InterruptedRunError, one_interrupt
 from rayd.version import __version__
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
-
-
-class InterruptedRunError(RaydError):
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 _EXAMPLE = "Example: "
@@ -62,6 +57,13 @@ class _Commands(TyperGroup):
                 if command.epilog:
                     indentation = " " * (formatter.current_indent + indent + 2)
                     formatter.write(f"{indentation}$ {command.epilog.removeprefix(_EXAMPLE)}\n")
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """See `invoke`; click itself would say 'Aborted!' and exit with code 1."""
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt as error:
+            raise InterruptedRunError(NOTHING_DONE) from error
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -99,7 +101,7 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe."),
 ]
 DirectoryName = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A run directory or a distilled set.")
+    Path, typer.Argument(metavar="DIR", help="A run directory, a distilled set or an export.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -494,7 +496,10 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train networks on a distilled set and its baselines; add results to its evaluation.json."""
+    """Train networks on a distilled set and its baselines; add results to its evaluation.json.
+
+    Results of an export are printed only.
+    """
     from rayd.config import merge
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report
@@ -505,11 +510,14 @@ def evaluate(
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(_tree(overrides, workers, address), {"evaluation": settings})
     distilled = load(directory)
-    Report.kept(directory)  # fails on a damaged report before the work, not after it
-    check_writable(remote.local(directory), "directory of the set")
+    is_export = distilled.directory is None
+    if not is_export:
+        Report.kept(directory)  # fails on a damaged report before the work, not after it
+        check_writable(remote.local(directory), "directory of the set")
     report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
-    with locked(remote.local(directory)):
-        report = keep_report(report, directory)
+    if not is_export:
+        with locked(remote.local(directory)):
+            report = keep_report(report, directory)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -552,11 +560,15 @@ def show(
     from rayd.evaluation.report import Report
 
     distilled = load(directory)
-    folder = distilled.directory or directory
-    report = Report.kept(folder)
-    if folder.name == DIRECTORY and (of_run := Report.kept(folder.parent)) is not None:
-        report = of_run if report is None else of_run.merge(report)
+    folder = distilled.directory
+    report = None if folder is None else Report.kept(folder)
+    if folder is not None and folder.name == DIRECTORY:
+        of_run = Report.kept(folder.parent)
+        if of_run is not None:
+            report = of_run if report is None else of_run.merge(report)
     if spectrum and png is None:
+        if folder is None:
+            raise OutputError("The spectra of an export need a file: name it with --png.")
         png = folder / "spectrum.png"
     if png is not None:
         png = remote.local(png)
@@ -581,15 +593,21 @@ def show(
 def export(
     directory: DirectoryName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to create.")],
-    format: Annotated[str, typer.Option("--format", help="parquet, imagefolder or npz.")],
+    format: Annotated[
+        str, typer.Option("--format", help="safetensors, npz, parquet or imagefolder.")
+    ],
     overwrite: Overwrite = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Write what the format can hold of the set.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a distilled set as Parquet, an image folder or an npz file."""
+    """Write a distilled set as safetensors, npz, Parquet or an image folder."""
     from rayd.distilled import load
     from rayd.export import export as write
 
-    write(load(directory), format, destination, overwrite)
+    for sentence in write(load(directory), format, destination, overwrite, lossy):
+        sys.stderr.write(f"rayd: {sentence}\n")
     out.print(str(destination), markup=False)
 
 
@@ -713,41 +731,32 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-@contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Make the first Ctrl-C end the command in order, and a second one end the process at once."""
-    interrupted = False
+PLAIN = {"±": "+-", "…": "...", "×": "x", "–": "-", "’": "'", "━": "-"}
+"""Characters of ours that a terminal may lack, and what is printed instead."""
 
-    def end(*_: object) -> None:
-        if sys.stderr.isatty():
-            # a progress bar hides the cursor
-            sys.stderr.write("\x1b[?25h\n")
-            sys.stderr.flush()
-        os._exit(InterruptedRunError.exit_code)
 
-    def interrupt(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, end)
-        raise KeyboardInterrupt
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a terminal's encoding lacks: by similar characters, or as an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    escaped = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return "".join(escaped), error.end
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        # after an interruption, processes that end with the interpreter (Ray's) must not print a
-        # traceback either
-        if not interrupted:
-            signal.signal(signal.SIGINT, before)
+
+def _print_anything() -> None:
+    """Make standard output and error take any text, names that are not UTF-8 among it."""
+    codecs.register_error("rayd", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="rayd")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     given = sys.argv[1:] if arguments is None else arguments
-    with _one_interrupt():
+    _print_anything()
+    with one_interrupt():
         _main_in_order(given)
 
 
@@ -761,6 +770,9 @@ def _main_in_order(given: list[str]) -> None:
         if error.setting is not None:
             sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("rayd: Interrupted; finished work is kept.\n")
+        sys.exit(InterruptedRunError.exit_code)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rayd import remote
 from rayd.artifacts import (
     file_hash,
+    parse,
     read_json,
     read_tensors,
     write_bytes,
@@ -49,16 +52,116 @@ TENSORS = "data.safetensors"
 CARD = "card.json"
 GRID = "grid.png"
 
-REQUIRED = ("format", "class_names", "shape", "normalization", "sha256")
-"""Required keys of a card."""
-
-KINDS = {
-    "storage": dict, "data": dict, "versions": dict, "config": dict, "normalization": str,
-    "shape": list, "sha256": str, "step_size": float,
-}  # fmt: skip
-"""Types of further entries of a card."""
+HALF_STEP = 0.5 / 255
+"""Largest error of a value in [0, 1] that is rounded to 8 bits."""
 
 _STATE = "normalization."
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """Where the values of images lie, of which real pixels take 0 to 1."""
+
+    outside: Annotated[float, Field(ge=0, le=1)]
+    """Share of the values that are outside by more than rounding to 8 bits changes a value."""
+    least: float
+    """Smallest value."""
+    most: float
+    """Largest value."""
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Measure denormalised values, to six digits, as machines round differently."""
+        outside = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
+        measured = (outside.double().mean(), values.min(), values.max())
+        return cls(*(float(f"{number.item():.6g}") for number in measured))
+
+    @property
+    def fits(self) -> bool:
+        """Whether images of 8 bits hold all values, but for rounding."""
+        return self.outside == 0
+
+    def text(self) -> str:
+        """Describe the range.
+
+        >>> PixelRange(0.831, -1.072, 2.7).text()
+        '83 % of the values lie outside 0..1, from -1.07 to 2.7'
+        """
+        if self.fits:
+            return "all values lie in 0..1"
+        share = "less than 1" if self.outside < 0.01 else f"{self.outside * 100:.0f}"
+        return f"{share} % of the values lie outside 0..1, from {self.least:.3g} to {self.most:.3g}"
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _CardPart(BaseModel):
+    """Part of a card, which may say more than is known here."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class _StorageEntry(_CardPart):
+    numbers: dict[str, _Count] = {}
+    bytes: dict[str, _Count] = {}
+
+
+class _DataEntry(_CardPart):
+    name: str
+    fingerprint: str | None = None
+
+
+class _ObserverEntry(_CardPart):
+    network: str
+    train_accuracy: _Fraction
+    validation_accuracy: _Fraction | None = None
+
+
+class _ExpertsEntry(_CardPart):
+    network: str
+    count: _Count
+    epochs: float
+    train_accuracy: _Fraction
+
+
+class _LabelsEntry(_CardPart):
+    folder: str
+    epochs: _Count
+
+
+class _Card(_CardPart):
+    """What a card holds: entries that are needed, and the types of others."""
+
+    format: int
+    class_names: Annotated[list[str], Field(min_length=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
+    normalization: str
+    ipc: _Count = 0
+    recipe: str | None = None
+    method: str | None = None
+    citation: str | None = None
+    data: _DataEntry | None = None
+    synthesis: str | None = None
+    seed: int | None = None
+    steps: _Count | None = None
+    observers: list[_ObserverEntry] = []
+    experts: _ExpertsEntry | None = None
+    hardware: dict[str, Any] = {}
+    storage: _StorageEntry = _StorageEntry()
+    pixel_range: PixelRange | None = None
+    versions: dict[str, str] = {}
+    config: dict[str, Any] = {}
+    synthetic: dict[str, Any] = {}
+    step_size: Annotated[float, Field(gt=0)] | None = None
+    labels: _LabelsEntry | None = None
+
+
+class _SavedCard(_Card):
+    """The card of a set on disk, next to the file of its tensors."""
+
+    sha256: str
 
 
 class Distilled(Dataset[tuple[Tensor, Tensor]]):
@@ -176,6 +279,11 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""
         return self.normalization.inverse(self.images).clamp(0, 1).mul(255).round().to(torch.uint8)
 
+    @cached_property
+    def pixel_range(self) -> PixelRange:
+        """Where the values of the images lie, denormalised."""
+        return PixelRange.of(self.normalization.inverse(self.images))
+
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write the three files into `directory`; saving the same set again is allowed.
 
@@ -212,13 +320,21 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
 
 def load(path: str | Path) -> Distilled:
-    """Load the distilled set of a run directory, or of a directory written by `Distilled.save`.
+    """Load the distilled set of a run directory, of a directory written by `Distilled.save`, or of
+    an export.
 
     Raises:
         ArtifactError: it is missing, damaged, of a newer version, or its tensors do not match its
             card.
     """
-    directory = _locate(remote.local(path))
+    place = remote.local(path)
+    if not (place / CARD).exists() and not (place / DIRECTORY).exists() and place.exists():
+        # pyarrow and numpy's archives are needed for exports alone
+        from rayd.export import is_export, load_export
+
+        if is_export(place):
+            return load_export(place)
+    directory = _locate(place)
     card = _read_card(directory / CARD)
     file = directory / TENSORS
     remote.bring(file)
@@ -244,6 +360,8 @@ def load(path: str | Path) -> Distilled:
             f"'{file}' holds images of shape {list(distilled.images.shape[1:])}; "
             f"its card says {card['shape']}."
         )
+    if fault := _contradiction(card, own):
+        raise ArtifactError(f"'{directory / CARD}' contradicts '{TENSORS}' next to it: {fault}.")
     distilled.directory = directory
     return distilled
 
@@ -290,32 +408,39 @@ def _locate(path: Path) -> Path:
 
 
 def _read_card(path: Path) -> dict[str, Any]:
-    card = read_json(path)
-    version = card.get("format", FORMAT)
-    if not isinstance(version, int) or version > FORMAT:
+    return check_card(read_json(path), f"'{path}'", is_saved=True)
+
+
+def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
+    """Check the types of a card's entries.
+
+    Args:
+        card: content of a JSON file.
+        where: name of the file, for error messages.
+        is_saved: whether it is the card of a set on disk, which has a hash of the tensors.
+
+    Returns:
+        The card.
+
+    Raises:
+        ArtifactError: an entry is missing or has another type, or the card has a newer format.
+    """
+    version = card.get("format", FORMAT) if isinstance(card, dict) else FORMAT
+    if isinstance(version, int) and version > FORMAT:
         raise ArtifactError(
-            f"'{path}' must have format {FORMAT} or older. "
+            f"{where} must have format {FORMAT} or older. "
             f"Got {version!r} instead; a newer rayd wrote it."
         )
-    if missing := [key for key in REQUIRED if key not in card]:
-        raise ArtifactError(f"'{path}' lacks {', '.join(missing)}.")
-    for key, kind in KINDS.items():
-        if key in card and not isinstance(card[key], kind):
-            raise ArtifactError(
-                f"'{key}' in '{path}' must be of type {kind.__name__}. Got {card[key]!r} instead."
-            )
-    stored = card.get("storage", {})
-    if not all(isinstance(stored.get(part, {}), dict) for part in ("numbers", "bytes")):
-        raise ArtifactError(
-            f"'storage' in '{path}' must hold 'numbers' and 'bytes' by part. "
-            f"Got {card['storage']!r} instead."
-        )
-    names = card["class_names"]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ArtifactError(
-            f"'class_names' in '{path}' must be a list of names. Got {names!r} instead."
-        )
-    return card
+    parse(_SavedCard if is_saved else _Card, card, where)
+    return dict[str, Any](card)
+
+
+def _contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """How a card contradicts the tensors that it describes; None if it does not."""
+    for name, number in card.get("storage", {}).get("numbers", {}).items():
+        if name in tensors and tensors[name].numel() != number:
+            return f"it counts {number:,} numbers of '{name}', which has {tensors[name].numel():,}"
+    return None
 
 
 def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 
 class RaydError(Exception):
@@ -71,6 +70,9 @@ def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     >>> nearest("convnett", ["convnet", "mlp"])
     ['convnet']
     """
+    # needed for mistakes only; all that runs before Ctrl-C is handled should be quick
+    from difflib import get_close_matches
+
     return get_close_matches(str(name), sorted(known), n=count, cutoff=0.5)
 
 

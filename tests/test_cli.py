@@ -1,6 +1,7 @@
 """The command line: every command, machine-readable output, and one sentence for a mistake."""
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -286,6 +287,37 @@ def test_images_of_different_sizes_are_refused_with_a_command_that_works(capsys,
     assert " ".join(text.split()).startswith(f"dm-zoo-ipc1: dm on {tmp_path / 'zoo'}, 1 per class")
 
 
+def test_an_ascii_terminal_shows_all_text(finished, tmp_path):
+    """What it lacks is replaced: the ellipsis, letters of a class name."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    card = json.loads((folder / "distilled/card.json").read_text())
+    card["class_names"][0] = "größe 猫"
+    (folder / "distilled/card.json").write_text(json.dumps(card))
+    settings = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    for arguments, words in (
+        (["recipes"], "..."),
+        (["show", str(folder)], r"gr\xf6\xdfe \u732b"),
+        (["status", str(folder)], "finished"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "rayd", *arguments],
+            capture_output=True,
+            env=os.environ | settings,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert words in " ".join(done.stdout.decode("ascii").split())
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines"])
+def test_a_run_needs_a_directory_whose_name_is_text(capsys, tmp_path, name):
+    place = tmp_path / os.fsdecode(name)
+    code, _, error = run(capsys, "distill", "digits", *QUICK, "--out", str(place), "--quiet")
+    assert code == 2
+    assert "must be text in UTF-8, without control characters" in error
+    assert not place.exists()
+
+
 INTERRUPTED = """
 import time
 from rayd import cli
@@ -316,6 +348,28 @@ def test_a_second_interrupt_ends_quietly():
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("module", ["typer", "pydantic", "numpy", "torch"])
+def test_an_interrupt_during_imports_is_one_sentence(tmp_path, module):
+    """It is sent as soon as a module has been imported, while others are."""
+    command = [sys.executable, "-X", "importtime", "-m", "rayd", "distill", "digits", "--quiet"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"RAYD_CACHE": str(tmp_path / "cache")},
+    ) as process:
+        assert process.stderr is not None
+        while process.stderr.readline().rpartition("|")[2].strip() != module:
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().splitlines()
+        assert process.wait(60) == 130
+    said = [line for line in rest if not line.startswith("import time:")]
+    assert len(said) == 1
+    assert said[0].startswith("rayd: Interrupted")
 
 
 def test_an_interrupted_run_names_the_command_that_continues_it(capsys, tmp_path, monkeypatch):
@@ -387,7 +441,8 @@ def test_show_tells_and_draws(capsys, finished, tmp_path):
 @pytest.mark.parametrize("form", ["parquet", "imagefolder", "npz"])
 def test_export(capsys, finished, tmp_path, form):
     destination = tmp_path / f"set.{form}"
-    assert run(capsys, "export", str(finished), "--format", form, str(destination))[0] == 0
+    arguments = ["export", str(finished), "--format", form, str(destination), "--lossy"]
+    assert run(capsys, *arguments)[0] == 0
     assert destination.exists()
     code, _, error = run(capsys, "export", str(finished), "--format", form, str(destination))
     assert code == 2

@@ -159,7 +159,7 @@ def test_a_pickle_is_refused(saved, write):
         ({"class_names": None, "shape": None}, "lacks class_names, shape"),
         ({"format": 3}, "Got 3 instead; a newer rayd wrote it"),
         ({"class_names": ["a", "b"]}, r"labels must lie in 0\.\.1, its class names; got 0\.\.2"),
-        ({"class_names": "abc"}, "must be a list of names"),
+        ({"class_names": "abc"}, "'class_names' in .* must be a valid array. Got 'abc' instead"),
         ({"shape": [3, 8, 8]}, "its card says"),
         ({"normalization": "zcaa"}, "did you mean 'zca'"),
     ],

@@ -16,6 +16,23 @@ from rayd.errors import ConfigError, unknown
 
 log = logging.getLogger(__name__)
 
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if isinstance(key, yaml.ScalarNode) and name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' stands there twice",
+                    problem_mark=key.start_mark,
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 _QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -33,7 +50,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
                 f"An override must have the form key.sub=value. Got '{argument}' instead."
             )
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _UniqueKeys)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
         if isinstance(value, str):
@@ -228,8 +245,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
     """
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"The recipe '{path}' must be a file.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"Cannot read the recipe '{path}': {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:

@@ -443,9 +443,11 @@ class _Driver:
             experts=self._expert_facts,
             hardware=self._hardware,
         )
-        return Distilled.of(
+        distilled = Distilled.of(
             learned, self._recipe.synthetic, data.class_names, data.normalization, facts
         )
+        distilled.card["pixel_range"] = asdict(distilled.pixel_range)
+        return distilled
 
     @cached_property
     def _expert_facts(self) -> dict[str, Any] | None:

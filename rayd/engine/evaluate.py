@@ -24,7 +24,7 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
-from rayd.engine.reading import read
+from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.squeeze import Squeeze
@@ -32,7 +32,7 @@ from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
 from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
 from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
-from rayd.errors import ArtifactError, ConfigError, DataError
+from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.recipes import restore
@@ -139,12 +139,16 @@ def evaluate_distilled(
     recipe = restore(distilled.card["config"], overrides, "the card's recipe")
     recipe = _with_threads_of_run(recipe, distilled, overrides)
     check_settings(recipe)
+    before = lookup(distilled.card, "config.data.validation_fraction")
+    wants_more = lookup(overrides, "data.validation_fraction") not in (None, before)
     data = read(recipe.data, data_root, cache, progress)
-    if (known := distilled.card.get("data", {}).get("fingerprint")) not in (None, data.fingerprint):
-        raise DataError(
-            f"The set was distilled from other data than '{recipe.data.name}' holds now: "
-            f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
+    if wants_more or ("validation-best" in recipe.evaluation.epoch and data.validation is None):
+        raise ConfigError(
+            "Images that select an epoch are set aside before a set is distilled from the others, "
+            f"and this one was distilled with data.validation_fraction={before or 0}; distil again "
+            "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last."
         )
+    data = normalized_as(distilled, data)
     replayed = recipe.labels.kind == "stored" and not recipe.evaluation.baselines
     preflight(recipe, data, () if replayed else teachers(recipe))
     choice = arithmetic.choose(recipe, data.shape)

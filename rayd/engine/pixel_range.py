@@ -40,4 +40,7 @@ def _remedy(recipe: Recipe) -> str:
         return "lower synthesis.learning_rates.left and .right"
     if recipe.data.normalization == "zca":
         return "lower synthesis.learning_rate"
-    return "keep them in range with synthesis.clip=true, or lower synthesis.learning_rate"
+    return (
+        "keep them in range with synthesis.clip=true and synthesis.schedule=cosine, or lower "
+        "synthesis.learning_rate"
+    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rayd.config import DataSettings
 from rayd.data import ImageData, load
+from rayd.distilled import Distilled
 from rayd.engine.progress import Progress
-from rayd.errors import ImageSizeError
+from rayd.errors import DataError, ImageSizeError
 
 
 def read(
@@ -46,6 +48,27 @@ def read(
             return load(settings, data_root, cache, on_progress)
         except ImageSizeError as error:
             raise _with_proposal(error, image_size) from error
+
+
+def normalized_as(distilled: Distilled, data: ImageData) -> ImageData:
+    """The data that a set was distilled from, normalised as it was then.
+
+    Another machine, or another number of threads, may round a whitening matrix in another way.
+
+    Raises:
+        DataError: the set was distilled from other images.
+    """
+    known = distilled.card.get("data", {}).get("fingerprint")
+    if known in (None, data.fingerprint):
+        return data
+    if data.normalization.kind == distilled.normalization.kind:
+        as_then = replace(data, normalization=distilled.normalization)
+        if as_then.fingerprint == known:
+            return as_then
+    raise DataError(
+        f"The set was distilled from other data than '{data.name}' holds now: "
+        f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
+    )
 
 
 def _with_proposal(error: ImageSizeError, image_size: int | None) -> ImageSizeError:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from unicodedata import category
 
 from rayd import remote
 from rayd.artifacts import unfinished, write_bytes
@@ -75,6 +76,11 @@ class RunDirectory:
                 f"'{self._name}' can be continued or replaced: give --resume or --overwrite, not "
                 "both."
             )
+        if not set(map(category, str(self.path))).isdisjoint(("Cc", "Cs")):
+            raise OutputError(
+                f"The name of a run's directory must be text in UTF-8, without control characters. "
+                f"Got {str(self.path)!r} instead; choose another --out."
+            )
         with locked(self.path, wait=False):
             try:
                 if overwrite:
@@ -104,7 +110,12 @@ class RunDirectory:
 
     def holds_run(self) -> bool:
         """Whether the directory holds a run, finished or not."""
-        return remote.bring(self.config) and self.config.read_bytes().startswith(MARK.encode())
+        if not remote.bring(self.config):
+            return False
+        try:
+            return self.config.read_bytes().startswith(MARK.encode())
+        except OSError as error:
+            raise OutputError(f"Cannot read '{self.config}': {error.strerror}.") from error
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe of the run that the directory holds, for resuming it.

@@ -21,11 +21,11 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalPool
 from rayd.engine.progress import Progress
-from rayd.engine.reading import read
+from rayd.engine.reading import normalized_as, read
 from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
-from rayd.errors import ArtifactError, DataError
+from rayd.errors import ArtifactError
 from rayd.methods import Method
 from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import restore
@@ -61,6 +61,7 @@ def from_distilled(
     recipe = restore(config, where="the card's recipe")
     term_of(methods.build(recipe))
     data = read(recipe.data, data_root, cache, progress or Progress())
+    data = normalized_as(distilled, data)
     return _picture(Job(recipe, data, Store(cache)), distilled)
 
 
@@ -98,12 +99,6 @@ def _picture(job: Job, distilled: Distilled) -> Image.Image:
     data = job.data
     term = term_of(job.method)
     group = job.method.group_of(term)
-    known = distilled.card.get("data", {}).get("fingerprint", data.fingerprint)
-    if known != data.fingerprint:
-        raise DataError(
-            f"The set was distilled from other data than '{recipe.data.name}' holds now: "
-            f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
-        )
     networks = network_ids(recipe, group)
     squeeze = Squeeze(job, networks if recipe.network_group(group).trained else ())
     trained = squeeze.results()

@@ -27,13 +27,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from rayd import remote
-from rayd.artifacts import read_json, write_json
+from rayd.artifacts import parse, read_json, write_json
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.progress import StageProgress, clock, stages_text, terms_text
-from rayd.errors import ArtifactError, OutputError, RaydError
+from rayd.errors import OutputError, RaydError
 
 NAME = "status.json"
 METRICS = "metrics.jsonl"
@@ -146,6 +148,52 @@ class StatusFile:
         }
 
 
+_Amount = Annotated[float, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """Part of a status file: other keys are refused."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class _Driver(_Strict):
+    pid: int
+    node: str
+
+
+class _Worker(_Strict):
+    role: str
+    pid: int
+    node: str
+    log: str
+    restarts: _Count = 0
+    there: bool = True
+
+
+class _Content(_Strict):
+    """What a status file holds; see `StatusFile`."""
+
+    state: Literal["running", "finished", "failed", "interrupted"]
+    driver: _Driver | None = None
+    written: float | None = None
+    interval: Annotated[float, Field(gt=0)] = INTERVAL
+    stage: str | None = None
+    done: _Amount = 0.0
+    total: _Amount = 0.0
+    unit: str = ""
+    rate: _Amount = 0.0
+    seconds_left: _Amount | None = None
+    stages: dict[str, Literal["waiting", "running", "done", "cached"]] = {}
+    terms: dict[str, float | None] = {}
+    error: str | None = None
+    command: str | None = None
+    logs: str | None = None
+    restarts: _Count = 0
+    workers: list[_Worker] = []
+
+
 @dataclass(frozen=True)
 class Status:
     """The status of a run, read from its directory."""
@@ -236,6 +284,7 @@ def status(directory: Path) -> Status:
 
     Raises:
         OutputError: the directory holds no run.
+        ArtifactError: its status file is damaged.
     """
     directory = remote.local(directory).resolve()
     held = lock_held(directory)
@@ -243,16 +292,17 @@ def status(directory: Path) -> Status:
         # a running driver on this machine writes these files: they are newer than remote copies
         for name in (NAME, METRICS, "config.yaml", "evaluation.json"):
             remote.bring(directory / name)
-    try:
+    content: dict[str, Any] = {}
+    if (directory / NAME).exists():
         content = read_json(directory / NAME)
-    except ArtifactError as error:
-        if not (directory / "config.yaml").is_file():
-            raise OutputError(
-                f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one."
-            ) from error
-        content = {}
-    age = max(0.0, time.time() - content["written"]) if "written" in content else None
-    driver = {"pid": None, "node": None, **content.get("driver", {}), "holds_lock": held}
+        parse(_Content, content, f"'{remote.shown(directory / NAME)}'")
+    elif not (directory / "config.yaml").is_file():
+        raise OutputError(
+            f"'{remote.shown(directory)}' holds no run of rayd; name the --out of one."
+        )
+    written = content.get("written")
+    age = None if written is None else max(0.0, time.time() - written)
+    driver = {"pid": None, "node": None, **(content.get("driver") or {}), "holds_lock": held}
     state = _state(directory, content, held, age)
     return Status(
         directory=remote.shown(directory),
@@ -295,7 +345,7 @@ def _state(directory: Path, content: dict[str, Any], held: bool | None, age: flo
         return str(written)
     is_recent = age is not None and age <= STALE * float(content.get("interval", INTERVAL))
     # locks of other machines may not be visible here
-    unknown = held is None or content.get("driver", {}).get("node") != socket.gethostname()
+    unknown = held is None or (content.get("driver") or {}).get("node") != socket.gethostname()
     return "running" if held or (is_recent and unknown) else "killed"
 
 
@@ -303,6 +353,8 @@ def lock_held(directory: Path) -> bool | None:
     """Whether a process holds the lock of a directory; None if that cannot be checked."""
     from rayd.engine.rundir import LOCK
 
+    if not (directory / LOCK).is_file():
+        return False
     try:
         with (directory / LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -321,13 +373,17 @@ def _last_terms(directory: Path) -> dict[str, float]:
     if not metrics.is_file():
         return {}
     for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            if "step" in entry:
-                for name in ("stage", "step", "seconds"):
-                    entry.pop(name, None)
-                return dict(entry)
+            if isinstance(entry, dict) and "step" in entry:
+                others = ("stage", "step", "seconds")
+                terms = {name: value for name, value in entry.items() if name not in others}
+                return {name: value for name, value in terms.items() if _is_number(value)}
     return {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _bytes(directory: Path) -> int:

@@ -37,6 +37,7 @@ def remarks(report: Report, recipes: Iterable[str]) -> list[str]:
         *_chance(report.results),
         *_below_random(report, recipes),
         *_above_whole(report.results),
+        *_out_of_range(report),
     ]
 
 
@@ -73,6 +74,14 @@ def _above_whole(results: Sequence[SetResult]) -> Iterator[str]:
                 f"Random images are above the whole set with {random.network}, because they are "
                 "balanced: as many of each class, where the whole set has a long tail."
             )
+
+
+def _out_of_range(report: Report) -> Iterator[str]:
+    if report.pixel_range is not None and not report.pixel_range.fits:
+        yield (
+            f"Of the distilled images, {report.pixel_range.text()}: as images of 8 bits they would "
+            "be others; export them to npz, Parquet or safetensors."
+        )
 
 
 def _pairs(

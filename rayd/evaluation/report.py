@@ -13,17 +13,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
+from pydantic import ConfigDict, Field
 from rich.markup import escape
 from rich.table import Table
 
 from rayd import remote
-from rayd.artifacts import read_json
+from rayd.artifacts import parse, read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
 from rayd.data.summary import DataSummary
-from rayd.distilled import Distilled
+from rayd.distilled import Distilled, PixelRange
 from rayd.errors import ArtifactError
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.student import StudentResult
@@ -33,19 +34,30 @@ from rayd.recipes import names as recipe_names
 FILE = "evaluation.json"
 """File name of a report."""
 
+ROUNDING = 1e-6
+"""Largest difference between equal accuracies in a file that somebody rounded."""
+
 ORDER = ("distilled", "random", "herding", "k-center", "whole")
 """Order of sets in tables: random images follow the distilled ones."""
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""Accuracy in files."""
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Files hold the fields of these classes and no others."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """Test accuracies of several students, as fractions."""
 
-    mean: float
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    mean: Fraction
     """Mean."""
-    std: float | None
+    std: Annotated[float, Field(ge=0)] | None
     """Sample standard deviation (divisor n - 1); None for a single student."""
-    runs: tuple[float, ...]
+    runs: Annotated[tuple[Fraction, ...], Field(min_length=1)]
     """Accuracy of each student, in the order of the seeds."""
 
     @classmethod
@@ -67,6 +79,8 @@ class Accuracy:
 class SetResult:
     """Result of training one architecture on one set."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     set: str
     """`distilled`, or the name of a baseline."""
     network: str
@@ -77,11 +91,11 @@ class SetResult:
     """Test accuracy over the students."""
     epoch: str
     """Tested epoch: `last` or `validation-best`."""
-    per_class: tuple[float | None, ...]
+    per_class: tuple[Fraction | None, ...]
     """Mean test accuracy of each class, a fraction; None for a class without test images."""
-    head_accuracy: float | None
+    head_accuracy: Fraction | None
     """Mean of `per_class` over the head classes; None for a balanced training set."""
-    tail_accuracy: float | None
+    tail_accuracy: Fraction | None
     """Mean of `per_class` over the tail classes; None for a balanced training set."""
     seeds: tuple[int, ...]
     """Seeds of the students."""
@@ -136,6 +150,8 @@ class SetResult:
 class Report:
     """All results of an evaluation, with baselines."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     recipe: str
     """Name of the recipe."""
     method: str
@@ -154,6 +170,8 @@ class Report:
     """
     real_data: Mapping[str, Any] | None = None
     """What was read of the real data, see `rayd.data.summary`; None for older reports."""
+    pixel_range: PixelRange | None = None
+    """Where the values of the distilled images lie; None in reports of older versions."""
 
     @classmethod
     def build(
@@ -169,7 +187,7 @@ class Report:
         Args:
             recipe: the evaluated run.
             students: (set name, result) of every student.
-            distilled: the distilled set, for its storage cost.
+            distilled: the distilled set, for its storage cost and the range of its values.
             seconds: wall-clock seconds by stage.
             class_counts: number of real training images of each class.
         """
@@ -192,6 +210,7 @@ class Report:
             seconds=dict(seconds),
             results=_ordered(results),
             real_data=distilled.card.get("data", {}).get("read"),
+            pixel_range=distilled.pixel_range,
         )
 
     def merge(self, newer: Report) -> Report:
@@ -226,22 +245,36 @@ class Report:
             ArtifactError: it is damaged.
         """
         path = remote.local(directory) / FILE
-        return cls.from_json(read_json(path)) if remote.bring(path) else None
+        if not remote.bring(path) and not path.exists():
+            return None
+        return cls.from_json(read_json(path), f"'{remote.shown(path)}'")
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
+    def from_json(cls, content: Mapping[str, Any], where: str = f"'{FILE}'") -> Self:
         """Inverse of `to_json`.
 
+        Args:
+            content: of the file.
+            where: its name, for error messages.
+
         Raises:
-            ArtifactError: a field is missing or unknown.
+            ArtifactError: a field is missing, unknown or of another type, or numbers contradict one
+                another.
         """
-        try:
-            results = tuple(_result(result) for result in content["results"])
-            return cls(**{**content, "results": results})
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"A report must have the fields that 'evaluation.json' documents: {error}."
-            ) from error
+        report = parse(cls, content, where)
+        for result in report.results:
+            accuracy = result.test_accuracy
+            if abs(accuracy.mean - fmean(accuracy.runs)) > ROUNDING:
+                raise ArtifactError(
+                    f"{where} contradicts itself: the mean accuracy of '{result.set}' is "
+                    f"{accuracy.mean:.4f}, that of its students {fmean(accuracy.runs):.4f}."
+                )
+            if len(result.seeds) != len(accuracy.runs):
+                raise ArtifactError(
+                    f"{where} contradicts itself: '{result.set}' has {len(accuracy.runs)} students "
+                    f"and {len(result.seeds)} seeds."
+                )
+        return report
 
     def remarks(self) -> list[str]:
         """Remarks that the numbers do not show, see `rayd.evaluation.remarks`."""
@@ -310,15 +343,6 @@ def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[boo
     """
     sizes = range(classes, 0, -1) if counts is None else counts
     return tuple(size >= median(sizes) for size in sizes)
-
-
-def _result(content: Mapping[str, Any]) -> SetResult:
-    accuracy = content["test_accuracy"]
-    runs = tuple(accuracy["runs"])
-    listed = {name: tuple(content[name]) for name in ("per_class", "seeds")}
-    return SetResult(
-        **{**content, **listed, "test_accuracy": Accuracy(**{**accuracy, "runs": runs})}
-    )
 
 
 def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:

@@ -1,7 +1,8 @@
 """Initial weights of networks: torchvision's, a safetensors file, or a state dict of torch.
 
 All tensors must fit; the classifier's may differ only if the network is trained further. Nothing is
-unpickled except tensors: torch archives are read with `weights_only`, bare pickles not at all.
+unpickled except tensors: torch's files, of the format before torch 1.6 as well, are read with
+`weights_only`, bare pickles not at all.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ OLD_NAMES = (
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
 )
 """Renamed tensors: patterns of names in torchvision's files, and their current names."""
+COMPILED = "_orig_mod."
+"""What `torch.compile` puts before the names of a module, the whole network or a part."""
+OLD_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""First bytes of files that torch wrote before version 1.6, which are no archives."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +227,13 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     )
     try:
         with path.open("rb") as file:
-            magic = file.read(2)
+            magic = file.read(len(OLD_FORMAT))
     except OSError as error:
         raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
-    if magic[:1] == b"\x80":
+    is_old = magic == OLD_FORMAT
+    if magic[:1] == b"\x80" and not is_old:
         raise ArtifactError(pickled)
-    if magic != b"PK":
+    if magic[:2] != b"PK" and not is_old:
         raise ArtifactError(
             f"'{path}' is no checkpoint of torch; a safetensors file must end in '.safetensors'."
         )
@@ -242,6 +248,11 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+    if isinstance(content, dict) and (name := _nested(content)) is not None:
+        raise ArtifactError(
+            f"'{path}' holds its state dict under '{name}', and may hold others; save that alone, "
+            f"as in torch.save(checkpoint['{name}'], path)."
+        )
     if not isinstance(content, dict) or not content:
         raise ArtifactError(
             f"'{path}' must hold a state dict, that is tensors by name. "
@@ -256,14 +267,23 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def _nested(content: dict[Any, Any]) -> str | None:
+    """Name of the first entry that holds tensors by name."""
+    for name, value in content.items():
+        if isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
+            return str(name)
+    return None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename tensors to current module names, without the prefix of `DataParallel`."""
-    wrapped = all(name.startswith("module.") for name in tensors)
+    """Rename tensors to current module names, without prefixes of `DataParallel` and `compile`."""
     renamed = {}
+    tensors = {name.replace(COMPILED, ""): tensor for name, tensor in tensors.items()}
+    wrapped = all(name.startswith("module.") for name in tensors)
     for name, tensor in tensors.items():
         name = name.removeprefix("module.") if wrapped else name
         for old, new in OLD_NAMES:

@@ -12,13 +12,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rayd.artifacts import read_tensors
 from rayd.config import Recipe
+from rayd.data import Whitening
+from rayd.distilled import load
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Progress
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import Synthesizer
-from rayd.errors import ArtifactError, ConfigError, OutputError
+from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
 from tests.faults import interrupted_at
@@ -246,3 +248,36 @@ def test_a_path_under_a_file_is_not_writable(tmp_path):
             tiny(**STUDENT), tmp_path / "run", cache=tmp_path / "file" / "cache", progress=QUIET
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_whitening_that_is_rounded_otherwise_is_that_of_the_set(tmp_path, monkeypatch):
+    """Other machines and numbers of threads fit another matrix, in its last bits."""
+    run = distill(tiny(data={"normalization": "zca"}, **STUDENT), tmp_path / "run", progress=QUIET)
+    expected = run.report.results[0].test_accuracy
+    fit = Whitening.fit.__func__
+
+    def rounded(kind: type, images: np.ndarray) -> Whitening:
+        fitted = fit(kind, images)
+        return Whitening(fitted.mean, fitted.transform * (1 + 2**-20))
+
+    monkeypatch.setattr(Whitening, "fit", classmethod(rounded))
+    report = evaluate_distilled(load(tmp_path / "run"), {}, None, None, QUIET)
+    assert report.results[0].test_accuracy == expected
+    with pytest.raises(DataError, match="was distilled from other data"):
+        evaluate_distilled(load(tmp_path / "run"), {"data": {"split_seed": 3}}, None, None, QUIET)
+
+
+def test_a_finished_set_without_validation_images_is_distilled_again(tmp_path):
+    run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
+    best = {"evaluation": {"epoch": "validation-best"}}
+    fraction = {"data": {"validation_fraction": 0.1}}
+    for overrides in (best, best | fraction):
+        with pytest.raises(ConfigError) as refused:
+            evaluate_distilled(run.distilled, overrides, None, None, QUIET)
+    assert "distil again with data.validation_fraction=0.1" in str(refused.value)
+    assert "evaluate with evaluation.epoch=last" in str(refused.value)
+    again = distill(tiny(**STUDENT, **fraction), tmp_path / "again", progress=QUIET)
+    (result,) = evaluate_distilled(again.distilled, best, None, None, QUIET).results
+    assert result.epoch == "validation-best"
+    last = {"evaluation": {"epoch": "last"}}
+    assert evaluate_distilled(run.distilled, last, None, None, QUIET).results

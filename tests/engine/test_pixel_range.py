@@ -1,16 +1,20 @@
 """Sets whose pixels leave the range of real ones by far are warned about, with what to try."""
 
+import json
 import logging
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from rayd.card import describe
 from rayd.config import Recipe
 from rayd.data import Standardization
-from rayd.distilled import Distilled
+from rayd.distilled import Distilled, PixelRange, load
 from rayd.engine.distill import distill
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.progress import Progress
+from rayd.evaluation.report import Report
 from tests.conftest import tiny
 
 QUIET = Progress(quiet=True)
@@ -79,3 +83,34 @@ def test_low_rank_images_stay_near_the_range_by_default(tmp_path, caplog, rates,
     pixels = run.distilled.normalization.inverse(run.distilled.images)
     assert bool((pixels.abs() > 10).any()) is warned
     assert any("out of the data's range" in message for message in caplog.messages) is warned
+
+
+def test_how_many_values_are_out_of_range_stands_in_card_and_report(tmp_path):
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    values = run.distilled.normalization.inverse(run.distilled.images)
+    measured = load(tmp_path / "run").card["pixel_range"]
+    assert measured["outside"] == pytest.approx(
+        ((values < -0.5 / 255) | (values > 1 + 0.5 / 255)).float().mean().item(), rel=1e-5
+    )
+    assert measured["least"] == pytest.approx(values.min().item(), rel=1e-5)
+    assert measured["most"] == pytest.approx(values.max().item(), rel=1e-5)
+    assert asdict(run.report.pixel_range) == measured
+    share = f"{measured['outside']:.0%}".replace("%", " %")
+    for text in (run.report.text(), describe(run.distilled)):
+        assert f"{share} of the values lie outside 0..1" in " ".join(text.split())
+
+
+def test_images_in_range_are_not_remarked_on():
+    inside = with_pixels(0.0, 0.5, 1.0)
+    assert inside.pixel_range.fits
+    assert "outside" not in describe(inside)
+    assert with_pixels(0.0, 1.01).pixel_range == PixelRange(0.5, 0.0, pytest.approx(1.01))
+
+
+def test_a_report_of_an_older_version_has_no_range(tmp_path):
+    run = distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    content = json.loads(json.dumps(run.report.to_json()))
+    del content["pixel_range"]
+    old = Report.from_json(content)
+    assert old.pixel_range is None
+    assert "outside" not in old.text()

@@ -19,7 +19,7 @@ from rayd.engine.progress import Progress, StageProgress
 from rayd.engine.rundir import locked
 from rayd.engine.status import Status, StatusFile, status
 from rayd.engine.synthesize import Synthesizer
-from rayd.errors import OutputError, RunError
+from rayd.errors import ArtifactError, OutputError, RunError
 from tests.conftest import tiny
 
 QUIET = Progress(quiet=True)
@@ -171,14 +171,50 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"state": "running"}'])
-def test_a_damaged_file_is_survived(tmp_path, content):
+def test_terms_are_those_of_the_log_if_the_status_has_none(tmp_path):
     (tmp_path / "config.yaml").touch()
     (tmp_path / "metrics.jsonl").write_text(
-        '{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5}\n{"stage"'
+        '{"stage": "synthesize", "step": 3, "seconds": 1.0, "loss": 0.5, "odd": "x"}\n3\n{"stage"'
     )
+    for content in (None, '{"state": "running"}'):
+        if content is not None:
+            (tmp_path / "status.json").write_text(content)
+        assert status(tmp_path).terms == {"loss": 0.5}
+        assert status(tmp_path).state == "killed"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is truncated or not JSON"),
+        ("{", "is truncated or not JSON"),
+        ("[1]", "must hold a JSON object. Got list"),
+        ('{"state": "running", "state": "finished"}', "holds the key 'state' twice"),
+        ("{}", "lacks state"),
+        ('{"state": "on"}', "'state' in '.*status.json' must be 'running', 'finished'"),
+        ('{"state": "running", "driver": 3}', "'driver' in .* Got 3 instead"),
+        ('{"state": "running", "driver": {"pid": "1", "node": "a"}}', "'driver.pid' in "),
+        ('{"state": "running", "written": "now"}', "'written' in "),
+        ('{"state": "running", "rate": NaN}', "'rate' in .* must be a finite number"),
+        ('{"state": "running", "workers": [{"role": "worker"}]}', "lacks 'workers.0.pid'"),
+        ('{"state": "running", "stages": ["measure"]}', "'stages' in "),
+        ('{"state": "running", "colour": 3}', "holds 'colour', which rayd does not know"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, content, sentence):
+    (tmp_path / "config.yaml").touch()
     (tmp_path / "status.json").write_text(content)
-    assert status(tmp_path).terms == {"loss": 0.5}
+    with pytest.raises(ArtifactError, match=sentence):
+        status(tmp_path)
+
+
+def test_a_fifo_is_not_waited_for(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    for name in ("status.json", ".lock", "metrics.jsonl"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ArtifactError, match="must be a file"):
+        status(tmp_path)
+    (tmp_path / "status.json").unlink()
     assert status(tmp_path).state == "killed"
 
 

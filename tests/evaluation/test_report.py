@@ -163,11 +163,43 @@ def test_json_has_the_documented_fields_and_comes_back():
     assert Report.from_json(content) == report
 
 
+def edited(content: dict, key: str, value: object) -> dict:
+    """A copy of JSON content whose value at a dotted key is another one, or absent if None."""
+    content = json.loads(json.dumps(content))
+    place = content
+    *outer, last = key.split(".")
+    for part in outer:
+        place = place[int(part) if part.isdigit() else part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
 @pytest.mark.parametrize(
-    "content", [{}, {"results": [{}]}, {"results": None}, {"results": [], "unknown": 1}]
+    ("key", "value", "sentence"),
+    [
+        ("recipe", None, "'evaluation.json' lacks recipe"),
+        ("ipc", "1", "'ipc' in 'evaluation.json' must be a valid integer. Got '1' instead"),
+        ("unknown", 1, "holds 'unknown', which rayd does not know"),
+        ("results", {}, "'results' in 'evaluation.json' must be a valid array. Got {} instead"),
+        ("results.0", {}, "'evaluation.json' lacks 'results.0.set'"),
+        ("results.0.test_accuracy.mean", 88.3, "'results.0.test_accuracy.mean' in .* must be less"),
+        ("results.0.test_accuracy.mean", 0.99, "the mean accuracy of 'distilled' is 0.9900"),
+        ("results.0.test_accuracy.runs", [], "must have at least 1 item"),
+        ("results.0.seeds", [], "has 2 students and 0 seeds"),
+        ("results.0.per_class", ["a"], r"'results.0.per_class.0' in .* must be a valid number"),
+    ],
 )
-def test_json_that_is_no_report_is_refused(content):
-    with pytest.raises(ArtifactError, match="must have the fields"):
+def test_an_edited_report_is_refused_in_one_sentence(key, value, sentence):
+    report = build(("distilled", student(0.9)), ("distilled", student(0.8, 1)))
+    content = json.loads(json.dumps(report.to_json()))
+    if key == "results.0":
+        content["results"] = [value]
+    else:
+        content = edited(content, key, value)
+    with pytest.raises(ArtifactError, match=sentence):
         Report.from_json(content)
 
 

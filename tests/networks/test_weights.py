@@ -103,6 +103,13 @@ def test_safetensors_fill_the_network(
         lambda tensors: {
             "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}
         },
+        lambda tensors: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {f"_orig_mod.module.{name}": tensor for name, tensor in tensors.items()},
+        lambda tensors: {
+            name.replace("features.", "features._orig_mod."): tensor
+            for name, tensor in tensors.items()
+        },
         lambda tensors: {
             name: nn.Parameter(tensor) if tensor.is_floating_point() else tensor
             for name, tensor in tensors.items()
@@ -113,10 +120,11 @@ def test_safetensors_fill_the_network(
         },
     ],
 )
+@pytest.mark.parametrize("zipped", [True, False])
 def test_state_dicts_of_torch_fill_the_network(
-    checkpoint: Path, wrap: Callable[[dict[str, Tensor]], object]
+    checkpoint: Path, wrap: Callable[[dict[str, Tensor]], object], zipped: bool
 ) -> None:
-    torch.save(wrap(trained()), checkpoint)
+    torch.save(wrap(trained()), checkpoint, _use_new_zipfile_serialization=zipped)
     network, settings = small(checkpoint)
     load_weights(network, settings, CLASSES, head=True)
     assert same(network, trained())
@@ -329,6 +337,10 @@ def test_an_archive_that_holds_more_than_tensors_is_never_loaded(
     [
         ([1, 2], "must hold a state dict, that is tensors by name. Got list instead."),
         ({}, "must hold a state dict, that is tensors by name. Got dict instead."),
+        (
+            {"epoch": 3, "net": {"weight": torch.zeros(1)}},
+            "holds its state dict under 'net', and may hold others; save that alone",
+        ),
         (
             {"epoch": 3},
             "must hold a state dict, that is tensors by name. Got 'epoch': int instead.",
