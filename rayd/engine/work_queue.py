@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 from filelock import Timeout
 
-from rayd.locks import temporary
+from rayd.locks import hold
 
 Item = TypeVar("Item")
 
@@ -38,7 +38,7 @@ def lock_all(paths: Sequence[Path]) -> ExitStack | None:
     # in the same order in every process: of two that want some of the same paths one succeeds
     for path in sorted(set(paths)):
         try:
-            locks.enter_context(temporary(path.with_name(path.name + ".lock"), timeout=0))
+            locks.enter_context(hold(path.with_name(path.name + ".lock"), timeout=0, remove=True))
         except Timeout:
             locks.close()
             return None
