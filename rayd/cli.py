@@ -504,8 +504,9 @@ def evaluate(
     from rayd.distilled import load
     from rayd.engine.evaluate import evaluate_distilled, keep_report
     from rayd.engine.progress import Progress
-    from rayd.engine.rundir import check_writable, locked
+    from rayd.engine.rundir import check_writable
     from rayd.evaluation.report import Report
+    from rayd.locks import locked
 
     settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
     tree = merge(_tree(overrides, workers, address), {"evaluation": settings})

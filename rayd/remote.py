@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from rayd.errors import ConfigError, ResourceError, RunError
@@ -172,7 +172,11 @@ def exists(path: Path) -> bool:
 
 
 def listed(directory: Path, pattern: str = "*") -> list[Path]:
-    """List a directory by name, whether fetched or not."""
+    """List a directory by name, whether fetched or not.
+
+    Raises:
+        RunError: the storage is unreachable, or a name in it leads out of the directory.
+    """
     location = _location(directory)
     if location is None:
         return sorted(directory.glob(pattern))
@@ -184,12 +188,16 @@ def listed(directory: Path, pattern: str = "*") -> list[Path]:
     for name in found:
         # some storages list the folder itself
         if str(name).strip("/") != location.name.strip("/"):
-            names.add(str(name).rstrip("/").rpartition("/")[2])
+            names.add(location.inside(str(name).rstrip("/").rpartition("/")[2]))
     return [directory / name for name in sorted(names) if fnmatch(name, pattern)]
 
 
 def files(directory: Path) -> list[tuple[Path, int, int]]:
-    """List the files below a remote directory: path, bytes, and seconds since 1970."""
+    """List the files below a remote directory: path, bytes, and seconds since 1970.
+
+    Raises:
+        RunError: the storage is unreachable, or a name in it leads out of the directory.
+    """
     location = _location(directory)
     assert location is not None
     return [
@@ -202,6 +210,9 @@ def bring_all(directory: Path) -> None:
     """Fetch all files below a directory, and remove others except hidden ones.
 
     No other process may write here meanwhile. Files that are current are kept.
+
+    Raises:
+        RunError: the storage is unreachable, or a name in it leads out of the directory.
     """
     location = _location(directory)
     if location is None:
@@ -296,7 +307,16 @@ class _Location:
 
     def relative(self, file: _RemoteFile) -> str:
         """Path of a file relative to the directory."""
-        return file.name[len(self.name) :].lstrip("/")
+        return self.inside(file.name[len(self.name) :].lstrip("/"))
+
+    def inside(self, name: str) -> str:
+        """Refuse a name that leads out of the directory: object stores accept any name."""
+        path = PurePath(name)
+        if path.anchor or ".." in path.parts:
+            raise RunError(
+                f"The name '{name}' in '{self.url}' leads out of that folder; rename or remove it."
+            )
+        return name
 
 
 def _location(path: Path) -> _Location | None:

@@ -22,6 +22,7 @@ from rayd.artifacts import read_tensors, write_json, write_tensors
 from rayd.config import DataSettings
 from rayd.data import load as load_data
 from rayd.data.fetch import fetch
+from rayd.data.files import Listing
 from rayd.data.sources import known_sources, open_source
 from rayd.data.streaming import batches
 from rayd.distilled import load
@@ -140,6 +141,19 @@ def test_directories_are_listed_fetched_and_removed(memory):
     remote.remove(directory / "none")
     assert memory.find("/bucket") == ["/bucket/a/step-2", "/bucket/c"]
     assert not (directory / "b").exists()
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused(memory, tmp_path):
+    """Whatever a bucket is told to hold, files appear in the folder that stands for it."""
+    memory.pipe_file("/bucket/run/config.yaml", b"")
+    memory.pipe_file("/bucket/run/../../../../escaped", b"x")
+    directory = remote.local("memory://bucket/run")
+    for read in (remote.bring_all, remote.files, Listing.of):
+        with pytest.raises(
+            RunError, match=r"'\.\./.*escaped' in 'memory://bucket/run' leads out of"
+        ):
+            read(directory)
+    assert not list(tmp_path.rglob("escaped"))
 
 
 def failing(

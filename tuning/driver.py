@@ -36,9 +36,10 @@ from rayd.engine.on_ray.cluster import check_resources, connect
 from rayd.engine.preflight import preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
-from rayd.engine.rundir import check_writable, locked
+from rayd.engine.rundir import check_writable
 from rayd.errors import OutputError, ResourceError, RunError
 from rayd.evaluation.report import Report
+from rayd.locks import LOCK, locked
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, table
 from tuning.live import Events, LiveTable, words
@@ -326,7 +327,7 @@ def _prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
             _extend(out, space, before["space"]["samples"])
             _write(path, requested)
         return began
-    if any(entry.name != ".lock" for entry in out.iterdir()):
+    if any(entry.name != LOCK for entry in out.iterdir()):
         raise OutputError(f"'{out}' is not empty and holds no sweep of rayd; choose another --out.")
     _write(path, requested)
     return False

@@ -3,10 +3,14 @@
     <root>/rayd-data/s3/bucket/imagenet/train-0.parquet
                                     root: $RAYD_MIRROR of this process, else the driver's
 
-All processes of a machine share the cache. A copy is locked while a process fetches or reads it.
-When a new file would exceed the limit, unlocked copies are evicted, least recently used first; the
-cache exceeds its limit by the locked files at most, one for each reader. Only data files are kept
-in this folder: runs and the store (`rayd.remote`) are never evicted.
+All processes of a machine share the cache. A copy is fetched by one process, while others that
+want it wait, and appears whole. When a new file would exceed the limit, copies are evicted, least
+recently used first. A process that has one open still reads it to the end: until then it takes room
+beyond the limit. Only data files are kept in this folder: runs and the store (`rayd.remote`) are
+never evicted.
+
+The caches of fsspec keep none of these promises: they have no limit, and a process or thread that
+finds a file half fetched by another one, or left so by a killed one, reads that half.
 
 A copy has the size and modification time that its original had when the data set was opened; if
 the original changes, it is fetched again.
@@ -14,20 +18,19 @@ the original changes, it is fetched again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, Protocol, TypeVar
+
+from filelock import Timeout
 
 from rayd import remote
 from rayd.errors import ConfigError, DataError, RunError
-
-if TYPE_CHECKING:
-    from rayd.data.files import DataFile, Listing
+from rayd.locks import LOCK, hold
 
 FOLDER = "rayd-data"
 """Folder of the cache under the mirror root."""
@@ -37,10 +40,33 @@ SHARE = 0.5
 """Default limit as a share of the disk: of free space plus what the cache occupies."""
 ROOM = 0.9
 """Share of the limit that eviction frees down to: scanning a million copies each time is slow."""
+PART = ".part"
+"""Ending of a file that is being fetched, `.<name>.part`."""
+LOCKED = ".lock"
+"""Ending of the file that is locked meanwhile, `.<name>.lock`."""
 TOGETHER = 64
 """Maximum number of files fetched in parallel."""
 MOST = 1 / 8
 """Share of the limit that files fetched in parallel may take; one file always may."""
+
+
+class Original(Protocol):
+    """A file as it was when the data set was opened."""
+
+    @property
+    def path(self) -> Path:
+        """The path that mirrors its URL (`rayd.remote`)."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+
+    @property
+    def modified(self) -> int:
+        """Modification time in nanoseconds since 1970."""
+
+
+File = TypeVar("File", bound=Original)
 
 
 def limit(root: Path, taken: int) -> int:
@@ -60,34 +86,37 @@ def limit(root: Path, taken: int) -> int:
         ) from error
 
 
-def fit(originals: Iterable[DataFile]) -> bool:
+def fit(originals: Iterable[Original]) -> bool:
     """Whether copies of all these files fit into the cache at once."""
     files = list(originals)
     root = _root(files[0])
     return sum(file.size for file in files) <= ROOM * limit(root, _taken(root))
 
 
-def path(original: DataFile) -> Path:
+def path(original: Original) -> Path:
     """Path of the copy of a file, whether or not it exists."""
     scheme, _, rest = (remote.url(original.path) or "").partition("://")
     return _root(original) / scheme / rest
 
 
-def held(original: DataFile) -> BinaryIO | None:
-    """Open the copy of a file, or return None if there is none; it is not evicted until closed."""
-    copy = path(original)
-    if not _same(copy, original) or (file := _locked(copy, "rb", fcntl.LOCK_SH)) is None:
+def held(original: Original) -> BinaryIO | None:
+    """Open the copy of a file, or return None if there is none; eviction does not disturb it."""
+    try:
+        file = path(original).open("rb")
+    except FileNotFoundError:
         return None
-    if not _same(copy, original):
+    if not _same(os.fstat(file.fileno()), original):
         file.close()
         return None
+    # the time of access, which eviction goes by; file systems may be mounted without it
     with suppress(OSError):
-        os.utime(copy, ns=(time.time_ns(), original.modified))
+        opened = file.fileno() if os.utime in os.supports_fd else path(original)
+        os.utime(opened, ns=(time.time_ns(), original.modified))
     return file
 
 
-def opened(original: DataFile) -> BinaryIO:
-    """Open the copy of a file, fetching it if needed; it is not evicted until closed.
+def opened(original: Original) -> BinaryIO:
+    """Open the copy of a file, fetching it if needed.
 
     Raises:
         DataError: the original has changed since the data set was opened.
@@ -98,67 +127,61 @@ def opened(original: DataFile) -> BinaryIO:
     return file
 
 
-def prefetched(originals: Listing) -> Iterator[DataFile]:
+def prefetched(originals: Iterable[File]) -> Iterator[File]:
     """Yield the files in order; remote ones are fetched in parallel batches ahead of use."""
-    if not len(originals) or not originals[0].is_remote:
-        yield from originals
-        return
-    batch: list[DataFile] = []
-    missing: list[DataFile] = []
-    root = _root(originals[0])
+    batch: list[File] = []
     size = 0
-    most = MOST * limit(root, _taken(root))
+    most: float | None = None
     for original in originals:
+        if remote.url(original.path) is None:
+            yield original
+            continue
+        if most is None:
+            root = _root(original)
+            most = MOST * limit(root, _taken(root))
         if batch and (len(batch) == TOGETHER or size + original.size > most):
-            _fetch(missing)
+            _fetch(batch)
             yield from batch
             batch = []
-            missing = []
             size = 0
         batch.append(original)
         size += original.size
-        if not _same(path(original), original):
-            missing.append(original)
-    _fetch(missing)
+    _fetch(batch)
     yield from batch
 
 
-def _fetch(originals: Iterable[DataFile]) -> None:
+def _fetch(originals: Iterable[Original]) -> None:
     """Fetch the files that have no copy, each atomically and by one process only."""
-    # all processes lock files in the same order, so they cannot deadlock
-    files = sorted({(path(original), original) for original in originals}, key=lambda file: file[0])
+    missing = {path(original): original for original in originals if not _exists(original)}
+    due: dict[Path, Original] = {}
     with ExitStack() as stack:
-        due: list[tuple[DataFile, Path, Path]] = []
-        for copy, original in files:
-            part = copy.with_name(f".{copy.name}.part")
-            stack.enter_context(_exclusive(part))
-            if _same(copy, original):
-                part.unlink(missing_ok=True)
-            else:
-                due.append((original, part, copy))
-        if not due:
-            return
         try:
-            _make_room(_root(due[0][0]), sum(original.size for original, _, _ in due))
-            remote.get([(original.path, part) for original, part, _ in due])
-            while due:
-                _keep(*due[-1])
-                # from here on another process may write this partial file
-                due.pop()
+            # all processes lock files in the same order, so they cannot deadlock
+            for copy in sorted(missing):
+                stack.enter_context(hold(_lock(copy), remove=True))
+                if not _exists(missing[copy]):
+                    due[copy] = missing[copy]
+            if due:
+                _make_room(_root(due[copy]), sum(original.size for original in due.values()))
+                remote.get([(original.path, _part(copy)) for copy, original in due.items()])
+            for copy, original in due.items():
+                _keep(original, _part(copy), copy)
         except OSError as error:
             raise RunError(
-                f"Cannot keep a copy of '{due[-1][0]}' here: {error.strerror}."
+                f"Cannot keep a copy of '{remote.shown(missing[copy].path)}' here: "
+                f"{error.strerror}."
             ) from error
         finally:
-            for _, part, _ in due:
-                part.unlink(missing_ok=True)
+            for copy in due:
+                _part(copy).unlink(missing_ok=True)
 
 
-def _keep(original: DataFile, part: Path, copy: Path) -> None:
+def _keep(original: Original, part: Path, copy: Path) -> None:
     size = part.stat().st_size
     if size != original.size:
         raise DataError(
-            f"'{original}' has changed since it was opened: {original.size} bytes then, {size} now."
+            f"'{remote.shown(original.path)}' has changed since it was opened: "
+            f"{original.size} bytes then, {size} now."
         )
     os.utime(part, ns=(time.time_ns(), original.modified))
     os.replace(part, copy)
@@ -166,7 +189,7 @@ def _keep(original: DataFile, part: Path, copy: Path) -> None:
 
 def _make_room(root: Path, size: int) -> None:
     """Evict copies until this many bytes fit, and reserve them."""
-    with _exclusive(root / ".lock"):
+    with hold(root / LOCK):
         taken = _taken(root)
         if taken + size > limit(root, taken):
             copies = sorted(_copies(root), key=lambda copy: copy[0].st_atime_ns)
@@ -192,59 +215,51 @@ def _copies(root: Path) -> Iterator[tuple[os.stat_result, Path]]:
     for folder in filter(Path.is_dir, root.iterdir()):
         for copy in folder.rglob("*"):
             with suppress(FileNotFoundError):
-                if copy.is_file():
+                if copy.is_file() and not _is_hidden(copy, LOCKED):
                     yield copy.stat(), copy
 
 
 def _removed(copy: Path) -> bool:
-    """Remove a copy unless it is locked; return whether it is gone."""
+    """Remove a copy, or what a killed process left; return whether it is gone."""
     try:
-        if (file := _locked(copy, "r+b", fcntl.LOCK_EX | fcntl.LOCK_NB)) is not None:
-            with file:
+        if _is_hidden(copy, PART):
+            # a process that lives holds the lock
+            with hold(copy.with_suffix(LOCKED), timeout=0, remove=True):
                 copy.unlink(missing_ok=True)
-        return True
-    except BlockingIOError:
+        else:
+            copy.unlink(missing_ok=True)
+    except (Timeout, PermissionError):
+        # Windows removes no file that is open
+        return False
+    return True
+
+
+def _exists(original: Original) -> bool:
+    try:
+        return _same(path(original).stat(), original)
+    except FileNotFoundError:
         return False
 
 
-def _same(copy: Path, original: DataFile) -> bool:
-    try:
-        stat = copy.stat()
-    except FileNotFoundError:
-        return False
-    return (stat.st_size, stat.st_mtime_ns) == (original.size, original.modified)
+def _same(copy: os.stat_result, original: Original) -> bool:
+    return (copy.st_size, copy.st_mtime_ns) == (original.size, original.modified)
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, created if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while (file := _locked(path, "ab", fcntl.LOCK_EX)) is None:
-        pass
-    with file:
-        yield
+def _is_hidden(copy: Path, ending: str) -> bool:
+    return copy.name.startswith(".") and copy.suffix == ending
 
 
-def _locked(path: Path, mode: str, lock: int) -> BinaryIO | None:
-    """Open and lock a file; None if it was removed or replaced meanwhile."""
-    try:
-        file: BinaryIO = path.open(mode)  # type: ignore[assignment]
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(file, lock)
-        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        file.close()
-        raise
-    file.close()
-    return None
+def _part(copy: Path) -> Path:
+    """File that a copy is fetched into."""
+    return copy.with_name(f".{copy.name}{PART}")
 
 
-def _root(original: DataFile) -> Path:
+def _lock(copy: Path) -> Path:
+    """File that is locked while a copy is fetched."""
+    return copy.with_name(f".{copy.name}{LOCKED}")
+
+
+def _root(original: Original) -> Path:
     own = os.environ.get(remote.VARIABLE)
     root = (remote.root() if own else remote.root(original.path)) / FOLDER
     root.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,12 @@ config.yaml  metrics.jsonl  status.json  tensorboard/  checkpoints/  distilled/ 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from unicodedata import category
 
 from rayd import remote
@@ -21,13 +19,11 @@ from rayd.config import Recipe, read_yaml
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
+from rayd.locks import LOCK, locked
 from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
-LOCK = ".lock"
-RETRY_DELAY = 0.1
-"""Seconds between two attempts to lock a directory."""
 
 
 class RunDirectory:
@@ -184,45 +180,6 @@ def continuation(directory: Path, data_root: Path | None = None, cache: Path | N
         if path is not None:
             words += [option, remote.shown(remote.local(path).absolute())]
     return shlex.join(words)
-
-
-@contextmanager
-def locked(directory: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a directory, which is created if needed.
-
-    Raises:
-        OutputError: the directory cannot be written, or another process holds the lock and `wait`
-            is false.
-    """
-    lock: IO[str] | None = None
-    try:
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = (directory / LOCK).open("a")
-            _acquire(lock, wait)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"'{directory}' is in use by another run; choose another --out or wait."
-            ) from error
-        except OSError as error:
-            raise OutputError(f"Cannot write into '{directory}': {error.strerror}.") from error
-        yield
-    finally:
-        if lock is not None:
-            lock.close()
-
-
-def _acquire(lock: IO[str], wait: bool) -> None:
-    """Acquire the lock, waiting for it or failing if it is held."""
-    if wait:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        # `rayd status` holds the lock for an instant when it checks for a running driver
-        time.sleep(RETRY_DELAY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_writable(path: Path, purpose: str) -> None:

@@ -15,7 +15,6 @@ time. Reading the file needs neither Ray nor the run's data.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -36,6 +35,7 @@ from rayd.artifacts import parse, read_json, write_json
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.progress import StageProgress, clock, stages_text, terms_text
 from rayd.errors import OutputError, RaydError
+from rayd.locks import is_locked
 
 NAME = "status.json"
 METRICS = "metrics.jsonl"
@@ -287,7 +287,7 @@ def status(directory: Path) -> Status:
         ArtifactError: its status file is damaged.
     """
     directory = remote.local(directory).resolve()
-    held = lock_held(directory)
+    held = is_locked(directory)
     if not held:
         # a running driver on this machine writes these files: they are newer than remote copies
         for name in (NAME, METRICS, "config.yaml", "evaluation.json"):
@@ -347,24 +347,6 @@ def _state(directory: Path, content: dict[str, Any], held: bool | None, age: flo
     # locks of other machines may not be visible here
     unknown = held is None or (content.get("driver") or {}).get("node") != socket.gethostname()
     return "running" if held or (is_recent and unknown) else "killed"
-
-
-def lock_held(directory: Path) -> bool | None:
-    """Whether a process holds the lock of a directory; None if that cannot be checked."""
-    from rayd.engine.rundir import LOCK
-
-    if not (directory / LOCK).is_file():
-        return False
-    try:
-        with (directory / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return None
-    return False
 
 
 def _last_terms(directory: Path) -> dict[str, float]:

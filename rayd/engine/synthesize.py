@@ -36,13 +36,13 @@ from rayd.engine.gradients.base import (
     Work,
     total,
     totals,
-    under,
 )
 from rayd.engine.gradients.feature_matching import FeatureMatching, Memory
 from rayd.engine.gradients.trajectory_matching import TrajectoryMatching
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
 from rayd.errors import ArtifactError, RunError
+from rayd.states import under
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 
@@ -279,12 +279,11 @@ class Synthesizer:
             source.load_state_dict(tensors)
         self._range = self._pixel_range(device) if self._settings.clip else None
         self._optimizer = optimizer(self._set, self._settings)
-        for index, parameter in enumerate(self._set.parameters()):
-            if kept := under(f"optimizer.{index}.", tensors):
-                self._optimizer.state[parameter] = {
-                    name: tensor if name == "step" else tensor.to(device)
-                    for name, tensor in kept.items()
-                }
+        moments = {
+            index: under(f"optimizer.{index}.", tensors)
+            for index, _ in enumerate(self._set.parameters())
+        }
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
 
     def _gradient_sources(self) -> list[GradientSource]:
         """Where the method's gradient comes from."""
@@ -330,8 +329,8 @@ class Synthesizer:
                 tensors[f"average.{name}"] = tensor
         for source in self._sources:
             tensors |= source.state_dict()
-        for index, parameter in enumerate(self._set.parameters()):
-            for name, value in self._optimizer.state.get(parameter, {}).items():
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
                 if value is not None:
                     tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
         save_checkpoint(self._task.checkpoints, self._task.key, self._step, tensors)

@@ -10,14 +10,15 @@ On file systems without locks items are computed more than once, with the same r
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import IO, Generic, Self, TypeVar
+from typing import Generic, TypeVar
+
+from filelock import Timeout
+
+from rayd.locks import hold
 
 Item = TypeVar("Item")
 
@@ -25,66 +26,26 @@ FIRST_WAIT = 0.05
 """Seconds before the results of other runs are first checked for again; doubled every time."""
 LONGEST_WAIT = 1.0
 """Seconds between two such checks at most."""
-_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
-"""Errors that mean that another process holds the lock."""
 
 
-class FileLock:
-    """The exclusive right to write the files at some paths."""
+def lock_all(paths: Sequence[Path]) -> ExitStack | None:
+    """The exclusive right to write the files at some paths; never waits.
 
-    def __init__(self, locks: Sequence[tuple[Path, IO[str]]]):
-        self._locks = list(locks)
-
-    @classmethod
-    def acquire(cls, paths: Sequence[Path]) -> Self | None:
-        """A lock on all of the paths, or None if any of them is held; never blocks."""
-        held = cls(())
-        # in the same order in every process: of two that want some of the same paths one succeeds
-        for path in sorted(set(paths)):
-            try:
-                lock = _locked(path.with_name(path.name + ".lock"))
-            except _LockedError:
-                held.release()
-                return None
-            if lock is not None:
-                held._locks.append(lock)
-        return held
-
-    def release(self) -> None:
-        """Release the lock and remove its files."""
-        for path, file in self._locks:
-            # the name goes first: a process that opened the file meanwhile then finds it replaced
-            with suppress(OSError):
-                path.unlink()
-            file.close()
-        self._locks = []
-
-
-class _LockedError(Exception):
-    """Another process holds the lock."""
-
-
-def _locked(path: Path) -> tuple[Path, IO[str]] | None:
-    """A lock on a file created for it, or None where the file system has no locks."""
-    while True:
+    Returns:
+        What releases the right when it is closed, or None if another run has any of the paths.
+    """
+    locks = ExitStack()
+    # in the same order in every process: of two that want some of the same paths one succeeds
+    for path in sorted(set(paths)):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
+            locks.enter_context(hold(path.with_name(path.name + ".lock"), timeout=0, remove=True))
+        except Timeout:
+            locks.close()
+            return None
         except OSError:
-            return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                return path, file
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            file.close()
-            if error.errno in _HELD:
-                raise _LockedError from error
-            return None
-        # its holder removed the file between opening and locking it: try again with a new one
-        file.close()
+            # without locks the item may be computed twice, with the same result
+            continue
+    return locks
 
 
 class WorkQueue(Generic[Item]):
@@ -105,7 +66,7 @@ class WorkQueue(Generic[Item]):
         self._items = iter(items)
         self._is_cached = is_cached
         self._paths = paths
-        self._held: dict[Item, FileLock] = {}
+        self._held: dict[Item, ExitStack] = {}
         self.made: list[Item] = []
         """Items that were yielded so far."""
 
@@ -114,12 +75,12 @@ class WorkQueue(Generic[Item]):
 
     def __next__(self) -> Item:
         for item in self._items:
-            lock = FileLock.acquire(self._paths(item))
+            lock = lock_all(self._paths(item))
             if lock is None:
                 continue
             # another run may have finished it since the queue was made
             if self._is_cached(item):
-                lock.release()
+                lock.close()
                 continue
             self._held[item] = lock
             self.made.append(item)
@@ -128,12 +89,12 @@ class WorkQueue(Generic[Item]):
 
     def done(self, item: Item) -> None:
         """Release an item whose result is saved."""
-        self._held.pop(item).release()
+        self._held.pop(item).close()
 
     def close(self) -> None:
         """Release all items."""
         for lock in self._held.values():
-            lock.release()
+            lock.close()
         self._held = {}
 
 

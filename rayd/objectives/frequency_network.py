@@ -33,6 +33,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rayd.states import load_state_tensors, state_tensors
+
 State = dict[str, Tensor]
 """Tensors by name: what a network and its optimizer keep from step to step."""
 
@@ -142,24 +144,18 @@ class FrequencyAdversary:
             network = FrequencyNetwork(frequencies.shape[1], self.width, self.spread)
         network = network.to_empty(device=frequencies.device).to(frequencies.dtype)
         optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
+        names = [name for name, _ in network.named_parameters()]
         if memory:
             for name, parameter in network.named_parameters():
                 parameter.data.copy_(memory[f"network.{name}"])
-                kept = {
-                    part: memory[f"{part}.{name}"].clone()
-                    for part in ("step", "exp_avg", "exp_avg_sq")
-                }
-                optimizer.state[parameter] = {
-                    part: t if part == "step" else t.to(parameter) for part, t in kept.items()
-                }
+            kept = {
+                name: tensor for name, tensor in memory.items() if not name.startswith("network.")
+            }
+            load_state_tensors(optimizer, names, kept)
         else:
             network.to_device(generator())
         weights = ascend(network, optimizer, frequencies, gaps)
         after = {
             f"network.{name}": parameter.detach() for name, parameter in network.named_parameters()
         }
-        for name, parameter in network.named_parameters():
-            after |= {
-                f"{part}.{name}": tensor for part, tensor in optimizer.state[parameter].items()
-            }
-        return weights, after
+        return weights, after | state_tensors(optimizer, names)

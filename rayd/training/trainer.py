@@ -30,6 +30,7 @@ from rayd.devices import autocast, convolutions, to_device
 from rayd.networks import restore
 from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
+from rayd.states import load_state_tensors, state_tensors, under
 from rayd.training.batches import Batches, DrawnBatch
 from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
@@ -152,10 +153,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Complete training state, as tensors and as JSON-able values."""
         tensors = {f"model.{name}": value for name, value in self.network.state_dict().items()}
-        for name, parameter in self._parameters.items():
-            for key, value in self._optimizer.state[parameter].items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
+        for name, value in state_tensors(self._optimizer, list(self._parameters)).items():
+            tensors[f"optimizer.{name}"] = value
         tensors |= {f"average.{name}": value for name, value in (self._average or {}).items()}
         return tensors, {
             "epoch": self.epoch,
@@ -172,15 +171,12 @@ class Trainer:
         """
         restore(self.network, under("model.", tensors))
         self._optimizer = self._new_optimizer()
-        for name, value in under("optimizer.", tensors).items():
-            key, _, parameter_name = name.partition(".")
-            parameter = self._parameters[parameter_name]
-            self._optimizer.state[parameter][key] = _like(value, parameter)
+        optimizer_state = under("optimizer.", tensors)
+        load_state_tensors(self._optimizer, list(self._parameters), optimizer_state)
         if self._average is not None:
             averages = under("average.", tensors)
-            self._average = {
-                name: _like(averages[name], self._parameters[name]) for name in self._average
-            }
+            for name, value in self._average.items():
+                value.copy_(averages[name])
         self.epoch = note["epoch"]
         self._stalled = note["stalled"]
         self._previous = note["previous_loss"]
@@ -287,19 +283,3 @@ class Trainer:
         if self._average is not None and self.settings.average is not None:
             move = get_ema_multi_avg_fn(self.settings.average)  # type: ignore[no-untyped-call]
             move(list(self._average.values()), list(self._parameters.values()), None)
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Copy a value to the device and memory layout of a parameter; scalars keep their shape."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter).copy_(value)
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Select the tensors whose names begin with a prefix, and remove the prefix."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

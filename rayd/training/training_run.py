@@ -16,10 +16,11 @@ from torch import Tensor
 from rayd import remote
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
+from rayd.states import under
 from rayd.training.judging import accuracy, hits
 from rayd.training.progress import EpochProgress, milestones
 from rayd.training.sets import TrainingSet
-from rayd.training.trainer import Trainer, under
+from rayd.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from rayd.artifacts import read_tensors
 from rayd.engine import evaluate
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
-from rayd.engine.rundir import locked
 from rayd.errors import ConfigError, OutputError, RunError
+from rayd.locks import locked
 from tests.conftest import tiny
 from tests.faults import InterruptionError, interrupted_at, workers_of
 

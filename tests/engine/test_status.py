@@ -16,10 +16,10 @@ from rayd.engine import status as statuses
 from rayd.engine.distill import distill
 from rayd.engine.pool import LocalPool, WorkerInfo
 from rayd.engine.progress import Progress, StageProgress
-from rayd.engine.rundir import locked
 from rayd.engine.status import Status, StatusFile, status
 from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ArtifactError, OutputError, RunError
+from rayd.locks import is_locked, locked
 from tests.conftest import tiny
 
 QUIET = Progress(quiet=True)
@@ -221,7 +221,7 @@ def test_a_fifo_is_not_waited_for(tmp_path):
 def test_a_look_does_not_keep_a_run_from_its_directory(tmp_path):
     stop = time.monotonic() + 1
     while time.monotonic() < stop:
-        statuses.lock_held(tmp_path)
+        is_locked(tmp_path)
         with locked(tmp_path, wait=False):
             pass
 

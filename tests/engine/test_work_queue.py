@@ -12,7 +12,7 @@ import pytest
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.engine.synthesize import Synthesizer
-from rayd.engine.work_queue import FileLock, run_once
+from rayd.engine.work_queue import lock_all, run_once
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
 
@@ -21,36 +21,32 @@ QUIET = Progress(quiet=True)
 
 def test_a_claim_is_one_holders_and_leaves_nothing_behind(tmp_path):
     paths = [tmp_path / "stage" / "b.json", tmp_path / "stage" / "a.json"]
-    first = FileLock.acquire(paths)
+    first = lock_all(paths)
     assert first is not None
-    assert FileLock.acquire(paths[:1]) is None
-    assert FileLock.acquire([tmp_path / "stage" / "0.json", paths[1]]) is None
-    assert FileLock.acquire([tmp_path / "stage" / "0.json"]) is not None, (
-        "who does not get all keeps none"
-    )
-    first.release()
-    second = FileLock.acquire(paths)
+    assert lock_all(paths[:1]) is None
+    assert lock_all([tmp_path / "stage" / "0.json", paths[1]]) is None
+    assert lock_all([tmp_path / "stage" / "0.json"]) is not None, "who does not get all keeps none"
+    first.close()
+    second = lock_all(paths)
     assert second is not None
-    second.release()
+    second.close()
     assert list((tmp_path / "stage").glob("[ab]*")) == []
 
 
 def test_a_killed_holder_gives_its_claims_free(tmp_path):
     program = (
-        "import sys, time; from pathlib import Path; from rayd.engine.work_queue import FileLock\n"
+        "import sys, time; from pathlib import Path; from rayd.engine.work_queue import lock_all\n"
     )
-    program += (
-        "lock = FileLock.acquire([Path(sys.argv[1])]); print('held', flush=True); time.sleep(60)"
-    )
+    program += "lock = lock_all([Path(sys.argv[1])]); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "x")], stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    assert FileLock.acquire([tmp_path / "x"]) is None
+    assert lock_all([tmp_path / "x"]) is None
     holder.kill()
     holder.wait()
-    assert FileLock.acquire([tmp_path / "x"]) is not None
+    assert lock_all([tmp_path / "x"]) is not None
 
 
 def test_where_there_are_no_locks_work_is_done_twice(tmp_path, monkeypatch):
@@ -58,8 +54,8 @@ def test_where_there_are_no_locks_work_is_done_twice(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refused)
-    assert FileLock.acquire([tmp_path / "x"]) is not None
-    assert FileLock.acquire([tmp_path / "x"]) is not None
+    assert lock_all([tmp_path / "x"]) is not None
+    assert lock_all([tmp_path / "x"]) is not None
 
 
 def test_every_piece_is_made_once_by_whoever_is_free():

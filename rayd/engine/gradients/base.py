@@ -116,12 +116,3 @@ def means(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def totals(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Sum of every entry."""
     return {name: total([part[name] for part in parts]) for name in parts[0]}
-
-
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -25,13 +25,13 @@ from rayd.engine.gradients.base import (
     means,
     total,
     totals,
-    under,
 )
 from rayd.engine.gradients.model_pool import ModelPool, TrainTask
 from rayd.engine.network_ids import NetworkId, network_ids, turn
 from rayd.engine.observer import RealBatch
 from rayd.engine.pool import ObjectRef, WorkerPool
 from rayd.methods import Method
+from rayd.states import under
 
 Memory = dict[str, dict[str, Tensor]]
 """What terms keep from step to step: term, then name, then tensor."""

@@ -34,6 +34,7 @@ from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import ObjectRef, WorkerPool
 from rayd.objectives.ridge import regression_loss, regression_targets
+from rayd.states import load_state_tensors, state_tensors, under
 
 MOMENTUM = "momentum."
 """Prefix of an optimizer's tensors in the state of a network."""
@@ -302,7 +303,9 @@ class ModelPoolTrainer:
                 count = count + len(rows)
         # copies: the network is used for other weights next
         state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-        return state | _memory(parameters, optimizer), right.to(_exact(device)) / count
+        for name, tensor in state_tensors(optimizer, list(parameters)).items():
+            state[MOMENTUM + name] = tensor
+        return state, right.to(_exact(device)) / count
 
 
 def _exact(device: torch.device) -> torch.dtype:
@@ -341,22 +344,6 @@ def _optimizer(
         optimizer = torch.optim.SGD(
             parameters.values(), rate, settings.momentum, weight_decay=decay, fused=True
         )
-    for key, tensor in before.items():
-        if key.startswith(MOMENTUM):
-            kind, _, name = key.removeprefix(MOMENTUM).partition(".")
-            # copies: shared tensors are read-only
-            kept = tensor.clone() if kind == "step" else tensor.to(parameters[name], copy=True)
-            optimizer.state[parameters[name]][kind] = kept
+    if memory := under(MOMENTUM, before):
+        load_state_tensors(optimizer, list(parameters), memory)
     return optimizer
-
-
-def _memory(
-    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    """An optimizer's tensors, named for the state of a network."""
-    memory = {}
-    for name, parameter in parameters.items():
-        for kind, kept in optimizer.state[parameter].items():
-            if kept is not None:
-                memory[f"{MOMENTUM}{kind}.{name}"] = kept
-    return memory

@@ -26,13 +26,13 @@ from rayd.engine.gradients.base import (
     Work,
     mean,
     means,
-    under,
 )
 from rayd.engine.pool import ObjectRef
 from rayd.errors import RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, useful
 from rayd.objectives.trajectory_matching import TrajectoryObjective
+from rayd.states import under
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.training.trajectories import Trajectory
 from rayd.transfer import upload

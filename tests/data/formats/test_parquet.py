@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rayd.data.formats import parquet
+from rayd.data.formats.base import EncodedPixels
 from rayd.data.formats.parquet import matches, open_source
 from rayd.errors import DataError
 from tests.data.files import encode, some_images, write_parquet
@@ -43,6 +45,28 @@ def test_any_rows_can_be_read(zoo: Path, rows: set[int]) -> None:
     assert np.array_equal(
         source.splits["train"].read(wanted, shape=None if rows else (3, 4, 4)), IMAGES[wanted]
     )
+
+
+@pytest.mark.parametrize(("together", "reads"), [(1, 4), (10**9, 2)])
+def test_random_access_reads_a_run_of_row_groups_once(
+    zoo: Path, together: int, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row groups of three images, in two files: each alone, or all of a file together."""
+    monkeypatch.setattr(parquet, "TOGETHER", together)
+    seen: list[list[int]] = []
+    values = parquet.Shard.values
+    monkeypatch.setattr(
+        parquet.Shard,
+        "values",
+        lambda shard, rows, *rest: (seen.append(rows.tolist()), values(shard, rows, *rest))[1],
+    )
+    read = open_source(zoo).splits["train"].read
+    assert isinstance(read, EncodedPixels)
+    encoded = list(read.encoded.at(np.array([9, 0, 5, 2, 9, 6])))
+    assert not seen, "nothing is read before it is decoded"
+    contents = [one.content.read_bytes() for one in encoded]
+    assert contents == [PNGS[row] for row in (9, 0, 5, 2, 9, 6)]
+    assert sorted(seen) == ([[0, 2], [2], [5], [6]] if reads == 4 else [[0, 2, 5, 6], [2]])
 
 
 @pytest.mark.parametrize(
