@@ -60,6 +60,26 @@ def test_parameter_counts_on_cifar(name: str, parameters: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "parameters", "last"),
+    [
+        ("convnet", 317_706, (128, 4, 4)),
+        ("alexnet", 1_865_802, (192, 4, 4)),
+        ("vgg11", 9_229_962, (512, 1, 1)),
+    ],
+)
+def test_mnist_is_padded_to_the_maps_of_32_pixels(
+    name: str, parameters: int, last: tuple[int, ...]
+) -> None:
+    student = network(name, (1, 28, 28))
+    assert count(student) == parameters
+    assert student.get_submodule("features")(torch.zeros(1, 1, 28, 28)).shape[1:] == last
+    padded = nn.functional.pad(torch.rand(2, 1, 28, 28), (2, 2, 2, 2))
+    large = network(name, (1, 32, 32))
+    large.load_state_dict(student.state_dict())
+    torch.testing.assert_close(student(padded[..., 2:30, 2:30]), large(padded))
+
+
+@pytest.mark.parametrize(
     ("options", "shape", "parameters"),
     [
         ({}, (3, 64, 64), 320_010 + 9 * 128 * 128 + 3 * 128),
