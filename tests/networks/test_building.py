@@ -254,15 +254,28 @@ def test_no_classes_are_refused() -> None:
         network("mlp", classes=0)
 
 
-def test_torchvision_resnet_gets_the_small_stem_below_64_pixels() -> None:
+def test_torchvision_resnet_gets_the_small_stem_up_to_64_pixels() -> None:
     student = network("torchvision/resnet18")
     assert count(student) == count(network("resnet18"))
     stem = student.get_submodule("conv1")
     assert isinstance(stem, nn.Conv2d)
     assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
     assert student.get_submodule("layer4")[1].conv2.weight.shape == (512, 512, 3, 3)
-    large = network("torchvision/resnet18", (3, 64, 64), classes=1000)
+    large = network("torchvision/resnet18", (3, 65, 65), classes=1000)
     assert count(large) == 11_689_512
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet18", 11_271_432), ("resnet50", 23_910_152), ("resnet101", 42_902_280)],
+)
+def test_torchvision_resnets_of_any_depth_have_the_small_stem_on_tiny_imagenet(
+    name: str, parameters: int
+) -> None:
+    student = network(f"torchvision/{name}", (3, 64, 64), classes=200)
+    assert count(student) == parameters
+    maps = student.get_submodule("conv1")(torch.zeros(1, 3, 64, 64))
+    assert student.get_submodule("maxpool")(maps).shape == (1, 64, 64, 64)
 
 
 def test_torchvision_models_take_any_channels() -> None:
