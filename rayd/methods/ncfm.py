@@ -3,9 +3,10 @@
 Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Linfeng Zhang,
 "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025.
 
-    minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) ) + CE(phi(A(S)), y)
+    minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) )
+                      + sum_c mean_{s in S_c} CE(phi(A(s)), c)
 
-    T, S    real and synthetic images of class c, labels y      R + i I = A exp(i theta)   characteristic functions of
+    T, S    real and synthetic images of class c, S = S_c       R + i I = A exp(i theta)   characteristic functions of
     t       4,096 frequencies, standard normal (M, d)                                      psi(A(.)), of norm 1 (d,)
     phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
                                                                      trained weights, flattened: d =
@@ -27,8 +28,9 @@ learn hard labels for 2,000 epochs.
   the densities that differ from the kernel's spectrum by a bounded factor. See
   `rayd.objectives.frequency_network`.
 - The code takes one optimizer step for each class, and alternates with steps of the cross-entropy
-  of one network (*calibration*). Here all classes and both terms are one step
-  (`terms.calibration.weight`: 0 switches the latter off).
+  of one network (*calibration*), the mean over one class with weight 1. Here all classes and both
+  terms are one step, and both are sums over classes (`terms.calibration.weight`: 0 switches the
+  latter off).
 - Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a
   plateau. Its 0.001 is in units of pixels in [0, 1]; here it is in units of normalised ones, four
   times as many.
