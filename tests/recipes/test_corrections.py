@@ -1,0 +1,29 @@
+"""Settings of recipes that follow a paper or its released code in one value each."""
+
+from typing import Any
+
+import pytest
+
+from rayd.recipes import resolve
+
+VALUES: list[tuple[str, str, Any]] = [
+    ("tesla-cifar10-ipc1", "data.normalization", "standard"),
+    ("tesla-cifar10-ipc1", "synthesis.learning_rates.log_step_size", 0.001),
+    ("tesla-cifar10-ipc1", "synthesis.steps", 10_000),
+    ("tesla-cifar100-ipc50", "synthesis.steps", 10_000),
+    ("tesla-cifar100-ipc50", "data.normalization", "zca"),
+    ("tesla-cifar100-ipc50", "synthesis.learning_rates.log_step_size", 0.1),
+]
+
+
+def value(recipe: str, path: str) -> Any:
+    """A setting of a resolved recipe."""
+    found: Any = resolve(recipe).model_dump(mode="json")
+    for key in path.split("."):
+        found = found[key]
+    return found
+
+
+@pytest.mark.parametrize(("recipe", "path", "expected"), VALUES)
+def test_recipe_has_the_value_of_its_source(recipe: str, path: str, expected: Any) -> None:
+    assert value(recipe, path) == expected
