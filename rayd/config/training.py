@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -62,6 +63,10 @@ class TransformSettings(Settings):
         return ", ".join(parts)
 
 
+ALRS_FACTOR = 0.9975
+"""Default factor of `alrs`, that of EDC's released code; it applies after every stalled epoch."""
+
+
 class ScheduleSettings(Settings):
     """Schedule of the step size over epochs; see `rayd.schedules`."""
 
@@ -80,7 +85,16 @@ class ScheduleSettings(Settings):
     factor: Annotated[float, When(name=("restart", "multistep", "alrs"))] = Field(
         default=0.1, gt=0, le=1
     )
-    """Factor of the step size at a milestone, or, for `alrs`, when the loss stalls."""
+    """Factor of the step size at a milestone, or, for `alrs`, when the loss stalls (0.9975 by
+    default).
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factor_of_alrs(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "alrs":
+            return {"factor": ALRS_FACTOR, **given}
+        return given
 
     @property
     def summary(self) -> str:
