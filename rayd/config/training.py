@@ -126,6 +126,10 @@ class TrainingSettings(Settings):
     """Momentum of SGD, first moment decay of AdamW (whose second is 0.999)."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 penalty of SGD, decoupled decay of AdamW."""
+    weight_decay_of: Annotated[Literal["all", "weights"], When(weight_decay=True)] = "all"
+    """Parameters that decay: all, or matrices and kernels alone, so that biases and normalisations
+    are exempt (released code of SRe2L for stored labels, RDED and EDC).
+    """
     schedule: ScheduleSettings = ScheduleSettings(name="restart")
     """Schedule of the step size."""
     augmentation: str | None = None
@@ -268,6 +272,7 @@ class EvaluationSettings(TrainingSettings):
             "learning_rate",
             "momentum",
             "weight_decay",
+            "weight_decay_of",
             "average",
             "hard_weight",
             "mix_concentration",

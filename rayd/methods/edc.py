@@ -27,7 +27,7 @@ The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing
 
 with G-VBSM's value in parentheses. Adam (0.5, 0.9), steps of size 0.05 along a cosine to zero:
 2,000, on CIFAR-10 75; students learn mean logits by mean squared error plus 0.025 times the
-cross-entropy with the hard label.
+cross-entropy with the hard label; their biases and normalisations do not decay.
 
 **Paper and released code differ.**
 
@@ -85,6 +85,7 @@ class ElucidatedCondensation(Method):
             "evaluation": {
                 "epochs": 1000,
                 "batch_size": 50,
+                "weight_decay_of": "weights",
                 "schedule": {"name": "cosine", "stretch": 2.0},
                 "transform": {"rand_augment": 2, "crop": [0.08, 1.0], "flip": True},
                 "loss": "mse",

@@ -18,8 +18,9 @@ deviation; here with those of the training split. It also forwards each batch th
 mixing, without gradient and in training mode, so that batch statistics update twice; this is
 followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at least
 1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves
-images whole. Batches are of 10, 50 and 100 images for IPC 1, 10 and 50. The optional shuffling of
-patches is not offered. The best of all test evaluations is reported; here the last is the default.
+images whole. Biases and normalisations of students do not decay. Batches are of 10, 50 and 100
+images for IPC 1, 10 and 50. The optional shuffling of patches is not offered. The best of all test
+evaluations is reported; here the last is the default.
 
 Use it as the strong baseline that costs minutes, and as the start of EDC on large images.
 """
@@ -50,6 +51,7 @@ class RealisticPatches(Method):
             "evaluation": {
                 "epochs": 300,
                 "batch_size": 50,
+                "weight_decay_of": "weights",
                 "schedule": {"name": "cosine", "stretch": 2.0},
                 "transform": {"crop": None, "flip": True},
                 "clean_forward": True,

@@ -188,19 +188,19 @@ class Trainer:
     def _new_optimizer(self) -> torch.optim.Optimizer:
         """Create an optimizer; fused takes a quarter of foreach's time for small CPU networks."""
         settings = self.settings
-        parameters = list(self._parameters.values())
         decay = settings.weight_decay
+        groups = [{"params": list(self._parameters.values()), "weight_decay": decay}]
+        if settings.weight_decay_of == "weights":
+            decaying, exempt = _by_decay(self._parameters)
+            groups = [
+                {"params": decaying, "weight_decay": decay},
+                {"params": exempt, "weight_decay": 0.0},
+            ]
         if settings.optimizer == "adamw":
             betas = (settings.momentum, 0.999)
-            return torch.optim.AdamW(
-                parameters, lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True
-            )
+            return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
         return torch.optim.SGD(
-            parameters,
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=decay,
-            fused=True,
+            groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True
         )
 
     def _schedule(self) -> None:
@@ -287,6 +287,18 @@ class Trainer:
         if self._average is not None and self.settings.average is not None:
             move = get_ema_multi_avg_fn(self.settings.average)  # type: ignore[no-untyped-call]
             move(list(self._average.values()), list(self._parameters.values()), None)
+
+
+def _by_decay(parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices and kernels, and all other parameters, as the released code of SRe2L, RDED and EDC
+    tells them apart.
+    """
+    decaying: list[Tensor] = []
+    exempt: list[Tensor] = []
+    for name, parameter in parameters.items():
+        group = decaying if "weight" in name and parameter.ndim > 1 else exempt
+        group.append(parameter)
+    return decaying, exempt
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

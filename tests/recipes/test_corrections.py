@@ -13,6 +13,15 @@ VALUES: list[tuple[str, str, Any]] = [
     ("tesla-cifar100-ipc50", "synthesis.steps", 10_000),
     ("tesla-cifar100-ipc50", "data.normalization", "zca"),
     ("tesla-cifar100-ipc50", "synthesis.learning_rates.log_step_size", 0.1),
+    ("edc-cifar10-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("edc-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("rded-cifar10-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-tiny-imagenet-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-cifar100-ipc10", "evaluation.weight_decay_of", "all"),
+    ("cda-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("cfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
+    ("ncfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
 ]
 
 
