@@ -22,6 +22,17 @@ VALUES: list[tuple[str, str, Any]] = [
     ("cda-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
     ("cfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
     ("ncfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
+    ("dc-cifar10-ipc1", "evaluation.epochs", 300),
+    ("dc-cifar10-ipc50", "evaluation.augmentation", None),
+    ("dsa-cifar10-ipc10", "evaluation.epochs", 1000),
+    ("datm-cifar10-ipc10", "evaluation.average", 0.9995),
+    ("datm-cifar10-ipc50", "evaluation.average", 0.995),
+    ("datm-cifar10-ipc10", "evaluation.batch_size", 128),
+    ("datm-cifar10-ipc50", "evaluation.batch_size", 128),
+    ("gvbsm-cifar10-ipc10", "evaluation.weight_decay", 0),
+    ("gvbsm-cifar10-ipc50", "evaluation.weight_decay", 0),
+    ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
+    ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
 ]
 
 
