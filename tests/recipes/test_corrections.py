@@ -33,6 +33,7 @@ VALUES: list[tuple[str, str, Any]] = [
     ("gvbsm-cifar10-ipc50", "evaluation.weight_decay", 0),
     ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
     ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
+    ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.root", False),
 ]
 
 
