@@ -37,6 +37,11 @@ VALUES: list[tuple[str, str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("cell", ["cifar10-ipc1", "cifar10-ipc10", "cifar100-ipc1"])
+def test_ls_mtt_and_mtt_see_the_same_images(cell: str) -> None:
+    assert resolve(f"ls-mtt-{cell}").data == resolve(f"mtt-{cell}").data
+
+
 def value(recipe: str, path: str) -> Any:
     """A setting of a resolved recipe."""
     found: Any = resolve(recipe).model_dump(mode="json")
