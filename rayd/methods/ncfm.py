@@ -11,11 +11,12 @@ Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Li
     phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
                                                                      trained weights, flattened: d =
                                                                      2,048 for 32 x 32 pixels
-    a       amplitude weight, 1/2                               A    one augmentation for both sides (colour, crop, cutout)
+    a       amplitude weight, 1/2                               A    colour, crop and cutout, the same for both sides
 
 Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60
-epochs with cutmix; images move by AdamW for 20,000 steps and stay in the range of pixels; students
-learn hard labels for 2,000 epochs.
+epochs with cutmix, colour, crop, shift and flip; images move by AdamW for 20,000 steps and stay in
+the range of pixels; students learn hard labels for 2,000 epochs, in batches of 128, flipped and
+coloured, and cropped, scaled or rotated.
 
 **Paper and released code differ, and what was chosen here.**
 
@@ -79,12 +80,13 @@ class NeuralCharacteristicFunctionMatching(Method):
             "trained": True,
             "interpolate": True,
             "pool": 20,
-            "augmentation": "color_crop_cutout",
+            "augmentation": "color+crop+cutout",
         },
         "squeeze": {
             "epochs": 60,
             "learning_rate": 0.01,
             "schedule": {"name": "multistep", "milestones": [2 / 3, 5 / 6], "factor": 0.2},
+            "augmentation": "color+crop",
             "mix": "cutmix",
         },
         "synthetic": {"init": "real", **MULTI_FORMATION},
@@ -97,11 +99,12 @@ class NeuralCharacteristicFunctionMatching(Method):
         },
         "evaluation": {
             "epochs": 2000,
+            "batch_size": 128,
             "optimizer": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 0.01,
             "schedule": {"name": "multistep", "milestones": [0.2, 0.4, 0.6, 0.8], "factor": 0.5},
-            "augmentation": "color_crop_cutout",
+            "augmentation": "flip+color+crop_flip+color+scale_flip+color+rotate",
             "mix": "cutmix",
         },
     }

@@ -34,6 +34,9 @@ VALUES: list[tuple[str, str, Any]] = [
     ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
     ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
     ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.root", False),
+    ("ncfm-cifar10-ipc10", "observers.augmentation", "color+crop+cutout"),
+    ("ncfm-cifar10-ipc10", "squeeze.augmentation", "color+crop"),
+    ("ncfm-cifar10-ipc10", "evaluation.batch_size", 128),
 ]
 
 
