@@ -342,6 +342,26 @@ def test_ncfms_loss_is_the_size_of_the_difference():
     torch.testing.assert_close(value(method, real, ours, our_labels), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("classes", [4, 10])
+def test_ncfms_images_move_as_far_in_an_iteration_as_in_the_released_code(classes):
+    """2 C steps of AdamW of 0.004, two of which have a gradient for an image, against one step."""
+    gradient = torch.randn(
+        classes, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    theirs = torch.zeros_like(gradient, requires_grad=True)
+    optimizer = torch.optim.AdamW([theirs], lr=0.004, weight_decay=0.0)
+    iterations = 500
+    for _ in range(iterations):
+        for label in (*range(classes), *range(classes)):
+            theirs.grad = torch.zeros_like(gradient)
+            theirs.grad[label] = gradient[label]
+            optimizer.step()
+    pace = float(theirs.detach().abs().mean()) / iterations
+    assert pace == pytest.approx(0.008 * classes**0.5, rel=0.05)
+    if classes == 10:
+        assert recipe("ncfm").synthesis.learning_rate == pytest.approx(pace, rel=0.05)
+
+
 def test_ncfms_sampling_network_can_be_switched_on():
     plain, against = (
         methods.build(
