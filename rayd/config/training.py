@@ -118,14 +118,14 @@ class TrainingSettings(Settings):
     """Passes over the set."""
     batch_size: int = Field(default=256, ge=1)
     """Images per batch; the last batch of an epoch may be smaller."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """Optimizer of the weights."""
     learning_rate: float = Field(default=0.01, gt=0)
     """Initial step size."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD, first moment decay of AdamW (whose second is 0.999)."""
+    """Momentum of SGD, first moment decay of Adam and AdamW (whose second is 0.999)."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """L2 penalty of SGD, decoupled decay of AdamW."""
+    """L2 penalty of SGD and Adam, decoupled decay of AdamW."""
     weight_decay_of: Annotated[Literal["all", "weights"], When(weight_decay=True)] = "all"
     """Parameters that decay: all, or matrices and kernels alone, so that biases and normalisations
     are exempt (released code of SRe2L for stored labels, RDED and EDC).

@@ -196,9 +196,10 @@ class Trainer:
                 {"params": decaying, "weight_decay": decay},
                 {"params": exempt, "weight_decay": 0.0},
             ]
-        if settings.optimizer == "adamw":
+        if settings.optimizer != "sgd":
+            kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
             betas = (settings.momentum, 0.999)
-            return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, fused=True)
+            return kind(groups, lr=settings.learning_rate, betas=betas, fused=True)
         return torch.optim.SGD(
             groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True
         )

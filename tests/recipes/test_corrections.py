@@ -34,6 +34,10 @@ VALUES: list[tuple[str, str, Any]] = [
     ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
     ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
     ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.root", False),
+    ("cfm-cifar10-ipc10", "synthesis.transform.roll", 0),
+    ("cfm-cifar10-ipc10-code", "synthesis.transform.roll", 4),
+    ("cfm-imagenet-1k-ipc10", "synthesis.block", 500),
+    ("cfm-cifar100-ipc10-convnet", "squeeze.epochs", 100),
     ("ncfm-cifar10-ipc10", "observers.augmentation", "color+crop+cutout"),
     ("ncfm-cifar10-ipc10", "squeeze.augmentation", "color+crop"),
     ("ncfm-cifar10-ipc10", "evaluation.batch_size", 128),
@@ -51,6 +55,86 @@ def value(recipe: str, path: str) -> Any:
     for key in path.split("."):
         found = found[key]
     return found
+
+
+CFM: dict[str, tuple[Any, ...]] = {
+    "cifar10-ipc10": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar10-ipc50": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar100-ipc10": ("sgd", 0.1, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar100-ipc50": ("sgd", 0.1, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "tiny-imagenet-ipc10": ("sgd", 0.2, 1e-4, 64, 100, "cosine", 20.0, "crop 0.08-1, flip"),
+    "tiny-imagenet-ipc50": ("sgd", 0.2, 1e-4, 64, 100, "cosine", 20.0, "crop 0.08-1, flip"),
+    "imagenet-1k-ipc10": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
+    "imagenet-1k-ipc50": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
+    "cifar10-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        50,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "cifar10-ipc50-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "cifar100-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "tiny-imagenet-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        300,
+        "cosine over 2x",
+        20.0,
+        "crop 0.5-1, flip",
+    ),
+    "imagenet-1k-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        300,
+        "cosine over 2x",
+        20.0,
+        "crop 0.5-1, flip",
+    ),
+}
+"""Students of CFM: optimizer, step size, weight decay, batch size, epochs, schedule, temperature and
+view, by the paper's supplement and by the released code.
+"""
+
+
+@pytest.mark.parametrize("cell", CFM)
+def test_students_of_cfm_are_those_of_the_paper_or_of_the_code(cell: str) -> None:
+    chosen = resolve(f"cfm-{cell}").evaluation
+    assert (
+        chosen.optimizer,
+        chosen.learning_rate,
+        chosen.weight_decay,
+        chosen.batch_size,
+        chosen.epochs,
+        chosen.schedule.summary,
+        chosen.temperature,
+        chosen.transform.summary,
+    ) == CFM[cell]
 
 
 @pytest.mark.parametrize(("recipe", "path", "expected"), VALUES)

@@ -69,6 +69,9 @@ OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(
         model.parameters(), 0.05, momentum=0.8, weight_decay=0.01, fused=True
     ),
+    "adam": lambda model: torch.optim.Adam(
+        model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True
+    ),
     "adamw": lambda model: torch.optim.AdamW(
         model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True
     ),
@@ -104,7 +107,7 @@ def test_biases_and_normalisations_can_be_exempt_from_weight_decay():
     ],
     ids=lambda schedule: schedule["name"],
 )
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_steps_are_those_of_the_optimizer_and_the_schedule(name, schedule):
     chosen = settings(optimizer=name, momentum=0.8, weight_decay=0.01, schedule=schedule)
     training = trainer(chosen)
