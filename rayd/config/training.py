@@ -226,7 +226,7 @@ class EvaluationSettings(TrainingSettings):
     """Weight of the cross-entropy with the images' hard labels, added to `kl` or `mse`."""
     clean_forward: bool = False
     """Also run each batch before mixing through the student, without gradient, so that batch
-    statistics update twice (released code of RDED).
+    statistics update twice (as the released code of RDED means to, which sees mixed images).
     """
     learned_step_size: bool = True
     """Train with the step size that was learned with the set, if any, in place of
