@@ -166,6 +166,11 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         ),
         (
             "dm",
+            {"synthesis": {"shared_view": True}},
+            "'synthesis.shared_view' has no effect without a view",
+        ),
+        (
+            "dm",
             {"synthesis": {"curriculum_end": 0.5}},
             "'synthesis.curriculum: cosine' or 'synthesis.curriculum: linear' or",
         ),

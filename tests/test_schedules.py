@@ -110,6 +110,14 @@ def test_milestones_are_exact_shares_of_the_epochs() -> None:
     assert milestone_epochs(ScheduleSettings(name="cosine"), 100) == ()
 
 
+def test_alrs_has_the_factor_of_the_released_code_and_others_a_tenth() -> None:
+    assert ScheduleSettings(name="alrs").factor == 0.9975
+    assert ScheduleSettings(name="alrs", factor=0.5).factor == 0.5
+    assert ScheduleSettings(name="multistep").factor == 0.1
+    dumped = ScheduleSettings(name="alrs").model_dump()
+    assert ScheduleSettings(**dumped) == ScheduleSettings(name="alrs")
+
+
 def test_a_loss_stalls_only_when_near_both_absolutely_and_relatively() -> None:
     assert not alrs(None, 1.0)
     assert alrs(5.0, 4.985)

@@ -88,8 +88,10 @@ class DataSettings(Settings):
     """Name of the test split, like `train`."""
     copies: Literal["refuse", "keep"] = "refuse"
     """Whether test images may be copies of training images, where the data come with a test split."""
-    normalization: Literal["standard", "zca"] = "standard"
-    """Per-channel standardisation, or ZCA whitening, fitted on the training split."""
+    normalization: Literal["standard", "zca", "zca-scaled"] = "standard"
+    """Per-channel standardisation, ZCA whitening as in MTT, or ZCA whitening of standardised channels
+    as in FRePo, fitted on the training split.
+    """
     stream: bool | None = None
     """Keep images encoded in their files and decode them on demand: slower, with memory that does
     not grow with the data; results are the same. Needs Parquet files or an image folder, under the

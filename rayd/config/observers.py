@@ -79,7 +79,8 @@ class NetworkGroupSettings(Settings):
     compute them in parallel.
     """
     augmentation: str | None = DSA_STRATEGY
-    """Siamese augmentation of real and synthetic images, operations joined by underscores; null
+    """Siamese augmentation of real and synthetic images, operations joined by underscores, of which
+    a step draws one, or by `+`, which it applies together (see `rayd.data.augmentation.dsa`); null
     for none. Observers with measured statistics keep one draw; others draw for every class in
     every step.
     """

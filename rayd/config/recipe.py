@@ -181,7 +181,7 @@ class Recipe(Settings):
                 "'synthesis.block' must be null where a step size is learned: "
                 "it belongs to all images together"
             )
-        if self.synthesis.clip and self.data.normalization == "zca":
+        if self.synthesis.clip and self.data.normalization != "standard":
             raise ValueError(
                 "'synthesis.clip' needs 'data.normalization: standard'; "
                 "whitened images have no pixel range"

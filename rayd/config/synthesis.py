@@ -121,6 +121,10 @@ class SynthesisSettings(Settings):
     """
     transform: TransformSettings = TransformSettings()
     """Random view of the synthetic images, drawn for every observer and step."""
+    shared_view: bool = False
+    """One crop, shift and flip for all images of a step (released code of SRe2L, CDA, G-VBSM, EDC
+    and UniDD), instead of one for each.
+    """
     curriculum: Literal["none", "cosine", "linear", "step"] = "none"
     """CDA: schedule of the least area of `transform.crop`, from 1 (the whole image) down to its
     setting.
@@ -144,6 +148,11 @@ class SynthesisSettings(Settings):
             raise ValueError(
                 "'synthesis.block: classes' is one image of each class: "
                 "set 'synthesis.order: turn', or a number"
+            )
+        if self.shared_view and self.transform == TransformSettings():
+            raise ValueError(
+                "'synthesis.shared_view' has no effect without a view: "
+                "set 'synthesis.transform', e.g. 'synthesis.transform.flip: true'"
             )
         if self.curriculum != "none" and self.transform.crop is None:
             raise ValueError(

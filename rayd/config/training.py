@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -62,6 +63,10 @@ class TransformSettings(Settings):
         return ", ".join(parts)
 
 
+ALRS_FACTOR = 0.9975
+"""Default factor of `alrs`, that of EDC's released code; it applies after every stalled epoch."""
+
+
 class ScheduleSettings(Settings):
     """Schedule of the step size over epochs; see `rayd.schedules`."""
 
@@ -80,7 +85,16 @@ class ScheduleSettings(Settings):
     factor: Annotated[float, When(name=("restart", "multistep", "alrs"))] = Field(
         default=0.1, gt=0, le=1
     )
-    """Factor of the step size at a milestone, or, for `alrs`, when the loss stalls."""
+    """Factor of the step size at a milestone, or, for `alrs`, when the loss stalls (0.9975 by
+    default).
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _factor_of_alrs(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("name") == "alrs":
+            return {"factor": ALRS_FACTOR, **given}
+        return given
 
     @property
     def summary(self) -> str:
@@ -104,14 +118,18 @@ class TrainingSettings(Settings):
     """Passes over the set."""
     batch_size: int = Field(default=256, ge=1)
     """Images per batch; the last batch of an epoch may be smaller."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """Optimizer of the weights."""
     learning_rate: float = Field(default=0.01, gt=0)
     """Initial step size."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of SGD, first moment decay of AdamW (whose second is 0.999)."""
+    """Momentum of SGD, first moment decay of Adam and AdamW (whose second is 0.999)."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """L2 penalty of SGD, decoupled decay of AdamW."""
+    """L2 penalty of SGD and Adam, decoupled decay of AdamW."""
+    weight_decay_of: Annotated[Literal["all", "weights"], When(weight_decay=True)] = "all"
+    """Parameters that decay: all, or matrices and kernels alone, so that biases and normalisations
+    are exempt (released code of SRe2L for stored labels, RDED and EDC).
+    """
     schedule: ScheduleSettings = ScheduleSettings(name="restart")
     """Schedule of the step size."""
     augmentation: str | None = None
@@ -208,7 +226,7 @@ class EvaluationSettings(TrainingSettings):
     """Weight of the cross-entropy with the images' hard labels, added to `kl` or `mse`."""
     clean_forward: bool = False
     """Also run each batch before mixing through the student, without gradient, so that batch
-    statistics update twice (released code of RDED).
+    statistics update twice (as the released code of RDED means to, which sees mixed images).
     """
     learned_step_size: bool = True
     """Train with the step size that was learned with the set, if any, in place of
@@ -254,6 +272,7 @@ class EvaluationSettings(TrainingSettings):
             "learning_rate",
             "momentum",
             "weight_decay",
+            "weight_decay_of",
             "average",
             "hard_weight",
             "mix_concentration",

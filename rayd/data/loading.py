@@ -27,7 +27,7 @@ from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixe
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.layout import nfc
 from rayd.data.memory import available_memory
-from rayd.data.normalization import STREAMED_WHITENING, Standardization, fit_normalization
+from rayd.data.normalization import Standardization, fit_normalization, streamed_whitening
 from rayd.data.sources import open_source
 from rayd.data.splits import check_labels, choose_classes, long_tailed, stratified
 from rayd.data.summary import summarize
@@ -273,8 +273,8 @@ def _stream(
     cache: Path,
     on_progress: OnProgress,
 ) -> ImageData:
-    if settings.normalization == "zca":
-        raise ConfigError(STREAMED_WHITENING)
+    if settings.normalization != "standard":
+        raise streamed_whitening(settings.normalization)
     sets = dict[str, ImageSet]()
     found = dict[str, Survey]()
     decoder = Decoder.of(settings)

@@ -1,6 +1,6 @@
 r"""Normalisation: maps from pixels to network input, and their inverses.
 
-Both kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W)
+All kinds are affine maps fitted on the training split. With x in [0, 1] the image (C, H, W)
 divided by 255:
 
 - `Standardization`: :math:`(x - \mu_c) / \sigma_c` per channel c; :math:`\mu_c` and
@@ -12,6 +12,9 @@ divided by 255:
   (N-1)`. :math:`\epsilon` = 0.1 is added to the covariance's eigenvalues, and no per-channel
   standardisation comes before: what MTT (Cazenavette et al., CVPR 2022) does through kornia's
   `ZCAWhitening`.
+- `ScaledWhitening` (ZCA of standardised channels): :math:`((x - \mu) / \sigma_c) T`, where T is
+  that of :math:`x / \sigma_c` with :math:`\epsilon` = 0.1 times the mean eigenvalue of the
+  covariance: what FRePo (Zhou et al., NeurIPS 2022) does.
 
 Sums over the training split are sums of integers, taken exactly, so a fit does not depend on chunks
 or threads.
@@ -35,21 +38,24 @@ from rayd.data.arrays import ImageArray, Pixels
 from rayd.data.streaming import StreamedPixels, batches
 from rayd.errors import ConfigError, DataError, unknown
 
-NormalizationKind = Literal["standard", "zca"]
+NormalizationKind = Literal["standard", "zca", "zca-scaled"]
 
 MTT_EPSILON = 0.1
 """Value that MTT adds to the eigenvalues of the covariance."""
+FREPO_RIDGE = 0.1
+"""Multiple of the mean eigenvalue that FRePo adds to the eigenvalues of the covariance."""
 
 LARGEST_WHITENING = 3 * 64 * 64
 """Maximum values per image (C·H·W) for whitening: a covariance of 1.2 GB, minutes to decompose."""
 
 
-STREAMED_WHITENING = (
-    "Setting 'data.normalization: zca' needs all pixels in memory, so these data cannot be "
-    "streamed; use 'standard', or a smaller 'data.image_size' or fewer classes with "
-    "'data.stream: false'."
-)
-"""Error message: whitening is not fitted on streamed images."""
+def streamed_whitening(kind: str) -> ConfigError:
+    """Error: a whitening of this kind is not fitted on streamed images."""
+    return ConfigError(
+        f"Setting 'data.normalization: {kind}' needs all pixels in memory, so these data cannot "
+        "be streamed; use 'standard', or a smaller 'data.image_size' or fewer classes with "
+        "'data.stream: false'."
+    )
 
 
 class Normalization(ABC):
@@ -214,13 +220,21 @@ class Whitening(Normalization):
                 streamed.
             DataError: there are fewer than two images.
         """
+        mean, covariance = cls._moments(images)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        scaled = vectors * (eigenvalues.clamp_min_(0) + epsilon).pow_(-0.25)
+        return cls(mean, (scaled @ scaled.T).float())
+
+    @classmethod
+    def _moments(cls, images: ImageArray) -> tuple[Tensor, Tensor]:
+        """Mean image, float32 (C, H, W), and covariance of the values, float64 (D, D)."""
         if isinstance(images, StreamedPixels):
-            raise ConfigError(STREAMED_WHITENING)
+            raise streamed_whitening(cls.kind)
         count = len(images)
         values = math.prod(images.shape[1:])
         if values > LARGEST_WHITENING:
             raise ConfigError(
-                f"Setting 'data.normalization: zca' needs images of at most {LARGEST_WHITENING:,} "
+                f"Setting 'data.normalization: {cls.kind}' needs images of at most {LARGEST_WHITENING:,} "
                 "values, as it keeps a matrix of that side. "
                 f"Got {' x '.join(map(str, images.shape[1:]))} = {values:,} instead; "
                 "use 'standard'."
@@ -235,9 +249,7 @@ class Whitening(Normalization):
             gram += flat.T @ flat
         mean = total / count
         covariance = gram.addr_(total, mean, alpha=-1).div_((count - 1) * 255**2)
-        eigenvalues, vectors = torch.linalg.eigh(covariance)
-        scaled = vectors * (eigenvalues.clamp_min_(0) + epsilon).pow_(-0.25)
-        return cls((mean / 255).float().reshape(images.shape[1:]), (scaled @ scaled.T).float())
+        return (mean / 255).float().reshape(images.shape[1:]), covariance
 
     def __call__(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) T; see `Normalization.__call__`."""
@@ -269,8 +281,44 @@ class Whitening(Normalization):
         return cls(state["mean"].float().cpu(), state["transform"].float().cpu())
 
 
+@dataclass(frozen=True, eq=False)
+class ScaledWhitening(Whitening):
+    """ZCA whitening of standardised channels, with a ridge relative to the covariance.
+
+    `transform` contains the division by the standard deviations, so it is not symmetric.
+    """
+
+    kind: ClassVar[NormalizationKind] = "zca-scaled"
+
+    @classmethod
+    def fit(cls, images: ImageArray, epsilon: float = FREPO_RIDGE) -> Self:
+        """Compute mean image and whitening matrix of uint8 images (N, C, H, W).
+
+        Args:
+            images: images of the training split.
+            epsilon: multiple of the mean eigenvalue that is added to the eigenvalues.
+
+        Raises:
+            ConfigError: see `Whitening.fit`.
+            DataError: there are fewer than two images.
+        """
+        mean, covariance = cls._moments(images)
+        std = Standardization.fit(images).std.repeat_interleave(math.prod(images.shape[2:]))
+        covariance = covariance / (std[:, None] * std)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        ridge = epsilon * covariance.diagonal().mean()
+        scaled = vectors * (eigenvalues.clamp_min_(0) + ridge).pow_(-0.25)
+        return cls(mean, ((scaled @ scaled.T) / std[:, None]).float())
+
+    def inverse(self, inputs: Tensor) -> Tensor:
+        """Inputs T⁻¹ * std + mean, by a solve with the transposed matrix."""
+        mean, transform = self._on(inputs.device, lambda: (self.mean, self.transform))
+        flat: Tensor = torch.linalg.solve(transform.T, inputs.flatten(1).float().T).T
+        return flat.reshape(inputs.shape) + mean
+
+
 KINDS: Mapping[str, type[Standardization] | type[Whitening]] = {
-    kind.kind: kind for kind in (Standardization, Whitening)
+    kind.kind: kind for kind in (Standardization, Whitening, ScaledWhitening)
 }
 """Normalisations by their name in settings and artefacts."""
 

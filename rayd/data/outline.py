@@ -42,14 +42,14 @@ from rayd.data.formats.base import (
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.normalization import (
     LARGEST_WHITENING,
-    STREAMED_WHITENING,
     Normalization,
     Standardization,
     Whitening,
     fit_normalization,
+    streamed_whitening,
 )
 from rayd.data.summary import summarize
-from rayd.errors import ArtifactError, ConfigError, DataError, RunError
+from rayd.errors import ArtifactError, DataError, RunError
 from rayd.seeding import generator
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def _streamed(
 ) -> Outline:
     """Outline data that a run streams from their files."""
     if settings.normalization != "standard":
-        raise ConfigError(STREAMED_WHITENING)
+        raise streamed_whitening(settings.normalization)
     sets: dict[str, ImageSet] = {}
     surveys: dict[str, survey.Survey | None] = {}
     decoder = Decoder.of(settings)
@@ -221,7 +221,7 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
     values = shape.channels * shape.height * shape.width
     if values > LARGEST_WHITENING:
         # raises the same error as a run would
-        Whitening.fit(np.zeros((2, *shape), np.uint8))
+        fit_normalization(settings.normalization, np.zeros((2, *shape), np.uint8))
     return _Whitening(torch.full(shape, 0.5), torch.empty(values, values), fingerprint)
 
 
@@ -284,7 +284,7 @@ def _key(
             images = read.streamed(subset.rows, decoder, shape)
             shape = images.image
             parts[split] = survey.identity(images, subset.labels, names)
-        elif settings.normalization == "zca" and isinstance(read, ArrayPixels):
+        elif settings.normalization != "standard" and isinstance(read, ArrayPixels):
             pixels = read_pixels(subset, decoder, shape)
             parts[split] = ImageSet(pixels, subset.labels, names).fingerprint
         else:

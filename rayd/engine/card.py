@@ -82,7 +82,7 @@ def _with_whitening(storage: Storage, data: ImageData) -> Storage:
 
     Means and standard deviations of channels are not counted.
     """
-    if data.normalization.kind != "zca":
+    if data.normalization.kind == "standard":
         return storage
     state = data.normalization.state().values()
     numbers = sum(tensor.numel() for tensor in state)

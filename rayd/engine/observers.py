@@ -412,7 +412,9 @@ class Observers:
             least = schedules.crop_floor(
                 settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end
             )
-        view = draw_transform(settings.transform, draws, count, height, width, least)
+        # parameters of one image serve all images of a batch
+        drawn = 1 if settings.shared_view else count
+        view = draw_transform(settings.transform, draws, drawn, height, width, least)
         return partial(view, normalization=self._facts.normalization)
 
     def _fixed_observer(

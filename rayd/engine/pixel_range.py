@@ -38,7 +38,7 @@ def out_of_range(recipe: Recipe, distilled: Distilled) -> str | None:
 def _remedy(recipe: Recipe) -> str:
     if recipe.synthetic.kind == "lowrank":
         return "lower synthesis.learning_rates.left and .right"
-    if recipe.data.normalization == "zca":
+    if recipe.data.normalization != "standard":
         return "lower synthesis.learning_rate"
     return (
         "keep them in range with synthesis.clip=true and synthesis.schedule=cosine, or lower "

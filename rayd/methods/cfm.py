@@ -17,8 +17,7 @@ ICLR 2026.
 A large beta leaves what many images share, a small one brings out detail; so the first images of
 each class get structure and the last ones texture. Adam (0.5, 0.9), 1,000 steps of size 0.25 on
 CIFAR and 0.1 elsewhere along a cosine to zero; pixels are kept in range. Students learn the
-softened logits (T = 20) of the network on batches mixed by CutMix, with a step size along the first
-half of a cosine.
+softened logits of the network on batches mixed by CutMix.
 
 Blocks follow one another, each with the memory of the one before; `synthesis.block` may set another
 size than one image of each class.
@@ -32,9 +31,13 @@ size than one image of each class.
   `terms.spectral_filter.updating`.
 - The signal by class (paper) or the global mean (the code's default), and the real covariance: see
   `rayd.objectives.spectral_filter`.
-- The paper's temperature on CIFAR is 30, the code's 20, and the paper's table says 64 pixels for
-  CIFAR where the code has 32. On large data the code cuts blocks further, into chunks of 200
-  classes, and counts each of them for EMU, not for beta.
+- Students differ throughout: the paper's supplement (Tables 2 to 4) has Adam or SGD in batches of
+  64 or 128, a whole cosine, T = 30 and padded crops on CIFAR; the code has AdamW, the first half of
+  a cosine, T = 20 and resized crops. Recipes follow the paper, those named `-code` the code; the
+  method's defaults are the code's for CIFAR. The supplement lists no roll of synthetic images; the
+  code rolls by 4. The paper's table says 64 pixels for CIFAR where the code has 32. On large data
+  the paper has blocks of 500, which count for EMU and beta here; the code cuts blocks into chunks
+  of 200 classes, and counts each of them for EMU, not for beta.
 - Real statistics are of whole images, those of synthetic ones of what a crop leaves, enlarged: in
   paper, code and here. Matched to each other, crops come to look like whole images.
   `synthesis.transform.crop: null` has both seen whole.

@@ -6,6 +6,10 @@ RDED, EDC. Observers are trained on the real data and then fixed; the set is cut
 are optimised apart; students learn the observers' outputs on every batch. Accuracy of this family
 depends on how observers label, which the papers agree on: networks in eval mode, mean logits over
 them, after the batch was mixed, and a divergence that is not multiplied by the squared temperature.
+
+**Different from the released code** of SRe2L, CDA, G-VBSM, EDC and UniDD: in the synthesis every
+image has a random view of its own; there one crop and flip is drawn for all images of a step, as
+with `synthesis.shared_view: true`.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 Shitong Shao, Zikai Zhou, Huanran Chen and Zhiqiang Shen, "Elucidating the Design Space of Dataset
 Condensation", NeurIPS 2024.
 
-    minimise over X   CE(phi(A(X)), y) + r [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ] + f KL(p(X) || p(average X))
+    minimise over X   CE(phi(A(X)), y) + r [ a D(all X, all T) + (1 - a) sum_c p(c) D(X_c, T_c) ] + f KL(p(X) || p(average X))
 
     X     a block of synthetic images, from real ones; y their labels; A a random view (crop of 0.5 to 1 of the area, flip)
     phi   networks that were trained on the real data, a different one in each step
     D     distance of the statistics that G-VBSM hooks, smoothed and weighted as there; T real images, c classes
     a     alpha, 0.5: share of the comparison over all images         r   0.01 (`terms.moments.weight`)
+    p(c)  share of class c in the real images, as in Eq. 5: large classes of a long tail count more
     p     softmax(phi(.) / 4); the average of X over steps has decay 0.99         f   0.25 (`terms.flatness.weight`)
 
 The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing after another (48.6
@@ -26,7 +27,7 @@ The paper starts from G-VBSM (ImageNet-1k, IPC 10: 31.4 %) and changes one thing
 
 with G-VBSM's value in parentheses. Adam (0.5, 0.9), steps of size 0.05 along a cosine to zero:
 2,000, on CIFAR-10 75; students learn mean logits by mean squared error plus 0.025 times the
-cross-entropy with the hard label.
+cross-entropy with the hard label; their biases and normalisations do not decay.
 
 **Paper and released code differ.**
 
@@ -84,6 +85,7 @@ class ElucidatedCondensation(Method):
             "evaluation": {
                 "epochs": 1000,
                 "batch_size": 50,
+                "weight_decay_of": "weights",
                 "schedule": {"name": "cosine", "stretch": 2.0},
                 "transform": {"rand_augment": 2, "crop": [0.08, 1.0], "flip": True},
                 "loss": "mse",

@@ -9,7 +9,8 @@ Distillation with Infinitely Wide Convolutional Networks" (KIP), NeurIPS 2021.
 
     X_t, X_s  what the classifier of network theta reads of a real mini-batch (N, d) and of the
               synthetic images (n, d)
-    Y_t, Y_s  centred one-hot rows of their labels, scaled      lambda  1e-6 trace(K_ss) / n (`terms.regression.relative_ridge`)
+    Y_t, Y_s  centred one-hot rows of their labels; those of the synthetic images divided by
+              sqrt(C / 10) for C classes                        lambda  1e-6 trace(K_ss) / n (`terms.regression.relative_ridge`)
     theta     FRePo: one of a pool of 10 networks, each trained on S: a step of Adam (3e-4) after every use, a fresh network in
               its place after 100 of them. KRR: a fresh random network in each step, a finite
               stand-in for KIP's kernel
@@ -24,15 +25,18 @@ The pool is a model pool (`observers.model_pool`) with a `lifetime`. The mathema
 - 1,024 real images are drawn from all; here `observers.real_batch` is a number per class, 103 of
   each of ten classes.
 - Networks of the pool are trained by the squared distance from the targets that the regression has,
-  as in the code, at a constant step size; the code warms it up and lets it fall. The first ones are
-  renewed after 10, 20, ... steps, as in the code.
+  at a constant step size, as in the code. The first ones are renewed after 10, 20, ... steps, as in
+  the code. Its command has batch normalisation in them: `observers.networks: {name: convnet, norm:
+  batch}`; here they have instance normalisation.
 - The code regresses on the images and their mirror images; here on the images.
 - FRePo learns its labels, with a margin; the code's targets are free, here they are centred rows of
   a softmax, so that the set trains any network (`synthetic.labels: classes`, the default of
   `frepo`; `hard` keeps them). KRR keeps them.
 - The paper's network doubles its channels from block to block; the default is the ConvNet that the
   field compares with.
-- Data are whitened (ZCA): those who left that out report chance accuracy.
+- Data are whitened as in the code, channels standardised first and the ridge relative to the mean
+  eigenvalue (`data.normalization: zca-scaled`); MTT's `zca` leaves less than half of their
+  deviation. Those who left whitening out report chance accuracy.
 
 Use them for few images per class, where solving for the classifier at once is worth most. They need
 `real: sampled`.
@@ -49,7 +53,7 @@ from rayd.objectives import RidgeRegression, Term
 
 _REGRESSION: Mapping[str, Any] = {
     "real": "sampled",
-    "data": {"normalization": "zca"},
+    "data": {"normalization": "zca-scaled"},
     "observers": {"augmentation": None, "real_batch": 103},
     "synthesis": {
         "steps": 500000,

@@ -25,8 +25,8 @@ repository's command file is what recipes follow.
   step of size 0.2 and goes on for the steps of the others, by momentum, which sums to twice the
   step. One step for all classes without momentum and of size 0.4 moves the images as far, with
   gradients that are all taken at the same place.
-- For one image per class the code draws 5,000 real images of a class and adds a network every 5
-  iterations.
+- For one image per class of CIFAR the code draws 5,000 real images of a class and adds a network
+  every 5 iterations; on Tiny-ImageNet it adds one every 30, as for more images.
 
 Use it where DM saturates: it gains most at few images per class, for the price of training networks
 meanwhile.

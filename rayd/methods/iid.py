@@ -15,9 +15,12 @@ The terms are in `rayd.objectives.relations`, with their symbols; any method may
 **Paper and released code differ.** The paper's weights are 0.05 and 0.01 for 1 and 10 images per
 class, 0.003 and 0.01 for 50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, whatever
 the number of images; the paper's are the defaults here. The code draws one of 1,000 ResNet-18 with
-instance normalisation in each step, each trained for 40 epochs (paper: 30); here they are the
-`classifiers`, ten unless said otherwise, squeezed once like all observers. For the form of L_CC see
-`rayd.objectives.relations`.
+instance normalisation in each step, each trained for 40 epochs, the default; here they are the
+`classifiers`, ten unless said otherwise, squeezed once like all observers. The recipes follow the
+paper: 30 epochs (`classifiers.squeeze.epochs`), images of step size 1 on IDM, too (IDM's own is 0.2
+with momentum 0.5, here 0.4 without), 256 real images of a class but for CIFAR with one image, and
+five students. Eq. 3 has an exponential whose scale the paper does not state, so that L_CC keeps
+the form of the code: see `rayd.objectives.relations`.
 
 A covariance needs two images of a class: with one, DM has no L_CM, while IDM expands it to four.
 

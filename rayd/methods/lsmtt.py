@@ -14,9 +14,10 @@ Beside that, MTT with
 
 There is no released code. **What the paper leaves open, and what was chosen**: number of mapper
 sets and of images for a budget, and where factors start, see `rayd.synthetic.lowrank`; random
-logits are standard normal; step sizes, window and offset are those of the recipes. The budget is
-that of `ipc` whole images a class with hard labels, unless `synthetic.budget` says otherwise; rank
-8 is the paper's choice for one image a class.
+logits are standard normal; step sizes, window and offset are those of the recipes, which whiten
+CIFAR as those of MTT do. The budget is that of `ipc` whole images a class with hard labels, unless
+`synthetic.budget` says otherwise. The rank: the paper counts the storage of 4, 8, 12 and 16 (Table
+2) and names none as its choice; the recipes take 8, 12 and 16 for 1, 10 and 50 images a class.
 
 Use it for the smallest budgets.
 """

@@ -16,7 +16,8 @@ logarithm is learned, at 0.1, which begins alike (`rayd.synthetic.learned_step_s
 `start.most` differ from cell to cell of the paper's tables.
 
 **Different from the released code**: the gradient is the same, but found in the memory of one step
-(`objective.way: reverse`). Steps whose loss is not finite are skipped and counted.
+(`objective.way: reverse`). Where the size of a batch does not divide the set, the smaller batch is
+the last of an epoch, there the first. Steps whose loss is not finite are skipped and counted.
 
 Use it where DM is not good enough and experts can be afforded; see LS-MTT for images of less
 storage.

@@ -3,18 +3,20 @@
 Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Linfeng Zhang,
 "Dataset Distillation with Neural Characteristic Function: A Minmax Perspective", CVPR 2025.
 
-    minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) ) + CE(phi(A(S)), y)
+    minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) )
+                      + sum_c mean_{s in S_c} CE(phi(A(s)), c)
 
-    T, S    real and synthetic images of class c, labels y      R + i I = A exp(i theta)   characteristic functions of
+    T, S    real and synthetic images of class c, S = S_c       R + i I = A exp(i theta)   characteristic functions of
     t       4,096 frequencies, standard normal (M, d)                                      psi(A(.)), of norm 1 (d,)
     phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
                                                                      trained weights, flattened: d =
                                                                      2,048 for 32 x 32 pixels
-    a       amplitude weight, 1/2                               A    one augmentation for both sides (colour, crop, cutout)
+    a       amplitude weight, 1/2                               A    colour, crop and cutout, the same for both sides
 
 Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60
-epochs with cutmix; images move by AdamW for 20,000 steps and stay in the range of pixels; students
-learn hard labels for 2,000 epochs.
+epochs with cutmix, colour, crop, shift and flip; images move by AdamW for 20,000 steps and stay in
+the range of pixels; students learn hard labels for 2,000 epochs, in batches of 128, flipped and
+coloured, and cropped, scaled or rotated.
 
 **Paper and released code differ, and what was chosen here.**
 
@@ -27,11 +29,14 @@ learn hard labels for 2,000 epochs.
   the densities that differ from the kernel's spectrum by a bounded factor. See
   `rayd.objectives.frequency_network`.
 - The code takes one optimizer step for each class, and alternates with steps of the cross-entropy
-  of one network (*calibration*). Here all classes and both terms are one step
-  (`terms.calibration.weight`: 0 switches the latter off).
+  of one network (*calibration*), the mean over one class with weight 1. Here all classes and both
+  terms are one step, and both are sums over classes (`terms.calibration.weight`: 0 switches the
+  latter off).
 - Images move by Adam, without AdamW's decay, at a constant step size where the code lowers it on a
-  plateau. Its 0.001 is in units of pixels in [0, 1]; here it is in units of normalised ones, four
-  times as many.
+  plateau. Its 0.001 is in units of pixels in [0, 1], that is 0.004 in units of normalised ones, and
+  it takes 2 C steps for C classes in an iteration, of which two have a gradient for an image: with
+  Adam's moments they move it 2 sqrt(C) steps far. The default of 0.025 is the same pace for ten
+  classes, with all gradients taken at the same place; set 0.008 sqrt(C) for others.
 - Students of the last epoch are reported, the code reports the best of tests every 100 epochs.
   Cutmix is applied to every batch, there to half of them.
 - Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained
@@ -77,29 +82,31 @@ class NeuralCharacteristicFunctionMatching(Method):
             "trained": True,
             "interpolate": True,
             "pool": 20,
-            "augmentation": "color_crop_cutout",
+            "augmentation": "color+crop+cutout",
         },
         "squeeze": {
             "epochs": 60,
             "learning_rate": 0.01,
             "schedule": {"name": "multistep", "milestones": [2 / 3, 5 / 6], "factor": 0.2},
+            "augmentation": "color+crop",
             "mix": "cutmix",
         },
         "synthetic": {"init": "real", **MULTI_FORMATION},
         "synthesis": {
             "steps": 20_000,
             "optimizer": "adam",
-            "learning_rate": 0.004,
+            "learning_rate": 0.025,
             "momentum": 0.9,
             "clip": True,
         },
         "evaluation": {
             "epochs": 2000,
+            "batch_size": 128,
             "optimizer": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 0.01,
             "schedule": {"name": "multistep", "milestones": [0.2, 0.4, 0.6, 0.8], "factor": 0.5},
-            "augmentation": "color_crop_cutout",
+            "augmentation": "flip+color+crop_flip+color+scale_flip+color+rotate",
             "mix": "cutmix",
         },
     }

@@ -14,12 +14,15 @@ observers' softened labels (T = 20) of every batch, mixed by cutmix, while the s
 half.
 
 **Paper and released code.** The code normalises all data with ImageNet's mean and standard
-deviation; here with those of the training split. It also forwards each batch through the student before
-mixing, without gradient and in training mode, so that batch statistics update twice; this is
-followed, as accuracy depends on it (`evaluation.clean_forward`). Crops in training keep at least
-1/f of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves
-images whole. Batches are of 10, 50 and 100 images for IPC 1, 10 and 50. The optional shuffling of
-patches is not offered. The best of all test evaluations is reported; here the last is the default.
+deviation; here with those of the training split. It also forwards each batch through the student
+before the step, without gradient and in training mode, so that batch statistics update twice. It
+means the images before they are mixed, but mixes in place, so that it sees mixed ones; here they
+are unmixed (`evaluation.clean_forward`), which is a deviation. Crops in training keep at least 1/f
+of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves images
+whole. The code also shuffles the patches of an image in training, always, which is not offered, and
+resizes the test images of Tiny-ImageNet to 72 pixels and crops 64. Biases and normalisations of
+students do not decay. Batches are of 10, 50 and 100 images for IPC 1, 10 and 50. The best of all
+test evaluations is reported; here the last is the default.
 
 Use it as the strong baseline that costs minutes, and as the start of EDC on large images.
 """
@@ -50,6 +53,7 @@ class RealisticPatches(Method):
             "evaluation": {
                 "epochs": 300,
                 "batch_size": 50,
+                "weight_decay_of": "weights",
                 "schedule": {"name": "cosine", "stretch": 2.0},
                 "transform": {"crop": None, "flip": True},
                 "clean_forward": True,

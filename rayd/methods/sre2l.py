@@ -22,7 +22,9 @@ of training, exponentially averaged over batches that were augmented and with un
 here they are measured once over the training split as it is, in eval mode, with biased variance, as
 that of X is. The code stores the last images as JPEG, cut to 8 bits; here they are not. It reports
 the best of all test evaluations; here the last is the default. On CIFAR-100 it labels online with
-mixup(0.8) and T = 30.
+mixup(0.8) and T = 30, and all parameters decay; in training on stored labels (ImageNet,
+Tiny-ImageNet) biases and normalisations do not, `evaluation.weight_decay_of: weights` in those
+recipes.
 
 Use it where the data are too large for any method that looks at them in every step; a network with
 batch normalisation is needed. With few classes or images RDED and EDC are better.

@@ -2,7 +2,9 @@
 
 Each block is a 3x3 convolution with bias, a normalisation, ReLU and 2x2 average pooling; a linear
 classifier reads the last map. "ConvNetD3" has three blocks of width 128 with instance
-normalisation: on 32x32 pixels, a last map of 128x4x4, 2,048 features.
+normalisation: on 32x32 pixels, a last map of 128x4x4, 2,048 features. Images of 28 to 31 pixels
+are padded by 2 more in the first convolution, as in the released code of Zhao et al. (317,706
+parameters on MNIST), so that their maps are those of 32x32 pixels.
 
 Sources: Gidaris and Komodakis, "Dynamic Few-Shot Visual Learning without Forgetting" (CVPR 2018);
 Zhao et al., "Dataset Condensation with Gradient Matching" (ICLR 2021).
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from rayd.networks.normalization import Norm, normalization
-from rayd.networks.registry import architecture, require_side
+from rayd.networks.registry import architecture, border_of, require_side
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
@@ -46,10 +48,13 @@ def convnet(
     """Build `depth` blocks of `width` channels and a linear classifier; logits (N, classes)."""
     channels, height, breadth = shape
     require_side("convnet", shape, 2 ** (depth or 1))
+    border = border_of(shape)
+    height = height + 2 * border
+    breadth = breadth + 2 * border
     blocks: list[nn.Module] = []
     for _ in range(depth or default_depth(min(height, breadth))):
         blocks += [
-            nn.Conv2d(channels, width, kernel_size=3, padding=1),
+            nn.Conv2d(channels, width, kernel_size=3, padding=1 if blocks else 1 + border),
             *normalization(norm, width, height, breadth),
             nn.ReLU(),
             nn.AvgPool2d(kernel_size=2),

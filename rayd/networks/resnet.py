@@ -2,7 +2,7 @@
 
 Sources: He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016); Zhao et al. (ICLR
 2021) for small images and for the variant that replaces strides by average pooling.
-`torchvision/resnet18` is the other variant in use: the same layers for images below 64 pixels, with
+`torchvision/resnet18` is the other variant in use: the same layers for images of up to 64 pixels, with
 torchvision's initialisation.
 """
 

@@ -1,7 +1,8 @@
 """Torchvision's classification models as `torchvision/<model>`, with random weights.
 
-ResNets get a 3x3 stem of stride 1 without max pooling for images below 64 pixels, as in SRe2L (Yin
-et al., NeurIPS 2023) and RDED (Sun et al., CVPR 2024). All other layers are torchvision's, except
+ResNets of any depth get a 3x3 stem of stride 1 without max pooling for images of up to 64 pixels,
+as in SRe2L (Yin et al., NeurIPS 2023), RDED (Sun et al., CVPR 2024) and their successors on CIFAR
+and Tiny-ImageNet; `resnet18` has that stem for images of any size. All other layers are torchvision's, except
 for the first convolution, which takes the channels of the images, and the classifier.
 """
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rayd.data.images import ImageShape
 
 SMALL_SIDE = 64
-"""Side in pixels below which ResNets get the small stem."""
+"""Largest side in pixels for which ResNets get the small stem."""
 LARGEST_SIDE = 1024
 """Upper end of the search for the smallest side that a model accepts."""
 
@@ -64,7 +65,7 @@ def _fitted(model: str, shape: ImageShape, classes: int) -> nn.Module:
     network: nn.Module = torchvision.models.get_model(
         model, weights=None, num_classes=classes, **options
     )
-    if isinstance(network, torchvision.models.ResNet) and min(height, width) < SMALL_SIDE:
+    if isinstance(network, torchvision.models.ResNet) and min(height, width) <= SMALL_SIDE:
         network.set_submodule(
             "conv1", nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from rayd.networks.normalization import Norm, normalization
-from rayd.networks.registry import architecture, require_side
+from rayd.networks.registry import architecture, border_of, require_side
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
@@ -30,7 +30,7 @@ def vgg11(shape: ImageShape, classes: int, *, norm: Norm = "instance") -> nn.Seq
     """
     require_side("vgg11", shape, 28)
     channels, height, breadth = shape
-    border = 2 if min(height, breadth) < 32 else 0
+    border = border_of(shape)
     height = height + 2 * border
     breadth = breadth + 2 * border
     layers: list[nn.Module] = []

@@ -1,12 +1,14 @@
 """Cross-entropy of the synthetic images in networks that know the classes.
 
     cross-entropy    loss = mean_i CE(phi(x_i), y_i)
+    calibration      loss = sum_c mean_{i in c} CE(phi(x_i), c)
     class-aware      loss = p sum_c mean_{i in c} CE(phi(x_i), c)
 
     phi  the observer, logits        y_i  class index of image x_i
     p    the observer's accuracy on real images, a fraction
 
-The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of IDM
+The first is a term of SRe2L, CDA, G-VBSM and EDC (R_cross, weight 1). The second is that of NCFM
+(Wang et al., CVPR 2025), whose matching is a sum over classes, too. The third is that of IDM
 (Zhao, Li, Qin and Yu, "Improved Distribution Matching for Dataset Condensation", CVPR 2023): the
 loss of an observer counts in proportion to its accuracy. The released code of IDM takes p in
 percent, 0 to 100, so that its weights of 0.1 to 0.8 are 10 to 80 here.
@@ -43,12 +45,35 @@ class CrossEntropy(Term):
         return functional.cross_entropy(seen.logits, labels)
 
 
-class Calibration(CrossEntropy):
-    """The same of networks as they were trained, where the observers are not."""
+def _over_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the classes of the mean cross-entropy of their images; logits (N, classes), labels
+    are class indices (N,).
+    """
+    from torch.nn import functional
+
+    from rayd.derived import class_sizes
+
+    each = functional.cross_entropy(logits, labels, reduction="none")
+    images = class_sizes(labels, logits.shape[1])
+    return (each / images[labels]).sum()
+
+
+class Calibration(Term):
+    """Cross-entropy of every class in networks as they were trained, where the observers are
+    not.
+    """
 
     name = "calibration"
-    for_any_method = False
+    needs_classes = True
     through: ClassVar[NetworkGroup] = "classifiers"
+
+    def __call__(
+        self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
+    ) -> Tensor:
+        """Sum over the classes of the mean over their images; logits (N, classes), labels are class
+        indices (N,).
+        """
+        return _over_classes(seen.logits, labels)
 
 
 class ClassAware(Term):
@@ -68,13 +93,9 @@ class ClassAware(Term):
         indices (N,).
         """
         from torch import Tensor
-        from torch.nn import functional
 
-        from rayd.derived import class_sizes
-
-        each = functional.cross_entropy(seen.logits, labels, reduction="none")
-        images = class_sizes(labels, seen.logits.shape[1])
+        loss = _over_classes(seen.logits, labels)
         accuracy = context.accuracy
         if isinstance(accuracy, Tensor):
-            accuracy = accuracy.to(each)
-        return accuracy * (each / images[labels]).sum()
+            accuracy = accuracy.to(loss)
+        return accuracy * loss

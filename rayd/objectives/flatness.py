@@ -16,7 +16,8 @@ means a flat neighbourhood.
 divides by the number of classes too (`reduction="mean"`), so that its weight is that many times
 smaller; and the shipped scripts leave the term out. Here the printed formula is the default,
 averaged over images alone, not multiplied by tau^2 (neither does so); `direction: average` gives
-the code's direction.
+the code's direction. The average of the code is one update behind: it takes in the images of a step
+before they move, ours after.
 """
 
 from __future__ import annotations

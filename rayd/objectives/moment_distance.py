@@ -4,12 +4,13 @@ The matching term of SRe2L (Yin, Xing and Shen, NeurIPS 2023: a = 1, inputs of b
 normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, smoothed) and of EDC
 (Shao et al., NeurIPS 2024: soft category-aware matching):
 
-    loss = sum_l w_l [ a D(all X, all T) + (1 - a) mean_c D(X_c, T_c) ]
+    loss = sum_l w_l [ a D(all X, all T) + (1 - a) sum_c p(c) D(X_c, T_c) ]
     D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
 
     l    layers of the roles under a transform: inputs of normalisations or convolutions by channel,
          or by patch
-    X    synthetic images, X_c those of class c; the mean over c runs over the classes that X holds
+    X    synthetic images, X_c those of class c; the sum over c runs over the classes that X holds
+    p(c) share of class c in the real images of these classes (EDC, Eq. 5): 1 / K for K of equal size
     T    real images; statistics of all of them are merged from those of the classes, the part
          between classes included
     w_l  1, but for the first layer of a role         a  alpha, a share in [0, 1]

@@ -12,7 +12,8 @@ Networks" (KIP, NeurIPS 2021):
     X_s  features of the n synthetic images (n, d)     Y_s  their targets (n, C), which may be learned
     first_j, second_j   largest and second largest entry of row j of Y_s: learned labels keep a margin
 
-Targets are centred one-hot rows, (y - 1/C) / sqrt(C / 10). KIP has the kernel of an infinitely wide
+Targets are centred one-hot rows: y - 1/C of the real images, (y - 1/C) / sqrt(C / 10) of the
+synthetic ones, where learned targets start. KIP has the kernel of an infinitely wide
 network in place of X X^T.
 
 With more images than features the same P comes of a smaller system, X_t (X_s^T X_s + lambda I)^-1
@@ -42,17 +43,28 @@ if TYPE_CHECKING:
     from rayd.networks import Observation
 
 
+def centred_targets(labels: Tensor, classes: int) -> Tensor:
+    """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32: the
+    targets of real images.
+
+    >>> import torch
+    >>> centred_targets(torch.tensor([1]), 2)
+    tensor([[-0.5000,  0.5000]])
+    """
+    from torch.nn import functional
+
+    rows = labels if labels.is_floating_point() else functional.one_hot(labels, classes)
+    return rows.float() - 1 / classes
+
+
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
-    """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32.
+    """Centred rows, divided by sqrt(classes / 10): the targets of synthetic images.
 
     >>> import torch
     >>> regression_targets(torch.tensor([1]), 2)
     tensor([[-1.1180,  1.1180]])
     """
-    from torch.nn import functional
-
-    rows = labels if labels.is_floating_point() else functional.one_hot(labels, classes)
-    return (rows.float() - 1 / classes) / sqrt(classes / 10)
+    return centred_targets(labels, classes) / sqrt(classes / 10)
 
 
 def ridge_of(features: Tensor, relative: float = RELATIVE_RIDGE) -> Tensor:
@@ -159,5 +171,5 @@ class RidgeRegression(Term):
             predicted = predictions(theirs.float(), ours.float(), targets, self.relative_ridge)
         except ValueError as error:
             raise RunError(f"{error} Lower synthesis.learning_rate.") from error
-        loss = regression_loss(predicted, regression_targets(batch.labels, classes))
+        loss = regression_loss(predicted, centred_targets(batch.labels, classes))
         return loss + label_margin(targets) if learned else loss

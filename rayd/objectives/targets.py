@@ -43,13 +43,17 @@ class ClassTargets:
         present, self.rows = present_classes(labels)
         """Which row each image belongs to (N,)."""
         parts = [statistic.rows(present) for statistic in statistics]
-        known = (parts[0].count > 0).to(parts[0].mean.dtype)
+        count = parts[0].count.to(parts[0].mean.dtype)
+        # relative to the largest, so that classes of equal size have exactly 1 / K each
+        size = count / count.max().clamp(min=1)
         mean = torch.cat([part.mean for part in parts], 1)
         variance = torch.cat(
             [part.within_variance if inside else part.variance for part in parts], 1
         )
-        self.each = Target(mean, variance, known / known.sum().clamp(min=1))
-        """One row a class, all of the same weight; classes without real images have none."""
+        self.each = Target(mean, variance, size / size.sum().clamp(min=1))
+        """One row a class, weighed by its share of the real images of these classes; classes
+        without real images have no weight.
+        """
 
     @cached_property
     def average(self) -> Target:

@@ -165,7 +165,8 @@ def inner_steps(
     """Draw what a student learns from.
 
     As in the released code of MTT, batches are cut from a permutation of the images, and from a new
-    one where it is used up; the last batch of a permutation may be smaller. One operation of the
+    one where it is used up; the last batch of a permutation may be smaller. (The code takes batches
+    from the end of the permutation, so that there the smaller one is the first.) One operation of the
     augmentation is drawn a step, with parameters of its own for every image.
 
     Args:

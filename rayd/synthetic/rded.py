@@ -8,7 +8,8 @@ Efficient Dataset Distillation Paradigm", CVPR 2024. For every class:
                  (5, RandomResizedCrop, ratio 1)
     realism      s_ik = -log p(c | x_ik) under the observer; lower is more realistic
     key patches  the best crop of each image, and of these the IPC * f^2 best ones
-    stitching    f x f patches of side S / f make one image of side S
+    stitching    f x f patches of side S / f make one image of side S: of n images of a class,
+                 image j has those of rank j, n + j, 2 n + j, ..., as in the released code
 
 A crop is scored at side S / f, in the middle of an image of side S filled with the mean colour, as
 in the released code. Crops are scored after plain bilinear resizing, in one batched call; selected
@@ -115,7 +116,8 @@ def stitched(pixels: Tensor, boxes: Tensor, patches: int) -> Tensor:
     """
     from torchvision.transforms.v2.functional import resized_crop as antialiased_crop
 
-    grids = torch.arange(len(pixels)).reshape(-1, patches, patches)
+    # every image gets some of the best: neighbours in rank are in different images
+    grids = torch.arange(len(pixels)).reshape(patches**2, -1).T.reshape(-1, patches, patches)
     heights, widths = (_sides(side, patches) for side in pixels.shape[2:])
 
     def patch(row: int, height: int, width: int) -> Tensor:

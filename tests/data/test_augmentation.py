@@ -244,6 +244,22 @@ def test_single_draws_one_operation_a_batch_uniformly() -> None:
     assert all(150 < times < 250 for times in kinds.values())
 
 
+def test_operations_joined_by_plus_are_drawn_together() -> None:
+    ncfm = augmentation("color+crop+cutout")
+    for seed in range(20):
+        drawn = ncfm.draw(seeded(seed), 1, 8, 8)
+        assert [type(operation) for operation in drawn] == [Color, Crop, Cutout]
+    student = augmentation("flip+color+crop_flip+color+scale_flip+color+rotate")
+    generator = seeded(0)
+    last = []
+    for _ in range(1200):
+        flip, color, geometric = student.draw(generator, 5, 8, 8)
+        assert (type(flip), type(color)) == (Flip, Color)
+        last.append(type(geometric))
+    for kind in (Crop, Scale, Rotate):
+        assert last.count(kind) == pytest.approx(400, abs=60)
+
+
 def test_all_applies_every_operation_in_the_strategys_order() -> None:
     batch = images(*SQUARE)
     dsa = DSA("rotate_color_flip", mode="all")
@@ -271,6 +287,8 @@ def test_no_strategy_is_the_identity(strategy: str | None) -> None:
         ),
         ("crop__flip", "Unknown operation ''"),
         ("flip_crop_flip", "must name each operation once; it names 'flip' twice."),
+        ("flip_crop+flip+crop", "must name each operation once; it names 'crop' twice."),
+        ("flip+crop_flip+crop", "it names 'flip+crop' twice."),
     ],
 )
 def test_bad_strategies_get_one_sentence(strategy: str, sentence: str) -> None:

@@ -17,10 +17,15 @@ from rayd.data import (
     normalization,
     restore,
 )
+from rayd.data.normalization import ScaledWhitening
 from rayd.errors import ConfigError, DataError
 from tests.data.files import some_images
 
-FITTED = [Standardization.fit(some_images(50)), Whitening.fit(some_images(50))]
+FITTED = [
+    Standardization.fit(some_images(50)),
+    Whitening.fit(some_images(50)),
+    ScaledWhitening.fit(some_images(50)),
+]
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 
 
@@ -93,6 +98,21 @@ def test_whitened_training_images_have_the_covariance_that_epsilon_leaves() -> N
         np.testing.assert_allclose(np.cov(whitened, rowvar=False), expected, rtol=0, atol=2e-3)
 
 
+def test_scaled_whitening_standardises_channels_and_has_a_relative_ridge() -> None:
+    images = smooth_images(300)
+    images[:, 1] = images[:, 1] // 3  # channels of different spread
+    pixels = images.astype(np.float64) / 255
+    std = pixels.std((0, 2, 3), keepdims=True)
+    flat = (pixels / std).reshape(300, -1)
+    flat = flat - flat.mean(0)
+    covariance = flat.T @ flat / 299
+    values, vectors = np.linalg.eigh(covariance)
+    ridge = 0.1 * np.trace(covariance) / len(covariance)
+    expected = flat @ vectors @ np.diag((values + ridge) ** -0.5) @ vectors.T
+    whitened = ScaledWhitening.fit(images)(torch.from_numpy(images)).flatten(1)
+    np.testing.assert_allclose(whitened, expected, rtol=0, atol=1e-4)
+
+
 @settings(deadline=None)
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.just(3), st.just(4), st.just(4))))
 def test_inverse_gives_the_pixels_back(images: np.ndarray) -> None:
@@ -147,7 +167,7 @@ def test_fingerprints_tell_normalizations_apart() -> None:
         Standardization.fit(some_images(50, seed=1)),
         Whitening.fit(some_images(50), epsilon=0.2),
     ]
-    assert len({one.fingerprint for one in made}) == 4
+    assert len({one.fingerprint for one in made}) == 5
 
 
 @pytest.mark.parametrize("fitted", FITTED, ids=lambda fitted: fitted.kind)

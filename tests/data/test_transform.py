@@ -138,6 +138,17 @@ def test_the_other_parts_are_differentiable() -> None:
     )
 
 
+def test_a_view_drawn_for_one_image_is_shared_by_all() -> None:
+    same = inputs(count=1).expand(5, -1, -1, -1).contiguous()
+    settings = ALL.model_copy(update={"rand_augment": 0})
+    for seed in range(10):
+        seen = draw_transform(settings, seeded(seed), 1, 8, 8)(same)
+        alone = draw_transform(settings, seeded(seed), 1, 8, 8)(same[:1])
+        torch.testing.assert_close(seen, alone.expand_as(seen))
+    own = draw_transform(settings, seeded(0), 5, 8, 8)(same)
+    assert not torch.equal(own[0], own[1])
+
+
 def test_a_curriculum_raises_the_least_crop() -> None:
     settings = TransformSettings(crop=(0.08, 0.9))
     for least, bounds in ((None, (0.08, 0.9)), (0.5, (0.5, 0.9)), (1.0, (0.9, 0.9))):

@@ -471,6 +471,7 @@ class Witness:
         self.images: list[torch.Tensor] = []
         self.averages: list[torch.Tensor] = []
         self.views: list[int] = []
+        self.counts: set[int] = set()
         move = Synthesizer._move
         draw = observers.draw_transform
 
@@ -484,6 +485,7 @@ class Witness:
 
         def drawn(settings: object, generator: torch.Generator, *rest: object) -> object:
             self.views.append(generator.initial_seed())
+            self.counts.add(rest[0])
             return draw(settings, generator, *rest)
 
         patch.setattr(Synthesizer, "_move", moved)
@@ -503,6 +505,13 @@ def test_a_step_follows_its_schedule_its_average_and_a_view_of_its_own(tmp_path,
         average = 0.7 * average + 0.3 * now
         torch.testing.assert_close(kept, average)
     assert len(set(witness.views)) == len(witness.views) == 6 * 2
+
+
+@pytest.mark.parametrize(("shared", "counts"), [(True, {1}), (False, {20})])
+def test_all_images_of_a_step_may_share_a_view(tmp_path, monkeypatch, shared, counts):
+    witness = Witness(monkeypatch)
+    distill(edc(synthesis={"shared_view": shared}, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    assert witness.counts == counts
 
 
 def test_images_and_their_average_are_seen_through_one_view(tmp_path):

@@ -326,7 +326,7 @@ def test_ncfms_sampling_network_needs_frequencies():
 
 def test_ncfms_loss_is_the_size_of_the_difference():
     """With a = 1/2 the square root is |phi_r - phi_s| / sqrt(2), summed over classes, 300 times;
-    and the cross-entropy.
+    and the cross-entropy, each class's mean summed over classes.
     """
     method = methods.build(recipe("ncfm", terms={"characteristic_function": {"frequencies": 64}}))
     real, _, _, ours, our_labels = looked_at(method, convnet())
@@ -336,10 +336,30 @@ def test_ncfms_loss_is_the_size_of_the_difference():
     assert isinstance(theirs, CharacteristicFunction)
     assert isinstance(mine, CharacteristicFunction)
     sizes = torch.complex(theirs.real - mine.real, theirs.imaginary - mine.imaginary).abs()
-    expected = 300 * (sizes / 2**0.5).mean(1).sum() + torch.nn.functional.cross_entropy(
-        ours.logits, our_labels
-    )
+    entropies = torch.nn.functional.cross_entropy(ours.logits, our_labels, reduction="none")
+    calibration = sum(entropies[our_labels == label].mean() for label in our_labels.unique())
+    expected = 300 * (sizes / 2**0.5).mean(1).sum() + calibration
     torch.testing.assert_close(value(method, real, ours, our_labels), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_ncfms_images_move_as_far_in_an_iteration_as_in_the_released_code(classes):
+    """2 C steps of AdamW of 0.004, two of which have a gradient for an image, against one step."""
+    gradient = torch.randn(
+        classes, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    theirs = torch.zeros_like(gradient, requires_grad=True)
+    optimizer = torch.optim.AdamW([theirs], lr=0.004, weight_decay=0.0)
+    iterations = 500
+    for _ in range(iterations):
+        for label in (*range(classes), *range(classes)):
+            theirs.grad = torch.zeros_like(gradient)
+            theirs.grad[label] = gradient[label]
+            optimizer.step()
+    pace = float(theirs.detach().abs().mean()) / iterations
+    assert pace == pytest.approx(0.008 * classes**0.5, rel=0.05)
+    if classes == 10:
+        assert recipe("ncfm").synthesis.learning_rate == pytest.approx(pace, rel=0.05)
 
 
 def test_ncfms_sampling_network_can_be_switched_on():

@@ -49,14 +49,34 @@ def count(network: nn.Module) -> int:
         ("resnet18", 11_173_962),
         ("resnet18_ap", 11_173_962 + 15 * 512 * 10),
         ("vgg11", 9_231_114),
-        ("mobilenet_v2", 2_296_922),
-        ("shufflenet_v2", 352_042),
+        ("mobilenet_v2", 697_546),
+        ("shufflenet_v2", 351_466),
         ("wide_resnet", 691_674),
         ("wrn16_2", 691_674),
     ],
 )
 def test_parameter_counts_on_cifar(name: str, parameters: int) -> None:
     assert count(network(name)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "last"),
+    [
+        ("convnet", 317_706, (128, 4, 4)),
+        ("alexnet", 1_865_802, (192, 4, 4)),
+        ("vgg11", 9_229_962, (512, 1, 1)),
+    ],
+)
+def test_mnist_is_padded_to_the_maps_of_32_pixels(
+    name: str, parameters: int, last: tuple[int, ...]
+) -> None:
+    student = network(name, (1, 28, 28))
+    assert count(student) == parameters
+    assert student.get_submodule("features")(torch.zeros(1, 1, 28, 28)).shape[1:] == last
+    padded = nn.functional.pad(torch.rand(2, 1, 28, 28), (2, 2, 2, 2))
+    large = network(name, (1, 32, 32))
+    large.load_state_dict(student.state_dict())
+    torch.testing.assert_close(student(padded[..., 2:30, 2:30]), large(padded))
 
 
 @pytest.mark.parametrize(
@@ -234,15 +254,28 @@ def test_no_classes_are_refused() -> None:
         network("mlp", classes=0)
 
 
-def test_torchvision_resnet_gets_the_small_stem_below_64_pixels() -> None:
+def test_torchvision_resnet_gets_the_small_stem_up_to_64_pixels() -> None:
     student = network("torchvision/resnet18")
     assert count(student) == count(network("resnet18"))
     stem = student.get_submodule("conv1")
     assert isinstance(stem, nn.Conv2d)
     assert (stem.kernel_size, stem.stride, stem.padding) == ((3, 3), (1, 1), (1, 1))
     assert student.get_submodule("layer4")[1].conv2.weight.shape == (512, 512, 3, 3)
-    large = network("torchvision/resnet18", (3, 64, 64), classes=1000)
+    large = network("torchvision/resnet18", (3, 65, 65), classes=1000)
     assert count(large) == 11_689_512
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet18", 11_271_432), ("resnet50", 23_910_152), ("resnet101", 42_902_280)],
+)
+def test_torchvision_resnets_of_any_depth_have_the_small_stem_on_tiny_imagenet(
+    name: str, parameters: int
+) -> None:
+    student = network(f"torchvision/{name}", (3, 64, 64), classes=200)
+    assert count(student) == parameters
+    maps = student.get_submodule("conv1")(torch.zeros(1, 3, 64, 64))
+    assert student.get_submodule("maxpool")(maps).shape == (1, 64, 64, 64)
 
 
 def test_torchvision_models_take_any_channels() -> None:

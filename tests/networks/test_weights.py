@@ -479,7 +479,7 @@ def test_the_stem_of_small_images_does_not_fit(monkeypatch: pytest.MonkeyPatch) 
         ConfigError, match=r"'conv1.weight' is of shape \(64, 3, 7, 7\) there and \(64, 3, 3, 3\)"
     ):
         load_weights(build(settings, (3, 32, 32), 3), settings, CLASSES, head=False)
-    network = build(settings, (3, 64, 64), 3)
+    network = build(settings, (3, 65, 65), 3)
     load_weights(network, settings, CLASSES, head=False)
 
 

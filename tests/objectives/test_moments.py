@@ -99,7 +99,8 @@ def reference(
                         moments_of(maps[of == c], need, inside)
                         for maps, of in ((ours, labels), (theirs, known))
                     )
-                    value = value + (1 - alpha) / len(classes) * apart(mine, target)
+                    share = known.tolist().count(c) / sum(known.tolist().count(k) for k in classes)
+                    value = value + (1 - alpha) * share * apart(mine, target)
             total = total + (weights.get(need.layer_role, 1.0) if place == 0 else 1.0) * value
     return total
 
@@ -120,6 +121,17 @@ def test_value_and_gradient_are_those_of_the_formula(category, alpha, weights):
         torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_classes_are_weighed_by_their_share_of_the_real_images():
+    maps = torch.tensor([3.0, -3.0]).double().expand(1, 1, 1, 2)
+    seen = Observation(torch.zeros(2, 2), {LayerRole.BN_INPUTS: (maps.expand(2, 1, 1, 2),)}, maps)
+    counts = torch.tensor([30.0, 10.0]).double()
+    means = torch.tensor([[1.0], [7.0]]).double()
+    spread = 9 * counts.unsqueeze(1)
+    real = {BN: (Moments(counts, means, spread, spread),)}
+    value = MomentDistance([BN], alpha=0.0)(real, seen, torch.tensor([0, 1]), Context())
+    torch.testing.assert_close(value, torch.tensor(0.75 * 1 + 0.25 * 7).double())
 
 
 @pytest.mark.parametrize(
@@ -220,7 +232,7 @@ def test_smoothed_statistics_keep_the_gradient_of_the_current_one(alpha):
             for c in (0, 2):
                 parts += moments_of(ours[c == LABELS], CONV)
                 targets += moments_of(theirs[known == c], CONV)
-                weights += [(1 - alpha) / 2] * 2
+                weights += [(1 - alpha) * {0: 14, 2: 13}[c] / 27] * 2
         history.append(parts)
         smoothed = smoothed_reference(history, 0.8)
         norms = [(s - t).norm() for s, t in zip(smoothed, targets, strict=True)]

@@ -11,6 +11,7 @@ from rayd.networks import LayerRole, Observation
 from rayd.objectives import Batch, Context, RidgeRegression
 from rayd.objectives.filters import Ridge
 from rayd.objectives.ridge import (
+    centred_targets,
     label_margin,
     predictions,
     regression_loss,
@@ -87,6 +88,8 @@ def test_targets_are_centred_and_scaled(classes):
         targets.diagonal() - targets.roll(1, 1).diagonal(),
         torch.full((classes,), (10 / classes) ** 0.5).double(),
     )
+    real = centred_targets(torch.arange(classes), classes).double()
+    torch.testing.assert_close(real, torch.eye(classes).double() - 1 / classes)
 
 
 def test_the_loss_is_half_the_squared_distance_and_the_margin_is_cut():
@@ -132,7 +135,7 @@ def test_the_term_compares_what_is_predicted_of_the_real_batch():
     synthetic = normal(6, 5, seed=1).float()
     labels = torch.arange(6) % 3
     predicted = predictions(real, synthetic, regression_targets(labels, 3), 0.1)
-    expected = regression_loss(predicted, regression_targets(torch.arange(12) % 3, 3))
+    expected = regression_loss(predicted, centred_targets(torch.arange(12) % 3, 3))
     torch.testing.assert_close(regressed(real, synthetic, labels, relative_ridge=0.1), expected)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from rayd import methods
 from rayd.networks import LayerRole, Observation
 from rayd.objectives import (
+    Calibration,
     Centralization,
     CharacteristicFunctionMatching,
     Context,
@@ -55,6 +56,23 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def seen(logits: Tensor, images: Tensor | None = None) -> Observation:
     return Observation(logits, {}, normal(len(logits), 1, 4, 4) if images is None else images)
+
+
+def test_calibration_sums_what_each_class_alone_would_give():
+    """The gradient of an image is that of the mean over its class, whatever the number of classes
+    and however unequal they are.
+    """
+    logits = normal(6, 3).requires_grad_()
+    value = Calibration()({}, seen(logits), LABELS, Context())
+    parts = []
+    for label in range(3):
+        own = torch.eq(LABELS, label)
+        parts.append(functional.cross_entropy(logits[own], LABELS[own]))
+    torch.testing.assert_close(value, sum(parts))
+    balanced = torch.arange(6) % 3
+    (ours,) = torch.autograd.grad(Calibration()({}, seen(logits), balanced, Context()), logits)
+    (mean,) = torch.autograd.grad(CrossEntropy()({}, seen(logits), balanced, Context()), logits)
+    torch.testing.assert_close(ours, 3 * mean)
 
 
 def test_need_names_its_patches():

@@ -69,10 +69,32 @@ OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(
         model.parameters(), 0.05, momentum=0.8, weight_decay=0.01, fused=True
     ),
+    "adam": lambda model: torch.optim.Adam(
+        model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True
+    ),
     "adamw": lambda model: torch.optim.AdamW(
         model.parameters(), 0.05, (0.8, 0.999), weight_decay=0.01, fused=True
     ),
 }
+
+
+def test_biases_and_normalisations_can_be_exempt_from_weight_decay():
+    """A step with loss zero moves what decays, and nothing else."""
+    for name in ("sgd", "adamw"):
+        model = network(0, BATCH_NORM)
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, 2.0)
+        chosen = settings(optimizer=name, weight_decay=0.5, momentum=0.0, weight_decay_of="weights")
+        training = trainer(chosen, model)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        training._optimizer.step()
+        moved = {key for key, parameter in model.named_parameters() if (parameter != 2).any()}
+        assert moved == {
+            f"{key}.weight"
+            for key, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | nn.Linear)
+        }
 
 
 @pytest.mark.parametrize(
@@ -85,7 +107,7 @@ OPTIMIZERS = {
     ],
     ids=lambda schedule: schedule["name"],
 )
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_steps_are_those_of_the_optimizer_and_the_schedule(name, schedule):
     chosen = settings(optimizer=name, momentum=0.8, weight_decay=0.01, schedule=schedule)
     training = trainer(chosen)
@@ -215,6 +237,7 @@ RESUMED = {
         "learning_rate": 0.01,
     },
     "alrs": {"schedule": {"name": "alrs", "factor": 0.5}},
+    "exempt": {"weight_decay": 0.1, "weight_decay_of": "weights", "momentum": 0.9},
     "bfloat16": {"precision": "bfloat16", "optimizer": "adamw"},
 }
 

@@ -7,7 +7,9 @@ over the batch, so that a real and a synthetic batch of different sizes are augm
 their generators are seeded alike. The released code reseeds the global generator; here draws are
 private.
 
-Strategies are operations joined by underscores. For digits, omit `flip`.
+Strategies are operations joined by underscores. For digits, omit `flip`. Operations joined by `+`
+count as one and are applied together: `color+crop+cutout` is all three (NCFM's matching), and
+`flip+color+crop_flip+color+scale` flips and colours, and either crops or scales.
 
 | operation | distribution |
 |---|---|
@@ -60,27 +62,35 @@ class DSA:
     """Differentiable Siamese augmentation of normalised images.
 
     Args:
-        strategy: operations joined by underscores; None or an empty string is the identity.
-        mode: `single` draws one operation per call, uniformly; `all` applies every operation in the
-            strategy's order.
+        strategy: alternatives joined by underscores, each an operation or several joined by `+`;
+            None or an empty string is the identity.
+        mode: `single` draws one alternative per call, uniformly; `all` applies every operation in
+            the strategy's order.
 
     Raises:
-        ConfigError: an operation is unknown or named twice.
+        ConfigError: an operation is unknown, or an alternative or an operation in it is named
+            twice.
     """
 
     def __init__(self, strategy: str | None, mode: Mode = "single") -> None:
         self.strategy = strategy or ""
         self.mode = mode
-        self.operations = tuple(self.strategy.split("_")) if self.strategy else ()
+        alternatives = self.strategy.split("_") if self.strategy else []
+        self.alternatives = tuple(tuple(one.split("+")) for one in alternatives)
+        """Operations that are applied together, for each alternative."""
+        self.operations = tuple(name for one in self.alternatives for name in one)
+        """All of them, in order."""
         for name in self.operations:
             if name not in OPERATIONS:
                 raise ConfigError(
                     unknown("operation", name, OPERATIONS, f"augmentation '{self.strategy}'")
                 )
-            if self.operations.count(name) > 1:
+        for names in (alternatives, *self.alternatives):
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
                 raise ConfigError(
                     f"The augmentation '{self.strategy}' must name each operation once; "
-                    f"it names '{name}' twice."
+                    f"it names '{twice}' twice."
                 )
 
     def draw(
@@ -92,7 +102,8 @@ class DSA:
         """
         names = self.operations
         if names and self.mode == "single":
-            names = (names[int(torch.randint(len(names), (), generator=generator))],)
+            index = int(torch.randint(len(self.alternatives), (), generator=generator))
+            names = self.alternatives[index]
         return tuple(OPERATIONS[name].draw(generator, count, height, width) for name in names)
 
     def __call__(self, images: Tensor, generator: Generator, siamese: bool = False) -> Tensor:

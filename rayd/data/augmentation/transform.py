@@ -43,7 +43,7 @@ class Transform:
         """Apply to normalised images (N, C, H, W); differentiable except RandAugment.
 
         Args:
-            images: images of the number and size that the view was drawn for.
+            images: images of the number (any, if drawn for 1) and size that the view was drawn for.
             normalization: normalisation of the images; needed by RandAugment only.
 
         Raises:
@@ -121,7 +121,7 @@ def draw_transform(
     Args:
         settings: augmentations and their strengths.
         generator: a private generator on the CPU; inactive augmentations draw nothing.
-        count: number of images.
+        count: number of images, or 1 for one view that all images share.
         height: height of the images in pixels.
         width: width of the images in pixels.
         least: overrides the least area of `settings.crop`, for a curriculum; the largest caps it.

@@ -45,7 +45,7 @@ class Experts(TaskStage[int, Trajectory]):
     def key(self, item: int) -> Mapping[str, Any]:
         """Settings, data and number; how many other experts there are does not matter."""
         return {
-            "version": 1,
+            "version": 2,
             "data": self.job.data.fingerprint,
             "experts": self.job.recipe.experts.model_dump(mode="json", exclude={"count"}),
             "index": item,

@@ -93,7 +93,7 @@ class Measure(Stage[NetworkId, States]):
         settings = recipe.network_group(item.group)
         trained = self._squeeze.key(item) if settings.trained else random_key(recipe, item)
         return {
-            "version": 7,
+            "version": 8,
             # frequencies, fixed augmentation and interpolated weights are drawn from these, also
             # where weights are given
             "seed": settings.seed,

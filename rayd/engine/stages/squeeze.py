@@ -108,7 +108,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             "data": data.fingerprint,
             "validation": None if data.validation is None else data.validation.fingerprint,
             "device": devices.choose(trainers(recipe)).type,
-            "version": 2,
+            "version": 3,
         }
         if settings.epochs == 0:
             return made | {"epochs": 0, "precision": settings.precision}

@@ -59,7 +59,7 @@ class Task:
         }
         validation = data.validation.fingerprint if data.validation is not None else None
         return {
-            "version": 2,
+            "version": 3,
             "training": self.training,
             "test": data.test.fingerprint,
             "validation": validation,

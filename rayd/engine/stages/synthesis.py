@@ -209,7 +209,7 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
     for group in groups(recipe):
         networks += recipe.network_group(group).networks
     inputs: dict[str, Any] = {
-        "version": 5 if _scales_mappers(recipe) else 3,
+        "version": 6 if _scales_mappers(recipe) else 4,
         "data": job.data.fingerprint,
         "settings": recipe.identity(),
         "weights": [given.fingerprint(network) for network in networks],

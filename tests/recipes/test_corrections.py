@@ -1,0 +1,148 @@
+"""Settings of recipes that follow a paper or its released code in one value each."""
+
+from typing import Any
+
+import pytest
+
+from rayd.recipes import resolve
+
+VALUES: list[tuple[str, str, Any]] = [
+    ("tesla-cifar10-ipc1", "data.normalization", "standard"),
+    ("tesla-cifar10-ipc1", "synthesis.learning_rates.log_step_size", 0.001),
+    ("tesla-cifar10-ipc1", "synthesis.steps", 10_000),
+    ("tesla-cifar100-ipc50", "synthesis.steps", 10_000),
+    ("tesla-cifar100-ipc50", "data.normalization", "zca"),
+    ("tesla-cifar100-ipc50", "synthesis.learning_rates.log_step_size", 0.1),
+    ("edc-cifar10-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("edc-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("rded-cifar10-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-tiny-imagenet-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("sre2l-cifar100-ipc10", "evaluation.weight_decay_of", "all"),
+    ("cda-imagenet-1k-ipc10", "evaluation.weight_decay_of", "weights"),
+    ("cfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
+    ("ncfm-cifar10-ipc10", "evaluation.weight_decay_of", "all"),
+    ("dc-cifar10-ipc1", "evaluation.epochs", 300),
+    ("dc-cifar10-ipc50", "evaluation.augmentation", None),
+    ("dsa-cifar10-ipc10", "evaluation.epochs", 1000),
+    ("datm-cifar10-ipc10", "evaluation.average", 0.9995),
+    ("datm-cifar10-ipc50", "evaluation.average", 0.995),
+    ("datm-cifar10-ipc10", "evaluation.batch_size", 128),
+    ("datm-cifar10-ipc50", "evaluation.batch_size", 128),
+    ("gvbsm-cifar10-ipc10", "evaluation.weight_decay", 0),
+    ("gvbsm-cifar10-ipc50", "evaluation.weight_decay", 0),
+    ("idm-tiny-imagenet-ipc1", "observers.model_pool.push_every", 30),
+    ("idm-cifar10-ipc1", "observers.model_pool.push_every", 5),
+    ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.root", False),
+    ("iid-idm-cifar10-ipc10", "synthesis.learning_rate", 1.0),
+    ("iid-idm-svhn-ipc1", "observers.real_batch", 256),
+    ("iid-idm-cifar10-ipc1", "observers.real_batch", 5000),
+    ("iid-idm-svhn-ipc10", "classifiers.squeeze.epochs", 30),
+    ("iid-dm-cifar10-ipc50", "classifiers.squeeze.epochs", 30),
+    ("iid-dm-cifar10-ipc50", "evaluation.seeds", 5),
+    ("cfm-cifar10-ipc10", "synthesis.transform.roll", 0),
+    ("cfm-cifar10-ipc10-code", "synthesis.transform.roll", 4),
+    ("cfm-imagenet-1k-ipc10", "synthesis.block", 500),
+    ("cfm-cifar100-ipc10-convnet", "squeeze.epochs", 100),
+    ("ncfm-cifar10-ipc10", "observers.augmentation", "color+crop+cutout"),
+    ("ncfm-cifar10-ipc10", "squeeze.augmentation", "color+crop"),
+    ("ncfm-cifar10-ipc10", "evaluation.batch_size", 128),
+]
+
+
+@pytest.mark.parametrize("cell", ["cifar10-ipc1", "cifar10-ipc10", "cifar100-ipc1"])
+def test_ls_mtt_and_mtt_see_the_same_images(cell: str) -> None:
+    assert resolve(f"ls-mtt-{cell}").data == resolve(f"mtt-{cell}").data
+
+
+def value(recipe: str, path: str) -> Any:
+    """A setting of a resolved recipe."""
+    found: Any = resolve(recipe).model_dump(mode="json")
+    for key in path.split("."):
+        found = found[key]
+    return found
+
+
+CFM: dict[str, tuple[Any, ...]] = {
+    "cifar10-ipc10": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar10-ipc50": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar100-ipc10": ("sgd", 0.1, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "cifar100-ipc50": ("sgd", 0.1, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
+    "tiny-imagenet-ipc10": ("sgd", 0.2, 1e-4, 64, 100, "cosine", 20.0, "crop 0.08-1, flip"),
+    "tiny-imagenet-ipc50": ("sgd", 0.2, 1e-4, 64, 100, "cosine", 20.0, "crop 0.08-1, flip"),
+    "imagenet-1k-ipc10": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
+    "imagenet-1k-ipc50": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
+    "cifar10-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        50,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "cifar10-ipc50-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "cifar100-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        1000,
+        "cosine over 2x",
+        20.0,
+        "crop 0.08-1, flip",
+    ),
+    "tiny-imagenet-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        300,
+        "cosine over 2x",
+        20.0,
+        "crop 0.5-1, flip",
+    ),
+    "imagenet-1k-ipc10-code": (
+        "adamw",
+        1e-3,
+        0.01,
+        100,
+        300,
+        "cosine over 2x",
+        20.0,
+        "crop 0.5-1, flip",
+    ),
+}
+"""Students of CFM: optimizer, step size, weight decay, batch size, epochs, schedule, temperature and
+view, by the paper's supplement and by the released code.
+"""
+
+
+@pytest.mark.parametrize("cell", CFM)
+def test_students_of_cfm_are_those_of_the_paper_or_of_the_code(cell: str) -> None:
+    chosen = resolve(f"cfm-{cell}").evaluation
+    assert (
+        chosen.optimizer,
+        chosen.learning_rate,
+        chosen.weight_decay,
+        chosen.batch_size,
+        chosen.epochs,
+        chosen.schedule.summary,
+        chosen.temperature,
+        chosen.transform.summary,
+    ) == CFM[cell]
+
+
+@pytest.mark.parametrize(("recipe", "path", "expected"), VALUES)
+def test_recipe_has_the_value_of_its_source(recipe: str, path: str, expected: Any) -> None:
+    assert value(recipe, path) == expected
