@@ -97,6 +97,14 @@ def test_biases_and_normalisations_can_be_exempt_from_weight_decay():
         }
 
 
+def test_momenta_are_named_by_their_parameters_where_biases_are_exempt_from_weight_decay():
+    training = trainer(settings(momentum=0.9, weight_decay_of="weights"), network(0, BATCH_NORM))
+    training.advance()
+    tensors, _ = training.state()
+    for name, parameter in training.network.named_parameters():
+        assert tensors[f"optimizer.momentum_buffer.{name}"].shape == parameter.shape
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
