@@ -231,6 +231,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         if isinstance(learned, WithLearnedStepSize):
             card = {**card, "step_size": float(learned.step_size.detach())}
             learned = learned.learned
+        card = {"storage": asdict(learned.storage()), **card}
         distilled = cls(images, labels, class_names, normalization, card)
         if settings.kind != "pixels":
             state = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -158,13 +159,19 @@ def test_an_error_fails_its_check_and_no_other(tmp_path, monkeypatch):
 def test_the_time_of_a_cell_can_be_over():
     import gpu_cell
 
+    # a process that runs tests for another one ignores interrupts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def endless(seconds: float) -> None:
         with gpu_cell.interrupted_after(seconds):
             while True:
                 time.sleep(0.01)
 
-    with pytest.raises(gpu_cell.TimeOverError):
-        endless(0.05)
+    try:
+        with pytest.raises(gpu_cell.TimeOverError):
+            endless(0.05)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with pytest.raises(KeyboardInterrupt), gpu_cell.interrupted_after(60):
         raise KeyboardInterrupt
 
