@@ -64,7 +64,7 @@ from rayd.version import __version__
 
 STAGE = "counts"
 """Folder of the store that holds counts."""
-VERSION = 1
+VERSION = 2
 MANY = 800
 """Operations of a batch from which on those done once per epoch or shard are negligible."""
 WHOLE = 4

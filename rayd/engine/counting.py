@@ -112,6 +112,8 @@ class Count:
     """Number of calls; not a whole number if work was counted in part."""
     saved_bytes: float = 0.0
     """Bytes that autograd saves for a backward pass, at most."""
+    backward: float = 0.0
+    """How many of the calls autograd makes in backward passes, without Python code."""
 
     @property
     def number(self) -> float:
@@ -122,12 +124,14 @@ class Count:
         calls = dict(self.calls)
         for operation, number in other.calls.items():
             calls[operation] = calls.get(operation, 0.0) + number
-        return Count(calls, max(self.saved_bytes, other.saved_bytes))
+        saved = max(self.saved_bytes, other.saved_bytes)
+        return Count(calls, saved, self.backward + other.backward)
 
     def __mul__(self, factor: float) -> Count:
         return Count(
             {operation: number * factor for operation, number in self.calls.items()},
             self.saved_bytes,
+            self.backward * factor,
         )
 
     def __sub__(self, other: Count) -> Count:
@@ -137,11 +141,15 @@ class Count:
             left = number - other.calls.get(operation, 0.0)
             if left > 0:
                 calls[operation] = left
-        return Count(calls, self.saved_bytes)
+        return Count(calls, self.saved_bytes, max(0.0, self.backward - other.backward))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able mapping."""
-        return {"calls": self.calls, "saved_bytes": self.saved_bytes}
+        return {
+            "calls": self.calls,
+            "saved_bytes": self.saved_bytes,
+            "backward": self.backward,
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Count:
@@ -151,7 +159,7 @@ class Count:
             KeyError, TypeError, ValueError: the content is not that of a count.
         """
         calls = {str(operation): float(number) for operation, number in content["calls"].items()}
-        return cls(calls, float(content["saved_bytes"]))
+        return cls(calls, float(content["saved_bytes"]), float(content["backward"]))
 
 
 def counted(work: Callable[[], object]) -> Count:
@@ -167,6 +175,7 @@ class Counting(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._calls: Counter[_Call] = Counter()
+        self._backward = 0
         self._space = _space()
         # bytes by address: tensors that share memory are counted once
         self._saved: dict[int, int] = {}
@@ -193,13 +202,14 @@ class Counting(TorchDispatchMode):
         calls: dict[Operation, float] = {}
         for call, number in self._calls.items():
             calls[call.operation] = calls.get(call.operation, 0.0) + number
-        return Count(calls, float(sum(self._saved.values())))
+        return Count(calls, float(sum(self._saved.values())), float(self._backward))
 
     def take(self) -> Count:
         """The count since the last `take`."""
         count = self.count()
         self._calls.clear()
         self._saved.clear()
+        self._backward = 0
         return count
 
     def _keep(self, tensor: Tensor) -> Tensor:
@@ -263,6 +273,7 @@ class Counting(TorchDispatchMode):
         if call is None:
             call = _known_calls[key] = _Call()
         self._calls[call] += 1
+        self._backward += _is_by_autograd()
         result = self._result(func, args, kwargs, tensors, call)
         if not call.operation:
             call.operation = _described(func, args, kwargs, result)
@@ -422,6 +433,13 @@ class _AddressSpace:
 def _space() -> _AddressSpace:
     """The address space of this process, shared by all counts."""
     return _AddressSpace()
+
+
+def _is_by_autograd() -> bool:
+    """Whether the present call is made by a backward pass instead of Python code."""
+    node = torch._C._current_autograd_node()
+    # the backward pass of a `torch.autograd.Function` is Python code
+    return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _is_float(dtype: Any) -> bool:

@@ -4,6 +4,7 @@ The time of an operation is the overhead of a call in Python and autograd, plus 
 
     seconds = call + work / rate + fresh
 
+    call    of Python code, or of autograd within a backward pass, which takes less than half
     work    floating-point operations of convolutions and matrix products; bytes read and written of
             all other operations, which are bound by memory
     fresh   time to clear newly mapped memory; see `FRESH_BYTES`
@@ -44,7 +45,7 @@ from rayd.training.losses import loss_of
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 
-VERSION = 2
+VERSION = 3
 """Version of the method of measuring; results of other versions are ignored."""
 BUDGET = 1.0
 """Seconds spent on measuring for one plan."""
@@ -78,12 +79,16 @@ below which torch does not start another one.
 """
 ATTEMPTS = 8
 """Most repetitions of a measurement of the speed-up by threads."""
+TINY_LAYERS = 4
+"""Layers of the network whose second-order gradient is timed for the overhead of a call."""
 SHARED = 0.9
 """Speed-up relative to the number of threads that needs no further measurement."""
 
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 CALL = "call"
-"""Name of the time of a call."""
+"""Name of the overhead of a call in Python code."""
+BACKWARD = "backward call"
+"""Name of the overhead of a call that autograd makes in a backward pass."""
 FRESH = "fresh"
 """Name of the time of a byte of fresh memory."""
 THREADS = "threads"
@@ -273,6 +278,7 @@ class Speeds:
         # by whether an operation is bound by arithmetic
         self._nominal = {True: flops, False: bandwidth}
         self._call = call
+        self._backward = call / 2
         self._fresh = 0.0
         self._rates: dict[tuple[Any, ...], dict[tuple[int, ...], float]] = {}
         self._gains: dict[str, float] = {}
@@ -291,6 +297,9 @@ class Speeds:
             self._call = value
             self.measured = True
             return
+        if described == BACKWARD:
+            self._backward = value
+            return
         if described == FRESH:
             self._fresh = value
             return
@@ -305,7 +314,7 @@ class Speeds:
 
     def seconds(self, count: Count) -> float:
         """Seconds that counted operations take."""
-        calls = sum(count.calls.values()) * self._call
+        calls = self._overhead(count)
         work = sum(
             number * self._shared_seconds(kernel(operation))
             for operation, number in count.calls.items()
@@ -315,12 +324,16 @@ class Speeds:
 
     def shares(self, count: Count) -> dict[str, float]:
         """The same by family: `convolutions`, `matrix products`, `memory` and `calls`."""
-        shares = {"calls": sum(count.calls.values()) * self._call}
+        shares = {"calls": self._overhead(count)}
         for operation, number in count.calls.items():
             entry = kernel(operation)
             seconds = number * self._shared_seconds(entry)
             shares[entry.family] = shares.get(entry.family, 0.0) + seconds
         return shares
+
+    def _overhead(self, count: Count) -> float:
+        """Seconds of all calls beside those of their kernels."""
+        return (count.number - count.backward) * self._call + count.backward * self._backward
 
     def _shared_seconds(self, entry: Kernel) -> float:
         """Seconds of a kernel on all threads."""
@@ -412,29 +425,42 @@ class Speeds:
         self._know_gains(found)
 
     def _measure_calls(self) -> None:
-        """Measure the overhead of a call, and the time of fresh memory.
+        """Measure the overhead of calls, and the time of fresh memory.
 
-        The overhead is the time of a training step of a tiny network less that of its kernels.
+        The overhead is the time of tiny computations less that of their kernels. Autograd makes
+        calls in less than half of the time that Python code takes, and second-order gradients
+        consist of these.
         """
+        backward = tiny_backward(self.device)
         step = tiny_step(self.device)
-        count = counted(step)
+        inside = counted(backward)
+        whole = counted(step)
         base = _timed(_nothing(self.device), self.device)
-        kernels = _together([count])
+        kernels = _together([inside, whole])
         self._keep(
             {name: self._measured(operation, base) for name, (operation, _) in kernels.items()}
         )
-        work = sum(
-            number * self._kernel_seconds(kernel(operation))
-            for operation, number in count.calls.items()
-        )
-        seconds = _timed(step, self.device, tries=20)
-        if self.device.type == "cuda":
-            # kernels run while Python issues the next calls
-            work = 0.0
-        found = {CALL: max(seconds - work, seconds / 10) / sum(count.calls.values())}
+        one = self._beside_kernels(backward, inside) / inside.number
+        left = self._beside_kernels(step, whole) - whole.backward * one
+        found = {
+            BACKWARD: one,
+            CALL: max(left / (whole.number - whole.backward), one),
+        }
         if self.device.type == "cpu":
             found[FRESH] = _fresh_seconds()
         self._keep(found)
+
+    def _beside_kernels(self, work: Callable[[], object], count: Count) -> float:
+        """Seconds of a computation less those of its kernels."""
+        seconds = _timed(work, self.device, tries=20)
+        if self.device.type == "cuda":
+            # kernels run while Python issues the next calls
+            return seconds
+        kernels = sum(
+            number * self._kernel_seconds(kernel(operation))
+            for operation, number in count.calls.items()
+        )
+        return max(seconds - kernels, seconds / 10)
 
     def _keep(self, found: Mapping[str, float]) -> None:
         named = {_fact(name): value for name, value in found.items()}
@@ -549,6 +575,25 @@ def tiny_step(device: torch.device) -> Callable[[], object]:
         network, training, settings, batches, loss, epochs=10**6, seed=0, device=device
     )
     return trainer.advance
+
+
+def tiny_backward(device: torch.device) -> Callable[[], object]:
+    """A second-order gradient of a network so small that the overhead of calls dominates."""
+    draws = seeding.generator(0, "tiny backward")
+    weights = [
+        torch.rand(8, 8, generator=draws).to(device).requires_grad_() for _ in range(TINY_LAYERS)
+    ]
+    features = torch.rand(2, 8, generator=draws).to(device)
+    for weight in weights:
+        features = torch.relu(features @ weight)
+    loss = features.square().mean()
+    along = [torch.ones_like(weight) for weight in weights]
+
+    def gradient() -> object:
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        return torch.autograd.grad(first, weights, along, retain_graph=True)
+
+    return gradient
 
 
 def _replay(

@@ -125,6 +125,41 @@ def test_saved_bytes_are_those_of_autograd():
     assert loss.isfinite()
 
 
+class _Doubled(torch.autograd.Function):
+    """A function whose backward pass is Python code."""
+
+    @staticmethod
+    def forward(ctx, numbers):
+        return numbers * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+@pytest.mark.parametrize(
+    ("work", "by_autograd"),
+    [
+        (lambda numbers: numbers * 3, False),
+        (lambda numbers: torch.autograd.grad(numbers.sin(), numbers, torch.ones(4)), True),
+        (
+            lambda numbers: torch.autograd.grad(_Doubled.apply(numbers), numbers, torch.ones(4)),
+            False,
+        ),
+    ],
+    ids=["forward", "autograd", "function"],
+)
+def test_calls_of_autograd_are_told_from_those_of_python(work, by_autograd):
+    """`sin` has the derivative `cos`, times the incoming gradient: which no Python code computes."""
+    numbers = torch.rand(4).requires_grad_()
+    count = counted(lambda: work(numbers))
+    assert (count.backward > 0) == by_autograd
+    assert count.backward < count.number
+    assert (count * 2 + count).backward == 3 * count.backward
+    assert (count - count).backward == 0
+    assert Count.from_json(count.to_json()) == count
+
+
 def test_control_flow_sees_real_draws_and_harmless_numbers():
     """Draws and labels are real; a number of what was not computed is finite and true."""
     seen = []

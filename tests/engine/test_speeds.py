@@ -45,6 +45,16 @@ def test_foreseen_seconds_are_near_those_that_it_takes():
     assert known.seconds(count) > speeds._timed(step, CPU) / 3
 
 
+def test_calls_of_autograd_take_less_than_those_of_python():
+    """Both are found by measuring; second-order gradients consist of those of autograd."""
+    measured = Speeds(CPU)
+    measured.calibrate([])
+    operation = next(iter(counted(lambda: torch.zeros(1).neg()).calls))
+    python = measured.seconds(Count({operation: 1000.0}))
+    autograd = measured.seconds(Count({operation: 1000.0}, backward=1000.0))
+    assert 0 < autograd < python
+
+
 def test_speeds_are_measured_once_and_kept(monkeypatch):
     first = Speeds(CPU)
     assert not first.measured
