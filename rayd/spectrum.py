@@ -33,7 +33,10 @@ HEADING = 58
 """Height of title and legend, in pixels."""
 DECADES = 8
 """Powers of ten shown below the largest eigenvalue; anything smaller is rounding error."""
-REAL, SYNTHETIC, RESPONSE = "#1f4e9c", "#d9730d", "#3a8f4d"
+REAL = "#1f4e9c"
+SYNTHETIC = "#d9730d"
+RESPONSE = "#3a8f4d"
+"""Colours of the spectra of real and synthetic images, and of the filter."""
 
 
 @dataclass(frozen=True)

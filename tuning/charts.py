@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from rayd.drawing import as_image, new_figure, styled
-from tuning.space import ResolvedSpace
+from tuning.space import Domain, ResolvedSpace
 from tuning.table import FEWEST, Row, finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TRIAL, OWN, BEST = "#1f4e9c", "#3a8f4d", "#d9730d"
+TRIAL = "#1f4e9c"
+OWN = "#3a8f4d"
+BEST = "#d9730d"
+"""Colours of trials, of the recipe's own settings and of the best."""
 WIDTH = 330
 HEIGHT = 240
 HEADING = 58
@@ -74,25 +77,40 @@ def _slice(
 ) -> None:
     axes.set_title(key)
     shown = [row for row in trials if key in row.settings]
-    domains = resolved.space.domains[key]
-    numeric = all(domain.numeric for domain in domains)
-    kinds = sorted({json.dumps(row.settings[key]) for row in shown})
-    if not numeric:
-        names = [kind.strip('"') for kind in kinds]
-        short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
-        axes.set_xticks(range(len(kinds)), short, rotation=30 if len(kinds) > 3 else 0)
-        axes.margins(x=0.2)
-    elif domains[0].kind == "loguniform":
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter("{x:g}")
-    groups = (
-        ("trial", TRIAL, [row for row in shown if not row.own and row != best]),
-        ("the recipe's own settings", OWN, [row for row in shown if row.own and row != best]),
-        ("best", BEST, [row for row in shown if row == best]),
-    )
-    for label, colour, rows in groups:
-        values = [row.settings[key] for row in rows]
-        if not numeric:
-            values = [kinds.index(json.dumps(value)) for value in values]
-        accuracies = [row.validation_accuracy or 0.0 for row in rows]
+    positions = _positions(axes, resolved.space.domains[key], [row.settings[key] for row in shown])
+    looks = {"trial": TRIAL, "the recipe's own settings": OWN, "best": BEST}
+    for label, colour in looks.items():
+        points = [
+            (position, row.validation_accuracy or 0.0)
+            for row, position in zip(shown, positions, strict=True)
+            if _role(row, best) == label
+        ]
+        values = [value for value, _ in points]
+        accuracies = [accuracy for _, accuracy in points]
         axes.scatter(values, accuracies, s=20, color=colour, label=label, zorder=2)
+
+
+def _role(row: Row, best: Row | None) -> str:
+    """The legend's entry for a trial."""
+    if row == best:
+        return "best"
+    return "the recipe's own settings" if row.own else "trial"
+
+
+def _positions(axes: Axes, domains: Sequence[Domain], values: Sequence[Any]) -> list[Any]:
+    """Set up the horizontal axis of a setting, and place its values there.
+
+    Values that are not numbers are categories, in alphabetical order.
+    """
+    if all(domain.numeric for domain in domains):
+        if domains[0].kind == "loguniform":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        return list(values)
+    texts = [json.dumps(value) for value in values]
+    kinds = sorted(set(texts))
+    names = [kind.strip('"') for kind in kinds]
+    short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
+    axes.set_xticks(range(len(kinds)), short, rotation=30 if len(kinds) > 3 else 0)
+    axes.margins(x=0.2)
+    return [kinds.index(text) for text in texts]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -38,7 +38,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.rundir import check_writable
 from rayd.errors import OutputError, ResourceError, RunError
-from rayd.evaluation.report import Report
+from rayd.evaluation.report import Accuracy, Report
 from rayd.locks import LOCK, locked
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, table
@@ -477,15 +477,7 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
         write_bytes(out / "best.yaml", (_title(plan, best) + recipe.to_yaml()).encode())
         confirmed = _confirm(plan, best, out / "confirm", progress)
         test = _test(plan, best, recipe, out / "best", progress)
-    own = [
-        row.validation_accuracy
-        for row in trials
-        if row.own and row.validation_accuracy is not None and row.fraction == 1
-    ]
-    judged = None
-    if test is not None:
-        results = (result.test_accuracy for result in test.results if result.set == "distilled")
-        judged = next(results, None)
+    judged = _distilled_accuracy(test)
     summary = Summary(
         space=space.name,
         trials=len(trials),
@@ -494,7 +486,7 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
         best=best.trial if best is not None else None,
         settings=best.settings if best is not None else {},
         validation_accuracy=best.validation_accuracy if best is not None else None,
-        own_validation_accuracy=max(own, default=None),
+        own_validation_accuracy=_own_accuracy(trials),
         test_accuracy=judged.mean if judged is not None else None,
         test_std=judged.std if judged is not None else None,
         importance=shares,
@@ -506,6 +498,24 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
         reasons = reasons or "none ended."
         raise RunError(f"No trial of the sweep finished: {reasons} See {out / RESULTS}.")
+
+
+def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
+    """Best validation accuracy of finished trials with a recipe's own settings."""
+    accuracies = [
+        row.validation_accuracy
+        for row in trials
+        if row.own and row.fraction == 1 and row.validation_accuracy is not None
+    ]
+    return max(accuracies, default=None)
+
+
+def _distilled_accuracy(report: Report | None) -> Accuracy | None:
+    """Test accuracy of the distilled set with the first network of a report."""
+    if report is None:
+        return None
+    accuracies = (row.test_accuracy for row in report.results if row.set == "distilled")
+    return next(accuracies, None)
 
 
 def _draw(

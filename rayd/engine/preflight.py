@@ -8,9 +8,10 @@ from functools import cache
 from torch import nn
 
 from rayd import devices, methods, networks
-from rayd.config import NetworkSettings, Recipe
+from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
+from rayd.data.images import ImageShape
 from rayd.engine.network_ids import NetworkId, trained_networks
 from rayd.engine.stages.experts import parameter_count
 from rayd.engine.stages.measure import in_store
@@ -67,6 +68,8 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     """
     check_settings(recipe)
     method = methods.build(recipe)
+    _check_synthesis(recipe, method)
+    _check_validation(recipe, data)
     check_budget(recipe, data)
 
     @cache
@@ -76,69 +79,97 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     for network in recipe.evaluation.networks:
         build(network)
     for group in method.groups:
-        settings = recipe.network_group(group)
-        measured = recipe.real == "measured" and bool(method.specs(group))
-        for network in settings.networks:
-            observer = build(network)
-            try:
-                FeatureExtractor(
-                    observer,
-                    method.layer_roles(group),
-                    data.shape,
-                    optional=method.optional_layer_roles(group),
-                )
-            except ValueError as error:
-                raise ConfigError(
-                    f"Network '{network.label}' does not fit images of "
-                    f"{data.shape.height} x {data.shape.width} pixels ({error}): choose others by "
-                    f"'{group}.networks', shallower or with norm: batch."
-                ) from error
-            if measured and not settings.trained and networks.uses_batch_statistics(observer):
-                raise ConfigError(
-                    f"Random observers with batch normalisation ('{network.label}') have no fixed "
-                    "statistics to be measured with; use real=sampled, observers.trained=true, or "
-                    "a network with norm: instance."
-                )
-            if settings.interpolate and networks.uses_batch_statistics(observer):
-                raise ConfigError(
-                    f"'{group}.interpolate' moves weights, not the running statistics of batch "
-                    f"normalisation: '{network.label}' needs norm: instance."
-                )
-    if "validation-best" in recipe.evaluation.epoch and data.validation is None:
-        raise ConfigError(
-            "'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: "
-            f"'{data.name}' has no validation split of its own."
-        )
+        for network in recipe.network_group(group).networks:
+            _check_observer(recipe, method, group, network, build(network), data.shape)
     for network_id in trained_networks(recipe) if trained is None else trained:
         build(network_id.architecture)
-        weights.fingerprint(network_id.architecture)
-        if (
-            recipe.squeezing(network_id.group).epochs == 0
-            and network_id.architecture.weights is None
-        ):
-            raise ConfigError(
-                f"Observer '{network_id.architecture.label}' would stay untrained: 'squeeze.epochs:"
-                " 0' needs 'weights' for each of the networks, or set squeeze.epochs above 0."
-            )
+        _check_trained(recipe, network_id)
+    if method.needs_experts:
+        parameter_count(recipe, data.shape, data.classes)
+    devices.choose(recipe.resources)
+    if recipe.resources.workers > 0:
+        _check_cluster(recipe, data)
+
+
+def _check_synthesis(recipe: Recipe, method: Method) -> None:
+    """Refuse a synthesis that has nothing to minimise, or views without a gradient."""
     if recipe.synthesis.transform.rand_augment:
         raise ConfigError(
             "RandAugment has no gradient for the synthetic images; set "
             "synthesis.transform.rand_augment to 0."
         )
-    if method.needs_experts:
-        parameter_count(recipe, data.shape, data.classes)
     if recipe.synthesis.steps > 0 and not method.terms and method.trajectory_objective is None:
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
-    devices.choose(recipe.resources)
-    if recipe.resources.workers > 0:
-        from rayd.engine.on_ray.cluster import check_resources, check_store, connect
 
-        connect(recipe.resources.address)
-        remedy = (
-            "ask for fewer resources.decoders"
-            if data.train.streamed
-            else "leave them in their files (data.stream=true)"
+
+def _check_validation(recipe: Recipe, data: ImageData) -> None:
+    """Refuse a selection on a validation split that does not exist."""
+    if "validation-best" in recipe.evaluation.epoch and data.validation is None:
+        raise ConfigError(
+            "'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: "
+            f"'{data.name}' has no validation split of its own."
         )
-        check_store(in_store(recipe, data.train), not data.train.streamed, remedy)
-        if not recipe.resources.elastic:
-            check_resources(recipe.resources)
+
+
+def _check_observer(
+    recipe: Recipe,
+    method: Method,
+    group: NetworkGroup,
+    network: NetworkSettings,
+    observer: nn.Module,
+    shape: ImageShape,
+) -> None:
+    """Refuse an observer without the layers of its terms, or without fixed statistics."""
+    settings = recipe.network_group(group)
+    try:
+        FeatureExtractor(
+            observer,
+            method.layer_roles(group),
+            shape,
+            optional=method.optional_layer_roles(group),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"Network '{network.label}' does not fit images of "
+            f"{shape.height} x {shape.width} pixels ({error}): choose others by "
+            f"'{group}.networks', shallower or with norm: batch."
+        ) from error
+    if not networks.uses_batch_statistics(observer):
+        return
+    if recipe.real == "measured" and method.specs(group) and not settings.trained:
+        raise ConfigError(
+            f"Random observers with batch normalisation ('{network.label}') have no fixed "
+            "statistics to be measured with; use real=sampled, observers.trained=true, or "
+            "a network with norm: instance."
+        )
+    if settings.interpolate:
+        raise ConfigError(
+            f"'{group}.interpolate' moves weights, not the running statistics of batch "
+            f"normalisation: '{network.label}' needs norm: instance."
+        )
+
+
+def _check_trained(recipe: Recipe, network_id: NetworkId) -> None:
+    """Refuse an observer without weights that is not trained either."""
+    network = network_id.architecture
+    weights.fingerprint(network)
+    if recipe.squeezing(network_id.group).epochs == 0 and network.weights is None:
+        raise ConfigError(
+            f"Observer '{network.label}' would stay untrained: 'squeeze.epochs: 0' needs "
+            "'weights' for each of the networks, or set squeeze.epochs above 0."
+        )
+
+
+def _check_cluster(recipe: Recipe, data: ImageData) -> None:
+    """Refuse a run for which the cluster has too few resources or too little memory."""
+    from rayd.engine.on_ray.cluster import check_resources, check_store, connect
+
+    connect(recipe.resources.address)
+    remedy = (
+        "ask for fewer resources.decoders"
+        if data.train.streamed
+        else "leave them in their files (data.stream=true)"
+    )
+    check_store(in_store(recipe, data.train), not data.train.streamed, remedy)
+    if not recipe.resources.elastic:
+        check_resources(recipe.resources)

@@ -63,6 +63,11 @@ def value(recipe: str, path: str) -> Any:
     return found
 
 
+def by_code(batch_size: int, epochs: int, view: str) -> tuple[Any, ...]:
+    """Students of the released code of CFM."""
+    return ("adamw", 1e-3, 0.01, batch_size, epochs, "cosine over 2x", 20.0, view)
+
+
 CFM: dict[str, tuple[Any, ...]] = {
     "cifar10-ipc10": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
     "cifar10-ipc50": ("adam", 1e-3, 5e-4, 64, 1000, "cosine", 30.0, "shift 4, flip"),
@@ -72,56 +77,11 @@ CFM: dict[str, tuple[Any, ...]] = {
     "tiny-imagenet-ipc50": ("sgd", 0.2, 1e-4, 64, 100, "cosine", 20.0, "crop 0.08-1, flip"),
     "imagenet-1k-ipc10": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
     "imagenet-1k-ipc50": ("adam", 1e-3, 1e-4, 128, 300, "cosine", 20.0, "crop 0.08-1, flip"),
-    "cifar10-ipc10-code": (
-        "adamw",
-        1e-3,
-        0.01,
-        50,
-        1000,
-        "cosine over 2x",
-        20.0,
-        "crop 0.08-1, flip",
-    ),
-    "cifar10-ipc50-code": (
-        "adamw",
-        1e-3,
-        0.01,
-        100,
-        1000,
-        "cosine over 2x",
-        20.0,
-        "crop 0.08-1, flip",
-    ),
-    "cifar100-ipc10-code": (
-        "adamw",
-        1e-3,
-        0.01,
-        100,
-        1000,
-        "cosine over 2x",
-        20.0,
-        "crop 0.08-1, flip",
-    ),
-    "tiny-imagenet-ipc10-code": (
-        "adamw",
-        1e-3,
-        0.01,
-        100,
-        300,
-        "cosine over 2x",
-        20.0,
-        "crop 0.5-1, flip",
-    ),
-    "imagenet-1k-ipc10-code": (
-        "adamw",
-        1e-3,
-        0.01,
-        100,
-        300,
-        "cosine over 2x",
-        20.0,
-        "crop 0.5-1, flip",
-    ),
+    "cifar10-ipc10-code": by_code(batch_size=50, epochs=1000, view="crop 0.08-1, flip"),
+    "cifar10-ipc50-code": by_code(batch_size=100, epochs=1000, view="crop 0.08-1, flip"),
+    "cifar100-ipc10-code": by_code(batch_size=100, epochs=1000, view="crop 0.08-1, flip"),
+    "tiny-imagenet-ipc10-code": by_code(batch_size=100, epochs=300, view="crop 0.5-1, flip"),
+    "imagenet-1k-ipc10-code": by_code(batch_size=100, epochs=300, view="crop 0.5-1, flip"),
 }
 """Students of CFM: optimizer, step size, weight decay, batch size, epochs, schedule, temperature and
 view, by the paper's supplement and by the released code.
