@@ -1,0 +1,240 @@
+"""Pages that are made from the code, so that they cannot disagree with it; a hook of MkDocs.
+
+`methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
+`command-line.md` the help of every command, and `reproducing.md` every recipe with the paper's
+number and ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import click
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+TOP = Path(__file__).parents[1]
+sys.path.insert(0, str(TOP))
+# width of the help in the pages
+os.environ["COLUMNS"] = "88"
+
+from rayd import methods, recipes  # noqa: E402
+from rayd.cli import app  # noqa: E402
+from rayd.config import Recipe  # noqa: E402
+
+RESULTS = {"paper", "measured"}
+"""Fields of a recipe that are no settings."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages."""
+    pages = {
+        "command-line.md": command_line(),
+        "settings.md": settings(),
+        "reproducing.md": reproducing(),
+        "methods/index.md": method_index(),
+        **{f"methods/{name}.md": page for name, page in method_pages()},
+    }
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    for picture in sorted((TOP / ".github").glob("*.png")):
+        files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    return files
+
+
+def modules() -> dict[str, list[type[methods.Method]]]:
+    """The methods of each module of `rayd.methods`."""
+    found = defaultdict[str, list[type[methods.Method]]](list)
+    for name in methods.names():
+        method = methods.get(name)
+        found[method.__module__.rpartition(".")[2]].append(method)
+    return found
+
+
+def method_index() -> str:
+    """The list of methods with what each does."""
+    lines = [
+        "# Methods",
+        "",
+        "Each page is the head of the module that implements the method: the paper, its objective,",
+        "what every symbol means, and where paper and released code differ.",
+        "",
+        "| method | what it does | recipes |",
+        "|---|---|---|",
+    ]
+    counts = defaultdict[str, int](int)
+    for headline in recipes.headlines():
+        counts[headline.method] += 1
+    for module, found in sorted(modules().items()):
+        for method in found:
+            (summary, *_) = (inspect.getdoc(method) or "").splitlines()
+            lines.append(
+                f"| [`{method.name}`]({module}.md) | {summary} | {counts[method.name] or ''} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def method_pages() -> Iterator[tuple[str, str]]:
+    """Name and content of the page of each module."""
+    for module, found in sorted(modules().items()):
+        head = inspect.getdoc(sys.modules[f"rayd.methods.{module}"]) or ""
+        title, _, body = head.partition("\n")
+        lines = [f"# {title.rstrip('.')}", body, ""]
+        for method in found:
+            lines.extend(_method(method))
+        yield module, "\n".join(lines) + "\n"
+
+
+def _method(method: type[methods.Method]) -> Iterator[str]:
+    """Recipes and citation of a method."""
+    yield f"## `{method.name}`"
+    yield ""
+    yield inspect.getdoc(method) or ""
+    yield ""
+    rows = [headline for headline in recipes.headlines() if headline.method == method.name]
+    if rows:
+        yield "| recipe | data | images per class |"
+        yield "|---|---|---|"
+        for row in rows:
+            yield f"| `{row.name}` | {row.data} | {row.ipc} |"
+        yield ""
+    yield "```bibtex"
+    yield str(method.citation).strip()
+    yield "```"
+    yield ""
+
+
+def command_line() -> str:
+    """The help of every command."""
+    lines = [
+        "# Command line",
+        "",
+        "Every command takes `--help` and `--debug`. Exit codes: 0 success, 1 a run that failed, 2 a",
+        "mistake in what was asked, 130 interrupted.",
+        "",
+    ]
+    root = typer.main.get_command(app)
+    for names, command in _commands(root, ["rayd"]):
+        context = click.Context(command, info_name=" ".join(names))
+        lines += [f"## {' '.join(names)}", "", "```text", command.get_help(context), "```", ""]
+    return "\n".join(lines)
+
+
+def _commands(command: Any, names: list[str]) -> Iterator[tuple[list[str], Any]]:
+    """All commands below a group, which is itself the first."""
+    yield names, command
+    for name, below in getattr(command, "commands", {}).items():
+        if not below.hidden:
+            yield from _commands(below, [*names, name])
+
+
+def settings() -> str:
+    """Tables of all fields of a recipe, by group."""
+    lines = [
+        "# Settings",
+        "",
+        "Settings of a recipe, as `key.sub=value` on the command line or nested in YAML. Defaults",
+        "of a method are laid under the recipe: `rayd recipes NAME` prints what a recipe resolves",
+        "to, and `rayd recipes --schema` a JSON schema for editors. Settings of objectives and",
+        "terms are on the pages of the [methods](methods/index.md).",
+        "",
+    ]
+    for path, model in _models(Recipe, ""):
+        lines += [f"## {f'`{path}`' if path else 'The recipe'}", ""]
+        description = (inspect.getdoc(model) or "").split("\n\n")[0]
+        lines += [" ".join(description.split()), "", "| setting | default | |", "|---|---|---|"]
+        for name, field in model.model_fields.items():
+            full = full_name(path, name)
+            if full in RESULTS:
+                continue
+            text = " ".join((field.description or "").split()).replace("|", "\\|")
+            lines.append(f"| `{full}` | {_default(field)} | {text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """A model of settings and those in its fields."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        inner = [each for each in _types(field.annotation) if issubclass(each, BaseModel)]
+        if len(inner) == 1 and inner[0].model_fields and full_name(path, name) not in RESULTS:
+            yield from _models(inner[0], full_name(path, name))
+
+
+def full_name(path: str, name: str) -> str:
+    """The dotted key of a setting."""
+    return f"{path}.{name}" if path else name
+
+
+def _types(annotation: Any) -> Iterator[type]:
+    """The classes of an annotation without those in containers."""
+    if get_origin(annotation) in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _types(each)
+    elif isinstance(annotation, type):
+        yield annotation
+
+
+def _default(field: Any) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return "below"
+    if isinstance(value, tuple | list):
+        value = [each.model_dump() if isinstance(each, BaseModel) else each for each in value]
+    if isinstance(value, dict) and not value:
+        return ""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return f"`{text}`" if len(text) <= 60 else "see the schema"
+
+
+def reproducing() -> str:
+    """Every recipe that has a number, with the paper's and ours."""
+    lines = [
+        "# Reproducing papers",
+        "",
+        "Accuracies on the real test images, as fractions, of the recipe's first network. `ours` is",
+        "what this code reached with the recipe as it stands; an empty cell was not run. *Reduced*",
+        "recipes have small observers and few epochs, so that two cores suffice, and are not to be",
+        "compared with the paper's number. `random` are as many random real images, trained on in",
+        "the same way. `rayd recipes NAME` prints seeds, command, hardware and time of each result.",
+        "",
+    ]
+    by_method = defaultdict[str, list[recipes.Headline]](list)
+    for headline in recipes.headlines():
+        if headline.measured or _published(headline):
+            by_method[headline.method].append(headline)
+    for method, rows in sorted(by_method.items()):
+        lines += [f"## {method}", "", "| recipe | paper | ours | random |", "|---|---|---|---|"]
+        for row in rows:
+            ours = row.measured[0] if row.measured else None
+            measured = "" if ours is None else _number(ours.accuracy, ours.std)
+            random = "" if ours is None else _number(ours.random, None)
+            lines.append(f"| `{row.name}` | {_published(row)} | {measured} | {random} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _published(headline: recipes.Headline) -> str:
+    """The paper's number of a recipe."""
+    paper = headline.paper
+    return "" if paper is None else _number(paper.accuracy, paper.std)
+
+
+def _number(value: float | None, std: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"

@@ -1,0 +1,107 @@
+"""The documentation: its pages build, its commands and settings exist, its messages are ours."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from rayd import recipes
+from rayd.cli import app
+from rayd.config import parse_overrides
+
+TOP = Path(__file__).parents[1]
+PAGES = sorted((TOP / "docs" / "pages").glob("*.md"))
+CALL = re.compile(r"(?:^|-- |bin/)rayd ([a-z]+ .*)")
+CONTINUED = re.compile(r"\\\n\s*")
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Pages and contents of all blocks of code in a language."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        found += [
+            (page.name, block) for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+        ]
+    return found
+
+
+def commands() -> list[tuple[str, str]]:
+    """Pages and words of all calls of rayd in the blocks."""
+    found = []
+    for page, block in blocks("bash"):
+        for line in CONTINUED.sub(" ", block).splitlines():
+            call = CALL.search(line)
+            if call is not None:
+                found.append((page, call[1].partition(" > ")[0]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_command_of_a_page_is_understood(page, command):
+    """Every option exists, and a built-in recipe takes the settings beside it."""
+    words = shlex.split(command, comments=True)
+    context = typer.main.get_command(app).make_context("rayd", list(words), resilient_parsing=False)
+    group = context.command
+    name, chosen, rest = group.resolve_command(context, words)
+    below = chosen.make_context(name, list(rest), parent=context)
+    given = below.params
+    if hasattr(chosen, "commands"):
+        return
+    recipe = given.get("recipe")
+    if recipe in recipes.names():
+        recipes.resolve(recipe, parse_overrides(given.get("overrides") or []))
+
+
+@pytest.mark.parametrize(("page", "block"), blocks("python"))
+def test_python_of_a_page_can_be_parsed(page, block):
+    ast.parse(block)
+
+
+def test_messages_of_troubleshooting_are_those_of_the_code():
+    """The first column quotes messages; … stands for what differs."""
+    text = (TOP / "docs" / "pages" / "troubleshooting.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sorted(TOP.glob("rayd/**/*.py")))
+    # f-strings are cut at their values, and lines of a message at quotation marks
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    code = re.sub(r"\{[^{}]*\}", "…", code)
+    rows = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    assert rows
+    for row in rows:
+        message = row.strip("`").replace("runs/a", "…")
+        parts = [part.strip() for part in re.split("…", message) if len(part.strip()) > 5]
+        missing = [part for part in parts if part not in code]
+        assert not missing, f"{row}: {missing}"
+
+
+def test_site_builds_strictly(tmp_path):
+    """No page is missing from the menu, and no link is broken."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "-f",
+            str(TOP / "docs" / "mkdocs.yml"),
+            "-d",
+            str(tmp_path / "site"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "methods" / "edc" / "index.html").read_text(encoding="utf-8")
+    assert "Elucidating the Design Space" in page
+    settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
+    assert "synthesis.learning_rate" in settings
