@@ -19,6 +19,7 @@ from rayd.config.observers import (
 )
 from rayd.config.reading import (
     check_some,
+    flat,
     given_resources,
     lookup,
     nested,
@@ -84,6 +85,7 @@ __all__ = [
     "TransformSettings",
     "When",
     "check_some",
+    "flat",
     "given_resources",
     "lookup",
     "merge",
