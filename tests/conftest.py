@@ -88,6 +88,7 @@ def tiny(**overrides: object) -> Recipe:
                 "epochs": 4,
                 "whole_epochs": 1,
                 "baselines": ["random", "whole"],
+                "comparisons": [],
                 "augmentation": "color_crop_cutout_scale_rotate",
             },
             "resources": {"threads": 1},

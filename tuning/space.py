@@ -41,6 +41,7 @@ FIXED = {
     "measured": "it changes no result",
     "evaluation.seeds": "'seeds' of the space sets the number of students of a trial",
     "evaluation.baselines": "trials are compared with each other",
+    "evaluation.comparisons": "trials are compared with each other",
     "labels.precision": "it belongs to the evaluation of trials",
 }
 """Settings that are not searched, and why."""

@@ -42,6 +42,7 @@ from rayd.config.recipe import (
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
 from rayd.config.training import (
+    NOT_OF_A_STUDENT,
     ClassifierSettings,
     EvaluationSettings,
     LabelSettings,
@@ -55,6 +56,7 @@ from rayd.config.trajectories import ExpertSettings, StartSettings, TrajectorySe
 __all__ = [
     "DSA_STRATEGY",
     "NETWORK_GROUPS",
+    "NOT_OF_A_STUDENT",
     "ClassifierSettings",
     "DataSettings",
     "EvaluationSettings",

@@ -201,6 +201,12 @@ class ClassifierSettings(NetworkGroupSettings):
 
 Baseline = Literal["random", "herding", "k-center", "whole"]
 Epoch = Literal["last", "validation-best"]
+Comparison = Literal["hard-labels", "equal-storage", "no-augmentation"]
+
+NOT_OF_A_STUDENT = frozenset(
+    {"networks", "seeds", "epochs", "whole_epochs", "baselines", "comparisons", "learned_step_size"}
+)
+"""Evaluation settings that say which students there are, not how one is trained."""
 
 
 class EvaluationSettings(TrainingSettings):
@@ -238,6 +244,13 @@ class EvaluationSettings(TrainingSettings):
     """
     baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
     """Sets trained under the same protocol for comparison."""
+    comparisons: Annotated[tuple[Comparison, ...], Listed] = ("hard-labels", "equal-storage")
+    """Further students that show what an accuracy is worth. `hard-labels`: all sets under hard
+    labels as well, where the protocol's are soft; `equal-storage`: random real images of as many
+    bytes as the distilled set with its labels, in as many optimizer steps; `no-augmentation`: the
+    distilled and random images without augmentation. An empty list switches them off, as no
+    baselines do.
+    """
 
     def epochs_on(self, set_name: str) -> int:
         """Passes over a set by name (`distilled`, `random`, ..., `whole`)."""

@@ -24,6 +24,7 @@ from torch import nn
 from rayd import methods, networks, synthetic
 from rayd.artifacts import content_hash
 from rayd.config import (
+    NOT_OF_A_STUDENT,
     EvaluationSettings,
     ExpertSettings,
     NetworkGroup,
@@ -190,10 +191,12 @@ class Costs:
         together = -(-TOGETHER // batch) if labels == "online" else 1
         batches = -(-images // batch)
 
+        not_counted = {"learning_rate", *NOT_OF_A_STUDENT}
+
         def epoch(limit: int | None) -> Count:
             inputs = {
                 "network": network.model_dump(mode="json", exclude={"weights"}),
-                "settings": settings.model_dump(mode="json", exclude={"epochs", "learning_rate"}),
+                "settings": settings.model_dump(mode="json", exclude=not_counted),
                 "teachers": self._teacher_inputs(),
                 "labels": [labels, self.recipe.labels.precision],
                 "images": images if limit is None else [limit, batch, self._resident(images, real)],
@@ -477,9 +480,7 @@ class Costs:
         batch = min(images, settings.batch_size)
         count = min(images, batch * -(-TOGETHER // batch))
         inputs = {
-            "settings": settings.model_dump(
-                mode="json", exclude={"epochs", "seeds", "networks", "whole_epochs", "baselines"}
-            ),
+            "settings": settings.model_dump(mode="json", exclude=set(NOT_OF_A_STUDENT)),
             "teachers": self._teacher_inputs(),
             "labels": self.recipe.labels.precision,
             "images": count,

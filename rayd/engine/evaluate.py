@@ -35,6 +35,7 @@ from rayd.engine.students import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
+from rayd.evaluation.variants import Variant, needs_teachers, variants
 from rayd.recipes import restore
 
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
@@ -49,8 +50,8 @@ def judge(
     labels: LabelSource = NO_TEACHERS,
     pool: WorkerPool | None = None,
     is_last: bool = False,
-) -> list[tuple[str, StudentResult]]:
-    """Train and test students on the distilled set and on the recipe's baselines.
+) -> list[tuple[Variant, StudentResult]]:
+    """Train and test students on the distilled set, the recipe's baselines and its comparisons.
 
     Args:
         job: the protocol, the architectures, the baselines, the real data.
@@ -64,7 +65,8 @@ def judge(
     """
     recipe = job.recipe
     sets = TrainingSets(job.data, distilled, recipe.ipc)
-    work = tasks(recipe, ["distilled", *recipe.evaluation.baselines], sets, labels.hashes)
+    compared = variants(recipe, distilled.labels.is_floating_point())
+    work = tasks(recipe, compared, sets, labels.hashes)
     known: set[Task] = set()
 
     def on_result(task: Task, result: StudentResult) -> None:
@@ -82,7 +84,7 @@ def judge(
                 stack.enter_context(progress.workers(pool))
             _train(students, missing, job, progress, pool)
     results = students.results()
-    return [(task.set_name, result) for task in work for result in results[task]]
+    return [(task.variant, result) for task in work for result in results[task]]
 
 
 def _open_pool(job: Job) -> WorkerPool:
@@ -108,7 +110,7 @@ def _train(
 
 def _scalar(task: Task, result: StudentResult, settings: EvaluationSettings) -> str:
     """Name of a result in the log."""
-    parts = [task.set_name, task.network.label, str(task.seed)]
+    parts = [task.variant.words, task.network.label, str(task.seed)]
     parts += [result.selection] if len(settings.epoch) > 1 else []
     return "/".join([*parts, "test_accuracy"])
 
@@ -149,8 +151,7 @@ def evaluate_distilled(
             "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last."
         )
     data = normalized_as(distilled, data)
-    replayed = recipe.labels.kind == "stored" and not recipe.evaluation.baselines
-    preflight(recipe, data, () if replayed else teachers(recipe))
+    preflight(recipe, data, teachers(recipe) if needs_teachers(recipe) else ())
     choice = arithmetic.choose(recipe, data.shape)
     recipe = choice.recipe
     for sentence in choice.warnings:
@@ -195,7 +196,7 @@ def _label_source(job: Job, distilled: Distilled, progress: Progress) -> LabelSo
     if recipe.labels.kind == "hard":
         return NO_TEACHERS
     labels = next_to(job, distilled) if recipe.labels.kind == "stored" else None
-    if labels is not None and not recipe.evaluation.baselines:
+    if labels is not None and not needs_teachers(recipe):
         return LabelSource(stored=labels.directory, hashes=labels.made_for.teachers)
     squeeze = Squeeze(job, teachers(recipe))
     observers = squeeze.ensure(progress)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
-from rayd import devices, synthetic
+from rayd import devices
 from rayd.engine.costs import Costs
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
@@ -64,14 +64,13 @@ class Forecast:
 
     def student(self, task: Task) -> float:
         """Relative cost of an epoch of a student."""
-        own = synthetic.image_count(self._recipe, self._data)
         real = task.set_name != "distilled"
-        few = self._recipe.ipc * self._data.classes
-        images = {"whole": len(self._data.train), "distilled": own}.get(task.set_name, few)
-        settings = self._recipe.evaluation
+        settings = task.settings(self._recipe.evaluation)
 
         def seconds() -> float:
-            epoch = self._costs.training(task.network, settings, images, task.labels.kind, real)
+            epoch = self._costs.training(
+                task.network, settings, task.images, task.labels.kind, real
+            )
             test = self._costs.testing(task.network, settings.precision, len(self._data.test))
             return self._speeds.seconds(epoch + test * (1 / task.epochs))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rayd import devices, synthetic
+from rayd import devices
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
@@ -37,8 +37,9 @@ from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
-from rayd.engine.stages.students import students_cost
+from rayd.engine.stages.students import COMPARISONS, students_cost
 from rayd.engine.stages.synthesis import Synthesis
+from rayd.engine.storage import LABELS, label_bytes
 from rayd.engine.store import Store
 from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
@@ -47,6 +48,8 @@ from rayd.training.judging import TEST_BATCH
 DAY = 24 * 3600.0
 DOMINANT = 0.3
 """Share of the time from which on a part of the work is named in a remark."""
+NOTABLE = 0.05
+"""Share of the time from which on comparisons are named in a remark."""
 DECODED = 16
 """Number of streamed images whose decoding is timed."""
 
@@ -309,7 +312,7 @@ class _Work:
             * set_bytes
             * (1 + optimizer_states + (self.job.method.averaging is not None)),
             "distilled": 2 * set_bytes,
-            "soft labels": self._label_bytes(),
+            LABELS: label_bytes(recipe, self.data),
         }
 
     def _data_bytes(self) -> int:
@@ -353,16 +356,6 @@ class _Work:
             each = Experts(self.job).bytes_each()
         return {"experts": len(Experts(self.job).missing()) * each}
 
-    def _label_bytes(self) -> int:
-        """Bytes of the logits of stored labels; crops and mixes are negligible."""
-        recipe = self.recipe
-        if recipe.labels.kind != "stored":
-            return 0
-        numbers = (
-            recipe.evaluation.epochs * synthetic.image_count(recipe, self.data) * self.data.classes
-        )
-        return numbers * (2 if recipe.labels.precision == "float16" else 4)
-
 
 def _seconds_to_decode(images: ImageSet) -> float:
     """Seconds to read and decode one image."""
@@ -401,6 +394,12 @@ def _remarks(
         remarks.append(
             f"{seconds / total:.0%} of the time is {stage.name}: {part.what}. It is proportional "
             f"to {part.settings}."
+        )
+    compared = sum(seconds for seconds, _, part in ranked if part.settings.startswith(COMPARISONS))
+    if compared >= NOTABLE * total > 0:
+        remarks.append(
+            f"{duration(compared)} of the time go into comparisons that show what the accuracy is "
+            f"worth; {COMPARISONS}=[] leaves them out."
         )
     if device.type == "cpu" and total > DAY:
         remarks.append(

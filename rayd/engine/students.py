@@ -67,7 +67,7 @@ class StudentTrainer:
         return train(
             self._training(task.set_name, training.get()),
             task.network,
-            self._settings.model_copy(update={"learning_rate": task.learning_rate}),
+            task.settings(self._settings),
             shape=self._facts.shape,
             classes=self._facts.classes,
             seed=task.seed,

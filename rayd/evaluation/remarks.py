@@ -87,10 +87,17 @@ def _out_of_range(report: Report) -> Iterator[str]:
 def _pairs(
     results: Sequence[SetResult], first: str, second: str
 ) -> Iterator[tuple[SetResult, SetResult]]:
-    """Yield pairs of results of two sets for the same network and tested epoch."""
-    others = {(result.network, result.epoch): result for result in results if result.set == second}
+    """Yield pairs of results of two sets under the same protocol, labels apart from learned ones.
+
+    A set with learned labels is paired with real images under their hard ones.
+    """
+
+    def place(result: SetResult) -> tuple[str, str, bool, bool]:
+        return result.network, result.epoch, result.taught, result.augmented
+
+    others = {place(result): result for result in results if result.set == second}
     for result in results:
-        other = others.get((result.network, result.epoch))
+        other = others.get(place(result))
         if result.set == first and other is not None:
             yield result, other
 

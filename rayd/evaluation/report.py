@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
 from rich.markup import escape
@@ -27,8 +27,10 @@ from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled, PixelRange
 from rayd.errors import ArtifactError
 from rayd.evaluation.remarks import MARK, at_chance, remarks
+from rayd.evaluation.scores import EXPLAINED, Scores, scores_of
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 from rayd.recipes import names as recipe_names
 
 FILE = "evaluation.json"
@@ -37,7 +39,7 @@ FILE = "evaluation.json"
 ROUNDING = 1e-6
 """Largest difference between equal accuracies in a file that somebody rounded."""
 
-ORDER = ("distilled", "random", "herding", "k-center", "whole")
+ORDER = (DISTILLED, "random", "herding", "k-center", EQUAL_STORAGE, "whole")
 """Order of sets in tables: random images follow the distilled ones."""
 
 
@@ -101,25 +103,34 @@ class SetResult:
     """Seeds of the students."""
     seconds: float
     """Total wall-clock seconds of the students."""
+    labels: Literal["hard", "soft", "learned"] | None = None
+    """Labels that students learned from: `soft` ones are by teachers, `learned` ones come with the
+    images. None in reports of older versions.
+    """
+    augmented: bool = True
+    """Whether students saw what the protocol's augmentation makes of the images."""
 
     @classmethod
     def of(
         cls,
-        set_name: str,
+        variant: str | Variant,
         students: Sequence[StudentResult],
         protocol: str,
         long_tailed: bool,
         class_counts: Sequence[int] | None = None,
+        labels: Literal["hard", "soft", "learned"] | None = None,
     ) -> Self:
         """Summarise at least one student of the same architecture and selection.
 
         Args:
-            set_name: `distilled`, or the name of a baseline.
+            variant: what they were trained on; a name stands for a set under the protocol as it is.
             students: students of one architecture and selection, in any order.
             protocol: description of the training protocol.
             long_tailed: whether the real training set is long-tailed.
             class_counts: number of real training images of each class; by default decreasing.
+            labels: labels that they learned from.
         """
+        variant = Variant.of(variant)
         students = sorted(students, key=lambda student: student.seed)
         runs_by_class = zip(*(student.per_class for student in students), strict=True)
         per_class = tuple(_mean(runs) for runs in runs_by_class)
@@ -128,7 +139,7 @@ class SetResult:
         head = [value for value, in_head in pairs if in_head]
         tail = [value for value, in_head in pairs if not in_head]
         return cls(
-            set=set_name,
+            set=variant.set,
             network=students[0].network,
             protocol=protocol,
             test_accuracy=Accuracy.of(student.test_accuracy for student in students),
@@ -138,7 +149,19 @@ class SetResult:
             tail_accuracy=_mean(tail) if long_tailed else None,
             seeds=tuple(student.seed for student in students),
             seconds=sum(student.seconds for student in students),
+            labels=labels,
+            augmented=variant.augmented,
         )
+
+    @property
+    def label_kind(self) -> str:
+        """Labels that students learned from: `hard`, `soft` or `learned`."""
+        return self.labels or self.protocol.partition("-label")[0]
+
+    @property
+    def taught(self) -> bool:
+        """Whether teachers labelled the images."""
+        return self.label_kind == "soft"
 
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...]]:
@@ -172,12 +195,16 @@ class Report:
     """What was read of the real data, see `rayd.data.summary`; None for older reports."""
     pixel_range: PixelRange | None = None
     """Where the values of the distilled images lie; None in reports of older versions."""
+    scores: tuple[Scores, ...] = ()
+    """What the accuracies are worth beside the baselines, for every architecture and tested
+    epoch.
+    """
 
     @classmethod
     def build(
         cls,
         recipe: Recipe,
-        students: Iterable[tuple[str, StudentResult]],
+        students: Iterable[tuple[str | Variant, StudentResult]],
         distilled: Distilled,
         seconds: Mapping[str, float],
         class_counts: Sequence[int] | None = None,
@@ -186,21 +213,23 @@ class Report:
 
         Args:
             recipe: the evaluated run.
-            students: (set name, result) of every student.
+            students: (variant or set name, result) of every student.
             distilled: the distilled set, for its storage cost and the range of its values.
             seconds: wall-clock seconds by stage.
             class_counts: number of real training images of each class.
         """
-        groups: dict[tuple[str, str, str], list[StudentResult]] = {}
+        groups: dict[tuple[str, Variant, str], list[StudentResult]] = {}
         for name, student in students:
-            groups.setdefault((student.network, name, student.selection), []).append(student)
+            key = (student.network, Variant.of(name), student.selection)
+            groups.setdefault(key, []).append(student)
         long_tailed = recipe.data.imbalance > 1
         if class_counts is not None and uneven(class_counts):
             long_tailed = True
         results = []
-        for (_, name, _), group in groups.items():
-            protocol = _protocol_on(name, recipe, distilled)
-            results.append(SetResult.of(name, group, protocol, long_tailed, class_counts))
+        for (_, variant, _), group in groups.items():
+            protocol = _protocol_on(variant, recipe, distilled)
+            kind = _labels_on(variant, recipe, distilled)
+            results.append(SetResult.of(variant, group, protocol, long_tailed, class_counts, kind))
         return cls(
             recipe=recipe.name,
             method=recipe.method,
@@ -209,15 +238,20 @@ class Report:
             storage_bytes=dict(distilled.storage.bytes),
             seconds=dict(seconds),
             results=_ordered(results),
+            scores=scores_of(_ordered(results)),
             real_data=distilled.card.get("data", {}).get("read"),
             pixel_range=distilled.pixel_range,
         )
 
     def merge(self, newer: Report) -> Report:
         """Combine with a newer report of the same set, whose results take precedence."""
-        results = {result.key: result for report in (self, newer) for result in report.results}
+        by_key = {result.key: result for report in (self, newer) for result in report.results}
+        results = _ordered(by_key.values())
         return replace(
-            newer, seconds={**self.seconds, **newer.seconds}, results=_ordered(results.values())
+            newer,
+            seconds={**self.seconds, **newer.seconds},
+            results=results,
+            scores=scores_of(results),
         )
 
     def brief(self) -> list[str]:
@@ -228,9 +262,8 @@ class Report:
                 result.network if result.epoch == "last" else f"{result.network} ({result.epoch})"
             )
             mark = f" {MARK}" if at_chance(result) else ""
-            groups.setdefault(network, []).append(
-                f"{result.set} {result.test_accuracy.text()}{mark}"
-            )
+            words = _words(result, self.results)
+            groups.setdefault(network, []).append(f"{words} {result.test_accuracy.text()}{mark}")
         return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
 
     def to_json(self) -> dict[str, Any]:
@@ -274,7 +307,13 @@ class Report:
                     f"{where} contradicts itself: '{result.set}' has {len(accuracy.runs)} students "
                     f"and {len(result.seeds)} seeds."
                 )
-        return report
+        scores = scores_of(report.results)
+        if report.scores and not _agree(report.scores, scores):
+            raise ArtifactError(
+                f"{where} contradicts itself: its scores are not those of its accuracies; remove "
+                "the entry 'scores' to have them computed again."
+            )
+        return replace(report, scores=scores)
 
     def remarks(self) -> list[str]:
         """Remarks that the numbers do not show, see `rayd.evaluation.remarks`."""
@@ -283,7 +322,7 @@ class Report:
     def table(self) -> Table:
         """Format as a table for a terminal."""
         layout = TableLayout.of(self._rows())
-        caption = "\n".join((*layout.below, *self._read(), *self.remarks()))
+        caption = "\n".join((*layout.below, *self.score_lines(), *self._read(), *self.remarks()))
         table = Table(title=escape(self._title()), caption=escape(caption))
         for name in layout.columns:
             table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
@@ -294,8 +333,25 @@ class Report:
     def text(self) -> str:
         """Format as aligned lines of at most 80 characters, if network names are short enough."""
         layout = TableLayout.of(self._rows())
-        paragraphs = (*layout.below, *self._read(), *self.remarks())
+        paragraphs = (*layout.below, *self.score_lines(), *self._read(), *self.remarks())
         return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
+
+    def score_lines(self) -> list[str]:
+        """A line of scores for every architecture and tested epoch, and what they mean."""
+        lines = []
+        shown = dict.fromkeys(
+            name for scores in self.scores for name in scores.cells() if name in EXPLAINED
+        )
+        several = len(self.scores) > 1
+        for scores in self.scores:
+            words = [f"{name} {value}" for name, value in scores.cells().items()]
+            of = f" of {scores.network}" if several else ""
+            epoch = "" if scores.epoch == "last" else f" ({scores.epoch})"
+            lines.append(f"scores{of}{epoch}: {', '.join(words)}")
+        if shown:
+            meaning = "; ".join(f"{name}: {EXPLAINED[name]}" for name in shown)
+            lines.append(f"{meaning}; ± over students, paired by seed")
+        return lines
 
     def _read(self) -> list[str]:
         """Clause about the real images, if it is known."""
@@ -313,19 +369,25 @@ class Report:
         # if some accuracies have a mark, the others are padded, so that digits stay aligned
         blank = " " * (len(MARK) + 1) if any(map(at_chance, self.results)) else ""
         rows: list[Row] = []
+        several_labels = len({result.label_kind for result in self.results}) > 1
         for result in self.results:
+            protocol = result.protocol
+            if several_labels:
+                # a column of its own says so
+                protocol = protocol.removeprefix(f"{result.label_kind}-label").lstrip(", ")
             mark = f" {MARK}" if at_chance(result) else blank
             rows.append(
                 {
                     "network": result.network,
                     "set": result.set,
+                    "labels": result.label_kind,
                     "test accuracy": result.test_accuracy.text() + mark,
                     "students": str(len(result.test_accuracy.runs)),
                     "head": _cell(result.head_accuracy),
                     "tail": _cell(result.tail_accuracy),
                     "epoch": result.epoch,
                     "seconds": f"{result.seconds:.1f}",
-                    "protocol": result.protocol,
+                    "protocol": protocol,
                 }
             )
             random = ("random", result.network, result.epoch)
@@ -349,10 +411,17 @@ def _ordered(results: Iterable[SetResult]) -> tuple[SetResult, ...]:
     results = tuple(results)
     networks = list(dict.fromkeys(result.network for result in results))
     order = {name: index for index, name in enumerate(ORDER)}
+    is_soft = any(result.taught for result in results)
+    is_learned = any(result.label_kind == "learned" for result in results)
 
-    def key(result: SetResult) -> tuple[int, str, int, str]:
+    def key(result: SetResult) -> tuple[Any, ...]:
         rank = order.get(result.set, len(ORDER))
-        return networks.index(result.network), result.epoch, rank, result.set
+        network = networks.index(result.network)
+        # the protocol's own labels first; images of equal storage have hard ones anyway
+        own = result.taught or not is_soft
+        if result.set == DISTILLED and not is_soft:
+            own = result.label_kind == "learned" or not is_learned
+        return network, result.epoch, not result.augmented, not own, rank, result.set
 
     return tuple(sorted(results, key=key))
 
@@ -367,13 +436,69 @@ def _cell(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def _protocol_on(set_name: str, recipe: Recipe, distilled: Distilled) -> str:
+def _agree(given: Sequence[Scores], computed: Sequence[Scores]) -> bool:
+    """Whether scores are equal but for rounding."""
+    if len(given) != len(computed):
+        return False
+    for one, other in zip(given, computed, strict=True):
+        first = _flat(asdict(one))
+        second = _flat(asdict(other))
+        if first.keys() != second.keys():
+            return False
+        for key, value in first.items():
+            same = value == second[key]
+            if isinstance(value, float) and isinstance(second[key], float):
+                same = abs(value - second[key]) <= 2 * ROUNDING
+            if not same:
+                return False
+    return True
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and sequences by dotted key."""
+    if isinstance(tree, Mapping):
+        pairs = list(tree.items())
+    elif isinstance(tree, list | tuple):
+        pairs = list(enumerate(tree))
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in pairs:
+        flat |= _flat(value, f"{prefix}.{key}")
+    return flat
+
+
+def _words(result: SetResult, results: Iterable[SetResult]) -> str:
+    """Name of a result's set, with its labels and augmentation where others differ in them."""
+    place = (result.set, result.network, result.epoch)
+    others = [one for one in results if (one.set, one.network, one.epoch) == place]
+    hard = result.label_kind == "hard" and any(one.label_kind != "hard" for one in others)
+    return Variant(result.set, hard, result.augmented).words
+
+
+def _labels_on(
+    variant: Variant, recipe: Recipe, distilled: Distilled
+) -> Literal["hard", "soft", "learned"]:
+    """Kind of the labels that students of a variant learn from."""
+    if variant.hard_labels or variant.set == EQUAL_STORAGE:
+        return "hard"
+    if recipe.labels.kind != "hard":
+        return "soft"
+    is_learned = variant.set == DISTILLED and distilled.labels.is_floating_point()
+    return "learned" if is_learned else "hard"
+
+
+def _protocol_on(variant: Variant, recipe: Recipe, distilled: Distilled) -> str:
     """Describe the protocol; a distilled set may have learned labels and a learned step size."""
-    settings = recipe.evaluation
-    if set_name != "distilled":
-        return settings.protocol_on(set_name, recipe.labels)
-    if settings.learned_step_size and distilled.step_size is not None:
+    settings = variant.applied(recipe.evaluation)
+    kind = _labels_on(variant, recipe, distilled)
+    labels = recipe.labels if kind == "soft" else None
+    if variant.set == EQUAL_STORAGE:
+        return settings.protocol_on(variant.set, labels).replace(
+            f"{settings.epochs} epochs", "as many steps"
+        )
+    if variant.set == DISTILLED and settings.learned_step_size and distilled.step_size is not None:
         settings = settings.model_copy(
             update={"learning_rate": float(f"{distilled.step_size:.3g}")}
         )
-    return settings.protocol_on(set_name, recipe.labels, distilled.labels.is_floating_point())
+    return settings.protocol_on(variant.set, labels, kind == "learned")

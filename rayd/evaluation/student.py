@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from rayd import remote
 from rayd.artifacts import content_hash, tensor_hash
-from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings
+from rayd.config import NOT_OF_A_STUDENT, EvaluationSettings, LabelSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import build
@@ -122,8 +122,7 @@ def train(
     Args:
         training: training set.
         network: architecture of the student.
-        settings: the protocol; `networks`, `seeds`, `epochs`, `whole_epochs` and `baselines` are
-            handled by the caller.
+        settings: the protocol; `NOT_OF_A_STUDENT` are handled by the caller.
         shape: shape of an image.
         classes: number of classes.
         seed: seed of all draws, except those of batches if `labels` has a seed.
@@ -285,8 +284,7 @@ class _Student:
 
     def _key(self) -> str:
         """Hash of everything that determines the result."""
-        others = {"networks", "seeds", "epochs", "whole_epochs", "baselines", "learned_step_size"}
-        chosen = self.settings.model_dump(mode="json", exclude=others)
+        chosen = self.settings.model_dump(mode="json", exclude=set(NOT_OF_A_STUDENT))
         return content_hash(
             {
                 "set": self.training.fingerprint,

@@ -16,6 +16,7 @@ WIDTH = 80
 COLUMNS = (
     "network",
     "set",
+    "labels",
     "test accuracy",
     "students",
     "head",
@@ -26,7 +27,7 @@ COLUMNS = (
 )
 """All columns, in order. A protocol is a comma-separated list."""
 
-LEFT_ALIGNED = frozenset({"network", "set", "protocol"})
+LEFT_ALIGNED = frozenset({"network", "set", "labels", "protocol"})
 
 ALWAYS = frozenset({"network", "set", "test accuracy", "seconds"})
 """Columns shown even if they are the same in all rows."""
@@ -92,10 +93,12 @@ class TableLayout:
 
 
 def wrapped(paragraph: str) -> str:
-    """Wrap a paragraph at `WIDTH` characters, without breaking long names and paths."""
-    return textwrap.fill(
-        paragraph, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    """Wrap a paragraph at `WIDTH` characters, without breaking long names, paths and `a ± b`."""
+    joined = paragraph.replace(" ± ", "\u00a0±\u00a0")
+    filled = textwrap.fill(
+        joined, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+    return filled.replace("\u00a0", " ")
 
 
 def _shared_words(rows: Sequence[Row]) -> list[str]:

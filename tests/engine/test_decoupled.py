@@ -61,6 +61,7 @@ def edc(**overrides: object) -> Recipe:
             "epochs": 3,
             "batch_size": 8,
             "baselines": ["random"],
+            "comparisons": [],
         },
         "resources": {"threads": 1},
     }

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +11,14 @@ from rayd.artifacts import content_hash, read_json, write_json
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.distilled import Distilled
+from rayd.distilled import load as load_distilled
 from rayd.engine import students as module
-from rayd.engine.evaluate import judge
+from rayd.engine.distill import distill
+from rayd.engine.evaluate import evaluate_distilled, judge
 from rayd.engine.job import Job
 from rayd.engine.progress import Progress
 from rayd.engine.stages.squeeze import Squeeze
-from rayd.engine.stages.student_tasks import TrainingSets, tasks
+from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
 from rayd.engine.store import Store
 from rayd.evaluation.student import StudentResult
 from tests.conftest import tiny
@@ -117,7 +120,7 @@ def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypat
     )
     results = judged(recipe, data, store)
     assert put == [2] * 4
-    names = [(name, result.seed, result.selection) for name, result in results]
+    names = [(variant.set, result.seed, result.selection) for variant, result in results]
     assert names == [
         (name, seed, chosen)
         for name in ("distilled", "random")
@@ -140,3 +143,68 @@ def test_all_selections_of_a_student_are_kept_together(tmp_path: Path, monkeypat
         (r.test_accuracy, r.selection) for _, r in results
     ]
     assert len(trained) == 1
+
+
+def test_equal_storage_is_as_many_real_images_as_the_bytes_hold(data):
+    """640 float32 numbers are 2,560 bytes: 40 greyscale images of 64 pixels, four of each class."""
+    distilled = Distilled(
+        torch.zeros(10, *data.shape), torch.arange(10), data.train.class_names, data.normalization
+    )
+    distilled.card["storage"] = {"bytes": {"images": 2560}}
+    sets = TrainingSets(data, distilled, 1)
+    assert sets.size("equal-storage") == 40
+    drawn = sets._content("equal-storage", 0, False)
+    assert drawn.counts.tolist() == [4] * 10
+    assert sets.fingerprint("equal-storage", 0) != sets.fingerprint("equal-storage", 1)
+    settings = tiny(evaluation={"epochs": 60, "batch_size": 10}).evaluation
+    assert sets.epochs("equal-storage", settings) == 15
+    distilled.card["storage"] = {"bytes": {"images": 2560, "soft labels": 10**6}}
+    everything = TrainingSets(data, distilled, 1)
+    assert everything.size("equal-storage") == len(data.train)
+    assert everything.fingerprint("equal-storage", 0) == data.train.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "counts"),
+    [
+        (10, [9, 2, 9], [4, 2, 4]),
+        (3, [9, 2, 9], [1, 1, 1]),
+        (0, [9, 2, 9], [1, 1, 1]),
+        (99, [9, 2, 9], [9, 2, 9]),
+        (19, [9, 2, 9], [8, 2, 8]),
+        (11, [1, 2, 10], [1, 2, 8]),
+    ],
+)
+def test_images_are_spread_evenly_over_classes(total, available, counts):
+    assert even_counts(total, np.array(available)).tolist() == counts
+
+
+def test_comparisons_are_trained_under_hard_labels_and_reported(tmp_path: Path):
+    soft = tiny(
+        observers={"trained": True, "pool": 1, "per_step": 1},
+        squeeze={"epochs": 1, "transform": {"shift": 0, "flip": False}},
+        labels={"kind": "stored"},
+        evaluation={
+            "loss": "kl",
+            "baselines": ["random"],
+            "comparisons": ["hard-labels", "equal-storage", "no-augmentation"],
+        },
+    )
+    run = distill(soft, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))
+    found = [(r.set, r.labels, r.augmented) for r in run.report.results]
+    assert found == [
+        ("distilled", "soft", True),
+        ("random", "soft", True),
+        ("distilled", "hard", True),
+        ("random", "hard", True),
+        ("equal-storage", "hard", True),
+        ("distilled", "soft", False),
+        ("random", "soft", False),
+    ]
+    (scores,) = run.report.scores
+    assert None not in (scores.ior, scores.hard_ior, scores.over_equal_storage, scores.ars)
+    again = evaluate_distilled(
+        load_distilled(tmp_path / "run"), {}, None, tmp_path / "cache", Progress(quiet=True)
+    )
+    accuracies = [result.test_accuracy for result in run.report.results]
+    assert [result.test_accuracy for result in again.results] == accuracies

@@ -71,6 +71,7 @@ def recipe(kind: str, streamed: bool | None, **chosen: object) -> Recipe:
             "whole_epochs": 1,
             "batch_size": 64,
             "baselines": ["random", "whole"],
+            "comparisons": [],
         }
     }
     if kind == "edc":

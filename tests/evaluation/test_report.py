@@ -159,6 +159,8 @@ def test_json_has_the_documented_fields_and_comes_back():
         "tail_accuracy": None,
         "seeds": [0],
         "seconds": 1.5,
+        "labels": "hard",
+        "augmented": True,
     }
     assert Report.from_json(content) == report
 

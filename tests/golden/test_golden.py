@@ -22,7 +22,13 @@ from rayd.recipes import names, resolve
 FOLDER = os.environ.get("RAYD_GOLDEN")
 FEW = {
     "synthesis": {"steps": 6, "log_every": 2, "checkpoint_every": 4},
-    "evaluation": {"seeds": 1, "epochs": 2, "whole_epochs": 1, "baselines": ["random"]},
+    "evaluation": {
+        "seeds": 1,
+        "epochs": 2,
+        "whole_epochs": 1,
+        "baselines": ["random"],
+        "comparisons": [],
+    },
 }
 LITTLE_TRAINING = {"squeeze": {"epochs": 1}}
 FOUR_EXPERTS = {

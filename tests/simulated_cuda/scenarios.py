@@ -31,7 +31,13 @@ DECOUPLED: dict[str, Any] = {
     "ipc": 2,
     "observers": {"networks": [BATCH_NORM, {**BATCH_NORM, "width": 6}], "batch_size": 1024},
     "squeeze": SQUEEZE,
-    "evaluation": {"networks": [BATCH_NORM], "epochs": 2, "batch_size": 5, "baselines": ["random"]},
+    "evaluation": {
+        "networks": [BATCH_NORM],
+        "epochs": 2,
+        "batch_size": 5,
+        "baselines": ["random"],
+        "comparisons": [],
+    },
 }
 ONE_OBSERVER = merge(
     DECOUPLED, {"observers": {"networks": [BATCH_NORM]}, "evaluation": {"baselines": []}}
@@ -59,7 +65,10 @@ TRAJECTORIES: dict[str, Any] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     "dm": merge(
         MATCHING,
-        {"observers": {"pool": 2, "per_step": 2}, "evaluation": {"baselines": ["random", "whole"]}},
+        {
+            "observers": {"pool": 2, "per_step": 2},
+            "evaluation": {"baselines": ["random", "whole"], "comparisons": []},
+        },
     ),
     "dm sampled": SAMPLED,
     "datadam": merge(MATCHING, {"observers": {"pool": 2, "per_step": 2}}),

@@ -1,31 +1,42 @@
-"""What an evaluation trains: the sets that are compared, and one task per (set, network, seed)."""
+"""Students of an evaluation: the sets they are trained on, and a task for each of them."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from rayd import seeding
 from rayd.artifacts import content_hash
-from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings, Recipe
+from rayd.config import (
+    NOT_OF_A_STUDENT,
+    EvaluationSettings,
+    LabelSettings,
+    NetworkSettings,
+    Recipe,
+)
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
+from rayd.data.streaming import StreamedPixels
 from rayd.distilled import Distilled
 from rayd.engine.pool import ObjectRef, TaskStream
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 
 
 @dataclass(frozen=True)
 class Task:
     """One student."""
 
-    set_name: str
-    """`distilled`, or the name of a baseline."""
+    variant: Variant
+    """Its training set, and what it does differently from the protocol."""
     network: NetworkSettings
     """Its architecture."""
     seed: int
@@ -40,23 +51,25 @@ class Task:
     """Hashes of what its teachers are made of."""
     learning_rate: float
     """First step size."""
+    images: int
+    """Size of its training set."""
+
+    @property
+    def set_name(self) -> str:
+        """`distilled`, or the name of a baseline."""
+        return self.variant.set
+
+    def settings(self, protocol: EvaluationSettings) -> EvaluationSettings:
+        """The protocol as this student follows it."""
+        own = self.variant.applied(protocol)
+        return own.model_copy(update={"learning_rate": self.learning_rate})
 
     def inputs(self, settings: EvaluationSettings, data: ImageData, device: str) -> dict[str, Any]:
         """All that its results depend on; replayed labels and online ones of the same seed are the
         same.
         """
-        others = {
-            "networks",
-            "seeds",
-            "epochs",
-            "whole_epochs",
-            "baselines",
-            "epoch",
-            "learned_step_size",
-        }
-        protocol = settings.model_dump(mode="json", exclude=others) | {
-            "learning_rate": self.learning_rate
-        }
+        others = {"epoch", *NOT_OF_A_STUDENT}
+        protocol = self.settings(settings).model_dump(mode="json", exclude=others)
         validation = data.validation.fingerprint if data.validation is not None else None
         return {
             "version": 3,
@@ -79,28 +92,41 @@ class Task:
 
 
 class TrainingSets:
-    """The training sets that are compared: the distilled one and its baselines, each with a
-    fingerprint.
-    """
+    """Training sets that are compared: the distilled one and its baselines, with fingerprints."""
 
-    def __init__(self, data: ImageData, distilled: Distilled | None, ipc: int):
-        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per
-        class.
+    def __init__(
+        self,
+        data: ImageData,
+        distilled: Distilled | None,
+        ipc: int,
+        storage: int | None = None,
+    ):
+        """Compare a distilled set with subsets of real images.
+
+        Args:
+            data: the real images.
+            distilled: the set; None where only baselines are needed.
+            ipc: images per class of the subsets.
+            storage: bytes of the distilled set with its labels, for `equal-storage`; by default
+                those that its card counts.
         """
         self._data = data
         self._distilled = distilled
         self._ipc = ipc
+        if storage is None and distilled is not None:
+            storage = distilled.storage.total_bytes
+        self._storage = storage
         self._rows: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
         self._shared: dict[str, ObjectRef] = {}
 
-    def fingerprint(self, set_name: str, seed: int) -> str:
+    def fingerprint(self, set_name: str, seed: int, hard_labels: bool = False) -> str:
         """Hash of the set that a student of this number is trained on."""
-        if set_name == "distilled":
-            assert self._distilled is not None
-            digest = hashlib.blake2b(self._distilled.images.numpy().tobytes(), digest_size=16)
-            digest.update(self._distilled.labels.numpy().tobytes())
+        if set_name == DISTILLED:
+            images, labels = self._distilled_content(hard_labels)
+            digest = hashlib.blake2b(images.numpy().tobytes(), digest_size=16)
+            digest.update(labels.numpy().tobytes())
             return digest.hexdigest()
-        if set_name == "whole":
+        if self._is_whole(set_name):
             return self._data.train.fingerprint
         rows = self._subset(set_name, seed)
         return content_hash(
@@ -110,75 +136,158 @@ class TrainingSets:
             }
         )
 
-    def learning_rate(self, set_name: str, settings: EvaluationSettings) -> float:
-        """First step size of students on a set: the one that was learned with it, where that is
-        wanted.
-        """
-        learned = (
-            self._distilled.step_size
-            if set_name == "distilled" and self._distilled is not None
-            else None
-        )
-        return (
-            learned
-            if learned is not None and settings.learned_step_size
-            else settings.learning_rate
-        )
+    def size(self, set_name: str) -> int:
+        """Number of images of a set."""
+        if set_name == DISTILLED:
+            assert self._distilled is not None
+            return len(self._distilled)
+        if set_name == "whole":
+            return len(self._data.train)
+        if set_name == EQUAL_STORAGE:
+            return int(self._equal_counts.sum())
+        return self._ipc * self._data.classes
 
-    def share(self, pool: TaskStream, set_name: str, seed: int) -> ObjectRef:
+    def epochs(self, set_name: str, settings: EvaluationSettings) -> int:
+        """Passes over a set.
+
+        Students of `equal-storage` take as many optimizer steps as those of the distilled set, so
+        that more images do not mean more training.
+        """
+        if set_name != EQUAL_STORAGE:
+            return settings.epochs_on(set_name)
+        size = self.size(DISTILLED)
+        steps = settings.epochs * -(-size // settings.batch_size)
+        return max(1, round(steps / -(-self.size(set_name) // settings.batch_size)))
+
+    def learning_rate(self, set_name: str, settings: EvaluationSettings) -> float:
+        """First step size of students on a set: the one that was learned with it, if wanted."""
+        if set_name == DISTILLED and self._distilled is not None and settings.learned_step_size:
+            learned = self._distilled.step_size
+            if learned is not None:
+                return learned
+        return settings.learning_rate
+
+    def share(
+        self, pool: TaskStream, set_name: str, seed: int, hard_labels: bool = False
+    ) -> ObjectRef:
         """The set where workers can reach it, placed once."""
-        fingerprint = self.fingerprint(set_name, seed)
+        fingerprint = self.fingerprint(set_name, seed, hard_labels)
         if fingerprint not in self._shared:
-            self._shared[fingerprint] = pool.share(self._content(set_name, seed))
+            self._shared[fingerprint] = pool.share(self._content(set_name, seed, hard_labels))
         return self._shared[fingerprint]
 
-    def _content(self, set_name: str, seed: int) -> ImageSet | tuple[Tensor, Tensor]:
-        if set_name == "distilled":
-            assert self._distilled is not None
-            return self._distilled.images, self._distilled.labels
-        return (
-            self._data.train
-            if set_name == "whole"
-            else self._data.train.subset(self._subset(set_name, seed))
-        )
+    def _content(
+        self, set_name: str, seed: int, hard_labels: bool
+    ) -> ImageSet | tuple[Tensor, Tensor]:
+        if set_name == DISTILLED:
+            return self._distilled_content(hard_labels)
+        train = self._data.train
+        if self._is_whole(set_name):
+            return train
+        rows = self._subset(set_name, seed)
+        if set_name == EQUAL_STORAGE and isinstance(train.images, StreamedPixels):
+            # may be most of a set that does not fit in memory
+            return ImageSet(train.images.part(rows), train.labels[rows], train.class_names)
+        return train.subset(rows)
+
+    def _distilled_content(self, hard_labels: bool) -> tuple[Tensor, Tensor]:
+        assert self._distilled is not None
+        labels = self._distilled.hard_labels if hard_labels else self._distilled.labels
+        return self._distilled.images, labels
+
+    def _is_whole(self, set_name: str) -> bool:
+        """Whether a set is all of the training split."""
+        if set_name == EQUAL_STORAGE:
+            return self.size(set_name) == len(self._data.train)
+        return set_name == "whole"
+
+    @cached_property
+    def _equal_counts(self) -> npt.NDArray[np.int64]:
+        """Real images of each class that take as many bytes as the distilled set."""
+        assert self._storage is not None
+        size = math.prod(self._data.shape)  # a byte for each value; labels are implied by order
+        return even_counts(self._storage // size, self._data.train.counts)
 
     def _subset(self, set_name: str, seed: int) -> npt.NDArray[np.int64]:
-        number = seed if set_name == "random" else 0
+        number = seed if set_name in ("random", EQUAL_STORAGE) else 0
         if (set_name, number) not in self._rows:
             draws = seeding.generator(number, "random baseline")
-            self._rows[set_name, number] = select(
-                set_name, self._data.train, self._ipc, self._data.normalization, draws
-            )
+            self._rows[set_name, number] = self._select(set_name, draws)
         return self._rows[set_name, number]
+
+    def _select(self, set_name: str, draws: torch.Generator) -> npt.NDArray[np.int64]:
+        train = self._data.train
+        if set_name != EQUAL_STORAGE:
+            return select(set_name, train, self._ipc, self._data.normalization, draws)
+        chosen = []
+        for rows, count in zip(train.class_index, self._equal_counts, strict=True):
+            chosen.append(rows[torch.randperm(len(rows), generator=draws)[:count].numpy()])
+        return np.concatenate(chosen)
+
+
+def even_counts(total: int, available: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Spread images over classes as evenly as their sizes allow, at least one for each class.
+
+    >>> even_counts(10, np.array([9, 2, 9])), even_counts(100, np.array([9, 2, 9]))
+    (array([4, 2, 4]), array([9, 2, 9]))
+    """
+    level = 1
+    for candidate in np.unique(available):
+        # the highest level that the total allows among classes that are not used up
+        full = available[available < candidate].sum()
+        open_classes = int((available >= candidate).sum())
+        level = max(level, min(int(candidate), int((total - full) // open_classes)))
+    return np.minimum(available, level)
 
 
 def tasks(
-    recipe: Recipe, sets: Iterable[str], candidates: TrainingSets, hashes: tuple[str, ...] = ()
+    recipe: Recipe,
+    sets: Iterable[str | Variant],
+    candidates: TrainingSets,
+    hashes: tuple[str, ...] = (),
 ) -> list[Task]:
-    """All students that an evaluation trains: the longest first, so that workers end together."""
-    settings = recipe.evaluation
-    return [
-        Task(
-            name,
-            network,
-            seed,
-            settings.epochs_on(name),
-            candidates.fingerprint(name, seed),
-            _labels_on(recipe.labels, name),
-            hashes,
-            candidates.learning_rate(name, settings),
-        )
-        for name in sorted(sets, key=lambda name: (name != "whole", name != "distilled", name))
-        for network in settings.networks
-        for seed in range(settings.seeds)
-    ]
+    """All students of an evaluation: the longest first, so that workers end together.
 
-
-def _labels_on(labels: LabelSettings, set_name: str) -> LabelSettings:
-    """Labels are stored for the distilled set alone; others are labelled online, in the same order,
-    crops and mixes.
+    Args:
+        recipe: protocol, networks and seeds.
+        sets: what students are trained on; a name stands for the protocol as it is.
+        candidates: the training sets.
+        hashes: hashes of the teachers.
     """
+    settings = recipe.evaluation
+    ordered = sorted(
+        map(Variant.of, sets),
+        key=lambda one: (one.set != "whole", one.set != DISTILLED, one.set, one.ordering()),
+    )
+    found = []
+    for variant in ordered:
+        name = variant.set
+        for network in settings.networks:
+            for seed in range(settings.seeds):
+                task = Task(
+                    variant=variant,
+                    network=network,
+                    seed=seed,
+                    epochs=candidates.epochs(name, settings),
+                    training=candidates.fingerprint(name, seed, variant.hard_labels),
+                    labels=labels_on(recipe.labels, variant),
+                    teachers=hashes,
+                    learning_rate=candidates.learning_rate(name, settings),
+                    images=candidates.size(name),
+                )
+                found.append(task)
+    return found
+
+
+def labels_on(labels: LabelSettings, variant: Variant) -> LabelSettings:
+    """Labels of a student.
+
+    They are stored for the distilled set under the protocol alone; others are labelled online, in
+    the same order, crops and mixes.
+    """
+    if variant.hard_labels:
+        return LabelSettings()
     if labels.kind != "stored":
         return labels
-    kind = "stored" if set_name == "distilled" else "online"
+    kind = "stored" if variant == Variant(DISTILLED) else "online"
     return labels.model_copy(update={"kind": kind, "seed": labels.stored_seed})

@@ -22,14 +22,18 @@ from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
-from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
+from rayd.engine.stages.student_tasks import Task, TrainingSets, labels_on, tasks
+from rayd.engine.storage import planned_storage
 from rayd.errors import ArtifactError
 from rayd.evaluation.student import StudentResult
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant, variants
 from rayd.training.progress import milestones
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
+COMPARISONS = "evaluation.comparisons"
+"""Setting that adds students for comparison; plans name it."""
 UNFINISHED = "unfinished-students"
 """Folder of the store with checkpoints of students in training."""
 
@@ -107,7 +111,7 @@ class Students(TaskStage[Task, list[StudentResult]]):
         for item in items:
             yield (
                 item,
-                self.sets.share(pool, item.set_name, item.seed),
+                self.sets.share(pool, item.set_name, item.seed, item.variant.hard_labels),
                 test,
                 validation,
                 self.job.store.path(UNFINISHED, self.key(item), "safetensors"),
@@ -153,73 +157,112 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
     """Students on a set that is not there yet, and those on baselines that are not cached."""
     recipe = job.recipe
     settings = recipe.evaluation
+    compared = variants(recipe, learned_labels=recipe.synthetic.labels != "hard")
+    sets = _PlannedSets(job, costs)
     # which images are selected depends on pixels: without them such baselines count as missing
-    known = [
-        name for name in settings.baselines if name in ("random", "whole") or _has_pixels(job.data)
-    ]
-    unknown = [name for name in settings.baselines if name not in known]
-    sets = TrainingSets(job.data, None, recipe.ipc)
+    known = [one for one in compared if _is_known(one, job.data)]
     baselines = tasks(recipe, known, sets, Squeeze(job, ()).teacher_hashes())
     done = Students(job, sets, baselines).results()
-    kind = recipe.labels.kind
-    missing = [
-        (task.set_name, task.network, task.labels.kind) for task in baselines if task not in done
-    ]
-    for network in settings.networks:
-        for _ in range(settings.seeds):
-            others = [(name, network, "online" if kind == "stored" else kind) for name in unknown]
-            missing += [*others, ("distilled", network, kind)]
+    missing = [_Work.of(task) for task in baselines if task not in done]
+    unknown = [one for one in compared if one not in known]
+    for one in unknown:
+        for network in settings.networks:
+            work = _Work(
+                variant=one,
+                network=network,
+                labels=labels_on(recipe.labels, one).kind,
+                images=sets.size(one.set),
+                epochs=sets.epochs(one.set, settings),
+            )
+            missing += [work] * settings.seeds
     parallel = job.parallel(len(missing))
     parts = [
         _students_part(job, costs, one, missing.count(one), parallel)
         for one in dict.fromkeys(missing)
     ]
     names = ", ".join(network.label for network in settings.networks)
-    total = len(baselines) + len(unknown) * len(settings.networks) * settings.seeds
+    extra = sum(work.variant.is_comparison for work in missing)
+    compares = f", {extra} of them for {COMPARISONS}" if extra else ""
+    own = sum(one.set == DISTILLED for one in compared)
+    total = (len(compared) - own) * len(settings.networks) * settings.seeds
     return StageCost(
         name=Students.name,
-        work=f"{len(missing)} students ({names})",
+        work=f"{len(missing)} students ({names}){compares}",
         cached=f"{len(done)} of {total} baseline results cached",
         parts=tuple(parts),
     )
 
 
-def _students_part(
-    job: Job, costs: Costs, student: tuple[str, NetworkSettings, str], number: int, parallel: int
-) -> Part:
+class _PlannedSets(TrainingSets):
+    """The training sets of a run whose distilled set is not there yet."""
+
+    def __init__(self, job: Job, costs: Costs):
+        storage = None
+        if "equal-storage" in job.recipe.evaluation.comparisons:
+            storage = planned_storage(job.recipe, job.data, costs)
+        super().__init__(job.data, None, job.recipe.ipc, storage)
+        self._planned = synthetic.image_count(job.recipe, job.data)
+
+    def size(self, set_name: str) -> int:
+        """Number of images of a set; of the distilled one as planned."""
+        return self._planned if set_name == DISTILLED else super().size(set_name)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A student as far as its cost goes."""
+
+    variant: Variant
+    network: NetworkSettings
+    labels: str
+    images: int
+    epochs: int
+
+    @classmethod
+    def of(cls, task: Task) -> _Work:
+        return cls(task.variant, task.network, task.labels.kind, task.images, task.epochs)
+
+
+def _students_part(job: Job, costs: Costs, work: _Work, number: int, parallel: int) -> Part:
     """All students of one architecture on one set."""
-    set_name, network, labels = student
-    settings = job.recipe.evaluation
     data = job.data
-    images = job.recipe.ipc * data.classes
-    if set_name == "whole":
-        images = len(data.train)
-    elif set_name == "distilled":
-        images = synthetic.image_count(job.recipe, data)
-    epochs = settings.epochs_on(set_name)
+    settings = work.variant.applied(job.recipe.evaluation)
+    epochs = work.epochs
     # small sets are normalised once, so that their epochs cost the same whatever they hold
-    is_whole = set_name == "whole"
-    count = costs.training(network, settings, images, labels, real=is_whole) * epochs
+    is_large = work.variant.set in ("whole", EQUAL_STORAGE)
+    count = costs.training(work.network, settings, work.images, work.labels, real=is_large)
+    count = count * epochs
     selections = len(settings.epoch)
-    count = count + costs.testing(network, settings.precision, len(data.test)) * selections
+    count = count + costs.testing(work.network, settings.precision, len(data.test)) * selections
     judged = float(len(data.test))
     if data.validation is not None:
         times = selections
         if "validation-best" in settings.epoch:
             times += len(milestones(epochs))
         images_judged = len(data.validation)
-        count = count + costs.testing(network, settings.precision, images_judged) * times
+        count = count + costs.testing(work.network, settings.precision, images_judged) * times
         judged += images_judged * times
-    trained = epochs * images if set_name == "whole" else 0
+    trained = epochs * work.images if is_large else 0
     noun = "student" if number == 1 else "students"
-    setting = "evaluation.whole_epochs" if set_name == "whole" else "evaluation.epochs"
+    setting = "evaluation.whole_epochs" if work.variant.set == "whole" else "evaluation.epochs"
+    if work.variant.is_comparison:
+        setting = f"{COMPARISONS}, {setting}"
+    on = "" if work.variant == Variant(work.variant.set) else f" ({work.variant.words})"
     return Part(
-        what=f"{number} {noun} ({network.label}) on the {set_name} set, {epochs:,} epochs",
+        what=f"{number} {noun} ({work.network.label}) on the {work.variant.set} set{on}, "
+        f"{epochs:,} epochs",
         settings=f"{setting} and evaluation.seeds",
         count=count * number,
         parallel=parallel,
         decoded=job.decoded(judged + trained) * number,
     )
+
+
+def _is_known(variant: Variant, data: ImageData) -> bool:
+    """Whether the images of a set are known before the run."""
+    if variant.set in ("random", "whole", EQUAL_STORAGE):
+        return True
+    return variant.set != DISTILLED and _has_pixels(data)
 
 
 def _has_pixels(data: ImageData) -> bool:

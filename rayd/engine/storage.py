@@ -1,0 +1,67 @@
+"""Storage that a distilled set needs besides its own tensors: teachers, or labels that they left.
+
+A set whose students learn from teachers is of no use without them, so that what it is compared with
+at equal storage counts them too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rayd import networks, synthetic
+from rayd.config import Recipe
+from rayd.data import ImageData
+from rayd.distilled import Distilled
+from rayd.engine.network_ids import teachers
+from rayd.synthetic import Storage
+
+if TYPE_CHECKING:
+    from rayd.engine.costs import Costs
+
+TEACHERS = "teachers"
+"""Part of the storage: weights of the networks that label online."""
+LABELS = "soft labels"
+"""Part of the storage: logits of all epochs, and what they belong to."""
+
+
+def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
+    """Numbers and bytes of the teachers that label online; no parts where there are none."""
+    if recipe.labels.kind != "online":
+        return Storage({}, {})
+    numbers = 0
+    size = 0
+    for teacher in teachers(recipe):
+        network = networks.build(teacher.architecture, data.shape, data.classes, seed=0)
+        tensors = network.state_dict().values()
+        numbers += sum(tensor.numel() for tensor in tensors)
+        size += sum(tensor.nbytes for tensor in tensors)
+    return Storage({TEACHERS: numbers}, {TEACHERS: size})
+
+
+def with_teachers(distilled: Distilled, recipe: Recipe, data: ImageData) -> Distilled:
+    """The set with a card that counts the teachers of a recipe, if it needs any."""
+    before = distilled.storage
+    extra = teacher_storage(recipe, data)
+    if all(before.bytes.get(part) == size for part, size in extra.bytes.items()):
+        return distilled
+    counted = copy.copy(distilled)
+    storage = Storage(before.numbers | extra.numbers, before.bytes | extra.bytes)
+    counted.card = {**distilled.card, "storage": asdict(storage)}
+    return counted
+
+
+def planned_storage(recipe: Recipe, data: ImageData, costs: Costs) -> int:
+    """Bytes that the set of a run will take with its labels or teachers."""
+    own = costs.start().storage().total_bytes
+    return own + teacher_storage(recipe, data).total_bytes + label_bytes(recipe, data)
+
+
+def label_bytes(recipe: Recipe, data: ImageData) -> int:
+    """Bytes of the logits of stored labels; crops and mixes are negligible."""
+    if recipe.labels.kind != "stored":
+        return 0
+    images = synthetic.image_count(recipe, data)
+    numbers = recipe.evaluation.epochs * images * data.classes
+    return numbers * (2 if recipe.labels.precision == "float16" else 4)

@@ -1,0 +1,240 @@
+r"""Scores of a distilled set beside its baselines, on fractions.
+
+With the mean test accuracies A of students trained on the set (syn), on random real images of the
+same budget (rdm), drawn anew for each student, and on the whole training set (real):
+
+- improvement over random, :math:`\mathrm{IOR} = A(\text{syn}) - A(\text{rdm})`, both under the
+  protocol's own labels;
+- hard label recovery, :math:`\mathrm{HLR} = A(\text{real}) - A(\text{syn})`, both under hard
+  labels; smaller is better;
+- label-robust score, with :math:`\alpha = w\,\mathrm{IOR} - (1 - w)\,\mathrm{HLR}`,
+
+  .. math:: \mathrm{LRS} = \frac{e^\alpha - e^{-1}}{e - e^{-1}} \in [0, 1]
+
+  A set that random images equal and that loses nothing to the whole set has 0.269;
+- augmentation-robust score, the same of :math:`\beta = \gamma\,\mathrm{IOR} +
+  (1 - \gamma)\,\mathrm{IOR}_{\text{without augmentation}}` in place of :math:`\alpha`.
+
+Zekai Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation" (2025). Paper and
+released code differ: the code puts percent into the exponential, so that its scores leave [0, 1];
+counts the hard-label accuracy twice; and reports the best epoch on the test set.
+
+Differences are paired: the student of a seed on one set with that of the same seed on the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+
+from pydantic import ConfigDict, Field
+
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
+
+if TYPE_CHECKING:
+    from rayd.evaluation.report import SetResult
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_Gap = Annotated[float, Field(ge=-1, le=1)]
+_Unit = Annotated[float, Field(ge=0, le=1)]
+
+EXPLAINED = {
+    "IOR": "distilled above random",
+    "HLR": "whole above distilled, hard labels",
+    "LRS": "label-robust score, 0 to 1 (w 0.5)",
+    "ARS": "augmentation-robust score, 0 to 1 (gamma 0.5)",
+}
+"""Meaning of each score in a few words."""
+
+
+def normalized(alpha: float) -> float:
+    """Map a weighted difference of accuracies from [-1, 1] to [0, 1], steeper for better sets.
+
+    >>> [round(normalized(alpha), 3) for alpha in (-1, 0, 1)]
+    [0.0, 0.269, 1.0]
+    """
+    return (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
+
+
+def label_robust_score(ior: float, hlr: float, weight: float = 0.5) -> float:
+    """Label-robust score LRS from two differences of fractions.
+
+    >>> round(label_robust_score(ior=0.2, hlr=0.1), 4)
+    0.2908
+    """
+    return normalized(weight * ior - (1 - weight) * hlr)
+
+
+def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.5) -> float:
+    """Augmentation-robust score ARS from the IOR with and without augmentation.
+
+    >>> round(augmentation_robust_score(0.2, -0.2), 3)
+    0.269
+    """
+    return normalized(weight * augmented + (1 - weight) * plain)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired differences of the test accuracies of two sets, as fractions."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    mean: _Gap
+    """Mean."""
+    std: Annotated[float, Field(ge=0)] | None
+    """Sample standard deviation (divisor n - 1) over pairs of students; None for a single pair."""
+    runs: Annotated[tuple[_Gap, ...], Field(min_length=1)]
+    """Difference of each pair, in the order of the seeds."""
+
+    @classmethod
+    def of(cls, first: SetResult, second: SetResult) -> Self | None:
+        """Subtract the second from the first, seed by seed; None without common seeds."""
+        others = dict(zip(second.seeds, second.test_accuracy.runs, strict=True))
+        runs = tuple(
+            run - others[seed]
+            for seed, run in zip(first.seeds, first.test_accuracy.runs, strict=True)
+            if seed in others
+        )
+        if not runs:
+            return None
+        return cls(fmean(runs), stdev(runs) if len(runs) > 1 else None, runs)
+
+    def text(self) -> str:
+        """Format as `+0.170 ± 0.040`, or the mean only.
+
+        >>> Difference(0.17, None, (0.17,)).text()
+        '+0.170'
+        """
+        return f"{self.mean:+.3f}" + ("" if self.std is None else f" ± {self.std:.3f}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a distilled set with one architecture; None where a set was not evaluated."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    network: str
+    """Label of the architecture."""
+    epoch: str
+    """Tested epoch: `last` or `validation-best`."""
+    ior: Difference | None = None
+    """Distilled above random images, under the protocol's own labels."""
+    hard_ior: Difference | None = None
+    """The same under hard labels, where the own ones are soft."""
+    hlr: Difference | None = None
+    """Whole set above the distilled one, both under hard labels."""
+    over_equal_storage: Difference | None = None
+    """Distilled above random real images of as many bytes."""
+    plain_ior: Difference | None = None
+    """Distilled above random images, without augmentation."""
+    lrs: _Unit | None = None
+    """Label-robust score with w = 0.5."""
+    ars: _Unit | None = None
+    """Augmentation-robust score with gamma = 0.5."""
+
+    def label_robust(self, weight: float) -> float | None:
+        """LRS with another weight of the IOR; None where a set was not evaluated."""
+        if self.ior is None or self.hlr is None:
+            return None
+        return label_robust_score(self.ior.mean, self.hlr.mean, weight)
+
+    def augmentation_robust(self, weight: float) -> float | None:
+        """ARS with another weight of the augmented IOR; None where a set was not evaluated."""
+        if self.ior is None or self.plain_ior is None:
+            return None
+        return augmentation_robust_score(self.ior.mean, self.plain_ior.mean, weight)
+
+    def cells(self) -> dict[str, str]:
+        """The scores that are known, formatted, by name."""
+        found = {
+            "IOR": self.ior,
+            "IOR with hard labels": self.hard_ior,
+            "HLR": self.hlr,
+            "above equal storage": self.over_equal_storage,
+        }
+        cells = {name: gap.text() for name, gap in found.items() if gap is not None}
+        numbers = {"LRS": self.lrs, "ARS": self.ars}
+        return cells | {
+            name: f"{value:.3f}" for name, value in numbers.items() if value is not None
+        }
+
+
+def scores_of(results: Iterable[SetResult]) -> tuple[Scores, ...]:
+    """Compute the scores of every architecture and tested epoch that has any."""
+    return tuple(_scored(list(results)))
+
+
+def _scored(results: Sequence[SetResult]) -> Iterator[Scores]:
+    for network, epoch in dict.fromkeys((result.network, result.epoch) for result in results):
+        of_network = [r for r in results if (r.network, r.epoch) == (network, epoch)]
+        scores = _scores(network, epoch, _Found(of_network))
+        if scores != Scores(network, epoch):
+            yield scores
+
+
+class _Found:
+    """Results of one architecture by what they were trained on."""
+
+    def __init__(self, results: Sequence[SetResult]):
+        self._results = results
+        self.is_soft = any(result.taught for result in results)
+
+    def get(
+        self, name: str, *, hard: bool = False, own: bool = False, augmented: bool = True
+    ) -> SetResult | None:
+        """The result on a set.
+
+        Args:
+            name: of the set.
+            hard: whether labels must be hard.
+            own: whether labels must be the protocol's own.
+            augmented: whether students saw augmented images.
+        """
+        for result in self._results:
+            if result.set != name or result.augmented != augmented:
+                continue
+            if hard and result.label_kind != "hard":
+                continue
+            if own and result.taught != self.is_soft:
+                continue
+            return result
+        return None
+
+
+def _scores(network: str, epoch: str, found: _Found) -> Scores:
+    own = found.get(DISTILLED, own=True)
+    hard = found.get(DISTILLED, hard=True)
+    ior = _gap(own, found.get("random", own=True))
+    hard_ior = None if hard is own else _gap(hard, found.get("random", hard=True))
+    hlr = _gap(found.get("whole", hard=True), hard)
+    plain_ior = _gap(
+        found.get(DISTILLED, own=True, augmented=False),
+        found.get("random", own=True, augmented=False),
+    )
+    unscored = Scores(
+        network=network,
+        epoch=epoch,
+        ior=ior,
+        hard_ior=hard_ior,
+        hlr=hlr,
+        over_equal_storage=_gap(own, found.get(EQUAL_STORAGE)),
+        plain_ior=plain_ior,
+    )
+    return Scores(
+        **{
+            **vars(unscored),
+            "lrs": unscored.label_robust(0.5),
+            "ars": unscored.augmentation_robust(0.5),
+        }
+    )
+
+
+def _gap(first: SetResult | None, second: SetResult | None) -> Difference | None:
+    if first is None or second is None:
+        return None
+    return Difference.of(first, second)
