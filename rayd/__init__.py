@@ -7,6 +7,7 @@ report = rayd.evaluate(distilled, networks=["mlp"], seeds=3)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -129,13 +130,18 @@ def distill(
 def load(path: str | Path) -> Distilled:
     """Load the distilled set of a run directory: a torch `Dataset` with images, labels and card.
 
+    Warns of a set whose students learn from teachers' labels, which the `Dataset` does not give.
+
     Raises:
         ArtifactError: it is missing or damaged.
     """
     from rayd.distilled import load as read
 
     with errors_for_python():
-        return read(path)
+        distilled = read(path)
+    if distilled.needs_teachers:
+        warnings.warn(f"'{path}': {distilled.needs[-1]}.", stacklevel=2)
+    return distilled
 
 
 def evaluate(
@@ -170,6 +176,7 @@ def evaluate(
     """
     from rayd.config import given_resources, merge, nested
     from rayd.distilled import Distilled as Set
+    from rayd.distilled import load as read
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Progress
 
@@ -179,7 +186,7 @@ def evaluate(
     with errors_for_python():
         tree = merge(given_resources(workers, address), nested(overrides))
         tree = merge(tree, {"evaluation": settings})
-        chosen = distilled if isinstance(distilled, Set) else load(distilled)
+        chosen = distilled if isinstance(distilled, Set) else read(distilled)
         return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
 
 

@@ -46,6 +46,7 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
         *_read(data.get("read")),
         f"normalisation  {distilled.normalization.kind}: images are network input, "
         "`pixels()` undoes it",
+        f"needs          {'; '.join(distilled.needs)}",
         f"pixel values   {distilled.pixel_range.text()}",
         *_accuracies(report),
         *_observers(card.get("observers") or []),

@@ -398,9 +398,6 @@ def distill(
         _print_json(run.report.to_json())
     else:
         out.print(run.report.text(), markup=False)
-        if (paper := run.recipe.paper) is not None:
-            std = f" ± {paper.std:.3f}" if paper.std else ""
-            out.print(f"paper: {paper.accuracy:.3f}{std} ({paper.source})", markup=False)
         out.print(
             f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}",
             markup=False,

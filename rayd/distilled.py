@@ -35,7 +35,7 @@ from rayd.artifacts import (
     write_json,
     write_tensors,
 )
-from rayd.config import SyntheticSettings, validate
+from rayd.config import SyntheticSettings, lookup, validate
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization, restore
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
@@ -275,6 +275,29 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         """Learned step size; None if there is none."""
         learned = self.card.get("step_size")
         return None if learned is None else float(learned)
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether students of its recipe learn from teachers' labels, which are not `labels`."""
+        return lookup(self.card, "config.labels.kind") in ("online", "stored")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What training on the set requires beyond its images and labels, a sentence each."""
+        found = [
+            f"images are network input ({self.normalization.kind} normalisation): normalise test "
+            "images with `normalization` too"
+        ]
+        if self.step_size is not None:
+            found.append(f"images were learned for a step size of {self.step_size:.4g}")
+        if self.needs_teachers:
+            where = self.card.get("labels", {}).get("folder")
+            stored = f"stored in '{where}'" if where else "computed while students train"
+            found.append(
+                f"students of its recipe learn from teachers' soft labels, {stored}; `labels` "
+                "gives others, with which accuracies are lower"
+            )
+        return tuple(found)
 
     def pixels(self) -> Tensor:
         """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""

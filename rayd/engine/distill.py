@@ -45,6 +45,7 @@ from rayd.engine.stages.score import Score, initial_set
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
 from rayd.engine.stages.students import LabelSource, Students
 from rayd.engine.stages.synthesis import Synthesis, Synthesized
+from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, OutputError, RunError
@@ -472,6 +473,9 @@ class _Driver:
             folder = str(labels.directory.relative_to(directory))
             facts["storage"] = asdict(Storage(numbers, size))
             facts["labels"] = {"folder": folder, "epochs": labels.epochs}
+        else:
+            counted = with_teachers(distilled, self._recipe, self._job.data)
+            facts["storage"] = counted.card["storage"]
         if any(distilled.card.get(name) != value for name, value in facts.items()):
             distilled.card |= facts
             distilled.save(directory)

@@ -30,6 +30,7 @@ from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
 from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
+from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError
@@ -157,6 +158,7 @@ def evaluate_distilled(
     for sentence in choice.warnings:
         progress.log(sentence)
     job = Job(recipe, data, Store(cache))
+    distilled = with_teachers(distilled, recipe, data)
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
         labels = _label_source(job, distilled, progress)

@@ -26,6 +26,7 @@ from rayd.data.splits import uneven
 from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled, PixelRange
 from rayd.errors import ArtifactError
+from rayd.evaluation.published import Published, departures
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.scores import EXPLAINED, Scores, scores_of
 from rayd.evaluation.student import StudentResult
@@ -35,6 +36,11 @@ from rayd.recipes import names as recipe_names
 
 FILE = "evaluation.json"
 """File name of a report."""
+
+WORDS = {"random": "random images", "whole": "the whole set"}
+"""Baselines in sentences."""
+SHOWN_DEPARTURES = 6
+"""Number of settings that are named where a run differs from its recipe."""
 
 ROUNDING = 1e-6
 """Largest difference between equal accuracies in a file that somebody rounded."""
@@ -109,6 +115,8 @@ class SetResult:
     """
     augmented: bool = True
     """Whether students saw what the protocol's augmentation makes of the images."""
+    paper: Published | None = None
+    """Published number of the same settings, for a distilled set."""
 
     @classmethod
     def of(
@@ -199,6 +207,8 @@ class Report:
     """What the accuracies are worth beside the baselines, for every architecture and tested
     epoch.
     """
+    departures: tuple[str, ...] = ()
+    """Settings, by dotted key, in which runs or evaluations differ from the built-in recipe."""
 
     @classmethod
     def build(
@@ -229,7 +239,10 @@ class Report:
         for (_, variant, _), group in groups.items():
             protocol = _protocol_on(variant, recipe, distilled)
             kind = _labels_on(variant, recipe, distilled)
-            results.append(SetResult.of(variant, group, protocol, long_tailed, class_counts, kind))
+            result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind)
+            if variant == Variant(DISTILLED) and result.epoch == recipe.evaluation.epoch[0]:
+                result = replace(result, paper=Published.beside(recipe, result.network))
+            results.append(result)
         return cls(
             recipe=recipe.name,
             method=recipe.method,
@@ -239,6 +252,7 @@ class Report:
             seconds=dict(seconds),
             results=_ordered(results),
             scores=scores_of(_ordered(results)),
+            departures=departures(recipe),
             real_data=distilled.card.get("data", {}).get("read"),
             pixel_range=distilled.pixel_range,
         )
@@ -252,6 +266,7 @@ class Report:
             seconds={**self.seconds, **newer.seconds},
             results=results,
             scores=scores_of(results),
+            departures=tuple(dict.fromkeys((*self.departures, *newer.departures))),
         )
 
     def brief(self) -> list[str]:
@@ -322,7 +337,7 @@ class Report:
     def table(self) -> Table:
         """Format as a table for a terminal."""
         layout = TableLayout.of(self._rows())
-        caption = "\n".join((*layout.below, *self.score_lines(), *self._read(), *self.remarks()))
+        caption = "\n".join((*layout.below, *self._below()))
         table = Table(title=escape(self._title()), caption=escape(caption))
         for name in layout.columns:
             table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
@@ -333,8 +348,27 @@ class Report:
     def text(self) -> str:
         """Format as aligned lines of at most 80 characters, if network names are short enough."""
         layout = TableLayout.of(self._rows())
-        paragraphs = (*layout.below, *self.score_lines(), *self._read(), *self.remarks())
+        paragraphs = (*layout.below, *self._below())
         return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
+
+    def _below(self) -> list[str]:
+        """Everything under the table but the protocol."""
+        return [*self._papers(), *self.score_lines(), *self._read(), *self.remarks()]
+
+    def _papers(self) -> list[str]:
+        """The paper's number beside results of its settings, or which settings are others."""
+        found = {result.network: result.paper for result in self.results if result.paper}
+        networks = dict.fromkeys(result.network for result in self.results)
+        lines = []
+        for network, paper in found.items():
+            of = f" with {network}" if len(networks) > 1 else ""
+            lines.append(f"paper{of}: {paper.text()}")
+        if self.departures:
+            shown = ", ".join(self.departures[:SHOWN_DEPARTURES])
+            more = len(self.departures) - SHOWN_DEPARTURES
+            rest = f" and {more} more" if more > 0 else ""
+            lines.append(f"other than the recipe '{self.recipe}': {shown}{rest}")
+        return lines
 
     def score_lines(self) -> list[str]:
         """A line of scores for every architecture and tested epoch, and what they mean."""
@@ -351,7 +385,26 @@ class Report:
         if shown:
             meaning = "; ".join(f"{name}: {EXPLAINED[name]}" for name in shown)
             lines.append(f"{meaning}; ± over students, paired by seed")
+        if missing := self._missing():
+            lines.append(missing)
         return lines
+
+    def _missing(self) -> str | None:
+        """What the scores lack, and the setting that adds it; None if nothing."""
+        evaluated = {(result.set, result.network, result.epoch) for result in self.results}
+        pairs = {(result.network, result.epoch) for result in self.results}
+        lacking = []
+        for name in ("random", "whole"):
+            if any((name, *pair) not in evaluated for pair in pairs):
+                lacking.append(name)
+        if not lacking:
+            return None
+        scores = "IOR, HLR and LRS" if "random" in lacking else "HLR and LRS"
+        both = " and ".join(WORDS[name] for name in lacking)
+        return (
+            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not asked for; "
+            "evaluation.baselines=[random,whole] does"
+        )
 
     def _read(self) -> list[str]:
         """Clause about the real images, if it is known."""

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import rayd
+from rayd import networks
 from rayd.artifacts import content_hash, read_json, write_json
+from rayd.card import describe
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.distilled import Distilled
@@ -181,9 +184,7 @@ def test_images_are_spread_evenly_over_classes(total, available, counts):
 
 def test_comparisons_are_trained_under_hard_labels_and_reported(tmp_path: Path):
     soft = tiny(
-        observers={"trained": True, "pool": 1, "per_step": 1},
-        squeeze={"epochs": 1, "transform": {"shift": 0, "flip": False}},
-        labels={"kind": "stored"},
+        **{**SOFT, "labels": {"kind": "stored"}},
         evaluation={
             "loss": "kl",
             "baselines": ["random"],
@@ -208,3 +209,31 @@ def test_comparisons_are_trained_under_hard_labels_and_reported(tmp_path: Path):
     )
     accuracies = [result.test_accuracy for result in run.report.results]
     assert [result.test_accuracy for result in again.results] == accuracies
+
+
+SOFT = {
+    "observers": {"trained": True, "pool": 1, "per_step": 1},
+    "squeeze": {"epochs": 1, "transform": {"shift": 0, "flip": False}},
+    "labels": {"kind": "online"},
+}
+
+
+def test_teachers_count_in_the_storage_and_loading_says_that_they_are_needed(tmp_path: Path):
+    soft = tiny(**SOFT, evaluation={"loss": "kl", "baselines": []})
+    run = distill(soft, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))
+    teacher = networks.build(soft.observers.networks[0], run.distilled.shape, 10)
+    size = sum(tensor.nbytes for tensor in teacher.state_dict().values())
+    assert run.report.storage_bytes["teachers"] == size
+    assert run.distilled.storage.bytes["teachers"] == size
+    with pytest.warns(UserWarning, match="learn from teachers' soft labels, computed while"):
+        again = rayd.load(tmp_path / "run")
+    assert again.storage.total_bytes == sum(run.report.storage_bytes.values())
+    assert "teachers' soft labels" in describe(again).replace("\n" + " " * 15, " ")
+
+
+def test_a_set_with_hard_labels_is_loaded_without_a_warning(tmp_path: Path, recwarn):
+    hard = tiny(evaluation={"baselines": []})
+    distill(hard, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))
+    (need,) = rayd.load(tmp_path / "run").needs
+    assert "normalise test images" in need
+    assert not [one for one in recwarn if "teachers" in str(one.message)]

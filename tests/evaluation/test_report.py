@@ -161,6 +161,7 @@ def test_json_has_the_documented_fields_and_comes_back():
         "seconds": 1.5,
         "labels": "hard",
         "augmented": True,
+        "paper": None,
     }
     assert Report.from_json(content) == report
 

@@ -1,0 +1,116 @@
+"""The paper's number beside a result: only where the settings that made it are the recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field
+
+from rayd import recipes
+from rayd.config import Recipe
+
+IMMATERIAL = (
+    "name",
+    "summary",
+    "paper",
+    "measured",
+    "resources",
+    "seed",
+    "observers.seed",
+    "data.stream",
+    "synthesis.log_every",
+    "synthesis.checkpoint_every",
+    "evaluation.baselines",
+    "evaluation.comparisons",
+    "evaluation.networks",
+    "evaluation.whole_epochs",
+)
+"""Settings that may differ from the recipe's: they repeat a result, or add others beside it."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published result that a result is compared with."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+    """Test accuracy, a fraction."""
+    std: Annotated[float, Field(ge=0, le=1)] | None
+    """Standard deviation, a fraction."""
+    source: str
+    """Paper and table."""
+
+    @classmethod
+    def beside(cls, recipe: Recipe, network: str) -> Self | None:
+        """The paper's number for a result of a recipe with a network.
+
+        None if the recipe has none, if the run departs from the recipe, or if the network is
+        another than that of the paper, which is the recipe's first.
+        """
+        if recipe.paper is None or departures(recipe):
+            return None
+        if own_recipe(recipe).evaluation.networks[0].label != network:
+            return None
+        return cls(recipe.paper.accuracy, recipe.paper.std, recipe.paper.source)
+
+    def text(self) -> str:
+        """Format as `0.260 ± 0.008 (Table 1)`.
+
+        >>> Published(0.26, 0.008, "Table 1").text()
+        '0.260 ± 0.008 (Table 1)'
+        """
+        std = f" ± {self.std:.3f}" if self.std else ""
+        return f"{self.accuracy:.3f}{std} ({self.source})"
+
+
+def own_recipe(recipe: Recipe) -> Recipe:
+    """The built-in recipe that a run stands on, or the run's own where there is none.
+
+    A file of one's own, or a sweep, names its runs otherwise but keeps the number of a cell.
+    """
+    if recipe.name in recipes.names():
+        return recipes.resolve(recipe.name)
+    if recipe.paper is None:
+        return recipe
+    for headline in recipes.headlines():
+        cell = (headline.method, headline.data, headline.ipc, headline.paper)
+        if cell == (recipe.method, recipe.data.name, recipe.ipc, recipe.paper):
+            return recipes.resolve(headline.name)
+    return recipe
+
+
+def departures(recipe: Recipe) -> tuple[str, ...]:
+    """Settings, by dotted key, in which a run differs from the built-in recipe that names it.
+
+    Those that change no result are left out (`IMMATERIAL`), as are a precision that the machine
+    chose and more students than the recipe's.
+    """
+    ours = _leaves(recipe.model_dump(mode="json"))
+    theirs = _leaves(own_recipe(recipe).model_dump(mode="json"))
+    return tuple(key for key in {**theirs, **ours} if _departs(key, ours, theirs))
+
+
+def _departs(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    if any(key == name or key.startswith(f"{name}.") for name in IMMATERIAL):
+        return False
+    mine = ours.get(key)
+    own = theirs.get(key)
+    if mine == own or own == "auto":
+        return False
+    return not (key == "evaluation.seeds" and mine is not None and mine > own)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a nested mapping by dotted key; lists are values."""
+    return dict(_walk(tree, prefix))
+
+
+def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
