@@ -17,6 +17,7 @@ from rayd.config.observers import (
     ObserverNetworkSettings,
     ObserverSettings,
 )
+from rayd.config.protocols import with_protocol
 from rayd.config.reading import (
     check_some,
     flat,
@@ -97,6 +98,7 @@ __all__ = [
     "read_yaml",
     "validate",
     "with_new_names",
+    "with_protocol",
     "without",
     "without_unknown",
 ]

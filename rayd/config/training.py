@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from rayd.config.base import Listed, Precision, Settings, When
 from rayd.config.observers import (
@@ -16,6 +16,7 @@ from rayd.config.observers import (
     ObserverNetwork,
     ObserverNetworkSettings,
 )
+from rayd.config.protocols import Protocol
 
 
 def _within(area: tuple[float, float]) -> tuple[float, float]:
@@ -204,7 +205,17 @@ Epoch = Literal["last", "validation-best"]
 Comparison = Literal["hard-labels", "equal-storage", "no-augmentation"]
 
 NOT_OF_A_STUDENT = frozenset(
-    {"networks", "seeds", "epochs", "whole_epochs", "baselines", "comparisons", "learned_step_size"}
+    {
+        "networks",
+        "seeds",
+        "epochs",
+        "whole_epochs",
+        "baselines",
+        "comparisons",
+        "learned_step_size",
+        "protocol",
+        "learning_rates",
+    }
 )
 """Evaluation settings that say which students there are, not how one is trained."""
 
@@ -212,6 +223,10 @@ NOT_OF_A_STUDENT = frozenset(
 class EvaluationSettings(TrainingSettings):
     """Training and testing of students; default: hard-label protocol of Zhao and Bilen (2021)."""
 
+    protocol: Protocol | None = None
+    """Published protocol whose settings stand below those given beside it, see
+    `rayd.config.protocols`; null for none.
+    """
     networks: Annotated[tuple[Network, ...], Listed, Field(min_length=1)] = (NetworkSettings(),)
     """Architectures of the students."""
     seeds: int = Field(default=3, ge=1)
@@ -237,6 +252,10 @@ class EvaluationSettings(TrainingSettings):
     learned_step_size: bool = True
     """Train with the step size that was learned with the set, if any, in place of
     `learning_rate`.
+    """
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Listed] = ()
+    """Step sizes that are tried in place of `learning_rate`: reported are students at the one that
+    is best on the validation split, for each set and architecture.
     """
     epoch: Annotated[tuple[Epoch, ...], Listed, Field(min_length=1)] = ("last",)
     """Reported accuracy: of the last epoch, of the epoch that is best on the validation split, or
@@ -293,6 +312,9 @@ class EvaluationSettings(TrainingSettings):
         )
         for name in named:
             value = getattr(self, name)
+            if name == "learning_rate" and self.learning_rates:
+                words.append(f"learning_rate best of {len(self.learning_rates)} by validation")
+                continue
             if value != type(self).model_fields[name].default:
                 words.append(f"{name} {value}")
         if self.precision not in ("auto", "float32"):

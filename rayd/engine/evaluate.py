@@ -28,7 +28,7 @@ from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.squeeze import Squeeze
-from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
+from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks, with_best_rates
 from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
 from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
@@ -85,6 +85,7 @@ def judge(
                 stack.enter_context(progress.workers(pool))
             _train(students, missing, job, progress, pool)
     results = students.results()
+    work = with_best_rates(work, results)
     return [(task.variant, result) for task in work for result in results[task]]
 
 
@@ -145,11 +146,13 @@ def evaluate_distilled(
     before = lookup(distilled.card, "config.data.validation_fraction")
     wants_more = lookup(overrides, "data.validation_fraction") not in (None, before)
     data = read(recipe.data, data_root, cache, progress)
-    if wants_more or ("validation-best" in recipe.evaluation.epoch and data.validation is None):
+    selects = "validation-best" in recipe.evaluation.epoch or recipe.evaluation.learning_rates
+    if wants_more or (selects and data.validation is None):
         raise ConfigError(
-            "Images that select an epoch are set aside before a set is distilled from the others, "
-            f"and this one was distilled with data.validation_fraction={before or 0}; distil again "
-            "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last."
+            "Images that select an epoch or a step size are set aside before a set is distilled "
+            f"from the others, and this one was distilled with data.validation_fraction={before or 0}; distil again "
+            "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last "
+            "evaluation.learning_rates=[]."
         )
     data = normalized_as(distilled, data)
     preflight(recipe, data, teachers(recipe) if needs_teachers(recipe) else ())

@@ -109,6 +109,12 @@ def _check_validation(recipe: Recipe, data: ImageData) -> None:
             "'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: "
             f"'{data.name}' has no validation split of its own."
         )
+    if recipe.evaluation.learning_rates and data.validation is None:
+        raise ConfigError(
+            "'evaluation.learning_rates' are chosen from on a validation split, and "
+            f"'{data.name}' has none: set 'data.validation_fraction' above 0, or "
+            "'evaluation.learning_rates' to [] for the step size 'evaluation.learning_rate'."
+        )
 
 
 def _check_observer(

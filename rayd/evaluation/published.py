@@ -25,6 +25,7 @@ IMMATERIAL = (
     "evaluation.baselines",
     "evaluation.comparisons",
     "evaluation.networks",
+    "evaluation.protocol",
     "evaluation.whole_epochs",
 )
 """Settings that may differ from the recipe's: they repeat a result, or add others beside it."""

@@ -24,6 +24,7 @@ from rayd.config import (
     nested,
     validate,
     with_new_names,
+    with_protocol,
     without,
     without_unknown,
 )
@@ -158,7 +159,7 @@ def assemble(
     last = tree if own is None else with_new_names(own, method=method)
     if overrides is not None:
         last = with_new_names(overrides, where, method)
-        tree = merge(tree, last)
+        tree = merge(tree, with_protocol(last, tree))
     if isinstance(method, str):
         ipc = tree.get("ipc")
         tree = merge(methods.get(method).defaults_at(ipc if isinstance(ipc, int) else 1), tree)

@@ -35,6 +35,7 @@ from rayd.config import (
     packaged_yaml,
     read_yaml,
     with_new_names,
+    with_protocol,
 )
 from rayd.errors import ConfigError, nearest
 
@@ -151,7 +152,7 @@ def combined(parts: Sequence[Layer]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for part in parts:
         under = {key: value for key, value in tree.items() if key not in ("name", "measured")}
-        tree = merge(under, part.settings)
+        tree = merge(under, with_protocol(part.settings, under))
         inherits = under.get("paper") and "paper" not in part.settings
         if inherits and cell_of(under) != cell_of(tree):
             tree["paper"] = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from rayd.data.selection import select
 from rayd.data.streaming import StreamedPixels
 from rayd.distilled import Distilled
 from rayd.engine.pool import ObjectRef, TaskStream
+from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 
 
@@ -262,20 +265,20 @@ def tasks(
     found = []
     for variant in ordered:
         name = variant.set
-        for network in settings.networks:
-            for seed in range(settings.seeds):
-                task = Task(
-                    variant=variant,
-                    network=network,
-                    seed=seed,
-                    epochs=candidates.epochs(name, settings),
-                    training=candidates.fingerprint(name, seed, variant.hard_labels),
-                    labels=labels_on(recipe.labels, variant),
-                    teachers=hashes,
-                    learning_rate=candidates.learning_rate(name, settings),
-                    images=candidates.size(name),
-                )
-                found.append(task)
+        rates = settings.learning_rates or (candidates.learning_rate(name, settings),)
+        for network, seed, rate in product(settings.networks, range(settings.seeds), rates):
+            task = Task(
+                variant=variant,
+                network=network,
+                seed=seed,
+                epochs=candidates.epochs(name, settings),
+                training=candidates.fingerprint(name, seed, variant.hard_labels),
+                labels=labels_on(recipe.labels, variant),
+                teachers=hashes,
+                learning_rate=rate,
+                images=candidates.size(name),
+            )
+            found.append(task)
     return found
 
 
@@ -291,3 +294,23 @@ def labels_on(labels: LabelSettings, variant: Variant) -> LabelSettings:
         return labels
     kind = "stored" if variant == Variant(DISTILLED) else "online"
     return labels.model_copy(update={"kind": kind, "seed": labels.stored_seed})
+
+
+def with_best_rates(
+    work: Sequence[Task], results: Mapping[Task, Sequence[StudentResult]]
+) -> list[Task]:
+    """Students at the step size that is best on the validation split, for each set and network.
+
+    The test split has no say. Of equal ones, the first is taken; a single one is not compared.
+
+    Args:
+        work: students at all step sizes.
+        results: their results, of which the first tested epoch counts.
+    """
+    by_rate: dict[tuple[Variant, NetworkSettings], dict[float, list[float]]] = {}
+    for task in work:
+        accuracy = results[task][0].validation_accuracy
+        rates = by_rate.setdefault((task.variant, task.network), {})
+        rates.setdefault(task.learning_rate, []).append(0.0 if accuracy is None else accuracy)
+    best = {place: max(rates, key=lambda r: fmean(rates[r])) for place, rates in by_rate.items()}
+    return [task for task in work if task.learning_rate == best[task.variant, task.network]]

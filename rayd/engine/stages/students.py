@@ -174,7 +174,7 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
                 images=sets.size(one.set),
                 epochs=sets.epochs(one.set, settings),
             )
-            missing += [work] * settings.seeds
+            missing += [work] * settings.seeds * max(1, len(settings.learning_rates))
     parallel = job.parallel(len(missing))
     parts = [
         _students_part(job, costs, one, missing.count(one), parallel)
@@ -184,7 +184,8 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
     extra = sum(work.variant.is_comparison for work in missing)
     compares = f", {extra} of them for {COMPARISONS}" if extra else ""
     own = sum(one.set == DISTILLED for one in compared)
-    total = (len(compared) - own) * len(settings.networks) * settings.seeds
+    rates = max(1, len(settings.learning_rates))
+    total = (len(compared) - own) * len(settings.networks) * settings.seeds * rates
     return StageCost(
         name=Students.name,
         work=f"{len(missing)} students ({names}){compares}",
