@@ -495,11 +495,12 @@ def evaluate(
 ) -> None:
     """Train networks on a distilled set and its baselines; add results to its evaluation.json.
 
-    Results of an export are printed only.
+    With several architectures, a chart of them is written beside it. Results of an export are
+    printed only.
     """
     from rayd.config import merge
     from rayd.distilled import load
-    from rayd.engine.evaluate import evaluate_distilled, keep_report
+    from rayd.engine.evaluate import evaluate_distilled, keep_chart, keep_report
     from rayd.engine.progress import Progress
     from rayd.engine.rundir import check_writable
     from rayd.evaluation.report import Report
@@ -516,10 +517,29 @@ def evaluate(
     if not is_export:
         with locked(remote.local(directory)):
             report = keep_report(report, directory)
+            keep_chart(report, directory)
     if as_json:
         _print_json(report.to_json())
     else:
         out.print(report.text(), markup=False)
+
+
+@app.command(epilog=_example("rayd compare runs/digits-0 runs/digits-1 runs/digits-2"))
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Run directories with evaluations.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: means over distillations, deviations over these and over students, scores."""
+    from rayd.evaluation.compare import compare as compared
+
+    found = compared(directories)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        out.print(found.text(), markup=False)
 
 
 @app.command(epilog=_example("rayd show runs/digits --png digits.png"))

@@ -99,6 +99,7 @@ def test_help_shows_an_example_of_every_command(capsys):
         "distill",
         "status",
         "evaluate",
+        "compare",
         "show",
         "export",
         "tune",

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rayd import devices, remote
-from rayd.artifacts import write_json
+from rayd.artifacts import write_bytes, write_json
 from rayd.config import EvaluationSettings, Recipe, lookup
-from rayd.distilled import Distilled
+from rayd.distilled import Distilled, as_file
 from rayd.engine import arithmetic, memory
 from rayd.engine.forecast import Forecast
 from rayd.engine.job import Job
@@ -34,6 +34,7 @@ from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError
+from rayd.evaluation.matrix import FILE as CHART
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import Variant, needs_teachers, variants
@@ -215,3 +216,14 @@ def keep_report(report: Report, directory: Path) -> Report:
     merged = report if before is None else before.merge(report)
     write_json(remote.local(directory) / FILE, merged.to_json())
     return merged
+
+
+def keep_chart(report: Report, directory: Path) -> Path | None:
+    """Write a chart of several architectures into a directory; None if there is only one."""
+    matrix = report.matrix()
+    if len(matrix.networks) < 2:
+        return None
+    path = remote.local(directory) / CHART
+    title = f"{report.recipe}: {report.method} on {report.data}"
+    write_bytes(path, as_file(matrix.chart(title), "PNG"))
+    return path

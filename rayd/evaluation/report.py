@@ -26,6 +26,7 @@ from rayd.data.splits import uneven
 from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled, PixelRange
 from rayd.errors import ArtifactError
+from rayd.evaluation.matrix import Matrix, words_of
 from rayd.evaluation.published import Published, departures
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.scores import EXPLAINED, Scores, scores_of
@@ -277,7 +278,7 @@ class Report:
                 result.network if result.epoch == "last" else f"{result.network} ({result.epoch})"
             )
             mark = f" {MARK}" if at_chance(result) else ""
-            words = _words(result, self.results)
+            words = words_of(result, self.results)
             groups.setdefault(network, []).append(f"{words} {result.test_accuracy.text()}{mark}")
         return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
 
@@ -330,6 +331,10 @@ class Report:
             )
         return replace(report, scores=scores)
 
+    def matrix(self) -> Matrix:
+        """Accuracies by architecture and training set."""
+        return Matrix.of(self)
+
     def remarks(self) -> list[str]:
         """Remarks that the numbers do not show, see `rayd.evaluation.remarks`."""
         return remarks(self, recipe_names())
@@ -349,7 +354,13 @@ class Report:
         """Format as aligned lines of at most 80 characters, if network names are short enough."""
         layout = TableLayout.of(self._rows())
         paragraphs = (*layout.below, *self._below())
-        return "\n".join([wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs)])
+        matrix = ["", *self.matrix().lines()] if len(self._networks()) > 1 else []
+        lines = [wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs), *matrix]
+        return "\n".join(lines)
+
+    def _networks(self) -> list[str]:
+        """Labels of the architectures."""
+        return list(dict.fromkeys(result.network for result in self.results))
 
     def _below(self) -> list[str]:
         """Everything under the table but the protocol."""
@@ -358,7 +369,7 @@ class Report:
     def _papers(self) -> list[str]:
         """The paper's number beside results of its settings, or which settings are others."""
         found = {result.network: result.paper for result in self.results if result.paper}
-        networks = dict.fromkeys(result.network for result in self.results)
+        networks = self._networks()
         lines = []
         for network, paper in found.items():
             of = f" with {network}" if len(networks) > 1 else ""
@@ -519,14 +530,6 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in pairs:
         flat |= _flat(value, f"{prefix}.{key}")
     return flat
-
-
-def _words(result: SetResult, results: Iterable[SetResult]) -> str:
-    """Name of a result's set, with its labels and augmentation where others differ in them."""
-    place = (result.set, result.network, result.epoch)
-    others = [one for one in results if (one.set, one.network, one.epoch) == place]
-    hard = result.label_kind == "hard" and any(one.label_kind != "hard" for one in others)
-    return Variant(result.set, hard, result.augmented).words
 
 
 def _labels_on(

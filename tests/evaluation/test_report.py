@@ -266,7 +266,7 @@ def test_long_protocols_follow_below_the_table():
     )
     lines = replace(report, results=(long, report.results[1])).text().splitlines()
     assert max(map(len, lines)) <= 80
-    (row,) = (line for line in lines if "0.900" in line)
+    row = next(line for line in lines if "0.900" in line)
     assert row.split()[-1] == "1"
     assert "protocol 1: learned-label, 300 epochs, kl T=20, no augmentation, learning_rate" in lines
 

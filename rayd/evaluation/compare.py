@@ -1,0 +1,228 @@
+"""Comparison of runs: means and deviations over distillations, beside those over students.
+
+A single run says how much students of one distilled set differ. Runs of one recipe with several
+seeds say how much distillations differ: the deviation that papers report. Both are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Self
+
+from rayd import remote
+from rayd.artifacts import read_json
+from rayd.distilled import CARD, DIRECTORY
+from rayd.errors import ArtifactError
+from rayd.evaluation.matrix import words_of
+from rayd.evaluation.report import Report, SetResult
+from rayd.evaluation.scores import Scores, label_robust_score
+from rayd.evaluation.table import wrapped
+from rayd.evaluation.variants import DISTILLED
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over distillations, as fractions."""
+
+    mean: float
+    """Mean over distillations of the means over students."""
+    std: float | None
+    """Sample standard deviation of these means; None for a single distillation."""
+    students: float | None
+    """Mean over distillations of the standard deviation over students; None for single students."""
+    runs: tuple[float, ...]
+    """Mean of each distillation."""
+
+    @classmethod
+    def of(cls, means: Sequence[float], stds: Sequence[float | None] = ()) -> Self | None:
+        """Summarise distillations; None if there is none."""
+        if not means:
+            return None
+        known = [std for std in stds if std is not None]
+        return cls(
+            mean=fmean(means),
+            std=stdev(means) if len(means) > 1 else None,
+            students=fmean(known) if known else None,
+            runs=tuple(means),
+        )
+
+    def text(self, signed: bool = False) -> str:
+        """Format as `0.941 ± 0.001`, the deviation over distillations, or the mean only.
+
+        >>> Spread(0.941, 0.001, 0.004, (0.94, 0.942)).text()
+        '0.941 ± 0.001'
+        """
+        number = f"{self.mean:+.3f}" if signed else f"{self.mean:.3f}"
+        return number if self.std is None else f"{number} ± {self.std:.3f}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seeds, for one architecture."""
+
+    recipe: str
+    """Name of the recipe."""
+    departures: tuple[str, ...]
+    """Settings in which the runs differ from it."""
+    network: str
+    """Label of the architecture."""
+    directories: tuple[str, ...]
+    """The runs."""
+    seeds: tuple[int | None, ...]
+    """Seed of each distillation."""
+    students: int
+    """Students per distillation."""
+    accuracies: dict[str, Spread]
+    """By training set, as `distilled`, `random`, or `distilled, hard labels`."""
+    scores: dict[str, Spread]
+    """IOR, HLR and LRS, where known."""
+    paired: Spread | None = None
+    """Distilled accuracy above that of the first group, distillations paired by their seeds."""
+
+    @property
+    def title(self) -> str:
+        """Recipe and architecture, with the settings that differ."""
+        others = f", other {', '.join(self.departures)}" if self.departures else ""
+        return f"{self.recipe} with {self.network}{others}"
+
+    def lines(self) -> list[str]:
+        """Format as lines of at most 80 characters."""
+        count = len(self.directories)
+        runs = "1 distillation" if count == 1 else f"{count} distillations"
+        students = "1 student" if self.students == 1 else f"{self.students} students"
+        lines = [wrapped(f"{self.title} ({runs}, {students} each)")]
+        width = max(len(name) for name in self.accuracies)
+        for name, spread in self.accuracies.items():
+            over = "" if spread.students is None else f"   ± {spread.students:.3f} over students"
+            lines.append(f"  {name:<{width}}  {spread.text():<13}{over}".rstrip())
+        words = [f"{name} {s.text(name != 'LRS')}" for name, s in self.scores.items()]
+        if self.paired is not None:
+            words.append(f"above the first {self.paired.text(signed=True)} (paired by seed)")
+        if words:
+            lines.append(wrapped("  " + ", ".join(words)))
+        return lines
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs, those of equal settings grouped."""
+
+    groups: tuple[Group, ...]
+    """In the order of the first run of each."""
+
+    def text(self) -> str:
+        """Format for a terminal."""
+        lines = [line for group in self.groups for line in group.lines()]
+        lines.append("± beside an accuracy is over distillations; it is missing for a single one")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Run:
+    directory: Path
+    report: Report
+    seed: int | None
+
+
+def compare(directories: Sequence[Path]) -> Comparison:
+    """Compare finished runs by their reports.
+
+    Args:
+        directories: run directories or distilled sets with an `evaluation.json`; those of the same
+            recipe and settings are distillations of one group.
+
+    Raises:
+        ArtifactError: a directory holds no report, or a damaged one.
+    """
+    groups: dict[tuple[Any, ...], list[_Run]] = {}
+    for directory in directories:
+        run = _read(directory)
+        report = run.report
+        for network in dict.fromkeys(result.network for result in report.results):
+            key = (
+                report.recipe,
+                report.method,
+                report.data,
+                report.ipc,
+                report.departures,
+                network,
+            )
+            groups.setdefault(key, []).append(run)
+    made = [_group(key[-1], runs) for key, runs in groups.items()]
+    return Comparison(tuple(_paired(group, made[0]) for group in made))
+
+
+def _read(directory: Path) -> _Run:
+    report = Report.kept(directory)
+    if report is None:
+        raise ArtifactError(
+            f"'{directory}' holds no evaluation.json to compare; 'rayd evaluate {directory}' "
+            "writes one."
+        )
+    place = remote.local(directory)
+    seed = None
+    for card in (place / DIRECTORY / CARD, place / CARD):
+        if remote.bring(card) or card.exists():
+            seed = read_json(card).get("seed")
+            break
+    return _Run(directory, report, seed)
+
+
+def _group(network: str, runs: Sequence[_Run]) -> Group:
+    found: dict[str, list[SetResult]] = {}
+    scores: list[Scores] = []
+    for run in runs:
+        results = [r for r in run.report.results if r.network == network]
+        epoch = results[0].epoch
+        for result in results:
+            if result.epoch == epoch:
+                found.setdefault(words_of(result, results), []).append(result)
+        scores += [s for s in run.report.scores if (s.network, s.epoch) == (network, epoch)]
+    accuracies = {}
+    for name, results in found.items():
+        means = [result.test_accuracy.mean for result in results]
+        spread = Spread.of(means, [result.test_accuracy.std for result in results])
+        assert spread is not None
+        accuracies[name] = spread
+    first = runs[0].report
+    return Group(
+        recipe=first.recipe,
+        departures=first.departures,
+        network=network,
+        directories=tuple(str(run.directory) for run in runs),
+        seeds=tuple(run.seed for run in runs),
+        students=len(found[DISTILLED][0].seeds) if DISTILLED in found else 0,
+        accuracies=accuracies,
+        scores=_scores(scores),
+    )
+
+
+def _scores(scores: Sequence[Scores]) -> dict[str, Spread]:
+    ior = [one.ior for one in scores if one.ior is not None]
+    hlr = [one.hlr for one in scores if one.hlr is not None]
+    both = [(one.ior, one.hlr) for one in scores if one.ior is not None and one.hlr is not None]
+    found = {
+        "IOR": Spread.of([gap.mean for gap in ior], [gap.std for gap in ior]),
+        "HLR": Spread.of([gap.mean for gap in hlr], [gap.std for gap in hlr]),
+        "LRS": Spread.of([label_robust_score(gain.mean, loss.mean) for gain, loss in both]),
+    }
+    return {name: spread for name, spread in found.items() if spread is not None}
+
+
+def _paired(group: Group, first: Group) -> Group:
+    """The group with its differences from the first, where both have the same seeds."""
+    if group is first or DISTILLED not in group.accuracies or DISTILLED not in first.accuracies:
+        return group
+    if sorted(map(str, group.seeds)) != sorted(map(str, first.seeds)):
+        return group
+    theirs = dict(zip(first.seeds, first.accuracies[DISTILLED].runs, strict=True))
+    ours = zip(group.seeds, group.accuracies[DISTILLED].runs, strict=True)
+    gaps = Spread.of([run - theirs[seed] for seed, run in ours])
+    return Group(**{**vars(group), "paired": gaps})

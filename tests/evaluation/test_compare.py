@@ -1,0 +1,103 @@
+"""Runs are compared over distillations and students, architectures in a matrix and a chart."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rayd.artifacts import write_json
+from rayd.engine.evaluate import keep_chart
+from rayd.errors import ArtifactError
+from rayd.evaluation.compare import compare
+from rayd.evaluation.report import Report
+from rayd.evaluation.variants import Variant
+from tests.evaluation.test_report import build, distilled, recipe, student
+from tests.test_cli import run
+
+
+def kept(folder: Path, seed: int, accuracies: tuple[float, ...], random: float = 0.5) -> Path:
+    """A run's directory with a report."""
+    runs = [("distilled", student(accuracy, number)) for number, accuracy in enumerate(accuracies)]
+    runs += [("random", student(random, number)) for number in range(len(accuracies))]
+    runs += [("whole", student(0.95, number)) for number in range(len(accuracies))]
+    write_json(folder / "evaluation.json", build(*runs).to_json())
+    write_json(folder / "distilled" / "card.json", {"seed": seed})
+    return folder
+
+
+def test_deviations_over_distillations_and_over_students(tmp_path):
+    paths = [
+        kept(tmp_path / "a", 0, (0.8, 0.9)),
+        kept(tmp_path / "b", 1, (0.7, 0.8)),
+    ]
+    (group,) = compare(paths).groups
+    ours = group.accuracies["distilled"]
+    assert ours.runs == pytest.approx((0.85, 0.75))
+    assert ours.mean == pytest.approx(0.8)
+    assert ours.std == pytest.approx(0.1 / 2**0.5)
+    assert ours.students == pytest.approx(0.1 / 2**0.5)
+    assert group.scores["IOR"].runs == pytest.approx((0.35, 0.25))
+    assert group.scores["HLR"].mean == pytest.approx(0.15)
+    assert group.accuracies["random"].std == 0
+    text = compare(paths).text()
+    assert "dm-digits with convnet (2 distillations, 2 students each)" in text
+    assert "0.800 ± 0.071   ± 0.071 over students" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_other_settings_are_another_group_paired_by_seed(tmp_path):
+    first = [kept(tmp_path / f"a{seed}", seed, (0.8 + seed / 10,)) for seed in (0, 1)]
+    second = [kept(tmp_path / f"b{seed}", seed, (0.7 + seed / 5,)) for seed in (1, 0)]
+    for path in second:
+        content = json.loads((path / "evaluation.json").read_text())
+        write_json(path / "evaluation.json", {**content, "departures": ["synthesis.steps"]})
+    ours, theirs = compare([*first, *second]).groups
+    assert ours.paired is None
+    assert sorted(theirs.paired.runs) == pytest.approx([-0.1, 0.0])
+    assert "other synthesis.steps" in theirs.title
+
+
+def test_single_runs_have_no_deviation(tmp_path):
+    (group,) = compare([kept(tmp_path / "a", 0, (0.8,))]).groups
+    assert group.lines()[1] == "  distilled  0.800"
+
+
+def test_command_compares_and_names_what_lacks_a_report(tmp_path, capsys):
+    path = kept(tmp_path / "a", 0, (0.8, 0.9))
+    code, text, _ = run(capsys, "compare", str(path))
+    assert (code, "LRS" in text) == (0, True)
+    _, document, _ = run(capsys, "compare", str(path), "--json")
+    assert json.loads(document)["groups"][0]["seeds"] == [0]
+    with pytest.raises(ArtifactError, match=r"holds no evaluation\.json"):
+        compare([tmp_path])
+
+
+def several() -> Report:
+    sets = ("distilled", "random")
+    runs = [
+        (Variant(name, hard_labels=hard), student(0.6 + number / 10 - hard / 5, network=network))
+        for number, name in enumerate(sets)
+        for network in ("convnet", "mlp", "alexnet")
+        for hard in (False, True)
+    ]
+    return Report.build(recipe(loss="kl"), runs, distilled(), {})
+
+
+def test_several_architectures_make_a_matrix():
+    matrix = several().matrix()
+    assert matrix.networks == ("convnet", "mlp", "alexnet")
+    columns = ("distilled", "random", "distilled, hard labels", "random, hard labels")
+    assert matrix.columns == columns
+    assert matrix.cells["mlp", "random, hard labels"] == pytest.approx(0.5)
+    lines = matrix.lines()
+    assert lines[-1].split()[0] == "mean"
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] in several().text()
+    assert "mean" not in build(("distilled", student(0.5))).text().splitlines()[-1]
+
+
+def test_chart_of_architectures_is_written_for_several(tmp_path):
+    path = keep_chart(several(), tmp_path)
+    assert path == tmp_path / "architectures.png"
+    assert path.stat().st_size > 1000
+    assert keep_chart(build(("distilled", student(0.5))), tmp_path / "one") is None
