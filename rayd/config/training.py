@@ -200,7 +200,7 @@ class ClassifierSettings(NetworkGroupSettings):
     """Training of the classifiers; `squeeze.workers` of the recipe applies to them, too."""
 
 
-Baseline = Literal["random", "herding", "k-center", "whole"]
+Baseline = Literal["random", "herding", "k-center", "rded", "whole"]
 Epoch = Literal["last", "validation-best"]
 Comparison = Literal["hard-labels", "equal-storage", "no-augmentation"]
 
@@ -262,7 +262,10 @@ class EvaluationSettings(TrainingSettings):
     both.
     """
     baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
-    """Sets trained under the same protocol for comparison."""
+    """Sets trained under the same protocol for comparison: real images of the same budget, chosen
+    at random or by herding or k-center, or stitched from the patches that the first observer finds
+    most realistic (`rded`); or all of them (`whole`).
+    """
     comparisons: Annotated[tuple[Comparison, ...], Listed] = ("hard-labels", "equal-storage")
     """Further students that show what an accuracy is worth. `hard-labels`: all sets under hard
     labels as well, where the protocol's are soft; `equal-storage`: random real images of as many

@@ -27,6 +27,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.relabel import next_to
+from rayd.engine.stages.score import baseline_images
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks, with_best_rates
 from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
@@ -66,7 +67,8 @@ def judge(
             statistics.
     """
     recipe = job.recipe
-    sets = TrainingSets(job.data, distilled, recipe.ipc)
+    patches = baseline_images(job, progress) if "rded" in recipe.evaluation.baselines else None
+    sets = TrainingSets(job.data, distilled, recipe.ipc, patches=patches)
     compared = variants(recipe, distilled.labels.is_floating_point())
     work = tasks(recipe, compared, sets, labels.hashes)
     known: set[Task] = set()

@@ -261,7 +261,7 @@ class _Work:
             Squeeze(job).cost(costs),
             Experts(job).cost(costs),
             Measure(job).cost(costs),
-            Score(job).cost(costs),
+            Score(job, is_baseline="rded" in job.recipe.evaluation.baselines).cost(costs),
             Synthesis(job).cost(costs),
             relabel_cost(job, costs),
             students_cost(job, costs),

@@ -19,6 +19,7 @@ from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, registry, weights
 from rayd.synthetic.initialization import check_budget
+from rayd.synthetic.rded import check_candidates
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -71,6 +72,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     _check_synthesis(recipe, method)
     _check_validation(recipe, data)
     check_budget(recipe, data)
+    _check_baselines(recipe, data)
 
     @cache
     def build(network: NetworkSettings) -> nn.Module:
@@ -115,6 +117,19 @@ def _check_validation(recipe: Recipe, data: ImageData) -> None:
             f"'{data.name}' has none: set 'data.validation_fraction' above 0, or "
             "'evaluation.learning_rates' to [] for the step size 'evaluation.learning_rate'."
         )
+
+
+def _check_baselines(recipe: Recipe, data: ImageData) -> None:
+    """Refuse the baseline `rded` without an observer that knows the classes."""
+    if "rded" not in recipe.evaluation.baselines:
+        return
+    if not recipe.observers.trained:
+        raise ConfigError(
+            "The baseline 'rded' needs an observer that knows the classes, and those of this run "
+            "are not trained: set 'observers.trained: true', or leave it out of "
+            "'evaluation.baselines'."
+        )
+    check_candidates(data.train, recipe.synthetic, recipe.ipc)
 
 
 def _check_observer(

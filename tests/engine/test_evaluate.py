@@ -23,6 +23,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
 from rayd.engine.store import Store
+from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
 from tests.conftest import tiny
 
@@ -237,3 +238,25 @@ def test_a_set_with_hard_labels_is_loaded_without_a_warning(tmp_path: Path, recw
     (need,) = rayd.load(tmp_path / "run").needs
     assert "normalise test images" in need
     assert not [one for one in recwarn if "teachers" in str(one.message)]
+
+
+def test_rded_patches_are_a_baseline_under_hard_and_soft_labels(tmp_path: Path):
+    chosen = {
+        "loss": "kl",
+        "baselines": ["random", "herding", "k-center", "rded"],
+        "comparisons": ["hard-labels"],
+        "seeds": 1,
+        "epochs": 1,
+    }
+    recipe = tiny(**SOFT, evaluation=chosen)
+    run = distill(recipe, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))
+    names = ["distilled", "random", "herding", "k-center", "rded"]
+    found = [(result.set, result.labels) for result in run.report.results]
+    assert found == [(name, labels) for labels in ("soft", "hard") for name in names]
+    assert len(list((tmp_path / "cache" / "score").iterdir())) == 10
+
+
+def test_rded_patches_need_a_trained_observer(tmp_path: Path):
+    recipe = tiny(evaluation={"baselines": ["rded"]})
+    with pytest.raises(ConfigError, match=r"set 'observers\.trained: true'"):
+        distill(recipe, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))

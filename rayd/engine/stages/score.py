@@ -16,12 +16,16 @@ import numpy.typing as npt
 import torch
 
 from rayd import synthetic
+from rayd.data import ImageSet
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import LocalPool, ObjectRef, TaskStream, WorkerPool
+from rayd.engine.progress import Progress
 from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze
+from rayd.engine.worker import Worker
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.initialization import candidates as first_candidates
 from rayd.synthetic.rded import Scores, candidates, most_realistic, stitched
@@ -39,16 +43,28 @@ class Score(TaskStage[int, Scores]):
     noun = "classes"
     task = "score"
 
-    def __init__(self, job: Job, weights: Mapping[NetworkId, ObjectRef] | None = None):
-        """Score by the first observer, with its trained weights."""
+    def __init__(
+        self,
+        job: Job,
+        weights: Mapping[NetworkId, ObjectRef] | None = None,
+        is_baseline: bool = False,
+    ):
+        """Score by the first observer, with its trained weights.
+
+        Args:
+            job: the run.
+            weights: of the observers.
+            is_baseline: whether students need the images, wherever the synthetic set starts.
+        """
         super().__init__(job)
         self.weights = weights or {}
+        self._is_wanted = is_baseline or job.recipe.synthetic.init == "rded"
         self._observer = network_ids(job.recipe)[0]
         self._rows = lru_cache(maxsize=None)(self._candidates)
 
     def items(self) -> Sequence[int]:
-        """All classes where the recipe starts from realistic crops, else none."""
-        return range(self.job.data.classes) if self.job.recipe.synthetic.init == "rded" else []
+        """All classes where realistic crops are wanted, else none."""
+        return range(self.job.data.classes) if self._is_wanted else []
 
     def key(self, item: int) -> Mapping[str, Any]:
         """The observer, the class, the seed and the settings of the crops."""
@@ -120,6 +136,22 @@ class Score(TaskStage[int, Scores]):
             pixels = torch.from_numpy(self.job.data.train.images[rows])
             images.append(stitched(pixels, scores["box"][best], recipe.synthetic.patches))
         return torch.cat(images)
+
+
+def baseline_images(job: Job, progress: Progress) -> ImageSet:
+    """Images of the baseline `rded`, computed in this process where the store lacks them."""
+    squeeze = Squeeze(job, network_ids(job.recipe)[:1])
+    observers = squeeze.ensure(progress)
+    score = Score(job, is_baseline=True)
+    if score.missing():
+        # few images pass once, so that starting workers for them is not worth it
+        pool = LocalPool(job.recipe.resources, Worker, job.recipe, DatasetInfo.of(job.data))
+        with pool, progress.stage(score.name, 0, score.unit) as shown:
+            score.weights = {name: pool.share(one.state) for name, one in observers.items()}
+            score.run(pool, shown, progress.wait_logger(score.name, score.noun))
+    images = score.stitched().numpy()
+    labels = np.repeat(np.arange(job.data.classes), job.recipe.ipc)
+    return ImageSet(images, labels, job.data.train.class_names)
 
 
 def initial_set(

@@ -103,6 +103,7 @@ class TrainingSets:
         distilled: Distilled | None,
         ipc: int,
         storage: int | None = None,
+        patches: ImageSet | None = None,
     ):
         """Compare a distilled set with subsets of real images.
 
@@ -112,7 +113,9 @@ class TrainingSets:
             ipc: images per class of the subsets.
             storage: bytes of the distilled set with its labels, for `equal-storage`; by default
                 those that its card counts.
+            patches: images of the baseline `rded`.
         """
+        self._patches = patches
         self._data = data
         self._distilled = distilled
         self._ipc = ipc
@@ -131,6 +134,8 @@ class TrainingSets:
             return digest.hexdigest()
         if self._is_whole(set_name):
             return self._data.train.fingerprint
+        if set_name == "rded":
+            return self._required_patches.fingerprint
         rows = self._subset(set_name, seed)
         return content_hash(
             {
@@ -187,6 +192,8 @@ class TrainingSets:
         train = self._data.train
         if self._is_whole(set_name):
             return train
+        if set_name == "rded":
+            return self._required_patches
         rows = self._subset(set_name, seed)
         if set_name == EQUAL_STORAGE and isinstance(train.images, StreamedPixels):
             # may be most of a set that does not fit in memory
@@ -197,6 +204,11 @@ class TrainingSets:
         assert self._distilled is not None
         labels = self._distilled.hard_labels if hard_labels else self._distilled.labels
         return self._distilled.images, labels
+
+    @property
+    def _required_patches(self) -> ImageSet:
+        assert self._patches is not None
+        return self._patches
 
     def _is_whole(self, set_name: str) -> bool:
         """Whether a set is all of the training split."""

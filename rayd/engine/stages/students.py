@@ -263,7 +263,7 @@ def _is_known(variant: Variant, data: ImageData) -> bool:
     """Whether the images of a set are known before the run."""
     if variant.set in ("random", "whole", EQUAL_STORAGE):
         return True
-    return variant.set != DISTILLED and _has_pixels(data)
+    return variant.set not in (DISTILLED, "rded") and _has_pixels(data)
 
 
 def _has_pixels(data: ImageData) -> bool:
