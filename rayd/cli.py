@@ -92,6 +92,14 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+apply_app = typer.Typer(
+    cls=_Commands,
+    help="Put distilled sets to use: continual learning, ranking of architectures.",
+    epilog=_example("rayd apply continual digits --steps 5 --out uses/continual"),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(apply_app, name="apply")
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")
@@ -540,6 +548,112 @@ def compare(
         _print_json(found.to_json())
     else:
         out.print(found.text(), markup=False)
+
+
+@apply_app.command("ranking", epilog=_example("rayd apply ranking runs/digits --seeds 2"))
+def apply_ranking(
+    directory: DirectoryName,
+    overrides: Overrides = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="Architecture to rank; absent: ten small ones."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="Students per architecture.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the chart to this file.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Tell whether a set ranks architectures as the whole data do, and as baselines do."""
+    from rayd.applications import ranking
+    from rayd.config import merge
+    from rayd.distilled import load
+    from rayd.engine.evaluate import evaluate_distilled
+    from rayd.engine.progress import Progress
+
+    networks: list[Any] = list(network) if network else list(ranking.SMALL)
+    baselines = ["random", "herding", "whole"]
+    chosen: dict[str, Any] = {"networks": networks, "baselines": baselines, "comparisons": []}
+    if seeds is not None:
+        chosen["seeds"] = seeds
+    tree = merge({"evaluation": chosen}, _tree(overrides, workers, address))
+    report = evaluate_distilled(load(directory), tree, data_root, cache, Progress(quiet))
+    found = ranking.rankings(report)
+    if png is not None:
+        _write_picture(
+            png, ranking.chart(found, f"{report.recipe}: ranking of networks"), overwrite
+        )
+    if as_json:
+        _print_json([one.to_json() for one in found])
+    else:
+        out.print(ranking.text(found), markup=False)
+
+
+@apply_app.command("continual", epilog=_example("rayd apply continual digits --steps 5"))
+def apply_continual(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path, typer.Option("--out", help="Directory of the distillations, the chart and numbers.")
+    ] = Path("uses/continual"),
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Groups of classes.")] = 5,
+    orders: Annotated[int, typer.Option("--orders", min=1, help="Orders of the classes.")] = 3,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--memory", help="distilled, random, herding, whole, or a recipe; may be repeated."
+        ),
+    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn groups of classes one after another, with a memory of a few images for each class."""
+    from rayd import recipes
+    from rayd.applications import continual
+    from rayd.artifacts import write_json
+    from rayd.engine.progress import Progress
+
+    resolved = recipes.resolve(recipe, _tree(overrides, workers, address))
+    curves = continual.learn(
+        resolved,
+        to,
+        steps=steps,
+        orders=orders,
+        methods=memory or ["distilled", "random", "herding", "whole"],
+        data_root=data_root,
+        cache=cache,
+        progress=Progress(quiet),
+    )
+    title = f"{resolved.data.name}, {resolved.ipc} images per class"
+    _write_picture(to / "continual.png", continual.chart(curves, title), overwrite=True)
+    write_json(to / "continual.json", {"curves": [curve.to_json() for curve in curves]})
+    if as_json:
+        _print_json([curve.to_json() for curve in curves])
+    else:
+        out.print(continual.text(curves), markup=False)
+
+
+def _write_picture(path: Path, image: Any, overwrite: bool) -> None:
+    """Write a picture in the format that its name says."""
+    from rayd.artifacts import write_bytes
+    from rayd.distilled import as_file, picture_format
+
+    format = picture_format(path)
+    if remote.exists(path) and not overwrite:
+        raise OutputError(f"'{path}' exists already; choose another file or add --overwrite.")
+    write_bytes(path, as_file(image, format))
 
 
 @app.command(epilog=_example("rayd show runs/digits --png digits.png"))
