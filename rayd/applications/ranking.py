@@ -139,7 +139,7 @@ def chart(found: Sequence[Ranking], title: str = "") -> Image.Image:
 
     markers = ("o", "s", "^", "D", "v", "P")
     with styled():
-        figure = new_figure(560, 440)
+        figure = new_figure(640, 400)
         axes = figure.subplots()
         for number, one in enumerate(found):
             rho = "" if one.spearman is None else f" ({one.spearman:+.2f})"
@@ -153,6 +153,6 @@ def chart(found: Sequence[Ranking], title: str = "") -> Image.Image:
             )
         axes.set_xlabel("test accuracy, trained on the whole data")
         axes.set_ylabel("test accuracy, trained on the set")
-        axes.legend(title="set (Spearman)", frameon=False)
+        axes.legend(title="set (Spearman)", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
         axes.set_title(title)
         return as_image(figure)

@@ -33,7 +33,7 @@ def test_rank_correlations_by_hand():
     assert ours.kendall == pytest.approx(4 / 6)
     assert random.spearman == pytest.approx(-1)
     assert "distilled         4    +0.800   +0.667" in text([ours, random])
-    assert chart([ours, random]).size == (560, 440)
+    assert chart([ours, random]).size == (640, 400)
 
 
 def test_equal_accuracies_have_no_order():
