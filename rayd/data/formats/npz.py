@@ -49,6 +49,18 @@ NAMES = ("class_names", "label_names")
 ENCODED_KINDS = "SV"
 """Kinds of NumPy's arrays of bytes."""
 
+ARCHIVE_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    # flags of a damaged archive may announce encryption or an unknown compression
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Exceptions of NumPy and zipfile for a damaged archive."""
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedArray:
@@ -332,7 +344,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"'{path}' is empty (0 bytes).")
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         if "pickle" in str(error).lower():
             raise DataError(
                 f"'{path}' holds a pickle, which is never loaded; "

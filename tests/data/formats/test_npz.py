@@ -119,3 +119,16 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes, sentence:
     path.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
         open_source(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 1)], ids=["encrypted", "compression"])
+def test_damaged_entries_of_the_archive_are_refused(
+    tmp_path: Path, offset: int, value: int
+) -> None:
+    """Flags and compression of the first file in the archive's directory."""
+    path = write(tmp_path, images=IMAGES, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="Cannot read '.*' as a NumPy archive"):
+        open_source(path)
