@@ -220,7 +220,7 @@ def _classes(names: Sequence[str], counts: Sequence[int]) -> str:
     """Number of classes, and names in label order with their training images."""
     pairs = [f"{printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True)]
     more = f", and {len(pairs) - SHOWN_CLASSES} more" if len(pairs) > SHOWN_CLASSES else ""
-    return f"{len(names)}, in label order: {', '.join(pairs[:SHOWN_CLASSES])}{more}"
+    return f"{len(names)}, in label order, with training images: {', '.join(pairs[:SHOWN_CLASSES])}{more}"
 
 
 def images(count: int, kind: str = "") -> str:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rayd.cli import app
 from rayd.config import DataSettings
+from rayd.config.data import UNUSUAL
 from rayd.data import load
 from rayd.data.check import check
 from rayd.data.duplicates import duplicates, exact_keys, keys_of
@@ -276,3 +277,21 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
     tree = json.loads(as_json.output)
     assert not tree["good"]
     assert len(tree["problems"]) == 5
+
+
+def test_help_names_layouts_and_settings() -> None:
+    """What is known about own data is found without the source."""
+    printed = CliRunner().invoke(app, ["data", "check", "--help"]).output
+    for part in ("data=PATH", "<split>/<class>", "train-*.parquet", "x_train", "20 %"):
+        assert part in printed, part
+    for name in (*UNUSUAL, "image_size", "classes"):
+        assert f"{name}=" in printed, name
+
+
+def test_images_outside_of_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(encode(some_images(1)[0]))
+    with pytest.raises(DataError, match="outside of folders; sort them into one folder per class"):
+        load(DataSettings(name=str(tmp_path)))
+    (tmp_path / "labels.csv").write_text("0.png,cat")
+    with pytest.raises(DataError, match=r"labels in a table \(.csv\) are not read"):
+        load(DataSettings(name=str(tmp_path)))

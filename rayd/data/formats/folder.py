@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -491,14 +491,20 @@ def _split(
 
 def _one_class(tree: _Tree, names: Sequence[str], where: str) -> str:
     """Error for a folder with a single class."""
-    tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if tree.other[suffix]]
-    hint = ""
-    if tables:
-        hint = (
-            f"; labels in a table ({', '.join(tables)}) are not read: sort the images into one "
-            "folder per class"
-        )
+    hint = without_tables(tree.other)
+    hint = f"; {hint}" if hint else ""
     return f"{where} must hold at least two classes. Got only {listed(names)} instead{hint}."
+
+
+def without_tables(suffixes: Container[str]) -> str:
+    """Remedy for images whose labels may be in a table, as a clause; empty if there is none."""
+    tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if suffix in suffixes]
+    if not tables:
+        return ""
+    return (
+        f"labels in a table ({', '.join(tables)}) are not read: sort the images into one folder "
+        "per class"
+    )
 
 
 def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
@@ -519,7 +525,9 @@ def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
         kinds = ", ".join(
             f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in sorted(rest.items())
         )
-        found.append(f"{_files(sum(rest.values()))} that are no images ({kinds})")
+        count = sum(rest.values())
+        verb = "is no image" if count == 1 else "are no images"
+        found.append(f"{_files(count)} that {verb} ({kinds})")
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]
         found.append(

@@ -130,5 +130,5 @@ def test_damaged_entries_of_the_archive_are_refused(
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + offset] = value
     path.write_bytes(content)
-    with pytest.raises(DataError, match="Cannot read '.*' as a NumPy archive"):
+    with pytest.raises(DataError, match=r"Cannot read '.*' as a NumPy archive"):
         open_source(path)
