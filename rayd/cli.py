@@ -283,7 +283,9 @@ def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> N
 
 @data_app.command("check", epilog=_example("rayd data check ~/flowers image_size=64"))
 def data_check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, an npz file or a name.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder, an .npz file, a URL or a known name.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of 'data', e.g. image_size=64."),
@@ -292,7 +294,23 @@ def data_check(
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
-    """Go through every image of a data set and list all problems; exits with 1 if there are any."""
+    """Go through every image of a data set and list all problems; exits with 1 if there are any.
+
+    PATH is what other commands take as data=PATH (short for data.name=PATH): a folder
+    <class>/*.png or <split>/<class>/*.png, with images in any format; a folder of Parquet files
+    train-*.parquet, test-*.parquet; or an .npz file with x_train, y_train, x_test, y_test, or
+    images and labels (class_names is optional).
+
+    Settings, which other commands take as data.KEY=VALUE: image_size=64 where sizes differ, and
+    fit=crop|squash|pad for images that are not square; mode=grey|rgb; background=white for
+    transparent pixels; white_level=65535 for more than 8 bits per channel; train=NAME,
+    validation=NAME, test=NAME where it is not certain which part is which split, and train=. if
+    folders are classes; classes=[a,b]; validation_fraction=0.1; split_seed=42; copies=keep to test
+    on copies of training images.
+
+    Without a test split the validation split is tested on, and without either 20 % of each class,
+    carved from the training images.
+    """
     from rayd.config import DataSettings, parse_overrides
     from rayd.config.reading import validate
     from rayd.data.check import check

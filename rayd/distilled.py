@@ -363,6 +363,10 @@ def load(path: str | Path) -> Distilled:
         )
     if fault := _contradiction(card, own):
         raise ArtifactError(f"'{directory / CARD}' contradicts '{TENSORS}' next to it: {fault}.")
+    if fault := _renamed(card):
+        raise ArtifactError(
+            f"'{directory / CARD}' contradicts itself: {fault}; restore 'class_names'."
+        )
     distilled.directory = directory
     return distilled
 
@@ -442,6 +446,23 @@ def _contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
         if name in tensors and tensors[name].numel() != number:
             return f"it counts {number:,} numbers of '{name}', which has {tensors[name].numel():,}"
     return None
+
+
+def _renamed(card: Mapping[str, Any]) -> str | None:
+    """How class names contradict those of the data that a card was made from; None if they do not.
+
+    Students are tested on images by class index: a name in another place would be wrong in silence.
+    """
+    read = (card.get("data") or {}).get("read")
+    known = read.get("class_names") if isinstance(read, dict) else None
+    names = card["class_names"]
+    if known is None or list(known) == names:
+        return None
+    pairs = zip(names, known, strict=False)
+    different = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    if different is None:
+        return f"it names {len(names)} classes, and its data {len(known)}"
+    return f"it calls a class '{different[0]}' that its data call '{different[1]}'"
 
 
 def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:

@@ -261,6 +261,12 @@ class _RemoteFile:
         stamp = next((info[name] for name in _STAMPS if info.get(name) is not None), 0)
         if isinstance(stamp, str):
             stamp = datetime.fromisoformat(stamp)
+        if info.get("size") is None:
+            # web servers that list a folder as a page
+            raise RunError(
+                f"The storage of '{info['name']}' does not tell the sizes of files; download them, "
+                "and give the folder instead of the URL."
+            )
         return cls(
             str(info["name"]),
             int(info["size"]),

@@ -248,7 +248,7 @@ class Recipe(Settings):
             exclude={
                 "name": True,
                 "summary": True,
-                "data": {"stream"},
+                "data": {"stream", "copies"},
                 "evaluation": True,
                 "labels": True,
                 "resources": True,

@@ -41,8 +41,8 @@ GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
 DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 """PIL's modes of more than 8 bits a channel."""
-FULL_RANGE = {16: 65535.0, 32: 4294967295.0}
-"""Largest value of a channel, by its bits; PIL scales colours of this depth to 8 bits itself."""
+WHITE_LEVELS = (1, 255, 1023, 4095, 16383, 65535)
+"""Usual values of white."""
 MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
 """Formats whose files can hold an animation or pages."""
 ORIENTATION = 0x0112
@@ -57,6 +57,7 @@ ORIENTED_BY = (
 """Keys of `Image.info` that may tell the orientation."""
 _SPECIAL = frozenset({*ORIENTED_BY, "transparency"})
 _MODES = {1: "L", 3: "RGB"}
+_CHANNELS = {"grey": 1, "rgb": 3}
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**22
@@ -158,12 +159,34 @@ class Decoder:
         """Height and width of an image after resizing."""
         return (height, width) if self.side is None else (self.side, self.side)
 
-    def arrays(self, images: Pixels) -> Pixels:
-        """Apply `mode` and `side` to images that are arrays, uint8 (N, C, H, W)."""
-        if self.mode == "rgb" and images.shape[1] == 1:
+    def arrays(
+        self, images: Pixels, channels: int | None = None, log: DecodeLog | None = None
+    ) -> Pixels:
+        """Apply `mode` and `side` to images that are arrays.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            channels: those of the training images; by default, images without any colour are
+                greyscale, as encoded ones are.
+            log: counts conversions.
+
+        Raises:
+            ColourError: there are colours, and one channel was asked for.
+        """
+        stored = images.shape[1]
+        if self.mode is not None:
+            channels = _CHANNELS[self.mode]
+        elif channels is None:
+            channels = 1 if stored == 1 or _are_grey(images) else 3
+        if stored == 1 and channels == 3:
             images = np.repeat(images, 3, axis=1)
-        elif self.mode == "grey" and images.shape[1] == 3:
-            images = _luminance(images)
+            if log is not None:
+                log.conversions["greyscale repeated in three channels"] += len(images)
+        elif stored == 3 and channels == 1:
+            grey = _are_grey(images)
+            if self.mode != "grey" and not grey:
+                raise ColourError
+            images = images[:, :1] if grey else _luminance(images)
         if self.side is not None:
             images = resize(images, self.side, self.fit, self.background)
         return images
@@ -176,11 +199,14 @@ class Decoder:
         """
         white = self.white_level
         least, most = _range(values)
+        if np.isnan(most):
+            raise DataError(f"Pixels of {where} must be numbers. Got NaN instead; correct them.")
         if white is None:
+            guess = next((level for level in WHITE_LEVELS if most <= level), most)
             raise DataError(
                 f"Images must have 8 bits per channel. Got {bits} with values {least:g} to "
                 f"{most:g} at {where} instead: set 'data.white_level' to the value that is white, "
-                "e.g. 65535 or 4095, to scale them."
+                f"e.g. {guess:g}, to scale them."
             )
         if not (least >= 0 and most <= white):
             raise DataError(
@@ -216,7 +242,7 @@ class Decoder:
     def _channels(self, images: list[Encoded]) -> int:
         """Number of channels that some images need: 3 from the first one with a colour."""
         if self.mode is not None:
-            return 1 if self.mode == "grey" else 3
+            return _CHANNELS[self.mode]
         for encoded in images:
             if _open(encoded)[0].mode in GREYSCALE:
                 continue
@@ -259,8 +285,13 @@ class Decoder:
         bits = _bits(image, content)
         if bits <= 8:
             return image
+        full = _full_range(image, bits)
         if image.mode in DEEP:
-            pixels = self.scaled(np.asarray(image), where, f"mode '{image.mode}'")
+            values = np.asarray(image)
+            if image.format == "PPM":
+                # PIL has scaled values to 16 bits
+                values = np.rint(values * (full / 65535))
+            pixels = self.scaled(values, where, f"mode '{image.mode}'")
             # the orientation is applied later
             kept: dict[Any, Any] = {
                 key: image.info[key] for key in ORIENTED_BY if key in image.info
@@ -271,13 +302,15 @@ class Decoder:
             image.format = format
         elif self.white_level is None:
             raise DataError(
-                f"Images must have 8 bits per channel. Got {bits} bits (mode '{image.mode}') at "
-                f"{where} instead: set 'data.white_level={2**bits - 1}' to scale them."
+                f"Images must have 8 bits per channel. Got values up to {full} (mode "
+                f"'{image.mode}') at {where} instead: set 'data.white_level={full}' to scale them."
             )
-        elif self.white_level != 2**bits - 1:
+        elif self.white_level != full:
+            # PIL scales colours itself, and keeps 8 bits of each channel
             raise DataError(
-                f"Colours of {bits} bits can only be scaled from their full range, with "
-                f"'data.white_level={2**bits - 1}'. Got {self.white_level:g} for {where} instead."
+                f"Colours of more than 8 bits can only be scaled from their full range, with "
+                f"'data.white_level={full}'. Got {self.white_level:g} for {where} instead: if that "
+                "is white, convert the images to 8 bits per channel first."
             )
         log.conversions[f"scaled to 8 bits per channel (white is {self.white_level:g})"] += 1
         return image
@@ -518,6 +551,19 @@ def _bits(image: Image.Image, content: bytes | memoryview) -> int:
     return 16 if any(isinstance(part, str) and ";16" in part for part in parts) else 8
 
 
+def _full_range(image: Image.Image, bits: int) -> int:
+    """Largest value that a channel of an image may have, before its pixels are loaded."""
+    # Netpbm files state it
+    tiles = getattr(image, "tile", None)
+    if image.format == "PPM" and tiles:
+        arguments = tiles[0][3]
+        stated = arguments[-1] if isinstance(arguments, tuple) else None
+        if isinstance(stated, int) and stated > 255:
+            return stated
+        return 65535
+    return int(2**bits - 1)
+
+
 def _jpeg2000_bits(content: bytes) -> int:
     """Largest bits per component, from the SIZ marker of a JPEG 2000 codestream."""
     start = content.find(b"\xff\x4f\xff\x51")
@@ -543,6 +589,13 @@ def _is_grey(image: Image.Image) -> bool:
     return bool(
         (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
     )
+
+
+def _are_grey(images: Pixels) -> bool:
+    """Whether all channels are equal in images (N, 3, H, W)."""
+    # in pieces: most sets have a colour in the first one
+    pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
+    return all(bool((piece == piece[:, :1]).all()) for piece in pieces)
 
 
 def _luminance(images: Pixels) -> Pixels:
