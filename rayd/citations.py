@@ -62,6 +62,13 @@ WIDE_RESNET = """@inproceedings{zagoruyko2016wide,
 }"""
 
 NETWORKS = {
+    "deit_": """@inproceedings{touvron2021deit,
+  title     = {Training Data-Efficient Image Transformers & Distillation through Attention},
+  author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and Sablayrolles, Alexandre and
+               J{\'e}gou, Herv{\'e}},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2021}
+}""",
     "convnet": """@inproceedings{gidaris2018convnet,
   title     = {Dynamic Few-Shot Visual Learning without Forgetting},
   author    = {Gidaris, Spyros and Komodakis, Nikos},
@@ -144,7 +151,7 @@ def citations(recipe: Recipe, method_citation: str) -> list[str]:
     found = [method_citation]
     found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]
     for network in architectures:
-        name = network.name.removeprefix("torchvision/")
+        name = network.name.removeprefix("torchvision/").removeprefix("timm/")
         found += [entry for prefix, entry in NETWORKS.items() if name.startswith(prefix)]
     augmented = recipe.evaluation.augmentation or recipe.observers.augmentation
     found += [DSA] if augmented else []

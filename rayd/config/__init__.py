@@ -16,6 +16,7 @@ from rayd.config.observers import (
     NetworkSettings,
     ObserverNetworkSettings,
     ObserverSettings,
+    StudentNetworkSettings,
 )
 from rayd.config.reading import (
     check_some,
@@ -76,6 +77,7 @@ __all__ = [
     "Settings",
     "SqueezeSettings",
     "StartSettings",
+    "StudentNetworkSettings",
     "SynthesisSettings",
     "SyntheticSettings",
     "TermSettings",

@@ -73,8 +73,8 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     def build(network: NetworkSettings) -> nn.Module:
         return networks.build(network, data.shape, data.classes, seed=0)
 
-    for network in recipe.evaluation.networks:
-        build(network)
+    for student in recipe.evaluation.networks:
+        build(student)
     for group in method.groups:
         settings = recipe.network_group(group)
         measured = recipe.real == "measured" and bool(method.specs(group))

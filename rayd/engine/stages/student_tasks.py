@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayd import seeding
 from rayd.artifacts import content_hash
-from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings, Recipe
+from rayd.config import EvaluationSettings, LabelSettings, Recipe, StudentNetworkSettings
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
 from rayd.distilled import Distilled
@@ -26,7 +26,7 @@ class Task:
 
     set_name: str
     """`distilled`, or the name of a baseline."""
-    network: NetworkSettings
+    network: StudentNetworkSettings
     """Its architecture."""
     seed: int
     """Its number."""
@@ -64,7 +64,8 @@ class Task:
             "test": data.test.fingerprint,
             "validation": validation,
             "normalization": data.normalization.fingerprint,
-            "network": self.network.model_dump(),
+            # its step size is that of the protocol here
+            "network": self.network.model_dump(exclude={"learning_rate"}),
             "seed": self.seed,
             "epochs": self.epochs,
             "epoch": settings.epoch,
@@ -166,7 +167,7 @@ def tasks(
             candidates.fingerprint(name, seed),
             _labels_on(recipe.labels, name),
             hashes,
-            candidates.learning_rate(name, settings),
+            network.learning_rate or candidates.learning_rate(name, settings),
         )
         for name in sorted(sets, key=lambda name: (name != "whole", name != "distilled", name))
         for network in settings.networks
