@@ -13,6 +13,7 @@ from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
 from rayd.objectives.flatness import Flatness
 from rayd.objectives.gradients import GradientMatching
+from rayd.objectives.kernel_discrepancy import KernelDiscrepancy
 from rayd.objectives.means import MeanMatching, squared_mean_gap
 from rayd.objectives.moments import MomentMatching, NormalizationMatching
 from rayd.objectives.relations import Centralization, CovarianceMatching
@@ -41,6 +42,7 @@ __all__ = [
     "Densification",
     "Flatness",
     "GradientMatching",
+    "KernelDiscrepancy",
     "MeanMatching",
     "MomentDistance",
     "MomentMatching",
