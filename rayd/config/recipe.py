@@ -28,7 +28,11 @@ NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 """All groups, in a stable order."""
 
 
-NOT_KEYED: Mapping[str, Any] = {"observers.order": "turn", "classifiers.order": "turn"}
+NOT_KEYED: Mapping[str, Any] = {
+    "observers.order": "turn",
+    "classifiers.order": "turn",
+    "synthesis.sam_radius": 0.0,
+}
 """Settings that came after cache keys were written, with the value that those were made with: a
 synthetic set is found under its key of before where they have it.
 """

@@ -107,6 +107,10 @@ class SynthesisSettings(Settings):
     """Momentum of SGD, first moment decay of Adam."""
     second_momentum: Annotated[float, When(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
+    sam_radius: float = Field(default=0.0, ge=0)
+    """Sharpness-aware minimisation (SAM): the gradient is taken where the images lie after a step of
+    this length uphill, through the same network; 0 for none. It doubles the cost of a step.
+    """
     schedule: Literal["constant", "cosine"] = "constant"
     """Schedule of the step size: constant, or half a cosine down to zero."""
     block: Annotated[int | Literal["classes"] | None, BeforeValidator(_size_of_a_block)] = None

@@ -9,6 +9,7 @@ whether it runs in process or in an actor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +47,7 @@ from rayd.engine.observer import (
 )
 from rayd.engine.pool import ObjectRef
 from rayd.methods import build
+from rayd.networks import Observation
 from rayd.objectives import Context, RealStatistics, StatisticSpec
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
@@ -63,6 +65,27 @@ class _DeviceBatch:
     """Class indices (N,)."""
     augment: Augment
     """The augmentation of the images."""
+
+
+@contextmanager
+def moved_uphill(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
+) -> Iterator[None]:
+    """Move tensors along their gradients, all together by a distance, until the block ends."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    length = torch.linalg.vector_norm(torch.stack(lengths))
+    # a gradient of zero moves nothing
+    pace = radius / length.clamp(min=torch.finfo(length.dtype).tiny)
+    try:
+        with torch.no_grad():
+            for tensor, gradient in zip(tensors, gradients, strict=True):
+                tensor.add_(pace * gradient)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
 
 class Observers:
@@ -247,6 +270,7 @@ class Observers:
         images, labels = replica.batch()
         view = self._view(task, len(images))
         observer, fixed = self._observer_of(task)
+        radius = self._recipe.synthesis.sam_radius
 
         # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
@@ -258,42 +282,58 @@ class Observers:
             size = self._recipe.network_group(group).batch_size
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
-        memory: Memory = {}
-        for term in terms:
-            # checkpoints of earlier versions have the former names of terms
-            known = before.get(term.name) or before.get(term.former_name, {})
-            memory[term.name] = dict(known)
 
         def draws(purpose: str) -> torch.Generator:
             return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
-        def average_logits() -> Tensor:
+        def averaged() -> Tensor:
             if task.average is None:
                 raise RuntimeError("The task came without a moving average.")
-            averaged = self._replica(task.template, "average", task.average).batch()[0]
-            with torch.no_grad():
-                return observer.logits(augment(view(averaged), ALL))
+            return view(self._replica(task.template, "average", task.average).batch()[0])
 
-        contexts = {
-            term.name: Context(
-                generator=draws,
-                memory=memory[term.name],
-                average_logits=average_logits,
-                accuracy=task.accuracy,
-                progress=task.step / self._recipe.synthesis.steps,
-                block=task.block,
-                blocks=task.blocks,
-                class_counts=self._class_counts,
-                network=observer.network,
-                batch=batch,
-            )
-            for term in terms
-        }
+        @torch.no_grad()
+        def average_logits() -> Tensor:
+            return observer.logits(augment(averaged(), ALL))
+
+        @torch.no_grad()
+        def average_observation() -> Observation:
+            return observer.forward(averaged(), augment)
+
         real = self._real_statistics(task, observer, real_batch)
-        loss, values = observer.compare(real, view(images), labels, contexts, augment)
+
+        def compared(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Memory]:
+            """Loss and terms of images as they are now, and what the terms then keep."""
+            memory: Memory = {}
+            for term in terms:
+                # checkpoints of earlier versions have the former names of terms
+                known = before.get(term.name) or before.get(term.former_name, {})
+                memory[term.name] = dict(known)
+            contexts = {
+                term.name: Context(
+                    generator=draws,
+                    memory=memory[term.name],
+                    average_logits=average_logits,
+                    average_observation=average_observation,
+                    accuracy=task.accuracy,
+                    progress=task.step / self._recipe.synthesis.steps,
+                    block=task.block,
+                    blocks=task.blocks,
+                    class_counts=self._class_counts,
+                    network=observer.network,
+                    batch=batch,
+                )
+                for term in terms
+            }
+            return *observer.compare(real, view(images), labels, contexts, augment), memory
+
         names, tensors = zip(*replica.named_parameters(), strict=True)
+        loss, values, memory = compared(images, labels)
         # a learned step size does not affect the images: its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        if radius > 0:
+            with moved_uphill(tensors, gradients, radius):
+                higher, _, _ = compared(*replica.batch())
+                gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
             values={"loss": loss.detach(), **values},
             gradients=dict(zip(names, gradients, strict=True)),

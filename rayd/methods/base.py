@@ -92,6 +92,11 @@ class Method(ABC):
     def _check_synthetic(self) -> None:
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
+        if self.needs_experts and self.recipe.synthesis.sam_radius > 0:
+            raise ConfigError(
+                f"Method '{self.name}' follows experts, which takes no steps uphill: set "
+                "'synthesis.sam_radius: 0'."
+            )
         if not self.needs_experts and settings.step_size is not None:
             raise ConfigError(
                 f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
