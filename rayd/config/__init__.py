@@ -18,6 +18,7 @@ from rayd.config.observers import (
     ObserverSettings,
     StudentNetworkSettings,
 )
+from rayd.config.ranking import RankingSettings
 from rayd.config.reading import (
     check_some,
     given_resources,
@@ -71,6 +72,7 @@ __all__ = [
     "ObserverSettings",
     "PaperResult",
     "Precision",
+    "RankingSettings",
     "Recipe",
     "ResourceSettings",
     "ScheduleSettings",

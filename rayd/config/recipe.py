@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 from rayd.config.base import Settings
 from rayd.config.data import DataSettings
 from rayd.config.observers import NetworkGroupSettings, NetworkSettings, ObserverSettings
+from rayd.config.ranking import RANKED, RankingSettings
 from rayd.config.reading import lookup, with_old_names, without
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -115,6 +116,8 @@ class Recipe(Settings):
     """
     experts: ExpertSettings = ExpertSettings()
     """Training of expert trajectories, for methods that match trajectories."""
+    ranking: RankingSettings = RankingSettings()
+    """Networks that rank the real images, where a selection of them is wanted."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Parameterisation and initialisation of the synthetic set."""
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -277,7 +280,8 @@ class Recipe(Settings):
             },
         )
         as_before = [key for key, value in NOT_KEYED.items() if lookup(settings, key) == value]
-        return with_old_names(without(settings, as_before))
+        unused = [] if self.synthetic.init in RANKED else ["ranking"]
+        return with_old_names(without(settings, [*as_before, *unused]))
 
     def to_yaml(self) -> str:
         """YAML of the whole recipe with all defaults; `validate` restores an equal recipe."""

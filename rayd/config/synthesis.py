@@ -23,9 +23,12 @@ class SyntheticSettings(Settings):
     """
     factor: Annotated[int, When(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
-    init: Literal["real", "noise", "herding", "k-center", "rded"] = "real"
-    """Initial images: random real ones, Gaussian noise, a selection of real ones, or stitched from
-    the patches that the first observer finds most realistic (RDED).
+    init: Literal[
+        "real", "noise", "herding", "k-center", "forgetting", "el2n", "difficulty", "rded"
+    ] = "real"
+    """Initial images: random real ones, Gaussian noise, a selection of real ones
+    (`rayd.data.selection`; the last three by how networks learn them, see `ranking`), or stitched
+    from the patches that the first observer finds most realistic (RDED).
     """
     patches: Annotated[int, When(init="rded")] = Field(default=1, ge=1)
     """`rded`: patches along each side of an image."""

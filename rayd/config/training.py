@@ -201,7 +201,7 @@ class ClassifierSettings(NetworkGroupSettings):
     """Training of the classifiers; `squeeze.workers` of the recipe applies to them, too."""
 
 
-Baseline = Literal["random", "herding", "k-center", "whole"]
+Baseline = Literal["random", "herding", "k-center", "forgetting", "el2n", "difficulty", "whole"]
 Epoch = Literal["last", "validation-best"]
 
 

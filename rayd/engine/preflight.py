@@ -9,6 +9,7 @@ from torch import nn
 
 from rayd import devices, methods, networks
 from rayd.config import NetworkSettings, Recipe
+from rayd.config.ranking import RANKED
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import NetworkId, trained_networks
@@ -34,6 +35,8 @@ def check_settings(recipe: Recipe) -> None:
         used.extend(recipe.network_group(group).networks)
     if method.needs_experts:
         used.append(recipe.experts.network)
+    if {recipe.synthetic.init, *recipe.evaluation.baselines} & set(RANKED):
+        used.append(recipe.ranking.network)
     for network in used:
         registry.check(network)
     for strategy in _strategies(recipe, method):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,10 +84,17 @@ class TrainingSets:
     fingerprint.
     """
 
-    def __init__(self, data: ImageData, distilled: Distilled | None, ipc: int):
-        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per
-        class.
+    def __init__(
+        self,
+        data: ImageData,
+        distilled: Distilled | None,
+        ipc: int,
+        scores: Mapping[str, Tensor] | None = None,
+    ):
+        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per class;
+        `scores` are those of the real images, for subsets that are selected by them.
         """
+        self._scores = scores
         self._data = data
         self._distilled = distilled
         self._ipc = ipc
@@ -148,7 +155,12 @@ class TrainingSets:
         if (set_name, number) not in self._rows:
             draws = seeding.generator(number, "random baseline")
             self._rows[set_name, number] = select(
-                set_name, self._data.train, self._ipc, self._data.normalization, draws
+                set_name,
+                self._data.train,
+                self._ipc,
+                self._data.normalization,
+                draws,
+                self._scores,
             )
         return self._rows[set_name, number]
 
