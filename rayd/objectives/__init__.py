@@ -11,6 +11,7 @@ from rayd.objectives.attention import AttentionMatching
 from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
 from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
+from rayd.objectives.discrimination import Discrimination, LayerMeanMatching
 from rayd.objectives.flatness import Flatness
 from rayd.objectives.gradients import GradientMatching
 from rayd.objectives.kernel_discrepancy import KernelDiscrepancy
@@ -40,9 +41,11 @@ __all__ = [
     "CrossEntropy",
     "CurriculumFilterMatching",
     "Densification",
+    "Discrimination",
     "Flatness",
     "GradientMatching",
     "KernelDiscrepancy",
+    "LayerMeanMatching",
     "MeanMatching",
     "MomentDistance",
     "MomentMatching",

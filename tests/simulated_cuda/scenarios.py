@@ -98,6 +98,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         MATCHING,
         {"observers": {"real_batch": 8, "model_pool": {"push_every": 3, "train_epochs": 1}}},
     ),
+    "dcc": merge(
+        MATCHING,
+        {"observers": {"real_batch": 8, "model_pool": {"push_every": 3, "train_epochs": 1}}},
+    ),
+    "idc": merge(SAMPLED, {"observers": {"model_pool": {"push_every": 3, "train_steps": 1}}}),
+    "cafe": merge(
+        MATCHING,
+        {
+            "observers": {
+                "real_batch": 8,
+                "augmentation": None,
+                "model_pool": {"push_every": 3, "train_epochs": 1},
+            },
+        },
+    ),
     "frepo": merge(
         MATCHING,
         {
