@@ -145,6 +145,7 @@ CASES: dict[str, dict[str, Any]] = {
     "frepo": laid({"method": "frepo"}, REAL_BATCH),
     "ncfm": laid({"method": "ncfm"}, NCFM),
     "sre2l": laid({"method": "sre2l"}, TRAINED),
+    "dwa": laid({"method": "dwa"}, TRAINED),
     "cda": laid({"method": "cda"}, TRAINED),
     "gvbsm": laid({"method": "gvbsm"}, TRAINED),
     "rded": laid({"method": "rded"}, TRAINED, FEW_CROPS, {"synthesis": {"steps": 0}}),

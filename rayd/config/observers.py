@@ -202,6 +202,12 @@ class ObserverSettings(NetworkGroupSettings):
     """Real images drawn per class and step (`real: sampled`); with replacement from smaller
     classes.
     """
+    ascent_steps: int = Field(default=0, ge=0)
+    """Steps by which the weights of fixed observers climb the cross-entropy of the first images of
+    every block, so that blocks are matched through networks of their own (DWA); 0 for none.
+    """
+    ascent_length: Annotated[float, When(ascent_steps=True)] = Field(default=0.015, gt=0)
+    """Length of the way uphill, over all steps together, in the Euclidean norm of all weights."""
     model_pool: ModelPoolSettings | None = None
     """Networks trained alongside the synthesis, in place of a fresh one in each step (`real:
     sampled`); null for none.

@@ -32,6 +32,8 @@ NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 NOT_KEYED: Mapping[str, Any] = {
     "observers.order": "turn",
     "classifiers.order": "turn",
+    "observers.ascent_steps": 0,
+    "observers.ascent_length": 0.015,
     "synthesis.sam_radius": 0.0,
 }
 """Settings that came after cache keys were written, with the value that those were made with: a
@@ -150,6 +152,12 @@ class Recipe(Settings):
             raise ValueError(
                 "'observers.model_pool' needs 'real: sampled'; "
                 "networks that change cannot be measured once"
+            )
+        fixed = self.real == "measured" or self.observers.trained
+        if self.observers.ascent_steps > 0 and not fixed:
+            raise ValueError(
+                "'observers.ascent_steps' needs fixed observers: set 'observers.trained: true' or "
+                "'real: measured'"
             )
         return self
 

@@ -88,6 +88,31 @@ def moved_uphill(
                 tensor.copy_(value)
 
 
+def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length: float) -> None:
+    """Move weights, in place, by steps of equal length along the gradient of the cross-entropy.
+
+    Args:
+        network: in evaluation mode; buffers stay as they are.
+        images: network input (N, C, H, W).
+        labels: class indices (N,), or rows of probabilities.
+        steps: how many.
+        length: of all steps together.
+    """
+    weights = [one for one in network.parameters() if one.is_floating_point()]
+    for weight in weights:
+        weight.requires_grad_()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        slope = torch.autograd.grad(loss, weights, materialize_grads=True)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
+        pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, slope, strict=True):
+                weight.add_(pace * gradient)
+    for weight in weights:
+        weight.requires_grad_(False)
+
+
 class Observers:
     """The networks of one worker. Every result depends on its task alone.
 
@@ -120,6 +145,8 @@ class Observers:
         self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
+        # with the key of the block whose images the weights climbed for
+        self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
         # by network and key of the images that they were resolved on
         self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
@@ -349,8 +376,7 @@ class Observers:
             or self._recipe.real == "measured"
             or self._recipe.observers.trained
         ):
-            precision = self._recipe.synthesis.precision
-            observer = self._fixed_observer(network_id, task.weights, precision)
+            observer = self._matching_observer(task)
             if self._recipe.real == "measured" and self._method.specs(network_id.group):
                 # the augmentation through which the real images were measured
                 return observer, self._fixed_augment(network_id)
@@ -470,6 +496,24 @@ class Observers:
                 network, precision, network_id.group
             )
         return self._fixed[network_id, precision]
+
+    def _matching_observer(self, task: GradientTask) -> Observer:
+        """The fixed network of a task; where weights climb, that of the task's block."""
+        network_id = task.network_id
+        precision = self._recipe.synthesis.precision
+        settings = self._recipe.observers
+        if network_id.group != "observers" or settings.ascent_steps == 0:
+            return self._fixed_observer(network_id, task.weights, precision)
+        block, observer = self._climbed.get(network_id, ("", None))
+        if observer is None or block != task.template.key:
+            network = self._network(network_id, task.weights).to(self._device)
+            first = synthetic.restore(self._recipe.synthetic, task.template.get())
+            images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
+            climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
+            observer = self._observer(network, precision, network_id.group)
+            # a worker computes one block at a time
+            self._climbed[network_id] = task.template.key, observer
+        return observer
 
     def _fixed_augment(self, network_id: NetworkId) -> Augment:
         """The fixed draw of the augmentation of all real images of a network."""

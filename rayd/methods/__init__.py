@@ -12,6 +12,7 @@ from rayd.methods.datm import DifficultyAlignedMatching
 from rayd.methods.dc import DatasetCondensation, SiameseDatasetCondensation
 from rayd.methods.dcc import ContrastiveCondensation
 from rayd.methods.dm import DistributionMatching
+from rayd.methods.dwa import DirectedWeightAdjustment
 from rayd.methods.edc import ElucidatedCondensation
 from rayd.methods.frepo import FeatureRegression, KernelRidgeRegression
 from rayd.methods.gvbsm import GeneralizedMatching
@@ -35,6 +36,7 @@ __all__ = [
     "CurriculumFrequencyMatching",
     "DatasetCondensation",
     "DifficultyAlignedMatching",
+    "DirectedWeightAdjustment",
     "DistributionMatching",
     "EfficientParameterization",
     "ElucidatedCondensation",

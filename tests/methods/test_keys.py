@@ -23,6 +23,7 @@ KEYS = {
     "dcc": [],
     "dm": [MEANS],
     "dsa": [],
+    "dwa": [NORMALIZATIONS],
     "edc": SEVERAL,
     "frepo": [],
     "gvbsm": SEVERAL,

@@ -143,6 +143,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     ),
     "gvbsm": ONE_OBSERVER,
+    "dwa": ONE_OBSERVER,
     "sre2l": merge(ONE_OBSERVER, {"evaluation": {"epoch": ["last"]}}),
     "cda": ONE_OBSERVER,
     "rded": merge(

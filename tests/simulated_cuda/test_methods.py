@@ -45,7 +45,20 @@ GROUPS = (
         "frepo",
         "krr",
     ),
-    ("edc", "gvbsm", "sre2l", "cda", "rded", "cfm", "unidd", "mtt", "tesla", "datm", "ls-mtt"),
+    (
+        "edc",
+        "gvbsm",
+        "sre2l",
+        "dwa",
+        "cda",
+        "rded",
+        "cfm",
+        "unidd",
+        "mtt",
+        "tesla",
+        "datm",
+        "ls-mtt",
+    ),
 )
 """Scenarios that share a process, for which torch is imported once."""
 STEP: dict[str, tuple[int, int]] = {
@@ -71,6 +84,7 @@ STEP: dict[str, tuple[int, int]] = {
     "edc": (0, 11),
     "gvbsm": (1, 5),  # an eigendecomposition checks itself
     "sre2l": (0, 0),
+    "dwa": (0, 0),
     "cda": (0, 2),
     "cfm": (1, 2),  # where a Cholesky factor fails, eigenvalues are used
     "unidd": (1, 2),
