@@ -20,7 +20,9 @@ With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,
   is large (Sorscher et al., "Beyond neural scaling laws", NeurIPS 2022): k in a row, of which
   k (n - k) / n are easier.
 
-Scores of the last three are those of `rayd.training.ranking`.
+Scores of the last three are those of `rayd.training.ranking`. With few images a class the hardest
+ones do not stand for it: on the 8x8 digits students reach 0.32 by forgetting and 0.27 by errors with
+one image (random ones 0.77, difficulty 0.84, herding 0.89), 0.86 with ten (0.97, 0.91, 0.96).
 
 Every function returns rows sorted by class, class 0's first, and within a class in the order of
 choice: the first j of a choice of k are the choice of j (but of `difficulty`). Ties go to the first row. Of a class with

@@ -38,7 +38,7 @@ from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.recipes import restore
 
-EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
+EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "ranking", "resources"})
 """Settings of a finished set's recipe that may be overridden; data are checked by fingerprint."""
 
 

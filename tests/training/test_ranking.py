@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import rayd
 from rayd.config import RankingSettings
 from rayd.data import Standardization, load
 from rayd.data.selection import select
@@ -143,3 +144,11 @@ def test_ranking_is_in_the_key_of_a_set_that_starts_by_it_alone():
     assert ranked.identity() != by_errors.identity()
     with pytest.raises(ConfigError, match=r"ranking\.early"):
         tiny(synthetic={"init": "el2n"}, ranking={"epochs": 3})
+
+
+def test_baselines_by_scores_can_be_added_to_a_finished_set(tmp_path):
+    run = distill(tiny(evaluation={"baselines": []}), tmp_path / "run", progress=QUIET)
+    report = rayd.evaluate(
+        run.distilled, quiet=True, evaluation={"baselines": ["difficulty"]}, ranking=RANKING
+    )
+    assert {result.set for result in report.results} == {"distilled", "difficulty"}
