@@ -16,7 +16,9 @@ from rayd.config.observers import (
     NetworkSettings,
     ObserverNetworkSettings,
     ObserverSettings,
+    StudentNetworkSettings,
 )
+from rayd.config.ranking import RankingSettings
 from rayd.config.reading import (
     check_some,
     flat,
@@ -71,12 +73,14 @@ __all__ = [
     "ObserverSettings",
     "PaperResult",
     "Precision",
+    "RankingSettings",
     "Recipe",
     "ResourceSettings",
     "ScheduleSettings",
     "Settings",
     "SqueezeSettings",
     "StartSettings",
+    "StudentNetworkSettings",
     "SynthesisSettings",
     "SyntheticSettings",
     "TermSettings",
