@@ -259,6 +259,9 @@ class Recipe(Settings):
                 "classifiers": {"networks": {"__all__": {"weights"}}},
             },
         )
+        if self.synthesis.split == 1:
+            # keys of results from before the setting existed stay valid
+            del settings["synthesis"]["split"]
         return with_old_names(settings)
 
     def to_yaml(self) -> str:

@@ -58,6 +58,7 @@ class Flatness(Term):
     name = "flatness"
     for_any_method = True
     needs_classes = True
+    splits = True
 
     weight: float = Field(default=0.25, ge=0)
     """Factor of the term; 0 switches it off."""

@@ -47,6 +47,7 @@ def tasks_per_step(method: Method) -> int:
     """
     recipe = method.recipe
     tasks = sum(recipe.network_group(group).per_step for group in method.groups)
+    tasks *= recipe.synthesis.split
     if method.trajectory_objective is not None:
         tasks += method.trajectory_objective.settings.per_step
     models = recipe.observers.model_pool
