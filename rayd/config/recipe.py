@@ -35,6 +35,7 @@ NOT_KEYED: Mapping[str, Any] = {
     "observers.ascent_steps": 0,
     "observers.ascent_length": 0.015,
     "synthesis.sam_radius": 0.0,
+    "synthesis.split": 1,
 }
 """Settings that came after cache keys were written, with the value that those were made with: a
 synthetic set is found under its key of before where they have it.

@@ -126,6 +126,11 @@ class SynthesisSettings(Settings):
     one class after another, so that statistics of a class are those of several images (released
     code of G-VBSM and EDC).
     """
+    split: int = Field(default=1, ge=1)
+    """Parts that the images of a step are cut into, each computed by a worker of its own: so many
+    workers can share one observer's step. For methods whose terms allow it, with `real: measured`.
+    Results depend on it by rounding only, and never on the number of workers.
+    """
     transform: TransformSettings = TransformSettings()
     """Random view of the synthetic images, drawn for every observer and step."""
     shared_view: bool = False

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rayd import devices, networks, schedules, seeding, synthetic
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
-from rayd.derived import known_on_host, on_host
+from rayd.derived import known_on_host, on_host, rows_of
 from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
 from rayd.engine.gradients.model_pool import (
     Batches,
@@ -46,13 +46,20 @@ from rayd.engine.observer import (
     unchanged,
 )
 from rayd.engine.pool import ObjectRef
+from rayd.errors import ConfigError
 from rayd.methods import build
 from rayd.networks import Observation
 from rayd.objectives import Context, RealStatistics, StatisticSpec
+from rayd.objectives.parts import OtherParts, PartSummary, part_of, summary, whole
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.transfer import send, upload
+
+KEPT_PARTS = 4
+"""Parts of a step (`synthesis.split`) whose forward pass a worker keeps until their gradients are
+asked for; what does not fit is forwarded again.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,34 @@ def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length
         weight.requires_grad_(False)
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some synthetic images of a step, forwarded, with their graph."""
+
+    replica: SyntheticSet
+    """The parameters that the graph begins at."""
+    labels: Tensor
+    """Labels of all images of the step."""
+    rows: slice
+    """Which of them are forwarded."""
+    observer: Observer
+    """The network."""
+    real_batch: _DeviceBatch | None
+    """The real mini-batch, where real data is sampled."""
+    average_logits: Callable[[], Tensor]
+    """Logits of the moving average of the part's images."""
+    forward: Callable[[Tensor], Observation]
+    """Forwards all images of the step as these were, view and augmentation included."""
+    average_observation: Callable[[], Observation]
+    """The output for the moving average of the images."""
+    output: Observation
+    """The network's output."""
+
+
+_PartKey = tuple[str, NetworkId, int, int]
+"""Key of the parameters, which is another one in every step, network, slot and part."""
+
+
 class Observers:
     """The networks of one worker. Every result depends on its task alone.
 
@@ -152,6 +187,9 @@ class Observers:
         # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
         self._replicas: dict[str, SyntheticSet] = {}
+        # keys of the parameters that replicas have now
+        self._assigned: dict[str, str] = {}
+        self._parts: dict[_PartKey, _Part] = {}
 
     def measure(
         self,
@@ -290,46 +328,105 @@ class Observers:
         assert isinstance(replica, WithLearnedStepSize)
         return self._trajectory_worker.run(task, replica)
 
-    def gradient(self, task: GradientTask) -> GradientResult:
-        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
-        group = task.network_id.group
+    def summarize(self, task: GradientTask) -> PartSummary:
+        """What the gradients of the other parts of the images need of a part.
+
+        The forward pass is kept for the gradient of the part, which most often comes here, too.
+        """
+        with devices.convolutions(self._device, self._recipe.synthesis.precision):
+            part = self._forward_part(task)
+            # graphs take most of the memory of a step, and those of earlier steps are of no use
+            for key in [key for key in self._parts if key[0] != task.parameters.key]:
+                del self._parts[key]
+            if len(self._parts) < KEPT_PARTS:
+                self._parts[_part_key(task)] = part
+            average = part.average_logits() if self._method.averaging is not None else None
+            specs = self._method.specs(task.network_id.group)
+            real = self._real_statistics(task, part.observer, None)
+            labels = rows_of(part.labels, part.rows)
+            return summary(part.output, labels, specs, real, average)
+
+    def _forward_part(self, task: GradientTask) -> _Part:
+        """Forward the images of a task, or a part of them."""
         replica = self._replica(task.template, "now", task.parameters)
         images, labels = replica.batch()
+        rows = ALL if task.parts == 1 else part_of(len(images), task.part, task.parts)
         view = self._view(task, len(images))
         observer, fixed = self._observer_of(task)
-        radius = self._recipe.synthesis.sam_radius
-
+        network = observer.network
+        if task.parts > 1 and network.training and networks.uses_batch_statistics(network):
+            raise ConfigError(
+                "The network normalises by the batch, so that it needs all images of a step at "
+                "once: set 'synthesis.split: 1'."
+            )
         # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
         real_batch = self._real_batch(task, fixed, drawn)
         augment = fixed or self._by_class(task, self._classes(labels), drawn)
+
+        def seen(images: Tensor) -> Tensor:
+            return view(images) if task.parts == 1 else view(images)[rows]
+
+        def averaged() -> Tensor:
+            if task.average is None:
+                raise RuntimeError("The task came without a moving average.")
+            return seen(self._replica(task.template, "average", task.average).batch()[0])
+
+        @torch.no_grad()
+        def average_logits() -> Tensor:
+            return observer.logits(augment(averaged(), rows))
+
+        @torch.no_grad()
+        def average_observation() -> Observation:
+            return observer.forward(averaged(), augment, rows)
+
+        def forward(images: Tensor) -> Observation:
+            return observer.forward(seen(images), augment, rows)
+
+        return _Part(
+            replica=replica,
+            labels=labels,
+            rows=rows,
+            observer=observer,
+            real_batch=real_batch,
+            average_logits=average_logits,
+            forward=forward,
+            average_observation=average_observation,
+            output=forward(images),
+        )
+
+    def gradient(self, task: GradientTask) -> GradientResult:
+        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
+        group = task.network_id.group
+        part = self._parts.pop(_part_key(task), None) or self._forward_part(task)
+        observer = part.observer
+        output = part.output
+        average_logits = part.average_logits
+        if task.summaries is not None:
+            summaries: list[PartSummary] = task.summaries.get()
+            output = whole(output, OtherParts(task.part, part.rows, summaries))
+
+            def average_logits() -> Tensor:
+                averages = [one.average_logits for one in summaries]
+                return torch.cat([upload(one, self._device) for one in averages if one is not None])
+
         terms = self._method.terms_of(group)
         batch = None
-        if real_batch is not None and self._method.needs_batch(group):
+        if part.real_batch is not None and self._method.needs_batch(group):
             size = self._recipe.network_group(group).batch_size
+            real_batch = part.real_batch
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
 
         def draws(purpose: str) -> torch.Generator:
             return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
-        def averaged() -> Tensor:
-            if task.average is None:
-                raise RuntimeError("The task came without a moving average.")
-            return view(self._replica(task.template, "average", task.average).batch()[0])
+        real = self._real_statistics(task, observer, part.real_batch)
 
-        @torch.no_grad()
-        def average_logits() -> Tensor:
-            return observer.logits(augment(averaged(), ALL))
-
-        @torch.no_grad()
-        def average_observation() -> Observation:
-            return observer.forward(averaged(), augment)
-
-        real = self._real_statistics(task, observer, real_batch)
-
-        def compared(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Memory]:
-            """Loss and terms of images as they are now, and what the terms then keep."""
+        def compared(
+            output: Observation, labels: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor], Memory]:
+            """Loss and terms of an output, and what the terms then keep."""
             memory: Memory = {}
             for term in terms:
                 # checkpoints of earlier versions have the former names of terms
@@ -340,7 +437,7 @@ class Observers:
                     generator=draws,
                     memory=memory[term.name],
                     average_logits=average_logits,
-                    average_observation=average_observation,
+                    average_observation=part.average_observation,
                     accuracy=task.accuracy,
                     progress=task.step / self._recipe.synthesis.steps,
                     block=task.block,
@@ -351,15 +448,17 @@ class Observers:
                 )
                 for term in terms
             }
-            return *observer.compare(real, view(images), labels, contexts, augment), memory
+            return *observer.compare_output(real, output, labels, contexts), memory
 
-        names, tensors = zip(*replica.named_parameters(), strict=True)
-        loss, values, memory = compared(images, labels)
+        names, tensors = zip(*part.replica.named_parameters(), strict=True)
+        loss, values, memory = compared(output, part.labels)
         # a learned step size does not affect the images: its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        radius = self._recipe.synthesis.sam_radius
         if radius > 0:
             with moved_uphill(tensors, gradients, radius):
-                higher, _, _ = compared(*replica.batch())
+                images, labels = part.replica.batch()
+                higher, _, _ = compared(part.forward(images), labels)
                 gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
             values={"loss": loss.detach(), **values},
@@ -582,7 +681,11 @@ class Observers:
                 del self._replicas[old]
             replica = synthetic.restore(self._recipe.synthetic, template.get())
             self._replicas[key] = replica.to(self._device)
-        self._replicas[key].assign(parameters.get())
+            self._assigned.pop(key, None)
+        # parts of one step share the replica, whose parameters must stay under their graphs
+        if self._assigned.get(key) != parameters.key:
+            self._replicas[key].assign(parameters.get())
+            self._assigned[key] = parameters.key
         return self._replicas[key]
 
     def _measured_statistics(self, real: ObjectRef, group: NetworkGroup) -> RealStatistics:
@@ -630,6 +733,10 @@ class Observers:
         if labels.is_floating_point():
             return labels.detach().argmax(1).cpu()
         return on_host(labels)
+
+
+def _part_key(task: GradientTask) -> _PartKey:
+    return task.parameters.key, task.network_id, task.slot, task.part
 
 
 def _apply(operations: Sequence[Operation], images: Tensor, rows: Rows) -> Tensor:

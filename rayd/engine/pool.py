@@ -204,6 +204,25 @@ def free_memory() -> None:
     allocator.give_back()
 
 
+class WorkerActor:
+    """A part of the workers' replicas as an actor: calls go to the first worker, and to another one
+    while that is lost.
+
+    Args:
+        pool: its workers have a method that takes the method and arguments of a call.
+        part: name of that method.
+    """
+
+    def __init__(self, pool: WorkerPool, part: str):
+        self._pool = pool
+        self._part = part
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call it in a worker; a worker that is lost meanwhile costs a repetition of the call."""
+        (result,) = self._pool.map(self._part, [(method, *arguments)], affinity=[0])
+        return result
+
+
 class LocalActor:
     """An object in this process."""
 

@@ -18,7 +18,7 @@ from rayd.engine.pool import LocalPool, ObjectRef, free_memory
 from rayd.engine.stages.experts import initial_seed
 from rayd.engine.stages.student_tasks import Task
 from rayd.engine.students import StudentTrainer
-from rayd.engine.synthesize import BlockTask, Logged, State, synthesize
+from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer, synthesize
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
 from rayd.networks.class_order import order_fault
@@ -67,6 +67,7 @@ class Worker(Observers):
         super().forget()
         self._sets: dict[str, TrainingSet] = {}
         self._teachers: list[nn.Module] | None = None
+        self._synthesizer: Synthesizer | None = None
 
     def squeeze(
         self,
@@ -166,6 +167,14 @@ class Worker(Observers):
     ) -> Iterator[Logged | State]:
         """Optimise one block with the networks of this worker; see `rayd.engine.synthesize`."""
         yield from synthesize(LocalPool.around(self), assignment, stop)
+
+    def synthesizer(self, method: str, *arguments: Any) -> Any:
+        """Call the synthesizer of this worker, which computes with the networks of this worker:
+        nothing of a step leaves the process and its device.
+        """
+        if self._synthesizer is None:
+            self._synthesizer = Synthesizer(LocalPool.around(self))
+        return getattr(self._synthesizer, method)(*arguments)
 
     def train(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
         """Train and test one student; see `rayd.engine.students.StudentTrainer.train`."""

@@ -88,6 +88,7 @@ class Method(ABC):
             self._check_group(term)
             term.check(recipe)
         self._check_synthetic()
+        self._check_split()
         self.check()
 
     def _check_synthetic(self) -> None:
@@ -116,6 +117,23 @@ class Method(ABC):
             if not term.learns_labels:
                 raise ConfigError(
                     f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
+                )
+
+    def _check_split(self) -> None:
+        """Refuse to cut the images of a step where something needs them all at once."""
+        if self.recipe.synthesis.split == 1:
+            return
+        cure = "set 'synthesis.split: 1'."
+        if self.needs_experts:
+            raise ConfigError(f"Students of method '{self.name}' train on all images: {cure}")
+        if self.recipe.real == "sampled":
+            raise ConfigError(f"Real images are sampled for all images of a step at once: {cure}")
+        if self.recipe.synthesis.sam_radius > 0:
+            raise ConfigError(f"'synthesis.sam_radius' moves all images of a step at once: {cure}")
+        for term in self.terms:
+            if not term.splits:
+                raise ConfigError(
+                    f"The term '{term.name}' needs all images of a step at once: {cure}"
                 )
 
     def _check_group(self, term: Term) -> None:

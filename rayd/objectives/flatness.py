@@ -33,8 +33,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rayd.config import When
+from rayd.config import Recipe, When
 from rayd.config.choices import Direction, LayerRole
+from rayd.errors import ConfigError
 from rayd.objectives.terms import Context, RealStatistics, Term
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Flatness(Term):
     name = "flatness"
     for_any_method = True
     needs_classes = True
+    splits = True
 
     weight: float = Field(default=0.25, ge=0)
     """Factor of the term; 0 switches it off."""
@@ -119,6 +121,14 @@ class Flatness(Term):
     def averaging(self) -> float:
         """The decay."""
         return self.decay
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse parts of a step where statistics of all its images are compared."""
+        if self.compare == "statistics" and recipe.synthesis.split > 1:
+            raise ConfigError(
+                "'terms.flatness.compare: statistics' needs all images of a step at once: set "
+                "'synthesis.split: 1'."
+            )
 
     @property
     def _moments(self) -> MomentMatching:

@@ -57,6 +57,7 @@ from torch import Tensor
 
 from rayd.config.choices import Category
 from rayd.networks import LayerRole, Observation
+from rayd.objectives.parts import OtherParts
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, RealStatistics
@@ -133,7 +134,7 @@ class MomentDistance:
     ) -> Tensor:
         """Weighted sum of the distances of all layers; labels are class indices (N,)."""
         layers = [
-            _Layer(spec, place, maps)
+            _Layer(spec, place, maps, seen.others)
             for spec in self.specs
             for place, maps in enumerate(seen.layers[spec.layer_role])
         ]
@@ -235,6 +236,13 @@ class _Layer(NamedTuple):
     spec: StatisticSpec
     place: int
     maps: Tensor
+    others: OtherParts | None
+
+    @property
+    def moments(self) -> SampleMoments:
+        """Of every image of the batch."""
+        own = self.spec.transform.moments(self.maps)
+        return own if self.others is None else self.others.samples(self.spec, self.place, own)
 
 
 @dataclass(frozen=True)
@@ -289,7 +297,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
     """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
     how many they have.
     """
-    parts = [layer.spec.transform.moments(layer.maps) for layer in layers]
+    parts = [layer.moments for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)
     return SampleMoments(means, torch.cat([part.m2 / part.size for part in parts], 1), 1)
 

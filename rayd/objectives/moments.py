@@ -25,6 +25,7 @@ class NormalizationMatching(Term):
     """Means and variances of the inputs of batch normalisations, over all images (SRe2L, CDA)."""
 
     name = "moments"
+    splits = True
 
     weight: float = Field(default=0.01, ge=0)
     """Factor of the term; 0 switches it off."""
@@ -64,6 +65,7 @@ class MomentMatching(Term):
     """
 
     name = "moments"
+    splits = True
 
     weight: float = Field(default=0.01, ge=0)
     """Factor of the term; 0 switches it off."""

@@ -120,6 +120,10 @@ class Term(Settings, ABC):
     """Whether these networks must know the classes, that is be trained on the real data."""
     needs_batch: ClassVar[bool] = False
     """Whether it takes a real mini-batch itself, not a statistic; only `real: sampled` has one."""
+    splits: ClassVar[bool] = False
+    """Whether the images of a step may be in parts (`synthesis.split`): it reads logits, features
+    and statistics alone (see `rayd.objectives.parts`), and goes through the network only once.
+    """
     learns_labels: ClassVar[bool] = False
     """Whether it accepts rows of probabilities for labels, and has a gradient for them."""
     registry: ClassVar[dict[str, type[Term]]] = {}
