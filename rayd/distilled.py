@@ -39,6 +39,7 @@ from rayd.config import SyntheticSettings, validate
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization, restore
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
+from rayd.names import inside
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.kinds import restore as restore_set
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
@@ -424,7 +425,8 @@ def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
         The card.
 
     Raises:
-        ArtifactError: an entry is missing or has another type, or the card has a newer format.
+        ArtifactError: an entry is missing, has another type, or leads out of the set's directory,
+            or the card has a newer format.
     """
     version = card.get("format", FORMAT) if isinstance(card, dict) else FORMAT
     if isinstance(version, int) and version > FORMAT:
@@ -433,6 +435,9 @@ def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
             f"Got {version!r} instead; a newer rayd wrote it."
         )
     parse(_SavedCard if is_saved else _Card, card, where)
+    folder = (card.get("labels") or {}).get("folder")
+    if folder is not None:
+        inside(folder, where.strip("'"))
     return dict[str, Any](card)
 
 
