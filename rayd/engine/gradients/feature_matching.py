@@ -126,6 +126,12 @@ class FeatureMatching(GradientSource):
         self._train = train
         self._real_batches = None if train is None else RealBatches(train.get())
         self._groups = {group: network_ids(recipe, group) for group in method.groups}
+        # places in the order of turns
+        self._places: dict[NetworkGroup, dict[NetworkId, int]] = {}
+        self._shifts: dict[NetworkGroup, int] = {}
+        for group, ids in self._groups.items():
+            self._shifts[group] = sum(recipe.network_group(one).per_step for one in self._shifts)
+            self._places[group] = {network_id: place for place, network_id in enumerate(ids)}
         self._models: ModelPool | None = None
         if recipe.observers.model_pool is not None:
             self._models = ModelPool(recipe, pool)
@@ -192,12 +198,12 @@ class FeatureMatching(GradientSource):
         return [Work(task, self._affinity(task.network_id)) for task in tasks]
 
     def _affinity(self, network_id: NetworkId) -> int:
-        """The preferred worker of a network; groups are shifted, so that those of one step meet
-        different workers.
+        """The preferred worker of a network: neighbours in the order of turns have different ones,
+        and groups are shifted, so that the networks of one step meet different workers.
         """
-        architectures = len(self._recipe.network_group(network_id.group).networks)
-        shift = list(self._groups).index(network_id.group)
-        return network_id.index * architectures + shift
+        group = network_id.group
+        place = self._places[group].get(network_id, network_id.index)
+        return place + self._shifts[group]
 
     def _gradient_task(
         self,

@@ -148,10 +148,7 @@ class RayPool(WorkerPool):
         finished: dict[int, Any] = {}
         for index in range(len(items)):
             while index not in finished:
-                for worker in self._idle(running):
-                    item = waiting.take(worker)
-                    if item is None:
-                        break
+                for worker, item in waiting.assign(self._idle(running)):
                     running[self._workers[worker].call.remote(method, items[item])] = (item, worker)
                 reference = self._next(method, running)
                 if reference not in running:
@@ -181,7 +178,7 @@ class RayPool(WorkerPool):
         yielded = Counts[int]()
         while True:
             for worker in self._idle(running):
-                item = lost.take(worker)
+                item = lost.take_lost()
                 if item is None:
                     following = None if exhausted else next(upcoming, None)
                     if following is None:
@@ -285,7 +282,13 @@ class _Handles(RayPool):
 
 
 class _ItemQueue:
-    """Waiting items: lost ones first, then those of a worker's affinity, then the oldest."""
+    """Waiting items: lost ones first, then those of a worker's affinity, then the oldest.
+
+    Args:
+        count: number of items.
+        affinity: of each; the worker of that number, modulo the number of workers, is its home.
+        workers: their number.
+    """
 
     def __init__(self, count: int, affinity: Sequence[int] | None, workers: int):
         # an item with affinity is in two queues; the one that is read second skips it
@@ -297,16 +300,37 @@ class _ItemQueue:
         for item, home in enumerate(affinity or ()):
             self._own[home % workers].append(item)
 
-    def take(self, worker: int) -> int | None:
-        """Remove and return the next item for a worker; None if there is none."""
-        if self._lost:
-            return self._lost.popleft()
-        for queue in (self._own[worker], self._all):
-            while queue:
-                item = queue.popleft()
-                if item not in self._taken:
-                    self._taken.add(item)
-                    return item
+    def assign(self, idle: Sequence[int]) -> list[tuple[int, int]]:
+        """Remove and return (worker, item) for idle workers, at most one item each.
+
+        Homes come first: only what an idle worker has no claim to is taken by the others, or a
+        step with fewer items than workers would always go to the first of them.
+        """
+        assigned = []
+        without = []
+        for worker in idle:
+            item = self._lost.popleft() if self._lost else self._first(self._own[worker])
+            if item is None:
+                without.append(worker)
+            else:
+                assigned.append((worker, item))
+        for worker in without:
+            item = self._first(self._all)
+            if item is not None:
+                assigned.append((worker, item))
+        return assigned
+
+    def take_lost(self) -> int | None:
+        """Remove and return a lost item; None if there is none."""
+        return self._lost.popleft() if self._lost else None
+
+    def _first(self, queue: deque[int]) -> int | None:
+        """Remove and return the first item of a queue that is still waiting."""
+        while queue:
+            item = queue.popleft()
+            if item not in self._taken:
+                self._taken.add(item)
+                return item
         return None
 
     def put_back(self, item: int) -> None:
