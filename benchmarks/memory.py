@@ -63,8 +63,8 @@ def _private() -> int:
 
 def measure_set(gigabytes: float) -> dict[str, float]:
     """Save, hash and share a set of so many GB; growth in bytes by what was done."""
-    from rayd.data import load
     from rayd.config import DataSettings
+    from rayd.data import load
     from rayd.data.normalization import Standardization
     from rayd.distilled import Distilled
     from rayd.engine.pool import LocalPool

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-
 from torch import nn
 
 from rayd import devices, networks
@@ -93,7 +92,9 @@ class StudentTrainer:
             self._teachers[weights.key] = network
         return self._teachers[weights.key]
 
-    def _training(self, name: str, content: ImageSet | tuple[npt.NDArray[Any], npt.NDArray[Any]]) -> TrainingSet:
+    def _training(
+        self, name: str, content: ImageSet | tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    ) -> TrainingSet:
         if isinstance(content, ImageSet):
             return TrainingSet.from_images(content, self._facts.normalization, name=name)
         images, labels = map(shared_tensor, content)

@@ -92,6 +92,7 @@ def taken(
 def _images(images: ImageArray) -> Images:
     if isinstance(images, StreamedPixels):
         return StreamedImages(images)
+    assert isinstance(images, np.ndarray)
     return shared_tensor(images)
 
 

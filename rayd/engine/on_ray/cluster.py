@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayd.config import ResourceSettings
+from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ResourceError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def connect(address: str | None) -> None:
             "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
+    watch_head()
 
 
 def _check_reachable(address: str | None) -> None:
