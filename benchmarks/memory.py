@@ -117,19 +117,17 @@ class Late:
 
 def measure_late(results: int, megabytes: int, seconds: float) -> float:
     """Growth in bytes while results of two workers arrive behind a late one."""
-    import ray
-
     from rayd.config import ResourceSettings
     from rayd.engine.open_pool import open_pool
 
     resources = ResourceSettings(workers=2, cpus_per_worker=0.5, threads=1)
     items = [(index, megabytes, seconds) for index in range(results)]
-    with open_pool(resources, Late) as pool:
-        with growth(f"{results} results of {megabytes} MB", results * megabytes * 10**6) as found:
-            for index, result in enumerate(pool.map("make", items)):
-                assert int(result[0]) == index
-                del result
-    ray.shutdown()
+    name = f"{results} results of {megabytes} MB"
+    whole = results * megabytes * 10**6
+    with open_pool(resources, Late) as pool, growth(name, whole) as found:
+        for index, result in enumerate(pool.map("make", items)):
+            assert int(result[0]) == index
+            del result
     return found["grown"]
 
 

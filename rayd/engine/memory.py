@@ -51,10 +51,10 @@ def device_fault(error: BaseException) -> str | None:
     if out_of_memory(error) is not None or not isinstance(error, RuntimeError):
         return None
     text = str(error).strip()
-    accelerator_error = getattr(torch, "AcceleratorError", None)
-    if accelerator_error is None or not isinstance(error, accelerator_error):
-        if _DEVICE_FAULTS.search(text) is None:
-            return None
+    # torch before 2.8 has no class for them
+    accelerator_errors = getattr(torch, "AcceleratorError", ())
+    if not isinstance(error, accelerator_errors) and _DEVICE_FAULTS.search(text) is None:
+        return None
     first_line = text.splitlines()[0].rstrip(".") if text else "unknown error"
     return f"A GPU failed ({first_line})"
 

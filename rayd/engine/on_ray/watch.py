@@ -59,16 +59,25 @@ class HeadWatch(threading.Thread):
             time.sleep(INTERVAL)
             if not ray.is_initialized():
                 return
-            try:
-                socket.create_connection(self._place, timeout=INTERVAL).close()
-                failures = 0
-            except OSError:
-                failures += 1
+            failures = 0 if self._answers() else failures + 1
         self._lost.set()
         if not self._told.wait(GRACE) and ray.is_initialized():
             sys.stderr.write(f"rayd: {self._sentence()}\n")
             sys.stderr.flush()
             os._exit(ClusterLostError.exit_code)
+
+    def _answers(self) -> bool:
+        """Whether the head, and Ray's process on this node (the raylet), take a connection."""
+        try:
+            socket.create_connection(self._place, timeout=INTERVAL).close()
+            raylet = _raylet_socket()
+            if raylet is not None:
+                with socket.socket(socket.AF_UNIX) as local:
+                    local.settimeout(INTERVAL)
+                    local.connect(raylet)
+        except OSError:
+            return False
+        return True
 
     def _sentence(self) -> str:
         return (
@@ -103,6 +112,14 @@ def check_head() -> None:
 def head_is_lost() -> bool:
     """Whether the head that this process watches is gone: whatever asks it would wait for long."""
     return _watch is not None and _watch._lost.is_set()
+
+
+def _raylet_socket() -> str | None:
+    """Path of the socket of this node's raylet, from a private attribute; None without one."""
+    with suppress(AttributeError):
+        path = str(ray._private.worker._global_node.raylet_socket_name)
+        return path if hasattr(socket, "AF_UNIX") and path.startswith("/") else None
+    return None
 
 
 class Draining:
