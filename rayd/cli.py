@@ -25,8 +25,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from rayd import remote
-from rayd.errors import ConfigError, OutputError, RaydError, ResourceError
-from rayd.interrupts import NOTHING_DONE, InterruptedRunError, one_interrupt
+from rayd.errors import ClusterLostError, ConfigError, OutputError, RaydError, ResourceError
+from rayd.interrupts import NOTHING_DONE, InterruptedRunError, leave, one_interrupt
 from rayd.version import __version__
 
 if TYPE_CHECKING:
@@ -806,6 +806,9 @@ def _main_in_order(given: list[str]) -> None:
     except RaydError as error:
         if "--debug" in given:
             raise
+        if isinstance(error, ClusterLostError):
+            # at its end Ray would wait for the head for a minute, and print a page
+            leave(str(error), error.exit_code)
         sys.stderr.write(f"rayd: {error}\n")
         if error.setting is not None:
             sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")

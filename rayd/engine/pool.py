@@ -76,6 +76,8 @@ class WorkerInfo:
     """Number of restarts that were observed."""
     there: bool = True
     """Whether it is alive: it answered the last request, or is still working on a task."""
+    node_id: str = ""
+    """Ray's id of its machine, hex."""
 
 
 class WorkerPool(ABC):

@@ -32,7 +32,7 @@ from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.ranking import Scores as Ranks
 from rayd.training.ranking import rank
-from rayd.training.sets import TrainingSet
+from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.squeeze import Squeezed, squeeze
 from rayd.training.trajectories import Trajectory
 
@@ -241,6 +241,8 @@ class Worker(Observers):
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Soft labels of a synthetic set for epochs `first` to `last` - 1: a stream of one event.
 
+        `images` are network input as an array, which workers of a machine share.
+
         The event holds the order, crops, mixes and logits.
         """
         if self._teachers is None:
@@ -249,7 +251,7 @@ class Worker(Observers):
                 for network_id, state in zip(team, weights, strict=True)
             ]
         yield label_epochs(
-            images.get(),
+            shared_tensor(images.get()),
             self._recipe.evaluation,
             self._recipe.labels,
             self._teachers,
@@ -262,7 +264,7 @@ class Worker(Observers):
     def _real_set(self, shared: ObjectRef) -> TrainingSet:
         if shared.key not in self._sets:
             self._sets[shared.key] = TrainingSet.from_images(
-                shared.get().writable(), self._facts.normalization, name="real"
+                shared.get(), self._facts.normalization, name="real"
             )
         return self._sets[shared.key]
 

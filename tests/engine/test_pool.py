@@ -161,7 +161,7 @@ def test_a_killed_stream_is_passed_on_once(ray_group, tmp_path):
 
 @pytest.mark.parametrize(("settings", "sentence"), [
     ({"workers": 1000}, r"1000 workers of 1 CPU each do not fit: the cluster holds \d+ of them"),
-    ({"workers": 1, "gpus_per_worker": 64}, r"1 workers of 1 CPU and 64 GPU each do not fit"),
+    ({"workers": 2, "gpus_per_worker": 1}, r"2 workers of 1 CPU and 1 GPU each do not fit"),
 ])  # fmt: skip
 def test_what_the_cluster_cannot_hold_is_refused_at_once(ray_group, settings, sentence):
     began = time.monotonic()

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -16,17 +17,21 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayd.engine.memory import out_of_memory
+from rayd.engine.memory import device_fault, out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
-from rayd.engine.pool import WorkerInfo
+from rayd.engine.on_ray.watch import check_head, head_is_lost
+from rayd.engine.pool import WorkerInfo, free_memory
 from rayd.engine.wire import pack, size, unpack
-from rayd.errors import OutOfMemoryError, RaydError, RunError
+from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
 """Seconds without a result from any worker after which a run ends. Dead workers are detected by Ray
 within seconds; this limits tasks that hang.
 """
+
+WAIT = 2.0
+"""Seconds of a wait for results, between which the driver looks at the cluster."""
 
 
 class RayRef:
@@ -68,11 +73,31 @@ class _Worker:
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return pack(self._method(method)(*arguments))
+        with _told_faults():
+            try:
+                return pack(self._method(method)(*arguments))
+            except torch.OutOfMemoryError:
+                # freed below, when the traceback holds no tensors any more
+                pass
+            # caches of earlier tasks may hold what this one needs
+            free_memory()
+            return pack(self._method(method)(*arguments))
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        for event in self._method(method)(*arguments):
-            yield pack(event)
+        yielded = 0
+        with _told_faults():
+            try:
+                for event in self._method(method)(*arguments):
+                    yield pack(event)
+                    yielded += 1
+                return
+            except torch.OutOfMemoryError:
+                pass
+            free_memory()
+            # a method that begins again yields its events again
+            for number, event in enumerate(self._method(method)(*arguments)):
+                if number >= yielded:
+                    yield pack(event)
 
     def worker_info(self, role: str) -> WorkerInfo:
         if self._fault is not None:
@@ -82,12 +107,25 @@ class _Worker:
             pid=os.getpid(),
             node=f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
             log=_log_name(),
+            node_id=str(ray.get_runtime_context().get_node_id()),
         )
 
     def _method(self, name: str) -> Callable[..., Any]:
         if self._fault is not None:
             raise self._fault
         return cast("Callable[..., Any]", getattr(self._inner, name))
+
+
+@contextmanager
+def _told_faults() -> Iterator[None]:
+    """Raise faults of a GPU as an error that the driver can read, whatever torch's is."""
+    try:
+        yield
+    except Exception as error:
+        fault = None if isinstance(error, RaydError) else device_fault(error)
+        if fault is None:
+            raise
+        raise DeviceFaultError(fault) from None
 
 
 Actor = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
@@ -148,11 +186,17 @@ class RayActor:
 
     def close(self) -> None:
         """Stop the actor."""
-        ray.kill(self.actor)
+        if not head_is_lost():
+            ray.kill(self.actor)
 
 
 def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-    """The first reference that is ready within `timeout` seconds, if any, and the others."""
+    """The first reference that is ready within `timeout` seconds, if any, and the others.
+
+    Raises:
+        ClusterLostError: the head is gone.
+    """
+    check_head()
     if not references:
         time.sleep(timeout)
         return [], []
@@ -163,7 +207,7 @@ def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list
 def _wait(references: list[Any]) -> list[Any]:
     started = time.monotonic()
     while time.monotonic() - started < SILENCE_LIMIT:
-        ready, _ = ready_within(references, timeout=10.0)
+        ready, _ = ready_within(references, timeout=WAIT)
         if ready:
             return ready
     raise RunError(

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from rayd.config import ResourceSettings
+from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ResourceError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ def connect(address: str | None) -> None:
             "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
+    watch_head()
 
 
 def _check_reachable(address: str | None) -> None:
@@ -161,10 +163,26 @@ def capacity(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
     each = _reserved(resources)
     fitting = 0
     for node in nodes:
-        # the small number absorbs rounding: 0.3 / 0.1 is less than 3
-        counts = [int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items()]
+        counts = [_held(kind, node.get(kind, 0.0), amount) for kind, amount in each.items()]
         fitting += min(counts, default=resources.workers)
     return nodes, fitting
+
+
+def unused_gpus() -> float:
+    """GPUs of the connected cluster that nobody has reserved."""
+    return float(ray.available_resources().get("GPU", 0.0))
+
+
+def _held(kind: str, existing: float, amount: float) -> int:
+    """How often an amount fits into what a node has; a fraction of a GPU fits into one device.
+
+    >>> _held("GPU", 4, 0.6), _held("CPU", 4, 0.6), _held("CPU", 0.3, 0.1)
+    (4, 6, 3)
+    """
+    # the small number absorbs rounding: 0.3 / 0.1 is less than 3
+    if kind == "GPU" and amount < 1:
+        return int(existing) * int(1 / amount + 1e-9)
+    return int(existing / amount + 1e-9)
 
 
 def describe(address: str | None) -> str:

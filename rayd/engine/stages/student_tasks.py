@@ -100,13 +100,21 @@ class TrainingSets:
         self._ipc = ipc
         self._rows: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
         self._shared: dict[str, ObjectRef] = {}
+        self._fingerprints: dict[tuple[str, int], str] = {}
 
     def fingerprint(self, set_name: str, seed: int) -> str:
-        """Hash of the set that a student of this number is trained on."""
+        """Hash of the set that a student of this number is trained on, computed once."""
+        number = seed if set_name == "random" else 0
+        if (set_name, number) not in self._fingerprints:
+            self._fingerprints[set_name, number] = self._hash(set_name, seed)
+        return self._fingerprints[set_name, number]
+
+    def _hash(self, set_name: str, seed: int) -> str:
         if set_name == "distilled":
             assert self._distilled is not None
-            digest = hashlib.blake2b(self._distilled.images.numpy().tobytes(), digest_size=16)
-            digest.update(self._distilled.labels.numpy().tobytes())
+            # hashed in place: the set may be too large for a copy
+            digest = hashlib.blake2b(self._distilled.images.numpy().data, digest_size=16)
+            digest.update(self._distilled.labels.numpy().data)
             return digest.hexdigest()
         if set_name == "whole":
             return self._data.train.fingerprint
@@ -140,10 +148,13 @@ class TrainingSets:
             self._shared[fingerprint] = pool.share(self._content(set_name, seed))
         return self._shared[fingerprint]
 
-    def _content(self, set_name: str, seed: int) -> ImageSet | tuple[Tensor, Tensor]:
+    def _content(
+        self, set_name: str, seed: int
+    ) -> ImageSet | tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
         if set_name == "distilled":
             assert self._distilled is not None
-            return self._distilled.images, self._distilled.labels
+            # arrays are read where they lie, tensors would be copied for every student
+            return self._distilled.images.numpy(), self._distilled.labels.numpy()
         return (
             self._data.train
             if set_name == "whole"
