@@ -392,6 +392,7 @@ def _remarks(
             f"'{recipe.data.name}' is not on this machine: sizes are those of the published set, "
             "and nothing is cached."
         )
+    remarks += _idle_workers(recipe, stages)
     total = sum(map(sum, priced.values()))
     ranked: list[tuple[float, StageCost, Part]] = []
     for stage in stages:
@@ -411,6 +412,24 @@ def _remarks(
             "or a smaller recipe."
         )
     return tuple(remarks)
+
+
+def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
+    """A sentence about stages that keep fewer workers busy than there are."""
+    workers = recipe.resources.workers
+    busy = {
+        stage.name: max(part.parallel for part in stage.parts) for stage in stages if stage.parts
+    }
+    fewer = {name: count for name, count in busy.items() if name != "read" and count < workers}
+    if not fewer:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in fewer.items())
+    cure = f"use --workers {max(busy.values())}" if max(busy.values()) < workers else ""
+    if "synthesize" in fewer:
+        can_split = recipe.real == "measured" and recipe.synthesis.split < workers
+        share = f"synthesis.split={workers} lets more of them share a step, where terms allow it"
+        cure = " or ".join(filter(None, (cure, share if can_split else "")))
+    return [f"Of {workers} workers these stages keep fewer busy: {listed}{cure and '; ' + cure}."]
 
 
 def duration(seconds: float) -> str:

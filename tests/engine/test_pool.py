@@ -247,3 +247,14 @@ def test_each_worker_computes_the_tasks_of_its_own_networks(ray_group):
     shares = Counter(pids)
     assert sorted(shares.values()) == [10, 10]
     assert pids[0::2] == [pids[0]] * 10
+
+
+def test_small_values_travel_with_the_call(ray_group):
+    """Requesting a few bytes from Ray's object store takes longer than sending them."""
+    small = ray_group.share({"a": torch.ones(100), "b": None})
+    large = ray_group.share({"a": torch.ones(100_000)})
+    assert small._reference is None
+    assert large._reference is not None
+    assert small.key != ray_group.share({"a": torch.ones(100), "b": None}).key
+    items = [(ray_group.share(torch.ones(size)), 0) for size in (2, 100_000)]
+    assert [len(result) for result in ray_group.map("scale", items)] == [2, 100_000]

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,7 +23,7 @@ from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
 from rayd.engine.on_ray.watch import check_head, head_is_lost
 from rayd.engine.pool import WorkerInfo, free_memory
-from rayd.engine.wire import pack, size, unpack
+from rayd.engine.wire import only_tensors, pack, size, unpack
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
@@ -34,8 +35,15 @@ WAIT = 2.0
 """Seconds of a wait for results, between which the driver looks at the cluster."""
 
 
+INLINE = 32 * 2**10
+"""Bytes up to which a value travels with each call that refers to it. Ray keeps larger ones in its
+object store, from where a worker must request them: that takes longer than sending so few bytes.
+"""
+
+
 class RayRef:
-    """A value in Ray's object store; its arrays are read without a copy.
+    """A value for workers: small ones are part of the reference, others are in Ray's object store,
+    from where their arrays are read without a copy.
 
     Args:
         value: to be stored.
@@ -43,16 +51,26 @@ class RayRef:
 
     def __init__(self, value: Any):
         packed = pack(value)
-        count("rayd_bytes_moved", size(packed), direction="out")
-        self._reference = ray.put(packed)
+        bytes_ = size(packed)
+        count("rayd_bytes_moved", bytes_, direction="out")
+        self._packed = None
+        self._reference = None
+        if bytes_ <= INLINE and only_tensors(packed):
+            self._packed = packed
+            self._key = uuid.uuid4().hex
+        else:
+            self._reference = ray.put(packed)
+            self._key = str(self._reference.hex())
 
     @property
     def key(self) -> str:
-        """The object's identity in the store."""
-        return str(self._reference.hex())
+        """The identity of the value."""
+        return self._key
 
     def get(self) -> Any:
         """The value, in the calling process."""
+        if self._reference is None:
+            return unpack(self._packed)
         return unpack(ray.get(self._reference, timeout=SILENCE_LIMIT))
 
 

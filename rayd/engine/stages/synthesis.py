@@ -135,7 +135,9 @@ class Synthesis(Stage[str, Synthesized]):
             alone = together
         else:
             is_after = models is not None and models.source == "synthetic"
-            items = step.asked_items if is_after else step.asked_items + step.trained_items
+            # a part of the images (`synthesis.split`) is two calls, one after the other
+            asked = step.asked_items / (2 if recipe.synthesis.split > 1 else 1)
+            items = asked if is_after else asked + step.trained_items
             together = job.parallel(math.ceil(items))
             apart = job.parallel(math.ceil(step.trained_items)) if is_after else together
             alone = 1
