@@ -16,7 +16,9 @@ from rayd.config.observers import (
     NetworkSettings,
     ObserverNetworkSettings,
     ObserverSettings,
+    StudentNetworkSettings,
 )
+from rayd.config.ranking import RankingSettings
 from rayd.config.reading import (
     check_some,
     given_resources,
@@ -73,12 +75,14 @@ __all__ = [
     "PaperResult",
     "PaperResults",
     "Precision",
+    "RankingSettings",
     "Recipe",
     "ResourceSettings",
     "ScheduleSettings",
     "Settings",
     "SqueezeSettings",
     "StartSettings",
+    "StudentNetworkSettings",
     "SynthesisSettings",
     "SyntheticSettings",
     "TermSettings",

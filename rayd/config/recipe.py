@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from rayd.config.base import Settings
 from rayd.config.data import DataSettings
 from rayd.config.observers import NetworkGroupSettings, NetworkSettings, ObserverSettings
-from rayd.config.reading import with_old_names
+from rayd.config.ranking import RANKED, RankingSettings
+from rayd.config.reading import lookup, with_old_names, without
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
 from rayd.config.training import (
@@ -26,6 +27,18 @@ NetworkGroup = Literal["observers", "classifiers"]
 """A group of networks: observers, or classifiers for terms whose observers do not know classes."""
 NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 """All groups, in a stable order."""
+
+
+NOT_KEYED: Mapping[str, Any] = {
+    "observers.order": "turn",
+    "classifiers.order": "turn",
+    "observers.ascent_steps": 0,
+    "observers.ascent_length": 0.015,
+    "synthesis.sam_radius": 0.0,
+}
+"""Settings that came after cache keys were written, with the value that those were made with: a
+synthetic set is found under its key of before where they have it.
+"""
 
 
 class TermSettings(Settings):
@@ -153,6 +166,8 @@ class Recipe(Settings):
     """
     experts: ExpertSettings = ExpertSettings()
     """Training of expert trajectories, for methods that match trajectories."""
+    ranking: RankingSettings = RankingSettings()
+    """Networks that rank the real images, where a selection of them is wanted."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Parameterisation and initialisation of the synthetic set."""
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -185,6 +200,12 @@ class Recipe(Settings):
             raise ValueError(
                 "'observers.model_pool' needs 'real: sampled'; "
                 "networks that change cannot be measured once"
+            )
+        fixed = self.real == "measured" or self.observers.trained
+        if self.observers.ascent_steps > 0 and not fixed:
+            raise ValueError(
+                "'observers.ascent_steps' needs fixed observers: set 'observers.trained: true' or "
+                "'real: measured'"
             )
         return self
 
@@ -250,12 +271,18 @@ class Recipe(Settings):
 
     @property
     def usual_image_size(self) -> int:
-        """Recommended side in pixels for images of varying size: 224 for torchvision, else 32."""
+        """Recommended side in pixels for images of varying size: 224 for networks of torchvision
+        and timm, else 32.
+        """
         groups = [self.observers, *([self.classifiers] if self.classifiers is not None else [])]
         networks: list[NetworkSettings] = [*self.evaluation.networks]
         for group in groups:
             networks += group.networks
-        return 224 if any(network.name.startswith("torchvision/") for network in networks) else 32
+        return (
+            224
+            if any(network.name.startswith(("torchvision/", "timm/")) for network in networks)
+            else 32
+        )
 
     def network_group(self, name: NetworkGroup) -> NetworkGroupSettings:
         """Settings of a group of networks."""
@@ -313,7 +340,9 @@ class Recipe(Settings):
                 "classifiers": {"networks": {"__all__": {"weights"}}},
             },
         )
-        return with_old_names(settings)
+        as_before = [key for key, value in NOT_KEYED.items() if lookup(settings, key) == value]
+        unused = [] if self.synthetic.init in RANKED else ["ranking"]
+        return with_old_names(without(settings, [*as_before, *unused]))
 
     def to_yaml(self) -> str:
         """YAML of the whole recipe with all defaults; `validate` restores an equal recipe."""

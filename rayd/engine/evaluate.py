@@ -26,6 +26,7 @@ from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
@@ -37,7 +38,7 @@ from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.recipes import restore
 
-EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
+EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "ranking", "resources"})
 """Settings of a finished set's recipe that may be overridden; data are checked by fingerprint."""
 
 
@@ -63,7 +64,8 @@ def judge(
             statistics.
     """
     recipe = job.recipe
-    sets = TrainingSets(job.data, distilled, recipe.ipc)
+    scores = Rank(job).ensure(progress)
+    sets = TrainingSets(job.data, distilled, recipe.ipc, scores)
     work = tasks(recipe, ["distilled", *recipe.evaluation.baselines], sets, labels.hashes)
     known: set[Task] = set()
 

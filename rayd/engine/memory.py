@@ -86,6 +86,8 @@ def remedy(stage: str, recipe: Recipe) -> str:
             return _lower(
                 recipe, *(f"{group}.batch_size" for group in method.groups if method.specs(group))
             )
+        case "rank":
+            return _lower(recipe, "ranking.batch_size")
         case "score":
             return _lower(recipe, "synthetic.crops")
         case "synthesize" if method.trajectory_objective is not None:

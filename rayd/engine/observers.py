@@ -9,6 +9,7 @@ whether it runs in process or in an actor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +47,7 @@ from rayd.engine.observer import (
 )
 from rayd.engine.pool import ObjectRef
 from rayd.methods import build
+from rayd.networks import Observation
 from rayd.objectives import Context, RealStatistics, StatisticSpec
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
@@ -63,6 +65,52 @@ class _DeviceBatch:
     """Class indices (N,)."""
     augment: Augment
     """The augmentation of the images."""
+
+
+@contextmanager
+def moved_uphill(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
+) -> Iterator[None]:
+    """Move tensors along their gradients, all together by a distance, until the block ends."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    length = torch.linalg.vector_norm(torch.stack(lengths))
+    # a gradient of zero moves nothing
+    pace = radius / length.clamp(min=torch.finfo(length.dtype).tiny)
+    try:
+        with torch.no_grad():
+            for tensor, gradient in zip(tensors, gradients, strict=True):
+                tensor.add_(pace * gradient)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+
+def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length: float) -> None:
+    """Move weights, in place, by steps of equal length along the gradient of the cross-entropy.
+
+    Args:
+        network: in evaluation mode; buffers stay as they are.
+        images: network input (N, C, H, W).
+        labels: class indices (N,), or rows of probabilities.
+        steps: how many.
+        length: of all steps together.
+    """
+    weights = [one for one in network.parameters() if one.is_floating_point()]
+    for weight in weights:
+        weight.requires_grad_()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        slope = torch.autograd.grad(loss, weights, materialize_grads=True)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
+        pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, slope, strict=True):
+                weight.add_(pace * gradient)
+    for weight in weights:
+        weight.requires_grad_(False)
 
 
 class Observers:
@@ -97,6 +145,8 @@ class Observers:
         self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
+        # with the key of the block whose images the weights climbed for
+        self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
         # by network and key of the images that they were resolved on
         self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
@@ -247,6 +297,7 @@ class Observers:
         images, labels = replica.batch()
         view = self._view(task, len(images))
         observer, fixed = self._observer_of(task)
+        radius = self._recipe.synthesis.sam_radius
 
         # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
@@ -258,42 +309,58 @@ class Observers:
             size = self._recipe.network_group(group).batch_size
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
-        memory: Memory = {}
-        for term in terms:
-            # checkpoints of earlier versions have the former names of terms
-            known = before.get(term.name) or before.get(term.former_name, {})
-            memory[term.name] = dict(known)
 
         def draws(purpose: str) -> torch.Generator:
             return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
-        def average_logits() -> Tensor:
+        def averaged() -> Tensor:
             if task.average is None:
                 raise RuntimeError("The task came without a moving average.")
-            averaged = self._replica(task.template, "average", task.average).batch()[0]
-            with torch.no_grad():
-                return observer.logits(augment(view(averaged), ALL))
+            return view(self._replica(task.template, "average", task.average).batch()[0])
 
-        contexts = {
-            term.name: Context(
-                generator=draws,
-                memory=memory[term.name],
-                average_logits=average_logits,
-                accuracy=task.accuracy,
-                progress=task.step / self._recipe.synthesis.steps,
-                block=task.block,
-                blocks=task.blocks,
-                class_counts=self._class_counts,
-                network=observer.network,
-                batch=batch,
-            )
-            for term in terms
-        }
+        @torch.no_grad()
+        def average_logits() -> Tensor:
+            return observer.logits(augment(averaged(), ALL))
+
+        @torch.no_grad()
+        def average_observation() -> Observation:
+            return observer.forward(averaged(), augment)
+
         real = self._real_statistics(task, observer, real_batch)
-        loss, values = observer.compare(real, view(images), labels, contexts, augment)
+
+        def compared(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Memory]:
+            """Loss and terms of images as they are now, and what the terms then keep."""
+            memory: Memory = {}
+            for term in terms:
+                # checkpoints of earlier versions have the former names of terms
+                known = before.get(term.name) or before.get(term.former_name, {})
+                memory[term.name] = dict(known)
+            contexts = {
+                term.name: Context(
+                    generator=draws,
+                    memory=memory[term.name],
+                    average_logits=average_logits,
+                    average_observation=average_observation,
+                    accuracy=task.accuracy,
+                    progress=task.step / self._recipe.synthesis.steps,
+                    block=task.block,
+                    blocks=task.blocks,
+                    class_counts=self._class_counts,
+                    network=observer.network,
+                    batch=batch,
+                )
+                for term in terms
+            }
+            return *observer.compare(real, view(images), labels, contexts, augment), memory
+
         names, tensors = zip(*replica.named_parameters(), strict=True)
+        loss, values, memory = compared(images, labels)
         # a learned step size does not affect the images: its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        if radius > 0:
+            with moved_uphill(tensors, gradients, radius):
+                higher, _, _ = compared(*replica.batch())
+                gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
             values={"loss": loss.detach(), **values},
             gradients=dict(zip(names, gradients, strict=True)),
@@ -309,8 +376,7 @@ class Observers:
             or self._recipe.real == "measured"
             or self._recipe.observers.trained
         ):
-            precision = self._recipe.synthesis.precision
-            observer = self._fixed_observer(network_id, task.weights, precision)
+            observer = self._matching_observer(task)
             if self._recipe.real == "measured" and self._method.specs(network_id.group):
                 # the augmentation through which the real images were measured
                 return observer, self._fixed_augment(network_id)
@@ -430,6 +496,24 @@ class Observers:
                 network, precision, network_id.group
             )
         return self._fixed[network_id, precision]
+
+    def _matching_observer(self, task: GradientTask) -> Observer:
+        """The fixed network of a task; where weights climb, that of the task's block."""
+        network_id = task.network_id
+        precision = self._recipe.synthesis.precision
+        settings = self._recipe.observers
+        if network_id.group != "observers" or settings.ascent_steps == 0:
+            return self._fixed_observer(network_id, task.weights, precision)
+        block, observer = self._climbed.get(network_id, ("", None))
+        if observer is None or block != task.template.key:
+            network = self._network(network_id, task.weights).to(self._device)
+            first = synthetic.restore(self._recipe.synthetic, task.template.get())
+            images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
+            climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
+            observer = self._observer(network, precision, network_id.group)
+            # a worker computes one block at a time
+            self._climbed[network_id] = task.template.key, observer
+        return observer
 
     def _fixed_augment(self, network_id: NetworkId) -> Augment:
         """The fixed draw of the augmentation of all real images of a network."""

@@ -34,6 +34,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.speeds import Speeds
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
@@ -259,6 +260,7 @@ class _Work:
             Experts(job).cost(costs),
             Measure(job).cost(costs),
             Score(job).cost(costs),
+            Rank(job).cost(costs),
             Synthesis(job).cost(costs),
             relabel_cost(job, costs),
             students_cost(job, costs),

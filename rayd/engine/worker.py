@@ -30,6 +30,8 @@ from rayd.training.experts import train_expert
 from rayd.training.labels import label_epochs
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
+from rayd.training.ranking import Scores as Ranks
+from rayd.training.ranking import rank
 from rayd.training.sets import TrainingSet
 from rayd.training.squeeze import Squeezed, squeeze
 from rayd.training.trajectories import Trajectory
@@ -194,6 +196,30 @@ class Worker(Observers):
             self._recipe.seed,
             self._facts.normalization,
             self._device,
+        )
+
+    def rank(self, index: int, train: ObjectRef) -> Iterator[EpochProgress | Ranks]:
+        """Train one of the networks that rank the real images.
+
+        Yields its progress, then the scores of all training images.
+
+        Args:
+            index: which network.
+            train: an `ImageSet`.
+        """
+        settings = self._recipe.ranking
+        network = networks.build(
+            settings.network,
+            self._facts.shape,
+            self._facts.classes,
+            seed=derive(settings.seed, "ranking network", index),
+        )
+        yield from rank(
+            network,
+            self._real_set(train),
+            settings,
+            seed=derive(settings.seed, "ranking", index),
+            device=self._device,
         )
 
     def label(

@@ -37,7 +37,7 @@ FILE = "evaluation.json"
 ROUNDING = 1e-6
 """Largest difference between equal accuracies in a file that somebody rounded."""
 
-ORDER = ("distilled", "random", "herding", "k-center", "whole")
+ORDER = ("distilled", "random", "herding", "k-center", "forgetting", "el2n", "difficulty", "whole")
 """Order of sets in tables: random images follow the distilled ones."""
 
 

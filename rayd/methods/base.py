@@ -21,6 +21,7 @@ from rayd.config import (
     validate,
 )
 from rayd.config.choices import LayerRole
+from rayd.config.ranking import RANKED
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError, nearest, unknown
 from rayd.objectives import Term
@@ -92,6 +93,11 @@ class Method(ABC):
     def _check_synthetic(self) -> None:
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
+        if self.needs_experts and self.recipe.synthesis.sam_radius > 0:
+            raise ConfigError(
+                f"Method '{self.name}' follows experts, which takes no steps uphill: set "
+                "'synthesis.sam_radius: 0'."
+            )
         if not self.needs_experts and settings.step_size is not None:
             raise ConfigError(
                 f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
@@ -213,6 +219,8 @@ class Method(ABC):
             unused["experts"] = f"method '{self.name}' follows no experts."
         if "classifiers" not in self.groups:
             unused["classifiers"] = f"no term of method '{self.name}' is computed in classifiers."
+        if not {self.recipe.synthetic.init, *self.recipe.evaluation.baselines} & set(RANKED):
+            unused["ranking"] = "no images are selected by how networks learn them."
         any_trained = any(self.recipe.network_group(group).trained for group in self.groups)
         if (
             not any_trained

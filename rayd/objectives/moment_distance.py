@@ -5,7 +5,7 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
 (Shao et al., NeurIPS 2024: soft category-aware matching):
 
     loss = sum_l w_l [ a D(all X, all T) + (1 - a) sum_c p(c) D(X_c, T_c) ]
-    D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
+    D(X, T) = || mean_l(X) - mean_l(T) ||_2 + v || var_l(X) - var_l(T) ||_2
 
     l    layers of the roles under a transform: inputs of normalisations or convolutions by channel,
          or by patch
@@ -14,6 +14,7 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
     T    real images; statistics of all of them are merged from those of the classes, the part
          between classes included
     w_l  1, but for the first layer of a role         a  alpha, a share in [0, 1]
+    v    1, but for DWA (Du et al., NeurIPS 2024)
 
 Norms are not squared, variances are biased. Statistics of X may be smoothed over steps (G-VBSM):
 with m in [0, 1)
@@ -81,6 +82,7 @@ class MomentDistance:
         momentum: float = 0.0,
         first_layer_weight: Mapping[LayerRole, float] | None = None,
         drop: Mapping[LayerRole, float] | None = None,
+        variance_weight: float = 1.0,
     ):
         """Match the moments that `specs` name.
 
@@ -94,6 +96,7 @@ class MomentDistance:
                 roles that are not named.
             drop: probability with which a layer of a role is left out of a call; 0 for roles that
                 are not named.
+            variance_weight: factor of the distances of variances.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -105,6 +108,7 @@ class MomentDistance:
         self._momentum = momentum
         self._first = dict(first_layer_weight or {})
         self._drop = dict(drop or {})
+        self._variance_weight = variance_weight
         self._derived: WeakKeyDictionary[Moments, Targets] = WeakKeyDictionary()
         for label, value in {
             "alpha": alpha,
@@ -149,6 +153,7 @@ class MomentDistance:
             weights=weights,
             momentum=self._momentum,
             memory=context.memory,
+            variance_weight=self._variance_weight,
         )
         return self._distance(targets, samples, labels, table)
 
@@ -246,6 +251,8 @@ class _Table:
     """Of the layers (L,)."""
     momentum: float
     memory: dict[str, Tensor]
+    variance_weight: float
+    """Factor of the distances of variances."""
 
     def smoothed(self, rows: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Both statistics (K, D), smoothed over steps."""
@@ -273,6 +280,8 @@ class _Table:
         """
         means = _root((mean - target.mean[:, self.columns]).square() @ self.layers)
         variances = _root((variance - target.variance[:, self.columns]).square() @ self.layers)
+        if self.variance_weight != 1:
+            variances = self.variance_weight * variances
         return target.share @ (means + variances) @ self.weights
 
 

@@ -19,7 +19,7 @@ from rayd.config import DataSettings, Recipe, Settings
 from rayd.objectives import Term
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-BY_NAME = ("NetworkSettings", "ObserverNetworkSettings")
+BY_NAME = ("NetworkSettings", "ObserverNetworkSettings", "StudentNetworkSettings")
 """Settings for which a bare name may stand."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rayd import seeding
 from rayd.artifacts import content_hash
-from rayd.config import EvaluationSettings, LabelSettings, NetworkSettings, Recipe
+from rayd.config import EvaluationSettings, LabelSettings, Recipe, StudentNetworkSettings
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
 from rayd.distilled import Distilled
@@ -26,7 +26,7 @@ class Task:
 
     set_name: str
     """`distilled`, or the name of a baseline."""
-    network: NetworkSettings
+    network: StudentNetworkSettings
     """Its architecture."""
     seed: int
     """Its number."""
@@ -64,7 +64,8 @@ class Task:
             "test": data.test.fingerprint,
             "validation": validation,
             "normalization": data.normalization.fingerprint,
-            "network": self.network.model_dump(),
+            # its step size is that of the protocol here
+            "network": self.network.model_dump(exclude={"learning_rate"}),
             "seed": self.seed,
             "epochs": self.epochs,
             "epoch": settings.epoch,
@@ -83,10 +84,17 @@ class TrainingSets:
     fingerprint.
     """
 
-    def __init__(self, data: ImageData, distilled: Distilled | None, ipc: int):
-        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per
-        class.
+    def __init__(
+        self,
+        data: ImageData,
+        distilled: Distilled | None,
+        ipc: int,
+        scores: Mapping[str, Tensor] | None = None,
+    ):
+        """Compare `distilled`, if there is one, with subsets of `data` of `ipc` images per class;
+        `scores` are those of the real images, for subsets that are selected by them.
         """
+        self._scores = scores
         self._data = data
         self._distilled = distilled
         self._ipc = ipc
@@ -147,7 +155,12 @@ class TrainingSets:
         if (set_name, number) not in self._rows:
             draws = seeding.generator(number, "random baseline")
             self._rows[set_name, number] = select(
-                set_name, self._data.train, self._ipc, self._data.normalization, draws
+                set_name,
+                self._data.train,
+                self._ipc,
+                self._data.normalization,
+                draws,
+                self._scores,
             )
         return self._rows[set_name, number]
 
@@ -166,7 +179,7 @@ def tasks(
             candidates.fingerprint(name, seed),
             _labels_on(recipe.labels, name),
             hashes,
-            candidates.learning_rate(name, settings),
+            network.learning_rate or candidates.learning_rate(name, settings),
         )
         for name in sorted(sets, key=lambda name: (name != "whole", name != "distilled", name))
         for network in settings.networks

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from rayd import synthetic
 from rayd.config import NetworkSettings
+from rayd.config.ranking import RANKED
 from rayd.data import ImageData
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks
 from rayd.errors import ArtifactError
@@ -154,11 +156,15 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
     recipe = job.recipe
     settings = recipe.evaluation
     # which images are selected depends on pixels: without them such baselines count as missing
+    rank = Rank(job)
+    ranked = not rank.missing()
     known = [
-        name for name in settings.baselines if name in ("random", "whole") or _has_pixels(job.data)
+        name
+        for name in settings.baselines
+        if (ranked if name in RANKED else name in ("random", "whole") or _has_pixels(job.data))
     ]
     unknown = [name for name in settings.baselines if name not in known]
-    sets = TrainingSets(job.data, None, recipe.ipc)
+    sets = TrainingSets(job.data, None, recipe.ipc, rank.scores())
     baselines = tasks(recipe, known, sets, Squeeze(job, ()).teacher_hashes())
     done = Students(job, sets, baselines).results()
     kind = recipe.labels.kind
