@@ -194,7 +194,7 @@ def recipes_command(
             "method": headline.method,
             "data": headline.data,
             "ipc": str(headline.ipc),
-            "paper": _number(headline.paper.accuracy if headline.paper else None),
+            "paper": _number(headline.published.value if headline.published else None),
             "measured": _number(headline.measured[-1].accuracy if headline.measured else None),
             "what": headline.summary,
         }
@@ -398,9 +398,9 @@ def distill(
         _print_json(run.report.to_json())
     else:
         out.print(run.report.text(), markup=False)
-        if (paper := run.recipe.paper) is not None:
+        if (paper := run.recipe.published) is not None:
             std = f" ± {paper.std:.3f}" if paper.std else ""
-            out.print(f"paper: {paper.accuracy:.3f}{std} ({paper.source})", markup=False)
+            out.print(f"paper: {paper.value:.3f}{std} ({paper.table})", markup=False)
         out.print(
             f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}",
             markup=False,

@@ -36,8 +36,10 @@ from rayd.config.recipe import (
     MeasuredResult,
     NetworkGroup,
     PaperResult,
+    PaperResults,
     Recipe,
     TermSettings,
+    own_result,
 )
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -70,6 +72,7 @@ __all__ = [
     "ObserverNetworkSettings",
     "ObserverSettings",
     "PaperResult",
+    "PaperResults",
     "Precision",
     "Recipe",
     "ResourceSettings",
@@ -90,6 +93,7 @@ __all__ = [
     "lookup",
     "merge",
     "nested",
+    "own_result",
     "packaged_yaml",
     "parse_overrides",
     "read_yaml",

@@ -16,12 +16,14 @@ from rayd import methods
 from rayd.config import (
     MeasuredResult,
     PaperResult,
+    PaperResults,
     Recipe,
     Settings,
     TermSettings,
     lookup,
     merge,
     nested,
+    own_result,
     validate,
     with_new_names,
     without,
@@ -58,10 +60,15 @@ class Headline(Settings):
     """Images per class."""
     summary: str = ""
     """What it reproduces, in one line."""
-    paper: PaperResult | None = None
-    """The published number."""
+    paper: PaperResults = ()
+    """Published results, the recipe's own network first."""
     measured: tuple[MeasuredResult, ...] = ()
     """Our numbers."""
+
+    @property
+    def published(self) -> PaperResult | None:
+        """Published accuracy of the recipe as it stands, by its own students; None without one."""
+        return own_result(self.paper)
 
 
 def headlines() -> list[Headline]:
@@ -105,7 +112,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     changed = [key for key in before if before[key] != after[key]]
     if not changed:
         return recipe
-    update: dict[str, Any] = {"paper": None, "measured": ()}
+    update: dict[str, Any] = {"paper": (), "measured": ()}
     if overrides is None or "name" not in overrides:
         update["name"] = _named_by_content(recipe)
         update["summary"] = f"Recipe '{tree['name']}' with other settings: {', '.join(changed)}"

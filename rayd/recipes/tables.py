@@ -37,6 +37,7 @@ from rayd.config import (
     with_new_names,
 )
 from rayd.errors import ConfigError, nearest
+from rayd.results import papers
 
 FOLDER = Path(str(resources.files(__package__)))
 """Where the tables are."""
@@ -144,17 +145,18 @@ def layers(name_or_path: str | Path) -> list[Layer]:
 def combined(parts: Sequence[Layer]) -> dict[str, Any]:
     """The layers of a recipe laid on each other; they share what is not changed with the tables.
 
-    What a recipe is called and what was measured for it are not handed on, and a paper's number
-    stays with its cell: a layer that changes the method, the data or the budget drops it. Built-in
-    recipes come with the results that are kept for them.
+    What a recipe is called and what was measured for it are not handed on, and papers' results stay
+    with their cell: a file that changes the method, the data or the budget drops them. Built-in
+    recipes come with the results that are kept for them (`rayd.results`).
     """
     tree: dict[str, Any] = {}
     for part in parts:
         under = {key: value for key, value in tree.items() if key not in ("name", "measured")}
         tree = merge(under, part.settings)
-        inherits = under.get("paper") and "paper" not in part.settings
-        if inherits and cell_of(under) != cell_of(tree):
-            tree["paper"] = None
+        if not is_file(part.source):
+            tree |= {"paper": papers.of(part.source)}
+        elif "paper" not in part.settings and cell_of(under) != cell_of(tree):
+            tree |= {"paper": []}
 
     own = parts[-1].source
     if not is_file(own):
