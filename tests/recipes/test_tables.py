@@ -51,6 +51,18 @@ def test_names_are_those_that_parsing_finds():
     assert set(parsed.values()) == {1}
 
 
+def test_every_table_says_what_it_is_about():
+    for family in recipes.families():
+        assert recipes.about(family).endswith("."), family
+
+
+def test_families_are_the_tables_and_quick_ones_come_first():
+    families = recipes.families()
+    assert list(families)[:2] == ["digits", "reduced"]
+    assert sorted(name for members in families.values() for name in members) == recipes.names()
+    assert "dm-cifar10-ipc10-sampled" in families["dm-sampled"]
+
+
 def test_find_names_the_table():
     assert recipes.find("dm-cifar10-ipc10").name == "dm.yaml"
     assert recipes.find("dm-cifar10-ipc10-sampled").name == "dm-sampled.yaml"
