@@ -653,6 +653,27 @@ def show(
         out.print(describe(distilled, report), markup=False)
 
 
+@app.command(epilog=_example("rayd report runs/digits --open"))
+def report(
+    directory: DirectoryName,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="File to write; by default report.html in the run's directory."),
+    ] = None,
+    show_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the web browser.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run as one HTML page: accuracies, images, curves, time, settings; works offline."""
+    from rayd.page import write
+
+    path = write(directory, to)
+    out.print(str(path), markup=False)
+    if show_page:
+        typer.launch(str(path))
+
+
 @app.command(epilog=_example("rayd export runs/digits digits.parquet --format parquet"))
 def export(
     directory: DirectoryName,

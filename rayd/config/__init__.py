@@ -21,6 +21,7 @@ from rayd.config.observers import (
 from rayd.config.ranking import RankingSettings
 from rayd.config.reading import (
     check_some,
+    flat,
     given_resources,
     lookup,
     nested,
@@ -91,6 +92,7 @@ __all__ = [
     "TransformSettings",
     "When",
     "check_some",
+    "flat",
     "given_resources",
     "lookup",
     "merge",

@@ -59,6 +59,21 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     return tree
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted key, the inverse of `nested`.
+
+    >>> flat({"synthesis": {"steps": 5}, "ipc": 1})
+    {'synthesis.steps': 5, 'ipc': 1}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Expand dotted keys into a nested mapping; later ones take precedence.
 

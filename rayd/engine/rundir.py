@@ -15,7 +15,7 @@ from unicodedata import category
 
 from rayd import remote
 from rayd.artifacts import unfinished, write_bytes
-from rayd.config import Recipe, read_yaml
+from rayd.config import Recipe, flat, read_yaml
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
@@ -201,18 +201,7 @@ def writable(path: Path) -> bool:
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """All settings that a synthetic set depends on, by dotted key."""
-    return dict(_leaves(recipe.identity(), ""))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        found += (
-            _leaves(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else [(prefix + key, value)]
-        )
-    return found
+    return flat(recipe.identity())
 
 
 def _differences(left: dict[str, Any], right: dict[str, Any]) -> set[str]:
