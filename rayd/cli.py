@@ -14,6 +14,7 @@ import logging
 import os
 import shlex
 import sys
+import textwrap
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from rayd.version import __version__
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
+    from rayd.recipes import Headline
 
 
 _EXAMPLE = "Example: "
@@ -159,16 +161,29 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-@app.command("recipes", epilog=_example("rayd recipes digits"))
+@app.command("recipes", epilog=_example("rayd recipes --method edc"))
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A recipe, a family of recipes, or a YAML file."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="List the recipes of a method.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="List the recipes of a data set.")
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="List the recipes with results of ours.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every recipe.")] = False,
     as_json: Json = False,
     as_schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """List recipes with published and measured results; or print one as YAML."""
+    """List families of recipes, or recipes with published and measured results; or print one."""
     from rayd import recipes
 
     if as_schema:
@@ -176,16 +191,36 @@ def recipes_command(
 
         _print_json(schema())
         return
-    if name is not None:
-        recipe = recipes.resolve(name)
-        if as_json:
-            _print_json(recipe.model_dump(mode="json"))
-        else:
-            sys.stdout.write(recipe.to_yaml())
+    families = recipes.families()
+    family = families.get(name) if name is not None and name not in recipes.names() else None
+    if name is not None and family is None:
+        _print_recipe(recipes.resolve(name), as_json)
         return
-    known = recipes.headlines()
+    known = recipes.headlines(method, data, measured)
+    if family is not None:
+        known = [headline for headline in known if headline.name in family]
     if as_json:
         _print_json([headline.model_dump(mode="json") for headline in known])
+    elif everything or measured or family is not None or method is not None or data is not None:
+        _print_recipes(known)
+    else:
+        _print_families(known, families)
+
+
+def _print_recipe(recipe: Recipe, as_json: bool) -> None:
+    """Print a recipe as JSON, or its results as comments and below them its YAML."""
+    if as_json:
+        _print_json(recipe.model_dump(mode="json"))
+        return
+    from rayd.results.text import results_text
+
+    sys.stdout.write(results_text(recipe, max(min(_wide().width, 120), 60)) + recipe.to_yaml())
+
+
+def _print_recipes(known: Sequence[Headline]) -> None:
+    """Print a table of recipes."""
+    if not known:
+        out.print("No recipe is like that: 'rayd recipes --all' lists all of them.")
         return
     rows = []
     for headline in known:
@@ -194,12 +229,40 @@ def recipes_command(
             "method": headline.method,
             "data": headline.data,
             "ipc": str(headline.ipc),
-            "paper": _number(headline.paper.accuracy if headline.paper else None),
+            "paper": _number(headline.published.value if headline.published else None),
             "measured": _number(headline.measured[-1].accuracy if headline.measured else None),
             "what": headline.summary,
         }
         rows.append(row)
-    _print_rows(rows, shortened="what", dropped=("what", "data", "method"))
+    _print_rows(rows, shortened="what", dropped=("what", "data", "method", "ipc"))
+
+
+def _print_families(known: Sequence[Headline], families: Mapping[str, Sequence[str]]) -> None:
+    """Print a table of families of recipes, and how to see the recipes."""
+    from rayd import recipes
+
+    by_name = {headline.name: headline for headline in known}
+    rows = []
+    for family, names in families.items():
+        members = [by_name[name] for name in names]
+        budgets = sorted({member.ipc for member in members})
+        row = {
+            "family": family,
+            "recipes": str(len(members)),
+            "ipc": str(budgets[0]) if len(budgets) == 1 else f"{budgets[0]}-{budgets[-1]}",
+            "paper": str(sum(member.published is not None for member in members)),
+            "measured": str(sum(bool(member.measured) for member in members)),
+            "data": " ".join(sorted({member.data for member in members})),
+            "what": recipes.about(family),
+        }
+        rows.append(row)
+    _print_rows(rows, shortened="what", dropped=("data", "what"))
+    hint = (
+        "'paper' and 'measured' count recipes with such numbers. 'rayd recipes FAMILY' and '--all' "
+        "list recipes, '--method', '--data' and '--measured' some of them; 'rayd recipes NAME' "
+        "prints one. A first run: 'rayd distill digits'."
+    )
+    out.print("\n" + textwrap.fill(hint, min(_wide().width, 100)), markup=False)
 
 
 LEAST_SHORTENED = 20
@@ -416,9 +479,9 @@ def distill(
         _print_json(run.report.to_json())
     else:
         out.print(run.report.text(), markup=False)
-        if (paper := run.recipe.paper) is not None:
+        if (paper := run.recipe.published) is not None:
             std = f" ± {paper.std:.3f}" if paper.std else ""
-            out.print(f"paper: {paper.accuracy:.3f}{std} ({paper.source})", markup=False)
+            out.print(f"paper: {paper.value:.3f}{std} ({paper.table})", markup=False)
         out.print(
             f"\n{len(run.distilled)} distilled images: {remote.shown(run.directory / 'distilled')}",
             markup=False,

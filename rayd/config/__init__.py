@@ -38,8 +38,10 @@ from rayd.config.recipe import (
     MeasuredResult,
     NetworkGroup,
     PaperResult,
+    PaperResults,
     Recipe,
     TermSettings,
+    own_result,
 )
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -72,6 +74,7 @@ __all__ = [
     "ObserverNetworkSettings",
     "ObserverSettings",
     "PaperResult",
+    "PaperResults",
     "Precision",
     "RankingSettings",
     "Recipe",
@@ -94,6 +97,7 @@ __all__ = [
     "lookup",
     "merge",
     "nested",
+    "own_result",
     "packaged_yaml",
     "parse_overrides",
     "read_yaml",

@@ -18,9 +18,7 @@ FROZEN = Path(__file__).with_name("resolved.json")
 
 def digest(name: str) -> str:
     """The settings of a resolved recipe in 16 hexadecimal digits; results are no part of them."""
-    settings = recipes.resolve(name).model_dump(mode="json", exclude={"measured"})
-    if settings["synthesis"]["split"] == 1:
-        del settings["synthesis"]["split"]  # newer than the file
+    settings = recipes.resolve(name).model_dump(mode="json", exclude={"paper", "measured"})
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
