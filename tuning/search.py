@@ -193,8 +193,7 @@ class ConcurrencyLimiter(tune.search.ConcurrencyLimiter):  # type: ignore[misc]
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state, but for the number."""
-        # the base class has no types
-        most: int = vars(self)["max_concurrent"]
+        most: int = self.max_concurrent  # type: ignore[has-type]
         super().set_state(state)
         self.max_concurrent = most
 

@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
@@ -45,7 +47,8 @@ def connect(address: str | None) -> None:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            ray.init(address=address, **quiet)
+            with _held_back_stderr():
+                ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
@@ -54,6 +57,30 @@ def connect(address: str | None) -> None:
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
     watch_head()
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Hold back what is written to standard error, also by Ray's C++, and drop it at an error.
+
+    A cluster that refuses to be joined is logged in twenty lines; the error is one sentence.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        before = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.truncate(0)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            held.seek(0)
+            with suppress(OSError):
+                os.write(2, held.read())
 
 
 def _check_reachable(address: str | None) -> None:
