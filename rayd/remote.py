@@ -310,7 +310,8 @@ class _Location:
             self.url,
             lambda: _or(FileNotFoundError, {}, lambda: self.system.find(self.name, detail=True)),
         )
-        found = [_RemoteFile.of(info) for info in infos.values() if info["type"] == "file"]
+        # fsspec says nothing of the only file if the URL is one itself
+        found = [_RemoteFile.of(info) for info in infos.values() if info.get("type") == "file"]
         for file in found:
             self.relative(file)
         return found

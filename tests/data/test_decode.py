@@ -396,3 +396,27 @@ def test_pixels_that_are_no_numbers_are_refused() -> None:
     for level in (None, 1.0):
         with pytest.raises(DataError, match=r"must be numbers. Got NaN"):
             decode_images(encoded(buffer.getvalue()), 1, Decoder(white_level=level))
+
+
+@pytest.mark.parametrize("format", ["AVIF", "DDS", "TIFF", "PNG", "GIF", "BMP", "PCX"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_headers_are_refused_in_every_format(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PIL's readers raise what they please; images that decode all the same are right or not."""
+    # a header may announce a huge image
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)
+    picture = Image.fromarray(some_images(1, side=9)[0].transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    picture.convert("RGBA" if format == "DDS" else "RGB").save(buffer, format)
+    draws = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        content = bytearray(buffer.getvalue())
+        for position in draws.integers(0, min(len(content), 300), 3):
+            content[position] = draws.integers(0, 256)
+        try:
+            decode_images(encoded(bytes(content)), 1, Decoder(8), threads=1)
+        except DataError:
+            refused += 1
+    assert refused

@@ -217,7 +217,7 @@ def test_what_is_left_out_is_said(root: Path) -> None:
     assert open_source(str(root)).left_out == (
         "1 image outside the class folders",
         "1 file with suffix .heic, which cannot be read",
-        "1 file that are no images (.txt: 1)",
+        "1 file that is no image (.txt: 1)",
         "1 x broken link",
         "1 x pipe, socket or device",
     )

@@ -281,7 +281,7 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
 
 def test_help_names_layouts_and_settings() -> None:
     """What is known about own data is found without the source."""
-    printed = CliRunner().invoke(app, ["data", "check", "--help"]).output
+    printed = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).output.split())
     for part in ("data=PATH", "<split>/<class>", "train-*.parquet", "x_train", "20 %"):
         assert part in printed, part
     for name in (*UNUSUAL, "image_size", "classes"):
