@@ -210,7 +210,8 @@ def reproducing() -> str:
         "what this code reached with the recipe as it stands; an empty cell was not run. *Reduced*",
         "recipes have small observers and few epochs, so that two cores suffice, and are not to be",
         "compared with the paper's number. `random` are as many random real images, trained on in",
-        "the same way. `rayd recipes NAME` prints seeds, command, hardware and time of each result.",
+        "the same way. `rayd recipes NAME` prints seeds, command, hardware and time of each result,",
+        "and all that papers print of a recipe: other networks, other settings, other metrics.",
         "",
     ]
     by_method = defaultdict[str, list[recipes.Headline]](list)
@@ -230,8 +231,8 @@ def reproducing() -> str:
 
 def _published(headline: recipes.Headline) -> str:
     """The paper's number of a recipe."""
-    paper = headline.paper
-    return "" if paper is None else _number(paper.accuracy, paper.std)
+    paper = headline.published
+    return "" if paper is None else _number(paper.value, paper.std)
 
 
 def _number(value: float | None, std: float | None) -> str:

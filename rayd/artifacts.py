@@ -214,6 +214,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return note
 
 
+def read_hash(path: Path) -> str | None:
+    """Hash of a file's tensors as they were written (see `tensor_hash`), None in an old file.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, or not safetensors.
+    """
+    with _opened(path) as file:
+        return _metadata(file).get(HASH)
+
+
 def read_row(path: Path, name: str, row: int) -> Tensor:
     """Read one entry along the first axis of a tensor in a safetensors file, without the others.
 

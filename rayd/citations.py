@@ -62,6 +62,13 @@ WIDE_RESNET = """@inproceedings{zagoruyko2016wide,
 }"""
 
 NETWORKS = {
+    "deit_": """@inproceedings{touvron2021deit,
+  title     = {Training Data-Efficient Image Transformers & Distillation through Attention},
+  author    = {Touvron, Hugo and Cord, Matthieu and Douze, Matthijs and Massa, Francisco and Sablayrolles, Alexandre and
+               J{\'e}gou, Herv{\'e}},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2021}
+}""",
     "convnet": """@inproceedings{gidaris2018convnet,
   title     = {Dynamic Few-Shot Visual Learning without Forgetting},
   author    = {Gidaris, Spyros and Komodakis, Nikos},
@@ -111,6 +118,25 @@ NETWORKS = {
 """Entries by the prefix of an architecture's name."""
 
 SELECTIONS = {
+    "forgetting": """@inproceedings{toneva2019forgetting,
+  title     = {An Empirical Study of Example Forgetting during Deep Neural Network Learning},
+  author    = {Toneva, Mariya and Sordoni, Alessandro and Tachet des Combes, Remi and Trischler, Adam and Bengio, Yoshua and
+               Gordon, Geoffrey J.},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year      = {2019}
+}""",
+    "el2n": """@inproceedings{paul2021diet,
+  title     = {Deep Learning on a Data Diet: Finding Important Examples Early in Training},
+  author    = {Paul, Mansheej and Ganguli, Surya and Dziugaite, Gintare Karolina},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2021}
+}""",
+    "difficulty": """@inproceedings{sorscher2022pruning,
+  title     = {Beyond Neural Scaling Laws: Beating Power Law Scaling via Data Pruning},
+  author    = {Sorscher, Ben and Geirhos, Robert and Shekhar, Shashank and Ganguli, Surya and Morcos, Ari S.},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2022}
+}""",
     "herding": """@inproceedings{welling2009herding,
   title     = {Herding Dynamical Weights to Learn},
   author    = {Welling, Max},
@@ -144,7 +170,7 @@ def citations(recipe: Recipe, method_citation: str) -> list[str]:
     found = [method_citation]
     found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]
     for network in architectures:
-        name = network.name.removeprefix("torchvision/")
+        name = network.name.removeprefix("torchvision/").removeprefix("timm/")
         found += [entry for prefix, entry in NETWORKS.items() if name.startswith(prefix)]
     augmented = recipe.evaluation.augmentation or recipe.observers.augmentation
     found += [DSA] if augmented else []

@@ -14,6 +14,7 @@ import logging
 import os
 import shlex
 import sys
+import textwrap
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from rayd import remote
-from rayd.errors import ConfigError, OutputError, RaydError, ResourceError
-from rayd.interrupts import NOTHING_DONE, InterruptedRunError, one_interrupt
+from rayd.errors import ClusterLostError, ConfigError, OutputError, RaydError, ResourceError
+from rayd.interrupts import NOTHING_DONE, InterruptedRunError, leave, one_interrupt
 from rayd.version import __version__
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
+    from rayd.recipes import Headline
 
 
 _EXAMPLE = "Example: "
@@ -167,16 +169,29 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-@app.command("recipes", epilog=_example("rayd recipes digits"))
+@app.command("recipes", epilog=_example("rayd recipes --method edc"))
 def recipes_command(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A recipe, a family of recipes, or a YAML file."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="List the recipes of a method.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="List the recipes of a data set.")
+    ] = None,
+    measured: Annotated[
+        bool, typer.Option("--measured", help="List the recipes with results of ours.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List every recipe.")] = False,
     as_json: Json = False,
     as_schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """List recipes with published and measured results; or print one as YAML."""
+    """List families of recipes, or recipes with published and measured results; or print one."""
     from rayd import recipes
 
     if as_schema:
@@ -184,16 +199,36 @@ def recipes_command(
 
         _print_json(schema())
         return
-    if name is not None:
-        recipe = recipes.resolve(name)
-        if as_json:
-            _print_json(recipe.model_dump(mode="json"))
-        else:
-            sys.stdout.write(recipe.to_yaml())
+    families = recipes.families()
+    family = families.get(name) if name is not None and name not in recipes.names() else None
+    if name is not None and family is None:
+        _print_recipe(recipes.resolve(name), as_json)
         return
-    known = recipes.headlines()
+    known = recipes.headlines(method, data, measured)
+    if family is not None:
+        known = [headline for headline in known if headline.name in family]
     if as_json:
         _print_json([headline.model_dump(mode="json") for headline in known])
+    elif everything or measured or family is not None or method is not None or data is not None:
+        _print_recipes(known)
+    else:
+        _print_families(known, families)
+
+
+def _print_recipe(recipe: Recipe, as_json: bool) -> None:
+    """Print a recipe as JSON, or its results as comments and below them its YAML."""
+    if as_json:
+        _print_json(recipe.model_dump(mode="json"))
+        return
+    from rayd.results.text import results_text
+
+    sys.stdout.write(results_text(recipe, max(min(_wide().width, 120), 60)) + recipe.to_yaml())
+
+
+def _print_recipes(known: Sequence[Headline]) -> None:
+    """Print a table of recipes."""
+    if not known:
+        out.print("No recipe is like that: 'rayd recipes --all' lists all of them.")
         return
     rows = []
     for headline in known:
@@ -202,12 +237,40 @@ def recipes_command(
             "method": headline.method,
             "data": headline.data,
             "ipc": str(headline.ipc),
-            "paper": _number(headline.paper.accuracy if headline.paper else None),
+            "paper": _number(headline.published.value if headline.published else None),
             "measured": _number(headline.measured[-1].accuracy if headline.measured else None),
             "what": headline.summary,
         }
         rows.append(row)
-    _print_rows(rows, shortened="what", dropped=("what", "data", "method"))
+    _print_rows(rows, shortened="what", dropped=("what", "data", "method", "ipc"))
+
+
+def _print_families(known: Sequence[Headline], families: Mapping[str, Sequence[str]]) -> None:
+    """Print a table of families of recipes, and how to see the recipes."""
+    from rayd import recipes
+
+    by_name = {headline.name: headline for headline in known}
+    rows = []
+    for family, names in families.items():
+        members = [by_name[name] for name in names]
+        budgets = sorted({member.ipc for member in members})
+        row = {
+            "family": family,
+            "recipes": str(len(members)),
+            "ipc": str(budgets[0]) if len(budgets) == 1 else f"{budgets[0]}-{budgets[-1]}",
+            "paper": str(sum(member.published is not None for member in members)),
+            "measured": str(sum(bool(member.measured) for member in members)),
+            "data": " ".join(sorted({member.data for member in members})),
+            "what": recipes.about(family),
+        }
+        rows.append(row)
+    _print_rows(rows, shortened="what", dropped=("data", "what"))
+    hint = (
+        "'paper' and 'measured' count recipes with such numbers. 'rayd recipes FAMILY' and '--all' "
+        "list recipes, '--method', '--data' and '--measured' some of them; 'rayd recipes NAME' "
+        "prints one. A first run: 'rayd distill digits'."
+    )
+    out.print("\n" + textwrap.fill(hint, min(_wide().width, 100)), markup=False)
 
 
 LEAST_SHORTENED = 20
@@ -291,7 +354,9 @@ def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> N
 
 @data_app.command("check", epilog=_example("rayd data check ~/flowers image_size=64"))
 def data_check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder, an npz file or a name.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder, an .npz file, a URL or a known name.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of 'data', e.g. image_size=64."),
@@ -300,7 +365,23 @@ def data_check(
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:
-    """Go through every image of a data set and list all problems; exits with 1 if there are any."""
+    """Go through every image of a data set and list all problems; exits with 1 if there are any.
+
+    PATH is what other commands take as data=PATH (short for data.name=PATH): a folder
+    <class>/*.png or <split>/<class>/*.png, with images in any format; a folder of Parquet files
+    train-*.parquet, test-*.parquet; or an .npz file with x_train, y_train, x_test, y_test, or
+    images and labels (class_names is optional).
+
+    Settings, which other commands take as data.KEY=VALUE: image_size=64 where sizes differ, and
+    fit=crop|squash|pad for images that are not square; mode=grey|rgb; background=white for
+    transparent pixels; white_level=65535 for more than 8 bits per channel; train=NAME,
+    validation=NAME, test=NAME where it is not certain which part is which split, and train=. if
+    folders are classes; classes=[a,b]; validation_fraction=0.1; split_seed=42; copies=keep to test
+    on copies of training images.
+
+    Without a test split the validation split is tested on, and without either 20 % of each class,
+    carved from the training images.
+    """
     from rayd.config import DataSettings, parse_overrides
     from rayd.config.reading import validate
     from rayd.data.check import check
@@ -919,6 +1000,9 @@ def _main_in_order(given: list[str]) -> None:
     except RaydError as error:
         if "--debug" in given:
             raise
+        if isinstance(error, ClusterLostError):
+            # at its end Ray would wait for the head for a minute, and print a page
+            leave(str(error), error.exit_code)
         sys.stderr.write(f"rayd: {error}\n")
         if error.setting is not None:
             sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +30,10 @@ from rayd import remote
 from rayd.artifacts import (
     file_hash,
     parse,
+    read_hash,
     read_json,
     read_tensors,
+    tensor_hash,
     write_bytes,
     write_json,
     write_tensors,
@@ -39,6 +42,7 @@ from rayd.config import SyntheticSettings, lookup, validate
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization, restore
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
+from rayd.names import inside
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.kinds import restore as restore_set
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
@@ -70,11 +74,23 @@ class PixelRange:
     """Largest value."""
 
     @classmethod
-    def of(cls, values: Tensor) -> Self:
-        """Measure denormalised values, to six digits, as machines round differently."""
-        outside = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
-        measured = (outside.double().mean(), values.min(), values.max())
-        return cls(*(float(f"{number.item():.6g}") for number in measured))
+    def of(cls, values: Iterable[Tensor]) -> Self:
+        """Measure denormalised values, to six digits, as machines round differently.
+
+        Args:
+            values: of at least one image, in parts, so that not all are in memory at once.
+        """
+        count = 0
+        outside = 0
+        least = math.inf
+        most = -math.inf
+        for part in values:
+            count += part.numel()
+            outside += int(((part < -HALF_STEP) | (part > 1 + HALF_STEP)).sum())
+            least = min(least, part.min().item())
+            most = max(most, part.max().item())
+        measured = (outside / count, least, most)
+        return cls(*(float(f"{number:.6g}") for number in measured))
 
     @property
     def fits(self) -> bool:
@@ -301,12 +317,22 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self) -> Tensor:
         """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""
-        return self.normalization.inverse(self.images).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return torch.cat([_as_bytes(part) for part in self._denormalized()])
+
+    def pixels_of(self, rows: Tensor) -> Tensor:
+        """The images at rows int64 (k,) for viewing, uint8 (k, C, H, W)."""
+        return _as_bytes(self.normalization.inverse(self.images[rows]))
+
+    def _denormalized(self) -> Iterator[Tensor]:
+        """All images in [0, 1] units, in parts: a set may take half of a machine's memory."""
+        together = max(1, TOGETHER_BYTES // (4 * math.prod(self.shape)))
+        for part in torch.split(self.images, together):
+            yield self.normalization.inverse(part)
 
     @cached_property
     def pixel_range(self) -> PixelRange:
         """Where the values of the images lie, denormalised."""
-        return PixelRange.of(self.normalization.inverse(self.images))
+        return PixelRange.of(self._denormalized())
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write the three files into `directory`; saving the same set again is allowed.
@@ -386,6 +412,10 @@ def load(path: str | Path) -> Distilled:
         )
     if fault := _contradiction(card, own):
         raise ArtifactError(f"'{directory / CARD}' contradicts '{TENSORS}' next to it: {fault}.")
+    if fault := _renamed(card):
+        raise ArtifactError(
+            f"'{directory / CARD}' contradicts itself: {fault}; restore 'class_names'."
+        )
     distilled.directory = directory
     return distilled
 
@@ -447,7 +477,8 @@ def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
         The card.
 
     Raises:
-        ArtifactError: an entry is missing or has another type, or the card has a newer format.
+        ArtifactError: an entry is missing, has another type, or leads out of the set's directory,
+            or the card has a newer format.
     """
     version = card.get("format", FORMAT) if isinstance(card, dict) else FORMAT
     if isinstance(version, int) and version > FORMAT:
@@ -456,6 +487,9 @@ def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
             f"Got {version!r} instead; a newer rayd wrote it."
         )
     parse(_SavedCard if is_saved else _Card, card, where)
+    folder = (card.get("labels") or {}).get("folder")
+    if folder is not None:
+        inside(folder, where.strip("'"))
     return dict[str, Any](card)
 
 
@@ -465,6 +499,23 @@ def _contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> st
         if name in tensors and tensors[name].numel() != number:
             return f"it counts {number:,} numbers of '{name}', which has {tensors[name].numel():,}"
     return None
+
+
+def _renamed(card: Mapping[str, Any]) -> str | None:
+    """How class names contradict those of the data that a card was made from; None if they do not.
+
+    Students are tested on images by class index: a name in another place would be wrong in silence.
+    """
+    read = (card.get("data") or {}).get("read")
+    known = read.get("class_names") if isinstance(read, dict) else None
+    names = card["class_names"]
+    if known is None or list(known) == names:
+        return None
+    pairs = zip(names, known, strict=False)
+    different = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    if different is None:
+        return f"it names {len(names)} classes, and its data {len(known)}"
+    return f"it calls a class '{different[0]}' that its data call '{different[1]}'"
 
 
 def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
@@ -488,16 +539,22 @@ def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
     return None
 
 
+def _as_bytes(images: Tensor) -> Tensor:
+    """Clamp and round images in [0, 1] units to uint8."""
+    return images.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
 def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a file holds these tensors, by the hash that it carries."""
     try:
-        stored, _ = read_tensors(path)
+        stored = read_hash(path)
     except ArtifactError:
         return False
-    return stored.keys() == tensors.keys() and all(
-        torch.equal(stored[name], tensors[name].cpu()) for name in tensors
-    )
+    return stored == tensor_hash(tensors)
 
 
+TOGETHER_BYTES = 2**25
+"""Bytes of the images that are denormalised at a time."""
 CELL = 48
 COLUMNS = 10
 ROWS = 20
@@ -513,15 +570,19 @@ def contact_sheet(distilled: Distilled) -> Image.Image:
     """Draw a row for each of the first `ROWS` classes, with its name and first `COLUMNS` images."""
     from torchvision.utils import make_grid
 
-    pixels = _visible(distilled.pixels())
+    labels = distilled.hard_labels
     groups = [
-        (distilled.hard_labels == label).nonzero().squeeze(1)[:COLUMNS]
+        (labels == label).nonzero().squeeze(1)[:COLUMNS]
         for label in range(min(distilled.classes, ROWS))
     ]
     columns = max(1, *map(len, groups))
-    tiles = pixels.new_full((len(groups) * columns, 3, *pixels.shape[2:]), 255)
-    for row, group in enumerate(groups):
-        tiles[row * columns : row * columns + len(group)] = pixels[group]
+    # of a large set only the images that are shown are denormalised
+    shown = torch.split(
+        _visible(distilled.pixels_of(torch.cat(groups))), [len(group) for group in groups]
+    )
+    tiles = shown[0].new_full((len(groups) * columns, 3, *shown[0].shape[2:]), 255)
+    for row, group in enumerate(shown):
+        tiles[row * columns : row * columns + len(group)] = group
     grid = make_grid(tiles, nrow=columns, padding=GAP, pad_value=255)
     return _with_names(grid, [_short(name) for name in distilled.class_names[: len(groups)]])
 

@@ -64,6 +64,14 @@ class OutOfMemoryError(RunError):
         self.where = where
 
 
+class DeviceFaultError(RunError):
+    """A GPU or its driver failed; the process that used it cannot use it again."""
+
+
+class ClusterLostError(RunError):
+    """The head of the Ray cluster is gone, so that nothing more can be asked of Ray."""
+
+
 def nearest(name: object, known: Iterable[str], count: int = 1) -> list[str]:
     """Known names most similar to a name, best first; empty if none is similar.
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from rayd.errors import RaydError
 
@@ -55,7 +56,7 @@ def leave_at_interrupt(sentence: str) -> None:
     signal.signal(signal.SIGINT, lambda *_: leave(sentence))
 
 
-def leave(sentence: str | None = None) -> None:
+def leave(sentence: str | None = None, exit_code: int = InterruptedRunError.exit_code) -> NoReturn:
     """End the process without running anything else, which could print a traceback."""
     if sys.stderr.isatty():
         # a progress bar hides the cursor
@@ -64,4 +65,4 @@ def leave(sentence: str | None = None) -> None:
         sys.stderr.write(f"rayd: {sentence}\n")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(InterruptedRunError.exit_code)
+    os._exit(exit_code)

@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from fnmatch import fnmatch
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rayd.errors import ConfigError, ResourceError, RunError
+from rayd.names import inside
 
 MARK = "rayd-mirror"
 """Folder of all mirrors; the rest of a mirror's path is its URL."""
@@ -59,7 +60,7 @@ def local(path: str | Path) -> Path:
     """Local path for a path or URL; `s3:/bucket`, which `Path` makes of a URL, is accepted, too.
 
     Raises:
-        ConfigError: the scheme is unknown.
+        ConfigError: the scheme is unknown, or the URL has a `..` that leads out of the storage.
         ResourceError: the package for this kind of storage is not installed.
     """
     found = _URL.fullmatch(str(path))
@@ -70,7 +71,7 @@ def local(path: str | Path) -> Path:
     if scheme in ("file", "local"):
         return Path("/") / rest
     _filesystem(scheme)
-    return root() / MARK / scheme / rest
+    return root() / MARK / scheme / inside(rest, f"{scheme}://", ConfigError)
 
 
 def root(mirror: Path | None = None) -> Path:
@@ -261,6 +262,12 @@ class _RemoteFile:
         stamp = next((info[name] for name in _STAMPS if info.get(name) is not None), 0)
         if isinstance(stamp, str):
             stamp = datetime.fromisoformat(stamp)
+        if info.get("size") is None:
+            # web servers that list a folder as a page
+            raise RunError(
+                f"The storage of '{info['name']}' does not tell the sizes of files; download them, "
+                "and give the folder instead of the URL."
+            )
         return cls(
             str(info["name"]),
             int(info["size"]),
@@ -298,25 +305,24 @@ class _Location:
         return _RemoteFile.of(info) if info is not None and info["type"] == "file" else None
 
     def find_all(self) -> list[_RemoteFile]:
-        """List all files below the directory."""
+        """List all files below the directory; refuse names that lead out of it."""
         infos: dict[str, Any] = _tried(
             self.url,
             lambda: _or(FileNotFoundError, {}, lambda: self.system.find(self.name, detail=True)),
         )
-        return [_RemoteFile.of(info) for info in infos.values() if info["type"] == "file"]
+        # fsspec says nothing of the only file if the URL is one itself
+        found = [_RemoteFile.of(info) for info in infos.values() if info.get("type") == "file"]
+        for file in found:
+            self.relative(file)
+        return found
 
     def relative(self, file: _RemoteFile) -> str:
         """Path of a file relative to the directory."""
         return self.inside(file.name[len(self.name) :].lstrip("/"))
 
     def inside(self, name: str) -> str:
-        """Refuse a name that leads out of the directory: object stores accept any name."""
-        path = PurePath(name)
-        if path.anchor or ".." in path.parts:
-            raise RunError(
-                f"The name '{name}' in '{self.url}' leads out of that folder; rename or remove it."
-            )
-        return name
+        """Refuse a name that leads out of the directory."""
+        return inside(name, self.url, RunError)
 
 
 def _location(path: Path) -> _Location | None:

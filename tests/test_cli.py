@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import rayd
@@ -62,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_recipes_are_listed_and_printed_whole(capsys):
-    code, text, _ = run(capsys, "recipes")
+    code, text, _ = run(capsys, "recipes", "--all")
     assert code == 0
     assert "dm-cifar10-ipc10" in text
     assert "0.489" in text
@@ -76,7 +77,7 @@ def test_recipes_are_listed_and_printed_whole(capsys):
 @pytest.mark.parametrize("columns", ["60", "80", "100", "150"])
 def test_recipe_list_fits_the_width_and_breaks_no_name(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    _, text, _ = run(capsys, "recipes")
+    _, text, _ = run(capsys, "recipes", "--all")
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[1:]] == recipes.names()
     assert max(map(len, lines)) <= int(columns)
@@ -86,8 +87,62 @@ def test_recipe_list_fits_the_width_and_breaks_no_name(capsys, monkeypatch, colu
 
 def test_recipe_list_in_a_pipe_is_whole(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
-    _, text, _ = run(capsys, "recipes")
+    _, text, _ = run(capsys, "recipes", "--all")
     assert recipes.resolve("digits").summary in text
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "100", "150"])
+def test_families_of_recipes_have_a_line_each(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    _, text, _ = run(capsys, "recipes")
+    table, _, hint = text.partition("\n\n")
+    families = recipes.families()
+    assert [line.split()[0] for line in table.splitlines()[1:]] == list(families)
+    assert sum(int(line.split()[1]) for line in table.splitlines()[1:]) == len(recipes.names())
+    assert max(map(len, text.splitlines())) <= int(columns)
+    assert "rayd recipes FAMILY" in " ".join(hint.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "holds"),
+    [
+        (["--method", "edc"], lambda recipe: recipe.method == "edc"),
+        (["--data", "svhn"], lambda recipe: recipe.data.name == "svhn"),
+        (
+            ["--method", "dm", "--measured"],
+            lambda recipe: recipe.method == "dm" and recipe.measured,
+        ),
+        (["mtt"], lambda recipe: recipes.find(recipe.name).stem == "mtt"),
+    ],
+)
+def test_recipes_are_filtered(capsys, arguments, holds):
+    wanted = [name for name in recipes.names() if holds(recipes.resolve(name))]
+    assert 0 < len(wanted) < 50
+    _, text, _ = run(capsys, "recipes", *arguments)
+    assert [line.split()[0] for line in text.splitlines()[1:]] == wanted
+    _, document, _ = run(capsys, "recipes", *arguments, "--json")
+    assert [recipe["name"] for recipe in json.loads(document)] == wanted
+
+
+def test_filters_without_a_recipe_say_so(capsys):
+    code, _, error = run(capsys, "recipes", "--method", "edcc")
+    assert (code, "did you mean 'edc'?" in error) == (2, True)
+    code, text, _ = run(capsys, "recipes", "--method", "krr", "--measured")
+    assert (code, text) == (0, "No recipe is like that: 'rayd recipes --all' lists all of them.\n")
+
+
+def test_a_recipe_is_printed_below_its_results(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, text, _ = run(capsys, "recipes", "edc-imagenet-1k-ipc40")
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert "#   0.574          resnet18      EDC, Table 16" in comments
+    assert any("points above RDED; EDC, Table 2" in line for line in comments)
+    assert max(map(len, comments)) <= 80
+    assert yaml.safe_load(text) == yaml.safe_load(
+        recipes.resolve("edc-imagenet-1k-ipc40").to_yaml()
+    )
+    _, text, _ = run(capsys, "recipes", "dm-cifar10-ipc10")
+    assert "#   0.491 ± 0.003  random images 0.311" in text
 
 
 def test_help_shows_an_example_of_every_command(capsys):

@@ -431,3 +431,12 @@ def test_a_resolved_recipe_reads_back_to_itself(name):
     recipe = resolve(name)
     assert assemble(yaml.safe_load(recipe.to_yaml())) == recipe
     assert assemble(yaml.safe_load(recipe.to_yaml())).identity() == recipe.identity()
+
+
+def test_what_reads_the_same_pixels_is_the_same_recipe():
+    recipe = resolve("digits")
+    for settings in ({"stream": True}, {"copies": "keep"}):
+        other = recipe.data.model_copy(update=settings)
+        assert recipe.model_copy(update={"data": other}).identity() == recipe.identity()
+    grey = recipe.data.model_copy(update={"mode": "grey"})
+    assert recipe.model_copy(update={"data": grey}).identity() != recipe.identity()

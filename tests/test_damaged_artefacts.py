@@ -69,6 +69,7 @@ def check_run(root: Path, truth: Distilled) -> None:
     found = read(lambda: load(root))
     if found is not None:
         same(found, truth)
+        assert found.class_names == truth.class_names
         read(lambda: describe(found, report))
         read(lambda: restore(found.card["config"], {}, "the card's recipe"))
 
@@ -212,7 +213,8 @@ def test_damage_is_refused_in_a_sentence(whole, tmp_path, damage):
 
 
 @pytest.mark.slow
-@settings(max_examples=600, **COMMON)
+@pytest.mark.timeout(3600)
+@settings(max_examples=1000, **COMMON)
 @given(damage=damages())
 def test_much_damage_is_refused_in_a_sentence(whole, tmp_path, damage):
     try_one(whole, tmp_path, damage)

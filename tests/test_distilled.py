@@ -170,6 +170,16 @@ def test_a_wrong_card_is_refused(saved, changes, sentence):
         load(saved)
 
 
+def test_class_names_must_be_those_of_the_data(saved):
+    names = json.loads((saved / CARD).read_text())["class_names"]
+    forge(saved, data={"name": "x", "read": {"class_names": names}})
+    assert load(saved).class_names == tuple(names)
+    forge(saved, class_names=[names[1], names[0], *names[2:]])
+    sentence = f"it calls a class '{names[1]}' that its data call '{names[0]}'"
+    with pytest.raises(ArtifactError, match=sentence):
+        load(saved)
+
+
 def test_a_card_that_is_not_json_is_refused(saved):
     (saved / CARD).write_text('{"format": 1')
     with pytest.raises(ArtifactError, match="truncated or not JSON"):

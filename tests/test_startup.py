@@ -41,7 +41,7 @@ then.
 ANSWERS = [
     (["--help"], "rayd distill digits"),
     (["--version"], "0."),
-    (["recipes"], "edc-cifar10-ipc10"),
+    (["recipes"], "edc-config"),
     (["recipes", "--json"], "edc-cifar10-ipc10"),
     (["recipes", "edc-cifar10-ipc10"], "method: edc"),
     (["cite", "ncfm-digits"], "wang2025ncfm"),

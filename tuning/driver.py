@@ -32,7 +32,7 @@ from rayd.distilled import as_png
 from rayd.distilled import load as load_distilled
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled, keep_report
-from rayd.engine.on_ray.cluster import check_resources, connect
+from rayd.engine.on_ray.cluster import check_resources, connect, unused_gpus
 from rayd.engine.preflight import preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
@@ -45,7 +45,7 @@ from tuning import charts, table
 from tuning.live import Events, LiveTable, words
 from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
-from tuning.trial import SweepPlan, recipe_name, resources, run, threads
+from tuning.trial import SweepPlan, own_resources, recipe_name, resources, run, threads
 
 log = logging.getLogger(__name__)
 VALIDATION = 0.2
@@ -405,6 +405,12 @@ def _search(
     for recipe in resolved.own.values():
         if plan.workers > 0:
             check_resources(recipe.resources.model_copy(update={"workers": plan.workers}))
+    unused = unused_gpus()
+    if unused and all(recipe.resources.gpus_per_worker == 0 for recipe in resolved.own.values()):
+        progress.log(
+            f"trials reserve no GPU, so they compute on CPUs and {unused:g} of the cluster's GPUs "
+            "stay unused: set resources.gpus_per_worker to 1, or to a fraction to share one"
+        )
     largest = max(resolved.own.values(), key=lambda recipe: threads(recipe))
     trainable = tune.with_resources(
         tune.with_parameters(run, plan=plan), resources(largest, plan.workers)
@@ -626,13 +632,7 @@ def _confirm(
 
 def _resources(plan: SweepPlan, recipe: Recipe) -> Any:
     """Resources of a trial, so that results are comparable with those of trials."""
-    return recipe.resources.model_copy(
-        update={
-            "workers": plan.workers,
-            "address": None,
-            "threads": recipe.resources.threads or threads(recipe),
-        }
-    )
+    return own_resources(recipe, plan.workers)
 
 
 def _hyperparameters(out: Path, written: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:

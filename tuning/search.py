@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, SearchAlgorithm
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.search_generator import SearchGenerator
 
@@ -137,6 +137,10 @@ def _suggest(trial: Any, name: str, domain: Domain) -> Any:
     return by_name[trial.suggest_categorical(name, list(by_name))]
 
 
+UNLIMITED = 10**6
+"""Concurrent trials where no number is given: more than any cluster holds."""
+
+
 class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
     """Points of a random search, including those added when a sweep is resumed.
 
@@ -184,6 +188,16 @@ class RandomSearch(BasicVariantGenerator):  # type: ignore[misc]
         return {name: getattr(self, name) for name in names}
 
 
+class ConcurrencyLimiter(tune.search.ConcurrencyLimiter):  # type: ignore[misc]
+    """Limits concurrent trials to the number of this call, whatever that of the saved state is."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore a state, but for the number."""
+        most: int = self.max_concurrent  # type: ignore[has-type]
+        super().set_state(state)
+        self.max_concurrent = most
+
+
 class OptunaProposals(SearchGenerator):  # type: ignore[misc]
     """Optuna's proposals, with a number of samples that may increase when a sweep is resumed.
 
@@ -194,10 +208,9 @@ class OptunaProposals(SearchGenerator):  # type: ignore[misc]
     """
 
     def __init__(self, resolved: ResolvedSpace, out: Path, concurrent: int | None):
-        searcher = optuna(resolved)
-        if concurrent:
-            searcher = ConcurrencyLimiter(searcher, max_concurrent=concurrent)
-        super().__init__(searcher)
+        # always limited, so that a sweep may be continued with another number
+        most = concurrent or UNLIMITED
+        super().__init__(ConcurrencyLimiter(optuna(resolved), max_concurrent=most))
         self._samples = resolved.space.samples
         self._out = out
 

@@ -335,7 +335,7 @@ class ResolvedSpace:
         name = point.get(RECIPE, self.space.base[0])
         settings = nested({key: value for key, value in point.items() if key != RECIPE})
         recipe = recipes.assemble(self.trees[name], settings, f"space '{self.space.name}'")
-        return recipe.model_copy(update={"paper": None, "measured": ()})
+        return recipe.model_copy(update={"paper": (), "measured": ()})
 
     def students(self, *, final: bool = False) -> int:
         """Number of students of a trial, or of the final test.

@@ -20,7 +20,7 @@ from ray import tune
 from rich.console import Console
 
 from rayd.artifacts import content_hash, read_json, write_json
-from rayd.config import Recipe
+from rayd.config import Recipe, ResourceSettings
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import Run, distill
 from rayd.engine.progress import Progress
@@ -64,13 +64,7 @@ class SweepPlan:
             data = data.model_copy(
                 update={"validation_fraction": self.validation[recipe_name(self.resolved, point)]}
             )
-        resources = recipe.resources.model_copy(
-            update={
-                "workers": self.workers,
-                "address": None,
-                "threads": recipe.resources.threads or threads(recipe),
-            }
-        )
+        resources = own_resources(recipe, self.workers)
         evaluation = recipe.evaluation.model_copy(
             update={"seeds": self.resolved.students(), "baselines": ()}
         )
@@ -86,6 +80,25 @@ def recipe_name(resolved: ResolvedSpace, point: Point) -> str:
 def threads(recipe: Recipe) -> int:
     """Torch threads of a worker, or of a trial without workers."""
     return recipe.resources.threads or max(1, int(recipe.resources.cpus_per_worker))
+
+
+def own_resources(recipe: Recipe, workers: int) -> ResourceSettings:
+    """Settings of a trial's resources.
+
+    A trial without workers computes in a process of Ray, which may see GPUs that it did not
+    reserve and that other trials use: without `gpus_per_worker` it computes on the CPU.
+    """
+    settings = recipe.resources
+    device = settings.device
+    if workers == 0 and settings.gpus_per_worker == 0 and device == "auto":
+        device = "cpu"
+    changed = {
+        "workers": workers,
+        "address": None,
+        "device": "auto" if workers > 0 else device,
+        "threads": settings.threads or threads(recipe),
+    }
+    return settings.model_copy(update=changed)
 
 
 def resources(recipe: Recipe, workers: int) -> tune.PlacementGroupFactory:

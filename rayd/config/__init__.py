@@ -16,8 +16,10 @@ from rayd.config.observers import (
     NetworkSettings,
     ObserverNetworkSettings,
     ObserverSettings,
+    StudentNetworkSettings,
 )
 from rayd.config.protocols import with_protocol
+from rayd.config.ranking import RankingSettings
 from rayd.config.reading import (
     check_some,
     flat,
@@ -37,8 +39,10 @@ from rayd.config.recipe import (
     MeasuredResult,
     NetworkGroup,
     PaperResult,
+    PaperResults,
     Recipe,
     TermSettings,
+    own_result,
 )
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
@@ -73,13 +77,16 @@ __all__ = [
     "ObserverNetworkSettings",
     "ObserverSettings",
     "PaperResult",
+    "PaperResults",
     "Precision",
+    "RankingSettings",
     "Recipe",
     "ResourceSettings",
     "ScheduleSettings",
     "Settings",
     "SqueezeSettings",
     "StartSettings",
+    "StudentNetworkSettings",
     "SynthesisSettings",
     "SyntheticSettings",
     "TermSettings",
@@ -93,6 +100,7 @@ __all__ = [
     "lookup",
     "merge",
     "nested",
+    "own_result",
     "packaged_yaml",
     "parse_overrides",
     "read_yaml",

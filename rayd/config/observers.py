@@ -16,8 +16,8 @@ class NetworkSettings(Settings):
     """An architecture of the registry; a bare name selects its defaults."""
 
     name: str = "convnet"
-    """A known name: `convnet`, `mlp`, `alexnet`, `vgg11`, `resnet18`, ... or
-    `torchvision/<model>`.
+    """A known name: `convnet`, `mlp`, `alexnet`, `vgg11`, `resnet18`, ..., `torchvision/<model>`, or
+    `timm/<model>` (with the extra `timm`).
     """
     depth: int | None = Field(default=None, ge=1)
     """Number of blocks, for architectures with this option; by default as customary for the image
@@ -51,16 +51,35 @@ class ObserverNetworkSettings(NetworkSettings):
     """An architecture and its initial weights."""
 
     weights: str | None = None
-    """`torchvision` for pretrained weights, or the path of a checkpoint (safetensors, or a state
-    dict that torch loads with `weights_only`); by default random.
+    """`torchvision` for pretrained weights (those that torchvision recommends, or those of a name, as
+    in `torchvision/IMAGENET1K_V1`), or the path of a checkpoint (safetensors, or a state dict that
+    torch loads with `weights_only`); by default random.
     """
 
 
 ObserverNetwork = Annotated[ObserverNetworkSettings, BeforeValidator(_network_from_name)]
 
 
+class StudentNetworkSettings(NetworkSettings):
+    """An architecture of students, and what it needs of its own in a protocol."""
+
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Initial step size of students of this architecture, e.g. 1e-4 for a Swin-Tiny beside ResNets;
+    by default that of the protocol. It wins over a step size that was learned with the set.
+    """
+
+    @property
+    def label(self) -> str:
+        """With the step size, where it has its own."""
+        own = "" if self.learning_rate is None else f"-lr{self.learning_rate:g}"
+        return super().label + own
+
+
+StudentNetwork = Annotated[StudentNetworkSettings, BeforeValidator(_network_from_name)]
+
+
 class NetworkGroupSettings(Settings):
-    """A group of networks that take turns computing features (round robin)."""
+    """A group of networks that take turns computing features."""
 
     networks: Annotated[tuple[ObserverNetwork, ...], Listed, Field(min_length=1)] = (
         ObserverNetworkSettings(),
@@ -77,6 +96,10 @@ class NetworkGroupSettings(Settings):
     per_step: int = Field(default=1, ge=1)
     """Number of networks whose gradients are averaged in a step; with more than one, workers
     compute them in parallel.
+    """
+    order: Literal["turn", "random"] = "turn"
+    """Which networks a step uses: the next ones in turn (round robin), or any, drawn anew in each
+    step.
     """
     augmentation: str | None = DSA_STRATEGY
     """Siamese augmentation of real and synthetic images, operations joined by underscores, of which
@@ -179,6 +202,12 @@ class ObserverSettings(NetworkGroupSettings):
     """Real images drawn per class and step (`real: sampled`); with replacement from smaller
     classes.
     """
+    ascent_steps: int = Field(default=0, ge=0)
+    """Steps by which the weights of fixed observers climb the cross-entropy of the first images of
+    every block, so that blocks are matched through networks of their own (DWA); 0 for none.
+    """
+    ascent_length: Annotated[float, When(ascent_steps=True)] = Field(default=0.015, gt=0)
+    """Length of the way uphill, over all steps together, in the Euclidean norm of all weights."""
     model_pool: ModelPoolSettings | None = None
     """Networks trained alongside the synthesis, in place of a fresh one in each step (`real:
     sampled`); null for none.

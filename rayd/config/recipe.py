@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayd.config.base import Settings
 from rayd.config.data import DataSettings
 from rayd.config.observers import NetworkGroupSettings, NetworkSettings, ObserverSettings
-from rayd.config.reading import with_old_names
+from rayd.config.ranking import RANKED, RankingSettings
+from rayd.config.reading import lookup, with_old_names, without
 from rayd.config.resources import ResourceSettings
 from rayd.config.synthesis import SynthesisSettings, SyntheticSettings
 from rayd.config.training import (
@@ -27,6 +29,19 @@ NETWORK_GROUPS: tuple[NetworkGroup, ...] = get_args(NetworkGroup)
 """All groups, in a stable order."""
 
 
+NOT_KEYED: Mapping[str, Any] = {
+    "observers.order": "turn",
+    "classifiers.order": "turn",
+    "observers.ascent_steps": 0,
+    "observers.ascent_length": 0.015,
+    "synthesis.sam_radius": 0.0,
+    "synthesis.split": 1,
+}
+"""Settings that came after cache keys were written, with the value that those were made with: a
+synthetic set is found under its key of before where they have it.
+"""
+
+
 class TermSettings(Settings):
     """A term of the objective: its weight, and settings of the term's own class.
 
@@ -39,15 +54,63 @@ class TermSettings(Settings):
     """Weight of the term; by default the method's, or that of the term's paper; 0 disables it."""
 
 
+ACCURACY = "accuracy"
+"""Metric of most published results: test accuracy as a fraction."""
+
+
 class PaperResult(Settings):
     """Published result that the recipe is compared with."""
 
-    accuracy: float = Field(ge=0, le=1)
-    """Test accuracy, a fraction."""
-    std: float | None = Field(default=None, ge=0, le=1)
-    """Standard deviation of the accuracy, a fraction."""
-    source: str
+    network: str | None = None
+    """Network that was tested; null where the paper does not say."""
+    metric: str = ACCURACY
+    """What was measured: `accuracy`, a fraction, or in words with the unit of the value."""
+    value: float
+    """The published value."""
+    std: float | None = Field(default=None, ge=0)
+    """Standard deviation of the value."""
+    table: str
     """Paper and table."""
+    setting: str = ""
+    """What differs from the recipe; empty if nothing does."""
+    note: str = ""
+    """Remarks, such as other values that papers state for the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, given: Any) -> Any:
+        """Accept `accuracy` and `source`, the names of `value` and `table` in the version before."""
+        if not isinstance(given, Mapping):
+            return given
+        former = {"accuracy": "value", "source": "table"}
+        return {former.get(name, name): value for name, value in given.items()}
+
+    @model_validator(mode="after")
+    def _is_fraction(self) -> PaperResult:
+        if self.metric == ACCURACY and not 0 <= self.value <= 1:
+            raise ValueError(f"an accuracy is a fraction in [0, 1]. Got {self.value:g} instead")
+        return self
+
+    @property
+    def of_recipe(self) -> bool:
+        """Whether it is an accuracy of the recipe as it stands."""
+        return self.metric == ACCURACY and not self.setting
+
+
+def _results(given: object) -> object:
+    """Accept a single result or null, as recipes of the version before have it."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, Mapping | PaperResult) else given
+
+
+def own_result(results: Sequence[PaperResult]) -> PaperResult | None:
+    """The accuracy of a recipe as it stands among its published results, which comes first."""
+    return results[0] if results and results[0].of_recipe else None
+
+
+PaperResults = Annotated[tuple[PaperResult, ...], BeforeValidator(_results)]
+"""Published results of one recipe."""
 
 
 class MeasuredResult(Settings):
@@ -104,6 +167,8 @@ class Recipe(Settings):
     """
     experts: ExpertSettings = ExpertSettings()
     """Training of expert trajectories, for methods that match trajectories."""
+    ranking: RankingSettings = RankingSettings()
+    """Networks that rank the real images, where a selection of them is wanted."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Parameterisation and initialisation of the synthetic set."""
     synthesis: SynthesisSettings = SynthesisSettings()
@@ -120,8 +185,8 @@ class Recipe(Settings):
     """Evaluation of the synthetic set."""
     resources: ResourceSettings = ResourceSettings()
     """Where computation runs."""
-    paper: PaperResult | None = None
-    """Published result."""
+    paper: PaperResults = ()
+    """Published results, the recipe's own network first."""
     measured: tuple[MeasuredResult, ...] = ()
     """Results of this code."""
 
@@ -136,6 +201,12 @@ class Recipe(Settings):
             raise ValueError(
                 "'observers.model_pool' needs 'real: sampled'; "
                 "networks that change cannot be measured once"
+            )
+        fixed = self.real == "measured" or self.observers.trained
+        if self.observers.ascent_steps > 0 and not fixed:
+            raise ValueError(
+                "'observers.ascent_steps' needs fixed observers: set 'observers.trained: true' or "
+                "'real: measured'"
             )
         return self
 
@@ -201,12 +272,18 @@ class Recipe(Settings):
 
     @property
     def usual_image_size(self) -> int:
-        """Recommended side in pixels for images of varying size: 224 for torchvision, else 32."""
+        """Recommended side in pixels for images of varying size: 224 for networks of torchvision
+        and timm, else 32.
+        """
         groups = [self.observers, *([self.classifiers] if self.classifiers is not None else [])]
         networks: list[NetworkSettings] = [*self.evaluation.networks]
         for group in groups:
             networks += group.networks
-        return 224 if any(network.name.startswith("torchvision/") for network in networks) else 32
+        return (
+            224
+            if any(network.name.startswith(("torchvision/", "timm/")) for network in networks)
+            else 32
+        )
 
     def network_group(self, name: NetworkGroup) -> NetworkGroupSettings:
         """Settings of a group of networks."""
@@ -241,6 +318,11 @@ class Recipe(Settings):
         same = {name: getattr(self.observers, name) for name in NetworkGroupSettings.model_fields}
         return ClassifierSettings(**{**same, "interpolate": False, "squeeze": self.squeeze})
 
+    @property
+    def published(self) -> PaperResult | None:
+        """Published accuracy of the recipe as it stands, by its own students; None without one."""
+        return own_result(self.paper)
+
     def identity(self) -> dict[str, Any]:
         """Settings that determine the synthetic set, without evaluation, resources and logging."""
         settings = self.model_dump(
@@ -248,7 +330,7 @@ class Recipe(Settings):
             exclude={
                 "name": True,
                 "summary": True,
-                "data": {"stream"},
+                "data": {"stream", "copies"},
                 "evaluation": True,
                 "labels": True,
                 "resources": True,
@@ -259,10 +341,26 @@ class Recipe(Settings):
                 "classifiers": {"networks": {"__all__": {"weights"}}},
             },
         )
-        return with_old_names(settings)
+        as_before = [key for key, value in NOT_KEYED.items() if lookup(settings, key) == value]
+        unused = [] if self.synthetic.init in RANKED else ["ranking"]
+        return with_old_names(without(settings, [*as_before, *unused]))
 
     def to_yaml(self) -> str:
         """YAML of the whole recipe with all defaults; `validate` restores an equal recipe."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_none=False), sort_keys=False, width=120
-        )
+        settings = self.model_dump(mode="json")
+        published = settings.pop("paper")
+        measured = settings.pop("measured")
+        text = yaml.safe_dump(settings, sort_keys=False, width=120)
+        if not published:
+            text += "paper: []\n"
+        else:
+            # one line a result: some recipes have dozens
+            lines = [result.model_dump(exclude_defaults=True) for result in self.paper]
+            text += yaml.safe_dump(
+                {"paper": lines},
+                sort_keys=False,
+                width=10_000,
+                default_flow_style=None,
+                allow_unicode=True,
+            )
+        return text + yaml.safe_dump({"measured": measured}, sort_keys=False, width=120)

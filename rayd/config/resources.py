@@ -17,7 +17,7 @@ class ResourceSettings(Settings):
     cpus_per_worker: float = Field(default=1.0, ge=0)
     """CPUs reserved by Ray for a worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs reserved by Ray for a worker; fractions share a device."""
+    """GPU reserved by Ray for a worker: 0, 1, or a fraction, with which workers share a device."""
     threads: int | None = Field(default=None, ge=1)
     """Torch threads per worker; by default `cpus_per_worker` on Ray, all cores in this process."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
@@ -57,6 +57,11 @@ class ResourceSettings(Settings):
         if self.decoders > 0 and self.workers == 0:
             raise ValueError(
                 "'decoders' work alongside Ray workers: they need 'workers' above 0 (--workers N)"
+            )
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                "'gpus_per_worker' must be 0, 1, or a fraction below 1, as a worker computes on one "
+                f"GPU; got {self.gpus_per_worker:g}. For more GPUs ask for more 'workers'"
             )
         if self.device != "auto" and self.workers > 0:
             raise ValueError(

@@ -23,9 +23,12 @@ class SyntheticSettings(Settings):
     """
     factor: Annotated[int, When(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
-    init: Literal["real", "noise", "herding", "k-center", "rded"] = "real"
-    """Initial images: random real ones, Gaussian noise, a selection of real ones, or stitched from
-    the patches that the first observer finds most realistic (RDED).
+    init: Literal[
+        "real", "noise", "herding", "k-center", "forgetting", "el2n", "difficulty", "rded"
+    ] = "real"
+    """Initial images: random real ones, Gaussian noise, a selection of real ones
+    (`rayd.data.selection`; the last three by how networks learn them, see `ranking`), or stitched
+    from the patches that the first observer finds most realistic (RDED).
     """
     patches: Annotated[int, When(init="rded")] = Field(default=1, ge=1)
     """`rded`: patches along each side of an image."""
@@ -107,6 +110,10 @@ class SynthesisSettings(Settings):
     """Momentum of SGD, first moment decay of Adam."""
     second_momentum: Annotated[float, When(optimizer="adam")] = Field(default=0.999, ge=0, lt=1)
     """Second moment decay of Adam."""
+    sam_radius: float = Field(default=0.0, ge=0)
+    """Sharpness-aware minimisation (SAM): the gradient is taken where the images lie after a step of
+    this length uphill, through the same network; 0 for none. It doubles the cost of a step.
+    """
     schedule: Literal["constant", "cosine"] = "constant"
     """Schedule of the step size: constant, or half a cosine down to zero."""
     block: Annotated[int | Literal["classes"] | None, BeforeValidator(_size_of_a_block)] = None
@@ -118,6 +125,11 @@ class SynthesisSettings(Settings):
     """Order in which blocks are filled: one image of each class in turn (SRe2L), or all images of
     one class after another, so that statistics of a class are those of several images (released
     code of G-VBSM and EDC).
+    """
+    split: int = Field(default=1, ge=1)
+    """Parts that the images of a step are cut into, each computed by a worker of its own: so many
+    workers can share one observer's step. For methods whose terms allow it, with `real: measured`.
+    Results depend on it by rounding only, and never on the number of workers.
     """
     transform: TransformSettings = TransformSettings()
     """Random view of the synthetic images, drawn for every observer and step."""

@@ -10,11 +10,11 @@ from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 from rayd.config.base import Listed, Precision, Settings, When
 from rayd.config.observers import (
     DSA_STRATEGY,
-    Network,
     NetworkGroupSettings,
-    NetworkSettings,
     ObserverNetwork,
     ObserverNetworkSettings,
+    StudentNetwork,
+    StudentNetworkSettings,
 )
 from rayd.config.protocols import Protocol
 
@@ -183,13 +183,15 @@ class ClassifierSettings(NetworkGroupSettings):
     """
 
     networks: Annotated[tuple[ObserverNetwork, ...], Listed, Field(min_length=1)] = (
-        ObserverNetworkSettings(name="resnet18", norm="instance"),
+        ObserverNetworkSettings(name="resnet18_pool4", norm="instance"),
     )
-    """Architectures of the classifiers, used in this order."""
+    """Architectures of the classifiers."""
     trained: bool = True
     """Whether they are trained on the real data before use."""
     pool: int = Field(default=10, ge=1)
     """Number of classifiers of each architecture."""
+    order: Literal["turn", "random"] = "random"
+    """Which classifiers a step uses: any, drawn anew in each step, or the next ones in turn."""
     squeeze: Annotated[SqueezeSettings, When(trained=True)] = SqueezeSettings(
         epochs=40,
         batch_size=256,
@@ -200,7 +202,9 @@ class ClassifierSettings(NetworkGroupSettings):
     """Training of the classifiers; `squeeze.workers` of the recipe applies to them, too."""
 
 
-Baseline = Literal["random", "herding", "k-center", "rded", "whole"]
+Baseline = Literal[
+    "random", "herding", "k-center", "forgetting", "el2n", "difficulty", "rded", "whole"
+]
 Epoch = Literal["last", "validation-best"]
 Comparison = Literal["hard-labels", "equal-storage", "no-augmentation"]
 
@@ -227,8 +231,10 @@ class EvaluationSettings(TrainingSettings):
     """Published protocol whose settings stand below those given beside it, see
     `rayd.config.protocols`; null for none.
     """
-    networks: Annotated[tuple[Network, ...], Listed, Field(min_length=1)] = (NetworkSettings(),)
-    """Architectures of the students."""
+    networks: Annotated[tuple[StudentNetwork, ...], Listed, Field(min_length=1)] = (
+        StudentNetworkSettings(),
+    )
+    """Architectures of the students, each with a step size of its own where it needs one."""
     seeds: int = Field(default=3, ge=1)
     """Number of students per architecture, with different seeds."""
     whole_epochs: int | None = Field(default=None, ge=1)

@@ -9,7 +9,7 @@ import hashlib
 import re
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,6 @@ import numpy as np
 
 from rayd.config import DataSettings
 from rayd.data.arrays import ImageShape
-from rayd.data.catalog import KNOWN
 from rayd.data.decode import (
     CHUNK_IMAGES,
     DAMAGE,
@@ -30,10 +29,10 @@ from rayd.data.decode import (
     cores,
     damaged,
 )
-from rayd.data.duplicates import Keys, duplicates
+from rayd.data.duplicates import Keys, duplicates, is_blank
 from rayd.data.formats.base import EncodedPixels, Source, Split, SplitSubset, read_pixels
 from rayd.data.layout import printable
-from rayd.data.loading import choose
+from rayd.data.loading import choose, suspects
 from rayd.data.sources import open_source
 from rayd.data.summary import LABEL, WIDTH, DataSummary, images, summarize
 from rayd.errors import DataError, RaydError
@@ -107,7 +106,12 @@ class _Findings:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """Place and reason of each image that cannot be read."""
+    blank: set[int] = field(default_factory=set)
+    """Keys of images of one colour."""
+    brightest: int = 0
+    """Largest value of a pixel."""
     coloured: int = 0
+    """Number of images with a colour."""
     log: DecodeLog = field(default_factory=DecodeLog)
 
 
@@ -155,9 +159,12 @@ def _look(split: Split, settings: DataSettings) -> _Findings:
             found.unreadable.append((split.where, str(error)))
             return found
         found.sizes[pixels.shape[2], pixels.shape[3]] = len(pixels)
-        found.coloured = len(pixels) if pixels.shape[1] == 3 else 0
         for row, image in enumerate(pixels):
             found.keys[row] = _key(image.shape, image.tobytes())
+            found.coloured += bool((image != image[:1]).any())
+            if is_blank(image):
+                found.blank.add(int(found.keys[row]))
+        found.brightest = int(pixels.max(initial=0))
         return found
     with ThreadPoolExecutor(cores(), "rayd-check") as pool:
         start = 0
@@ -171,6 +178,9 @@ def _look(split: Split, settings: DataSettings) -> _Findings:
                 else:
                     found.keys[row] = seen.key
                     found.sizes[seen.size] += 1
+                    found.brightest = max(found.brightest, seen.brightest)
+                    if seen.blank:
+                        found.blank.add(seen.key)
                     found.coloured += seen.coloured
                     found.log.add(seen.log)
             start += len(chunk)
@@ -184,6 +194,8 @@ class _Seen:
     key: int
     size: tuple[int, int]
     coloured: bool
+    blank: bool
+    brightest: int
     log: DecodeLog
 
 
@@ -200,7 +212,14 @@ def _see(encoded: Encoded, decoder: Decoder) -> _Seen | str:
     coloured = bool((pixels != pixels[..., :1]).any())
     # that greyscale images are read as colours here says nothing
     log.conversions.pop("greyscale repeated in three channels", None)
-    return _Seen(_key(pixels.shape, pixels.tobytes()), pixels.shape[:2], coloured, log)
+    return _Seen(
+        key=_key(pixels.shape, pixels.tobytes()),
+        size=pixels.shape[:2],
+        coloured=coloured,
+        blank=is_blank(pixels.transpose(2, 0, 1)),
+        brightest=int(pixels.max()),
+        log=log,
+    )
 
 
 def _key(shape: tuple[int, ...], content: bytes) -> int:
@@ -276,7 +295,8 @@ def _summary(
     keys = {name: of_split[id(subset.split)].keys[subset.rows] for name, subset in chosen.items()}
     labels = {name: subset.labels for name, subset in chosen.items()}
     copies = duplicates(keys, labels)
-    problems = list(_copies(settings, chosen, keys))
+    blank = set[int]().union(*(found.blank for found in findings.values()))
+    problems = list(_copies(settings, chosen, keys, blank))
     log = DecodeLog()
     for found in findings.values():
         log.conversions.update(found.log.conversions)
@@ -298,12 +318,16 @@ def _summary(
         left_out=source.left_out,
         log=log,
         copies=copies,
+        brightest=train.brightest,
     )
     return summary, problems
 
 
 def _copies(
-    settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
+    settings: DataSettings,
+    chosen: Mapping[str, SplitSubset],
+    keys: Mapping[str, Keys],
+    blank: Set[int],
 ) -> Iterator[Problem]:
     """Copies within and between splits, with their places."""
     first: dict[int, tuple[str, int]] = {}
@@ -316,11 +340,11 @@ def _copies(
             other, earlier = first[key]
             same = f"{chosen[name].place(position)} is {chosen[other].place(earlier)}"
             pairs[other, name].append(same)
-    own_test = chosen["test"].split is not chosen["train"].split
+    leaked = keys["test"][suspects(settings, chosen, keys)].tolist()
+    refused = not set(leaked) <= blank
     for (one, other), places in pairs.items():
-        leak = {one, other} == {"train", "test"} and own_test and settings.name not in KNOWN
-        refused = leak and settings.copies == "refuse"
+        error = refused and {one, other} == {"train", "test"}
         where = f"within {one}" if one == other else f"in {one} and {other}"
-        remedy = ": remove them, or set 'data.copies=keep'" if refused else ""
+        remedy = ": remove them, or set 'data.copies=keep'" if error else ""
         what = f"{images(len(places))} there more than once, {where}{remedy}."
-        yield Problem("error" if refused else "note", what, tuple(places))
+        yield Problem("error" if error else "note", what, tuple(places))

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from rayd.data import depth
 from rayd.data.arrays import ImageShape, Pixels
 from rayd.data.resizing import Fit, fit_square, resize
 from rayd.errors import DataError, ImageSizeError
@@ -39,10 +40,6 @@ Mode = Literal["grey", "rgb"]
 
 GREYSCALE = frozenset({"1", "L", "LA", "La"})
 """PIL's modes of one colour channel with at most 8 bits."""
-DEEP = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-"""PIL's modes of more than 8 bits a channel."""
-FULL_RANGE = {16: 65535.0, 32: 4294967295.0}
-"""Largest value of a channel, by its bits; PIL scales colours of this depth to 8 bits itself."""
 MANY_FRAMES = frozenset({"GIF", "TIFF", "WEBP", "PNG", "AVIF"})
 """Formats whose files can hold an animation or pages."""
 ORIENTATION = 0x0112
@@ -57,6 +54,7 @@ ORIENTED_BY = (
 """Keys of `Image.info` that may tell the orientation."""
 _SPECIAL = frozenset({*ORIENTED_BY, "transparency"})
 _MODES = {1: "L", 3: "RGB"}
+_CHANNELS = {"grey": 1, "rgb": 3}
 
 CHUNK_IMAGES = 256
 CHUNK_BYTES = 2**22
@@ -66,12 +64,16 @@ DAMAGE = (
     SyntaxError,
     ValueError,
     EOFError,
-    IndexError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
 )
-"""Exceptions that PIL raises for bytes that are not an image, or only part of one."""
+"""Exceptions that PIL's many readers raise for bytes that are not an image, or only part of one."""
 
 
 class Stored(Protocol):
@@ -158,12 +160,34 @@ class Decoder:
         """Height and width of an image after resizing."""
         return (height, width) if self.side is None else (self.side, self.side)
 
-    def arrays(self, images: Pixels) -> Pixels:
-        """Apply `mode` and `side` to images that are arrays, uint8 (N, C, H, W)."""
-        if self.mode == "rgb" and images.shape[1] == 1:
+    def arrays(
+        self, images: Pixels, channels: int | None = None, log: DecodeLog | None = None
+    ) -> Pixels:
+        """Apply `mode` and `side` to images that are arrays.
+
+        Args:
+            images: uint8 (N, C, H, W).
+            channels: those of the training images; by default, images without any colour are
+                greyscale, as encoded ones are.
+            log: counts conversions.
+
+        Raises:
+            ColourError: there are colours, and one channel was asked for.
+        """
+        stored = images.shape[1]
+        if self.mode is not None:
+            channels = _CHANNELS[self.mode]
+        elif channels is None:
+            channels = 1 if stored == 1 or _are_grey(images) else 3
+        if stored == 1 and channels == 3:
             images = np.repeat(images, 3, axis=1)
-        elif self.mode == "grey" and images.shape[1] == 3:
-            images = _luminance(images)
+            if log is not None:
+                log.conversions["greyscale repeated in three channels"] += len(images)
+        elif stored == 3 and channels == 1:
+            grey = _are_grey(images)
+            if self.mode != "grey" and not grey:
+                raise ColourError
+            images = images[:, :1] if grey else _luminance(images)
         if self.side is not None:
             images = resize(images, self.side, self.fit, self.background)
         return images
@@ -174,21 +198,7 @@ class Decoder:
         Raises:
             DataError: there is no white level, or values lie outside 0 to it.
         """
-        white = self.white_level
-        least, most = _range(values)
-        if white is None:
-            raise DataError(
-                f"Images must have 8 bits per channel. Got {bits} with values {least:g} to "
-                f"{most:g} at {where} instead: set 'data.white_level' to the value that is white, "
-                "e.g. 65535 or 4095, to scale them."
-            )
-        if not (least >= 0 and most <= white):
-            raise DataError(
-                f"Pixels of {where} must lie in 0..{white:g} ('data.white_level'). "
-                f"Got {least:g} to {most:g} instead."
-            )
-        scaled: Pixels = np.rint(values.astype(np.float64) * (255 / white)).astype(np.uint8)
-        return scaled
+        return depth.scaled(values, self.white_level, where, bits)
 
     def announce(self, encoded: Iterable[Encoded], every: bool = False) -> ImageShape:
         """Shape that images are decoded to.
@@ -216,7 +226,7 @@ class Decoder:
     def _channels(self, images: list[Encoded]) -> int:
         """Number of channels that some images need: 3 from the first one with a colour."""
         if self.mode is not None:
-            return 1 if self.mode == "grey" else 3
+            return _CHANNELS[self.mode]
         for encoded in images:
             if _open(encoded)[0].mode in GREYSCALE:
                 continue
@@ -256,11 +266,16 @@ class Decoder:
         self, image: Image.Image, content: bytes | memoryview, where: str, log: DecodeLog
     ) -> Image.Image:
         """Scale an image of more than 8 bits per channel, or refuse it."""
-        bits = _bits(image, content)
+        bits = depth.bits_of(image, content)
         if bits <= 8:
             return image
-        if image.mode in DEEP:
-            pixels = self.scaled(np.asarray(image), where, f"mode '{image.mode}'")
+        full = depth.full_range(image, bits)
+        if image.mode in depth.DEEP:
+            values = np.asarray(image)
+            if image.format == "PPM":
+                # PIL has scaled values to 16 bits
+                values = np.rint(values * (full / 65535))
+            pixels = self.scaled(values, where, f"mode '{image.mode}'")
             # the orientation is applied later
             kept: dict[Any, Any] = {
                 key: image.info[key] for key in ORIENTED_BY if key in image.info
@@ -271,13 +286,15 @@ class Decoder:
             image.format = format
         elif self.white_level is None:
             raise DataError(
-                f"Images must have 8 bits per channel. Got {bits} bits (mode '{image.mode}') at "
-                f"{where} instead: set 'data.white_level={2**bits - 1}' to scale them."
+                f"Images must have 8 bits per channel. Got values up to {full} (mode "
+                f"'{image.mode}') at {where} instead: set 'data.white_level={full}' to scale them."
             )
-        elif self.white_level != 2**bits - 1:
+        elif self.white_level != full:
+            # PIL scales colours itself, and keeps 8 bits of each channel
             raise DataError(
-                f"Colours of {bits} bits can only be scaled from their full range, with "
-                f"'data.white_level={2**bits - 1}'. Got {self.white_level:g} for {where} instead."
+                f"Colours of more than 8 bits can only be scaled from their full range, with "
+                f"'data.white_level={full}'. Got {self.white_level:g} for {where} instead: if that "
+                "is white, convert the images to 8 bits per channel first."
             )
         log.conversions[f"scaled to 8 bits per channel (white is {self.white_level:g})"] += 1
         return image
@@ -359,43 +376,71 @@ def decode_images(
     decoded = np.empty((count, *shape), np.uint8)
     log = log if log is not None else DecodeLog()
     with ThreadPoolExecutor(threads, "rayd-decode") as pool:
-        running: deque[tuple[int, list[Encoded], Future[DecodeLog]]] = deque()
-
-        def submit(start: int, chunk: list[Encoded]) -> None:
-            target = decoded[start : start + len(chunk)]
-            running.append((start, chunk, pool.submit(_decode_chunk, decoder, chunk, target)))
-
-        def collect() -> None:
-            nonlocal decoded
-            start, chunk, future = running.popleft()
-            try:
-                log.add(future.result())
-            except ColourError:
-                if not undecided:
-                    raise _coloured(decoder, chunk) from None
-                # what was decoded so far is greyscale, repeated in three channels from now on
-                again = [(start, chunk)]
-                for other, images, job in running:
-                    try:
-                        log.add(job.result())
-                    except ColourError:
-                        again.append((other, images))
-                running.clear()
-                if decoded.shape[1] == 1:
-                    decoded = np.repeat(decoded, 3, axis=1)
-                for job_start, images in again:
-                    submit(job_start, images)
-
+        decoding = _Decoding(decoder, decoded, log, pool, undecided)
         try:
             for start, chunk in chain([first], chunks):
-                submit(start, chunk)
-                if len(running) > 2 * threads:
-                    collect()
-            while running:
-                collect()
+                decoding.submit(start, chunk)
+                if decoding.running > 2 * threads:
+                    decoding.collect()
+            while decoding.running:
+                decoding.collect()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-    return decoded
+    return decoding.decoded
+
+
+@dataclass
+class _Decoding:
+    """Chunks of images that are decoded in threads, into one array."""
+
+    decoder: Decoder
+    decoded: Pixels
+    """Images (N, C, H, W); greyscale ones get three channels at the first colour."""
+    log: DecodeLog
+    pool: ThreadPoolExecutor
+    undecided: bool
+    """Whether images may turn out to have colours."""
+    _jobs: deque[tuple[int, list[Encoded], Future[DecodeLog]]] = field(default_factory=deque)
+    """First row, images and result of each chunk, in order."""
+
+    @property
+    def running(self) -> int:
+        """Number of chunks whose results were not collected."""
+        return len(self._jobs)
+
+    def submit(self, start: int, chunk: list[Encoded]) -> None:
+        """Begin to decode a chunk, whose first image has the row `start`."""
+        target = self.decoded[start : start + len(chunk)]
+        job = self.pool.submit(_decode_chunk, self.decoder, chunk, target)
+        self._jobs.append((start, chunk, job))
+
+    def collect(self) -> None:
+        """Wait for the oldest chunk.
+
+        Raises:
+            DataError: an image is damaged, or has another shape or colours.
+        """
+        start, chunk, job = self._jobs.popleft()
+        try:
+            self.log.add(job.result())
+        except ColourError:
+            if not self.undecided:
+                raise _coloured(self.decoder, chunk) from None
+            self._widen(start, chunk)
+
+    def _widen(self, start: int, chunk: list[Encoded]) -> None:
+        """Go on in colour, from a chunk that has one: images so far are greyscale, repeated."""
+        again = [(start, chunk)]
+        for other, images, job in self._jobs:
+            try:
+                self.log.add(job.result())
+            except ColourError:
+                again.append((other, images))
+        self._jobs.clear()
+        if self.decoded.shape[1] == 1:
+            self.decoded = np.repeat(self.decoded, 3, axis=1)
+        for first, images in again:
+            self.submit(first, images)
 
 
 def cores() -> int:
@@ -496,53 +541,19 @@ def _upright_size(encoded: Encoded) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _bits(image: Image.Image, content: bytes | memoryview) -> int:
-    """Bits per channel of an encoded image: PIL opens colours of 16 bits as if they had 8."""
-    if image.format == "JPEG":
-        return 8
-    if image.mode in DEEP:
-        return 32 if image.mode in ("I", "F") else 16
-    if image.format == "PNG":
-        return bytes(content[24:25])[0] if bytes(content[:4]) == b"\x89PNG" else 8
-    if image.format == "TIFF":
-        return int(max(getattr(image, "tag_v2", {}).get(258, (8,))))
-    if image.format == "JPEG2000":
-        return _jpeg2000_bits(bytes(content))
-    if image.format == "AVIF":
-        return _avif_bits(bytes(content[:4096]))
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    parts = arguments if isinstance(arguments, tuple) else (arguments,)
-    if image.format == "PPM" and any(isinstance(part, int) and part > 255 for part in parts):
-        return 16
-    return 16 if any(isinstance(part, str) and ";16" in part for part in parts) else 8
-
-
-def _jpeg2000_bits(content: bytes) -> int:
-    """Largest bits per component, from the SIZ marker of a JPEG 2000 codestream."""
-    start = content.find(b"\xff\x4f\xff\x51")
-    count = int.from_bytes(content[start + 40 : start + 42], "big")
-    components = content[start + 42 : start + 42 + 3 * count : 3]
-    return max(((size & 127) + 1 for size in components), default=8) if start >= 0 else 8
-
-
-def _avif_bits(head: bytes) -> int:
-    """Bits per channel, from the AV1 configuration box of an AVIF file."""
-    start = head.find(b"av1C")
-    if start < 0 or len(head) < start + 7:
-        return 8
-    flags = head[start + 6]
-    if not flags & 0x40:
-        return 8
-    return 12 if flags & 0x20 else 10
-
-
 def _is_grey(image: Image.Image) -> bool:
     """Whether all channels of an RGB image are equal."""
     pixels = np.asarray(image)
     return bool(
         (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
     )
+
+
+def _are_grey(images: Pixels) -> bool:
+    """Whether all channels are equal in images (N, 3, H, W)."""
+    # in pieces: most sets have a colour in the first one
+    pieces = (images[start : start + CHUNK_IMAGES] for start in range(0, len(images), CHUNK_IMAGES))
+    return all(bool((piece == piece[:, :1]).all()) for piece in pieces)
 
 
 def _luminance(images: Pixels) -> Pixels:
@@ -552,11 +563,6 @@ def _luminance(images: Pixels) -> Pixels:
     for image, target in zip(images, grey, strict=True):
         target[0] = (np.tensordot(weights, image.astype(np.uint32), 1) + 0x8000) >> 16
     return grey
-
-
-def _range(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Least and largest value; NaN where one is among them."""
-    return (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
 
 
 def damaged(encoded: Encoded, error: Exception) -> DataError:

@@ -15,6 +15,10 @@ from rayd.data.arrays import Labels, Pixels, Rows
 Keys = npt.NDArray[np.uint64]
 """Hashes of images (N,): equal for equal pixels."""
 
+STOCK = 3
+"""Times that a training image must be there for its copies in the test split to be no leak: images
+of no content of their own, such as placeholders, or sets that are drawn from a few images.
+"""
 SAMPLED = 64
 """Pixels of an image that are compared before all of them are."""
 BLOCK = 1024
@@ -94,6 +98,22 @@ def duplicates(keys: Mapping[str, Keys], labels: Mapping[str, Labels]) -> Duplic
         relabelled=_relabelled(keys, labels),
         example=example,
     )
+
+
+def leaks(train: Keys, test: Keys) -> Rows:
+    """Positions of test images that are copies of training images, stock images aside.
+
+    >>> leaks(np.array([7, 8, 8, 8], np.uint64), np.array([7, 8, 9], np.uint64))
+    array([0])
+    """
+    values, counts = np.unique(train, return_counts=True)
+    found: Rows = np.flatnonzero(np.isin(test, values[counts < STOCK]))
+    return found
+
+
+def is_blank(image: Pixels) -> bool:
+    """Whether all pixels of an image (C, H, W) have the same colour: equal ones are no copies."""
+    return bool((image == image[:, :1, :1]).all())
 
 
 def _shared(train: Keys, other: Keys) -> Rows:

@@ -128,16 +128,6 @@ class ImageSet:
         rows = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.images[rows], self.labels[rows], self.class_names)
 
-    def writable(self) -> ImageSet:
-        """Copy of read-only arrays, as Ray returns them, so that torch may write to the images."""
-        images = self.images
-        labels = self.labels
-        if isinstance(images, np.ndarray) and not images.flags.writeable:
-            images = images.copy()
-        if not labels.flags.writeable:
-            labels = labels.copy()
-        return replace(self, images=images, labels=labels)
-
 
 def content_digest(
     shape: tuple[int, ...], labels: Labels, class_names: tuple[str, ...]

@@ -154,6 +154,28 @@ def assign(
         DataError: a requested part does not exist, several parts seem to be the same split, or
             the test split may be a part whose name tells nothing.
     """
+    chosen = _requested_parts(names, settings, where, kind)
+    told = split_names(names) if named is None else named
+    for split, found in _told_parts(told, chosen).items():
+        if len(found) > 1:
+            raise DataError(
+                f"{where} may hold the {split} split in {listed(found)}: name the one to read, "
+                f"e.g. 'data.{split}={shortest(found)}'."
+            )
+        chosen[split] = found[0]
+    if not requested(settings):
+        _check_others(names, chosen, where)
+    return {split: chosen[split] for split in SPLITS if split in chosen}
+
+
+def _requested_parts(
+    names: Sequence[str], settings: DataSettings | None, where: str, kind: str
+) -> dict[SplitName, str]:
+    """Parts that settings name, in their spelling in the data.
+
+    Raises:
+        DataError: a part does not exist, or is two splits.
+    """
     chosen: dict[SplitName, str] = {}
     spelled = {nfc(name): name for name in names}
     for split, name in requested(settings).items():
@@ -162,36 +184,48 @@ def assign(
         chosen[split] = spelled[nfc(name)]
     if len(set(chosen.values())) < len(chosen):
         raise DataError(
-            f"Settings 'data.train', 'data.validation' and 'data.test' must name different parts "
+            "Settings 'data.train', 'data.validation' and 'data.test' must name different parts "
             f"of {where}."
         )
-    told = split_names(names) if named is None else named
+    return chosen
+
+
+def _told_parts(
+    told: Mapping[str, SplitName], chosen: Mapping[SplitName, str]
+) -> dict[SplitName, list[str]]:
+    """Parts whose names tell a split that is not chosen yet."""
     by_split: dict[SplitName, list[str]] = {}
     for name, split in told.items():
         if name not in chosen.values() and split not in chosen:
             by_split.setdefault(split, []).append(name)
-    for split, found in by_split.items():
-        if len(found) > 1:
-            raise DataError(
-                f"{where} may hold the {split} split in {listed(found)}: name the one to read, "
-                f"e.g. 'data.{split}={shortest(found)}'."
-            )
-        chosen[split] = found[0]
+    return by_split
+
+
+def _check_others(names: Sequence[str], chosen: Mapping[SplitName, str], where: str) -> None:
+    """Refuse parts that are not chosen but may be meant.
+
+    Raises:
+        DataError: a name begins like that of a split, or the test split may be a part whose name
+            tells nothing.
+    """
     others = [name for name in names if name not in chosen.values()]
-    similar = [name for name in others if split_of(name) is not None]
-    if not requested(settings) and chosen and similar:
-        split, _ = split_of(similar[0]) or ("test", ())
+    similar = {name: found[0] for name in others if (found := split_of(name)) is not None}
+    if chosen and similar:
+        split = next(iter(similar.values()))
+        readings = [name for name in similar if similar[name] == split]
+        if split in chosen:
+            readings.insert(0, chosen[split])
+        remedies = " or ".join(f"'data.{split}={printable(name)}'" for name in readings)
         raise DataError(
-            f"{where} holds {listed(list(chosen.values()))} and also {listed(similar)}: set "
-            f"'data.{split}={chosen.get(split, similar[0])}' or 'data.{split}={similar[0]}'."
+            f"{where} holds {listed(list(chosen.values()))} and also {listed(list(similar))}: set "
+            f"{remedies}."
         )
-    if not requested(settings) and "train" in chosen and len(chosen) == 1 and others:
+    if set(chosen) == {"train"} and others:
         raise DataError(
             f"{where} holds the training split '{chosen['train']}' and {listed(others)}, which may "
             f"be the test split or none: set 'data.test={others[0]}' to test on it, or "
             f"'data.train={chosen['train']}' to leave it out."
         )
-    return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def shortest(names: Sequence[str]) -> str:

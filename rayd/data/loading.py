@@ -19,18 +19,23 @@ from rayd.artifacts import default_root
 from rayd.config import DataSettings
 from rayd.config.data import as_name
 from rayd.data import outline
-from rayd.data.arrays import Pixels
+from rayd.data.arrays import Pixels, Rows
 from rayd.data.catalog import KNOWN
 from rayd.data.decode import DecodeLog, Decoder
-from rayd.data.duplicates import Duplicates, Keys, duplicates, exact_keys
+from rayd.data.duplicates import Keys, duplicates, exact_keys, is_blank, leaks
 from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixels
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.layout import nfc
 from rayd.data.memory import available_memory
-from rayd.data.normalization import Standardization, fit_normalization, streamed_whitening
+from rayd.data.normalization import (
+    Normalization,
+    Standardization,
+    fit_normalization,
+    streamed_whitening,
+)
 from rayd.data.sources import open_source
 from rayd.data.splits import check_labels, choose_classes, long_tailed, stratified
-from rayd.data.summary import summarize
+from rayd.data.summary import DataSummary, summarize
 from rayd.data.survey import Survey, survey
 from rayd.errors import ConfigError, DataError, unknown
 
@@ -39,6 +44,12 @@ TEST_FRACTION = 0.2
 
 MEMORY_SHARE = 0.5
 """Share of the available memory that decoded images may take before they are streamed."""
+
+HANDFUL = 8
+"""Fewest images of a carved test split that tell whether data hold images twice."""
+
+ODD = 0x9E3779B97F4A7C15
+"""Large odd number that spreads labels over hashes."""
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the split, the number of its images processed and their total number."""
@@ -79,8 +90,9 @@ def load(
     source = open_source(settings.name, root, settings)
     names, chosen = choose(settings, source)
     if is_streamed(settings, chosen, source.where):
-        return _stream(settings, source, chosen, names, cache or default_root(), on_progress)
-    data = _decode(settings, source, chosen, names)
+        data = _stream(settings, source, chosen, names, cache or default_root(), on_progress)
+    else:
+        data = _decode(settings, source, chosen, names)
     outline.remember(settings, chosen, data, cache or default_root())
     return data
 
@@ -201,18 +213,104 @@ def _decode(
         pixels[split] = read_pixels(subset, decoder, shape, log)
         sets[split] = ImageSet(pixels[split], subset.labels, names)
         shape = sets[split].shape
-    copies = _duplicates(settings, chosen, exact_keys(pixels))
-    summary = summarize(
+    summary = _summary(
+        settings,
+        source,
+        chosen,
+        sets,
+        keys=exact_keys(pixels),
+        log=log,
+        brightest=int(pixels["train"].max(initial=0)),
+    )
+    normalization = fit_normalization(settings.normalization, pixels["train"])
+    return _data(settings, sets, normalization, summary)
+
+
+def _summary(
+    settings: DataSettings,
+    source: Source,
+    chosen: Mapping[str, SplitSubset],
+    sets: Mapping[str, ImageSet],
+    keys: Mapping[str, Keys],
+    log: DecodeLog,
+    brightest: int,
+) -> DataSummary:
+    """Summarise what was read.
+
+    Args:
+        settings: of the data.
+        source: the data.
+        chosen: images of each split.
+        sets: the same images, read.
+        keys: their hashes.
+        log: conversions.
+        brightest: largest value of a training image.
+
+    Raises:
+        DataError: test images are copies of training images.
+    """
+    found = duplicates(keys, {name: subset.labels for name, subset in chosen.items()})
+    for position in suspects(settings, chosen, keys):
+        test = int(position)
+        if is_blank(sets["test"].images[test : test + 1][0]):
+            continue
+        train = int(np.flatnonzero(keys["train"] == keys["test"][test])[0])
+        carved = ", carved from train," if not _has_own_test(chosen) else ""
+        raise DataError(
+            f"{found.tested:,} of {len(chosen['test'].labels):,} test images{carved} are copies of "
+            f"training images, e.g. {chosen['test'].place(test)}, a copy of "
+            f"{chosen['train'].place(train)}: remove them, or set 'data.copies=keep' to test on "
+            "them all the same."
+        )
+    return summarize(
         settings,
         source.where,
-        names,
+        sets["train"].class_names,
         chosen,
         sets["train"].shape,
         left_out=source.left_out,
         log=log,
-        copies=copies,
+        copies=found,
+        brightest=brightest,
     )
-    normalization = fit_normalization(settings.normalization, sets["train"].images)
+
+
+def suspects(
+    settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
+) -> Rows:
+    """Positions of test images for which data are refused, unless they are blank.
+
+    These are copies of training images in the data's own test split. Where it is carved from the
+    training split, a few copies are only said: there is no better split to ask for. If at least
+    half of its images are copies of training images of their class, the data hold images twice;
+    a handful of images says nothing.
+    """
+    if settings.copies == "keep" or settings.name in KNOWN:
+        return np.empty(0, np.int64)
+    found = leaks(keys["train"], keys["test"])
+    if _has_own_test(chosen):
+        return found
+    # equal for equal images of the same class
+    by_class = {
+        name: keys[name] + chosen[name].labels.astype(np.uint64) * np.uint64(ODD)
+        for name in ("train", "test")
+    }
+    found = np.intersect1d(found, leaks(by_class["train"], by_class["test"]))
+    doubled = len(keys["test"]) >= HANDFUL and 2 * len(found) >= len(keys["test"])
+    return found if doubled else found[:0]
+
+
+def _has_own_test(chosen: Mapping[str, SplitSubset]) -> bool:
+    """Whether the test split is not carved from the training split."""
+    return chosen["test"].split is not chosen["train"].split
+
+
+def _data(
+    settings: DataSettings,
+    sets: Mapping[str, ImageSet],
+    normalization: Normalization,
+    summary: DataSummary | None,
+) -> ImageData:
     return ImageData(
         name=settings.name,
         train=sets["train"],
@@ -221,28 +319,6 @@ def _decode(
         normalization=normalization,
         summary=summary,
     )
-
-
-def _duplicates(
-    settings: DataSettings, chosen: Mapping[str, SplitSubset], keys: Mapping[str, Keys]
-) -> Duplicates:
-    """Count copies of images.
-
-    Raises:
-        DataError: the data's own test split holds training images.
-    """
-    found = duplicates(keys, {name: subset.labels for name, subset in chosen.items()})
-    own = chosen["test"].split is not chosen["train"].split
-    refused = own and settings.copies == "refuse" and settings.name not in KNOWN
-    if refused and found.example is not None:
-        train, test = found.example
-        raise DataError(
-            f"{found.tested:,} of {len(chosen['test'].labels):,} test images are copies of "
-            f"training images, e.g. {chosen['test'].place(test)}, a copy of "
-            f"{chosen['train'].place(train)}: remove them, or set 'data.copies=keep' to test on "
-            "them all the same."
-        )
-    return found
 
 
 def is_streamed(settings: DataSettings, chosen: Mapping[str, SplitSubset], where: str) -> bool:
@@ -288,23 +364,14 @@ def _stream(
     log = DecodeLog()
     for scan in found.values():
         log.add(scan.log)
-    copies = _duplicates(settings, chosen, {split: scan.keys for split, scan in found.items()})
-    summary = summarize(
+    histogram = found["train"].histogram
+    summary = _summary(
         settings,
-        source.where,
-        names,
+        source,
         chosen,
-        sets["train"].shape,
-        left_out=source.left_out,
+        sets,
+        keys={split: scan.keys for split, scan in found.items()},
         log=log,
-        copies=copies,
+        brightest=int(np.flatnonzero(histogram.any(axis=0)).max(initial=0)),
     )
-    normalization = Standardization.of_histogram(found["train"].histogram)
-    return ImageData(
-        name=settings.name,
-        train=sets["train"],
-        validation=sets.get("validation"),
-        test=sets["test"],
-        normalization=normalization,
-        summary=summary,
-    )
+    return _data(settings, sets, Standardization.of_histogram(histogram), summary)

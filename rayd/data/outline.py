@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from rayd.config import DataSettings
 from rayd.data import survey
 from rayd.data.arrays import ImageShape, Labels, Rows
 from rayd.data.catalog import KNOWN, KnownSet
-from rayd.data.decode import Decoder, Encoded
+from rayd.data.decode import CHUNK_IMAGES, Decoder, Encoded
 from rayd.data.files import DataFile
 from rayd.data.formats.base import (
     ArrayPixels,
@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 STAGE = "outlines"
 """Folder of the store."""
+UNKNOWN = "unknown {}"
+"""Stand-in for the fingerprint of a split."""
 CHANNELS = 3
 """Channels of known sets whose files have different sizes."""
 PHOTOGRAPH = (375, 500)
@@ -105,7 +107,15 @@ def load_outline(
     else:
         outline = Outline(_in_memory(settings, chosen, names, store, found), found, True)
     data = outline.data
-    summary = summarize(settings, source.where, names, chosen, data.shape, left_out=source.left_out)
+    summary = summarize(
+        settings,
+        source.where,
+        names,
+        chosen,
+        data.shape,
+        left_out=source.left_out,
+        looked_at=_looked_at(settings, chosen["train"], data) if found else None,
+    )
     return replace(outline, data=replace(data, summary=summary))
 
 
@@ -120,8 +130,9 @@ def _in_memory(
     arrays = all(isinstance(subset.split.read, ArrayPixels) for subset in chosen.values())
     decoder = Decoder.of(settings)
     sets: dict[str, ImageSet] = {}
-    shape: ImageShape | None = None
-    fingerprints = _recall(settings, chosen, names, store) if found else {}
+    recalled = _recall(settings, chosen, names, store) if found else _Recalled()
+    fingerprints = recalled.fingerprints
+    shape = recalled.image
     for split, subset in chosen.items():
         if found and arrays:
             sets[split] = ImageSet(read_pixels(subset, decoder, shape), subset.labels, names)
@@ -130,7 +141,7 @@ def _in_memory(
             # zeros that are never written take no memory
             pixels = np.zeros((len(subset.rows), *shape), np.uint8)
             sets[split] = ImageSet(
-                pixels, subset.labels, names, fingerprints.get(split, f"unknown {split}")
+                pixels, subset.labels, names, fingerprints.get(split, UNKNOWN.format(split))
             )
         shape = sets[split].shape
     if found and arrays and settings.normalization == "standard":
@@ -157,14 +168,14 @@ def _streamed(
     sets: dict[str, ImageSet] = {}
     surveys: dict[str, survey.Survey | None] = {}
     decoder = Decoder.of(settings)
-    shape: ImageShape | None = None
+    shape = _recall(settings, chosen, names, store).image if found else None
     for split, subset in chosen.items():
         assert isinstance(subset.split.read, EncodedPixels)
         shape = shape or subset.split.read.shape(subset.rows, decoder)
         images = subset.split.read.streamed(subset.rows, decoder, shape)
         scan = survey.known(images, subset.labels, names, store) if found else None
         surveys[split] = scan
-        fingerprint = scan.fingerprint if scan else f"unknown {split}"
+        fingerprint = scan.fingerprint if scan else UNKNOWN.format(split)
         sets[split] = ImageSet(images, subset.labels, names, fingerprint)
         shape = images.image
     train_scan = surveys["train"]
@@ -177,6 +188,18 @@ def _streamed(
     )
     surveyed = all(scan is not None for scan in surveys.values())
     return Outline(data, found, surveyed)
+
+
+def _looked_at(settings: DataSettings, train: SplitSubset, data: ImageData) -> int | None:
+    """Number of images that seem to be all greyscale, if others may have a colour."""
+    undecided = (
+        settings.mode is None
+        and isinstance(train.split.read, EncodedPixels)
+        and data.shape.channels == 1
+        and len(train.rows) > CHUNK_IMAGES
+        and data.train.fingerprint == UNKNOWN.format("train")
+    )
+    return CHUNK_IMAGES if undecided else None
 
 
 def _shape(subset: SplitSubset, settings: DataSettings) -> ImageShape:
@@ -228,7 +251,7 @@ def _stand_in(settings: DataSettings, shape: ImageShape | None, fingerprint: str
 def remember(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], data: ImageData, store: Path
 ) -> None:
-    """Store the fingerprints of a decoded set where decoding or fitting it is slow.
+    """Store shape and fingerprints of a decoded set where decoding or fitting it is slow.
 
     Args:
         settings: settings of the data.
@@ -240,30 +263,46 @@ def remember(
     if key is None:
         return
     path = _path(key, store)
-    if path.exists():
+    if _stored(path).image is not None:
         return
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     found = {name: split.fingerprint for name, split in splits.items() if split is not None}
     try:
-        write_json(path, {"result": found | {"normalization": data.normalization.fingerprint}})
+        found["normalization"] = data.normalization.fingerprint
+        write_json(path, {"result": found, "image": list(data.shape)})
     except RunError as error:
         log.warning("%s Plans will not find results of this run in the store.", error)
 
 
+@dataclass(frozen=True)
+class _Recalled:
+    """What is known of a set that a run has decoded."""
+
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of splits and normalisation."""
+    image: ImageShape | None = None
+    """Shape of an image: all images decide on greyscale or colour."""
+
+
 def _recall(
     settings: DataSettings, chosen: Mapping[str, SplitSubset], names: tuple[str, ...], store: Path
-) -> dict[str, str]:
-    """Stored fingerprints of a set; empty when no run has decoded it."""
+) -> _Recalled:
+    """Look up a set; nothing is known when no run has decoded it."""
     key = _key(settings, chosen, names)
-    if key is None:
-        return {}
-    path = _path(key, store)
+    return _Recalled() if key is None else _stored(_path(key, store))
+
+
+def _stored(path: Path) -> _Recalled:
     try:
         if not remote.bring(path):
-            return {}
-        return {str(name): str(value) for name, value in read_json(path)["result"].items()}
-    except (ArtifactError, KeyError, AttributeError):
-        return {}
+            return _Recalled()
+        tree = read_json(path)
+        found = {str(name): str(value) for name, value in tree["result"].items()}
+        # files of earlier versions lack the shape
+        image = ImageShape(*map(int, tree["image"])) if "image" in tree else None
+        return _Recalled(found, image)
+    except (ArtifactError, KeyError, AttributeError, TypeError, ValueError):
+        return _Recalled()
 
 
 def _path(key: str, store: Path) -> Path:

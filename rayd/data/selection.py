@@ -14,8 +14,18 @@ With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,
 
   .. math:: i_t = \arg\max_i \min_{s<t} \| x_i - x_{i_s} \|
 
+- `forgetting` (Toneva et al., ICLR 2019): those most often forgotten in training.
+- `el2n` (Paul et al., NeurIPS 2021): those of the largest error early in training.
+- `difficulty`: of the n images by that error, the easiest where k is small and hardest ones where it
+  is large (Sorscher et al., "Beyond neural scaling laws", NeurIPS 2022): k in a row, of which
+  k (n - k) / n are easier.
+
+Scores of the last three are those of `rayd.training.ranking`. With few images a class the hardest
+ones do not stand for it: on the 8x8 digits students reach 0.32 by forgetting and 0.27 by errors with
+one image (random ones 0.77, difficulty 0.84, herding 0.89), 0.86 with ten (0.97, 0.91, 0.96).
+
 Every function returns rows sorted by class, class 0's first, and within a class in the order of
-choice: the first j of a choice of k are the choice of j. Ties go to the first row. Of a class with
+choice: the first j of a choice of k are the choice of j (but of `difficulty`). Ties go to the first row. Of a class with
 fewer than k images, as the tail of a long-tailed set may be, `select` takes all, and then again in
 the same order: as if with replacement, but no image twice before each was taken once.
 """
@@ -42,6 +52,7 @@ def select(
     per_class: int,
     normalization: Normalization,
     generator: torch.Generator,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> Rows:
     """Select rows of `per_class` images of every class, int64 (classes * per_class,).
 
@@ -49,25 +60,35 @@ def select(
     is normalised at a time, so memory holds the largest class and not the set.
 
     Args:
-        how: `random`, `herding` or `k-center`.
+        how: `random`, `herding`, `k-center`, `forgetting`, `el2n` or `difficulty`.
         image_set: images to choose from.
         per_class: images of each class, k.
         normalization: maps pixels to features; unused by `random`.
         generator: random generator; used by `random` only.
+        scores: of all images, (N,) each, by name; used by the last three.
 
     Raises:
-        ConfigError: the selection method is unknown.
+        ConfigError: the selection method is unknown, or its scores are not given.
         DataError: a class has no image.
     """
     if how == "random":
         return random(image_set, per_class, generator)
-    if how not in GREEDY:
-        raise ConfigError(unknown("selection", how, ["random", *GREEDY]))
+    if how not in GREEDY and how not in SCORED:
+        raise ConfigError(unknown("selection", how, ["random", *GREEDY, *SCORED]))
+    if how in SCORED and not scores:
+        raise ConfigError(f"Selection '{how}' needs scores of the images: run the stage 'rank'.")
     chosen = []
     for name, rows in zip(image_set.class_names, image_set.class_index, strict=True):
         _require(f"'{name}'", len(rows), 1)
-        features = normalization(torch.from_numpy(image_set.images[rows])).flatten(1)
-        picked = rows[GREEDY[how](features, min(per_class, len(rows))).numpy()]
+        count = min(per_class, len(rows))
+        if how in SCORED:
+            assert scores is not None
+            values = scores[SCORED[how]][torch.from_numpy(rows)]
+            order = _band(values, count) if how == "difficulty" else _highest(values, count)
+        else:
+            features = normalization(torch.from_numpy(image_set.images[rows])).flatten(1)
+            order = GREEDY[how](features, count)
+        picked = rows[order.numpy()]
         chosen.append(np.resize(picked, per_class))
     return np.concatenate(chosen)
 
@@ -163,5 +184,17 @@ def _cover(features: Tensor, count: int) -> Tensor:
     return chosen
 
 
+def _highest(scores: Tensor, count: int) -> Tensor:
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
+def _band(scores: Tensor, count: int) -> Tensor:
+    """Places in a row of the order from easy to hard, which begins the later the more there are."""
+    first = count * (len(scores) - count) // len(scores)
+    return scores.argsort(stable=True)[first : first + count]
+
+
+SCORED: Mapping[str, str] = {"forgetting": "forgetting", "el2n": "el2n", "difficulty": "el2n"}
+"""Selections by scores, with the score of each."""
 GREEDY: Mapping[str, Pick] = {"herding": _herd, "k-center": _cover}
 """Deterministic selections, by the setting's value."""

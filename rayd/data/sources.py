@@ -203,4 +203,8 @@ def _why_unreadable(path: Path) -> str:
         return f"'{path}' is an empty folder"
     if any(file.suffix in PICKLES or file.name in PICKLED_CIFAR for file in files):
         return f"'{path}' holds pickles, which are never loaded"
+    suffixes = {file.suffix.lower() for file in files}
+    if any(file.parent == path and file.suffix.lower() in folder.SUFFIXES for file in files):
+        hint = folder.without_tables(suffixes) or "sort them into one folder per class"
+        return f"'{path}' {expected}. Got images outside of folders; {hint}"
     return f"'{path}' {expected}. Got a folder with '{files[0].relative_to(path)}' in it"

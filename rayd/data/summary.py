@@ -31,6 +31,8 @@ WIDTH = 80
 """Characters of a line."""
 LABEL = 11
 """Characters of the label of a line."""
+DARK = 64
+"""Largest value of images that are likely to have been scaled wrongly, or not at all."""
 SHOWN_CLASSES = 20
 """Classes that are listed with their counts."""
 
@@ -138,6 +140,8 @@ def summarize(
     left_out: Sequence[str] = (),
     log: DecodeLog | None = None,
     copies: Duplicates | None = None,
+    brightest: int | None = None,
+    looked_at: int | None = None,
 ) -> DataSummary:
     """Summarise what was chosen and read.
 
@@ -150,6 +154,8 @@ def summarize(
         left_out: what was found and not read.
         log: conversions, once images were decoded.
         copies: copies among the images, once they were looked for.
+        brightest: largest value of a training image, once they were decoded.
+        looked_at: number of training images that decided that all are greyscale, if not all.
     """
     splits = {}
     for name in ("train", "validation", "test"):
@@ -163,6 +169,16 @@ def summarize(
         remarks += [order] if order is not None else []
     if copies is not None and copies.relabelled:
         remarks.append(f"{images(copies.relabelled)} there with several classes.")
+    if looked_at is not None:
+        remarks.append(
+            f"The first {looked_at:,} training images are greyscale; if a later one has a colour, "
+            "a run reads all in colour ('data.mode')."
+        )
+    if brightest is not None and brightest < DARK:
+        remarks.append(
+            f"All training images are nearly black: no value exceeds {brightest} of 255. Scale "
+            "them to 0..255 or, with more than 8 bits per channel, lower 'data.white_level'."
+        )
     return DataSummary(
         where=printable(where),
         splits=splits,
@@ -204,7 +220,7 @@ def _classes(names: Sequence[str], counts: Sequence[int]) -> str:
     """Number of classes, and names in label order with their training images."""
     pairs = [f"{printable(name)}: {count:,}" for name, count in zip(names, counts, strict=True)]
     more = f", and {len(pairs) - SHOWN_CLASSES} more" if len(pairs) > SHOWN_CLASSES else ""
-    return f"{len(names)}, in label order: {', '.join(pairs[:SHOWN_CLASSES])}{more}"
+    return f"{len(names)}, in label order, with training images: {', '.join(pairs[:SHOWN_CLASSES])}{more}"
 
 
 def images(count: int, kind: str = "") -> str:

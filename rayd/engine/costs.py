@@ -195,7 +195,7 @@ class Costs:
 
         def epoch(limit: int | None) -> Count:
             inputs = {
-                "network": network.model_dump(mode="json", exclude={"weights"}),
+                "network": network.model_dump(mode="json", exclude={"weights", "learning_rate"}),
                 "settings": settings.model_dump(mode="json", exclude=not_counted),
                 "teachers": self._teacher_inputs(),
                 "labels": [labels, self.recipe.labels.precision],

@@ -1,6 +1,6 @@
 """The driver: the stages of a run, one after another.
 
-    squeeze -> experts -> measure -> score -> synthesize -> relabel -> evaluate
+    squeeze -> experts -> measure -> score -> rank -> synthesize -> relabel -> evaluate
 
 It reads like sequential code whether the work is done in this process or by Ray workers. Results
 that runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), also by
@@ -40,6 +40,7 @@ from rayd.engine.stage import Item, Result, Stage
 from rayd.engine.stages.blocks import Blocks
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import Relabel
 from rayd.engine.stages.score import Score, initial_set
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
@@ -196,8 +197,9 @@ class _Driver:
     def _stage_names(self) -> list[str]:
         """The stages of this run, in order, cached or not."""
         job = self._job
-        stages = (Squeeze(job), Experts(job), Measure(job), Score(job), self._synthesis)
-        names = [stage.name for stage in stages if stage.items()]
+        stages = (Squeeze(job), Experts(job), Measure(job), Score(job))
+        later = (Rank(job), self._synthesis)
+        names = [stage.name for stage in (*stages, *later) if stage.items()]
         if self._recipe.labels.kind == "stored":
             names.append(Relabel.name)
         return [*names, Students.name]
@@ -328,7 +330,9 @@ class _Driver:
         measured = {network_id: pool.share(state) for network_id, state in states.items()}
         score = Score(self._job, weights)
         self._compute(score)
-        learned = initial_set(self._job, pool, score, files)
+        rank = Rank(self._job)
+        self._compute(rank)
+        learned = initial_set(self._job, pool, score, files, rank.scores())
         facts = [observer.facts_for_card for observer in observers.values()]
         if not self._synthesis.items():
             return self._save(learned, facts)

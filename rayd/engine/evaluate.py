@@ -26,6 +26,7 @@ from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.score import baseline_images
 from rayd.engine.stages.squeeze import Squeeze
@@ -41,7 +42,7 @@ from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import Variant, needs_teachers, variants
 from rayd.recipes import restore
 
-EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "resources"})
+EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "ranking", "resources"})
 """Settings of a finished set's recipe that may be overridden; data are checked by fingerprint."""
 
 
@@ -68,7 +69,8 @@ def judge(
     """
     recipe = job.recipe
     patches = baseline_images(job, progress) if "rded" in recipe.evaluation.baselines else None
-    sets = TrainingSets(job.data, distilled, recipe.ipc, patches=patches)
+    scores = Rank(job).ensure(progress)
+    sets = TrainingSets(job.data, distilled, recipe.ipc, patches=patches, scores=scores)
     compared = variants(recipe, distilled.labels.is_floating_point())
     work = tasks(recipe, compared, sets, labels.hashes)
     known: set[Task] = set()

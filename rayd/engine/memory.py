@@ -16,7 +16,7 @@ import torch
 from rayd import methods
 from rayd.config import NETWORK_GROUPS, Recipe
 from rayd.engine.network_ids import groups
-from rayd.errors import OutOfMemoryError
+from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError
 
 _ON_HOST = ("can't allocate memory", "not enough memory", "out of memory")
 """Parts of torch's messages where the error has no class of its own: Linux, Windows, MPS."""
@@ -38,6 +38,27 @@ def out_of_memory(error: BaseException) -> str | None:
     return None
 
 
+_DEVICE_FAULTS = re.compile(r"CUDA (driver )?error|cuDNN error|CUBLAS_STATUS|NCCL error|hipError")
+
+
+def device_fault(error: BaseException) -> str | None:
+    """What failed, if a GPU or its driver did, after which its process is of no use; else None.
+
+    Memory that ran out is none: the process may go on.
+    """
+    if isinstance(error, DeviceFaultError):
+        return str(error)
+    if out_of_memory(error) is not None or not isinstance(error, RuntimeError):
+        return None
+    text = str(error).strip()
+    # torch before 2.8 has no class for them
+    accelerator_errors = getattr(torch, "AcceleratorError", ())
+    if not isinstance(error, accelerator_errors) and _DEVICE_FAULTS.search(text) is None:
+        return None
+    first_line = text.splitlines()[0].rstrip(".") if text else "unknown error"
+    return f"A GPU failed ({first_line})"
+
+
 def _requested(text: str) -> str:
     """The size of the failed allocation, where the message contains it."""
     found = re.search(r"tried to allocate ([\d.]+ ?(?:[KMGT]i?B|bytes))", text, re.IGNORECASE)
@@ -54,10 +75,17 @@ def explained(stage: str, recipe: Recipe) -> Iterator[None]:
 
     Raises:
         OutOfMemoryError: memory ran out, here or in a worker.
+        DeviceFaultError: a GPU failed.
     """
     try:
         yield
     except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        fault = None if isinstance(error, RaydError) else device_fault(error)
+        if fault is not None:
+            raise DeviceFaultError(
+                f"{fault} in stage '{stage}'; --resume continues, on another GPU or once "
+                "'nvidia-smi' shows this one in order."
+            ) from error
         what = out_of_memory(error)
         if what is None or (isinstance(error, OutOfMemoryError) and error.where is not None):
             raise
@@ -86,6 +114,8 @@ def remedy(stage: str, recipe: Recipe) -> str:
             return _lower(
                 recipe, *(f"{group}.batch_size" for group in method.groups if method.specs(group))
             )
+        case "rank":
+            return _lower(recipe, "ranking.batch_size")
         case "score":
             return _lower(recipe, "synthetic.crops")
         case "synthesize" if method.trajectory_objective is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from rayd import methods, seeding
 from rayd.config import NetworkGroup, ObserverNetworkSettings, Recipe
 
@@ -66,6 +68,11 @@ def groups(recipe: Recipe) -> tuple[NetworkGroup, ...]:
 
 
 def turn(recipe: Recipe, step: int, slot: int, group: NetworkGroup = "observers") -> int:
-    """Index of the network of a group that is used in a slot of a step: round robin."""
+    """Index of the network of a group that is used in a slot of a step: round robin, or drawn
+    without replacement among the slots.
+    """
     settings = recipe.network_group(group)
+    if settings.order == "random":
+        draws = seeding.generator(recipe.seed, "turn", group, step)
+        return int(torch.randperm(settings.count, generator=draws)[slot])
     return (step * settings.per_step + slot) % settings.count

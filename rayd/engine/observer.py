@@ -370,7 +370,16 @@ class Observer:
             contexts: by the name of the term.
             augment: the augmentation of the images.
         """
-        output = self.forward(images, augment)
+        return self.compare_output(real, self.forward(images, augment), labels, contexts)
+
+    def compare_output(
+        self,
+        real: RealStatistics,
+        output: Observation,
+        labels: Tensor,
+        contexts: Mapping[str, Context],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same for images that were forwarded."""
         terms = self._method.terms_of(self._group)
         values = {term.name: term(real, output, labels, contexts[term.name]) for term in terms}
         loss = torch.stack([self._method.weight(term) * values[term.name] for term in terms]).sum()

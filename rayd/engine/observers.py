@@ -9,6 +9,7 @@ whether it runs in process or in an actor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from rayd import devices, networks, schedules, seeding, synthetic
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
-from rayd.derived import known_on_host, on_host
+from rayd.derived import known_on_host, on_host, rows_of
 from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
 from rayd.engine.gradients.model_pool import (
     Batches,
@@ -45,12 +46,20 @@ from rayd.engine.observer import (
     unchanged,
 )
 from rayd.engine.pool import ObjectRef
+from rayd.errors import ConfigError
 from rayd.methods import build
+from rayd.networks import Observation
 from rayd.objectives import Context, RealStatistics, StatisticSpec
+from rayd.objectives.parts import OtherParts, PartSummary, part_of, summary, whole
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.transfer import send, upload
+
+KEPT_PARTS = 4
+"""Parts of a step (`synthesis.split`) whose forward pass a worker keeps until their gradients are
+asked for; what does not fit is forwarded again.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +72,80 @@ class _DeviceBatch:
     """Class indices (N,)."""
     augment: Augment
     """The augmentation of the images."""
+
+
+@contextmanager
+def moved_uphill(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
+) -> Iterator[None]:
+    """Move tensors along their gradients, all together by a distance, until the block ends."""
+    before = [tensor.detach().clone() for tensor in tensors]
+    lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    length = torch.linalg.vector_norm(torch.stack(lengths))
+    # a gradient of zero moves nothing
+    pace = radius / length.clamp(min=torch.finfo(length.dtype).tiny)
+    try:
+        with torch.no_grad():
+            for tensor, gradient in zip(tensors, gradients, strict=True):
+                tensor.add_(pace * gradient)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+
+def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length: float) -> None:
+    """Move weights, in place, by steps of equal length along the gradient of the cross-entropy.
+
+    Args:
+        network: in evaluation mode; buffers stay as they are.
+        images: network input (N, C, H, W).
+        labels: class indices (N,), or rows of probabilities.
+        steps: how many.
+        length: of all steps together.
+    """
+    weights = [one for one in network.parameters() if one.is_floating_point()]
+    for weight in weights:
+        weight.requires_grad_()
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        slope = torch.autograd.grad(loss, weights, materialize_grads=True)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
+        pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        with torch.no_grad():
+            for weight, gradient in zip(weights, slope, strict=True):
+                weight.add_(pace * gradient)
+    for weight in weights:
+        weight.requires_grad_(False)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some synthetic images of a step, forwarded, with their graph."""
+
+    replica: SyntheticSet
+    """The parameters that the graph begins at."""
+    labels: Tensor
+    """Labels of all images of the step."""
+    rows: slice
+    """Which of them are forwarded."""
+    observer: Observer
+    """The network."""
+    real_batch: _DeviceBatch | None
+    """The real mini-batch, where real data is sampled."""
+    average_logits: Callable[[], Tensor]
+    """Logits of the moving average of the part's images."""
+    forward: Callable[[Tensor], Observation]
+    """Forwards all images of the step as these were, view and augmentation included."""
+    average_observation: Callable[[], Observation]
+    """The output for the moving average of the images."""
+    output: Observation
+    """The network's output."""
+
+
+_PartKey = tuple[str, NetworkId, int, int]
+"""Key of the parameters, which is another one in every step, network, slot and part."""
 
 
 class Observers:
@@ -97,11 +180,16 @@ class Observers:
         self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
+        # with the key of the block whose images the weights climbed for
+        self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
         # by network and key of the images that they were resolved on
         self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
         self._replicas: dict[str, SyntheticSet] = {}
+        # keys of the parameters that replicas have now
+        self._assigned: dict[str, str] = {}
+        self._parts: dict[_PartKey, _Part] = {}
 
     def measure(
         self,
@@ -240,60 +328,138 @@ class Observers:
         assert isinstance(replica, WithLearnedStepSize)
         return self._trajectory_worker.run(task, replica)
 
-    def gradient(self, task: GradientTask) -> GradientResult:
-        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
-        group = task.network_id.group
+    def summarize(self, task: GradientTask) -> PartSummary:
+        """What the gradients of the other parts of the images need of a part.
+
+        The forward pass is kept for the gradient of the part, which most often comes here, too.
+        """
+        with devices.convolutions(self._device, self._recipe.synthesis.precision):
+            part = self._forward_part(task)
+            # graphs take most of the memory of a step, and those of earlier steps are of no use
+            for key in [key for key in self._parts if key[0] != task.parameters.key]:
+                del self._parts[key]
+            if len(self._parts) < KEPT_PARTS:
+                self._parts[_part_key(task)] = part
+            average = part.average_logits() if self._method.averaging is not None else None
+            specs = self._method.specs(task.network_id.group)
+            real = self._real_statistics(task, part.observer, None)
+            labels = rows_of(part.labels, part.rows)
+            return summary(part.output, labels, specs, real, average)
+
+    def _forward_part(self, task: GradientTask) -> _Part:
+        """Forward the images of a task, or a part of them."""
         replica = self._replica(task.template, "now", task.parameters)
         images, labels = replica.batch()
+        rows = ALL if task.parts == 1 else part_of(len(images), task.part, task.parts)
         view = self._view(task, len(images))
         observer, fixed = self._observer_of(task)
-
+        network = observer.network
+        if task.parts > 1 and network.training and networks.uses_batch_statistics(network):
+            raise ConfigError(
+                "The network normalises by the batch, so that it needs all images of a step at "
+                "once: set 'synthesis.split: 1'."
+            )
         # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
         real_batch = self._real_batch(task, fixed, drawn)
         augment = fixed or self._by_class(task, self._classes(labels), drawn)
+
+        def seen(images: Tensor) -> Tensor:
+            return view(images) if task.parts == 1 else view(images)[rows]
+
+        def averaged() -> Tensor:
+            if task.average is None:
+                raise RuntimeError("The task came without a moving average.")
+            return seen(self._replica(task.template, "average", task.average).batch()[0])
+
+        @torch.no_grad()
+        def average_logits() -> Tensor:
+            return observer.logits(augment(averaged(), rows))
+
+        @torch.no_grad()
+        def average_observation() -> Observation:
+            return observer.forward(averaged(), augment, rows)
+
+        def forward(images: Tensor) -> Observation:
+            return observer.forward(seen(images), augment, rows)
+
+        return _Part(
+            replica=replica,
+            labels=labels,
+            rows=rows,
+            observer=observer,
+            real_batch=real_batch,
+            average_logits=average_logits,
+            forward=forward,
+            average_observation=average_observation,
+            output=forward(images),
+        )
+
+    def gradient(self, task: GradientTask) -> GradientResult:
+        """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
+        group = task.network_id.group
+        part = self._parts.pop(_part_key(task), None) or self._forward_part(task)
+        observer = part.observer
+        output = part.output
+        average_logits = part.average_logits
+        if task.summaries is not None:
+            summaries: list[PartSummary] = task.summaries.get()
+            output = whole(output, OtherParts(task.part, part.rows, summaries))
+
+            def average_logits() -> Tensor:
+                averages = [one.average_logits for one in summaries]
+                return torch.cat([upload(one, self._device) for one in averages if one is not None])
+
         terms = self._method.terms_of(group)
         batch = None
-        if real_batch is not None and self._method.needs_batch(group):
+        if part.real_batch is not None and self._method.needs_batch(group):
             size = self._recipe.network_group(group).batch_size
+            real_batch = part.real_batch
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
-        memory: Memory = {}
-        for term in terms:
-            # checkpoints of earlier versions have the former names of terms
-            known = before.get(term.name) or before.get(term.former_name, {})
-            memory[term.name] = dict(known)
 
         def draws(purpose: str) -> torch.Generator:
             return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
 
-        def average_logits() -> Tensor:
-            if task.average is None:
-                raise RuntimeError("The task came without a moving average.")
-            averaged = self._replica(task.template, "average", task.average).batch()[0]
-            with torch.no_grad():
-                return observer.logits(augment(view(averaged), ALL))
+        real = self._real_statistics(task, observer, part.real_batch)
 
-        contexts = {
-            term.name: Context(
-                generator=draws,
-                memory=memory[term.name],
-                average_logits=average_logits,
-                accuracy=task.accuracy,
-                progress=task.step / self._recipe.synthesis.steps,
-                block=task.block,
-                blocks=task.blocks,
-                class_counts=self._class_counts,
-                network=observer.network,
-                batch=batch,
-            )
-            for term in terms
-        }
-        real = self._real_statistics(task, observer, real_batch)
-        loss, values = observer.compare(real, view(images), labels, contexts, augment)
-        names, tensors = zip(*replica.named_parameters(), strict=True)
+        def compared(
+            output: Observation, labels: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor], Memory]:
+            """Loss and terms of an output, and what the terms then keep."""
+            memory: Memory = {}
+            for term in terms:
+                # checkpoints of earlier versions have the former names of terms
+                known = before.get(term.name) or before.get(term.former_name, {})
+                memory[term.name] = dict(known)
+            contexts = {
+                term.name: Context(
+                    generator=draws,
+                    memory=memory[term.name],
+                    average_logits=average_logits,
+                    average_observation=part.average_observation,
+                    accuracy=task.accuracy,
+                    progress=task.step / self._recipe.synthesis.steps,
+                    block=task.block,
+                    blocks=task.blocks,
+                    class_counts=self._class_counts,
+                    network=observer.network,
+                    batch=batch,
+                )
+                for term in terms
+            }
+            return *observer.compare_output(real, output, labels, contexts), memory
+
+        names, tensors = zip(*part.replica.named_parameters(), strict=True)
+        loss, values, memory = compared(output, part.labels)
         # a learned step size does not affect the images: its gradient is zero
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        radius = self._recipe.synthesis.sam_radius
+        if radius > 0:
+            with moved_uphill(tensors, gradients, radius):
+                images, labels = part.replica.batch()
+                higher, _, _ = compared(part.forward(images), labels)
+                gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
             values={"loss": loss.detach(), **values},
             gradients=dict(zip(names, gradients, strict=True)),
@@ -309,8 +475,7 @@ class Observers:
             or self._recipe.real == "measured"
             or self._recipe.observers.trained
         ):
-            precision = self._recipe.synthesis.precision
-            observer = self._fixed_observer(network_id, task.weights, precision)
+            observer = self._matching_observer(task)
             if self._recipe.real == "measured" and self._method.specs(network_id.group):
                 # the augmentation through which the real images were measured
                 return observer, self._fixed_augment(network_id)
@@ -431,6 +596,24 @@ class Observers:
             )
         return self._fixed[network_id, precision]
 
+    def _matching_observer(self, task: GradientTask) -> Observer:
+        """The fixed network of a task; where weights climb, that of the task's block."""
+        network_id = task.network_id
+        precision = self._recipe.synthesis.precision
+        settings = self._recipe.observers
+        if network_id.group != "observers" or settings.ascent_steps == 0:
+            return self._fixed_observer(network_id, task.weights, precision)
+        block, observer = self._climbed.get(network_id, ("", None))
+        if observer is None or block != task.template.key:
+            network = self._network(network_id, task.weights).to(self._device)
+            first = synthetic.restore(self._recipe.synthetic, task.template.get())
+            images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
+            climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
+            observer = self._observer(network, precision, network_id.group)
+            # a worker computes one block at a time
+            self._climbed[network_id] = task.template.key, observer
+        return observer
+
     def _fixed_augment(self, network_id: NetworkId) -> Augment:
         """The fixed draw of the augmentation of all real images of a network."""
         _, height, width = self._facts.shape
@@ -498,7 +681,11 @@ class Observers:
                 del self._replicas[old]
             replica = synthetic.restore(self._recipe.synthetic, template.get())
             self._replicas[key] = replica.to(self._device)
-        self._replicas[key].assign(parameters.get())
+            self._assigned.pop(key, None)
+        # parts of one step share the replica, whose parameters must stay under their graphs
+        if self._assigned.get(key) != parameters.key:
+            self._replicas[key].assign(parameters.get())
+            self._assigned[key] = parameters.key
         return self._replicas[key]
 
     def _measured_statistics(self, real: ObjectRef, group: NetworkGroup) -> RealStatistics:
@@ -546,6 +733,10 @@ class Observers:
         if labels.is_floating_point():
             return labels.detach().argmax(1).cpu()
         return on_host(labels)
+
+
+def _part_key(task: GradientTask) -> _PartKey:
+    return task.parameters.key, task.network_id, task.slot, task.part
 
 
 def _apply(operations: Sequence[Operation], images: Tensor, rows: Rows) -> Tensor:

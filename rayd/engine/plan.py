@@ -34,6 +34,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.speeds import Speeds
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
@@ -262,6 +263,7 @@ class _Work:
             Experts(job).cost(costs),
             Measure(job).cost(costs),
             Score(job, is_baseline="rded" in job.recipe.evaluation.baselines).cost(costs),
+            Rank(job).cost(costs),
             Synthesis(job).cost(costs),
             relabel_cost(job, costs),
             students_cost(job, costs),
@@ -383,6 +385,7 @@ def _remarks(
             f"'{recipe.data.name}' is not on this machine: sizes are those of the published set, "
             "and nothing is cached."
         )
+    remarks += _idle_workers(recipe, stages)
     total = sum(map(sum, priced.values()))
     ranked: list[tuple[float, StageCost, Part]] = []
     for stage in stages:
@@ -408,6 +411,24 @@ def _remarks(
             "or a smaller recipe."
         )
     return tuple(remarks)
+
+
+def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
+    """A sentence about stages that keep fewer workers busy than there are."""
+    workers = recipe.resources.workers
+    busy = {
+        stage.name: max(part.parallel for part in stage.parts) for stage in stages if stage.parts
+    }
+    fewer = {name: count for name, count in busy.items() if name != "read" and count < workers}
+    if not fewer:
+        return []
+    listed = ", ".join(f"{name} {count}" for name, count in fewer.items())
+    cure = f"use --workers {max(busy.values())}" if max(busy.values()) < workers else ""
+    if "synthesize" in fewer:
+        can_split = recipe.real == "measured" and recipe.synthesis.split < workers
+        share = f"synthesis.split={workers} lets more of them share a step, where terms allow it"
+        cure = " or ".join(filter(None, (cure, share if can_split else "")))
+    return [f"Of {workers} workers these stages keep fewer busy: {listed}{cure and '; ' + cure}."]
 
 
 def duration(seconds: float) -> str:

@@ -76,6 +76,8 @@ class WorkerInfo:
     """Number of restarts that were observed."""
     there: bool = True
     """Whether it is alive: it answered the last request, or is still working on a task."""
+    node_id: str = ""
+    """Ray's id of its machine, hex."""
 
 
 class WorkerPool(ABC):
@@ -202,6 +204,25 @@ def free_memory() -> None:
         gc.collect()
         torch.cuda.empty_cache()
     allocator.give_back()
+
+
+class WorkerActor:
+    """A part of the workers' replicas as an actor: calls go to the first worker, and to another one
+    while that is lost.
+
+    Args:
+        pool: its workers have a method that takes the method and arguments of a call.
+        part: name of that method.
+    """
+
+    def __init__(self, pool: WorkerPool, part: str):
+        self._pool = pool
+        self._part = part
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call it in a worker; a worker that is lost meanwhile costs a repetition of the call."""
+        (result,) = self._pool.map(self._part, [(method, *arguments)], affinity=[0])
+        return result
 
 
 class LocalActor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from rayd import devices, methods, networks
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
+from rayd.config.ranking import RANKED
 from rayd.data import ImageData
 from rayd.data.augmentation import augmentation
 from rayd.data.images import ImageShape
@@ -36,6 +37,8 @@ def check_settings(recipe: Recipe) -> None:
         used.extend(recipe.network_group(group).networks)
     if method.needs_experts:
         used.append(recipe.experts.network)
+    if {recipe.synthetic.init, *recipe.evaluation.baselines} & set(RANKED):
+        used.append(recipe.ranking.network)
     for network in used:
         registry.check(network)
     for strategy in _strategies(recipe, method):
@@ -78,8 +81,8 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     def build(network: NetworkSettings) -> nn.Module:
         return networks.build(network, data.shape, data.classes, seed=0)
 
-    for network in recipe.evaluation.networks:
-        build(network)
+    for student in recipe.evaluation.networks:
+        build(student)
     for group in method.groups:
         for network in recipe.network_group(group).networks:
             _check_observer(recipe, method, group, network, build(network), data.shape)

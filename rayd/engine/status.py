@@ -170,6 +170,7 @@ class _Worker(_Strict):
     log: str
     restarts: _Count = 0
     there: bool = True
+    node_id: str = ""
 
 
 class _Content(_Strict):

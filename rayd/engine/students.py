@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+import numpy.typing as npt
+from torch import nn
 
 from rayd import devices, networks
 from rayd.config import EvaluationSettings, ResourceSettings
@@ -16,7 +18,7 @@ from rayd.engine.pool import ObjectRef
 from rayd.engine.stages.student_tasks import Task
 from rayd.evaluation.student import StudentResult, train
 from rayd.training.progress import EpochProgress
-from rayd.training.sets import TrainingSet
+from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.stored import StoredLabels
 
 
@@ -90,10 +92,13 @@ class StudentTrainer:
             self._teachers[weights.key] = network
         return self._teachers[weights.key]
 
-    def _training(self, name: str, content: ImageSet | tuple[Tensor, Tensor]) -> TrainingSet:
+    def _training(
+        self, name: str, content: ImageSet | tuple[npt.NDArray[Any], npt.NDArray[Any]]
+    ) -> TrainingSet:
         if isinstance(content, ImageSet):
-            return TrainingSet.from_images(content.writable(), self._facts.normalization, name=name)
-        return TrainingSet(*content, self._facts.normalization, name)
+            return TrainingSet.from_images(content, self._facts.normalization, name=name)
+        images, labels = map(shared_tensor, content)
+        return TrainingSet(images, labels, self._facts.normalization, name)
 
     def _real(self, shared: ObjectRef) -> TrainingSet:
         if shared.key not in self._real_sets:

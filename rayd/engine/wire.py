@@ -63,5 +63,14 @@ def size(value: Any) -> int:
     return sum(map(size, value)) if type(value) in (tuple, list) or _named(value) else 0
 
 
+def only_tensors(value: Any) -> bool:
+    """Whether a packed value holds nothing but arrays, so that its `size` is all that it takes."""
+    if isinstance(value, Packed) or type(value) is np.ndarray or value is None:
+        return True
+    if type(value) is dict:
+        return all(map(only_tensors, value.values()))
+    return (type(value) in (tuple, list) or _named(value)) and all(map(only_tensors, value))
+
+
 def _named(value: Any) -> bool:
     return isinstance(value, tuple) and hasattr(value, "_fields")

@@ -18,7 +18,7 @@ from rayd.engine.pool import LocalPool, ObjectRef, free_memory
 from rayd.engine.stages.experts import initial_seed
 from rayd.engine.stages.student_tasks import Task
 from rayd.engine.students import StudentTrainer
-from rayd.engine.synthesize import BlockTask, Logged, State, synthesize
+from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer, synthesize
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
 from rayd.networks.class_order import order_fault
@@ -30,7 +30,9 @@ from rayd.training.experts import train_expert
 from rayd.training.labels import label_epochs
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
-from rayd.training.sets import TrainingSet
+from rayd.training.ranking import Scores as Ranks
+from rayd.training.ranking import rank
+from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.squeeze import Squeezed, squeeze
 from rayd.training.trajectories import Trajectory
 
@@ -65,6 +67,7 @@ class Worker(Observers):
         super().forget()
         self._sets: dict[str, TrainingSet] = {}
         self._teachers: list[nn.Module] | None = None
+        self._synthesizer: Synthesizer | None = None
 
     def squeeze(
         self,
@@ -165,6 +168,14 @@ class Worker(Observers):
         """Optimise one block with the networks of this worker; see `rayd.engine.synthesize`."""
         yield from synthesize(LocalPool.around(self), assignment, stop)
 
+    def synthesizer(self, method: str, *arguments: Any) -> Any:
+        """Call the synthesizer of this worker, which computes with the networks of this worker:
+        nothing of a step leaves the process and its device.
+        """
+        if self._synthesizer is None:
+            self._synthesizer = Synthesizer(LocalPool.around(self))
+        return getattr(self._synthesizer, method)(*arguments)
+
     def train(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
         """Train and test one student; see `rayd.engine.students.StudentTrainer.train`."""
         if self._students is None:
@@ -196,6 +207,30 @@ class Worker(Observers):
             self._device,
         )
 
+    def rank(self, index: int, train: ObjectRef) -> Iterator[EpochProgress | Ranks]:
+        """Train one of the networks that rank the real images.
+
+        Yields its progress, then the scores of all training images.
+
+        Args:
+            index: which network.
+            train: an `ImageSet`.
+        """
+        settings = self._recipe.ranking
+        network = networks.build(
+            settings.network,
+            self._facts.shape,
+            self._facts.classes,
+            seed=derive(settings.seed, "ranking network", index),
+        )
+        yield from rank(
+            network,
+            self._real_set(train),
+            settings,
+            seed=derive(settings.seed, "ranking", index),
+            device=self._device,
+        )
+
     def label(
         self,
         team: tuple[NetworkId, ...],
@@ -206,6 +241,8 @@ class Worker(Observers):
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Soft labels of a synthetic set for epochs `first` to `last` - 1: a stream of one event.
 
+        `images` are network input as an array, which workers of a machine share.
+
         The event holds the order, crops, mixes and logits.
         """
         if self._teachers is None:
@@ -214,7 +251,7 @@ class Worker(Observers):
                 for network_id, state in zip(team, weights, strict=True)
             ]
         yield label_epochs(
-            images.get(),
+            shared_tensor(images.get()),
             self._recipe.evaluation,
             self._recipe.labels,
             self._teachers,
@@ -227,7 +264,7 @@ class Worker(Observers):
     def _real_set(self, shared: ObjectRef) -> TrainingSet:
         if shared.key not in self._sets:
             self._sets[shared.key] = TrainingSet.from_images(
-                shared.get().writable(), self._facts.normalization, name="real"
+                shared.get(), self._facts.normalization, name="real"
             )
         return self._sets[shared.key]
 

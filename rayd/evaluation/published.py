@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field
 
 from rayd import recipes
-from rayd.config import Recipe
+from rayd.config import Recipe, flat
 
 IMMATERIAL = (
     "name",
@@ -51,11 +51,12 @@ class Published:
         None if the recipe has none, if the run departs from the recipe, or if the network is
         another than that of the paper, which is the recipe's first.
         """
-        if recipe.paper is None or departures(recipe):
+        paper = recipe.published
+        if paper is None or departures(recipe):
             return None
         if own_recipe(recipe).evaluation.networks[0].label != network:
             return None
-        return cls(recipe.paper.accuracy, recipe.paper.std, recipe.paper.source)
+        return cls(paper.value, paper.std, paper.table)
 
     def text(self) -> str:
         """Format as `0.260 ± 0.008 (Table 1)`.
@@ -74,7 +75,7 @@ def own_recipe(recipe: Recipe) -> Recipe:
     """
     if recipe.name in recipes.names():
         return recipes.resolve(recipe.name)
-    if recipe.paper is None:
+    if not recipe.paper:
         return recipe
     for headline in recipes.headlines():
         cell = (headline.method, headline.data, headline.ipc, headline.paper)
@@ -89,8 +90,8 @@ def departures(recipe: Recipe) -> tuple[str, ...]:
     Those that change no result are left out (`IMMATERIAL`), as are a precision that the machine
     chose and more students than the recipe's.
     """
-    ours = _leaves(recipe.model_dump(mode="json"))
-    theirs = _leaves(own_recipe(recipe).model_dump(mode="json"))
+    ours = flat(recipe.model_dump(mode="json"))
+    theirs = flat(own_recipe(recipe).model_dump(mode="json"))
     return tuple(key for key in {**theirs, **ours} if _departs(key, ours, theirs))
 
 
@@ -102,16 +103,3 @@ def _departs(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bo
     if mine == own or own == "auto":
         return False
     return not (key == "evaluation.seeds" and mine is not None and mine > own)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values of a nested mapping by dotted key; lists are values."""
-    return dict(_walk(tree, prefix))
-
-
-def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -46,7 +46,18 @@ SHOWN_DEPARTURES = 6
 ROUNDING = 1e-6
 """Largest difference between equal accuracies in a file that somebody rounded."""
 
-ORDER = (DISTILLED, "random", "herding", "k-center", "rded", EQUAL_STORAGE, "whole")
+ORDER = (
+    DISTILLED,
+    "random",
+    "herding",
+    "k-center",
+    "forgetting",
+    "el2n",
+    "difficulty",
+    "rded",
+    EQUAL_STORAGE,
+    "whole",
+)
 """Order of sets in tables: random images follow the distilled ones."""
 
 

@@ -3,16 +3,20 @@
 from rayd.config import Recipe
 from rayd.errors import ConfigError, unknown
 from rayd.methods.base import Method
+from rayd.methods.cafe import FeatureAlignment
 from rayd.methods.cda import CurriculumDataAugmentation
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.methods.csdm import ClassAwareSpectralMatching
 from rayd.methods.datadam import AttentionDistillation
 from rayd.methods.datm import DifficultyAlignedMatching
 from rayd.methods.dc import DatasetCondensation, SiameseDatasetCondensation
+from rayd.methods.dcc import ContrastiveCondensation
 from rayd.methods.dm import DistributionMatching
+from rayd.methods.dwa import DirectedWeightAdjustment
 from rayd.methods.edc import ElucidatedCondensation
 from rayd.methods.frepo import FeatureRegression, KernelRidgeRegression
 from rayd.methods.gvbsm import GeneralizedMatching
+from rayd.methods.idc import EfficientParameterization
 from rayd.methods.idm import ImprovedDistributionMatching
 from rayd.methods.iid import RelatedDistributionMatching, RelatedImprovedMatching
 from rayd.methods.lsmtt import LowRankSpaceMatching
@@ -27,12 +31,16 @@ __all__ = [
     "AttentionDistillation",
     "ClassAwareSpectralMatching",
     "ConstantMemoryMatching",
+    "ContrastiveCondensation",
     "CurriculumDataAugmentation",
     "CurriculumFrequencyMatching",
     "DatasetCondensation",
     "DifficultyAlignedMatching",
+    "DirectedWeightAdjustment",
     "DistributionMatching",
+    "EfficientParameterization",
     "ElucidatedCondensation",
+    "FeatureAlignment",
     "FeatureRegression",
     "GeneralizedMatching",
     "ImprovedDistributionMatching",

@@ -21,6 +21,7 @@ from rayd.config import (
     validate,
 )
 from rayd.config.choices import LayerRole
+from rayd.config.ranking import RANKED
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError, nearest, unknown
 from rayd.objectives import Term
@@ -87,11 +88,17 @@ class Method(ABC):
             self._check_group(term)
             term.check(recipe)
         self._check_synthetic()
+        self._check_split()
         self.check()
 
     def _check_synthetic(self) -> None:
         """Refuse to learn what nothing has a gradient for."""
         settings = self.recipe.synthetic
+        if self.needs_experts and self.recipe.synthesis.sam_radius > 0:
+            raise ConfigError(
+                f"Method '{self.name}' follows experts, which takes no steps uphill: set "
+                "'synthesis.sam_radius: 0'."
+            )
         if not self.needs_experts and settings.step_size is not None:
             raise ConfigError(
                 f"Method '{self.name}' learns no step size of students: set 'synthetic.step_size: null'."
@@ -110,6 +117,23 @@ class Method(ABC):
             if not term.learns_labels:
                 raise ConfigError(
                     f"The term '{term.name}' needs the class of each image: set 'synthetic.labels: hard', or leave it out."
+                )
+
+    def _check_split(self) -> None:
+        """Refuse to cut the images of a step where something needs them all at once."""
+        if self.recipe.synthesis.split == 1:
+            return
+        cure = "set 'synthesis.split: 1'."
+        if self.needs_experts:
+            raise ConfigError(f"Students of method '{self.name}' train on all images: {cure}")
+        if self.recipe.real == "sampled":
+            raise ConfigError(f"Real images are sampled for all images of a step at once: {cure}")
+        if self.recipe.synthesis.sam_radius > 0:
+            raise ConfigError(f"'synthesis.sam_radius' moves all images of a step at once: {cure}")
+        for term in self.terms:
+            if not term.splits:
+                raise ConfigError(
+                    f"The term '{term.name}' needs all images of a step at once: {cure}"
                 )
 
     def _check_group(self, term: Term) -> None:
@@ -213,6 +237,8 @@ class Method(ABC):
             unused["experts"] = f"method '{self.name}' follows no experts."
         if "classifiers" not in self.groups:
             unused["classifiers"] = f"no term of method '{self.name}' is computed in classifiers."
+        if not {self.recipe.synthetic.init, *self.recipe.evaluation.baselines} & set(RANKED):
+            unused["ranking"] = "no images are selected by how networks learn them."
         any_trained = any(self.recipe.network_group(group).trained for group in self.groups)
         if (
             not any_trained

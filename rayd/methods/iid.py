@@ -6,7 +6,7 @@ Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillatio
 
     minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM          L_base  that of DM or of IDM
 
-    L_CC  class centralization, in networks of a pool that were trained on the real data        lambda_CC  0.05
+    L_CC  class centralization, in a network drawn from a pool that was trained on the real data        lambda_CC  0.05
     L_CM  covariance matching of local descriptors, in the network of L_base        lambda_CM  0.01
 
 The terms are in `rayd.objectives.relations`, with their symbols; any method may add them
@@ -16,7 +16,9 @@ The terms are in `rayd.objectives.relations`, with their symbols; any method may
 class, 0.003 and 0.01 for 50. The code has 0.05 and 0.01 on DM, but 0.01 and 0.03 on IDM, whatever
 the number of images; the paper's are the defaults here. The code draws one of 1,000 ResNet-18 with
 instance normalisation in each step, each trained for 40 epochs, the default; here they are the
-`classifiers`, ten unless said otherwise, squeezed once like all observers. The recipes follow the
+`classifiers`, ten unless said otherwise, squeezed once like all observers, of which a step draws
+one (`classifiers.order`). For 64 pixels they keep 2 x 2 positions of the last map, 2,048 features,
+as there. The recipes follow the
 paper: 30 epochs (`classifiers.squeeze.epochs`), images of step size 1 on IDM, too (IDM's own is 0.2
 with momentum 0.5, here 0.4 without), 256 real images of a class but for CIFAR with one image, and
 five students. Eq. 3 has an exponential whose scale the paper does not state, so that L_CC keeps

@@ -17,9 +17,13 @@ of the term:
 
     DM           filter: {name: all-pass}                                                        layers: features
     DC           filter: {name: low-pass}, signal_filter: {name: all-pass}
-    MTT          filter: {name: gradient, alpha: ..., power: p}
+    MTT          filter: {name: gradient, alpha: a, power: P}, signal_filter: {name: gradient-sum, alpha: a, power: P},
+                 real_filter: {name: gradient, alpha: b, power: Q}, real_signal_filter: {name: gradient-sum, alpha: b, power: Q}
     FRePo, KIP   filter: {name: ridge, beta: ...}                                                layers: features
     CFM          filter: {name: ridge, schedule: {name: cosine}}, and means over blocks: method `cfm`
+
+P are the steps of MTT's student on the synthetic images and Q those of its expert on the real ones
+(Eq. 10), of the sizes a and b.
 
 This is the filter of each, not the method: the networks, the pace, the set and what the filter is
 applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rayd.errors import ConfigError
-from rayd.networks.registry import TORCHVISION, find, given_options, refuse_options
+from rayd.networks.registry import TIMM, TORCHVISION, find, given_options, refuse_options
 from rayd.seeding import seeded
 from rayd.transfer import send
 
@@ -31,7 +31,6 @@ def build(
         classes: number of logits.
         seed: seed of the initial weights, drawn from a private stream that leaves torch's global
             generator unchanged; None draws them from the global generator.
-            generator as it was; None draws them from the global generator.
 
     Raises:
         ConfigError: the network or an option does not exist, or the images are too small for it.
@@ -47,6 +46,11 @@ def build(
 
             refuse_options(spec.name, given_options(spec))
             return build_torchvision(spec.name, shape, classes)
+        if spec.name.startswith(TIMM):
+            from rayd.networks.timm_models import build_timm
+
+            refuse_options(spec.name, given_options(spec))
+            return build_timm(spec.name, shape, classes)
         return find(spec.name).build(spec, shape, classes)
 
 

@@ -21,6 +21,7 @@ from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
+    from rayd.objectives.parts import OtherParts
 
 
 _NEEDS = {
@@ -45,6 +46,10 @@ class Observation:
     """
     images: Tensor
     """Input of the network, (N, channels, height, width)."""
+    others: OtherParts | None = None
+    """The other parts of the batch, where this is one: `logits` and FEATURES are those of the whole
+    batch, `images` and other layers those of this part.
+    """
 
 
 class FeatureExtractor(nn.Module):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TORCHVISION = "torchvision/"
 """Prefix of torchvision's models."""
+TIMM = "timm/"
+"""Prefix of the models of timm, which is an extra."""
 
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
@@ -82,7 +85,9 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
 
 
 def names() -> list[str]:
-    """Names of the registered architectures, sorted; `torchvision/<model>` is also accepted."""
+    """Names of the registered architectures, sorted; `torchvision/<model>` and `timm/<model>` are
+    also accepted.
+    """
     return sorted(_ARCHITECTURES)
 
 
@@ -93,27 +98,41 @@ def find(name: str) -> Architecture:
         ConfigError: it is unknown; the message names the nearest.
     """
     if name not in _ARCHITECTURES:
-        raise ConfigError(unknown("network", name, [*names(), "torchvision/<model>"]))
+        raise ConfigError(
+            unknown("network", name, [*names(), "torchvision/<model>", "timm/<model>"])
+        )
     return _ARCHITECTURES[name]
 
 
 def check(spec: NetworkSettings) -> None:
     """Check that a network and its options exist, independent of the images.
 
-    Models of torchvision are not looked up, as that would import it.
+    Models of torchvision and timm are not looked up, as that would import them.
 
     Raises:
-        ConfigError: the network or an option is unknown; the message names the nearest.
+        ConfigError: the network or an option is unknown; the message names the nearest. Or timm is
+            needed and missing.
     """
-    if spec.name.startswith(TORCHVISION):
+    if spec.name.startswith(TIMM):
+        require_timm(spec.name)
+    if spec.name.startswith((TORCHVISION, TIMM)):
         refuse_options(spec.name, given_options(spec))
     else:
         find(spec.name).check(spec)
 
 
 def given_options(spec: NetworkSettings) -> dict[str, int | str]:
-    """Architecture options set in `spec`: all settings but name and weights."""
-    return spec.model_dump(exclude={"name", "weights"}, exclude_none=True)
+    """Architecture options set in `spec`: all settings but those of other purpose."""
+    return spec.model_dump(exclude={"name", "weights", "learning_rate"}, exclude_none=True)
+
+
+def require_timm(name: str) -> None:
+    """Raise a ConfigError where timm is not installed, which a network needs."""
+    if find_spec("timm") is None:
+        raise ConfigError(
+            f"Network '{name}' needs the package timm, which is not installed: "
+            "pip install 'rayd[timm]'."
+        )
 
 
 def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...] = ()) -> None:

@@ -94,6 +94,30 @@ def resnet18(
     )
 
 
+@architecture("resnet18_pool4", norms=("batch", "instance", "group"))
+def resnet18_pool4(
+    shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"
+) -> nn.Sequential:
+    """`resnet18` that averages 4x4 windows of its last map instead of all of it.
+
+    The same for 32x32 pixels; for 64x64 the classifier reads 2048 features, as in the released code
+    of IID (Deng et al., CVPR 2024).
+    """
+    channels, height, breadth = shape
+    # three strides of 2 round up
+    last = (-(-height // 8), -(-breadth // 8))
+    window = (min(4, last[0]), min(4, last[1]))
+    positions = (last[0] // window[0]) * (last[1] // window[1])
+    return nn.Sequential(
+        OrderedDict(
+            features=_features(channels, width, norm, pooled=False),
+            pool=nn.AvgPool2d(window),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(8 * width * positions, classes),
+        )
+    )
+
+
 @architecture("resnet18_ap", norms=("batch", "instance", "group"))
 def resnet18_ap(
     shape: ImageShape, classes: int, *, width: int = 64, norm: Norm = "batch"

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from rayd.config import ObserverNetworkSettings
 
 TORCHVISION = "torchvision"
-"""Value of the setting `weights` for torchvision's pretrained weights."""
+"""Value of the setting `weights` for the pretrained weights that torchvision recommends; the name of
+others may follow a slash, as in `torchvision/IMAGENET1K_V1`.
+"""
 RESCALING = ("googlenet", "inception_v3")
 """Models whose pretrained weights expect another input scale, which torchvision only applies when
 it loads the weights itself.
@@ -66,8 +68,8 @@ def fingerprint(settings: ObserverNetworkSettings) -> str | None:
     """
     if settings.weights is None:
         return None
-    if settings.weights == TORCHVISION:
-        return str(_pretrained(settings.name))
+    if _of_torchvision(settings.weights):
+        return str(_pretrained(settings.name, settings.weights))
     path = _existing(settings.weights)
     try:
         return file_hash(path)
@@ -99,8 +101,11 @@ def load_weights(
         return
     own: dict[str, Tensor] = network.state_dict()
     classifier = _classifier(network)
-    if settings.weights == TORCHVISION:
-        weights = _from_torchvision(settings.name, classifier, class_names if head else None)
+    if _of_torchvision(settings.weights):
+        pretrained = _pretrained(settings.name, settings.weights)
+        weights = _from_torchvision(
+            settings.name, pretrained, classifier, class_names if head else None
+        )
     else:
         weights = _from_file(_existing(settings.weights))
     if head:
@@ -125,8 +130,13 @@ def _existing(weights: str) -> Path:
     return path
 
 
-def _pretrained(name: str) -> Any:
-    """Torchvision's default weights (an enumeration member) for a network."""
+def _of_torchvision(weights: str) -> bool:
+    """Whether the setting `weights` names those of torchvision rather than a file."""
+    return weights == TORCHVISION or weights.startswith(f"{TORCHVISION}/")
+
+
+def _pretrained(name: str, weights: str) -> Any:
+    """Torchvision's weights (an enumeration member) for a network: those named, or its default."""
     import torchvision
 
     model = name.removeprefix(PREFIX)
@@ -142,12 +152,23 @@ def _pretrained(name: str) -> Any:
             f"Network '{name}' cannot start from torchvision's weights, "
             "which were trained on images of another scale."
         )
-    return torchvision.models.get_model_weights(model).DEFAULT
+    known = torchvision.models.get_model_weights(model)
+    wanted = weights.partition("/")[2]
+    if not wanted:
+        return known.DEFAULT
+    if wanted not in known.__members__:
+        names = ", ".join(f"{TORCHVISION}/{member.name}" for member in known)
+        raise ConfigError(
+            f"The weights of network '{name}' must be {TORCHVISION} or one of {names}. "
+            f"Got '{weights}' instead."
+        )
+    return known[wanted]
 
 
-def _from_torchvision(name: str, classifier: str, class_names: Sequence[str] | None) -> _Weights:
+def _from_torchvision(
+    name: str, pretrained: Any, classifier: str, class_names: Sequence[str] | None
+) -> _Weights:
     """Torchvision's weights of a network, with the classifier's rows limited to given classes."""
-    pretrained = _pretrained(name)
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(pretrained.url).name
     try:
         tensors = pretrained.get_state_dict(

@@ -11,8 +11,10 @@ from rayd.objectives.attention import AttentionMatching
 from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
 from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
 from rayd.objectives.densification import Densification
+from rayd.objectives.discrimination import Discrimination, LayerMeanMatching
 from rayd.objectives.flatness import Flatness
 from rayd.objectives.gradients import GradientMatching
+from rayd.objectives.kernel_discrepancy import KernelDiscrepancy
 from rayd.objectives.means import MeanMatching, squared_mean_gap
 from rayd.objectives.moments import MomentMatching, NormalizationMatching
 from rayd.objectives.relations import Centralization, CovarianceMatching
@@ -39,8 +41,11 @@ __all__ = [
     "CrossEntropy",
     "CurriculumFilterMatching",
     "Densification",
+    "Discrimination",
     "Flatness",
     "GradientMatching",
+    "KernelDiscrepancy",
+    "LayerMeanMatching",
     "MeanMatching",
     "MomentDistance",
     "MomentMatching",

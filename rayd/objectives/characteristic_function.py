@@ -45,6 +45,7 @@ class CharacteristicFunctionMatching(Term):
 
     name = "characteristic_function"
     former_name = "spectral"
+    splits = True
 
     weight: float = Field(default=300.0, ge=0)
     """Factor of the term; 0 switches it off."""

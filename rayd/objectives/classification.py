@@ -35,6 +35,7 @@ class CrossEntropy(Term):
     name = "cross_entropy"
     for_any_method = True
     needs_classes = True
+    splits = True
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
@@ -65,6 +66,7 @@ class Calibration(Term):
 
     name = "calibration"
     needs_classes = True
+    splits = True
     through: ClassVar[NetworkGroup] = "classifiers"
 
     def __call__(
@@ -82,6 +84,7 @@ class ClassAware(Term):
     name = "class_aware"
     for_any_method = True
     needs_classes = True
+    splits = True
 
     weight: float = Field(default=50.0, ge=0)
     """Factor of the term; 0 switches it off."""

@@ -12,6 +12,12 @@ regularisation:
 Images that move along a sharp ridge of the loss leave their average behind; a small divergence
 means a flat neighbourhood.
 
+`compare: statistics` is the paper's first form (L_FR, Table 4), which compares all statistics that
+`moments` matches instead of the logits: distances of means and variances of the inputs of
+normalisations and convolutions, by channel and patch, not squared, of the images and their average;
+it has no temperature. It costs about as much again as that term. Sharpness-aware minimisation,
+which the same table compares with, is `synthesis.sam_radius`.
+
 **Paper and released code differ.** The code has KL(average || image), the other direction; it
 divides by the number of classes too (`reduction="mean"`), so that its weight is that many times
 smaller; and the shipped scripts leave the term out. Here the printed formula is the default,
@@ -22,17 +28,23 @@ before they move, ours after.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rayd.config.choices import Direction
+from rayd.config import Recipe, When
+from rayd.config.choices import Direction, LayerRole
+from rayd.errors import ConfigError
 from rayd.objectives.terms import Context, RealStatistics, Term
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rayd.networks import Observation
+    from rayd.objectives.moments import MomentMatching
+    from rayd.objectives.specification import StatisticSpec
+    from rayd.statistics import Moments, Transform
 
 
 def softened_divergence(
@@ -52,18 +64,53 @@ def softened_divergence(
     return functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
+def statistics_apart(
+    current: Observation, average: Observation, specs: Sequence[StatisticSpec]
+) -> Tensor:
+    """Sum over layers of the distances of means and of variances over all images, as `moments`
+    compares them with the real ones; a scalar, differentiable in the current ones.
+    """
+    import torch
+
+    parts = []
+    for spec in specs:
+        layers = zip(current.layers[spec.layer_role], average.layers[spec.layer_role], strict=True)
+        for now, then in layers:
+            ours, theirs = (_over_all(spec.transform, maps) for maps in (now, then.detach()))
+            parts.append(torch.linalg.vector_norm(ours.mean - theirs.mean))
+            parts.append(torch.linalg.vector_norm(ours.variance - theirs.variance))
+    return torch.stack(parts).sum()
+
+
+def _over_all(transform: Transform, maps: Tensor) -> Moments:
+    """Moments of all maps (N, c, h, w) together."""
+    import torch
+
+    from rayd.statistics import Moments
+
+    together = torch.zeros(len(maps), dtype=torch.long, device=maps.device)
+    return Moments.of_samples(transform.moments(maps), together, 1)
+
+
 class Flatness(Term):
     """Divergence of an observer's output on the images from that on their moving average."""
 
     name = "flatness"
     for_any_method = True
     needs_classes = True
+    splits = True
 
     weight: float = Field(default=0.25, ge=0)
     """Factor of the term; 0 switches it off."""
-    temperature: float = Field(default=4.0, gt=0)
+    compare: Literal["logits", "statistics"] = "logits"
+    """What must stay: softened logits (L'_FR of EDC), or means and variances of the inputs of all
+    normalisations and convolutions, by channel and patch (L_FR, Table 4).
+    """
+    patch: Annotated[int, When(compare="statistics")] = Field(default=4, ge=1)
+    """Side of a patch, in positions of a convolution's input."""
+    temperature: Annotated[float, When(compare="logits")] = Field(default=4.0, gt=0)
     """Of the softened logits of the images and of their average."""
-    direction: Direction = "current"
+    direction: Annotated[Direction, When(compare="logits")] = "current"
     """Which distribution stands first in the divergence: that of the images (paper) or of their
     average (released code).
     """
@@ -75,9 +122,40 @@ class Flatness(Term):
         """The decay."""
         return self.decay
 
+    def check(self, recipe: Recipe) -> None:
+        """Refuse parts of a step where statistics of all its images are compared."""
+        if self.compare == "statistics" and recipe.synthesis.split > 1:
+            raise ConfigError(
+                "'terms.flatness.compare: statistics' needs all images of a step at once: set "
+                "'synthesis.split: 1'."
+            )
+
+    @property
+    def _moments(self) -> MomentMatching:
+        """The term whose statistics are compared."""
+        from rayd.objectives.moments import MomentMatching
+
+        return MomentMatching(patch=self.patch)
+
+    @property
+    def layer_roles(self) -> frozenset[LayerRole]:
+        """Inputs of normalisations and convolutions, where these are compared."""
+        if self.compare == "logits":
+            return frozenset()
+        return frozenset(spec.layer_role for spec in self._moments.specs)
+
+    @property
+    def optional(self) -> frozenset[LayerRole]:
+        """Normalisations."""
+        return self._moments.optional
+
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Mean over the images, differentiable in the logits (N, classes) of the images now."""
+        """Mean over the images, or sum over the layers; differentiable in what the observer makes of
+        the images now.
+        """
+        if self.compare == "statistics":
+            return statistics_apart(seen, context.average_observation(), self._moments.specs)
         average = context.average_logits().detach().to(seen.logits)
         return softened_divergence(seen.logits, average, self.temperature, self.direction)

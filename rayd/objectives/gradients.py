@@ -11,7 +11,12 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
           rows (out, in k k), a linear layer (out, in); parameters of one dimension (biases,
           normalisations) add nothing
 
-The distance is independent of the length of gradients. For a linear model that regresses labels y on
+`distance: squared` is sum_l || g_l - h_l ||^2 over the same parameters, `absolute` the sum of
+absolute differences (Kim et al., IDC, ICML 2022); these depend on lengths. `classes: together` adds
+the gradients of all classes up before they are compared, so that what classes have in common cancels
+or adds up alike on both sides and contrasts between classes count (Lee et al., DCC, ICML 2022).
+
+The cosine distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
 go from W to (I - alpha C) W + alpha S (Bo, Liu and Wang, UniDD, ICLR 2026; see
 `rayd.objectives.filters`).
@@ -28,7 +33,7 @@ followed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rayd.objectives.terms import Context, RealStatistics, Term
 
@@ -83,6 +88,34 @@ def _rows_apart(real: Tensor, synthetic: Tensor) -> Tensor:
     return (1 - product / (lengths + EPSILON)).sum()
 
 
+def squared_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """Sum of the squared differences of all entries of parameters with rows, a scalar; arguments as
+    of `gradient_distance`.
+    """
+    return _entries_apart(real, synthetic, 2)
+
+
+def absolute_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Tensor:
+    """Sum of the absolute differences of all entries of parameters with rows, a scalar; arguments as
+    of `gradient_distance`.
+    """
+    return _entries_apart(real, synthetic, 1)
+
+
+def _entries_apart(real: Sequence[Tensor], synthetic: Sequence[Tensor], power: int) -> Tensor:
+    import torch
+
+    parts = [
+        (one.float() - other.float() if one.dtype == torch.bfloat16 else one - other)
+        .abs()
+        .pow(power)
+        .sum()
+        for one, other in zip(real, synthetic, strict=True)
+        if one.ndim > 1
+    ]
+    return torch.stack(parts).sum()
+
+
 def loss_gradients(
     network: nn.Module, images: Tensor, labels: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, ...]:
@@ -115,21 +148,47 @@ class GradientMatching(Term):
     name = "gradient"
     needs_batch = True
 
+    distance: Literal["cosine", "squared", "absolute"] = "cosine"
+    """Distance of two gradients: of the directions of their rows (DC), or squared or absolute
+    differences of their entries (IDC).
+    """
+    classes: Literal["each", "together"] = "each"
+    """Whether gradients are compared class by class, or added up over the classes before (DCC)."""
+
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over the classes that the synthetic images have; labels are class indices (N,)."""
+        """Sum over the classes that the synthetic images have, or the distance of the sums; labels
+        are class indices (N,).
+        """
         import torch
 
         from rayd.derived import rows_by_class
 
         network, batch = context.seen_through()
-        parts = []
+        measure = {
+            "cosine": gradient_distance,
+            "squared": squared_distance,
+            "absolute": absolute_distance,
+        }[self.distance]
+        real_sides = []
+        synthetic_sides = []
         # rows are known on the host: a mask for each class would wait for the device five times
         real_rows = rows_by_class(batch.labels)
         for label, ours in rows_by_class(labels).items():
             theirs = real_rows[label]
             wanted = loss_gradients(network, batch.images[theirs], batch.labels[theirs])
             given = loss_gradients(network, seen.images[ours], labels[ours], create_graph=True)
-            parts.append(gradient_distance(wanted, given))
-        return torch.stack(parts).sum()
+            real_sides.append(wanted)
+            synthetic_sides.append(given)
+        if self.classes == "together":
+            return measure(_added(real_sides), _added(synthetic_sides))
+        pairs = zip(real_sides, synthetic_sides, strict=True)
+        return torch.stack([measure(*pair) for pair in pairs]).sum()
+
+
+def _added(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Sums of the gradients of all classes, parameter by parameter."""
+    import torch
+
+    return [torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True)]

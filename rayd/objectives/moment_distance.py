@@ -5,7 +5,7 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
 (Shao et al., NeurIPS 2024: soft category-aware matching):
 
     loss = sum_l w_l [ a D(all X, all T) + (1 - a) sum_c p(c) D(X_c, T_c) ]
-    D(X, T) = || mean_l(X) - mean_l(T) ||_2 + || var_l(X) - var_l(T) ||_2
+    D(X, T) = || mean_l(X) - mean_l(T) ||_2 + v || var_l(X) - var_l(T) ||_2
 
     l    layers of the roles under a transform: inputs of normalisations or convolutions by channel,
          or by patch
@@ -14,6 +14,7 @@ normalisations), of G-VBSM (Shao et al., CVPR 2024: inputs of convolutions too, 
     T    real images; statistics of all of them are merged from those of the classes, the part
          between classes included
     w_l  1, but for the first layer of a role         a  alpha, a share in [0, 1]
+    v    1, but for DWA (Du et al., NeurIPS 2024)
 
 Norms are not squared, variances are biased. Statistics of X may be smoothed over steps (G-VBSM):
 with m in [0, 1)
@@ -56,6 +57,7 @@ from torch import Tensor
 
 from rayd.config.choices import Category
 from rayd.networks import LayerRole, Observation
+from rayd.objectives.parts import OtherParts
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, RealStatistics
@@ -81,6 +83,7 @@ class MomentDistance:
         momentum: float = 0.0,
         first_layer_weight: Mapping[LayerRole, float] | None = None,
         drop: Mapping[LayerRole, float] | None = None,
+        variance_weight: float = 1.0,
     ):
         """Match the moments that `specs` name.
 
@@ -94,6 +97,7 @@ class MomentDistance:
                 roles that are not named.
             drop: probability with which a layer of a role is left out of a call; 0 for roles that
                 are not named.
+            variance_weight: factor of the distances of variances.
 
         Raises:
             ValueError: an argument is out of its range.
@@ -105,6 +109,7 @@ class MomentDistance:
         self._momentum = momentum
         self._first = dict(first_layer_weight or {})
         self._drop = dict(drop or {})
+        self._variance_weight = variance_weight
         self._derived: WeakKeyDictionary[Moments, Targets] = WeakKeyDictionary()
         for label, value in {
             "alpha": alpha,
@@ -129,7 +134,7 @@ class MomentDistance:
     ) -> Tensor:
         """Weighted sum of the distances of all layers; labels are class indices (N,)."""
         layers = [
-            _Layer(spec, place, maps)
+            _Layer(spec, place, maps, seen.others)
             for spec in self.specs
             for place, maps in enumerate(seen.layers[spec.layer_role])
         ]
@@ -149,6 +154,7 @@ class MomentDistance:
             weights=weights,
             momentum=self._momentum,
             memory=context.memory,
+            variance_weight=self._variance_weight,
         )
         return self._distance(targets, samples, labels, table)
 
@@ -230,6 +236,13 @@ class _Layer(NamedTuple):
     spec: StatisticSpec
     place: int
     maps: Tensor
+    others: OtherParts | None
+
+    @property
+    def moments(self) -> SampleMoments:
+        """Of every image of the batch."""
+        own = self.spec.transform.moments(self.maps)
+        return own if self.others is None else self.others.samples(self.spec, self.place, own)
 
 
 @dataclass(frozen=True)
@@ -246,6 +259,8 @@ class _Table:
     """Of the layers (L,)."""
     momentum: float
     memory: dict[str, Tensor]
+    variance_weight: float
+    """Factor of the distances of variances."""
 
     def smoothed(self, rows: str, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Both statistics (K, D), smoothed over steps."""
@@ -273,6 +288,8 @@ class _Table:
         """
         means = _root((mean - target.mean[:, self.columns]).square() @ self.layers)
         variances = _root((variance - target.variance[:, self.columns]).square() @ self.layers)
+        if self.variance_weight != 1:
+            variances = self.variance_weight * variances
         return target.share @ (means + variances) @ self.weights
 
 
@@ -280,7 +297,7 @@ def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
     """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
     how many they have.
     """
-    parts = [layer.spec.transform.moments(layer.maps) for layer in layers]
+    parts = [layer.moments for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)
     return SampleMoments(means, torch.cat([part.m2 / part.size for part in parts], 1), 1)
 

@@ -25,11 +25,14 @@ class NormalizationMatching(Term):
     """Means and variances of the inputs of batch normalisations, over all images (SRe2L, CDA)."""
 
     name = "moments"
+    splits = True
 
     weight: float = Field(default=0.01, ge=0)
     """Factor of the term; 0 switches it off."""
     first_layer_weight: float = Field(default=10.0, ge=0)
     """Factor of the first normalisation."""
+    variance_weight: float = Field(default=1.0, ge=0)
+    """Factor of the distance of variances beside that of means (DWA: 11)."""
 
     @cached_property
     def distance(self) -> MomentDistance:
@@ -40,7 +43,9 @@ class NormalizationMatching(Term):
 
         normalizations = StatisticSpec(LayerRole.BN_INPUTS, Channels(), Moments)
         first = {LayerRole.BN_INPUTS: self.first_layer_weight}
-        return MomentDistance([normalizations], first_layer_weight=first)
+        return MomentDistance(
+            [normalizations], first_layer_weight=first, variance_weight=self.variance_weight
+        )
 
     @property
     def specs(self) -> tuple[StatisticSpec, ...]:
@@ -60,6 +65,7 @@ class MomentMatching(Term):
     """
 
     name = "moments"
+    splits = True
 
     weight: float = Field(default=0.01, ge=0)
     """Factor of the term; 0 switches it off."""

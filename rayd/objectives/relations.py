@@ -78,6 +78,7 @@ class Centralization(Term):
     for_any_method = True
     through: ClassVar[NetworkGroup] = "classifiers"
     needs_classes = True
+    splits = True
 
     weight: float = Field(default=0.05, ge=0)
     """Factor of the term; 0 switches it off."""

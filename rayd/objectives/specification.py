@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayd.config.choices import LayerRole
 from rayd.networks import Observation
-from rayd.statistics import Statistic, StatisticKind, Transform
+from rayd.statistics import Moments, Statistic, StatisticKind, Transform
 from rayd.statistics.base import VECTORS
 from rayd.statistics.kinds import kind_of
 
@@ -130,10 +130,19 @@ class StatisticSpec:
         and frequencies.
         """
         rows = self.kind.rows(labels)
-        found = []
-        for statistic, layer in zip(like, seen.layers[self.layer_role], strict=True):
+        found: list[Statistic] = []
+        others = None if self.layer_role == LayerRole.FEATURES else seen.others
+        if others is not None and self.kind.statistic is not Moments:
+            rows = rows[others.rows]
+        layers = seen.layers[self.layer_role]
+        for place, (statistic, layer) in enumerate(zip(like, layers, strict=True)):
             features, transform = self._features(layer)
-            found.append(statistic.like(features, rows, transform))
+            if others is not None and isinstance(statistic, Moments):
+                samples = others.samples(self, place, transform.moments(features))
+                found.append(statistic.of_samples(samples, rows, len(statistic.count)))
+                continue
+            own = statistic.like(features, rows, transform)
+            found.append(own if others is None else others.merged(self, place, own))
         return tuple(found)
 
     def update(self, into: tuple[Statistic, ...], seen: Observation, labels: Tensor) -> None:

@@ -35,6 +35,13 @@ def filter_now(settings: FilterSettings, context: Context) -> Filter:
     return of_settings(settings, filter_parameter(schedule, settings.parameter, progress))
 
 
+def _filters_now(matrix: FilterSettings, signal: FilterSettings, context: Context) -> Filters:
+    """Filters of one side where a term is called."""
+    from rayd.objectives.factors import Filters
+
+    return Filters(filter_now(matrix, context), filter_now(signal, context))
+
+
 _SIGNALLED = When(signal_weight=True)
 
 
@@ -50,6 +57,14 @@ class SpectralFilterMatching(Term):
     """Filter of the correlations of features."""
     signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
     """Filter of the signal; absent: the same."""
+    real_filter: FilterSettings | None = None
+    """Filter of the real side, where it is another than that of the synthetic one; absent: the
+    same.
+    """
+    real_signal_filter: Annotated[FilterSettings | None, _SIGNALLED] = None
+    """Filter of the signal on the real side; absent: `signal_filter`, or else that of the real
+    side.
+    """
     filter_weight: float = Field(default=1.0, ge=0)
     """Of the distance of filtered correlations."""
     signal_weight: float = Field(default=1.0, ge=0)
@@ -68,11 +83,14 @@ class SpectralFilterMatching(Term):
         return self
 
     def filters(self, context: Context) -> Filters:
-        """Both filters where a term is called."""
-        from rayd.objectives.factors import Filters
+        """Both filters of the synthetic side where a term is called."""
+        return _filters_now(self.filter, self.signal_filter or self.filter, context)
 
-        both = (self.filter, self.filter if self.signal_filter is None else self.signal_filter)
-        return Filters(*(filter_now(settings, context) for settings in both))
+    def real_filters(self, context: Context) -> Filters:
+        """Both filters of the real side where a term is called."""
+        matrix = self.real_filter or self.filter
+        signal = self.real_signal_filter or self.signal_filter or matrix
+        return _filters_now(matrix, signal, context)
 
     @property
     def averages_blocks(self) -> bool:
@@ -86,6 +104,7 @@ class SpectralFilterMatching(Term):
 
         return SpectralFilterDistance(
             self.filters,
+            real_filters=self.real_filters,
             signal=self.signal,
             filter_weight=self.filter_weight,
             signal_weight=self.signal_weight,

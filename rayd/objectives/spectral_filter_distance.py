@@ -4,7 +4,7 @@ Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (U
 one objective, f(X^T X) g(X^T Y) compared between real and synthetic features, once with g = 1 and
 once with g the signal itself,
 
-    loss = sum_l  w || f(C_l) - f(C'_l) ||_F  +  v || f(C_l) S_l - f(C'_l) S'_l ||_2
+    loss = sum_l  w || f(C_l) - f'(C'_l) ||_F  +  v || g(C_l) S_l - g'(C'_l) S'_l ||_2
 
     l      inputs of convolutions, shortcuts left out; a vector is the d channels at one position of one image
     C_l    covariance of the vectors over all images and positions, "FFC" (d, d): biased, of all classes together
@@ -13,12 +13,18 @@ once with g the signal itself,
     C', S' the same of the synthetic images, averaged with those of earlier blocks where `updating`
     (see
            `rayd.objectives.running`)
-    f      the filter of this step, the same for all layers (see `rayd.objectives.filters`)      w, v  weights, 1
+    f, g   the filters of this step, of the matrices and of the signal, the same for all layers (see
+           `rayd.objectives.filters`); f', g' those of the synthetic side. Most often all four are one
+    w, v   weights, 1
 
 Norms are not squared, the second one too is over all entries, and all layers have the same weight.
 The filter decides whose objective it is: all-pass leaves the signals alone (DM); low-pass on the
-matrices beside all-pass on the signals is DC; gradient steps are MTT; a ridge is FRePo and KIP, and
-with a schedule CFM.
+matrices beside all-pass on the signals is DC; a ridge is FRePo and KIP, and with a schedule CFM.
+
+MTT has two sides (Eq. 10). Weights W of a linear regression on S, by P gradient steps of size a from
+W_0, are (I - a C')^P W_0 + a sum_{i<P} (I - a C')^i S', and an expert's, by Q steps of size b, the
+same of the real side. What multiplies W_0 is compared as matrices, with f' = `GradientStep`(a, P) and
+f = `GradientStep`(b, Q), and the rest as signals, with `GradientSum` of the same arguments.
 
 **Paper and released code differ.**
 
@@ -39,7 +45,7 @@ eigenvalue), the layers concerned are worked on in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -51,6 +57,7 @@ from rayd.derived import derived, on_host
 from rayd.errors import RunError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
+from rayd.objectives.filters import Filter
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.terms import Context, RealStatistics
@@ -79,6 +86,7 @@ class SpectralFilterDistance:
         self,
         filters: Callable[[Context], Filters],
         *,
+        real_filters: Callable[[Context], Filters] | None = None,
         signal: Signal = "class",
         filter_weight: float = 1.0,
         signal_weight: float = 1.0,
@@ -89,6 +97,7 @@ class SpectralFilterDistance:
 
         Args:
             filters: those of a call: a function of the context's `progress`, `block` and `blocks`.
+            real_filters: those of the real side, where they differ from the synthetic side's.
             signal: by class or the mean.
             filter_weight: of the distance of the filtered matrices, the w.
             signal_weight: of the distance of the signals, the v.
@@ -106,6 +115,7 @@ class SpectralFilterDistance:
             )
         self.filters = filters
         """Those of a call."""
+        self._real_filters = real_filters or filters
         self._weights = (filter_weight, signal_weight)
         self._updating = updating
         self.matrices = StatisticSpec(tap, Channels(), Pooled(Covariance))
@@ -129,7 +139,8 @@ class SpectralFilterDistance:
         """
         groups = self._factors(real).groups
         filters = self.filters(context)
-        seen = self._precise(seen, groups, filters)
+        real_filters = self._real_filters(context)
+        seen = self._precise(seen, groups, (*filters, *real_filters))
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         mean = RunningMeans(context) if self._updating else _as_it_is
         stacked = []
@@ -149,7 +160,7 @@ class SpectralFilterDistance:
             )
         parts = []
         for group, ours in zip(groups, _filtered(filters, stacked, with_signals), strict=True):
-            theirs = group.through(filters, ours.matrices.dtype)
+            theirs = group.through(real_filters, ours.matrices.dtype)
             gaps = zip(self._weights, theirs, ours, strict=True)
             parts += [weight * distances(one, other) for weight, one, other in gaps if weight > 0]
         return torch.stack([part.to(seen.logits.dtype) for part in parts]).sum()
@@ -176,7 +187,9 @@ class SpectralFilterDistance:
         scales = derived(labels, f"{known} there", lambda: upload(scales, labels.device))
         return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
 
-    def _precise(self, seen: Observation, groups: list[Group], filters: Filters) -> Observation:
+    def _precise(
+        self, seen: Observation, groups: list[Group], filters: Sequence[Filter]
+    ) -> Observation:
         """The same, in float64 where a filter depends on details that float32 would round away."""
         detail = min(one.detail for one in filters)
         layers = list(seen.layers[self.matrices.layer_role])

@@ -20,6 +20,8 @@ class StatisticTerm(Term):
     A subclass says which statistic (`spec`) and which distance (`distance`).
     """
 
+    splits = True
+
     @property
     @abstractmethod
     def spec(self) -> StatisticSpec:

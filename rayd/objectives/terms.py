@@ -31,7 +31,7 @@ def _no_draws(purpose: str) -> torch.Generator:
     raise RuntimeError(f"This context has no generator for the purpose '{purpose}'.")
 
 
-def _no_average() -> Tensor:
+def _no_average() -> Any:
     raise RuntimeError(
         "There is no moving average of the images: the term must have an 'averaging' decay."
     )
@@ -65,6 +65,10 @@ class Context:
     """
     average_logits: Callable[[], Tensor] = _no_average
     """Logits (N, classes) of the moving average of the images, under the same view, without
+    graph; for terms with an `averaging` decay.
+    """
+    average_observation: Callable[[], Observation] = _no_average
+    """The observer's output on the moving average of the images, under the same view, without
     graph; for terms with an `averaging` decay.
     """
     accuracy: float | Tensor = 0.0
@@ -116,6 +120,10 @@ class Term(Settings, ABC):
     """Whether these networks must know the classes, that is be trained on the real data."""
     needs_batch: ClassVar[bool] = False
     """Whether it takes a real mini-batch itself, not a statistic; only `real: sampled` has one."""
+    splits: ClassVar[bool] = False
+    """Whether the images of a step may be in parts (`synthesis.split`): it reads logits, features
+    and statistics alone (see `rayd.objectives.parts`), and goes through the network only once.
+    """
     learns_labels: ClassVar[bool] = False
     """Whether it accepts rows of probabilities for labels, and has a gradient for them."""
     registry: ClassVar[dict[str, type[Term]]] = {}

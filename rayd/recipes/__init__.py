@@ -16,12 +16,14 @@ from rayd import methods
 from rayd.config import (
     MeasuredResult,
     PaperResult,
+    PaperResults,
     Recipe,
     Settings,
     TermSettings,
     lookup,
     merge,
     nested,
+    own_result,
     validate,
     with_new_names,
     with_protocol,
@@ -29,13 +31,26 @@ from rayd.config import (
     without_unknown,
 )
 from rayd.config.reading import RENAMED_BY_METHOD
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, unknown
 from rayd.objectives import Term
-from rayd.recipes.tables import cell_of, check_bases, combined, find, is_file, layers, names, read
+from rayd.recipes.tables import (
+    about,
+    cell_of,
+    check_bases,
+    combined,
+    families,
+    find,
+    is_file,
+    layers,
+    names,
+    read,
+)
 
 __all__ = [
     "Headline",
+    "about",
     "assemble",
+    "families",
     "find",
     "headlines",
     "is_file",
@@ -59,15 +74,42 @@ class Headline(Settings):
     """Images per class."""
     summary: str = ""
     """What it reproduces, in one line."""
-    paper: PaperResult | None = None
-    """The published number."""
+    paper: PaperResults = ()
+    """Published results, the recipe's own network first."""
     measured: tuple[MeasuredResult, ...] = ()
     """Our numbers."""
 
+    @property
+    def published(self) -> PaperResult | None:
+        """Published accuracy of the recipe as it stands, by its own students; None without one."""
+        return own_result(self.paper)
 
-def headlines() -> list[Headline]:
-    """The built-in recipes at a glance, in the order of `names`; their methods are not built."""
-    return [_headline(name) for name in names()]
+
+def headlines(
+    method: str | None = None, data: str | None = None, measured: bool = False
+) -> list[Headline]:
+    """The built-in recipes at a glance, in the order of `names`; their methods are not built.
+
+    Args:
+        method: of which method; absent: of all.
+        data: of which data; absent: of all.
+        measured: those alone that have a result of ours.
+
+    Raises:
+        ConfigError: there is no such method, or no recipe of such data.
+    """
+    found = [_headline(name) for name in names()]
+    for key, wanted in (("method", method), ("data", data)):
+        known = {getattr(headline, key) for headline in found}
+        if wanted is not None and wanted not in known:
+            raise ConfigError(unknown(key, wanted, known, "the recipes"))
+    return [
+        headline
+        for headline in found
+        if method in (None, headline.method)
+        and data in (None, headline.data)
+        and (headline.measured or not measured)
+    ]
 
 
 def _headline(name: str) -> Headline:
@@ -106,7 +148,7 @@ def resolve(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None
     changed = [key for key in before if before[key] != after[key]]
     if not changed:
         return recipe
-    update: dict[str, Any] = {"paper": None, "measured": ()}
+    update: dict[str, Any] = {"paper": (), "measured": ()}
     if overrides is None or "name" not in overrides:
         update["name"] = _named_by_content(recipe)
         update["summary"] = f"Recipe '{tree['name']}' with other settings: {', '.join(changed)}"

@@ -12,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic.json_schema import models_json_schema
+from pydantic_core import to_jsonable_python
 
 from rayd import methods
-from rayd.config import DataSettings, Recipe
+from rayd.config import DataSettings, Recipe, Settings
 from rayd.objectives import Term
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-BY_NAME = ("NetworkSettings", "ObserverNetworkSettings")
+BY_NAME = ("NetworkSettings", "ObserverNetworkSettings", "StudentNetworkSettings")
 """Settings for which a bare name may stand."""
 
 
@@ -32,8 +33,8 @@ def schema() -> dict[str, Any]:
     objectives = {name: methods.get(name).settings_type for name in methods.names()}
     terms = {name: _terms_of(name) for name in methods.names()}
     of_terms = [kind for kinds in terms.values() for kind in kinds.values()]
-    models = dict.fromkeys([Recipe, *objectives.values(), *of_terms])
-    references, shared = models_json_schema([(model, "validation") for model in models])  # type: ignore[misc]
+    models: dict[type[Settings], None] = dict.fromkeys([Recipe, *objectives.values(), *of_terms])
+    references, shared = models_json_schema([(model, "validation") for model in models])
     definitions = shared["$defs"]
     recipe = dict(definitions.pop(_name_in(references[Recipe, "validation"])))
     recipe.pop("required", None)
@@ -61,6 +62,10 @@ def schema() -> dict[str, Any]:
         }
         for name, kinds in terms.items()
     ]
+    for model in models:
+        for field in model.model_fields.values():
+            if isinstance(field.default, Settings):
+                _allow_defaults(definitions, field.default)
     # a weight of null is the method's own
     for kind in set(of_terms):
         properties = definitions[_name_in(references[kind, "validation"])]["properties"]
@@ -72,6 +77,23 @@ def schema() -> dict[str, Any]:
     recipe["$defs"] = definitions
     relaxed: dict[str, Any] = _relaxed(recipe)
     return relaxed
+
+
+def _allow_defaults(definitions: dict[str, Any], settings: Settings) -> None:
+    """Allow the values of these settings and of those inside them where they have no effect.
+
+    A model may hold settings with other defaults than theirs, as UniDD's filter does.
+    """
+    for condition in definitions.get(type(settings).__name__, {}).get("allOf", []):
+        for name, value in condition["then"]["properties"].items():
+            allowed = value.get("enum") or [value["const"]]
+            given = to_jsonable_python(getattr(settings, name))
+            if given not in allowed:
+                value.pop("const", None)
+                value["enum"] = [*allowed, given]
+    for _, inner in settings:
+        if isinstance(inner, Settings):
+            _allow_defaults(definitions, inner)
 
 
 def _terms_of(method: str) -> dict[str, type[Term]]:

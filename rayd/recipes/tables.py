@@ -2,6 +2,7 @@
 
 A table is a file with a base, which all of its cells share, and cells that say only what differs:
 
+    about: DM with a pool of observers.
     base: {method: dm, data: cifar10, evaluation: {epochs: 1000}}
     cells:
       dm-cifar10-ipc1: {ipc: 1, synthesis: {steps: 500}}
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rayd import results
 from rayd.config import (
@@ -38,11 +39,14 @@ from rayd.config import (
     with_protocol,
 )
 from rayd.errors import ConfigError, nearest
+from rayd.results import papers
 
 FOLDER = Path(str(resources.files(__package__)))
 """Where the tables are."""
 _CELL = re.compile(r"^  ([\w.-]+):", re.MULTILINE)
 """A cell's name, as it begins its lines in a table."""
+QUICK = ("digits", "reduced")
+"""Tables of recipes that need no GPU."""
 TITLES = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -92,9 +96,28 @@ def _tables_by_cell() -> Mapping[str, Path]:
 @cache
 def _table(path: Path) -> Mapping[str, Cell]:
     """The cells of a table by name."""
-    table = packaged_yaml(path)
+    table = _read(path)
     base = table.get("base", {})
     return {name: Cell(path, settings, base) for name, settings in table["cells"].items()}
+
+
+@cache
+def _read(path: Path) -> Mapping[str, Any]:
+    """A table as it is written."""
+    return cast("Mapping[str, Any]", packaged_yaml(path))
+
+
+def families() -> dict[str, list[str]]:
+    """Recipes by their table, in alphabetical order; the quick ones come first."""
+    found: dict[str, list[str]] = {}
+    for name, path in _tables_by_cell().items():
+        found.setdefault(path.stem, []).append(name)
+    return dict(sorted(found.items(), key=lambda family: (family[0] not in QUICK, family[0])))
+
+
+def about(family: str) -> str:
+    """What the recipes of a table have in common, in one line."""
+    return str(_read(FOLDER / f"{family}.yaml").get("about", ""))
 
 
 def names() -> list[str]:
@@ -145,17 +168,18 @@ def layers(name_or_path: str | Path) -> list[Layer]:
 def combined(parts: Sequence[Layer]) -> dict[str, Any]:
     """The layers of a recipe laid on each other; they share what is not changed with the tables.
 
-    What a recipe is called and what was measured for it are not handed on, and a paper's number
-    stays with its cell: a layer that changes the method, the data or the budget drops it. Built-in
-    recipes come with the results that are kept for them.
+    What a recipe is called and what was measured for it are not handed on, and papers' results stay
+    with their cell: a file that changes the method, the data or the budget drops them. Built-in
+    recipes come with the results that are kept for them (`rayd.results`).
     """
     tree: dict[str, Any] = {}
     for part in parts:
         under = {key: value for key, value in tree.items() if key not in ("name", "measured")}
         tree = merge(under, with_protocol(part.settings, under))
-        inherits = under.get("paper") and "paper" not in part.settings
-        if inherits and cell_of(under) != cell_of(tree):
-            tree["paper"] = None
+        if not is_file(part.source):
+            tree |= {"paper": papers.of(part.source)}
+        elif "paper" not in part.settings and cell_of(under) != cell_of(tree):
+            tree |= {"paper": []}
 
     own = parts[-1].source
     if not is_file(own):

@@ -46,8 +46,8 @@ def _cells(headline: Headline, result: MeasuredResult) -> Iterator[str]:
     """The cells of a result's row."""
     yield f"`{' '.join([headline.name, *_overrides(result.command)])}`"
     yield str(headline.ipc)
-    paper = headline.paper
-    yield "" if paper is None else _number(paper.accuracy, paper.std)
+    paper = headline.published
+    yield "" if paper is None else _number(paper.value, paper.std)
     yield _number(result.accuracy, result.std)
     yield _number(result.random)
     yield _number(result.whole)

@@ -10,7 +10,7 @@ the mean over places too. The two differ by how much the mean map itself varies 
 which is no relation between features of samples. Few samples suffice: n_c s descriptors stand for d
 (d + 1) / 2 numbers, where a covariance of whole maps would have (d s)^2.
 
-Used by IID (covariance matching; Deng et al., CVPR 2024, Eq. 8 and 9).
+Used by IID (covariance matching; Deng et al., CVPR 2024, Eq. 6 and 7).
 """
 
 from __future__ import annotations

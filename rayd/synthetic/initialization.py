@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Generator, Tensor
@@ -63,11 +64,15 @@ def _sharing(recipe: Recipe, data: ImageData) -> tuple[int, int]:
 
 
 def initial(
-    recipe: Recipe, data: ImageData, stitched: Tensor | None = None, logits: Tensor | None = None
+    recipe: Recipe,
+    data: ImageData,
+    stitched: Tensor | None = None,
+    logits: Tensor | None = None,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> SyntheticSet:
     """Create the synthetic set before the first step.
 
-    Real images are drawn, or selected by herding or k-center on normalised pixels; noise is
+    Real images are drawn, or selected on normalised pixels or by scores; noise is
     standard normal in normalised space. Low-rank images approximate real ones as closely as
     possible. A class with too few real images uses each of them before any is repeated;
     `check_budget` determines which runs may do that.
@@ -78,6 +83,7 @@ def initial(
         stitched: RDED's images, uint8 (n, C, H, W), which depend on an observer.
         logits: predictions of experts on `candidates`, (experts, candidates, classes), for labels
             given by experts.
+        scores: of the real images by name, for selections by them.
 
     Raises:
         ConfigError: a budget is too small.
@@ -106,9 +112,11 @@ def initial(
         counts = hard.bincount(minlength=data.classes) * settings.expansion
         if settings.labels == "experts":
             assert logits is not None
-            rows, labels = _known(candidates(recipe, data), data.train.labels, logits, counts)
+            rows, labels = _known(
+                candidates(recipe, data, scores), data.train.labels, logits, counts
+            )
         else:
-            rows = _leading(_selected(recipe, data, int(counts.max()), draws), counts)
+            rows = _leading(_selected(recipe, data, int(counts.max()), draws, scores), counts)
         images = data.normalization(torch.from_numpy(data.train.images[rows]))
     if settings.kind == "lowrank":
         factors = fit(images, _sharing(recipe, data)[0], settings.rank)
@@ -118,12 +126,12 @@ def initial(
     return _with_step_size(recipe, {"images": images, "labels": labels})
 
 
-def candidates(recipe: Recipe, data: ImageData) -> Rows:
+def candidates(recipe: Recipe, data: ImageData, scores: Mapping[str, Tensor] | None = None) -> Rows:
     """Rows of the real images for experts to label, equally many per class, sorted by class."""
     most = int(first_labels(recipe, data).bincount().max())
     draws = seeding.generator(recipe.seed, "initial images")
     with_spare = min(2 * most + SPARE, int(data.train.counts.min()))
-    return _selected(recipe, data, max(most, with_spare), draws)
+    return _selected(recipe, data, max(most, with_spare), draws, scores)
 
 
 def check_budget(recipe: Recipe, data: ImageData) -> None:
@@ -145,7 +153,7 @@ def check_budget(recipe: Recipe, data: ImageData) -> None:
             "a batch draws from them with replacement",
         )
     real_init = recipe.synthetic.init not in ("noise", "rded")
-    selected_baselines = {"random", "herding", "k-center"} & set(recipe.evaluation.baselines)
+    selected_baselines = set(recipe.evaluation.baselines) - {"whole"}
     if not real_init and not selected_baselines:
         return
     smallest = int(counts.argmin())
@@ -178,9 +186,15 @@ def _with_step_size(recipe: Recipe, state: dict[str, Tensor]) -> SyntheticSet:
     return learned if step_size is None else WithLearnedStepSize(learned, step_size)
 
 
-def _selected(recipe: Recipe, data: ImageData, per_class: int, draws: Generator) -> Rows:
+def _selected(
+    recipe: Recipe,
+    data: ImageData,
+    per_class: int,
+    draws: Generator,
+    scores: Mapping[str, Tensor] | None,
+) -> Rows:
     how = "random" if recipe.synthetic.init == "real" else recipe.synthetic.init
-    return select(how, data.train, per_class, data.normalization, draws)
+    return select(how, data.train, per_class, data.normalization, draws, scores)
 
 
 def _leading(rows: Rows, counts: Tensor) -> Rows:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -91,7 +92,19 @@ def taken(
 def _images(images: ImageArray) -> Images:
     if isinstance(images, StreamedPixels):
         return StreamedImages(images)
-    return torch.from_numpy(images)
+    assert isinstance(images, np.ndarray)
+    return shared_tensor(images)
+
+
+def shared_tensor(array: npt.NDArray[Any]) -> Tensor:
+    """A tensor over the memory of an array, without a copy; it must not be written to.
+
+    Arrays in Ray's object store are read-only, and all workers of a machine share them: of a set
+    that takes half of its memory none may make a copy of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(array)
 
 
 def _plain(rows: Rows) -> slice | npt.NDArray[np.int64]:
@@ -149,7 +162,7 @@ class TrainingSet:
         """Create a set of all real images, or of those at `rows`."""
         chosen = image_set if rows is None else image_set.subset(rows)
         images = _images(chosen.images)
-        labels = torch.from_numpy(chosen.labels)
+        labels = shared_tensor(chosen.labels)
         return cls(images, labels, normalization, name, chosen.class_names, chosen)
 
     def part(self, rows: Tensor) -> Self:

@@ -145,3 +145,48 @@ def test_submit_lines_are_commands_of_rayd(path):
     parsed = command.make_context("distill", arguments).params
     resolve(parsed["recipe"], parse_overrides(parsed["overrides"] or []))
     assert str(parsed["to"]).startswith(("/mnt/rayd/", "/shared/"))
+
+
+CONSTRAINTS = dict(
+    line.split("==")
+    for line in (CLUSTERS / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+
+def test_all_nodes_install_the_same_versions():
+    for name in RAY_UP:
+        commands = " ".join(read(name)["setup_commands"])
+        assert "-c " in commands
+        assert "clusters/constraints.txt" in commands
+        assert "--torch-backend=auto" in commands
+    dockerfile = (CLUSTERS / "Dockerfile").read_text()
+    assert "-c /home/ray/rayd/clusters/constraints.txt" in dockerfile
+    assert f"rayproject/ray:{CONSTRAINTS['ray']}-" in dockerfile
+    for name in KUBERAY:
+        assert cluster(read(name))["rayVersion"] == CONSTRAINTS["ray"]
+
+
+def test_nothing_from_the_network_is_run_unseen():
+    for path in CLUSTERS.iterdir():
+        if path.is_file() and path.suffix in {"", ".yaml", ".sh"}:
+            text = path.read_text()
+            assert "| sh" not in text
+            assert "| bash" not in text
+
+
+def test_runs_outlive_the_terminal_that_submitted_them():
+    for name in RAY_UP:
+        assert f"ray submit --tmux clusters/{name}.yaml" in (CLUSTERS / f"{name}.yaml").read_text()
+
+
+def test_pods_may_write_to_their_volumes():
+    for name in KUBERAY:
+        groups = [cluster(read(name))["headGroupSpec"], *cluster(read(name))["workerGroupSpecs"]]
+        for group in groups:
+            assert group["template"]["spec"]["securityContext"] == {"fsGroup": 1000}
+
+
+def test_the_image_takes_no_environment_and_no_runs_along():
+    ignored = (CLUSTERS.parent / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "runs"} <= set(ignored)

@@ -22,10 +22,10 @@ from rayd.data import ImageData, copies, load
 from rayd.data.files import DataFile, Listing
 from rayd.data.sources import open_source
 from rayd.data.streaming import StreamedPixels, batches
-from rayd.errors import ConfigError, DataError
+from rayd.errors import ConfigError, DataError, RunError
 from rayd.locks import hold
 from tests.data.files import encode, some_images, write_folder, write_parquet
-from tests.data.storage import fetched
+from tests.data.storage import FolderStorage, fetched
 
 NAMES = ("ant", "bee", "cow")
 IMAGES = some_images(600, side=16)
@@ -308,3 +308,22 @@ def test_by_default_half_of_the_disk_is_theirs(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("RAYD_MIRROR_LIMIT", raising=False)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=900))
     assert copies.limit(Path(), 100) == 500
+
+
+def test_an_archive_at_a_url_is_read(made: Path) -> None:
+    np.savez(made / "zoo.npz", images=IMAGES[:60], labels=LABELS[:60])
+    data = load(DataSettings(name="folder://zoo.npz"))
+    (made / "zoo.npz").unlink()
+    assert (len(data.train), len(data.test)) == (48, 12)
+
+
+def test_a_storage_without_sizes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As web servers are."""
+    info = FolderStorage.info
+
+    def without_size(self: FolderStorage, path: str, **_: object) -> dict[str, object]:
+        return info(self, path) | {"size": None}
+
+    monkeypatch.setattr(FolderStorage, "info", without_size)
+    with pytest.raises(RunError, match="does not tell the sizes of files; download them"):
+        open_source("folder://folders")

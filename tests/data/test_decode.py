@@ -263,8 +263,8 @@ def test_crop_squash_and_pad_keep_what_they_say() -> None:
     assert (padded[:, :5] == 0).all()
     assert (padded[:, 6:10, 0] > 240).all()
     for fit in ("crop", "squash", "pad"):
-        decoder = Decoder(16, fit=fit)
-        decoded = decode_images(content, 1, Decoder(16, fit=fit, mode="rgb"))
+        decoder = Decoder(16, fit=fit, mode="rgb")
+        decoded = decode_images(content, 1, decoder)
         assert np.array_equal(decoder.arrays(wide[None]), decoded)
 
 
@@ -353,3 +353,70 @@ def test_encoded_images_are_read_only_a_little_ahead() -> None:
 
 def test_no_images_are_an_empty_array() -> None:
     assert decode_images([], 0, shape=ImageShape(3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+def _netpbm(values: np.ndarray, largest: int) -> bytes:
+    """Netpbm file of values (H, W) or (H, W, 3) with a stated largest value."""
+    kind = "P5" if values.ndim == 2 else "P6"
+    head = f"{kind} {values.shape[1]} {values.shape[0]} {largest}\n"
+    return head.encode() + values.astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
+def test_netpbm_files_are_scaled_from_the_value_that_they_state(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, 1024, shape)
+    content = encoded(_netpbm(values, 1023))
+    with pytest.raises(DataError, match=r"data\.white_level"):
+        decode_images(content, 1)
+    pixels = decode_images(content, 1, Decoder(white_level=1023))[0]
+    wanted = np.rint(values * (255 / 1023)).reshape(4, 4, -1).transpose(2, 0, 1)
+    assert np.abs(pixels.astype(int) - wanted).max() <= 1
+
+
+def test_deep_colours_are_not_scaled_from_a_part_of_their_range() -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (4, 4, 3))
+    content = encoded(_netpbm(values, 65535))
+    with pytest.raises(DataError, match=r"with 'data.white_level=65535'. Got 4095 .*8 bits"):
+        decode_images(content, 1, Decoder(white_level=4095))
+
+
+def test_a_white_level_is_proposed_that_the_values_fit() -> None:
+    for largest, proposed in ((1.0, "1"), (900.0, "1023"), (4000.0, "4095")):
+        buffer = io.BytesIO()
+        Image.fromarray(np.linspace(0, largest, 16, dtype=np.float32).reshape(4, 4)).save(
+            buffer, "TIFF"
+        )
+        with pytest.raises(DataError, match=f"e.g. {proposed}, to scale"):
+            decode_images(encoded(buffer.getvalue()), 1)
+
+
+def test_pixels_that_are_no_numbers_are_refused() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(buffer, "TIFF")
+    for level in (None, 1.0):
+        with pytest.raises(DataError, match=r"must be numbers. Got NaN"):
+            decode_images(encoded(buffer.getvalue()), 1, Decoder(white_level=level))
+
+
+@pytest.mark.parametrize("format", ["AVIF", "DDS", "TIFF", "PNG", "GIF", "BMP", "PCX"])
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_headers_are_refused_in_every_format(
+    format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PIL's readers raise what they please; images that decode all the same are right or not."""
+    # a header may announce a huge image
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)
+    picture = Image.fromarray(some_images(1, side=9)[0].transpose(1, 2, 0))
+    buffer = io.BytesIO()
+    picture.convert("RGBA" if format == "DDS" else "RGB").save(buffer, format)
+    draws = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        content = bytearray(buffer.getvalue())
+        for position in draws.integers(0, min(len(content), 300), 3):
+            content[position] = draws.integers(0, 256)
+        try:
+            decode_images(encoded(bytes(content)), 1, Decoder(8), threads=1)
+        except DataError:
+            refused += 1
+    assert refused

@@ -91,6 +91,8 @@ def test_folders_of_splits_are_splits_under_many_names(root: Path, train: str, t
         ("train", "training"),
         ("test", "testing", "train"),
         ("first", "second"),
+        ("amazon", "dslr", "webcam"),
+        ("train_a", "train_b", "test"),
     ],
 )
 def test_folders_with_two_readings_are_refused(root: Path, folders: tuple[str, ...]) -> None:
@@ -103,6 +105,34 @@ def test_folders_with_two_readings_are_refused(root: Path, folders: tuple[str, .
     assert counts(by_setting) == (12, 12)
     as_classes = read(root, train=".")
     assert as_classes.class_names == tuple(sorted(folders))
+
+
+def test_many_folders_with_the_same_folders_are_classes(root: Path) -> None:
+    names = [f"person {letter}" for letter in "abc"] + ["man", "woman", "child"]
+    for name in names:
+        images_of(root / name, ["front", "side"], 3)
+    assert read(root).class_names == tuple(sorted(names))
+
+
+def test_classes_may_hold_one_folder_each(root: Path) -> None:
+    for name in ("cats", "dogs"):
+        images_of(root / name, ["images"])
+    assert read(root).class_names == ("cats", "dogs")
+
+
+def test_a_folder_between_split_and_classes_is_looked_into(root: Path) -> None:
+    images_of(root / "train" / "images", ["cats", "dogs"])
+    images_of(root / "test" / "images", ["cats", "dogs"], first=COUNT)
+    data = read(root)
+    assert data.class_names == ("cats", "dogs")
+    assert counts(data) == (12, 12)
+
+
+def test_a_refusal_proposes_the_larger_folder_for_training(root: Path) -> None:
+    images_of(root / "part a", ["cats", "dogs"], 2)
+    images_of(root / "part b", ["cats", "dogs"], 4)
+    with pytest.raises(DataError, match=r"e\.g\. 'data.train=part b' and 'data.test=part a'"):
+        read(root)
 
 
 def test_one_named_split_leaves_the_others_out(root: Path) -> None:
@@ -187,7 +217,7 @@ def test_what_is_left_out_is_said(root: Path) -> None:
     assert open_source(str(root)).left_out == (
         "1 image outside the class folders",
         "1 file with suffix .heic, which cannot be read",
-        "1 file that are no images (.txt: 1)",
+        "1 file that is no image (.txt: 1)",
         "1 x broken link",
         "1 x pipe, socket or device",
     )
@@ -348,6 +378,51 @@ def test_encoded_images_in_npz_files_are_decoded(root: Path) -> None:
         assert np.array_equal(data.train.images[np.array([3])], wide[None])
 
 
+def test_images_called_like_their_split_are_read(root: Path) -> None:
+    images = some_images(12, seed=1)
+    labels = np.arange(6) % 2
+    np.savez(
+        root / "a.npz",
+        train=images[:6],
+        train_labels=labels,
+        test=images[6:],
+        test_labels=labels,
+    )
+    assert counts(read(root / "a.npz")) == (6, 6)
+
+
+def test_arrays_of_images_with_unclear_names_are_refused(root: Path) -> None:
+    images = some_images(12, seed=1)
+    labels = np.arange(6) % 2
+    np.savez(root / "a.npz", X=images[:6], y=labels, Xt=images[6:], yt=labels)
+    with pytest.raises(DataError, match=r"holds 'Xt', an array of images like 'X'.*data.train=X"):
+        read(root / "a.npz")
+    assert counts(read(root / "a.npz", train="X")) == (4, 2)
+
+
+def test_truth_values_are_black_and_white(root: Path) -> None:
+    np.savez(root / "a.npz", images=some_images(8)[:, 0] > 99, labels=np.arange(8) % 2)
+    assert set(np.unique(read(root / "a.npz").train.images)) == {0, 255}
+
+
+def test_arrays_without_a_colour_are_greyscale(root: Path) -> None:
+    """As encoded images are."""
+    grey = np.repeat(some_images(12, seed=3, channels=1), 3, 1)
+    labels = np.arange(12) % 2
+    np.savez(root / "a.npz", images=grey, labels=labels)
+    assert tuple(read(root / "a.npz").shape) == (1, 4, 4)
+    test = some_images(12, seed=4)
+    np.savez(root / "b.npz", x_train=grey, y_train=labels, x_test=test, y_test=labels)
+    with pytest.raises(DataError, match="have colours, and the training images are greyscale"):
+        read(root / "b.npz")
+    assert tuple(read(root / "b.npz", mode="rgb").shape) == (3, 4, 4)
+    np.savez(root / "c.npz", x_train=test, y_train=labels, x_test=grey[:, 0], y_test=labels)
+    data = read(root / "c.npz")
+    assert np.array_equal(data.test.images, grey)
+    assert data.summary is not None
+    assert data.summary.conversions == {"greyscale repeated in three channels": 12}
+
+
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_deep_arrays_need_a_white_level(root: Path, dtype: type) -> None:
     path = root / "a.npz"
@@ -424,6 +499,8 @@ def test_parquet_layouts_are_read(
         ({"fr/train.parquet": 4, "de/train.parquet": 4}, "Got Parquet files in 2 folders"),
         ({"a/train/0000.parquet": 4, "b/train/0000.parquet": 4}, "in 2 folders"),
         ({"0000.parquet": 4}, "must be called train-"),
+        ({"train_0_of_2.parquet": 4}, "must have 2 files"),
+        ({"train.parquet": 4, "test-A.parquet": 2, "test-B.parquet": 2}, "test-A' or .*test-B'"),
     ],
 )
 def test_parquet_files_that_do_not_agree_are_refused(
@@ -432,6 +509,20 @@ def test_parquet_files_that_do_not_agree_are_refused(
     parquet(root, files)
     with pytest.raises(DataError, match=sentence):
         read(root)
+
+
+def test_a_parquet_file_that_is_there_twice_is_refused(root: Path) -> None:
+    parquet(root, {"train_0.parquet": 4})
+    (root / "train_1.parquet").write_bytes((root / "train_0.parquet").read_bytes())
+    with pytest.raises(DataError, match=r"same file twice, as 'train_0.parquet' and 'train_1.par"):
+        read(root)
+
+
+def test_gaps_between_numbers_of_parquet_files_are_said(root: Path) -> None:
+    parquet(root, {"train_0.parquet": 4, "train_2.parquet": 5})
+    assert open_source(str(root)).left_out == (
+        "number 1 of the files 'train_*', which is not there",
+    )
 
 
 def test_settings_choose_parquet_files(root: Path) -> None:

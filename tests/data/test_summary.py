@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rayd.cli import app
 from rayd.config import DataSettings
+from rayd.config.data import UNUSUAL
 from rayd.data import load
 from rayd.data.check import check
 from rayd.data.duplicates import duplicates, exact_keys, keys_of
@@ -102,6 +103,70 @@ def test_copies_in_another_format_are_copies(root: Path) -> None:
     image.save(root / "seg_test" / "a" / "copy.bmp")
     with pytest.raises(DataError, match="are copies of training images"):
         summary_of(root)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_without_content_are_no_copies(root: Path, stream: bool) -> None:
+    """Blank images, and placeholders that the training split holds several times."""
+    blank = encode(np.full((3, 4, 4), 7, np.uint8))
+    placeholder = encode(some_images(1, seed=77)[0])
+    for split, count in (("seg_train", 3), ("seg_test", 1)):
+        (root / split / "a" / "blank.png").write_bytes(blank)
+        for index in range(count):
+            (root / split / "b" / f"placeholder{index}.png").write_bytes(placeholder)
+    summary = summary_of(root, stream=stream)
+    assert summary.duplicates is not None
+    assert summary.duplicates.tested == 2
+    assert check(DataSettings(name=str(root))).good
+
+
+def test_data_that_are_there_twice_are_refused(tmp_path: Path) -> None:
+    """Copies land on both sides of a carved test split."""
+    once = {name: some_images(20, seed=k) for k, name in enumerate("ab")}
+    write_folder(tmp_path / "set", {name: np.repeat(images, 2, 0) for name, images in once.items()})
+    settings = DataSettings(name=str(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"test images, carved from train, are copies.*copies=keep"):
+        load(settings)
+    assert not check(settings).good
+
+
+def test_copies_of_other_classes_in_a_carved_split_are_said(tmp_path: Path) -> None:
+    images = some_images(20)
+    write_folder(tmp_path / "set", {"a": images, "b": images})
+    summary = summary_of(tmp_path / "set")
+    assert summary.duplicates is not None
+    assert summary.duplicates.relabelled == 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nearly_black_images_are_said(tmp_path: Path, stream: bool) -> None:
+    masks = {name: some_images(10, seed=k) % 2 for k, name in enumerate("ab")}
+    write_folder(tmp_path / "set", masks)
+    (remark,) = summary_of(tmp_path / "set", stream=stream).remarks
+    assert remark.startswith("All training images are nearly black: no value exceeds 1 of 255.")
+    found = check(DataSettings(name=str(tmp_path / "set"))).summary
+    assert found is not None
+    assert found.remarks == (remark,)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_plans_say_when_a_later_image_may_have_a_colour(tmp_path: Path, stream: bool) -> None:
+    """All images decide on colours, and a plan looks at the first ones."""
+    grey = some_images(400, channels=1)
+    write_folder(tmp_path / "set", {"a": grey[:200], "b": grey[200:], "c": some_images(9, seed=1)})
+    settings = DataSettings(name=str(tmp_path / "set"), stream=stream)
+    before = load_outline(settings, cache=tmp_path / "cache").data
+    assert before.shape.channels == 1
+    assert before.summary is not None
+    assert "The first 256 training images are greyscale" in before.summary.remarks[0]
+    assert load(settings, cache=tmp_path / "cache").shape.channels == 3
+    after = load_outline(settings, cache=tmp_path / "cache").data
+    assert after.shape.channels == 3
+    assert after.summary is not None
+    assert after.summary.remarks == ()
+    in_grey = load_outline(settings.model_copy(update={"mode": "grey"}), cache=tmp_path / "cache")
+    assert in_grey.data.summary is not None
+    assert in_grey.data.summary.remarks == ()
 
 
 def test_copies_within_a_split_are_counted(root: Path) -> None:
@@ -212,3 +277,21 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
     tree = json.loads(as_json.output)
     assert not tree["good"]
     assert len(tree["problems"]) == 5
+
+
+def test_help_names_layouts_and_settings() -> None:
+    """What is known about own data is found without the source."""
+    printed = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).output.split())
+    for part in ("data=PATH", "<split>/<class>", "train-*.parquet", "x_train", "20 %"):
+        assert part in printed, part
+    for name in (*UNUSUAL, "image_size", "classes"):
+        assert f"{name}=" in printed, name
+
+
+def test_images_outside_of_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(encode(some_images(1)[0]))
+    with pytest.raises(DataError, match="outside of folders; sort them into one folder per class"):
+        load(DataSettings(name=str(tmp_path)))
+    (tmp_path / "labels.csv").write_text("0.png,cat")
+    with pytest.raises(DataError, match=r"labels in a table \(.csv\) are not read"):
+        load(DataSettings(name=str(tmp_path)))

@@ -180,7 +180,7 @@ def test_an_evaluation_takes_settings_of_the_evaluation_only(tmp_path):
     run = distill(tiny(**STUDENT), tmp_path / "run", progress=QUIET)
     for wrong in ({"ipc": 5}, {"synthesis": {"steps": 3}}):
         with pytest.raises(
-            ConfigError, match="takes settings of data, evaluation, labels, resources only"
+            ConfigError, match="takes settings of data, evaluation, labels, ranking, resources only"
         ):
             evaluate_distilled(run.distilled, wrong, None, None, QUIET)
 

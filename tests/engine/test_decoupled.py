@@ -553,3 +553,12 @@ def test_keys_hold_the_content_of_weights_and_the_seed_of_crops(tmp_path):
         for seed in (0, 1)
     ]
     assert content_hash(seeds[0]) != content_hash(seeds[1])
+
+
+def test_flatness_of_statistics_runs_through_every_stage(tmp_path):
+    recipe = edc(terms={"flatness": {"compare": "statistics", "patch": 2}}, **NO_STUDENTS)
+    run = distill(recipe, tmp_path / "run", progress=QUIET)
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    values = [line["flatness"] for line in map(json.loads, lines) if "flatness" in line]
+    assert values
+    assert values[-1] > 0

@@ -260,3 +260,28 @@ def test_rded_patches_need_a_trained_observer(tmp_path: Path):
     recipe = tiny(evaluation={"baselines": ["rded"]})
     with pytest.raises(ConfigError, match=r"set 'observers\.trained: true'"):
         distill(recipe, tmp_path / "run", cache=tmp_path / "cache", progress=Progress(quiet=True))
+
+
+def test_a_student_may_have_a_step_size_of_its_own(data):
+    """It is trained as if the protocol had that step size, and the others as before."""
+    own = {"evaluation": {"networks": [{"name": "mlp", "learning_rate": 0.002}, "lenet"]}}
+    slow, usual = ({"evaluation": {"networks": [name]}} for name in ("mlp", "lenet"))
+    slow["evaluation"]["learning_rate"] = 0.002
+    expected = keys(tiny(**slow), data) + keys(tiny(**usual), data)
+    assert sorted(keys(tiny(**own), data)) == sorted(expected)
+    recipe = tiny(**own)
+    work = tasks(recipe, ["random"], TrainingSets(data, None, recipe.ipc))
+    assert {task.network.label: task.learning_rate for task in work} == {
+        "mlp-lr0.002": 0.002,
+        "lenet": recipe.evaluation.learning_rate,
+    }
+
+
+def test_a_step_size_of_its_own_wins_over_the_learned_one(data):
+    recipe = tiny(evaluation={"networks": [{"name": "mlp", "learning_rate": 0.002}, "lenet"]})
+    images = torch.zeros(10, *data.shape)
+    distilled = Distilled(
+        images, torch.arange(10), data.class_names, data.normalization, {"step_size": 0.3}
+    )
+    work = tasks(recipe, ["distilled"], TrainingSets(data, distilled, recipe.ipc))
+    assert {task.network.name: task.learning_rate for task in work} == {"mlp": 0.002, "lenet": 0.3}

@@ -227,7 +227,7 @@ def test_guides_that_are_too_deep_for_the_images_are_refused_in_a_sentence(tmp_p
     recipe = tiny(ipc=2, terms={"centralization": {"weight": 0.05}})
     with pytest.raises(
         ConfigError,
-        match=r"'resnet18-instance' does not fit images of 8 x 8 pixels .* 'classifiers.networks'",
+        match=r"'resnet18_pool4-instance' does not fit images of 8 x 8 pixels .* 'classifiers.networks'",
     ):
         plan(recipe, cache=tmp_path, progress=QUIET)
 
@@ -311,3 +311,34 @@ def test_who_sits_in_both_panels_is_trained_once(tmp_path, monkeypatch):
     )
     distill(recipe, tmp_path / "run", progress=QUIET)
     assert sorted(trained) == ["convnet-d1-w6 #0", "convnet-d1-w6 #1"]
+
+
+def test_classifiers_are_drawn_at_random_and_observers_take_turns():
+    recipe = iid(classifiers={"pool": 5, "per_step": 2})
+    drawn = [
+        tuple(turn(recipe, step, slot, "classifiers") for slot in range(2)) for step in range(400)
+    ]
+    assert drawn == [
+        tuple(turn(recipe, step, slot, "classifiers") for slot in range(2)) for step in range(400)
+    ]
+    # without replacement in a step, each as often as the others, every pair in both orders
+    assert all(first != second for first, second in drawn)
+    often = [sum(index in pair for pair in drawn) for index in range(5)]
+    assert all(120 < times < 200 for times in often)
+    assert len(set(drawn)) == 5 * 4
+    other = recipe.model_copy(update={"seed": 1})
+    assert drawn != [
+        tuple(turn(other, step, slot, "classifiers") for slot in range(2)) for step in range(400)
+    ]
+    assert [turn(recipe, step, 0) for step in range(3)] == [0, 1, 2]
+    in_turn = iid(classifiers={"pool": 5, "order": "turn"})
+    assert [turn(in_turn, step, 0, "classifiers") for step in range(7)] == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_the_order_of_turns_leaves_the_identity_of_other_recipes_as_it_was():
+    of_iid = iid(classifiers={"order": "turn"}).identity()
+    assert "order" not in of_iid["observers"]
+    assert "order" not in of_iid["guides"]
+    assert iid().identity()["guides"]["order"] == "random"
+    assert "order" not in tiny().identity()["observers"]
+    assert tiny(observers={"order": "random"}).identity()["observers"]["order"] == "random"

@@ -192,3 +192,33 @@ def test_networks_that_normalise_by_the_batch_are_not_tiled(data):
     looking = Observer(network, build(tiny()), DatasetInfo.of(data), torch.device("cpu"), "float32")
     with torch.no_grad():
         assert len(looking._tiles(torch.zeros(10_000, *data.shape))) == 1
+
+
+@pytest.mark.parametrize("real", ["measured", "sampled"])
+def test_gradient_of_sharpness_aware_steps_is_that_uphill(data, real):
+    """The plain gradient at images that were moved by hand; loss and images stay as they were."""
+    plain = tiny(real=real, observers={"augmentation": DSA})
+    uphill = tiny(real=real, observers={"augmentation": DSA}, synthesis={"sam_radius": 0.7})
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(20, *data.shape, generator=draws)
+    state = LocalRef({"images": images, "labels": torch.arange(20) % 10})
+    given, _, _ = everything(data)
+    if real == "measured":
+        observers = Observers(plain, DatasetInfo.of(data))
+        given = LocalRef(observers.measure_alone(network_ids(plain)[0], None, given))
+
+    def asked(recipe: Recipe, now: torch.Tensor):
+        observers = Observers(recipe, DatasetInfo.of(data))
+        return observers, question(recipe, state, LocalRef({"images": now}), given)
+
+    observers, task = asked(plain, images)
+    first = observers.gradient(task)
+    slope = first.gradients["images"]
+    observers, task = asked(plain, images + 0.7 * slope / slope.norm())
+    expected = observers.gradient(task).gradients["images"]
+    observers, task = asked(uphill, images)
+    for _ in range(2):  # the second call finds the images where they were
+        result = observers.gradient(task)
+        torch.testing.assert_close(result.gradients["images"], expected, rtol=1e-4, atol=1e-7)
+        assert result.values["loss"] == first.values["loss"]
+    assert not torch.allclose(expected, slope, rtol=1e-2)

@@ -145,3 +145,17 @@ def test_counts_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("rayd.engine.costs._counted_steps", fail)
     monkeypatch.setattr("rayd.engine.costs.Costs._epoch", fail)
     assert plan(tiny(), cache=tmp_path, progress=QUIET) == first
+
+
+def test_workers_that_a_stage_cannot_keep_busy_are_told(tmp_path):
+    one = {
+        "observers": {"pool": 8, "per_step": 1},
+        "resources": {"workers": 4, "cpus_per_worker": 0.25},
+    }
+    (remark,) = (text for text in plan(tiny(**one), cache=tmp_path).remarks if "Of 4" in text)
+    assert "synthesize 1" in remark
+    assert "synthesis.split=4" in remark
+    split = tiny(**one, synthesis={"split": 4})
+    assert not any(
+        "synthesize" in text and "Of 4" in text for text in plan(split, cache=tmp_path).remarks
+    )

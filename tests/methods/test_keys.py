@@ -13,17 +13,21 @@ NORMALIZATIONS = "bn_inputs.channels.Moments"
 SEVERAL = [NORMALIZATIONS, "conv_inputs.channels.Moments", "conv_inputs.patches4.Moments"]
 FILTERED = ["conv_path.channels.LabelCorrelation", "conv_path.channels.pooled.Covariance"]
 KEYS = {
+    "cafe": ["block_outputs.flat.Moments"],
     "cda": [NORMALIZATIONS],
     "cfm": FILTERED,
     "csdm": ["features.flat.CharacteristicFunction.gaussian-median-1024"],
     "datadam": ["block_outputs.attention4.normalized.Moments", MEANS],
     "datm": [],
     "dc": [],
+    "dcc": [],
     "dm": [MEANS],
     "dsa": [],
+    "dwa": [NORMALIZATIONS],
     "edc": SEVERAL,
     "frepo": [],
     "gvbsm": SEVERAL,
+    "idc": [],
     "idm": [MEANS],
     "iid-dm": [MEANS, LOCAL],
     "iid-idm": [MEANS, LOCAL],

@@ -259,3 +259,27 @@ def test_all_pass_on_features_is_distribution_matching():
     shares = torch.bincount(torch.from_numpy(load(method.recipe.data).train.labels[:200])) / 200
     expected = (shares.unsqueeze(1) * (flc.correlation / shares.unsqueeze(1)) - means / 10).norm()
     torch.testing.assert_close(spectral(method, Context()), expected, rtol=1e-5, atol=0)
+
+
+def test_filters_of_the_real_side_are_their_own_where_given():
+    step = {"name": "gradient", "alpha": 0.1, "power": 4}
+    total = {"name": "gradient-sum", "alpha": 0.1, "power": 4}
+    given = {
+        "filter": step,
+        "signal_filter": total,
+        "real_filter": {**step, "power": 9},
+        "real_signal_filter": {**total, "power": 9},
+    }
+
+    def both(**settings: Any) -> tuple[Filters, Filters]:
+        built = methods.build(recipe("unidd", terms={"spectral_filter": settings}))
+        (term,) = [one for one in built.terms if isinstance(one, SpectralFilterMatching)]
+        return term.filters(Context()), term.real_filters(Context())
+
+    assert both(**given) == (
+        Filters(GradientStep(0.1, 4), GradientSum(0.1, 4)),
+        Filters(GradientStep(0.1, 9), GradientSum(0.1, 9)),
+    )
+    del given["real_filter"], given["real_signal_filter"]
+    assert both(**given) == (Filters(GradientStep(0.1, 4), GradientSum(0.1, 4)),) * 2
+    assert both(real_filter=step)[1] == Filters(GradientStep(0.1, 4), GradientStep(0.1, 4))

@@ -22,6 +22,7 @@ LEAST_SIDES = {
     "mobilenet_v2": 8,
     "resnet18": 1,
     "resnet18_ap": 8,
+    "resnet18_pool4": 1,
     "shufflenet_v2": 8,
     "vgg11": 28,
     "wide_resnet": 4,
@@ -304,3 +305,56 @@ def test_plain_tensors_restore_a_network_that_asks_for_the_version_of_its_state(
         torch.equal(a, b)
         for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("side", [8, 32])
+def test_resnet_with_windows_of_four_pixels_is_the_usual_one_up_to_32_pixels(side: int) -> None:
+    shape = ImageShape(3, side, side)
+    usual, windows = (
+        build(NetworkSettings(name=name, width=4), shape, 10, seed=0).eval()
+        for name in ("resnet18", "resnet18_pool4")
+    )
+    restore(windows, dict(usual.state_dict()))
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(windows(images), usual(images))
+
+
+def test_resnet_with_windows_of_four_pixels_has_2048_features_on_tiny_imagenet() -> None:
+    student = network("resnet18_pool4", (3, 64, 64), classes=200)
+    assert student.get_submodule("classifier").weight.shape == (200, 2048)
+    assert student(torch.zeros(2, 3, 64, 64)).shape == (2, 200)
+
+
+def test_deit_tiny_comes_from_timm() -> None:
+    pytest.importorskip("timm")
+    # 16x16 patches of 3 channels, 12 blocks of width 192, a class token and 196 positions
+    student = network("timm/deit_tiny_patch16_224", (3, 224, 224), classes=1000)
+    assert count(student) == 5_717_416
+    small = network("timm/deit_tiny_patch16_224", (1, 32, 32), classes=7)
+    assert small.training
+    assert small.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+    assert count(small) == 5_717_416 - 993 * 193 - 192 * 192 - 2 * 256 * 192
+    plain = network("timm/resnet10t", (3, 40, 40), classes=5)
+    assert plain.eval()(torch.zeros(2, 3, 40, 40)).shape == (2, 5)
+
+
+def test_models_that_timm_lacks_or_cannot_build_get_one_sentence() -> None:
+    pytest.importorskip("timm")
+    for name, side, sentence in (
+        ("timm/deit_tny_patch16_224", 32, "did you mean 'timm/deit_tiny_patch16_224'?"),
+        ("timm/deit_tiny_patch16_224", 8, "cannot take images of 8x8 pixels"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            network(name, (3, side, side))
+        assert sentence in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_models_of_timm_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rayd.networks import registry
+
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    spec = NetworkSettings(name="timm/deit_tiny_patch16_224")
+    for refused in (lambda: registry.check(spec), lambda: network(spec.name)):
+        with pytest.raises(ConfigError, match=r"pip install 'rayd\[timm\]'"):
+            refused()

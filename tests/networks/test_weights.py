@@ -567,3 +567,35 @@ def test_fingerprints_tell_weights_apart(safetensors: Path) -> None:
     assert fingerprint(
         ObserverNetworkSettings(name="torchvision/resnet50", weights="torchvision")
     ) == ("ResNet50_Weights.IMAGENET1K_V2")
+
+
+def test_weights_of_a_version_can_be_named() -> None:
+    def of(weights: str, name: str = "torchvision/mobilenet_v2") -> str | None:
+        return fingerprint(ObserverNetworkSettings(name=name, weights=weights))
+
+    assert of("torchvision") == "MobileNet_V2_Weights.IMAGENET1K_V2"
+    assert of("torchvision/IMAGENET1K_V1") == "MobileNet_V2_Weights.IMAGENET1K_V1"
+    assert of("torchvision/IMAGENET1K_V2") == of("torchvision")
+    with pytest.raises(ConfigError) as error:
+        of("torchvision/V1")
+    assert str(error.value) == (
+        "The weights of network 'torchvision/mobilenet_v2' must be torchvision or one of "
+        "torchvision/IMAGENET1K_V1, torchvision/IMAGENET1K_V2. Got 'torchvision/V1' instead."
+    )
+    with pytest.raises(ConfigError, match="Only networks 'torchvision/<model>'"):
+        of("torchvision/IMAGENET1K_V1", "resnet18")
+
+
+def test_weights_of_a_version_are_those_that_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "torchvision/resnet50"
+    loaded = []
+
+    def fetched(pretrained: object, **_: object) -> dict[str, Tensor]:
+        loaded.append(str(pretrained))
+        return dict(torchvision.models.resnet50().state_dict())
+
+    monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", fetched)
+    settings = ObserverNetworkSettings(name=name, weights="torchvision/IMAGENET1K_V1")
+    network = build(settings, (3, 224, 224), 1000, seed=0)
+    load_weights(network, settings, [f"class {label}" for label in range(1000)], head=True)
+    assert loaded == ["ResNet50_Weights.IMAGENET1K_V1"]

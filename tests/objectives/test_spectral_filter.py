@@ -611,3 +611,36 @@ def test_a_block_without_a_class_pulls_the_others_as_one_that_has_it():
         mean = layer[labels[rows] == 1].mean((0, 2, 3))
         torch.testing.assert_close(signal[1], mean * 13 / 40)
         assert not signal[2].any()
+
+
+def descended(matrix: Tensor, signal: Tensor, first: Tensor, size: float, steps: int) -> Tensor:
+    """Weights of a linear regression on a covariance and a signal, one gradient step at a time."""
+    weights = first
+    for _ in range(steps):
+        weights = weights - size * (matrix @ weights - signal)
+    return weights
+
+
+@pytest.mark.parametrize(("student", "expert"), [(4, 9), (6, 1)])
+def test_two_sided_gradient_filters_are_steps_of_student_and_expert(student, expert):
+    """Eq. 10 of UniDD: P steps on the synthetic images against Q steps on the real ones."""
+    real, theirs, known = real_side()
+    seen = observation(1, len(LABELS))
+    term = SpectralFilterDistance(
+        lambda _: Filters(GradientStep(0.2, student), GradientSum(0.2, student)),
+        real_filters=lambda _: Filters(GradientStep(0.1, expert), GradientSum(0.1, expert)),
+    )
+    expected = torch.zeros((), dtype=torch.float64)
+    layers = zip(seen.layers[LayerRole.CONV_PATH], theirs.layers[LayerRole.CONV_PATH], strict=True)
+    for ours, other in layers:
+        matrix, signal = by_hand(ours, LABELS, "class")
+        target, its_signal = by_hand(other, known, "class")
+        one = torch.eye(len(matrix), dtype=torch.float64)
+        # what becomes of the first weights, without a signal, and what the signal adds from zero
+        kept = descended(matrix, torch.zeros_like(one), one, 0.2, student)
+        kept_there = descended(target, torch.zeros_like(one), one, 0.1, expert)
+        learned = descended(matrix, signal, torch.zeros_like(signal), 0.2, student)
+        learned_there = descended(target, its_signal, torch.zeros_like(signal), 0.1, expert)
+        expected = expected + (kept - kept_there).norm() + (learned - learned_there).norm()
+    value = term(real, seen, LABELS, Context())
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)

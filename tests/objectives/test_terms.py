@@ -407,6 +407,52 @@ def test_flatness_without_an_average_says_what_is_missing():
         Flatness()({}, seen(normal(6, 3)), LABELS, Context())
 
 
+def test_flatness_of_statistics_is_the_distance_of_means_and_variances():
+    shapes = {LayerRole.BN_INPUTS: [(3, 4, 4)], LayerRole.CONV_INPUTS: [(2, 6, 5), (3, 2, 2)]}
+
+    def observed(seed: int) -> Observation:
+        layers = {
+            role: tuple(normal(5, *shape, seed=seed + i) for i, shape in enumerate(some))
+            for role, some in shapes.items()
+        }
+        return Observation(normal(5, 3, seed=seed), layers, normal(5, 1, 2, 2))
+
+    now, average = observed(0), observed(10)
+    term = Flatness(compare="statistics", patch=2)
+    expected = 0.0
+    for role, some in shapes.items():
+        for place in range(len(some)):
+            ours, theirs = (one.layers[role][place] for one in (now, average))
+            for reduced in [lambda x: x.mean((0, 2, 3)), lambda x: x.var((0, 2, 3), correction=0)]:
+                expected += float((reduced(ours) - reduced(theirs)).norm())
+            if role is LayerRole.CONV_INPUTS:
+                pairs = [moments_of_patches(maps, 2) for maps in (ours, theirs)]
+                for mine, other in zip(*pairs, strict=True):
+                    expected += float((mine - other).norm())
+    context = Context(average_observation=lambda: average)
+    assert float(term({}, now, LABELS[:5], context)) == pytest.approx(expected, rel=1e-9)
+    same = Context(average_observation=lambda: now)
+    assert float(term({}, now, LABELS[:5], same)) == 0
+    assert term.layer_roles == shapes.keys()
+    assert Flatness().layer_roles == frozenset()
+
+
+def moments_of_patches(maps: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Means and variances of the pixels at all patches, over images, channels and pixels; the map is
+    resized where patches do not divide it.
+    """
+    height, width = (-(-size // side) * side for size in maps.shape[2:])
+    if (height, width) != tuple(maps.shape[2:]):
+        maps = torch.nn.functional.interpolate(maps, (height, width), mode="bilinear")
+    means, variances = [], []
+    for i in range(0, height, side):
+        for j in range(0, width, side):
+            patch = maps[:, :, i : i + side, j : j + side]
+            means.append(patch.mean())
+            variances.append(patch.var(correction=0))
+    return torch.stack(means), torch.stack(variances)
+
+
 def slow_densification(images: Tensor, labels: Tensor, temperature: float) -> float:
     total = 0.0
     for label in set(labels.tolist()):

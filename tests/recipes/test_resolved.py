@@ -17,12 +17,8 @@ FROZEN = Path(__file__).with_name("resolved.json")
 
 
 def digest(name: str) -> str:
-    """The settings of a resolved recipe in 16 hexadecimal digits.
-
-    Results are no part of them, nor are settings of an evaluation that none of them has.
-    """
-    apart = {"measured": True, "evaluation": {"comparisons", "protocol", "learning_rates"}}
-    settings = recipes.resolve(name).model_dump(mode="json", exclude=apart)
+    """The settings of a resolved recipe in 16 hexadecimal digits; results are no part of them."""
+    settings = recipes.resolve(name).model_dump(mode="json", exclude={"paper", "measured"})
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

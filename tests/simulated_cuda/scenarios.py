@@ -107,6 +107,21 @@ SETTINGS: dict[str, dict[str, Any]] = {
         MATCHING,
         {"observers": {"real_batch": 8, "model_pool": {"push_every": 3, "train_epochs": 1}}},
     ),
+    "dcc": merge(
+        MATCHING,
+        {"observers": {"real_batch": 8, "model_pool": {"push_every": 3, "train_epochs": 1}}},
+    ),
+    "idc": merge(SAMPLED, {"observers": {"model_pool": {"push_every": 3, "train_steps": 1}}}),
+    "cafe": merge(
+        MATCHING,
+        {
+            "observers": {
+                "real_batch": 8,
+                "augmentation": None,
+                "model_pool": {"push_every": 3, "train_epochs": 1},
+            },
+        },
+    ),
     "frepo": merge(
         MATCHING,
         {
@@ -137,6 +152,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     ),
     "gvbsm": ONE_OBSERVER,
+    "dwa": ONE_OBSERVER,
     "sre2l": merge(ONE_OBSERVER, {"evaluation": {"epoch": ["last"]}}),
     "cda": ONE_OBSERVER,
     "rded": merge(

@@ -39,10 +39,26 @@ GROUPS = (
         "iid-idm",
         "dc",
         "dsa",
+        "dcc",
+        "idc",
+        "cafe",
         "frepo",
         "krr",
     ),
-    ("edc", "gvbsm", "sre2l", "cda", "rded", "cfm", "unidd", "mtt", "tesla", "datm", "ls-mtt"),
+    (
+        "edc",
+        "gvbsm",
+        "sre2l",
+        "dwa",
+        "cda",
+        "rded",
+        "cfm",
+        "unidd",
+        "mtt",
+        "tesla",
+        "datm",
+        "ls-mtt",
+    ),
 )
 """Scenarios that share a process, for which torch is imported once."""
 STEP: dict[str, tuple[int, int]] = {
@@ -60,11 +76,15 @@ STEP: dict[str, tuple[int, int]] = {
     "iid-idm": (0, 11),
     "dc": (0, 5),
     "dsa": (0, 8),
+    "dcc": (0, 8),
+    "idc": (0, 11),
+    "cafe": (0, 8),
     "frepo": (0, 2),
     "krr": (0, 2),
     "edc": (0, 11),
     "gvbsm": (1, 5),  # an eigendecomposition checks itself
     "sre2l": (0, 0),
+    "dwa": (0, 0),
     "cda": (0, 2),
     "cfm": (1, 2),  # where a Cholesky factor fails, eigenvalues are used
     "unidd": (1, 2),

@@ -132,7 +132,11 @@ def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_
     ):
         sweep(small(), out=tmp_path / "out", workers=999)
     with pytest.raises(ResourceError, match="reserves 64 GPUs"):
-        sweep(small(overrides={"resources": {"gpus_per_worker": 64}}), out=tmp_path / "out")
+        sweep(
+            small(overrides={"resources": {"gpus_per_worker": 1, "cpus_per_worker": 0}}),
+            out=tmp_path / "out",
+            workers=64,
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -19,6 +19,9 @@ count as one and are applied together: `color+crop+cutout` is all three (NCFM's 
 | `flip` | left to right, with probability 1/2 |
 | `scale` | a stretch of the sampling grid by U[1/1.2, 1.2) on each axis |
 | `rotate` | an angle from U[-15, 15) degrees |
+
+The released code turns the grid in coordinates from -1 to 1 on both axes, which shears images that
+are not square; here distances are in pixels. Square images are turned alike.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rayd.data.arrays import ImageShape, Labels, Pixels, Rows
-from rayd.data.decode import CHUNK_IMAGES, PLAIN, DecodeLog, Decoder, decode_images
+from rayd.data.decode import CHUNK_IMAGES, PLAIN, ColourError, DecodeLog, Decoder, decode_images
 from rayd.data.layout import SplitName as SplitName
 from rayd.data.layout import printable
 from rayd.data.resizing import resize
@@ -183,7 +183,14 @@ def read_pixels(
     read = subset.split.read
     if isinstance(read, EncodedPixels):
         return read.decode(subset.rows, decoder, shape, log)
-    images = decoder.arrays(read(subset.rows))
+    channels = shape.channels if shape is not None else None
+    try:
+        images = decoder.arrays(read(subset.rows), channels, log)
+    except ColourError:
+        raise DataError(
+            f"Images of {subset.split.where} have colours, and the training images are greyscale: "
+            "set 'data.mode=rgb' to read all in colour, or 'data.mode=grey' to drop colours."
+        ) from None
     if shape is not None and images.shape[1:] != shape:
         raise DataError(
             f"Images of {subset.split.where} must have shape {tuple(shape)}. "

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from rayd.data.layout import (
     printable,
     requested,
     split_names,
+    split_of,
     words,
 )
 from rayd.errors import DataError, unknown
@@ -60,6 +62,9 @@ UNREADABLE = frozenset(
     {".heic", ".heif", ".raw", ".dng", ".cr2", ".nef", ".svg", ".jxl", ".npy", ".dcm"}
 )
 """Extensions of images that PIL does not read."""
+
+FEW_PARTS = 5
+"""Folders with plain names that may be parts of a data set, such as one for each of its sources."""
 
 ANNOTATIONS = "val_annotations.txt"
 """Tiny ImageNet's validation labels: file name, synset and box, separated by tabs."""
@@ -121,8 +126,8 @@ def open_listing(listing: Listing, settings: DataSettings | None = None) -> Sour
     """Open an image folder whose files are listed; reads no file except annotations."""
     where = f"'{printable(remote.shown(listing.folder))}'"
     tree = _Tree.of(listing)
-    top = _unwrapped(tree)
-    folders = _split_folders(listing, tree, top, settings, where)
+    top = _Top.of(tree, _unwrapped(tree), where)
+    folders = _split_folders(listing, top, settings)
     names = _class_names(listing, folders["train"], where)
     splits: dict[SplitName, Split] = {}
     used = set[int]()
@@ -197,6 +202,15 @@ class _Tree:
         """What a folder holds."""
         return self.folders.get(os.path.join("", *parts), _Folder())
 
+    def count(self, folder: str) -> int:
+        """Number of images in a folder, at any depth."""
+        inside = os.path.join(folder, "")
+        return sum(
+            found.images
+            for path, found in self.folders.items()
+            if path == folder or path.startswith(inside)
+        )
+
 
 def _add(folders: dict[str, _Folder], parts: Sequence[str]) -> None:
     """Register a folder that holds images with all its parents."""
@@ -218,8 +232,54 @@ def _unwrapped(tree: _Tree) -> str:
         top = only
 
 
+@dataclass(frozen=True)
+class _Top:
+    """The folder whose subfolders are splits or classes."""
+
+    tree: _Tree
+    path: str
+    """Its relative path."""
+    inside: list[str]
+    """Names of its subfolders that hold images."""
+    where: str
+    """The data set, for errors."""
+
+    @classmethod
+    def of(cls, tree: _Tree, path: str, where: str) -> _Top:
+        """Look into a folder."""
+        return cls(tree, path, tree.inside(path), where)
+
+    @cached_property
+    def folders(self) -> dict[str, _Folder]:
+        """The subfolders by name."""
+        return {name: self.tree.at(self.path, name) for name in self.inside}
+
+    @cached_property
+    def named(self) -> dict[str, SplitName]:
+        """Splits that names of subfolders tell."""
+        return split_names(self.inside)
+
+    @cached_property
+    def splits(self) -> dict[str, SplitName]:
+        """Those of them that hold class folders, and no images themselves."""
+        return {
+            name: split
+            for name, split in self.named.items()
+            if self.folders[name].below and not self.folders[name].images
+        }
+
+    @cached_property
+    def rest(self) -> list[str]:
+        """Subfolders whose names tell no split."""
+        return [name for name in self.inside if name not in self.named]
+
+    def join(self, chosen: Mapping[SplitName, str]) -> dict[SplitName, str]:
+        """Relative path of the folder of each split, given by name."""
+        return {split: os.path.join(self.path, name) for split, name in chosen.items()}
+
+
 def _split_folders(
-    listing: Listing, tree: _Tree, top: str, settings: DataSettings | None, where: str
+    listing: Listing, top: _Top, settings: DataSettings | None
 ) -> dict[SplitName, str]:
     """Relative path of the folder of each split; if there is one, that of the class folders.
 
@@ -233,112 +293,140 @@ def _split_folders(
                 "With 'data.train=.' all folders are classes: 'data.validation' and 'data.test' "
                 "must not be set."
             )
-        return {"train": top}
-    inside = tree.inside(top)
-    folders = {name: tree.at(top, name) for name in inside}
-    named = split_names(inside)
-    # Tiny ImageNet: images of `val` are labelled by a file, those of `test` not at all
-    annotated = [name for name in named if os.path.join(top, name, ANNOTATIONS) in listing.files]
-    if annotated:
-        splits = {split: name for name, split in named.items()}
-        if "train" in splits:
-            splits.pop("test", None)
-            return {split: os.path.join(top, name) for split, name in splits.items()}
+        return {"train": top.path}
+    if (annotated := _annotated_splits(listing, top)) is not None:
+        return annotated
     if wanted:
-        paths = [
-            *inside,
-            *(name for name in wanted.values() if os.path.join(top, name) in tree.folders),
+        # also folders deeper inside, as `images/train`
+        deeper = [
+            name for name in wanted.values() if os.path.join(top.path, name) in top.tree.folders
         ]
-        chosen = assign(
-            list(dict.fromkeys(paths)), settings, where, "folder", _with_classes(named, folders)
-        )
-        return _with_train(chosen, top, inside, where)
+        names = list(dict.fromkeys([*top.inside, *deeper]))
+        chosen = assign(names, settings, top.where, "folder", top.splits)
+    elif _are_classes(top):
+        return {"train": top.path}
+    else:
+        parts = [name for name in top.inside if name in top.splits or name in top.rest]
+        chosen = assign(parts, settings, top.where, "folder", top.splits)
+    _check_train(chosen, top)
+    return _below_single_folders(top.tree, top.join(chosen))
 
-    splits_ = _with_classes(named, folders)
-    flat = [name for name in named if name not in splits_]
-    rest = [name for name in inside if name not in named]
-    if not splits_:
-        if flat and not rest:
+
+def _annotated_splits(listing: Listing, top: _Top) -> dict[SplitName, str] | None:
+    """Splits of Tiny ImageNet: images of `val` are labelled by a file, those of `test` not at all.
+
+    Returns:
+        Relative path of the folder of each split; None for any other folder.
+    """
+    by_split = {split: name for name, split in top.named.items()}
+    annotated = any(
+        os.path.join(top.path, name, ANNOTATIONS) in listing.files for name in top.named
+    )
+    if not annotated or "train" not in by_split:
+        return None
+    by_split.pop("test", None)
+    return top.join(by_split)
+
+
+def _are_classes(top: _Top) -> bool:
+    """Whether subfolders are classes, where no setting says what they are.
+
+    Raises:
+        DataError: they may be splits as well.
+    """
+    if not top.splits:
+        if top.named and not top.rest:
             raise DataError(
-                f"The folders {listed(flat)} of {where} hold images themselves, not in one folder "
-                "per class: if they are the classes, set 'data.train=.', and if they are splits, "
-                "move the images into one folder per class."
+                f"The folders {listed(list(top.named))} of {top.where} hold images themselves, not "
+                "in one folder per class: if they are the classes, set 'data.train=.', and if they "
+                "are splits, move the images into one folder per class."
             )
-        _check_classes(folders, rest, top, where)
-        return {"train": top}
-    alike = [name for name in rest if _alike(folders, [name, *splits_])]
-    if len(alike) > len(splits_) and len(alike) == len(rest):
-        # bus, car and train, each with day and night
-        return {"train": top}
-    pair = "train" in splits_.values() and len(set(splits_.values())) > 1
-    if len(rest) >= len(splits_) and not (pair and not alike):
-        raise DataError(_two_readings(list(splits_), rest, splits_, where))
-    parts = [name for name in inside if name not in flat]
-    return _with_train(assign(parts, settings, where, "folder", splits_), top, inside, where)
+        _check_classes(top)
+        return True
+    alike = [name for name in top.rest if _alike(top, [name, *top.splits])]
+    if len(alike) > len(top.splits) and len(alike) == len(top.rest):
+        # bus, car and train, each with day and night; not train_a and train_b beside test
+        if not any(split_of(name) for name in alike):
+            return True
+        raise DataError(_two_readings(top, top.inside))
+    pair = "train" in top.splits.values() and len(set(top.splits.values())) > 1
+    if len(top.rest) >= len(top.splits) and not (pair and not alike):
+        raise DataError(_two_readings(top, [*top.splits, *top.rest]))
+    return False
 
 
-def _with_classes(
-    named: Mapping[str, SplitName], folders: Mapping[str, _Folder]
-) -> dict[str, SplitName]:
-    """Folders named like splits that hold class folders, and no images themselves."""
-    return {
-        name: split
-        for name, split in named.items()
-        if folders[name].below and not folders[name].images
-    }
-
-
-def _with_train(
-    chosen: Mapping[SplitName, str], top: str, inside: Sequence[str], where: str
-) -> dict[SplitName, str]:
+def _check_train(chosen: Mapping[SplitName, str], top: _Top) -> None:
+    """Refuse splits without a training split."""
     if "train" not in chosen:
-        first = chosen.get("validation", inside[0])
+        first = chosen.get("validation", top.inside[0])
         raise DataError(
-            f"{where} holds no training split, only {listed(inside)}: set 'data.train={first}' "
-            "to train on that folder, or 'data.train=.' if the folders are the classes."
+            f"{top.where} holds no training split, only {listed(top.inside)}: set "
+            f"'data.train={first}' to train on that folder, or 'data.train=.' if the folders are "
+            "the classes."
         )
-    return {split: os.path.join(top, name) for split, name in chosen.items()}
 
 
-def _alike(folders: Mapping[str, _Folder], names: Sequence[str]) -> bool:
+def _below_single_folders(tree: _Tree, folders: Mapping[SplitName, str]) -> dict[SplitName, str]:
+    """The folders of the classes of each split, where a folder lies between: `train/images/cat`."""
+    train = _below_single_folder(tree, folders["train"])
+    classes = tree.inside(train)
+    found: dict[SplitName, str] = {}
+    for split, folder in folders.items():
+        below = _below_single_folder(tree, folder)
+        # a test split may hold a single class
+        single = below != folder and tree.inside(folder)[0] in classes
+        found[split] = folder if single else below
+    return found
+
+
+def _below_single_folder(tree: _Tree, folder: str) -> str:
+    """The single folder inside that holds nothing but folders, or else the folder itself."""
+    inside = tree.inside(folder)
+    if len(inside) != 1 or tree.at(folder).images:
+        return folder
+    only = os.path.join(folder, inside[0])
+    return folder if tree.at(only).images else only
+
+
+def _alike(top: _Top, names: Sequence[str]) -> bool:
     """Whether folders hold no images themselves, but largely the same folders."""
-    below = [folders[name].below for name in names]
-    if any(folders[name].images for name in names) or not all(below):
+    below = [top.folders[name].below for name in names]
+    if any(top.folders[name].images for name in names) or not all(below):
         return False
     common = set.intersection(*below)
     return 2 * len(common) >= max(map(len, below))
 
 
-def _check_classes(
-    folders: Mapping[str, _Folder], names: Sequence[str], top: str, where: str
-) -> None:
+def _check_classes(top: _Top) -> None:
     """Refuse folders that may be parts of a data set with the same classes.
 
-    Three or more with plain names are classes, each with the same kinds of images.
+    A part has several classes, and there are few parts: a hundred folders with the same two folders
+    in each are classes.
     """
-    if len(names) < 2 or not _alike(folders, names):
+    names = top.rest
+    if len(names) < 2 or not _alike(top, names):
         return
-    telling = any(set(words(name)) & OTHER_PARTS for name in names)
-    if len(names) == 2 or telling or numbered(names):
-        raise DataError(_two_readings(names, [], {}, where, folders[names[0]].below))
+    below = max(len(top.folders[name].below) for name in names)
+    telling = any(set(words(name)) & OTHER_PARTS for name in names) or numbered(names)
+    if below > 1 and (telling or len(names) <= max(below, FEW_PARTS)):
+        raise DataError(_two_readings(top, names, top.folders[names[0]].below))
 
 
-def _two_readings(
-    splits: Sequence[str],
-    rest: Sequence[str],
-    named: Mapping[str, SplitName],
-    where: str,
-    below: Iterable[str] = (),
-) -> str:
+def _two_readings(top: _Top, names: Sequence[str], below: Iterable[str] = ()) -> str:
     """Error for folders that may be splits or classes."""
-    all_names = sorted([*splits, *rest])
-    classes = f", each with {listed(sorted(below), 3)}" if below else ""
+    classes = f", each with {listed(sorted(below), 3)}," if below else ""
     ranked = {"train": 0, None: 1, "validation": 2, "test": 3}
-    train, *others = sorted(all_names, key=lambda name: ranked[named.get(name)])
+
+    def rank(name: str) -> tuple[int, int]:
+        """The training split first, and of others the one with most images."""
+        split, _ = split_of(name) or (None, ())
+        return ranked[split], -top.tree.count(os.path.join(top.path, name))
+
+    train, *others = sorted(sorted(names), key=rank)
     return (
-        f"The folders {listed(all_names)} of {where}{classes}, may be splits or classes: set "
-        f"'data.train={train}' (and e.g. 'data.test={others[0]}') if they are splits, or "
-        "'data.train=.' if they are the classes."
+        f"The folders {listed(sorted(names))} of {top.where}{classes} may be splits or classes: "
+        f"set e.g. 'data.train={printable(train)}' and 'data.test={printable(others[0])}' if they "
+        "are splits, or 'data.train=.' if they are the classes."
     )
 
 
@@ -403,14 +491,20 @@ def _split(
 
 def _one_class(tree: _Tree, names: Sequence[str], where: str) -> str:
     """Error for a folder with a single class."""
-    tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if tree.other[suffix]]
-    hint = ""
-    if tables:
-        hint = (
-            f"; labels in a table ({', '.join(tables)}) are not read: sort the images into one "
-            "folder per class"
-        )
+    hint = without_tables(tree.other)
+    hint = f"; {hint}" if hint else ""
     return f"{where} must hold at least two classes. Got only {listed(names)} instead{hint}."
+
+
+def without_tables(suffixes: Container[str]) -> str:
+    """Remedy for images whose labels may be in a table, as a clause; empty if there is none."""
+    tables = [suffix for suffix in (".csv", ".tsv", ".json", ".txt") if suffix in suffixes]
+    if not tables:
+        return ""
+    return (
+        f"labels in a table ({', '.join(tables)}) are not read: sort the images into one folder "
+        "per class"
+    )
 
 
 def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
@@ -431,7 +525,9 @@ def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
         kinds = ", ".join(
             f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in sorted(rest.items())
         )
-        found.append(f"{_files(sum(rest.values()))} that are no images ({kinds})")
+        count = sum(rest.values())
+        verb = "is no image" if count == 1 else "are no images"
+        found.append(f"{_files(count)} that {verb} ({kinds})")
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]
         found.append(

@@ -3,7 +3,7 @@
 Keys of splits are `x_train` and `y_train`, `test_images` and `test_labels`, `X_test`, `valY`, ... in
 any spelling; keys that fit no pair are left out, and said. Images are (N, H, W), (N, H, W, C) or
 (N, C, H, W) with C of 1 or 3: uint8, other whole numbers in 0..255, floats in [0, 1], any numbers
-from 0 to `data.white_level`, or one encoded file (PNG, JPEG, ...) per image as NumPy bytes.
+from 0 to `data.white_level`, truth values, or one encoded file (PNG, JPEG, ...) per image as NumPy bytes.
 `class_names` may hold the names. Object arrays, which are pickles, are refused.
 """
 
@@ -48,6 +48,18 @@ NAMES = ("class_names", "label_names")
 """Keys of the class names, the first that is there."""
 ENCODED_KINDS = "SV"
 """Kinds of NumPy's arrays of bytes."""
+
+ARCHIVE_ERRORS = (
+    OSError,
+    ValueError,
+    EOFError,
+    # flags of a damaged archive may announce encryption or an unknown compression
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Exceptions of NumPy and zipfile for a damaged archive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +118,10 @@ def open_source(
             split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()
         }
         used = {key for pair in keys.values() for key in pair} | {names_key}
-        left_out = tuple(f"array '{key}'" for key in archive.files if key not in used)
+        others = [key for key in archive.files if key not in used]
+        if "test" not in keys and not requested(settings):
+            _check_others(archive, keys["train"][0], arrays["train"][0], others, f"'{path}'")
+        left_out = tuple(f"array '{key}'" for key in others)
     splits: dict[SplitName, Split] = {}
     for split, (values, given) in arrays.items():
         images_key, labels_key = keys[split]
@@ -135,32 +150,7 @@ def _split_keys(
         DataError: there is no training split, a half of a pair is missing, or several pairs may be
             the same split.
     """
-    images: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    for key in keys:
-        if key in NAMES:
-            continue
-        part, is_label = _part_of(key)
-        found = labels if is_label else images
-        if is_label is None:
-            continue
-        if part in found:
-            raise DataError(
-                f"{where} must hold one array of each kind. Got '{found[part]}' and '{key}' "
-                "instead."
-            )
-        found[part] = key
-    pairs = {part: (images[part], labels[part]) for part in images if part in labels}
-    for part in sorted(images.keys() ^ labels.keys()):
-        if part and split_of(part) is not None and requested(settings).get("train") is None:
-            key = images.get(part) or labels[part]
-            kind = "labels" if part in images else "images"
-            raise DataError(f"{where} holds '{key}' without its {kind}; add or remove them.")
-    if not pairs:
-        raise DataError(
-            f"{where} must hold the arrays images and labels, or x_train and y_train. "
-            f"Got {', '.join(keys) or 'none'} instead."
-        )
+    pairs = _pairs(keys, settings, where)
     named = split_names(pairs)
     # arrays that name no split are the training split beside those that do
     if "" in pairs and "train" not in named.values():
@@ -169,6 +159,10 @@ def _split_keys(
         only = next(iter(pairs))
         if named.get(only, "train") == "train":
             return {"train": pairs[only]}
+    if requested(settings):
+        # a part without a name goes by that of its images
+        named = {part or pairs[part][0]: split for part, split in named.items()}
+        pairs = {part or pair[0]: pair for part, pair in pairs.items()}
     chosen = assign([*pairs], settings, where, "split", named)
     if "train" not in chosen:
         raise DataError(
@@ -176,6 +170,47 @@ def _split_keys(
             f"{listed([*pairs])} instead: set 'data.train' to the one to train on."
         )
     return {split: pairs[part] for split, part in chosen.items()}
+
+
+def _pairs(
+    keys: Sequence[str], settings: DataSettings | None, where: str
+) -> dict[str, tuple[str, str]]:
+    """Keys of images and labels by part of the data set.
+
+    Raises:
+        DataError: half of a pair is missing, or there are several of one kind.
+    """
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    unclear: dict[str, str] = {}
+    for key in keys:
+        part, is_label = _part_of(key)
+        if key in NAMES or is_label is None:
+            # images may be called like their split: train and train_labels
+            if split_of(key) is not None:
+                unclear[key.lower()] = key
+            continue
+        found = labels if is_label else images
+        if part in found:
+            raise DataError(
+                f"{where} must hold one array of each kind. Got '{found[part]}' and '{key}' "
+                "instead."
+            )
+        found[part] = key
+    for part in labels.keys() & unclear.keys() - images.keys():
+        images[part] = unclear[part]
+    for part in sorted(images.keys() ^ labels.keys()):
+        if part and split_of(part) is not None and requested(settings).get("train") is None:
+            key = images.get(part) or labels[part]
+            kind = "labels" if part in images else "images"
+            raise DataError(f"{where} holds '{key}' without its {kind}; add or remove them.")
+    pairs = {part: (images[part], labels[part]) for part in images if part in labels}
+    if not pairs:
+        raise DataError(
+            f"{where} must hold the arrays images and labels, or x_train and y_train. "
+            f"Got {', '.join(keys) or 'none'} instead."
+        )
+    return pairs
 
 
 def _part_of(key: str) -> tuple[str, bool | None]:
@@ -193,6 +228,42 @@ def _part_of(key: str) -> tuple[str, bool | None]:
         return key, None
     is_label = any(word in LABEL_WORDS for word in roles)
     return "_".join(word for word in words(key, numbers=True) if word not in roles), is_label
+
+
+def _check_others(
+    archive: np.lib.npyio.NpzFile, train: str, images: Array, others: Sequence[str], where: str
+) -> None:
+    """Refuse arrays that look like a test split, but whose names do not say so: `Xt` and `yt`.
+
+    Args:
+        archive: holds them.
+        train: key of the training images.
+        images: training images.
+        others: keys that are not read.
+        where: the archive, for errors.
+
+    Raises:
+        DataError: an array has the form of the training images.
+    """
+    for key in others:
+        shape = _shape(archive, key)
+        if len(shape) >= 3 and shape[1:] == images.shape[1:]:
+            raise DataError(
+                f"{where} holds '{key}', an array of images like '{train}', which may be the test "
+                "split or none: call it x_test and its labels y_test, or set 'data.train="
+                f"{_part_of(train)[0] or train}' to leave it out."
+            )
+
+
+def _shape(archive: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
+    """Shape of an array, from its header."""
+    assert archive.zip is not None
+    with archive.zip.open(f"{key}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0
+        if version[0] > 1:
+            header = np.lib.format.read_array_header_2_0
+        return header(file)[0]
 
 
 def _names(values: Array, where: str) -> tuple[str, ...]:
@@ -229,7 +300,11 @@ def _pixels(values: Array, where: str, decoder: Decoder) -> Pixels:
             "with C of 1 or 3. "
             f"Got {values.shape} instead."
         )
-    if values.dtype.kind in "iuf" and values.dtype != np.uint8 and decoder.white_level is not None:
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * 255
+    elif (
+        values.dtype.kind in "iuf" and values.dtype != np.uint8 and decoder.white_level is not None
+    ):
         values = decoder.scaled(values, where, str(values.dtype))
     elif values.dtype.kind == "f":
         _check_range(values, 1.0, "be finite and lie in [0, 1]", where)
@@ -269,7 +344,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"'{path}' is empty (0 bytes).")
     try:
         yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except ARCHIVE_ERRORS as error:
         if "pickle" in str(error).lower():
             raise DataError(
                 f"'{path}' holds a pickle, which is never loaded; "

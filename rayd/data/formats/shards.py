@@ -7,9 +7,11 @@ configuration. A shard that is missing or there twice is an error.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +38,10 @@ DEPTH = 3
 """Most components of the path of a Parquet file: configuration, split and file."""
 EXTRA = "extra"
 """Split that is left out: SVHN's easy images."""
-SHARD = re.compile(r"^(?P<part>.*?)-?(?P<index>\d+)-of-(?P<count>\d+)(?P<rest>[-_.].*)?$")
+SHARD = re.compile(r"^(?P<part>.*?)[-_.]?(?P<index>\d+)[-_]of[-_](?P<count>\d+)(?P<rest>[-_.].*)?$")
 """Name of one of several files: `train-00000-of-00003`, perhaps with a hash behind it."""
+LAST_NUMBER = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)$")
+"""Name of one of several files whose number is not said: `train_0`."""
 NUMBERED = re.compile(r"^\d+$")
 """Name of a file in the folder of a split: `0000`."""
 HASH = re.compile(r"^(?=.*\d)[0-9a-f]{6,}$")
@@ -74,6 +78,32 @@ def find_files(listing: Listing, settings: DataSettings | None = None) -> Parque
     """
     where = f"'{remote.shown(listing.folder)}'"
     rows = [row for row, name in enumerate(listing.names) if is_parquet(name)]
+    parts, of_hub = _parts(listing, rows, where)
+    splits = _assigned(listing, parts, settings, where, split_names(parts) if of_hub else None)
+    notes = list[str]()
+    for part in splits.values():
+        names = [listing.names[row] for row in parts[part]]
+        _check_shards(names, where, part)
+        _check_twice(listing, parts[part], where)
+        notes += _gaps(names)
+    used = {row for part in splits.values() for row in parts[part]}
+    left_out = [f"'{listing.names[row]}'" for row in rows if row not in used]
+    return ParquetFiles(
+        {split: list(listing.at(parts[part])) for split, part in splits.items()},
+        {split: _origin(part, of_hub) for split, part in splits.items()},
+        (*_shortened(left_out), *notes, *listing.skipped),
+    )
+
+
+def _parts(listing: Listing, rows: Sequence[int], where: str) -> tuple[dict[str, list[int]], bool]:
+    """Rows of the Parquet files nearest to the folder, by part of the data set.
+
+    Returns:
+        Rows by part, and whether parts are folders, as the hub converts data sets.
+
+    Raises:
+        DataError: there are several data sets.
+    """
     depth = min(name_depth(listing.names[row]) for row in rows)
     chosen = [row for row in rows if name_depth(listing.names[row]) == depth]
     folders = sorted({str(Path(listing.names[row]).parent) for row in chosen})
@@ -87,16 +117,7 @@ def find_files(listing: Listing, settings: DataSettings | None = None) -> Parque
         path = Path(listing.names[row])
         part = path.parent.name if of_hub else part_of(path.name.removesuffix(SUFFIX))
         parts.setdefault(part, []).append(row)
-    splits = _assigned(listing, parts, settings, where, named if of_hub else None)
-    for part in splits.values():
-        _check_shards([listing.names[row] for row in parts[part]], where, part)
-    used = {row for part in splits.values() for row in parts[part]}
-    left_out = [f"'{listing.names[row]}'" for row in rows if row not in used]
-    return ParquetFiles(
-        {split: list(listing.at(parts[part])) for split, part in splits.items()},
-        {split: _origin(part, of_hub) for split, part in splits.items()},
-        (*_shortened(left_out), *listing.skipped),
-    )
+    return parts, of_hub
 
 
 def name_depth(name: str) -> int:
@@ -159,42 +180,82 @@ def _check_shards(names: Sequence[str], where: str, part: str) -> None:
     Raises:
         DataError: names and numbers of the files do not agree.
     """
-    stems = [Path(name).name.removesuffix(SUFFIX) for name in names]
-    shards = [SHARD.match(stem) for stem in stems]
-    counts = sorted({int(shard["count"]) for shard in shards if shard is not None})
-    if not counts:
-        numbers = sorted(int(stem) for stem in stems if NUMBERED.match(stem))
-        if len(numbers) == len(stems) and numbers != list(range(len(numbers))):
-            missing = sorted(set(range(max(numbers))) - set(numbers))
-            raise DataError(
-                f"The split '{part}' of {where} lacks the file '{missing[0]:04}{SUFFIX}'; fetch it "
-                "again."
-            )
+    stems = [_stem(name) for name in names]
+    shards = [shard for stem in stems if (shard := SHARD.match(stem)) is not None]
+    if not shards:
+        _check_numbers(stems, where, part)
         return
-    if len(counts) > 1 or None in shards:
+    counts = {int(shard["count"]) for shard in shards}
+    if len(counts) > 1 or len(shards) < len(stems):
         raise DataError(
             f"The split '{part}' of {where} must be one set of files. Got files of several, "
             f"{listed([Path(name).name for name in names])}; remove those of the others."
         )
-    found = sorted(int(shard["index"]) for shard in shards if shard is not None)
-    total = counts[0]
-    twice = sorted({index for index in found if found.count(index) > 1})
-    missing = [index for index in range(total) if index not in found]
-    if twice:
-        again = [
-            Path(name).name
-            for name, shard in zip(names, shards, strict=True)
-            if shard is not None and int(shard["index"]) == twice[0]
-        ]
-        raise DataError(
-            f"The split '{part}' of {where} holds shard {twice[0]} of {total} twice, as "
-            f"{listed(again)}; remove one."
-        )
-    if missing or len(found) != total:
+    by_index: dict[int, list[str]] = {}
+    for name, shard in zip(names, shards, strict=True):
+        by_index.setdefault(int(shard["index"]), []).append(Path(name).name)
+    total = counts.pop()
+    for index, again in sorted(by_index.items()):
+        if len(again) > 1:
+            raise DataError(
+                f"The split '{part}' of {where} holds shard {index} of {total} twice, as "
+                f"{listed(again)}; remove one."
+            )
+    missing = [index for index in range(total) if index not in by_index]
+    if missing or len(by_index) != total:
         raise DataError(
             f"The split '{part}' of {where} must have {total} files, as their names say. Got "
-            f"{len(found)}: number {', '.join(map(str, missing[:5]))} is missing; fetch it again."
+            f"{len(by_index)}: number {', '.join(map(str, missing[:5]))} is missing; fetch it "
+            "again."
         )
+
+
+def _check_numbers(stems: Sequence[str], where: str, part: str) -> None:
+    """Refuse files `0000`, `0001`, ... of the hub of which one is missing."""
+    numbers = sorted(int(stem) for stem in stems if NUMBERED.match(stem))
+    if len(numbers) == len(stems) and numbers != list(range(len(numbers))):
+        missing = sorted(set(range(max(numbers))) - set(numbers))
+        raise DataError(
+            f"The split '{part}' of {where} lacks the file '{missing[0]:04}{SUFFIX}'; fetch it "
+            "again."
+        )
+
+
+def _check_twice(listing: Listing, rows: Sequence[int], where: str) -> None:
+    """Refuse files of a split with the same content; those at a URL are not compared."""
+    if remote.url(listing.folder) is not None:
+        return
+    by_size: dict[int, list[int]] = {}
+    for row in rows:
+        for other in by_size.setdefault(int(listing.sizes[row]), []):
+            one = listing.names[other]
+            name = listing.names[row]
+            with suppress(OSError):
+                if not filecmp.cmp(listing.folder / one, listing.folder / name, shallow=False):
+                    continue
+                raise DataError(
+                    f"{where} holds the same file twice, as {listed([one, name])}; remove one."
+                )
+        by_size[int(listing.sizes[row])].append(row)
+
+
+def _gaps(names: Sequence[str]) -> list[str]:
+    """Numbers that are missing between those of files, as clauses: they may be missing files."""
+    found = [LAST_NUMBER.match(_stem(name)) for name in names]
+    numbers = sorted(int(match["number"]) for match in found if match is not None)
+    stems = {match["stem"] for match in found if match is not None}
+    if None in found or len(stems) != 1 or len(numbers) < 2:
+        return []
+    missing = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    # years, say, are no counts
+    if not missing or len(missing) > len(numbers):
+        return []
+    listing = ", ".join(map(str, missing[:5]))
+    return [f"number {listing} of the files '{stems.pop()}*', which is not there"]
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.removesuffix(SUFFIX)
 
 
 def _several(listing: Listing, where: str, folders: Sequence[str]) -> str:

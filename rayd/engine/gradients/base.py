@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from rayd.engine.pool import ObjectRef
+from rayd.methods import Method
 
 
 class SharedImages(NamedTuple):
@@ -38,6 +39,23 @@ class Work(NamedTuple):
     """The argument of `Observers.compute`."""
     affinity: int
     """Work of equal affinity goes to the same worker by preference, which keeps its caches warm."""
+
+
+def tasks_per_step(method: Method) -> int:
+    """Number of tasks that are computed side by side in a step, at most: as many workers can be
+    busy.
+    """
+    recipe = method.recipe
+    tasks = sum(recipe.network_group(group).per_step for group in method.groups)
+    tasks *= recipe.synthesis.split
+    if method.trajectory_objective is not None:
+        tasks += method.trajectory_objective.settings.per_step
+    models = recipe.observers.model_pool
+    # networks that are trained on synthetic images wait for the step
+    if models is not None and models.source == "real" and "observers" in method.groups:
+        is_drawn = models.trained == "looking"
+        tasks += recipe.observers.per_step if is_drawn else models.trained_per_step
+    return tasks
 
 
 class Update(NamedTuple):

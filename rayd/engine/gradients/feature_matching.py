@@ -8,7 +8,7 @@ observers may be networks that are trained alongside (`rayd.engine.gradients.mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -70,6 +70,12 @@ class GradientTask:
     """
     memory: ObjectRef
     """What the terms kept when the network last took its turn, a `Memory`."""
+    part: int = 0
+    """Which part of the images."""
+    parts: int = 1
+    """Parts of the images in all."""
+    summaries: ObjectRef | None = None
+    """Of all parts, a list of `PartSummary`; None where the images are one part."""
 
 
 class GradientResult(NamedTuple):
@@ -126,6 +132,12 @@ class FeatureMatching(GradientSource):
         self._train = train
         self._real_batches = None if train is None else RealBatches(train.get())
         self._groups = {group: network_ids(recipe, group) for group in method.groups}
+        # places in the order of turns
+        self._places: dict[NetworkGroup, dict[NetworkId, int]] = {}
+        self._shifts: dict[NetworkGroup, int] = {}
+        for group, ids in self._groups.items():
+            self._shifts[group] = sum(recipe.network_group(one).per_step for one in self._shifts)
+            self._places[group] = {network_id: place for place, network_id in enumerate(ids)}
         self._models: ModelPool | None = None
         if recipe.observers.model_pool is not None:
             self._models = ModelPool(recipe, pool)
@@ -142,30 +154,53 @@ class FeatureMatching(GradientSource):
             for group in self._groups
             for slot in range(self._recipe.network_group(group).per_step)
         ]
+        if self._recipe.synthesis.split > 1:
+            self._gradient_tasks = self._split(self._gradient_tasks)
         self._train_tasks = []
         if self._models is not None and not self._models.synthetic:
             self._train_tasks = self._models.train_tasks(step, self._train)
         return self._with_affinity([*self._gradient_tasks, *self._train_tasks])
 
+    def _split(self, tasks: Sequence[GradientTask]) -> list[GradientTask]:
+        """Tasks for parts of the images: all parts are forwarded, and each is told of the others."""
+        split = self._recipe.synthesis.split
+        parts = [replace(task, part=part, parts=split) for task in tasks for part in range(split)]
+        work = self._with_affinity(parts)
+        affinity = [one.affinity for one in work]
+        found = list(self._pool.map("summarize", [(one.task,) for one in work], affinity))
+        return [
+            replace(task, summaries=summaries)
+            for start in range(0, len(parts), split)
+            for summaries in [self._pool.share(found[start : start + split])]
+            for task in parts[start : start + split]
+        ]
+
     def update(self, step: int, results: Sequence[Any]) -> Update:
-        """Mean over the networks of a group, sum over groups."""
-        gradient_results: list[GradientResult] = list(results[: len(self._gradient_tasks)])
-        for task, result in zip(self._gradient_tasks, gradient_results, strict=True):
+        """Sum over the parts of the images, mean over the networks of a group, sum over groups."""
+        parts: list[GradientResult] = list(results[: len(self._gradient_tasks)])
+        self._take(results[len(parts) :])
+        split = self._recipe.synthesis.split
+        tasks = self._gradient_tasks[::split]
+        gradient_results = []
+        for start in range(0, len(parts), split):
+            # in the order of the parts, whoever was first; values and memory are equal in all
+            gradients = totals([part.gradients for part in parts[start : start + split]])
+            gradient_results.append(parts[start]._replace(gradients=gradients))
+        for task, result in zip(tasks, gradient_results, strict=True):
             self.memory[task.network_id] = result.memory
-        self._take(results[len(self._gradient_tasks) :])
-        gradients = []
+        of_groups = []
         values = []
         for group in self._groups:
             of_group = [
                 result
-                for task, result in zip(self._gradient_tasks, gradient_results, strict=True)
+                for task, result in zip(tasks, gradient_results, strict=True)
                 if task.network_id.group == group
             ]
-            gradients.append(means([result.gradients for result in of_group]))
+            of_groups.append(means([result.gradients for result in of_group]))
             values.append(means([result.values for result in of_group]))
         metrics = {name: value for terms in values for name, value in terms.items()}
         metrics["loss"] = total([terms["loss"] for terms in values])
-        return Update(totals(gradients), metrics)
+        return Update(totals(of_groups), metrics)
 
     @property
     def has_work_after(self) -> bool:
@@ -189,15 +224,19 @@ class FeatureMatching(GradientSource):
             self._models.update(task, result)
 
     def _with_affinity(self, tasks: Sequence[GradientTask | TrainTask]) -> list[Work]:
-        return [Work(task, self._affinity(task.network_id)) for task in tasks]
+        work = []
+        for task in tasks:
+            part = task.part if isinstance(task, GradientTask) else 0
+            work.append(Work(task, self._affinity(task.network_id) + part))
+        return work
 
     def _affinity(self, network_id: NetworkId) -> int:
-        """The preferred worker of a network; groups are shifted, so that those of one step meet
-        different workers.
+        """The preferred worker of a network: neighbours in the order of turns have different ones,
+        and groups are shifted, so that the networks of one step meet different workers.
         """
-        architectures = len(self._recipe.network_group(network_id.group).networks)
-        shift = list(self._groups).index(network_id.group)
-        return network_id.index * architectures + shift
+        group = network_id.group
+        place = self._places[group].get(network_id, network_id.index)
+        return place + self._shifts[group]
 
     def _gradient_task(
         self,

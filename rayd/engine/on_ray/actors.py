@@ -6,7 +6,9 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -16,21 +18,32 @@ import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayd.engine.memory import out_of_memory
+from rayd.engine.memory import device_fault, out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
-from rayd.engine.pool import WorkerInfo
-from rayd.engine.wire import pack, size, unpack
-from rayd.errors import OutOfMemoryError, RaydError, RunError
+from rayd.engine.on_ray.watch import check_head, head_is_lost
+from rayd.engine.pool import WorkerInfo, free_memory
+from rayd.engine.wire import only_tensors, pack, size, unpack
+from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError, RunError
 
 SILENCE_LIMIT = 6 * 3600.0
 """Seconds without a result from any worker after which a run ends. Dead workers are detected by Ray
 within seconds; this limits tasks that hang.
 """
 
+WAIT = 2.0
+"""Seconds of a wait for results, between which the driver looks at the cluster."""
+
+
+INLINE = 32 * 2**10
+"""Bytes up to which a value travels with each call that refers to it. Ray keeps larger ones in its
+object store, from where a worker must request them: that takes longer than sending so few bytes.
+"""
+
 
 class RayRef:
-    """A value in Ray's object store; its arrays are read without a copy.
+    """A value for workers: small ones are part of the reference, others are in Ray's object store,
+    from where their arrays are read without a copy.
 
     Args:
         value: to be stored.
@@ -38,16 +51,26 @@ class RayRef:
 
     def __init__(self, value: Any):
         packed = pack(value)
-        count("rayd_bytes_moved", size(packed), direction="out")
-        self._reference = ray.put(packed)
+        bytes_ = size(packed)
+        count("rayd_bytes_moved", bytes_, direction="out")
+        self._packed = None
+        self._reference = None
+        if bytes_ <= INLINE and only_tensors(packed):
+            self._packed = packed
+            self._key = uuid.uuid4().hex
+        else:
+            self._reference = ray.put(packed)
+            self._key = str(self._reference.hex())
 
     @property
     def key(self) -> str:
-        """The object's identity in the store."""
-        return str(self._reference.hex())
+        """The identity of the value."""
+        return self._key
 
     def get(self) -> Any:
         """The value, in the calling process."""
+        if self._reference is None:
+            return unpack(self._packed)
         return unpack(ray.get(self._reference, timeout=SILENCE_LIMIT))
 
 
@@ -68,11 +91,31 @@ class _Worker:
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        return pack(self._method(method)(*arguments))
+        with _told_faults():
+            try:
+                return pack(self._method(method)(*arguments))
+            except torch.OutOfMemoryError:
+                # freed below, when the traceback holds no tensors any more
+                pass
+            # caches of earlier tasks may hold what this one needs
+            free_memory()
+            return pack(self._method(method)(*arguments))
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
-        for event in self._method(method)(*arguments):
-            yield pack(event)
+        yielded = 0
+        with _told_faults():
+            try:
+                for event in self._method(method)(*arguments):
+                    yield pack(event)
+                    yielded += 1
+                return
+            except torch.OutOfMemoryError:
+                pass
+            free_memory()
+            # a method that begins again yields its events again
+            for number, event in enumerate(self._method(method)(*arguments)):
+                if number >= yielded:
+                    yield pack(event)
 
     def worker_info(self, role: str) -> WorkerInfo:
         if self._fault is not None:
@@ -82,12 +125,25 @@ class _Worker:
             pid=os.getpid(),
             node=f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
             log=_log_name(),
+            node_id=str(ray.get_runtime_context().get_node_id()),
         )
 
     def _method(self, name: str) -> Callable[..., Any]:
         if self._fault is not None:
             raise self._fault
         return cast("Callable[..., Any]", getattr(self._inner, name))
+
+
+@contextmanager
+def _told_faults() -> Iterator[None]:
+    """Raise faults of a GPU as an error that the driver can read, whatever torch's is."""
+    try:
+        yield
+    except Exception as error:
+        fault = None if isinstance(error, RaydError) else device_fault(error)
+        if fault is None:
+            raise
+        raise DeviceFaultError(fault) from None
 
 
 Actor = ray.remote(max_restarts=-1, max_task_retries=-1)(_Worker)
@@ -148,11 +204,17 @@ class RayActor:
 
     def close(self) -> None:
         """Stop the actor."""
-        ray.kill(self.actor)
+        if not head_is_lost():
+            ray.kill(self.actor)
 
 
 def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-    """The first reference that is ready within `timeout` seconds, if any, and the others."""
+    """The first reference that is ready within `timeout` seconds, if any, and the others.
+
+    Raises:
+        ClusterLostError: the head is gone.
+    """
+    check_head()
     if not references:
         time.sleep(timeout)
         return [], []
@@ -163,7 +225,7 @@ def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list
 def _wait(references: list[Any]) -> list[Any]:
     started = time.monotonic()
     while time.monotonic() - started < SILENCE_LIMIT:
-        ready, _ = ready_within(references, timeout=10.0)
+        ready, _ = ready_within(references, timeout=WAIT)
         if ready:
             return ready
     raise RunError(

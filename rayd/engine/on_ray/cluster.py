@@ -6,14 +6,17 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
 from rayd.config import ResourceSettings
+from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ResourceError
 
 T = TypeVar("T")
@@ -44,7 +47,8 @@ def connect(address: str | None) -> None:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            ray.init(address=address, **quiet)
+            with _held_back_stderr():
+                ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ResourceError(
@@ -52,6 +56,31 @@ def connect(address: str | None) -> None:
             "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
+    watch_head()
+
+
+@contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Hold back what is written to standard error, also by Ray's C++, and drop it at an error.
+
+    A cluster that refuses to be joined is logged in twenty lines; the error is one sentence.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        before = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.truncate(0)
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            held.seek(0)
+            with suppress(OSError):
+                os.write(2, held.read())
 
 
 def _check_reachable(address: str | None) -> None:
@@ -161,10 +190,26 @@ def capacity(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
     each = _reserved(resources)
     fitting = 0
     for node in nodes:
-        # the small number absorbs rounding: 0.3 / 0.1 is less than 3
-        counts = [int(node.get(kind, 0.0) / amount + 1e-9) for kind, amount in each.items()]
+        counts = [_held(kind, node.get(kind, 0.0), amount) for kind, amount in each.items()]
         fitting += min(counts, default=resources.workers)
     return nodes, fitting
+
+
+def unused_gpus() -> float:
+    """GPUs of the connected cluster that nobody has reserved."""
+    return float(ray.available_resources().get("GPU", 0.0))
+
+
+def _held(kind: str, existing: float, amount: float) -> int:
+    """How often an amount fits into what a node has; a fraction of a GPU fits into one device.
+
+    >>> _held("GPU", 4, 0.6), _held("CPU", 4, 0.6), _held("CPU", 0.3, 0.1)
+    (4, 6, 3)
+    """
+    # the small number absorbs rounding: 0.3 / 0.1 is less than 3
+    if kind == "GPU" and amount < 1:
+        return int(existing) * int(1 / amount + 1e-9)
+    return int(existing / amount + 1e-9)
 
 
 def describe(address: str | None) -> str:

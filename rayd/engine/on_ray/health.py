@@ -10,17 +10,29 @@ import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from rayd.engine.on_ray.actors import translated
+from rayd.engine.on_ray.watch import Draining
 from rayd.engine.pool import WorkerInfo
 from rayd.errors import RunError
 
 START_LIMIT = 180.0
-"""Seconds that a worker may take to start."""
+"""Seconds that a worker may take to start, of few."""
+START_EACH = 2.0
+"""Seconds that each worker adds: many import torch from one file system at the same time."""
 NO_WORKER_LIMIT = 1800.0
 """Seconds that a run continues without any worker: time for a node to be replaced."""
 PING_INTERVAL = 1.0
 """Seconds between two pings of a lost worker."""
 READ_LIMIT = 5.0
 """Seconds that reading the result of a finished ping may take."""
+
+
+def start_limit(workers: int) -> float:
+    """Seconds that so many workers may take to start.
+
+    >>> start_limit(2), start_limit(256)
+    (184.0, 692.0)
+    """
+    return START_LIMIT + START_EACH * workers
 
 
 class WorkerHealth:
@@ -41,6 +53,7 @@ class WorkerHealth:
         """Times at which to ping the others."""
         self.last_info: dict[int, WorkerInfo] = {}
         """Latest results of pings."""
+        self._draining = Draining()
         self._pings: dict[Any, int] = {}
         self._gone: set[int] = set()
         self._alone = time.monotonic()
@@ -75,6 +88,16 @@ class WorkerHealth:
         del self.away[worker]
         self.present.add(worker)
         self._gone.discard(worker)
+
+    def usable(self) -> set[int]:
+        """The workers that new tasks may go to: those on nodes that stay, if there are any."""
+        draining = self._draining.nodes()
+        if not draining:
+            return self.present
+        staying = {
+            worker for worker in self.present if self.last_info[worker].node_id not in draining
+        }
+        return staying or self.present
 
     def mark_lost(self, worker: int) -> None:
         """Mark a worker as lost; it is pinged at once."""

@@ -8,16 +8,18 @@ worker is pinged until it answers, whether Ray restarts it or starts it on a nod
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 import uuid
 from collections import Counter as Counts
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 
 from rayd.config import ResourceSettings
@@ -25,6 +27,7 @@ from rayd.devices import threads
 from rayd.engine.on_ray import health, metrics
 from rayd.engine.on_ray.actors import (
     SILENCE_LIMIT,
+    WAIT,
     Actor,
     RayActor,
     RayRef,
@@ -38,14 +41,25 @@ from rayd.engine.on_ray.cluster import (
     connect,
     log_directory,
 )
+from rayd.engine.on_ray.watch import head_is_lost
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.wire import size, unpack
-from rayd.errors import ResourceError, RunError
+from rayd.errors import DeviceFaultError, ResourceError, RunError
 
 log = logging.getLogger(__name__)
 
 LOSSES = 20
 """Number of workers in a row that may die over the same item."""
+FAULTS = 3
+"""Number of workers in a row whose GPU may fail, or that may hang, over the same item."""
+WAITING = 64
+"""Results per worker that may wait for that of an earlier item; then only that one is computed."""
+HANG_LIMIT = 600.0
+"""Seconds without a result after which a worker may count as stuck."""
+HANG_FACTOR = 20.0
+"""A worker is stuck if it has also taken so many times as long as its method usually takes."""
+REMEMBERED = 101
+"""Durations of a method of which the median is its usual one."""
 
 
 class RayPool(WorkerPool):
@@ -88,7 +102,7 @@ class RayPool(WorkerPool):
     def _start(self, resources: ResourceSettings) -> None:
         """Wait until enough workers are alive."""
         needed = resources.workers
-        limit = health.START_LIMIT
+        limit = health.start_limit(needed)
         if resources.elastic:
             needed = 1
             limit = health.NO_WORKER_LIMIT
@@ -142,28 +156,44 @@ class RayPool(WorkerPool):
     ) -> Iterator[Any]:
         """Keep every worker busy with one call at a time; yield results in order of the items."""
         waiting = _ItemQueue(len(items), affinity, len(self._workers))
-        # (item, worker) by Ray's reference to the result
-        running: dict[Any, tuple[int, int]] = {}
-        # results that wait for those of earlier items
+        # by Ray's reference to the result
+        running: dict[Any, _Call] = {}
+        # references to results that wait for those of earlier items: they stay in the object
+        # store, which spills to disk, and not in the memory of this process
         finished: dict[int, Any] = {}
+        most = WAITING * len(self._workers)
         for index in range(len(items)):
-            while index not in finished:
-                for worker in self._idle(running):
-                    item = waiting.take(worker)
-                    if item is None:
-                        break
-                    running[self._workers[worker].call.remote(method, items[item])] = (item, worker)
+            packed = _MISSING
+            while packed is _MISSING:
+                if index in finished:
+                    try:
+                        packed = self._packed(finished.pop(index))
+                    except _LostError as error:
+                        # the node that kept the result went after it was computed
+                        waiting.put_back(index, error)
+                    continue
+                only = None if len(finished) < most else index
+                for worker, item in waiting.assign(self._idle(running), only):
+                    reference = self._workers[worker].call.remote(method, items[item])
+                    running[reference] = _Call(item, worker)
                 reference = self._next(method, running)
                 if reference not in running:
                     self._health.update(reference)
                     continue
-                item, worker = running.pop(reference)
+                call = running.pop(reference)
                 try:
-                    finished[item] = self._result(reference)
-                except _LostError:
-                    waiting.put_back(item)
-                    self._health.mark_lost(worker)
-            yield finished.pop(index)
+                    found = self._packed(reference)
+                except _LostError as error:
+                    waiting.put_back(call.item, error.of(call))
+                    self._lose(call, error)
+                    continue
+                self._durations[method].append(call.silent())
+                if call.item == index:
+                    packed = found
+                else:
+                    finished[call.item] = reference
+                del found
+            yield _unpacked(packed)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events on arrival."""
@@ -173,15 +203,15 @@ class RayPool(WorkerPool):
         # arguments of unfinished items, in case they have to be restarted
         arguments: dict[int, tuple[Any, ...]] = {}
         lost = _ItemQueue(0, None, len(self._workers))
-        # (item, worker) by Ray's generator
-        running: dict[Any, tuple[int, int]] = {}
+        # by Ray's generator
+        running: dict[Any, _Call] = {}
         # events of an item that arrived since its last start, and that were passed on: a restarted
         # item repeats its events
         arrived = Counts[int]()
         yielded = Counts[int]()
         while True:
             for worker in self._idle(running):
-                item = lost.take(worker)
+                item = lost.take_lost()
                 if item is None:
                     following = None if exhausted else next(upcoming, None)
                     if following is None:
@@ -191,7 +221,7 @@ class RayPool(WorkerPool):
                     count = count + 1
                     arguments[item] = following
                 stream = self._workers[worker].stream.options(num_returns="streaming")
-                running[stream.remote(method, arguments[item])] = (item, worker)
+                running[stream.remote(method, arguments[item])] = _Call(item, worker)
                 arrived[item] = 0
             if exhausted and not running and not lost:
                 return
@@ -199,35 +229,38 @@ class RayPool(WorkerPool):
             if reference not in running:
                 self._health.update(reference)
                 continue
-            item, worker = running[reference]
+            call = running[reference]
+            item = call.item
             try:
-                event = self._result(next(reference))
+                event = _unpacked(self._packed(next(reference)))
             except StopIteration:
                 # arguments may be large: free them
                 del running[reference], arguments[item]
-            except _LostError:
+            except _LostError as error:
                 del running[reference]
-                lost.put_back(item)
-                self._health.mark_lost(worker)
+                lost.put_back(item, error.of(call))
+                self._lose(call, error)
             else:
+                call.answered()
                 arrived[item] += 1
                 if arrived[item] > yielded[item]:
                     yielded[item] = arrived[item]
                     lost.reset_losses(item)
                     yield item, event
 
-    def _idle(self, running: dict[Any, tuple[int, int]]) -> list[int]:
-        return sorted(self._health.present - {worker for _, worker in running.values()})
+    def _idle(self, running: dict[Any, _Call]) -> list[int]:
+        return sorted(self._health.usable() - {call.worker for call in running.values()})
 
-    def _next(self, method: str, running: dict[Any, tuple[int, int]]) -> Any:
+    def _next(self, method: str, running: dict[Any, _Call]) -> Any:
         """The next call with a result, or finished ping of a lost worker."""
         began = time.monotonic()
         try:
             while True:
+                self._end_stuck(method, running)
                 # pings first: they are rare, and must not starve while results are always ready
                 ready, _ = ready_within(
                     [*self._health.pings(), *running],
-                    timeout=health.PING_INTERVAL if self._health.away else 10.0,
+                    timeout=health.PING_INTERVAL if self._health.away else WAIT,
                 )
                 if ready:
                     return ready[0]
@@ -241,17 +274,75 @@ class RayPool(WorkerPool):
         finally:
             metrics.count("rayd_wait_seconds", time.monotonic() - began, method=method)
 
+    def _end_stuck(self, method: str, running: dict[Any, _Call]) -> None:
+        """Restart workers that took far longer than usual: a GPU or a file system may hang.
+
+        A call has the durations of its method to be compared with, a stream its own earlier events;
+        those without any have until `SILENCE_LIMIT`.
+        """
+        now = time.monotonic()
+        if now - self._looked < WAIT:
+            return
+        self._looked = now
+        known = self._durations[method]
+        usual = statistics.median(known) if known else SILENCE_LIMIT
+        for reference, call in running.items():
+            limit = HANG_FACTOR * (usual if call.longest is None else call.longest)
+            seconds = call.silent()
+            if call.stuck_for is not None or seconds < max(HANG_LIMIT, limit):
+                continue
+            if ray.wait([reference], timeout=0)[0]:
+                continue
+            call.stuck_for = seconds
+            log.warning(
+                "A worker on %s took %.0f s over a task ('%s') that usually takes %.3g s; it is "
+                "restarted, and its task done again.",
+                self._node(call.worker),
+                seconds,
+                method,
+                limit / HANG_FACTOR,
+            )
+            # its call now fails as that of a worker that died
+            ray.kill(self._workers[call.worker], no_restart=False)
+
+    def _lose(self, call: _Call, error: _LostError) -> None:
+        """Count a worker as lost until it answers again; end it first if its GPU failed."""
+        if error.fault is not None:
+            log.warning(
+                "%s on %s; its worker is restarted, and its task done again.",
+                error.fault,
+                self._node(call.worker),
+            )
+            ray.kill(self._workers[call.worker], no_restart=False)
+        self._health.mark_lost(call.worker)
+
+    def _node(self, worker: int) -> str:
+        info = self._health.last_info.get(worker)
+        return "an unknown node" if info is None else info.node
+
+    @cached_property
+    def _durations(self) -> dict[str, deque[float]]:
+        """Seconds that calls of each method took lately."""
+        return defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    @cached_property
+    def _looked(self) -> float:
+        """When workers were last looked at for being stuck."""
+        return time.monotonic()
+
     @staticmethod
-    def _result(reference: Any) -> Any:
-        """The value of a result that is ready."""
+    def _packed(reference: Any) -> Any:
+        """The packed value of a result that is ready; its arrays lie in the object store."""
         try:
-            packed = ray.get(reference, timeout=SILENCE_LIMIT)
+            return ray.get(reference, timeout=SILENCE_LIMIT)
         except (RayActorError, ObjectLostError) as error:
-            raise _LostError from error
+            raise _LostError() from error
+        except RayTaskError as error:
+            if isinstance(error.cause, DeviceFaultError):
+                raise _LostError(fault=str(error.cause)) from error
+            raise translated(error) from error
         except RayError as error:
             raise translated(error) from error
-        metrics.count("rayd_bytes_moved", size(packed), direction="in")
-        return unpack(packed)
 
     def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
         """Host an object in an actor on this node that can call the workers."""
@@ -264,7 +355,8 @@ class RayPool(WorkerPool):
         for host in self._hosts:
             host.close()
         for worker in self._workers:
-            ray.kill(worker)
+            if not head_is_lost():
+                ray.kill(worker)
         self._workers = []
         self._hosts = []
 
@@ -285,7 +377,13 @@ class _Handles(RayPool):
 
 
 class _ItemQueue:
-    """Waiting items: lost ones first, then those of a worker's affinity, then the oldest."""
+    """Waiting items: lost ones first, then those of a worker's affinity, then the oldest.
+
+    Args:
+        count: number of items.
+        affinity: of each; the worker of that number, modulo the number of workers, is its home.
+        workers: their number.
+    """
 
     def __init__(self, count: int, affinity: Sequence[int] | None, workers: int):
         # an item with affinity is in two queues; the one that is read second skips it
@@ -294,28 +392,80 @@ class _ItemQueue:
         self._taken: set[int] = set()
         self._lost: deque[int] = deque()
         self._losses: Counts[int] = Counts()
+        self._faults: Counts[int] = Counts()
         for item, home in enumerate(affinity or ()):
             self._own[home % workers].append(item)
 
-    def take(self, worker: int) -> int | None:
-        """Remove and return the next item for a worker; None if there is none."""
-        if self._lost:
-            return self._lost.popleft()
-        for queue in (self._own[worker], self._all):
-            while queue:
-                item = queue.popleft()
-                if item not in self._taken:
-                    self._taken.add(item)
-                    return item
+    def assign(self, idle: Sequence[int], only: int | None = None) -> list[tuple[int, int]]:
+        """Remove and return (worker, item) for idle workers, at most one item each.
+
+        Homes come first: only what an idle worker has no claim to is taken by the others, or a
+        step with fewer items than workers would always go to the first of them.
+
+        Args:
+            idle: the workers.
+            only: the item without which no other is given; None gives all.
+        """
+        if only is not None:
+            return self._assign_one(idle, only)
+        assigned = []
+        without = []
+        for worker in idle:
+            item = self._lost.popleft() if self._lost else self._first(self._own[worker])
+            if item is None:
+                without.append(worker)
+            else:
+                assigned.append((worker, item))
+        for worker in without:
+            item = self._first(self._all)
+            if item is not None:
+                assigned.append((worker, item))
+        return assigned
+
+    def _assign_one(self, idle: Sequence[int], item: int) -> list[tuple[int, int]]:
+        """Give an item to the first idle worker, if it is waiting."""
+        if not idle:
+            return []
+        if item in self._lost:
+            self._lost.remove(item)
+        elif item in self._taken:
+            return []
+        self._taken.add(item)
+        return [(idle[0], item)]
+
+    def take_lost(self) -> int | None:
+        """Remove and return a lost item; None if there is none."""
+        return self._lost.popleft() if self._lost else None
+
+    def _first(self, queue: deque[int]) -> int | None:
+        """Remove and return the first item of a queue that is still waiting."""
+        while queue:
+            item = queue.popleft()
+            if item not in self._taken:
+                self._taken.add(item)
+                return item
         return None
 
-    def put_back(self, item: int) -> None:
-        """Return an item whose worker died.
+    def put_back(self, item: int, error: _LostError | None = None) -> None:
+        """Return an item whose worker died, for a reason if one is known.
 
         Raises:
-            RunError: too many workers in a row died over the item.
+            RunError: too many workers in a row died, failed or hung over the item.
         """
         self._losses[item] += 1
+        error = error or _LostError()
+        if error.fault is not None or error.stuck_for is not None:
+            self._faults[item] += 1
+        if self._faults[item] >= FAULTS and error.fault is not None:
+            raise DeviceFaultError(
+                f"{error.fault}, {FAULTS} times in a row over the same task; --resume continues, "
+                "on other GPUs or once 'nvidia-smi' shows them in order."
+            )
+        if self._faults[item] >= FAULTS:
+            raise RunError(
+                f"A task hung {FAULTS} times in a row, at last for {error.stuck_for:.0f} s; see "
+                "whether GPUs and file systems answer. --resume continues."
+            )
         if self._losses[item] >= LOSSES:
             raise RunError(
                 f"A task killed its worker {LOSSES} times in a row, most likely by running out of "
@@ -330,7 +480,54 @@ class _ItemQueue:
     def reset_losses(self, item: int) -> None:
         """Count the losses of an item anew, as it makes progress."""
         self._losses.pop(item, None)
+        self._faults.pop(item, None)
+
+
+@dataclass
+class _Call:
+    """A call of a worker that goes on."""
+
+    item: int
+    worker: int
+    since: float = field(default_factory=time.monotonic)
+    """When it began, or last yielded an event."""
+    longest: float | None = None
+    """Most seconds between two events; None before the first one."""
+    stuck_for: float | None = None
+    """Seconds after which it was ended as stuck."""
+
+    def silent(self) -> float:
+        """Seconds since it began, or since its last event."""
+        return time.monotonic() - self.since
+
+    def answered(self) -> None:
+        """Note an event."""
+        self.longest = max(self.longest or 0.0, self.silent())
+        self.since = time.monotonic()
 
 
 class _LostError(Exception):
-    """The worker of a call died; another may repeat the call."""
+    """The worker of a call died, or is of no use; another may repeat the call."""
+
+    def __init__(self, fault: str | None = None):
+        """Describe the loss.
+
+        Args:
+            fault: of its GPU.
+        """
+        super().__init__(fault)
+        self.fault = fault
+        self.stuck_for: float | None = None
+
+    def of(self, call: _Call) -> _LostError:
+        """The loss of a call, which may have been ended as stuck."""
+        self.stuck_for = call.stuck_for
+        return self
+
+
+_MISSING: Any = object()
+
+
+def _unpacked(packed: Any) -> Any:
+    metrics.count("rayd_bytes_moved", size(packed), direction="in")
+    return unpack(packed)

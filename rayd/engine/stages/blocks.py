@@ -19,10 +19,11 @@ from rayd import synthetic
 from rayd.distilled import Distilled, contact_sheet
 from rayd.engine import checkpoint
 from rayd.engine.callbacks import Callback
+from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
-from rayd.engine.pool import ActorHandle, ObjectRef, WorkerPool
+from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
@@ -156,7 +157,7 @@ class Blocks:
 
         The memory of terms is passed on from block to block.
         """
-        synthesizer = self._pool.host(Synthesizer)
+        synthesizer = self._synthesizer()
         steps = self._steps
         began = self._resumed()
         shown.update(sum(began))
@@ -174,6 +175,15 @@ class Blocks:
             self._put(block, synthesizer.call("state", task, steps))
             if block + 1 < len(self.tasks):
                 remembered = synthesizer.call("remembered", task, steps)
+
+    def _synthesizer(self) -> ActorHandle:
+        """The synthesizer: in a worker where only one can be busy, so that nothing travels, else
+        beside them.
+        """
+        workers = self._job.recipe.resources.workers
+        if workers > 0 and min(workers, tasks_per_step(self._job.method)) == 1:
+            return WorkerActor(self._pool, "synthesizer")
+        return self._pool.host(Synthesizer)
 
     def _advance(
         self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay

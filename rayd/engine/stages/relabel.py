@@ -81,7 +81,8 @@ class Relabel(TaskStage[range, Path]):
         """See `Worker.label`."""
         networks = teachers(self.job.recipe)
         weights = tuple(pool.share(self.observers[network_id].state) for network_id in networks)
-        images = pool.share(self.distilled.images)
+        # arrays are read where they lie, tensors would be copied for every chunk
+        images = pool.share(self.distilled.images.numpy())
         for item in items:
             yield networks, weights, images, item.start, item.stop
 

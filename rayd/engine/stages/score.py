@@ -155,7 +155,11 @@ def baseline_images(job: Job, progress: Progress) -> ImageSet:
 
 
 def initial_set(
-    job: Job, pool: WorkerPool, score: Score, experts: Sequence[Path] = ()
+    job: Job,
+    pool: WorkerPool,
+    score: Score,
+    experts: Sequence[Path] = (),
+    scores: Mapping[str, torch.Tensor] | None = None,
 ) -> SyntheticSet:
     """The synthetic set before the first step.
 
@@ -164,13 +168,14 @@ def initial_set(
         pool: hosts `Worker`; used where experts predict labels.
         score: the scores of crops, computed where the recipe needs them.
         experts: files of the experts that predict labels.
+        scores: of the real images, where initial ones are selected by them.
     """
     recipe = job.recipe
     if recipe.synthetic.labels == "experts":
-        rows = first_candidates(recipe, job.data)
+        rows = first_candidates(recipe, job.data, scores)
         images = pool.share(job.data.train.part(rows).images[:])
         logits = list(pool.map("predict", [(expert, images) for expert in experts]))
-        return synthetic.initial(recipe, job.data, logits=torch.stack(logits))
+        return synthetic.initial(recipe, job.data, logits=torch.stack(logits), scores=scores)
     if recipe.synthetic.init == "rded":
         return synthetic.initial(recipe, job.data, score.stitched())
-    return synthetic.initial(recipe, job.data)
+    return synthetic.initial(recipe, job.data, scores=scores)

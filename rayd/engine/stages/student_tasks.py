@@ -22,8 +22,8 @@ from rayd.config import (
     NOT_OF_A_STUDENT,
     EvaluationSettings,
     LabelSettings,
-    NetworkSettings,
     Recipe,
+    StudentNetworkSettings,
 )
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
@@ -40,7 +40,7 @@ class Task:
 
     variant: Variant
     """Its training set, and what it does differently from the protocol."""
-    network: NetworkSettings
+    network: StudentNetworkSettings
     """Its architecture."""
     seed: int
     """Its number."""
@@ -80,7 +80,8 @@ class Task:
             "test": data.test.fingerprint,
             "validation": validation,
             "normalization": data.normalization.fingerprint,
-            "network": self.network.model_dump(),
+            # its step size is that of the protocol here
+            "network": self.network.model_dump(exclude={"learning_rate"}),
             "seed": self.seed,
             "epochs": self.epochs,
             "epoch": settings.epoch,
@@ -104,6 +105,7 @@ class TrainingSets:
         ipc: int,
         storage: int | None = None,
         patches: ImageSet | None = None,
+        scores: Mapping[str, Tensor] | None = None,
     ):
         """Compare a distilled set with subsets of real images.
 
@@ -114,8 +116,10 @@ class TrainingSets:
             storage: bytes of the distilled set with its labels, for `equal-storage`; by default
                 those that its card counts.
             patches: images of the baseline `rded`.
+            scores: those of the real images, for subsets that are selected by them.
         """
         self._patches = patches
+        self._scores = scores
         self._data = data
         self._distilled = distilled
         self._ipc = ipc
@@ -124,13 +128,22 @@ class TrainingSets:
         self._storage = storage
         self._rows: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
         self._shared: dict[str, ObjectRef] = {}
+        self._fingerprints: dict[tuple[str, int, bool], str] = {}
 
     def fingerprint(self, set_name: str, seed: int, hard_labels: bool = False) -> str:
-        """Hash of the set that a student of this number is trained on."""
+        """Hash of the set that a student of this number is trained on, computed once."""
+        number = seed if set_name in ("random", EQUAL_STORAGE) else 0
+        key = (set_name, number, hard_labels)
+        if key not in self._fingerprints:
+            self._fingerprints[key] = self._hash(set_name, seed, hard_labels)
+        return self._fingerprints[key]
+
+    def _hash(self, set_name: str, seed: int, hard_labels: bool) -> str:
         if set_name == DISTILLED:
             images, labels = self._distilled_content(hard_labels)
-            digest = hashlib.blake2b(images.numpy().tobytes(), digest_size=16)
-            digest.update(labels.numpy().tobytes())
+            # hashed in place: the set may be too large for a copy
+            digest = hashlib.blake2b(images.data, digest_size=16)
+            digest.update(labels.data)
             return digest.hexdigest()
         if self._is_whole(set_name):
             return self._data.train.fingerprint
@@ -186,7 +199,7 @@ class TrainingSets:
 
     def _content(
         self, set_name: str, seed: int, hard_labels: bool
-    ) -> ImageSet | tuple[Tensor, Tensor]:
+    ) -> ImageSet | tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
         if set_name == DISTILLED:
             return self._distilled_content(hard_labels)
         train = self._data.train
@@ -200,10 +213,13 @@ class TrainingSets:
             return ImageSet(train.images.part(rows), train.labels[rows], train.class_names)
         return train.subset(rows)
 
-    def _distilled_content(self, hard_labels: bool) -> tuple[Tensor, Tensor]:
+    def _distilled_content(
+        self, hard_labels: bool
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
         assert self._distilled is not None
         labels = self._distilled.hard_labels if hard_labels else self._distilled.labels
-        return self._distilled.images, labels
+        # arrays are read where they lie, tensors would be copied for every student
+        return self._distilled.images.numpy(), labels.contiguous().numpy()
 
     @property
     def _required_patches(self) -> ImageSet:
@@ -233,7 +249,7 @@ class TrainingSets:
     def _select(self, set_name: str, draws: torch.Generator) -> npt.NDArray[np.int64]:
         train = self._data.train
         if set_name != EQUAL_STORAGE:
-            return select(set_name, train, self._ipc, self._data.normalization, draws)
+            return select(set_name, train, self._ipc, self._data.normalization, draws, self._scores)
         chosen = []
         for rows, count in zip(train.class_index, self._equal_counts, strict=True):
             chosen.append(rows[torch.randperm(len(rows), generator=draws)[:count].numpy()])
@@ -277,20 +293,22 @@ def tasks(
     found = []
     for variant in ordered:
         name = variant.set
-        rates = settings.learning_rates or (candidates.learning_rate(name, settings),)
-        for network, seed, rate in product(settings.networks, range(settings.seeds), rates):
-            task = Task(
-                variant=variant,
-                network=network,
-                seed=seed,
-                epochs=candidates.epochs(name, settings),
-                training=candidates.fingerprint(name, seed, variant.hard_labels),
-                labels=labels_on(recipe.labels, variant),
-                teachers=hashes,
-                learning_rate=rate,
-                images=candidates.size(name),
-            )
-            found.append(task)
+        common = candidates.learning_rate(name, settings)
+        for network, seed in product(settings.networks, range(settings.seeds)):
+            rates = settings.learning_rates or (network.learning_rate or common,)
+            for rate in rates:
+                task = Task(
+                    variant=variant,
+                    network=network,
+                    seed=seed,
+                    epochs=candidates.epochs(name, settings),
+                    training=candidates.fingerprint(name, seed, variant.hard_labels),
+                    labels=labels_on(recipe.labels, variant),
+                    teachers=hashes,
+                    learning_rate=rate,
+                    images=candidates.size(name),
+                )
+                found.append(task)
     return found
 
 
@@ -319,7 +337,7 @@ def with_best_rates(
         work: students at all step sizes.
         results: their results, of which the first tested epoch counts.
     """
-    by_rate: dict[tuple[Variant, NetworkSettings], dict[float, list[float]]] = {}
+    by_rate: dict[tuple[Variant, StudentNetworkSettings], dict[float, list[float]]] = {}
     for task in work:
         accuracy = results[task][0].validation_accuracy
         rates = by_rate.setdefault((task.variant, task.network), {})

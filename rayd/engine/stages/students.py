@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from rayd import synthetic
-from rayd.config import NetworkSettings
+from rayd.config import StudentNetworkSettings
+from rayd.config.ranking import RANKED
 from rayd.data import ImageData
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
+from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.stages.student_tasks import Task, TrainingSets, labels_on, tasks
 from rayd.engine.storage import planned_storage
@@ -158,9 +162,10 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
     recipe = job.recipe
     settings = recipe.evaluation
     compared = variants(recipe, learned_labels=recipe.synthetic.labels != "hard")
-    sets = _PlannedSets(job, costs)
+    rank = Rank(job)
+    sets = _PlannedSets(job, costs, rank.scores())
     # which images are selected depends on pixels: without them such baselines count as missing
-    known = [one for one in compared if _is_known(one, job.data)]
+    known = [one for one in compared if _is_known(one, job.data, ranked=not rank.missing())]
     baselines = tasks(recipe, known, sets, Squeeze(job, ()).teacher_hashes())
     done = Students(job, sets, baselines).results()
     missing = [_Work.of(task) for task in baselines if task not in done]
@@ -197,11 +202,11 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
 class _PlannedSets(TrainingSets):
     """The training sets of a run whose distilled set is not there yet."""
 
-    def __init__(self, job: Job, costs: Costs):
+    def __init__(self, job: Job, costs: Costs, scores: Mapping[str, Tensor] | None = None):
         storage = None
         if "equal-storage" in job.recipe.evaluation.comparisons:
             storage = planned_storage(job.recipe, job.data, costs)
-        super().__init__(job.data, None, job.recipe.ipc, storage)
+        super().__init__(job.data, None, job.recipe.ipc, storage, scores=scores)
         self._planned = synthetic.image_count(job.recipe, job.data)
 
     def size(self, set_name: str) -> int:
@@ -214,7 +219,7 @@ class _Work:
     """A student as far as its cost goes."""
 
     variant: Variant
-    network: NetworkSettings
+    network: StudentNetworkSettings
     labels: str
     images: int
     epochs: int
@@ -259,10 +264,18 @@ def _students_part(job: Job, costs: Costs, work: _Work, number: int, parallel: i
     )
 
 
-def _is_known(variant: Variant, data: ImageData) -> bool:
-    """Whether the images of a set are known before the run."""
+def _is_known(variant: Variant, data: ImageData, ranked: bool) -> bool:
+    """Whether the images of a set are known before the run.
+
+    Args:
+        variant: the set.
+        data: the real images.
+        ranked: whether the scores of real images are cached.
+    """
     if variant.set in ("random", "whole", EQUAL_STORAGE):
         return True
+    if variant.set in RANKED:
+        return ranked
     return variant.set not in (DISTILLED, "rded") and _has_pixels(data)
 
 

@@ -81,7 +81,7 @@ def spoilt(value: float, dtype: type) -> np.ndarray:
         ({"images": spoilt(np.inf, np.float64)}, "Got inf in row 4"),
         ({"images": spoilt(1.5, np.float64)}, "Got 1.5 in row 4"),
         ({"images": spoilt(256, np.int64)}, r"must lie in 0\.\.255. Got 256 in row 4"),
-        ({"images": IMAGES > 9}, "must be numbers. Got bool"),
+        ({"images": IMAGES + 1j}, "must be numbers. Got complex128"),
         ({"images": IMAGES[:, 0, 0]}, r"with C of 1 or 3. Got \(6, 4\)"),
         ({"images": IMAGES[:5]}, "one label per image. Got 6 for 5"),
         ({"labels": LABELS / 2}, "must be integers"),
@@ -118,4 +118,17 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes, sentence:
     path = tmp_path / "zoo.npz"
     path.write_bytes(content)
     with pytest.raises(DataError, match=sentence):
+        open_source(path)
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 1)], ids=["encrypted", "compression"])
+def test_damaged_entries_of_the_archive_are_refused(
+    tmp_path: Path, offset: int, value: int
+) -> None:
+    """Flags and compression of the first file in the archive's directory."""
+    path = write(tmp_path, images=IMAGES, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"Cannot read '.*' as a NumPy archive"):
         open_source(path)

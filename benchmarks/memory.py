@@ -1,0 +1,150 @@
+"""Peak memory of the driver: a large set that is saved and judged, and results behind a late one.
+
+    python -m benchmarks.memory set --gigabytes 2
+    python -m benchmarks.memory late --results 60 --megabytes 20
+
+Each line says how far the process grew above what it held before, in MB and as a share of the set,
+or of all results. Nothing is computed: workers of `late` only make arrays, the first one late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+CLASSES = 100
+SIDE = 224
+
+
+@contextmanager
+def growth(what: str, whole: int) -> Iterator[dict[str, float]]:
+    """Print the peak growth of this process in the block, sampled every 5 ms.
+
+    Args:
+        what: is measured.
+        whole: bytes of all that passes through the process.
+    """
+    before = _private()
+    peak = before
+    finished = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not finished.wait(0.005):
+            peak = max(peak, _private())
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    found: dict[str, float] = {}
+    try:
+        yield found
+    finally:
+        finished.set()
+        watching.join()
+        found["grown"] = peak - before
+        print(f"{what:<36} +{(peak - before) / 1e6:7.0f} MB  {(peak - before) / whole:5.2f} x")
+
+
+def _private() -> int:
+    """Bytes of this process's own memory: without files and object stores that it maps."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def measure_set(gigabytes: float) -> dict[str, float]:
+    """Save, hash and share a set of so many GB; growth in bytes by what was done."""
+    from rayd.config import DataSettings
+    from rayd.data import load
+    from rayd.data.normalization import Standardization
+    from rayd.distilled import Distilled
+    from rayd.engine.pool import LocalPool
+    from rayd.engine.stages.student_tasks import TrainingSets
+
+    count = int(gigabytes * 1e9 / (4 * 3 * SIDE * SIDE))
+    images = torch.rand(count, 3, SIDE, SIDE)
+    distilled = Distilled(
+        images=images,
+        labels=torch.arange(count) % CLASSES,
+        class_names=[str(label) for label in range(CLASSES)],
+        normalization=Standardization(torch.full((3,), 0.5), torch.ones(3)),
+    )
+    whole = distilled.images.nbytes
+    print(f"a set of {whole / 1e9:.2f} GB")
+    sets = TrainingSets(load(DataSettings(name="digits")), distilled, 1)
+    grown = {}
+    with growth("its range of pixels", whole) as found:
+        distilled.pixel_range  # noqa: B018 (computed on access)
+    grown["range"] = found["grown"]
+    with TemporaryDirectory() as folder:
+        with growth("saved, with its contact sheet", whole) as found:
+            distilled.save(Path(folder) / "set")
+        grown["save"] = found["grown"]
+        with growth("saved again, with another card", whole) as found:
+            distilled.save(Path(folder) / "set")
+        grown["again"] = found["grown"]
+    with growth("fingerprint of 10 students' sets", whole) as found:
+        for seed in range(10):
+            sets.fingerprint("distilled", seed)
+    grown["fingerprint"] = found["grown"]
+    pool = LocalPool.around(None)
+    with growth("read by 10 students", whole) as found:
+        for seed in range(10):
+            images, _ = sets.share(pool, "distilled", seed).get()
+            torch.from_numpy(images)[:10].sum()
+    grown["students"] = found["grown"]
+    return grown
+
+
+class Late:
+    """Makes arrays; the first one is late."""
+
+    def make(self, index: int, megabytes: int, seconds: float) -> np.ndarray:
+        """An array of so many MB, the first one after some seconds."""
+        if index == 0:
+            time.sleep(seconds)
+        return np.full(megabytes * 10**6, index, np.uint8)
+
+
+def measure_late(results: int, megabytes: int, seconds: float) -> float:
+    """Growth in bytes while results of two workers arrive behind a late one."""
+    from rayd.config import ResourceSettings
+    from rayd.engine.open_pool import open_pool
+
+    resources = ResourceSettings(workers=2, cpus_per_worker=0.5, threads=1)
+    items = [(index, megabytes, seconds) for index in range(results)]
+    name = f"{results} results of {megabytes} MB"
+    whole = results * megabytes * 10**6
+    with open_pool(resources, Late) as pool, growth(name, whole) as found:
+        for index, result in enumerate(pool.map("make", items)):
+            assert int(result[0]) == index
+            del result
+    return found["grown"]
+
+
+def main() -> None:
+    """Measure what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["set", "late"])
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--results", type=int, default=60)
+    parser.add_argument("--megabytes", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    arguments = parser.parse_args()
+    if arguments.what == "set":
+        measure_set(arguments.gigabytes)
+    else:
+        measure_late(arguments.results, arguments.megabytes, arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""DWA: SRe2L from real images, every block through weights that were moved away from its images.
+
+Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
+Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
+
+    minimise over X_b   CE(phi_b(A(X_b)), y) + r sum_l w_l ( || mean_l(A(X_b)) - mean_l ||_2 + v || var_l(A(X_b)) - var_l ||_2 )
+    phi_b   phi after K steps uphill at the first images of the block:  theta <- theta + (rho / K) g / || g ||
+    g       grad_theta CE(phi(X_b), y)
+
+    X_b     a block of synthetic images, from real ones; y their labels
+    phi     a trained network, as in `rayd.methods.sre2l`, which has the other symbols
+    K, rho  12 and 0.015 (`observers.ascent_steps`, `observers.ascent_length`); 15 steps on ImageNet
+    v       11 (`terms.moments.variance_weight`), 2 on ImageNet
+
+Blocks that are recovered through one network come out alike. Weights that climb the loss of a block's
+first images ask of them what that network does not yet see in them, another thing of every block.
+
+**Paper and released code.** Steps, length and weight of variances are those of the code. Its real
+statistics are the running ones of training; here they are measured through the network as it was
+trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. Weights climb in
+evaluation mode, on the first images without a view. Other settings are SRe2L's.
+
+Use it in place of SRe2L where there are several images a class, hence several blocks.
+"""
+
+from __future__ import annotations
+
+from rayd.config import Recipe, merge
+from rayd.methods.sre2l import SqueezeRecoverRelabel
+from rayd.objectives import CrossEntropy, NormalizationMatching, Term
+
+
+class DirectedWeightAdjustment(SqueezeRecoverRelabel):
+    """SRe2L from real images, with weights adjusted to every block and more weight on variances."""
+
+    name = "dwa"
+    citation = """@inproceedings{du2024dwa,
+  title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
+  author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxing and Zhou, Joey Tianyi},
+  booktitle = {Advances in Neural Information Processing Systems (NeurIPS)},
+  year      = {2024}
+}"""
+    defaults = merge(
+        SqueezeRecoverRelabel.defaults,
+        {"observers": {"ascent_steps": 12}, "synthetic": {"init": "real"}},
+    )
+
+    @classmethod
+    def objective(cls, recipe: Recipe) -> tuple[Term, ...]:
+        """Two terms: the classes, and the inputs of normalisations, variances above all."""
+        return CrossEntropy(), NormalizationMatching(variance_weight=11.0)

@@ -1,0 +1,79 @@
+"""What papers report of a recipe, and beside it what this code measured, as text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from rayd.config import MeasuredResult, PaperResult, Recipe
+from rayd.config.recipe import ACCURACY
+
+INDENT = "#   "
+"""Beginning of a line, a comment of YAML."""
+
+
+def results_text(recipe: Recipe, width: int = 100) -> str:
+    """Results of a recipe as comments, a line each; empty if there are none.
+
+    Args:
+        recipe: the recipe.
+        width: of the lines; longer ones are continued, indented.
+
+    Example:
+        >>> from rayd.recipes import resolve
+        >>> print(results_text(resolve("cfm-cifar10-ipc50-convnet")), end="")
+        # Accuracy in papers:
+        #   0.640 ± 0.004  convnet-w128  UniDD, Table 2
+    """
+    own = [result for result in recipe.paper if result.of_recipe]
+    rest = [result for result in recipe.paper if not result.of_recipe]
+    parts = [
+        ("Accuracy in papers", _published(own)),
+        ("Accuracy measured by us", map(_measured, recipe.measured)),
+        ("Other results in papers, such as those of other settings", _published(rest)),
+    ]
+    text = ""
+    for title, rows in parts:
+        lines = list(rows)
+        if not lines:
+            continue
+        text += f"# {title}:\n"
+        for line in lines:
+            text += textwrap.fill(
+                line,
+                width,
+                initial_indent=INDENT,
+                subsequent_indent=INDENT + " " * 15,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            text += "\n"
+    return text
+
+
+def _published(results: list[PaperResult]) -> Iterator[str]:
+    """A line for each published result."""
+    networks = max((len(result.network or "") for result in results), default=0)
+    for result in results:
+        accuracy = result.metric == ACCURACY
+        number = _accuracy(result.value, result.std) if accuracy else f"{result.value:g}"
+        metric = "" if accuracy else result.metric
+        parts = (metric, result.table, result.setting, result.note)
+        words = "; ".join(part for part in parts if part)
+        yield f"{number:<15}{(result.network or '').ljust(networks)}  {words}"
+
+
+def _measured(result: MeasuredResult) -> str:
+    """The line of a result of this code."""
+    beside = [
+        f"{name} {value:.3f}"
+        for name, value in (("random images", result.random), ("whole set", result.whole))
+        if value is not None
+    ]
+    words = "; ".join([*beside, result.seeds, result.command])
+    return f"{_accuracy(result.accuracy, result.std):<15}{words}"
+
+
+def _accuracy(value: float, std: float | None) -> str:
+    """A fraction with its standard deviation."""
+    return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"

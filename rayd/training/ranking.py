@@ -1,0 +1,109 @@
+"""Scores of real images by how a network learns them: forgetting and early errors.
+
+    forgetting(i)   how often image i goes from right to wrong between two of its turns in a batch
+    el2n(i)         || softmax(f(x_i)) - onehot(y_i) ||_2, f the network after a few epochs
+
+Toneva et al., "An Empirical Study of Example Forgetting during Deep Neural Network Learning" (ICLR
+2019), and Paul, Ganguli and Dziugaite, "Deep Learning on a Data Diet" (NeurIPS 2021). An image that
+is never right is forgotten in every epoch, more often than any that is learned: the papers call its
+number infinite. `rayd.data.selection` chooses by these scores.
+
+**Different from the papers**: images are not augmented, networks are few and learn for few epochs
+(`ranking.count`, `ranking.epochs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rayd import devices, seeding
+from rayd.config import RankingSettings
+from rayd.training.progress import EpochProgress
+from rayd.training.sets import TrainingSet
+
+Scores = dict[str, Tensor]
+"""By name, `forgetting` and `el2n`: a score for each training image, float32 (N,)."""
+
+
+def rank(
+    network: nn.Module,
+    training: TrainingSet,
+    settings: RankingSettings,
+    *,
+    seed: int,
+    device: torch.device,
+) -> Iterator[EpochProgress | Scores]:
+    """Train a network and score the images meanwhile.
+
+    Yields an `EpochProgress` after every epoch, then the scores.
+
+    Args:
+        network: with its initial weights; trained in place, on the device.
+        training: the real images with hard labels, N of them.
+        settings: the protocol; `network` and `count` are handled by the caller.
+        seed: of the batches.
+        device: where to train.
+    """
+    devices.to_device(network, device)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        settings.learning_rate,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    count = len(training)
+    forgotten = torch.zeros(count)
+    was_right = torch.zeros(count, dtype=torch.bool)
+    ever_right = torch.zeros(count, dtype=torch.bool)
+    errors = torch.zeros(count)
+    for epoch in range(settings.epochs):
+        draws = seeding.generator(seed, "ranking", epoch)
+        network.train()
+        with seeding.seeded(seed, "ranking dropout", epoch, device=device):
+            for rows in torch.split(torch.randperm(count, generator=draws), settings.batch_size):
+                inputs, labels = _batch(training, rows, device)
+                logits = network(inputs)
+                loss = functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                is_right = (logits.argmax(1) == labels).cpu()
+                forgotten[rows] += (was_right[rows] & ~is_right).float()
+                was_right[rows] = is_right
+                ever_right[rows] |= is_right
+        if epoch + 1 == settings.early:
+            errors = _errors(network, training, settings.batch_size, device)
+        yield EpochProgress(
+            index=epoch,
+            total=settings.epochs,
+            epoch=epoch + 1,
+            epochs=settings.epochs,
+            loss=float(loss.detach()),
+            validation_accuracy=None,
+        )
+    forgotten[~ever_right] = settings.epochs
+    yield {"forgetting": forgotten, "el2n": errors}
+
+
+@torch.no_grad()
+def _errors(
+    network: nn.Module, training: TrainingSet, batch_size: int, device: torch.device
+) -> Tensor:
+    """Lengths of the differences of probabilities and one-hot labels, (N,) on the CPU."""
+    network.eval()
+    found = []
+    for rows in torch.split(torch.arange(len(training)), batch_size):
+        inputs, labels = _batch(training, rows, device)
+        probabilities = network(inputs).float().softmax(1)
+        wanted = functional.one_hot(labels, probabilities.shape[1])
+        found.append(torch.linalg.vector_norm(probabilities - wanted, dim=1).cpu())
+    return torch.cat(found)
+
+
+def _batch(training: TrainingSet, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Network input and class indices of some images."""
+    return training.inputs(training.images[rows].to(device)), training.labels[rows].to(device)

@@ -1,0 +1,37 @@
+"""Memory that a large set takes: it is never copied whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rayd.training.sets import shared_tensor
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+from benchmarks.memory import measure_set
+grown = measure_set(0.4)
+for name, most in {"range": 0.5, "save": 1.3, "again": 1.3, "fingerprint": 0.1, "students": 0.1}.items():
+    assert grown[name] < most * 0.4e9, (name, grown)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
+def test_a_large_set_is_not_copied_for_its_picture_hash_or_students():
+    """The contact sheet takes up to 0.5 GB whatever the size of the set."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_array_of_the_object_store_becomes_a_tensor_without_a_copy(recwarn):
+    array = np.arange(6)
+    array.flags.writeable = False
+    assert shared_tensor(array).data_ptr() == array.ctypes.data
+    assert torch.equal(shared_tensor(array), torch.arange(6))
+    assert not recwarn.list
