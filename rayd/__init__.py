@@ -16,7 +16,7 @@ from rayd.errors import ConfigError, RaydError, errors_for_python
 from rayd.version import __version__
 
 if TYPE_CHECKING:
-    from rayd import recipes
+    from rayd import methods, networks, recipes, schedules, statistics, synthetic, terms
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
@@ -32,10 +32,19 @@ __all__ = [
     "distill",
     "evaluate",
     "load",
+    "methods",
+    "networks",
     "recipes",
+    "schedules",
+    "statistics",
+    "synthetic",
+    "terms",
 ]
 
 
+_MODULES = frozenset(
+    {"methods", "networks", "recipes", "schedules", "statistics", "synthetic", "terms"}
+)
 _LATER = {
     "Distilled": "rayd.distilled",
     "Recipe": "rayd.config",
@@ -46,8 +55,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     """Import slow modules on first use."""
-    if name == "recipes":
-        return import_module("rayd.recipes")
+    if name in _MODULES:
+        return import_module(f"rayd.{name}")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'rayd' has no attribute '{name}'")
