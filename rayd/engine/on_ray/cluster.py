@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
+from rayd import parts
 from rayd.config import ResourceSettings
 from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ResourceError
@@ -40,7 +41,9 @@ def connect(address: str | None) -> None:
         return
     # hide GPUs from workers that reserved none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if own := parts.environment():
+        quiet["runtime_env"] = own
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)

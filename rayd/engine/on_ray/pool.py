@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 
+from rayd import parts
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray import health, metrics
@@ -87,6 +88,9 @@ class RayPool(WorkerPool):
             # an explicit strategy would leave the placement group of a trial, which spreads its
             # bundles itself
             options["scheduling_strategy"] = "SPREAD"
+        if own := parts.environment():
+            # of a cluster that was joined before the parts were imported
+            options["runtime_env"] = {"env_vars": own["env_vars"]}
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
         self._workers = [
             Actor.options(name=name, **options).remote(self._threads, factory, arguments)
