@@ -7,7 +7,7 @@ report = rayd.evaluate(distilled, networks=["mlp"], seeds=3)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,14 @@ from rayd.errors import ConfigError, RaydError, errors_for_python
 from rayd.version import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from rayd import methods, networks, recipes, schedules, statistics, synthetic, terms
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
     from rayd.evaluation.report import Report
+    from rayd.methods import Method
 
 __all__ = [
     "Distilled",
@@ -73,12 +76,25 @@ def distill(
     resume: bool | str | Path = False,
     overwrite: bool = False,
     quiet: bool = False,
+    train: Any = None,
+    test: Any = None,
+    validation: Any = None,
+    class_names: Sequence[str] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    method: str | type[Method] | Method | None = None,
+    network: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None = None,
+    ipc: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Run:
     """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
 
+    The data set may be given as an object, and method and network, too:
+
+        run = rayd.distill(train=data, test=test_data, method="dm", network=build, ipc=10)
+
     Args:
-        name: a built-in recipe or a YAML file.
+        name: a built-in recipe or a YAML file; may be absent where `train` is given.
         out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be
             URLs, too. By default `runs/<name of the recipe>`.
         workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
@@ -90,6 +106,19 @@ def distill(
             `rayd.distill(resume="runs/a")`, continues its run with its own recipe and settings.
         overwrite: replace the run in `out`.
         quiet: show no progress.
+        train: the training split: a torch data set with a length whose items are pairs of an image
+            and a class index, a pair of images and labels (arrays or tensors), or a Hugging Face
+            data set. Images are PIL images, uint8, or floats in [0, 1].
+        test: the same of the test split; absent, a fifth of each class of `train` is put aside.
+        validation: the same of the validation split.
+        class_names: names of the classes; by default those that the data set has, or numbers.
+        normalization: means and standard deviations that images of floats were normalised with.
+        method: name or class of the method; by default the recipe's, else `dm`.
+        network: observer and student: a name, a function or class that takes the shape of the
+            images (channels, height, width) and the number of classes, or nothing, or a module, of
+            which copies with new initial weights are used. By default the recipe's.
+        ipc: images per class.
+        settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
         overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
             `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
 
@@ -103,10 +132,23 @@ def distill(
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
     from rayd.engine.rundir import RunDirectory
+    from rayd.given import check_sendable, own_settings, recipe_of
     from rayd.recipes import resolve
 
     with errors_for_python():
-        settings = merge(given_resources(workers, address), nested(overrides))
+        own = own_settings(
+            train=train,
+            test=test,
+            validation=validation,
+            class_names=class_names,
+            normalization=normalization,
+            method=method,
+            network=network,
+            ipc=ipc,
+            cache=_path(cache),
+        )
+        given = merge(nested(settings or {}), nested(overrides))
+        settings = merge(merge(own, given), given_resources(workers, address))
         if isinstance(resume, str | Path):
             if name is not None or out is not None:
                 raise ConfigError(
@@ -117,13 +159,16 @@ def distill(
             resume = True
         if name is not None:
             recipe = resolve(name, settings)
+        elif train is not None:
+            recipe = recipe_of(settings)
         elif resume and out is not None:
             recipe = RunDirectory(Path(out)).recipe(settings)
         else:
             raise ConfigError(
                 "Name a recipe, such as rayd.distill('digits'), "
-                "or a run to continue with resume=DIRECTORY."
+                "data with train=..., or a run to continue with resume=DIRECTORY."
             )
+        check_sendable(recipe)
         return run(
             recipe,
             Path(out if out is not None else Path("runs") / recipe.name),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -59,6 +60,10 @@ class Found:
 
 _LOADED: dict[str, Path | None] = {}
 """Own modules that were imported by name or file, with their files."""
+OBJECTS: dict[str, tuple[Kind, Any]] = {}
+"""Parts that were given as objects and cannot be imported, by name."""
+_DIGESTS: dict[str, str] = {}
+"""Digests of their sources."""
 _OWNERS: dict[str, str] = {}
 """Own modules by the names of the parts that they registered."""
 
@@ -147,6 +152,8 @@ def find(kind: Kind, name: str) -> Any:
     """
     if is_spec(name):
         return load(kind, name)
+    if name in OBJECTS and OBJECTS[name][0] == kind:
+        return OBJECTS[name][1]
     found = [one for one in discovered() if one.kind == kind and one.name == name]
     if len(found) > 1:
         values = " and ".join(f"'{one.value}'" for one in found)
@@ -173,9 +180,68 @@ def own(name: str, part: Any) -> None:
         _OWNERS[name] = module
 
 
+def name_of(kind: Kind, part: Any) -> str:
+    """The name by which settings know a part that is given as an object.
+
+    What can be imported is named `package.module:Name`. What cannot (a module, a lambda, what a
+    notebook defines) is kept for this process, and travels to workers by value.
+    """
+    module = getattr(part, "__module__", None)
+    name = getattr(part, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str) and "<" not in name:
+        found: Any = sys.modules.get(module)
+        for attribute in name.split("."):
+            found = getattr(found, attribute, None)
+        if found is part and module != "__main__":
+            _note(sys.modules[module])
+            return f"{module}:{name}"
+    text = _source(part)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    own_name = getattr(part, "name", None) if kind == "methods" else None
+    if own_name is None:
+        label = getattr(part, "__name__", None) or type(part).__name__
+        own_name = f"{re.sub(r'[^A-Za-z0-9_]+', '', label).lower()}-{digest[:8]}"
+    OBJECTS[own_name] = (kind, part)
+    _DIGESTS[own_name] = digest
+    return str(own_name)
+
+
+def _source(part: Any) -> str:
+    """Text that identifies an object: its source, and those of the modules in a network."""
+    text = repr(part) if hasattr(part, "modules") and not isinstance(part, type) else ""
+    kinds = [part] if callable(part) and hasattr(part, "__qualname__") else [type(part)]
+    if text:
+        kinds += sorted({type(inner) for inner in part.modules()}, key=lambda kind: kind.__name__)
+    for kind in kinds:
+        if str(getattr(kind, "__module__", "")).partition(".")[0] not in ("torch", "torchvision"):
+            try:
+                text += inspect.getsource(kind)
+            except (OSError, TypeError):
+                text += repr(kind)
+    return text
+
+
+class Sent:
+    """A factory of workers that takes along the objects of the driver.
+
+    Args:
+        factory: creates a worker.
+        objects: those that can be sent.
+    """
+
+    def __init__(self, factory: Any, objects: dict[str, tuple[Kind, Any]]):
+        self._factory = factory
+        self._objects = objects
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Keep the objects here, then create the worker."""
+        OBJECTS.update(self._objects)
+        return self._factory(*arguments)
+
+
 def source_of(text: str) -> dict[str, str]:
     """Digests of the modules of own parts that a JSON text names, by the name of the part."""
-    found = {}
+    found = {name: digest for name, digest in _DIGESTS.items() if f'"{name}"' in text}
     for spec in set(_NAMED.findall(text)):
         if (digest := _digest(spec.partition(":")[0])) is not None:
             found[spec] = digest

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from rayd import parts
 from rayd.config import ResourceSettings
 from rayd.engine.on_ray.watch import watch_head
-from rayd.errors import ResourceError
+from rayd.errors import ConfigError, ResourceError
 
 T = TypeVar("T")
 
@@ -57,6 +57,31 @@ def connect(address: str | None) -> None:
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
     watch_head()
+
+
+def check_sendable(what: str, value: Any) -> None:
+    """Refuse an object that cannot be sent to workers.
+
+    Raises:
+        ConfigError: states why.
+    """
+    try:
+        ray.cloudpickle.dumps(value)
+    except Exception as error:
+        raise ConfigError(
+            f"{what} cannot be sent to workers ({type(error).__name__}: {_first_line(error)}): "
+            "define it at the top of a module that can be imported, or take workers=0."
+        ) from error
+
+
+def sendable(objects: Mapping[str, T]) -> dict[str, T]:
+    """Those objects that can be sent to workers; a session may hold others, of earlier runs."""
+    found = {}
+    for name, value in objects.items():
+        with suppress(Exception):
+            ray.cloudpickle.dumps(value)
+            found[name] = value
+    return found
 
 
 def _check_reachable(address: str | None) -> None:

@@ -41,6 +41,7 @@ from rayd.engine.on_ray.cluster import (
     check_resources,
     connect,
     log_directory,
+    sendable,
 )
 from rayd.engine.on_ray.watch import head_is_lost
 from rayd.engine.pool import WorkerInfo, WorkerPool
@@ -81,6 +82,8 @@ class RayPool(WorkerPool):
         connect(resources.address)
         if not resources.elastic:
             check_resources(resources)
+        if parts.OBJECTS:
+            factory = parts.Sent(factory, sendable(parts.OBJECTS))
         self._threads = threads(resources)
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
