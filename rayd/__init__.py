@@ -18,12 +18,14 @@ from rayd.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
+    from rayd import callbacks as callbacks
     from rayd import methods, networks, recipes, schedules, statistics, synthetic, terms
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
     from rayd.evaluation.report import Report
     from rayd.methods import Method
+    from rayd.steps import Steps
 
 __all__ = [
     "Distilled",
@@ -32,6 +34,7 @@ __all__ = [
     "Report",
     "Run",
     "__version__",
+    "callbacks",
     "distill",
     "evaluate",
     "load",
@@ -40,13 +43,14 @@ __all__ = [
     "recipes",
     "schedules",
     "statistics",
+    "synthesize",
     "synthetic",
     "terms",
 ]
 
 
 _MODULES = frozenset(
-    {"methods", "networks", "recipes", "schedules", "statistics", "synthetic", "terms"}
+    {"callbacks", "methods", "networks", "recipes", "schedules", "statistics", "synthetic", "terms"}
 )
 _LATER = {
     "Distilled": "rayd.distilled",
@@ -85,6 +89,7 @@ def distill(
     network: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None = None,
     ipc: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
     **overrides: Any,
 ) -> Run:
     """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
@@ -118,6 +123,7 @@ def distill(
             images (channels, height, width) and the number of classes, or nothing, or a module, of
             which copies with new initial weights are used. By default the recipe's.
         ipc: images per class.
+        callbacks: called through the run: see `rayd.callbacks`.
         settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
         overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
             `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
@@ -128,6 +134,7 @@ def distill(
     Raises:
         RaydError: any error that the user can fix, in one sentence.
     """
+    from rayd.callbacks import Callbacks
     from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
@@ -136,6 +143,7 @@ def distill(
     from rayd.recipes import resolve
 
     with errors_for_python():
+        told = Callbacks(callbacks)
         own = own_settings(
             train=train,
             test=test,
@@ -177,7 +185,33 @@ def distill(
             resume=resume,
             overwrite=overwrite,
             progress=Progress(quiet),
+            callbacks=told,
         )
+
+
+def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
+    """Synthesize a set step by step, in an own loop; the set is not evaluated.
+
+        steps = rayd.synthesize("digits", out="runs/mine")
+        for step in steps:
+            print(step.step, step.metrics["loss"])
+        steps.distilled
+
+    Args:
+        name: a built-in recipe or a YAML file.
+        arguments: as of `rayd.distill`; `rayd.distill(resume=out)` goes on to the evaluation.
+
+    Returns:
+        An iterator of the logged steps (every `synthesis.log_every`); the run waits meanwhile. A
+        set that the store has already has none.
+
+    Raises:
+        RaydError: as `distill`, with the first step.
+    """
+    from rayd.steps import Steps as Loop
+
+    own = tuple(arguments.pop("callbacks", ()))
+    return Loop(lambda handover: distill(name, callbacks=(*own, handover), **arguments))
 
 
 def load(path: str | Path) -> Distilled:
