@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
+    from rayd.engine.plan import Plan
     from rayd.evaluation.report import Report
     from rayd.methods import Method
     from rayd.steps import Steps
 
 __all__ = [
     "Distilled",
+    "Plan",
     "RaydError",
     "Recipe",
     "Report",
@@ -40,6 +42,7 @@ __all__ = [
     "load",
     "methods",
     "networks",
+    "plan",
     "recipes",
     "schedules",
     "statistics",
@@ -54,6 +57,7 @@ _MODULES = frozenset(
 )
 _LATER = {
     "Distilled": "rayd.distilled",
+    "Plan": "rayd.engine.plan",
     "Recipe": "rayd.config",
     "Report": "rayd.evaluation.report",
     "Run": "rayd.engine.distill",
@@ -212,6 +216,38 @@ def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
 
     own = tuple(arguments.pop("callbacks", ()))
     return Loop(lambda handover: distill(name, callbacks=(*own, handover), **arguments))
+
+
+def plan(
+    name: str | Path,
+    *,
+    workers: int | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Plan:
+    """What a run would do, and how long it would take, without doing it.
+
+    Args:
+        name: a built-in recipe or a YAML file.
+        workers: number of Ray actors; 0 runs in this process.
+        data_root: folder of named data, searched first; a known data set may be missing.
+        cache: store of finished work shared by runs.
+        settings: settings of the recipe, nested or by dotted key.
+        overrides: the same, by keyword.
+
+    Raises:
+        RaydError: as `distill` does before long work starts.
+    """
+    from rayd.config import given_resources, merge, nested
+    from rayd.engine.plan import plan as make_plan
+    from rayd.recipes import resolve
+
+    with errors_for_python():
+        given = merge(nested(settings or {}), nested(overrides))
+        recipe = resolve(name, merge(given, given_resources(workers, None)))
+        return make_plan(recipe, _path(data_root), _path(cache))
 
 
 def load(path: str | Path) -> Distilled:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd import devices, remote
+from rayd import devices, remote, shown
 from rayd.callbacks import Callbacks, Step
 from rayd.config import Recipe
 from rayd.distilled import Distilled
@@ -71,6 +71,15 @@ class Run:
     """How it was judged."""
     synthesis_seconds: float
     """What the synthesis took, whichever run did it."""
+
+    def __repr__(self) -> str:
+        return shown.short(
+            "Run", self.directory, recipe=self.recipe.name, images=len(self.distilled)
+        )
+
+    def _repr_html_(self) -> str:
+        """The images and the report, in a notebook."""
+        return shown.distilled_html(self.distilled) + shown.report_html(self.report)
 
 
 def distill(

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from rich.markup import escape
 from rich.table import Table
 
-from rayd import remote
+from rayd import remote, shown
 from rayd.artifacts import parse, read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
@@ -172,6 +172,22 @@ class Report:
     """What was read of the real data, see `rayd.data.summary`; None for older reports."""
     pixel_range: PixelRange | None = None
     """Where the values of the distilled images lie; None in reports of older versions."""
+
+    def __repr__(self) -> str:
+        return shown.short("Report", self.recipe, results=len(self.results))
+
+    def _repr_html_(self) -> str:
+        """The table, in a notebook."""
+        return shown.report_html(self)
+
+    def to_pandas(self) -> Any:
+        """A pandas `DataFrame` with a row for each set, architecture and tested epoch.
+
+        Accuracies are fractions in [0, 1].
+        """
+        import pandas
+
+        return pandas.DataFrame(shown.report_rows(self))
 
     @classmethod
     def build(
