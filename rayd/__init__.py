@@ -8,7 +8,7 @@ report = rayd.evaluate(distilled, networks=["mlp"], seeds=3)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,28 +17,48 @@ from rayd.errors import ConfigError, RaydError, errors_for_python
 from rayd.version import __version__
 
 if TYPE_CHECKING:
-    from rayd import recipes
+    from torch import nn
+
+    from rayd import callbacks as callbacks
+    from rayd import methods, networks, recipes, schedules, statistics, synthetic, terms
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
+    from rayd.engine.plan import Plan
     from rayd.evaluation.report import Report
+    from rayd.methods import Method
+    from rayd.steps import Steps
 
 __all__ = [
     "Distilled",
+    "Plan",
     "RaydError",
     "Recipe",
     "Report",
     "Run",
     "__version__",
+    "callbacks",
     "distill",
     "evaluate",
     "load",
+    "methods",
+    "networks",
+    "plan",
     "recipes",
+    "schedules",
+    "statistics",
+    "synthesize",
+    "synthetic",
+    "terms",
 ]
 
 
+_MODULES = frozenset(
+    {"callbacks", "methods", "networks", "recipes", "schedules", "statistics", "synthetic", "terms"}
+)
 _LATER = {
     "Distilled": "rayd.distilled",
+    "Plan": "rayd.engine.plan",
     "Recipe": "rayd.config",
     "Report": "rayd.evaluation.report",
     "Run": "rayd.engine.distill",
@@ -47,8 +67,8 @@ _LATER = {
 
 def __getattr__(name: str) -> Any:
     """Import slow modules on first use."""
-    if name == "recipes":
-        return import_module("rayd.recipes")
+    if name in _MODULES:
+        return import_module(f"rayd.{name}")
     if name in _LATER:
         return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'rayd' has no attribute '{name}'")
@@ -65,12 +85,26 @@ def distill(
     resume: bool | str | Path = False,
     overwrite: bool = False,
     quiet: bool = False,
+    train: Any = None,
+    test: Any = None,
+    validation: Any = None,
+    class_names: Sequence[str] | None = None,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    method: str | type[Method] | Method | None = None,
+    network: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None = None,
+    ipc: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
     **overrides: Any,
 ) -> Run:
     """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
 
+    The data set may be given as an object, and method and network, too:
+
+        run = rayd.distill(train=data, test=test_data, method="dm", network=build, ipc=10)
+
     Args:
-        name: a built-in recipe or a YAML file.
+        name: a built-in recipe or a YAML file; may be absent where `train` is given.
         out: the run's directory, or its URL (`s3://`, `gs://`); `data_root` and `cache` may be
             URLs, too. By default `runs/<name of the recipe>`.
         workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
@@ -82,6 +116,20 @@ def distill(
             `rayd.distill(resume="runs/a")`, continues its run with its own recipe and settings.
         overwrite: replace the run in `out`.
         quiet: show no progress.
+        train: the training split: a torch data set with a length whose items are pairs of an image
+            and a class index, a pair of images and labels (arrays or tensors), or a Hugging Face
+            data set. Images are PIL images, uint8, or floats in [0, 1].
+        test: the same of the test split; absent, a fifth of each class of `train` is put aside.
+        validation: the same of the validation split.
+        class_names: names of the classes; by default those that the data set has, or numbers.
+        normalization: means and standard deviations that images of floats were normalised with.
+        method: name or class of the method; by default the recipe's, else `dm`.
+        network: observer and student: a name, a function or class that takes the shape of the
+            images (channels, height, width) and the number of classes, or nothing, or a module, of
+            which copies with new initial weights are used. By default the recipe's.
+        ipc: images per class.
+        callbacks: called through the run: see `rayd.callbacks`.
+        settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
         overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
             `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
 
@@ -91,14 +139,29 @@ def distill(
     Raises:
         RaydError: any error that the user can fix, in one sentence.
     """
+    from rayd.callbacks import Callbacks
     from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
     from rayd.engine.rundir import RunDirectory
+    from rayd.given import check_sendable, own_settings, recipe_of
     from rayd.recipes import resolve
 
     with errors_for_python():
-        settings = merge(given_resources(workers, address), nested(overrides))
+        told = Callbacks(callbacks)
+        own = own_settings(
+            train=train,
+            test=test,
+            validation=validation,
+            class_names=class_names,
+            normalization=normalization,
+            method=method,
+            network=network,
+            ipc=ipc,
+            cache=_path(cache),
+        )
+        given = merge(nested(settings or {}), nested(overrides))
+        settings = merge(merge(own, given), given_resources(workers, address))
         if isinstance(resume, str | Path):
             if name is not None or out is not None:
                 raise ConfigError(
@@ -109,13 +172,16 @@ def distill(
             resume = True
         if name is not None:
             recipe = resolve(name, settings)
+        elif train is not None:
+            recipe = recipe_of(settings)
         elif resume and out is not None:
             recipe = RunDirectory(Path(out)).recipe(settings)
         else:
             raise ConfigError(
                 "Name a recipe, such as rayd.distill('digits'), "
-                "or a run to continue with resume=DIRECTORY."
+                "data with train=..., or a run to continue with resume=DIRECTORY."
             )
+        check_sendable(recipe)
         return run(
             recipe,
             Path(out if out is not None else Path("runs") / recipe.name),
@@ -124,7 +190,65 @@ def distill(
             resume=resume,
             overwrite=overwrite,
             progress=Progress(quiet),
+            callbacks=told,
         )
+
+
+def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
+    """Synthesize a set step by step, in an own loop; the set is not evaluated.
+
+        steps = rayd.synthesize("digits", out="runs/mine")
+        for step in steps:
+            print(step.step, step.metrics["loss"])
+        steps.distilled
+
+    Args:
+        name: a built-in recipe or a YAML file.
+        arguments: as of `rayd.distill`; `rayd.distill(resume=out)` goes on to the evaluation.
+
+    Returns:
+        An iterator of the logged steps (every `synthesis.log_every`); the run waits meanwhile. A
+        set that the store has already has none.
+
+    Raises:
+        RaydError: as `distill`, with the first step.
+    """
+    from rayd.steps import Steps as Loop
+
+    own = tuple(arguments.pop("callbacks", ()))
+    return Loop(lambda handover: distill(name, callbacks=(*own, handover), **arguments))
+
+
+def plan(
+    name: str | Path,
+    *,
+    workers: int | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Plan:
+    """What a run would do, and how long it would take, without doing it.
+
+    Args:
+        name: a built-in recipe or a YAML file.
+        workers: number of Ray actors; 0 runs in this process.
+        data_root: folder of named data, searched first; a known data set may be missing.
+        cache: store of finished work shared by runs.
+        settings: settings of the recipe, nested or by dotted key.
+        overrides: the same, by keyword.
+
+    Raises:
+        RaydError: as `distill` does before long work starts.
+    """
+    from rayd.config import given_resources, merge, nested
+    from rayd.engine.plan import plan as make_plan
+    from rayd.recipes import resolve
+
+    with errors_for_python():
+        given = merge(nested(settings or {}), nested(overrides))
+        recipe = resolve(name, merge(given, given_resources(workers, None)))
+        return make_plan(recipe, _path(data_root), _path(cache))
 
 
 def load(path: str | Path) -> Distilled:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from rayd import remote
+from rayd import parts, remote
 from rayd.errors import ArtifactError, RunError
 
 if TYPE_CHECKING:
@@ -292,6 +292,11 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def content_hash(content: Mapping[str, Any]) -> str:
-    """Compute a hash of a JSON-able mapping, independent of the order of its keys; hex."""
+    """Compute a hash of a JSON-able mapping, independent of the order of its keys; hex.
+
+    If it names parts from outside the package, it depends on their source, too.
+    """
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    if sources := parts.source_of(canonical):
+        canonical += json.dumps(sources, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -79,7 +79,7 @@ app = typer.Typer(
     cls=_Commands,
     help=(
         "Distil a labelled image data set into a small synthetic one that trains networks almost "
-        "as well."
+        "as well. Every command takes --import FILE.py: own methods, terms and networks."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -994,9 +994,28 @@ def main(arguments: list[str] | None = None) -> None:
         _main_in_order(given)
 
 
+def _without_imports(given: list[str]) -> list[str]:
+    """Import the files of `--import`, which any command may have, and leave them out."""
+    from rayd import parts
+
+    kept: list[str] = []
+    words = iter(given)
+    for word in words:
+        if word == "--import":
+            file = next(words, None)
+            if file is None:
+                raise ConfigError("Option --import needs a file: --import my_method.py.")
+            parts.load_file(file)
+        elif word.startswith("--import="):
+            parts.load_file(word.removeprefix("--import="))
+        else:
+            kept.append(word)
+    return kept
+
+
 def _main_in_order(given: list[str]) -> None:
     try:
-        app(given)
+        app(_without_imports(given))
     except RaydError as error:
         if "--debug" in given:
             raise

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rayd import remote
+from rayd import remote, shown
 from rayd.artifacts import (
     file_hash,
     parse,
@@ -257,6 +257,52 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
             distilled._form = settings, state
             distilled.card |= {"format": FORMAT, "synthetic": settings.model_dump(mode="json")}
         return distilled
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return shown.short("Distilled", images=len(self), shape=shape, classes=self.classes)
+
+    def _repr_html_(self) -> str:
+        """The images, in a notebook."""
+        return shown.distilled_html(self)
+
+    def dataloader(self, batch_size: int = 256, *, shuffle: bool = True, **options: Any) -> Any:
+        """A torch `DataLoader` of network inputs (n, C, H, W) and labels.
+
+        Test images must be normalised by `normalization`.
+
+        Args:
+            batch_size: images of a batch.
+            shuffle: whether every epoch has another order.
+            options: further arguments of `DataLoader`.
+        """
+        from torch.utils.data import DataLoader
+
+        return DataLoader(self, batch_size=batch_size, shuffle=shuffle, **options)
+
+    def to_hf_dataset(self) -> Any:
+        """A Hugging Face `Dataset` with columns `image` (PIL, clipped to 8 bits) and `label`.
+
+        Soft labels are a third column, `soft_label`.
+
+        Raises:
+            ConfigError: the library `datasets` is not installed.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise ConfigError("This needs 'datasets': pip install datasets.") from error
+        pixels = self.pixels().permute(0, 2, 3, 1).numpy()
+        images = [Image.fromarray(one.squeeze(2) if one.shape[2] == 1 else one) for one in pixels]
+        columns: dict[str, Any] = {"image": images, "label": self.hard_labels.tolist()}
+        features: dict[str, Any] = {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=list(self.class_names)),
+        }
+        if self.labels.is_floating_point():
+            columns["soft_label"] = self.labels.tolist()
+            features["soft_label"] = datasets.Sequence(datasets.Value("float32"))
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
     def __len__(self) -> int:
         return len(self.images)

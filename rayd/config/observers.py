@@ -33,7 +33,8 @@ class NetworkSettings(Settings):
     @property
     def label(self) -> str:
         """Short name that identifies architecture and options, for tables and file names."""
-        parts = [self.name]
+        # own networks are named package.module:Name
+        parts = [self.name.replace(":", ".")]
         parts += [f"d{self.depth}"] if self.depth is not None else []
         parts += [f"w{self.width}"] if self.width is not None else []
         parts += [self.norm] if self.norm is not None else []

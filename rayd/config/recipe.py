@@ -270,6 +270,15 @@ class Recipe(Settings):
             raise ValueError(f"'labels.kind: {self.labels.kind}' needs 'evaluation.loss' kl or mse")
         return self
 
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}, method={self.method}, data={self.data.name}, ipc={self.ipc})"
+
+    def _repr_html_(self) -> str:
+        """All settings, in a notebook."""
+        from html import escape
+
+        return f"<pre>{escape(self.to_yaml())}</pre>"
+
     @property
     def usual_image_size(self) -> int:
         """Recommended side in pixels for images of varying size: 224 for networks of torchvision

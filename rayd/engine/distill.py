@@ -18,7 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from rayd import devices, remote
+from rayd import devices, remote, shown
+from rayd.callbacks import Callbacks, Step
 from rayd.config import Recipe
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
@@ -72,6 +73,15 @@ class Run:
     synthesis_seconds: float
     """What the synthesis took, whichever run did it."""
 
+    def __repr__(self) -> str:
+        return shown.short(
+            "Run", self.directory, recipe=self.recipe.name, images=len(self.distilled)
+        )
+
+    def _repr_html_(self) -> str:
+        """The images and the report, in a notebook."""
+        return shown.distilled_html(self.distilled) + shown.report_html(self.report)
+
 
 def distill(
     recipe: Recipe,
@@ -85,6 +95,7 @@ def distill(
     judged_on: Literal["test", "validation"] = "test",
     callback: Callback | None = None,
     warm_start: WarmStart | None = None,
+    callbacks: Callbacks | None = None,
 ) -> Run:
     """Distil a data set as a recipe says, judge the result, and leave both in `out`.
 
@@ -100,6 +111,7 @@ def distill(
             then not looked at.
         callback: called with the set at some steps of the synthesis.
         warm_start: what the synthesis goes on from.
+        callbacks: called through the run; see `rayd.callbacks`.
 
     Raises:
         RaydError: anything that a user can mend, in one sentence, before long work starts where
@@ -125,6 +137,7 @@ def distill(
         RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
         progress.attached(directory.status),
         devices.thread_limit(devices.threads(job.recipe.resources)),
+        (callbacks or Callbacks()).around(directory.path, job.recipe) as finished,
     ):
         for sentence in (choice.summary, *choice.warnings):
             progress.log(sentence)
@@ -136,8 +149,10 @@ def distill(
             judged_on=judged_on,
             callback=callback,
             warm_start=warm_start,
+            callbacks=callbacks or Callbacks(),
         )
-        return driver.run()
+        finished.append(driver.run())
+    return finished[0]
 
 
 class _Driver:
@@ -153,6 +168,7 @@ class _Driver:
         judged_on: str,
         callback: Callback | None,
         warm_start: WarmStart | None,
+        callbacks: Callbacks,
     ):
         self._job = job
         self._recipe = job.recipe
@@ -162,6 +178,7 @@ class _Driver:
         self._judged_on = judged_on
         self._callback = callback
         self._warm_start = warm_start
+        self._callbacks = callbacks
         self._log = directory.log
         self._synthesis = Synthesis(job, warm_start)
         self._workers = ExitStack()
@@ -227,6 +244,7 @@ class _Driver:
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         """Add the duration of the block to the log, and explain what ran out of memory in it."""
+        self._callbacks.call("on_stage", stage)
         began = time.monotonic()
         finished = False
         try:
@@ -354,6 +372,7 @@ class _Driver:
             progress=self._progress,
             picture=lambda learned: self._distilled(learned, facts),
             callback=self._callback,
+            callbacks=self._callbacks,
             on_milestone=lambda fraction: self._on_milestone(learned, facts, fraction),
         )
         if blocks.foreign():
@@ -485,6 +504,13 @@ class _Driver:
             distilled.save(directory)
         return None if labels is None else labels.directory
 
+    def _log_evaluation(
+        self, stage: str, step: int, seconds: float, values: Mapping[str, float]
+    ) -> None:
+        """Log a student, and tell callbacks."""
+        self._log.step(stage, step, seconds, values)
+        self._callbacks.call("on_step", Step(stage, step, values, seconds))
+
     def _evaluate(
         self,
         distilled: Distilled,
@@ -511,7 +537,7 @@ class _Driver:
                 self._job,
                 distilled,
                 self._progress,
-                self._log.step,
+                self._log_evaluation,
                 source,
                 pool=pool,
                 is_last=True,
@@ -521,7 +547,10 @@ class _Driver:
         if self._judged_on == "validation":
             on_validation = tuple(_on_validation(result) for result in report.results)
             report = replace(report, results=on_validation)
-        return keep_report(report, self._directory.path)
+        kept = keep_report(report, self._directory.path)
+        for result in report.results:
+            self._callbacks.call("on_result", result)
+        return kept
 
 
 def _on_validation(result: SetResult) -> SetResult:

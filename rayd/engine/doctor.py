@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from rayd import devices, remote
+from rayd import devices, parts, remote
 from rayd.config import ResourceSettings
 from rayd.data import check_class_order, data_roots, known_sources
 from rayd.data.sources import open_source
@@ -77,8 +77,22 @@ def examine(
         _directory("cache", remote.local(cache or default_root())),
         _directory("data root", data_roots(data_root)[0]),
         *_data(data_root),
+        *_parts(),
         _ray(address),
     ]
+
+
+def _parts() -> list[Finding]:
+    """Own parts that installed packages offer."""
+    findings = []
+    for found in parts.discovered():
+        subject = f"rayd.{found.kind}"
+        if found.error is None:
+            findings.append(Finding(subject, "good", f"{found.name} ({found.value})"))
+        else:
+            detail = f"{found.name} ({found.value}) failed to load: {found.error}"
+            findings.append(Finding(subject, "wrong", detail))
+    return findings
 
 
 def _versions() -> Finding:

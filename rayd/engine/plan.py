@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rayd import devices
+from rayd import devices, shown
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
@@ -92,6 +92,19 @@ class Plan:
     def seconds(self) -> float:
         """Wall-clock time of all stages."""
         return sum(stage.seconds for stage in self.stages)
+
+    def __repr__(self) -> str:
+        return shown.short(
+            "Plan", self.recipe, stages=len(self.stages), seconds=round(self.seconds)
+        )
+
+    def _repr_html_(self) -> str:
+        """The stages, in a notebook."""
+        rows = []
+        for stage in self.stages:
+            rows.append([stage.stage, duration(stage.seconds), stage.work, stage.cached])
+        made: str = shown.table(["stage", "time", "work", "cached"], rows, self.recipe)
+        return made
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able mapping; sizes in bytes, times in seconds."""

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field
 from rich.markup import escape
 from rich.table import Table
 
-from rayd import remote
+from rayd import remote, shown
 from rayd.artifacts import parse, read_json
 from rayd.config import Recipe
 from rayd.data.splits import uneven
@@ -221,6 +221,22 @@ class Report:
     """
     departures: tuple[str, ...] = ()
     """Settings, by dotted key, in which runs or evaluations differ from the built-in recipe."""
+
+    def __repr__(self) -> str:
+        return shown.short("Report", self.recipe, results=len(self.results))
+
+    def _repr_html_(self) -> str:
+        """The table, in a notebook."""
+        return shown.report_html(self)
+
+    def to_pandas(self) -> Any:
+        """A pandas `DataFrame` with a row for each set, architecture and tested epoch.
+
+        Accuracies are fractions in [0, 1].
+        """
+        import pandas
+
+        return pandas.DataFrame(shown.report_rows(self))
 
     @classmethod
     def build(

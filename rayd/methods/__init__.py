@@ -1,5 +1,6 @@
 """Methods, one paper a module. `build` configures the one that a recipe names."""
 
+from rayd import parts
 from rayd.config import Recipe
 from rayd.errors import ConfigError, unknown
 from rayd.methods.base import Method
@@ -67,14 +68,23 @@ def names() -> list[str]:
 
 
 def get(name: str) -> type[Method]:
-    """The method of a name.
+    """The method of a name, or of `package.module:Name`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or what is named is no method.
     """
-    if name not in Method.registry:
+    if name in Method.registry:
+        return Method.registry[name]
+    found = parts.find("methods", name)
+    # what was looked for may have registered itself meanwhile
+    found = Method.registry.get(name) if found is None else found
+    if found is None:
         raise ConfigError(unknown("method", name, names()))
-    return Method.registry[name]
+    if not isinstance(found, type) or not issubclass(found, Method):
+        raise ConfigError(f"'{name}' must be a subclass of rayd.methods.Method. Got {found!r}.")
+    if not hasattr(found, "name"):
+        raise ConfigError(f"Method '{name}' has no name: give its class a 'name'.")
+    return found
 
 
 def build(recipe: Recipe) -> Method:

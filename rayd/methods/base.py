@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
+from rayd import parts
 from rayd.config import (
     NETWORK_GROUPS,
     NetworkGroup,
@@ -68,7 +69,15 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
+            before = Method.registry.get(cls.name)
+            # a cell of a notebook that is run again defines the same class anew
+            if before is not None and _origin(before) != _origin(cls):
+                raise ConfigError(
+                    f"There are two methods named '{cls.name}', {_origin(before)} and "
+                    f"{_origin(cls)}: rename one of them."
+                )
             Method.registry[cls.name] = cls
+            parts.own(cls.name, cls)
 
     @final
     def __init__(self, recipe: Recipe):
@@ -165,16 +174,18 @@ class Method(ABC):
         names = {term.name for term in own}
         added = []
         for name in sorted(recipe.terms.keys() - names):
-            if name not in Term.registry:
+            term = Term.registry.get(name) or parts.find("terms", name) or Term.registry.get(name)
+            if term is None:
                 known = sorted({*names, *Term.registry})
                 raise ConfigError(unknown("term", name, known, f"method '{cls.name}'"))
-            added.append(Term.registry[name]())
-        return tuple(cls._configured(term, recipe) for term in (*own, *added))
+            added.append((term(), name))
+        keyed = [*((term, term.name) for term in own), *added]
+        return tuple(cls._configured(term, recipe, name) for term, name in keyed)
 
     @classmethod
-    def _configured(cls, term: Term, recipe: Recipe) -> Term:
-        """A term with the recipe's settings laid over its own."""
-        given = recipe.terms.get(term.name)
+    def _configured(cls, term: Term, recipe: Recipe, name: str) -> Term:
+        """A term with the recipe's settings laid over its own; `name` is its key there."""
+        given = recipe.terms.get(name)
         tree = given.model_dump(exclude_unset=True) if given is not None else {}
         if tree.get("weight") is None:
             tree.pop("weight", None)
@@ -324,6 +335,10 @@ class Method(ABC):
             *(layers_of(term) - term.optional for term in self.terms_of(group))
         )
         return self.layer_roles(group) - required
+
+
+def _origin(method: type[Method]) -> str:
+    return f"{method.__module__}.{method.__qualname__}"
 
 
 def layers_of(term: Term) -> frozenset[LayerRole]:

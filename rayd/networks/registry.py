@@ -10,13 +10,16 @@ the options of the architecture, with the field's defaults:
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from rayd import parts
 from rayd.errors import ConfigError, unknown
 from rayd.networks.normalization import Norm
 
@@ -79,9 +82,94 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
             if p.kind is Parameter.KEYWORD_ONLY
         )
         _ARCHITECTURES[name] = Architecture(name, builder, options, norms)
+        parts.own(name, builder)
         return builder
 
     return register
+
+
+def register_part(name: str, part: object) -> None:
+    """Register an own network: a function that builds one, a class, or a module.
+
+    Args:
+        name: name in settings.
+        part: a function or class that takes the shape of the images and the number of classes, or
+            nothing; or a module, of which copies are used, each with its own initial weights.
+
+    Raises:
+        ConfigError: it is none of these, or a module whose weights cannot be drawn anew.
+    """
+    if not isinstance(part, nn.Module) and not callable(part):
+        raise ConfigError(
+            f"Network '{name}' must be a torch module or a function that builds one. "
+            f"Got {type(part).__name__} instead."
+        )
+    if isinstance(part, nn.Module):
+        _check_resettable(name, part)
+
+    def builder(shape: ImageShape, classes: int) -> nn.Module:
+        if isinstance(part, nn.Module):
+            network = _drawn_anew(part)
+        else:
+            given = (shape, classes) if _takes_arguments(part) else ()
+            network = part(*given)
+        _check_logits(name, network, shape, classes)
+        return network
+
+    _ARCHITECTURES[name] = Architecture(name, builder, (), ())
+
+
+def _takes_arguments(part: Callable[..., object]) -> bool:
+    """Whether a builder has parameters without a default."""
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return any(
+        parameter.kind in kinds and parameter.default is Parameter.empty
+        for parameter in signature(part).parameters.values()
+    )
+
+
+def _check_resettable(name: str, module: nn.Module) -> None:
+    """Refuse a module with parameters that no `reset_parameters` draws."""
+    for place, inner in module.named_modules():
+        own = next(iter(inner.named_parameters(recurse=False)), None)
+        if own is not None and not hasattr(inner, "reset_parameters"):
+            where = f"{place}.{own[0]}" if place else own[0]
+            raise ConfigError(
+                f"The weights of network '{name}' cannot be drawn anew: '{where}' belongs to a "
+                "module without 'reset_parameters'. Give a function that builds the network."
+            )
+
+
+def _drawn_anew(module: nn.Module) -> nn.Module:
+    """A copy of a module with new initial weights, in train mode on the CPU."""
+    network = deepcopy(module).cpu().train().requires_grad_()
+    for inner in network.modules():
+        reset = getattr(inner, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    return network
+
+
+def _check_logits(name: str, network: object, shape: ImageShape, classes: int) -> None:
+    """Refuse an own network that does not map images to logits of the classes."""
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"Network '{name}' must build a torch module. Got {type(network).__name__} instead."
+        )
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise ConfigError(f"Network '{name}' fails on images {tuple(shape)}: {why}") from error
+    network.train(was_training)
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != (2, classes):
+        raise ConfigError(
+            f"Network '{name}' must map two images to logits (2, {classes}), one of each class. "
+            f"Got {got} instead."
+        )
 
 
 def names() -> list[str]:
@@ -92,11 +180,15 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Architecture:
-    """Look up an architecture by name.
+    """Look up an architecture by name, or by `package.module:Name`.
 
     Raises:
         ConfigError: it is unknown; the message names the nearest.
     """
+    part = None if name in _ARCHITECTURES else parts.find("networks", name)
+    # the import of a part may have registered a builder under this name
+    if part is not None and name not in _ARCHITECTURES:
+        register_part(name, part)
     if name not in _ARCHITECTURES:
         raise ConfigError(
             unknown("network", name, [*names(), "torchvision/<model>", "timm/<model>"])

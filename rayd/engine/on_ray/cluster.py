@@ -8,16 +8,17 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
 
+from rayd import parts
 from rayd.config import ResourceSettings
 from rayd.engine.on_ray.watch import watch_head
-from rayd.errors import ResourceError
+from rayd.errors import ConfigError, ResourceError
 
 T = TypeVar("T")
 
@@ -42,7 +43,9 @@ def connect(address: str | None) -> None:
         return
     # hide GPUs from workers that reserved none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if own := parts.environment():
+        quiet["runtime_env"] = own
     try:
         if address is None:
             ray.init(address="local", include_dashboard=False, **quiet)
@@ -81,6 +84,31 @@ def _held_back_stderr() -> Iterator[None]:
             held.seek(0)
             with suppress(OSError):
                 os.write(2, held.read())
+
+
+def check_sendable(what: str, value: Any) -> None:
+    """Refuse an object that cannot be sent to workers.
+
+    Raises:
+        ConfigError: states why.
+    """
+    try:
+        ray.cloudpickle.dumps(value)
+    except Exception as error:
+        raise ConfigError(
+            f"{what} cannot be sent to workers ({type(error).__name__}: {_first_line(error)}): "
+            "define it at the top of a module that can be imported, or take workers=0."
+        ) from error
+
+
+def sendable(objects: Mapping[str, T]) -> dict[str, T]:
+    """Those objects that can be sent to workers; a session may hold others, of earlier runs."""
+    found = {}
+    for name, value in objects.items():
+        with suppress(Exception):
+            ray.cloudpickle.dumps(value)
+            found[name] = value
+    return found
 
 
 def _check_reachable(address: str | None) -> None:

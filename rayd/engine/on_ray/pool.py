@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
 
+from rayd import parts
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray import health, metrics
@@ -40,6 +41,7 @@ from rayd.engine.on_ray.cluster import (
     check_resources,
     connect,
     log_directory,
+    sendable,
 )
 from rayd.engine.on_ray.watch import head_is_lost
 from rayd.engine.pool import WorkerInfo, WorkerPool
@@ -80,6 +82,8 @@ class RayPool(WorkerPool):
         connect(resources.address)
         if not resources.elastic:
             check_resources(resources)
+        if parts.OBJECTS:
+            factory = parts.Sent(factory, sendable(parts.OBJECTS))
         self._threads = threads(resources)
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
@@ -87,6 +91,9 @@ class RayPool(WorkerPool):
             # an explicit strategy would leave the placement group of a trial, which spreads its
             # bundles itself
             options["scheduling_strategy"] = "SPREAD"
+        if own := parts.environment():
+            # of a cluster that was joined before the parts were imported
+            options["runtime_env"] = {"env_vars": own["env_vars"]}
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
         self._workers = [
             Actor.options(name=name, **options).remote(self._threads, factory, arguments)

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rayd import synthetic
+from rayd.callbacks import Callbacks, Step
 from rayd.distilled import Distilled, contact_sheet
 from rayd.engine import checkpoint
 from rayd.engine.callbacks import Callback
@@ -50,6 +52,7 @@ class Blocks:
         progress: where progress is shown.
         picture: makes a distilled set of the current one, for its contact sheet.
         callback: when to pause.
+        callbacks: told of every logged step.
         on_milestone: called at each pause with the share of the steps that is done.
     """
 
@@ -69,6 +72,7 @@ class Blocks:
         progress: Progress,
         picture: Callable[[SyntheticSet], Distilled],
         callback: Callback | None,
+        callbacks: Callbacks,
         on_milestone: Callable[[float], None],
     ):
         recipe = job.recipe
@@ -80,6 +84,7 @@ class Blocks:
         self._progress = progress
         self._picture = picture
         self._on_milestone = on_milestone
+        self._callbacks = callbacks
         self._steps = settings.steps
         self._parts = synthetic.blocks(learned.samples, settings.block, settings.order)
         count = len(self._parts)
@@ -195,12 +200,17 @@ class Blocks:
         stride = 1
         while step < end:
             until = min(step + stride, end, (step // interval + 1) * interval)
+            if self._callbacks:
+                # a callback may ask for the set as it is at a logged step
+                every = task.recipe.synthesis.log_every
+                until = min(until, (step // every + 1) * every)
             started = time.monotonic()
             logged = synthesizer.call("advance", task, step, until)
             stride = _next_stride(until - step, time.monotonic() - started)
             step = until
             for line in logged:
                 self._log.step("synthesize", before + line.step, line.seconds, line.terms)
+                self._tell(before + line.step, line, partial(self._now, synthesizer, task, step))
             shown.update(before + step, terms=logged[-1].terms if logged else None)
             if step % interval == 0 and task.blocks == 1:
                 state = synthesizer.call("state", task, step)
@@ -226,9 +236,21 @@ class Blocks:
                 if event.terms:
                     step = block * steps + event.step
                     self._log.step("synthesize", step, event.seconds, event.terms)
+                    self._tell(step, event, lambda: self._picture(self._learned))
                 shown.update(sum(reached), terms=event.terms or None)
             if end < steps:
                 self._on_milestone(end / steps)
+
+    def _now(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
+        """The set with a block as it is after a step."""
+        self._put(task.block, synthesizer.call("state", task, step))
+        return self._picture(self._learned)
+
+    def _tell(self, step: int, line: Logged, distilled: Callable[[], Distilled]) -> None:
+        """Tell callbacks of a logged step."""
+        if line.terms:
+            told = Step("synthesize", step, line.terms, line.seconds, distilled)
+            self._callbacks.call("on_step", told)
 
     def _put(self, block: int, state: State) -> None:
         """Copy the state of a block into the whole set."""

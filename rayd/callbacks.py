@@ -1,0 +1,257 @@
+"""Callbacks of a run: an own logger, an own picture, an own stop.
+
+    class Printer(rayd.callbacks.RunCallback):
+        def on_step(self, step):
+            print(step.step, step.metrics["loss"])
+
+    rayd.distill("digits", callbacks=[Printer()])
+
+Callbacks run in the driver's process. TensorBoard and metrics.jsonl are written in any case.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayd.errors import ConfigError, RaydError, RunError
+
+if TYPE_CHECKING:
+    from rayd.config import Recipe
+    from rayd.distilled import Distilled
+    from rayd.engine.distill import Run
+    from rayd.evaluation.report import SetResult
+
+HOOKS = ("on_run_start", "on_stage", "on_step", "on_result", "on_run_end")
+"""Methods that a callback may have."""
+
+
+class StopRun(Exception):  # noqa: N818
+    """Raise it in a callback to end the run; `resume=True` continues it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A logged step of a stage; how many are logged is `synthesis.log_every`."""
+
+    stage: str
+    """Name of the stage, such as `synthesize` or `evaluate`."""
+    step: int
+    """Steps done, from 1, counted through all blocks."""
+    metrics: Mapping[str, float]
+    """The loss and the unweighted terms, by name."""
+    seconds: float
+    """Since the stage began or was resumed."""
+    distilled: Callable[[], Distilled] | None = field(default=None, repr=False)
+    """The set as it is now, on demand; None in stages without one. Blocks that are optimised in
+    parallel are seen as they were when last finished.
+    """
+
+
+class RunCallback:
+    """Base class of callbacks: override what is of interest."""
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """The run begins or is resumed, in its directory."""
+
+    def on_stage(self, stage: str) -> None:
+        """A stage begins; stages whose results are there already do not."""
+
+    def on_step(self, step: Step) -> None:
+        """A step was logged; the run waits."""
+
+    def on_result(self, result: SetResult) -> None:
+        """Students of a set and an architecture were tested."""
+
+    def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
+        """The run is finished, or failed with an error."""
+
+
+class Callbacks:
+    """Several callbacks as one; an error in one of them ends the run in a sentence.
+
+    Args:
+        callbacks: objects with at least one of the methods of `RunCallback`.
+
+    Raises:
+        ConfigError: one of them is no callback.
+    """
+
+    def __init__(self, callbacks: Sequence[Any] = ()):
+        for callback in callbacks:
+            if isinstance(callback, type) or not any(hasattr(callback, hook) for hook in HOOKS):
+                name = callback.__name__ if isinstance(callback, type) else repr(callback)
+                raise ConfigError(
+                    "A callback must be an object with one of the methods "
+                    f"{', '.join(HOOKS)}. Got {name} instead."
+                )
+        self._callbacks = tuple(callbacks)
+
+    def __bool__(self) -> bool:
+        return bool(self._callbacks)
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a method of all callbacks that have it.
+
+        Raises:
+            RunError: one of them failed, or stops the run.
+        """
+        for callback in self._callbacks:
+            method = getattr(callback, hook, None)
+            if method is None:
+                continue
+            name = type(callback).__name__
+            try:
+                method(*arguments)
+            except StopRun as stop:
+                why = f": {stop}" if str(stop) else ""
+                raise RunError(
+                    f"Callback '{name}' stopped the run{why}; add --resume to continue it."
+                ) from stop
+            except RaydError:
+                raise
+            except Exception as error:
+                raise RunError(
+                    f"Callback '{name}' failed in {hook} ({type(error).__name__}: {error}); "
+                    "finished work is kept: add --resume to continue it."
+                ) from error
+
+    @contextmanager
+    def around(self, directory: Path, recipe: Recipe) -> Iterator[list[Run]]:
+        """Tell the start of a run and its end; append the run to what is yielded."""
+        self.call("on_run_start", directory, recipe)
+        finished: list[Run] = []
+        try:
+            yield finished
+        except BaseException as error:
+            # the error of the run is the one to be shown, not one that follows from it
+            try:
+                self.call("on_run_end", None, error)
+            except RaydError as second:
+                error.add_note(str(second))
+            raise
+        self.call("on_run_end", finished[0], None)
+
+
+class CSVLogger(RunCallback):
+    """Writes a line for each logged value: stage, step, name, value.
+
+    Args:
+        path: the file; by default `metrics.csv` in the run's directory.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self._path = None if path is None else Path(path)
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Begin the file; a resumed run goes on with it."""
+        self._path = self._path or Path(directory) / "metrics.csv"
+        if not self._path.exists():
+            self._write(["stage", "step", "name", "value"])
+
+    def on_step(self, step: Step) -> None:
+        """Write the metrics of a step."""
+        for name, value in step.metrics.items():
+            self._write([step.stage, step.step, name, value])
+
+    def on_result(self, result: SetResult) -> None:
+        """Write a test accuracy."""
+        mean = result.test_accuracy.mean
+        self._write(["result", "", f"{result.set}/{result.network}", mean])
+
+    def _write(self, row: Sequence[Any]) -> None:
+        assert self._path is not None
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+
+class WandbLogger(RunCallback):
+    """Logs to Weights & Biases (`pip install wandb`), offline with `mode="offline"`.
+
+    Args:
+        options: of `wandb.init`, such as `project` and `mode`.
+
+    Raises:
+        ConfigError: wandb is not installed.
+    """
+
+    def __init__(self, **options: Any):
+        self._wandb = _package("wandb")
+        self._options = options
+        self._run: Any = None
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Begin a run of the recipe's name, with its settings."""
+        options = {
+            "name": recipe.name,
+            "dir": str(directory),
+            "config": recipe.model_dump(mode="json"),
+            **self._options,
+        }
+        self._run = self._wandb.init(**options)
+
+    def on_step(self, step: Step) -> None:
+        """Log the metrics of a step."""
+        values = {f"{step.stage}/{name}": value for name, value in step.metrics.items()}
+        self._run.log({**values, f"{step.stage}/step": step.step})
+
+    def on_result(self, result: SetResult) -> None:
+        """Keep an accuracy in the summary."""
+        name = f"{result.set}/{result.network}/test_accuracy"
+        self._run.summary[name] = result.test_accuracy.mean
+
+    def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
+        """Finish, failed where the run failed."""
+        self._run.finish(exit_code=0 if error is None else 1)
+
+
+class MLflowLogger(RunCallback):
+    """Logs to MLflow (`pip install mlflow`).
+
+    Args:
+        tracking_uri: a server, or a folder as `file:` URI.
+        experiment: name of the experiment.
+
+    Raises:
+        ConfigError: mlflow is not installed.
+    """
+
+    def __init__(self, tracking_uri: str | None = None, experiment: str = "rayd"):
+        self._mlflow = _package("mlflow")
+        self._uri = tracking_uri
+        self._experiment = experiment
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Begin a run of the recipe's name."""
+        if self._uri is not None:
+            self._mlflow.set_tracking_uri(self._uri)
+        self._mlflow.set_experiment(self._experiment)
+        self._mlflow.start_run(run_name=recipe.name)
+        shown = {"method": recipe.method, "data": recipe.data.name, "ipc": recipe.ipc}
+        self._mlflow.log_params(shown)
+
+    def on_step(self, step: Step) -> None:
+        """Log the metrics of a step."""
+        values = {f"{step.stage}/{name}": float(value) for name, value in step.metrics.items()}
+        self._mlflow.log_metrics(values, step=step.step)
+
+    def on_result(self, result: SetResult) -> None:
+        """Log a test accuracy."""
+        name = f"{result.set}/{result.network}/test_accuracy"
+        self._mlflow.log_metric(name, result.test_accuracy.mean)
+
+    def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
+        """End the run, failed where it failed."""
+        self._mlflow.end_run("FINISHED" if error is None else "FAILED")
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"This callback needs {name}: pip install {name}.") from error

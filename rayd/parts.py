@@ -1,0 +1,321 @@
+"""Methods, terms, networks, statistics and data sets from outside the package.
+
+They are found in three ways:
+
+- entry points of installed packages, in the groups `rayd.methods`, `rayd.terms`, `rayd.networks`,
+  `rayd.statistics` and `rayd.datasets`;
+- `package.module:Name` in a recipe or on the command line, as in `method=my_package.methods:Mine`;
+- `--import my_method.py` (`rayd.parts.load_file`): a file whose import registers its parts.
+
+Workers get the same modules: their names, folders and files travel in an environment variable, and
+the code itself in Ray's runtime environment. Keys of caches include the source of parts that they
+name (`source_of`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from rayd.errors import ConfigError
+
+Kind = Literal["methods", "terms", "networks", "statistics", "datasets"]
+KINDS: tuple[Kind, ...] = ("methods", "terms", "networks", "statistics", "datasets")
+"""Groups of entry points, without `rayd.`."""
+VARIABLE = "RAYD_IMPORT"
+"""Environment variable that tells workers what to import: JSON, a list of `[module, file]`."""
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_NAMED = re.compile(rf'"({_SPEC.pattern})(?=")')
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry point, loaded or not."""
+
+    kind: Kind
+    """Its group."""
+    name: str
+    """Its name."""
+    value: str
+    """What it names, `package.module:Name`."""
+    part: Any = None
+    """What was loaded; None if that failed."""
+    error: str | None = None
+    """Why it could not be loaded."""
+
+
+_LOADED: dict[str, Path | None] = {}
+"""Own modules that were imported by name or file, with their files."""
+OBJECTS: dict[str, tuple[Kind, Any]] = {}
+"""Parts that were given as objects and cannot be imported, by name."""
+_DIGESTS: dict[str, str] = {}
+"""Digests of their sources."""
+_OWNERS: dict[str, str] = {}
+"""Own modules by the names of the parts that they registered."""
+
+
+def is_spec(name: str) -> bool:
+    """Whether a name has the form `package.module:Name`.
+
+    >>> is_spec("my_package.methods:Mine"), is_spec("dm"), is_spec("s3://bucket/data")
+    (True, False, False)
+    """
+    return _SPEC.fullmatch(name) is not None
+
+
+def load(kind: Kind, spec: str) -> Any:
+    """Import what `package.module:Name` names.
+
+    >>> load("networks", "math:pi")
+    3.141592653589793
+
+    Raises:
+        ConfigError: the module cannot be imported or has no such name.
+    """
+    _from_environment()
+    module_name, _, attribute = spec.partition(":")
+    module = _module(module_name, f"'{spec}'")
+    value: Any = module
+    for name in attribute.split("."):
+        if not hasattr(value, name):
+            raise ConfigError(
+                f"Cannot load '{spec}' ({kind}): module '{module_name}' has no '{name}'."
+            )
+        value = getattr(value, name)
+    return value
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """Import a Python file, or a module by name, whose import registers parts.
+
+    Args:
+        path: a file, which is imported under its own name with its folder on `sys.path`; or the
+            name of an importable module.
+
+    Raises:
+        ConfigError: there is none, it has the name of another module, or it fails.
+    """
+    text = str(path)
+    if not text.endswith(".py"):
+        return _module(text, f"--import {text}")
+    file = Path(text).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"Cannot import '{text}': there is no such file.")
+    known = sys.modules.get(file.stem)
+    known_file = getattr(known, "__file__", None) or ""
+    if known is not None and Path(known_file).resolve() != file:
+        raise ConfigError(
+            f"Cannot import '{text}': there is a module '{file.stem}' already; rename the file."
+        )
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return _module(file.stem, f"'{text}'")
+
+
+@cache
+def discovered() -> tuple[Found, ...]:
+    """Entry points of installed packages; those that fail to load say why."""
+    _from_environment()
+    found = []
+    for kind in KINDS:
+        for point in sorted(entry_points(group=f"rayd.{kind}"), key=lambda point: point.name):
+            try:
+                part = point.load()
+                _note(sys.modules[point.module])
+                found.append(Found(kind, point.name, point.value, part))
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                found.append(Found(kind, point.name, point.value, error=why))
+    return tuple(found)
+
+
+def find(kind: Kind, name: str) -> Any:
+    """The own part of a name: `package.module:Name`, or that of an entry point; None if there is
+    none.
+
+    Raises:
+        ConfigError: it fails to load, or two packages have an entry point of this name.
+    """
+    if is_spec(name):
+        return load(kind, name)
+    if name in OBJECTS and OBJECTS[name][0] == kind:
+        return OBJECTS[name][1]
+    found = [one for one in discovered() if one.kind == kind and one.name == name]
+    if len(found) > 1:
+        values = " and ".join(f"'{one.value}'" for one in found)
+        raise ConfigError(f"There are two {kind} '{name}', {values}: uninstall one of them.")
+    if not found:
+        return None
+    if found[0].error is not None:
+        raise ConfigError(
+            f"Entry point '{name}' of rayd.{kind} ({found[0].value}) failed to load: "
+            f"{found[0].error}"
+        )
+    return found[0].part
+
+
+def names(kind: Kind) -> list[str]:
+    """Names of entry points of a kind that could be loaded."""
+    return [one.name for one in discovered() if one.kind == kind and one.error is None]
+
+
+def own(name: str, part: Any) -> None:
+    """Note which module registered a part under a name; modules of rayd are not own ones."""
+    module = getattr(part, "__module__", None) or ""
+    if module.partition(".")[0] not in ("rayd", "tuning"):
+        _OWNERS[name] = module
+
+
+def name_of(kind: Kind, part: Any) -> str:
+    """The name by which settings know a part that is given as an object.
+
+    What can be imported is named `package.module:Name`. What cannot (a module, a lambda, what a
+    notebook defines) is kept for this process, and travels to workers by value.
+    """
+    module = getattr(part, "__module__", None)
+    name = getattr(part, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str) and "<" not in name:
+        found: Any = sys.modules.get(module)
+        for attribute in name.split("."):
+            found = getattr(found, attribute, None)
+        if found is part and module != "__main__":
+            _note(sys.modules[module])
+            return f"{module}:{name}"
+    text = _source(part)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    own_name = getattr(part, "name", None) if kind == "methods" else None
+    if own_name is None:
+        label = getattr(part, "__name__", None) or type(part).__name__
+        own_name = f"{re.sub(r'[^A-Za-z0-9_]+', '', label).lower()}-{digest[:8]}"
+    OBJECTS[own_name] = (kind, part)
+    _DIGESTS[own_name] = digest
+    return str(own_name)
+
+
+def _source(part: Any) -> str:
+    """Text that identifies an object: its source, and those of the modules in a network."""
+    text = repr(part) if hasattr(part, "modules") and not isinstance(part, type) else ""
+    kinds = [part] if callable(part) and hasattr(part, "__qualname__") else [type(part)]
+    if text:
+        kinds += sorted({type(inner) for inner in part.modules()}, key=lambda kind: kind.__name__)
+    for kind in kinds:
+        if str(getattr(kind, "__module__", "")).partition(".")[0] not in ("torch", "torchvision"):
+            try:
+                text += inspect.getsource(kind)
+            except (OSError, TypeError):
+                text += repr(kind)
+    return text
+
+
+class Sent:
+    """A factory of workers that takes along the objects of the driver.
+
+    Args:
+        factory: creates a worker.
+        objects: those that can be sent.
+    """
+
+    def __init__(self, factory: Any, objects: dict[str, tuple[Kind, Any]]):
+        self._factory = factory
+        self._objects = objects
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Keep the objects here, then create the worker."""
+        OBJECTS.update(self._objects)
+        return self._factory(*arguments)
+
+
+def source_of(text: str) -> dict[str, str]:
+    """Digests of the modules of own parts that a JSON text names, by the name of the part."""
+    found = {name: digest for name, digest in _DIGESTS.items() if f'"{name}"' in text}
+    for spec in set(_NAMED.findall(text)):
+        if (digest := _digest(spec.partition(":")[0])) is not None:
+            found[spec] = digest
+    for name, module in _OWNERS.items():
+        if f'"{name}"' in text and (digest := _digest(module)) is not None:
+            found[name] = digest
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Ray's runtime environment with the own modules; empty without any."""
+    _from_environment()
+    if not _LOADED:
+        return {}
+    entries = [[name, None if path is None else str(path)] for name, path in _LOADED.items()]
+    roots = sorted({str(path) for path in map(_root, _LOADED) if path is not None})
+    return {"env_vars": {VARIABLE: json.dumps(entries)}, "py_modules": roots}
+
+
+def _module(name: str, what: str) -> ModuleType:
+    if name in ("__main__", ""):
+        raise ConfigError(f"Cannot load {what}: '__main__' cannot be imported by workers.")
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise ConfigError(f"Cannot load {what}: {type(error).__name__}: {error}") from error
+    _note(module)
+    return module
+
+
+def _note(module: ModuleType) -> None:
+    """Remember an own module for workers."""
+    path = getattr(module, "__file__", None)
+    top = module.__name__.partition(".")[0]
+    if top not in ("rayd", "tuning") and top not in sys.stdlib_module_names:
+        _LOADED[module.__name__] = None if path is None else Path(path).resolve()
+
+
+def _from_environment() -> None:
+    """Import what the driver has imported, in a worker."""
+    for name, path in _entries(os.environ.get(VARIABLE, "[]")):
+        if name in _LOADED:
+            continue
+        # on the driver's machine the file is where it was; elsewhere Ray put a copy on sys.path
+        if path is not None and Path(path).is_file():
+            folder = Path(path).parent
+            for _ in range(name.count(".") + (Path(path).name == "__init__.py")):
+                folder = folder.parent
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+        _module(name, f"'{name}'")
+
+
+def _entries(text: str) -> Iterator[tuple[str, str | None]]:
+    yield from (tuple(entry) for entry in json.loads(text))
+
+
+def _root(name: str) -> Path | None:
+    """File or folder of the top-level package of an own module, unless it is installed."""
+    module = sys.modules.get(name.partition(".")[0])
+    file = getattr(module, "__file__", None)
+    if file is None or "site-packages" in file:
+        return None
+    path = Path(file).resolve()
+    return path.parent if path.name == "__init__.py" else path
+
+
+@cache
+def _digest(module: str) -> str | None:
+    """SHA-256 of the source of a module; None where it has none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return None
+    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()

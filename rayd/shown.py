@@ -1,0 +1,90 @@
+"""How results show themselves: a line for Python's prompt, HTML for notebooks.
+
+Kept apart from the results, which call these functions by name, so that they stay light.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayd.distilled import Distilled
+    from rayd.evaluation.report import Report
+
+
+def short(kind: str, *parts: object, **facts: object) -> str:
+    """A representation on one line.
+
+    >>> short("Run", "runs/digits", images=10)
+    "Run('runs/digits', images=10)"
+    """
+    words = [repr(str(part)) for part in parts]
+    words += [f"{name}={value}" for name, value in facts.items()]
+    return f"{kind}({', '.join(words)})"
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> str:
+    """An HTML table; all text is escaped.
+
+    >>> table(["set"], [["<a>"]])
+    '<table><thead><tr><th>set</th></tr></thead><tbody><tr><td>&lt;a&gt;</td></tr></tbody></table>'
+    """
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in heading)
+    lines = []
+    for row in rows:
+        lines.append(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>")
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    body = "".join(lines)
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def preformatted(text: str) -> str:
+    """Text in HTML, as it is."""
+    return f"<pre>{escape(text)}</pre>"
+
+
+def report_rows(report: Report) -> list[dict[str, Any]]:
+    """One row a set, architecture and tested epoch."""
+    rows = []
+    for result in report.results:
+        rows.append(
+            {
+                "recipe": report.recipe,
+                "method": report.method,
+                "data": report.data,
+                "ipc": report.ipc,
+                "set": result.set,
+                "network": result.network,
+                "epoch": result.epoch,
+                "test_accuracy": result.test_accuracy.mean,
+                "test_accuracy_std": result.test_accuracy.std,
+                "seeds": len(result.seeds),
+                "seconds": result.seconds,
+            }
+        )
+    return rows
+
+
+def report_html(report: Report) -> str:
+    """A report as a table."""
+    rows = []
+    for result in report.results:
+        accuracy = result.test_accuracy.text()
+        rows.append([result.set, result.network, accuracy, len(result.seeds)])
+    title = f"{report.recipe}: {report.method} on {report.data}, {report.ipc} per class"
+    return table(["set", "network", "test accuracy", "seeds"], rows, title)
+
+
+def distilled_html(distilled: Distilled) -> str:
+    """A distilled set as its contact sheet."""
+    from rayd.distilled import picture
+
+    image = base64.b64encode(picture(distilled)).decode()
+    text = f"{len(distilled)} images of {'x'.join(map(str, distilled.shape))}"
+    return (
+        f'<figure><img alt="distilled images" src="data:image/png;base64,{image}">'
+        f"<figcaption>{escape(text)}, {distilled.classes} classes</figcaption></figure>"
+    )

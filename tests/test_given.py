@@ -1,0 +1,241 @@
+"""rayd.distill on data sets, networks and methods that are given as objects."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+import rayd
+from rayd import parts
+from rayd.config import DataSettings
+from rayd.data import load
+from rayd.data.objects import save
+from rayd.errors import ConfigError, DataError, RaydError
+from rayd.methods import Method
+from rayd.objectives import MeanMatching
+
+QUICK = {
+    "synthesis.steps": 3,
+    "observers.pool": 2,
+    "evaluation.epochs": 1,
+    "evaluation.whole_epochs": 1,
+    "evaluation.seeds": 1,
+    "evaluation.baselines": [],
+}
+
+
+def pixels(count: int, size: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+TRAIN = TensorDataset(pixels(12), torch.arange(12) % 3)
+TEST = TensorDataset(pixels(6, seed=1), torch.arange(6) % 3)
+
+
+class Pairs:
+    """A data set of the map style."""
+
+    def __init__(self, items, classes=None):
+        self.items = items
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Table(Pairs):
+    """What rayd uses of a Hugging Face data set."""
+
+    column_names = ("image", "label")
+    features = {"label": SimpleNamespace(names=["ant", "bee"])}  # noqa: RUF012
+
+
+class Means(Method):
+    """A method outside of the package."""
+
+    name = "tests-means"
+    citation = ""
+
+    @classmethod
+    def objective(cls, recipe):
+        return (MeanMatching(),)
+
+
+def linear(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
+
+
+def test_data_sets_are_read_as_they_are(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(8) % 2
+    given = [
+        (images, labels),
+        (torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(labels)),
+        (images / 255, labels),
+        Pairs([(image, int(label)) for image, label in zip(images, labels, strict=True)]),
+        TensorDataset(torch.tensor(images), torch.tensor(labels)),
+    ]
+    for train in given:
+        path = save(train, (images[:4] // 2, labels[:4]), cache=tmp_path)
+        data = load(DataSettings(name=str(path)))
+        assert np.array_equal(data.train.images, images.transpose(0, 3, 1, 2))
+        assert data.train.labels.tolist() == labels.tolist()
+    assert len(list(tmp_path.glob("given-data/*"))) == 1, "the same content is the same folder"
+
+
+def test_class_names_and_normalized_images(tmp_path):
+    images = pixels(8)
+    normalized = (images - 0.5) / 0.25
+    train = Pairs([(image, index % 2) for index, image in enumerate(normalized)], ["cat", "dog"])
+    path = save(train, cache=tmp_path, normalization=([0.5] * 3, [0.25] * 3))
+    data = load(DataSettings(name=str(path)))
+    assert data.class_names == ("cat", "dog")
+    with pytest.raises(DataError, match=r"must lie in \[0, 1\].*normalization=\(means"):
+        save(train, cache=tmp_path)
+
+
+def test_tables_with_named_columns(tmp_path):
+    rows = [{"image": image.numpy(), "label": index % 2} for index, image in enumerate(pixels(8))]
+    path = save(Table(rows), cache=tmp_path)
+    assert load(DataSettings(name=str(path))).class_names == ("ant", "bee")
+
+
+def test_a_hugging_face_data_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from PIL import Image
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    array = (pixels(8).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    columns = {"image": [Image.fromarray(image) for image in array], "label": [0, 1] * 4}
+    path = save(datasets.Dataset.from_dict(columns, features=features), cache=tmp_path)
+    assert load(DataSettings(name=str(path))).class_names == ("a", "b")
+
+
+class Stream(IterableDataset):
+    """A data set without a length."""
+
+    def __iter__(self):
+        return iter(TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("train", "sentence"),
+    [
+        (Pairs(list(pixels(4))), "has no labels"),
+        ((pixels(4), torch.zeros(4, dtype=torch.long)), "at least two classes"),
+        ((pixels(4) * 2, torch.arange(4) % 2), r"must lie in \[0, 1\]"),
+        ((pixels(4), torch.arange(3)), "a label for each image"),
+        ((pixels(4), torch.rand(4)), "must be class indices"),
+        (Stream(), "a data set with a length"),
+        (Pairs([]), "is empty"),
+        ((torch.rand(4, 5, 8, 8), torch.arange(4) % 2), "with C of 1 or 3"),
+        (7, "a data set with a length"),
+    ],
+)
+def test_unfit_data_are_refused(train, sentence, tmp_path):
+    with pytest.raises(DataError, match=sentence):
+        rayd.distill(train=train, cache=tmp_path, out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_varying_sizes_need_a_size(tmp_path):
+    items = [(pixels(1, 8 + index % 3)[0], index % 2) for index in range(8)]
+    arguments = {"cache": tmp_path, "out": tmp_path / "run", "quiet": True, "settings": QUICK}
+    with pytest.raises(DataError, match="image_size"):
+        rayd.distill(train=Pairs(items), **arguments)
+    run = rayd.distill(train=Pairs(items), network="mlp", **arguments, **{"data.image_size": 8})
+    assert run.distilled.shape == (3, 8, 8)
+
+
+def test_objects_with_and_without_workers_give_the_same_bytes(tmp_path):
+    scale = 1.0
+
+    def local(shape, classes):
+        network = linear(shape, classes)
+        with torch.no_grad():
+            network[1].bias.mul_(scale)
+        return network
+
+    files = []
+    for workers in (0, 2):
+        run = rayd.distill(
+            train=TRAIN,
+            test=TEST,
+            method=Means,
+            network=local,
+            ipc=2,
+            workers=workers,
+            out=tmp_path / f"run{workers}",
+            cache=tmp_path / f"cache{workers}",
+            quiet=True,
+            settings=QUICK,
+        )
+        files.append((run.directory / "distilled" / "data.safetensors").read_bytes())
+        assert len(run.distilled) == 6
+        assert run.report.results
+    assert files[0] == files[1]
+
+
+def test_a_module_is_drawn_anew_for_each_observer(tmp_path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    name = parts.name_of("networks", module)
+    first, second = (
+        rayd.networks.build(rayd.config.NetworkSettings(name=name), (3, 8, 8), 3, seed)
+        for seed in (0, 1)
+    )
+    assert not torch.equal(first[1].weight, second[1].weight)
+    assert name == parts.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    assert name != parts.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+
+
+class Raw(nn.Module):
+    """A module whose weights nothing can draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(192, 3))
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"network": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, r"Got \(2, 4\) instead"),
+        ({"network": Raw()}, "cannot be drawn anew: 'weight'"),
+        ({"network": 7}, "'network' must be a name, a torch module"),
+        ({"method": nn.Linear}, "'method' must be a name or a subclass"),
+        ({"method": "dn"}, "Unknown method"),
+        ({"train": None, "test": TEST}, "need those given as 'train'"),
+        ({"settings": {"synthesis.stepz": 3}}, "did you mean 'synthesis.steps'"),
+    ],
+)
+def test_unfit_parts_are_refused(arguments, sentence, tmp_path):
+    given = {"train": TRAIN, "test": TEST, "settings": QUICK, **arguments}
+    with pytest.raises(RaydError, match=sentence):
+        rayd.distill(**given, cache=tmp_path / "cache", out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_sent_to_workers_is_refused_with_the_reason(tmp_path):
+    lock = threading.Lock()
+    arguments = {"train": TRAIN, "test": TEST, "settings": QUICK, "out": tmp_path / "run"}
+    with pytest.raises(ConfigError, match=r"cannot be sent to workers \(TypeError.*workers=0"):
+        rayd.distill(
+            **arguments,
+            network=lambda shape, classes: linear(shape, classes) if lock else None,
+            workers=2,
+            cache=tmp_path,
+        )
+    assert not (tmp_path / "run").exists()
