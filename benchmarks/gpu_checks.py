@@ -419,7 +419,7 @@ class Side:
         if not chosen:
             return {}
         weights = tuple(self._pool.share(given.trained[network_id].state) for network_id in chosen)
-        images = self._pool.share(start.batch()[0].detach())
+        images = self._pool.share(start.batch()[0].detach().cpu().numpy())
         ((_, made),) = self._pool.stream("label", [(chosen, weights, images, 0, 2)])
         return dict(made)
 

@@ -348,7 +348,8 @@ def test_an_ascii_terminal_shows_all_text(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     card = json.loads((folder / "distilled/card.json").read_text())
-    card["class_names"][0] = "größe 猫"
+    for names in (card["class_names"], card["data"]["read"]["class_names"]):
+        names[0] = "größe 猫"
     (folder / "distilled/card.json").write_text(json.dumps(card))
     settings = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     for arguments, words in (

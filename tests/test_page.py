@@ -24,7 +24,7 @@ SETTINGS = {
 def finished(tmp_path_factory):
     """A run of a few steps."""
     folder = tmp_path_factory.mktemp("page") / "run"
-    rayd.distill("digits", out=folder, quiet=True, **SETTINGS)
+    rayd.distill("digits", out=folder, cache=folder.parent / "cache", quiet=True, **SETTINGS)
     return folder
 
 

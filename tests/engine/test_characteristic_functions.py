@@ -387,6 +387,8 @@ def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path
     assert [method.group_of(term) for term in method.terms] == ["observers", "classifiers"]
     own = recipe.observers
     same = {"networks": NETWORK, "pool": own.pool, "augmentation": own.augmentation}
+    # classifiers are drawn at random by default, observers in turn
+    same |= {"order": own.order}
     same |= {"squeeze": recipe.squeeze.model_dump(exclude_unset=True)}
     distill(recipe, tmp_path / "run", cache=tmp_path / "cache", progress=QUIET)
     distill(

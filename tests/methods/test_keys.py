@@ -58,5 +58,8 @@ def test_keys_of_the_statistics_of_all_recipes():
         found |= {need.key for group in method.groups for need in method.specs(group)}
     assert found == {key for keys in KEYS.values() for key in keys} | {
         "conv_inputs.patches16.Moments",
+        # the filter of UniDD with other methods' networks
+        "features.channels.LabelCorrelation",
+        "features.channels.pooled.Covariance",
         "last_map.flat.normalized.CharacteristicFunction.gaussian-1.0-512",
     }
