@@ -12,7 +12,9 @@ import rayd
 from rayd.networks import names
 from rayd.results.__main__ import BEGIN, END, updated
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TOP = Path(__file__).parents[1]
+README = (TOP / "README.md").read_text(encoding="utf-8")
+RESULTS = (TOP / "docs" / "pages" / "results.md").read_text(encoding="utf-8")
 
 
 def example() -> str:
@@ -57,8 +59,27 @@ def test_example_names_what_exists(tmp_path):
     assert set(networks) <= set(names())
 
 
+def test_readme_has_at_most_a_hundred_lines():
+    assert len(README.splitlines()) <= 100
+
+
+def test_results_of_the_readme_are_those_of_the_full_table():
+    """Columns of both: recipe, paper, ours, random."""
+    rows = re.findall(r"^\| [^|`]*\| `([\w-]+)` \|(.*)\|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for name, cells in rows:
+        (full,) = re.findall(rf"^\| `{name}` \|(.*)\|$", RESULTS, re.MULTILINE)
+        _, paper, ours, random, *_ = (cell.strip() for cell in full.split("|"))
+        assert [cell.strip() for cell in cells.split("|")] == [paper, ours, random]
+
+
+def test_pages_that_the_readme_links_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (TOP / target).exists(), target
+
+
 def test_table_of_results_is_up_to_date():
-    assert updated(README) == README, "run: python -m rayd.results"
+    assert updated(RESULTS) == RESULTS, "run: python -m rayd.results"
 
 
 def test_table_of_results_names_settings_and_keeps_the_rest_of_the_page():

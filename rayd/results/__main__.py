@@ -1,4 +1,4 @@
-"""Write the table of measured results into README.md: `python -m rayd.results [README.md]`."""
+"""Write the table of measured results into the documentation: `python -m rayd.results [PAGE]`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _number(value: float | None, std: float | None = None) -> str:
 
 def main() -> None:
     """Bring a page up to date."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/pages/results.md")
     path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
