@@ -57,12 +57,30 @@ def describe(distilled: Distilled, report: Report | None = None) -> str:
     lines.append(f"storage        {storage.total_bytes:,} bytes: {stored}")
     if labels := card.get("labels"):
         lines.append(f"soft labels    for {labels['epochs']} epochs, in {labels['folder']}")
-    lines.append(f"made with      {made_with}")
+    lines.append(f"made with      {made_with}{_made_on(card)}")
     indent = " " * len(HEAD)
     return "\n".join(
         textwrap.fill(line, WIDTH, subsequent_indent=indent, break_long_words=False)
         for line in lines
     )
+
+
+STAGES = {"squeeze": "observers", "experts": "experts", "measure": "statistics", "rank": "scores"}
+"""What earlier stages made, by their name in a card's "devices"."""
+
+
+def _made_on(card: Mapping[str, Any]) -> str:
+    """The device that made a set, and those of its parts that another kind made."""
+    hardware = card.get("hardware") or {}
+    device = hardware.get("device")
+    if device is None:
+        return ""
+    parts = [
+        f"{STAGES[stage]} on {' and '.join(kinds)}"
+        for stage, kinds in card.get("devices", {}).items()
+        if stage in STAGES and kinds != [device]
+    ]
+    return f", on {device}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _read(known: object) -> list[str]:

@@ -165,6 +165,7 @@ class _Card(_CardPart):
     observers: list[_ObserverEntry] = []
     experts: _ExpertsEntry | None = None
     hardware: dict[str, Any] = {}
+    devices: dict[str, list[str]] = {}
     storage: _StorageEntry = _StorageEntry()
     pixel_range: PixelRange | None = None
     versions: dict[str, str] = {}

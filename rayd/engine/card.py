@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from rayd import devices
-from rayd.config import Recipe
+from rayd.config import Recipe, ResourceSettings
 from rayd.data import ImageData
 from rayd.engine.arithmetic import Hardware
 from rayd.methods import Method
@@ -26,7 +26,7 @@ def card(
     synthesis: str,
     observers: Sequence[Mapping[str, Any]],
     experts: Mapping[str, Any] | None,
-    hardware: Hardware,
+    origin: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The JSON-able content of a card.
 
@@ -37,7 +37,7 @@ def card(
         synthesis: hash of everything that it depends on.
         observers: properties of the trained observers.
         experts: properties of the experts; None for methods without them.
-        hardware: the device that computed it.
+        origin: where the set and what it was made with were computed, see `origin`.
     """
     recipe = method.recipe
     return {
@@ -55,12 +55,7 @@ def card(
         "steps": recipe.synthesis.steps,
         "observers": observers,
         **({"experts": experts} if experts is not None else {}),
-        "hardware": {
-            "device": hardware.device,
-            "name": hardware.name,
-            "threads": devices.threads(recipe.resources),
-            "layout": recipe.resources.layout,
-        },
+        **origin,
         "storage": asdict(_with_whitening(learned.storage(), data)),
         "versions": {
             "rayd": __version__,
@@ -69,6 +64,31 @@ def card(
             "python": platform.python_version(),
         },
         "config": config(recipe),
+    }
+
+
+def origin(
+    hardware: Hardware, resources: ResourceSettings, parts: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The part of a card that says where a set was made.
+
+    Args:
+        hardware: the device that computed the set.
+        resources: of the run.
+        parts: kinds of device that made the results of earlier stages, by the stage's name: they
+            differ from the set's where a cache is shared by machines with and without GPUs.
+    """
+    return {
+        "hardware": {
+            "device": hardware.device,
+            "name": hardware.name,
+            "threads": devices.threads(resources),
+            "layout": resources.layout,
+        },
+        "devices": {
+            **{stage: list(kinds) for stage, kinds in parts.items() if kinds},
+            "synthesize": [hardware.device],
+        },
     }
 
 

@@ -263,6 +263,9 @@ class _Driver:
         pool: TaskStream | None = None,
     ) -> dict[Item, Result]:
         """The results of a stage, computed where they are missing."""
+        found = len(stage.items()) - len(stage.missing())
+        if found and (elsewhere := self._made_elsewhere(stage)):
+            self._progress.log(f"{stage.name}: found {found} {stage.noun}{elsewhere}")
         if not stage.missing():
             return stage.results()
         on_wait = self._progress.wait_logger(stage.name, stage.noun)
@@ -272,6 +275,16 @@ class _Driver:
             self._timed(stage.name),
         ):
             return stage.run(pool or self._pool, shown, on_wait, weight)
+
+    def _made_elsewhere(self, stage: Stage[Item, Result]) -> str:
+        """On which other kind of device results were made, for the end of a sentence; empty if on
+        none.
+        """
+        own = self._job.device
+        others = [device for device in stage.devices() if device != own]
+        if not others:
+            return ""
+        return f" made on {' and '.join(others)}: equal to those of {own} within rounding"
 
     def _finished(self) -> Distilled | None:
         """The set that this run finished before it was interrupted."""
@@ -296,9 +309,11 @@ class _Driver:
         found = self._synthesis.results().get(self._synthesis.hash)
         if found is None:
             return None
+        self._origin = found.origin
         distilled = self._save(found.learned, found.observers)
         self._progress.log(
             f"synthesize: found {len(distilled)} images of a run with the same settings"
+            f"{self._made_elsewhere(self._synthesis)}"
         )
         self._warn(distilled)
         return distilled
@@ -383,7 +398,7 @@ class _Driver:
                 blocks.adopt(self._warm_start.checkpoints)
             with self._timed("synthesize"):
                 blocks.run(self._foreseen("synthesize"))
-            return Synthesized(learned, facts, self._log.spent()["synthesize"])
+            return Synthesized(learned, facts, self._log.spent()["synthesize"], self._origin)
 
         synthesis = self._synthesis
         synthesis.optimize = optimize
@@ -395,6 +410,7 @@ class _Driver:
                 f"The synthetic set '{path}', which another run made, cannot be read; run again "
                 "with --resume."
             )
+        self._origin = found.origin
         distilled = self._save(found.learned, found.observers)
         self._warn(distilled)
         return distilled
@@ -465,13 +481,20 @@ class _Driver:
             synthesis=self._synthesis.hash,
             observers=observers,
             experts=self._expert_facts,
-            hardware=self._hardware,
+            origin=self._origin,
         )
         distilled = Distilled.of(
             learned, self._recipe.synthetic, data.class_names, data.normalization, facts
         )
         distilled.card["pixel_range"] = asdict(distilled.pixel_range)
         return distilled
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        """Where the set and its parts are made; of a set that was found, where they were."""
+        stages = (Squeeze(self._job), Experts(self._job), Measure(self._job), Rank(self._job))
+        parts = {stage.name: stage.devices() for stage in stages}
+        return card.origin(self._hardware, self._recipe.resources, parts)
 
     @cached_property
     def _expert_facts(self) -> dict[str, Any] | None:

@@ -80,6 +80,19 @@ class Stage(ABC, Generic[Item, Result]):
         """Files of the result, which are locked while it is computed."""
         return [self.job.store.path(self.folder, self.key(item), "safetensors")]
 
+    def devices(self) -> list[str]:
+        """Kinds of device that made the results in the store, sorted: `["cpu", "cuda"]`."""
+        made = {device for item in self.items() if (device := self.device(item)) is not None}
+        return sorted(made)
+
+    def device(self, item: Item) -> str | None:
+        """Kind of device that made, or would make, the result of an item; None where results do
+        not depend on it.
+        """
+        found = self.job.store.resolve(self.folder, self.key(item), "safetensors")
+        device: str | None = found.get("device")
+        return device
+
     def result(self, item: Item) -> Result | None:
         """The result of an item if it is known; read from the store at most once."""
         if item not in self._results:

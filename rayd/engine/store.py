@@ -4,7 +4,10 @@
 
 A key is a hash of all inputs that determine the result, except those that only affect rounding
 (number of threads, versions of libraries): to compare runs bit for bit across these, give each a
-store of its own. Damaged entries are recomputed. The root is `$RAYD_CACHE`, else
+store of its own. The kind of device (`cpu`, `cuda` or `mps`) is in the key as "device", so that an
+entry says where it was made and the same device always finds the same bits. A result that only
+another kind of device has made is used in place of computing it again: it is equal within rounding.
+Damaged entries are recomputed. The root is `$RAYD_CACHE`, else
 `~/.cache/rayd/store`; it may be a URL (`rayd.remote`).
 """
 
@@ -33,6 +36,11 @@ log = logging.getLogger(__name__)
 
 __all__ = ["Store", "default_root"]
 
+DEVICES = ("cuda", "cpu", "mps")
+"""Kinds of device whose results are looked for, in this order, where those of one's own are
+missing.
+"""
+
 
 class Store:
     """Results by stage and inputs.
@@ -43,24 +51,65 @@ class Store:
 
     def __init__(self, root: Path | None = None):
         self.root = remote.local(root or default_root()).resolve()
+        self._resolved: dict[Path, Mapping[str, Any]] = {}
 
     def path(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
-        """Path of a result, which need not exist."""
+        """Path where a result of this device is written; it need not exist."""
         return self.root / stage / f"{content_hash(inputs)}.{suffix}"
+
+    def resolve(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Mapping[str, Any]:
+        """The inputs that the result in the store was made from.
+
+        They are those that are asked for, or the same with another "device" where only that has
+        made the result. The choice holds for as long as this object does: what was computed from a
+        result must not be filed under another one that a concurrent run adds.
+
+        Args:
+            stage: folder of the store.
+            inputs: as this run would compute the result.
+            suffix: of the file.
+
+        Returns:
+            `inputs` where no device has made the result.
+        """
+        own = self.path(stage, inputs, suffix)
+        if own in self._resolved:
+            return self._resolved[own]
+        if remote.exists(own):
+            self._resolved[own] = inputs
+            return inputs
+        if "device" in inputs:
+            for device in DEVICES:
+                other = {**inputs, "device": device}
+                if device != inputs["device"] and remote.exists(self.path(stage, other, suffix)):
+                    self._resolved[own] = other
+                    return other
+        return inputs
+
+    def found(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> Path:
+        """Path of a result of any device; that of `path` where there is none."""
+        return self.path(stage, self.resolve(stage, inputs, suffix), suffix)
+
+    def replace(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> None:
+        """Use the result of this device from now on, as that of another one is damaged or was
+        computed again.
+        """
+        self._resolved[self.path(stage, inputs, suffix)] = inputs
 
     def has(self, stage: str, inputs: Mapping[str, Any], suffix: str) -> bool:
         """Whether a result exists; reading it may still find it damaged."""
-        return remote.exists(self.path(stage, inputs, suffix))
+        return remote.exists(self.found(stage, inputs, suffix))
 
     def tensors(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """Tensors of a result; None if it is missing or damaged."""
-        path = self.path(stage, inputs, "safetensors")
+        path = self.found(stage, inputs, "safetensors")
         if not remote.bring(path):
             return None
         try:
             return read_tensors(path)[0]
         except ArtifactError as error:
             log.warning("%s Recomputing it.", error)
+            self.replace(stage, inputs, "safetensors")
             return None
 
     def put_tensors(
@@ -71,6 +120,7 @@ class Store:
         note: Mapping[str, Any] | None = None,
     ) -> None:
         """Save tensors, with their inputs and further metadata."""
+        self.replace(stage, inputs, "safetensors")
         write_tensors(
             self.path(stage, inputs, "safetensors"), tensors, {**(note or {}), "inputs": inputs}
         )
@@ -81,22 +131,24 @@ class Store:
         Raises:
             ArtifactError: the tensors are missing or damaged.
         """
-        metadata: dict[str, Any] = read_metadata(self.path(stage, inputs, "safetensors"))
+        metadata: dict[str, Any] = read_metadata(self.found(stage, inputs, "safetensors"))
         return metadata
 
     def record(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """JSON record of a result; None if it is missing or damaged."""
-        path = self.path(stage, inputs, "json")
+        path = self.found(stage, inputs, "json")
         if not remote.bring(path):
             return None
         try:
             return dict(read_json(path)["result"])
         except (ArtifactError, KeyError, TypeError, ValueError) as error:
             log.warning("%s Recomputing it.", error)
+            self.replace(stage, inputs, "json")
             return None
 
     def put_record(self, stage: str, inputs: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         """Save a JSON record, with its inputs."""
+        self.replace(stage, inputs, "json")
         write_json(
             self.path(stage, inputs, "json"), {"inputs": dict(inputs), "result": dict(result)}
         )

@@ -39,7 +39,18 @@ def remarks(report: Report, recipes: Iterable[str]) -> list[str]:
         *_below_equal_storage(report),
         *_above_whole(report.results),
         *_out_of_range(report),
+        *_several_devices(report.results),
     ]
+
+
+def _several_devices(results: Sequence[SetResult]) -> Iterator[str]:
+    kinds = sorted({device for result in results for device in result.devices})
+    if len(kinds) > 1:
+        yield (
+            f"Students were trained on several kinds of device ({', '.join(kinds)}): their "
+            "accuracies agree within the spread over seeds, not bit for bit. The 'devices' of each "
+            "result in evaluation.json say which on which."
+        )
 
 
 def _chance(results: Sequence[SetResult]) -> Iterator[str]:

@@ -129,6 +129,8 @@ class SetResult:
     """Whether students saw what the protocol's augmentation makes of the images."""
     paper: Published | None = None
     """Published number of the same settings, for a distilled set."""
+    devices: tuple[str, ...] = ()
+    """Kinds of device that trained the students; empty in reports of older versions."""
 
     @classmethod
     def of(
@@ -171,6 +173,7 @@ class SetResult:
             seconds=sum(student.seconds for student in students),
             labels=labels,
             augmented=variant.augmented,
+            devices=tuple(sorted({one.device for one in students if one.device is not None})),
         )
 
     @property

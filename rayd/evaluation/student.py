@@ -74,6 +74,8 @@ class StudentResult:
     """Wall-clock seconds of training and testing, including those before an interruption."""
     selection: str
     """Selection of the tested weights: `last` or `validation-best`."""
+    device: str | None = None
+    """Kind of device that trained it: `cpu`, `cuda` or `mps`; None if that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""

@@ -34,3 +34,38 @@ def test_damaged_entries_count_as_absent(tmp_path, caplog):
 def test_the_root_can_be_set(monkeypatch, tmp_path):
     monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "elsewhere"))
     assert Store().root == default_root() == tmp_path / "elsewhere"
+
+
+def test_results_of_another_device_are_found_where_there_are_none_of_ones_own(tmp_path):
+    Store(tmp_path).put_tensors("squeeze", {"a": 1, "device": "cuda"}, {"t": torch.ones(2)})
+    Store(tmp_path).put_record("students", {"a": 1, "device": "cuda"}, {"accuracy": 0.5})
+    store = Store(tmp_path)
+    asked = {"a": 1, "device": "cpu"}
+    assert store.resolve("squeeze", asked, "safetensors")["device"] == "cuda"
+    assert store.has("squeeze", asked, "safetensors")
+    assert store.tensors("squeeze", asked) is not None
+    assert store.note("squeeze", asked)["inputs"]["device"] == "cuda"
+    assert store.record("students", asked) == {"accuracy": 0.5}
+    assert store.tensors("squeeze", {"a": 2, "device": "cpu"}) is None
+
+
+def test_the_choice_of_a_device_holds_until_the_result_is_computed_here(tmp_path):
+    """What was computed from a result is never filed under that of a concurrent run."""
+    asked = {"device": "cpu"}
+    Store(tmp_path).put_tensors("squeeze", {"device": "cuda"}, {"t": torch.ones(2)})
+    store = Store(tmp_path)
+    assert store.resolve("squeeze", asked, "safetensors")["device"] == "cuda"
+    Store(tmp_path).put_tensors("squeeze", asked, {"t": torch.zeros(2)})
+    assert store.resolve("squeeze", asked, "safetensors")["device"] == "cuda"
+    assert Store(tmp_path).resolve("squeeze", asked, "safetensors") == asked
+    store.put_tensors("squeeze", asked, {"t": torch.zeros(2)})
+    assert store.resolve("squeeze", asked, "safetensors") == asked
+
+
+def test_a_damaged_result_of_another_device_is_computed_here(tmp_path):
+    Store(tmp_path).put_tensors("squeeze", {"device": "cuda"}, {"t": torch.ones(2)})
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-5])
+    store = Store(tmp_path)
+    assert store.tensors("squeeze", {"device": "cpu"}) is None
+    assert store.resolve("squeeze", {"device": "cpu"}, "safetensors") == {"device": "cpu"}

@@ -162,6 +162,7 @@ def test_json_has_the_documented_fields_and_comes_back():
         "labels": "hard",
         "augmented": True,
         "paper": None,
+        "devices": [],
     }
     assert Report.from_json(content) == report
 

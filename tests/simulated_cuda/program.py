@@ -6,9 +6,10 @@ torch.
 LIBRARY is the shim, REPORT the JSON file to write, and a JOB is JSON: `{"scenario": NAME}`, or
 `{"rules": true}` for what `rules.tried` gives. A scenario may be `small`, and have `overrides`,
 settings laid over it; `strict: false`, so that violations are recorded in place of raised; and a
-list `also` of what else is done with the result: `plan`, `spectra`, `evaluate`, or `cpu`, the same
-run on the CPU. The report is a list with an entry for each job: the job, its CPU seconds, the
-traceback of an error or null, and what `_report` says.
+list `also` of what else is done with the result: `plan`, `spectra`, `evaluate`, `cpu`, the same
+run on the CPU with a cache of its own, or `shared`, see `_shared`. The report is a list with an
+entry for each job: the job, its CPU seconds, the traceback of an error or null, and what `_report`
+says.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from tests.simulated_cuda import shim
+
+if TYPE_CHECKING:
+    from rayd.config import Recipe
 
 
 def main(library: str, report: str, *jobs: str) -> None:
@@ -99,14 +105,72 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         on_cpu = recipe.model_copy(
             update={"resources": recipe.resources.model_copy(update={"device": "cpu"})}
         )
-        other = distill(on_cpu, folder / "cpu", cache=folder / "cache", progress=quiet)
+        other = distill(on_cpu, folder / "cpu", cache=folder / "cpu-cache", progress=quiet)
         entry["difference"] = float((run.distilled.images - other.distilled.images).abs().max())
+    if "shared" in also:
+        entry["shared"] = _shared(recipe, folder)
     accuracies = {result.set: result.test_accuracy.mean for result in run.report.results}
     return entry | {
         "violations": list(record.violations),
         "accuracies": accuracies,
         "seeded": record.seeded,
     }
+
+
+def _shared(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What a run, a synthesis and an evaluation take from what the other kind of device made.
+
+    `added` counts new entries of the store by stage for each of them, `cards` has the devices of
+    their cards, `trained` the devices of their students.
+    """
+    from rayd.engine.distill import distill
+    from rayd.engine.evaluate import evaluate_distilled
+    from rayd.engine.progress import Progress
+    from tests.simulated_cuda import device
+
+    quiet = Progress(quiet=True)
+    on_cpu = recipe.model_copy(
+        update={"resources": recipe.resources.model_copy(update={"device": "cpu"})}
+    )
+    kinds = {"cuda": (recipe, device.simulated), "cpu": (on_cpu, nullcontext)}
+    found: dict[str, Any] = {"added": {}, "cards": {}, "trained": {}}
+    for first, second in (("cuda", "cpu"), ("cpu", "cuda")):
+        cache = folder / f"shared-{first}"
+        recipe_there, there = kinds[first]
+        with there():
+            run = distill(recipe_there, folder / f"{first}-first", cache=cache, progress=quiet)
+        own, here = kinds[second]
+        # the arithmetic that 'precision: auto' chose there
+        recipe_here = run.recipe.model_copy(update={"resources": own.resources})
+        other = recipe_here.model_copy(
+            update={
+                "synthesis": recipe_here.synthesis.model_copy(
+                    update={"steps": recipe_here.synthesis.steps + 1}
+                )
+            }
+        )
+        with here():
+            before = _entries(cache)
+            same = distill(recipe_here, folder / f"{second}-same", cache=cache, progress=quiet)
+            found["added"][f"run on {second}"] = dict(_entries(cache) - before)
+            before = _entries(cache)
+            more = distill(other, folder / f"{second}-more", cache=cache, progress=quiet)
+            found["added"][f"synthesis on {second}"] = dict(_entries(cache) - before)
+            before = _entries(cache)
+            overrides = {"evaluation": {"seeds": 2}}
+            judged = evaluate_distilled(run.distilled, overrides, None, cache, quiet)
+            found["added"][f"evaluation on {second}"] = dict(_entries(cache) - before)
+        found["cards"][f"run on {second}"] = same.distilled.card["devices"]
+        found["cards"][f"synthesis on {second}"] = more.distilled.card["devices"]
+        found["trained"][f"run on {second}"] = [result.devices for result in same.report.results]
+        found["trained"][f"evaluation on {second}"] = [result.devices for result in judged.results]
+    return found
+
+
+def _entries(cache: Path) -> Counter[str]:
+    """Finished entries of a store, by stage."""
+    files = [path for path in cache.rglob("*") if path.suffix in (".json", ".safetensors")]
+    return Counter(path.relative_to(cache).parts[0] for path in files)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class Experts(TaskStage[int, Trajectory]):
         training = pool.share(self.job.data.train)
         for item in items:
             checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
-            yield item, training, self.file(item), checkpoint
+            file = self.job.store.path(self.folder, self.key(item), "safetensors")
+            yield item, training, file, checkpoint
 
     def units(self, item: int) -> int:
         """Epochs."""
@@ -69,6 +70,7 @@ class Experts(TaskStage[int, Trajectory]):
         Raises:
             RunError: the file cannot be read on this machine.
         """
+        self.job.store.replace(self.folder, self.key(item), "safetensors")
         found = self.find(item)
         if found is None:
             raise RunError(
@@ -82,6 +84,7 @@ class Experts(TaskStage[int, Trajectory]):
         path = self.file(item)
         with suppress(ArtifactError):
             return Trajectory(path) if remote.bring(path) else None
+        self.job.store.replace(self.folder, self.key(item), "safetensors")
         return None
 
     def cost(self, costs: Costs) -> StageCost | None:
@@ -113,8 +116,8 @@ class Experts(TaskStage[int, Trajectory]):
         )
 
     def file(self, item: int) -> Path:
-        """The file of an expert, written or not."""
-        return self.job.store.path(self.folder, self.key(item), "safetensors")
+        """The file of an expert, by whichever kind of device it was written, or not written yet."""
+        return self.job.store.found(self.folder, self.key(item), "safetensors")
 
     def files(self) -> tuple[Path, ...]:
         """The files of all experts, written or not."""
@@ -140,6 +143,7 @@ class Experts(TaskStage[int, Trajectory]):
             "count": len(known),
             "epochs": settings.epochs,
             "train_accuracy": sum(known) / len(known),
+            "devices": self.devices(),
         }
 
     def bytes_each(self) -> int:

@@ -91,7 +91,7 @@ class Measure(Stage[NetworkId, States]):
         """What all statistics of an observer depend on; see `spec_key`."""
         recipe = self.job.recipe
         settings = recipe.network_group(item.group)
-        trained = self._squeeze.key(item) if settings.trained else random_key(recipe, item)
+        trained = self._squeeze.stored_key(item) if settings.trained else random_key(recipe, item)
         return {
             "version": 8,
             # frequencies, fixed augmentation and interpolated weights are drawn from these, also
@@ -116,6 +116,16 @@ class Measure(Stage[NetworkId, States]):
         store = self.job.store
         specs = self.specs(item)
         return [store.path(self.folder, self.spec_key(item, spec), "safetensors") for spec in specs]
+
+    def devices(self) -> list[str]:
+        """Kinds of device that measured any statistic."""
+        store = self.job.store
+        made = {
+            store.resolve(self.folder, self.spec_key(item, spec), "safetensors")["device"]
+            for item in self.items()
+            for spec in self.specs(item)
+        }
+        return sorted(made)
 
     def units(self, item: NetworkId) -> int:
         """Shards."""

@@ -72,7 +72,7 @@ class Score(TaskStage[int, Scores]):
         names = ("patches", "candidates", "crops", "crop")
         return {
             "version": 1,
-            "observer": Squeeze(self.job, ()).key(self._observer),
+            "observer": Squeeze(self.job, ()).stored_key(self._observer),
             "seed": self.job.recipe.seed,
             "class": item,
             "settings": {name: getattr(settings, name) for name in names},

@@ -48,13 +48,20 @@ class TrainedObserver:
     """Its weights and buffers."""
     facts: dict[str, Any]
     """Class names, training and validation accuracy (fractions; None without a validation split),
-    epochs, seconds.
+    epochs, seconds, and the kind of device that trained it.
     """
 
     @property
     def facts_for_card(self) -> dict[str, Any]:
         """The part of `facts` that is written into the card of a distilled set."""
-        names = ("network", "copy", "epochs", "train_accuracy", "validation_accuracy")
+        names = (
+            "network",
+            "copy",
+            "epochs",
+            "train_accuracy",
+            "validation_accuracy",
+            "device",
+        )
         return {name: self.facts.get(name) for name in names}
 
     def summary(self) -> str:
@@ -89,7 +96,8 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         self._same: dict[NetworkId, NetworkId] = {}
         by_key: dict[str, NetworkId] = {}
         for network_id in self.networks:
-            self._same[network_id] = by_key.setdefault(self.hash(network_id), network_id)
+            key = content_hash(self.key(network_id))
+            self._same[network_id] = by_key.setdefault(key, network_id)
 
     def items(self) -> Sequence[NetworkId]:
         """One network id for each network that is trained."""
@@ -119,9 +127,15 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             "squeeze": settings.model_dump(mode="json") | {"workers": workers},
         }
 
+    def stored_key(self, item: NetworkId) -> Mapping[str, Any]:
+        """The key of the network that is used: that of another kind of device where only that has
+        trained it. What is computed through a network depends on this key.
+        """
+        return self.job.store.resolve(self.folder, self.key(item), "safetensors")
+
     def hash(self, item: NetworkId) -> str:
-        """Hash of a network's key."""
-        return content_hash(self.key(item))
+        """Hash of the key of the network that is used."""
+        return content_hash(self.stored_key(item))
 
     def teacher_hashes(self) -> tuple[str, ...]:
         """Hashes of the networks that label images; empty where labels are hard."""
@@ -147,6 +161,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         facts["copy"] = item.index
         facts["class_names"] = list(self.job.data.class_names)
         self.job.store.put_tensors(self.folder, self.key(item), result["state"], facts)
+        facts["device"] = self.device(item)
         return TrainedObserver(result["state"], facts)
 
     def find(self, item: NetworkId) -> TrainedObserver | None:
@@ -155,7 +170,9 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         state = self.job.store.tensors(self.folder, key)
         if state is None:
             return None
-        return TrainedObserver(state, dict(self.job.store.note(self.folder, key)))
+        facts = dict(self.job.store.note(self.folder, key))
+        facts["device"] = self.device(item)
+        return TrainedObserver(state, facts)
 
     def results(self) -> dict[NetworkId, TrainedObserver]:
         """The trained networks, under each of their ids."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,15 +140,25 @@ class Students(TaskStage[Task, list[StudentResult]]):
         """A JSON record."""
         record = {"results": [part.to_json() for part in result]}
         self.job.store.put_record(self.folder, self.key(item), record)
-        return result
+        return self._with_device(item, result)
 
     def find(self, item: Task) -> list[StudentResult] | None:
         """The results of a student."""
         record = self.job.store.record(self.folder, self.key(item))
         with suppress(ArtifactError, KeyError, TypeError):
             if record is not None:
-                return [StudentResult.from_json(result) for result in record["results"]]
+                found = [StudentResult.from_json(result) for result in record["results"]]
+                return self._with_device(item, found)
         return None
+
+    def device(self, item: Task) -> str | None:
+        """Kind of device that trained, or would train, a student."""
+        device: str = self.job.store.resolve(self.folder, self.key(item), "json")["device"]
+        return device
+
+    def _with_device(self, item: Task, results: list[StudentResult]) -> list[StudentResult]:
+        device = self.device(item)
+        return [replace(result, device=device) for result in results]
 
 
 class LastStudents(Students):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rayd import synthetic
@@ -43,6 +43,8 @@ class Synthesized:
     """Facts of the trained observers for the set's card."""
     seconds: float
     """Duration of the synthesis, in whichever run it was."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """The part of the card that says where it was made: `hardware` and `devices`."""
 
 
 class Synthesis(Stage[str, Synthesized]):
@@ -179,7 +181,11 @@ class Synthesis(Stage[str, Synthesized]):
 
     def save(self, item: str, result: Synthesized) -> Synthesized:
         """The set's tensors, everything else as their note."""
-        note = {"observers": result.observers, "seconds": result.seconds}
+        note = {
+            "observers": result.observers,
+            "seconds": result.seconds,
+            "origin": result.origin,
+        }
         tensors = result.learned.state_dict()
         self.job.store.put_tensors(self.folder, self.key(item), tensors, note)
         return result
@@ -193,7 +199,9 @@ class Synthesis(Stage[str, Synthesized]):
         try:
             learned = synthetic.restore(self.job.recipe.synthetic, tensors)
             note = store.note(self.folder, self.key(item))
-            return Synthesized(learned, note["observers"], float(note["seconds"]))
+            # entries of older versions say on which kind of device alone
+            origin = note.get("origin") or {"hardware": {"device": self.device(item)}}
+            return Synthesized(learned, note["observers"], float(note["seconds"]), origin)
         except (ArtifactError, ConfigError, KeyError, TypeError, ValueError) as error:
             log.warning("%s Recomputing it.", error)
             return None
