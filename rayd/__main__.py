@@ -2,7 +2,13 @@
 
 import atexit
 
-from rayd.interrupts import NOTHING_DONE, InterruptedRunError, leave, leave_at_interrupt
+from rayd.interrupts import (
+    NOTHING_DONE,
+    STOPPED,
+    InterruptedRunError,
+    leave,
+    leave_at_interrupt,
+)
 
 
 def main() -> None:
@@ -14,8 +20,10 @@ def main() -> None:
         cli.main()
     except SystemExit as stop:
         # what ends with the interpreter (Ray) must not print a traceback
-        leave_at_interrupt("Interrupted at the end; the command had finished.")
-        if stop.code == InterruptedRunError.exit_code:
+        interrupted = stop.code == InterruptedRunError.exit_code
+        at_end = "Interrupted at the end; the command had finished."
+        leave_at_interrupt(STOPPED if interrupted else at_end)
+        if interrupted:
             # Python remembers an interrupt that passed through `exec`, and would end by the signal
             atexit._run_exitfuncs()
             leave()

@@ -24,6 +24,8 @@ class InterruptedRunError(RaydError):
 
 NOTHING_DONE = "Interrupted before anything was done."
 """Message if the command had not begun."""
+STOPPED = "Stopped at the second Ctrl-C; finished work is kept, and --resume continues a run."
+"""Message if the command did not get to end in order."""
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def one_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         nonlocal interrupted
         interrupted = True
-        signal.signal(signal.SIGINT, lambda *_: leave())
+        signal.signal(signal.SIGINT, lambda *_: leave(STOPPED))
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)

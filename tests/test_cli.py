@@ -20,6 +20,7 @@ from PIL import Image
 import rayd
 from rayd import recipes
 from rayd.cli import main
+from rayd.interrupts import STOPPED
 
 QUICK = [
     "synthesis.steps=6",
@@ -390,7 +391,7 @@ cli.main([])
 """
 
 
-def test_a_second_interrupt_ends_quietly():
+def test_a_second_interrupt_is_one_sentence():
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         stdout=subprocess.PIPE,
@@ -404,7 +405,7 @@ def test_a_second_interrupt_ends_quietly():
         assert process.stdout.readline() == "cleaning up\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == f"rayd: {STOPPED}\n"
 
 
 @pytest.mark.parametrize("module", ["typer", "pydantic", "numpy", "torch"])

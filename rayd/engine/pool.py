@@ -78,6 +78,10 @@ class WorkerInfo:
     """Whether it is alive: it answered the last request, or is still working on a task."""
     node_id: str = ""
     """Ray's id of its machine, hex."""
+    busy: float | None = None
+    """Seconds since its task began or last reported progress; None while it has no task."""
+    usual: float | None = None
+    """Seconds that this usually takes; None if not known yet."""
 
 
 class WorkerPool(ABC):

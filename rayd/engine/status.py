@@ -45,6 +45,10 @@ PATIENCE = 10.0
 """Seconds that a run waits at its end for a write that hangs."""
 STALE = 15
 """Intervals without a write after which a driver counts as killed if its lock cannot be checked."""
+SUSPICIOUS = 60.0
+"""Seconds of silence up to which a worker with a task counts as busy."""
+SUSPICIOUS_FACTOR = 5.0
+"""So many times its usual silence, and a worker may be stuck; a run restarts it only at 20 times."""
 UNFINISHED = frozenset({"interrupted", "killed", "failed"})
 """States of a run that can be continued."""
 
@@ -171,6 +175,8 @@ class _Worker(_Strict):
     restarts: _Count = 0
     there: bool = True
     node_id: str = ""
+    busy: _Amount | None = None
+    usual: _Amount | None = None
 
 
 class _Content(_Strict):
@@ -384,5 +390,16 @@ def _line(worker: dict[str, Any]) -> str:
     if not worker["pid"]:
         return f"{worker['role']:<12} not started yet"
     log = worker["log"] or "worker-*"
-    lost = "" if worker["there"] else ", lost"
-    return f"{worker['role']:<12} pid {worker['pid']} on {worker['node']}, {log}.out|err{lost}"
+    state = _activity(worker) if worker["there"] else ", lost"
+    return f"{worker['role']:<12} pid {worker['pid']} on {worker['node']}, {log}.out|err{state}"
+
+
+def _activity(worker: dict[str, Any]) -> str:
+    """Whether a worker is busy, or may be stuck, for the end of a line."""
+    busy = worker.get("busy")
+    if busy is None:
+        return ""
+    usual = worker.get("usual")
+    if usual is None or busy < max(SUSPICIOUS, SUSPICIOUS_FACTOR * usual):
+        return ", busy"
+    return f", perhaps stuck: silent for {busy:.0f} s where {usual:.2g} s are usual"

@@ -279,3 +279,15 @@ def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
     assert (found.state, found.driver["holds_lock"]) == ("killed", False)
     assert f"continue rayd distill --resume {run} --cache" not in found.text()
     assert f"continue rayd distill --resume {run}" in found.text()
+
+
+def test_a_stuck_worker_is_told_from_a_busy_one():
+    worker = {"role": "worker", "pid": 7, "node": "n", "log": "l", "there": True}
+    line = statuses._line
+    assert line(worker).endswith("l.out|err")
+    assert line(worker | {"busy": 500.0, "usual": None}).endswith(", busy")
+    assert line(worker | {"busy": 50.0, "usual": 1.0}).endswith(", busy")
+    assert line(worker | {"busy": 500.0, "usual": 400.0}).endswith(", busy")
+    told = line(worker | {"busy": 500.0, "usual": 2.0})
+    assert told.endswith("perhaps stuck: silent for 500 s where 2 s are usual")
+    assert line(worker | {"busy": 500.0, "usual": 2.0, "there": False}).endswith(", lost")

@@ -14,7 +14,7 @@ import uuid
 from collections import Counter as Counts
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -144,7 +144,11 @@ class RayPool(WorkerPool):
             return []
         actors = [("worker", worker) for worker in self._workers]
         actors += [(host.role, host.actor) for host in self._hosts]
-        return self._monitor.poll(actors, self._health.last_info)
+        known = self._monitor.poll(actors, self._health.last_info)
+        for call in list(self._running.values()):
+            info = replace(known[call.worker], busy=call.silent(), usual=self._usual(call))
+            known[call.worker] = info
+        return known
 
     def logs(self) -> str | None:
         """The directory of Ray's log files on each machine."""
@@ -165,6 +169,7 @@ class RayPool(WorkerPool):
         waiting = _ItemQueue(len(items), affinity, len(self._workers))
         # by Ray's reference to the result
         running: dict[Any, _Call] = {}
+        self._running = running
         # references to results that wait for those of earlier items: they stay in the object
         # store, which spills to disk, and not in the memory of this process
         finished: dict[int, Any] = {}
@@ -182,7 +187,7 @@ class RayPool(WorkerPool):
                 only = None if len(finished) < most else index
                 for worker, item in waiting.assign(self._idle(running), only):
                     reference = self._workers[worker].call.remote(method, items[item])
-                    running[reference] = _Call(item, worker)
+                    running[reference] = _Call(item, worker, method)
                 reference = self._next(method, running)
                 if reference not in running:
                     self._health.update(reference)
@@ -212,6 +217,7 @@ class RayPool(WorkerPool):
         lost = _ItemQueue(0, None, len(self._workers))
         # by Ray's generator
         running: dict[Any, _Call] = {}
+        self._running = running
         # events of an item that arrived since its last start, and that were passed on: a restarted
         # item repeats its events
         arrived = Counts[int]()
@@ -228,7 +234,7 @@ class RayPool(WorkerPool):
                     count = count + 1
                     arguments[item] = following
                 stream = self._workers[worker].stream.options(num_returns="streaming")
-                running[stream.remote(method, arguments[item])] = _Call(item, worker)
+                running[stream.remote(method, arguments[item])] = _Call(item, worker, method)
                 arrived[item] = 0
             if exhausted and not running and not lost:
                 return
@@ -291,10 +297,8 @@ class RayPool(WorkerPool):
         if now - self._looked < WAIT:
             return
         self._looked = now
-        known = self._durations[method]
-        usual = statistics.median(known) if known else SILENCE_LIMIT
         for reference, call in running.items():
-            limit = HANG_FACTOR * (usual if call.longest is None else call.longest)
+            limit = HANG_FACTOR * (self._usual(call) or SILENCE_LIMIT)
             seconds = call.silent()
             if call.stuck_for is not None or seconds < max(HANG_LIMIT, limit):
                 continue
@@ -311,6 +315,13 @@ class RayPool(WorkerPool):
             )
             # its call now fails as that of a worker that died
             ray.kill(self._workers[call.worker], no_restart=False)
+
+    def _usual(self, call: _Call) -> float | None:
+        """Seconds that a call usually takes, or a stream between two events; None if not known."""
+        if call.longest is not None:
+            return call.longest
+        known = self._durations[call.method]
+        return statistics.median(known) if known else None
 
     def _lose(self, call: _Call, error: _LostError) -> None:
         """Count a worker as lost until it answers again; end it first if its GPU failed."""
@@ -331,6 +342,11 @@ class RayPool(WorkerPool):
     def _durations(self) -> dict[str, deque[float]]:
         """Seconds that calls of each method took lately."""
         return defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    @cached_property
+    def _running(self) -> dict[Any, _Call]:
+        """The calls that go on, by Ray's references."""
+        return {}
 
     @cached_property
     def _looked(self) -> float:
@@ -496,6 +512,7 @@ class _Call:
 
     item: int
     worker: int
+    method: str
     since: float = field(default_factory=time.monotonic)
     """When it began, or last yielded an event."""
     longest: float | None = None
