@@ -172,7 +172,7 @@ def test_values_of_studies_are_those_of_the_papers(name):
     """Every value stands in the table that is named, for the network that is named."""
     printed = set()
     for result in (result for found in entries().values() for result in found):
-        network = str(result.get("network")).replace("_", "")
+        network = result.get("network", "network not stated").replace("_", "")
         printed.add((result["table"], network, result["value"], result.get("std")))
     for series in tuning.load(name).paper:
         paper, numbers = series.table.split(", ", 1)
