@@ -908,6 +908,9 @@ def tune(
     if as_json:
         _print_json(summary.to_json())
     else:
+        table = out_ / "study.md"
+        if table.exists():  # the space was a study, whose table is its result
+            out.print(table.read_text(encoding="utf-8"), markup=False)
         out.print(summary.text(), markup=False)
         out.print(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'", markup=False)
 

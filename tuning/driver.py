@@ -4,6 +4,7 @@
       trials/<trial>/   each trial: run (`run/`), results (`progress.json`), log (`log.txt`)
       tune/             Ray Tune's own files, from which a sweep resumes
       trials.csv, trials.parquet, pareto.csv, importance.png, slices.png, tensorboard/, summary.json
+      study.csv, study.md, study.png  where all values are tried: results beside the paper's
       best.yaml         best settings as a recipe; best/ is its run, evaluated on the test split
 """
 
@@ -41,11 +42,11 @@ from rayd.errors import OutputError, ResourceError, RunError
 from rayd.evaluation.report import Accuracy, Report
 from rayd.locks import LOCK, locked
 from rayd.synthetic.initialization import check_budget
-from tuning import charts, table
+from tuning import charts, study, table
 from tuning.live import Events, LiveTable, words
 from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
-from tuning.trial import SweepPlan, own_resources, recipe_name, resources, run, threads
+from tuning.trial import SweepPlan, own_resources, resources, run, threads
 
 log = logging.getLogger(__name__)
 VALIDATION = 0.2
@@ -468,6 +469,8 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
     space = plan.resolved.space
     written = table.columns(resolved, trials)
     table.write(out / RESULTS, written)
+    if space.is_study:
+        study.write(out, resolved, trials)
     best = table.best(trials)
     shares = table.importance(resolved, trials)
     front = table.pareto(trials, space.objectives) if len(space.objectives) > 1 else []
@@ -536,6 +539,8 @@ def _draw(
         chart = charts.importance(shares, len(table.finished(trials)))
         write_bytes(out / "importance.png", as_png(chart))
         write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+        if resolved.space.is_study:
+            write_bytes(out / "study.png", as_png(study.chart(resolved, trials)))
     except Exception as error:
         log.warning("The charts of the sweep could not be drawn: %s", error)
 
@@ -551,7 +556,7 @@ def summary(out: str | Path) -> Summary:
 
 def best_recipe(plan: SweepPlan, best: table.Row) -> Recipe:
     """Recipe with the best settings, and with the recipe's own images, students and resources."""
-    name = recipe_name(plan.resolved, best.settings)
+    name = plan.resolved.base(best.settings)
     return plan.resolved.recipe(best.settings).model_copy(
         update={"name": f"{plan.resolved.own[name].name}-tuned"}
     )
@@ -605,7 +610,7 @@ def _confirm(
     found = dict[str, list[float]]()
     if not resolved.space.confirm:
         return found
-    own = resolved.own_point(recipe_name(resolved, best.settings))
+    own = resolved.own_point(resolved.base(best.settings))
     for name, point in (("best", best.settings), ("own", own)):
         for number in range(1, resolved.space.confirm + 1):
             recipe = plan.recipe(point, f"{name}-{number}")

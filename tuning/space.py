@@ -11,6 +11,19 @@
 A setting may have several domains with different conditions; the first whose condition holds is
 used. Conditions refer to the recipe and to settings listed earlier, including `recipe` (the chosen
 base) and `method`.
+
+A space that goes through all of its values is a study: grids, or rows, which are named settings that
+belong together and may build on a row above. `paper` holds what a paper reports for them, as printed:
+
+    base: iid-digits
+    rows:
+      neither: {terms: {centralization: {weight: 0}, covariance: {weight: 0}}}
+      centralization: {base: neither, terms.centralization.weight: 0.0005}
+    search: {seed: {grid: [0, 1, 2]}}  # distillations of each row, which are averaged
+    paper:
+      - table: IID, Table 6
+        conditions: CIFAR-10, IPC 10
+        values: {neither: 48.5 ± 0.2, centralization: 52.2 ± 0.3}
 """
 
 from __future__ import annotations
@@ -28,10 +41,15 @@ from rayd import methods, recipes
 from rayd.config import Recipe, Settings, lookup, merge, nested, read_yaml, validate
 from rayd.config.base import Listed
 from rayd.errors import ConfigError, RaydError, unknown
+from rayd.results.papers import read_value
 
 FOLDER = Path(str(resources.files(__name__.rpartition(".")[0]))) / "spaces"
 RECIPE = "recipe"
 """Name of the choice between several bases."""
+ROW = "row"
+"""Name of the choice between the rows of a study."""
+SEED = "seed"
+"""Setting over whose values a study averages."""
 FIXED = {
     "data": "all trials use the same validation images",
     "resources": "it changes no result",
@@ -153,6 +171,48 @@ class SchedulerSettings(Settings):
     """`pbt`: probability of drawing a setting instead of perturbing it."""
 
 
+def shown(value: object) -> str:
+    """Format a value of a setting as a key of `paper`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else str(value)
+
+
+def _shown_keys(values: object) -> object:
+    if not isinstance(values, Mapping):
+        return values
+    return {shown(key): value for key, value in values.items()}
+
+
+class PaperSeries(Settings):
+    """What a paper reports for the values of a setting, in percent."""
+
+    table: str
+    """Table or figure of the paper."""
+    conditions: str = ""
+    """What the paper distilled and tested: data, images per class, network."""
+    setting: str = ROW
+    """The setting, by dotted key; by default the row."""
+    values: Annotated[dict[str, str | float], BeforeValidator(_shown_keys), Field(min_length=1)]
+    """Accuracy by value of the setting, as printed: `54.6 ± 0.2; a remark`."""
+
+    @model_validator(mode="after")
+    def _numbers(self) -> PaperSeries:
+        for key, printed in self.values.items():
+            try:
+                read_value(printed)
+            except ValueError:
+                raise ValueError(
+                    f"'{key}' must be an accuracy in percent such as 54.6 ± 0.2. "
+                    f"Got '{printed}' instead."
+                ) from None
+        return self
+
+    def value(self, point: Mapping[str, Any]) -> tuple[float, float | None, str] | None:
+        """Accuracy and deviation, as fractions, and remark; None if the paper has no value."""
+        printed = self.values.get(shown(point.get(self.setting)))
+        return None if printed is None else read_value(printed)
+
+
 def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
@@ -176,8 +236,16 @@ class Space(Settings):
     """A recipe, by name or as a file, or several, which become a choice called `recipe`."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Settings that override the recipe in all trials."""
-    search: dict[str, Annotated[tuple[Domain, ...], Listed, Field(min_length=1)]]
+    search: dict[str, Annotated[tuple[Domain, ...], Listed, Field(min_length=1)]] = Field(
+        default_factory=dict
+    )
     """Domains by dotted setting."""
+    rows: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings by name of a row, all of which are tried: `base` is a row above that it changes,
+    `recipe` one of the space's bases, by default the first.
+    """
+    paper: tuple[PaperSeries, ...] = ()
+    """Results of a paper, for comparison."""
     algorithm: Literal["random", "optuna"] = "random"
     """Random search, or Optuna's tree-structured Parzen estimator."""
     scheduler: Annotated[SchedulerSettings, BeforeValidator(_named)] = SchedulerSettings()
@@ -211,8 +279,10 @@ class Space(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Space:
-        if not self.search and len(self.base) == 1:
+        if not self.search and not self.rows and len(self.base) == 1:
             raise ValueError("'search' must name at least one setting")
+        self._check_rows()
+        self._check_paper()
         if self.rungs is not None and list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError("'rungs' must ascend")
         if self.objectives[0] != "validation_accuracy":
@@ -236,6 +306,52 @@ class Space(Settings):
                 )
         return self
 
+    def _check_rows(self) -> None:
+        above: list[str] = []
+        for name, row in self.rows.items():
+            for key, known in (("base", above), (RECIPE, list(self.base))):
+                if key in row and row[key] not in known:
+                    raise ValueError(
+                        f"'{key}' of row '{name}' must be one of: {', '.join(known) or 'no row'}. "
+                        f"Got '{row[key]}' instead."
+                    )
+            above.append(name)
+        conditional = [
+            key
+            for key, domains in self.search.items()
+            if any(domain.kind != "grid" or domain.when for domain in domains)
+        ]
+        if self.rows and conditional:
+            raise ValueError(
+                f"'rows' are all tried: '{conditional[0]}' beside them must be a 'grid' "
+                "without 'when'"
+            )
+
+    def _check_paper(self) -> None:
+        if self.paper and not self.is_study:
+            raise ValueError("'paper' needs a space of 'rows' or 'grid' alone")
+        for series in self.paper:
+            domains = self.domains.get(series.setting, ())
+            tried = [shown(value) for domain in domains for value in domain.values]
+            untried = [key for key in series.values if key not in tried]
+            if untried:
+                raise ValueError(
+                    f"'paper' has '{untried[0]}', which is no value of '{series.setting}'; "
+                    f"values of it are: {', '.join(tried) or 'none'}"
+                )
+
+    @property
+    def is_study(self) -> bool:
+        """Whether all values are tried: rows, or grids alone."""
+        domains = chain.from_iterable(self.domains.values())
+        return all(domain.kind == "grid" for domain in domains)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Settings of a row, with those of the rows that it builds on."""
+        own = nested({key: value for key, value in self.rows[name].items() if key != "base"})
+        below = self.rows[name].get("base")
+        return own if below is None else merge(self.row(below), own)
+
     @property
     def rung_fractions(self) -> tuple[float, ...]:
         """Rungs, with defaults of the scheduler."""
@@ -246,7 +362,9 @@ class Space(Settings):
 
     @property
     def domains(self) -> dict[str, tuple[Domain, ...]]:
-        """Domains of everything drawn, in order: the recipe if there are several, then settings."""
+        """Domains of everything drawn, in order: the row or recipe, then settings."""
+        if self.rows:
+            return {ROW: (Domain(grid=tuple(self.rows)),), **self.search}
         recipe = {RECIPE: (Domain(choice=self.base),)} if len(self.base) > 1 else {}
         return {**recipe, **self.search}
 
@@ -332,10 +450,24 @@ class ResolvedSpace:
         Raises:
             ConfigError: they are invalid.
         """
-        name = point.get(RECIPE, self.space.base[0])
-        settings = nested({key: value for key, value in point.items() if key != RECIPE})
-        recipe = recipes.assemble(self.trees[name], settings, f"space '{self.space.name}'")
+        row = self._row(point)
+        drawn = {key: value for key, value in point.items() if key not in (RECIPE, ROW)}
+        chosen = {key: value for key, value in row.items() if key != RECIPE}
+        where = f"row '{point[ROW]}' of " if row else ""
+        recipe = recipes.assemble(
+            self.trees[self.base(point)],
+            merge(chosen, nested(drawn)),
+            f"{where}space '{self.space.name}'",
+        )
         return recipe.model_copy(update={"paper": (), "measured": ()})
+
+    def _row(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of the row of a point; empty if it has none."""
+        return self.space.row(point[ROW]) if ROW in point else {}
+
+    def base(self, point: Mapping[str, Any]) -> str:
+        """Name of the recipe of a point."""
+        return str({**point, **self._row(point)}.get(RECIPE, self.space.base[0]))
 
     def students(self, *, final: bool = False) -> int:
         """Number of students of a trial, or of the final test.
@@ -388,6 +520,13 @@ class ResolvedSpace:
         Raises:
             ConfigError: a condition can never hold.
         """
+        if self.space.rows:
+            for row in self.space.rows:
+                yield ROW, {ROW: row}
+                for key, domains in self.space.search.items():
+                    for value in chain.from_iterable(domain.values for domain in domains):
+                        yield key, {ROW: row, key: value}
+            return
         for key, domains in self.space.domains.items():
             for domain in domains:
                 reached = False
@@ -450,12 +589,17 @@ class ResolvedSpace:
                     "which trials are validated on. "
                     f"Got '{space.base[0]}' and '{name}', which differ."
                 )
-        for key in space.search:
+        settings = [
+            *space.search,
+            *chain.from_iterable(_keys(space.row(row)) for row in space.rows),
+        ]
+        for key in settings:
             for fixed, why in FIXED.items():
                 if key == fixed or key.startswith(f"{fixed}."):
                     raise ConfigError(
                         f"Setting '{key}' cannot be searched in space '{space.name}': {why}."
                     )
+        for key in space.search:
             for domain in space.search[key]:
                 for other in domain.when:
                     self._check_order(key, other)
@@ -464,7 +608,7 @@ class ResolvedSpace:
             recipe = self._completed(point)
             if space.scheduler.name == "pbt":
                 self._check_perturbable(key, recipe)
-            validated.append((str(point.get(RECIPE, space.base[0])), recipe))
+            validated.append((self.base(point), recipe))
         return validated
 
     def _completed(self, point: Point) -> Recipe:

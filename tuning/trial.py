@@ -62,7 +62,7 @@ class SweepPlan:
         data = recipe.data
         if data.validation_fraction == 0:
             data = data.model_copy(
-                update={"validation_fraction": self.validation[recipe_name(self.resolved, point)]}
+                update={"validation_fraction": self.validation[self.resolved.base(point)]}
             )
         resources = own_resources(recipe, self.workers)
         evaluation = recipe.evaluation.model_copy(
@@ -70,11 +70,6 @@ class SweepPlan:
         )
         changed = {"name": name, "data": data, "resources": resources, "evaluation": evaluation}
         return recipe.model_copy(update=changed)
-
-
-def recipe_name(resolved: ResolvedSpace, point: Point) -> str:
-    """Name of the recipe of a point."""
-    return str(point.get("recipe", resolved.space.base[0]))
 
 
 def threads(recipe: Recipe) -> int:

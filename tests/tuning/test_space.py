@@ -23,8 +23,9 @@ def test_every_ready_space_lies_on_its_recipe(name):
     ground = ResolvedSpace(load(name))
     assert ground.check()
     drawn = points(ground, 8)
-    assert drawn[0] == ground.own_point(ground.space.base[0])
-    assert len(drawn) == 8
+    if not ground.space.is_study:
+        assert drawn[0] == ground.own_point(ground.space.base[0])
+        assert len(drawn) == 8
     for point in drawn:
         ground.recipe(point)
     assert ground.space.summary

@@ -74,15 +74,23 @@ def _results(table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         for network, value in zip(networks, values, strict=True):
             if value is None:
                 continue
-            number, std, remark = _read(value, percent="metric" not in table)
+            number, std, remark = read_value(value, percent="metric" not in table)
             note = "; ".join(part for part in (remark, table.get("note", "")) if part)
             fields = {"network": network, "std": std, "setting": setting, "note": note}
             given = {key: one for key, one in fields.items() if one not in (None, "")}
             yield recipe, {**common, "value": number, **given}
 
 
-def _read(printed: str | float, percent: bool) -> tuple[float, float | None, str]:
-    """Value, deviation and remark of an entry such as `54.6 ± 0.2; on two seeds`."""
+def read_value(printed: str | float, percent: bool = True) -> tuple[float, float | None, str]:
+    """Value, deviation and remark of an entry such as `54.6 ± 0.2; on two seeds`.
+
+    Args:
+        printed: the entry.
+        percent: whether it is in percent; value and deviation are then fractions.
+
+    Raises:
+        ValueError: it does not begin with a number.
+    """
     numbers, _, remark = str(printed).partition(";")
     value, _, std = numbers.partition("±")
     return _number(value, percent), _number(std, percent) if std else None, remark.strip()
