@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rayd import devices, remote, shown
 from rayd.callbacks import Callbacks, Step
@@ -55,6 +55,9 @@ from rayd.evaluation.report import Report, SetResult
 from rayd.synthetic import Storage, SyntheticSet
 from rayd.training.stored import StoredLabels
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +84,14 @@ class Run:
     def _repr_html_(self) -> str:
         """The images and the report, in a notebook."""
         return shown.distilled_html(self.distilled) + shown.report_html(self.report)
+
+    def plot(self) -> Figure:
+        """Draw the logged values of the synthesis as a matplotlib `Figure`, one subplot each.
+
+        Raises:
+            ArtifactError: nothing was logged, as where the set came from the store.
+        """
+        return shown.run_figure(self.directory)
 
 
 def distill(
