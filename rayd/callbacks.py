@@ -127,7 +127,9 @@ class Callbacks:
 
         Raises:
             RunError: one of them failed, or stops the run.
+            EndSynthesis: one of them ends the synthesis.
         """
+        ended: EndSynthesis | None = None
         for callback in self._callbacks:
             method = getattr(callback, hook, None)
             if method is None:
@@ -140,13 +142,18 @@ class Callbacks:
                 raise RunError(
                     f"Callback '{name}' stopped the run{why}; add --resume to continue it."
                 ) from stop
-            except (RaydError, EndSynthesis):
+            except EndSynthesis as end:
+                # the others are told of the step first, so that loggers have it
+                ended = end
+            except RaydError:
                 raise
             except Exception as error:
                 raise RunError(
                     f"Callback '{name}' failed in {hook} ({type(error).__name__}: {error}); "
                     "finished work is kept: add --resume to continue it."
                 ) from error
+        if ended is not None:
+            raise ended
 
     @contextmanager
     def around(self, directory: Path, recipe: Recipe) -> Iterator[list[Run]]:

@@ -233,7 +233,7 @@ def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
     recorder = Recorder()
     run = distill(
         tmp_path / "stopped",
-        callbacks=[recorder, EarlyStopping(patience=1, min_delta=1)],
+        callbacks=[EarlyStopping(patience=1, min_delta=1), recorder],
         more={"data.validation_fraction": 0.2},
         workers=workers,
     )
