@@ -10,6 +10,8 @@ import torch
 import rayd
 from rayd.callbacks import HOOKS, CSVLogger, EarlyStopping, EndSynthesis, RunCallback, Step
 from rayd.config import parse_overrides
+from rayd.engine.distill import distill as engine_distill
+from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, DataError, RunError
 from tests.test_cli import QUICK
 
@@ -217,11 +219,20 @@ def test_a_set_is_tested_on_the_validation_split_meanwhile(tmp_path):
                 found.append(step.validation_accuracy())
 
     found = []
-    validation = {"data.validation_fraction": 0.2}
+    validation = {"data.validation_fraction": 0.2, "evaluation.epochs": 20}
     asked = distill(tmp_path / "asked", callbacks=[Asks()], more=validation)
     plain = distill(tmp_path / "plain", more=validation)
+    judged = engine_distill(
+        asked.recipe,
+        tmp_path / "judged",
+        cache=tmp_path / "other",
+        progress=Progress(quiet=True),
+        judged_on="validation",
+    )
+    ours = next(result for result in judged.report.results if result.set == "distilled")
     assert len(found) == 3
-    assert all(0 <= accuracy <= 1 for accuracy in found)
+    assert len(set(found)) > 1
+    assert found[-1] == ours.test_accuracy.mean
     assert torch.equal(asked.distilled.images, plain.distilled.images)
     with pytest.raises(DataError, match=r"no validation split: set 'data\.validation_fraction'"):
         distill(tmp_path / "none", callbacks=[Asks()])
