@@ -3,6 +3,7 @@
 run = rayd.distill("digits", out="runs/digits2", ipc=2)
 distilled = rayd.load("runs/digits2")
 report = rayd.evaluate(distilled, networks=["mlp"], seeds=3)
+report.plot()
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ from rayd.version import __version__
 if TYPE_CHECKING:
     from torch import nn
 
+    from rayd import (
+        applications,
+        methods,
+        networks,
+        recipes,
+        schedules,
+        statistics,
+        synthetic,
+        terms,
+    )
     from rayd import callbacks as callbacks
-    from rayd import methods, networks, recipes, schedules, statistics, synthetic, terms
     from rayd.config import Recipe
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
     from rayd.engine.plan import Plan
+    from rayd.evaluation.compare import Comparison
     from rayd.evaluation.report import Report
     from rayd.methods import Method
     from rayd.steps import Steps
+    from tuning import Space, Sweep
 
 __all__ = [
     "Distilled",
@@ -37,7 +49,9 @@ __all__ = [
     "Report",
     "Run",
     "__version__",
+    "applications",
     "callbacks",
+    "compare",
     "distill",
     "evaluate",
     "load",
@@ -45,16 +59,28 @@ __all__ = [
     "networks",
     "plan",
     "recipes",
+    "report",
     "schedules",
     "statistics",
     "synthesize",
     "synthetic",
     "terms",
+    "tune",
 ]
 
 
 _MODULES = frozenset(
-    {"callbacks", "methods", "networks", "recipes", "schedules", "statistics", "synthetic", "terms"}
+    {
+        "applications",
+        "callbacks",
+        "methods",
+        "networks",
+        "recipes",
+        "schedules",
+        "statistics",
+        "synthetic",
+        "terms",
+    }
 )
 _LATER = {
     "Distilled": "rayd.distilled",
@@ -312,6 +338,120 @@ def evaluate(
         tree = merge(tree, {"evaluation": settings})
         chosen = distilled if isinstance(distilled, Set) else read(distilled)
         return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
+
+
+def compare(*runs: str | Path | Run) -> Comparison:
+    """Compare finished runs: means over distillations, deviations over these and over students.
+
+        print(rayd.compare("runs/digits-0", "runs/digits-1").text())
+
+    Args:
+        runs: at least one run, its directory, or the directory of a distilled set with a report;
+            those of equal recipe and settings are grouped.
+
+    Raises:
+        RaydError: there is none, or a directory holds no report.
+    """
+    from rayd.evaluation.compare import compare as compared
+
+    with errors_for_python():
+        if not runs:
+            raise ConfigError("Name runs to compare, such as rayd.compare('runs/a', 'runs/b').")
+        return compared([_directory(run) for run in runs])
+
+
+def report(run: str | Path | Run, to: str | Path | None = None) -> Path:
+    """Write a run as one HTML page that works offline: accuracies, images, curves, settings.
+
+    Args:
+        run: a run or its directory; it may be unfinished.
+        to: file to be written; by default `report.html` in the directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        RaydError: the directory holds no run, or the page cannot be written.
+    """
+    from rayd.page import write
+
+    with errors_for_python():
+        return write(_directory(run), _path(to))
+
+
+def tune(
+    space: str | Path | Space,
+    *,
+    out: str | Path | None = None,
+    samples: int | None = None,
+    workers: int | None = None,
+    concurrent: int | None = None,
+    address: str | None = None,
+    data_root: str | Path | None = None,
+    cache: str | Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Sweep:
+    """Search for better settings of a recipe; trials share common work and use no test images.
+
+        sweep = rayd.tune("dm-digits", samples=20)
+        sweep.summary.settings
+
+    Args:
+        space: a built-in search space, a YAML file, or a `tuning.Space`.
+        out: the sweep's directory; by default `sweeps/<name of the space>`.
+        samples: trials to draw; by default the space's, or those of a resumed sweep.
+        workers: Ray actors of each trial; 0 computes in the trial's own process.
+        concurrent: most trials at a time; by default as many as fit.
+        address: Ray cluster to join; by default a private one on this machine.
+        data_root: folder of named data, searched first.
+        cache: store of finished work shared by trials.
+        resume: continue the sweep in `out`.
+        quiet: show no progress.
+        settings: settings that override the space's recipe, nested or by dotted key.
+        overrides: the same, by keyword.
+
+    Returns:
+        The sweep: its directory, the best settings with their test accuracy, and all trials.
+
+    Raises:
+        RaydError: any error that the user can fix, in one sentence.
+    """
+    from rayd.config import merge, nested
+    from rayd.engine.progress import Progress
+    from rayd.errors import ResourceError
+    from tuning import load as load_space
+
+    with errors_for_python():
+        given = merge(nested(settings or {}), nested(overrides))
+        chosen = load_space(space) if isinstance(space, str | Path) else space
+        try:
+            import tuning.driver as tuning
+        except ImportError as error:
+            raise ResourceError(
+                "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
+            ) from error
+        directory = Path(out if out is not None else Path("sweeps") / chosen.name)
+        grid = tuning.sweep(
+            chosen,
+            out=directory,
+            samples=samples,
+            resume=resume,
+            overrides=given,
+            workers=workers,
+            concurrent=concurrent,
+            address=address,
+            data_root=_path(data_root),
+            cache=_path(cache),
+            progress=Progress(quiet),
+        )
+        return tuning.Sweep.of(directory, grid)
+
+
+def _directory(run: str | Path | Run) -> Path:
+    return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
 
 
 def _path(path: str | Path | None) -> Path | None:

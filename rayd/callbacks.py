@@ -6,6 +6,8 @@
 
     rayd.distill("digits", callbacks=[Printer()])
 
+A recipe names them: `callbacks: [csv, {name: early-stopping, patience: 5}, my_module:Printer]`.
+
 Callbacks run in the driver's process. TensorBoard and metrics.jsonl are written in any case.
 """
 
@@ -19,10 +21,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd.errors import ConfigError, RaydError, RunError
+from rayd import parts
+from rayd.errors import ConfigError, RaydError, RunError, unknown
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
+    from rayd.config.callbacks import CallbackSettings
     from rayd.distilled import Distilled
     from rayd.engine.distill import Run
     from rayd.evaluation.report import SetResult
@@ -33,6 +37,22 @@ HOOKS = ("on_run_start", "on_stage", "on_step", "on_result", "on_run_end")
 
 class StopRun(Exception):  # noqa: N818
     """Raise it in a callback to end the run; `resume=True` continues it."""
+
+
+class EndSynthesis(Exception):  # noqa: N818
+    """Raise it in `on_step` to end the synthesis; the run goes on with a set of an earlier step.
+
+    The set is kept in the run's directory alone, not in the store that runs share.
+
+    Args:
+        distilled: the set, from `Step.distilled`.
+        step: the step that it is of.
+    """
+
+    def __init__(self, distilled: Distilled, step: int):
+        super().__init__(f"The synthesis ended early; the set is that of step {step}.")
+        self.distilled = distilled
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,10 @@ class Step:
     distilled: Callable[[], Distilled] | None = field(default=None, repr=False)
     """The set as it is now, on demand; None in stages without one. Blocks that are optimised in
     parallel are seen as they were when last finished.
+    """
+    validation_accuracy: Callable[[], float] | None = field(default=None, repr=False)
+    """Mean accuracy on the validation split, a fraction, of the recipe's students trained on the
+    set as it is now, on demand; None in stages without a set. The students train in the driver.
     """
 
 
@@ -95,12 +119,17 @@ class Callbacks:
     def __bool__(self) -> bool:
         return bool(self._callbacks)
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._callbacks)
+
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a method of all callbacks that have it.
 
         Raises:
             RunError: one of them failed, or stops the run.
+            EndSynthesis: one of them ends the synthesis.
         """
+        ended: EndSynthesis | None = None
         for callback in self._callbacks:
             method = getattr(callback, hook, None)
             if method is None:
@@ -113,6 +142,9 @@ class Callbacks:
                 raise RunError(
                     f"Callback '{name}' stopped the run{why}; add --resume to continue it."
                 ) from stop
+            except EndSynthesis as end:
+                # the others are told of the step first, so that loggers have it
+                ended = end
             except RaydError:
                 raise
             except Exception as error:
@@ -120,6 +152,8 @@ class Callbacks:
                     f"Callback '{name}' failed in {hook} ({type(error).__name__}: {error}); "
                     "finished work is kept: add --resume to continue it."
                 ) from error
+        if ended is not None:
+            raise ended
 
     @contextmanager
     def around(self, directory: Path, recipe: Recipe) -> Iterator[list[Run]]:
@@ -136,6 +170,62 @@ class Callbacks:
                 error.add_note(str(second))
             raise
         self.call("on_run_end", finished[0], None)
+
+
+class EarlyStopping(RunCallback):
+    """Ends the synthesis where the validation accuracy rises no more, with the best set.
+
+    Students are trained on the unfinished set, and tested on the validation split
+    (`data.validation_fraction`); the test split is not used.
+
+    Args:
+        patience: tests in a row without a rise, after which the synthesis ends.
+        every: logged steps (`synthesis.log_every`) from one test to the next.
+        min_delta: smallest rise that counts, a fraction.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    def __init__(self, patience: int = 3, every: int = 1, min_delta: float = 0.0):
+        for name, value, least in (
+            ("patience", patience, 1),
+            ("every", every, 1),
+            ("min_delta", min_delta, 0),
+        ):
+            if not value >= least:
+                raise ConfigError(
+                    f"'{name}' of early stopping must be at least {least}. Got {value} instead."
+                )
+        self._patience = patience
+        self._every = every
+        self._min_delta = min_delta
+        self._logged = 0
+        self._tests_since_rise = 0
+        self._best: tuple[float, int, Distilled] | None = None
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Forget an earlier run."""
+        self._logged = 0
+        self._tests_since_rise = 0
+        self._best = None
+
+    def on_step(self, step: Step) -> None:
+        """Test the set; end the synthesis after `patience` tests without a rise."""
+        if step.distilled is None or step.validation_accuracy is None:
+            return
+        self._logged += 1
+        if self._logged % self._every != 0:
+            return
+        accuracy = step.validation_accuracy()
+        if self._best is None or accuracy > self._best[0] + self._min_delta:
+            self._best = (accuracy, step.step, step.distilled())
+            self._tests_since_rise = 0
+            return
+        self._tests_since_rise += 1
+        if self._tests_since_rise >= self._patience:
+            _, best_step, distilled = self._best
+            raise EndSynthesis(distilled, best_step)
 
 
 class CSVLogger(RunCallback):
@@ -248,6 +338,39 @@ class MLflowLogger(RunCallback):
     def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
         """End the run, failed where it failed."""
         self._mlflow.end_run("FINISHED" if error is None else "FAILED")
+
+
+READY: Mapping[str, type[RunCallback]] = {
+    "csv": CSVLogger,
+    "early-stopping": EarlyStopping,
+    "mlflow": MLflowLogger,
+    "wandb": WandbLogger,
+}
+"""Callbacks by the names that recipes use."""
+
+
+def build(settings: Sequence[CallbackSettings]) -> list[Any]:
+    """Create the callbacks that a recipe names.
+
+    Args:
+        settings: name and arguments of each.
+
+    Raises:
+        ConfigError: a name is unknown, what it names cannot be called, or it takes other arguments.
+    """
+    built = []
+    for one in settings:
+        kind = READY.get(one.name) or parts.find("callbacks", one.name)
+        if kind is None:
+            raise ConfigError(unknown("callback", one.name, [*READY, *parts.names("callbacks")]))
+        try:
+            built.append(kind(**(one.model_extra or {})))
+        except TypeError as error:
+            raise ConfigError(
+                f"Callback '{one.name}' cannot be created: {error}. Name a class or a function, "
+                "with the arguments that it takes."
+            ) from error
+    return built
 
 
 def _package(name: str) -> Any:

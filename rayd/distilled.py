@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ from rayd.names import inside
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.kinds import restore as restore_set
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 2
 """Version of the format above; newer ones are rejected. Sets stored as pixels have version 1."""
@@ -266,6 +269,10 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     def _repr_html_(self) -> str:
         """The images, in a notebook."""
         return shown.distilled_html(self)
+
+    def plot(self) -> Figure:
+        """Draw the contact sheet as a matplotlib `Figure`: a row for each class."""
+        return shown.distilled_figure(self)
 
     def dataloader(self, batch_size: int = 256, *, shuffle: bool = True, **options: Any) -> Any:
         """A torch `DataLoader` of network inputs (n, C, H, W) and labels.

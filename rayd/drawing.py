@@ -37,10 +37,10 @@ def styled() -> AbstractContextManager[None]:
 
 def new_figure(width: int, height: int) -> Figure:
     """Create an empty figure of a size in pixels; use it inside `styled`."""
-    from matplotlib.figure import Figure
+    from rayd.figure import Figure as ShownFigure
 
     size = (width / DOTS_PER_INCH, height / DOTS_PER_INCH)
-    return Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    return ShownFigure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
 
 
 def as_image(figure: Figure) -> Image.Image:

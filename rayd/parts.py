@@ -1,9 +1,9 @@
-"""Methods, terms, networks, statistics and data sets from outside the package.
+"""Methods, terms, networks, statistics, data sets and callbacks from outside the package.
 
 They are found in three ways:
 
 - entry points of installed packages, in the groups `rayd.methods`, `rayd.terms`, `rayd.networks`,
-  `rayd.statistics` and `rayd.datasets`;
+  `rayd.statistics`, `rayd.datasets` and `rayd.callbacks`;
 - `package.module:Name` in a recipe or on the command line, as in `method=my_package.methods:Mine`;
 - `--import my_method.py` (`rayd.parts.load_file`): a file whose import registers its parts.
 
@@ -28,12 +28,12 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rayd.errors import ConfigError
 
-Kind = Literal["methods", "terms", "networks", "statistics", "datasets"]
-KINDS: tuple[Kind, ...] = ("methods", "terms", "networks", "statistics", "datasets")
+Kind = Literal["methods", "terms", "networks", "statistics", "datasets", "callbacks"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """Groups of entry points, without `rayd.`."""
 VARIABLE = "RAYD_IMPORT"
 """Environment variable that tells workers what to import: JSON, a list of `[module, file]`."""

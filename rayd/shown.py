@@ -8,9 +8,14 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rayd.errors import ArtifactError
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from rayd.distilled import Distilled
     from rayd.evaluation.report import Report
 
@@ -88,3 +93,48 @@ def distilled_html(distilled: Distilled) -> str:
         f'<figure><img alt="distilled images" src="data:image/png;base64,{image}">'
         f"<figcaption>{escape(text)}, {distilled.classes} classes</figcaption></figure>"
     )
+
+
+def distilled_figure(distilled: Distilled) -> Figure:
+    """The contact sheet of a distilled set."""
+    from rayd.distilled import contact_sheet
+    from rayd.drawing import new_figure, styled
+
+    sheet = contact_sheet(distilled)
+    with styled():
+        figure = new_figure(*sheet.size)
+        # the sheet has margins of its own, and is shown pixel by pixel
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_axis_off()
+        return figure
+
+
+def report_figure(report: Report) -> Figure:
+    """Bars of a report's accuracies."""
+    from rayd.drawing import styled
+    from rayd.page.charts import accuracy_figure
+
+    with styled():
+        return accuracy_figure(report.results)
+
+
+def run_figure(directory: Path) -> Figure:
+    """Curves of what a run's synthesis logged.
+
+    Raises:
+        ArtifactError: it logged nothing that varies.
+    """
+    from rayd.drawing import styled
+    from rayd.page.charts import curve_figure
+    from rayd.page.run import series
+
+    points = series(directory)
+    if not points:
+        raise ArtifactError(
+            f"'{directory}' has no curves: its set came from the store or logged fewer than two "
+            "steps; lower 'synthesis.log_every', or draw its images with run.distilled.plot()."
+        )
+    with styled():
+        return curve_figure(points, "step")

@@ -17,6 +17,7 @@ import pytest
 from torch import Tensor
 
 from rayd.artifacts import read_tensors
+from rayd.callbacks import Callbacks, RunCallback, Step
 from rayd.config import Recipe, merge
 from rayd.engine.synthesize import Synthesizer
 from rayd.recipes import resolve
@@ -42,6 +43,24 @@ def interrupted_at(step: int, block: int | None = None) -> Iterator[None]:
         patch.setattr(Synthesizer, "_one_step", interrupted)
         with pytest.raises(InterruptionError):
             yield
+
+
+class Stopping(RunCallback):
+    """Ends a run with an error at its first logged step of the synthesis from one on."""
+
+    def __init__(self, error: BaseException, step: int = 1):
+        self._error = error
+        self._step = step
+
+    def on_step(self, step: Step) -> None:
+        """Fail, where the step is reached."""
+        if step.stage == "synthesize" and step.step >= self._step:
+            raise self._error
+
+
+def stopping(error: BaseException, step: int = 1) -> Callbacks:
+    """Callbacks that end a run with an error at a logged step."""
+    return Callbacks([Stopping(error, step)])
 
 
 def workers_of(driver: int) -> list[int]:

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import rayd
-from rayd.callbacks import HOOKS, CSVLogger, RunCallback
+from rayd.callbacks import HOOKS, CSVLogger, EarlyStopping, EndSynthesis, RunCallback, Step
 from rayd.config import parse_overrides
-from rayd.errors import ConfigError, RunError
+from rayd.engine.distill import distill as engine_distill
+from rayd.engine.progress import Progress
+from rayd.errors import ConfigError, DataError, RunError
 from tests.test_cli import QUICK
 
 SETTINGS = {**parse_overrides(QUICK), "evaluation.baselines": [], "synthesis.log_every": 2}
@@ -32,7 +34,7 @@ class Recorder(RunCallback):
     def on_step(self, step):
         self.events.append((step.stage, step.step))
         if step.distilled is not None:
-            self.images.append(step.distilled().images.clone())
+            self.images.append(step.distilled().images)
 
     def on_result(self, result):
         self.events.append(("result", result.set))
@@ -41,13 +43,14 @@ class Recorder(RunCallback):
         self.events.append(("end", error))
 
 
-def distill(folder, **arguments):
+def distill(folder, out=None, callbacks_in_recipe=None, more=None, **arguments):
+    named = {} if callbacks_in_recipe is None else {"callbacks": callbacks_in_recipe}
     return rayd.distill(
         "digits",
-        out=folder / "run",
+        out=out or folder / "run",
         cache=folder / "cache",
         quiet=True,
-        settings=SETTINGS,
+        settings={**SETTINGS, **named, **(more or {})},
         **arguments,
     )
 
@@ -156,3 +159,126 @@ def test_mlflow_file_store(tmp_path):
     distill(tmp_path, callbacks=[rayd.callbacks.MLflowLogger(tracking_uri=uri)])
     runs = mlflow.search_runs(experiment_names=["rayd"])
     assert runs["metrics.synthesize/loss"].notna().all()
+
+
+def test_callbacks_by_name_in_a_recipe(tmp_path, monkeypatch):
+    """They are found by name, take arguments, change nothing, and stay when a run is resumed."""
+    (tmp_path / "own_printer.py").write_text(
+        "import rayd\n\n"
+        "class Printer(rayd.callbacks.RunCallback):\n"
+        "    def __init__(self, path):\n"
+        "        self.path = path\n"
+        "    def on_step(self, step):\n"
+        "        with open(self.path, 'a') as file:\n"
+        "            print(step.stage, step.step, file=file)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "base: digits\n"
+        f"callbacks: [csv, {{name: 'own_printer:Printer', path: {tmp_path / 'steps.txt'}}}]\n"
+    )
+    arguments = {"cache": tmp_path / "cache", "quiet": True, "settings": SETTINGS}
+    with rayd.synthesize(recipe, out=tmp_path / "run", **arguments) as steps:
+        next(steps)
+    resumed = rayd.distill(resume=tmp_path / "run", cache=tmp_path / "cache", quiet=True)
+    plain = distill(tmp_path / "plain")
+    assert torch.equal(resumed.distilled.images, plain.distilled.images)
+    assert "callbacks" not in resumed.distilled.card["config"]
+    lines = (tmp_path / "steps.txt").read_text().splitlines()
+    # the run was left before its first checkpoint, so step 2 comes twice
+    assert [line for line in lines if "synthesize" in line] == [
+        f"synthesize {step}" for step in (2, 2, 4, 6)
+    ]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert {row["stage"] for row in csv.DictReader(file)} >= {"synthesize", "result"}
+
+
+@pytest.mark.parametrize(
+    ("callback", "sentence"),
+    [
+        ("cvs", "Unknown callback 'cvs'; did you mean 'csv'"),
+        ("no_such_module:Mine", "No module named 'no_such_module'"),
+        ({"name": "csv", "file": "x"}, "Callback 'csv' cannot be created.*'file'"),
+        ({"name": "early-stopping", "patience": 0}, "'patience' of early stopping .* at least 1"),
+        ("math:pi", "Callback 'math:pi' cannot be created"),
+    ],
+)
+def test_a_callback_of_a_recipe_that_does_not_exist_is_refused(tmp_path, callback, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        distill(tmp_path, callbacks_in_recipe=[callback])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_set_is_tested_on_the_validation_split_meanwhile(tmp_path):
+    """The accuracy is one of students, and asking for it changes no byte."""
+
+    class Asks(RunCallback):
+        def on_step(self, step):
+            if step.validation_accuracy is not None:
+                found.append(step.validation_accuracy())
+
+    found = []
+    validation = {"data.validation_fraction": 0.2, "evaluation.epochs": 20}
+    asked = distill(tmp_path / "asked", callbacks=[Asks()], more=validation)
+    plain = distill(tmp_path / "plain", more=validation)
+    judged = engine_distill(
+        asked.recipe,
+        tmp_path / "judged",
+        cache=tmp_path / "other",
+        progress=Progress(quiet=True),
+        judged_on="validation",
+    )
+    ours = next(result for result in judged.report.results if result.set == "distilled")
+    assert len(found) == 3
+    assert len(set(found)) > 1
+    assert found[-1] == ours.test_accuracy.mean
+    assert torch.equal(asked.distilled.images, plain.distilled.images)
+    with pytest.raises(DataError, match=r"no validation split: set 'data\.validation_fraction'"):
+        distill(tmp_path / "none", callbacks=[Asks()])
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
+    """No accuracy rises by more than 1, so the first set tested is the best."""
+    recorder = Recorder()
+    run = distill(
+        tmp_path / "stopped",
+        callbacks=[EarlyStopping(patience=1, min_delta=1), recorder],
+        more={"data.validation_fraction": 0.2},
+        workers=workers,
+    )
+    assert [step for stage, step in recorder.events if stage == "synthesize"] == [2, 4]
+    assert torch.equal(run.distilled.images, recorder.images[0])
+    assert run.distilled.card["ended_at_step"] == 2
+    assert run.report.results
+    # the store, which other runs share, does not have it
+    whole = distill(
+        tmp_path / "stopped",
+        out=tmp_path / "stopped" / "whole",
+        more={"data.validation_fraction": 0.2},
+    )
+    assert "ended_at_step" not in whole.distilled.card
+    again = rayd.distill(resume=run.directory, cache=tmp_path / "stopped" / "cache", quiet=True)
+    assert torch.equal(again.distilled.images, run.distilled.images)
+
+
+def test_early_stopping_goes_on_while_the_accuracy_rises():
+    accuracies = iter([0.5, 0.6, 0.6, 0.7, 0.7, 0.7])
+    stopping = EarlyStopping(patience=2)
+    steps = [
+        Step(
+            stage="synthesize",
+            step=number,
+            metrics={},
+            seconds=0.0,
+            distilled=lambda number=number: f"set {number}",
+            validation_accuracy=lambda: next(accuracies),
+        )
+        for number in range(1, 7)
+    ]
+    for step in steps[:5]:
+        stopping.on_step(step)
+    with pytest.raises(EndSynthesis) as end:
+        stopping.on_step(steps[5])
+    assert (end.value.step, end.value.distilled) == (4, "set 4")

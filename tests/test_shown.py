@@ -1,10 +1,14 @@
 """Results show themselves: a line at the prompt, HTML in a notebook."""
 
+import dataclasses
+
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import rayd
 from rayd.config import parse_overrides
+from rayd.errors import ArtifactError
 from tests.test_cli import QUICK
 
 
@@ -16,7 +20,7 @@ def run(tmp_path_factory):
         out=folder / "run",
         cache=folder / "cache",
         quiet=True,
-        settings=parse_overrides(QUICK),
+        settings={**parse_overrides(QUICK), "synthesis.log_every": 2},
     )
 
 
@@ -26,6 +30,34 @@ def test_results_have_a_short_repr_and_html(run):
         assert "<" in result._repr_html_()
     assert "data:image/png;base64," in run._repr_html_()
     assert "distilled" in run.report._repr_html_()
+
+
+def test_results_draw_figures_that_notebooks_show(run):
+    for result in (run, run.report, run.distilled):
+        figure = result.plot()
+        assert isinstance(figure, Figure)
+        assert figure._repr_png_().startswith(b"\x89PNG")
+    assert "loss" in [axes.get_title() for axes in run.plot().axes]
+    bars = [label.get_text() for label in run.report.plot().axes[0].get_yticklabels()]
+    assert bars == [f"{result.set}, {result.network}" for result in run.report.results]
+
+
+def test_a_run_without_logged_steps_has_no_curves(run, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ArtifactError, match=r"no curves.*synthesis\.log_every"):
+        dataclasses.replace(run, directory=tmp_path).plot()
+
+
+def test_a_page_of_a_run_and_a_comparison(run, tmp_path):
+    assert rayd.report(run, tmp_path / "page.html") == tmp_path / "page.html"
+    assert "digits" in (tmp_path / "page.html").read_text()
+    (group,) = rayd.compare(run, run.directory).groups
+    mean = next(result for result in run.report.results if result.set == "distilled")
+    assert group.accuracies["distilled"].runs == (mean.test_accuracy.mean,) * 2
+    with pytest.raises(rayd.RaydError, match=r"rayd\.compare"):
+        rayd.compare()
+    with pytest.raises(rayd.RaydError, match="holds no"):
+        rayd.compare(tmp_path)
 
 
 def test_html_escapes_names():

@@ -145,6 +145,14 @@ def test_needs_torch_alone(ends, arguments, words):
     assert not set(SLOW) & set(end["modules"])
 
 
+def test_every_public_name_exists():
+    program = "import rayd; print([name for name in rayd.__all__ if getattr(rayd, name) is None])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
 def test_package_imports_almost_nothing():
     program = "import sys, rayd; print(sum(name.partition('.')[0] not in sys.stdlib_module_names for name in sys.modules))"
     done = subprocess.run(

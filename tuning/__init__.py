@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 from tuning.space import Domain, ResolvedSpace, Space, load, names
 
 if TYPE_CHECKING:
-    from tuning.driver import Summary, summary, sweep
+    from tuning.driver import Summary, Sweep, summary, sweep
 
-__all__ = ["Domain", "ResolvedSpace", "Space", "Summary", "load", "names", "summary", "sweep"]
+__all__ = [
+    "Domain",
+    "ResolvedSpace",
+    "Space",
+    "Summary",
+    "Sweep",
+    "load",
+    "names",
+    "summary",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import Ray Tune on first use."""
-    if name in ("Summary", "summary", "sweep"):
+    if name in ("Summary", "Sweep", "summary", "sweep"):
         return getattr(import_module("tuning.driver"), name)
     raise AttributeError(f"module 'tuning' has no attribute '{name}'")

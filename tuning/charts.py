@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from rayd.drawing import as_image, new_figure, styled
-from tuning.space import Domain, ResolvedSpace
+from tuning.space import Domain, Space
 from tuning.table import FEWEST, Row, finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRIAL = "#1f4e9c"
 OWN = "#3a8f4d"
@@ -53,31 +54,29 @@ def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
         return as_image(figure)
 
 
-def slices(resolved: ResolvedSpace, trials: Sequence[Row], best: Row | None) -> Image.Image:
+def slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
     """Draw the validation accuracy of finished trials against each setting, one subplot each."""
-    keys = list(resolved.space.domains)
+    keys = list(space.domains)
     done = finished(trials)
     across = min(COLUMNS, len(keys))
     down = ceil(len(keys) / across)
     with styled():
         figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)
-        figure.suptitle(f"{resolved.space.name}: validation accuracy of {len(done)} trials")
+        figure.suptitle(f"{space.name}: validation accuracy of {len(done)} trials")
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         for axes in grid.flat[len(keys) :]:
             axes.set_axis_off()
         for key, axes in zip(keys, grid.flat, strict=False):
-            _slice(axes, resolved, key, done, best)
+            _slice(axes, space, key, done, best)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        return as_image(figure)
+        return figure
 
 
-def _slice(
-    axes: Axes, resolved: ResolvedSpace, key: str, trials: Sequence[Row], best: Row | None
-) -> None:
+def _slice(axes: Axes, space: Space, key: str, trials: Sequence[Row], best: Row | None) -> None:
     axes.set_title(key)
     shown = [row for row in trials if key in row.settings]
-    positions = _positions(axes, resolved.space.domains[key], [row.settings[key] for row in shown])
+    positions = _positions(axes, space.domains[key], [row.settings[key] for row in shown])
     looks = {"trial": TRIAL, "the recipe's own settings": OWN, "best": BEST}
     for label, colour in looks.items():
         points = [

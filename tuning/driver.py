@@ -17,20 +17,21 @@ from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import yaml
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
-from rayd import remote
+from rayd import remote, shown
 from rayd.artifacts import read_json, write_bytes, write_json
 from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
 from rayd.data.sources import open_source
 from rayd.distilled import as_png
 from rayd.distilled import load as load_distilled
+from rayd.drawing import as_image
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled, keep_report
 from rayd.engine.on_ray.cluster import check_resources, connect, unused_gpus
@@ -41,12 +42,16 @@ from rayd.engine.rundir import check_writable
 from rayd.errors import OutputError, ResourceError, RunError
 from rayd.evaluation.report import Accuracy, Report
 from rayd.locks import LOCK, locked
+from rayd.recipes import resolve
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, study, table
 from tuning.live import Events, LiveTable, words
 from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
 from tuning.trial import SweepPlan, own_resources, resources, run, threads
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 VALIDATION = 0.2
@@ -139,6 +144,46 @@ class Summary:
                 f"{', '.join(self.pareto)}"
             )
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep."""
+
+    directory: Path
+    """Where its tables, charts and best recipe lie."""
+    space: Space
+    """What was searched."""
+    summary: Summary
+    """Its results."""
+    trials: tuple[table.Row, ...]
+    """All trials."""
+
+    @classmethod
+    def of(cls, out: str | Path, grid: tune.ResultGrid) -> Self:
+        """The sweep in a directory, with the results of `sweep`."""
+        directory = remote.local(out).resolve()
+        space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+        trials = table.rows(ResolvedSpace(space), grid, directory / "trials")
+        return cls(directory, space, summary(directory), tuple(trials))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe with the best settings, which `best.yaml` in the directory holds."""
+        return resolve(self.directory / "best.yaml")
+
+    def plot(self) -> Figure:
+        """Draw validation accuracies against each setting as a matplotlib `Figure`."""
+        return charts.slices(self.space, self.trials, table.best(self.trials))
+
+    def __repr__(self) -> str:
+        return shown.short(
+            "Sweep", self.directory, trials=self.summary.trials, best=self.summary.best
+        )
+
+    def _repr_html_(self) -> str:
+        """The summary, in a notebook."""
+        return shown.preformatted(self.summary.text())
 
 
 def _mean(runs: Sequence[float]) -> str:
@@ -538,7 +583,8 @@ def _draw(
     try:
         chart = charts.importance(shares, len(table.finished(trials)))
         write_bytes(out / "importance.png", as_png(chart))
-        write_bytes(out / "slices.png", as_png(charts.slices(resolved, trials, best)))
+        slices = charts.slices(resolved.space, trials, best)
+        write_bytes(out / "slices.png", as_png(as_image(slices)))
         if resolved.space.is_study:
             write_bytes(out / "study.png", as_png(study.chart(resolved, trials)))
     except Exception as error:
@@ -658,4 +704,4 @@ def _hyperparameters(out: Path, written: Sequence[Mapping[str, Any]], keys: Sequ
             writer.add_hparams(values, results, run_name=row["trial"])
 
 
-__all__ = ["Summary", "best_recipe", "prepare", "summary", "sweep"]
+__all__ = ["Summary", "Sweep", "best_recipe", "prepare", "summary", "sweep"]

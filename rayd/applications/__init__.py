@@ -3,4 +3,21 @@
 - `rayd.applications.ranking`: does the set rank architectures as the whole data do?
 - `rayd.applications.continual`: classes that come one group after another, with a memory of a few
   images for each class seen.
+
+`rayd.applications.ranking` and `rayd.applications.continual` are imported on first use.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rayd.applications import continual, ranking
+
+__all__ = ["continual", "ranking"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import an application on first use."""
+    if name in __all__:
+        return import_module(f"rayd.applications.{name}")
+    raise AttributeError(f"module 'rayd.applications' has no attribute '{name}'")

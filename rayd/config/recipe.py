@@ -9,6 +9,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rayd.config.base import Settings
+from rayd.config.callbacks import NamedCallback
 from rayd.config.data import DataSettings
 from rayd.config.observers import NetworkGroupSettings, NetworkSettings, ObserverSettings
 from rayd.config.ranking import RANKED, RankingSettings
@@ -185,6 +186,9 @@ class Recipe(Settings):
     """Evaluation of the synthetic set."""
     resources: ResourceSettings = ResourceSettings()
     """Where computation runs."""
+    # neither results nor cards depend on callbacks: `to_yaml` alone writes them
+    callbacks: tuple[NamedCallback, ...] = Field(default=(), exclude=True)
+    """Callbacks of the run, such as `[csv, {name: early-stopping, patience: 5}]`."""
     paper: PaperResults = ()
     """Published results, the recipe's own network first."""
     measured: tuple[MeasuredResult, ...] = ()
@@ -359,6 +363,8 @@ class Recipe(Settings):
         settings = self.model_dump(mode="json")
         published = settings.pop("paper")
         measured = settings.pop("measured")
+        if self.callbacks:
+            settings["callbacks"] = [one.model_dump(mode="json") for one in self.callbacks]
         text = yaml.safe_dump(settings, sort_keys=False, width=120)
         if not published:
             text += "paper: []\n"

@@ -16,10 +16,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rayd import devices, remote, shown
-from rayd.callbacks import Callbacks, Step
+from rayd.callbacks import Callbacks, EndSynthesis, Step
+from rayd.callbacks import build as build_callbacks
 from rayd.config import Recipe
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
@@ -55,6 +56,9 @@ from rayd.evaluation.report import Report, SetResult
 from rayd.synthetic import Storage, SyntheticSet
 from rayd.training.stored import StoredLabels
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +85,14 @@ class Run:
     def _repr_html_(self) -> str:
         """The images and the report, in a notebook."""
         return shown.distilled_html(self.distilled) + shown.report_html(self.report)
+
+    def plot(self) -> Figure:
+        """Draw the logged values of the synthesis as a matplotlib `Figure`, one subplot each.
+
+        Raises:
+            ArtifactError: nothing was logged, as where the set came from the store.
+        """
+        return shown.run_figure(self.directory)
 
 
 def distill(
@@ -119,6 +131,7 @@ def distill(
     """
     progress = progress or Progress()
     check_settings(recipe)
+    told = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
     data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
     for line in data.summary.lines() if data.summary is not None else ():
         progress.log(f"data  {line}")
@@ -137,7 +150,7 @@ def distill(
         RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
         progress.attached(directory.status),
         devices.thread_limit(devices.threads(job.recipe.resources)),
-        (callbacks or Callbacks()).around(directory.path, job.recipe) as finished,
+        told.around(directory.path, job.recipe) as finished,
     ):
         for sentence in (choice.summary, *choice.warnings):
             progress.log(sentence)
@@ -149,7 +162,7 @@ def distill(
             judged_on=judged_on,
             callback=callback,
             warm_start=warm_start,
-            callbacks=callbacks or Callbacks(),
+            callbacks=told,
         )
         finished.append(driver.run())
     return finished[0]
@@ -388,6 +401,7 @@ class _Driver:
             picture=lambda learned: self._distilled(learned, facts),
             callback=self._callback,
             callbacks=self._callbacks,
+            validation_accuracy=self._validation_accuracy,
             on_milestone=lambda fraction: self._on_milestone(learned, facts, fraction),
         )
         if blocks.foreign():
@@ -403,7 +417,10 @@ class _Driver:
         synthesis = self._synthesis
         synthesis.optimize = optimize
         on_wait = self._progress.wait_logger(synthesis.name, synthesis.noun)
-        found = synthesis.run(pool, on_wait=on_wait).get(synthesis.hash)
+        try:
+            found = synthesis.run(pool, on_wait=on_wait).get(synthesis.hash)
+        except EndSynthesis as end:
+            return self._ended_early(end)
         if found is None:
             (path,) = synthesis.paths(synthesis.hash)
             raise RunError(
@@ -440,6 +457,30 @@ class _Driver:
         distilled.save(self._directory.distilled)
         return distilled
 
+    def _ended_early(self, end: EndSynthesis) -> Distilled:
+        """Write the set of an earlier step into the run's directory, and say so on its card."""
+        distilled = end.distilled
+        distilled.card["ended_at_step"] = end.step
+        distilled.save(self._directory.distilled)
+        self._progress.log(f"synthesize: ended early, with the set of step {end.step}")
+        self._warn(distilled)
+        return distilled
+
+    def _validation_accuracy(self, distilled: Distilled) -> float:
+        """Mean validation accuracy of the recipe's students, trained in this process."""
+        began = time.monotonic()
+        recipe = self._recipe
+        # workers are busy with the synthesis
+        resources = recipe.resources.model_copy(update={"workers": 0, "address": None})
+        plain = {"baselines": (), "comparisons": ()}
+        evaluation = recipe.evaluation.model_copy(update=plain)
+        changed = recipe.model_copy(update={"resources": resources, "evaluation": evaluation})
+        job = replace(self._job, recipe=changed, data=self._job.data.judged_on_validation())
+        report = self._judge_now(distilled, job)
+        means = [result.test_accuracy.mean for result in report.results]
+        self._seconds_in_callback += time.monotonic() - began
+        return sum(means) / len(means)
+
     def _on_milestone(
         self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float
     ) -> None:
@@ -448,24 +489,28 @@ class _Driver:
         began = time.monotonic()
         now = self._distilled(learned, observers)
         self._callback.on_milestone(
-            Milestone(fraction, now, self._directory.checkpoints, lambda: self._judge_now(now))
+            Milestone(
+                fraction,
+                now,
+                self._directory.checkpoints,
+                lambda: self._judge_now(now, self._job, self._pool),
+            )
         )
         self._seconds_in_callback += time.monotonic() - began
 
-    def _judge_now(self, distilled: Distilled) -> Report:
+    def _judge_now(self, distilled: Distilled, job: Job, pool: WorkerPool | None = None) -> Report:
         """How well an unfinished set trains the recipe's students.
 
         Its labels are not stored but made online from the same seed, with the same result.
         """
-        job = self._job
-        labels = self._recipe.labels
+        labels = job.recipe.labels
         if labels.kind == "stored":
             labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
-            job = job.with_recipe(self._recipe.model_copy(update={"labels": labels}))
+            job = job.with_recipe(job.recipe.model_copy(update={"labels": labels}))
         squeeze = Squeeze(job, teachers(job.recipe))
         source = LabelSource(squeeze.results(), None, squeeze.teacher_hashes())
         with memory.explained("evaluate", job.recipe):
-            results = judge(job, distilled, Progress(quiet=True), labels=source, pool=self._pool)
+            results = judge(job, distilled, Progress(quiet=True), labels=source, pool=pool)
         counts = job.data.train.counts.tolist()
         return Report.build(job.recipe, results, distilled, {}, counts)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field
 from rich.markup import escape
@@ -34,6 +34,9 @@ from rayd.evaluation.student import StudentResult
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 from rayd.recipes import names as recipe_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FILE = "evaluation.json"
 """File name of a report."""
@@ -231,6 +234,10 @@ class Report:
     def _repr_html_(self) -> str:
         """The table, in a notebook."""
         return shown.report_html(self)
+
+    def plot(self) -> Figure:
+        """Draw the test accuracies as a matplotlib `Figure`: a bar for each set and network."""
+        return shown.report_figure(self)
 
     def to_pandas(self) -> Any:
         """A pandas `DataFrame` with a row for each set, architecture and tested epoch.

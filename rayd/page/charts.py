@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from rayd.artifacts import content_hash
@@ -28,6 +29,8 @@ MARGIN = 60
 """Height of axis and labels."""
 CURVE = (350, 200)
 """Size of a curve, in pixels."""
+ACROSS = 3
+"""Most curves beside each other in a figure."""
 MOST_CLASSES = 40
 """Most classes with a bar of their own."""
 
@@ -47,23 +50,32 @@ _STYLE = {
 def accuracies(results: Sequence[SetResult]) -> str:
     """Bars of test accuracies with the standard deviation over students."""
     with _page_style():
-        figure = new_figure(WIDTH, MARGIN + BAR * len(results))
-        axes = figure.subplots()
-        labels = [f"{result.set}, {result.network}" for result in results]
-        means = [result.test_accuracy.mean for result in results]
-        # one student has no deviation
-        deviations = [result.test_accuracy.std or 0.0 for result in results]
-        colours = [DISTILLED if result.set == "distilled" else OTHERS for result in results]
-        places = range(len(results))
-        axes.barh(places, means, xerr=deviations, color=colours, ecolor=INK, capsize=3, height=0.7)
-        for place, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
-            axes.text(mean + deviation + 0.01, place, f"{mean:.3f}", va="center")
-        axes.set_yticks(places, labels)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1.08)
-        axes.set_xlabel("test accuracy")
-        axes.grid(axis="y", visible=False)
-        return _svg(figure, f"Test accuracies of {', '.join(labels)}.")
+        labels = ", ".join(_labels(results))
+        return _svg(accuracy_figure(results), f"Test accuracies of {labels}.")
+
+
+def accuracy_figure(results: Sequence[SetResult]) -> Figure:
+    """The same as a figure; draw it inside a style."""
+    figure = new_figure(WIDTH, MARGIN + BAR * len(results))
+    axes = figure.subplots()
+    means = [result.test_accuracy.mean for result in results]
+    # one student has no deviation
+    deviations = [result.test_accuracy.std or 0.0 for result in results]
+    colours = [DISTILLED if result.set == "distilled" else OTHERS for result in results]
+    places = range(len(results))
+    axes.barh(places, means, xerr=deviations, color=colours, ecolor=INK, capsize=3, height=0.7)
+    for place, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
+        axes.text(mean + deviation + 0.01, place, f"{mean:.3f}", va="center")
+    axes.set_yticks(places, _labels(results))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    axes.set_xlabel("test accuracy")
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _labels(results: Sequence[SetResult]) -> list[str]:
+    return [f"{result.set}, {result.network}" for result in results]
 
 
 def classes(results: Sequence[SetResult], names: Sequence[str]) -> str:
@@ -105,6 +117,21 @@ def curves(points: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> li
             last = pairs[-1][1]
             drawn.append(_svg(figure, f"{name} over {unit}; the last value is {last:.4g}."))
     return drawn
+
+
+def curve_figure(points: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Figure:
+    """The same as a figure with a subplot for each quantity; draw it inside a style."""
+    across = min(ACROSS, len(points))
+    down = ceil(len(points) / across)
+    figure = new_figure(CURVE[0] * across, CURVE[1] * down)
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(points) :]:
+        axes.set_axis_off()
+    for axes, (name, pairs) in zip(grid.flat, points.items(), strict=False):
+        _line(axes, pairs)
+        axes.set_title(name)
+        axes.set_xlabel(unit)
+    return figure
 
 
 def _line(axes: Axes, pairs: Sequence[tuple[float, float]]) -> None:

@@ -172,6 +172,11 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
             yield content
 
 
+def series(directory: Path) -> dict[str, list[tuple[float, float]]]:
+    """Logged values of a run's synthesis over its steps, by name; empty where none was logged."""
+    return _series(list(_logged(directory / METRICS))).get("synthesize", {})
+
+
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Values over steps, by stage and name; a quantity that does not vary has no curve."""
     found: dict[str, dict[str, dict[float, float]]] = {}

@@ -2,6 +2,7 @@
 
 import pytest
 
+import rayd
 from rayd.applications.ranking import SMALL, chart, rankings, text
 from rayd.config import NetworkSettings
 from rayd.data import ImageShape
@@ -34,6 +35,11 @@ def test_rank_correlations_by_hand():
     assert random.spearman == pytest.approx(-1)
     assert "distilled         4    +0.800   +0.667" in text([ours, random])
     assert chart([ours, random]).size == (640, 400)
+
+
+def test_applications_are_reached_from_the_package():
+    assert rayd.applications.ranking.rankings is rankings
+    assert callable(rayd.applications.continual.learn)
 
 
 def test_equal_accuracies_have_no_order():

@@ -17,10 +17,10 @@ from rayd.engine.distill import distill
 from rayd.engine.pool import LocalPool, WorkerInfo
 from rayd.engine.progress import Progress, StageProgress
 from rayd.engine.status import Status, StatusFile, status
-from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.locks import is_locked, locked
 from tests.conftest import tiny
+from tests.faults import stopping
 
 QUIET = Progress(quiet=True)
 NO_STUDENTS = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
@@ -43,13 +43,10 @@ def test_a_finished_run(tmp_path):
     assert "--resume" not in found.text()
 
 
-def test_a_run_that_failed_says_how(tmp_path, monkeypatch):
-    def fail(*_: object) -> None:
-        raise RunError("The loss is not finite.")
-
-    monkeypatch.setattr(Synthesizer, "_one_step", fail)
+def test_a_run_that_failed_says_how(tmp_path):
+    fail = stopping(RunError("The loss is not finite."))
     with pytest.raises(RunError):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
+        distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET, callbacks=fail)
     found = status(tmp_path / "run")
     assert (found.state, found.stage, found.error) == (
         "failed",
@@ -59,13 +56,15 @@ def test_a_run_that_failed_says_how(tmp_path, monkeypatch):
     assert found.text().splitlines()[-1] == f"continue rayd distill --resume {tmp_path / 'run'}"
 
 
-def test_a_run_that_was_interrupted_says_so_and_how_to_continue(tmp_path, monkeypatch):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupt)
+def test_a_run_that_was_interrupted_says_so_and_how_to_continue(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        distill(tiny(**NO_STUDENTS), tmp_path / "run", cache=tmp_path / "my cache", progress=QUIET)
+        distill(
+            tiny(**NO_STUDENTS),
+            tmp_path / "run",
+            cache=tmp_path / "my cache",
+            progress=QUIET,
+            callbacks=stopping(KeyboardInterrupt()),
+        )
     found = status(tmp_path / "run")
     assert (found.state, found.error) == ("interrupted", None)
     assert (
@@ -75,17 +74,15 @@ def test_a_run_that_was_interrupted_says_so_and_how_to_continue(tmp_path, monkey
     assert found.text().splitlines()[-1] == f"continue {found.command}"
 
 
-def test_a_trial_is_continued_by_its_sweep(tmp_path, monkeypatch):
+def test_a_trial_is_continued_by_its_sweep(tmp_path):
     """By hand its students would see the test split."""
-    monkeypatch.setattr(
-        Synthesizer, "_one_step", lambda *_: (_ for _ in ()).throw(RunError("stopped"))
-    )
     with pytest.raises(RunError):
         distill(
             tiny(data={"validation_fraction": 0.2}, **NO_STUDENTS),
             tmp_path,
             progress=QUIET,
             judged_on="validation",
+            callbacks=stopping(RunError("stopped")),
         )
     assert status(tmp_path).command is None
     assert "rayd distill" not in status(tmp_path).text()

@@ -21,12 +21,12 @@ from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.stages import measure
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Synthesizer
 from rayd.recipes import assemble
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
 from tests.engine.test_decoupled import edc
 from tests.engine.test_distill import bytes_of
+from tests.faults import stopping
 
 QUIET = Progress(quiet=True)
 
@@ -133,21 +133,16 @@ def test_what_one_form_made_serves_the_other(
     ]
 
 
-def test_an_interrupted_run_goes_on_in_the_other_form(
-    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_in_the_other_form(tmp_path: Path, root: Path) -> None:
     distill(recipe("sampled", False), tmp_path / "whole", data_root=root, progress=QUIET)
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict:
-        if self._step == 7:
-            raise KeyboardInterrupt
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        distill(recipe("sampled", False), tmp_path / "cut", data_root=root, progress=QUIET)
-    monkeypatch.setattr(Synthesizer, "_one_step", one_step)
+        distill(
+            recipe("sampled", False),
+            tmp_path / "cut",
+            data_root=root,
+            progress=QUIET,
+            callbacks=stopping(KeyboardInterrupt(), 7),
+        )
     distill(recipe("sampled", True), tmp_path / "cut", data_root=root, resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

@@ -11,10 +11,11 @@ import pytest
 
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
-from rayd.engine.synthesize import Synthesizer
 from rayd.engine.work_queue import lock_all, run_once
+from rayd.errors import RunError
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
+from tests.faults import stopping
 
 QUIET = Progress(quiet=True)
 
@@ -158,17 +159,19 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
 
 
 @pytest.mark.shared_synthesis
-def test_runs_with_the_same_set_share_it(tmp_path, monkeypatch):
+def test_runs_with_the_same_set_share_it(tmp_path):
     """Also with other students; its bytes, and its card, are those of the run that made it."""
     first = distill(tiny(), tmp_path / "first", progress=QUIET)
-    monkeypatch.setattr(Synthesizer, "_one_step", None)
-    monkeypatch.setattr("rayd.engine.observers.Observers.measure", None)
+    stop = stopping(RunError("synthesized again"))
     second = distill(
-        tiny(evaluation={"epochs": 3, "baselines": []}), tmp_path / "second", progress=QUIET
+        tiny(evaluation={"epochs": 3, "baselines": []}),
+        tmp_path / "second",
+        progress=QUIET,
+        callbacks=stop,
     )
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
     assert {**first.distilled.card, "config": 0} == {**second.distilled.card, "config": 0}
     assert second.distilled.card["config"]["evaluation"]["epochs"] == 3
     assert second.synthesis_seconds == first.synthesis_seconds > 0
-    with pytest.raises(TypeError):
-        distill(tiny(seed=1), tmp_path / "third", progress=QUIET)
+    with pytest.raises(RunError, match="synthesized again"):
+        distill(tiny(seed=1), tmp_path / "third", progress=QUIET, callbacks=stop)

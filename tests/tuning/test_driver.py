@@ -195,6 +195,29 @@ def test_a_sweep_leaves_what_it_promises(finished):
     assert "/" not in "".join(found.settings)
 
 
+def test_a_sweep_from_python(finished, tmp_path):
+    """A copy of a finished sweep is continued, and so only read."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    sweep = rayd.tune(
+        FINISHED,
+        out=out,
+        cache=finished[0].parent / "cache",
+        data_root=finished[0].parent,
+        resume=True,
+        quiet=True,
+    )
+    assert sweep.summary == tuning.summary(out)
+    assert [row.status for row in sweep.trials] == ["finished"] * 3
+    assert sweep.recipe.ipc == sweep.summary.settings["ipc"]
+    assert [axes.get_title() for axes in sweep.plot().axes] == ["ipc"]
+    assert len(repr(sweep)) < 200
+    with pytest.raises(OutputError, match="resume=True"):
+        rayd.tune(FINISHED, out=out, quiet=True)
+    with pytest.raises(rayd.RaydError, match=r"did you mean 'ipc'"):
+        rayd.tune("edc-digits", out=tmp_path / "other", ipcc=5)
+
+
 @pytest.mark.parametrize(
     ("seed", "arguments", "message"),
     [

@@ -7,6 +7,7 @@ callbacks and pictures along the way.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class Blocks:
         picture: makes a distilled set of the current one, for its contact sheet.
         callback: when to pause.
         callbacks: told of every logged step.
+        validation_accuracy: trains students on an unfinished set and tests them.
         on_milestone: called at each pause with the share of the steps that is done.
     """
 
@@ -73,6 +75,7 @@ class Blocks:
         picture: Callable[[SyntheticSet], Distilled],
         callback: Callback | None,
         callbacks: Callbacks,
+        validation_accuracy: Callable[[Distilled], float],
         on_milestone: Callable[[float], None],
     ):
         recipe = job.recipe
@@ -85,6 +88,7 @@ class Blocks:
         self._picture = picture
         self._on_milestone = on_milestone
         self._callbacks = callbacks
+        self._validation_accuracy = validation_accuracy
         self._steps = settings.steps
         self._parts = synthetic.blocks(learned.samples, settings.block, settings.order)
         count = len(self._parts)
@@ -236,7 +240,7 @@ class Blocks:
                 if event.terms:
                     step = block * steps + event.step
                     self._log.step("synthesize", step, event.seconds, event.terms)
-                    self._tell(step, event, lambda: self._picture(self._learned))
+                    self._tell(step, event, self._copy)
                 shown.update(sum(reached), terms=event.terms or None)
             if end < steps:
                 self._on_milestone(end / steps)
@@ -244,12 +248,23 @@ class Blocks:
     def _now(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
         """The set with a block as it is after a step."""
         self._put(task.block, synthesizer.call("state", task, step))
-        return self._picture(self._learned)
+        return self._copy()
+
+    def _copy(self) -> Distilled:
+        """The set as it is now, which later steps leave alone."""
+        return self._picture(copy.deepcopy(self._learned))
 
     def _tell(self, step: int, line: Logged, distilled: Callable[[], Distilled]) -> None:
         """Tell callbacks of a logged step."""
         if line.terms:
-            told = Step("synthesize", step, line.terms, line.seconds, distilled)
+            told = Step(
+                stage="synthesize",
+                step=step,
+                metrics=line.terms,
+                seconds=line.seconds,
+                distilled=distilled,
+                validation_accuracy=lambda: self._validation_accuracy(distilled()),
+            )
             self._callbacks.call("on_step", told)
 
     def _put(self, block: int, state: State) -> None:

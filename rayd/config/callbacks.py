@@ -1,0 +1,28 @@
+"""Settings of callbacks that a recipe names."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, ConfigDict
+
+from rayd.config.base import Settings
+
+
+class CallbackSettings(Settings):
+    """A callback by name, with its arguments; a bare name takes their defaults."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """`csv`, `early-stopping`, `mlflow` or `wandb`, that of an entry point, or
+    `package.module:Name`.
+    """
+
+
+def _from_name(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NamedCallback = Annotated[CallbackSettings, BeforeValidator(_from_name)]
+"""A callback, or its bare name."""
