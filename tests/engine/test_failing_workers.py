@@ -112,6 +112,18 @@ def test_a_task_that_runs_out_of_memory_is_tried_once_more(workers, tmp_path):
     assert [event for _, event in events] == list(range(6))
 
 
+def test_status_says_how_long_a_worker_has_been_silent(workers, tmp_path):
+    assert [info.busy for info in workers.workers()] == [None] * len(workers.workers())
+    events = workers.stream("stream_and_fail_once", [(tmp_path, 1)])
+    next(events)
+    time.sleep(0.2)
+    silent = [info.busy for info in workers.workers() if info.busy is not None]
+    assert len(silent) == 1
+    assert silent[0] >= 0.2
+    list(events)
+    assert [info.busy for info in workers.workers()] == [None] * len(workers.workers())
+
+
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_restarted(workers, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(on_ray, "HANG_LIMIT", 3.0)
