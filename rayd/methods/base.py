@@ -294,26 +294,37 @@ class Method(ABC):
         queue = self.recipe.observers.model_pool
         return self.recipe.observers.trained or (queue is not None and queue.source == "real")
 
-    @property
+    @cached_property
     def groups(self) -> tuple[NetworkGroup, ...]:
         """The groups of networks that terms are computed in, in a stable order."""
-        active = {self.group_of(term) for term in self.terms}
-        return tuple(group for group in NETWORK_GROUPS if group in active)
+        return tuple(group for group in NETWORK_GROUPS if self._terms[group])
+
+    @cached_property
+    def _terms(self) -> dict[NetworkGroup, tuple[Term, ...]]:
+        """The terms of each group; every step of the synthesis asks for them."""
+        return {
+            group: tuple(term for term in self.terms if self.group_of(term) == group)
+            for group in NETWORK_GROUPS
+        }
 
     def terms_of(self, group: NetworkGroup) -> tuple[Term, ...]:
         """The terms that are computed in one group of networks."""
-        return tuple(term for term in self.terms if self.group_of(term) == group)
+        return self._terms[group]
 
     def specs(self, group: NetworkGroup = "observers") -> tuple[StatisticSpec, ...]:
         """Statistics of the real data that the terms of a group spec, each once, in a stable
         order.
         """
-        return tuple(
-            sorted(
-                {spec for term in self.terms_of(group) for spec in term.specs},
-                key=lambda spec: spec.key,
-            )
-        )
+        return self._specs[group]
+
+    @cached_property
+    def _specs(self) -> dict[NetworkGroup, tuple[StatisticSpec, ...]]:
+        """The statistics of each group; every step of the synthesis asks for them."""
+        found = {}
+        for group in NETWORK_GROUPS:
+            specs = {spec for term in self.terms_of(group) for spec in term.specs}
+            found[group] = tuple(sorted(specs, key=lambda spec: spec.key))
+        return found
 
     def needs_batch(self, group: NetworkGroup = "observers") -> bool:
         """Whether the terms of a group spec real mini-batches themselves."""

@@ -47,8 +47,9 @@ class StatisticTerm(Term):
         import torch
 
         layers = self.layers()
-        theirs = real[self.spec][layers]
-        ours = self.spec.of(seen, labels, real[self.spec])[layers]
+        spec = self.spec
+        theirs = real[spec][layers]
+        ours = spec.of(seen, labels, real[spec])[layers]
         distances = [self.distance(one, other) for one, other in zip(theirs, ours, strict=True)]
         # zero, with a graph, for a network that has none of the layers
         return torch.stack(distances).sum() if distances else seen.logits.sum() * 0
