@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rayd import (
+        analyses,
         applications,
         methods,
         networks,
@@ -49,6 +50,7 @@ __all__ = [
     "Report",
     "Run",
     "__version__",
+    "analyses",
     "applications",
     "callbacks",
     "compare",
@@ -71,6 +73,7 @@ __all__ = [
 
 _MODULES = frozenset(
     {
+        "analyses",
         "applications",
         "callbacks",
         "methods",

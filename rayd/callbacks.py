@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 HOOKS = ("on_run_start", "on_stage", "on_step", "on_result", "on_run_end")
 """Methods that a callback may have."""
+SNAPSHOTS = "snapshots"
+"""Folder of a run with sets of earlier steps."""
 
 
 class StopRun(Exception):  # noqa: N818
@@ -228,6 +230,40 @@ class EarlyStopping(RunCallback):
             raise EndSynthesis(distilled, best_step)
 
 
+class Snapshots(RunCallback):
+    """Keeps the set as it is during the synthesis, in `snapshots/step-<step>` of the run.
+
+    `rayd analyse DIR steps` draws the accuracy over the steps from them.
+
+    Args:
+        every: logged steps (`synthesis.log_every`) from one set to the next.
+
+    Raises:
+        ConfigError: the number is below 1.
+    """
+
+    def __init__(self, every: int = 1):
+        if every < 1:
+            raise ConfigError(f"'every' of snapshots must be at least 1. Got {every} instead.")
+        self._every = every
+        self._folder: Path | None = None
+        self._logged = 0
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Count from the first logged step on."""
+        self._folder = Path(directory) / SNAPSHOTS
+        self._logged = 0
+
+    def on_step(self, step: Step) -> None:
+        """Keep the set of every so many logged steps."""
+        if step.distilled is None or self._folder is None:
+            return
+        self._logged += 1
+        if self._logged % self._every == 0:
+            # steps that are repeated after a resume replace the earlier ones
+            step.distilled().save(self._folder / f"step-{step.step:08d}", overwrite=True)
+
+
 class CSVLogger(RunCallback):
     """Writes a line for each logged value: stage, step, name, value.
 
@@ -344,6 +380,7 @@ READY: Mapping[str, type[RunCallback]] = {
     "csv": CSVLogger,
     "early-stopping": EarlyStopping,
     "mlflow": MLflowLogger,
+    "snapshots": Snapshots,
     "wandb": WandbLogger,
 }
 """Callbacks by the names that recipes use."""

@@ -341,6 +341,15 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         )
 
     @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Tensors of the parameterisation by name, such as `left`, `right` and `bases` of low-rank
+        images; images and labels of others.
+        """
+        if self._form is not None:
+            return dict(self._form[1])
+        return {"images": self.images, "labels": self.labels}
+
+    @property
     def step_size(self) -> float | None:
         """Learned step size; None if there is none."""
         learned = self.card.get("step_size")
@@ -412,9 +421,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {_STATE + name: value for name, value in self.normalization.state().items()}
-        if self._form is not None:
-            return {**self._form[1], **state}
-        return {"images": self.images, "labels": self.labels, **state}
+        return {**self.parameters, **state}
 
     def _stored(self) -> Storage:
         tensors = self._tensors()

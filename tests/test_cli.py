@@ -378,7 +378,7 @@ def test_a_run_needs_a_directory_whose_name_is_text(capsys, tmp_path, name):
 
 INTERRUPTED = """
 import time
-from rayd import cli
+from rayd.cli import program
 def command(_):
     try:
         print("ready", flush=True)
@@ -386,8 +386,8 @@ def command(_):
     finally:
         print("cleaning up", flush=True)
         time.sleep(60)
-cli.app = command
-cli.main([])
+program.app = command
+program.main([])
 """
 
 

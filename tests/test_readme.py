@@ -10,6 +10,7 @@ import pytest
 
 import rayd
 from rayd.networks import names
+from rayd.results import __main__ as tables
 from rayd.results.__main__ import BEGIN, END, updated
 
 TOP = Path(__file__).parents[1]
@@ -68,7 +69,8 @@ def test_results_of_the_readme_are_those_of_the_full_table():
     rows = re.findall(r"^\| [^|`]*\| `([\w-]+)` \|(.*)\|$", README, re.MULTILINE)
     assert len(rows) == 6
     for name, cells in rows:
-        (full,) = re.findall(rf"^\| `{name}` \|(.*)\|$", RESULTS, re.MULTILINE)
+        # the first table; one of scores may follow
+        full = re.findall(rf"^\| `{name}` \|(.*)\|$", RESULTS, re.MULTILINE)[0]
         _, paper, ours, random, *_ = (cell.strip() for cell in full.split("|"))
         assert [cell.strip() for cell in cells.split("|")] == [paper, ours, random]
 
@@ -92,6 +94,39 @@ def test_table_of_results_names_settings_and_keeps_the_rest_of_the_page():
     assert "old" not in page.splitlines()
     with pytest.raises(ValueError, match="must hold"):
         updated("no marks")
+
+
+def test_scores_of_results_make_a_second_table(monkeypatch):
+    common = {
+        "accuracy": 0.936,
+        "random": 0.892,
+        "seeds": "distillation 0",
+        "command": "rayd distill digits",
+        "commit": "0",
+        "hardware": "a machine",
+        "seconds": 1,
+    }
+    plain = {**common, "ior": 0.044, "ior_std": 0.01, "hlr": 0.04, "lrs": 0.27}
+    soft = {
+        **plain,
+        "equal_storage": 0.919,
+        "hard_labels": 0.848,
+        "random_hard_labels": 0.737,
+        "whole_hard_labels": 0.994,
+        "hlr": 0.146,
+    }
+    monkeypatch.setattr(tables, "entries", lambda: {"digits": [common, plain, soft]})
+    lines = updated(f"{BEGIN}\n{END}").splitlines()
+    start = lines.index(
+        "| recipe | labels | distilled | random | equal storage | whole | IOR | HLR | LRS |"
+    )
+    assert lines[start + 2 : -1] == [
+        "| `digits` | hard | 0.936 | 0.892 |  |  | +0.044 ± 0.010 | +0.040 | 0.270 |",
+        "| `digits` | soft | 0.936 | 0.892 | 0.919 |  | +0.044 ± 0.010 | +0.146 | 0.270 |",
+        "|  | hard | 0.848 | 0.737 |  | 0.994 | +0.111 |  |  |",
+    ]
+    monkeypatch.setattr(tables, "entries", lambda: {"digits": [common]})
+    assert "labels" not in updated(f"{BEGIN}\n{END}")
 
 
 @pytest.mark.slow

@@ -3,17 +3,18 @@
 - `rayd.applications.ranking`: does the set rank architectures as the whole data do?
 - `rayd.applications.continual`: classes that come one group after another, with a memory of a few
   images for each class seen.
+- `rayd.applications.slimming`: which channels of a network can be pruned, without the real data?
 
-`rayd.applications.ranking` and `rayd.applications.continual` are imported on first use.
+They are imported on first use.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rayd.applications import continual, ranking
+    from rayd.applications import continual, ranking, slimming
 
-__all__ = ["continual", "ranking"]
+__all__ = ["continual", "ranking", "slimming"]
 
 
 def __getattr__(name: str) -> Any:

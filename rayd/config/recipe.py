@@ -122,9 +122,27 @@ class MeasuredResult(Settings):
     std: float | None = Field(default=None, ge=0, le=1)
     """Standard deviation over `seeds`."""
     random: float | None = Field(default=None, ge=0, le=1)
-    """Test accuracy of random images under the same protocol."""
+    """Test accuracy of random images under the same protocol and labels."""
     whole: float | None = Field(default=None, ge=0, le=1)
     """Test accuracy of the whole training set under the same protocol."""
+    hard_labels: float | None = Field(default=None, ge=0, le=1)
+    """Test accuracy of the distilled set under hard labels, where the protocol's are soft."""
+    random_hard_labels: float | None = Field(default=None, ge=0, le=1)
+    """Test accuracy of random images under hard labels, where the protocol's are soft."""
+    whole_hard_labels: float | None = Field(default=None, ge=0, le=1)
+    """Test accuracy of the whole set under hard labels, where the protocol's are soft."""
+    equal_storage: float | None = Field(default=None, ge=0, le=1)
+    """Test accuracy of random real images that take as many bytes as the distilled set."""
+    ior: float | None = Field(default=None, ge=-1, le=1)
+    """Improvement over random images under the same labels."""
+    ior_std: float | None = Field(default=None, ge=0, le=2)
+    """Standard deviation of `ior` over distillations."""
+    hlr: float | None = Field(default=None, ge=-1, le=1)
+    """Whole set above the distilled one, both under hard labels."""
+    hlr_std: float | None = Field(default=None, ge=0, le=2)
+    """Standard deviation of `hlr` over distillations."""
+    lrs: float | None = Field(default=None, ge=0, le=1)
+    """Label-robust score with w = 0.5."""
     seeds: str
     """Seeds of distillation and students."""
     command: str

@@ -20,7 +20,17 @@ from rayd.evaluation.matrix import words_of
 from rayd.evaluation.report import Report, SetResult
 from rayd.evaluation.scores import Scores, label_robust_score
 from rayd.evaluation.table import wrapped
-from rayd.evaluation.variants import DISTILLED
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
+
+_MEASURED = {
+    "random": "random",
+    "whole": "whole",
+    f"{DISTILLED}, hard labels": "hard_labels",
+    "random, hard labels": "random_hard_labels",
+    "whole, hard labels": "whole_hard_labels",
+    EQUAL_STORAGE: "equal_storage",
+}
+"""Fields of a measured result by the name of the training set."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,23 @@ class Group:
         """Recipe and architecture, with the settings that differ."""
         others = f", other {', '.join(self.departures)}" if self.departures else ""
         return f"{self.recipe} with {self.network}{others}"
+
+    def measured(self) -> dict[str, float]:
+        """Accuracies and scores as fields of `rayd.config.MeasuredResult`, to three digits.
+
+        What was not evaluated is missing. The deviation of the accuracy is that over distillations,
+        or over students for a single distillation.
+        """
+        ours = self.accuracies[DISTILLED]
+        found = {"accuracy": ours.mean, "std": ours.students if ours.std is None else ours.std}
+        for name, field in _MEASURED.items():
+            if name in self.accuracies:
+                found[field] = self.accuracies[name].mean
+        for name, spread in self.scores.items():
+            found[name.lower()] = spread.mean
+            if name != "LRS":
+                found[f"{name.lower()}_std"] = spread.std
+        return {field: round(value, 3) for field, value in found.items() if value is not None}
 
     def lines(self) -> list[str]:
         """Format as lines of at most 80 characters."""

@@ -65,11 +65,17 @@ def _published(results: list[PaperResult]) -> Iterator[str]:
 
 def _measured(result: MeasuredResult) -> str:
     """The line of a result of this code."""
-    beside = [
-        f"{name} {value:.3f}"
-        for name, value in (("random images", result.random), ("whole set", result.whole))
-        if value is not None
-    ]
+    others = {
+        "random images": result.random,
+        "whole set": result.whole,
+        "with hard labels": result.hard_labels,
+        "random images of as many bytes": result.equal_storage,
+    }
+    beside = [f"{name} {value:.3f}" for name, value in others.items() if value is not None]
+    gaps = {"IOR": result.ior, "HLR": result.hlr}
+    beside += [f"{name} {value:+.3f}" for name, value in gaps.items() if value is not None]
+    if result.lrs is not None:
+        beside.append(f"LRS {result.lrs:.3f}")
     words = "; ".join([*beside, result.seeds, result.command])
     return f"{_accuracy(result.accuracy, result.std):<15}{words}"
 

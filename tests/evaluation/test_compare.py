@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from rayd.artifacts import write_json
+from rayd.config import MeasuredResult
 from rayd.engine.evaluate import keep_chart
 from rayd.errors import ArtifactError
 from rayd.evaluation.compare import compare
 from rayd.evaluation.report import Report
+from rayd.evaluation.scores import label_robust_score
 from rayd.evaluation.variants import Variant
 from tests.evaluation.test_report import build, distilled, recipe, student
 from tests.test_cli import run
@@ -43,6 +45,27 @@ def test_deviations_over_distillations_and_over_students(tmp_path):
     assert "dm-digits with convnet (2 distillations, 2 students each)" in text
     assert "0.800 ± 0.071   ± 0.071 over students" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_group_gives_the_fields_of_a_measured_result(tmp_path):
+    paths = [kept(tmp_path / "a", 0, (0.8, 0.9)), kept(tmp_path / "b", 1, (0.7, 0.8))]
+    found = compare(paths).groups[0].measured()
+    result = MeasuredResult(
+        **found, seeds="0 1", command="rayd distill", commit="0", hardware="a machine", seconds=1
+    )
+    assert (result.accuracy, result.std) == (0.8, 0.071)
+    assert (result.random, result.whole) == (0.5, 0.95)
+    assert (result.ior, result.hlr, result.hard_labels) == (0.3, 0.15, None)
+    assert result.ior_std == result.hlr_std == 0.071
+    assert result.lrs == pytest.approx(label_robust_score(0.3, 0.15), abs=1e-3)
+
+
+def test_soft_labels_are_measured_beside_hard_ones(tmp_path):
+    write_json(tmp_path / "evaluation.json", several().to_json())
+    write_json(tmp_path / "distilled" / "card.json", {"seed": 0})
+    found = compare([tmp_path]).groups[0].measured()
+    assert (found["accuracy"], found["hard_labels"]) == (0.6, 0.4)
+    assert (found["random"], found["random_hard_labels"]) == (0.7, 0.5)
 
 
 def test_other_settings_are_another_group_paired_by_seed(tmp_path):

@@ -10,6 +10,7 @@ from rayd import methods, recipes, results
 from rayd.citations import citations
 from rayd.config import MeasuredResult, Recipe, packaged_yaml
 from rayd.errors import ConfigError
+from rayd.evaluation.scores import label_robust_score
 from rayd.networks import registry
 
 CELL = re.compile(
@@ -150,6 +151,18 @@ def test_results_are_of_recipes_and_whole():
         measured = recipes.resolve(name).measured
         assert [MeasuredResult(**entry) for entry in entries] == list(measured), name
         assert all(name in entry.command for entry in measured), name
+
+
+def test_scores_of_results_agree_with_their_accuracies():
+    for name, entries in results.entries().items():
+        for entry in entries:
+            if {"ior", "random"} <= entry.keys():
+                assert entry["ior"] == pytest.approx(
+                    entry["accuracy"] - entry["random"], abs=2e-3
+                ), name
+            if {"ior", "hlr", "lrs"} <= entry.keys():
+                lrs = label_robust_score(entry["ior"], entry["hlr"])
+                assert entry["lrs"] == pytest.approx(lrs, abs=2e-3), name
 
 
 def test_a_table_has_the_results_of_its_cells():

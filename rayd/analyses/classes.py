@@ -1,0 +1,134 @@
+"""Class by class: what a distilled set gains over random images, and where it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from rayd.analyses.base import PALETTE, Analysis, Subject
+from rayd.errors import ArtifactError
+from rayd.evaluation.report import Report, SetResult
+from rayd.evaluation.variants import DISTILLED
+
+SHOWN = 40
+"""Most classes that are drawn: of more, those of the largest gain and loss."""
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """Accuracies of one class."""
+
+    name: str
+    """Name of the class."""
+    distilled: float
+    """Test accuracy of the class, trained on the distilled set."""
+    baseline: float
+    """The same, trained on the baseline."""
+
+    @property
+    def gain(self) -> float:
+        """Difference of the two."""
+        return self.distilled - self.baseline
+
+
+def gains(
+    report: Report, names: Sequence[str], baseline: str = "random", network: str | None = None
+) -> list[ClassGain]:
+    """Accuracies of every class with test images, on the distilled set and on a baseline.
+
+    Args:
+        report: the evaluation.
+        names: one per class, in label order.
+        baseline: set that is compared with.
+        network: label of the architecture; by default the first of the report.
+
+    Raises:
+        ArtifactError: the report lacks one of the two sets.
+    """
+    network = network or report.results[0].network
+    ours = _first(report, DISTILLED, network, None)
+    theirs = None if ours is None else _first(report, baseline, network, ours.label_kind)
+    if ours is None or theirs is None:
+        missing = DISTILLED if ours is None else baseline
+        raise ArtifactError(
+            f"The report holds no accuracies of {network} on the set '{missing}'; 'rayd evaluate' "
+            f"with evaluation.baselines=[{baseline}] adds them."
+        )
+    rows = zip(names, ours.per_class, theirs.per_class, strict=True)
+    return [
+        ClassGain(name, distilled, other)
+        for name, distilled, other in rows
+        if distilled is not None and other is not None
+    ]
+
+
+def analyse(subject: Subject) -> Analysis:
+    """Draw the gain of every class over random images, or over the baseline `how`."""
+    if subject.report is None:
+        raise ArtifactError(
+            f"'{subject.directory}' holds no evaluation.json; 'rayd evaluate {subject.directory}' "
+            "writes one."
+        )
+    baseline = subject.options.how or "random"
+    network = subject.network.label if subject.options.network is not None else None
+    found = gains(subject.report, subject.distilled.class_names, baseline, network)
+    network = network or subject.report.results[0].network
+    ordered = sorted(found, key=lambda one: -one.gain)
+    width = min(24, max(len(one.name) for one in ordered))
+    lines = [f"{'class':<{width}}  distilled  {baseline:>9}    gain"]
+    for one in _ends(ordered, 20):
+        values = f"{one.distilled:>9.3f}  {one.baseline:>9.3f}  {one.gain:>+6.3f}"
+        lines.append(f"{one.name[:width]:<{width}}  {values}")
+    losing = sum(one.gain < 0 for one in found)
+    lines.append(f"{losing} of {len(found)} classes lose")
+    return Analysis(
+        name="classes",
+        title=f"Gain by class: {subject.title}",
+        explanation=(
+            f"Test accuracy of {network} on every class, trained on the distilled set, above that "
+            f"trained on '{baseline}' under the same labels."
+        ),
+        picture=chart(_ends(ordered, SHOWN), baseline, subject.title),
+        lines=tuple(lines),
+        numbers={"classes": [{**vars(one), "gain": one.gain} for one in found]},
+    )
+
+
+def chart(found: Sequence[ClassGain], baseline: str = "random", title: str = "") -> Image.Image:
+    """Draw gains as bars, in the given order."""
+    from rayd.drawing import as_image, new_figure, styled
+
+    with styled():
+        figure = new_figure(620, 90 + 24 * len(found))
+        axes = figure.subplots()
+        colours = [PALETTE[0] if one.gain >= 0 else PALETTE[1] for one in found]
+        bars = axes.barh(range(len(found)), [one.gain for one in found], color=colours)
+        axes.bar_label(bars, fmt="{:+.3f}", padding=3)
+        axes.set_yticks(range(len(found)), [one.name for one in found])
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.axvline(0, color="#444444", linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(f"test accuracy above '{baseline}'")
+        axes.set_title(title)
+        return as_image(figure)
+
+
+def _first(report: Report, name: str, network: str, labels: str | None) -> SetResult | None:
+    """The first result on a set; under labels of a kind, where the set has such a result."""
+    of_set = [
+        one
+        for one in report.results
+        if one.set == name and one.network == network and one.augmented
+    ]
+    same = [one for one in of_set if labels is None or one.label_kind == labels]
+    return next(iter(same or of_set), None)
+
+
+def _ends(ordered: Sequence[ClassGain], most: int) -> list[ClassGain]:
+    """The first and the last of a long list."""
+    if len(ordered) <= most:
+        return list(ordered)
+    return [*ordered[: most // 2], *ordered[-(most - most // 2) :]]

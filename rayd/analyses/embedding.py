@@ -1,0 +1,205 @@
+"""Features of real and synthetic images in the plane: do synthetic ones lie where real ones do?
+
+Features are the input of the classifier of a network that was trained on real images. Distances in
+a t-SNE or UMAP picture are those between neighbours alone; how far apart groups lie means nothing.
+Beside the picture stands a number that does not depend on it: the share of real images whose
+nearest synthetic image, in feature space, is of their class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rayd.analyses.base import PALETTE, Analysis, Subject
+from rayd.data.images import ImageShape
+from rayd.errors import ConfigError, unknown
+from rayd.networks import FeatureExtractor, LayerRole
+
+METHODS = ("tsne", "umap", "pca")
+"""Ways to embed; `umap` needs the package umap-learn."""
+SHOWN = 10
+"""Most classes that are drawn."""
+
+
+@torch.no_grad()
+def features(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
+    """Inputs of a network's classifier.
+
+    Args:
+        network: any module with a linear classifier; used in its present mode.
+        images: network input (n, C, H, W).
+        batch_size: images of a forward pass.
+
+    Returns:
+        (n, d), float32 on the CPU.
+
+    Raises:
+        ConfigError: the network has no linear layer.
+    """
+    extractor = FeatureExtractor(network, {LayerRole.FEATURES}, ImageShape(*images.shape[1:]))
+    device = next(network.parameters()).device
+    parts = []
+    for part in torch.split(images, batch_size):
+        (found,) = extractor(part.to(device)).layers[LayerRole.FEATURES]
+        parts.append(found.float().cpu())
+    return torch.cat(parts)
+
+
+def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
+    """Embed points in the plane.
+
+    Args:
+        points: (n, d), at least three.
+        how: `tsne` (scikit-learn), `umap` (umap-learn) or `pca`.
+        seed: of the embedding's draws.
+
+    Returns:
+        (n, 2), float32.
+
+    Raises:
+        ConfigError: the method is unknown, its package is missing, or there are too few points.
+    """
+    if how not in METHODS:
+        raise ConfigError(unknown("embedding", how, list(METHODS)))
+    if len(points) < 3:
+        raise ConfigError(f"An embedding needs at least 3 points. Got {len(points)}.")
+    values = points.double().numpy()
+    if how == "umap":
+        return _tensor(_umap(values, seed))
+    from sklearn.decomposition import PCA
+
+    # distances of the leading components are close to all and cost a fraction
+    leading = min(50, *values.shape)
+    reduced = PCA(leading, random_state=seed).fit_transform(values)
+    if how == "pca":
+        return _tensor(reduced[:, :2])
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(values) - 1) / 3)
+    method = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
+    return _tensor(method.fit_transform(reduced))
+
+
+def covered(real: Tensor, labels: Tensor, synthetic: Tensor, theirs: Tensor) -> float:
+    """Share of real points whose nearest synthetic point has their label.
+
+    Args:
+        real: features (n, d).
+        labels: class indices (n,).
+        synthetic: features (m, d).
+        theirs: class indices (m,).
+    """
+    nearest = torch.cdist(real.double(), synthetic.double()).argmin(1)
+    return float((theirs[nearest] == labels).double().mean())
+
+
+def analyse(subject: Subject) -> Analysis:
+    """Embed a sample of the real images, the synthetic ones, and random ones of their number."""
+    how = subject.options.how or "tsne"
+    real, labels = subject.sample()
+    network = subject.fitted(real, labels)
+    found = features(network, real)
+    synthetic = features(network, subject.distilled.images)
+    theirs = subject.distilled.hard_labels
+    shares = {"distilled": covered(found, labels, synthetic, theirs)}
+    drawn = [subject.random(seed) for seed in range(5)]
+    each = [covered(found, labels, features(network, x), y) for x, y in drawn]
+    shares["random"] = float(np.mean(each))
+    points = embed(torch.cat([found, synthetic]), how, subject.options.seed)
+    picture = chart(
+        points[: len(found)],
+        labels,
+        points[len(found) :],
+        theirs,
+        subject.distilled.class_names,
+        title=f"{subject.title}: features by {_name(how)}",
+    )
+    return Analysis(
+        name="embedding",
+        title=f"Features of real and synthetic images: {subject.title}",
+        explanation=(
+            f"{len(real)} real images (dots) and the synthetic ones (stars), as the last features "
+            f"of a {subject.network.label} trained on the real ones, embedded by {_name(how)}. "
+            "Synthetic images that serve their class lie in or at the middle of its cloud."
+        ),
+        picture=picture,
+        lines=(
+            "real images whose nearest synthetic image is of their class:",
+            f"  distilled     {shares['distilled']:.3f}",
+            f"  random        {shares['random']:.3f}  (real images of the same number, 5 draws)",
+        ),
+        numbers={"covered": shares, "real_images": len(real), "embedding": how},
+    )
+
+
+def chart(
+    real: Tensor,
+    labels: Tensor,
+    synthetic: Tensor,
+    theirs: Tensor,
+    names: Sequence[str],
+    title: str = "",
+) -> Image.Image:
+    """Draw embedded real points as dots and synthetic ones as stars, coloured by class.
+
+    Args:
+        real: (n, 2).
+        labels: class indices (n,).
+        synthetic: (m, 2).
+        theirs: class indices (m,).
+        names: of the classes; the first `SHOWN` are drawn.
+        title: heading.
+    """
+    from rayd.drawing import as_image, new_figure, styled
+
+    # few stars are large, many small, so that they do not hide each other
+    size = float(np.clip(9000 / max(len(theirs), 1), 25, 220))
+    with styled():
+        figure = new_figure(820, 640)
+        axes = figure.subplots()
+        for label, name in enumerate(names[:SHOWN]):
+            colour = PALETTE[label % len(PALETTE)]
+            dots = real[labels == label]
+            axes.scatter(dots[:, 0], dots[:, 1], s=8, color=colour, alpha=0.35, linewidths=0)
+            stars = synthetic[theirs == label]
+            axes.scatter(
+                stars[:, 0],
+                stars[:, 1],
+                s=size,
+                color=colour,
+                marker="*",
+                edgecolors="black",
+                linewidths=0.8,
+                label=name,
+            )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(title)
+        figure.legend(loc="outside right upper", frameon=False, title="class")
+        return as_image(figure)
+
+
+def _umap(values: Any, seed: int) -> Any:
+    try:
+        from umap import UMAP  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError(
+            "This embedding needs umap-learn: pip install umap-learn; 'tsne' and 'pca' need no "
+            "further package."
+        ) from error
+    neighbours = min(15, len(values) - 1)
+    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(values)
+
+
+def _name(how: str) -> str:
+    return {"tsne": "t-SNE", "umap": "UMAP", "pca": "principal components"}[how]
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))

@@ -1,0 +1,131 @@
+"""Images of several runs side by side: what filters, terms or other settings make of them.
+
+Every run is a column of the same classes; its caption says the settings in which it differs from
+the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rayd.analyses.base import Analysis, Subject
+from rayd.config import flat
+from rayd.distilled import Distilled
+
+CLASSES = 10
+"""Most classes that are drawn, a row each."""
+EACH = 2
+"""Images of each class and run."""
+APART = ("name", "summary", "paper", "measured", "resources")
+"""Fields of a recipe that do not change its images."""
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Settings, by dotted key, in which configurations differ, for each of them.
+
+    >>> differences([{"ipc": 1, "seed": 0}, {"ipc": 1, "seed": 1}])
+    [{'seed': 0}, {'seed': 1}]
+    """
+    leaves = [flat({k: v for k, v in config.items() if k not in APART}) for config in configs]
+    keys = sorted({key for one in leaves for key in one})
+    varying = []
+    for key in keys:
+        values = [one.get(key) for one in leaves]
+        if any(value != values[0] for value in values):
+            varying.append(key)
+    return [{key: one.get(key) for key in varying} for one in leaves]
+
+
+def analyse(subject: Subject) -> Analysis:
+    """Draw the first images of each class of a run and of the others."""
+    runs = [subject, *subject.others]
+    configs = [run.recipe.model_dump(mode="json") for run in runs]
+    varying = differences(configs)
+    captions = []
+    for run, own in zip(runs, varying, strict=True):
+        words = [run.recipe.name, *(f"{key}={value}" for key, value in own.items())]
+        captions.append("\n".join(words[:6]))
+    accuracies = [_accuracy(run) for run in runs]
+    lines = []
+    for run, own, accuracy in zip(runs, varying, accuracies, strict=True):
+        known = "" if accuracy is None else f"  test accuracy {accuracy:.3f}"
+        lines.append(f"{run.directory}{known}")
+        lines += [f"  {key}: {value}" for key, value in own.items()]
+    captions = [
+        caption if accuracy is None else f"{caption}\naccuracy {accuracy:.3f}"
+        for caption, accuracy in zip(captions, accuracies, strict=True)
+    ]
+    names = [run.recipe.name for run in runs]
+    return Analysis(
+        name="images",
+        title=f"Images of {', '.join(dict.fromkeys(names))}",
+        explanation=(
+            "The first images of each class, a column for each run; captions say the settings in "
+            "which the runs differ."
+        ),
+        picture=chart([run.distilled for run in runs], captions),
+        lines=tuple(lines),
+        numbers={
+            "runs": [
+                {"directory": str(run.directory), "settings": own, "test_accuracy": accuracy}
+                for run, own, accuracy in zip(runs, varying, accuracies, strict=True)
+            ]
+        },
+    )
+
+
+def chart(sets: Sequence[Distilled], captions: Sequence[str]) -> Image.Image:
+    """Draw images of the same classes of several sets, a panel for each."""
+    from rayd.drawing import as_image, new_figure, styled
+
+    names = sets[0].class_names[:CLASSES]
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    with styled():
+        figure = new_figure(max(240, 190 * len(sets)) + 90, 56 * len(names) + 20 * lines + 20)
+        grid = figure.subplots(1, len(sets), squeeze=False)[0]
+        for place, (axes, distilled, caption) in enumerate(zip(grid, sets, captions, strict=True)):
+            panel = mosaic(distilled, len(names), EACH)
+            axes.imshow(panel, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
+            axes.set_title(caption, fontsize=8)
+            axes.grid(visible=False)
+            axes.set_xticks([])
+            side = panel.shape[0] / len(names)
+            if place == 0:
+                axes.set_yticks([side * (row + 0.5) for row in range(len(names))], names)
+            else:
+                axes.set_yticks([])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        return as_image(figure)
+
+
+def mosaic(distilled: Distilled, classes: int, each: int) -> np.ndarray[Any, Any]:
+    """Images of the first classes as one array (rows, columns[, 3]), uint8; missing ones white."""
+    labels = distilled.hard_labels
+    _, height, width = distilled.shape
+    colours = 3 if distilled.shape.channels == 3 else 1
+    canvas = np.full((classes * height, each * width, colours), 255, dtype=np.uint8)
+    for label in range(classes):
+        rows = (labels == label).nonzero().squeeze(1)[:each]
+        for place, pixels in enumerate(_pixels(distilled, rows)):
+            top = label * height
+            left = place * width
+            canvas[top : top + height, left : left + width] = pixels[..., :colours]
+    return canvas[..., 0] if colours == 1 else canvas
+
+
+def _pixels(distilled: Distilled, rows: Tensor) -> np.ndarray[Any, Any]:
+    if not len(rows):
+        return np.empty((0,), dtype=np.uint8)
+    return distilled.pixels_of(rows).permute(0, 2, 3, 1).numpy()
+
+
+def _accuracy(run: Subject) -> float | None:
+    """Accuracy of the distilled set in the run's report."""
+    results = () if run.report is None else run.report.results
+    return next((one.test_accuracy.mean for one in results if one.set == "distilled"), None)

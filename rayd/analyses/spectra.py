@@ -1,0 +1,133 @@
+"""Spectra of feature correlations of real and synthetic images, layer by layer.
+
+Of a method that matches correlations through a filter (CFM, UniDD) they are those of its own
+observers, with the filter's response (`rayd.engine.spectra`). Of other methods, those of a network
+trained on real images: a set that lacks the small eigenvalues lacks detail.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rayd import methods
+from rayd.analyses.base import Analysis, Subject
+from rayd.data.images import ImageShape
+from rayd.engine import spectra as of_run
+from rayd.errors import ArtifactError, ConfigError
+from rayd.networks import FeatureExtractor, LayerRole
+from rayd.spectrum import LayerSpectrum, chart, spectra
+from rayd.statistics import Covariance
+
+WAYS = ("filter", "features")
+"""Observers of the run with its filter; a network trained for the analysis."""
+
+
+@torch.no_grad()
+def covariances(
+    network: nn.Module, images: Tensor, batch_size: int = 250
+) -> tuple[list[str], list[Covariance]]:
+    """Covariances over images and places of the inputs of a network's convolutions.
+
+    Args:
+        network: any network with convolutions; used in its present mode.
+        images: network input (n, C, H, W).
+        batch_size: images of a forward pass.
+
+    Returns:
+        Names of the layers, and a covariance (one row) of each.
+
+    Raises:
+        ConfigError: the network has no convolutions.
+    """
+    shape = ImageShape(*images.shape[1:])
+    extractor = FeatureExtractor(network, {LayerRole.CONV_PATH}, shape)
+    device = next(network.parameters()).device
+    total: list[Covariance] = []
+    for part in torch.split(images, batch_size):
+        maps = extractor(part.to(device)).layers[LayerRole.CONV_PATH]
+        found = []
+        for layer in maps:
+            vectors = layer.flatten(2).transpose(1, 2).double().cpu()
+            found.append(Covariance.of_all(vectors))
+        pairs = zip(total, found, strict=True)
+        total = [one.merge(other) for one, other in pairs] if total else found
+    return extractor.layers(LayerRole.CONV_PATH), total
+
+
+def missing(layer: LayerSpectrum, share: float = 0.01) -> float:
+    """Share of directions in which synthetic variance is below `share` of the real one's, by rank.
+
+    Directions without real variance do not count.
+    """
+    known = layer.real > 1e-9 * layer.real.max()
+    if not bool(known.any()):
+        return 0.0
+    lacking = layer.synthetic[known] < share * layer.real[known]
+    return float(lacking.double().mean())
+
+
+def analyse(subject: Subject) -> Analysis:
+    """Draw the spectra of real and synthetic features, with the filter of a method that has one."""
+    how = subject.options.how
+    if how is not None and how not in WAYS:
+        raise ConfigError(f"Spectra are drawn of {' or '.join(WAYS)}. Got '{how}' instead.")
+    if how is None:
+        how = "filter" if _has_filter(subject) else "features"
+    if how == "filter":
+        picture = of_run.from_distilled(
+            subject.distilled, subject.data_root, subject.cache, subject.progress
+        )
+        return Analysis(
+            name="spectra",
+            title=f"Spectra and filter: {subject.title}",
+            explanation=(
+                "Eigenvalues of the correlations of features, by rank, of real and synthetic "
+                "images in the run's observers, and the response of its filter (dashed, relative "
+                "to its largest)."
+            ),
+            picture=picture,
+            lines=("spectra of the run's observers, with its filter",),
+            numbers={"how": how},
+        )
+    real, labels = subject.sample()
+    network = subject.fitted(real, labels)
+    names, theirs = covariances(network, real)
+    _, ours = covariances(network, subject.distilled.images)
+    layers = spectra(names, theirs, ours)
+    lines = [f"{'layer':<24}  directions  lacking"]
+    for layer in layers:
+        lines.append(f"{layer.name[-24:]:<24}  {len(layer.real):>10}  {missing(layer):>7.2f}")
+    lines.append("lacking: share with less than a hundredth of the real variance, by rank")
+    return Analysis(
+        name="spectra",
+        title=f"Spectra of features: {subject.title}",
+        explanation=(
+            f"Eigenvalues of the covariance of the inputs of a {subject.network.label}'s "
+            f"convolutions, by rank, over {len(real)} real images it was trained on and over the "
+            "synthetic ones: low frequencies, common to all images, on the left, detail on the "
+            "right."
+        ),
+        picture=chart(layers, title=subject.title),
+        lines=tuple(lines),
+        numbers={
+            "how": how,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "real": layer.real.tolist(),
+                    "synthetic": layer.synthetic.tolist(),
+                    "lacking": missing(layer),
+                }
+                for layer in layers
+            ],
+        },
+    )
+
+
+def _has_filter(subject: Subject) -> bool:
+    try:
+        of_run.term_of(methods.build(subject.recipe))
+    except ArtifactError:
+        return False
+    return True

@@ -1,0 +1,425 @@
+r"""Data-free network slimming: channels are pruned by what a small set says of their use.
+
+Network slimming (Liu et al., ICCV 2017) trains a network whose convolutions are followed by batch
+normalisation, with an L1 penalty on the normalisations' scales :math:`\gamma`,
+
+.. math:: L = L_{\text{protocol}} + \lambda \sum_\gamma |\gamma|,
+
+removes the channels of the smallest scales over all layers, and trains what is left for a while.
+Without the real data at hand, all of it happens on a distilled set (Shao et al., "Elucidating the
+Design Space of Dataset Condensation", NeurIPS 2024, with VGG-11). Random images and herding of the
+same budget, and the whole set, are slimmed beside.
+
+Training follows the recipe's protocol under hard labels, the second training a quarter of it
+without the penalty. A layer keeps at least one channel.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from rayd import devices, networks, recipes, seeding
+from rayd.config import EvaluationSettings, NetworkSettings, Recipe
+from rayd.data import ImageData, ImageShape
+from rayd.data.selection import select
+from rayd.distilled import Distilled, load
+from rayd.engine.progress import Progress
+from rayd.engine.reading import normalized_as, read
+from rayd.errors import ArtifactError, ConfigError
+from rayd.training.batches import Draws
+from rayd.training.judging import accuracy, hits
+from rayd.training.losses import Target, loss_of
+from rayd.training.sets import TrainingSet
+from rayd.training.trainer import Trainer
+
+SETS = ("distilled", "random", "herding", "whole")
+"""Sets that a network can be slimmed with."""
+SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
+"""Shares of the channels that are pruned, by default."""
+SPARSITY = 1e-3
+"""Weight of the penalty, by default."""
+STAGES = ((16,), (32,), (64, 64))
+"""Widths of the small VGG's convolutions between max pools."""
+LEAST_SIDE = 28
+"""Side from which on VGG-11 takes images."""
+
+
+@dataclass(frozen=True)
+class Slimmed:
+    """Accuracies of networks that were slimmed with one set."""
+
+    set: str
+    """`distilled`, or the name of a baseline."""
+    shares: tuple[float, ...]
+    """Pruned shares of the channels."""
+    parameters: tuple[float, ...]
+    """Mean share of the parameters that is left, for each of them."""
+    pruned: tuple[tuple[float, ...], ...]
+    """Test accuracy after pruning: a row for each share, a value for each seed."""
+    tuned: tuple[tuple[float, ...], ...]
+    """Test accuracy after the second training."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to plain JSON values."""
+        return asdict(self)
+
+
+def small_vgg(shape: ImageShape, classes: int) -> nn.Sequential:
+    """Build a small VGG for images from 8 pixels on: 3x3 convolutions with batch normalisation.
+
+    Args:
+        shape: of the images; sides of at least 8.
+        classes: number of logits.
+    """
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    for stage in STAGES:
+        for wide in stage:
+            convolution = nn.Conv2d(channels, wide, kernel_size=3, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(wide), nn.ReLU()]
+            channels = wide
+        layers.append(nn.MaxPool2d(2))
+        height //= 2
+        width //= 2
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            flatten=nn.Flatten(),
+            classifier=nn.Linear(channels * height * width, classes),
+        )
+    )
+
+
+def scales(network: nn.Module) -> list[Tensor]:
+    """The scales of all batch normalisations of maps, in the order of the layers."""
+    return [m.weight for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def prune(network: nn.Module, share: float) -> nn.Sequential:
+    """Remove the channels with the smallest scales, over all layers together.
+
+    Args:
+        network: a chain of convolutions, each with its batch normalisation, and a linear
+            classifier, as `vgg11` and `convnet` with `norm: batch` are; left as it is.
+        share: of all channels, in [0, 1). Every layer keeps its largest.
+
+    Returns:
+        A smaller network, whose outputs are those of the given one with the scales and biases of
+        the removed channels set to zero.
+
+    Raises:
+        ConfigError: the share is out of range, or the network has another form.
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"The pruned share must be in [0, 1). Got {share} instead.")
+    layers = [deepcopy(layer) for layer in _chain(network)]
+    sizes = torch.cat([scale.detach().abs() for scale in scales(network)])
+    count = int(share * len(sizes))
+    ranks = sizes.argsort(stable=True).argsort()
+    remains = list(torch.split(ranks >= count, [len(scale) for scale in scales(network)]))
+    kept: Tensor | None = None
+    after: Tensor | None = None
+    channels = 0
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            mask = remains.pop(0)
+            if not bool(mask.any()):
+                # the first of this layer's normalisation; a layer without channels passes nothing
+                mask = torch.zeros_like(mask)
+                mask[_largest_of(network, len(scales(network)) - len(remains) - 1)] = True
+            after = mask.nonzero().squeeze(1)
+            channels = layer.out_channels
+            _narrow_convolution(layer, kept, after)
+            kept = after
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert kept is not None
+            _narrow_normalization(layer, kept)
+        elif isinstance(layer, nn.Linear):
+            assert kept is not None
+            places = layer.in_features // channels
+            columns = (kept[:, None] * places + torch.arange(places)).flatten()
+            layer.weight = nn.Parameter(layer.weight.detach()[:, columns])
+            layer.in_features = len(columns)
+    return nn.Sequential(*layers)
+
+
+def _largest_of(network: nn.Module, number: int) -> int:
+    return int(scales(network)[number].detach().abs().argmax())
+
+
+def _chain(network: nn.Module) -> list[nn.Module]:
+    """The layers of a network in order, checked to be a chain that can be pruned."""
+    layers = [m for m in network.modules() if not isinstance(m, nn.Sequential)]
+    is_flat = all(isinstance(m, nn.Sequential) or not list(m.children()) for m in network.modules())
+    pairs = pairwise(layers)
+    convolutions = [pair for pair in pairs if isinstance(pair[0], nn.Conv2d)]
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    normalised = all(isinstance(after, nn.BatchNorm2d) for _, after in convolutions)
+    grouped = any(isinstance(m, nn.Conv2d) and m.groups != 1 for m in layers)
+    if not is_flat or not convolutions or not normalised or grouped or linear != layers[-1:]:
+        raise ConfigError(
+            "Slimming needs a chain of convolutions, each followed by batch normalisation, and one "
+            f"linear classifier, such as vgg11 with 'norm: batch'. Got {type(network).__name__}."
+        )
+    return layers
+
+
+def _narrow_convolution(layer: nn.Conv2d, before: Tensor | None, after: Tensor) -> None:
+    weight = layer.weight.detach()[after]
+    if before is not None:
+        weight = weight[:, before]
+    layer.weight = nn.Parameter(weight)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[after])
+    layer.out_channels, layer.in_channels = weight.shape[:2]
+
+
+def _narrow_normalization(layer: nn.BatchNorm2d, kept: Tensor) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach()[kept])
+    layer.bias = nn.Parameter(layer.bias.detach()[kept])
+    for name in ("running_mean", "running_var"):
+        layer.register_buffer(name, getattr(layer, name)[kept])
+    layer.num_features = len(kept)
+
+
+def slim(
+    distilled: Distilled,
+    recipe: Recipe,
+    data: ImageData,
+    *,
+    sets: Sequence[str] = SETS,
+    shares: Sequence[float] = SHARES,
+    sparsity: float = SPARSITY,
+    seeds: int = 3,
+    network: NetworkSettings | Callable[[], nn.Module] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Slimmed, ...]:
+    """Slim networks with a distilled set and with others of its budget.
+
+    Args:
+        distilled: the set.
+        recipe: the protocol (`evaluation`), under hard labels and the last epoch.
+        data: real data, from which the other sets are drawn and which test the networks.
+        sets: names among `SETS`.
+        shares: of the channels that are pruned.
+        sparsity: weight of the penalty on scales.
+        seeds: networks, with a random set each.
+        network: the architecture, or a function that builds it; by default VGG-11 with batch
+            normalisation, or `small_vgg` for images below 28 pixels.
+        progress: where progress is shown.
+
+    Raises:
+        ConfigError: a set is unknown, a share is out of range, or the network cannot be pruned.
+    """
+    if unknown := sorted(set(sets) - set(SETS)):
+        raise ConfigError(f"Sets are {', '.join(SETS)}. Got '{unknown[0]}' instead.")
+    progress = progress or Progress(quiet=True)
+    protocol = recipe.evaluation.model_copy(
+        update={"loss": "cross-entropy", "hard_weight": 0.0, "epoch": ("last",)}
+    )
+    device = devices.choose(recipe.resources)
+    found = []
+    with devices.thread_limit(devices.threads(recipe.resources)):
+        for name in sets:
+            runs = []
+            for seed in range(seeds):
+                training = _training(name, distilled, recipe, data, seed)
+                job = _Slimming(training, protocol, data, sparsity, seed, device)
+                runs.append(job.run(_built(network, data, seed), shares))
+                before = runs[-1][0].tuned
+                last = runs[-1][-1]
+                progress.log(
+                    f"slimming: {name}, seed {seed}: {before:.3f}, at {shares[-1]:g} "
+                    f"{last.tuned:.3f}"
+                )
+            by_share = list(zip(*runs, strict=True))
+            found.append(
+                Slimmed(
+                    set=name,
+                    shares=tuple(shares),
+                    parameters=tuple(fmean(one.left for one in row) for row in by_share),
+                    pruned=tuple(tuple(one.pruned for one in row) for row in by_share),
+                    tuned=tuple(tuple(one.tuned for one in row) for row in by_share),
+                )
+            )
+    return tuple(found)
+
+
+def slim_run(
+    directory: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    network: str | None = None,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> tuple[Slimmed, ...]:
+    """Slim networks with the set of a run directory, under its recipe.
+
+    Args:
+        directory: a run directory, a distilled set or an export.
+        overrides: settings of the protocol (`evaluation`) or `resources`, nested.
+        network: name of the architecture, with batch normalisation; see `slim`.
+        data_root: folder of named data that is searched first.
+        cache: store of finished work that runs share.
+        progress: where progress is shown.
+        options: further arguments of `slim`.
+
+    Raises:
+        ArtifactError: the set's card holds no recipe.
+    """
+    distilled = load(directory)
+    config = distilled.card.get("config")
+    if not isinstance(config, Mapping):
+        raise ArtifactError(
+            f"'{directory}' cannot be used: its card holds no recipe ('config'), so its data and "
+            "protocol are unknown."
+        )
+    recipe = recipes.restore(config, overrides or {}, "the card's recipe")
+    progress = progress or Progress(quiet=True)
+    data = normalized_as(distilled, read(recipe.data, data_root, cache, progress))
+    chosen = None if network is None else NetworkSettings(name=network, norm="batch")
+    return slim(distilled, recipe, data, network=chosen, progress=progress, **options)
+
+
+@dataclass(frozen=True)
+class _Point:
+    left: float
+    pruned: float
+    tuned: float
+
+
+@dataclass(frozen=True)
+class _Slimming:
+    """Training, pruning and training again of one network with one set."""
+
+    training: TrainingSet
+    protocol: EvaluationSettings
+    data: ImageData
+    sparsity: float
+    seed: int
+    device: torch.device
+
+    def run(self, network: nn.Module, shares: Sequence[float]) -> list[_Point]:
+        epochs = self.protocol.epochs_on(self.training.name)
+        self._train(network, epochs, self.sparsity)
+        whole = sum(p.numel() for p in network.parameters())
+        points = []
+        for share in shares:
+            smaller = prune(network.cpu(), share).to(self.device)
+            left = sum(p.numel() for p in smaller.parameters()) / whole
+            pruned = self._tested(smaller)
+            self._train(smaller, max(1, epochs // 4), 0.0)
+            points.append(_Point(left, pruned, self._tested(smaller)))
+        return points
+
+    def _train(self, network: nn.Module, epochs: int, sparsity: float) -> None:
+        protocol_loss = loss_of(self.protocol)
+        gammas = scales(network)
+
+        def loss(logits: Tensor, target: Target) -> Tensor:
+            value = protocol_loss(logits, target)
+            if sparsity == 0:
+                return value
+            return value + sparsity * torch.stack([gamma.abs().sum() for gamma in gammas]).sum()
+
+        shape = self.data.shape
+        draws = Draws(self.protocol, len(self.training), shape, self.seed)
+        trainer = Trainer(
+            network,
+            self.training,
+            self.protocol,
+            draws,
+            loss,
+            epochs=epochs,
+            seed=self.seed,
+            device=self.device,
+        )
+        for _ in range(epochs):
+            trainer.advance()
+        networks.restore(network, trainer.weights())
+
+    def _tested(self, network: nn.Module) -> float:
+        test = TrainingSet.from_images(self.data.test, self.data.normalization)
+        weights = network.state_dict()
+        (hit,) = hits(network, [weights], test, self.device, self.protocol.precision)
+        return accuracy(hit)
+
+
+def _training(
+    name: str, distilled: Distilled, recipe: Recipe, data: ImageData, seed: int
+) -> TrainingSet:
+    """A set by name; random ones are drawn anew for each seed."""
+    if name == "distilled":
+        return TrainingSet.from_distilled(distilled)
+    if name == "whole":
+        return TrainingSet.from_images(data.train, data.normalization, name=name)
+    draws = seeding.generator(seed, "slimming")
+    rows = select(name, data.train, recipe.ipc, data.normalization, draws)
+    return TrainingSet.from_images(data.train, data.normalization, rows, name)
+
+
+def _built(
+    network: NetworkSettings | Callable[[], nn.Module] | None, data: ImageData, seed: int
+) -> nn.Module:
+    derived = seeding.derive(seed, "slimming network")
+    if network is None and min(data.shape.height, data.shape.width) >= LEAST_SIDE:
+        network = NetworkSettings(name="vgg11", norm="batch")
+    if isinstance(network, NetworkSettings):
+        return networks.build(network, data.shape, data.classes, seed=derived)
+    with seeding.seeded(derived, "slimming"):
+        return small_vgg(data.shape, data.classes) if network is None else network()
+
+
+def text(found: Sequence[Slimmed]) -> str:
+    """Format accuracies after the second training as a table."""
+    width = max(len("channels pruned"), *(len(one.set) for one in found))
+    shares = found[0].shares
+    lines = ["  ".join(["channels pruned".ljust(width), *(f"{s:>6.0%}" for s in shares)])]
+    for one in found:
+        cells = [f"{fmean(row):>6.3f}" for row in one.tuned]
+        lines.append("  ".join([one.set.ljust(width), *cells]))
+    first = found[0]
+    left = [f"{value:>6.0%}" for value in first.parameters]
+    lines.append("  ".join(["parameters left".ljust(width), *left]) + f"  ({first.set})")
+    count = len(first.tuned[0])
+    lines.append(f"test accuracy after pruning and training again, mean of {count} networks")
+    return "\n".join(lines)
+
+
+def chart(found: Sequence[Slimmed], title: str = "") -> Image.Image:
+    """Draw accuracy over the pruned share: after training again, and thin right after pruning."""
+    from rayd.drawing import as_image, new_figure, styled
+
+    with styled():
+        figure = new_figure(680, 400)
+        axes = figure.subplots()
+        for number, one in enumerate(found):
+            colour = f"C{number}"
+            means = [fmean(row) for row in one.tuned]
+            stds = [stdev(row) if len(row) > 1 else 0.0 for row in one.tuned]
+            axes.errorbar(
+                one.shares, means, stds, marker="o", capsize=2, color=colour, label=one.set
+            )
+            pruned = [fmean(row) for row in one.pruned]
+            axes.plot(one.shares, pruned, ":", color=colour, linewidth=1)
+        axes.set_xlabel("share of channels pruned (dotted: before training again)")
+        axes.set_ylabel("test accuracy")
+        axes.set_ylim(0, 1)
+        axes.set_xticks(np.asarray(found[0].shares))
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(title)
+        return as_image(figure)

@@ -1,0 +1,124 @@
+"""Commands that put distilled sets to use: `apply ranking` and `apply continual`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rayd.cli.group import example, new_group
+from rayd.cli.options import (
+    Address,
+    Cache,
+    DataRoot,
+    Debug,
+    DirectoryName,
+    Json,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipeName,
+    Seeds,
+    Workers,
+    given_settings,
+)
+from rayd.cli.printing import check_picture, print_json, print_text, write_picture
+
+commands = new_group(
+    help="Put distilled sets to use: continual learning, ranking of architectures.",
+    epilog=example("rayd apply continual digits --steps 5 --out uses/continual"),
+)
+
+
+@commands.command("ranking", epilog=example("rayd apply ranking runs/digits --seeds 2"))
+def apply_ranking(
+    directory: DirectoryName,
+    overrides: Overrides = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="Architecture to rank; absent: ten small ones."),
+    ] = None,
+    seeds: Seeds = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the chart to this file.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Tell whether a set ranks architectures as the whole data do, and as baselines do."""
+    from rayd.applications import ranking
+    from rayd.config import merge
+    from rayd.distilled import load
+    from rayd.engine.evaluate import evaluate_distilled
+    from rayd.engine.progress import Progress
+
+    if png is not None:
+        check_picture(png, overwrite)
+    networks: list[Any] = list(network) if network else list(ranking.SMALL)
+    baselines = ["random", "herding", "whole"]
+    chosen: dict[str, Any] = {"networks": networks, "baselines": baselines, "comparisons": []}
+    if seeds is not None:
+        chosen["seeds"] = seeds
+    tree = merge({"evaluation": chosen}, given_settings(overrides, workers, address))
+    report = evaluate_distilled(load(directory), tree, data_root, cache, Progress(quiet))
+    found = ranking.rankings(report)
+    if png is not None:
+        write_picture(png, ranking.chart(found, f"{report.recipe}: ranking of networks"))
+    if as_json:
+        print_json([one.to_json() for one in found])
+    else:
+        print_text(ranking.text(found))
+
+
+@commands.command("continual", epilog=example("rayd apply continual digits --steps 5"))
+def apply_continual(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path, typer.Option("--out", help="Directory of the distillations, the chart and numbers.")
+    ] = Path("uses/continual"),
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Groups of classes.")] = 5,
+    orders: Annotated[int, typer.Option("--orders", min=1, help="Orders of the classes.")] = 3,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--memory", help="distilled, random, herding, whole, or a recipe; may be repeated."
+        ),
+    ] = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn groups of classes one after another, with a memory of a few images for each class."""
+    from rayd import recipes
+    from rayd.applications import continual
+    from rayd.artifacts import write_json
+    from rayd.engine.progress import Progress
+
+    resolved = recipes.resolve(recipe, given_settings(overrides, workers, address))
+    curves = continual.learn(
+        resolved,
+        to,
+        steps=steps,
+        orders=orders,
+        methods=memory or ["distilled", "random", "herding", "whole"],
+        data_root=data_root,
+        cache=cache,
+        progress=Progress(quiet),
+    )
+    title = f"{resolved.data.name}, {resolved.ipc} images per class"
+    write_picture(to / "continual.png", continual.chart(curves, title))
+    write_json(to / "continual.json", {"curves": [curve.to_json() for curve in curves]})
+    if as_json:
+        print_json([curve.to_json() for curve in curves])
+    else:
+        print_text(continual.text(curves))

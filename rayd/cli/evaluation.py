@@ -1,0 +1,86 @@
+"""Commands that train networks on distilled sets: `evaluate`, and `compare` of their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayd import remote
+from rayd.cli.group import example, new_group
+from rayd.cli.options import (
+    Address,
+    Cache,
+    DataRoot,
+    Debug,
+    DirectoryName,
+    Json,
+    Overrides,
+    Quiet,
+    Seeds,
+    Workers,
+    given_settings,
+)
+from rayd.cli.printing import print_result
+
+commands = new_group()
+
+
+@commands.command(epilog=example("rayd evaluate runs/digits --network mlp --seeds 5"))
+def evaluate(
+    directory: DirectoryName,
+    overrides: Overrides = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="Architecture of the students; may be repeated."),
+    ] = None,
+    seeds: Seeds = None,
+    workers: Workers = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train networks on a distilled set and its baselines; add results to its evaluation.json.
+
+    With several architectures, a chart of them is written beside it. Results of an export are
+    printed only.
+    """
+    from rayd.config import merge
+    from rayd.distilled import load
+    from rayd.engine.evaluate import evaluate_distilled, keep_chart, keep_report
+    from rayd.engine.progress import Progress
+    from rayd.engine.rundir import check_writable
+    from rayd.evaluation.report import Report
+    from rayd.locks import locked
+
+    settings = {key: value for key, value in {"networks": network, "seeds": seeds}.items() if value}
+    tree = merge(given_settings(overrides, workers, address), {"evaluation": settings})
+    distilled = load(directory)
+    is_export = distilled.directory is None
+    if not is_export:
+        Report.kept(directory)  # fails on a damaged report before the work, not after it
+        check_writable(remote.local(directory), "directory of the set")
+    report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
+    if not is_export:
+        with locked(remote.local(directory)):
+            report = keep_report(report, directory)
+            keep_chart(report, directory)
+    print_result(report, as_json)
+
+
+@commands.command(epilog=example("rayd compare runs/digits-0 runs/digits-1 runs/digits-2"))
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Run directories with evaluations.")
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: means over distillations, deviations over these and over students, scores."""
+    from rayd.evaluation.compare import compare as compared
+
+    print_result(compared(directories), as_json)

@@ -1,0 +1,121 @@
+"""What commands print and write: results as text or JSON, tables, pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from rayd import remote
+from rayd.errors import OutputError
+
+PIPE_WIDTH = 240
+"""Width of tables without a terminal and without `COLUMNS`."""
+LEAST_SHORTENED = 20
+"""Minimum width of a shortened column; below it, the column is omitted."""
+
+out = Console(soft_wrap=True, highlight=False)
+"""Standard output, for text that a terminal wraps."""
+
+
+class Result(Protocol):
+    """Result of a command, for people and for machines."""
+
+    def text(self) -> str:
+        """Lines for people."""
+        ...
+
+    def to_json(self) -> Any:
+        """JSON-able content."""
+        ...
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    """Print a result as text, or with `--json` as JSON."""
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print_text(result.text())
+
+
+def print_text(text: str) -> None:
+    """Print text as it is: brackets in it are no markup."""
+    out.print(text, markup=False)
+
+
+def print_json(content: Any) -> None:
+    """Print JSON-able content, indented."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def wide() -> Console:
+    """Console for tables, as wide as the terminal or `COLUMNS`."""
+    console = Console(highlight=False)
+    given = os.environ.get("COLUMNS", "").isdigit()
+    return console if console.is_terminal or given else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def print_rows(rows: Sequence[Mapping[str, str]], shortened: str, dropped: Sequence[str]) -> None:
+    """Print rows with equal keys as a table without line breaks in cells.
+
+    Args:
+        rows: cells by column name.
+        shortened: last column, cut with an ellipsis if the line is too narrow.
+        dropped: columns that are omitted, one after another, until the others fit.
+    """
+    console = wide()
+    widths = {column: max(len(column), *(len(row[column]) for row in rows)) for column in rows[0]}
+    kept = widths | {shortened: min(widths[shortened], LEAST_SHORTENED)}
+    for column in dropped:
+        if _line_width(kept) > console.width:
+            del kept[column]
+    if shortened in kept:
+        kept[shortened] = min(
+            widths[shortened], kept[shortened] + console.width - _line_width(kept)
+        )
+
+    heading = {column: column for column in kept}
+    for row in (heading, *rows):
+        cells = [_fitted(row[column], width) for column, width in kept.items()]
+        console.print(
+            "  ".join(cells).rstrip(),
+            style="bold" if row is heading else "",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _fitted(text: str, width: int) -> str:
+    """Pad a text to a width, or cut it with an ellipsis."""
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _line_width(columns: Mapping[str, int]) -> int:
+    """Width of a table's line: its columns, and two characters between them."""
+    return sum(columns.values()) + 2 * (len(columns) - 1)
+
+
+def check_picture(path: Path, overwrite: bool) -> None:
+    """Refuse a file that no picture can be written to, before the work for it.
+
+    Raises:
+        OutputError: it exists and must not be replaced, or its format is unknown.
+    """
+    from rayd.distilled import picture_format
+
+    picture_format(path)
+    if remote.exists(path) and not overwrite:
+        raise OutputError(f"'{path}' exists already; choose another file or add --overwrite.")
+
+
+def write_picture(path: Path, image: Any) -> None:
+    """Write a picture in the format that its file's name says."""
+    from rayd.artifacts import write_bytes
+    from rayd.distilled import as_file, picture_format
+
+    write_bytes(path, as_file(image, picture_format(path)))

@@ -1,0 +1,140 @@
+"""The program: all commands together, and how a command ends."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import shlex
+import sys
+import threading
+from typing import Annotated
+
+import typer
+
+from rayd.cli import (
+    applications,
+    cite,
+    data,
+    distilled,
+    doctor,
+    evaluation,
+    recipes,
+    runs,
+    tune,
+)
+from rayd.cli.group import new_group
+from rayd.cli.printing import out
+from rayd.errors import ClusterLostError, ConfigError, RaydError
+from rayd.interrupts import InterruptedRunError, leave, one_interrupt
+from rayd.version import __version__
+
+app = new_group(
+    name="rayd",
+    help=(
+        "Distil a labelled image data set into a small synthetic one that trains networks almost "
+        "as well. Every command takes --import FILE.py: own methods, terms and networks."
+    ),
+)
+# without a name, the commands of a module stand in the program itself
+for module in (recipes, runs, evaluation, distilled, tune, doctor, cite):
+    app.add_typer(module.commands)
+app.add_typer(data.commands, name="data")
+app.add_typer(applications.commands, name="apply")
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    threading.excepthook = _thread_failed
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Ignore OSErrors of TensorBoard's writer thread, as the run's log reports them as well."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
+PLAIN = {"±": "+-", "…": "...", "×": "x", "–": "-", "’": "'", "━": "-"}
+"""Characters of ours that a terminal may lack, and what is printed instead."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a terminal's encoding lacks: by similar characters, or as an escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    escaped = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking)
+    return "".join(escaped), error.end
+
+
+def _print_anything() -> None:
+    """Make standard output and error take any text, names that are not UTF-8 among it."""
+    codecs.register_error("rayd", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="rayd")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    _print_anything()
+    with one_interrupt():
+        _main_in_order(given)
+
+
+def _without_imports(given: list[str]) -> list[str]:
+    """Import the files of `--import`, which any command may have, and leave them out."""
+    from rayd import parts
+
+    kept: list[str] = []
+    words = iter(given)
+    for word in words:
+        if word == "--import":
+            file = next(words, None)
+            if file is None:
+                raise ConfigError("Option --import needs a file: --import my_method.py.")
+            parts.load_file(file)
+        elif word.startswith("--import="):
+            parts.load_file(word.removeprefix("--import="))
+        else:
+            kept.append(word)
+    return kept
+
+
+def _main_in_order(given: list[str]) -> None:
+    try:
+        app(_without_imports(given))
+    except RaydError as error:
+        if "--debug" in given:
+            raise
+        if isinstance(error, ClusterLostError):
+            # at its end Ray would wait for the head for a minute, and print a page
+            leave(str(error), error.exit_code)
+        sys.stderr.write(f"rayd: {error}\n")
+        if error.setting is not None:
+            sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("rayd: Interrupted; finished work is kept.\n")
+        sys.exit(InterruptedRunError.exit_code)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        sys.stderr.write(
+            f"rayd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.\n"
+        )
+        sys.exit(1)

@@ -1,0 +1,85 @@
+"""Command `tune`: a search for better settings of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rayd.cli.group import example, new_group
+from rayd.cli.options import Address, Cache, DataRoot, Debug, Json, Overrides, Quiet
+from rayd.cli.printing import print_json, print_text
+from rayd.errors import ResourceError
+
+commands = new_group()
+
+
+@commands.command(epilog=example("rayd tune dm-digits --samples 20"))
+def tune(
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")
+    ],
+    overrides: Overrides = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Trials to draw; absent: the space's number. --resume may increase it.",
+        ),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the sweep in the directory.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Ray actors of each trial; 0: the trial's own."),
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", min=1, help="Trials at a time, at most.")
+    ] = None,
+    address: Address = None,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search for better settings of a recipe; trials share common work and use no test images."""
+    from rayd.config import parse_overrides
+    from rayd.engine.progress import Progress
+    from tuning import ResolvedSpace, load
+
+    found = load(space, parse_overrides(overrides or []))
+    ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
+    try:
+        import tuning.driver as tuning
+    except ImportError as error:
+        raise ResourceError(
+            "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
+        ) from error
+
+    out_ = to or Path("sweeps") / found.name
+    tuning.sweep(
+        found,
+        out=out_,
+        samples=samples,
+        resume=resume,
+        workers=workers,
+        concurrent=concurrent,
+        address=address,
+        data_root=data_root,
+        cache=cache,
+        progress=Progress(quiet),
+    )
+    summary = tuning.summary(out_)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        table = out_ / "study.md"
+        if table.exists():  # the space was a study, whose table is its result
+            print_text(table.read_text(encoding="utf-8"))
+        print_text(summary.text())
+        print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")

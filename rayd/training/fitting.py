@@ -1,0 +1,112 @@
+"""A plain training loop for analyses and applications, which need weights rather than accuracies.
+
+Students of an evaluation follow a protocol, with augmentation, teachers and checkpoints
+(`rayd.evaluation.student`); this is SGD with momentum on shuffled batches and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rayd import seeding
+from rayd.errors import RunError
+
+
+def fit(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int = 300,
+    batch_size: int = 128,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Train a network on labelled images for a number of steps, with one cosine decay to zero.
+
+    Args:
+        network: trained in place, on its own device; left in eval mode.
+        images: network input (n, C, H, W).
+        labels: class indices (n,), or soft labels (n, classes).
+        steps: optimizer steps; the last batch of a pass over the images may be smaller.
+        batch_size: most images of a batch.
+        learning_rate: first step size.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        seed: seed of the order of images.
+        penalty: added to the cross-entropy.
+        on_step: called with the number of steps done, before each step and after the last.
+
+    Returns:
+        The network.
+
+    Raises:
+        RunError: the loss is not finite.
+
+    Example:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> images = torch.tensor([[0.0, 0, 1, 1], [1, 1, 0, 0]]).view(2, 1, 2, 2)
+        >>> fit(network, images, torch.tensor([0, 1]), steps=50)(images).argmax(1)
+        tensor([0, 1])
+    """
+    device = next(network.parameters()).device
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    network.train()
+    done = 0
+    for epoch in count():
+        if done >= steps:
+            break
+        order = torch.randperm(len(images), generator=seeding.generator(seed, "fit", epoch))
+        for rows in torch.split(order, batch_size):
+            if done >= steps:
+                break
+            if on_step is not None:
+                on_step(done)
+                network.train()
+            loss = cross_entropy(network(images[rows].to(device)), labels[rows].to(device))
+            if penalty is not None:
+                loss = loss + penalty(network)
+            if not loss.isfinite():
+                raise RunError(
+                    f"Training diverged: the loss is {loss.item()} after {done} steps; use a "
+                    "smaller step size."
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            done += 1
+    if on_step is not None:
+        on_step(done)
+    return network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 512) -> float:
+    """Share of images that a network classifies correctly.
+
+    Args:
+        network: used in its present mode.
+        images: network input (n, C, H, W).
+        labels: class indices (n,).
+        batch_size: images of a forward pass.
+    """
+    device = next(network.parameters()).device
+    right = 0
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        predicted = network(images[part].to(device)).argmax(1).cpu()
+        right += int((predicted == labels[part]).sum())
+    return right / len(images)

@@ -1,0 +1,170 @@
+"""Every analysis of a small run on digits: its numbers, its picture and its page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import rayd
+from rayd.analyses import ANALYSES, analyse, run
+from rayd.analyses.base import Analysis, Options, Subject, sampled
+from rayd.analyses.budgets import curves
+from rayd.analyses.classes import ClassGain, gains
+from rayd.analyses.steps import snapshots
+from rayd.config import SyntheticSettings
+from rayd.data import Standardization
+from rayd.distilled import Distilled, load
+from rayd.engine.distill import distill
+from rayd.engine.progress import Progress
+from rayd.errors import ArtifactError, ConfigError, OutputError
+from rayd.synthetic.lowrank import LowRank
+from tests.conftest import tiny
+from tests.evaluation.test_report import build, student
+
+QUIET = Progress(quiet=True)
+SMALL = {"steps": 20, "images": 100}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with one image a class, which kept its set of steps 4, 8 and 12, and one with two."""
+    folder = tmp_path_factory.mktemp("analyses")
+    cache = folder / "cache"
+    common = {"evaluation": {"whole_epochs": 1}}
+    first = tiny(callbacks=[{"name": "snapshots"}], **common)
+    distill(first, folder / "one", cache=cache, progress=QUIET)
+    distill(tiny(ipc=2, **common), folder / "two", cache=cache, progress=QUIET)
+    return folder
+
+
+def done(made: Path, what: str, **options) -> Analysis:
+    return analyse(made / "one", what, cache=made / "cache", **{**SMALL, **options})
+
+
+def test_analyses_are_reached_from_the_package():
+    assert rayd.analyses.analyse is analyse
+    for name in ANALYSES:
+        assert callable(getattr(rayd.analyses, name).analyse), name
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["embedding", "landscape", "hessian", "gradients", "steps", "spectra", "images", "classes"],
+)
+def test_an_analysis_has_picture_numbers_and_page(made, tmp_path, what):
+    found = done(made, what)
+    assert found.name == what
+    assert min(found.picture.size) > 200
+    # not one colour
+    assert len(found.picture.convert("L").getcolors(256)) > 5
+    assert max(map(len, found.lines)) <= 80 or what == "images"
+    picture, page, numbers = found.write(tmp_path)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    html = page.read_text(encoding="utf-8")
+    # nothing is loaded from elsewhere
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert json.loads(numbers.read_text())["name"] == what
+    with pytest.raises(OutputError, match="exists already"):
+        found.write(tmp_path)
+    found.write(tmp_path, overwrite=True)
+
+
+def test_the_same_seed_gives_the_same_numbers(made):
+    assert done(made, "embedding").numbers == done(made, "embedding").numbers
+    assert done(made, "gradients").numbers == done(made, "gradients").numbers
+
+
+def test_gradients_of_the_whole_set_as_the_set_have_cosine_one(made):
+    """The real images of the sample in place of the set."""
+    subject = Subject.at(made / "one", options=Options(images=100, steps=5), cache=made / "cache")
+    images, labels = subject.sample()
+    same = Distilled(images, labels, subject.distilled.class_names, subject.distilled.normalization)
+    same.card["config"] = subject.distilled.card["config"]
+    from rayd.analyses.gradients import analyse as compared
+
+    found = compared(Subject(made / "one", same, subject.options, cache=made / "cache"))
+    assert found.numbers["cosines"]["distilled"] == pytest.approx([1.0, 1.0], abs=1e-9)
+    assert max(found.numbers["cosines"]["random"]) <= 1.0
+
+
+def test_accuracies_over_steps_come_from_the_sets_that_were_kept(made):
+    assert [step for step, _ in snapshots(made / "one")] == [4, 8, 12]
+    found = done(made, "steps")
+    assert list(found.numbers["accuracies"]) == ["4", "8", "12"]
+    last = load(made / "one" / "snapshots" / "step-00000012")
+    assert torch.equal(last.images, load(made / "one").images)
+    report = json.loads((made / "one" / "evaluation.json").read_text())
+    ours = next(one for one in report["results"] if one["set"] == "distilled")
+    assert found.numbers["accuracies"]["12"] == ours["test_accuracy"]["runs"]
+    assert set(found.numbers["references"]) == {"random", "whole"}
+    with pytest.raises(ArtifactError, match="kept no sets of earlier steps"):
+        analyse(made / "two", "steps")
+
+
+def test_budgets_are_those_of_the_runs(made):
+    found = analyse(made / "two", "ipc", others=[made / "one"], cache=made / "cache")
+    assert set(found.numbers["accuracies"]["distilled"]) == {"1", "2"}
+    assert "1 IPC" in found.lines[0]
+    with pytest.raises(ArtifactError, match=r"two numbers of images per class\. Got \[1\]"):
+        curves([Subject.at(made / "one")])
+
+
+def test_images_say_the_settings_that_differ(made):
+    found = done(made, "images", others=[made / "two"])
+    first, second = found.numbers["runs"]
+    assert (first["settings"]["ipc"], second["settings"]["ipc"]) == (1, 2)
+
+
+def test_gains_are_differences_by_class():
+    report = build(("distilled", student(0.8)), ("random", student(0.5)))
+    names = [str(label) for label in range(len(report.results[0].per_class))]
+    found = gains(report, names)
+    ours, theirs = (result.per_class for result in report.results)
+    assert [one.gain for one in found] == pytest.approx(
+        [a - b for a, b in zip(ours, theirs, strict=True) if a is not None]
+    )
+    assert ClassGain("a", 0.5, 0.7).gain == pytest.approx(-0.2)
+    with pytest.raises(ArtifactError, match="on the set 'herding'"):
+        gains(report, names, "herding")
+
+
+def test_mappers_and_bases_are_drawn(tmp_path):
+    torch.manual_seed(0)
+    learned = LowRank(
+        torch.randn(2, 1, 8, 3), torch.randn(2, 1, 3, 8), torch.randn(4, 1, 3, 3), torch.arange(4)
+    )
+    settings = SyntheticSettings.model_validate({"kind": "lowrank", "rank": 3})
+    half = torch.tensor([0.5], dtype=torch.float64)
+    normalization = Standardization(half, half.clone())
+    distilled = Distilled.of(learned, settings, ["a", "b", "c", "d"], normalization, {})
+    distilled.save(tmp_path)
+    assert set(load(tmp_path).parameters) >= {"left", "right", "bases"}
+    found = analyse(tmp_path, "lowrank")
+    assert (found.numbers["sets"], found.numbers["sharing"], found.numbers["rank"]) == (2, 2, 3)
+    assert 1 <= found.numbers["effective_rank"]["least"] <= 3
+
+
+def test_what_is_missing_is_said(made, tmp_path):
+    with pytest.raises(ArtifactError, match="no mappers and bases"):
+        done(made, "lowrank")
+    with pytest.raises(ConfigError, match="did you mean 'embedding'"):
+        analyse(made / "one", "embeding")
+    with pytest.raises(ConfigError, match="at least one step"):
+        run(made / "one", "embedding", steps=0)
+    with pytest.raises(ArtifactError, match="no spectra to show"):
+        done(made, "spectra", how="filter")
+
+
+def test_samples_have_the_same_number_of_every_class(made):
+    subject = Subject.at(made / "one", cache=made / "cache")
+    train = subject.data.train
+    rows = sampled(train, 50, 0, "sample")
+    assert train.subset(rows).counts.tolist() == [5] * 10
+    assert len(sampled(train, 10**6, 0, "sample")) == len(train)
+
+
+def test_snapshots_need_a_positive_distance():
+    with pytest.raises(ConfigError, match=r"at least 1\. Got 0"):
+        rayd.callbacks.Snapshots(every=0)

@@ -1,0 +1,121 @@
+"""Pruning of channels against masked networks, and slimming on a few digits."""
+
+import pytest
+import torch
+from torch import nn
+
+from rayd.applications.slimming import Slimmed, chart, prune, scales, slim, small_vgg, text
+from rayd.config import NetworkSettings
+from rayd.data import ImageShape, load
+from rayd.distilled import Distilled
+from rayd.errors import ConfigError
+from rayd.networks import build
+from tests.conftest import tiny
+
+SHAPE = ImageShape(1, 8, 8)
+
+
+def drawn(network: nn.Module) -> nn.Module:
+    """A network in eval mode whose scales, biases and running statistics are not the initial ones."""
+    draws = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            with torch.no_grad():
+                module.weight.copy_(torch.randn(module.weight.shape, generator=draws))
+                module.bias.copy_(torch.randn(module.bias.shape, generator=draws))
+                module.running_mean.copy_(torch.randn(module.bias.shape, generator=draws))
+                module.running_var.copy_(torch.rand(module.bias.shape, generator=draws) + 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: small_vgg(SHAPE, 10),
+        lambda: build(
+            NetworkSettings(name="convnet", width=8, depth=2, norm="batch"), SHAPE, 10, seed=0
+        ),
+    ],
+    ids=["small_vgg", "convnet"],
+)
+def test_a_pruned_network_computes_what_a_masked_one_does(network):
+    whole = drawn(network())
+    smaller = prune(whole, 0.5)
+    threshold = torch.cat([scale.abs() for scale in scales(whole)]).median()
+    kept = [int((scale.abs() > threshold).sum()) for scale in scales(whole)]
+    assert [len(scale) for scale in scales(smaller)] == kept
+    with torch.no_grad():
+        for module in whole.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                mask = module.weight.abs() > threshold
+                module.weight *= mask
+                module.bias *= mask
+    images = torch.randn(4, *SHAPE)
+    assert torch.allclose(smaller(images), whole(images), atol=1e-4)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def test_every_layer_keeps_its_largest_channel():
+    network = drawn(small_vgg(SHAPE, 10))
+    with torch.no_grad():
+        for number, scale in enumerate(scales(network)):
+            scale.copy_(torch.linspace(1, 2, len(scale)) * 10.0**number)
+    smaller = prune(network, 0.9)
+    assert [len(scale) for scale in scales(smaller)][:2] == [1, 1]
+    assert scales(smaller)[0].item() == pytest.approx(2)
+    assert torch.isfinite(smaller(torch.randn(2, *SHAPE))).all()
+
+
+def test_nothing_is_pruned_at_zero_and_the_given_network_stays():
+    network = drawn(small_vgg(SHAPE, 10))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = torch.randn(2, *SHAPE)
+    assert torch.equal(prune(network, 0.0)(images), network(images))
+    prune(network, 0.7)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_networks_of_other_forms_are_refused():
+    residual = build(
+        NetworkSettings(name="resnet18", norm="batch"), ImageShape(3, 32, 32), 10, seed=0
+    )
+    with pytest.raises(ConfigError, match="Slimming needs a chain of convolutions"):
+        prune(residual, 0.5)
+    with pytest.raises(ConfigError, match=r"must be in \[0, 1\)\. Got 1"):
+        prune(small_vgg(SHAPE, 10), 1)
+
+
+def test_sets_are_slimmed_and_compared():
+    recipe = tiny(
+        ipc=3, evaluation={"epochs": 40, "whole_epochs": 2, "augmentation": None, "batch_size": 32}
+    )
+    data = load(recipe.data)
+    rows = [row for index in data.train.class_index for row in index[:3]]
+    images = data.normalization(torch.from_numpy(data.train.images[rows]))
+    labels = torch.from_numpy(data.train.labels[rows])
+    distilled = Distilled(images, labels, data.class_names, data.normalization)
+    ours, random, whole = slim(
+        distilled,
+        recipe,
+        data,
+        sets=["distilled", "random", "whole"],
+        shares=(0.0, 0.5),
+        seeds=2,
+    )
+    assert (ours.set, random.set, whole.set) == ("distilled", "random", "whole")
+    assert ours.parameters[0] == 1.0
+    assert ours.parameters[1] < 0.7
+    assert [len(row) for row in ours.tuned] == [2, 2]
+    # more than chance, both whole and with half the channels
+    assert min(ours.tuned[0]) > 0.3
+    assert min(whole.tuned[1]) > 0.3
+    assert text([ours, random]).splitlines()[0].split()[-2:] == ["0%", "50%"]
+    assert chart([ours, random]).size == (680, 400)
+    with pytest.raises(ConfigError, match="Sets are distilled"):
+        slim(distilled, recipe, data, sets=["nearest"])
+
+
+def test_results_become_json():
+    one = Slimmed("random", (0.0,), (1.0,), ((0.5,),), ((0.6,),))
+    assert one.to_json()["tuned"] == ((0.6,),)
