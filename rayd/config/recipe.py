@@ -151,8 +151,14 @@ class MeasuredResult(Settings):
     """Revision of this repository."""
     hardware: str
     """Machine that the result was obtained on."""
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Day of the last run."""
     seconds: float = Field(ge=0)
     """Wall-clock seconds of the whole command."""
+    cpu_seconds: float | None = Field(default=None, ge=0)
+    """Processor seconds of the whole command, which other programs move less."""
+    peak_memory_mb: int | None = Field(default=None, ge=0)
+    """Largest resident memory of a process, in units of 2^20 bytes."""
     note: str = ""
     """Remarks."""
 

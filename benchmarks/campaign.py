@@ -1,0 +1,336 @@
+"""Measure recipes, cheapest first, and write their results with all that reproduces them.
+
+    python -m benchmarks.campaign runs/campaign '*-digits' --hours 2
+    python -m benchmarks.campaign runs/campaign 'dm-cifar10-*' --hours 8 --write
+    python -m benchmarks.campaign runs/campaign 'edc-*' --list
+
+Every recipe that a pattern names, whose data are at hand and which has no result yet (`--again`:
+or has), is asked what it is going to take (`rayd plan`); those that fit into the hours given are
+run in the order of that figure, so that an hour brings as many results as it can. Each is distilled
+once a seed, of the images and of the observers. The folder keeps runs, caches and figures:
+the same command, given again, goes on where the last one stopped, also in the midst of a run.
+
+With `--write`, results go to `rayd/results/`, an entry a recipe: accuracies and scores as the
+runs' evaluations say them, commit, command, seeds, hardware, date, seconds and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rayd import recipes, results
+from rayd.config import MeasuredResult, parse_overrides, validate
+from rayd.errors import RaydError
+from rayd.recipes.tables import families
+
+
+class Campaign:
+    """The runs of one folder.
+
+    Args:
+        folder: keeps runs, caches and figures.
+        seeds: how many distillations a recipe gets.
+        settings: laid over every recipe.
+    """
+
+    def __init__(self, folder: Path, seeds: int, settings: Sequence[str]):
+        self.folder = folder
+        self.seeds = seeds
+        self.settings = tuple(settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("RAYD_CACHE", str(folder / "cache"))
+
+    def foreseen(self, name: str) -> float | str:
+        """Seconds that the first distillation is going to take, or why it cannot be run."""
+        path = self.folder / "foreseen.json"
+        known: dict[str, float | str] = json.loads(path.read_text()) if path.exists() else {}
+        key = " ".join((name, *self.settings))
+        if key not in known:
+            known[key] = self._plan(name)
+            path.write_text(json.dumps(known, indent=1))
+        return known[key]
+
+    def _plan(self, name: str) -> float | str:
+        from rayd.engine.plan import plan
+
+        try:
+            recipe = recipes.resolve(name, parse_overrides(self.settings))
+            return float(plan(recipe).seconds)
+        except RaydError as error:
+            return str(error)
+
+    def runs(self, name: str) -> list[Mapping[str, Any]]:
+        """The finished runs of a recipe, in the order of their seeds."""
+        paths = [self._figures(name, seed) for seed in range(self.seeds)]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+    def complete(self, name: str, deadline: float) -> bool:
+        """Run what is missing of a recipe.
+
+        Args:
+            name: a built-in recipe.
+            deadline: when no further run may begin, in seconds of the clock.
+
+        Returns:
+            Whether all seeds are there.
+        """
+        for seed in range(self.seeds):
+            if self._figures(name, seed).exists():
+                continue
+            if time.time() > deadline or not self._run(name, seed):
+                return False
+        return True
+
+    def command(self, name: str, seed: int | str) -> list[str]:
+        """The command that distils a recipe with a seed."""
+        return ["rayd", "distill", name, f"seed={seed}", f"observers.seed={seed}", *self.settings]
+
+    def _run(self, name: str, seed: int) -> bool:
+        out = self._out(name, seed)
+        if (out / "config.yaml").exists():
+            command = ["rayd", "distill", "--resume", str(out)]
+        else:
+            command = [*self.command(name, seed), "--out", str(out)]
+        log = out.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        with log.open("a") as sink:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command, "--quiet"], stdout=sink, stderr=sink
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            print(f"{name} seed {seed}: exit {process.returncode}, see {log}", flush=True)
+            return False
+        figures = {
+            "evaluation": json.loads((out / "evaluation.json").read_text()),
+            "commit": _commit(),
+            "date": datetime.now(UTC).date().isoformat(),
+            "seconds": round(time.time() - started, 1),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+            # in kilobytes on Linux
+            "peak_memory_mb": round(usage.ru_maxrss / 1024),
+            "resumed": "--resume" in command,
+        }
+        self._figures(name, seed).write_text(json.dumps(figures))
+        return True
+
+    def _out(self, name: str, seed: int) -> Path:
+        return self.folder / "-".join((name, *map(_plain, self.settings))) / str(seed)
+
+    def _figures(self, name: str, seed: int) -> Path:
+        return self._out(name, seed).with_suffix(".json")
+
+    def result(self, name: str, note: str = "") -> dict[str, Any]:
+        """The entry of a recipe in `rayd/results/`, of all its finished runs."""
+        runs = self.runs(name)
+        first = runs[0]["evaluation"]
+        network = first["results"][0]["network"]
+        rows = [_rows(run["evaluation"], network) for run in runs]
+        scores = [_scores(run["evaluation"], network) for run in runs]
+        distilled = [row["distilled", None] for row in rows]
+        students = len(first["results"][0]["seeds"])
+        seeds = " ".join(str(seed) for seed in range(len(runs)))
+        loop = f"for s in {seeds}; do {shlex.join(self.command(name, 'SEED'))}"
+        entry: dict[str, Any] = {
+            "accuracy": statistics.mean(distilled),
+            "std": _spread(distilled),
+            "random": _mean(row.get(("random", None)) for row in rows),
+            "whole": _mean(row.get(("whole", None)) for row in rows),
+            "hard_labels": _mean(row.get(("distilled", "hard")) for row in rows),
+            "random_hard_labels": _mean(row.get(("random", "hard")) for row in rows),
+            "whole_hard_labels": _mean(row.get(("whole", "hard")) for row in rows),
+            "equal_storage": _mean(row.get(("equal-storage", None)) for row in rows),
+            "ior": _mean(one.get("ior") for one in scores),
+            "ior_std": _spread([one["ior"] for one in scores if one.get("ior") is not None]),
+            "hlr": _mean(one.get("hlr") for one in scores),
+            "hlr_std": _spread([one["hlr"] for one in scores if one.get("hlr") is not None]),
+            "lrs": _mean(one.get("lrs") for one in scores),
+            "seeds": f"distillation and pool {seeds}, students {_upto(students)} each; "
+            f"std over the distillations",
+            "command": loop.replace("SEED", "$s") + " --out runs/$s; done",
+            "commit": runs[-1]["commit"],
+            "date": runs[-1]["date"],
+            "hardware": hardware(),
+            "seconds": round(sum(run["seconds"] for run in runs)),
+            "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
+            "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
+            "note": note or " ".join(f"{value:.3f}" for value in distilled),
+        }
+        entry = {key: _short(value) for key, value in entry.items() if value is not None}
+        validate(MeasuredResult, entry, f"the result of '{name}'")
+        return entry
+
+
+def _rows(evaluation: Mapping[str, Any], network: str) -> dict[tuple[str, str | None], float]:
+    """Accuracies by set and by labels that are not the protocol's, of augmented students."""
+    protocol = evaluation["results"][0]["labels"]
+    found: dict[tuple[str, str | None], float] = {}
+    for row in evaluation["results"]:
+        if row["network"] == network and row["augmented"] and row["epoch"] in ("last", "best"):
+            own = row["labels"] == protocol or row["set"] == "equal-storage"
+            key = (row["set"], None if own else row["labels"])
+            found.setdefault(key, row["test_accuracy"]["mean"])
+    return found
+
+
+def _scores(evaluation: Mapping[str, Any], network: str) -> dict[str, float]:
+    """Scores by name."""
+    for one in evaluation.get("scores", []):
+        if one["network"] == network:
+            return {
+                key: value["mean"] if isinstance(value, dict) else value
+                for key, value in one.items()
+                if key in ("ior", "hlr", "lrs") and value is not None
+            }
+    return {}
+
+
+def _mean(values: Any) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _short(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return round(value, 3) if math.isfinite(value) else None
+
+
+def _upto(count: int) -> str:
+    return " ".join(str(seed) for seed in range(count))
+
+
+def _plain(setting: str) -> str:
+    """A setting as part of a file's name."""
+    return re.sub(r"[^\w.=-]+", "_", setting)
+
+
+def _commit() -> str:
+    """The revision of this repository, short."""
+    top = Path(__file__).parent
+    command = ["git", "-C", str(top), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def hardware() -> str:
+    """The machine in words: a GPU by its name, or one thread of a processor."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"one {torch.cuda.get_device_name()}"
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        model = found.group(1) if found else model
+    return f"one of {os.cpu_count()} cores of a machine with {model}, no GPU, other programs beside"
+
+
+def entry_text(name: str, entry: Mapping[str, Any]) -> str:
+    """An entry as it stands in a file of results."""
+    lines = [f"{name}:"]
+    for number, (key, value) in enumerate(entry.items()):
+        text = yaml.safe_dump({key: value}, width=1000, allow_unicode=True).rstrip()
+        lines.append(f"{'  - ' if number == 0 else '    '}{text}")
+    return "\n".join(lines) + "\n"
+
+
+def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) -> Path:
+    """Put an entry into the results, in place of the one that the recipe has.
+
+    Remarks of the entry before are kept behind the new accuracies.
+    """
+    before = results.entries().get(name, [])
+    family = next(family for family, names in families().items() if name in names)
+    path = folder / f"{family}.yaml"
+    for candidate in sorted(folder.glob("*.yaml")):
+        if re.search(rf"^{re.escape(name)}:$", candidate.read_text(), re.MULTILINE):
+            path = candidate
+    if before and before[0].get("note"):
+        # without the accuracies of the entry before
+        kept = re.sub(r"^[\d. ]+(; )?", "", before[0]["note"])
+        entry = {**entry, "note": "; ".join(filter(None, (entry["note"], kept)))}
+    header = f"# What this code reached with the recipes of recipes/{path.name}.\n"
+    text = path.read_text() if path.exists() else header
+    blocks = re.split(r"\n(?=\S)", text)
+    blocks = [block for block in blocks if not block.startswith(f"{name}:")]
+    rest = [entry_text(name, entry).rstrip()]
+    text = "\n".join([*[block.rstrip("\n") + "\n" for block in blocks], *rest]) + "\n"
+    path.write_text(text)
+    return path
+
+
+def candidates(patterns: Sequence[str], again: bool) -> Iterator[str]:
+    """Names of built-in recipes that a pattern names and that have no result."""
+    for headline in recipes.headlines():
+        wanted = any(fnmatch.fnmatch(headline.name, pattern) for pattern in patterns)
+        if wanted and (again or not results.of(headline.name)):
+            yield headline.name
+
+
+def main() -> None:
+    """Run what fits in the hours given."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("patterns", nargs="+", help="of recipes' names, or KEY=VALUE settings")
+    parser.add_argument("--hours", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", action="store_true", help="also what has a result")
+    parser.add_argument("--list", action="store_true", help="only say what would be run")
+    parser.add_argument("--write", action="store_true", help="into rayd/results/")
+    options = parser.parse_args()
+    settings = [given for given in options.patterns if "=" in given]
+    patterns = [given for given in options.patterns if "=" not in given]
+    campaign = Campaign(options.folder, options.seeds, settings)
+    deadline = time.time() + options.hours * 3600
+
+    queue: list[tuple[float, str]] = []
+    for name in candidates(patterns, options.again):
+        seconds = campaign.foreseen(name)
+        if isinstance(seconds, str):
+            print(f"{name}: cannot be run. {seconds}", flush=True)
+        else:
+            queue.append((seconds, name))
+    for seconds, name in sorted(queue):
+        missing = campaign.seeds - len(campaign.runs(name))
+        left = deadline - time.time()
+        print(f"{name}: {missing} runs, about {seconds:,.0f} s each", flush=True)
+        if options.list:
+            continue
+        if missing * seconds > left:
+            print(f"{name}: left out, {left:,.0f} s are left", flush=True)
+            continue
+        if campaign.complete(name, deadline):
+            entry = campaign.result(name)
+            print(entry_text(name, entry), flush=True)
+            if options.write:
+                write(name, entry)
+
+
+if __name__ == "__main__":
+    main()
