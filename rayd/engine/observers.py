@@ -357,7 +357,15 @@ class Observers:
             specs = self._method.specs(task.network_id.group)
             real = self._real_statistics(task, part.observer, None)
             labels = rows_of(part.labels, part.rows)
-            return summary(part.output, labels, specs, real, average)
+            context = Context(
+                progress=task.step / self._recipe.synthesis.steps,
+                block=task.block,
+                blocks=task.blocks,
+            )
+            output = part.output
+            for term in self._method.terms_of(task.network_id.group):
+                output = term.precise(real, output, context)
+            return summary(output, labels, specs, real, average)
 
     def _forward_part(self, task: GradientTask) -> _Part:
         """Forward the images of a task, or a part of them."""
