@@ -1,10 +1,13 @@
-"""Peak memory of the driver: a large set that is saved and judged, and results behind a late one.
+"""Peak memory of the driver: a large set that is saved and judged, results behind a late one, and
+statistics of the real data that workers measure.
 
     python -m benchmarks.memory set --gigabytes 2
     python -m benchmarks.memory late --results 60 --megabytes 20
+    python -m benchmarks.memory moments --megabytes 200
 
 Each line says how far the process grew above what it held before, in MB and as a share of the set,
-or of all results. Nothing is computed: workers of `late` only make arrays, the first one late.
+of all results, or of the statistics of an observer. Nothing is computed: workers of `late` only
+make arrays, the first one late, and those of `moments` say what observers with many features would.
 """
 
 from __future__ import annotations
@@ -131,10 +134,38 @@ def measure_late(results: int, megabytes: int, seconds: float) -> float:
     return found["grown"]
 
 
+def measure_moments(megabytes: int, workers: int = 2) -> float:
+    """Growth in bytes while statistics of so many MB each are measured through three observers."""
+    from rayd.data import load
+    from rayd.engine.job import Job
+    from rayd.engine.observer import DatasetInfo
+    from rayd.engine.open_pool import open_pool
+    from rayd.engine.stages import measure
+    from rayd.engine.store import Store
+    from tests.conftest import tiny
+    from tests.large_statistics import LargeStatistics
+
+    recipe = tiny(
+        observers={"pool": 3, "per_step": 1},
+        resources={"workers": workers, "cpus_per_worker": 0.5, "threads": 1},
+    )
+    data = load(recipe.data)
+    measure.SHARD = 500
+    name = f"3 observers of {megabytes} MB, 3 shards"
+    info = DatasetInfo.of(data)
+    with TemporaryDirectory() as folder:
+        job = Job(recipe, data, Store(Path(folder)))
+        with open_pool(recipe.resources, LargeStatistics, megabytes, recipe, info) as pool:
+            with growth(name, megabytes * 10**6) as found:
+                measured = measure.Measure(job).run(pool)
+            assert len(measured) == 3
+    return found["grown"]
+
+
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["set", "late"])
+    parser.add_argument("what", choices=["set", "late", "moments"])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--results", type=int, default=60)
     parser.add_argument("--megabytes", type=int, default=20)
@@ -142,6 +173,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "set":
         measure_set(arguments.gigabytes)
+    elif arguments.what == "moments":
+        measure_moments(arguments.megabytes)
     else:
         measure_late(arguments.results, arguments.megabytes, arguments.seconds)
 

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -201,6 +201,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, note
 
 
+def check_tensors(path: Path) -> None:
+    """Check that a safetensors file is complete and undamaged, without keeping its tensors.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, damaged, or not safetensors.
+    """
+    with _opened(path) as file:
+        wanted = _metadata(file).get(HASH)
+        tensors = ((name, file.get_tensor(name)) for name in sorted(file.keys()))
+        found = _hash_of(tensors)
+    if wanted not in (None, found):
+        raise ArtifactError(f"'{path}' is damaged: its tensors are not those that were written.")
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """Read the metadata of a safetensors file, without its tensors.
 
@@ -282,10 +296,15 @@ def file_hash(path: Path) -> str:
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """Compute a hash of named tensors on any device: names, types, shapes and bits; hex."""
+    return _hash_of(sorted(tensors.items()))
+
+
+def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The hash of tensors that come one after another, sorted by name."""
     import torch
 
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

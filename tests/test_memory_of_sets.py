@@ -29,6 +29,17 @@ def test_a_large_set_is_not_copied_for_its_picture_hash_or_students():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
+def test_the_driver_holds_no_statistics_of_the_real_data():
+    """Three observers of 50 MB each are measured on two workers."""
+    script = "from benchmarks.memory import measure_moments\nassert measure_moments(50) < 25e6"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_an_array_of_the_object_store_becomes_a_tensor_without_a_copy(recwarn):
     array = np.arange(6)
     array.flags.writeable = False

@@ -33,6 +33,7 @@ from rayd.config import (
     TrainingSettings,
 )
 from rayd.data import ImageData
+from rayd.engine.aggregation import merged
 from rayd.engine.counting import Count, Counting
 from rayd.engine.gradients.feature_matching import GradientTask
 from rayd.engine.gradients.model_pool import TrainTask
@@ -44,7 +45,7 @@ from rayd.engine.gradients.trajectory_matching import (
 from rayd.engine.network_ids import NetworkId, network_ids, teachers
 from rayd.engine.observer import DatasetInfo, Observer, States
 from rayd.engine.pool import LocalPool, LocalRef
-from rayd.engine.stages.measure import merged, shards
+from rayd.engine.stages.measure import shards
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker

@@ -21,6 +21,7 @@ from rayd import devices, networks, schedules, seeding, synthetic
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
 from rayd.derived import known_on_host, on_host, rows_of
+from rayd.engine.aggregation import merged, to_host
 from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
 from rayd.engine.gradients.model_pool import (
     Batches,
@@ -234,6 +235,28 @@ class Observers:
                             del state[name]
         return results
 
+    def measure_all(
+        self,
+        network: tuple[NetworkId, ObjectRef | None, ObjectRef | None],
+        shards: Sequence[ObjectRef],
+    ) -> States:
+        """Statistics of all shards by one network, merged in their order, with rows for all
+        classes.
+
+        Args:
+            network: as in `measure`.
+            shards: each a `RealBatch`.
+        """
+        specs = self._method.specs(network[0].group)
+        states: States | None = None
+        for index, shard in enumerate(shards):
+            (part,) = self.measure((network,), shard, lean=index > 0)
+            labels = torch.tensor(shard.get()[1])
+            # on the host, where parts that were sent are merged, too: rounding on a GPU may differ
+            states = merged(specs, states, to_host(part), labels, self._facts.classes)
+        assert states is not None
+        return states
+
     def measuring(
         self,
         team: tuple[tuple[NetworkId, ObjectRef | None, ObjectRef | None], ...],
@@ -251,17 +274,7 @@ class Observers:
         first: ObjectRef | None = None,
     ) -> States:
         """Statistics of a `RealBatch` by one network, with rows for all classes."""
-        (states,) = self.measure(((network_id, weights, first),), shard)
-        labels = torch.tensor(shard.get()[1])
-        result: States = {}
-        for spec in self._method.specs(network_id.group):
-            layers = []
-            for state in states[spec.key]:
-                part = spec.kind.statistic.from_state(state)
-                (whole,) = spec.spread((part,), labels, self._facts.classes)
-                layers.append(whole.state())
-            result[spec.key] = layers
-        return result
+        return self.measure_all((network_id, weights, first), [shard])
 
     def record(
         self,
@@ -344,7 +357,15 @@ class Observers:
             specs = self._method.specs(task.network_id.group)
             real = self._real_statistics(task, part.observer, None)
             labels = rows_of(part.labels, part.rows)
-            return summary(part.output, labels, specs, real, average)
+            context = Context(
+                progress=task.step / self._recipe.synthesis.steps,
+                block=task.block,
+                blocks=task.blocks,
+            )
+            output = part.output
+            for term in self._method.terms_of(task.network_id.group):
+                output = term.precise(real, output, context)
+            return summary(output, labels, specs, real, average)
 
     def _forward_part(self, task: GradientTask) -> _Part:
         """Forward the images of a task, or a part of them."""

@@ -50,6 +50,16 @@ class ActorHandle(Protocol):
         """Call a method and wait for its result."""
 
 
+class HostedActor(ActorHandle, Protocol):
+    """A handle to an object that a pool hosts beside its workers."""
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """Call a generator method; yield its events on arrival."""
+
+    def close(self) -> None:
+        """Stop hosting the object."""
+
+
 class TaskStream(Protocol):
     """The part of a `WorkerPool` that stages need."""
 
@@ -114,7 +124,7 @@ class WorkerPool(ABC):
         """
 
     @abstractmethod
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> ActorHandle:
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> HostedActor:
         """Host one more object, `factory(self, *arguments)`, which can call the workers."""
 
     def workers(self) -> list[WorkerInfo]:
@@ -239,3 +249,11 @@ class LocalActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call it."""
         return getattr(self._inner, method)(*arguments)
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """Call a generator method; yield its events."""
+        yield from getattr(self._inner, method)(*arguments)
+
+    def close(self) -> None:
+        """Drop the object."""
+        self._inner = None

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rayd import remote
 from rayd.artifacts import (
+    check_tensors,
     content_hash,
     default_root,
     read_json,
@@ -111,6 +112,28 @@ class Store:
             log.warning("%s Recomputing it.", error)
             self.replace(stage, inputs, "safetensors")
             return None
+
+    def is_sound(self, stage: str, inputs: Mapping[str, Any], own: bool = False) -> bool:
+        """Whether the tensors of a result are there and undamaged. They are read bit by bit, and
+        take no memory.
+
+        Args:
+            stage: folder of the store.
+            inputs: as this run would compute the result.
+            own: ask for a result of this device alone.
+        """
+        path = self.path(stage, inputs, "safetensors")
+        if not own:
+            path = self.found(stage, inputs, "safetensors")
+        if not remote.bring(path):
+            return False
+        try:
+            check_tensors(path)
+        except ArtifactError as error:
+            log.warning("%s Recomputing it.", error)
+            self.replace(stage, inputs, "safetensors")
+            return False
+        return True
 
     def put_tensors(
         self,

@@ -29,6 +29,7 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, SynthesisSettings
 from rayd.config.synthesis import Parameter
 from rayd.data import Normalization
+from rayd.engine.aggregation import Measuring, aggregate
 from rayd.engine.checkpoint import newest, resumable, save_checkpoint
 from rayd.engine.gradients.base import (
     GradientSource,
@@ -127,7 +128,7 @@ def synthesize(
 
 
 class Synthesizer:
-    """Optimises one block of a synthetic set."""
+    """Merges the statistics of the real data, and optimises one block of a synthetic set."""
 
     def __init__(self, pool: WorkerPool):
         """Use the workers of a pool; the task comes with every call, so that a synthesizer that is
@@ -135,6 +136,10 @@ class Synthesizer:
         """
         self._pool = pool
         self._at: tuple[str, int, int] | None = None
+
+    def measure(self, measuring: Measuring) -> Iterator[tuple[int, int]]:
+        """Merge what workers measure of the real data; see `rayd.engine.aggregation`."""
+        yield from aggregate(self._pool, measuring)
 
     def advance(self, task: BlockTask, since: int, until: int) -> list[Logged]:
         """Go from step `since` to step `until` and report the logged steps between; repeatable

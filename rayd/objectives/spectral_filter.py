@@ -50,6 +50,7 @@ class SpectralFilterMatching(Term):
 
     name = "spectral_filter"
     former_name = "spectral"
+    splits = True
 
     weight: float = Field(default=0.1, ge=0)
     """Factor of the term, the paper's eta; 0 switches it off."""
@@ -118,6 +119,10 @@ class SpectralFilterMatching(Term):
         class.
         """
         return self.distance.specs
+
+    def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
+        """The layers in float64 where the filter depends on what float32 rounds away."""
+        return self.distance.precise(real, seen, context)
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context

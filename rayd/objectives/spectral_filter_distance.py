@@ -45,7 +45,8 @@ eigenvalue), the layers concerned are worked on in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 from weakref import WeakKeyDictionary
 
@@ -56,8 +57,7 @@ from rayd.config.choices import Signal
 from rayd.derived import derived, on_host
 from rayd.errors import RunError
 from rayd.networks import LayerRole, Observation
-from rayd.objectives.factors import Factors, Filtered, Filters, Group, through
-from rayd.objectives.filters import Filter
+from rayd.objectives.factors import Factors, Filtered, Filters, through
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.terms import Context, RealStatistics
@@ -140,7 +140,7 @@ class SpectralFilterDistance:
         groups = self._factors(real).groups
         filters = self.filters(context)
         real_filters = self._real_filters(context)
-        seen = self._precise(seen, groups, (*filters, *real_filters))
+        seen = self.precise(real, seen, context)
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         mean = RunningMeans(context) if self._updating else _as_it_is
         stacked = []
@@ -187,21 +187,18 @@ class SpectralFilterDistance:
         scales = derived(labels, f"{known} there", lambda: upload(scales, labels.device))
         return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
 
-    def _precise(
-        self, seen: Observation, groups: list[Group], filters: Sequence[Filter]
-    ) -> Observation:
+    def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
         """The same, in float64 where a filter depends on details that float32 would round away."""
+        filters = (*self.filters(context), *self._real_filters(context))
         detail = min(one.detail for one in filters)
         layers = list(seen.layers[self.matrices.layer_role])
         if layers[0].device.type == "mps":
             return seen  # it has no float64
-        for group in groups:
+        for group in self._factors(real).groups:
             if detail < ROUNDING * group.size:
                 for place in group.places:
                     layers[place] = layers[place].double()
-        return Observation(
-            seen.logits, {**seen.layers, self.matrices.layer_role: tuple(layers)}, seen.images
-        )
+        return replace(seen, layers={**seen.layers, self.matrices.layer_role: tuple(layers)})
 
     def _factors(self, real: RealStatistics) -> Factors:
         """The factors of these statistics, kept as long as they live."""

@@ -166,6 +166,12 @@ class Term(Settings, ABC):
         """
         return
 
+    def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
+        """An observer's output in the precision in which the term takes its statistics: that of the
+        features, unless the term needs more. Parts of the images (`splits`) are summarised in it.
+        """
+        return seen
+
     @abstractmethod
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context

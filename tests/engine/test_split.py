@@ -15,7 +15,9 @@ from rayd.config import Recipe
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
-from rayd.recipes import resolve
+from rayd.networks import LayerRole, Observation
+from rayd.objectives.parts import summary
+from rayd.recipes import assemble, resolve
 from tests.conftest import tiny
 from tests.slow_worker import SlowWorker, shares
 
@@ -60,11 +62,63 @@ def csdm(split: int) -> Recipe:
     )
 
 
-@pytest.mark.parametrize("recipe", [dm, edc, csdm])
+def filtered(method: str, split: int, **spectral_filter: Any) -> Recipe:
+    """UniDD, and CFM in two blocks that follow one another."""
+    return assemble(
+        {
+            "method": method,
+            "ipc": 2,
+            "data": {"name": "digits"},
+            "observers": {"networks": {**NETWORK, "norm": "batch"}},
+            "squeeze": {"epochs": 2},
+            "synthesis": {
+                "steps": 6,
+                "split": split,
+                "learning_rate": 0.01,
+                "transform": {"crop": [0.5, 1.0]},
+            },
+            "terms": {"spectral_filter": spectral_filter},
+            "evaluation": {**FEW, "networks": [NETWORK]},
+        }
+    )
+
+
+def cfm(split: int) -> Recipe:
+    return filtered("cfm", split)
+
+
+def unidd(split: int) -> Recipe:
+    # a ridge so small that statistics are taken in float64
+    ridge = {"name": "ridge", "beta": 1e-7, "schedule": {"over": "steps"}}
+    return filtered("unidd", split, filter=ridge, signal_weight=0.0)
+
+
+def unidd_features(split: int) -> Recipe:
+    return filtered("unidd", split, layers="features", signal="mean")
+
+
+@pytest.mark.parametrize("recipe", [dm, edc, csdm, cfm, unidd, unidd_features])
 def test_parts_amount_to_the_whole(tmp_path: Path, recipe: Any) -> None:
     whole = images_of(recipe(1), tmp_path / "whole")
     parts = images_of(recipe(3), tmp_path / "parts")
     assert (whole - parts).abs().max() < 1e-4 * whole.abs().max()
+
+
+def test_parts_are_summarised_in_the_precision_of_the_term(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small ridge depends on details of the statistics that float32 rounds away."""
+    found = []
+
+    def recorded(seen: Observation, *arguments: Any) -> Any:
+        found.append(seen.layers[LayerRole.CONV_PATH][0].dtype)
+        return summary(seen, *arguments)
+
+    monkeypatch.setattr("rayd.engine.observers.summary", recorded)
+    images_of(unidd(2), tmp_path / "small")
+    images_of(cfm(2), tmp_path / "usual")
+    assert found[:12] == [torch.float64] * 12
+    assert found[12:] == [torch.float32] * 24
 
 
 def test_what_a_worker_forgot_is_forwarded_again(

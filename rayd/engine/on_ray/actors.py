@@ -160,6 +160,7 @@ class RayActor:
     def __init__(self, actor: Any, role: str = "host"):
         self.actor = actor
         self.role = role
+        self.is_closed = False
 
     @classmethod
     def start(
@@ -204,6 +205,9 @@ class RayActor:
 
     def close(self) -> None:
         """Stop the actor."""
+        if self.is_closed:
+            return
+        self.is_closed = True
         if not head_is_lost():
             ray.kill(self.actor)
 

@@ -148,7 +148,9 @@ class RayPool(WorkerPool):
         for call in list(self._running.values()):
             info = replace(known[call.worker], busy=call.silent(), usual=self._usual(call))
             known[call.worker] = info
-        return known
+        # numbers of actors stay: the monitor knows them by these
+        closed = {len(self._workers) + i for i, host in enumerate(self._hosts) if host.is_closed}
+        return [info for index, info in enumerate(known) if index not in closed]
 
     def logs(self) -> str | None:
         """The directory of Ray's log files on each machine."""

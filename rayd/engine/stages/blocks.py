@@ -26,7 +26,7 @@ from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
-from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
+from rayd.engine.pool import ActorHandle, HostedActor, ObjectRef, WorkerActor, WorkerPool
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
@@ -48,6 +48,7 @@ class Blocks:
         weights: weights of trained networks.
         accuracies: their training accuracies, fractions.
         measured: measured statistics of fixed observers; empty when real data is sampled.
+        synthesizer: where they were merged, if that is hosted already.
         experts: files of the experts, where students follow some.
         log: where logged steps are written.
         progress: where progress is shown.
@@ -69,6 +70,7 @@ class Blocks:
         weights: Mapping[NetworkId, ObjectRef],
         accuracies: Mapping[NetworkId, float],
         measured: Mapping[NetworkId, ObjectRef],
+        synthesizer: HostedActor | None = None,
         experts: tuple[Path, ...],
         log: RunLog,
         progress: Progress,
@@ -82,6 +84,7 @@ class Blocks:
         settings = recipe.synthesis
         self._job = job
         self._pool = pool
+        self._hosted = synthesizer
         self._learned = learned
         self._log = log
         self._progress = progress
@@ -191,8 +194,17 @@ class Blocks:
         """
         workers = self._job.recipe.resources.workers
         if workers > 0 and min(workers, tasks_per_step(self._job.method)) == 1:
+            self._free_hosted()
             return WorkerActor(self._pool, "synthesizer")
-        return self._pool.host(Synthesizer)
+        if self._hosted is None:
+            self._hosted = self._pool.host(Synthesizer)
+        return self._hosted
+
+    def _free_hosted(self) -> None:
+        """Stop the synthesizer that merged statistics, where steps do not need it."""
+        if self._hosted is not None:
+            self._hosted.close()
+            self._hosted = None
 
     def _advance(
         self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay
@@ -224,6 +236,7 @@ class Blocks:
 
     def _run_in_parallel(self, shown: StageDisplay) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
+        self._free_hosted()
         steps = self._steps
         began = self._resumed()
         reached = list(began)

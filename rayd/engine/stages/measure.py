@@ -1,33 +1,44 @@
 """The measure stage: statistics of the whole real set through every observer, computed once.
 
-Work items are (observer, shard of the real data). Streamed shards are decoded once for a team of
-observers, or by decoders that run apart from the workers (`rayd.engine.on_ray.data`); a worker
-prefers shards whose files its node has. The size of a shard depends on the data alone, so that the
-parts, merged in order, do not depend on which worker computed them. A worker holds one shard at a
-time, and of streamed data a few batches of it. Statistics of a shard have rows only for the classes
-that it contains: few, where files are sorted by class, as image folders are.
+The driver says who measures what; statistics are merged and written by the synthesizer
+(`rayd.engine.aggregation`), and the driver knows their files alone.
+
+Work items are observers, where there are enough that are alike, or else (observer, shard of the
+real data). Streamed shards are decoded once for a team of observers, or by decoders that run apart
+from the workers (`rayd.engine.on_ray.data`); a worker prefers shards whose files its node has. The
+size of a shard depends on the data alone, so that the parts, merged in order, do not depend on
+which worker computed them. A worker holds one shard at a time, and of streamed data a few batches
+of it. Statistics of a shard have rows only for the classes that it contains: few, where files are
+sorted by class, as image folders are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from rayd.artifacts import content_hash
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.streaming import StreamedPixels
+from rayd.engine.aggregation import (
+    MeasuredNetwork,
+    Measuring,
+    Shard,
+    StoredStatistics,
+    layers,
+    statistics,
+)
 from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
-from rayd.engine.observer import RealBatch, States
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.observer import RealBatch
+from rayd.engine.pool import HostedActor, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.stage import ItemProgress, Stage
 from rayd.engine.stages.squeeze import Squeeze, alike, random_key
+from rayd.engine.synthesize import Synthesizer
 from rayd.engine.work_queue import WorkQueue
 from rayd.objectives import StatisticSpec
 from rayd.statistics import Statistic
@@ -40,7 +51,7 @@ SHARD = 4096
 """Images of a shard, at least."""
 SHARDS = 128
 """Shards of a data set, at most: with a handful of observers, work for several hundred workers.
-Each costs the driver the merging of its classes, which may be all of them.
+Each costs the synthesizer the merging of its classes, which may be all of them.
 """
 TEAM = 8
 """Observers that share a decoded shard, at most: their networks and statistics are in a worker at
@@ -51,10 +62,10 @@ ITEMS = 4
 FILES = 8
 """Files that the shards of a run need, about: two consecutive runs both need the one between."""
 RUN = 16
-"""Shards of a run, at most: results of later runs wait for their turn in the driver."""
+"""Shards of a run, at most: results of later runs wait for their turn in the object store."""
 
 
-class Measure(Stage[NetworkId, States]):
+class Measure(Stage[NetworkId, StoredStatistics]):
     """Measures the statistics that the method's terms need, for every fixed observer."""
 
     name = "measure"
@@ -62,6 +73,9 @@ class Measure(Stage[NetworkId, States]):
     unit = "shards"
     noun = "observers"
     task = "measure"
+
+    synthesizer: HostedActor | None = None
+    """Merges what workers measure; hosted when something is missing, and free afterwards."""
 
     def __init__(self, job: Job, weights: Mapping[NetworkId, ObjectRef] | None = None):
         """Measure through networks with these trained weights; those of random ones are missing."""
@@ -143,30 +157,33 @@ class Measure(Stage[NetworkId, States]):
             )
         ]
 
-    def save(self, item: NetworkId, result: States) -> States:
-        """A file for each statistic, with the layers' tensors."""
+    def save(self, item: NetworkId, result: None) -> StoredStatistics:
+        """The files that the synthesizer has written (see `rayd.engine.aggregation`)."""
         for spec in self.specs(item):
-            tensors = {}
-            for layer, state in enumerate(result[spec.key]):
-                for name, tensor in state.items():
-                    tensors[f"{layer}.{name}"] = tensor
-            self.job.store.put_tensors(self.folder, self.spec_key(item, spec), tensors)
-        return result
+            self.job.store.replace(self.folder, self.spec_key(item, spec), "safetensors")
+        return self._stored(item)
 
-    def find(self, item: NetworkId) -> States | None:
-        """All statistics of an observer."""
-        states: States = {}
+    def find(self, item: NetworkId) -> StoredStatistics | None:
+        """All statistics of an observer, as files that are complete."""
+        store = self.job.store
         for spec in self.specs(item):
-            tensors = self.job.store.tensors(self.folder, self.spec_key(item, spec))
-            if tensors is None:
+            if not store.is_sound(self.folder, self.spec_key(item, spec)):
                 return None
-            states[spec.key] = _layers(tensors)
-        return states
+        return self._stored(item)
+
+    def _stored(self, item: NetworkId) -> StoredStatistics:
+        store = self.job.store
+        files = {
+            spec.key: store.found(self.folder, self.spec_key(item, spec), "safetensors")
+            for spec in self.specs(item)
+        }
+        names = {key: path.name for key, path in files.items()}
+        return StoredStatistics(content_hash(names), files)
 
     def kept(self, item: NetworkId, spec: StatisticSpec) -> tuple[Statistic, ...] | None:
         """One statistic, by layer; None if it is not in the store."""
         tensors = self.job.store.tensors(self.folder, self.spec_key(item, spec))
-        return None if tensors is None else _statistics(spec, _layers(tensors))
+        return None if tensors is None else statistics(spec, layers(tensors))
 
     def cost(self, costs: Costs) -> StageCost | None:
         """Passes over the real images."""
@@ -209,62 +226,56 @@ class Measure(Stage[NetworkId, States]):
         if not mine:
             return
         assert isinstance(pool, WorkerPool)
+        self.synthesizer = self.synthesizer or pool.host(Synthesizer)
+        measuring = self._measuring(pool, mine)
+        for index, done in self.synthesizer.stream("measure", measuring):
+            item = mine[index]
+            progress.update(item, done)
+            if done == len(measuring.labels):
+                self.keep(item, None)
+                queue.done(item)
 
-        def finished(item: NetworkId, states: States) -> None:
-            self.keep(item, states)
-            queue.done(item)
-
-        self._measure(pool, mine, progress, finished)
-
-    def _measure(
-        self,
-        pool: WorkerPool,
-        missing: Sequence[NetworkId],
-        progress: ItemProgress[NetworkId],
-        finished: Callable[[NetworkId, States], None],
-    ) -> None:
-        """Measure some observers on the whole training split."""
+    def _measuring(self, pool: WorkerPool, missing: Sequence[NetworkId]) -> Measuring:
+        """What is to be measured: some observers on the whole training split."""
         train = self.job.data.train
         recipe = self.job.recipe
         parts = [train.part(rows) for rows in shards(len(train))]
-        labels = [torch.tensor(part.labels) for part in parts]
-        decoders = recipe.resources.decoders if train.streamed else 0
-        decoded_elsewhere = decoders > 0 or not train.streamed
-        groups = (
-            [(item,) for item in missing]
-            if decoded_elsewhere
-            else teams(missing, len(parts), recipe)
-        )
         first = self._glance(pool, missing)
-
-        def arguments(team: tuple[NetworkId, ...], shard: ObjectRef, lean: bool) -> tuple[Any, ...]:
-            networks = tuple((one, self.weights.get(one), first.get(one)) for one in team)
-            return networks, shard, lean
-
-        # shard after shard: results come back in this order, so that few wait for their turn
-        order = [(index, team) for index in range(len(parts)) for team in groups]
-        results: Iterator[list[States]]
-        if decoders > 0:
-            from rayd.engine.on_ray.data import decoded
-
-            coming = enumerate(decoded(parts, decoders))
-            items = (arguments(team, shard, i > 0) for i, shard in coming for team in groups)
-            results = _in_order(pool.stream("measuring", items))
-        else:
-            shared = [pool.share(_batch(part)) for part in parts]
-            listed = [arguments(team, shared[index], index > 0) for index, team in order]
-            affinity = _homes(train, order, self.items(), recipe.resources.workers)
-            results = pool.map("measure", listed, affinity)
-        states: dict[NetworkId, States] = {}
-        for (index, team), found in zip(order, results, strict=True):
-            for item, part in zip(team, found, strict=True):
-                states[item] = merged(
-                    self.specs(item), states.get(item), part, labels[index], self.job.data.classes
-                )
-                progress.update(item, progress.done(item) + 1)
-                if index == len(parts) - 1:
-                    # merged where they were measured; from here on they are only kept
-                    finished(item, _on_host(states.pop(item)))
+        networks = []
+        for item in missing:
+            keys = {spec.key: self.spec_key(item, spec) for spec in self.specs(item)}
+            networks.append(MeasuredNetwork(item, self.weights.get(item), first.get(item), keys))
+        is_decoded_apart = train.streamed and recipe.resources.decoders > 0
+        workers = recipe.resources.workers
+        alone: list[NetworkId] = []
+        if not train.streamed:
+            alone = _alone(missing, workers)
+        others = [item for item in missing if item not in alone]
+        groups: list[tuple[NetworkId, ...]] = [(item,) for item in others]
+        if train.streamed and not is_decoded_apart:
+            groups = teams(others, len(parts), recipe)
+        # observer after observer, so that one is merged at a time; where images are decoded, shard
+        # after shard, so that files are read in order
+        order = [(shard, team) for team in groups for shard in range(len(parts))]
+        if train.streamed:
+            order = [(shard, team) for shard in range(len(parts)) for team in groups]
+        place = {item: index for index, item in enumerate(missing)}
+        items = self.items()
+        return Measuring(
+            recipe=recipe,
+            classes=self.job.data.classes,
+            root=self.job.store.root,
+            folder=self.folder,
+            networks=tuple(networks),
+            images=() if is_decoded_apart else tuple(pool.share(_batch(part)) for part in parts),
+            encoded=tuple(parts) if is_decoded_apart else (),
+            labels=tuple(part.labels for part in parts),
+            alone={place[item]: items.index(item) for item in alone},
+            shards=tuple(
+                Shard(shard, tuple(place[item] for item in team), home)
+                for (shard, team), home in zip(order, _homes(train, order, workers), strict=True)
+            ),
+        )
 
     def _glance(self, pool: WorkerPool, items: Sequence[NetworkId]) -> dict[NetworkId, ObjectRef]:
         """Images from all over the data, for observers with a statistic that needs some first."""
@@ -294,17 +305,6 @@ def in_store(recipe: Recipe, images: ImageSet) -> int:
     return (2 * decoders + recipe.resources.workers) * shard if decoders else 0
 
 
-def _in_order(events: Iterator[tuple[int, Any]]) -> Iterator[Any]:
-    """The only event of each item, in the order of the items."""
-    early: dict[int, Any] = {}
-    following = 0
-    for index, event in events:
-        early[index] = event
-        while following in early:
-            yield early.pop(following)
-            following += 1
-
-
 def teams(missing: Sequence[NetworkId], shards: int, recipe: Recipe) -> list[tuple[NetworkId, ...]]:
     """Observers that share decoded shards: as many as leave every worker enough items."""
     workers = recipe.resources.workers
@@ -321,17 +321,23 @@ def teams(missing: Sequence[NetworkId], shards: int, recipe: Recipe) -> list[tup
     ]
 
 
+def _alone(missing: Sequence[NetworkId], workers: int) -> list[NetworkId]:
+    """Observers of which one worker measures all shards: as many as give every worker the same
+    number of observers of an architecture. Without workers nothing is handed over.
+    """
+    if workers == 0:
+        return []
+    return [item for same in alike(missing) for item in same[: len(same) // workers * workers]]
+
+
 def _homes(
-    images: ImageSet,
-    order: Sequence[tuple[int, tuple[NetworkId, ...]]],
-    items: Sequence[NetworkId],
-    workers: int,
+    images: ImageSet, order: Sequence[tuple[int, tuple[NetworkId, ...]]], workers: int
 ) -> list[int]:
-    """The preferred worker of each item: for streamed data the one that has the files, else the
-    one that has the network.
+    """The preferred worker of each item: for streamed data the one that has the files, else all
+    of them in turn.
     """
     if not isinstance(images.images, StreamedPixels):
-        return [items.index(team[0]) for _, team in order]
+        return [shard for shard, _ in order]
     files = sum(1 for _ in images.images.files())
     run = runs(files, len(shards(len(images))), max(1, workers))
     return [run[index] for index, _ in order]
@@ -348,55 +354,3 @@ def runs(files: int, shards: int, workers: int) -> list[int]:
 
 def _batch(images: ImageSet) -> RealBatch:
     return images.images, images.labels
-
-
-def merged(
-    specs: Sequence[StatisticSpec],
-    before: States | None,
-    part: States,
-    labels: Tensor,
-    classes: int,
-) -> States:
-    """Statistics so far with those of a shard added in place.
-
-    Args:
-        specs: which statistics.
-        before: those so far; None before the first shard.
-        part: those of the shard, with rows for its classes alone.
-        labels: class indices (N,) of the shard.
-        classes: number of all classes.
-    """
-    after: States = {}
-    for spec in specs:
-        if before is None:
-            known = spec.spread(_statistics(spec, part[spec.key]), labels, classes)
-        else:
-            known = _statistics(spec, before[spec.key])
-            # tensors that no sample changes came with the first part alone
-            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
-            new = [own | same for own, same in zip(part[spec.key], constant, strict=True)]
-            spec.add(known, _statistics(spec, new), labels)
-        after[spec.key] = [statistic.state() for statistic in known]
-    return after
-
-
-def _on_host(states: States) -> States:
-    return {
-        key: [{name: t.cpu() for name, t in layer.items()} for layer in layers]
-        for key, layers in states.items()
-    }
-
-
-def _statistics(
-    spec: StatisticSpec, states: Sequence[Mapping[str, Tensor]]
-) -> tuple[Statistic, ...]:
-    return tuple(spec.kind.statistic.from_state(state) for state in states)
-
-
-def _layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Stored tensors by layer."""
-    layers: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, part = name.partition(".")
-        layers.setdefault(int(layer), {})[part] = tensor
-    return [layers[layer] for layer in sorted(layers)]

@@ -1,0 +1,293 @@
+"""Aggregation of measured statistics: beside the synthesizer, never in the driver.
+
+Workers measure shards of the real images. Where there are enough observers that are alike, a worker
+measures all shards of one, keeps the sum so far, and hands it over once; otherwise the shards of an
+observer are spread over the workers. The synthesizer's process merges what comes, in the order of
+the shards, and writes the statistics of an observer into the store when its last shard is merged.
+From there whoever needs them reads them (`StoredStatistics`). The driver passes on references and
+file names, so its memory does not depend on the size of the statistics.
+
+Merging is a left fold over the shards in their order wherever it is done, so its bits depend
+neither on the number of workers nor on which of them is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rayd import methods
+from rayd.artifacts import read_tensors
+from rayd.config import Recipe
+from rayd.data import ImageSet
+from rayd.engine.network_ids import NetworkId
+from rayd.engine.observer import States
+from rayd.engine.pool import ObjectRef, WorkerPool
+from rayd.engine.store import Store
+from rayd.objectives import StatisticSpec
+from rayd.statistics import Statistic
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """The measured statistics of an observer, in files of the store: read where they are needed.
+
+    An `ObjectRef` of `States`.
+    """
+
+    key: str
+    """Identity of the statistics: a hash of everything that they depend on."""
+    files: Mapping[str, Path]
+    """A file for each statistic, by the key of its spec."""
+
+    def get(self) -> States:
+        """Read all of them.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+        """
+        return {key: layers(read_tensors(path)[0]) for key, path in self.files.items()}
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """An observer that is measured."""
+
+    network_id: NetworkId
+    """The network."""
+    weights: ObjectRef | None
+    """Its trained weights; None for a random one."""
+    first: ObjectRef | None
+    """Images on which its statistics are resolved, a `RealBatch`, where they need some."""
+    keys: Mapping[str, Mapping[str, Any]]
+    """What each statistic depends on, by the key of its spec: its key in the store."""
+
+    @property
+    def task(self) -> tuple[NetworkId, ObjectRef | None, ObjectRef | None]:
+        """What a worker needs of it."""
+        return self.network_id, self.weights, self.first
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of the real images, measured by a team of observers."""
+
+    index: int
+    """Which shard."""
+    team: tuple[int, ...]
+    """Which observers."""
+    home: int
+    """The worker that should measure it (see `WorkerPool.map`)."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """All that is to be measured, and by whom by preference."""
+
+    recipe: Recipe
+    """The run."""
+    classes: int
+    """Number of classes of the data."""
+    root: Path
+    """Directory of the store."""
+    folder: str
+    """Its folder of statistics."""
+    networks: tuple[MeasuredNetwork, ...]
+    """The observers, which are known by their index here."""
+    images: tuple[ObjectRef, ...]
+    """Each shard as a `RealBatch`; empty where the images are `encoded`."""
+    encoded: tuple[ImageSet, ...]
+    """Each shard, where `resources.decoders` decode them."""
+    labels: tuple[npt.NDArray[np.int64], ...]
+    """Class indices (N,) of each shard."""
+    alone: Mapping[int, int]
+    """Observers of which one worker measures all shards, and the worker that should."""
+    shards: tuple[Shard, ...]
+    """Shards for the others, in the order in which they are measured."""
+
+
+def aggregate(pool: WorkerPool, measuring: Measuring) -> Iterator[tuple[int, int]]:
+    """Have everything measured, merge it, and write it into the store.
+
+    Yields the index of an observer and how many of its shards are merged; with the last of them its
+    files are written. Events and their order do not depend on what the store holds already, so that
+    an actor that is restarted repeats them.
+    """
+    merging = _Merging(measuring)
+    count = len(measuring.labels)
+    whole = pool.map("measure_all", *merging.tasks_alone())
+    for index in measuring.alone:
+        if index not in merging.finished:
+            merging.keep(index, next(whole))
+        yield index, count
+    parts = _in_shards(pool, merging)
+    for shard in measuring.shards:
+        missing = merging.missing(shard)
+        found = next(parts) if missing else []
+        for index, part in zip(missing, found, strict=True):
+            merging.add(index, shard.index, part)
+        for index in shard.team:
+            yield index, shard.index + 1
+
+
+class _Merging:
+    """Statistics of the observers that are not complete yet."""
+
+    def __init__(self, measuring: Measuring):
+        self._measuring = measuring
+        self._method = methods.build(measuring.recipe)
+        self._store = Store(measuring.root)
+        self._states: dict[int, States] = {}
+        self.finished = {
+            index for index, one in enumerate(measuring.networks) if self._is_kept(one)
+        }
+        """Observers whose files an earlier call has written."""
+
+    def _is_kept(self, network: MeasuredNetwork) -> bool:
+        return all(
+            self._store.is_sound(self._measuring.folder, inputs, own=True)
+            for inputs in network.keys.values()
+        )
+
+    def missing(self, shard: Shard) -> list[int]:
+        """Observers of a team that are not finished."""
+        return [index for index in shard.team if index not in self.finished]
+
+    def tasks_alone(self) -> tuple[list[tuple[Any, ...]], list[int]]:
+        """Arguments of `measure_all` for the observers that have a worker of their own, and
+        affinities.
+        """
+        networks = self._measuring.networks
+        tasks: list[tuple[Any, ...]] = []
+        homes = []
+        for index, home in self._measuring.alone.items():
+            if index not in self.finished:
+                tasks.append((networks[index].task, self._measuring.images))
+                homes.append(home)
+        return tasks, homes
+
+    def task(self, shard: Shard, images: ObjectRef) -> tuple[Any, ...]:
+        """Arguments of `measure` for a shard."""
+        team = tuple(self._measuring.networks[index].task for index in self.missing(shard))
+        return team, images, shard.index > 0
+
+    def add(self, index: int, shard: int, part: States) -> None:
+        """Merge what an observer measured of its next shard; keep its statistics with the last."""
+        self._states[index] = merged(
+            self._method.specs(self._measuring.networks[index].network_id.group),
+            self._states.get(index),
+            part,
+            torch.tensor(self._measuring.labels[shard]),
+            self._measuring.classes,
+        )
+        if shard == len(self._measuring.labels) - 1:
+            # merged where they were measured; from here on they are only kept
+            self.keep(index, to_host(self._states.pop(index)))
+
+    def keep(self, index: int, states: States) -> None:
+        """Write the statistics of an observer."""
+        for key, inputs in self._measuring.networks[index].keys.items():
+            self._store.put_tensors(self._measuring.folder, inputs, named(states[key]))
+
+
+def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
+    """What teams measure of single shards, in the order of the shards."""
+    measuring = merging._measuring
+    shards = [shard for shard in measuring.shards if merging.missing(shard)]
+    if not measuring.encoded:
+        tasks = [merging.task(shard, measuring.images[shard.index]) for shard in shards]
+        return pool.map("measure", tasks, [shard.home for shard in shards])
+    from rayd.engine.on_ray.data import decoded
+
+    by_index = groupby(shards, key=lambda shard: shard.index)
+    coming = enumerate(decoded(measuring.encoded, measuring.recipe.resources.decoders))
+
+    def decoded_tasks() -> Iterator[tuple[Any, ...]]:
+        for index, teams in by_index:
+            images = next(images for place, images in coming if place == index)
+            for shard in teams:
+                yield merging.task(shard, images)
+
+    return _in_order(pool.stream("measuring", decoded_tasks()))
+
+
+def _in_order(events: Iterable[tuple[int, Any]]) -> Iterator[Any]:
+    """The only event of each item, in the order of the items."""
+    early: dict[int, Any] = {}
+    following = 0
+    for index, event in events:
+        early[index] = event
+        while following in early:
+            yield early.pop(following)
+            following += 1
+
+
+def merged(
+    specs: Sequence[StatisticSpec],
+    before: States | None,
+    part: States,
+    labels: Tensor,
+    classes: int,
+) -> States:
+    """Statistics so far with those of a shard added in place.
+
+    Args:
+        specs: which statistics.
+        before: those so far; None before the first shard.
+        part: those of the shard, with rows for its classes alone.
+        labels: class indices (N,) of the shard.
+        classes: number of all classes.
+    """
+    after: States = {}
+    for spec in specs:
+        if before is None:
+            known = spec.spread(statistics(spec, part[spec.key]), labels, classes)
+        else:
+            known = statistics(spec, before[spec.key])
+            # tensors that no sample changes came with the first part alone
+            constant = [{name: getattr(one, name) for name in one.constant} for one in known]
+            new = [own | same for own, same in zip(part[spec.key], constant, strict=True)]
+            spec.add(known, statistics(spec, new), labels)
+        after[spec.key] = [statistic.state() for statistic in known]
+    return after
+
+
+def to_host(states: States) -> States:
+    """Statistics in the memory of the host."""
+    return {
+        key: [{name: t.cpu() for name, t in layer.items()} for layer in layers]
+        for key, layers in states.items()
+    }
+
+
+def statistics(
+    spec: StatisticSpec, states: Sequence[Mapping[str, Tensor]]
+) -> tuple[Statistic, ...]:
+    """The statistics of all layers from their tensors."""
+    return tuple(spec.kind.statistic.from_state(state) for state in states)
+
+
+def named(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of a statistic's layers by name, for a file."""
+    tensors = {}
+    for layer, state in enumerate(states):
+        for name, tensor in state.items():
+            tensors[f"{layer}.{name}"] = tensor
+    return tensors
+
+
+def layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The inverse of `named`."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.partition(".")
+        found.setdefault(int(layer), {})[part] = tensor
+    return [found[layer] for layer in sorted(found)]

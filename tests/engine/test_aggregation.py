@@ -1,0 +1,139 @@
+"""Statistics of the real data are merged beside the synthesizer, and the driver holds none."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayd.config import Recipe
+from rayd.data import ImageData, load
+from rayd.engine import wire
+from rayd.engine.job import Job
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.observers import Observers
+from rayd.engine.on_ray import actors
+from rayd.engine.on_ray import pool as ray_pool
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import WorkerPool
+from rayd.engine.stages import measure
+from rayd.engine.stages.measure import Measure
+from rayd.engine.store import Store
+from tests.conftest import Recorded, tiny
+from tests.engine.test_streaming import stored
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SHARD", 200)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load(tiny().data)
+
+
+def recipe(workers: int, pool: int = 5, **overrides: Any) -> Recipe:
+    resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.25}
+    networks = {"name": "convnet", "width": 16, "depth": 2}
+    observers = {"pool": pool, "per_step": 1, "networks": networks}
+    return tiny(observers=observers, resources=resources, **overrides)
+
+
+def measured(chosen: Recipe, data: ImageData, cache: Path) -> dict[str, bytes]:
+    """Files of the statistics."""
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        Measure(Job(chosen, data, Store(cache))).run(pool)
+    return stored(cache, "measure")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_bytes_are_those_of_one_process_whoever_merges(
+    data: ImageData, tmp_path: Path, workers: int
+) -> None:
+    """Of five observers some have a worker of their own, and the others are measured in shards."""
+    alone = measured(recipe(0), data, tmp_path / "alone")
+    assert len(alone) == 5
+    assert measured(recipe(workers), data, tmp_path / "workers") == alone
+
+
+def test_no_statistic_passes_through_the_driver(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither parts of shards nor merged ones; what is left are events and references."""
+    received = []
+    sent = []
+
+    def unpack(value: Any) -> Any:
+        received.append(wire.size(value))
+        return wire.unpack(value)
+
+    def pack(value: Any) -> Any:
+        packed = wire.pack(value)
+        sent.append(wire.size(packed))
+        return packed
+
+    for module in (actors, ray_pool):
+        monkeypatch.setattr(module, "unpack", unpack)
+    monkeypatch.setattr(actors, "pack", pack)
+    files = measured(recipe(2), data, tmp_path)
+    assert received
+    assert max(received) < 1000
+    # the images of all shards, and nothing of the statistics
+    assert sum(sent) < data.train.images.nbytes + data.train.labels.nbytes + 1000
+    assert len(files) == 5
+
+
+def test_statistics_are_read_where_they_are_needed(data: ImageData, tmp_path: Path) -> None:
+    """What a stage returns are names of files, also where these were there before."""
+    chosen = recipe(0)
+    job = Job(chosen, data, Store(tmp_path))
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        first = Measure(job).run(pool)
+        again = Measure(job).run(pool)
+    assert first == again
+    for found in first.values():
+        (states,) = found.get().values()
+        assert states[0]["count"].sum() == len(data.train)
+
+
+def test_damaged_statistics_are_measured_again(
+    data: ImageData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = measured(recipe(0), data, tmp_path)
+    victim = sorted((tmp_path / "measure").glob("*.safetensors"))[0]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 255
+    victim.write_bytes(bytes(content))
+    assert measured(recipe(0), data, tmp_path) == before
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("role", ["worker", "synthesizer"])
+def test_kills_while_measuring_change_no_byte(data: ImageData, tmp_path: Path, role: str) -> None:
+    """Whoever is lost, worker or synthesizer, once in the whole observers and once in shards."""
+    chosen = recipe(2)
+    killed: list[int] = []
+    shards = len(measure.shards(len(data.train)))
+
+    def kill(pool: WorkerPool) -> None:
+        for info in pool.workers():
+            if info.role == role and info.pid and info.pid not in killed:
+                killed.append(info.pid)
+                os.kill(info.pid, signal.SIGKILL)
+                return
+
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+
+        def done(units: float) -> None:
+            pool.workers()
+            if units in (2 * shards, 4 * shards + 2):
+                kill(pool)
+
+        Measure(Job(chosen, data, Store(tmp_path / "killed"))).run(pool, Recorded(done))
+    assert killed
+    assert stored(tmp_path / "killed", "measure") == measured(recipe(0), data, tmp_path / "whole")
