@@ -8,49 +8,37 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from rayd.artifacts import read_tensors
 from rayd.callbacks import Callbacks, RunCallback, Step
 from rayd.config import Recipe, merge
-from rayd.engine.synthesize import Synthesizer
+from rayd.engine.distill import distill
+from rayd.engine.progress import Progress
+from rayd.errors import RaydError
 from rayd.recipes import resolve
 
 
-class InterruptionError(Exception):
+class InterruptionError(RaydError):
     """Stands for whatever ends a process."""
 
 
-@contextmanager
-def interrupted_at(step: int, block: int | None = None) -> Iterator[None]:
-    """A synthesis inside breaks off before this step, of this block if one is named; it must come
-    to it.
-    """
-    one_step = Synthesizer._one_step
-
-    def interrupted(self: Synthesizer) -> dict[str, Tensor]:
-        if self._step == step and block in (None, self._task.block):
-            raise InterruptionError
-        return one_step(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Synthesizer, "_one_step", interrupted)
-        with pytest.raises(InterruptionError):
-            yield
-
-
 class Stopping(RunCallback):
-    """Ends a run with an error at its first logged step of the synthesis from one on."""
+    """Ends a run with an error at its first logged step of the synthesis from one on; with step 0,
+    before the first step.
+    """
 
     def __init__(self, error: BaseException, step: int = 1):
         self._error = error
         self._step = step
+
+    def on_stage(self, stage: str) -> None:
+        """Fail, where no step is waited for."""
+        if stage == "synthesize" and self._step == 0:
+            raise self._error
 
     def on_step(self, step: Step) -> None:
         """Fail, where the step is reached."""
@@ -61,6 +49,52 @@ class Stopping(RunCallback):
 def stopping(error: BaseException, step: int = 1) -> Callbacks:
     """Callbacks that end a run with an error at a logged step."""
     return Callbacks([Stopping(error, step)])
+
+
+class Interrupting(RunCallback):
+    """Stands for Ctrl-C at a logged step, once; a recipe can name it."""
+
+    pending = False
+
+    def on_step(self, step: Step) -> None:
+        """Interrupt the run, if that is still to come."""
+        if type(self).pending:
+            type(self).pending = False
+            raise KeyboardInterrupt
+
+
+def every_step_logged(recipe: Recipe) -> Recipe:
+    """The recipe, with a call of `on_step` after every step."""
+    synthesis = recipe.synthesis.model_copy(update={"log_every": 1})
+    return recipe.model_copy(update={"synthesis": synthesis})
+
+
+def break_off(recipe: Recipe, out: Path, steps: int, block: int = 0, **options: Any) -> None:
+    """Run a recipe until a block of its synthesis has made some steps, and end it with an error.
+
+    All steps are logged.
+    """
+    done = block * recipe.synthesis.steps + steps
+    with pytest.raises(InterruptionError):
+        distill(
+            every_step_logged(recipe),
+            out,
+            callbacks=stopping(InterruptionError("interrupted"), done),
+            progress=Progress(quiet=True),
+            **options,
+        )
+
+
+class Steps(RunCallback):
+    """Remembers the steps of the synthesis that were made."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def on_step(self, step: Step) -> None:
+        """Remember a step."""
+        if step.stage == "synthesize":
+            self.made.append(step.step)
 
 
 def workers_of(driver: int) -> list[int]:

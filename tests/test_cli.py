@@ -21,6 +21,7 @@ import rayd
 from rayd import recipes
 from rayd.cli import main
 from rayd.interrupts import STOPPED
+from tests.faults import Interrupting
 
 QUICK = [
     "synthesis.steps=6",
@@ -431,12 +432,10 @@ def test_an_interrupt_during_imports_is_one_sentence(tmp_path, module):
 
 
 def test_an_interrupted_run_names_the_command_that_continues_it(capsys, tmp_path, monkeypatch):
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("rayd.engine.synthesize.Synthesizer._one_step", interrupt)
+    monkeypatch.setattr(Interrupting, "pending", True)
+    settings = [*QUICK, "synthesis.log_every=2", "callbacks=[tests.faults:Interrupting]"]
     place = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--quiet"]
-    code, _, error = run(capsys, "distill", "digits", *QUICK, *place)
+    code, _, error = run(capsys, "distill", "digits", *settings, *place)
     assert code == 130
     command = f"rayd distill --resume {tmp_path / 'run'} --cache {tmp_path / 'cache'}"
     assert (

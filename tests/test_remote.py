@@ -19,6 +19,7 @@ import torch
 
 from rayd import remote
 from rayd.artifacts import read_tensors, write_json, write_tensors
+from rayd.callbacks import Callbacks
 from rayd.config import DataSettings
 from rayd.data import load as load_data
 from rayd.data.fetch import fetch
@@ -31,12 +32,11 @@ from rayd.engine.doctor import _directory
 from rayd.engine.progress import Progress
 from rayd.engine.status import status
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ConfigError, DataError, OutputError, ResourceError, RunError
 from rayd.export import export
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
-from tests.faults import interrupted_at
+from tests.faults import Steps, break_off
 from tuning import sweep
 
 QUIET = Progress(quiet=True)
@@ -212,39 +212,25 @@ def test_what_stays_wrong_is_not_tried_again(memory, monkeypatch, error):
 
 
 def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
-    recipe = tiny(**STUDENT)
+    recipe = tiny(synthesis={"log_every": 1}, **STUDENT)
     undisturbed = distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET)
     expected = (undisturbed.directory / "distilled" / "data.safetensors").read_bytes()
-    at = {
-        "out": Path("memory://bucket/run"),
-        "cache": Path("memory://bucket/cache"),
-        "progress": QUIET,
-    }
-    with interrupted_at(8):
-        distill(recipe, **at)
+    at = {"out": Path("memory://bucket/run"), "cache": Path("memory://bucket/cache")}
+    break_off(recipe, steps=8, **at)
     assert [Path(name).name for name in memory.ls("/bucket/run/checkpoints", detail=False)] == [
         "step-00000005.safetensors"
     ]
     forget_mirrors()
     assert status(Path("memory://bucket/run")).state == "failed"
-    with interrupted_at(11):
-        distill(recipe, resume=True, **at)
+    break_off(recipe, steps=11, resume=True, **at)
     forget_mirrors()
-    seen: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        one_step = Synthesizer._one_step
-        patch.setattr(
-            Synthesizer, "_one_step", lambda self: (seen.append(self._step), one_step(self))[1]
-        )
-        run = distill(recipe, resume=True, **at)
-    assert seen == [10, 11]
+    steps = Steps()
+    run = distill(recipe, resume=True, progress=QUIET, callbacks=Callbacks([steps]), **at)
+    assert steps.made == [11, 12]
     assert memory.cat("/bucket/run/distilled/data.safetensors") == expected
     lines = list(map(json.loads, memory.cat("/bucket/run/metrics.jsonl").decode().splitlines()))
-    assert [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line] == [
-        4,
-        8,
-        12,
-    ]
+    logged = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
+    assert logged == list(range(1, 13))
     assert {"measure", "students", "synthesis"} <= {
         Path(name).name for name in memory.ls("/bucket/cache", detail=False)
     }
@@ -256,7 +242,7 @@ def test_a_run_goes_on_elsewhere_to_the_same_bytes(tmp_path, memory):
     with pytest.raises(
         OutputError, match=r"'memory://bucket/run' holds a run already; add --resume"
     ):
-        distill(recipe, **at)
+        distill(recipe, progress=QUIET, **at)
 
 
 def test_connections_that_drop_now_and_then_cost_a_run_nothing(tmp_path, memory, monkeypatch):

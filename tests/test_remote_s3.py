@@ -24,7 +24,7 @@ from rayd.engine.progress import Progress
 from rayd.errors import RunError
 from tests.conftest import tiny
 from tests.data.files import encode, some_images, write_folder, write_parquet
-from tests.faults import interrupted_at
+from tests.faults import break_off
 
 server = pytest.importorskip(
     "moto.server", reason="needs an S3 server: pip install 'moto[server]' s3fs"
@@ -66,11 +66,10 @@ def test_a_run_on_s3_goes_on_elsewhere_to_the_same_bytes(tmp_path, bucket):
         distill(recipe, tmp_path / "run", cache=tmp_path / "other", progress=QUIET).directory
         / "distilled"
     )
-    at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache"), "progress": QUIET}
-    with interrupted_at(8):
-        distill(recipe, **at)
+    at = {"out": Path(f"{bucket}/run"), "cache": Path(f"{bucket}/cache")}
+    break_off(recipe, steps=8, **at)
     shutil.rmtree(tmp_path / "mirrors")
-    distill(recipe, resume=True, **at)
+    distill(recipe, resume=True, progress=QUIET, **at)
     shutil.rmtree(tmp_path / "mirrors")
     assert torch.equal(load(f"{bucket}/run").images, load(expected).images)
     system = remote._filesystem("s3")

@@ -34,7 +34,7 @@ from rayd.statistics.frequencies import median_distance
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
 from tests.engine.test_measure import monkeypatched_shards, observed
-from tests.faults import interrupted_at
+from tests.faults import break_off
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 TAIL = {"data": {"imbalance": 100}, "ipc": 4}
@@ -150,11 +150,10 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, which):
 
 @pytest.mark.parametrize("which", ["csdm", "csdm sampled", "ncfm", "ncfm adversarial"])
 @pytest.mark.parametrize("at", [2, 4])
-def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, which, at):
+def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, which, at):
     recipe = RECIPES[which](**NO_STUDENTS)
     distill(recipe, tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at):
-        distill(recipe, tmp_path / "cut", progress=QUIET)
+    break_off(recipe, tmp_path / "cut", at)
     distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

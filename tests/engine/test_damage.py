@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rayd.artifacts import read_tensors
+from rayd.callbacks import Callbacks
 from rayd.config import Recipe
 from rayd.data import Whitening
 from rayd.distilled import load
@@ -19,11 +20,10 @@ from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.progress import Progress
 from rayd.engine.rundir import writable
 from rayd.engine.runlog import RunLog
-from rayd.engine.synthesize import Synthesizer
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
 from tests.conftest import tiny
 from tests.engine.test_distill import bytes_of
-from tests.faults import interrupted_at
+from tests.faults import Steps, break_off, every_step_logged
 
 QUIET = Progress(quiet=True)
 STUDENT = {"evaluation": {"seeds": 1, "epochs": 1, "baselines": []}}
@@ -83,18 +83,18 @@ def changed(path: Path) -> None:
 def test_a_checkpoint_whose_bits_changed_costs_steps_and_nothing_else(tmp_path, caplog):
     recipe = tiny(**STUDENT)
     distill(recipe, tmp_path / "whole", progress=QUIET)
-    with interrupted_at(11):
-        distill(recipe, tmp_path / "run", progress=QUIET)
+    break_off(recipe, tmp_path / "run", 11)
     older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
     changed(newest)
-    steps: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        one_step = Synthesizer._one_step
-        patch.setattr(
-            Synthesizer, "_one_step", lambda self: (steps.append(self._step), one_step(self))[1]
-        )
-        distill(recipe, tmp_path / "run", resume=True, progress=QUIET)
-    assert steps == list(range(5, 12))
+    steps = Steps()
+    distill(
+        every_step_logged(recipe),
+        tmp_path / "run",
+        resume=True,
+        progress=QUIET,
+        callbacks=Callbacks([steps]),
+    )
+    assert steps.made == list(range(6, 13))
     assert (
         f"'{newest}' is damaged: its tensors are not those that were written. An older checkpoint is used."
         in caplog.text

@@ -29,7 +29,7 @@ from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError
 from rayd.recipes import assemble
 from tests.engine.test_distill import bytes_of
-from tests.faults import InterruptionError, interrupted_at, kill_one_in_each_stage
+from tests.faults import InterruptionError, break_off, kill_one_in_each_stage
 
 QUIET = Progress(quiet=True)
 SMALL = [
@@ -140,11 +140,10 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, block):
 
 @pytest.mark.parametrize("block", [None, 8])
 @pytest.mark.parametrize("at", [2, 3, 5])
-def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, at, block):
-    recipe = edc(synthesis={"block": block}, **NO_STUDENTS)
+def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, at, block):
+    recipe = edc(synthesis={"block": block, "log_every": 1}, **NO_STUDENTS)
     distill(recipe, tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at, 0 if block is None else 1):
-        distill(recipe, tmp_path / "cut", progress=QUIET)
+    break_off(recipe, tmp_path / "cut", at, block=0 if block is None else 1)
     distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

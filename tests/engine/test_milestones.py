@@ -4,15 +4,16 @@ another one's checkpoint.
 
 import pytest
 
+from rayd.callbacks import Callbacks
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
-from rayd.engine.synthesize import Synthesizer
 from rayd.errors import DataError
 from tests.conftest import tiny
 from tests.engine.test_decoupled import edc
 from tests.engine.test_distill import bytes_of
 from tests.engine.test_sequential import cfm
+from tests.faults import Steps
 
 QUIET = Progress(quiet=True)
 STUDENT = {"seeds": 1, "epochs": 1, "baselines": []}
@@ -133,7 +134,7 @@ def test_labels_of_a_set_on_its_way_are_those_that_would_be_stored(tmp_path):
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, monkeypatch, kind):
+def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, kind):
     """With its own settings from there on; what it becomes is kept apart from what it would have
     been from the start.
     """
@@ -150,23 +151,23 @@ def test_a_synthesis_goes_on_from_anothers_checkpoint(tmp_path, monkeypatch, kin
             progress=QUIET,
             callback=Callback((2 / 3,), Seen(fail_at=0)),
         )
-    steps = []
-    one_step = Synthesizer._one_step
-
-    def counted(self):
-        steps.append(self._step)
-        return one_step(self)
-
-    monkeypatch.setattr(Synthesizer, "_one_step", counted)
     changed = RECIPES[kind]()
+    synthesis = {"learning_rate": 0.007, "log_every": 1}
     changed = changed.model_copy(
-        update={"synthesis": changed.synthesis.model_copy(update={"learning_rate": 0.007})}
+        update={"synthesis": changed.synthesis.model_copy(update=synthesis)}
     )
     warm_start = WarmStart(tmp_path / "donor" / "checkpoints", ({"step": 1},))
-    distill(changed, tmp_path / "heir", progress=QUIET, warm_start=warm_start)
-    went = len(steps)
-    distill(changed, tmp_path / "fresh", progress=QUIET)
-    assert went == pytest.approx((len(steps) - went) / 3, abs=1)
+    heir = Steps()
+    distill(
+        changed,
+        tmp_path / "heir",
+        progress=QUIET,
+        warm_start=warm_start,
+        callbacks=Callbacks([heir]),
+    )
+    fresh = Steps()
+    distill(changed, tmp_path / "fresh", progress=QUIET, callbacks=Callbacks([fresh]))
+    assert len(heir.made) == pytest.approx(len(fresh.made) / 3, abs=1)
     assert bytes_of(tmp_path / "heir") not in (
         bytes_of(tmp_path / "first"),
         bytes_of(tmp_path / "fresh"),

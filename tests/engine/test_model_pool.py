@@ -26,7 +26,7 @@ from rayd.recipes import assemble
 from rayd.synthetic import initial
 from tests.engine.test_decoupled import QUIET
 from tests.engine.test_distill import bytes_of
-from tests.faults import interrupted_at
+from tests.faults import break_off
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 METHODS = ["dc", "dsa", "frepo", "krr"]
@@ -95,10 +95,9 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("at", [4, 7])
-def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
+def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
     distill(recipe(method), tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at):
-        distill(recipe(method), tmp_path / "cut", progress=QUIET)
+    break_off(recipe(method), tmp_path / "cut", at)
     distill(recipe(method), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

@@ -33,7 +33,7 @@ from rayd.synthetic import initial
 from tests.conftest import tiny
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
-from tests.faults import interrupted_at
+from tests.faults import break_off
 
 NETWORK = {"name": "convnet", "depth": 1, "width": 6}
 
@@ -94,10 +94,9 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
 
 @pytest.mark.parametrize("method", ["iid-dm", "iid-idm"])
 @pytest.mark.parametrize("at", [2, 4])
-def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
+def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
     distill(iid(method), tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at):
-        distill(iid(method), tmp_path / "cut", progress=QUIET)
+    break_off(iid(method), tmp_path / "cut", at)
     distill(iid(method), tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
 

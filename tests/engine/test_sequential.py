@@ -16,7 +16,7 @@ from rayd.objectives import Context, SpectralFilterMatching
 from rayd.recipes import assemble
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, SMALL
 from tests.engine.test_distill import bytes_of
-from tests.faults import interrupted_at
+from tests.faults import break_off
 
 
 def cfm(**overrides: object) -> Recipe:
@@ -95,11 +95,11 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("block", [0, 1, 2])
 @pytest.mark.parametrize("at", [0, 2])
-def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, at, block):
-    distill(cfm(**NO_STUDENTS), tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at, block):
-        distill(cfm(**NO_STUDENTS), tmp_path / "cut", progress=QUIET)
-    distill(cfm(**NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
+def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, at, block):
+    recipe = cfm(synthesis={"log_every": 1}, **NO_STUDENTS)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
+    break_off(recipe, tmp_path / "cut", at, block)
+    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "cut")
 
@@ -107,8 +107,7 @@ def test_an_interrupted_block_resumes_to_the_same_bytes(tmp_path, monkeypatch, a
 def test_a_checkpoint_of_the_version_before_gives_its_memory_to_the_renamed_term(tmp_path):
     """Means over blocks go on where they were when the term was called 'spectral'."""
     distill(cfm(**NO_STUDENTS), tmp_path / "whole", progress=QUIET)
-    with interrupted_at(3, 1):
-        distill(cfm(**NO_STUDENTS), tmp_path / "cut", progress=QUIET)
+    break_off(cfm(**NO_STUDENTS), tmp_path / "cut", 3, block=1)
     renamed = 0
     for path in (tmp_path / "cut" / "checkpoints").rglob("*.safetensors"):
         tensors, metadata = read_tensors(path)

@@ -30,7 +30,7 @@ from rayd.recipes import assemble
 from tests.conftest import tiny
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET, stages_of
 from tests.engine.test_distill import bytes_of
-from tests.faults import interrupted_at, kill_one_in_each_stage
+from tests.faults import break_off, kill_one_in_each_stage
 
 NETWORK = {"name": "mlp", "width": 16}
 METHODS = ("mtt", "tesla", "datm", "ls-mtt")
@@ -157,11 +157,11 @@ def test_a_worker_that_is_killed_while_experts_train_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("method", ["mtt", "ls-mtt"])
 @pytest.mark.parametrize("at", [2, 4])
-def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, monkeypatch, method, at):
-    distill(following(method, **NO_STUDENTS), tmp_path / "whole", progress=QUIET)
-    with interrupted_at(at):
-        distill(following(method, **NO_STUDENTS), tmp_path / "cut", progress=QUIET)
-    distill(following(method, **NO_STUDENTS), tmp_path / "cut", resume=True, progress=QUIET)
+def test_an_interrupted_synthesis_resumes_to_the_same_bytes(tmp_path, method, at):
+    recipe = following(method, synthesis={"log_every": 1}, **NO_STUDENTS)
+    distill(recipe, tmp_path / "whole", progress=QUIET)
+    break_off(recipe, tmp_path / "cut", at)
+    distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
     assert bytes_of(tmp_path / "whole") == bytes_of(tmp_path / "cut")
     assert [line["loss"] for line in lines_of(tmp_path / "whole")] == [
         line["loss"] for line in lines_of(tmp_path / "cut")
@@ -270,13 +270,12 @@ class TestDivergence:
         for path in (tmp_path / "run" / "checkpoints").iterdir():
             assert all(t.isfinite().all() for t in read_tensors(path)[0].values())
 
-    def test_what_was_counted_is_in_the_checkpoint(self, tmp_path, monkeypatch):
+    def test_what_was_counted_is_in_the_checkpoint(self, tmp_path):
         recipe = following(
             objective={"loss_limit": 0.97}, synthesis={"log_every": 1, "steps": 10}, **NO_STUDENTS
         )
         distill(recipe, tmp_path / "whole", progress=QUIET)
-        with interrupted_at(8):
-            distill(recipe, tmp_path / "cut", progress=QUIET)
+        break_off(recipe, tmp_path / "cut", 8)
         distill(recipe, tmp_path / "cut", resume=True, progress=QUIET)
         assert [line["skipped"] for line in lines_of(tmp_path / "whole")] == [
             line["skipped"] for line in lines_of(tmp_path / "cut")

@@ -9,7 +9,8 @@ from typing import Any
 from unittest.mock import patch
 
 from rayd.engine import distill
-from rayd.engine.synthesize import Synthesizer
+from rayd.engine.stages import blocks
+from rayd.engine.synthesize import BlockTask, Logged, Synthesizer
 from rayd.training.trainer import Trainer
 from tests.simulated_cuda.device import Record, SimulatedTensor
 
@@ -25,27 +26,33 @@ class Counting:
         self._record = record
         self._patches = ExitStack()
         self.steps: list[dict[str, int]] = []
-        """Counts of every step of the synthesis."""
+        """Counts of every step of the synthesis that is neither logged nor followed by a
+        checkpoint.
+        """
         self.lines: dict[str, int] = {}
-        """Lines of rayd that waited or copied in the last step, and how often."""
+        """Lines of rayd that waited or copied in the last of these steps, and how often."""
         self.passes: dict[str, dict[str, int]] = {}
         """Counts of the last epoch of a training, by what was trained; `batches` too."""
         self.held = -1
         """Bytes on the device when the evaluation of a run begins."""
 
     def __enter__(self) -> Counting:
-        step = Synthesizer._one_step
+        advance = Synthesizer.advance
         epoch = Trainer._pass
         judge = distill.judge
         counting = self
 
-        def counted_step(self: Synthesizer) -> Any:
+        def counted_step(
+            self: Synthesizer, task: BlockTask, since: int, until: int
+        ) -> list[Logged]:
             before, lines = counting._now()
-            terms = step(self)
+            logged = advance(self, task, since, until)
             counts, after = counting._now()
-            counting.steps.append({name: counts[name] - before[name] for name in counts})
-            counting.lines = dict(after - lines)
-            return terms
+            # what is logged waits for the device, as does what a checkpoint holds
+            if until == since + 1 and not logged:
+                counting.steps.append({name: counts[name] - before[name] for name in counts})
+                counting.lines = dict(after - lines)
+            return logged
 
         def counted_pass(self: Trainer) -> Any:
             before, lines = counting._now()
@@ -62,7 +69,9 @@ class Counting:
             return judge(*args, **kwargs)
 
         self._patches.enter_context(patch.object(distill, "judge", watched_judge))
-        self._patches.enter_context(patch.object(Synthesizer, "_one_step", counted_step))
+        self._patches.enter_context(patch.object(Synthesizer, "advance", counted_step))
+        # the driver asks for one step at a time
+        self._patches.enter_context(patch.object(blocks, "ADVANCE_SECONDS", 0.0))
         self._patches.enter_context(patch.object(Trainer, "_pass", counted_pass))
         return self
 

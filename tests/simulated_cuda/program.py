@@ -61,8 +61,8 @@ def _entry(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A whole run of a scenario, and what else the job names.
 
-    `steps` has the operations, synchronisations and copies of every step of the synthesis; `lines`
-    says which lines waited or copied in the last one; `passes` has the same counts of the last
+    `steps` has the operations, synchronisations and copies of every step of the synthesis that is
+    not logged; `lines` says which lines waited or copied in the last one of them; `passes` has the same counts of the last
     epoch of every kind of training, by its purpose; `held` is the number of bytes on the device
     when the evaluation begins.
     """

@@ -184,7 +184,7 @@ def scenario(name: str, small: bool = False, **overrides: Any) -> Recipe:
         "name": f"simulated-{name.replace(' ', '-')}",
         "method": name.split()[0],
         "data": {"name": "digits"},
-        "synthesis": {"steps": 4, "log_every": 4, "checkpoint_every": 4},
+        "synthesis": {"steps": 5, "log_every": 5, "checkpoint_every": 5},
         "evaluation": {"seeds": 1, "epochs": 1, "whole_epochs": 1},
         "resources": {"threads": 1, "device": "cuda", "layout": "contiguous"},
     }

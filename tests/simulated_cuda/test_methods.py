@@ -91,7 +91,7 @@ STEP: dict[str, tuple[int, int]] = {
     "mtt": (1, 11),  # a step without any student that did not diverge is not taken
     "tesla": (1, 11),
     "datm": (1, 11),
-    "ls-mtt": (1, 10),
+    "ls-mtt": (1, 11),
 }
 """How often the last step of a synthesis waits for the device, and how often it copies to it
 without waiting, at most.
@@ -219,6 +219,6 @@ def test_another_device_than_the_current_one_draws_from_its_own_generator(specia
 def test_a_regression_that_fails_on_the_device_is_told_when_its_loss_is_read(special):
     """On the CPU it is refused at once; asking a GPU in every step would make it wait."""
     assert (
-        "RunError: The loss is not finite at step 4; lower synthesis.learning_rate."
+        "RunError: The loss is not finite at step 5; lower synthesis.learning_rate."
         in special[2]["error"]
     )
