@@ -18,6 +18,8 @@ from rayd.errors import ConfigError, RaydError, errors_for_python
 from rayd.version import __version__
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from torch import nn
 
     from rayd import (
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from rayd.engine.plan import Plan
     from rayd.evaluation.compare import Comparison
     from rayd.evaluation.report import Report
+    from rayd.keywords import Keywords, RecipeKeywords
     from rayd.methods import Method
     from rayd.steps import Steps
     from tuning import Space, Sweep
@@ -124,13 +127,36 @@ def distill(
     ipc: int | None = None,
     settings: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
-    **overrides: Any,
+    **overrides: Unpack[Keywords],
 ) -> Run:
-    """Distil a data set according to a recipe, evaluate the result, and write both to `out`.
+    """Distil a data set, evaluate the result, and write both to `out`.
 
-    The data set may be given as an object, and method and network, too:
+    A recipe says everything; what is given besides overrides it:
+
+        run = rayd.distill("digits", out="runs/digits5", ipc=5)
+        run = rayd.distill("dm-cifar10-ipc10", settings={"synthesis.steps": 500}, workers=4)
+
+    Data, network and method may be objects. Without a recipe, the method's defaults hold:
 
         run = rayd.distill(train=data, test=test_data, method="dm", network=build, ipc=10)
+
+    A run that was interrupted or failed goes on with its own recipe:
+
+        run = rayd.distill(resume="runs/digits5")
+
+    `run.distilled` is a torch `Dataset`, `run.report` has the test accuracies, and each draws itself
+    by `.plot()`. In a notebook, the last line of a cell shows either.
+
+    | question | answer |
+    |---|---|
+    | which recipes are there? | `rayd.recipes.names()`, or `rayd recipes` in a shell |
+    | which settings? | `print(rayd.recipes.resolve("digits").to_yaml())`, the page "Settings" |
+    | how long will it take? | `rayd.plan("digits")` |
+    | the same on a GPU? | it is used where there is one; `resources={"device": "cpu"}` does without |
+    | on several GPUs or machines? | `workers=8`, `resources={"gpus_per_worker": 1}`, `address=` |
+    | less output? | `quiet=True` |
+    | my own loss, network, data? | `method=`, `network=`, `train=`; `rayd.terms` in an own loop |
+    | step by step? | `rayd.synthesize`, or `callbacks=` |
 
     Args:
         name: a built-in recipe or a YAML file; may be absent where `train` is given.
@@ -159,14 +185,15 @@ def distill(
         ipc: images per class.
         callbacks: called through the run: see `rayd.callbacks`.
         settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
-        overrides: settings of the recipe, such as `ipc=5`, `data="path/to/images"`,
-            `synthesis={"steps": 500}` or `**{"synthesis.steps": 500}`.
+        overrides: settings of the recipe by keyword, such as `seed=1`, `data="path/to/images"` or
+            `synthesis={"steps": 500}`; `rayd.keywords` lists them.
 
     Returns:
         The run: its directory, its recipe, the distilled set and the report.
 
     Raises:
-        RaydError: any error that the user can fix, in one sentence.
+        RaydError: any error that the user can fix, in one sentence, before long work starts where
+            that is possible. Ctrl-C raises `KeyboardInterrupt`, and the run can be resumed.
     """
     from rayd.callbacks import Callbacks
     from rayd.config import given_resources, merge, nested
@@ -211,16 +238,24 @@ def distill(
                 "data with train=..., or a run to continue with resume=DIRECTORY."
             )
         check_sendable(recipe)
-        return run(
-            recipe,
-            Path(out if out is not None else Path("runs") / recipe.name),
-            data_root=_path(data_root),
-            cache=_path(cache),
-            resume=resume,
-            overwrite=overwrite,
-            progress=Progress(quiet),
-            callbacks=told,
-        )
+        directory = Path(out if out is not None else Path("runs") / recipe.name)
+        try:
+            return run(
+                recipe,
+                directory,
+                data_root=_path(data_root),
+                cache=_path(cache),
+                resume=resume,
+                overwrite=overwrite,
+                progress=Progress(quiet),
+                callbacks=told,
+            )
+        except KeyboardInterrupt as interrupt:
+            if RunDirectory(directory).holds_run():
+                interrupt.add_note(
+                    f"Finished work is kept; to continue: rayd.distill(resume={str(directory)!r})"
+                )
+            raise
 
 
 def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
@@ -255,7 +290,7 @@ def plan(
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[RecipeKeywords],
 ) -> Plan:
     """What a run would do, and how long it would take, without doing it.
 
@@ -307,7 +342,8 @@ def evaluate(
     data_root: str | Path | None = None,
     cache: str | Path | None = None,
     quiet: bool = False,
-    **overrides: Any,
+    settings: Mapping[str, Any] | None = None,
+    **overrides: Unpack[RecipeKeywords],
 ) -> Report:
     """Train students on a distilled set and on its baselines, and test them on the real test split.
 
@@ -321,8 +357,9 @@ def evaluate(
         data_root: folder of named data that is searched first.
         cache: store of finished work shared by runs.
         quiet: show no progress.
-        overrides: settings that override the set's recipe, such as `evaluation={"epochs": 300}` or
-            `**{"evaluation.epochs": 300}`.
+        settings: settings that override the set's recipe, nested or by dotted key:
+            `{"evaluation.epochs": 300}`.
+        overrides: the same, by keyword, such as `evaluation={"epochs": 300}`.
 
     Raises:
         RaydError: any error that the user can fix, in one sentence.
@@ -334,11 +371,12 @@ def evaluate(
     from rayd.engine.progress import Progress
 
     several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
-    settings: dict[str, Any] = {} if networks is None else {"networks": several}
-    settings |= {} if seeds is None else {"seeds": seeds}
+    students: dict[str, Any] = {} if networks is None else {"networks": several}
+    students |= {} if seeds is None else {"seeds": seeds}
     with errors_for_python():
-        tree = merge(given_resources(workers, address), nested(overrides))
-        tree = merge(tree, {"evaluation": settings})
+        given = merge(nested(settings or {}), nested(overrides))
+        tree = merge(given_resources(workers, address), given)
+        tree = merge(tree, {"evaluation": students})
         chosen = distilled if isinstance(distilled, Set) else read(distilled)
         return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
 
@@ -395,7 +433,7 @@ def tune(
     resume: bool = False,
     quiet: bool = False,
     settings: Mapping[str, Any] | None = None,
-    **overrides: Any,
+    **overrides: Unpack[RecipeKeywords],
 ) -> Sweep:
     """Search for better settings of a recipe; trials share common work and use no test images.
 

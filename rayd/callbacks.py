@@ -14,8 +14,10 @@ Callbacks run in the driver's process. TensorBoard and metrics.jsonl are written
 from __future__ import annotations
 
 import csv
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -340,7 +342,7 @@ class MLflowLogger(RunCallback):
     """Logs to MLflow (`pip install mlflow`).
 
     Args:
-        tracking_uri: a server, or a folder as `file:` URI.
+        tracking_uri: a server, a database (`sqlite:///runs.db`), or a folder as `file:` URI.
         experiment: name of the experiment.
 
     Raises:
@@ -355,6 +357,9 @@ class MLflowLogger(RunCallback):
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
         """Begin a run of the recipe's name."""
         if self._uri is not None:
+            if self._uri.startswith("file:"):
+                # MLflow refuses folders unless they are asked for, as here
+                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             self._mlflow.set_tracking_uri(self._uri)
         self._mlflow.set_experiment(self._experiment)
         self._mlflow.start_run(run_name=recipe.name)
@@ -376,11 +381,55 @@ class MLflowLogger(RunCallback):
         self._mlflow.end_run("FINISHED" if error is None else "FAILED")
 
 
+class TrackioLogger(RunCallback):
+    """Logs to Trackio (`pip install trackio`): a local dashboard, which `trackio show` opens.
+
+    Args:
+        project: name of the project.
+        options: of `trackio.init`, such as `space_id`.
+
+    Raises:
+        ConfigError: trackio is not installed.
+    """
+
+    def __init__(self, project: str = "rayd", **options: Any):
+        self._trackio = _package("trackio")
+        self._options = {"project": project, "resume": "allow", **options}
+        self._run: Any = None
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Begin a run named by the directory, or continue it, with the recipe's settings."""
+        options = {
+            "name": f"{recipe.name}-{Path(directory).name}",
+            "config": recipe.model_dump(mode="json"),
+            **self._options,
+        }
+        # standard output belongs to the command, which may print JSON
+        with redirect_stdout(sys.stderr):
+            self._run = self._trackio.init(**options)
+
+    def on_step(self, step: Step) -> None:
+        """Log the metrics of a step."""
+        values = {f"{step.stage}/{name}": float(value) for name, value in step.metrics.items()}
+        self._run.log({**values, f"{step.stage}/step": step.step})
+
+    def on_result(self, result: SetResult) -> None:
+        """Log a test accuracy."""
+        name = f"{result.set}/{result.network}/test_accuracy"
+        self._run.log({name: result.test_accuracy.mean})
+
+    def on_run_end(self, run: Run | None, error: BaseException | None) -> None:
+        """Send what is left."""
+        with redirect_stdout(sys.stderr):
+            self._trackio.finish()
+
+
 READY: Mapping[str, type[RunCallback]] = {
     "csv": CSVLogger,
     "early-stopping": EarlyStopping,
     "mlflow": MLflowLogger,
     "snapshots": Snapshots,
+    "trackio": TrackioLogger,
     "wandb": WandbLogger,
 }
 """Callbacks by the names that recipes use."""

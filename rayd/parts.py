@@ -136,6 +136,7 @@ def discovered() -> tuple[Found, ...]:
             try:
                 part = point.load()
                 _note(sys.modules[point.module])
+                _OWNERS[point.name] = point.module
                 found.append(Found(kind, point.name, point.value, part))
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
@@ -173,11 +174,23 @@ def names(kind: Kind) -> list[str]:
     return [one.name for one in discovered() if one.kind == kind and one.error is None]
 
 
+def offered(kind: Kind) -> dict[str, str]:
+    """Entry points of a kind, `package.module:Name` by name, without loading them."""
+    points = sorted(entry_points(group=f"rayd.{kind}"), key=lambda point: point.name)
+    return {point.name: point.value for point in points}
+
+
 def own(name: str, part: Any) -> None:
     """Note which module registered a part under a name; modules of rayd are not own ones."""
     module = getattr(part, "__module__", None) or ""
-    if module.partition(".")[0] not in ("rayd", "tuning"):
+    if module and _is_own(module):
         _OWNERS[name] = module
+
+
+def _is_own(module: str) -> bool:
+    """Whether a module is neither rayd's nor Python's."""
+    top = module.partition(".")[0]
+    return top not in ("rayd", "tuning") and top not in sys.stdlib_module_names
 
 
 def name_of(kind: Kind, part: Any) -> str:
@@ -251,14 +264,39 @@ def source_of(text: str) -> dict[str, str]:
     return found
 
 
+def sources(*kinds: type) -> dict[str, str]:
+    """Digests of the modules of those classes that are not rayd's, by `package.module:Name`."""
+    found = {}
+    for kind in kinds:
+        if _is_own(kind.__module__) and (digest := _digest(kind.__module__)) is not None:
+            found[f"{kind.__module__}:{kind.__qualname__}"] = digest
+    return found
+
+
 def environment() -> dict[str, Any]:
     """Ray's runtime environment with the own modules; empty without any."""
-    _from_environment()
-    if not _LOADED:
+    if not (text := imported()):
         return {}
-    entries = [[name, None if path is None else str(path)] for name, path in _LOADED.items()]
     roots = sorted({str(path) for path in map(_root, _LOADED) if path is not None})
-    return {"env_vars": {VARIABLE: json.dumps(entries)}, "py_modules": roots}
+    return {"env_vars": {VARIABLE: text}, "py_modules": roots}
+
+
+def imported() -> str:
+    """The own modules that were imported, for `VARIABLE` and `adopt`; empty without any."""
+    _from_environment()
+    entries = [[name, None if path is None else str(path)] for name, path in _LOADED.items()]
+    return json.dumps(entries) if entries else ""
+
+
+def adopt(text: str) -> None:
+    """Import the own modules of another process, given what `imported` returned there.
+
+    Raises:
+        ConfigError: one of them cannot be imported here.
+    """
+    if text:
+        os.environ[VARIABLE] = text
+        _from_environment()
 
 
 def _module(name: str, what: str) -> ModuleType:
@@ -275,8 +313,7 @@ def _module(name: str, what: str) -> ModuleType:
 def _note(module: ModuleType) -> None:
     """Remember an own module for workers."""
     path = getattr(module, "__file__", None)
-    top = module.__name__.partition(".")[0]
-    if top not in ("rayd", "tuning") and top not in sys.stdlib_module_names:
+    if _is_own(module.__name__):
         _LOADED[module.__name__] = None if path is None else Path(path).resolve()
 
 
@@ -311,11 +348,53 @@ def _root(name: str) -> Path | None:
 
 @cache
 def _digest(module: str) -> str | None:
-    """SHA-256 of the source of a module; None where it has none."""
+    """SHA-256 of the source of a module and of its own modules; None where it has none."""
+    file = _source_file(module)
+    if file is None:
+        return None
+    digest = hashlib.sha256(file.read_bytes())
+    for name in sorted(_related(module) - {module}):
+        other = _source_file(name)
+        if other is not None:
+            digest.update(f"\n{name}\n".encode())
+            digest.update(other.read_bytes())
+    return digest.hexdigest()
+
+
+def _related(module: str) -> set[str]:
+    """A module, and the modules of the same package or outside of installed packages that it uses,
+    directly or through others.
+    """
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name not in sys.modules:
+            continue
+        found.add(name)
+        for value in list(vars(sys.modules[name]).values()):
+            used = value.__name__ if isinstance(value, ModuleType) else None
+            used = used or getattr(value, "__module__", None)
+            if isinstance(used, str) and used not in found and _is_changed_with(used, module):
+                waiting.append(used)
+    return found
+
+
+def _is_changed_with(used: str, module: str) -> bool:
+    """Whether a module that another one uses is likely to be edited along with it."""
+    if not _is_own(used) or used == "__main__" or used not in sys.modules:
+        return False
+    file = getattr(sys.modules[used], "__file__", None)
+    is_installed = file is None or "site-packages" in file
+    return not is_installed or used.partition(".")[0] == module.partition(".")[0]
+
+
+def _source_file(module: str) -> Path | None:
+    """The file of a module's source; None where it has none."""
     try:
         found = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         return None
-    return hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()
+    return Path(found.origin)

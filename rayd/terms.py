@@ -47,6 +47,7 @@ __all__ = [
     "NormalizationMatching",
     "RidgeRegression",
     "SpectralFilterMatching",
+    "StatisticMatching",
     "Term",
     "attention_matching",
     "calibration",
@@ -64,6 +65,7 @@ __all__ = [
     "normalization_matching",
     "ridge_regression",
     "spectral_filter_matching",
+    "statistic_matching",
 ]
 
 Features: TypeAlias = "Tensor | Sequence[Tensor] | Mapping[str, Tensor | Sequence[Tensor]]"
@@ -287,6 +289,19 @@ class CovarianceMatching(_ComparesStatistics, objectives.CovarianceMatching):  #
     >>> maps = torch.rand(4, 3, 2, 2)
     >>> labels = torch.tensor([0, 0, 1, 1])
     >>> CovarianceMatching()(maps, maps, labels, labels).item()
+    0.0
+    """
+
+
+class StatisticMatching(_ComparesStatistics, objectives.StatisticMatching):  # type: ignore[misc]
+    """Distances of a statistic of your own: a subclass of `rayd.statistics.Statistic`.
+
+    Features are those that its transform takes: with `Flat`, vectors (N, d) or maps.
+
+    >>> import torch
+    >>> features = torch.rand(8, 5)
+    >>> labels = torch.arange(8) % 2
+    >>> StatisticMatching(of="Moments")(features, features, labels, labels).item()
     0.0
     """
 
@@ -590,6 +605,7 @@ ridge_regression = _functional(
 spectral_filter_matching = _functional(
     SpectralFilterMatching, "spectral_filter_matching", _COMPARED
 )
+statistic_matching = _functional(StatisticMatching, "statistic_matching", _COMPARED)
 
 
 def _is_observation(value: Any) -> bool:

@@ -1,7 +1,11 @@
 """Callbacks of a run, and the synthesis as a loop."""
 
 import csv
+import json
+import os
 import re
+import struct
+import subprocess
 import sys
 
 import pytest
@@ -139,7 +143,8 @@ def test_errors_of_a_loop_come_with_its_first_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("WandbLogger", "wandb"), ("MLflowLogger", "mlflow")]
+    ("name", "package"),
+    [("WandbLogger", "wandb"), ("MLflowLogger", "mlflow"), ("TrackioLogger", "trackio")],
 )
 def test_a_missing_package_is_named(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
@@ -147,18 +152,117 @@ def test_a_missing_package_is_named(name, package, monkeypatch):
         getattr(rayd.callbacks, name)()
 
 
+class Losses(RunCallback):
+    """The losses and accuracies that loggers should have."""
+
+    def __init__(self):
+        self.losses = []
+        self.accuracy = None
+
+    def on_step(self, step):
+        if step.stage == "synthesize":
+            self.losses.append(float(step.metrics["loss"]))
+
+    def on_result(self, result):
+        self.accuracy = result.test_accuracy.mean
+
+
+def offline_records(path):
+    """Records of a run of Weights & Biases on disk: a log in LevelDB's format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content.startswith(b":W&B")
+    position = 7
+    whole = b""
+    while position + 7 <= len(content):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, size, kind = struct.unpack("<IHB", content[position : position + 7])
+        whole += content[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
 def test_weights_and_biases_offline(tmp_path):
+    """What the run wrote is read back."""
     pytest.importorskip("wandb")
-    distill(tmp_path, callbacks=[rayd.callbacks.WandbLogger(project="test", mode="offline")])
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    expected = Losses()
+    logger = rayd.callbacks.WandbLogger(project="test", mode="offline")
+    distill(tmp_path, callbacks=[logger, expected])
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    losses = []
+    summary = {}
+    name = None
+    for record in offline_records(file):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            name = record.run.display_name
+        elif kind == "history":
+            for item in record.history.item:
+                if "/".join(item.nested_key or [item.key]) == "synthesize/loss":
+                    losses.append(json.loads(item.value_json))
+        elif kind == "summary":
+            for item in record.summary.update:
+                summary["/".join(item.nested_key or [item.key])] = json.loads(item.value_json)
+    assert name == "digits"
+    assert losses == pytest.approx(expected.losses)
+    assert any(value == expected.accuracy for value in summary.values()), summary
 
 
-def test_mlflow_file_store(tmp_path):
+def test_mlflow_file_store(tmp_path, monkeypatch):
+    """What the run wrote is read back."""
     mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     uri = (tmp_path / "mlflow").as_uri()
-    distill(tmp_path, callbacks=[rayd.callbacks.MLflowLogger(tracking_uri=uri)])
-    runs = mlflow.search_runs(experiment_names=["rayd"])
-    assert runs["metrics.synthesize/loss"].notna().all()
+    expected = Losses()
+    distill(tmp_path, callbacks=[rayd.callbacks.MLflowLogger(tracking_uri=uri), expected])
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("rayd")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method"] == "dm"
+    history = client.get_metric_history(run.info.run_id, "synthesize/loss")
+    assert [metric.value for metric in history] == expected.losses
+    assert [metric.step for metric in history] == [2, 4, 6]
+    assert expected.accuracy in run.data.metrics.values()
+
+
+@pytest.mark.slow
+def test_trackio_on_disk(tmp_path):
+    """What the run wrote is read back; its folder is read at import, so in a process of its own."""
+    pytest.importorskip("trackio")
+    program = (
+        "import json, sys, rayd\n"
+        "from trackio.sqlite_storage import SQLiteStorage\n"
+        "from tests.test_callbacks import Losses, distill\n"
+        "from pathlib import Path\n"
+        "expected = Losses()\n"
+        "distill(Path('.').resolve(), callbacks=[rayd.callbacks.TrackioLogger(), expected])\n"
+        "logs = SQLiteStorage.get_logs('rayd', 'digits-run')\n"
+        "print(json.dumps([expected.losses, expected.accuracy, logs]))\n"
+    )
+    variables = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    variables["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    losses, accuracy, logs = json.loads(done.stdout)
+    logged = [entry["synthesize/loss"] for entry in logs if "synthesize/loss" in entry]
+    assert logged == pytest.approx(losses)
+    assert any(accuracy in entry.values() for entry in logs)
 
 
 def test_callbacks_by_name_in_a_recipe(tmp_path, monkeypatch):

@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
+from torchvision.datasets import FakeData
+from torchvision.transforms import ToTensor
 
 import rayd
 from rayd import parts
@@ -69,6 +72,16 @@ class Means(Method):
         return (MeanMatching(),)
 
 
+class Nameless(Method):
+    """A method that nothing can call."""
+
+    citation = ""
+
+    @classmethod
+    def objective(cls, recipe):
+        return (MeanMatching(),)
+
+
 def linear(shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], classes))
 
@@ -108,17 +121,54 @@ def test_tables_with_named_columns(tmp_path):
     assert load(DataSettings(name=str(path))).class_names == ("ant", "bee")
 
 
-def test_a_hugging_face_data_set(tmp_path):
+def hugging_face(count, seed=0):
+    """A real table of the library `datasets`, with PNG files and names of classes."""
     datasets = pytest.importorskip("datasets")
-    from PIL import Image
-
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
     )
-    array = (pixels(8).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
-    columns = {"image": [Image.fromarray(image) for image in array], "label": [0, 1] * 4}
-    path = save(datasets.Dataset.from_dict(columns, features=features), cache=tmp_path)
-    assert load(DataSettings(name=str(path))).class_names == ("a", "b")
+    array = (pixels(count, seed=seed).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    columns = {"image": [Image.fromarray(image) for image in array], "label": [0, 1] * (count // 2)}
+    return datasets.Dataset.from_dict(columns, features=features), array
+
+
+def test_a_hugging_face_data_set_is_distilled_by_object(tmp_path):
+    """And the result is one again."""
+    train, array = hugging_face(12)
+    test, _ = hugging_face(6, seed=1)
+    path = save(train, test, cache=tmp_path)
+    assert np.array_equal(
+        load(DataSettings(name=str(path))).train.images.transpose(0, 2, 3, 1), array
+    )
+    run = rayd.distill(
+        train=train,
+        test=test,
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings=QUICK,
+    )
+    assert run.distilled.class_names == ("a", "b")
+    table = run.distilled.to_hf_dataset()
+    assert table.features["label"].names == ["a", "b"]
+    assert table[0]["image"].size == (8, 8)
+    assert len(table) == len(run.distilled) == 2
+    assert rayd.load(run.directory).to_hf_dataset()["label"][:] == table["label"][:]
+
+
+def test_fake_data_of_torchvision_are_distilled_by_object(tmp_path):
+    train = FakeData(size=12, image_size=(3, 8, 8), num_classes=2, transform=ToTensor())
+    run = rayd.distill(
+        train=train,
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings={**QUICK, "data.copies": "keep"},
+    )
+    assert run.distilled.shape == (3, 8, 8)
+    assert run.report.results
 
 
 class Stream(IterableDataset):
@@ -217,6 +267,9 @@ class Raw(nn.Module):
         ({"network": 7}, "'network' must be a name, a torch module"),
         ({"method": nn.Linear}, "'method' must be a name or a subclass"),
         ({"method": "dn"}, "Unknown method"),
+        ({"method": Nameless}, "Method 'Nameless' has no name"),
+        ({"method": "no_such_module:Mine"}, "No module named 'no_such_module'"),
+        ({"callbacks": [print]}, "A callback must be an object with one of the methods"),
         ({"train": None, "test": TEST}, "need those given as 'train'"),
         ({"settings": {"synthesis.stepz": 3}}, "did you mean 'synthesis.steps'"),
     ],

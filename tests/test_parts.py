@@ -8,22 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import rayd
 from rayd import methods, networks, parts
 from rayd.artifacts import content_hash
 from rayd.cli import main
-from rayd.config import NetworkSettings
-from rayd.data import ImageShape
-from rayd.errors import ConfigError
+from rayd.config import DataSettings, NetworkSettings
+from rayd.data import ImageShape, load
+from rayd.errors import ConfigError, DataError, RaydError
 from tests.test_cli import QUICK
 
 MODULE = """
+from dataclasses import dataclass
 from typing import ClassVar
+import torch
 from torch import nn
 from rayd.methods import Method
 from rayd.objectives import MeanMatching
 from rayd.objectives.terms import Term
+from rayd.statistics import Statistic, Vectors
 
 
 class Mine(Method):
@@ -59,6 +63,56 @@ def small(shape, classes):
         nn.Flatten(),
         nn.Linear(4 * height * width, classes),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Spread(Statistic):
+
+    count: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def empty(cls, classes, dimension):
+        zeros = torch.zeros(classes, dimension, dtype=torch.float64)
+        return cls(torch.zeros(classes, dtype=torch.float64), zeros)
+
+    def merge(self, other):
+        return type(self)(self.count + other.count, self.squares + other.squares)
+
+    def like(self, features, labels, transform=Vectors()):
+        vectors = transform.vectors(features)
+        member = torch.nn.functional.one_hot(labels, len(self.count)).to(vectors.dtype)
+        squares = member.T @ vectors.square().sum(1)
+        return type(self)(member.sum(0) * vectors.shape[1], squares)
+
+    def distance(self, synthetic):
+        ours = synthetic.squares / synthetic.count.clamp(min=1).unsqueeze(1)
+        theirs = self.squares / self.count.clamp(min=1).unsqueeze(1)
+        return (ours - theirs.to(ours.dtype)).square().sum()
+
+
+class Mute(Statistic):
+    empty = Spread.empty
+    merge = Spread.merge
+    like = Spread.like
+
+
+def images(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(count, 1, 8, 8, generator=generator)
+    return pixels, torch.arange(count) % 10
+
+
+def data():
+    return {{"train": images(60, 0), "test": images(20, 1), "class_names": list("abcdefghij")}}
+
+
+def mapping_without_train():
+    return {{"test": images(20, 1)}}
+
+
+def broken():
+    raise OSError("no disk")
 
 
 def narrow(shape, classes):
@@ -180,6 +234,131 @@ def main_exit(arguments: list[str]) -> None:
     """Run a command that succeeds."""
     with suppress(SystemExit):
         main(arguments)
+
+
+def test_data_by_module_and_name(own, monkeypatch, tmp_path):
+    """Any part gives the data; the run remembers its name, and is continued by it."""
+    monkeypatch.syspath_prepend(own.parent)
+    name = f"{own.stem}:data"
+    settings = {"data": name, "evaluation.baselines": []}
+    for override in QUICK:
+        key, _, value = override.partition("=")
+        settings[key] = yaml.safe_load(value)
+    run = rayd.distill("digits", out=tmp_path / "run", settings=settings, quiet=True)
+    assert run.recipe.data.name == name
+    assert run.distilled.class_names == tuple("abcdefghij")
+    again = rayd.distill(resume=tmp_path / "run", quiet=True)
+    assert torch.equal(again.distilled.images, run.distilled.images)
+    planned = rayd.plan("digits", settings=settings)
+    assert "60 training images" in planned.text()
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mapping_without_train", "must be one, or a mapping with 'train'.*Got test instead"),
+        ("broken", r"cannot be read \(OSError: no disk\)"),
+        ("absent", "has no 'absent'"),
+    ],
+)
+def test_data_that_cannot_be_read_are_refused(own, monkeypatch, name, sentence):
+    monkeypatch.syspath_prepend(own.parent)
+    with pytest.raises(RaydError, match=sentence):
+        load(DataSettings(name=f"{own.stem}:{name}"))
+
+
+def test_a_statistic_by_name_is_a_term_of_any_method(own, monkeypatch):
+    monkeypatch.syspath_prepend(own.parent)
+    spec = f"{own.stem}:Spread"
+    recipe = rayd.recipes.resolve("digits", {"terms.statistic.of": spec})
+    term = methods.build(recipe).terms[-1]
+    features = torch.rand(6, 4, requires_grad=True)
+    labels = torch.arange(6) % 2
+    real = torch.rand(10, 4)
+    real_labels = torch.arange(10) % 2
+    library = rayd.terms.StatisticMatching(of=spec)
+    loss = library(real, features, real_labels, labels)
+    gaps = [
+        real[real_labels == label].square().mean(0) - features[labels == label].square().mean(0)
+        for label in (0, 1)
+    ]
+    torch.testing.assert_close(loss, torch.stack(gaps).square().sum())
+    loss.backward()
+    assert features.grad.abs().sum() > 0
+    assert term.spec.sources.keys() == {spec}
+    assert not rayd.objectives.MeanMatching().spec.sources
+    means = rayd.terms.StatisticMatching()(real, features, real_labels, labels)
+    assert torch.equal(means, rayd.terms.mean_matching(real, features, real_labels, labels))
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        ("{}:Mute", "cannot be matched: give its class a method 'distance"),
+        ("{}:Mine", "must be a subclass of rayd.statistics.Statistic"),
+        ("Momens", "did you mean 'Moments'"),
+    ],
+)
+def test_what_is_no_statistic_is_refused(own, monkeypatch, of, sentence):
+    monkeypatch.syspath_prepend(own.parent)
+    with pytest.raises(ConfigError, match=sentence):
+        rayd.recipes.resolve("digits", {"terms.statistic.of": of.format(own.stem)})
+
+
+def test_keys_depend_on_the_modules_that_a_part_uses(own, monkeypatch):
+    helper = own.with_name(f"helper_{own.stem}.py")
+    helper.write_text("FACTOR = 1\n\n\ndef scale(value):\n    return FACTOR * value\n")
+    own.write_text(f"from {helper.stem} import scale\n{own.read_text()}")
+    monkeypatch.syspath_prepend(own.parent)
+    methods.get(f"{own.stem}:Mine")
+    before = content_hash({"method": own.stem})
+    helper.write_text("FACTOR = 2\n\n\ndef scale(value):\n    return FACTOR * value\n")
+    parts._digest.cache_clear()
+    assert content_hash({"method": own.stem}) != before
+
+
+def test_entry_points_of_data_and_statistics(own, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(own.parent)
+    points = {
+        "rayd.datasets": [EntryPoint("letters", f"{own.stem}:data", "rayd.datasets")],
+        "rayd.statistics": [EntryPoint("spread", f"{own.stem}:Spread", "rayd.statistics")],
+    }
+    monkeypatch.setattr(parts, "entry_points", lambda group: points.get(group, []))
+    parts.discovered.cache_clear()
+    try:
+        assert load(DataSettings(name="letters")).class_names == tuple("abcdefghij")
+        assert rayd.statistics.get("spread").__name__ == "Spread"
+        assert parts.source_of('{"of":"spread"}')
+        with pytest.raises(SystemExit):
+            main(["data", "list"])
+        assert f"{own.stem}:data" in capsys.readouterr().out
+        with pytest.raises(DataError, match="did you mean 'letters'"):
+            load(DataSettings(name="lettres"))
+    finally:
+        parts.discovered.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys):
+    """Trials run in other processes, which import the file, too."""
+    space = tmp_path / "space.yaml"
+    base = [*QUICK, "evaluation.networks=[mlp]", "resources.threads=1"]
+    space.write_text(
+        yaml.safe_dump(
+            {
+                "base": "digits",
+                "overrides": {"method": own.stem, "data": {"name": f"{own.stem}:data"}},
+                "search": {"seed": {"grid": [0, 1]}},
+                "scheduler": "none",
+                "algorithm": "random",
+            }
+        )
+    )
+    arguments = ["tune", str(space), *base, "--import", str(own), "--out", str(tmp_path / "sweep")]
+    main_exit([*arguments, "--cache", str(tmp_path / "cache"), "--quiet", "--json"])
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["finished"] == 2
+    assert summary["failed"] == 0
 
 
 def test_a_missing_file_is_refused(tmp_path, capsys):

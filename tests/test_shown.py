@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from torch.nn import functional
 
 import rayd
 from rayd.config import parse_overrides
+from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 from tests.test_cli import QUICK
 
@@ -25,7 +28,8 @@ def run(tmp_path_factory):
 
 
 def test_results_have_a_short_repr_and_html(run):
-    for result in (run, run.report, run.distilled, run.recipe):
+    plan = rayd.plan("digits", settings=parse_overrides(QUICK))
+    for result in (run, run.report, run.distilled, run.recipe, plan):
         assert len(repr(result)) < 200, repr(result)
         assert "<" in result._repr_html_()
     assert "data:image/png;base64," in run._repr_html_()
@@ -80,7 +84,19 @@ def test_a_loader_of_the_set(run):
 def test_a_hugging_face_data_set_of_the_set(run):
     pytest.importorskip("datasets")
     table = run.distilled.to_hf_dataset()
-    assert table["label"] == run.distilled.hard_labels.tolist()
+    assert table["label"][:] == run.distilled.hard_labels.tolist()
+    assert table.features["label"].names == list(run.distilled.class_names)
+    pixels = np.stack([np.asarray(image) for image in table["image"]])
+    assert np.array_equal(pixels[:, None], run.distilled.pixels().numpy())
+    soft = Distilled(
+        run.distilled.images,
+        functional.one_hot(run.distilled.labels).float(),
+        run.distilled.class_names,
+        run.distilled.normalization,
+    )
+    rows = soft.to_hf_dataset()
+    assert rows["label"][:] == table["label"][:]
+    assert rows[0]["soft_label"] == soft.labels[0].tolist()
 
 
 def test_a_mistake_in_a_plan_is_a_sentence():

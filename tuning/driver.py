@@ -24,7 +24,7 @@ import yaml
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
-from rayd import remote, shown
+from rayd import parts, remote, shown
 from rayd.artifacts import read_json, write_bytes, write_json
 from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
@@ -287,6 +287,7 @@ def prepare(
         workers=count,
         data_root=data_root,
         cache=cache,
+        imported=parts.imported(),
     )
     loaded: dict[str, ImageData] = {}
     for name in space.base:

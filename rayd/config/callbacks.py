@@ -15,7 +15,7 @@ class CallbackSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     name: str
-    """`csv`, `early-stopping`, `mlflow`, `snapshots` or `wandb`, that of an entry point, or
+    """`csv`, `early-stopping`, `mlflow`, `snapshots`, `trackio` or `wandb`, that of an entry point, or
     `package.module:Name`.
     """
 

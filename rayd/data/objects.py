@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rayd import parts
 from rayd.artifacts import default_root, write_bytes
-from rayd.errors import DataError
+from rayd.errors import DataError, RaydError
 
 Array = npt.NDArray[Any]
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -105,6 +106,56 @@ def save(
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, buffer.getvalue())
+    return path
+
+
+SPLITS = ("train", "test", "validation")
+"""Keys of data that come from outside the package, beside those of `save`."""
+_FILES: dict[tuple[str, Path], tuple[Any, Path]] = {}
+"""Files of data from outside the package, by name and store, with the part that gave them."""
+
+
+def named(name: str) -> Path | None:
+    """The file of a data set from outside the package; None if there is none of this name.
+
+    A part is a data set as `save` takes it, a mapping of such from `train`, `test` and `validation`
+    (`class_names` and `normalization` may be in it, too), or a function or class without arguments
+    that gives either. It is read once in a process.
+
+    Args:
+        name: of an entry point of `rayd.datasets`, or `package.module:Name`.
+
+    Raises:
+        ConfigError: the part cannot be loaded.
+        DataError: it fails, or what it gives is no data set.
+    """
+    part = parts.find("datasets", name)
+    if part is None:
+        return None
+    key = (name, default_root())
+    known = _FILES.get(key)
+    if known is not None and known[0] is part and known[1].exists():
+        return known[1]
+    given = part
+    if isinstance(part, type) or (callable(part) and not hasattr(part, "__getitem__")):
+        try:
+            given = part()
+        except RaydError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"The data set '{name}' cannot be read ({type(error).__name__}: {error})."
+            ) from error
+    splits = given if isinstance(given, Mapping) else {"train": given}
+    unknown_keys = sorted({*splits} - {*SPLITS, "class_names", "normalization"})
+    if unknown_keys or "train" not in splits:
+        found = ", ".join(map(str, splits)) or "none"
+        raise DataError(
+            f"The data set '{name}' must be one, or a mapping with 'train' and perhaps 'test', "
+            f"'validation', 'class_names' and 'normalization'. Got {found} instead."
+        )
+    path = save(**splits, name=re.split("[.:]", name)[-1])
+    _FILES[key] = (part, path)
     return path
 
 

@@ -2,9 +2,10 @@
 
 A name is resolved in the given data root, then in `$RAYD_DATA`, then in `~/.cache/rayd/data`; in
 each as `<root>/<name>` (Parquet files, raw files or an image folder), `<root>/<name>.npz`, and in
-torchvision's own folders. Roots and paths may be URLs (`rayd.remote`): opening encoded images reads
-only their labels, and each process fetches the files it needs (`rayd.data.copies`); arrays are
-fetched whole.
+torchvision's own folders. Data sets from outside the package are found by `package.module:Name` or
+by entry points of `rayd.datasets` (`rayd.data.objects.named`). Roots and paths may be URLs
+(`rayd.remote`): opening encoded images reads only their labels, and each process fetches the files
+it needs (`rayd.data.copies`); arrays are fetched whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rayd import remote
+from rayd import parts, remote
 from rayd.data.catalog import KNOWN
 from rayd.data.files import Listing
 from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
@@ -66,7 +67,7 @@ class SourceInfo:
     classes: int | None
     """Number of classes; None if unknown before it is opened."""
     found: Path | None
-    """Where it was found; None if it was not."""
+    """Where it was found, or `package.module:Name` of an installed package; None if it was not."""
     how: str
     """How to obtain it, as a clause."""
 
@@ -80,8 +81,18 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
-    """Path of the data set with a name or at a path; None if not found or not readable."""
-    return next((path for path in _candidates(name, root) if _exists(path)), None)
+    """Path of the data set with a name or at a path; None if not found or not readable.
+
+    Raises:
+        RaydError: it is from outside the package, and fails to load or is unfit.
+    """
+    found = next((path for path in _candidates(name, root) if _exists(path)), None)
+    if found is None and (parts.is_spec(name) or name in parts.offered("datasets")):
+        # arrays and tensors are read by a module that commands on files do without
+        from rayd.data.objects import named
+
+        found = named(name)
+    return found
 
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
@@ -100,6 +111,8 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
             if name not in listed and not name.startswith(".") and _exists(path):
                 listed.add(name)
                 infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
+    for name, value in parts.offered("datasets").items():
+        infos.append(SourceInfo(name, None, Path(value), "an installed package has it"))
     return infos
 
 

@@ -7,6 +7,7 @@ torch are imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rayd.objectives.any_statistic import StatisticMatching
 from rayd.objectives.attention import AttentionMatching
 from rayd.objectives.characteristic_function import CharacteristicFunctionMatching
 from rayd.objectives.classification import Calibration, ClassAware, CrossEntropy
@@ -54,6 +55,7 @@ __all__ = [
     "RidgeRegression",
     "SpectralFilterDistance",
     "SpectralFilterMatching",
+    "StatisticMatching",
     "StatisticSpec",
     "Term",
     "squared_mean_gap",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rayd.config.choices import LayerRole
 from rayd.networks import Observation
+from rayd.parts import sources
 from rayd.statistics import Moments, Statistic, StatisticKind, Transform
 from rayd.statistics.base import VECTORS
 from rayd.statistics.kinds import kind_of
@@ -45,6 +46,16 @@ class StatisticSpec:
     def key(self) -> str:
         """A stable name, for files and cache keys; seeds of draws are derived from it, too."""
         return f"{self.layer_role.value}.{self.transform.key}.{self.kind.key}"
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Digests of the source of a statistic and transforms from outside the package."""
+        kinds: list[type] = [type(self.kind), self.kind.statistic]
+        transform: Transform | None = self.transform
+        while transform is not None:
+            kinds.append(type(transform))
+            transform = getattr(transform, "inner", None)
+        return sources(*kinds)
 
     def spread(
         self, parts: tuple[Statistic, ...], labels: Tensor, classes: int

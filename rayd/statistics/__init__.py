@@ -1,6 +1,11 @@
 """Statistics of features, which are monoids; transforms from feature maps to feature vectors."""
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from rayd import parts
 from rayd.config.choices import Kernel, Scale
+from rayd.errors import ConfigError, unknown
 from rayd.statistics.base import Statistic
 from rayd.statistics.characteristic_function import CharacteristicFunction
 from rayd.statistics.covariance import Covariance
@@ -19,6 +24,8 @@ from rayd.statistics.transforms import (
     Transform,
     Vectors,
 )
+
+T = TypeVar("T")
 
 __all__ = [
     "AtFrequencies",
@@ -42,4 +49,51 @@ __all__ = [
     "StatisticKind",
     "Transform",
     "Vectors",
+    "get",
+    "get_transform",
 ]
+
+
+def get(name: str) -> type[Statistic]:
+    """The statistic of a name: that of its class, of an entry point, or `package.module:Name`.
+
+    >>> get("Moments") is Moments
+    True
+
+    Raises:
+        ConfigError: there is none, or what is named is no statistic.
+    """
+    return _find(name, Statistic, Statistic.registry, "statistic")
+
+
+def get_transform(name: str) -> Transform:
+    """The transform of a name, without settings; names are as of `get`.
+
+    >>> get_transform("Channels") == Channels()
+    True
+
+    Raises:
+        ConfigError: there is none, or it needs settings.
+    """
+    found = _find(name, Transform, Transform.registry, "transform")
+    try:
+        return found()
+    except TypeError as error:
+        raise ConfigError(
+            f"Transform '{name}' needs settings ({error}): name a subclass that sets them."
+        ) from error
+
+
+def _find(name: str, base: Any, registry: Mapping[str, type[T]], noun: str) -> type[T]:
+    """The class of a name, a subclass of `base`."""
+    if name in registry:
+        return registry[name]
+    found = parts.find("statistics", name)
+    if found is None:
+        raise ConfigError(unknown(noun, name, [*registry, *parts.names("statistics")]))
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise ConfigError(
+            f"'{name}' must be a subclass of rayd.statistics.{base.__name__}. Got {found!r}."
+        )
+    kind: type[T] = found
+    return kind

@@ -123,7 +123,8 @@ class Measure(Stage[NetworkId, StoredStatistics]):
 
     def spec_key(self, item: NetworkId, spec: StatisticSpec) -> dict[str, Any]:
         """Everything that one measured statistic depends on."""
-        return {**self.key(item), "need": spec.key}
+        own = {"source": spec.sources} if spec.sources else {}
+        return {**self.key(item), "need": spec.key, **own}
 
     def paths(self, item: NetworkId) -> Sequence[Path]:
         """A file for each statistic."""

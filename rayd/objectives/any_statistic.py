@@ -1,0 +1,67 @@
+"""A statistic chosen by name: `terms.statistic.of=my_module:Skewness` adds it to any method.
+
+loss = sum_l distance(T_l, S_l)
+
+T_l, S_l    the statistic of real and of synthetic features of layer l, class by class
+distance    the statistic's own; for `Moments`, the squared distance of class means (DM)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rayd.config import Recipe
+from rayd.config.choices import LayerRole
+from rayd.errors import ConfigError
+from rayd.objectives.means import squared_mean_gap
+from rayd.objectives.statistic_term import StatisticTerm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rayd.objectives.specification import StatisticSpec
+
+
+class StatisticMatching(StatisticTerm):
+    """Distance of a statistic that is chosen by name, summed over layers."""
+
+    name = "statistic"
+    for_any_method = True
+
+    of: str = "Moments"
+    """The statistic: the name of its class or of an entry point of `rayd.statistics`, or
+    `package.module:Name`. Its class has a method `distance(synthetic)`.
+    """
+    role: LayerRole = LayerRole.FEATURES
+    """Role of the layers that it is taken of."""
+    transform: str = "Flat"
+    """How feature maps become feature vectors: `Flat`, `Channels`, `Vectors`, or an own one."""
+
+    @property
+    def spec(self) -> StatisticSpec:
+        """The statistic by class."""
+        from rayd import statistics
+        from rayd.objectives.specification import StatisticSpec
+
+        transform = statistics.get_transform(self.transform)
+        return StatisticSpec(self.role, transform, statistics.get(self.of))
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse a statistic without a distance."""
+        from rayd.statistics import Moments
+
+        statistic = self.spec.kind.statistic
+        if statistic is not Moments and not hasattr(statistic, "distance"):
+            raise ConfigError(
+                f"Statistic '{self.of}' cannot be matched: give its class a method "
+                "'distance(self, synthetic)' that returns a scalar."
+            )
+
+    def distance(self, real: Any, synthetic: Any) -> Tensor:
+        """That of the statistic."""
+        from rayd.statistics import Moments
+
+        if type(real) is Moments:
+            return squared_mean_gap(real, synthetic)
+        found: Tensor = real.distance(synthetic)
+        return found
