@@ -181,6 +181,8 @@ def chart(
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(title)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
         figure.legend(loc="outside right upper", frameon=False, title="class")
         return as_image(figure)
 

@@ -12,15 +12,16 @@ minimum has a small one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rayd import seeding
-from rayd.analyses.base import Analysis, Subject
+from rayd.analyses.base import PALETTE, Analysis, Subject
 from rayd.errors import ConfigError
 
 Losses = Callable[[], Iterable[Tensor]]
@@ -163,32 +164,30 @@ def analyse(subject: Subject) -> Analysis:
             f"{subject.options.steps} steps: of the loss on its own images, and of that on "
             f"{len(real)} real ones. Lower is flatter."
         ),
-        picture=_chart(found, subject.title),
+        picture=chart(found, subject.title),
         lines=tuple(lines),
         numbers={"eigenvalues": found, "real_images": len(real)},
     )
 
 
-def _chart(found: dict[str, dict[str, float]], title: str):  # type: ignore[no-untyped-def]
-    from rayd.analyses.base import PALETTE
+def chart(found: Mapping[str, Mapping[str, float]], title: str = "") -> Image.Image:
+    """Draw eigenvalues as bars: a group for each training set, by whose loss it is."""
     from rayd.drawing import as_image, new_figure, styled
 
+    losses = {"own": "its own images", "real": "real images"}
     with styled():
-        figure = new_figure(560, 360)
+        figure = new_figure(620, 360)
         axes = figure.subplots()
-        for number, (key, label) in enumerate(
-            (("own", "on its own images"), ("real", "on real images"))
-        ):
+        for number, (key, label) in enumerate(losses.items()):
             places = [index + (number - 0.5) * 0.38 for index in range(len(found))]
             values = [abs(one[key]) for one in found.values()]
             bars = axes.bar(places, values, 0.38, color=PALETTE[number], label=label)
             axes.bar_label(bars, fmt="{:.3g}")
-        axes.set_xticks(range(len(found)), [f"trained on {name}" for name in found])
-        axes.set_yscale("log")
-        axes.margins(y=0.15)
+        axes.set_xticks(range(len(found)), list(found))
+        axes.set_xlabel("trained on")
         axes.set_ylabel("largest |eigenvalue| of the Hessian")
         axes.grid(visible=False, axis="x")
-        axes.legend(title="loss", frameon=False)
+        axes.legend(title="loss on", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_title(title)
         return as_image(figure)
 

@@ -19,8 +19,8 @@ from rayd.distilled import Distilled
 
 CLASSES = 10
 """Most classes that are drawn, a row each."""
-EACH = 2
-"""Images of each class and run."""
+EACH = 3
+"""Most images of each class and run."""
 APART = ("name", "summary", "paper", "measured", "resources")
 """Fields of a recipe that do not change its images."""
 
@@ -84,12 +84,14 @@ def chart(sets: Sequence[Distilled], captions: Sequence[str]) -> Image.Image:
     from rayd.drawing import as_image, new_figure, styled
 
     names = sets[0].class_names[:CLASSES]
+    counts = [int(one.hard_labels.bincount().max()) for one in sets]
+    each = min(EACH, max(counts))
     lines = max(caption.count("\n") + 1 for caption in captions)
     with styled():
         figure = new_figure(max(240, 190 * len(sets)) + 90, 56 * len(names) + 20 * lines + 20)
         grid = figure.subplots(1, len(sets), squeeze=False)[0]
         for place, (axes, distilled, caption) in enumerate(zip(grid, sets, captions, strict=True)):
-            panel = mosaic(distilled, len(names), EACH)
+            panel = mosaic(distilled, len(names), each)
             axes.imshow(panel, interpolation="nearest", cmap="gray", vmin=0, vmax=255)
             axes.set_title(caption, fontsize=8)
             axes.grid(visible=False)
@@ -105,16 +107,21 @@ def chart(sets: Sequence[Distilled], captions: Sequence[str]) -> Image.Image:
 
 
 def mosaic(distilled: Distilled, classes: int, each: int) -> np.ndarray[Any, Any]:
-    """Images of the first classes as one array (rows, columns[, 3]), uint8; missing ones white."""
+    """Images of the first classes as one array (rows, columns[, 3]), uint8.
+
+    Images are apart by white lines; where a class has fewer than `each`, its row is white.
+    """
     labels = distilled.hard_labels
     _, height, width = distilled.shape
+    gap = max(1, height // 16)
     colours = 3 if distilled.shape.channels == 3 else 1
-    canvas = np.full((classes * height, each * width, colours), 255, dtype=np.uint8)
+    size = (classes * (height + gap), each * (width + gap), colours)
+    canvas = np.full(size, 255, dtype=np.uint8)
     for label in range(classes):
         rows = (labels == label).nonzero().squeeze(1)[:each]
         for place, pixels in enumerate(_pixels(distilled, rows)):
-            top = label * height
-            left = place * width
+            top = label * (height + gap)
+            left = place * (width + gap)
             canvas[top : top + height, left : left + width] = pixels[..., :colours]
     return canvas[..., 0] if colours == 1 else canvas
 

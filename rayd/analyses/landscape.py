@@ -187,6 +187,8 @@ def chart(found: dict[str, dict[str, Landscape]], title: str = "") -> Image.Imag
                 axes.set_aspect("equal")
         bar = figure.colorbar(drawn, ax=grid, label="cross-entropy")
         bar.ax.set_yscale("log")
+        # without its markup, which is switched off for the names of runs
+        bar.ax.yaxis.set_major_formatter("{x:g}")
         figure.suptitle(title)
         return as_image(figure)
 

@@ -280,7 +280,12 @@ def slim_run(
 
     Raises:
         ArtifactError: the set's card holds no recipe.
+        ConfigError: another setting is overridden, or as `slim` raises it.
     """
+    if other := sorted((overrides or {}).keys() - {"evaluation", "resources"}):
+        raise ConfigError(
+            f"Slimming takes settings of evaluation and resources only. Got '{other[0]}' instead."
+        )
     distilled = load(directory)
     config = distilled.card.get("config")
     if not isinstance(config, Mapping):

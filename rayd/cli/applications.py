@@ -1,4 +1,4 @@
-"""Commands that put distilled sets to use: `apply ranking` and `apply continual`."""
+"""Commands that put distilled sets to use: `apply ranking`, `continual` and `slimming`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rayd.cli.options import (
 from rayd.cli.printing import check_picture, print_json, print_text, write_picture
 
 commands = new_group(
-    help="Put distilled sets to use: continual learning, ranking of architectures.",
+    help="Put distilled sets to use: continual learning, ranking of architectures, slimming.",
     epilog=example("rayd apply continual digits --steps 5 --out uses/continual"),
 )
 
@@ -122,3 +122,60 @@ def apply_continual(
         print_json([curve.to_json() for curve in curves])
     else:
         print_text(continual.text(curves))
+
+
+@commands.command("slimming", epilog=example("rayd apply slimming runs/digits --seeds 3"))
+def apply_slimming(
+    directory: DirectoryName,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path, typer.Option("--out", help="Directory of the chart and the numbers.")
+    ] = Path("uses/slimming"),
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--network", help="Architecture; absent: VGG-11, or a small VGG below 28 pixels."
+        ),
+    ] = None,
+    share: Annotated[
+        list[float] | None,
+        typer.Option("--share", help="Share of the channels to prune; may be repeated."),
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", min=0, help="Weight of the penalty on scales."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="distilled, random, herding or whole; may be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Networks per set.")] = 3,
+    data_root: DataRoot = None,
+    cache: Cache = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Prune the channels of a network without the real data: accuracy over the pruned share."""
+    from rayd.applications import slimming
+    from rayd.artifacts import write_json
+    from rayd.engine.progress import Progress
+
+    found = slimming.slim_run(
+        directory,
+        given_settings(overrides, None, None),
+        sets=sets or slimming.SETS,
+        shares=share or slimming.SHARES,
+        sparsity=slimming.SPARSITY if sparsity is None else sparsity,
+        seeds=seeds,
+        network=network,
+        data_root=data_root,
+        cache=cache,
+        progress=Progress(quiet),
+    )
+    write_picture(to / "slimming.png", slimming.chart(found, str(directory)))
+    write_json(to / "slimming.json", {"sets": [one.to_json() for one in found]})
+    if as_json:
+        print_json([one.to_json() for one in found])
+    else:
+        print_text(slimming.text(found))

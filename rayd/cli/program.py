@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from rayd.cli import (
+    analyses,
     applications,
     cite,
     data,
@@ -37,7 +38,7 @@ app = new_group(
     ),
 )
 # without a name, the commands of a module stand in the program itself
-for module in (recipes, runs, evaluation, distilled, tune, doctor, cite):
+for module in (recipes, runs, evaluation, distilled, analyses, tune, doctor, cite):
     app.add_typer(module.commands)
 app.add_typer(data.commands, name="data")
 app.add_typer(applications.commands, name="apply")

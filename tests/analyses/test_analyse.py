@@ -22,6 +22,7 @@ from rayd.errors import ArtifactError, ConfigError, OutputError
 from rayd.synthetic.lowrank import LowRank
 from tests.conftest import tiny
 from tests.evaluation.test_report import build, student
+from tests.test_cli import run as command
 
 QUIET = Progress(quiet=True)
 SMALL = {"steps": 20, "images": 100}
@@ -163,6 +164,31 @@ def test_samples_have_the_same_number_of_every_class(made):
     rows = sampled(train, 50, 0, "sample")
     assert train.subset(rows).counts.tolist() == [5] * 10
     assert len(sampled(train, 10**6, 0, "sample")) == len(train)
+
+
+def test_command_lists_analyses_and_writes_one(made, tmp_path, capsys):
+    code, text, _ = command(capsys, "analyse", str(made / "one"))
+    assert code == 0
+    assert [line.split()[0] for line in text.splitlines()] == list(ANALYSES)
+    rest = ["--out", str(tmp_path), "--cache", str(made / "cache"), "--quiet"]
+    code, text, _ = command(capsys, "analyse", str(made / "one"), "classes", *rest)
+    assert (code, "classes lose" in text) == (0, True)
+    assert {path.name for path in tmp_path.iterdir()} >= {"classes.png", "classes.html"}
+    code, _, error = command(capsys, "analyse", str(made / "one"), "classes", *rest)
+    assert (code, "add --overwrite" in error) == (2, True)
+    code, document, _ = command(
+        capsys, "analyse", str(made / "one"), "classes", *rest, "--overwrite", "--json"
+    )
+    assert len(json.loads(document)["classes"]) == 10
+    code, _, error = command(capsys, "analyse", str(made / "one"), "clases", *rest)
+    assert (code, "did you mean 'classes'" in error) == (2, True)
+
+
+def test_command_compares_with_other_runs(made, tmp_path, capsys):
+    rest = ["--with", str(made / "two"), "--out", str(tmp_path), "--quiet", "--json"]
+    code, document, _ = command(capsys, "analyse", str(made / "one"), "ipc", *rest)
+    assert code == 0
+    assert set(json.loads(document)["accuracies"]["random"]) == {"1", "2"}
 
 
 def test_snapshots_need_a_positive_distance():

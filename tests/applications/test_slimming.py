@@ -1,5 +1,7 @@
 """Pruning of channels against masked networks, and slimming on a few digits."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -8,9 +10,12 @@ from rayd.applications.slimming import Slimmed, chart, prune, scales, slim, smal
 from rayd.config import NetworkSettings
 from rayd.data import ImageShape, load
 from rayd.distilled import Distilled
+from rayd.engine.distill import distill
+from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
 from rayd.networks import build
 from tests.conftest import tiny
+from tests.test_cli import run
 
 SHAPE = ImageShape(1, 8, 8)
 
@@ -119,3 +124,16 @@ def test_sets_are_slimmed_and_compared():
 def test_results_become_json():
     one = Slimmed("random", (0.0,), (1.0,), ((0.5,),), ((0.6,),))
     assert one.to_json()["tuned"] == ((0.6,),)
+
+
+def test_command_slims_a_run(tmp_path, capsys):
+    recipe = tiny(evaluation={"augmentation": None, "baselines": ["random"]})
+    distill(recipe, tmp_path / "run", cache=tmp_path / "c", progress=Progress(quiet=True))
+    words = ["apply", "slimming", str(tmp_path / "run"), "--out", str(tmp_path / "use"), "--quiet"]
+    rest = ["--set", "distilled", "--set", "random", "--share", "0.5", "--seeds", "1", "--json"]
+    code, document, error = run(capsys, *words, *rest)
+    assert (code, error) == (0, "")
+    assert [one["set"] for one in json.loads(document)] == ["distilled", "random"]
+    assert (tmp_path / "use" / "slimming.png").stat().st_size > 1000
+    code, _, error = run(capsys, *words, *rest, "ipc=3")
+    assert (code, "evaluation" in error) == (2, True)
