@@ -33,8 +33,6 @@ OWN = {
 }
 """Methods that a paper introduces; all others in it are baselines."""
 METHODS = {
-    # KRR is a stand-in of finite width for KIP
-    "kip": "krr",
     # of IID on DM or on IDM, which is not said
     "iid": "iid-dm",
     "edc-minus-rded": "edc",

@@ -142,6 +142,7 @@ CASES: dict[str, dict[str, Any]] = {
     "idc": laid({"method": "idc"}, REAL_BATCH),
     "cafe": laid({"method": "cafe"}, REAL_BATCH),
     "krr": laid({"method": "krr"}, REAL_BATCH),
+    "kip": laid({"method": "kip"}, REAL_BATCH),
     "frepo": laid({"method": "frepo"}, REAL_BATCH),
     "ncfm": laid({"method": "ncfm"}, NCFM),
     "sre2l": laid({"method": "sre2l"}, TRAINED),
@@ -156,6 +157,7 @@ CASES: dict[str, dict[str, Any]] = {
     "tesla": laid({"method": "tesla"}, FOLLOWING),
     "datm": laid({"method": "datm"}, FOLLOWING, {"objective": {"start": {"first": 1, "rise": 4}}}),
     "ls-mtt": laid({"method": "ls-mtt"}, FOLLOWING, LOW_RANK),
+    "haba": laid({"method": "haba"}, FOLLOWING),
 }
 """Tiny recipes: all methods, those that can with measured and with sampled real images."""
 QUICK = ("dm", "edc", "mtt")

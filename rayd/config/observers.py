@@ -170,8 +170,11 @@ class ModelPoolSettings(Settings):
     """DSA augmentation of the training batches (per-sample parameters), operations joined by
     underscores; null for none.
     """
-    loss: Literal["cross-entropy", "mse"] = "cross-entropy"
-    """`mse`: half the squared distance of the logits from the targets of a ridge regression."""
+    loss: Literal["cross-entropy", "mse", "contrast"] = "cross-entropy"
+    """`mse`: half the squared distance of the logits from the targets of a ridge regression;
+    `contrast`: cross-entropy, and what images of one basis and of one class share (HaBa's
+    adversary; `source: synthetic`).
+    """
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimizer of the networks."""
     learning_rate: float = Field(default=0.01, gt=0)
@@ -187,6 +190,11 @@ class ModelPoolSettings(Settings):
             raise ValueError(
                 "'model_pool.lifetime' renews networks where 'model_pool.push_every' adds none: "
                 "set one of them to null"
+            )
+        if self.loss == "contrast" and self.source == "real":
+            raise ValueError(
+                "'model_pool.loss: contrast' needs images of one basis: "
+                "set 'model_pool.source: synthetic'"
             )
         if self.push_every is None and self.start > self.capacity:
             raise ValueError(

@@ -37,6 +37,8 @@ NOT_KEYED: Mapping[str, Any] = {
     "observers.ascent_length": 0.015,
     "synthesis.sam_radius": 0.0,
     "synthesis.split": 1,
+    "synthetic.hallucinators": 5,
+    "synthetic.kernel_size": 3,
 }
 """Settings that came after cache keys were written, with the value that those were made with: a
 synthetic set is found under its key of before where they have it.
@@ -279,6 +281,15 @@ class Recipe(Settings):
             raise ValueError(
                 "'synthesis.block' must be null where a step size is learned: "
                 "it belongs to all images together"
+            )
+        if self.synthetic.kind == "hallucinated" and self.synthesis.clip:
+            raise ValueError(
+                "'synthetic.kind: hallucinated' cannot be kept in a range: set 'synthesis.clip: false'"
+            )
+        if self.synthetic.kind == "hallucinated" and self.synthesis.block is not None:
+            raise ValueError(
+                "'synthesis.block' must be null with 'synthetic.kind: hallucinated': "
+                "hallucinators belong to all images together"
             )
         if self.synthesis.clip and self.data.normalization != "standard":
             raise ValueError(

@@ -9,17 +9,30 @@ from pydantic import BeforeValidator, Field, model_validator
 from rayd.config.base import Precision, Settings, When
 from rayd.config.training import Area, TransformSettings
 
-Parameter = Literal["images", "left", "right", "bases", "labels", "log_step_size"]
+Parameter = Literal[
+    "images",
+    "left",
+    "right",
+    "bases",
+    "encoder",
+    "encoder_bias",
+    "scale",
+    "shift",
+    "decoder",
+    "decoder_bias",
+    "labels",
+    "log_step_size",
+]
 """Parameters of synthetic sets."""
 
 
 class SyntheticSettings(Settings):
     """Parameterisation and initialisation of the synthetic set."""
 
-    kind: Literal["pixels", "partitioned", "lowrank"] = "pixels"
+    kind: Literal["pixels", "partitioned", "lowrank", "hallucinated"] = "pixels"
     """Parameterisation of the images: pixels; squares of smaller images that are enlarged for use
-    (IDM, IDC, NCFM); or products of small matrices shared by several images (LS-MTT), as many as
-    `budget` allows.
+    (IDM, IDC, NCFM); products of small matrices shared by several images (LS-MTT), as many as
+    `budget` allows; or what several small networks make of each stored image (HaBa).
     """
     factor: Annotated[int, When(kind="partitioned")] = Field(default=2, ge=2)
     """`partitioned`: smaller images along each side, so that a stored image holds `factor`^2."""
@@ -47,6 +60,10 @@ class SyntheticSettings(Settings):
     """
     sets: Annotated[int | None, When(kind="lowrank")] = Field(default=None, ge=1)
     """`lowrank`: number of sets of shared factors; by default chosen for the budget."""
+    hallucinators: Annotated[int, When(kind="hallucinated")] = Field(default=5, ge=1)
+    """`hallucinated`: number of networks, each of which makes an image of every stored one."""
+    kernel_size: Annotated[int, When(kind="hallucinated")] = Field(default=3, ge=1)
+    """`hallucinated`: side of the networks' convolutions, in pixels."""
     labels: Literal["hard", "classes", "experts", "random"] = "hard"
     """Class indices; or learned and stored logits, initialised with a probability of 0.9 for the
     image's class, with the mean prediction of experts that are correct (DATM), or at random
@@ -58,9 +75,19 @@ class SyntheticSettings(Settings):
     """
 
     @property
+    def parts(self) -> int:
+        """Number of smaller images in a stored one."""
+        return self.factor**2 if self.kind == "partitioned" else 1
+
+    @property
+    def per_basis(self) -> int:
+        """Number of images that are made of a whole stored one."""
+        return self.hallucinators if self.kind == "hallucinated" else 1
+
+    @property
     def expansion(self) -> int:
         """Number of images that a stored image decodes to."""
-        return self.factor**2 if self.kind == "partitioned" else 1
+        return self.parts * self.per_basis
 
     @model_validator(mode="after")
     def _fitting(self) -> SyntheticSettings:
@@ -69,9 +96,9 @@ class SyntheticSettings(Settings):
                 "'synthetic.labels: experts' needs real images: "
                 "set 'synthetic.init' to real or a selection"
             )
-        if self.labels != "hard" and self.kind == "partitioned":
+        if self.labels != "hard" and self.expansion > 1:
             raise ValueError(
-                "'synthetic.kind: partitioned' has hard labels: "
+                f"'synthetic.kind: {self.kind}' has hard labels: "
                 "each stored image stands for several"
             )
         if self.kind == "lowrank" and self.init == "rded":
@@ -102,7 +129,8 @@ class SynthesisSettings(Settings):
     """
     learning_rates: dict[Parameter, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     """Step sizes of individual parameters, where they exist: `images`, or `left`, `right` and
-    `bases` of low-rank images, `labels`, `log_step_size`.
+    `bases` of low-rank images, `encoder`, `encoder_bias`, `scale`, `shift`, `decoder` and
+    `decoder_bias` of hallucinators, `labels`, `log_step_size`.
     """
     clip_gradient: float | None = Field(default=None, gt=0)
     """Maximum norm of a step's gradient over all parameters; by default unlimited."""

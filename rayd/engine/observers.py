@@ -461,6 +461,7 @@ class Observers:
                     average_observation=part.average_observation,
                     accuracy=task.accuracy,
                     progress=task.step / self._recipe.synthesis.steps,
+                    step=task.step,
                     block=task.block,
                     blocks=task.blocks,
                     class_counts=self._class_counts,

@@ -17,9 +17,11 @@ from rayd.methods.dwa import DirectedWeightAdjustment
 from rayd.methods.edc import ElucidatedCondensation
 from rayd.methods.frepo import FeatureRegression, KernelRidgeRegression
 from rayd.methods.gvbsm import GeneralizedMatching
+from rayd.methods.haba import Factorization
 from rayd.methods.idc import EfficientParameterization
 from rayd.methods.idm import ImprovedDistributionMatching
 from rayd.methods.iid import RelatedDistributionMatching, RelatedImprovedMatching
+from rayd.methods.kip import KernelInducingPoints
 from rayd.methods.lsmtt import LowRankSpaceMatching
 from rayd.methods.mtt import MatchingTrainingTrajectories
 from rayd.methods.ncfm import NeuralCharacteristicFunctionMatching
@@ -41,10 +43,12 @@ __all__ = [
     "DistributionMatching",
     "EfficientParameterization",
     "ElucidatedCondensation",
+    "Factorization",
     "FeatureAlignment",
     "FeatureRegression",
     "GeneralizedMatching",
     "ImprovedDistributionMatching",
+    "KernelInducingPoints",
     "KernelRidgeRegression",
     "LowRankSpaceMatching",
     "MatchingTrainingTrajectories",

@@ -64,6 +64,10 @@ class Method(ABC):
     """Whether blocks of the synthetic set follow one another, each finding in its terms' memory
     what the one before left there; else they do not know of each other and may go side by side.
     """
+    version: ClassVar[int] = 0
+    """Raised where results change though no setting of a recipe does, such as by other defaults of
+    its terms: it is part of the key of a synthetic set.
+    """
     registry: ClassVar[dict[str, type[Method]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

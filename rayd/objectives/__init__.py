@@ -15,9 +15,11 @@ from rayd.objectives.densification import Densification
 from rayd.objectives.discrimination import Discrimination, LayerMeanMatching
 from rayd.objectives.flatness import Flatness
 from rayd.objectives.gradients import GradientMatching
+from rayd.objectives.hallucinations import HallucinatorContrast
 from rayd.objectives.kernel_discrepancy import KernelDiscrepancy
 from rayd.objectives.means import MeanMatching, squared_mean_gap
 from rayd.objectives.moments import MomentMatching, NormalizationMatching
+from rayd.objectives.neural_kernels import KernelRegression
 from rayd.objectives.relations import Centralization, CovarianceMatching
 from rayd.objectives.ridge import RidgeRegression
 from rayd.objectives.spectral_filter import CurriculumFilterMatching, SpectralFilterMatching
@@ -45,7 +47,9 @@ __all__ = [
     "Discrimination",
     "Flatness",
     "GradientMatching",
+    "HallucinatorContrast",
     "KernelDiscrepancy",
+    "KernelRegression",
     "LayerMeanMatching",
     "MeanMatching",
     "MomentDistance",

@@ -12,9 +12,11 @@ augmentation of DSA (Zhao and Bilen, ICML 2021):
           normalisations) add nothing
 
 `distance: squared` is sum_l || g_l - h_l ||^2 over the same parameters, `absolute` the sum of
-absolute differences (Kim et al., IDC, ICML 2022); these depend on lengths. `classes: together` adds
+absolute differences (Kim et al., IDC, ICML 2022); these depend on lengths. `layers: convolutions`
+leaves out linear layers, that is the classifier, as IDC's released code does. `classes: together` adds
 the gradients of all classes up before they are compared, so that what classes have in common cancels
-or adds up alike on both sides and contrasts between classes count (Lee et al., DCC, ICML 2022).
+or adds up alike on both sides and contrasts between classes count (Lee et al., DCC, ICML 2022); with a
+`warm_up`, the first networks are compared class by class in their first steps.
 
 The cosine distance is independent of the length of gradients. For a linear model that regresses labels y on
 fixed features x, one gradient step is a filter: with C = X^T X / n and S = X^T Y / n, the weights
@@ -33,8 +35,12 @@ followed here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from pydantic import Field
+
+from rayd.config import Settings, When
+from rayd.errors import RunError
 from rayd.objectives.terms import Context, RealStatistics, Term
 
 if TYPE_CHECKING:
@@ -140,6 +146,27 @@ def loss_gradients(
         return torch.autograd.grad(loss, tuple(with_rows.values()), create_graph=create_graph)
 
 
+class WarmUp(Settings):
+    """Steps that are compared class by class before gradients are added up (DCC)."""
+
+    networks: int = Field(default=250, ge=1)
+    """Networks whose first steps these are."""
+    steps: int = Field(default=10, ge=1)
+    """Steps of each of them."""
+    per_network: int = Field(default=10, ge=1)
+    """Steps that each network is used for: `observers.model_pool.push_every`."""
+
+    def covers(self, step: int) -> bool:
+        """Whether a step, from 0, is one of these.
+
+        >>> warm_up = WarmUp(networks=2, steps=1, per_network=3)
+        >>> [warm_up.covers(step) for step in range(7)]
+        [True, False, False, True, False, False, False]
+        """
+        network, step_of_network = divmod(step, self.per_network)
+        return network < self.networks and step_of_network < self.steps
+
+
 class GradientMatching(Term):
     """Distance of the gradients that real and synthetic images of a class give a network, summed
     over classes.
@@ -154,6 +181,10 @@ class GradientMatching(Term):
     """
     classes: Literal["each", "together"] = "each"
     """Whether gradients are compared class by class, or added up over the classes before (DCC)."""
+    warm_up: Annotated[WarmUp | None, When(classes="together")] = None
+    """`together`: steps that are compared class by class all the same; by default none."""
+    layers: Literal["all", "convolutions"] = "all"
+    """Parameters that are compared: all with rows, or those of convolutions alone (IDC)."""
 
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
@@ -179,12 +210,24 @@ class GradientMatching(Term):
             theirs = real_rows[label]
             wanted = loss_gradients(network, batch.images[theirs], batch.labels[theirs])
             given = loss_gradients(network, seen.images[ours], labels[ours], create_graph=True)
-            real_sides.append(wanted)
-            synthetic_sides.append(given)
-        if self.classes == "together":
+            real_sides.append(self._compared(wanted))
+            synthetic_sides.append(self._compared(given))
+        warming_up = self.warm_up is not None and self.warm_up.covers(context.step)
+        if self.classes == "together" and not warming_up:
             return measure(_added(real_sides), _added(synthetic_sides))
         pairs = zip(real_sides, synthetic_sides, strict=True)
         return torch.stack([measure(*pair) for pair in pairs]).sum()
+
+    def _compared(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients of the chosen layers."""
+        if self.layers == "all":
+            return gradients
+        chosen = tuple(gradient for gradient in gradients if gradient.ndim > 2)
+        if not chosen:
+            raise RunError(
+                f"'terms.{self.name}.layers: convolutions' found none in the observer: set it to all."
+            )
+        return chosen
 
 
 def _added(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -99,9 +99,9 @@ def predictions(
     x_t, x_s, y_s = (tensor.to(home, torch.float64) for tensor in (real, synthetic, targets))
     ridge = ridge_of(x_s, relative)
     if len(x_s) > x_s.shape[1]:
-        found = x_t @ _solved(x_s.T @ x_s, ridge, x_s.T @ y_s)
+        found = x_t @ ridge_solution(x_s.T @ x_s, ridge, x_s.T @ y_s)
     else:
-        found = (x_t @ x_s.T) @ _solved(x_s @ x_s.T, ridge, y_s)
+        found = (x_t @ x_s.T) @ ridge_solution(x_s @ x_s.T, ridge, y_s)
     return found.to(real.device, real.dtype)
 
 
@@ -118,7 +118,17 @@ def label_margin(targets: Tensor) -> Tensor:
     return -(best[:, 0] - best[:, 1]).clamp(max=1 / targets.shape[1]).mean()
 
 
-def _solved(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+def ridge_solution(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """Solve (matrix + ridge I) Z = right for Z.
+
+    Args:
+        matrix: symmetric and positive (n, n).
+        ridge: a positive scalar.
+        right: (n, C).
+
+    Raises:
+        ValueError: the matrix is zero or not finite.
+    """
     import torch
 
     factor, failed = torch.linalg.cholesky_ex(

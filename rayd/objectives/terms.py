@@ -77,6 +77,8 @@ class Context:
     """
     progress: float = 0.0
     """Share of the block's steps that are done, in [0, 1)."""
+    step: int = 0
+    """The step of the block, from 0."""
     block: int = 0
     """Which block of images, from 0."""
     blocks: int = 1

@@ -16,6 +16,7 @@ from rayd.data.selection import select
 from rayd.data.splits import uneven
 from rayd.errors import DataError
 from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.hallucinated import initial_hallucinators
 from rayd.synthetic.kinds import restore
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import choose, fit, random_factors, spread
@@ -109,7 +110,7 @@ def initial(
     elif stitched is not None:
         images = data.normalization(stitched)
     else:
-        counts = hard.bincount(minlength=data.classes) * settings.expansion
+        counts = hard.bincount(minlength=data.classes) * settings.parts
         if settings.labels == "experts":
             assert logits is not None
             rows, labels = _known(
@@ -123,7 +124,14 @@ def initial(
         return _with_step_size(recipe, factors._asdict() | {"labels": labels})
     if settings.kind == "partitioned" and settings.init not in ("noise", "rded"):
         images = shrink(images, settings.factor)
-    return _with_step_size(recipe, {"images": images, "labels": labels})
+    state = {"images": images, "labels": labels}
+    if settings.kind == "hallucinated":
+        draws = seeding.generator(recipe.seed, "initial hallucinators")
+        drawn = initial_hallucinators(
+            settings.hallucinators, settings.kernel_size, data.shape, draws
+        )
+        state |= drawn._asdict()
+    return _with_step_size(recipe, state)
 
 
 def candidates(recipe: Recipe, data: ImageData, scores: Mapping[str, Tensor] | None = None) -> Rows:
@@ -157,7 +165,7 @@ def check_budget(recipe: Recipe, data: ImageData) -> None:
     if not real_init and not selected_baselines:
         return
     smallest = int(counts.argmin())
-    needed = stored * recipe.synthetic.expansion if real_init else recipe.ipc
+    needed = stored * recipe.synthetic.parts if real_init else recipe.ipc
     if needed <= counts[smallest]:
         return
     if recipe.data.imbalance > 1 or uneven(counts):

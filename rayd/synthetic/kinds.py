@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rayd.config import SyntheticSettings
 from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.hallucinated import PARTS, Hallucinated, Hallucinators
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import LowRank
 from rayd.synthetic.partitioned import Partitioned
@@ -29,4 +30,7 @@ def restore(settings: SyntheticSettings, state: Mapping[str, Tensor]) -> Synthet
         return LowRank(state["left"], state["right"], state["bases"], state["labels"])
     if settings.kind == "partitioned":
         return Partitioned(state["images"], state["labels"], settings.factor)
+    if settings.kind == "hallucinated":
+        hallucinators = Hallucinators(*(state[name] for name in PARTS))
+        return Hallucinated(state["images"], state["labels"], hallucinators)
     return Pixels(state["images"], state["labels"])

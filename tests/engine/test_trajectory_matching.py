@@ -33,7 +33,7 @@ from tests.engine.test_distill import bytes_of
 from tests.faults import break_off, kill_one_in_each_stage
 
 NETWORK = {"name": "mlp", "width": 16}
-METHODS = ("mtt", "tesla", "datm", "ls-mtt")
+METHODS = ("mtt", "tesla", "datm", "ls-mtt", "haba")
 
 
 def following(method: str = "mtt", **overrides: object) -> Recipe:
@@ -77,6 +77,10 @@ def following(method: str = "mtt", **overrides: object) -> Recipe:
     }
     if method == "datm":
         base = merge(base, {"objective": {"start": {"first": 2, "rise": 4}}})
+    if method == "haba":
+        adversary = {"name": "convnet", "depth": 1, "width": 4}
+        seen = {"augmentation": "crop_scale", "model_pool": {"augmentation": "crop_scale"}}
+        base = merge(base, {"observers": {"networks": adversary, **seen}})
     if method == "ls-mtt":
         base = merge(
             base, {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 2, "window": 2}}}
@@ -112,7 +116,7 @@ def test_a_run_goes_through_every_stage(tmp_path, method):
     assert f"learning_rate {card['step_size']:.3g}" in run.report.results[0].protocol
 
 
-@pytest.mark.parametrize("method", [pytest.param("datm", marks=pytest.mark.slow), "ls-mtt"])
+@pytest.mark.parametrize("method", [pytest.param("datm", marks=pytest.mark.slow), "ls-mtt", "haba"])
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, method):
     results = []
     for workers in (0, 2):

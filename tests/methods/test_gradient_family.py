@@ -1,5 +1,6 @@
 """DCC, IDC and CAFE: losses against loops in float64, what they declare, and runs on digits."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from rayd.config import NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
+from rayd.errors import RunError
 from rayd.networks import FeatureExtractor
 from rayd.objectives import Batch, Context, GradientMatching
 from rayd.objectives.discrimination import Discrimination, LayerMeanMatching
@@ -92,6 +94,38 @@ def test_gradient_loss_is_that_of_the_formula(distance, reference, classes):
     assert expected > 0.01
 
 
+def test_convolutions_may_be_compared_alone():
+    """As in IDC's code, which leaves the classifier out."""
+    network = convnet()
+    term = GradientMatching(distance="squared", layers="convolutions")
+    extractor, context = seen_by(network, term)
+    value = term({}, extractor(OURS[0]), OURS[1], context)
+    pairs = list(zip(by_class(network, *REAL), by_class(network, *OURS), strict=True))
+    assert [gradient.ndim for gradient in pairs[0][0]] == [4, 4, 2]
+    expected = sum(entries(2)(real[:2], ours[:2]) for real, ours in pairs)
+    assert float(value.detach()) == pytest.approx(expected, rel=1e-4)
+    flat = networks.build(NetworkSettings(name="mlp", width=4), SHAPE, CLASSES, seed=1).double()
+    extractor, context = seen_by(flat, term)
+    with pytest.raises(RunError, match="set it to all"):
+        term({}, extractor(OURS[0]), OURS[1], context)
+
+
+def test_first_steps_of_first_networks_are_compared_class_by_class():
+    """DCC's warm-up: 2 networks of 4 steps each, 3 of which belong to it."""
+    network = convnet()
+    warm_up = {"networks": 2, "steps": 3, "per_network": 4}
+    term = GradientMatching(classes="together", warm_up=warm_up)
+    extractor, context = seen_by(network, term)
+    sides = [by_class(network, *REAL), by_class(network, *OURS)]
+    each = sum(cosine(*pair) for pair in zip(*sides, strict=True))
+    together = cosine(*([sum(parts) for parts in zip(*side, strict=True)] for side in sides))
+    for step in range(12):
+        now = dataclasses.replace(context, step=step)
+        value = float(term({}, extractor(OURS[0]), OURS[1], now).detach())
+        expected = each if step in (0, 1, 2, 4, 5, 6) else together
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
 def test_layers_are_compared_by_class():
     network = convnet()
     term = LayerMeanMatching()
@@ -136,11 +170,20 @@ def test_declarations():
 
     (term,) = built("dcc").terms
     assert (term.distance, term.classes) == ("cosine", "together")
+    assert (term.warm_up.networks, term.warm_up.steps, term.warm_up.per_network) == (250, 10, 10)
     assert built("dcc").recipe.observers.model_pool.push_every == 10
+    few = methods.build(assemble({"method": "dcc", "data": "digits", "ipc": 1}))
+    assert few.recipe.observers.model_pool.train_epochs == 5
+    assert few.terms[0].warm_up.per_network == few.recipe.observers.model_pool.push_every == 10
     (term,) = built("idc").terms
-    assert (term.distance, term.classes) == ("absolute", "each")
+    assert (term.distance, term.classes, term.layers) == ("squared", "each", "convolutions")
     idc = built("idc").recipe
     assert (idc.synthetic.expansion, idc.observers.model_pool.source) == (4, "real")
+    # 0.005 for ten images a class, in pixels of deviation 1/4
+    assert idc.synthesis.learning_rate == pytest.approx(0.005 / 0.25**2)
+    # 2,000 networks of 100 steps, which learn from 2,000 images in batches of 64 between them
+    assert idc.synthesis.steps == 2_000 * idc.observers.model_pool.push_every
+    assert idc.observers.model_pool.train_steps == -(-2_000 // 64)
     cafe = built("cafe")
     assert {term.name: term.weight for term in cafe.terms} == {
         "layer_means": 1.0,

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rayd import methods
 from rayd.recipes import resolve
 
 VALUES: list[tuple[str, str, Any]] = [
@@ -47,6 +48,66 @@ VALUES: list[tuple[str, str, Any]] = [
     ("ncfm-cifar10-ipc10", "observers.augmentation", "color+crop+cutout"),
     ("ncfm-cifar10-ipc10", "squeeze.augmentation", "color+crop"),
     ("ncfm-cifar10-ipc10", "evaluation.batch_size", 128),
+    (
+        "ncfm-cifar10-ipc10",
+        "evaluation.augmentation",
+        "flip+color+crop_flip+color+scale_flip+color+rotate",
+    ),
+    ("ncfm-cifar10-ipc10", "squeeze.transform.shift", 4),
+    ("ncfm-cifar10-ipc10", "squeeze.transform.flip", True),
+    ("ncfm-cifar10-ipc10", "synthesis.learning_rate", 0.025),
+    ("ncfm-cifar10-ipc10", "terms.calibration.weight", 1.0),
+    ("frepo-cifar10-ipc10", "data.normalization", "zca-scaled"),
+    ("frepo-cifar10-ipc10-code", "observers.networks.0.norm", "batch"),
+    ("krr-cifar100-ipc10", "data.normalization", "zca-scaled"),
+    ("mtt-cifar10-ipc10", "data.normalization", "zca"),
+    ("edc-cifar10-ipc1", "evaluation.batch_size", 10),
+    ("edc-cifar10-ipc10", "evaluation.batch_size", 25),
+    ("edc-cifar10-ipc10", "squeeze.epochs", 10),
+    ("edc-imagenet-1k-ipc40", "evaluation.schedule.name", "ssrs"),
+    ("edc-imagenet-1k-ipc50", "evaluation.schedule.name", "ssrs"),
+    ("edc-imagenet-10-ipc50", "evaluation.schedule.name", "ssrs"),
+    ("edc-tiny-imagenet-ipc50", "evaluation.schedule.name", "ssrs"),
+    ("edc-cifar100-ipc50", "evaluation.schedule.name", "ssrs"),
+    ("edc-cifar100-ipc10", "evaluation.schedule.name", "cosine"),
+    ("edc-cifar100-ipc10-code", "evaluation.schedule.name", "ssrs"),
+    ("edc-cifar100-ipc10-code", "evaluation.optimizer", "sgd"),
+    ("edc-cifar100-ipc10-code", "evaluation.momentum", 0.875),
+    ("edc-imagenet-10-ipc10-code", "evaluation.schedule.name", "ssrs"),
+    ("edc-config-f", "synthesis.transform.crop", [0.08, 1.0]),
+    ("edc-config-g", "synthesis.transform.crop", [0.5, 1.0]),
+    ("edc-config-f", "evaluation.transform.crop", [0.5, 1.0]),
+    ("edc-imagenet-1k-ipc10", "observers.networks.1.weights", "torchvision/IMAGENET1K_V1"),
+    ("iid-dm-cifar10-ipc10", "terms.centralization.weight", 0.05),
+    ("iid-dm-cifar10-ipc50", "terms.centralization.weight", 0.003),
+    ("iid-dm-cifar10-ipc50-code", "terms.centralization.weight", 0.05),
+    ("iid-idm-cifar10-ipc10-code", "terms.covariance.weight", 0.03),
+    ("iid-dm-cifar10-ipc10", "classifiers.order", "random"),
+    ("edc-config-c", "terms.moments.alpha", 1.0),
+    ("edc-config-f", "terms.moments.alpha", 0.5),
+    ("idc-cifar10-ipc10", "terms.gradient.distance", "squared"),
+    ("dcc-cifar10-ipc10", "terms.gradient.warm_up.networks", 250),
+    ("cafe-cifar10-ipc10", "evaluation.epochs", 600),
+    ("cafe-cifar10-ipc10-dsa", "evaluation.epochs", 1000),
+    ("cafe-cifar10-ipc10-code", "terms.discrimination.weight", 25.6),
+    ("iid-dm-cifar10-ipc10-exponential", "terms.centralization.form", "exponential"),
+    ("csdm-cifar100-lt200-ipc50", "terms.characteristic_function.root", False),
+    ("csdm-cifar10-lt10-ipc10", "terms.characteristic_function.head_amplitude_weight", 0.8),
+    (
+        "unidd-cifar10-ipc10-mtt",
+        "terms.spectral_filter.signal_filter.name",
+        "gradient-sum",
+    ),
+    (
+        "unidd-cifar10-ipc10-mtt",
+        "terms.spectral_filter.real_signal_filter.power",
+        20,
+    ),
+    ("cfm-cifar10-ipc10", "evaluation.temperature", 30.0),
+    ("cfm-tiny-imagenet-ipc10", "terms.spectral_filter.filter.beta", 1.0),
+    ("rded-cifar10-ipc1", "evaluation.batch_size", 10),
+    ("rded-tiny-imagenet-ipc10", "evaluation.batch_size", 100),
+    ("rded-imagenet-1k-ipc50", "evaluation.clean_forward", True),
 ]
 
 
@@ -56,10 +117,13 @@ def test_ls_mtt_and_mtt_see_the_same_images(cell: str) -> None:
 
 
 def value(recipe: str, path: str) -> Any:
-    """A setting of a resolved recipe."""
-    found: Any = resolve(recipe).model_dump(mode="json")
+    """A setting of a resolved recipe; those of terms are what its method makes of them."""
+    chosen = resolve(recipe)
+    found: Any = chosen.model_dump(mode="json")
+    terms = methods.build(chosen).terms
+    found["terms"] = {term.name: term.model_dump(mode="json") for term in terms}
     for key in path.split("."):
-        found = found[key]
+        found = found[int(key) if key.isdigit() else key]
     return found
 
 

@@ -142,6 +142,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
             "synthesis": {"learning_rate": 0.02},
         },
     ),
+    "kip": merge(
+        MATCHING,
+        {
+            "ipc": 2,
+            "observers": {"real_batch": 8, "augmentation": None},
+            "synthesis": {"learning_rate": 0.02},
+        },
+    ),
     "edc": merge(
         DECOUPLED,
         {
@@ -163,6 +171,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mtt": TRAJECTORIES,
     "tesla": TRAJECTORIES,
     "datm": merge(TRAJECTORIES, {"objective": {"start": {"first": 1, "rise": 2}}}),
+    "haba": merge(
+        TRAJECTORIES,
+        {
+            "observers": {
+                "networks": NETWORK,
+                "augmentation": None,
+                "model_pool": {"augmentation": None},
+            },
+            "synthesis": {"learning_rate": 0.1},
+        },
+    ),
     "ls-mtt": merge(
         TRAJECTORIES, {"synthetic": {"rank": 2}, "objective": {"start": {"offset": 1, "window": 1}}}
     ),

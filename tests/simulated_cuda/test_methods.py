@@ -44,6 +44,7 @@ GROUPS = (
         "cafe",
         "frepo",
         "krr",
+        "kip",
     ),
     (
         "edc",
@@ -58,6 +59,7 @@ GROUPS = (
         "tesla",
         "datm",
         "ls-mtt",
+        "haba",
     ),
 )
 """Scenarios that share a process, for which torch is imported once."""
@@ -81,6 +83,7 @@ STEP: dict[str, tuple[int, int]] = {
     "cafe": (0, 8),
     "frepo": (0, 2),
     "krr": (0, 2),
+    "kip": (0, 2),
     "edc": (0, 11),
     "gvbsm": (1, 5),  # an eigendecomposition checks itself
     "sre2l": (0, 0),
@@ -92,6 +95,7 @@ STEP: dict[str, tuple[int, int]] = {
     "tesla": (1, 11),
     "datm": (1, 11),
     "ls-mtt": (1, 11),
+    "haba": (1, 15),
 }
 """How often the last step of a synthesis waits for the device, and how often it copies to it
 without waiting, at most.

@@ -12,6 +12,8 @@ gradients, which are trained, and on what:
 - FRePo (Zhou, Nezhadarya and Ba, "Dataset Distillation using Neural Feature Regression", NeurIPS
   2022): a pool. One drawn at random computes the gradient, is trained on the synthetic images, and
   is replaced by a fresh one after `lifetime` trainings.
+- HaBa (Liu et al., "Dataset Distillation via Factorization", NeurIPS 2022): an adversary. A single
+  network, never replaced, learns what images of one basis share.
 
 All of this follows from the run's seed and the number of steps. States of networks travel with the
 tasks that use them and are part of the synthesizer's checkpoints, so a lost worker loses nothing.
@@ -29,12 +31,15 @@ from torch import Tensor, nn
 
 from rayd import devices, networks, seeding
 from rayd.config import ModelPoolSettings, Recipe
+from rayd.config.choices import LayerRole
 from rayd.data import ImageShape
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import ObjectRef, WorkerPool
+from rayd.objectives.hallucinations import adversary_loss
 from rayd.objectives.ridge import regression_loss, regression_targets
 from rayd.states import load_state_tensors, state_tensors, under
+from rayd.transfer import upload
 
 MOMENTUM = "momentum."
 """Prefix of an optimizer's tensors in the state of a network."""
@@ -293,8 +298,11 @@ class ModelPoolTrainer:
                 images, target = supply.batch(rows)
                 inputs = augment(images, draws).contiguous(memory_format=layout)
                 with devices.autocast(device, recipe.synthesis.precision):
-                    logits = network(inputs)
-                    loss = _loss(logits, target, settings.loss)
+                    if settings.loss == "contrast":
+                        logits, loss = self._contrast(network, inputs, target, rows)
+                    else:
+                        logits = network(inputs)
+                        loss = _loss(logits, target, settings.loss)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -306,6 +314,16 @@ class ModelPoolTrainer:
         for name, tensor in state_tensors(optimizer, list(parameters)).items():
             state[MOMENTUM + name] = tensor
         return state, right.to(_exact(device)) / count
+
+    def _contrast(
+        self, network: nn.Module, inputs: Tensor, target: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and loss of HaBa's adversary; rows say of which basis an image is."""
+        extractor = networks.FeatureExtractor(network, {LayerRole.FEATURES}, self._shape)
+        seen = extractor(inputs)
+        (features,) = seen.layers[LayerRole.FEATURES]
+        bases = upload(rows // self._recipe.synthetic.per_basis, inputs.device)
+        return seen.logits, adversary_loss(seen.logits.float(), features.float(), target, bases)
 
 
 def _exact(device: torch.device) -> torch.dtype:

@@ -224,6 +224,8 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
         "settings": recipe.identity(),
         "weights": [given.fingerprint(network) for network in networks],
     }
+    if job.method.version:
+        inputs["method"] = job.method.version
     if history:
         inputs["history"] = list(history)
     return content_hash(inputs)
