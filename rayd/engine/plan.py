@@ -38,7 +38,7 @@ from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
-from rayd.engine.stages.students import COMPARISONS, students_cost
+from rayd.engine.stages.students import COMPARISONS, Students, students_cost
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.storage import LABELS, label_bytes
 from rayd.engine.store import Store
@@ -441,6 +441,10 @@ def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
         can_split = recipe.real == "measured" and recipe.synthesis.split < workers
         share = f"synthesis.split={workers} lets more of them share a step, where terms allow it"
         cure = " or ".join(filter(None, (cure, share if can_split else "")))
+    students = fewer.get(Students.name, workers)
+    if 2 * students <= workers:
+        share = f"evaluation.workers={workers // students} trains each student with so many"
+        cure = "; ".join(filter(None, (cure, share)))
     return [f"Of {workers} workers these stages keep fewer busy: {listed}{cure and '; ' + cure}."]
 
 
