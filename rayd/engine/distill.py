@@ -40,6 +40,7 @@ from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
+from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.stage import Item, Result, Stage
 from rayd.engine.stages.blocks import Blocks
@@ -147,7 +148,7 @@ def distill(
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
     choice = arithmetic.choose(recipe, data.shape, before)
-    job = Job(choice.recipe, data, Store(cache))
+    job, reused = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
     Squeeze(job).check()
     check_writable(job.store.root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split
@@ -159,7 +160,7 @@ def distill(
         devices.thread_limit(devices.threads(job.recipe.resources)),
         told.around(directory.path, job.recipe) as finished,
     ):
-        for sentence in (choice.summary, *choice.warnings):
+        for sentence in (choice.summary, *reused, *choice.warnings):
             progress.log(sentence)
         driver = _Driver(
             job=job,

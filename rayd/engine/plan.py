@@ -31,6 +31,7 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
+from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.speeds import Speeds
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
@@ -173,8 +174,9 @@ def _planned(
     with Counting():
         # networks are built without values: see `rayd.engine.counting`
         preflight(recipe, data)
-    recipe = arithmetic.choose(recipe, data.shape).recipe
-    job = Job(recipe, data, Store(cache))
+    choice = arithmetic.choose(recipe, data.shape)
+    job, _ = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
+    recipe = job.recipe
     Squeeze(job).check()
     threads = devices.threads(recipe.resources)
     in_process = {"workers": 0, "threads": threads}
