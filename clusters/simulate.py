@@ -1,44 +1,53 @@
 """Simulation of how a run scales, from measured costs.
 
-    python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X] [--shuffled]
+    python clusters/simulate.py [COSTS.json] [KEY=VALUE ...] [--speedup X] [--network X] [--shuffled]
 
 For 1 to 256 workers, one per GPU, it prints the time of every stage, the efficiency
-T(1) / (n T(n)), and the bottleneck of each stage. Tasks are those of the engine. One driver gives
-them to free workers, one at a time; data for all workers cross the driver's link once per node;
-results return over that link and are processed by the driver, which gives out no tasks meanwhile. A
-stage's time is the sum of these parts, of which the largest is its bottleneck:
+T(1) / (n T(n)), and what the time that an ideal cluster would not need is lost to. Tasks are those
+of the engine. One driver gives them to free workers, one at a time. Tasks, data and results cross
+the link of the driver's node; nodes pass on among themselves what all of them need. A stage's time
+is the sum of these parts, of which the largest is named:
 
     computing    all work, evenly over the workers (`decoding`, where that is slower than computing)
     items        idle workers, as there are too few tasks or some are longer than others
-    broadcast    sending every node what it needs before it begins
-    results      sending results over the driver's link
-    driver       the driver's own work: the first pass over streamed data, merging statistics,
-                 assembling blocks, writing labels
+    together     workers that train one student wait for each other in every step
+    broadcast    sending all nodes what they need before a stage begins
+    link         workers wait while tasks and results cross the driver's link
+    driver       the driver's own work, and workers that wait for it: merging statistics, stitching
+                 and saving images
 
 Costs are a JSON file; `simulate.json` beside this file is an example with its source:
 
     {"source": "where the figures come from, which is printed",
+     "speedup": times as fast as measured that workers compute, unless --speedup says otherwise
      "seconds": {"decode":      per image on one core: from file to pixels
                  "forward":     per image and observer on a worker: inference
                  "statistics":  the same: inference and statistics by class  (`rayd plan`: measure)
                  "step":        the same: gradient of synthetic images  (`rayd plan`: synthesize)
                  "label":       per image on a worker: inference of all teachers (... : relabel)
                  "student":     per image on a worker: training of a student (... : evaluate)
+                 "launch":      the least that a step of a student takes, whatever its batch
                  "merge":       per byte of statistics on the driver: merging it
+                 "hash":        per byte of the synthetic set on the driver: hashing it
                  "optimizer":   per byte of the synthetic set on the driver: a step in which all
                                 workers compute one block
-                 "start":       until all workers of a pool are alive},
+                 "start":       until all workers of the pool are alive},
      "bytes":   {"statistics":  of one observer,
-                 "weights":     of all observers},
-     "rates":   {"network":     bytes per second of the driver's link,
+                 "weights":     of all observers,
+                 "student":     of the weights of a student},
+     "rates":   {"network":     bytes per second of the link of the driver's node,
+                 "nodes":       the same of the workers' nodes,
+                 "gpus":        the same between the GPUs of a node,
                  "storage":     bytes per second that one process reads or writes},
      "cluster": {"gpus_per_node": 8, "cores_per_worker": 12, "driver_cores": 16}}
 
 `--speedup` scales the measured speed of the workers, but not decoding, the driver and the rates.
 Images are ordered by class, as in ImageNet's folders, so that a shard has statistics of few
 classes; with `--shuffled` they are in random order, as in Parquet files, and a shard has images of
-all classes. Not simulated: lost workers, squeezing (observers with given weights are only tested on
-the training images), several network groups.
+all classes. Students are trained by as many workers of a node together as end soonest
+(`evaluation.workers`, unless that is set). Not simulated: lost workers, training
+of observers (here their weights are given), several network groups, and the first look at all
+images, which is once for a data set: its time is printed below the table.
 """
 
 from __future__ import annotations
@@ -55,8 +64,12 @@ from typing import Any
 
 from rayd import methods
 from rayd.config import Recipe, parse_overrides
-from rayd.engine.stages.measure import shards
+from rayd.engine.network_ids import network_ids
+from rayd.engine.stages.measure import shards, teams
+from rayd.engine.worker import ORDER_CHECK
+from rayd.evaluation.variants import DISTILLED, variants
 from rayd.recipes import resolve
+from rayd.training.squeeze import JUDGED
 from rayd.training.stored import chunks
 
 RECIPE = "edc-imagenet-1k-ipc10"
@@ -66,6 +79,35 @@ TEST_IMAGES = 50_000
 CLASSES = 1000
 SIDE = 224
 """Side of an image in pixels. All four constants are those of ImageNet-1k."""
+IMAGE_BYTES = 4 * 3 * SIDE * SIDE
+"""Bytes of a synthetic image."""
+NAMED = 3
+"""Number of losses that a line of the table names."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Workers, nodes and network of a cluster."""
+
+    workers: int
+    """Number of workers, one per GPU."""
+    per_node: int
+    """Workers of a node."""
+    network: float
+    """Bytes per second of the link of the driver's node, which has no workers."""
+    between: float = math.inf
+    """Bytes per second of the links of the other nodes."""
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes with workers."""
+        return math.ceil(self.workers / self.per_node)
+
+    def broadcast(self, size: float) -> float:
+        """Seconds until all nodes have what the driver has: one gets it from there, then every
+        node that has it passes it on.
+        """
+        return size / self.network + math.ceil(math.log2(self.nodes)) * size / self.between
 
 
 @dataclass(frozen=True)
@@ -78,6 +120,8 @@ class Stage:
     """Seconds of each task on a worker, in the order in which they are given out."""
     kind: str = "computing"
     """The slower of `computing` and `decoding`."""
+    sent: float = 0.0
+    """Bytes that a task takes along."""
     result: float = 0.0
     """Bytes of a task's result."""
     taking: float = 0.0
@@ -88,74 +132,74 @@ class Stage:
     """Number of rounds, each of which has all of the tasks."""
     alone: float = 0.0
     """Seconds of the driver's own work."""
+    together: int = 1
+    """Workers that share each task."""
+    shared: Sequence[float] = ()
+    """Seconds of each task if its work could be shared evenly; absent: those of `items`."""
+
+    def parts(self, cluster: Cluster) -> dict[str, float]:
+        """Seconds of the stage by cause; their sum is its time."""
+        groups = max(1, cluster.workers // self.together)
+        work = sum(self.shared or self.items) * self.together / cluster.workers
+        divided = span(self.shared or self.items, groups)
+        free = span(self.items, groups)
+        taken = span(self.items, groups, taking=self.taking)
+        crossing = (self.sent / cluster.network, self.result / cluster.network)
+        whole = span(self.items, groups, *crossing, self.taking)
+        once = {
+            self.kind: work,
+            "items": divided - work,
+            "together": free - divided,
+            "broadcast": cluster.broadcast(self.broadcast),
+            "link": whole - taken,
+            "driver": taken - free,
+        }
+        found = {name: self.rounds * seconds for name, seconds in once.items()}
+        found["driver"] += self.alone
+        return found
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """Workers, nodes and network of a cluster."""
-
-    workers: int
-    """Number of workers, one per GPU."""
-    per_node: int
-    """Workers of a node."""
-    network: float
-    """Bytes per second of the driver's link. The driver is on the first node."""
-
-    @property
-    def nodes(self) -> int:
-        """Number of nodes with workers."""
-        return math.ceil(self.workers / self.per_node)
-
-
-def parts(stage: Stage, cluster: Cluster) -> dict[str, float]:
-    """Seconds of a stage by cause; their sum is its time."""
-    # share of the workers that are not on the driver's node
-    elsewhere = (cluster.nodes - 1) / cluster.nodes
-    transfer = stage.result * elsewhere / cluster.network
-    even = sum(stage.items) / cluster.workers
-    free = span(stage.items, cluster.workers, 0.0)
-    taken = span(stage.items, cluster.workers, stage.taking)
-    whole = span(stage.items, cluster.workers, stage.taking + transfer)
-    once = {
-        stage.kind: even,
-        "items": free - even,
-        "broadcast": stage.broadcast * (cluster.nodes - 1) / cluster.network,
-        "results": whole - taken,
-        "driver": taken - free,
-    }
-    found = {name: stage.rounds * seconds for name, seconds in once.items()}
-    found["driver"] += stage.alone
-    return found
-
-
-def span(items: Sequence[float], workers: int, taking: float) -> float:
+def span(
+    items: Sequence[float],
+    workers: int,
+    sending: float = 0.0,
+    returning: float = 0.0,
+    taking: float = 0.0,
+) -> float:
     """Simulated seconds until all tasks are done and processed.
 
-    The driver gives a task to every free worker, waits for the next result, and processes it.
+    A free worker gets the next task over the driver's link, computes it, and returns its result
+    over the link; the driver processes one result at a time, and only then gives the worker
+    another task.
 
     Args:
         items: seconds of each task.
         workers: number of workers.
+        sending: seconds that the link needs for a task.
+        returning: seconds that the link needs for a result.
         taking: seconds to process a result.
     """
-    clock = 0.0
-    idle = workers
+    link = 0.0
+    driver = 0.0
+    # workers by the time when they are free, and tasks by the time when they are computed
+    idle = [0.0] * workers
+    computed = list[float]()
     given = 0
-    running = list[float]()
-    while given < len(items) or running:
-        while idle and given < len(items):
-            heapq.heappush(running, clock + items[given])
-            idle = idle - 1
-            given = given + 1
-        clock = max(clock, heapq.heappop(running)) + taking
-        idle += 1
-    return clock
+    while given < len(items) or computed:
+        if given < len(items) and idle and (not computed or max(idle[0], link) <= computed[0]):
+            link = max(link, heapq.heappop(idle)) + sending
+            heapq.heappush(computed, link + items[given])
+            given += 1
+            continue
+        link = max(link, heapq.heappop(computed)) + returning
+        driver = max(driver, link) + taking
+        heapq.heappush(idle, driver)
+    return driver
 
 
-def stages(
-    recipe: Recipe, costs: Mapping[str, Any], speedup: float = 1.0, shuffled: bool = False
-) -> list[Stage]:
-    """The stages of a run on ImageNet-1k, in order.
+@dataclass(frozen=True)
+class Simulation:
+    """The stages of a run on ImageNet-1k.
 
     Args:
         recipe: the run.
@@ -163,114 +207,201 @@ def stages(
         speedup: of the workers.
         shuffled: whether images are in random order instead of by class.
     """
-    seconds = costs["seconds"]
-    size = costs["bytes"]
-    rates = costs["rates"]
-    cluster = costs["cluster"]
-    forward, statistics, step, label, student = (
-        seconds[name] / speedup for name in ("forward", "statistics", "step", "label", "student")
-    )
-    decode = seconds["decode"] / cluster["cores_per_worker"]
-    storage = rates["storage"]
-    observers = len(recipe.observers.networks)
-    shown = recipe.ipc * CLASSES  # synthetic images
-    image = 4 * 3 * SIDE * SIDE
-    parts = shards(IMAGES)
-    # bytes of an observer's statistics of one shard, on average
-    sent = size["statistics"] * sum(held(part, shuffled) for part in parts) / (len(parts) * CLASSES)
-    synthesis = recipe.synthesis
-    evaluation = recipe.evaluation
-    synthetic = recipe.synthetic
-    found = [
-        Stage("start", alone=2 * seconds["start"]),
-        Stage("look", alone=(IMAGES + TEST_IMAGES) * seconds["decode"] / cluster["driver_cores"]),
-        Stage(
-            "squeeze",
-            [IMAGES * max(decode, forward)] * observers,
-            kind="decoding" if decode > forward else "computing",
-            result=size["weights"] / observers,
-        ),
-        Stage(
+
+    recipe: Recipe
+    costs: Mapping[str, Any]
+    speedup: float = 1.0
+    shuffled: bool = False
+
+    def stages(self, workers: int = 1) -> list[Stage]:
+        """The stages, in order, on so many workers."""
+        found = [
+            Stage("start", alone=self.costs["seconds"]["start"]),
+            self._squeeze(),
+            self._measure(workers),
+            *self._score(),
+            self._synthesize(),
+            self._save(),
+            *self._relabel(),
+            self._evaluate(workers),
+        ]
+        return found
+
+    def look(self) -> float:
+        """Seconds of the first look at all images, once for a data set."""
+        return (IMAGES + TEST_IMAGES) * self._decode / self.costs["cluster"]["driver_cores"]
+
+    @property
+    def _decode(self) -> float:
+        seconds: float = self.costs["seconds"]["decode"]
+        return seconds
+
+    def _seconds(self, name: str) -> float:
+        """Seconds of a worker's work."""
+        seconds: float = self.costs["seconds"][name] / self.speedup
+        return seconds
+
+    def _seen(self, seconds: float) -> tuple[float, str]:
+        """Seconds of a worker for a real image, and what takes them: images are decoded ahead."""
+        decode = self._decode / self.costs["cluster"]["cores_per_worker"]
+        return max(decode, seconds), "decoding" if decode > seconds else "computing"
+
+    @property
+    def _shown(self) -> int:
+        """Number of synthetic images."""
+        return self.recipe.ipc * CLASSES
+
+    @property
+    def _observers(self) -> int:
+        return len(self.recipe.observers.networks)
+
+    def _squeeze(self) -> Stage:
+        """Given weights: the order of their classes and their accuracy are looked at."""
+        seconds, kind = self._seen(self._seconds("forward"))
+        images = JUDGED + min(IMAGES, ORDER_CHECK * CLASSES)
+        weights = self.costs["bytes"]["weights"] / self._observers
+        return Stage("squeeze", [images * seconds] * self._observers, kind=kind, result=weights)
+
+    def _measure(self, workers: int) -> Stage:
+        parts = shards(IMAGES)
+        resources = self.recipe.resources.model_copy(update={"workers": workers})
+        recipe = self.recipe.model_copy(update={"resources": resources})
+        sizes = [len(team) for team in teams(network_ids(recipe), len(parts), recipe)]
+        size = self.costs["bytes"]["statistics"]
+        held_in_all = sum(held(part, self.shuffled) for part in parts)
+        # bytes of an observer's statistics of one shard, on average, for the observers of a team
+        sent = size * held_in_all / (len(parts) * CLASSES) * self._observers / len(sizes)
+        items = []
+        for part in parts:
+            for together in sizes:
+                seconds, kind = self._seen(together * self._seconds("statistics"))
+                items.append((part.stop - part.start) * seconds)
+        return Stage(
             "measure",
-            [
-                (part.stop - part.start) * max(decode, statistics)
-                for part in parts
-                for _ in range(observers)
-            ],
-            kind="decoding" if decode > statistics else "computing",
+            items,
+            kind=kind,
             result=sent,
-            taking=seconds["merge"] * sent,
-            broadcast=size["weights"],
-        ),
-    ]
-    if synthetic.init == "rded":
-        scored = synthetic.candidates * max(decode, synthetic.crops * forward)
-        found.append(
-            Stage(
-                "score",
-                [scored] * CLASSES,
-                kind="decoding" if decode > synthetic.crops * forward else "computing",
-                alone=CLASSES * synthetic.candidates * seconds["decode"] / cluster["driver_cores"],
-            )
+            taking=self.costs["seconds"]["merge"] * sent,
+            broadcast=self.costs["bytes"]["weights"],
         )
-    block = shown
-    if isinstance(synthesis.block, int):
-        block = synthesis.block
-    elif synthesis.block:
-        block = CLASSES
-    blocks = [min(block, shown - start) for start in range(0, shown, block)]
-    per_step = recipe.observers.per_step
-    if len(blocks) > 1 and not methods.get(recipe.method).sequential:
-        # a checkpoint holds the images and two moments of Adam
-        saves = synthesis.steps // synthesis.checkpoint_every * 3 * image / storage
-        found.append(
-            Stage(
+
+    def _score(self) -> list[Stage]:
+        synthetic = self.recipe.synthetic
+        if synthetic.init != "rded":
+            return []
+        seconds, kind = self._seen(synthetic.crops * self._seconds("forward"))
+        # the driver decodes the images of the best crops once more
+        stitched = self._shown * synthetic.patches**2
+        alone = stitched * self._decode / self.costs["cluster"]["driver_cores"]
+        items = [synthetic.candidates * seconds] * CLASSES
+        return [Stage("score", items, kind=kind, alone=alone)]
+
+    def _synthesize(self) -> Stage:
+        recipe = self.recipe
+        synthesis = recipe.synthesis
+        rates = self.costs["rates"]
+        size = self.costs["bytes"]
+        shown = self._shown
+        block = shown
+        if isinstance(synthesis.block, int):
+            block = synthesis.block
+        elif synthesis.block:
+            block = CLASSES
+        blocks = [min(block, shown - start) for start in range(0, shown, block)]
+        per_step = recipe.observers.per_step
+        if len(blocks) > 1 and not methods.get(recipe.method).sequential:
+            # a checkpoint holds the images and two moments of Adam
+            saves = synthesis.steps // synthesis.checkpoint_every * 3 * IMAGE_BYTES
+            each = synthesis.steps * per_step * self._seconds("step") + saves / rates["storage"]
+            return Stage(
                 "synthesize",
-                [count * (synthesis.steps * per_step * step + saves) for count in blocks],
-                result=block * image,
-                broadcast=observers * size["statistics"] + size["weights"],
+                [count * each for count in blocks],
+                sent=block * IMAGE_BYTES,
+                result=block * IMAGE_BYTES,
+                broadcast=self._observers * size["statistics"] + size["weights"],
             )
+        return Stage(
+            "synthesize",
+            [block * self._seconds("step")] * per_step,
+            result=block * IMAGE_BYTES,
+            taking=self.costs["seconds"]["optimizer"] * block * IMAGE_BYTES / per_step,
+            broadcast=block * IMAGE_BYTES,
+            rounds=synthesis.steps * len(blocks),
         )
-    else:
-        found.append(
-            Stage(
-                "synthesize",
-                [block * step] * per_step,
-                result=block * image,
-                taking=seconds["optimizer"] * block * image / per_step,
-                broadcast=block * image,
-                rounds=synthesis.steps * len(blocks),
-            )
-        )
-    if recipe.labels.kind == "stored":
-        numbers = 2 if recipe.labels.precision == "float16" else 4
-        length = chunks(evaluation.epochs, shown, CLASSES, recipe.labels.precision)
-        found.append(
-            Stage(
-                "relabel",
-                [len(epochs) * shown * label for epochs in length],
-                result=max(map(len, length)) * shown * CLASSES * numbers,
-                taking=max(map(len, length)) * shown * CLASSES * numbers / storage,
-                broadcast=shown * image + size["weights"],
-            )
-        )
-        replayed = evaluation.epochs * shown * CLASSES * numbers / storage
-    else:
-        replayed = evaluation.epochs * shown * label
-    tested = TEST_IMAGES * max(decode, forward)
-    learned = evaluation.epochs * shown * student + tested
-    taught = evaluation.epochs * shown * label if recipe.labels.kind != "hard" else 0.0
-    students = evaluation.seeds * len(evaluation.networks)
-    others = sum(name != "whole" for name in evaluation.baselines)
-    found.append(
-        Stage(
+
+    def _save(self) -> Stage:
+        """The set is hashed and written into the store; into the run's directory it is written
+        while students are trained.
+        """
+        size = self._shown * IMAGE_BYTES
+        seconds = 1 / self.costs["rates"]["storage"] + self.costs["seconds"]["hash"]
+        return Stage("save", alone=size * seconds)
+
+    def _relabel(self) -> list[Stage]:
+        recipe = self.recipe
+        if recipe.labels.kind != "stored":
+            return []
+        precision = recipe.labels.precision
+        parts = chunks(recipe.evaluation.epochs, self._shown, CLASSES, precision)
+        # workers write labels themselves
+        each = self._seconds("label") + self._label_bytes / self.costs["rates"]["storage"]
+        items = [len(epochs) * self._shown * each for epochs in parts]
+        needed = self._shown * IMAGE_BYTES + self.costs["bytes"]["weights"]
+        return [Stage("relabel", items, broadcast=needed)]
+
+    @property
+    def _label_bytes(self) -> float:
+        """Bytes of the soft label of an image."""
+        return CLASSES * (2 if self.recipe.labels.precision == "float16" else 4)
+
+    def _evaluate(self, workers: int) -> Stage:
+        """Students by as many workers together as end soonest, unless the recipe says how many."""
+        sizes = [self.recipe.evaluation.workers]
+        if sizes == [1]:
+            most = min(workers, self.costs["cluster"]["gpus_per_node"])
+            sizes = [2**power for power in range(most.bit_length())]
+        found = [self._students(together) for together in sizes]
+        return min(found, key=lambda stage: span(stage.items, workers // stage.together))
+
+    def _students(self, together: int) -> Stage:
+        """The students, each trained by so many workers."""
+        evaluation = self.recipe.evaluation
+        labels = self.recipe.labels.kind
+        compared = variants(self.recipe, self.recipe.synthetic.labels != "hard")
+        numbers = evaluation.seeds * len(evaluation.networks)
+        test, _ = self._seen(self._seconds("forward"))
+        steps = evaluation.epochs * math.ceil(self._shown / evaluation.batch_size)
+        items = []
+        shared = []
+        for variant in compared:
+            each = self._seconds("student")
+            if variant.hard_labels or labels == "hard":
+                replayed = 0.0
+            elif labels == "stored" and variant.set == DISTILLED:
+                replayed = self._label_bytes / self.costs["rates"]["storage"]
+            else:
+                replayed = 0.0
+                each += self._seconds("label")
+            # one worker tests, and all of them read their labels
+            alone = TEST_IMAGES * test + evaluation.epochs * self._shown * replayed
+            step = evaluation.batch_size * each
+            items += [alone + steps * self._step(step, together)] * numbers
+            shared += [(alone + steps * self._step(step, 1)) / together] * numbers
+        return Stage(
             "evaluate",
-            [learned + (replayed if recipe.labels.kind != "hard" else 0.0)] * students
-            + [learned + taught] * students * others,
-            broadcast=shown * image,
+            sorted(items, reverse=True),
+            broadcast=self._shown * IMAGE_BYTES,
+            together=together,
+            shared=sorted(shared, reverse=True),
         )
-    )
-    return found
+
+    def _step(self, seconds: float, together: int) -> float:
+        """Seconds of a step of so many workers together, that takes one of them `seconds`."""
+        exchanged = 2 * (together - 1) / together * self.costs["bytes"]["student"]
+        return (
+            max(seconds / together, self.costs["seconds"]["launch"])
+            + exchanged / self.costs["rates"]["gpus"]
+        )
 
 
 def held(rows: slice, shuffled: bool) -> int:
@@ -280,34 +411,79 @@ def held(rows: slice, shuffled: bool) -> int:
     return (rows.stop - 1) * CLASSES // IMAGES - rows.start * CLASSES // IMAGES + 1
 
 
-def table(work: Sequence[Stage], costs: Mapping[str, Any], sizes: Sequence[int] = SIZES) -> str:
-    """A table with a line for each number of workers."""
-    names = [stage.name for stage in work]
-    lines = [
+@dataclass(frozen=True)
+class Line:
+    """What was simulated for a number of workers."""
+
+    workers: int
+    """The number."""
+    stages: dict[str, dict[str, float]]
+    """Seconds of each stage by cause."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the run."""
+        return sum(sum(parts.values()) for parts in self.stages.values())
+
+    def efficiency(self, one: Line) -> float:
+        """T(1) / (n T(n))."""
+        return one.seconds / (self.workers * self.seconds)
+
+    def losses(self, one: Line) -> list[tuple[float, str]]:
+        """Seconds that a cluster without any loss would not need, with stage and cause, the most
+        first.
+        """
+        found = []
+        for name, parts in self.stages.items():
+            for cause, seconds in parts.items():
+                ideal = one.stages[name].get(cause, 0.0) / self.workers
+                found.append((seconds - ideal, f"{name}: {cause}"))
+        return sorted(found, reverse=True)
+
+
+def lines(simulation: Simulation, sizes: Sequence[int] = SIZES) -> list[Line]:
+    """Simulate a run on each of several numbers of workers."""
+    found = []
+    for workers in sizes:
+        cluster = Cluster(
+            workers,
+            simulation.costs["cluster"]["gpus_per_node"],
+            simulation.costs["rates"]["network"],
+            simulation.costs["rates"]["nodes"],
+        )
+        stages = {stage.name: stage.parts(cluster) for stage in simulation.stages(workers)}
+        found.append(Line(workers, stages))
+    return found
+
+
+def table(simulated: Sequence[Line]) -> str:
+    """A table with a line for each number of workers; the first is compared with."""
+    one = simulated[0]
+    names = list(one.stages)
+    rows = [
         " ".join(
             [
                 f"{'GPUs':>5}",
-                *(f"{name:>20}" for name in names),
-                f"{'in all':>8} {'efficiency':>10}  bottleneck",
+                *(f"{name:>18}" for name in names),
+                f"{'in all':>8} {'efficiency':>10}  lost to",
             ]
         )
     ]
-    first = 0.0
-    for workers in sizes:
-        cluster = Cluster(workers, costs["cluster"]["gpus_per_node"], costs["rates"]["network"])
-        split = [parts(stage, cluster) for stage in work]
-        times = [sum(found.values()) for found in split]
-        first = first or sum(times) * workers
+    for line in simulated:
         cells = [
-            f"{_duration(time)} {_largest(found):<10}"
-            for time, found in zip(times, split, strict=True)
+            f"{_duration(sum(parts.values()))} {_largest(parts):<9}"
+            for parts in line.stages.values()
         ]
-        longest = times.index(max(times))
-        lines.append(
-            f"{workers:>5} {' '.join(f'{cell:>20}' for cell in cells)} {_duration(sum(times)):>8} "
-            f"{first / (workers * sum(times)):>10.2f}  {names[longest]}: {_largest(split[longest])}"
+        lost = [
+            f"{what} {_duration(seconds)}"
+            for seconds, what in line.losses(one)[:NAMED]
+            if seconds > 0.005 * line.seconds
+        ]
+        rows.append(
+            f"{line.workers:>5} {' '.join(f'{cell:>18}' for cell in cells)} "
+            f"{_duration(line.seconds):>8} {line.efficiency(one):>10.2f}  {', '.join(lost)}"
         )
-    return "\n".join(lines)
+    return "\n".join(rows)
 
 
 def _largest(found: Mapping[str, float]) -> str:
@@ -331,8 +507,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help=f"settings laid over {RECIPE}"
     )
+    parser.add_argument("--speedup", type=float, help="how many times as fast workers compute")
     parser.add_argument(
-        "--speedup", type=float, default=1.0, help="how many times as fast workers compute"
+        "--network", type=float, help="bytes per second of the link of the driver's node"
     )
     parser.add_argument("--shuffled", action="store_true", help="images do not lie class by class")
     given = parser.parse_args(arguments)
@@ -341,14 +518,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "=" in path:
         path, overrides = str(Path(__file__).with_suffix(".json")), [path, *overrides]
     costs = json.loads(Path(path).read_text(encoding="utf-8"))
+    if given.network is not None:
+        costs["rates"]["network"] = given.network
+    speedup = given.speedup or costs.get("speedup", 1.0)
     recipe = resolve(RECIPE, parse_overrides(overrides))
-    sys.stdout.write(f"{RECIPE} on ImageNet-1k. Costs: {costs['source']}\n")
-    if given.speedup != 1:
-        sys.stdout.write(
-            f"Workers compute {given.speedup:g} times as fast as those that were measured.\n"
-        )
+    simulation = Simulation(recipe, costs, speedup, given.shuffled)
     sys.stdout.write(
-        "\n" + table(stages(recipe, costs, given.speedup, given.shuffled), costs) + "\n"
+        f"{RECIPE} on ImageNet-1k. Costs: {costs['source']}\n"
+        f"Workers compute {speedup:g} times as fast as those that were measured; the link of the "
+        f"driver's node carries {costs['rates']['network'] / 1e6:,.0f} MB/s.\n\n"
+        f"{table(lines(simulation))}\n\n"
+        "The first run on a data set also decodes all of its images once, on the cores of the "
+        f"driver's node: {_duration(simulation.look())}.\n"
     )
 
 

@@ -419,6 +419,18 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         write_json(directory / CARD, self.card | {"sha256": file_hash(directory / TENSORS)})
         self.directory = directory
 
+    def save_card(self) -> None:
+        """Write the card again, after entries of it changed; the images in `directory` are neither
+        read nor written.
+
+        Raises:
+            ArtifactError: there is no directory that holds the set.
+        """
+        if self.directory is None:
+            raise ArtifactError("The card of a set that was not saved cannot be written: save it.")
+        before = _read_card(self.directory / CARD)
+        write_json(self.directory / CARD, self.card | {"sha256": before["sha256"]})
+
     def _tensors(self) -> dict[str, Tensor]:
         state = {_STATE + name: value for name, value in self.normalization.state().items()}
         return {**self.parameters, **state}

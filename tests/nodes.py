@@ -103,8 +103,7 @@ class Noted(Worker):
         return self._done("synthesize", super().compute(*arguments))
 
     def label(self, *arguments: Any) -> Any:
-        for labels in super().label(*arguments):
-            yield self._done("relabel", labels)
+        return self._done("relabel", super().label(*arguments))
 
     def _done(self, stage: str, result: Any) -> Any:
         self._notes.work(stage)

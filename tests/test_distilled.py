@@ -259,3 +259,14 @@ def test_contact_sheet_of_many_classes_and_images_stays_small():
     width, height = contact_sheet(made).size
     assert height == 20 * 50 + 2
     assert width < 10 * 50 + 2 + 100
+
+
+def test_the_card_alone_is_written_again(saved):
+    copy = load(saved)
+    before = (saved / TENSORS).stat().st_mtime_ns
+    copy.card["labels"] = {"epochs": 3}
+    copy.save_card()
+    assert (saved / TENSORS).stat().st_mtime_ns == before
+    assert load(saved).card["labels"] == {"epochs": 3}
+    with pytest.raises(ArtifactError, match="not saved"):
+        distilled().save_card()

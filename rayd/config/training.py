@@ -219,9 +219,10 @@ NOT_OF_A_STUDENT = frozenset(
         "learned_step_size",
         "protocol",
         "learning_rates",
+        "workers",
     }
 )
-"""Evaluation settings that say which students there are, not how one is trained."""
+"""Evaluation settings that say which students there are and where, not how one is trained."""
 
 
 class EvaluationSettings(TrainingSettings):
@@ -266,6 +267,12 @@ class EvaluationSettings(TrainingSettings):
     epoch: Annotated[tuple[Epoch, ...], Listed, Field(min_length=1)] = ("last",)
     """Reported accuracy: of the last epoch, of the epoch that is best on the validation split, or
     both.
+    """
+    workers: int = Field(default=1, ge=1)
+    """Above 1, each student is trained by that many workers of Ray Train, data-parallel, and as
+    many students at a time as `resources.workers` are enough for: where there are more GPUs than
+    students. The same batches, and the same result up to rounding; on CPUs each worker normalises
+    its own part of a batch.
     """
     baselines: Annotated[tuple[Baseline, ...], Listed] = ("random",)
     """Sets trained under the same protocol for comparison: real images of the same budget, chosen

@@ -11,13 +11,16 @@ shows which: one small network is run both ways, once per machine (`rayd.machine
     float32    is chosen everywhere else.
 
 The choice is written into the recipe before anything else reads it: cache keys, cards and workers
-get a definite value, and a run that is resumed on another machine keeps its original choice.
+get a definite value, and a run that is resumed on another machine keeps its original choice. What
+another machine would choose is noted, too, as the store may hold its results
+(`rayd.engine.reuse`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -117,6 +120,8 @@ class Choice:
     """The device that the choice is for."""
     warnings: tuple[str, ...] = ()
     """Sentences about explicit settings that are slow on this device."""
+    others: tuple[Recipe, ...] = ()
+    """The recipe as other hardware would have it, where that differs."""
 
     @property
     def summary(self) -> str:
@@ -165,7 +170,9 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
     """
     hardware = _hardware(recipe.resources)
     method = methods.build(recipe)
-    tree: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
+    # sections whose precision the hardware decides, with the coarsest that is allowed
+    open_sections: dict[str, Precision] = {}
     warnings = []
     dumped = recipe.model_dump(mode="json")
     kept = before.model_dump(mode="json") if before is not None else {}
@@ -178,16 +185,44 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
         if settings["precision"] == "auto":
             chosen = lookup(kept, key)
             if chosen in (None, "auto"):
-                chosen = hardware.fastest(shape, _least(method.least_precision, section))
-            tree = merge(tree, nested({key: chosen}))
+                open_sections[section] = _least(method.least_precision, section)
+            else:
+                fixed = merge(fixed, nested({key: chosen}))
         elif settings["precision"] == "bfloat16" and hardware.bfloat16 > CRAWLS:
             warnings.append(
                 f"'{key}: bfloat16' takes {hardware.bfloat16:.2g} times as long as float32 on this "
                 f"{hardware.device} ({hardware.name}); 'auto' would choose float32."
             )
     if recipe.resources.layout == "auto":
-        tree = merge(tree, {"resources": {"layout": hardware.layout}})
-    return Choice(_replaced(recipe, tree), hardware, tuple(warnings))
+        fixed = merge(fixed, {"resources": {"layout": hardware.layout}})
+
+    def resolved(hardware: Hardware) -> Recipe:
+        tree = fixed
+        for section, least in open_sections.items():
+            chosen = hardware.fastest(shape, least)
+            tree = merge(tree, nested({f"{section}.precision": chosen}))
+        made: Recipe = _replaced(recipe, tree)
+        return made
+
+    own = resolved(hardware)
+    others = []
+    for bfloat16, tf32 in product((0.0, UNKNOWN), (True, False)):
+        other = resolved(replace(hardware, bfloat16=bfloat16, tf32=tf32))
+        if other != own and other not in others:
+            others.append(other)
+    return Choice(own, hardware, tuple(warnings), tuple(others))
+
+
+def with_precision_of(recipe: Recipe, other: Recipe, sections: Iterable[str]) -> Recipe:
+    """A recipe with the precision that some of its sections have in another one."""
+    dumped = other.model_dump(mode="json")
+    tree: dict[str, Any] = {}
+    for section in sections:
+        if lookup(dumped, section) is not None:
+            key = f"{section}.precision"
+            tree = merge(tree, nested({key: lookup(dumped, key)}))
+    changed: Recipe = _replaced(recipe, tree)
+    return changed
 
 
 def _least(least: Mapping[str, Precision], section: str) -> Precision:

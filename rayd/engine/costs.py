@@ -220,6 +220,31 @@ class Costs:
         each = (more - few) * (1 / together)
         return few + each * (images / batch - together)
 
+    def training_bytes(
+        self,
+        network: NetworkSettings,
+        settings: TrainingSettings,
+        images: int,
+        labels: str = "hard",
+        real: bool = True,
+    ) -> float:
+        """Memory that a network's training takes on its device, in bytes: weights, gradients and
+        moments, what is saved for the backward pass, and the training set. The arguments are those
+        of `training`.
+        """
+        saved = self.training(network, settings, images, labels, real).saved_bytes
+        with Counting():
+            weights = sum(parameter.nbytes for parameter in self._built(network).parameters())
+            labelling = [self._built(one.architecture) for one in teachers(self.recipe)]
+            if labels == "online":
+                # teachers save nothing, but look at several batches at a time
+                saved *= 2
+                saved += sum(one.nbytes for net in labelling for one in net.parameters())
+        copies = 2 + (1 if settings.optimizer == "sgd" else 2) + (settings.average is not None)
+        each = math.prod(self.data.shape) * (4 if self._resident(images, real) else 1)
+        held = 0 if real and self.data.train.streamed else images * each
+        return float(saved + copies * weights + held)
+
     def _teacher_inputs(self) -> list[dict[str, Any]]:
         """Architectures of the teachers, for the key of a count."""
         return [
@@ -495,7 +520,7 @@ class Costs:
                 ]
                 shared = LocalRef(torch.zeros(count, *self.data.shape))
                 counting.take()
-                next(worker.label((), (), shared, 0, 1))
+                worker.label((), (), shared, range(1))
                 return counting.take()
 
         return self._count("labelling", inputs, work) * (images / count)

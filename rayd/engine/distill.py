@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,17 +27,20 @@ from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
 from rayd.engine import arithmetic, card, memory
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
+from rayd.engine.costs import Costs
 from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.forecast import Forecast
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
+from rayd.engine.packing import run_packed
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
+from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.stage import Item, Result, Stage
 from rayd.engine.stages.blocks import Blocks
@@ -60,6 +64,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
+
+
+AT_ONCE = 1.0
+"""Seconds in which a set that is not large is written."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def distill(
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
     choice = arithmetic.choose(recipe, data.shape, before)
-    job = Job(choice.recipe, data, Store(cache))
+    job, reused = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
     Squeeze(job).check()
     check_writable(job.store.root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split
@@ -152,7 +160,7 @@ def distill(
         devices.thread_limit(devices.threads(job.recipe.resources)),
         told.around(directory.path, job.recipe) as finished,
     ):
-        for sentence in (choice.summary, *choice.warnings):
+        for sentence in (choice.summary, *reused, *choice.warnings):
             progress.log(sentence)
         driver = _Driver(
             job=job,
@@ -196,10 +204,14 @@ class _Driver:
         self._synthesis = Synthesis(job, warm_start)
         self._workers = ExitStack()
         self._seconds_in_callback = 0.0
+        self._writer = ThreadPoolExecutor(1, "rayd-save")
+        self._writing: Future[None] | None = None
+        self._is_card_new = False
 
     def run(self) -> Run:
         """Everything up to the report."""
-        with self._progress.stages(self._stage_names()):
+        # whatever happens, the set is written before others may use the directory
+        with self._writer, self._progress.stages(self._stage_names()):
             with self._workers:
                 distilled = self._finished() or self._found()
                 networks = teachers(self._recipe)
@@ -209,13 +221,18 @@ class _Driver:
                 if distilled is None:
                     distilled = self._synthesize(observers)
                 labels = self._relabel(distilled, observers)
+                if self._writing is None or self._writing.done():
+                    self._finish_writing(distilled)
                 report = None
-                if self._recipe.resources.workers > 0 and "_pool" in self.__dict__:
+                # workers that train students together are started by Ray Train
+                are_shared = self._recipe.resources.workers > 0 and "_pool" in self.__dict__
+                if are_shared and self._recipe.evaluation.workers == 1:
                     report = self._evaluate(distilled, observers, labels, self._pool)
             if report is None:
                 # students need the memory that the worker of this process still takes
                 self.__dict__.pop("_pool", None)
                 report = self._evaluate(distilled, observers, labels)
+            self._finish_writing(distilled)
         return Run(
             directory=self._directory.path,
             recipe=self._recipe,
@@ -361,9 +378,18 @@ class _Driver:
         """Train experts where the method matches trajectories."""
         experts = Experts(self._job)
         missing = experts.missing()
-        self._compute(experts)
         if missing:
+            costs = Costs(self._recipe, self._job.data, self._job.store)
+            run_packed(
+                self._pool,
+                self._recipe.resources,
+                len(missing),
+                lambda: experts.bytes_of_training(costs),
+                lambda workers: self._compute(experts, pool=workers),
+            )
             self._progress.log(f"experts: {experts.summary()}")
+        else:
+            self._compute(experts)
         return experts.files()
 
     def _synthesize(self, observers: dict[NetworkId, TrainedObserver]) -> Distilled:
@@ -455,14 +481,30 @@ class _Driver:
     def _save(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
         """Write the set into the run's directory."""
         distilled = self._distilled(learned, observers)
-        distilled.save(self._directory.distilled)
+        self._write(distilled)
         return distilled
+
+    def _write(self, distilled: Distilled) -> None:
+        """Begin to write a set into the run's directory, from where only later commands read it: a
+        small one is there at once, a large one is written while students are trained.
+        """
+        self._writing = self._writer.submit(distilled.save, self._directory.distilled)
+        with suppress(TimeoutError):
+            self._writing.result(AT_ONCE)
+
+    def _finish_writing(self, distilled: Distilled) -> None:
+        """Wait until the set and its card are written."""
+        if self._writing is not None:
+            self._writing.result()
+        if self._is_card_new:
+            distilled.save_card()
+            self._is_card_new = False
 
     def _ended_early(self, end: EndSynthesis) -> Distilled:
         """Write the set of an earlier step into the run's directory, and say so on its card."""
         distilled = end.distilled
         distilled.card["ended_at_step"] = end.step
-        distilled.save(self._directory.distilled)
+        self._write(distilled)
         self._progress.log(f"synthesize: ended early, with the set of step {end.step}")
         self._warn(distilled)
         return distilled
@@ -507,7 +549,10 @@ class _Driver:
         labels = job.recipe.labels
         if labels.kind == "stored":
             labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
-            job = job.with_recipe(job.recipe.model_copy(update={"labels": labels}))
+        # the workers of the synthesis are idle, one for each student
+        evaluation = job.recipe.evaluation.model_copy(update={"workers": 1})
+        changed = {"labels": labels, "evaluation": evaluation}
+        job = job.with_recipe(job.recipe.model_copy(update=changed))
         squeeze = Squeeze(job, teachers(job.recipe))
         source = LabelSource(squeeze.results(), None, squeeze.teacher_hashes())
         with memory.explained("evaluate", job.recipe):
@@ -570,7 +615,7 @@ class _Driver:
             facts["storage"] = counted.card["storage"]
         if any(distilled.card.get(name) != value for name, value in facts.items()):
             distilled.card |= facts
-            distilled.save(directory)
+            self._is_card_new = True
         return None if labels is None else labels.directory
 
     def _log_evaluation(

@@ -16,12 +16,14 @@ from rayd.artifacts import write_bytes, write_json
 from rayd.config import EvaluationSettings, Recipe, lookup
 from rayd.distilled import Distilled, as_file
 from rayd.engine import arithmetic, memory
+from rayd.engine.costs import Costs
 from rayd.engine.forecast import Forecast
 from rayd.engine.job import Job
 from rayd.engine.network_ids import teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import WorkerPool
+from rayd.engine.packing import run_packed
+from rayd.engine.pool import TaskStream
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
@@ -31,7 +33,17 @@ from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.score import baseline_images
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import Task, TrainingSets, tasks, with_best_rates
-from rayd.engine.stages.students import NO_TEACHERS, LabelSource, LastStudents, Students
+from rayd.engine.stages.students import (
+    NO_TEACHERS,
+    UNFINISHED,
+    WORKERS,
+    LabelSource,
+    LastStudents,
+    Students,
+    student_bytes,
+    students_at_a_time,
+    team_of_student,
+)
 from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
@@ -52,7 +64,7 @@ def judge(
     progress: Progress,
     log: Callable[[str, int, float, dict[str, float]], None] = lambda *_: None,
     labels: LabelSource = NO_TEACHERS,
-    pool: WorkerPool | None = None,
+    pool: TaskStream | None = None,
     is_last: bool = False,
 ) -> list[tuple[Variant, StudentResult]]:
     """Train and test students on the distilled set, the recipe's baselines and its comparisons.
@@ -68,7 +80,9 @@ def judge(
             statistics.
     """
     recipe = job.recipe
-    patches = baseline_images(job, progress) if "rded" in recipe.evaluation.baselines else None
+    patches = (
+        baseline_images(job, progress, pool) if "rded" in recipe.evaluation.baselines else None
+    )
     scores = Rank(job).ensure(progress)
     sets = TrainingSets(job.data, distilled, recipe.ipc, patches=patches, scores=scores)
     compared = variants(recipe, distilled.labels.is_floating_point())
@@ -86,33 +100,51 @@ def judge(
         known.update(task for task in work if task not in missing)
         with ExitStack() as stack:
             if pool is None:
-                pool = stack.enter_context(_open_pool(job))
-                stack.enter_context(progress.workers(pool))
+                pool = _open_pool(job, stack, progress)
             _train(students, missing, job, progress, pool)
     results = students.results()
     work = with_best_rates(work, results)
     return [(task.variant, result) for task in work for result in results[task]]
 
 
-def _open_pool(job: Job) -> WorkerPool:
-    """Workers that train students and nothing else."""
+def _open_pool(job: Job, stack: ExitStack, progress: Progress) -> TaskStream:
+    """Workers that train students and nothing else, until the stack is closed."""
     recipe = job.recipe
-    info = DatasetInfo.of(job.data)
-    return open_pool(recipe.resources, StudentTrainer, recipe.evaluation, recipe.resources, info)
+    arguments = (recipe.evaluation, recipe.resources, DatasetInfo.of(job.data))
+    if recipe.evaluation.workers > 1:
+        from rayd.engine.on_ray.train import TrainPool
+
+        team = team_of_student(recipe)
+        teams = max(1, recipe.resources.workers // team.workers)
+        scratch = job.store.root / UNFINISHED
+        return stack.enter_context(
+            TrainPool(team, WORKERS, scratch, StudentTrainer, *arguments, teams=teams)
+        )
+    pool = stack.enter_context(open_pool(recipe.resources, StudentTrainer, *arguments))
+    stack.enter_context(progress.workers(pool))
+    return pool
 
 
 def _train(
-    students: Students, missing: list[Task], job: Job, progress: Progress, pool: WorkerPool
+    students: Students, missing: list[Task], job: Job, progress: Progress, pool: TaskStream
 ) -> None:
     """Run the stage, with its time left from a forecast."""
     weight = Forecast(job).student if progress.is_shown else None
     epochs = sum(task.epochs for task in missing)
     foreseen = None
     if weight is not None:
-        parallel = max(1, min(job.recipe.resources.workers, len(missing)))
+        parallel = students_at_a_time(job, len(missing))
         foreseen = sum(weight(task) * task.epochs for task in missing) / parallel
+    costs = Costs(job.recipe, job.data, job.store)
+    on_wait = progress.wait_logger(students.name, students.noun)
     with progress.stage(students.name, epochs, students.unit, foreseen) as shown:
-        students.run(pool, shown, progress.wait_logger(students.name, students.noun), weight)
+        run_packed(
+            pool,
+            job.recipe.resources,
+            len(missing),
+            lambda: max(student_bytes(costs, job.recipe, task) for task in missing),
+            lambda workers: students.run(workers, shown, on_wait, weight),
+        )
 
 
 def _scalar(task: Task, result: StudentResult, settings: EvaluationSettings) -> str:

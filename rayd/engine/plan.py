@@ -31,6 +31,7 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
+from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.speeds import Speeds
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
@@ -38,7 +39,7 @@ from rayd.engine.stages.ranking import Rank
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
-from rayd.engine.stages.students import COMPARISONS, students_cost
+from rayd.engine.stages.students import COMPARISONS, Students, students_cost
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.storage import LABELS, label_bytes
 from rayd.engine.store import Store
@@ -173,8 +174,9 @@ def _planned(
     with Counting():
         # networks are built without values: see `rayd.engine.counting`
         preflight(recipe, data)
-    recipe = arithmetic.choose(recipe, data.shape).recipe
-    job = Job(recipe, data, Store(cache))
+    choice = arithmetic.choose(recipe, data.shape)
+    job, _ = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
+    recipe = job.recipe
     Squeeze(job).check()
     threads = devices.threads(recipe.resources)
     in_process = {"workers": 0, "threads": threads}
@@ -441,6 +443,10 @@ def _idle_workers(recipe: Recipe, stages: Sequence[StageCost]) -> list[str]:
         can_split = recipe.real == "measured" and recipe.synthesis.split < workers
         share = f"synthesis.split={workers} lets more of them share a step, where terms allow it"
         cure = " or ".join(filter(None, (cure, share if can_split else "")))
+    students = fewer.get(Students.name, workers)
+    if 2 * students <= workers:
+        share = f"evaluation.workers={workers // students} trains each student with so many"
+        cure = "; ".join(filter(None, (cure, share)))
     return [f"Of {workers} workers these stages keep fewer busy: {listed}{cure and '; ' + cure}."]
 
 

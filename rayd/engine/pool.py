@@ -12,6 +12,7 @@ import gc
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -92,6 +93,10 @@ class WorkerInfo:
     """Seconds since its task began or last reported progress; None while it has no task."""
     usual: float | None = None
     """Seconds that this usually takes; None if not known yet."""
+    gpu: str = ""
+    """The GPU that is reserved for it, as in `CUDA_VISIBLE_DEVICES`; empty without one."""
+    gpu_bytes: int = 0
+    """Memory of that GPU; 0 without one."""
 
 
 class WorkerPool(ABC):
@@ -126,6 +131,13 @@ class WorkerPool(ABC):
     @abstractmethod
     def host(self, factory: Callable[..., Any], *arguments: Any) -> HostedActor:
         """Host one more object, `factory(self, *arguments)`, which can call the workers."""
+
+    @contextmanager
+    def sharing_gpus(self, each: int) -> Iterator[WorkerPool]:
+        """A pool of these workers and of `each` - 1 more replicas on the GPU of each of them, for
+        tasks that leave most of a GPU idle. Meanwhile, this pool itself must be idle.
+        """
+        yield self
 
     def workers(self) -> list[WorkerInfo]:
         """The replicas as last reported, without waiting; empty in process."""

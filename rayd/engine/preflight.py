@@ -16,6 +16,7 @@ from rayd.data.images import ImageShape
 from rayd.engine.network_ids import NetworkId, trained_networks
 from rayd.engine.stages.experts import parameter_count
 from rayd.engine.stages.measure import in_store
+from rayd.engine.stages.students import WORKERS, team_of_student
 from rayd.errors import ConfigError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, registry, weights
@@ -94,6 +95,8 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:
         _check_cluster(recipe, data)
+    if recipe.evaluation.workers > 1:
+        _check_students(recipe)
 
 
 def _check_synthesis(recipe: Recipe, method: Method) -> None:
@@ -197,3 +200,11 @@ def _check_cluster(recipe: Recipe, data: ImageData) -> None:
     check_store(in_store(recipe, data.train), not data.train.streamed, remedy)
     if not recipe.resources.elastic:
         check_resources(recipe.resources)
+
+
+def _check_students(recipe: Recipe) -> None:
+    """Refuse students for whose workers the cluster has too few resources."""
+    from rayd.engine.on_ray.cluster import check_resources, connect
+
+    connect(recipe.resources.address)
+    check_resources(team_of_student(recipe), WORKERS)

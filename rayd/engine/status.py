@@ -177,6 +177,8 @@ class _Worker(_Strict):
     node_id: str = ""
     busy: _Amount | None = None
     usual: _Amount | None = None
+    gpu: str = ""
+    gpu_bytes: _Count = 0
 
 
 class _Content(_Strict):

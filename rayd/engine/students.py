@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from rayd import devices, networks
@@ -17,6 +18,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import ObjectRef
 from rayd.engine.stages.student_tasks import Task
 from rayd.evaluation.student import StudentResult, train
+from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.stored import StoredLabels
@@ -29,14 +31,22 @@ class StudentTrainer:
         settings: the protocol.
         resources: decide the device.
         facts: of the data.
+        parallelism: joins this process with others that train the same students.
+        device: where to compute; None follows the resources.
     """
 
     def __init__(
-        self, settings: EvaluationSettings, resources: ResourceSettings, facts: DatasetInfo
+        self,
+        settings: EvaluationSettings,
+        resources: ResourceSettings,
+        facts: DatasetInfo,
+        parallelism: Parallelism = SINGLE_PROCESS,
+        device: torch.device | None = None,
     ):
         self._settings = settings
         self._facts = facts
-        self._device = devices.choose(resources)
+        self._parallelism = parallelism
+        self._device = device or devices.choose(resources)
         devices.use_layout(resources)
         # by key of the shared object
         self._real_sets: dict[str, TrainingSet] = {}
@@ -81,6 +91,7 @@ class StudentTrainer:
             teachers=[self._teacher(*pair) for pair in teachers] if kind == "online" else None,
             stored=StoredLabels(stored) if kind == "stored" and stored is not None else None,
             checkpoint=checkpoint,
+            parallelism=self._parallelism,
         )
 
     def _teacher(self, network_id: NetworkId, weights: ObjectRef) -> nn.Module:

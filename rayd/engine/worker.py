@@ -34,6 +34,7 @@ from rayd.training.ranking import Scores as Ranks
 from rayd.training.ranking import rank
 from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.squeeze import Squeezed, squeeze
+from rayd.training.stored import Labelled, write_chunk
 from rayd.training.trajectories import Trajectory
 
 ORDER_CHECK = 20
@@ -236,30 +237,42 @@ class Worker(Observers):
         team: tuple[NetworkId, ...],
         weights: tuple[ObjectRef, ...],
         images: ObjectRef,
-        first: int,
-        last: int,
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """Soft labels of a synthetic set for epochs `first` to `last` - 1: a stream of one event.
+        epochs: range,
+    ) -> dict[str, torch.Tensor]:
+        """Soft labels of a synthetic set for some epochs: the order, crops, mixes and logits.
 
         `images` are network input as an array, which workers of a machine share.
-
-        The event holds the order, crops, mixes and logits.
         """
         if self._teachers is None:
             self._teachers = [
                 self._network(network_id, state)
                 for network_id, state in zip(team, weights, strict=True)
             ]
-        yield label_epochs(
+        return label_epochs(
             shared_tensor(images.get()),
             self._recipe.evaluation,
             self._recipe.labels,
             self._teachers,
             normalization=self._facts.normalization,
             seed=self._recipe.labels.stored_seed,
-            epochs=range(first, last),
+            epochs=epochs,
             device=self._device,
         )
+
+    def relabel(
+        self,
+        team: tuple[NetworkId, ...],
+        weights: tuple[ObjectRef, ...],
+        images: ObjectRef,
+        epochs: range,
+        directory: Path,
+        made_for: Labelled,
+    ) -> Iterator[Path]:
+        """Write the soft labels of some epochs into a directory: a stream of one event, the file.
+
+        Labels are large, and neither travel nor pass through the driver.
+        """
+        yield write_chunk(directory, made_for, epochs, self.label(team, weights, images, epochs))
 
     def _real_set(self, shared: ObjectRef) -> TrainingSet:
         if shared.key not in self._sets:

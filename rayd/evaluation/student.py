@@ -42,11 +42,12 @@ from rayd.training.batches import Batches, Draws, Replay
 from rayd.training.judging import accuracy, hits
 from rayd.training.labels import Teachers
 from rayd.training.losses import loss_of
+from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.stored import StoredLabels
 from rayd.training.trainer import Trainer
-from rayd.training.training_run import Subject, TrainingRun, resumed
+from rayd.training.training_run import Subject, TrainingRun, resumed_together
 
 HARD = LabelSettings()
 """Training with the images' own labels."""
@@ -113,6 +114,7 @@ def train(
     teachers: Sequence[nn.Module] | None = None,
     stored: StoredLabels | None = None,
     checkpoint: Path | None = None,
+    parallelism: Parallelism = SINGLE_PROCESS,
 ) -> Iterator[EpochProgress | StudentResult]:
     """Train a student and test it.
 
@@ -139,6 +141,8 @@ def train(
         stored: stored labels, for `labels.kind: stored`.
         checkpoint: path of the state of an unfinished student; removed when the generator is
             resumed after the results.
+        parallelism: processes that train the same student. Only the leading process tests it and
+            writes checkpoints, which the others must find, or all start from the beginning.
 
     Raises:
         ArtifactError: the stored labels belong to other images or classes.
@@ -159,10 +163,13 @@ def train(
         validation=validation,
         teachers=teachers,
         stored=stored,
+        parallelism=parallelism,
     )
     student.check()
-    training_run = resumed(student.training_run, checkpoint)
-    yield from training_run.run(checkpoint)
+    training_run = resumed_together(student.training_run, checkpoint, parallelism)
+    yield from training_run.run(checkpoint if parallelism.leads else None)
+    if not parallelism.leads:
+        return
     yield from student.results(training_run, test)
     if checkpoint is not None:
         remote.remove(checkpoint)
@@ -184,6 +191,7 @@ class _Student:
     validation: TrainingSet | None
     teachers: Sequence[nn.Module] | None
     stored: StoredLabels | None
+    parallelism: Parallelism
 
     def check(self) -> None:
         """Reject arguments that do not fit each other."""
@@ -232,6 +240,7 @@ class _Student:
             device=self.device,
             teachers=teachers,
             clean_forward=settings.clean_forward,
+            parallelism=self.parallelism,
         )
         name = (
             f"student '{self.network.label}' with seed {self.seed} "

@@ -8,7 +8,6 @@ cosine step size.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +27,7 @@ from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
-from rayd.training.training_run import Subject, TrainingRun, resumed
-
-logger = logging.getLogger(__name__)
+from rayd.training.training_run import Subject, TrainingRun, resumed_together
 
 JUDGED = 10_000
 """Maximum number of training images for the final training accuracy."""
@@ -119,13 +116,7 @@ def squeeze(
         name = f"observer '{type(network).__name__}' with seed {seed} on the set '{training.name}'"
         return TrainingRun(trainer, Subject("observer", name, "squeeze.learning_rate"), key)
 
-    training_run = resumed(fresh, checkpoint)
-    if not parallelism.agree(training_run.trainer.epoch):
-        logger.warning(
-            "Training of an observer restarts: not all of its workers find its checkpoint '%s'.",
-            checkpoint,
-        )
-        training_run = fresh()
+    training_run = resumed_together(fresh, checkpoint, parallelism)
     yield from training_run.run(checkpoint if parallelism.leads else None)
     if parallelism.leads:
         yield _judged(training_run, validation)

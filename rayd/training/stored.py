@@ -43,7 +43,7 @@ LOGITS = "labels.images.logits"
 
 CHUNK_EPOCHS = 64
 """Maximum number of epochs of a chunk."""
-CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**26
 """Maximum bytes of a chunk's logits (unless it is a single epoch), held in memory by replays."""
 
 

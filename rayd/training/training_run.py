@@ -18,6 +18,7 @@ from rayd.artifacts import read_tensors, write_tensors
 from rayd.errors import ArtifactError, RunError
 from rayd.states import under
 from rayd.training.judging import accuracy, hits
+from rayd.training.parallelism import Parallelism
 from rayd.training.progress import EpochProgress, milestones
 from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
@@ -173,6 +174,23 @@ class TrainingRun:
         )
         self.history.append(progress)
         return progress
+
+
+def resumed_together(
+    make: Callable[[], TrainingRun], checkpoint: Path | None, parallelism: Parallelism
+) -> TrainingRun:
+    """The same in all processes that train a network together: where not all of them find its
+    checkpoint, they start from the beginning.
+    """
+    training_run = resumed(make, checkpoint)
+    if parallelism.agree(training_run.trainer.epoch):
+        return training_run
+    logger.warning(
+        "The %s restarts from the beginning: not all of its workers find its checkpoint '%s'.",
+        training_run.subject.name,
+        checkpoint,
+    )
+    return make()
 
 
 def resumed(make: Callable[[], TrainingRun], checkpoint: Path | None) -> TrainingRun:

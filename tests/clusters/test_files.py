@@ -4,6 +4,7 @@ copies of them.
 
 import copy
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,44 @@ def test_all_nodes_install_the_same_versions():
     assert f"rayproject/ray:{CONSTRAINTS['ray']}-" in dockerfile
     for name in KUBERAY:
         assert cluster(read(name))["rayVersion"] == CONSTRAINTS["ray"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RAY_UP)
+def test_what_nodes_install_can_be_resolved(name, tmp_path):
+    """The install command of each file finds versions of everything, without the choice of torch's
+    build, which depends on a node's driver.
+    """
+    uv = shutil.which("uv")
+    if uv is None:
+        pytest.skip("needs uv: pip install uv")
+    (line,) = (one for one in read(name)["setup_commands"] if "uv pip install" in one)
+    words = shlex.split(line.replace("$HOME/rayd-checkout", str(CLUSTERS.parent)))
+    begin = words.index("-e")
+    assert words[:begin] == [
+        "~/uv/bin/uv",
+        "pip",
+        "install",
+        "--python",
+        "~/venv/bin/python",
+        "--torch-backend=auto",
+    ]
+    command = [
+        uv,
+        "pip",
+        "install",
+        "--dry-run",
+        "--target",
+        str(tmp_path),
+        "--python-version",
+        "3.11",
+    ]
+    done = subprocess.run([*command, *words[begin:]], capture_output=True, text=True, check=False)
+    if "dns error" in done.stderr:
+        pytest.skip("needs a package index")
+    assert done.returncode == 0, done.stderr
+    for package in ("ray", "torch"):
+        assert f"+ {package}=={CONSTRAINTS[package]}" in done.stderr
 
 
 def test_nothing_from_the_network_is_run_unseen():

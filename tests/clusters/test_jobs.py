@@ -1,8 +1,11 @@
-"""Jobs, from `ray job submit` to the exit code, on a head of their own that asks for a token."""
+"""Jobs, from `ray job submit` or Ray's Python client to the exit code, on a head and a worker of
+their own that ask for a token.
+"""
 
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -11,10 +14,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rayd.engine.status import status
 
@@ -31,7 +36,7 @@ QUICK = [
     "evaluation.baselines=[]",
 ]
 
-Head = tuple[str, dict[str, str]]
+ON_PREMISE = yaml.safe_load((CHECKOUT / "clusters" / "on-premise.yaml").read_text())
 
 
 def free_ports(count: int) -> list[int]:
@@ -44,12 +49,51 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
-    """The address of a dashboard, and the environment that its cluster lets in.
+def start_command(which: str) -> list[str]:
+    """The command that starts Ray on a node of `clusters/on-premise.yaml`, without what names a
+    place there: ports, the autoscaler's file, and the head's address.
+    """
+    (line,) = (one for one in ON_PREMISE[f"{which}_start_ray_commands"] if "ray start" in one)
+    words = shlex.split(line.partition("ray start")[2])
+    places = ("--port=", "--object-manager-port=", "--autoscaling-config=", "--address=")
+    return [*RAY, "start", "--block", *(word for word in words if not word.startswith(places))]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A cluster of a head and a worker."""
+
+    dashboard: str
+    """Address of the dashboard."""
+    environment: dict[str, str]
+    """Environment that the cluster lets in."""
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    """A node, until the block ends.
 
     It is not stopped by `ray stop`, which ends whatever else of Ray runs on this machine.
     """
+    with log.open("w") as said:
+        starting = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+    try:
+        until = time.monotonic() + 200
+        while "will now block" not in (told := log.read_text()):
+            assert starting.poll() is None, told
+            assert time.monotonic() < until, told
+            time.sleep(0.5)
+        yield
+    finally:
+        for pid in family(starting.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        starting.wait()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster that is started as `clusters/on-premise.yaml` starts one."""
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -62,37 +106,22 @@ def head() -> Iterator[Head]:
         "dashboard-agent-listen-port",
         "dashboard-agent-grpc-port",
         "metrics-export-port",
+        "ray-client-server-port",
     ]
-    ports = dict(zip([*names, "ray-client-server-port"], free_ports(6), strict=True))
-    place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket must be short
-    command = [
-        *RAY,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        f"--temp-dir={place}",
-        "--disable-usage-stats",
-    ]
-    command += [
-        "--node-ip-address=127.0.0.1",
-        *(f"--{name}={port}" for name, port in ports.items()),
-    ]
-    with Path(place, "start.log").open("w") as said:
-        starting = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    place = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the path of a socket must be short
+    common = ["--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    of_head = ["--num-cpus=1", f"--temp-dir={place}"]
+    of_head += [f"--{name}={port}" for name, port in ports.items()]
+    agent = [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+    address = [f"--address=127.0.0.1:{ports['port']}", "--num-cpus=1", *agent]
     try:
-        until = time.monotonic() + 200
-        while "will now block" not in (told := Path(place, "start.log").read_text()):
-            assert starting.poll() is None, told
-            assert time.monotonic() < until, told
-            time.sleep(0.5)
-        yield address, environment
+        with (
+            started([*start_command("head"), *common, *of_head], environment, place / "head.log"),
+            started([*start_command("worker"), *common, *address], environment, place / "w.log"),
+        ):
+            yield Head(f"http://127.0.0.1:{ports['dashboard-port']}", environment)
     finally:
-        for pid in family(starting.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        starting.wait()
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -110,14 +139,13 @@ def family(parent: int) -> list[int]:
 
 def submit(head: Head, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Submit a command of rayd from the root of the checkout."""
-    address, environment = head
     runtime = json.dumps({"env_vars": {"RAYD_CACHE": os.environ["RAYD_CACHE"]}})
     command = [
         *RAY,
         "job",
         "submit",
         "--address",
-        address,
+        head.dashboard,
         "--working-dir",
         str(CHECKOUT),
         "--runtime-env-json",
@@ -125,7 +153,12 @@ def submit(head: Head, *arguments: str, **more: str) -> subprocess.CompletedProc
     ]
     command += ["--", sys.executable, "-m", "rayd", *arguments]
     return subprocess.run(
-        command, env=environment | more, capture_output=True, text=True, timeout=500, check=False
+        command,
+        env=head.environment | more,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
 
 
@@ -164,3 +197,35 @@ def test_a_job_without_the_token_is_not_taken(head):
     done = submit(head, "recipes", RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert done.returncode != 0
     assert "token" in (done.stdout + done.stderr).lower()
+
+
+CLIENT = """
+import sys, time
+from ray.job_submission import JobSubmissionClient
+
+client = JobSubmissionClient(sys.argv[1])
+job = client.submit_job(entrypoint=sys.argv[2])
+while not client.get_job_status(job).is_terminal():
+    time.sleep(0.5)
+print(client.get_job_status(job).value, client.get_job_info(job).driver_exit_code)
+print(client.get_job_logs(job))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rays_python_client_submits_and_follows_a_run(head, tmp_path):
+    """On both nodes: the head and the worker have a CPU each."""
+    options = "--address auto --workers 2 resources.placement=spread resources.threads=1"
+    command = f"{sys.executable} -m rayd distill digits {shlex.join(QUICK)} {options} --out {tmp_path}/run"
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, head.dashboard, command],
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+    )
+    assert done.stdout.splitlines()[0] == "SUCCEEDED 0", done.stdout + done.stderr
+    assert "10 distilled images" in done.stdout
+    assert len({worker["node_id"] for worker in status(tmp_path / "run").workers}) == 2

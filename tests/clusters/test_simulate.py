@@ -1,13 +1,16 @@
 """The simulation of scaling against cases worked out by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from clusters import simulate
-from clusters.simulate import Cluster, Stage, parts, span, stages
+from clusters.simulate import Cluster, Line, Simulation, Stage, lines, span
 from rayd.recipes import resolve
+from rayd.training.stored import chunks
 
 COSTS = json.loads((Path(__file__).parents[2] / "clusters" / "simulate.json").read_text())
 
@@ -23,19 +26,31 @@ COSTS = json.loads((Path(__file__).parents[2] / "clusters" / "simulate.json").re
         ([2.0] * 5, 2, 0.0, 6.0),
         ([1.0, 1.0, 1.0, 3.0], 2, 0.0, 4.0),  # the longest comes last
         ([1.0] * 4, 4, 1.0, 5.0),  # they wait in line for the driver
-        ([1.0] * 2, 1, 1.0, 4.0),  # nobody works while the driver is busy
+        ([1.0] * 2, 1, 1.0, 4.0),  # a worker's next item comes when its result was processed
     ],
 )
 def test_items_over_workers(items, workers, taking, seconds):
-    assert span(items, workers, taking) == pytest.approx(seconds)
+    assert span(items, workers, taking=taking) == pytest.approx(seconds)
 
 
-def found(stage: Stage, workers: int, per_node: int = 1, network: float = 1.0) -> dict[str, float]:
-    return {
-        name: seconds
-        for name, seconds in parts(stage, Cluster(workers, per_node, network)).items()
-        if seconds
-    }
+@pytest.mark.parametrize(
+    ("items", "workers", "sending", "returning", "seconds"),
+    [
+        ([2.0], 1, 1.0, 1.0, 4.0),
+        ([2.0] * 3, 3, 1.0, 0.0, 5.0),  # the last is sent after two others
+        ([2.0] * 3, 3, 0.0, 1.0, 5.0),  # all are done at 2, and return one by one
+        ([4.0] * 4, 2, 1.0, 1.0, 14.0),  # the link is idle while both compute
+    ],
+)
+def test_tasks_and_results_cross_the_link_one_by_one(items, workers, sending, returning, seconds):
+    assert span(items, workers, sending, returning) == pytest.approx(seconds)
+
+
+def found(
+    stage: Stage, workers: int, per_node: int = 1, network: float = 1.0, between: float = 1.0
+) -> dict[str, float]:
+    parts = stage.parts(Cluster(workers, per_node, network, between))
+    return {name: seconds for name, seconds in parts.items() if seconds}
 
 
 def test_one_item_a_worker_is_all_computing():
@@ -46,19 +61,20 @@ def test_more_workers_than_items_idle():
     assert found(Stage("s", [2.0] * 2), 8) == pytest.approx({"computing": 0.5, "items": 1.5})
 
 
-def test_what_all_need_crosses_the_link_once_a_node():
-    # 8 workers on 4 nodes, the driver's own has it already: 3 x 10 bytes at 2 a second
+def test_what_all_need_crosses_the_drivers_link_once_and_is_passed_on():
+    # 10 bytes at 2 a second to the first of four nodes, then to a second, then to two more at 10
     stage = Stage("s", [1.0] * 8, broadcast=10.0)
-    assert found(stage, 8, per_node=2, network=2.0) == pytest.approx(
-        {"computing": 1.0, "broadcast": 15.0}
+    assert found(stage, 8, per_node=2, network=2.0, between=10.0) == pytest.approx(
+        {"computing": 1.0, "broadcast": 5.0 + 2.0}
     )
-    assert found(stage, 8, per_node=8, network=2.0) == pytest.approx({"computing": 1.0})
+    assert found(stage, 8, per_node=8, network=2.0) == pytest.approx(
+        {"computing": 1.0, "broadcast": 5.0}
+    )
 
 
-def test_results_of_other_nodes_cross_the_link():
-    # two items of 4 bytes, half of them from elsewhere: 2 bytes each, one after the other
-    assert found(Stage("s", [1.0] * 2, result=4.0), 2) == pytest.approx(
-        {"computing": 1.0, "results": 4.0}
+def test_results_cross_the_link():
+    assert found(Stage("s", [1.0] * 2, result=4.0), 2, network=2.0) == pytest.approx(
+        {"computing": 1.0, "link": 4.0}
     )
 
 
@@ -68,27 +84,51 @@ def test_rounds_and_the_driver_alone():
     )
 
 
+def test_workers_together_lose_what_they_cannot_divide():
+    # two students of 4 s of work by two workers each, who need 3 s in place of 2
+    stage = Stage("s", [3.0] * 2, together=2, shared=[2.0] * 2)
+    assert found(stage, 4) == pytest.approx({"computing": 2.0, "together": 1.0})
+    assert found(stage, 5) == pytest.approx({"computing": 1.6, "items": 0.4, "together": 1.0})
+
+
+def stages(workers: int = 1, shuffled: bool = False, **overrides: Any) -> dict[str, Stage]:
+    simulation = Simulation(resolve(simulate.RECIPE, overrides), COSTS, 300.0, shuffled)
+    return {stage.name: stage for stage in simulation.stages(workers)}
+
+
 def test_items_are_those_of_the_engine():
-    work = {stage.name: stage for stage in stages(resolve(simulate.RECIPE), COSTS)}
+    recipe = resolve(simulate.RECIPE)
+    work = stages()
     assert len(work["squeeze"].items) == 5
-    assert len(work["measure"].items) == 5 * 128
+    assert len(work["measure"].items) == 128  # by a team of five observers
     assert len(work["score"].items) == 1000
     assert len(work["synthesize"].items) == 125
-    assert len(work["relabel"].items) == 24
-    assert work["relabel"].result == 13 * 20_000_000
-    one_block = {
-        stage.name: stage
-        for stage in stages(resolve(simulate.RECIPE, {"synthesis": {"block": None}}), COSTS)
-    }
-    assert one_block["synthesize"].rounds == resolve(simulate.RECIPE).synthesis.steps
+    assert len(work["relabel"].items) == len(
+        chunks(recipe.evaluation.epochs, 10_000, 1000, "float16")
+    )
+    # distilled and random images, with soft and with hard labels, and as many bytes of real ones
+    assert len(work["evaluate"].items) == 5 * 3
+    assert stages(synthesis={"block": None})["synthesize"].rounds == recipe.synthesis.steps
+
+
+def test_teams_are_smaller_where_there_are_more_workers():
+    few, more, many = (stages(workers)["measure"] for workers in (1, 64, 256))
+    assert [len(one.items) for one in (few, more, many)] == [128, 3 * 128, 5 * 128]
+    assert sum(few.items) == pytest.approx(sum(many.items))
+    assert few.result == pytest.approx(5 * many.result)
+
+
+def test_students_are_shared_by_as_many_workers_as_end_soonest():
+    sizes = [stages(workers)["evaluate"].together for workers in (1, 2, 8, 64, 256)]
+    assert sizes == [1, 1, 4, 4, 8]
+    assert stages(64, evaluation={"workers": 2})["evaluate"].together == 2
+    # each step takes at least as long as its kernels are launched
+    steps = 300 * 100
+    assert min(stages(256)["evaluate"].items) >= steps * COSTS["seconds"]["launch"]
 
 
 def test_shards_send_the_classes_that_they_hold():
-    recipe = resolve(simulate.RECIPE)
-    folders, shuffled = (
-        next(stage for stage in stages(recipe, COSTS, shuffled=one) if stage.name == "measure")
-        for one in (False, True)
-    )
+    folders, shuffled = (stages(256, one)["measure"] for one in (False, True))
     assert sum(folders.items) == pytest.approx(sum(shuffled.items))
     assert shuffled.result == COSTS["bytes"]["statistics"]
     # each class once, and those that a shard's end cuts in two twice: 1,000 classes and at most 127
@@ -100,18 +140,36 @@ def test_shards_send_the_classes_that_they_hold():
 def test_faster_workers_leave_the_driver_and_decoding_as_they_are():
     recipe = resolve(simulate.RECIPE)
     slow, fast = (
-        {stage.name: stage for stage in stages(recipe, COSTS, speedup)} for speedup in (1.0, 1e9)
+        {stage.name: stage for stage in Simulation(recipe, COSTS, speedup).stages()}
+        for speedup in (1.0, 1e9)
     )
-    assert fast["look"] == slow["look"]
+    assert fast["save"] == slow["save"]
     assert fast["measure"].kind == "decoding"
     assert fast["measure"].taking == slow["measure"].taking
 
 
-def test_the_table_names_a_bottleneck_at_each_size(capsys):
-    simulate.main(["ipc=1", "--speedup", "100"])
+def efficiencies(sizes: Sequence[int], costs: Any = COSTS) -> dict[int, tuple[Line, float]]:
+    simulated = lines(Simulation(resolve(simulate.RECIPE), costs, 300.0), [1, *sizes])
+    return {line.workers: (line, line.efficiency(simulated[0])) for line in simulated}
+
+
+def test_a_slow_link_of_the_driver_is_named_as_a_loss():
+    slow = {**COSTS, "rates": {**COSTS["rates"], "network": 1e7}}
+    simulated = efficiencies([64], slow)
+    (_, what), *_ = simulated[64][0].losses(simulated[1][0])
+    assert what.endswith((": link", ": broadcast"))
+    assert simulated[64][1] < efficiencies([64])[64][1]
+
+
+def test_the_table_names_losses_at_each_size(capsys):
+    simulate.main(["ipc=1", "--speedup", "100", "--network", "1e9"])
     printed = capsys.readouterr().out.splitlines()
     assert COSTS["source"] in printed[0]
-    assert [line.split()[0] for line in printed[-9:]] == [str(size) for size in simulate.SIZES]
-    assert printed[-9].split()[-3] == "1.00"
-    kinds = {"computing", "decoding", "items", "broadcast", "results", "driver"}
-    assert {line.split()[-1] for line in printed[-9:]} <= kinds
+    assert "1,000 MB/s" in printed[1]
+    table = [line for line in printed if line.split()[:1] and line.split()[0].isdigit()]
+    assert [line.split()[0] for line in table] == [str(size) for size in simulate.SIZES]
+    assert "1.00" in table[0].split()
+    causes = {"computing", "decoding", "items", "together", "broadcast", "link", "driver"}
+    named = {word.removesuffix(":") for line in table[1:] for word in line.replace(",", "").split()}
+    assert named & causes
+    assert "decodes all of its images once" in printed[-1]

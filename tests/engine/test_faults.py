@@ -14,9 +14,9 @@ import pytest
 
 from rayd.artifacts import read_json
 from rayd.config import Recipe
+from rayd.engine import worker
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
-from rayd.engine.stages import relabel
 from rayd.errors import RunError
 from rayd.training import stored
 from tests.conftest import tiny
@@ -112,7 +112,7 @@ def test_the_disk_is_full_while_labels_are_stored(tmp_path, small_disk, monkeypa
     few = four_observers(squeeze={"epochs": 1}, synthesis={"steps": 2}, evaluation={"epochs": 3})
     distill(few, tmp_path / "whole", cache=tmp_path / "cache", progress=QUIET)
     disk = small_disk(5000)
-    write = relabel.write_chunk
+    write = worker.write_chunk
     written: list[Path] = []
 
     def fill(*arguments: object) -> Path:
@@ -121,13 +121,13 @@ def test_the_disk_is_full_while_labels_are_stored(tmp_path, small_disk, monkeypa
         written.append(write(*arguments))
         return written[-1]
 
-    monkeypatch.setattr(relabel, "write_chunk", fill)
+    monkeypatch.setattr(worker, "write_chunk", fill)
     with pytest.raises(RunError, match=NO_ROOM):
         distill(few, disk / "run", cache=tmp_path / "cache", progress=QUIET)
     assert len(written) == 1
     (disk / "filler").unlink()
     monkeypatch.setattr(
-        relabel, "write_chunk", lambda *arguments: written.append(write(*arguments)) or written[-1]
+        worker, "write_chunk", lambda *arguments: written.append(write(*arguments)) or written[-1]
     )
     distill(few, disk / "run", cache=tmp_path / "cache", resume=True, progress=QUIET)
     assert len(written) == len(set(written)) == 3

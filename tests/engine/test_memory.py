@@ -5,6 +5,7 @@ before students train.
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,17 @@ import pytest
 import torch
 
 from rayd.cli import main
+from rayd.data import load
+from rayd.distilled import Distilled
+from rayd.distilled import load as load_distilled
 from rayd.engine import distill as driver
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.memory import explained, out_of_memory
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.pool import LocalPool
+from rayd.engine.stages.measure import Measure
+from rayd.engine.store import Store
 from rayd.engine.students import StudentTrainer
 from rayd.engine.worker import Worker
 from rayd.errors import OutOfMemoryError, RunError
@@ -166,3 +175,49 @@ def test_what_the_synthesis_held_is_given_back_before_students_train(tmp_path, m
     monkeypatch.setattr(driver, "judge", judged)
     distill(tiny(**NO_STUDENTS), Path(tmp_path / "run"), progress=QUIET)
     assert len(made) == 1
+
+
+def test_a_worker_drops_what_other_stages_left_before_the_last_students(tmp_path, monkeypatch):
+    """Once: what students keep between tasks stays."""
+    recipe = tiny()
+    data = load(recipe.data)
+    worker = Worker(recipe, DatasetInfo.of(data))
+    Measure(Job(recipe, data, Store(tmp_path)), {}).run(LocalPool.around(worker))
+    kept = [weakref.ref(observer.network) for observer in worker._fixed.values()]
+    assert kept
+    forgotten = []
+    forget = worker.forget
+    monkeypatch.setattr(worker, "forget", lambda: forgotten.append(forget()))
+    monkeypatch.setattr(StudentTrainer, "train", lambda *_: iter(()))
+    for number in range(2):
+        list(worker.train_last(number))
+    gc.collect()
+    assert [network() for network in kept] == [None] * len(kept)
+    assert len(forgotten) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_set_is_written_while_students_are_trained(tmp_path, monkeypatch, seconds):
+    """A large one, that is; the card that labels were added to follows."""
+    monkeypatch.setattr(driver, "AT_ONCE", seconds)
+    save = Distilled.save
+    there = []
+
+    def slowly(self: Distilled, directory: Path) -> None:
+        if seconds == 0:
+            assert evaluating.wait(60)
+        save(self, directory)
+
+    evaluating = threading.Event()
+    judge = driver.judge
+
+    def judged(*arguments: Any, **more: Any) -> Any:
+        there.append((tmp_path / "run" / "distilled" / "card.json").exists())
+        evaluating.set()
+        return judge(*arguments, **more)
+
+    monkeypatch.setattr(Distilled, "save", slowly)
+    monkeypatch.setattr(driver, "judge", judged)
+    distill(edc(labels={"kind": "stored"}, **NO_STUDENTS), tmp_path / "run", progress=QUIET)
+    assert there == [seconds > 0]
+    assert load_distilled(tmp_path / "run").card["labels"]["epochs"] == 1

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from rayd.config import ResourceSettings
 from rayd.engine.distill import distill
-from rayd.engine.on_ray import health
+from rayd.engine.on_ray import health, watch
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.engine.progress import Progress
@@ -37,6 +38,16 @@ class Worker:
         for number in range(upto):
             time.sleep(seconds)
             yield number
+
+
+class Slow:
+    """Takes a while to start, as many that import torch from one file system do."""
+
+    def __init__(self, seconds: float):
+        time.sleep(seconds)
+
+    def ready(self) -> bool:
+        return True
 
 
 class Caller:
@@ -106,6 +117,40 @@ def test_a_stream_goes_on_elsewhere_when_its_node_is_lost(cluster):
                 cluster.remove_node(nodes.popitem()[1], allow_graceful=False)
     for item in (0, 1):
         assert [number for index, number in events if index == item] == list(range(8))
+
+
+@pytest.mark.slow
+def test_a_node_that_ray_drains_gets_no_new_tasks(cluster, monkeypatch):
+    """As after a spot notice: what it has begun it finishes, the rest is done elsewhere."""
+    monkeypatch.setattr(watch, "DRAIN_INTERVAL", 1.0)
+    leaving, staying = (cluster.add_node(num_cpus=1) for _ in range(2))
+    with RayPool(resources(workers=2, placement="spread"), Worker) as pool:
+        results = pool.map("where", [(item, 0.2) for item in range(60)])
+        places = [next(results) for _ in range(6)]
+        assert {node for _, node in places} == {leaving.node_id, staying.node_id}
+        in_ten_minutes = int(1000 * (time.time() + 600))
+        is_accepted, reason = ray._raylet.GcsClient(address=cluster.address).drain_node(
+            leaving.node_id,
+            autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,
+            "taken back",
+            in_ten_minutes,
+        )
+        assert is_accepted, reason
+        places += results
+    assert [item for item, _ in places] == list(range(60))
+    assert {node for _, node in places[-20:]} == {staying.node_id}
+
+
+@pytest.mark.slow
+def test_more_workers_may_take_longer_to_start(cluster, monkeypatch):
+    cluster.add_node(num_cpus=2)
+    monkeypatch.setattr(health, "START_LIMIT", 0.5)
+    monkeypatch.setattr(health, "START_EACH", 60.0)
+    with RayPool(resources(workers=2), Slow, 3.0) as pool:
+        assert list(pool.map("ready", [()])) == [True]
+    monkeypatch.setattr(health, "START_EACH", 0.5)
+    with pytest.raises(ResourceError, match=r"2 workers did not start within 1\.5 s"):
+        RayPool(resources(workers=2), Slow, 60.0)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ LIBRARY is the shim, REPORT the JSON file to write, and a JOB is JSON: `{"scenar
 `{"rules": true}` for what `rules.tried` gives. A scenario may be `small`, and have `overrides`,
 settings laid over it; `strict: false`, so that violations are recorded in place of raised; and a
 list `also` of what else is done with the result: `plan`, `spectra`, `evaluate`, `cpu`, the same
-run on the CPU with a cache of its own, or `shared`, see `_shared`. The report is a list with an
+run on the CPU with a cache of its own, `shared`, see `_shared`, or `fresh`, see `_fresh`. The report is a list with an
 entry for each job: the job, its CPU seconds, the traceback of an error or null, and what `_report`
 says.
 """
@@ -20,7 +20,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -29,6 +30,7 @@ from tests.simulated_cuda import shim
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
+    from rayd.engine.distill import Run
 
 
 def main(library: str, report: str, *jobs: str) -> None:
@@ -109,6 +111,8 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         entry["difference"] = float((run.distilled.images - other.distilled.images).abs().max())
     if "shared" in also:
         entry["shared"] = _shared(recipe, folder)
+    if "fresh" in also:
+        entry["fresh"] = _fresh(recipe, folder)
     accuracies = {result.set: result.test_accuracy.mean for result in run.report.results}
     return entry | {
         "violations": list(record.violations),
@@ -165,6 +169,71 @@ def _shared(recipe: Recipe, folder: Path) -> dict[str, Any]:
         found["trained"][f"run on {second}"] = [result.devices for result in same.report.results]
         found["trained"][f"evaluation on {second}"] = [result.devices for result in judged.results]
     return found
+
+
+def _fresh(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What runs of one recipe with `precision: auto` on both kinds of device take from each other:
+    see `_second`, by the kind that came first.
+    """
+    return {
+        first: _second(recipe, first, second, folder / f"fresh-{first}")
+        for first, second in (("cuda", "cpu"), ("cpu", "cuda"))
+    }
+
+
+def _second(recipe: Recipe, first: str, second: str, folder: Path) -> dict[str, Any]:
+    """Run a recipe on a kind of device, then on a second one with the same cache.
+
+    `made` has the precisions and devices of the first run's card. Of what follows, the entries that
+    it added to the store by stage, and its card: the `same` recipe, one with a `longer` synthesis,
+    the `evaluation` of the first set, and a `resumed` run that the first kind of device began.
+    """
+    from rayd.engine.distill import distill
+    from rayd.engine.evaluate import evaluate_distilled
+    from rayd.engine.progress import Progress
+    from rayd.engine.synthesize import Synthesizer
+    from tests.faults import InterruptionError
+    from tests.simulated_cuda import device
+
+    quiet = Progress(quiet=True)
+    cache = folder / "cache"
+    inside = {"cuda": device.simulated, "cpu": nullcontext}
+    interrupted = patch.object(Synthesizer, "advance", side_effect=InterruptionError)
+    found: dict[str, Any] = {}
+
+    def run(kind: str, name: str, steps: int = 0, resume: bool = False) -> Run:
+        resources = recipe.resources.model_copy(update={"device": kind})
+        synthesis = recipe.synthesis.model_copy(update={"steps": recipe.synthesis.steps + steps})
+        chosen = recipe.model_copy(update={"resources": resources, "synthesis": synthesis})
+        return distill(chosen, folder / name, cache=cache, resume=resume, progress=quiet)
+
+    def note(name: str, work: Callable[[], Any]) -> Any:
+        before = _entries(cache)
+        result = work()
+        found[name] = {"added": dict(_entries(cache) - before)}
+        if hasattr(result, "distilled"):
+            found[name]["card"] = _precisions(result.distilled.card)
+        return result
+
+    with inside[first]():
+        made = note("made", lambda: run(first, "made"))
+        with suppress(InterruptionError), interrupted:
+            run(first, "resumed", steps=2)
+    with inside[second]():
+        note("same", lambda: run(second, "same"))
+        note("longer", lambda: run(second, "longer", steps=1))
+        note("evaluation", lambda: evaluate_distilled(made.distilled, {}, None, cache, quiet))
+        note("resumed", lambda: run(second, "resumed", steps=2, resume=True))
+    return found
+
+
+def _precisions(card: dict[str, Any]) -> dict[str, Any]:
+    """The precision of each section of a card's recipe, and the devices of the stages."""
+    names = ("squeeze", "experts", "observers", "synthesis", "evaluation")
+    return {
+        "precision": {name: card["config"][name]["precision"] for name in names},
+        "devices": card["devices"],
+    }
 
 
 def _entries(cache: Path) -> Counter[str]:

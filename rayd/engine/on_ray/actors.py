@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
@@ -77,9 +77,17 @@ class RayRef:
 class _Worker:
     """The actor: hosts a plain object, sets torch's threads, and serialises results."""
 
-    def __init__(self, threads_: int, factory: Callable[..., Any], arguments: tuple[Any, ...]):
+    def __init__(
+        self,
+        threads_: int,
+        factory: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        shared_gpu: str = "",
+    ):
         logging.basicConfig(level=logging.WARNING)
         torch.set_num_threads(threads_)
+        self._shared_gpu = shared_gpu
+        self._show_gpu()
         self._inner = None
         self._fault = None
         if ray.get_runtime_context().was_current_actor_reconstructed:
@@ -91,6 +99,7 @@ class _Worker:
             self._fault = error
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        self._show_gpu()
         with _told_faults():
             try:
                 return pack(self._method(method)(*arguments))
@@ -103,6 +112,7 @@ class _Worker:
 
     def stream(self, method: str, arguments: tuple[Any, ...]) -> Iterator[Any]:
         yielded = 0
+        self._show_gpu()
         with _told_faults():
             try:
                 for event in self._method(method)(*arguments):
@@ -126,7 +136,14 @@ class _Worker:
             node=f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
             log=_log_name(),
             node_id=str(ray.get_runtime_context().get_node_id()),
+            gpu=os.environ.get("CUDA_VISIBLE_DEVICES", "") if ray.get_gpu_ids() else "",
+            gpu_bytes=_gpu_bytes() if ray.get_gpu_ids() else 0,
         )
+
+    def _show_gpu(self) -> None:
+        """See the GPU of another worker, which Ray hides in every call from one without its own."""
+        if self._shared_gpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._shared_gpu
 
     def _method(self, name: str) -> Callable[..., Any]:
         if self._fault is not None:
@@ -189,19 +206,12 @@ class RayActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method and wait for its result."""
         reference = self.actor.call.remote(method, arguments)
-        _wait([reference])
-        return unpack(_get(reference))
+        wait([reference])
+        return unpack(get(reference))
 
-    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
-        """Call a generator method; yield its events on arrival."""
-        events = self.actor.stream.options(num_returns="streaming").remote(method, arguments)
-        while True:
-            _wait([events])
-            try:
-                event = _get(next(events))
-            except StopIteration:
-                return
-            yield unpack(event)
+    def events(self, method: str, *arguments: Any) -> Any:
+        """Call a generator method; returns Ray's generator of references to its packed events."""
+        return self.actor.stream.options(num_returns="streaming").remote(method, arguments)
 
     def close(self) -> None:
         """Stop the actor."""
@@ -226,19 +236,30 @@ def ready_within(references: list[Any], timeout: float) -> tuple[list[Any], list
     return list(ready), list(others)
 
 
-def _wait(references: list[Any]) -> list[Any]:
+def wait(references: list[Any]) -> Any:
+    """The first reference, or Ray's generator, that is ready.
+
+    Raises:
+        RunError: nothing was ready for hours.
+        ClusterLostError: the head is gone.
+    """
     started = time.monotonic()
     while time.monotonic() - started < SILENCE_LIMIT:
         ready, _ = ready_within(references, timeout=WAIT)
         if ready:
-            return ready
+            return ready[0]
     raise RunError(
         f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was stopped, --resume "
         "continues it."
     )
 
 
-def _get(reference: Any) -> Any:
+def get(reference: Any) -> Any:
+    """The packed value of a reference that is ready.
+
+    Raises:
+        RaydError: its call failed.
+    """
     try:
         return ray.get(reference, timeout=SILENCE_LIMIT)
     except RayError as error:
@@ -259,6 +280,14 @@ def translated(error: RayError) -> RaydError:
             "--resume continues."
         )
     return RunError(f"Ray failed: {str(error).strip().splitlines()[0]}")
+
+
+@cache
+def _gpu_bytes() -> int:
+    """Memory of the GPU of this worker; 0 if none is seen."""
+    with suppress(RuntimeError):
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return 0
 
 
 @cache

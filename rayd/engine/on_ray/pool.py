@@ -14,6 +14,7 @@ import uuid
 from collections import Counter as Counts
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayd import parts
 from rayd.config import ResourceSettings
@@ -85,6 +87,7 @@ class RayPool(WorkerPool):
         if parts.OBJECTS:
             factory = parts.Sent(factory, sendable(parts.OBJECTS))
         self._threads = threads(resources)
+        self._replica = (factory, arguments)
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
         options: dict[str, Any] = {**reserved, "max_task_retries": 0}
         if resources.placement == "spread" and get_current_placement_group() is None:
@@ -375,6 +378,12 @@ class RayPool(WorkerPool):
         self._hosts.append(host)
         return host
 
+    @contextmanager
+    def sharing_gpus(self, each: int) -> Iterator[WorkerPool]:
+        """These workers with `each` - 1 more beside each of them, which reserve nothing."""
+        with _SharedGPUs(self, each) as pool:
+            yield pool
+
     def close(self) -> None:
         """Stop the actors."""
         for host in self._hosts:
@@ -399,6 +408,34 @@ class _Handles(RayPool):
     @cached_property
     def _workers(self) -> list[Any]:  # type: ignore[override]
         return [ray.get_actor(name) for name in self._names]
+
+
+class _SharedGPUs(RayPool):
+    """The workers of a pool, and further ones on their GPUs, which end with this pool.
+
+    Those are on the nodes of the workers, reserve nothing, and see the GPU that a worker reserved.
+    One whose node is lost does not come back.
+
+    Args:
+        pool: idle.
+        each: workers on a GPU.
+    """
+
+    def __init__(self, pool: RayPool, each: int):
+        self._threads = max(1, pool._threads // each)
+        self._added = []
+        for worker in sorted(pool._health.present) * (each - 1):
+            info = pool._health.last_info[worker]
+            node = NodeAffinitySchedulingStrategy(info.node_id, soft=False)
+            options = Actor.options(num_cpus=0, max_task_retries=0, scheduling_strategy=node)
+            self._added.append(options.remote(self._threads, *pool._replica, info.gpu))
+        self._workers = [*pool._workers, *self._added]
+        self._hosts = []
+
+    def close(self) -> None:
+        """Stop the further workers."""
+        self._workers = self._added
+        super().close()
 
 
 class _ItemQueue:

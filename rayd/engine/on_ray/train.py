@@ -6,6 +6,8 @@ when one dies. Events of the first worker reach the driver through a launcher ac
 runs; closing the launcher ends the run in any state.
 
     driver <-- events -- launcher (fit) <-- messages -- worker 0 <== process group ==> worker 1, ...
+
+Several tasks at a time have a launcher and workers each.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,9 +29,9 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.devices import threads
-from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef
+from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef, get, wait
 from rayd.engine.on_ray.cluster import check_resources, connect
-from rayd.engine.wire import pack
+from rayd.engine.wire import pack, unpack
 from rayd.errors import RaydError, ResourceError, RunError
 from rayd.training.parallelism import DataParallel
 
@@ -65,17 +68,19 @@ ENVIRONMENT = {
 
 
 class TrainPool:
-    """Replicas that compute every item together, one item after another. A context manager.
+    """Replicas that compute every item together, one item after another, or several at a time by
+    teams of replicas. A context manager.
 
     Args:
-        resources: the number of replicas, and what each of them reserves.
+        resources: the number of replicas of a team, and what each of them reserves.
         setting: name of the setting of their number.
         scratch: a directory on this machine for Ray Train's own files while it runs.
         factory: called as `factory(*arguments, parallelism=..., device=...)`, creates a replica.
         arguments: of the factory.
+        teams: number of items that are computed at a time.
 
     Raises:
-        ResourceError: the cluster cannot be reached, or cannot hold the workers.
+        ResourceError: the cluster cannot be reached, or cannot hold a team.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class TrainPool:
         scratch: Path,
         factory: Callable[..., Any],
         *arguments: Any,
+        teams: int = 1,
     ):
         connect(resources.address)
         check_resources(resources, setting)
@@ -92,13 +98,14 @@ class TrainPool:
         self._scratch = scratch
         self._factory = factory
         self._arguments = arguments
+        self._teams = teams
 
     def share(self, value: Any) -> RayRef:
         """Store a value in the object store."""
         return RayRef(value)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Call a generator method on all replicas for one item after another.
+        """Call a generator method on all replicas of a team for one item after another.
 
         Yields (index of the item, event of the first replica). A restarted item must yield its
         events again from the first one; each is passed on once.
@@ -109,32 +116,51 @@ class TrainPool:
             RunError: the item failed for good.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
-        for index, item in enumerate(items):
-            # cleanup may fail, as Ray Train may still write while it is being stopped
-            with TemporaryDirectory(
-                prefix="ray-train-", dir=self._scratch, ignore_cleanup_errors=True
-            ) as storage:
-                task = _Task(
-                    resources=self._resources,
-                    factory=self._factory,
-                    arguments=self._arguments,
-                    method=method,
-                    item=item,
-                    storage=Path(storage),
-                )
-                launcher = RayActor.start(1, _Launcher, calls=2)
-                fault = None
+        upcoming = enumerate(items)
+        with ExitStack() as stack:
+            # by Ray's generator of the events
+            running: dict[Any, _TeamRun] = {}
+            exhausted = False
+            while True:
+                while not exhausted and len(running) < self._teams:
+                    following = next(upcoming, None)
+                    if following is None:
+                        exhausted = True
+                        break
+                    run = stack.enter_context(self._run(method, *following))
+                    running[run.events] = run
+                if not running:
+                    return
+                reference = wait(list(running))
+                run = running[reference]
                 try:
-                    for event in launcher.stream("run", task):
-                        if isinstance(event, RaydError):
-                            fault = event
-                        else:
-                            yield index, event
-                finally:
-                    launcher.close()
-                    _free(task.storage)
-                if fault is not None:
-                    raise fault
+                    event = unpack(get(next(reference)))
+                except StopIteration:
+                    del running[reference]
+                    run.close()
+                    if run.fault is not None:
+                        raise run.fault from None
+                else:
+                    if isinstance(event, RaydError):
+                        run.fault = event
+                    else:
+                        yield run.index, event
+
+    def _run(self, method: str, index: int, item: tuple[Any, ...]) -> _TeamRun:
+        """Start the team of an item."""
+        # cleanup may fail, as Ray Train may still write while it is being stopped
+        storage = TemporaryDirectory(
+            prefix="ray-train-", dir=self._scratch, ignore_cleanup_errors=True
+        )
+        task = _Task(
+            resources=self._resources,
+            factory=self._factory,
+            arguments=self._arguments,
+            method=method,
+            item=item,
+            storage=Path(storage.name),
+        )
+        return _TeamRun(index, task, storage)
 
     def __enter__(self) -> Self:
         return self
@@ -146,6 +172,39 @@ class TrainPool:
         trace: TracebackType | None,
     ) -> None:
         """Do nothing: workers are stopped at the end of their item."""
+
+
+class _TeamRun:
+    """A team of replicas that computes an item. A context manager, which ends it in any state."""
+
+    def __init__(self, index: int, task: _Task, storage: TemporaryDirectory[str]):
+        self.index = index
+        self.fault: RaydError | None = None
+        self._task = task
+        self._storage = storage
+        self._launcher = RayActor.start(1, _Launcher, calls=2)
+        self._is_open = True
+        self.events = self._launcher.events("run", task)
+        """Ray's generator of the events of the first replica, and of an error as the last one."""
+
+    def close(self) -> None:
+        """End the run, and free its resources."""
+        if self._is_open:
+            self._is_open = False
+            self._launcher.close()
+            _free(self._task.storage)
+            self._storage.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 _Message = tuple[int, Any] | RaydError | None

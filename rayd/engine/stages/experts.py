@@ -115,6 +115,11 @@ class Experts(TaskStage[int, Trajectory]):
             parts=tuple(parts),
         )
 
+    def bytes_of_training(self, costs: Costs) -> float:
+        """Memory that the training of an expert takes on its device, in bytes."""
+        settings = self.job.recipe.experts
+        return costs.training_bytes(settings.network, settings, len(self.job.data.train))
+
     def file(self, item: int) -> Path:
         """The file of an expert, by whichever kind of device it was written, or not written yet."""
         return self.job.store.found(self.folder, self.key(item), "safetensors")

@@ -12,8 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from rayd import remote, synthetic
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
@@ -24,9 +22,9 @@ from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
-from rayd.errors import ArtifactError, ConfigError, RaydError
+from rayd.errors import ArtifactError, ConfigError, RaydError, RunError
 from rayd.training.sets import TrainingSet
-from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks, write_chunk
+from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs
@@ -41,7 +39,7 @@ class Relabel(TaskStage[range, Path]):
     folder = FOLDER
     unit = "epochs"
     noun = "labels"
-    task = "label"
+    task = "relabel"
 
     def __init__(
         self,
@@ -78,22 +76,30 @@ class Relabel(TaskStage[range, Path]):
         return []
 
     def tasks(self, pool: TaskStream, items: Iterator[range]) -> Iterator[tuple[Any, ...]]:
-        """See `Worker.label`."""
+        """See `Worker.relabel`."""
         networks = teachers(self.job.recipe)
         weights = tuple(pool.share(self.observers[network_id].state) for network_id in networks)
         # arrays are read where they lie, tensors would be copied for every chunk
         images = pool.share(self.distilled.images.numpy())
         for item in items:
-            yield networks, weights, images, item.start, item.stop
+            yield networks, weights, images, item, self.directory, self.made_for
 
     def units(self, item: range) -> int:
         """Epochs."""
         return len(item)
 
-    def save(self, item: range, result: Mapping[str, Tensor]) -> Path:
-        """A file of the labels' folder."""
-        write_chunk(self.directory, self.made_for, item, result)
-        return chunk_path(self.directory, item)
+    def save(self, item: range, result: Path) -> Path:
+        """The worker wrote the file already.
+
+        Raises:
+            RunError: the file cannot be read on this machine.
+        """
+        if not remote.bring(result):
+            raise RunError(
+                f"The labels '{result}' were written by a worker but cannot be read here; across "
+                "machines, --out must be a folder that all of them share, or a URL."
+            )
+        return result
 
     def find(self, item: range) -> Path | None:
         """The file of a chunk, if it can be read."""

@@ -7,6 +7,7 @@ realistic an observer finds them, and labels that experts predict.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
+from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
 from rayd.engine.stage import TaskStage
@@ -138,20 +140,38 @@ class Score(TaskStage[int, Scores]):
         return torch.cat(images)
 
 
-def baseline_images(job: Job, progress: Progress) -> ImageSet:
-    """Images of the baseline `rded`, computed in this process where the store lacks them."""
+def baseline_images(job: Job, progress: Progress, pool: TaskStream | None = None) -> ImageSet:
+    """Images of the baseline `rded`, computed where the store lacks them.
+
+    Args:
+        job: the run.
+        progress: where progress is shown.
+        pool: idle, and hosts `Worker`; None opens one.
+    """
     squeeze = Squeeze(job, network_ids(job.recipe)[:1])
     observers = squeeze.ensure(progress)
     score = Score(job, is_baseline=True)
     if score.missing():
-        # few images pass once, so that starting workers for them is not worth it
-        pool = LocalPool(job.recipe.resources, Worker, job.recipe, DatasetInfo.of(job.data))
-        with pool, progress.stage(score.name, 0, score.unit) as shown:
+        with ExitStack() as stack:
+            if pool is None:
+                pool = stack.enter_context(_small_pool(job))
+            shown = stack.enter_context(progress.stage(score.name, 0, score.unit))
             score.weights = {name: pool.share(one.state) for name, one in observers.items()}
             score.run(pool, shown, progress.wait_logger(score.name, score.noun))
     images = score.stitched().numpy()
     labels = np.repeat(np.arange(job.data.classes), job.recipe.ipc)
     return ImageSet(images, labels, job.data.train.class_names)
+
+
+def _small_pool(job: Job) -> WorkerPool:
+    """This process, as few images pass once, so that starting workers for them is not worth it; on
+    GPUs the workers, as this process may see none, or one that somebody else has reserved.
+    """
+    recipe = job.recipe
+    arguments = (recipe.resources, Worker, recipe, DatasetInfo.of(job.data))
+    if recipe.resources.gpus_per_worker == 0:
+        return LocalPool(*arguments)
+    return open_pool(*arguments)
 
 
 def initial_set(

@@ -88,6 +88,8 @@ class Task:
             "protocol": protocol,
             "labels": self._soft_labels() if self.labels.kind != "hard" else "hard",
             "device": device,
+            # rounding alone depends on them, but batch normalisation on CPUs, too
+            **({"workers": settings.workers} if settings.workers > 1 else {}),
         }
 
     def _soft_labels(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rayd import synthetic
-from rayd.config import StudentNetworkSettings
+from rayd.config import Recipe, ResourceSettings, StudentNetworkSettings
 from rayd.config.ranking import RANKED
 from rayd.data import ImageData
 from rayd.engine.cost import Part, StageCost
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 COMPARISONS = "evaluation.comparisons"
 """Setting that adds students for comparison; plans name it."""
+WORKERS = "evaluation.workers"
+"""Setting of the workers that train a student together; errors name it."""
 UNFINISHED = "unfinished-students"
 """Folder of the store with checkpoints of students in training."""
 
@@ -167,6 +169,29 @@ class LastStudents(Students):
     task = "train_last"
 
 
+def team_of_student(recipe: Recipe) -> ResourceSettings:
+    """Resources of the workers that train one student together."""
+    changed = {"workers": recipe.evaluation.workers, "decoders": 0, "device": "auto"}
+    return recipe.resources.model_copy(update=changed)
+
+
+def students_at_a_time(job: Job, students: int) -> int:
+    """How many times as fast as one after another so many students are trained, at most."""
+    together = job.recipe.evaluation.workers
+    workers = max(together, job.recipe.resources.workers)
+    return max(1, min(workers // together, students) * together)
+
+
+def student_bytes(costs: Costs, recipe: Recipe, task: Task) -> float:
+    """Memory that the training of a student takes on its device, in bytes."""
+    # small sets are normalised once, like network input
+    is_large = task.set_name in ("whole", EQUAL_STORAGE)
+    settings = task.settings(recipe.evaluation)
+    return costs.training_bytes(
+        task.network, settings, task.images, task.labels.kind, real=is_large
+    )
+
+
 def students_cost(job: Job, costs: Costs) -> StageCost:
     """Students on a set that is not there yet, and those on baselines that are not cached."""
     recipe = job.recipe
@@ -190,7 +215,7 @@ def students_cost(job: Job, costs: Costs) -> StageCost:
                 epochs=sets.epochs(one.set, settings),
             )
             missing += [work] * settings.seeds * max(1, len(settings.learning_rates))
-    parallel = job.parallel(len(missing))
+    parallel = students_at_a_time(job, len(missing))
     parts = [
         _students_part(job, costs, one, missing.count(one), parallel)
         for one in dict.fromkeys(missing)
