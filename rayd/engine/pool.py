@@ -82,6 +82,10 @@ class WorkerInfo:
     """Seconds since its task began or last reported progress; None while it has no task."""
     usual: float | None = None
     """Seconds that this usually takes; None if not known yet."""
+    memory: int = 0
+    """Peak of its resident memory in bytes; 0 if not known."""
+    gpu_memory: int = 0
+    """Peak of its tensors on a GPU in bytes."""
 
 
 class WorkerPool(ABC):

@@ -177,6 +177,8 @@ class _Worker(_Strict):
     node_id: str = ""
     busy: _Amount | None = None
     usual: _Amount | None = None
+    memory: _Count = 0
+    gpu_memory: _Count = 0
 
 
 class _Content(_Strict):

@@ -22,6 +22,7 @@ from rayd.engine.memory import device_fault, out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
 from rayd.engine.on_ray.watch import check_head, head_is_lost
+from rayd.engine.peak import PeakMemory
 from rayd.engine.pool import WorkerInfo, free_memory
 from rayd.engine.wire import only_tensors, pack, size, unpack
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError, RunError
@@ -120,12 +121,15 @@ class _Worker:
     def worker_info(self, role: str) -> WorkerInfo:
         if self._fault is not None:
             raise self._fault
+        peak = PeakMemory.here()
         return WorkerInfo(
             role=role,
             pid=os.getpid(),
             node=f"{socket.gethostname()} ({ray.util.get_node_ip_address()})",
             log=_log_name(),
             node_id=str(ray.get_runtime_context().get_node_id()),
+            memory=peak.host,
+            gpu_memory=peak.gpu,
         )
 
     def _method(self, name: str) -> Callable[..., Any]:
