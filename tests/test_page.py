@@ -123,7 +123,7 @@ def test_page_says_what_is_taken_for_what(run):
         assert label != taken_for
         assert 0 < share <= 1
     page = render(run)
-    table = page.partition('<table class="confusion">')[2].partition("</table>")[0]
+    table = page.partition('class="confusion')[2].partition("</table>")[0]
     assert table.count('<th scope="row">') == 10
     label, taken_for, share = mistakes[0]
     row = table.split('<th scope="row">')[1 + label]
@@ -151,7 +151,7 @@ def test_pages_of_many_classes_list_their_mistakes(run, monkeypatch):
     monkeypatch.setattr("rayd.page.run.MOST_CONFUSED", 5)
     page = render(run)
     assert "most frequent mistakes" in page
-    assert '<table class="confusion">' not in page
+    assert 'class="confusion' not in page
 
 
 def test_stages_have_their_peak_memory(run):
