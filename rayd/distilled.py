@@ -639,15 +639,19 @@ LONGEST_NAME = 24
 """Maximum characters of a class name on a contact sheet."""
 
 
-def contact_sheet(distilled: Distilled) -> Image.Image:
-    """Draw a row for each of the first `ROWS` classes, with its name and first `COLUMNS` images."""
+def contact_sheet(distilled: Distilled, classes: Sequence[int] | None = None) -> Image.Image:
+    """Draw a row for each class, with its name and first `COLUMNS` images.
+
+    Args:
+        distilled: the set.
+        classes: labels of the classes; by default the first `ROWS`.
+    """
     from torchvision.utils import make_grid
 
     labels = distilled.hard_labels
-    groups = [
-        (labels == label).nonzero().squeeze(1)[:COLUMNS]
-        for label in range(min(distilled.classes, ROWS))
-    ]
+    if classes is None:
+        classes = range(min(distilled.classes, ROWS))
+    groups = [(labels == label).nonzero().squeeze(1)[:COLUMNS] for label in classes]
     columns = max(1, *map(len, groups))
     # of a large set only the images that are shown are denormalised
     shown = torch.split(
@@ -657,7 +661,7 @@ def contact_sheet(distilled: Distilled) -> Image.Image:
     for row, group in enumerate(shown):
         tiles[row * columns : row * columns + len(group)] = group
     grid = make_grid(tiles, nrow=columns, padding=GAP, pad_value=255)
-    return _with_names(grid, [_short(name) for name in distilled.class_names[: len(groups)]])
+    return _with_names(grid, [_short(distilled.class_names[label]) for label in classes])
 
 
 def picture(distilled: Distilled) -> bytes:

@@ -3,13 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
 import rayd
-from rayd.errors import OutputError
-from rayd.page import FILE, render, write
+from rayd.errors import ArtifactError, OutputError
+from rayd.page import FILE, comparison, render, write
 
 SETTINGS = {
     "synthesis.steps": 4,
@@ -17,6 +19,7 @@ SETTINGS = {
     "synthesis.log_every": 1,
     "evaluation.seeds": 2,
     "evaluation.epochs": 1,
+    "evaluation.whole_epochs": 1,
 }
 
 
@@ -25,6 +28,15 @@ def finished(tmp_path_factory):
     """A run of a few steps."""
     folder = tmp_path_factory.mktemp("page") / "run"
     rayd.distill("digits", out=folder, cache=folder.parent / "cache", quiet=True, **SETTINGS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A run of other settings."""
+    folder = tmp_path_factory.mktemp("page") / "other"
+    settings = SETTINGS | {"ipc": 2}
+    rayd.distill("digits", out=folder, cache=folder.parent / "cache", quiet=True, **settings)
     return folder
 
 
@@ -75,7 +87,7 @@ def test_page_of_an_interrupted_run_says_how_to_go_on(run):
     status |= {"state": "failed", "error": "Memory <ran> out."}
     (run / "status.json").write_text(json.dumps(status))
     page = render(run)
-    assert "This run is failed" in page
+    assert "This run failed" in page
     assert "Memory &lt;ran&gt; out." in page
     assert "rayd distill --resume" in page
 
@@ -101,3 +113,97 @@ def test_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(OutputError):
         write(tmp_path)
     assert not (tmp_path / FILE).exists()
+
+
+def test_page_says_what_is_taken_for_what(run):
+    report = json.loads((run / "evaluation.json").read_text())
+    mistakes = report["results"][0]["confusion"]
+    assert mistakes
+    for label, taken_for, share in mistakes:
+        assert label != taken_for
+        assert 0 < share <= 1
+    page = render(run)
+    table = page.partition('class="confusion')[2].partition("</table>")[0]
+    assert table.count('<th scope="row">') == 10
+    label, taken_for, share = mistakes[0]
+    row = table.split('<th scope="row">')[1 + label]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", row)
+    assert cells[taken_for] == f"{share:.2f}"
+
+
+def test_mistakes_of_a_class_and_its_accuracy_are_all_of_its_images(run):
+    report = json.loads((run / "evaluation.json").read_text())
+    for result in report["results"]:
+        for label, right in enumerate(result["per_class"]):
+            wrong = sum(share for known, _, share in result["confusion"] if known == label)
+            assert right + wrong == pytest.approx(1, abs=1e-5)
+
+
+def test_initial_images_are_beside_the_distilled_ones(run):
+    page = render(run)
+    assert "Before: the initial images" in page
+    assert "After: the distilled images" in page
+    steps = re.search(r"const frames = (.*);", page)
+    assert [step for step, _ in json.loads(steps[1])] == [0, 1, 2, 3, 4]
+
+
+def test_pages_of_many_classes_list_their_mistakes(run, monkeypatch):
+    monkeypatch.setattr("rayd.page.run.MOST_CONFUSED", 5)
+    page = render(run)
+    assert "most frequent mistakes" in page
+    assert 'class="confusion' not in page
+
+
+def test_stages_have_their_peak_memory(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    ends = [line for line in lines if "finished" in line]
+    assert ends
+    assert all(line["peak_memory"] > 10**7 for line in ends)
+    assert "peak memory" in render(run)
+
+
+def test_comparison_begins_with_the_settings_that_differ(run, other):
+    page = comparison.render([run, other])
+    first = page.partition("<h2 ")[2]
+    assert first.startswith('id="settings"')
+    rows = first.partition("</table>")[0]
+    assert "<code>ipc</code>" in rows
+    assert "synthesis.steps" not in rows
+    assert page.count("<figcaption>") == 2
+    assert "loss over step" in page
+
+
+def test_runs_of_a_comparison_have_reports(run, tmp_path):
+    (run / "evaluation.json").unlink()
+    with pytest.raises(ArtifactError, match="rayd evaluate"):
+        comparison.write([run], tmp_path / "compare.html")
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser")
+def test_browser_shows_pages_without_errors(run, other, tmp_path):
+    """The slider's script runs: no messages in the console, every picture decoded."""
+    pages = [write(run), comparison.write([run, other], tmp_path / "compare.html")]
+    for page in pages:
+        shown = in_browser(page, tmp_path)
+        assert "CONSOLE" not in shown.stderr
+        assert "<h1>" in shown.stdout
+    # the same page with a step of the slider taken
+    content = pages[0].read_text()
+    moved = tmp_path / "moved.html"
+    script = """<script>const slider = document.getElementById("step");
+    slider.value = 1; slider.dispatchEvent(new Event("input"));</script></body>"""
+    moved.write_text(content.replace("</body>", script))
+    shown = in_browser(moved, tmp_path)
+    assert "CONSOLE" not in shown.stderr
+    assert 'aria-valuetext="step 1"' in shown.stdout
+    assert "After step 1" in shown.stdout
+
+
+def in_browser(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Standard output is the page after its scripts, standard error the console."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

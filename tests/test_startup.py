@@ -44,6 +44,7 @@ ANSWERS = [
     (["recipes"], "edc-config"),
     (["recipes", "--json"], "edc-cifar10-ipc10"),
     (["recipes", "edc-cifar10-ipc10"], "method: edc"),
+    (["recipes", "digits", "--diff", "csdm-digits"], "dm -> csdm"),
     (["cite", "ncfm-digits"], "wang2025ncfm"),
     (["data", "list"], "cifar10"),
     (["status", "RUN"], "finished"),

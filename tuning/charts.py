@@ -46,31 +46,41 @@ def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
             axes.set_axis_off()
             axes.text(0.5, 0.5, f"fewer than {FEWEST} finished trials", ha="center")
             return as_image(figure)
-        bars = axes.barh(list(shares), list(shares.values()), color=TRIAL)
-        axes.bar_label(bars, fmt="%.2f", padding=3)
-        axes.set_xlim(0, 1.1)
-        axes.invert_yaxis()
-        axes.grid(visible=False)
+        draw_importance(axes, shares, TRIAL)
         return as_image(figure)
+
+
+def draw_importance(axes: Axes, shares: Mapping[str, float], colour: str) -> None:
+    """Draw bars of the importance of each setting into a subplot."""
+    bars = axes.barh(list(shares), list(shares.values()), color=colour)
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set_xlim(0, 1.1)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
 
 
 def slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
     """Draw the validation accuracy of finished trials against each setting, one subplot each."""
+    with styled():
+        return draw_slices(space, trials, best)
+
+
+def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
+    """The same in the style of the caller."""
     keys = list(space.domains)
     done = finished(trials)
     across = min(COLUMNS, len(keys))
     down = ceil(len(keys) / across)
-    with styled():
-        figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)
-        figure.suptitle(f"{space.name}: validation accuracy of {len(done)} trials")
-        grid = figure.subplots(down, across, squeeze=False, sharey=True)
-        for axes in grid.flat[len(keys) :]:
-            axes.set_axis_off()
-        for key, axes in zip(keys, grid.flat, strict=False):
-            _slice(axes, space, key, done, best)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        return figure
+    figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)
+    figure.suptitle(f"{space.name}: validation accuracy of {len(done)} trials")
+    grid = figure.subplots(down, across, squeeze=False, sharey=True)
+    for axes in grid.flat[len(keys) :]:
+        axes.set_axis_off()
+    for key, axes in zip(keys, grid.flat, strict=False):
+        _slice(axes, space, key, done, best)
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
 
 
 def _slice(axes: Axes, space: Space, key: str, trials: Sequence[Row], best: Row | None) -> None:

@@ -5,6 +5,7 @@
       tune/             Ray Tune's own files, from which a sweep resumes
       trials.csv, trials.parquet, pareto.csv, importance.png, slices.png, tensorboard/, summary.json
       study.csv, study.md, study.png  where all values are tried: results beside the paper's
+      report.html       all of it as a page
       best.yaml         best settings as a recipe; best/ is its run, evaluated on the test split
 """
 
@@ -44,7 +45,7 @@ from rayd.evaluation.report import Accuracy, Report
 from rayd.locks import LOCK, locked
 from rayd.recipes import resolve
 from rayd.synthetic.initialization import check_budget
-from tuning import charts, study, table
+from tuning import charts, page, study, table
 from tuning.live import Events, LiveTable, words
 from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.space import ResolvedSpace, Space, load
@@ -549,6 +550,7 @@ def _write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress
         confirmed=confirmed,
     )
     write_json(out / "summary.json", summary.to_json())
+    _write_page(out)
     if best is None:
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
         reasons = reasons or "none ended."
@@ -590,6 +592,14 @@ def _draw(
             write_bytes(out / "study.png", as_png(study.chart(resolved, trials)))
     except Exception as error:
         log.warning("The charts of the sweep could not be drawn: %s", error)
+
+
+def _write_page(out: Path) -> None:
+    """Write the sweep as a page; whatever goes wrong is a warning, as for charts."""
+    try:
+        page.write(out)
+    except Exception as error:
+        log.warning("The page of the sweep could not be written: %s", error)
 
 
 def summary(out: str | Path) -> Summary:

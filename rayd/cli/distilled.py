@@ -3,33 +3,83 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rayd import remote
 from rayd.cli.group import example, new_group
-from rayd.cli.options import Cache, DataRoot, Debug, DirectoryName, Json, Overwrite
+from rayd.cli.options import (
+    Cache,
+    DataRoot,
+    Debug,
+    DirectoryName,
+    Json,
+    Overwrite,
+    given_settings,
+)
 from rayd.cli.printing import check_picture, print_json, print_text, write_picture
-from rayd.errors import OutputError
+from rayd.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from rayd.evaluation.report import Report
+    from rayd.terminal import Protocol
 
 commands = new_group()
 
 
-@commands.command(epilog=example("rayd show runs/digits --png digits.png"))
+@commands.command(epilog=example("rayd show runs/digits --png digits.png --before"))
 def show(
-    directory: DirectoryName,
+    directory: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="A run directory, a distilled set or an export; with --schedule a recipe.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings that override the recipe of --schedule."
+        ),
+    ] = None,
     png: Annotated[
         Path | None,
         typer.Option(
             "--png",
             help=(
-                "Write the contact sheet, or with --spectrum the spectra, to this file: "
-                ".png, .jpg or .webp."
+                "Write the contact sheet, or with --spectrum the spectra, with --schedule the "
+                "curves, to this file: .png, .jpg or .webp."
             ),
         ),
     ] = None,
+    before: Annotated[
+        bool, typer.Option("--before", help="Put the initial images beside the distilled ones.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            "--epochs",
+            min=1,
+            help="Put images after so many steps of the synthesis, evenly chosen, beside them.",
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class to show; may be repeated. Absent: the first 20."),
+    ] = None,
+    scale: Annotated[
+        int, typer.Option("--scale", min=1, max=16, help="Enlarge the picture so many times.")
+    ] = 1,
+    schedule: Annotated[
+        bool,
+        typer.Option("--schedule", help="Show step sizes, filters and curricula of a recipe."),
+    ] = False,
     spectrum: Annotated[
         bool,
         typer.Option(
@@ -46,18 +96,25 @@ def show(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Describe a distilled set; write its contact sheet or its spectra."""
+    """Describe a distilled set; write its contact sheet, its spectra, or a recipe's schedules.
+
+    Terminals that show pictures show the contact sheet, too: kitty, Ghostty, WezTerm, iTerm2.
+    RAYD_PICTURES=sixel asks for sixels, RAYD_PICTURES=none for no pictures.
+    """
+    if schedule:
+        _show_schedule(directory, overrides, png, overwrite, as_json)
+        return
+    if overrides:
+        raise ConfigError(
+            f"'rayd show' takes settings with --schedule alone. Got '{overrides[0]}' instead."
+        )
     from rayd.card import describe
-    from rayd.distilled import DIRECTORY, contact_sheet, load
-    from rayd.evaluation.report import Report
+    from rayd.distilled import load
+    from rayd.sheets import sheet
 
     distilled = load(directory)
     folder = distilled.directory
-    report = None if folder is None else Report.kept(folder)
-    if folder is not None and folder.name == DIRECTORY:
-        of_run = Report.kept(folder.parent)
-        if of_run is not None:
-            report = of_run if report is None else of_run.merge(report)
+    report = _kept_report(folder)
     if spectrum and png is None:
         if folder is None:
             raise OutputError("The spectra of an export need a file: name it with --png.")
@@ -65,33 +122,97 @@ def show(
     if png is not None:
         png = remote.local(png)
         check_picture(png, overwrite)
-        if spectrum:
-            from rayd.engine.spectra import from_distilled
+    image = None
+    protocol = "none" if as_json else _protocol()
+    if spectrum:
+        from rayd.engine.spectra import from_distilled
 
-            image = from_distilled(distilled, data_root, cache)
-        else:
-            image = contact_sheet(distilled)
+        image = from_distilled(distilled, data_root, cache)
+    elif png is not None or protocol != "none" or before or steps is not None:
+        image = sheet(distilled, classes=classes or (), scale=scale, before=before, steps=steps)
+    if png is not None:
         write_picture(png, image)
     if as_json:
         evaluation = {"evaluation": report.to_json()} if report is not None else {}
         print_json(distilled.card | evaluation)
-    else:
-        print_text(describe(distilled, report))
+        return
+    print_text(describe(distilled, report))
+    _draw(image, protocol)
+
+
+def _kept_report(folder: Path | None) -> Report | None:
+    """The report of a set in a directory, and of the run that made it."""
+    from rayd.distilled import DIRECTORY
+    from rayd.evaluation.report import Report
+
+    report = None if folder is None else Report.kept(folder)
+    if folder is None or folder.name != DIRECTORY:
+        return report
+    of_run = Report.kept(folder.parent)
+    if of_run is None:
+        return report
+    return of_run if report is None else of_run.merge(report)
+
+
+def _show_schedule(
+    recipe: str, overrides: list[str] | None, png: Path | None, overwrite: bool, as_json: bool
+) -> None:
+    """Show what a recipe schedules."""
+    from rayd import recipes, scheduled
+
+    resolved = recipes.resolve(recipe, given_settings(overrides, None, None))
+    if png is not None:
+        png = remote.local(png)
+        check_picture(png, overwrite)
+    protocol = "none" if as_json else _protocol()
+    image = None
+    if png is not None or protocol != "none":
+        from rayd.drawing import as_image
+
+        image = as_image(scheduled.figure(resolved))
+    if png is not None:
+        write_picture(png, image)
+    if as_json:
+        print_json([asdict(curve) for curve in scheduled.curves(resolved)])
+        return
+    print_text(scheduled.text(resolved))
+    _draw(image, protocol)
+
+
+def _protocol() -> Protocol:
+    """How the terminal shows pictures."""
+    from rayd.terminal import protocol
+
+    return protocol(sys.stdout)
+
+
+def _draw(image: Image | None, protocol: Protocol) -> None:
+    """Draw a picture into the terminal, if it can show one."""
+    if image is not None and protocol != "none":
+        from rayd.terminal import encoded
+
+        sys.stdout.write(encoded(image, protocol))
 
 
 @commands.command(epilog=example("rayd report runs/digits --open"))
 def report(
-    directory: DirectoryName,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The directory of a run or of a sweep.")
+    ],
     to: Annotated[
         Path | None,
-        typer.Option("--to", help="File to write; by default report.html in the run's directory."),
+        typer.Option("--to", help="File to write; by default report.html in the directory."),
     ] = None,
     show_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the web browser.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run as one HTML page: accuracies, images, curves, time, settings; works offline."""
+    """Write a run or a sweep as one HTML page, which works offline.
+
+    Of a run, finished or not: accuracies, images over the steps, curves, classes, time, settings.
+    Of a sweep: trials, importance of settings, the Pareto front.
+    """
     from rayd.page import write
 
     path = write(directory, to)

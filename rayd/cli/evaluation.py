@@ -22,7 +22,7 @@ from rayd.cli.options import (
     Workers,
     given_settings,
 )
-from rayd.cli.printing import print_result
+from rayd.cli.printing import print_result, print_text
 
 commands = new_group()
 
@@ -72,15 +72,34 @@ def evaluate(
     print_result(report, as_json)
 
 
-@commands.command(epilog=example("rayd compare runs/digits-0 runs/digits-1 runs/digits-2"))
+@commands.command(epilog=example("rayd compare runs/digits runs/digits2 --to compare.html"))
 def compare(
     directories: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Run directories with evaluations.")
     ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Also write an HTML page, differences of settings first."),
+    ] = None,
+    show_page: Annotated[
+        bool,
+        typer.Option("--open", help="Open the page in the web browser; compare.html unless --to."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Compare runs: means over distillations, deviations over these and over students, scores."""
     from rayd.evaluation.compare import compare as compared
 
-    print_result(compared(directories), as_json)
+    found = compared(directories)
+    if to is not None or show_page:
+        from rayd.page import comparison
+
+        to = comparison.write(directories, to or Path(comparison.FILE))
+    print_result(found, as_json)
+    if to is None:
+        return
+    if not as_json:
+        print_text(f"\n{to}")
+    if show_page:
+        typer.launch(str(to))

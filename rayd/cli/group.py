@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from rayd.interrupts import NOTHING_DONE, InterruptedRunError
+
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""click's error of a command line that was not understood: Typer has a click of its own, or not."""
 
 _EXAMPLE = "Example: "
 """Prefix of the last line of a command's help."""
@@ -46,16 +51,44 @@ class CommandGroup(TyperGroup):
                     indentation = " " * (formatter.current_indent + indent + 2)
                     formatter.write(f"{indentation}$ {command.epilog.removeprefix(_EXAMPLE)}\n")
 
+    given: Sequence[str] = ()
+    """The words after `rayd`, of the group of all commands."""
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        """Run a command line; see click."""
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().main(args, *arguments, **options)
+
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """See `invoke`; click itself would say 'Aborted!' and exit with code 1."""
         try:
             return super().make_context(*arguments, **options)
+        except UsageError as error:
+            raise self._advised(error) from error
         except KeyboardInterrupt as error:
             raise InterruptedRunError(NOTHING_DONE) from error
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an interruption ends it with exit code 130."""
+        """Run the command; an interruption ends it with exit code 130.
+
+        Where the words were not understood, the error ends with the command that was meant.
+        """
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            raise self._advised(error) from error
         except KeyboardInterrupt as error:
             raise InterruptedRunError("Interrupted; finished work is kept.") from error
+
+    def _advised(self, error: Any) -> Any:
+        """The error with the right form of the command, where that can be guessed."""
+        from rayd.cli.advice import corrected
+
+        line = corrected(self.given, self) if self.given else None
+        if line is not None and line not in error.message:
+            what = error.message.partition(" Did you mean")[0].rstrip(".")
+            error.message = f"{what}. Did you mean this?\n  {line}"
+            if hasattr(error, "possibilities"):
+                # click would name options after it, which are further away
+                error.possibilities = None
+        return error

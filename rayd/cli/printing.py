@@ -43,9 +43,9 @@ def print_result(result: Result, as_json: bool) -> None:
         print_text(result.text())
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, bold: bool = False) -> None:
     """Print text as it is: brackets in it are no markup."""
-    out.print(text, markup=False)
+    out.print(text, markup=False, style="bold" if bold else "")
 
 
 def print_json(content: Any) -> None:

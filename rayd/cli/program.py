@@ -114,6 +114,13 @@ def _without_imports(given: list[str]) -> list[str]:
     return kept
 
 
+def _corrected(given: list[str]) -> str | None:
+    """The command that was probably meant, if settings were not written as `key=value`."""
+    from rayd.cli.advice import corrected
+
+    return corrected(given, typer.main.get_command(app))
+
+
 def _main_in_order(given: list[str]) -> None:
     try:
         app(_without_imports(given))
@@ -126,6 +133,8 @@ def _main_in_order(given: list[str]) -> None:
         sys.stderr.write(f"rayd: {error}\n")
         if error.setting is not None:
             sys.stderr.write(f"  rayd {shlex.join([*given, error.setting])}\n")
+        elif isinstance(error, ConfigError) and (line := _corrected(given)) is not None:
+            sys.stderr.write(f"  {line}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("rayd: Interrupted; finished work is kept.\n")

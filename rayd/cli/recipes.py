@@ -12,6 +12,7 @@ import typer
 from rayd.cli.group import example, new_group
 from rayd.cli.options import Debug, Json
 from rayd.cli.printing import print_json, print_rows, print_text, wide
+from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
@@ -36,6 +37,10 @@ def recipes_command(
         bool, typer.Option("--measured", help="List the recipes with results of ours.")
     ] = False,
     everything: Annotated[bool, typer.Option("--all", help="List every recipe.")] = False,
+    other: Annotated[
+        str | None,
+        typer.Option("--diff", metavar="RECIPE", help="Show in which settings another differs."),
+    ] = None,
     as_json: Json = False,
     as_schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipe files, for editors.")
@@ -49,6 +54,11 @@ def recipes_command(
         from rayd.recipes.schema import schema
 
         print_json(schema())
+        return
+    if other is not None:
+        if name is None:
+            raise ConfigError("--diff compares with a recipe: rayd recipes NAME --diff OTHER.")
+        _print_differences(recipes.resolve(name), recipes.resolve(other), as_json)
         return
     families = recipes.families()
     family = families.get(name) if name is not None and name not in recipes.names() else None
@@ -64,6 +74,25 @@ def recipes_command(
         _print_recipes(known)
     else:
         _print_families(known, families)
+
+
+def _print_differences(first: Recipe, second: Recipe, as_json: bool) -> None:
+    """Print the settings in which two recipes differ, with the values of both."""
+    from rayd.recipes.difference import differences, shown
+
+    found = differences(first, second)
+    if as_json:
+        print_json({key: list(pair) for key, pair in found.items()})
+    elif not found:
+        print_text(f"{first.name} and {second.name} have the same settings.")
+    else:
+        print_text(f"{first.name} -> {second.name}", bold=True)
+        for key, pair in found.items():
+            before, after = map(shown, pair)
+            line = f"{key}  {before} -> {after}"
+            if len(line) > wide().width:
+                line = f"{key}\n  {before}\n  -> {after}"
+            print_text(line)
 
 
 def _print_recipe(recipe: Recipe, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ from rayd.interrupts import InterruptedRunError
 if TYPE_CHECKING:
     from rayd.config import Recipe
 
+log = logging.getLogger(__name__)
 commands = new_group()
 
 
@@ -114,10 +116,24 @@ def distill(
         )
     except KeyboardInterrupt as error:
         raise InterruptedRunError(_continues(directory, data_root, cache)) from error
+    page = _page(run.directory)
     print_result(run.report, as_json)
     if not as_json:
         images = remote.shown(run.directory / "distilled")
         print_text(f"\n{len(run.distilled)} distilled images: {images}")
+        if page is not None:
+            print_text(f"all of it as a page: {page}")
+
+
+def _page(directory: Path) -> str | None:
+    """Write the page of a finished run; None where that fails, as results matter more."""
+    from rayd.page import write
+
+    try:
+        return remote.shown(write(directory))
+    except Exception as error:
+        log.warning("The page of the run could not be written: %s", error)
+        return None
 
 
 def _requested(

@@ -35,6 +35,7 @@ from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, tr
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.packing import run_packed
+from rayd.engine.peak import PeakMemory
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.preflight import check_settings, preflight
@@ -283,8 +284,16 @@ class _Driver:
             finished = True
         finally:
             seconds = time.monotonic() - began - self._seconds_in_callback
-            self._log.spend(stage, seconds, finished)
+            self._log.spend(stage, seconds, finished, self._peak_memory())
             self._seconds_in_callback = 0.0
+
+    def _peak_memory(self) -> PeakMemory:
+        """The most memory that a process of this run has held so far."""
+        peak = PeakMemory.here()
+        pool: WorkerPool | None = self.__dict__.get("_pool")
+        for worker in [] if pool is None else pool.workers():
+            peak = peak.largest(worker.memory, worker.gpu_memory)
+        return peak
 
     def _compute(
         self,

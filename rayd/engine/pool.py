@@ -97,6 +97,10 @@ class WorkerInfo:
     """The GPU that is reserved for it, as in `CUDA_VISIBLE_DEVICES`; empty without one."""
     gpu_bytes: int = 0
     """Memory of that GPU; 0 without one."""
+    memory: int = 0
+    """Peak of its resident memory in bytes; 0 if not known."""
+    gpu_memory: int = 0
+    """Peak of its tensors on a GPU in bytes."""
 
 
 class WorkerPool(ABC):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from rayd import remote
 from rayd.artifacts import write_bytes
+from rayd.engine.peak import PeakMemory
 from rayd.errors import RunError
 
 SEND_SECONDS = 10.0
@@ -51,9 +52,23 @@ class RunLog:
             # as complete as metrics.jsonl, for a run that is killed and resumed
             self.board.flush()
 
-    def spend(self, stage: str, seconds: float, finished: bool) -> None:
-        """Log the time that a stage took in this process, and whether it finished."""
-        self._append({"stage": stage, "finished": finished, "seconds": round(seconds, 3)})
+    def spend(
+        self, stage: str, seconds: float, finished: bool, peak: PeakMemory | None = None
+    ) -> None:
+        """Log the time that a stage took in this process, and whether it finished.
+
+        Args:
+            stage: its name.
+            seconds: its duration.
+            finished: whether it came to its end.
+            peak: most memory that a process of the run held by then.
+        """
+        entry: dict[str, Any] = {"stage": stage, "finished": finished, "seconds": round(seconds, 3)}
+        if peak is not None:
+            entry["peak_memory"] = peak.host
+            if peak.gpu:
+                entry["peak_gpu_memory"] = peak.gpu
+        self._append(entry)
         if finished:
             self._sort(stage)
         if self._board is not None:

@@ -179,6 +179,8 @@ class _Worker(_Strict):
     usual: _Amount | None = None
     gpu: str = ""
     gpu_bytes: _Count = 0
+    memory: _Count = 0
+    gpu_memory: _Count = 0
 
 
 class _Content(_Strict):

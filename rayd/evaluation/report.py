@@ -30,7 +30,7 @@ from rayd.evaluation.matrix import Matrix, words_of
 from rayd.evaluation.published import Published, departures
 from rayd.evaluation.remarks import MARK, at_chance, remarks
 from rayd.evaluation.scores import EXPLAINED, Scores, scores_of
-from rayd.evaluation.student import StudentResult
+from rayd.evaluation.student import MOST_CONFUSIONS, StudentResult
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 from rayd.recipes import names as recipe_names
@@ -134,6 +134,10 @@ class SetResult:
     """Published number of the same settings, for a distilled set."""
     devices: tuple[str, ...] = ()
     """Kinds of device that trained the students; empty in reports of older versions."""
+    confusion: tuple[tuple[int, int, Fraction], ...] = ()
+    """Mistakes, the most frequent first: class, class that it was taken for, and the share of the
+    class's test images, a mean over students. Empty in reports of older versions.
+    """
 
     @classmethod
     def of(
@@ -177,6 +181,7 @@ class SetResult:
             labels=labels,
             augmented=variant.augmented,
             devices=tuple(sorted({one.device for one in students if one.device is not None})),
+            confusion=_mean_confusion(students),
         )
 
     @property
@@ -531,6 +536,17 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None; None if there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def _mean_confusion(students: Sequence[StudentResult]) -> tuple[tuple[int, int, float], ...]:
+    """Mean shares of the mistakes of several students, rounded to six digits."""
+    total: dict[tuple[int, int], float] = {}
+    for student in students:
+        for label, taken_for, share in student.confusion:
+            total[label, taken_for] = total.get((label, taken_for), 0.0) + share
+    found = [(*pair, float(f"{share / len(students):.6g}")) for pair, share in total.items()]
+    found.sort(key=lambda mistake: (-mistake[2], mistake[:2]))
+    return tuple(found[:MOST_CONFUSIONS])
 
 
 def _cell(value: float | None) -> str:

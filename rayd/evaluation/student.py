@@ -39,7 +39,7 @@ from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import build
 from rayd.seeding import derive
 from rayd.training.batches import Batches, Draws, Replay
-from rayd.training.judging import accuracy, hits
+from rayd.training.judging import accuracy, hits, predictions
 from rayd.training.labels import Teachers
 from rayd.training.losses import loss_of
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
@@ -48,6 +48,9 @@ from rayd.training.sets import TrainingSet
 from rayd.training.stored import StoredLabels
 from rayd.training.trainer import Trainer
 from rayd.training.training_run import Subject, TrainingRun, resumed_together
+
+MOST_CONFUSIONS = 400
+"""Most pairs of classes in a result: all of 20 classes, the most frequent of more."""
 
 HARD = LabelSettings()
 """Training with the images' own labels."""
@@ -77,10 +80,18 @@ class StudentResult:
     """Selection of the tested weights: `last` or `validation-best`."""
     device: str | None = None
     """Kind of device that trained it: `cpu`, `cuda` or `mps`; None if that is not known."""
+    confusion: tuple[tuple[int, int, float], ...] = ()
+    """Mistakes on the test split, the most frequent first: class, class that it was taken for, and
+    the share of the class's test images; at most `MOST_CONFUSIONS`. Empty in older results.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
-        return asdict(self) | {"per_class": list(self.per_class)}
+        lists = {
+            "per_class": list(self.per_class),
+            "confusion": [list(mistake) for mistake in self.confusion],
+        }
+        return asdict(self) | lists
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
@@ -90,7 +101,11 @@ class StudentResult:
             ArtifactError: a field is missing or unknown.
         """
         try:
-            return cls(**{**content, "per_class": tuple(content["per_class"])})
+            tuples = {
+                "per_class": tuple(content["per_class"]),
+                "confusion": tuple(tuple(mistake) for mistake in content.get("confusion", ())),
+            }
+            return cls(**{**content, **tuples})
         except (KeyError, TypeError) as error:
             raise ArtifactError(
                 "A student's result must have the fields of StudentResult. "
@@ -262,14 +277,17 @@ class _Student:
             training_run.best if selection == "validation-best" else trainer.weights()
             for selection in selections
         ]
-        tested = hits(trainer.network, weights, test, self.device, self.settings.precision)
+        predicted = predictions(
+            trainer.network, weights, test, self.device, self.settings.precision
+        )
         validated: Sequence[Tensor | None] = [None] * len(weights)
         if self.validation is not None:
             validated = hits(
                 trainer.network, weights, self.validation, self.device, self.settings.precision
             )
         seconds = training_run.seconds + time.perf_counter() - started
-        for selection, right, valid in zip(selections, tested, validated, strict=True):
+        for selection, classes, valid in zip(selections, predicted, validated, strict=True):
+            right = classes == test.labels
             epoch = trainer.epoch
             if selection == "validation-best":
                 epoch = training_run.best_epoch
@@ -283,6 +301,7 @@ class _Student:
                 epoch=epoch,
                 seconds=seconds,
                 selection=selection,
+                confusion=_confusion(classes, test.labels, self.classes),
             )
 
     def _batches(self) -> Batches:
@@ -316,3 +335,23 @@ def _per_class(right: Tensor, labels: Tensor, classes: int) -> tuple[float | Non
     counts = labels.bincount(minlength=classes).tolist()
     pairs = zip(hits_by_class, counts, strict=True)
     return tuple(correct / count if count else None for correct, count in pairs)
+
+
+def _confusion(
+    predicted: Tensor, labels: Tensor, classes: int
+) -> tuple[tuple[int, int, float], ...]:
+    """Mistakes as (class, class that it was taken for, share of the class's images).
+
+    >>> _confusion(torch.tensor([0, 1, 1, 1]), torch.tensor([0, 0, 1, 1]), 2)
+    ((0, 1, 0.5),)
+    """
+    wrong = predicted != labels
+    pairs, counts = torch.unique((labels * classes + predicted)[wrong], return_counts=True)
+    totals = labels.bincount(minlength=classes)
+    found = []
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        label, taken_for = divmod(pair, classes)
+        found.append((label, taken_for, count / int(totals[label])))
+    # the order of classes decides between equal shares
+    found.sort(key=lambda mistake: -mistake[2])
+    return tuple(found[:MOST_CONFUSIONS])

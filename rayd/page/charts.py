@@ -5,23 +5,31 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
 from rayd.artifacts import content_hash
 from rayd.drawing import DOTS_PER_INCH, new_figure, styled
-from rayd.evaluation.report import SetResult
+from rayd.evaluation.matrix import words_of
+from rayd.evaluation.variants import DISTILLED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from rayd.evaluation.report import SetResult
+
 INK = "#010203"
 """Colour that stands for the colour of the page's text."""
 GRID = "#808080"
-DISTILLED = "#3d6fd1"
+OURS = "#3d6fd1"
 OTHERS = "#b0643a"
 """Colours of distilled and of other sets; both have a contrast above 3 on white and on black."""
+COLOURS = (OURS, OTHERS, "#2e8b57", "#8a63c9", "#808080", "#c2478d")
+MARKERS = ("o", "x", "^", "s", "+", "v")
+DASHES = ("-", "--", ":", "-.")
+"""Colours, markers and lines of several sets or runs, told apart without colours, too."""
 WIDTH = 720
 BAR = 26
 """Height of a bar with its margin, in pixels."""
@@ -47,26 +55,59 @@ _STYLE = {
 }
 
 
-def accuracies(results: Sequence[SetResult]) -> str:
-    """Bars of test accuracies with the standard deviation over students."""
-    with _page_style():
-        labels = ", ".join(_labels(results))
-        return _svg(accuracy_figure(results), f"Test accuracies of {labels}.")
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart of accuracies."""
+
+    label: str
+    """What was trained on what."""
+    mean: float
+    """Test accuracy, a fraction."""
+    std: float | None
+    """Its standard deviation; None where there is none."""
+    is_ours: bool
+    """Whether it is that of a distilled set."""
+
+
+Points = Sequence[tuple[float, float]]
+"""Values over steps."""
+
+
+def accuracies(bars: Sequence[Bar]) -> str:
+    """Bars of test accuracies with their standard deviations."""
+    with page_style():
+        values = ", ".join(f"{bar.label} {bar.mean:.3f}" for bar in bars)
+        return as_svg(bar_figure(bars), f"Test accuracies: {values}.")
 
 
 def accuracy_figure(results: Sequence[SetResult]) -> Figure:
-    """The same as a figure; draw it inside a style."""
-    figure = new_figure(WIDTH, MARGIN + BAR * len(results))
+    """The same of a report as a figure; draw it inside a style."""
+    return bar_figure(bars_of(results))
+
+
+def bars_of(results: Sequence[SetResult]) -> list[Bar]:
+    """A bar for each result."""
+    bars = []
+    for result in results:
+        label = f"{words_of(result, results)}, {result.network}"
+        accuracy = result.test_accuracy
+        bars.append(Bar(label, accuracy.mean, accuracy.std, result.set == DISTILLED))
+    return bars
+
+
+def bar_figure(bars: Sequence[Bar]) -> Figure:
+    """Bars as a figure; draw it inside a style."""
+    figure = new_figure(WIDTH, MARGIN + BAR * len(bars))
     axes = figure.subplots()
-    means = [result.test_accuracy.mean for result in results]
+    means = [bar.mean for bar in bars]
     # one student has no deviation
-    deviations = [result.test_accuracy.std or 0.0 for result in results]
-    colours = [DISTILLED if result.set == "distilled" else OTHERS for result in results]
-    places = range(len(results))
+    deviations = [bar.std or 0.0 for bar in bars]
+    colours = [OURS if bar.is_ours else OTHERS for bar in bars]
+    places = range(len(bars))
     axes.barh(places, means, xerr=deviations, color=colours, ecolor=INK, capsize=3, height=0.7)
     for place, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
         axes.text(mean + deviation + 0.01, place, f"{mean:.3f}", va="center")
-    axes.set_yticks(places, _labels(results))
+    axes.set_yticks(places, [bar.label for bar in bars])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("test accuracy")
@@ -74,53 +115,62 @@ def accuracy_figure(results: Sequence[SetResult]) -> Figure:
     return figure
 
 
-def _labels(results: Sequence[SetResult]) -> list[str]:
-    return [f"{result.set}, {result.network}" for result in results]
+def classes(shown: Mapping[str, Sequence[float | None]], names: Sequence[str]) -> str:
+    """Test accuracy of every class: a point for each set.
 
-
-def classes(results: Sequence[SetResult], names: Sequence[str]) -> str:
-    """Test accuracy of every class: a point for each set of the first network."""
-    network = results[0].network
-    shown = {result.set: result.per_class for result in results if result.network == network}
-    with _page_style():
+    Args:
+        shown: accuracies of the classes, by set; the first one is drawn as the distilled set.
+        names: of the classes.
+    """
+    with page_style():
         figure = new_figure(WIDTH, MARGIN + BAR * len(names))
         axes = figure.subplots()
-        for set_name, values in shown.items():
+        for index, (label, values) in enumerate(shown.items()):
             points = [(place, value) for place, value in enumerate(values) if value is not None]
             axes.scatter(
                 [value for _, value in points],
                 [place for place, _ in points],
-                label=set_name,
-                marker="o" if set_name == "distilled" else "|",
-                s=40 if set_name == "distilled" else 90,
-                color=DISTILLED if set_name == "distilled" else _shade(set_name),
-                zorder=2,
+                label=label,
+                marker=MARKERS[index % len(MARKERS)],
+                s=46,
+                color=COLOURS[index % len(COLOURS)],
+                zorder=3 if index == 0 else 2,
             )
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel(f"test accuracy of {network}")
-        figure.legend(loc="outside upper center", ncols=len(shown), frameon=False)
-        return _svg(figure, f"Test accuracy of every class, trained on {', '.join(shown)}.")
+        axes.set_xlabel("test accuracy")
+        figure.legend(loc="outside upper center", ncols=min(4, len(shown)), frameon=False)
+        return as_svg(figure, f"Test accuracy of every class: {', '.join(shown)}.")
 
 
-def curves(points: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> list[str]:
-    """A line for each quantity over steps or epochs."""
+def curves(quantities: Mapping[str, Mapping[str, Points]], unit: str) -> list[str]:
+    """A chart for each quantity with a line for each run.
+
+    Args:
+        quantities: values by quantity and run; the name of a single run may be empty.
+        unit: of the horizontal axis.
+    """
     drawn = []
-    for name, pairs in points.items():
-        with _page_style():
+    for name, lines in quantities.items():
+        with page_style():
             figure = new_figure(*CURVE)
             axes = figure.subplots()
-            _line(axes, pairs)
+            _lines(axes, lines)
             axes.set_title(name)
             axes.set_xlabel(unit)
-            last = pairs[-1][1]
-            drawn.append(_svg(figure, f"{name} over {unit}; the last value is {last:.4g}."))
+            ends = []
+            for label, pairs in lines.items():
+                last = f"{pairs[-1][1]:.4g}"
+                ends.append(
+                    f"the last value of {label} is {last}" if label else f"it ends at {last}"
+                )
+            drawn.append(as_svg(figure, f"{name} over {unit}; {', '.join(ends)}."))
     return drawn
 
 
-def curve_figure(points: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Figure:
-    """The same as a figure with a subplot for each quantity; draw it inside a style."""
+def curve_figure(points: Mapping[str, Points], unit: str) -> Figure:
+    """A figure with a subplot for each quantity; draw it inside a style."""
     across = min(ACROSS, len(points))
     down = ceil(len(points) / across)
     figure = new_figure(CURVE[0] * across, CURVE[1] * down)
@@ -128,24 +178,43 @@ def curve_figure(points: Mapping[str, Sequence[tuple[float, float]]], unit: str)
     for axes in grid.flat[len(points) :]:
         axes.set_axis_off()
     for axes, (name, pairs) in zip(grid.flat, points.items(), strict=False):
-        _line(axes, pairs)
+        _lines(axes, {"": pairs})
         axes.set_title(name)
         axes.set_xlabel(unit)
     return figure
 
 
-def _line(axes: Axes, pairs: Sequence[tuple[float, float]]) -> None:
-    values = [value for _, value in pairs]
-    axes.plot([step for step, _ in pairs], values, color=DISTILLED, linewidth=1.2)
+def _lines(axes: Axes, lines: Mapping[str, Points]) -> None:
+    """Draw lines, on a logarithmic axis where values span it."""
+    values = []
+    for index, (label, pairs) in enumerate(lines.items()):
+        steps = [step for step, _ in pairs]
+        heights = [value for _, value in pairs]
+        values += heights
+        axes.plot(
+            steps,
+            heights,
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=1.2,
+            label=label,
+        )
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize="small")
     if min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
 
 
-def _shade(set_name: str) -> str:
-    return {"whole": INK, "random": OTHERS}.get(set_name, GRID)
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour, 0 to 255.
+
+    >>> rgb("#3d6fd1")
+    (61, 111, 209)
+    """
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-class _page_style:  # noqa: N801
+class page_style:  # noqa: N801
     """rayd's style of charts, with the colours of a page."""
 
     def __enter__(self) -> None:
@@ -159,7 +228,7 @@ class _page_style:  # noqa: N801
         self._style.__exit__(None, None, None)
 
 
-def _svg(figure: Figure, description: str) -> str:
+def as_svg(figure: Figure, description: str) -> str:
     """The figure as an SVG element with a description for readers who cannot see it."""
     buffer = io.StringIO()
     figure.savefig(

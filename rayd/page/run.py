@@ -2,74 +2,116 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from rayd import recipes, remote
-from rayd.artifacts import write_bytes
-from rayd.config import Recipe, flat
-from rayd.distilled import DIRECTORY, Distilled, as_png, contact_sheet, load
+from rayd.config import Recipe
+from rayd.data.summary import DataSummary
+from rayd.distilled import DIRECTORY, Distilled, contact_sheet, load
 from rayd.engine.rundir import RunDirectory
+from rayd.engine.stages.blocks import PICTURE
 from rayd.engine.status import METRICS, Status, status
-from rayd.errors import OutputError, RaydError
-from rayd.evaluation.report import Report
+from rayd.errors import ArtifactError, RaydError
+from rayd.evaluation.matrix import words_of
+from rayd.evaluation.published import own_recipe
+from rayd.evaluation.report import Report, SetResult
 from rayd.page import charts
+from rayd.page.page import Picture, environment, seconds, size
+from rayd.page.page import write as write_page
+from rayd.recipes.difference import differences, shown
 
 FILE = "report.html"
 """Name of the page in the directory of its run."""
-MARK = b'<meta name="generator" content="rayd">'
-"""Tells pages of rayd from other files, which are not overwritten."""
-WIDEST = 900
-"""Pixels to which small contact sheets are enlarged, by whole factors."""
-TAG = "synthetic images"
-"""Name of the images in the run's TensorBoard log."""
 FRAMES = 24
 """Most pictures of the synthesis on a page."""
-RESULTS = frozenset({"name", "summary", "paper", "measured", "resources"})
-"""Fields of a recipe in which a run does not differ from it."""
+MOST_CONFUSED = 20
+"""Most classes with a table of what they are taken for; of more, the most frequent mistakes."""
+SHADE = 0.6
+"""Opacity of the darkest cell of a table, on which the page's text can still be read."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image in the page itself."""
+class StageRow:
+    """A stage of the run."""
 
-    source: str
-    """`data:` URL."""
-    width: int
-    """Pixels."""
-    height: int
-    """Pixels."""
-    step: int | None = None
-    """Step of the synthesis."""
+    name: str
+    """Its name."""
+    state: str
+    """`waiting`, `running`, `done`, `cached`, or how the run ended in it."""
+    seconds: float | None
+    """Its duration over all processes of the run; None where it did nothing."""
+    memory: int | None
+    """Peak memory by its end in bytes; None in logs of older versions."""
+    gpu_memory: int | None
+    """The same of a GPU."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table of confusions."""
+
+    text: str
+    """Share of the row's test images; empty where it rounds to 0."""
+    shade: str
+    """CSS colour; empty for none."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What networks that were trained on a set take the test images for."""
+
+    title: str
+    """Set and network."""
+    names: Sequence[str]
+    """Classes, the columns."""
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    """A row for each class; empty for more than `MOST_CONFUSED`."""
+    pairs: Sequence[str]
+    """The most frequent mistakes in words."""
 
 
 @dataclass(frozen=True)
 class RunPage:
     """All that the page shows; what a run does not have is empty."""
 
+    directory: Path
+    """The run's."""
     status: Status
+    """Its state."""
     recipe: Recipe
+    """What was run."""
     distilled: Distilled | None
+    """The result."""
     report: Report | None
+    """Its accuracies."""
     frames: Sequence[Picture]
-    """Contact sheets over the synthesis, in order."""
+    """Contact sheets over the synthesis, in order of steps."""
     grid: Picture | None
     """Contact sheet of the result."""
+    base: str | None
+    """The built-in recipe that the run stands on."""
     changes: Mapping[str, tuple[Any, Any]]
-    """Settings that differ from the recipe's: its value and the run's."""
-    stages: Sequence[tuple[str, str, float | None]]
-    """Name, state and seconds of each stage."""
-    curves: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Charts of logged values, by stage."""
+    """Settings that differ from the built-in recipe's: its value and the run's."""
+    own: Mapping[str, tuple[Any, Any]]
+    """Settings that differ from the method's defaults: the default and the recipe's value."""
+    stages: Sequence[StageRow]
+    """The stages, in order."""
+    curves: Sequence[str] = field(default_factory=tuple)
+    """Charts of values that the synthesis logged."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, where they are known."""
+        return () if self.distilled is None else self.distilled.class_names
 
 
 def write(directory: str | Path, to: Path | None = None) -> Path:
@@ -86,75 +128,234 @@ def write(directory: str | Path, to: Path | None = None) -> Path:
         RaydError: the directory holds no run, or the page cannot be written.
     """
     folder = remote.local(directory)
-    path = to if to is not None else folder / FILE
-    if path.exists() and not (path.is_file() and MARK in path.read_bytes()[:1000]):
-        raise OutputError(
-            f"'{path}' exists already and is no page of rayd; choose another file with --to."
-        )
-    try:
-        write_bytes(path, render(folder).encode())
-    except OSError as error:
-        raise OutputError(f"Cannot write '{path}': {error.strerror}.") from error
-    return path
+    page = render(folder)
+    return write_page(to if to is not None else folder / FILE, page)
 
 
 def render(directory: Path) -> str:
     """The page of a run as HTML."""
-    page = _gather(directory)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rayd.page", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    report = page.report
-    results = report.results if report is not None else ()
-    names = page.distilled.class_names if page.distilled is not None else ()
-    return environment.get_template("run.html.j2").render(
-        page=page,
-        accuracies=charts.accuracies(results) if results else None,
-        classes=charts.classes(results, names)
-        if results and 0 < len(names) <= charts.MOST_CLASSES
-        else None,
-        results=results,
-        seconds=_seconds,
-        size=_size,
-        command=_command(page),
+    page = gather(directory)
+    results = page.report.results if page.report is not None else ()
+    names = page.class_names
+    few = 0 < len(names) <= charts.MOST_CLASSES
+    return (
+        environment()
+        .get_template("run.html.j2")
+        .render(
+            page=page,
+            state=_state(page.status),
+            facts=_facts(page),
+            results=[(words_of(result, results), result) for result in results],
+            accuracies=charts.accuracies(charts.bars_of(results)) if results else None,
+            classes=charts.classes(by_class(results), names) if results and few else None,
+            confusions=_confusions(results, names),
+            has_tail=any(result.tail_accuracy is not None for result in results),
+            has_paper=any(result.paper for result in results),
+            has_memory=any(stage.memory for stage in page.stages),
+            has_gpu_memory=any(stage.gpu_memory for stage in page.stages),
+            frames=[(frame.step, frame.source) for frame in page.frames],
+            storage=[] if page.distilled is None else storage(page.distilled),
+            base=page.base,
+            fraction=lambda part: "" if part is None else f"{part:.3f}",
+            command=command(page.recipe, page.directory, page.base, page.changes),
+        )
     )
 
 
-def _gather(directory: Path) -> RunPage:
+def gather(directory: Path) -> RunPage:
     """Read a run; parts that are missing or damaged are left out."""
     state = status(directory)
     recipe = RunDirectory(directory).recipe()
-    distilled = _optional(load, directory)
-    report = _optional(Report.kept, directory)
-    set_folder = directory / DIRECTORY
-    if report is not None and set_folder.is_dir():
-        of_set = _optional(Report.kept, set_folder)
-        report = report if of_set is None else report.merge(of_set)
+    distilled = optional(load, directory)
     lines = list(_logged(directory / METRICS))
-    took = {line["stage"]: line["seconds"] for line in lines if line.get("finished")}
+    base = own_recipe(recipe)
+    is_known = base.name in recipes.names()
+    frames = _frames(directory / "tensorboard")
+    grid = None
+    if distilled is not None:
+        grid = Picture.of(contact_sheet(distilled), _last_step(lines))
+        if frames:
+            # the log may end before the last step
+            earlier = [frame for frame in frames if frame.step != grid.step]
+            frames = [*earlier, grid]
+    points = _series(lines).get("synthesize", {})
     return RunPage(
+        directory=directory,
         status=state,
         recipe=recipe,
         distilled=distilled,
-        report=report,
-        frames=_frames(directory / "tensorboard"),
-        grid=_picture(contact_sheet(distilled)) if distilled is not None else None,
-        changes=_changes(recipe),
-        stages=[(name, what, took.get(name)) for name, what in state.stages.items()],
-        curves={stage: charts.curves(points, "step") for stage, points in _series(lines).items()},
+        report=report_of(directory),
+        frames=frames,
+        grid=grid,
+        base=base.name if is_known else None,
+        changes=differences(base, recipe) if is_known else {},
+        own=_own_settings(base),
+        stages=_stages(state, lines),
+        curves=charts.curves({name: {"": values} for name, values in points.items()}, "step"),
     )
 
 
-def _optional(read: Any, path: Path) -> Any:
+def report_of(directory: Path) -> Report | None:
+    """The report of a run, with results that were added to its set; None if there is none."""
+    report: Report | None = optional(Report.kept, directory)
+    set_folder = directory / DIRECTORY
+    if not set_folder.is_dir():
+        return report
+    of_set: Report | None = optional(Report.kept, set_folder)
+    if report is None or of_set is None:
+        return report or of_set
+    return report.merge(of_set)
+
+
+def _last_step(lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """The last logged step of the synthesis."""
+    steps = [line["step"] for line in lines if line["stage"] == "synthesize" and "step" in line]
+    return max(steps, default=None)
+
+
+def optional(read: Any, path: Path) -> Any:
     """What is read, or None where it is missing or damaged: the page shows the rest."""
     try:
         return read(path)
     except RaydError:
         return None
+
+
+def by_class(results: Sequence[SetResult]) -> dict[str, Sequence[float | None]]:
+    """Test accuracies of every class, by set, of the first network and tested epoch."""
+    network = results[0].network
+    epoch = results[0].epoch
+    return {
+        words_of(result, results): result.per_class
+        for result in results
+        if (result.network, result.epoch) == (network, epoch)
+    }
+
+
+def _facts(page: RunPage) -> list[tuple[str, str]]:
+    """What came out, in a few numbers: name and value."""
+    facts = []
+    if page.report is not None and page.report.results:
+        results = page.report.results
+        first = results[0]
+        names = {"distilled": "distilled", "random": "random images", "whole": "whole set"}
+        for result in results:
+            same = (result.network, result.epoch) == (first.network, first.epoch)
+            if same and result.set in names and result.label_kind == first.label_kind:
+                accuracy = f"{result.test_accuracy.mean:.3f}"
+                facts.append((f"test accuracy, {names.pop(result.set)}", accuracy))
+    if page.distilled is not None:
+        count = len(page.distilled)
+        facts.append((size(page.distilled.storage.total_bytes), f"{count:,} images"))
+    total = sum(stage.seconds or 0.0 for stage in page.stages)
+    if total:
+        facts.append(("computed in this run", seconds(total)))
+    return facts
+
+
+def _state(state: Status) -> str:
+    """The state of an unfinished run in a sentence, without its full stop."""
+    words = {
+        "failed": "This run failed",
+        "killed": "This run was killed",
+        "interrupted": "This run was interrupted",
+        "running": "This run is going on",
+    }
+    where = f" in stage {state.stage}" if state.stage else ""
+    return words.get(state.state, f"This run is {state.state}") + where
+
+
+def _confusions(results: Sequence[SetResult], names: Sequence[str]) -> list[Confusion]:
+    """What networks take classes for, where the report has it, the distilled set's first."""
+    found = []
+    for result in results:
+        if not result.confusion or not names:
+            continue
+        pairs = [
+            f"{names[label]} is taken for {names[taken_for]}: {share:.3f}"
+            for label, taken_for, share in result.confusion[:MOST_CONFUSED]
+        ]
+        rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []
+        title = f"{words_of(result, results)}, {result.network}"
+        found.append(Confusion(title, names, rows, pairs))
+    return found
+
+
+def _rows(result: SetResult, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
+    """A row for each class."""
+    shares = {(label, taken_for): share for label, taken_for, share in result.confusion}
+    rows = []
+    for label, name in enumerate(names):
+        cells = []
+        for taken_for in range(len(names)):
+            is_right = label == taken_for
+            share = result.per_class[label] if is_right else shares.get((label, taken_for))
+            cells.append(_cell(share or 0.0, is_right))
+        rows.append((name, cells))
+    return rows
+
+
+def _cell(share: float, is_right: bool) -> Cell:
+    """A share of a row, shaded."""
+    if share < 0.005:
+        return Cell("", "")
+    red, green, blue = charts.rgb(charts.OURS if is_right else charts.OTHERS)
+    # mistakes are rarer, and shaded more
+    opacity = SHADE * min(1.0, share if is_right else 3 * share)
+    return Cell(f"{share:.2f}", f"rgba({red}, {green}, {blue}, {opacity:.2f})")
+
+
+def storage(distilled: Distilled) -> list[tuple[str, float, str]]:
+    """Parts of a set's storage, their sum, and the whole training split: name, bytes, share."""
+    parts = distilled.storage.bytes
+    rows: list[tuple[str, float, str]] = [(part, count, "") for part, count in parts.items()]
+    total = distilled.storage.total_bytes
+    whole = _whole_bytes(distilled)
+    if whole is None:
+        return [*rows, ("in all", total, "")]
+    share = f"{total / whole:.2%} of the whole set"
+    return [*rows, ("in all", total, share), ("the whole training split, 8 bits", whole, "")]
+
+
+def _whole_bytes(distilled: Distilled) -> int | None:
+    """Bytes of the real training images as 8 bits per value; None where their number is unknown."""
+    read = (distilled.card.get("data") or {}).get("read")
+    if read is None:
+        return None
+    try:
+        summary = DataSummary.from_json(read)
+    except ArtifactError:
+        return None
+    if "train" not in summary.splits:
+        return None
+    return summary.splits["train"].count * math.prod(summary.image)
+
+
+def _stages(state: Status, lines: Sequence[Mapping[str, Any]]) -> list[StageRow]:
+    """The stages with their times and memory."""
+    took: dict[str, float] = {}
+    peaks: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if "finished" not in line:
+            continue
+        name = line["stage"]
+        took[name] = took.get(name, 0.0) + line["seconds"]
+        for key in ("peak_memory", "peak_gpu_memory"):
+            if isinstance(line.get(key), int):
+                peaks[name, key] = max(peaks.get((name, key), 0), line[key])
+    rows = []
+    for name, known in state.stages.items():
+        is_over = known == "running" and state.state not in ("running", "finished")
+        rows.append(
+            StageRow(
+                name=name,
+                state=state.state if is_over else known,
+                seconds=took.get(name),
+                memory=peaks.get((name, "peak_memory")),
+                gpu_memory=peaks.get((name, "peak_gpu_memory")),
+            )
+        )
+    return rows
 
 
 def _logged(path: Path) -> Iterator[dict[str, Any]]:
@@ -204,73 +405,52 @@ def _is_finite(value: object) -> bool:
     return is_number and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """How a run's settings differ from those of the built-in recipe of its name."""
-    if recipe.name not in recipes.names():
-        return {}
-    own = flat(recipe.model_dump(mode="json", exclude=set(RESULTS)))
-    base = flat(recipes.resolve(recipe.name).model_dump(mode="json", exclude=set(RESULTS)))
-    changes = {
-        key: (base.get(key), own.get(key))
-        for key in sorted(own.keys() | base.keys())
-        if base.get(key) != own.get(key)
+def _own_settings(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What a recipe sets beside its method's defaults: the default and its own value."""
+    least = {
+        "name": recipe.name,
+        "method": recipe.method,
+        "ipc": recipe.ipc,
+        "data": {"name": recipe.data.name},
     }
-    # what the machine chose for a setting that leaves it the choice is no difference
-    return {key: pair for key, pair in changes.items() if pair[0] != "auto"}
+    try:
+        return differences(recipes.assemble(least), recipe)
+    except RaydError:
+        # a method whose defaults are not a recipe yet
+        return {}
 
 
 def _frames(folder: Path) -> list[Picture]:
     """Contact sheets that the run logged for TensorBoard, evenly chosen, in order of steps."""
+    images = logged_pictures(folder)
+    steps = sorted(images)
+    if len(steps) > FRAMES:
+        chosen = {steps[round(index * (len(steps) - 1) / (FRAMES - 1))] for index in range(FRAMES)}
+        steps = sorted(chosen)
+    return [Picture.of(Image.open(io.BytesIO(images[step])), step) for step in steps]
+
+
+def logged_pictures(folder: Path) -> dict[int, bytes]:
+    """PNG files of the contact sheets in a run's TensorBoard log, by step."""
     if not folder.is_dir():
-        return []
+        return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # all images, no other kind of event
     reader = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 1})
     reader.Reload()
-    if TAG not in reader.Tags()["images"]:
-        return []
-    by_step = {event.step: event.encoded_image_string for event in reader.Images(TAG)}
-    steps = sorted(by_step)
-    if len(steps) > FRAMES:
-        chosen = {steps[round(index * (len(steps) - 1) / (FRAMES - 1))] for index in range(FRAMES)}
-        steps = sorted(chosen)
-    return [_picture(Image.open(io.BytesIO(by_step[step])), step) for step in steps]
+    if PICTURE not in reader.Tags()["images"]:
+        return {}
+    return {event.step: event.encoded_image_string for event in reader.Images(PICTURE)}
 
 
-def _picture(image: Image.Image, step: int | None = None) -> Picture:
-    """An image for the page; small ones are enlarged without blurring."""
-    factor = max(1, WIDEST // max(image.width, image.height))
-    return Picture(
-        source=f"data:image/png;base64,{base64.b64encode(as_png(image)).decode()}",
-        width=image.width * factor,
-        height=image.height * factor,
-        step=step,
-    )
-
-
-def _command(page: RunPage) -> str:
-    """The command that repeats the run elsewhere."""
-    words = [f"rayd distill {page.recipe.name}"]
-    if page.recipe.name not in recipes.names():
-        words = ["rayd distill config.yaml"]
-    words += [f"{key}={json.dumps(value)}" for key, (_, value) in page.changes.items()]
-    return " ".join([*words, "--out runs/again"])
-
-
-def _seconds(value: float | None) -> str:
-    """A duration in words."""
-    if value is None:
-        return ""
-    if value < 90:
-        return f"{value:.1f} s"
-    return f"{value / 60:.1f} min" if value < 5400 else f"{value / 3600:.1f} h"
-
-
-def _size(value: float) -> str:
-    """A number of bytes in words."""
-    for unit in ("bytes", "kB", "MB"):
-        if value < 1000:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
+def command(
+    recipe: Recipe, directory: Path, base: str | None, changes: Mapping[str, tuple[Any, Any]]
+) -> str:
+    """The command that repeats a run elsewhere."""
+    if base is None:
+        words = ["rayd", "distill", str(directory / "config.yaml")]
+    else:
+        words = ["rayd", "distill", base]
+        words += [f"{key}={shown(value)}" for key, (_, value) in changes.items()]
+    return shlex.join([*words, "--out", f"runs/{recipe.name}-again"])

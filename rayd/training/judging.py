@@ -17,7 +17,6 @@ TEST_BATCH = 512
 """Images per forward pass while testing; affects speed and memory, and results by rounding only."""
 
 
-@torch.no_grad()
 def hits(
     network: nn.Module,
     weights: Sequence[Weights],
@@ -25,7 +24,24 @@ def hits(
     device: torch.device,
     precision: str,
 ) -> list[Tensor]:
-    """Whether each image is classified correctly, by a network with each of several weights.
+    """Whether each image is classified correctly; see `predictions`.
+
+    Returns:
+        For each set of weights a boolean tensor (n,), on the CPU.
+    """
+    predicted = predictions(network, weights, judged, device, precision)
+    return [classes == judged.labels for classes in predicted]
+
+
+@torch.no_grad()
+def predictions(
+    network: nn.Module,
+    weights: Sequence[Weights],
+    judged: TrainingSet,
+    device: torch.device,
+    precision: str,
+) -> list[Tensor]:
+    """The class that a network with each of several weights takes each image for.
 
     The images are processed in a single pass. The network is left in eval mode, its own weights
     unchanged.
@@ -38,7 +54,7 @@ def hits(
         precision: arithmetic of the forward pass.
 
     Returns:
-        For each set of weights a boolean tensor (n,), on the CPU.
+        For each set of weights class indices int64 (n,), on the CPU.
     """
     network.eval()
     predicted: list[list[Tensor]] = [[] for _ in weights]
@@ -48,7 +64,7 @@ def hits(
         with convolutions(device, precision), autocast(device, precision):
             for state, classes in zip(weights, predicted, strict=True):
                 classes.append(functional_call(network, dict(state), (images,)).argmax(1))
-    return [torch.cat(classes).cpu() == judged.labels for classes in predicted]
+    return [torch.cat(classes).cpu() for classes in predicted]
 
 
 def accuracy(hit: Tensor) -> float:

@@ -22,6 +22,7 @@ from rayd.engine.memory import device_fault, out_of_memory
 from rayd.engine.on_ray.cluster import log_directory
 from rayd.engine.on_ray.metrics import count
 from rayd.engine.on_ray.watch import check_head, head_is_lost
+from rayd.engine.peak import PeakMemory
 from rayd.engine.pool import WorkerInfo, free_memory
 from rayd.engine.wire import only_tensors, pack, size, unpack
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError, RunError
@@ -130,6 +131,7 @@ class _Worker:
     def worker_info(self, role: str) -> WorkerInfo:
         if self._fault is not None:
             raise self._fault
+        peak = PeakMemory.here()
         return WorkerInfo(
             role=role,
             pid=os.getpid(),
@@ -138,6 +140,8 @@ class _Worker:
             node_id=str(ray.get_runtime_context().get_node_id()),
             gpu=os.environ.get("CUDA_VISIBLE_DEVICES", "") if ray.get_gpu_ids() else "",
             gpu_bytes=_gpu_bytes() if ray.get_gpu_ids() else 0,
+            memory=peak.host,
+            gpu_memory=peak.gpu,
         )
 
     def _show_gpu(self) -> None:
@@ -208,6 +212,17 @@ class RayActor:
         reference = self.actor.call.remote(method, arguments)
         wait([reference])
         return unpack(get(reference))
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """Call a generator method; yield its events on arrival."""
+        events = self.events(method, *arguments)
+        while True:
+            wait([events])
+            try:
+                event = get(next(events))
+            except StopIteration:
+                return
+            yield unpack(event)
 
     def events(self, method: str, *arguments: Any) -> Any:
         """Call a generator method; returns Ray's generator of references to its packed events."""

@@ -8,6 +8,7 @@ callbacks and pictures along the way.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
 """Seconds of work that the driver asks of the synthesizer at a time."""
+PICTURE = "synthetic images"
+"""Name of the pictures of the set in TensorBoard."""
+PICTURES = 24
+"""Most pictures that a set of several blocks logs while it is made."""
+LARGEST_DRAWN = 2**27
+"""Bytes of the images of a set up to which pictures of it are logged."""
 
 
 class Blocks:
@@ -96,6 +103,7 @@ class Blocks:
         self._parts = synthetic.blocks(learned.samples, settings.block, settings.order)
         count = len(self._parts)
         self._sequential = count == 1 or job.method.sequential
+        self._drawn = 0
         pauses: list[tuple[int, ...]] = [()] * count
         if callback is not None:
             pauses = callback.pauses(settings.steps, count, self._sequential)
@@ -139,6 +147,8 @@ class Blocks:
             foreseen: seconds that all steps should take, where that is known.
         """
         with self._shown(foreseen) as shown:
+            if not any(self._reached()):
+                self._draw(0, self._learned)
             if self._sequential:
                 self._run_sequentially(shown)
             else:
@@ -155,7 +165,7 @@ class Blocks:
         these will be repeated.
         """
         steps = self._steps
-        reached = [checkpoint.resumable(task.checkpoints, task.key) for task in self.tasks]
+        reached = self._reached()
 
         def is_covered(step: int) -> bool:
             block, before = divmod(step - 1, steps)
@@ -163,6 +173,10 @@ class Blocks:
 
         self._log.forget("synthesize", is_covered)
         return reached
+
+    def _reached(self) -> list[int]:
+        """Steps of each block that a checkpoint covers."""
+        return [checkpoint.resumable(task.checkpoints, task.key) for task in self.tasks]
 
     def _run_sequentially(self, shown: StageDisplay) -> None:
         """All workers on one block after another: the observers of a step work in parallel.
@@ -185,6 +199,8 @@ class Blocks:
                     self._on_milestone((block * steps + pause) / (steps * len(self.tasks)))
             self._advance(synthesizer, task, reached, steps, shown)
             self._put(block, synthesizer.call("state", task, steps))
+            if len(self.tasks) > 1:
+                self._draw_block((block + 1) * steps)
             if block + 1 < len(self.tasks):
                 remembered = synthesizer.call("remembered", task, steps)
 
@@ -231,8 +247,7 @@ class Blocks:
             if step % interval == 0 and task.blocks == 1:
                 state = synthesizer.call("state", task, step)
                 now = synthetic.restore(task.recipe.synthetic, state)
-                sheet = np.asarray(contact_sheet(self._picture(now)))
-                self._log.picture("synthetic images", step, sheet)
+                self._draw(step, now)
 
     def _run_in_parallel(self, shown: StageDisplay) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
@@ -248,6 +263,8 @@ class Blocks:
             for block, event in self._pool.stream("synthesize", items):
                 if not isinstance(event, Logged):
                     self._put(block, event)
+                    reached[block] = end
+                    self._draw_block(sum(reached))
                     continue
                 reached[block] = max(reached[block], event.step)
                 if event.terms:
@@ -257,6 +274,18 @@ class Blocks:
                 shown.update(sum(reached), terms=event.terms or None)
             if end < steps:
                 self._on_milestone(end / steps)
+
+    def _draw_block(self, step: int) -> None:
+        """Log a picture after a block, at most `PICTURES` over all of them."""
+        if step - self._drawn >= self._steps * len(self.tasks) / PICTURES:
+            self._draw(step, self._learned)
+
+    def _draw(self, step: int, learned: SyntheticSet) -> None:
+        """Log a picture of the set; a large one has none, as all of it would be copied."""
+        self._drawn = step
+        if 4 * len(learned) * math.prod(self._job.data.shape) <= LARGEST_DRAWN:
+            sheet = np.asarray(contact_sheet(self._picture(learned)))
+            self._log.picture(PICTURE, step, sheet)
 
     def _now(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
         """The set with a block as it is after a step."""

@@ -1,0 +1,178 @@
+"""Several runs as one HTML page: differences of settings first, then accuracies and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayd import remote
+from rayd.config import Recipe, flat
+from rayd.distilled import Distilled, contact_sheet, load
+from rayd.engine.rundir import RunDirectory
+from rayd.evaluation.compare import Comparison, compare
+from rayd.evaluation.matrix import words_of
+from rayd.evaluation.report import Report
+from rayd.evaluation.variants import DISTILLED
+from rayd.page import charts
+from rayd.page.page import Picture, environment
+from rayd.page.page import write as write_page
+from rayd.page.run import gather, optional, report_of, series
+from rayd.recipes import restore
+from rayd.recipes.difference import RESULTS
+
+FILE = "compare.html"
+"""Default name of the page."""
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run on the page."""
+
+    name: str
+    """Its directory, without the part that all have."""
+    recipe: Recipe | None
+    """What was run; None where neither directory nor card say it."""
+    distilled: Distilled | None
+    """Its set."""
+    report: Report
+    """Its accuracies."""
+    grid: Picture | None
+    """Its images."""
+    series: Mapping[str, charts.Points]
+    """Logged values of its synthesis."""
+    seconds: float | None
+    """Time of its stages; None where they are unknown."""
+
+
+def write(directories: Sequence[str | Path], to: str | Path) -> Path:
+    """Write a page that compares finished runs.
+
+    Args:
+        directories: of runs, or of distilled sets with a report.
+        to: file to be written.
+
+    Returns:
+        The file.
+
+    Raises:
+        RaydError: a directory holds no report, or the page cannot be written.
+    """
+    return write_page(Path(to).expanduser(), render([remote.local(path) for path in directories]))
+
+
+def render(directories: Sequence[Path]) -> str:
+    """The page as HTML."""
+    comparison = compare(directories)
+    names = _short(directories)
+    runs = [_read(path, name) for path, name in zip(directories, names, strict=True)]
+    class_names = _shared_classes(runs)
+    few = 0 < len(class_names) <= charts.MOST_CLASSES
+    per_class = _by_class(runs) if few else {}
+    return (
+        environment()
+        .get_template("comparison.html.j2")
+        .render(
+            runs=runs,
+            settings=_settings(runs),
+            comparison=comparison,
+            accuracies=charts.accuracies(_bars(comparison)),
+            classes=charts.classes(per_class, class_names) if per_class else None,
+            curves=charts.curves(_curves(runs), "step"),
+        )
+    )
+
+
+def _read(directory: Path, name: str) -> ComparedRun:
+    """Everything of a run that the page shows."""
+    distilled = optional(load, directory)
+    report = report_of(directory)
+    # compare() has refused directories without one
+    assert report is not None
+    is_run = RunDirectory(directory).holds_run()
+    recipe: Recipe | None = None
+    if is_run:
+        recipe = RunDirectory(directory).recipe()
+    elif distilled is not None and "config" in distilled.card:
+        recipe = optional(restore, distilled.card["config"])
+    stages = gather(directory).stages if is_run else ()
+    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    return ComparedRun(
+        name=name,
+        recipe=recipe,
+        distilled=distilled,
+        report=report,
+        grid=None if distilled is None else Picture.of(contact_sheet(distilled)),
+        series=series(directory) if is_run else {},
+        seconds=sum(known) if known else None,
+    )
+
+
+def _short(directories: Sequence[Path]) -> list[str]:
+    """Names of the runs: their paths without the folders that all of them have in common."""
+    parts = [path.resolve().parts for path in directories]
+    shared = 0
+    while all(len(part) > shared + 1 for part in parts):
+        if len({part[shared] for part in parts}) > 1:
+            break
+        shared += 1
+    return ["/".join(part[shared:]) for part in parts]
+
+
+def _settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
+    """Settings in which runs differ, by dotted key: the value of each run."""
+    trees = []
+    for run in runs:
+        tree: dict[str, Any] = {}
+        if run.recipe is not None:
+            left_out = RESULTS - {"name"}
+            tree = flat(run.recipe.model_dump(mode="json", exclude=set(left_out)))
+        trees.append(tree)
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    rows = {key: [tree.get(key) for tree in trees] for key in keys}
+    return {
+        key: values for key, values in rows.items() if any(value != values[0] for value in values)
+    }
+
+
+def _bars(comparison: Comparison) -> list[charts.Bar]:
+    """Accuracies of each group of runs, the distilled set's first."""
+    bars = []
+    for group in comparison.groups:
+        for words, spread in group.accuracies.items():
+            std = spread.std if spread.std is not None else spread.students
+            label = f"{words}: {group.title}"
+            label = label if len(label) <= 60 else f"{label[:59]}…"
+            bars.append(charts.Bar(label, spread.mean, std, words.startswith(DISTILLED)))
+    return bars
+
+
+def _shared_classes(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
+    """Names of the classes where all runs have the same ones; else empty."""
+    found = {run.distilled.class_names for run in runs if run.distilled is not None}
+    return found.pop() if len(found) == 1 else ()
+
+
+def _by_class(runs: Sequence[ComparedRun]) -> dict[str, Sequence[float | None]]:
+    """Accuracies by class of each run's distilled set, with its first network."""
+    found: dict[str, Sequence[float | None]] = {}
+    for run in runs:
+        results = run.report.results
+        for result in results:
+            if result.set == DISTILLED and run.name not in found:
+                found[run.name] = result.per_class
+    for result in runs[0].report.results:
+        words = words_of(result, runs[0].report.results)
+        if result.set == "whole" and words not in found:
+            found[words] = result.per_class
+    return found
+
+
+def _curves(runs: Sequence[ComparedRun]) -> dict[str, dict[str, charts.Points]]:
+    """Values that several runs logged: by quantity and run."""
+    quantities: dict[str, dict[str, charts.Points]] = {}
+    for run in runs:
+        for name, points in run.series.items():
+            quantities.setdefault(name, {})[run.name] = points
+    return quantities

@@ -1,0 +1,41 @@
+"""Settings in which two recipes differ."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rayd.config import Recipe, flat
+
+RESULTS = frozenset({"name", "summary", "paper", "measured", "resources"})
+"""Fields in which recipes do not differ as runs."""
+
+
+def differences(base: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Settings in which a recipe differs from another, by dotted key: the other's and its own.
+
+    Those that the other leaves to the machine (`auto`) are left out.
+
+    >>> from rayd.recipes import resolve
+    >>> differences(resolve("digits"), resolve("digits", {"ipc": 5}))["ipc"]
+    (1, 5)
+    """
+    own = flat(recipe.model_dump(mode="json", exclude=set(RESULTS)))
+    other = flat(base.model_dump(mode="json", exclude=set(RESULTS)))
+    changes = {
+        key: (other.get(key), own.get(key))
+        for key in sorted(own.keys() | other.keys())
+        if other.get(key) != own.get(key)
+    }
+    return {key: pair for key, pair in changes.items() if pair[0] != "auto"}
+
+
+def shown(setting: Any) -> str:
+    """A setting as on the command line; a dash where a recipe has none.
+
+    >>> shown([0.5, True]), shown(None), shown("adam")
+    ('[0.5, true]', '—', 'adam')
+    """
+    if setting is None:
+        return "—"
+    return setting if isinstance(setting, str) else json.dumps(setting)

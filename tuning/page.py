@@ -1,0 +1,181 @@
+"""A sweep as one HTML page: trials, importance of settings, accuracies against each, Pareto front."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rayd.artifacts import read_json
+from rayd.config import read_yaml
+from rayd.drawing import new_figure
+from rayd.errors import OutputError
+from rayd.evaluation.report import Report
+from rayd.page import charts as page_charts
+from rayd.page.page import environment
+from rayd.page.page import write as write_page
+from rayd.page.run import FILE, optional
+from tuning import charts, table
+from tuning.space import MODES, Space
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRIALS = "trials.csv"
+SWEEP = "sweep.yaml"
+SUMMARY = "summary.json"
+"""Files of a sweep that the page is made from."""
+WORDS = {
+    "validation_accuracy": "validation accuracy",
+    "storage_bytes": "storage (bytes)",
+    "seconds": "time (s)",
+}
+"""Objectives in words."""
+
+
+def write(directory: Path, to: Path | None = None) -> Path:
+    """Write the page of a sweep.
+
+    Args:
+        directory: of the sweep, which has written its results.
+        to: file to be written; by default `report.html` in the directory.
+
+    Returns:
+        The file.
+
+    Raises:
+        RaydError: the directory holds no results of a sweep, or the page cannot be written.
+    """
+    return write_page(to if to is not None else directory / FILE, render(directory))
+
+
+def render(directory: Path) -> str:
+    """The page of a sweep as HTML."""
+    if not (directory / TRIALS).is_file():
+        raise OutputError(
+            f"'{directory}' holds a sweep without results yet; 'rayd tune' with --resume goes on."
+        )
+    space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+    trials = read_trials(directory / TRIALS, space)
+    summary: dict[str, Any] = optional(read_json, directory / SUMMARY) or {}
+    report: Report | None = optional(Report.kept, directory / "best")
+    best = next((row for row in trials if row.trial == summary.get("best")), None)
+    objectives = list(space.objectives)
+    front = table.pareto(trials, objectives) if len(objectives) > 1 else []
+    done = table.finished(trials)
+    shown = sorted(trials, key=lambda row: -(row.validation_accuracy or -1.0))
+    return (
+        environment("tuning")
+        .get_template("page.html.j2")
+        .render(
+            space=space,
+            directory=directory,
+            trials=shown,
+            finished=len(done),
+            failed=sum(row.status == "failed" for row in trials),
+            stopped=sum(row.status == "stopped" for row in trials),
+            best=best,
+            summary=summary,
+            keys=list(space.domains),
+            importance=_importance(summary.get("importance") or {}),
+            fewest=table.FEWEST,
+            slices=_slices(space, trials, best) if done and space.domains else None,
+            front=front,
+            pareto=_pareto(done, front, objectives) if front else None,
+            objectives=[WORDS[name] for name in objectives],
+            confirmed=summary.get("confirmed") or {},
+            report=report,
+            accuracies=None
+            if report is None or not report.results
+            else page_charts.accuracies(page_charts.bars_of(report.results)),
+        )
+    )
+
+
+def read_trials(path: Path, space: Space) -> list[table.Row]:
+    """The table of trials that a sweep wrote."""
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            settings = {}
+            for key in space.domains:
+                if line.get(key):
+                    settings[key] = _parsed(line[key])
+            numbers = {name: _number(line.get(name)) for name in table.NUMBERS}
+            rows.append(
+                table.Row(
+                    trial=line["trial"],
+                    status=line["status"],
+                    settings=settings,
+                    own=line["own_settings"] == "True",
+                    fraction=_number(line["fraction"]) or 0.0,
+                    **numbers,  # type: ignore[arg-type]
+                    reason=line["reason"],
+                    run=line["run"],
+                )
+            )
+    return rows
+
+
+def _parsed(cell: str) -> Any:
+    """A value of the table: text where it is nothing else."""
+    try:
+        return json.loads(cell.lower() if cell in ("True", "False") else cell)
+    except json.JSONDecodeError:
+        return cell
+
+
+def _number(cell: str | None) -> float | None:
+    return float(cell) if cell else None
+
+
+def _importance(shares: Mapping[str, float]) -> str | None:
+    """Bars of the importance of settings; None without any."""
+    if not shares:
+        return None
+    with page_charts.page_style():
+        figure = new_figure(page_charts.WIDTH, page_charts.MARGIN + page_charts.BAR * len(shares))
+        charts.draw_importance(figure.subplots(), shares, page_charts.OURS)
+        values = ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
+        return page_charts.as_svg(figure, f"Importance of settings: {values}.")
+
+
+def _slices(space: Space, trials: Sequence[table.Row], best: table.Row | None) -> str:
+    """Accuracies against each setting."""
+    with page_charts.page_style():
+        figure = charts.draw_slices(space, trials, best)
+        text = f"Validation accuracy of trials against {', '.join(space.domains)}."
+        return page_charts.as_svg(figure, text)
+
+
+def _pareto(
+    trials: Sequence[table.Row], front: Sequence[table.Row], objectives: Sequence[str]
+) -> str:
+    """Trials by the first two objectives, those on the front joined."""
+    with page_charts.page_style():
+        figure: Figure = new_figure(page_charts.WIDTH, 360)
+        axes = figure.subplots()
+        across = objectives[1]
+        up = objectives[0]
+        is_on_front = {row.trial for row in front}
+        others = [row for row in trials if row.trial not in is_on_front]
+        for rows, label, marker, colour in (
+            (others, "trials", "x", page_charts.OTHERS),
+            (front, "not beaten in all objectives", "o", page_charts.OURS),
+        ):
+            places = [getattr(row, across) for row in rows]
+            heights = [getattr(row, up) for row in rows]
+            axes.scatter(places, heights, label=label, marker=marker, color=colour, zorder=2)
+        if len(objectives) == 2:
+            line = sorted((getattr(row, across), getattr(row, up)) for row in front)
+            axes.plot(*zip(*line, strict=True), color=page_charts.OURS, linewidth=1)
+        axes.set_xlabel(f"{WORDS[across]}, {_better(across)}")
+        axes.set_ylabel(f"{WORDS[up]}, {_better(up)}")
+        axes.legend(frameon=False)
+        return page_charts.as_svg(figure, f"Trials by {WORDS[up]} and {WORDS[across]}.")
+
+
+def _better(objective: str) -> str:
+    return "higher is better" if MODES[objective] == "max" else "lower is better"  # type: ignore[index]
