@@ -1,10 +1,11 @@
-"""What Ray adds to a step of the synthesis: the same run in process and on workers, in turn.
+"""What Ray adds to a step of the synthesis: the same steps in process and on workers, in turn.
 
-    python benchmarks/step_traffic.py RECIPE [KEY=VALUE ...] [--workers N] [--pairs P]
+    python -m benchmarks.step_traffic RECIPE [KEY=VALUE ...] [--workers N] [--pairs P] [--steps S]
 
-Both have the same threads in all. It prints the processor time of a step of each run, of the driver
-and its actors together, and the ratio of each pair: wall time tells more of what else the machine
-does. Statistics of the real data are measured once, before.
+It prints the processor time of a step in process (one thread), and of one on workers of one thread
+each, that of the driver, the workers and the synthesizer together, with the ratio of each pair:
+wall time tells more of what else the machine does. Statistics are those of a few real images: their
+values do not matter to the speed.
 """
 
 from __future__ import annotations
@@ -13,49 +14,81 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
-from unittest import mock
+from tempfile import TemporaryDirectory
 
+from rayd import methods
 from rayd.config import Recipe, merge, parse_overrides
-from rayd.engine import distill as runs
-from rayd.engine.progress import Progress
-from rayd.engine.stages.blocks import Blocks
+from rayd.data import ImageData, load
+from rayd.engine.network_ids import network_ids
+from rayd.engine.observer import DatasetInfo
+from rayd.engine.open_pool import open_pool
+from rayd.engine.pool import WorkerPool
+from rayd.engine.stages.blocks import place_synthesizer
+from rayd.engine.synthesize import BlockTask
+from rayd.engine.worker import Worker
 from rayd.recipes import resolve
+from rayd.synthetic import initial
 from tests.faults import workers_of
 
+FEW = 100
+"""Real images whose statistics stand for those of all."""
 
-def processor_seconds() -> float:
-    """Processor time of this process and its Ray actors so far."""
+
+def processor_seconds(workers: list[int]) -> float:
+    """Processor time of this process and of some others so far."""
     ticks = 0
-    for worker in workers_of(os.getpid()):
+    for worker in workers:
         # the fields after the name of the program, which may hold spaces
         fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-class _SynthesizedError(Exception):
-    """The part that is timed is over."""
+class Steps:
+    """A synthesizer that is ready to step."""
+
+    def __init__(self, recipe: Recipe, data: ImageData, checkpoints: Path):
+        self._pool: WorkerPool = open_pool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
+        pool = self._pool
+        self._task = BlockTask(
+            recipe=recipe,
+            key="benchmark",
+            normalization=data.normalization,
+            block=0,
+            blocks=1,
+            start=pool.share(dict(initial(recipe, data).state_dict())),
+            checkpoints=checkpoints,
+            weights={},
+            accuracies={},
+            measured=_measured(pool, recipe, data),
+            train=None,
+        )
+        self._synthesizer = place_synthesizer(pool, methods.build(recipe))
+        self._step = 0
+        self._workers: list[int] = []
+
+    def advance(self, steps: int) -> float:
+        """Processor seconds of a step, of so many more."""
+        workers = workers_of(os.getpid()) if self._task.recipe.resources.workers else []
+        began = processor_seconds(workers)
+        self._synthesizer.call("advance", self._task, self._step, self._step + steps)
+        self._step += steps
+        return (processor_seconds(workers) - began) / steps
+
+    def close(self) -> None:
+        """Free the workers."""
+        self._pool.close()
 
 
-def seconds_a_step(recipe: Recipe, directory: Path, cache: Path) -> float:
-    """Processor time of a step of one run, which ends after the synthesis."""
-    spent = 0.0
-    synthesis = Blocks.run
-
-    def timed(self: Blocks, foreseen: float | None = None) -> None:
-        nonlocal spent
-        began = processor_seconds()
-        synthesis(self, foreseen)
-        spent = processor_seconds() - began
-        raise _SynthesizedError
-
-    with mock.patch.object(Blocks, "run", timed), suppress(_SynthesizedError):
-        runs.distill(recipe, directory, cache=cache, progress=Progress(quiet=True))
-    return spent / recipe.synthesis.steps
+def _measured(pool: WorkerPool, recipe: Recipe, data: ImageData) -> dict:
+    """Statistics of a few real images, for all observers."""
+    ids = network_ids(recipe)
+    rows = slice(None, None, max(1, len(data.train) // FEW))
+    part = pool.share((data.train.images[rows], data.train.labels[rows]))
+    states = pool.map("measure_alone", [(network_id, None, part, part) for network_id in ids])
+    return {network_id: pool.share(state) for network_id, state in zip(ids, states, strict=True)}
 
 
 def main() -> None:
@@ -63,26 +96,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=40)
     given = parser.parse_args()
     settings = parse_overrides(given.overrides)
     ratios = []
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        for pair in range(given.pairs):
-            both = []
-            for workers in (0, given.workers):
-                threads = 1 if workers else given.workers
-                resources = {"workers": workers, "threads": threads, "cpus_per_worker": 0.5}
-                recipe = resolve(given.recipe, merge(settings, {"resources": resources}))
-                both.append(seconds_a_step(recipe, root / f"{pair}-{workers}", root / "cache"))
-            ratios.append(both[1] / both[0])
+    both = []
+    with TemporaryDirectory() as folder:
+        for workers in (0, given.workers):
+            resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
+            quiet = {"checkpoint_every": 10**9, "steps": 10**6}
+            made = {"resources": resources, "synthesis": quiet}
+            recipe = resolve(given.recipe, merge(settings, made))
+            both.append(Steps(recipe, load(recipe.data), Path(folder) / str(workers)))
+        # every network must have been used before
+        for one in both:
+            one.advance(recipe.observers.pool)
+        for _ in range(given.pairs):
+            alone, spread = (one.advance(given.steps) for one in both)
+            ratios.append(spread / alone)
             sys.stdout.write(
-                f"in process {1000 * both[0]:.1f} ms a step, on {given.workers} workers "
-                f"{1000 * both[1]:.1f} ms: {ratios[-1]:.2f}\n"
+                f"in process {1000 * alone:.1f} ms a step, on {given.workers} workers "
+                f"{1000 * spread:.1f} ms: {ratios[-1]:.2f}\n"
             )
             sys.stdout.flush()
+        for one in both:
+            one.close()
     sys.stdout.write(f"median ratio {statistics.median(ratios):.2f}\n")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from tests.faults import workers_of
 
 STAGES = ("squeeze", "measure", "synthesize", "relabel", "evaluate")
-VICTIMS = ("worker", "synthesizer", "driver")
+VICTIMS = ("worker", "driver")
 AT_LEAST = 2
 """Kills in each stage."""
 DELAY = 1.0
@@ -159,11 +159,11 @@ def undisturbed(recipe: Path, out: Path, cache: Path) -> Run:
 def killed_at_random(
     recipe: Path, out: Path, cache: Path, seed: int, kills: int, tell: Callable[[Kill], object]
 ) -> tuple[Run, list[Kill]]:
-    """A run of which a worker, the synthesizer or the driver is killed so many times, the driver
-    with SIGKILL as the others.
+    """A run of which a worker, perhaps with the synthesizer, or the driver is killed so many times,
+    the driver with SIGKILL as the others.
 
-    Moments are drawn uniformly from stages that are drawn, `AT_LEAST` in each; a synthesizer is
-    there in its stage only. `tell` is told of each kill.
+    Moments are drawn uniformly from stages that are drawn, `AT_LEAST` in each. `tell` is told of
+    each kill.
 
     Raises:
         AssertionError: the run ended before all of them happened.
@@ -175,8 +175,7 @@ def killed_at_random(
     run = Run(recipe, out, cache)
     done = list[Kill]()
     for moment in moments:
-        synthesizing = STAGES[moment[0]] == "synthesize"
-        victim = draws.choice(VICTIMS if synthesizing else ("worker", "driver"))
+        victim = draws.choice(VICTIMS)
         wait = draws.uniform(0, DELAY)
         struck = False
         while not struck:

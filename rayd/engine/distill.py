@@ -407,8 +407,7 @@ class _Driver:
         weights = self._share_weights(observers)
         files = self._train_experts()
         shard_weight = None if self._forecast is None else self._forecast.shard
-        measure = Measure(self._job, weights)
-        measured = self._compute(measure, shard_weight)
+        measured = self._compute(Measure(self._job, weights), shard_weight)
         score = Score(self._job, weights)
         self._compute(score)
         rank = Rank(self._job)
@@ -430,7 +429,6 @@ class _Driver:
             weights=weights,
             accuracies=accuracies,
             measured=measured,
-            synthesizer=measure.synthesizer,
             experts=files,
             log=self._log,
             progress=self._progress,

@@ -143,6 +143,10 @@ class WorkerPool(ABC):
         """
         yield self
 
+    def neighbours(self) -> Neighbours | None:
+        """The workers, for one of them that has tasks for the others; None in process."""
+        return None
+
     def workers(self) -> list[WorkerInfo]:
         """The replicas as last reported, without waiting; empty in process."""
         return []
@@ -236,22 +240,35 @@ def free_memory() -> None:
     allocator.give_back()
 
 
+class Neighbours(Protocol):
+    """The workers of a pool, as one of them may know them."""
+
+    def around(self, replica: Any) -> WorkerPool:
+        """The pool for its worker that hosts `replica`: this one, where a task is a plain call, and
+        the others.
+        """
+
+
 class WorkerActor:
     """A part of the workers' replicas as an actor: calls go to the first worker, and to another one
     while that is lost.
 
     Args:
-        pool: its workers have a method that takes the method and arguments of a call.
+        pool: its workers have a method that takes the neighbours, and the method and arguments of
+            a call.
         part: name of that method.
+        neighbours: the workers that the part may use besides its own; None for none.
     """
 
-    def __init__(self, pool: WorkerPool, part: str):
+    def __init__(self, pool: WorkerPool, part: str, neighbours: Neighbours | None = None):
         self._pool = pool
         self._part = part
+        self._neighbours = neighbours
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call it in a worker; a worker that is lost meanwhile costs a repetition of the call."""
-        (result,) = self._pool.map(self._part, [(method, *arguments)], affinity=[0])
+        item = (self._neighbours, method, *arguments)
+        (result,) = self._pool.map(self._part, [item], affinity=[0])
         return result
 
 

@@ -52,6 +52,25 @@ def unpack(value: Any) -> Any:
     return value
 
 
+def to_host(value: Any, copy: bool = False) -> Any:
+    """Move the tensors of nested dicts, lists, tuples and named tuples to the host, without graph.
+
+    Args:
+        value: with tensors.
+        copy: also copy those that are there already.
+    """
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu()
+        return plain.clone() if copy and plain.data_ptr() == value.data_ptr() else plain
+    if type(value) is dict:
+        return {key: to_host(part, copy) for key, part in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(to_host(part, copy) for part in value)
+    if _named(value):
+        return type(value)(*(to_host(part, copy) for part in value))
+    return value
+
+
 def size(value: Any) -> int:
     """Bytes of the arrays in a packed value."""
     if isinstance(value, Packed):

@@ -14,7 +14,7 @@ from rayd.config import Recipe
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.pool import LocalPool, ObjectRef, free_memory
+from rayd.engine.pool import LocalPool, Neighbours, ObjectRef, free_memory
 from rayd.engine.stages.experts import initial_seed
 from rayd.engine.stages.student_tasks import Task
 from rayd.engine.students import StudentTrainer
@@ -169,12 +169,19 @@ class Worker(Observers):
         """Optimise one block with the networks of this worker; see `rayd.engine.synthesize`."""
         yield from synthesize(LocalPool.around(self), assignment, stop)
 
-    def synthesizer(self, method: str, *arguments: Any) -> Any:
-        """Call the synthesizer of this worker, which computes with the networks of this worker:
-        nothing of a step leaves the process and its device.
+    def synthesizer(self, neighbours: Neighbours | None, method: str, *arguments: Any) -> Any:
+        """Call the synthesizer of this worker, whose tasks this worker shares with others.
+
+        What this worker computes leaves neither the process nor its device.
+
+        Args:
+            neighbours: all workers; None to compute everything here.
+            method: of the synthesizer.
+            arguments: of the method.
         """
         if self._synthesizer is None:
-            self._synthesizer = Synthesizer(LocalPool.around(self))
+            pool = LocalPool.around(self) if neighbours is None else neighbours.around(self)
+            self._synthesizer = Synthesizer(pool)
         return getattr(self._synthesizer, method)(*arguments)
 
     def train(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:

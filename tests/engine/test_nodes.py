@@ -79,7 +79,7 @@ def test_workers_are_used_as_their_nodes_come_and_done_without_when_they_go(clus
         places += results
         assert [item for item, _ in places] == list(range(60))
         assert places[-1][1] == second.node_id
-        # a hosted object, here as a synthesizer does, goes on with who is left, and uses who comes
+        # a hosted object, here as what merges statistics does, goes on with who is left, and uses who comes
         # back
         assert {node for _, node in host.call("where", 2, 0.1)} == {second.node_id}
         third = cluster.add_node(num_cpus=1)

@@ -255,7 +255,7 @@ def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
             return status(run)
 
         found = look(
-            lambda now: now.stage == "synthesize" and now.done > 0 and len(now.workers) == 3
+            lambda now: now.stage == "synthesize" and now.done > 0 and len(now.workers) == 2
         )
         found = look(lambda now: all(one["there"] for one in now.workers))
         assert (found.state, found.driver["pid"], found.driver["holds_lock"]) == (
@@ -263,7 +263,7 @@ def test_workers_their_restarts_and_logs_are_found_from_outside(tmp_path):
             running.pid,
             True,
         )
-        assert [one["role"] for one in found.workers] == ["worker", "worker", "synthesizer"]
+        assert [one["role"] for one in found.workers] == ["worker", "worker"]
         assert all((Path(str(found.logs)) / f"{one['log']}.err").exists() for one in found.workers)
         os.kill(found.workers[0]["pid"], signal.SIGKILL)
         again = look(lambda now: now.restarts == 1 and all(one["there"] for one in now.workers))

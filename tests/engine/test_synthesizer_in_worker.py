@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from rayd import methods
 from rayd.config import Recipe
 from rayd.engine import distill as runs
 from rayd.engine.callbacks import Callback, Milestone
 from rayd.engine.gradients.base import tasks_per_step
+from rayd.engine.on_ray import pool as ray_pool
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.progress import Progress
 from rayd.recipes import resolve
 from tests.conftest import tiny
 from tests.faults import workers_of
+from tests.slow_worker import SlowWorker, shares
 
 QUIET = Progress(quiet=True)
 
@@ -47,12 +53,83 @@ def test_tasks_of_groups_and_of_training_count() -> None:
     assert tasks_per_step(methods.build(idm)) == 4
 
 
+def two_observers(**resources: Any) -> Recipe:
+    return tiny(
+        observers={"pool": 3, "per_step": 2},
+        evaluation={"seeds": 1, "epochs": 1, "baselines": []},
+        resources={"threads": 1, **resources},
+    )
+
+
+def test_workers_share_the_tasks_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of two tasks is computed where the synthesizer is; bytes are those of one process."""
+    log = tmp_path / "answers"
+    runs.distill(two_observers(), tmp_path / "alone", cache=tmp_path / "one", progress=QUIET)
+    slow = partial(SlowWorker, log=log, seconds=0.002)
+    monkeypatch.setattr("rayd.engine.distill.Worker", slow)
+    runs.distill(
+        two_observers(workers=2, cpus_per_worker=0.5),
+        tmp_path / "ray",
+        cache=tmp_path / "two",
+        progress=QUIET,
+    )
+    made = [tmp_path / name / "distilled" / "data.safetensors" for name in ("alone", "ray")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert sorted(shares(log).values()) == [12, 12]
+
+
+class Doubling:
+    """A replica."""
+
+    def double(self, number: float) -> torch.Tensor:
+        """Twice the number."""
+        return torch.tensor(2 * number)
+
+
+@pytest.mark.parametrize(("seconds", "is_shared"), [(0.001, False), (0.1, True)])
+def test_tasks_that_are_shorter_than_a_call_stay_where_the_synthesizer_is(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, is_shared: bool
+) -> None:
+    monkeypatch.setattr(
+        ray_pool.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: "b")
+    )
+    around = ray_pool._Handles(["a", "b"]).around(Doubling())
+    around._computed["double"].extend([1.0] * 7 + [seconds])
+    shared = []
+    monkeypatch.setattr(RayPool, "map", lambda _, *items: shared.append(items) or iter([]))
+    found = list(around.map("double", [(1.0,), (3.0,)], [0, 1]))
+    assert bool(shared) == is_shared
+    if not is_shared:
+        assert [float(number) for number in found] == [2.0, 6.0]
+
+
+def test_what_a_synthesizer_shares_is_stored_when_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, whoever it is sent to; what stays with it is not stored."""
+    stored = []
+
+    class Stored:
+        def __init__(self, value: Any):
+            stored.append(value)
+
+    monkeypatch.setattr(ray_pool, "RayRef", Stored)
+    tensor = torch.ones(2)
+    near = ray_pool._NearRef(tensor)
+    assert near.get() is tensor
+    assert not stored
+    for _ in range(2):
+        near.__reduce__()
+    assert len(stored) == 1
+
+
 @pytest.mark.chaos
+@pytest.mark.parametrize("recipe", [one_observer, two_observers])
 def test_a_killed_worker_is_replaced_with_its_synthesizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Callable[..., Recipe]
 ) -> None:
     """Same bytes as in process; what merged the statistics is not there any more."""
-    runs.distill(one_observer(), tmp_path / "alone", cache=tmp_path / "one", progress=QUIET)
+    runs.distill(recipe(), tmp_path / "alone", cache=tmp_path / "one", progress=QUIET)
     killed = []
 
     def kill(milestone: Milestone) -> None:
@@ -70,7 +147,7 @@ def test_a_killed_worker_is_replaced_with_its_synthesizer(
 
     monkeypatch.setattr(RayPool, "host", recorded)
     runs.distill(
-        one_observer(workers=2, cpus_per_worker=0.5),
+        recipe(workers=2, cpus_per_worker=0.5),
         tmp_path / "ray",
         cache=tmp_path / "two",
         progress=QUIET,

@@ -46,8 +46,8 @@ from rayd.engine.on_ray.cluster import (
     sendable,
 )
 from rayd.engine.on_ray.watch import head_is_lost
-from rayd.engine.pool import WorkerInfo, WorkerPool
-from rayd.engine.wire import size, unpack
+from rayd.engine.pool import LocalPool, WorkerInfo, WorkerPool
+from rayd.engine.wire import size, to_host, unpack
 from rayd.errors import DeviceFaultError, ResourceError, RunError
 
 log = logging.getLogger(__name__)
@@ -64,6 +64,16 @@ HANG_FACTOR = 20.0
 """A worker is stuck if it has also taken so many times as long as its method usually takes."""
 REMEMBERED = 101
 """Durations of a method of which the median is its usual one."""
+SHORT = 0.004
+"""Seconds of a task below which a worker that has some computes them all: to have another one
+compute it takes as long, most of it processor time of both.
+"""
+SHORT_OF = 8
+"""Durations of which the least tells whether tasks are short: others hold what the machine was busy
+with besides.
+"""
+NEIGHBOURS_LIMIT = 10.0
+"""Seconds that a worker waits at first for the others to answer."""
 
 
 class RayPool(WorkerPool):
@@ -180,19 +190,31 @@ class RayPool(WorkerPool):
         finished: dict[int, Any] = {}
         most = WAITING * len(self._workers)
         for index in range(len(items)):
-            packed = _MISSING
+            packed: Any = _MISSING
             while packed is _MISSING:
                 if index in finished:
+                    result = finished.pop(index)
+                    if isinstance(result, _Computed):
+                        packed = result
+                        continue
                     try:
-                        packed = self._packed(finished.pop(index))
+                        packed = self._packed(result)
                     except _LostError as error:
                         # the node that kept the result went after it was computed
                         waiting.put_back(index, error)
                     continue
                 only = None if len(finished) < most else index
+                mine = None
                 for worker, item in waiting.assign(self._idle(running), only):
+                    if worker == self._own:
+                        mine = item
+                        continue
                     reference = self._workers[worker].call.remote(method, items[item])
                     running[reference] = _Call(item, worker, method)
+                if mine is not None:
+                    # while the others compute theirs
+                    finished[mine] = _Computed(self._compute(method, items[mine]))
+                    continue
                 reference = self._next(method, running)
                 if reference not in running:
                     self._health.update(reference)
@@ -210,7 +232,14 @@ class RayPool(WorkerPool):
                 else:
                     finished[call.item] = reference
                 del found
-            yield _unpacked(packed)
+            yield packed.value if isinstance(packed, _Computed) else _unpacked(packed)
+
+    _own: int | None = None
+    """The worker in whose process this is, where it is one."""
+
+    def _compute(self, method: str, item: tuple[Any, ...]) -> Any:
+        """Compute a task in this process, which is that of a worker."""
+        raise NotImplementedError
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events on arrival."""
@@ -372,6 +401,10 @@ class RayPool(WorkerPool):
         except RayError as error:
             raise translated(error) from error
 
+    def neighbours(self) -> _Handles:
+        """The workers, for one of them."""
+        return _Handles(self._names)
+
     def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
         """Host an object in an actor on this node that can call the workers."""
         host = RayActor.start(self._threads, factory, _Handles(self._names), *arguments)
@@ -408,6 +441,95 @@ class _Handles(RayPool):
     @cached_property
     def _workers(self) -> list[Any]:  # type: ignore[override]
         return [ray.get_actor(name) for name in self._names]
+
+    def around(self, replica: Any) -> _Around:
+        """The pool for the worker in whose process this is called; see `Neighbours`."""
+        return _Around(self._names, replica)
+
+
+class _Around(_Handles):
+    """The pool for an object inside a worker: that worker, and the others beside it.
+
+    Args:
+        names: of the actors of all workers.
+        replica: what this worker hosts.
+    """
+
+    def __init__(self, names: list[str], replica: Any):
+        super().__init__(names)
+        self._own = names.index(ray.get_runtime_context().get_actor_name())
+        self._local = LocalPool.around(replica)
+        # seconds of the last tasks that were computed here, by method
+        self._computed: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=SHORT_OF))
+
+    def share(self, value: Any) -> _NearRef:  # type: ignore[override]
+        """A reference to a copy of the value, which is stored for other workers when a task that
+        goes there refers to it.
+        """
+        return _NearRef(to_host(value, copy=True))
+
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        """Share the items with the other workers, unless a call takes longer than a task."""
+        known = self._computed[method]
+        if len(known) == SHORT_OF and min(known) < SHORT:
+            for item in items:
+                yield self._compute(method, item)
+        else:
+            yield from super().map(method, items, affinity)
+
+    def _compute(self, method: str, item: tuple[Any, ...]) -> Any:
+        began = time.perf_counter()
+        (result,) = self._local.map(method, [item])
+        # results of other workers come in host memory, too
+        found = to_host(result)
+        self._computed[method].append(time.perf_counter() - began)
+        return found
+
+    @cached_property
+    def _health(self) -> health.WorkerHealth:
+        assert self._own is not None
+        known = health.WorkerHealth(self._workers)
+        # this worker is busy with the caller, so it answers no ping
+        known.away.pop(self._own)
+        began = time.monotonic()
+        # the first tasks should find the others there
+        while known.away and time.monotonic() - began < NEIGHBOURS_LIMIT:
+            ready, _ = ready_within(known.pings(), timeout=health.PING_INTERVAL)
+            for ping in ready:
+                known.update(ping)
+        return known
+
+    def _idle(self, running: dict[Any, _Call]) -> list[int]:
+        assert self._own is not None
+        return sorted({self._own, *super()._idle(running)})
+
+
+class _NearRef:
+    """A value in this process that becomes a `RayRef` where it is sent to another one.
+
+    Args:
+        value: must not change.
+    """
+
+    def __init__(self, value: Any):
+        self.key = uuid.uuid4().hex
+        self._value = value
+        self._sent: RayRef | None = None
+
+    def get(self) -> Any:
+        """The value itself."""
+        return self._value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._sent is None:
+            self._sent = RayRef(self._value)
+        return _received, (self._sent,)
+
+
+def _received(reference: RayRef) -> RayRef:
+    return reference
 
 
 class _SharedGPUs(RayPool):
@@ -589,6 +711,13 @@ class _LostError(Exception):
 
 
 _MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A result of this process."""
+
+    value: Any
 
 
 def _unpacked(packed: Any) -> Any:

@@ -27,10 +27,11 @@ from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
-from rayd.engine.pool import ActorHandle, HostedActor, ObjectRef, WorkerActor, WorkerPool
+from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
+from rayd.methods import Method
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
@@ -55,7 +56,6 @@ class Blocks:
         weights: weights of trained networks.
         accuracies: their training accuracies, fractions.
         measured: measured statistics of fixed observers; empty when real data is sampled.
-        synthesizer: where they were merged, if that is hosted already.
         experts: files of the experts, where students follow some.
         log: where logged steps are written.
         progress: where progress is shown.
@@ -77,7 +77,6 @@ class Blocks:
         weights: Mapping[NetworkId, ObjectRef],
         accuracies: Mapping[NetworkId, float],
         measured: Mapping[NetworkId, ObjectRef],
-        synthesizer: HostedActor | None = None,
         experts: tuple[Path, ...],
         log: RunLog,
         progress: Progress,
@@ -91,7 +90,6 @@ class Blocks:
         settings = recipe.synthesis
         self._job = job
         self._pool = pool
-        self._hosted = synthesizer
         self._learned = learned
         self._log = log
         self._progress = progress
@@ -183,7 +181,7 @@ class Blocks:
 
         The memory of terms is passed on from block to block.
         """
-        synthesizer = self._synthesizer()
+        synthesizer = place_synthesizer(self._pool, self._job.method)
         steps = self._steps
         began = self._resumed()
         shown.update(sum(began))
@@ -203,24 +201,6 @@ class Blocks:
                 self._draw_block((block + 1) * steps)
             if block + 1 < len(self.tasks):
                 remembered = synthesizer.call("remembered", task, steps)
-
-    def _synthesizer(self) -> ActorHandle:
-        """The synthesizer: in a worker where only one can be busy, so that nothing travels, else
-        beside them.
-        """
-        workers = self._job.recipe.resources.workers
-        if workers > 0 and min(workers, tasks_per_step(self._job.method)) == 1:
-            self._free_hosted()
-            return WorkerActor(self._pool, "synthesizer")
-        if self._hosted is None:
-            self._hosted = self._pool.host(Synthesizer)
-        return self._hosted
-
-    def _free_hosted(self) -> None:
-        """Stop the synthesizer that merged statistics, where steps do not need it."""
-        if self._hosted is not None:
-            self._hosted.close()
-            self._hosted = None
 
     def _advance(
         self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay
@@ -251,7 +231,6 @@ class Blocks:
 
     def _run_in_parallel(self, shown: StageDisplay) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
-        self._free_hosted()
         steps = self._steps
         began = self._resumed()
         reached = list(began)
@@ -313,6 +292,17 @@ class Blocks:
         """Copy the state of a block into the whole set."""
         part = synthetic.restore(self.tasks[block].recipe.synthetic, state)
         self._learned.put(self._parts[block], part)
+
+
+def place_synthesizer(pool: WorkerPool, method: Method) -> ActorHandle:
+    """A synthesizer of steps that use all workers, in the first of them: what that computes does
+    not travel. Where only one can be busy, nothing does.
+    """
+    workers = method.recipe.resources.workers
+    if workers == 0:
+        return pool.host(Synthesizer)
+    is_alone = min(workers, tasks_per_step(method)) == 1
+    return WorkerActor(pool, "synthesizer", None if is_alone else pool.neighbours())
 
 
 def _next_stride(steps: int, seconds: float) -> int:

@@ -35,7 +35,7 @@ from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import RealBatch
-from rayd.engine.pool import HostedActor, ObjectRef, TaskStream, WorkerPool
+from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.stage import ItemProgress, Stage
 from rayd.engine.stages.squeeze import Squeeze, alike, random_key
 from rayd.engine.synthesize import Synthesizer
@@ -73,9 +73,6 @@ class Measure(Stage[NetworkId, StoredStatistics]):
     unit = "shards"
     noun = "observers"
     task = "measure"
-
-    synthesizer: HostedActor | None = None
-    """Merges what workers measure; hosted when something is missing, and free afterwards."""
 
     def __init__(self, job: Job, weights: Mapping[NetworkId, ObjectRef] | None = None):
         """Measure through networks with these trained weights; those of random ones are missing."""
@@ -227,14 +224,16 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         if not mine:
             return
         assert isinstance(pool, WorkerPool)
-        self.synthesizer = self.synthesizer or pool.host(Synthesizer)
+        # beside the workers, on the node of the driver: a part that is merged is lost with it
+        synthesizer = pool.host(Synthesizer)
         measuring = self._measuring(pool, mine)
-        for index, done in self.synthesizer.stream("measure", measuring):
+        for index, done in synthesizer.stream("measure", measuring):
             item = mine[index]
             progress.update(item, done)
             if done == len(measuring.labels):
                 self.keep(item, None)
                 queue.done(item)
+        synthesizer.close()
 
     def _measuring(self, pool: WorkerPool, missing: Sequence[NetworkId]) -> Measuring:
         """What is to be measured: some observers on the whole training split."""
