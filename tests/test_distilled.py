@@ -264,9 +264,10 @@ def test_contact_sheet_of_many_classes_and_images_stays_small():
 def test_the_card_alone_is_written_again(saved):
     copy = load(saved)
     before = (saved / TENSORS).stat().st_mtime_ns
-    copy.card["labels"] = {"epochs": 3}
+    labels = {"folder": "labels/0123", "epochs": 3}
+    copy.card["labels"] = labels
     copy.save_card()
     assert (saved / TENSORS).stat().st_mtime_ns == before
-    assert load(saved).card["labels"] == {"epochs": 3}
+    assert load(saved).card["labels"] == labels
     with pytest.raises(ArtifactError, match="not saved"):
         distilled().save_card()

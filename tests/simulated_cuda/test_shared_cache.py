@@ -78,7 +78,8 @@ def test_auto_precision_finds_what_another_device_made_in_another_precision(
 ):
     """A run of the same recipe computes nothing, a resumed one the synthesis that is missing."""
     found = fresh[name][there]
-    assert set(found["made"]["card"]["precision"].values()) == {OWN[there]}
+    # sections that a method does not use stay as they are
+    assert set(found["made"]["card"]["precision"].values()) - {"auto"} == {OWN[there]}
     assert found["same"]["added"] == {}
     assert found["same"]["card"] == found["made"]["card"]
     assert found["evaluation"]["added"] == {}
