@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from rayd.artifacts import file_hash, write_tensors
 from rayd.data import Standardization, Whitening
-from rayd.distilled import CARD, DIRECTORY, GRID, TENSORS, Distilled, contact_sheet, load
+from rayd.distilled import CARD, DIRECTORY, GRID, TENSORS, Distilled, load
 from rayd.errors import ArtifactError, OutputError
+from rayd.pictures import contact_sheet
 
 NAMES = ("zebra", "ape", "cat")
 
@@ -264,9 +265,9 @@ def test_contact_sheet_of_many_classes_and_images_stays_small():
 def test_the_card_alone_is_written_again(saved):
     copy = load(saved)
     before = (saved / TENSORS).stat().st_mtime_ns
-    copy.card["labels"] = {"epochs": 3}
+    copy.card["labels"] = {"folder": "labels", "epochs": 3}
     copy.save_card()
     assert (saved / TENSORS).stat().st_mtime_ns == before
-    assert load(saved).card["labels"] == {"epochs": 3}
+    assert load(saved).card["labels"]["epochs"] == 3
     with pytest.raises(ArtifactError, match="not saved"):
         distilled().save_card()

@@ -30,7 +30,6 @@ from rayd.artifacts import read_json, write_bytes, write_json
 from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
 from rayd.data.sources import open_source
-from rayd.distilled import as_png
 from rayd.distilled import load as load_distilled
 from rayd.drawing import as_image
 from rayd.engine.distill import distill
@@ -43,6 +42,7 @@ from rayd.engine.rundir import check_writable
 from rayd.errors import OutputError, ResourceError, RunError
 from rayd.evaluation.report import Accuracy, Report
 from rayd.locks import LOCK, locked
+from rayd.pictures import as_png
 from rayd.recipes import resolve
 from rayd.synthetic.initialization import check_budget
 from tuning import charts, page, study, table
