@@ -11,25 +11,21 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from rayd import remote, shown
 from rayd.artifacts import (
     file_hash,
-    parse,
     read_hash,
     read_json,
     read_tensors,
@@ -38,11 +34,12 @@ from rayd.artifacts import (
     write_json,
     write_tensors,
 )
+from rayd.card_format import FORMAT, PixelRange, check_card, contradiction, renamed
 from rayd.config import SyntheticSettings, lookup, validate
 from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization, restore
 from rayd.errors import ArtifactError, ConfigError, DataError, OutputError
-from rayd.names import inside
+from rayd.pictures import contact_sheet, picture
 from rayd.synthetic.base import Storage, SyntheticSet
 from rayd.synthetic.kinds import restore as restore_set
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
@@ -50,8 +47,16 @@ from rayd.synthetic.learned_step_size import WithLearnedStepSize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FORMAT = 2
-"""Version of the format above; newer ones are rejected. Sets stored as pixels have version 1."""
+__all__ = [
+    "CARD",
+    "DIRECTORY",
+    "GRID",
+    "TENSORS",
+    "Distilled",
+    "PixelRange",
+    "contact_sheet",
+    "load",
+]
 
 DIRECTORY = "distilled"
 """Folder of the set in a run directory."""
@@ -59,129 +64,10 @@ TENSORS = "data.safetensors"
 CARD = "card.json"
 GRID = "grid.png"
 
-HALF_STEP = 0.5 / 255
-"""Largest error of a value in [0, 1] that is rounded to 8 bits."""
-
 _STATE = "normalization."
 
-
-@dataclass(frozen=True)
-class PixelRange:
-    """Where the values of images lie, of which real pixels take 0 to 1."""
-
-    outside: Annotated[float, Field(ge=0, le=1)]
-    """Share of the values that are outside by more than rounding to 8 bits changes a value."""
-    least: float
-    """Smallest value."""
-    most: float
-    """Largest value."""
-
-    @classmethod
-    def of(cls, values: Iterable[Tensor]) -> Self:
-        """Measure denormalised values, to six digits, as machines round differently.
-
-        Args:
-            values: of at least one image, in parts, so that not all are in memory at once.
-        """
-        count = 0
-        outside = 0
-        least = math.inf
-        most = -math.inf
-        for part in values:
-            count += part.numel()
-            outside += int(((part < -HALF_STEP) | (part > 1 + HALF_STEP)).sum())
-            least = min(least, part.min().item())
-            most = max(most, part.max().item())
-        measured = (outside / count, least, most)
-        return cls(*(float(f"{number:.6g}") for number in measured))
-
-    @property
-    def fits(self) -> bool:
-        """Whether images of 8 bits hold all values, but for rounding."""
-        return self.outside == 0
-
-    def text(self) -> str:
-        """Describe the range.
-
-        >>> PixelRange(0.831, -1.072, 2.7).text()
-        '83 % of the values lie outside 0..1, from -1.07 to 2.7'
-        """
-        if self.fits:
-            return "all values lie in 0..1"
-        share = "less than 1" if self.outside < 0.01 else f"{self.outside * 100:.0f}"
-        return f"{share} % of the values lie outside 0..1, from {self.least:.3g} to {self.most:.3g}"
-
-
-_Count = Annotated[int, Field(ge=0)]
-_Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class _CardPart(BaseModel):
-    """Part of a card, which may say more than is known here."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
-
-
-class _StorageEntry(_CardPart):
-    numbers: dict[str, _Count] = {}
-    bytes: dict[str, _Count] = {}
-
-
-class _DataEntry(_CardPart):
-    name: str
-    fingerprint: str | None = None
-
-
-class _ObserverEntry(_CardPart):
-    network: str
-    train_accuracy: _Fraction
-    validation_accuracy: _Fraction | None = None
-
-
-class _ExpertsEntry(_CardPart):
-    network: str
-    count: _Count
-    epochs: float
-    train_accuracy: _Fraction
-
-
-class _LabelsEntry(_CardPart):
-    folder: str
-    epochs: _Count
-
-
-class _Card(_CardPart):
-    """What a card holds: entries that are needed, and the types of others."""
-
-    format: int
-    class_names: Annotated[list[str], Field(min_length=1)]
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=3, max_length=3)]
-    normalization: str
-    ipc: _Count = 0
-    recipe: str | None = None
-    method: str | None = None
-    citation: str | None = None
-    data: _DataEntry | None = None
-    synthesis: str | None = None
-    seed: int | None = None
-    steps: _Count | None = None
-    observers: list[_ObserverEntry] = []
-    experts: _ExpertsEntry | None = None
-    hardware: dict[str, Any] = {}
-    devices: dict[str, list[str]] = {}
-    storage: _StorageEntry = _StorageEntry()
-    pixel_range: PixelRange | None = None
-    versions: dict[str, str] = {}
-    config: dict[str, Any] = {}
-    synthetic: dict[str, Any] = {}
-    step_size: Annotated[float, Field(gt=0)] | None = None
-    labels: _LabelsEntry | None = None
-
-
-class _SavedCard(_Card):
-    """The card of a set on disk, next to the file of its tensors."""
-
-    sha256: str
+TOGETHER_BYTES = 2**25
+"""Bytes of the images that are denormalised at a time."""
 
 
 class Distilled(Dataset[tuple[Tensor, Tensor]]):
@@ -483,9 +369,9 @@ def load(path: str | Path) -> Distilled:
             f"'{file}' holds images of shape {list(distilled.images.shape[1:])}; "
             f"its card says {card['shape']}."
         )
-    if fault := _contradiction(card, own):
+    if fault := contradiction(card, own):
         raise ArtifactError(f"'{directory / CARD}' contradicts '{TENSORS}' next to it: {fault}.")
-    if fault := _renamed(card):
+    if fault := renamed(card):
         raise ArtifactError(
             f"'{directory / CARD}' contradicts itself: {fault}; restore 'class_names'."
         )
@@ -538,59 +424,6 @@ def _read_card(path: Path) -> dict[str, Any]:
     return check_card(read_json(path), f"'{path}'", is_saved=True)
 
 
-def check_card(card: Any, where: str, is_saved: bool = False) -> dict[str, Any]:
-    """Check the types of a card's entries.
-
-    Args:
-        card: content of a JSON file.
-        where: name of the file, for error messages.
-        is_saved: whether it is the card of a set on disk, which has a hash of the tensors.
-
-    Returns:
-        The card.
-
-    Raises:
-        ArtifactError: an entry is missing, has another type, or leads out of the set's directory,
-            or the card has a newer format.
-    """
-    version = card.get("format", FORMAT) if isinstance(card, dict) else FORMAT
-    if isinstance(version, int) and version > FORMAT:
-        raise ArtifactError(
-            f"{where} must have format {FORMAT} or older. "
-            f"Got {version!r} instead; a newer rayd wrote it."
-        )
-    parse(_SavedCard if is_saved else _Card, card, where)
-    folder = (card.get("labels") or {}).get("folder")
-    if folder is not None:
-        inside(folder, where.strip("'"))
-    return dict[str, Any](card)
-
-
-def _contradiction(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """How a card contradicts the tensors that it describes; None if it does not."""
-    for name, number in card.get("storage", {}).get("numbers", {}).items():
-        if name in tensors and tensors[name].numel() != number:
-            return f"it counts {number:,} numbers of '{name}', which has {tensors[name].numel():,}"
-    return None
-
-
-def _renamed(card: Mapping[str, Any]) -> str | None:
-    """How class names contradict those of the data that a card was made from; None if they do not.
-
-    Students are tested on images by class index: a name in another place would be wrong in silence.
-    """
-    read = (card.get("data") or {}).get("read")
-    known = read.get("class_names") if isinstance(read, dict) else None
-    names = card["class_names"]
-    if known is None or list(known) == names:
-        return None
-    pairs = zip(names, known, strict=False)
-    different = next((pair for pair in pairs if pair[0] != pair[1]), None)
-    if different is None:
-        return f"it names {len(names)} classes, and its data {len(known)}"
-    return f"it calls a class '{different[0]}' that its data call '{different[1]}'"
-
-
 def _fault(images: Tensor, labels: Tensor, classes: int) -> str | None:
     """Describe what is wrong with the tensors of a set; None if nothing is."""
     if images.dtype != torch.float32 or images.ndim != 4 or not len(images):
@@ -624,104 +457,3 @@ def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     except ArtifactError:
         return False
     return stored == tensor_hash(tensors)
-
-
-TOGETHER_BYTES = 2**25
-"""Bytes of the images that are denormalised at a time."""
-CELL = 48
-COLUMNS = 10
-ROWS = 20
-GAP = 2
-"""Contact sheet: minimum side of an image, maximum numbers of images per class and of classes, and
-gap between images (pixels).
-"""
-LONGEST_NAME = 24
-"""Maximum characters of a class name on a contact sheet."""
-
-
-def contact_sheet(distilled: Distilled, classes: Sequence[int] | None = None) -> Image.Image:
-    """Draw a row for each class, with its name and first `COLUMNS` images.
-
-    Args:
-        distilled: the set.
-        classes: labels of the classes; by default the first `ROWS`.
-    """
-    from torchvision.utils import make_grid
-
-    labels = distilled.hard_labels
-    if classes is None:
-        classes = range(min(distilled.classes, ROWS))
-    groups = [(labels == label).nonzero().squeeze(1)[:COLUMNS] for label in classes]
-    columns = max(1, *map(len, groups))
-    # of a large set only the images that are shown are denormalised
-    shown = torch.split(
-        _visible(distilled.pixels_of(torch.cat(groups))), [len(group) for group in groups]
-    )
-    tiles = shown[0].new_full((len(groups) * columns, 3, *shown[0].shape[2:]), 255)
-    for row, group in enumerate(shown):
-        tiles[row * columns : row * columns + len(group)] = group
-    grid = make_grid(tiles, nrow=columns, padding=GAP, pad_value=255)
-    return _with_names(grid, [_short(distilled.class_names[label]) for label in classes])
-
-
-def picture(distilled: Distilled) -> bytes:
-    """Draw the contact sheet as a PNG file."""
-    return as_png(contact_sheet(distilled))
-
-
-def as_png(image: Image.Image) -> bytes:
-    """Encode an image as PNG."""
-    return as_file(image, "PNG")
-
-
-def as_file(image: Image.Image, format: str) -> bytes:
-    """Encode an image in one of the formats of `PICTURE_FORMATS`."""
-    buffer = io.BytesIO()
-    image.save(buffer, format=format, quality=95)
-    return buffer.getvalue()
-
-
-PICTURE_FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-"""Formats of pictures by file extension."""
-
-
-def picture_format(path: Path) -> str:
-    """Format of a picture according to its file extension.
-
-    Raises:
-        OutputError: the format is not supported.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in PICTURE_FORMATS:
-        known = ", ".join(name for name in PICTURE_FORMATS if name)
-        raise OutputError(
-            f"A picture's file must end in one of {known}. Got '{path.name}' instead."
-        )
-    return PICTURE_FORMATS[suffix]
-
-
-def _visible(pixels: Tensor) -> Tensor:
-    """Convert to uint8 RGB (n, 3, H, W), enlarged by whole factors to at least `CELL` pixels."""
-    if pixels.shape[1] != 3:
-        pixels = pixels.float().mean(1, keepdim=True).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    factor = -(-CELL // min(pixels.shape[2:]))
-    return pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-
-
-def _with_names(grid: Tensor, names: Sequence[str]) -> Image.Image:
-    font = ImageFont.load_default()
-    margin = 3 * GAP + int(max(font.getlength(name) for name in names)) + 1
-    _, height, width = grid.shape
-    sheet = Image.new("RGB", (margin + width, height), "white")
-    sheet.paste(Image.fromarray(np.ascontiguousarray(grid.permute(1, 2, 0).numpy())), (margin, 0))
-    draw = ImageDraw.Draw(sheet)
-    for row, name in enumerate(names):
-        draw.text(
-            (2 * GAP, height * (row + 0.5) / len(names)), name, fill="black", font=font, anchor="lm"
-        )
-    return sheet
-
-
-def _short(name: str) -> str:
-    line = " ".join(name.split())
-    return line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…"

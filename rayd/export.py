@@ -36,8 +36,9 @@ from torch import Tensor
 
 from rayd import remote
 from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash, write_tensors
+from rayd.card_format import check_card
 from rayd.data.normalization import Normalization, restore
-from rayd.distilled import Distilled, check_card
+from rayd.distilled import Distilled
 from rayd.errors import ArtifactError, ConfigError, OutputError, unknown
 
 Format = Literal["parquet", "imagefolder", "npz", "safetensors"]

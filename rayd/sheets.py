@@ -1,6 +1,6 @@
 """Pictures of a set for the command line: chosen classes, enlarged, beside what it was before.
 
-A contact sheet has a row for each of the first classes (`rayd.distilled.contact_sheet`). Sheets of
+A contact sheet has a row for each of the first classes (`rayd.pictures.contact_sheet`). Sheets of
 earlier steps are those that the run logged for TensorBoard; a set that was found in the store has
 none.
 """
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from rayd.distilled import DIRECTORY, GAP, ROWS, Distilled, contact_sheet
+from rayd.distilled import DIRECTORY, Distilled
 from rayd.errors import ArtifactError, ConfigError, unknown
+from rayd.pictures import GAP, ROWS, contact_sheet
 
 CAPTION = 16
 """Height of a caption in pixels."""

@@ -85,7 +85,7 @@ def report_html(report: Report) -> str:
 
 def distilled_html(distilled: Distilled) -> str:
     """A distilled set as its contact sheet."""
-    from rayd.distilled import picture
+    from rayd.pictures import picture
 
     image = base64.b64encode(picture(distilled)).decode()
     text = f"{len(distilled)} images of {'x'.join(map(str, distilled.shape))}"
@@ -97,8 +97,8 @@ def distilled_html(distilled: Distilled) -> str:
 
 def distilled_figure(distilled: Distilled) -> Figure:
     """The contact sheet of a distilled set."""
-    from rayd.distilled import contact_sheet
     from rayd.drawing import new_figure, styled
+    from rayd.pictures import contact_sheet
 
     sheet = contact_sheet(distilled)
     with styled():

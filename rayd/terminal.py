@@ -14,8 +14,8 @@ from typing import Literal, TextIO, get_args
 import numpy as np
 from PIL import Image
 
-from rayd.distilled import as_png
 from rayd.errors import ConfigError, unknown
+from rayd.pictures import as_png
 
 Protocol = Literal["kitty", "iterm", "sixel", "none"]
 VARIABLE = "RAYD_PICTURES"

@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from rayd.artifacts import file_hash, write_tensors
 from rayd.data import Standardization, Whitening
-from rayd.distilled import CARD, DIRECTORY, GRID, TENSORS, Distilled, contact_sheet, load
+from rayd.distilled import CARD, DIRECTORY, GRID, TENSORS, Distilled, load
 from rayd.errors import ArtifactError, OutputError
+from rayd.pictures import contact_sheet
 
 NAMES = ("zebra", "ape", "cat")
 

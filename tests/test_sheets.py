@@ -9,10 +9,11 @@ from typer.testing import CliRunner
 import rayd
 from rayd.cli import app
 from rayd.data import Standardization
-from rayd.distilled import CELL, GAP, Distilled, contact_sheet
+from rayd.distilled import Distilled
 from rayd.engine.runlog import RunLog
 from rayd.engine.stages.blocks import PICTURE
 from rayd.errors import ArtifactError, ConfigError
+from rayd.pictures import CELL, GAP, contact_sheet
 from rayd.sheets import CAPTION, sheet
 
 

@@ -18,15 +18,12 @@ from rayd.page.page import environment
 from rayd.page.page import write as write_page
 from rayd.page.run import FILE, optional
 from tuning import charts, table
+from tuning.directory import RESULTS, SUMMARY, SWEEP
 from tuning.space import MODES, Space
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRIALS = "trials.csv"
-SWEEP = "sweep.yaml"
-SUMMARY = "summary.json"
-"""Files of a sweep that the page is made from."""
 WORDS = {
     "validation_accuracy": "validation accuracy",
     "storage_bytes": "storage (bytes)",
@@ -53,12 +50,12 @@ def write(directory: Path, to: Path | None = None) -> Path:
 
 def render(directory: Path) -> str:
     """The page of a sweep as HTML."""
-    if not (directory / TRIALS).is_file():
+    if not (directory / RESULTS).is_file():
         raise OutputError(
             f"'{directory}' holds a sweep without results yet; 'rayd tune' with --resume goes on."
         )
     space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
-    trials = read_trials(directory / TRIALS, space)
+    trials = read_trials(directory / RESULTS, space)
     summary: dict[str, Any] = optional(read_json, directory / SUMMARY) or {}
     report: Report | None = optional(Report.kept, directory / "best")
     best = next((row for row in trials if row.trial == summary.get("best")), None)

@@ -20,11 +20,12 @@ from rayd.analyses import check_free, files
 from rayd.artifacts import write_bytes, write_json
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, ImageSet
-from rayd.distilled import Distilled, as_png, load
+from rayd.distilled import Distilled, load
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.errors import ArtifactError
 from rayd.evaluation.report import Report
+from rayd.pictures import as_png
 from rayd.training.fitting import fit
 
 if TYPE_CHECKING:

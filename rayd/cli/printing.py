@@ -106,7 +106,7 @@ def check_picture(path: Path, overwrite: bool) -> None:
     Raises:
         OutputError: it exists and must not be replaced, or its format is unknown.
     """
-    from rayd.distilled import picture_format
+    from rayd.pictures import picture_format
 
     picture_format(path)
     if remote.exists(path) and not overwrite:
@@ -116,6 +116,6 @@ def check_picture(path: Path, overwrite: bool) -> None:
 def write_picture(path: Path, image: Any) -> None:
     """Write a picture in the format that its file's name says."""
     from rayd.artifacts import write_bytes
-    from rayd.distilled import as_file, picture_format
+    from rayd.pictures import as_file, picture_format
 
     write_bytes(path, as_file(image, picture_format(path)))

@@ -49,6 +49,7 @@ from rayd.engine.stages.measure import shards
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
+from rayd.engine.worker_networks import WorkerNetworks
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment
@@ -379,7 +380,7 @@ class Costs:
         network_id = network_ids(self.recipe, group)[index]
         with Counting() as counting:
             worker = self._worker
-            worker._fixed_observer(network_id, None, self.recipe.network_group(group).precision)
+            worker._networks.fixed(network_id, None, self.recipe.network_group(group).precision)
             counting.take()
             states = self._measure(network_id, 1)
             first = counting.take()
@@ -536,7 +537,7 @@ class Costs:
         def work() -> Count:
             with Counting() as counting:
                 worker = self._worker
-                worker._fixed_observer(network_id, None, "float32")
+                worker._networks.fixed(network_id, None, "float32")
                 counting.take()
                 images = LocalRef(_pixels(self.data, CHUNK))
                 next(worker.score(network_id, LocalRef(None), 0, images))
@@ -586,14 +587,22 @@ class _FirstBatches:
         return self._batches
 
 
+class _RandomNetworks(WorkerNetworks):
+    """One random network per architecture."""
+
+    def fixed(self, network_id: NetworkId, weights: Any, precision: str) -> Observer:
+        """The first network of its architecture, untrained."""
+        return super().fixed(replace(network_id, index=0), None, precision)
+
+
 class _StandIn(Worker):
     """A worker with one random network per architecture, and without students' steps."""
 
-    def _fixed_observer(self, network_id: NetworkId, weights: Any, precision: str) -> Observer:
-        return super()._fixed_observer(replace(network_id, index=0), None, precision)
+    def _new_networks(self) -> WorkerNetworks:
+        return _RandomNetworks(self._recipe, self._method, self._facts, self._device)
 
     def _match_trajectory(self, task: TrajectoryTask) -> TrajectoryResult:
-        replica = self._replica(task.template, "now", task.parameters)
+        replica = self._replicas.get(task.template, "now", task.parameters)
         return TrajectoryResult(
             loss=torch.zeros(()),
             gradients={name: torch.zeros_like(value) for name, value in replica.named_parameters()},

@@ -14,7 +14,7 @@ from typing import Any
 from rayd import devices, remote
 from rayd.artifacts import write_bytes, write_json
 from rayd.config import EvaluationSettings, Recipe, lookup
-from rayd.distilled import Distilled, as_file
+from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory
 from rayd.engine.costs import Costs
 from rayd.engine.forecast import Forecast
@@ -52,6 +52,7 @@ from rayd.evaluation.matrix import FILE as CHART
 from rayd.evaluation.report import FILE, Report
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import Variant, needs_teachers, variants
+from rayd.pictures import as_file
 from rayd.recipes import restore
 
 EVALUATION_KEYS = frozenset({"data", "evaluation", "labels", "ranking", "resources"})

@@ -1,34 +1,31 @@
-"""The networks of a worker and the tasks that spec them.
+"""Gradients and statistics that a worker computes with its networks.
 
-`Observers` is the base of `rayd.engine.worker.Worker`. It builds networks when a task first needs them (fixed ones,
-random or trained; networks of the model pool; the fresh network of one step), keeps those that will
-be used again, and computes gradients and statistics with them. It is a plain class, independent of
-whether it runs in process or in an actor.
+`Observers` is the base of `rayd.engine.worker.Worker`, a plain class, independent of whether it
+runs in process or in an actor. Its networks are in `rayd.engine.worker_networks`, its copies of the
+synthetic set in `rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rayd import devices, networks, schedules, seeding, synthetic
-from rayd.config import NetworkGroup, NetworkSettings, Recipe
-from rayd.data.augmentation import ALL, ByClass, Operation, Rows, augmentation, draw_transform
+from rayd import devices, networks
+from rayd.config import NetworkGroup, Recipe
+from rayd.data.augmentation import ALL, Operation
 from rayd.derived import known_on_host, on_host, rows_of
 from rayd.engine.aggregation import merged, to_host
+from rayd.engine.ascent import moved_uphill
 from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
 from rayd.engine.gradients.model_pool import (
     Batches,
     ModelPoolTrainer,
     TrainResult,
     TrainTask,
-    initial_seed,
 )
 from rayd.engine.gradients.trajectory_matching import (
     TrajectoryResult,
@@ -44,9 +41,11 @@ from rayd.engine.observer import (
     States,
     StatisticAccumulator,
     measure_together,
-    unchanged,
 )
 from rayd.engine.pool import ObjectRef
+from rayd.engine.replicas import Replicas
+from rayd.engine.task_draws import TaskDraws
+from rayd.engine.worker_networks import WorkerNetworks
 from rayd.errors import ConfigError
 from rayd.methods import build
 from rayd.networks import Observation
@@ -73,52 +72,6 @@ class _DeviceBatch:
     """Class indices (N,)."""
     augment: Augment
     """The augmentation of the images."""
-
-
-@contextmanager
-def moved_uphill(
-    tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
-) -> Iterator[None]:
-    """Move tensors along their gradients, all together by a distance, until the block ends."""
-    before = [tensor.detach().clone() for tensor in tensors]
-    lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    length = torch.linalg.vector_norm(torch.stack(lengths))
-    # a gradient of zero moves nothing
-    pace = radius / length.clamp(min=torch.finfo(length.dtype).tiny)
-    try:
-        with torch.no_grad():
-            for tensor, gradient in zip(tensors, gradients, strict=True):
-                tensor.add_(pace * gradient)
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-
-
-def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length: float) -> None:
-    """Move weights, in place, by steps of equal length along the gradient of the cross-entropy.
-
-    Args:
-        network: in evaluation mode; buffers stay as they are.
-        images: network input (N, C, H, W).
-        labels: class indices (N,), or rows of probabilities.
-        steps: how many.
-        length: of all steps together.
-    """
-    weights = [one for one in network.parameters() if one.is_floating_point()]
-    for weight in weights:
-        weight.requires_grad_()
-    for _ in range(steps):
-        loss = nn.functional.cross_entropy(network(images), labels)
-        slope = torch.autograd.grad(loss, weights, materialize_grads=True)
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
-        pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        with torch.no_grad():
-            for weight, gradient in zip(weights, slope, strict=True):
-                weight.add_(pace * gradient)
-    for weight in weights:
-        weight.requires_grad_(False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +117,7 @@ class Observers:
         self._method = build(recipe)
         self._device = device or devices.choose(recipe.resources)
         devices.use_layout(recipe.resources)
-        self._augmentations = {
-            group: augmentation(recipe.network_group(group).augmentation)
-            for group in self._method.groups
-        }
+        self._draws = TaskDraws(recipe, facts, tuple(self._method.groups), self._device)
         self._class_counts = torch.tensor(facts.class_counts)
         self.forget()
 
@@ -177,20 +127,16 @@ class Observers:
             self._recipe, self._facts.shape, self._facts.classes, self._device
         )
         self._trajectory_worker: TrajectoryWorker | None = None
-        # one network per architecture, with the key of the weights that it has now
-        self._reloaded: dict[tuple[NetworkGroup, NetworkSettings], tuple[str, Observer]] = {}
-        # by network and precision
-        self._fixed: dict[tuple[NetworkId, str], Observer] = {}
-        # with the key of the block whose images the weights climbed for
-        self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
+        self._networks = self._new_networks()
+        self._replicas = Replicas(self._recipe.synthetic, self._device)
         # by network and key of the images that they were resolved on
         self._resolved: dict[tuple[NetworkId, str], ResolvedKinds] = {}
         # by key of the shared object
         self._real: dict[str, RealStatistics] = {}
-        self._replicas: dict[str, SyntheticSet] = {}
-        # keys of the parameters that replicas have now
-        self._assigned: dict[str, str] = {}
         self._parts: dict[_PartKey, _Part] = {}
+
+    def _new_networks(self) -> WorkerNetworks:
+        return WorkerNetworks(self._recipe, self._method, self._facts, self._device)
 
     def measure(
         self,
@@ -213,9 +159,9 @@ class Observers:
         settings = self._recipe.network_group(group)
         accumulators = []
         for network_id, weights, first in team:
-            observer = self._fixed_observer(network_id, weights, settings.precision)
-            augment = self._fixed_augment(network_id)
-            draws = partial(self._fixed_draws, network_id)
+            observer = self._networks.fixed(network_id, weights, settings.precision)
+            augment = self._draws.fixed_augment(network_id)
+            draws = partial(self._draws.fixed_frequencies, network_id)
             resolved = None
             if first is not None:
                 key = (network_id, first.key)
@@ -293,7 +239,7 @@ class Observers:
         """
         images, labels = batch.get()
         settings = self._recipe.network_group(network_id.group)
-        observer = self._fixed_observer(network_id, weights, settings.precision)
+        observer = self._networks.fixed(network_id, weights, settings.precision)
         with devices.convolutions(self._device, settings.precision):
             return observer.layers(spec), observer.record(images, labels, spec, settings.batch_size)
 
@@ -313,7 +259,7 @@ class Observers:
         if task.train is None:
             if task.template is None or task.parameters is None:
                 raise RuntimeError("A task of the model pool must come with images.")
-            replica = self._replica(task.template, "now", task.parameters)
+            replica = self._replicas.get(task.template, "now", task.parameters)
             made, classes = (tensor.detach() for tensor in replica.batch())
 
             def synthetic_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -337,7 +283,7 @@ class Observers:
             self._trajectory_worker = TrajectoryWorker(
                 self._recipe, objective, self._facts.shape, self._facts.classes, self._device
             )
-        replica = self._replica(task.template, "now", task.parameters)
+        replica = self._replicas.get(task.template, "now", task.parameters)
         assert isinstance(replica, WithLearnedStepSize)
         return self._trajectory_worker.run(task, replica)
 
@@ -369,11 +315,14 @@ class Observers:
 
     def _forward_part(self, task: GradientTask) -> _Part:
         """Forward the images of a task, or a part of them."""
-        replica = self._replica(task.template, "now", task.parameters)
+        replica = self._replicas.get(task.template, "now", task.parameters)
         images, labels = replica.batch()
         rows = ALL if task.parts == 1 else part_of(len(images), task.part, task.parts)
-        view = self._view(task, len(images))
-        observer, fixed = self._observer_of(task)
+        view = self._draws.view(task, len(images))
+        observer = self._networks.of_task(task)
+        specs = self._method.specs(task.network_id.group)
+        is_measured = self._recipe.real == "measured" and bool(specs)
+        fixed = self._draws.augment_for_all(task.network_id, is_measured)
         network = observer.network
         if task.parts > 1 and network.training and networks.uses_batch_statistics(network):
             raise ConfigError(
@@ -383,7 +332,7 @@ class Observers:
         # operations by class, shared by the real and the synthetic images of a class
         drawn: dict[int, Sequence[Operation]] = {}
         real_batch = self._real_batch(task, fixed, drawn)
-        augment = fixed or self._by_class(task, self._classes(labels), drawn)
+        augment = fixed or self._draws.by_class(task, _classes(labels), drawn)
 
         def seen(images: Tensor) -> Tensor:
             return view(images) if task.parts == 1 else view(images)[rows]
@@ -391,7 +340,7 @@ class Observers:
         def averaged() -> Tensor:
             if task.average is None:
                 raise RuntimeError("The task came without a moving average.")
-            return seen(self._replica(task.template, "average", task.average).batch()[0])
+            return seen(self._replicas.get(task.template, "average", task.average).batch()[0])
 
         @torch.no_grad()
         def average_logits() -> Tensor:
@@ -439,9 +388,6 @@ class Observers:
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
         before: Memory = task.memory.get()
 
-        def draws(purpose: str) -> torch.Generator:
-            return seeding.generator(self._recipe.seed, purpose, task.block, task.step, task.slot)
-
         real = self._real_statistics(task, observer, part.real_batch)
 
         def compared(
@@ -455,7 +401,7 @@ class Observers:
                 memory[term.name] = dict(known)
             contexts = {
                 term.name: Context(
-                    generator=draws,
+                    generator=partial(self._draws.of_step, task),
                     memory=memory[term.name],
                     average_logits=average_logits,
                     average_observation=part.average_observation,
@@ -488,68 +434,6 @@ class Observers:
             memory=memory,
         )
 
-    def _observer_of(self, task: GradientTask) -> tuple[Observer, Augment | None]:
-        """The network of a task and its augmentation; None if it is drawn for each class."""
-        network_id = task.network_id
-        drawn = None if self._augmentations[network_id.group].operations else unchanged
-        if (
-            network_id.group == "classifiers"
-            or self._recipe.real == "measured"
-            or self._recipe.observers.trained
-        ):
-            observer = self._matching_observer(task)
-            if self._recipe.real == "measured" and self._method.specs(network_id.group):
-                # the augmentation through which the real images were measured
-                return observer, self._fixed_augment(network_id)
-            return observer, drawn
-        if self._recipe.observers.model_pool is not None:
-            return self._pool_observer(network_id, task.weights), drawn
-        seed = seeding.derive(self._recipe.seed, "fresh observer", task.step, task.slot)
-        observer = self._reloaded_observer(
-            network_id, str(seed), lambda: self._untrained(network_id, seed)
-        )
-        return observer, drawn
-
-    def _pool_observer(self, network_id: NetworkId, weights: ObjectRef | None) -> Observer:
-        """A network of the model pool."""
-        seed = initial_seed(self._recipe, network_id)
-        key = weights.key if weights is not None else network_id.label
-        return self._reloaded_observer(
-            network_id, key, lambda: self._network(network_id, weights, seed=seed), weights
-        )
-
-    def _reloaded_observer(
-        self,
-        network_id: NetworkId,
-        key: str,
-        build: Callable[[], nn.Module],
-        weights: ObjectRef | None = None,
-    ) -> Observer:
-        """An observer that is kept for its architecture and gets new weights at every step.
-
-        Args:
-            network_id: which network.
-            key: of the weights; they are not loaded again while it stays the same.
-            build: builds the network with these weights, on the CPU.
-            weights: its state, where that is known without building it.
-        """
-        kind = network_id.group, network_id.architecture
-        if kind not in self._reloaded:
-            observer = self._observer(build(), self._recipe.synthesis.precision, network_id.group)
-            self._reloaded[kind] = key, observer
-        known, observer = self._reloaded[kind]
-        if known != key:
-            observer.load(weights.get() if weights is not None else build().state_dict())
-            self._reloaded[kind] = key, observer
-        return observer
-
-    def _untrained(self, network_id: NetworkId, seed: int) -> nn.Module:
-        """A network with random weights, on the CPU; batch normalisation stays in training mode."""
-        network = networks.build(
-            network_id.architecture, self._facts.shape, self._facts.classes, seed=seed
-        )
-        return network if networks.uses_batch_statistics(network) else network.eval()
-
     def _real_batch(
         self, task: GradientTask, fixed: Augment | None, drawn: dict[int, Sequence[Operation]]
     ) -> _DeviceBatch | None:
@@ -559,7 +443,7 @@ class Observers:
         pixels, classes = (torch.tensor(array) for array in task.real.get())
         images, labels = send((pixels, classes), self._device)
         known_on_host(labels, classes)
-        augment = fixed or self._by_class(task, classes, drawn)
+        augment = fixed or self._draws.by_class(task, classes, drawn)
         return _DeviceBatch(self._facts.normalization(images), labels, augment)
 
     def _real_statistics(
@@ -572,143 +456,8 @@ class Observers:
         if batch is None:
             return self._measured_statistics(task.real, group)
         batch_size = self._recipe.network_group(group).batch_size
-        draws = partial(self._step_draws, task)
+        draws = partial(self._draws.step_frequencies, task)
         return observer.sample(batch.images, batch.labels, batch_size, batch.augment, draws)
-
-    def _step_draws(self, task: GradientTask, spec: StatisticSpec) -> torch.Generator:
-        """Draws of frequencies for one step."""
-        return seeding.generator(self._recipe.seed, f"frequencies {spec.key}", task.step, task.slot)
-
-    def _fixed_draws(self, network_id: NetworkId, spec: StatisticSpec) -> torch.Generator:
-        """Draws of frequencies for all steps of a network, independent of the run's seed."""
-        seed = self._recipe.network_group(network_id.group).seed
-        return seeding.generator(
-            seed, f"frequencies {spec.key} {network_id.architecture.label}", network_id.index
-        )
-
-    def _view(self, task: GradientTask, count: int) -> Callable[[Tensor], Tensor]:
-        """The random transform of the synthetic images in a step."""
-        settings = self._recipe.synthesis
-        (_, height, width) = self._facts.shape
-        draws = seeding.generator(
-            self._recipe.seed, "synthetic view", task.block, task.step, task.slot
-        )
-        least = None
-        if settings.transform.crop is not None:
-            progress = task.step / settings.steps
-            least = schedules.crop_floor(
-                settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end
-            )
-        # parameters of one image serve all images of a batch
-        drawn = 1 if settings.shared_view else count
-        view = draw_transform(settings.transform, draws, drawn, height, width, least)
-        return partial(view, normalization=self._facts.normalization)
-
-    def _fixed_observer(
-        self, network_id: NetworkId, weights: ObjectRef | None, precision: str
-    ) -> Observer:
-        """A fixed network, built when it is first needed in a precision."""
-        if (network_id, precision) not in self._fixed:
-            initial = 0.0
-            if weights is not None and self._recipe.network_group(network_id.group).interpolate:
-                initial = self._interpolation(network_id)
-            network = self._network(network_id, weights, initial)
-            self._fixed[network_id, precision] = self._observer(
-                network, precision, network_id.group
-            )
-        return self._fixed[network_id, precision]
-
-    def _matching_observer(self, task: GradientTask) -> Observer:
-        """The fixed network of a task; where weights climb, that of the task's block."""
-        network_id = task.network_id
-        precision = self._recipe.synthesis.precision
-        settings = self._recipe.observers
-        if network_id.group != "observers" or settings.ascent_steps == 0:
-            return self._fixed_observer(network_id, task.weights, precision)
-        block, observer = self._climbed.get(network_id, ("", None))
-        if observer is None or block != task.template.key:
-            network = self._network(network_id, task.weights).to(self._device)
-            first = synthetic.restore(self._recipe.synthetic, task.template.get())
-            images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
-            climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
-            observer = self._observer(network, precision, network_id.group)
-            # a worker computes one block at a time
-            self._climbed[network_id] = task.template.key, observer
-        return observer
-
-    def _fixed_augment(self, network_id: NetworkId) -> Augment:
-        """The fixed draw of the augmentation of all real images of a network."""
-        _, height, width = self._facts.shape
-        draws = seeding.generator(
-            self._recipe.network_group(network_id.group).seed, "pool augmentation", network_id.index
-        )
-        return partial(_apply, self._augmentations[network_id.group].draw(draws, 1, height, width))
-
-    def _interpolation(self, network_id: NetworkId) -> float:
-        """Position of a network between its trained weights, 0, and its initial ones, 1."""
-        seed = self._recipe.network_group(network_id.group).seed
-        draws = seeding.generator(
-            seed, f"interpolation {network_id.architecture.label}", network_id.index
-        )
-        return float(torch.rand((), generator=draws))
-
-    def _network(
-        self,
-        network_id: NetworkId,
-        weights: ObjectRef | None,
-        initial: float = 0.0,
-        seed: int | None = None,
-    ) -> nn.Module:
-        """A network in evaluation mode, on the CPU.
-
-        Args:
-            network_id: which network.
-            weights: its trained weights; None leaves the initial ones.
-            initial: share of the initial weights in a linear interpolation.
-            seed: of the initial weights; None uses the network's own.
-        """
-        network = networks.build(
-            network_id.architecture,
-            self._facts.shape,
-            self._facts.classes,
-            seed=network_id.seed(self._recipe) if seed is None else seed,
-        )
-        if weights is not None:
-            state = weights.get()
-            before = {name: value.clone() for name, value in network.state_dict().items()}
-            networks.restore(network, {name: state[name] for name in before})
-            if initial > 0:
-                with torch.no_grad():
-                    for name, parameter in network.named_parameters():
-                        parameter.lerp_(before[name], initial)
-        # without batch statistics it differs from training in dropout alone, which a fixed observer
-        # must not have
-        return network.eval()
-
-    def _observer(self, network: nn.Module, precision: str, group: NetworkGroup) -> Observer:
-        return Observer(network, self._method, self._facts, self._device, precision, group)
-
-    def _replica(self, template: ObjectRef, which: str, parameters: ObjectRef) -> SyntheticSet:
-        """A copy of a block of the synthetic set with these parameters.
-
-        Args:
-            template: state of the block at the start.
-            which: `now` or `average`; a copy is kept for each.
-            parameters: to be assigned.
-        """
-        key = f"{template.key} {which}"
-        if key not in self._replicas:
-            # a worker computes one block at a time: copies of earlier ones only take memory
-            for old in [name for name in self._replicas if not name.startswith(template.key)]:
-                del self._replicas[old]
-            replica = synthetic.restore(self._recipe.synthetic, template.get())
-            self._replicas[key] = replica.to(self._device)
-            self._assigned.pop(key, None)
-        # parts of one step share the replica, whose parameters must stay under their graphs
-        if self._assigned.get(key) != parameters.key:
-            self._replicas[key].assign(parameters.get())
-            self._assigned[key] = parameters.key
-        return self._replicas[key]
 
     def _measured_statistics(self, real: ObjectRef, group: NetworkGroup) -> RealStatistics:
         """Measured statistics on the device, in working precision."""
@@ -724,44 +473,16 @@ class Observers:
             self._real[real.key] = statistics
         return self._real[real.key]
 
-    def _by_class(
-        self, task: GradientTask, classes: Tensor, drawn: dict[int, Sequence[Operation]]
-    ) -> Augment:
-        """The augmentation of a batch of classes (N,), on the CPU, as in the released code of DM.
 
-        Each class draws one operation and its parameters, which its real and its synthetic images
-        share.
+def _classes(labels: Tensor) -> Tensor:
+    """Classes (N,) of the synthetic images, on the CPU.
 
-        Args:
-            task: the network, step and slot.
-            classes: of the images.
-            drawn: operations by class; those that are missing are drawn and added.
-        """
-        strategy = self._augmentations[task.network_id.group]
-        _, height, width = self._facts.shape
-        for label in np.unique(classes.numpy()).tolist():
-            if label not in drawn:
-                draws = seeding.generator(
-                    self._recipe.seed, "siamese augmentation", task.step, task.slot, label
-                )
-                drawn[label] = strategy.draw(draws, 1, height, width)
-        return ByClass(drawn, classes, self._device)
-
-    def _classes(self, labels: Tensor) -> Tensor:
-        """Classes (N,) of the synthetic images, on the CPU.
-
-        Waits for the device once, or every time where labels are learned.
-        """
-        if labels.is_floating_point():
-            return labels.detach().argmax(1).cpu()
-        return on_host(labels)
+    Waits for the device once, or every time where labels are learned.
+    """
+    if labels.is_floating_point():
+        return labels.detach().argmax(1).cpu()
+    return on_host(labels)
 
 
 def _part_key(task: GradientTask) -> _PartKey:
     return task.parameters.key, task.network_id, task.slot, task.part
-
-
-def _apply(operations: Sequence[Operation], images: Tensor, rows: Rows) -> Tensor:
-    for operation in operations:
-        images = operation(images)
-    return images

@@ -204,7 +204,7 @@ class Worker(Observers):
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef
     ) -> Iterator[Scores]:
         """Score random crops of a class's real images by one observer: a stream of one event."""
-        observer = self._fixed_observer(network_id, weights, "float32")
+        observer = self._networks.fixed(network_id, weights, "float32")
         yield score(
             observer.logits,
             images.get(),
@@ -252,7 +252,7 @@ class Worker(Observers):
         """
         if self._teachers is None:
             self._teachers = [
-                self._network(network_id, state)
+                self._networks.build(network_id, state)
                 for network_id, state in zip(team, weights, strict=True)
             ]
         return label_epochs(

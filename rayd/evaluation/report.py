@@ -21,10 +21,11 @@ from rich.table import Table
 
 from rayd import remote, shown
 from rayd.artifacts import parse, read_json
+from rayd.card_format import PixelRange
 from rayd.config import Recipe
 from rayd.data.splits import uneven
 from rayd.data.summary import DataSummary
-from rayd.distilled import Distilled, PixelRange
+from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
 from rayd.evaluation.matrix import Matrix, words_of
 from rayd.evaluation.published import Published, departures

@@ -9,7 +9,7 @@ from typing import Any
 
 from rayd import remote
 from rayd.config import Recipe, flat
-from rayd.distilled import Distilled, contact_sheet, load
+from rayd.distilled import Distilled, load
 from rayd.engine.rundir import RunDirectory
 from rayd.evaluation.compare import Comparison, compare
 from rayd.evaluation.matrix import words_of
@@ -19,6 +19,7 @@ from rayd.page import charts
 from rayd.page.page import Picture, environment
 from rayd.page.page import write as write_page
 from rayd.page.run import gather, optional, report_of, series
+from rayd.pictures import contact_sheet
 from rayd.recipes import restore
 from rayd.recipes.difference import RESULTS
 

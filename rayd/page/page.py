@@ -10,8 +10,8 @@ import jinja2
 from PIL import Image
 
 from rayd.artifacts import write_bytes
-from rayd.distilled import as_file
 from rayd.errors import OutputError
+from rayd.pictures import as_file
 from rayd.recipes.difference import shown
 
 MARK = b'<meta name="generator" content="rayd">'

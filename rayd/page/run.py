@@ -16,7 +16,7 @@ from PIL import Image
 from rayd import recipes, remote
 from rayd.config import Recipe
 from rayd.data.summary import DataSummary
-from rayd.distilled import DIRECTORY, Distilled, contact_sheet, load
+from rayd.distilled import DIRECTORY, Distilled, load
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.blocks import PICTURE
 from rayd.engine.status import METRICS, Status, status
@@ -27,6 +27,7 @@ from rayd.evaluation.report import Report, SetResult
 from rayd.page import charts
 from rayd.page.page import Picture, environment, seconds, size
 from rayd.page.page import write as write_page
+from rayd.pictures import contact_sheet
 from rayd.recipes.difference import differences, shown
 
 FILE = "report.html"

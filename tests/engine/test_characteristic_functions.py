@@ -282,7 +282,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
     images = data.normalization(torch.from_numpy(pixels[:]))
     labels = torch.from_numpy(classes)
-    observer = Observers(recipe, DatasetInfo.of(data))._fixed_observer(
+    observer = Observers(recipe, DatasetInfo.of(data))._networks.fixed(
         network_ids(recipe)[0], None, "float32"
     )
     whole = observer.forward(images).layers[need.layer_role][0].flatten(1)
@@ -358,7 +358,7 @@ def test_interpolated_observers_stand_between_their_first_and_their_last_weights
             network_id.architecture, data.shape, data.classes, seed=network_id.seed(recipe)
         ).state_dict()
         last = {name: torch.ones_like(value) for name, value in first.items()}
-        now = observers._fixed_observer(network_id, LocalRef(last), "float32").network.state_dict()
+        now = observers._networks.fixed(network_id, LocalRef(last), "float32").network.state_dict()
         shares = torch.cat(
             [
                 ((now[name] - 1) / (first[name] - 1)).flatten()

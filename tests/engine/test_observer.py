@@ -152,7 +152,7 @@ def test_each_class_has_one_draw_for_real_and_synthetic_images(data):
     observers = Observers(recipe, DatasetInfo.of(data))
     batch = data.normalization(torch.from_numpy(data.train.images[:60]))
     labels = torch.from_numpy(data.train.labels[:60])
-    ours = observers._by_class(asked, labels, {})(batch, slice(None))
+    ours = observers._draws.by_class(asked, labels, {})(batch, slice(None))
     for label in labels.unique().tolist():
         draws = seeding.generator(recipe.seed, "siamese augmentation", 4, 0, label)
         wanted = augmentation(DSA)(batch[labels == label], draws, siamese=True)

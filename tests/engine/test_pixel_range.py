@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rayd.card import describe
+from rayd.card_format import PixelRange
 from rayd.config import Recipe
 from rayd.data import Standardization
-from rayd.distilled import Distilled, PixelRange, load
+from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.progress import Progress

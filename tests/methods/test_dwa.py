@@ -10,10 +10,11 @@ from rayd.artifacts import content_hash
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import load
 from rayd.engine import observers as module
+from rayd.engine.ascent import climb
 from rayd.engine.distill import distill
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers, climb
+from rayd.engine.observers import Observers
 from rayd.engine.pool import LocalRef
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError

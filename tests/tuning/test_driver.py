@@ -32,8 +32,10 @@ from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
 from tests.tuning.spaces import TINY, small
 from tuning import charts
-from tuning.driver import _draw, _prepare_directory, _write_results, prepare
+from tuning.directory import prepare_directory
+from tuning.driver import prepare
 from tuning.live import Events, LiveTable
+from tuning.results import _draw, write_results
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -343,7 +345,7 @@ def test_a_population_does_not_grow(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     space = small(scheduler="pbt", samples=4)
-    _prepare_directory(out, prepare(space, out, progress=QUIET), False)
+    prepare_directory(out, prepare(space, out, progress=QUIET), False)
     with pytest.raises(OutputError, match="by 'scheduler: pbt', which moves all of them together"):
         tuning.sweep(space, out=out, samples=6, resume=True, progress=QUIET)
 
@@ -413,7 +415,7 @@ def test_a_sweep_whose_trials_all_fail_says_why(tmp_path):
     failed = Row("a", "failed", {}, True, 0.0, None, None, None, None, reason, "a/run")
     plan = prepare(small(), tmp_path, progress=QUIET)
     with pytest.raises(RunError, match="No trial of the sweep finished: The loss is not finite"):
-        _write_results(plan, tmp_path, [failed], QUIET)
+        write_results(plan, tmp_path, [failed], QUIET)
     assert table(tmp_path)[0]["status"] == "failed"
 
 

@@ -9,9 +9,10 @@ from rayd.artifacts import write_json
 from rayd.errors import OutputError
 from tests.tuning.spaces import small
 from tuning import table
-from tuning.driver import SWEEP, Summary, _write
+from tuning.directory import SWEEP, write_configuration
 from tuning.page import read_trials, render
 from tuning.space import ResolvedSpace
+from tuning.summaries import Summary
 
 SPACE = small(
     samples=3,
@@ -69,7 +70,7 @@ def summary(best: str | None, importance: dict[str, float]) -> Summary:
 @pytest.fixture
 def sweep(tmp_path):
     """The files of a sweep."""
-    _write(tmp_path / SWEEP, {"space": SPACE.model_dump(mode="json")})
+    write_configuration(tmp_path / SWEEP, {"space": SPACE.model_dump(mode="json")})
     table.write(tmp_path / "trials", table.columns(ResolvedSpace(SPACE), TRIALS))
     shares = {"synthesis.learning_rate": 0.8, "synthesis.optimizer": 0.2}
     write_json(tmp_path / "summary.json", summary("good", shares).to_json())

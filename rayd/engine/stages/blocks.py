@@ -20,7 +20,7 @@ import numpy as np
 
 from rayd import synthetic
 from rayd.callbacks import Callbacks, Step
-from rayd.distilled import Distilled, contact_sheet
+from rayd.distilled import Distilled
 from rayd.engine import checkpoint
 from rayd.engine.callbacks import Callback
 from rayd.engine.gradients.base import tasks_per_step
@@ -32,6 +32,7 @@ from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
 from rayd.methods import Method
+from rayd.pictures import contact_sheet
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0

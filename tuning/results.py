@@ -1,0 +1,231 @@
+"""What a sweep leaves: tables, charts, and the best recipe, confirmed and tested."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rayd.artifacts import write_bytes, write_json
+from rayd.config import Recipe
+from rayd.distilled import load as load_distilled
+from rayd.drawing import as_image
+from rayd.engine.distill import distill
+from rayd.engine.evaluate import evaluate_distilled, keep_report
+from rayd.engine.progress import Progress
+from rayd.errors import RunError
+from rayd.evaluation.report import Accuracy, Report
+from rayd.pictures import as_png
+from tuning import charts, page, study, table
+from tuning.directory import RESULTS, SUMMARY
+from tuning.live import words
+from tuning.space import ResolvedSpace
+from tuning.summaries import Summary
+from tuning.trial import SweepPlan, own_resources
+
+log = logging.getLogger(__name__)
+
+
+def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress: Progress) -> None:
+    """Write tables, charts, the best recipe and its test accuracy."""
+    resolved = plan.resolved
+    space = plan.resolved.space
+    written = table.columns(resolved, trials)
+    table.write(out / RESULTS, written)
+    if space.is_study:
+        study.write(out, resolved, trials)
+    best = table.best(trials)
+    shares = table.importance(resolved, trials)
+    front = table.pareto(trials, space.objectives) if len(space.objectives) > 1 else []
+    if front:
+        optimal = {row.trial for row in front}
+        table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
+    _draw(out, resolved, trials, best, shares)
+    _hyperparameters(out / "tensorboard", written, list(space.domains))
+    found = Summary(
+        space=space.name,
+        trials=len(trials),
+        finished=len(table.finished(trials)),
+        failed=sum(row.status == "failed" for row in trials),
+        own_validation_accuracy=_own_accuracy(trials),
+        importance=shares,
+        pareto=[row.trial for row in front],
+    )
+    if best is not None:
+        found = _judge_best(found, plan, best, out, progress)
+    write_json(out / SUMMARY, found.to_json())
+    _write_page(out)
+    if best is None:
+        reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
+        reasons = reasons or "none ended."
+        raise RunError(f"No trial of the sweep finished: {reasons} See {out / RESULTS}.")
+
+
+def _judge_best(
+    found: Summary, plan: SweepPlan, best: table.Row, out: Path, progress: Progress
+) -> Summary:
+    """Write the best recipe, confirm and test it, and add what came out to the summary."""
+    recipe = best_recipe(plan, best)
+    write_bytes(out / "best.yaml", (_title(plan, best) + recipe.to_yaml()).encode())
+    confirmed = _confirm(plan, best, out / "confirm", progress)
+    judged = _distilled_accuracy(_test(plan, best, recipe, out / "best", progress))
+    found = replace(
+        found,
+        best=best.trial,
+        settings=best.settings,
+        validation_accuracy=best.validation_accuracy,
+        confirmed=confirmed,
+    )
+    if judged is not None:
+        found = replace(found, test_accuracy=judged.mean, test_std=judged.std)
+    return found
+
+
+def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
+    """Best validation accuracy of finished trials with a recipe's own settings."""
+    accuracies = [
+        row.validation_accuracy
+        for row in trials
+        if row.own and row.fraction == 1 and row.validation_accuracy is not None
+    ]
+    return max(accuracies, default=None)
+
+
+def _distilled_accuracy(report: Report) -> Accuracy | None:
+    """Test accuracy of the distilled set with the first network of a report."""
+    accuracies = (row.test_accuracy for row in report.results if row.set == "distilled")
+    return next(accuracies, None)
+
+
+def _draw(
+    out: Path,
+    resolved: ResolvedSpace,
+    trials: Sequence[table.Row],
+    best: table.Row | None,
+    shares: Mapping[str, float],
+) -> None:
+    """Write the charts; results matter more, so that whatever goes wrong is a warning."""
+    try:
+        chart = charts.importance(shares, len(table.finished(trials)))
+        write_bytes(out / "importance.png", as_png(chart))
+        slices = charts.slices(resolved.space, trials, best)
+        write_bytes(out / "slices.png", as_png(as_image(slices)))
+        if resolved.space.is_study:
+            write_bytes(out / "study.png", as_png(study.chart(resolved, trials)))
+    except Exception as error:
+        log.warning("The charts of the sweep could not be drawn: %s", error)
+
+
+def _write_page(out: Path) -> None:
+    """Write the sweep as a page; whatever goes wrong is a warning, as for charts."""
+    try:
+        page.write(out)
+    except Exception as error:
+        log.warning("The page of the sweep could not be written: %s", error)
+
+
+def best_recipe(plan: SweepPlan, best: table.Row) -> Recipe:
+    """Recipe with the best settings, and with the recipe's own images, students and resources."""
+    name = plan.resolved.base(best.settings)
+    return plan.resolved.recipe(best.settings).model_copy(
+        update={"name": f"{plan.resolved.own[name].name}-tuned"}
+    )
+
+
+def _title(plan: SweepPlan, best: table.Row) -> str:
+    lines = [
+        f"# The best of a sweep over '{plan.resolved.space.name}': "
+        f"validation accuracy {best.validation_accuracy:.4f}."
+    ]
+    for entry in best.history:
+        lines.append(f"# Up to {entry['fraction']:g} of the synthesis: {words(entry['settings'])}")
+    if best.history:
+        lines.append(
+            "# A run of this recipe has the last settings throughout; "
+            "best/ holds the set of the trial itself."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _test(
+    plan: SweepPlan, best: table.Row, recipe: Recipe, out: Path, progress: Progress
+) -> Report:
+    """Evaluate the best settings on the test split, which is not used otherwise.
+
+    The recipe is distilled from all training images. If settings changed during the synthesis, the
+    trial's own set is tested.
+    """
+    seeds = plan.resolved.students(final=True)
+    progress.log(f"testing the best settings with {seeds} students")
+    if best.history:
+        distilled = load_distilled(plan.directory / best.run)
+        distilled.save(out / "distilled")
+        more = {"evaluation": {"seeds": seeds, "baselines": []}}
+        report = evaluate_distilled(distilled, more, plan.data_root, plan.cache, progress)
+        return keep_report(report, out)
+    evaluation = recipe.evaluation.model_copy(update={"seeds": seeds})
+    changed = {"evaluation": evaluation, "resources": _resources(plan, recipe)}
+    last = recipe.model_copy(update=changed)
+    done = distill(
+        last, out, data_root=plan.data_root, cache=plan.cache, resume=True, progress=progress
+    )
+    return done.report
+
+
+def _confirm(
+    plan: SweepPlan, best: table.Row, out: Path, progress: Progress
+) -> dict[str, list[float]]:
+    """Validation accuracies of fresh distillations with the best and the recipe's own settings."""
+    resolved = plan.resolved
+    found = dict[str, list[float]]()
+    if not resolved.space.confirm:
+        return found
+    own = resolved.own_point(resolved.base(best.settings))
+    for name, point in (("best", best.settings), ("own", own)):
+        for number in range(1, resolved.space.confirm + 1):
+            recipe = plan.recipe(point, f"{name}-{number}")
+            changed = {"seed": recipe.seed + number, "resources": _resources(plan, recipe)}
+            again = recipe.model_copy(update=changed)
+            done = distill(
+                again,
+                out / f"{name}-{number}",
+                data_root=plan.data_root,
+                cache=plan.cache,
+                resume=True,
+                progress=progress,
+                judged_on="validation",
+            )
+            runs = [
+                result.test_accuracy.mean
+                for result in done.report.results
+                if result.set == "distilled"
+            ]
+            found.setdefault(name, []).append(fmean(runs))
+    write_json(out / "confirm.json", found)
+    return found
+
+
+def _resources(plan: SweepPlan, recipe: Recipe) -> Any:
+    """Resources of a trial, so that results are comparable with those of trials."""
+    return own_resources(recipe, plan.workers)
+
+
+def _hyperparameters(out: Path, written: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    """Write settings and results of all trials for TensorBoard's HParams."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for row in written:
+        if row["validation_accuracy"] is None or (out / row["trial"]).exists():
+            continue
+        values = {}
+        for key in keys:
+            value = row[key]
+            values[key] = value if isinstance(value, int | float | str | bool) else str(value)
+        results = {}
+        for name in ("validation_accuracy", "storage_bytes", "seconds"):
+            results[name] = float(row[name] or 0.0)
+        with SummaryWriter(str(out)) as writer:
+            writer.add_hparams(values, results, run_name=row["trial"])
