@@ -44,9 +44,7 @@ def main() -> None:
     for name, by_hand, by_library in (_means(), _channels()):
         _seconds(by_hand, images)
         _seconds(by_library, images)
-        ratios = [
-            _seconds(by_library, images) / _seconds(by_hand, images) for _ in range(rounds)
-        ]
+        ratios = [_seconds(by_library, images) / _seconds(by_hand, images) for _ in range(rounds)]
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
         print(f"{name:<24} {median(ratios):.3f} ({spread})")
 
@@ -107,9 +105,7 @@ def _channels() -> tuple[str, Loss, Loss]:
         ):
             ours = maps.mean((0, 2, 3))
             loss = loss + torch.linalg.vector_norm(ours - mean)
-            loss = loss + torch.linalg.vector_norm(
-                maps.var((0, 2, 3), unbiased=False) - variance
-            )
+            loss = loss + torch.linalg.vector_norm(maps.var((0, 2, 3), unbiased=False) - variance)
         return loss
 
     def by_library(images: Tensor) -> Tensor:
