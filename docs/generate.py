@@ -123,6 +123,9 @@ def command_line() -> str:
         "Every command takes `--help` and `--debug`. Exit codes: 0 success, 1 a run that failed, 2 a",
         "mistake in what was asked, 130 interrupted.",
         "",
+        "`rayd --install-completion` makes Tab complete commands, recipes, spaces, known data, and",
+        "settings with their values; `rayd --show-completion` prints what it installs.",
+        "",
     ]
     root = typer.main.get_command(app)
     for names, command in _commands(root, ["rayd"]):

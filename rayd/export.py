@@ -4,7 +4,8 @@
 |---|---|---|---|
 | `safetensors` | network input, float32 | hard or soft | everything, bit by bit |
 | `npz` | 8 bits, and network input where these are not enough | hard, and soft | NumPy |
-| `parquet` | 8 bits, and network input where these are not enough | hard, and soft | `datasets`, the Hub |
+| `parquet` | 8 bits, and network input where these are not enough | hard, and soft | `datasets` |
+| `hub` | the same, in the layout of the Hugging Face Hub with a data set card | | `rayd push` |
 | `imagefolder` | 8 bits | hard | `ImageFolder`, looking at them |
 
 All hold the set's card, its recipe included, and its normalisation, so that `rayd evaluate` trains
@@ -41,7 +42,7 @@ from rayd.data.normalization import Normalization, restore
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError, ConfigError, OutputError, unknown
 
-Format = Literal["parquet", "imagefolder", "npz", "safetensors"]
+Format = Literal["parquet", "hub", "imagefolder", "npz", "safetensors"]
 
 SHARD = "train-00000-of-00001.parquet"
 """File of a Parquet folder, with Hugging Face's name for a single shard of the training split."""
@@ -49,6 +50,8 @@ SIDE_FILE = "rayd.json"
 """File of an image folder with the set's card and normalisation."""
 KEY = b"rayd"
 """Key of the same in the metadata of a Parquet file."""
+DATA = "data"
+"""Folder of the Parquet file of a repository of the Hub; see `rayd.hub`."""
 LARGEST_STATE = 2**18
 """Maximum numbers of a normalisation that are written as JSON; a whitening of 22 x 22 pixels."""
 
@@ -68,6 +71,7 @@ def export(
       class names in the metadata used by Hugging Face `datasets`; `soft_label`, float32 (classes,),
       if labels are soft; `inputs`, network input float32 (C H W,), if 8 bits do not hold the
       images. A destination that ends in `.parquet` is a file, any other a folder with one file.
+    - `hub`: a folder with such a file, a data set card and the contact sheet; see `rayd.hub`.
     - `imagefolder`: `<class name>/<number>.png`. Names are sanitised, and prefixed by the class
       index if they would not sort in label order, so that torchvision's `ImageFolder` assigns the
       same labels. A class without images is an empty folder. `rayd.json` holds the card.
@@ -78,7 +82,7 @@ def export(
 
     Args:
         distilled: the set.
-        format: one of the four.
+        format: one of the five.
         destination: file or folder to create.
         overwrite: replace an existing file, or a folder of nothing but images or Parquet files.
         lossy: write what the format can hold, where it cannot hold all of the set.
@@ -108,7 +112,7 @@ def export(
         raise OutputError(
             f"'{destination}' exists already; choose another destination or overwrite it."
         )
-    if format in ("parquet", "imagefolder") and distilled.shape.channels > 4:
+    if format in ("parquet", "hub", "imagefolder") and distilled.shape.channels > 4:
         raise OutputError(
             f"A PNG holds at most 4 channels. Got {distilled.shape.channels} instead; "
             "export to 'npz' or 'safetensors'."
@@ -144,7 +148,7 @@ def _lost(distilled: Distilled, format: str) -> list[str]:
             lost.append(f"{distilled.pixel_range.text()}, and images of 8 bits end at 0 and 1")
         if distilled.labels.is_floating_point():
             lost.append(f"its labels are soft{_without_images(distilled)}")
-    if format in ("parquet", "imagefolder") and not _state_fits(distilled):
+    if format in ("parquet", "hub", "imagefolder") and not _state_fits(distilled):
         lost.append("its whitening matrix is too large for JSON, so it could not be evaluated")
     return lost
 
@@ -152,14 +156,14 @@ def _lost(distilled: Distilled, format: str) -> list[str]:
 def _notes(distilled: Distilled, format: str) -> list[str]:
     """What a user of an export has to know."""
     notes: list[str] = []
-    soft = {"parquet": "soft_label", "npz": "soft_labels"}
+    soft = {"parquet": "soft_label", "hub": "soft_label", "npz": "soft_labels"}
     if distilled.labels.is_floating_point() and format in soft:
         notes.append(
             f"Labels are soft, in '{soft[format]}': '{soft[format][5:]}' is only the largest entry "
             f"of each{_without_images(distilled)}."
         )
     if not distilled.pixel_range.fits and format in soft:
-        name = "image" if format == "parquet" else "images"
+        name = "images" if format == "npz" else "image"
         notes.append(
             f"The values are in 'inputs', normalised: {distilled.pixel_range.text()}, and are "
             f"clamped in '{name}'."
@@ -254,6 +258,14 @@ def _parquet(distilled: Distilled, path: Path, destination: Path) -> None:
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
 
 
+def _hub(distilled: Distilled, path: Path, destination: Path) -> None:
+    from rayd.hub import write_texts
+
+    path.mkdir()
+    _parquet(distilled, path / DATA, destination / DATA)
+    write_texts(distilled, path)
+
+
 def _images(distilled: Distilled) -> Tensor:
     """What holds the images exactly: 8 bits, or network input."""
     return distilled.pixels() if distilled.pixel_range.fits else distilled.images
@@ -310,6 +322,7 @@ def _safetensors(distilled: Distilled, path: Path, destination: Path) -> None:
 
 WRITERS: Mapping[Format, Callable[[Distilled, Path, Path], None]] = {
     "parquet": _parquet,
+    "hub": _hub,
     "imagefolder": _imagefolder,
     "npz": _npz,
     "safetensors": _safetensors,
@@ -345,8 +358,11 @@ def _png(image: npt.NDArray[np.uint8]) -> bytes:
 
 def _not_ours(directory: Path) -> str | None:
     """Path of a file in the directory that no export writes; None if there is none."""
+    from rayd.hub import FILES
+
+    texts = {directory / name for name in (SIDE_FILE, *FILES)}
     for path in directory.rglob("*"):
-        ours = path.suffix in (".png", ".parquet") or path == directory / SIDE_FILE
+        ours = path.suffix in (".png", ".parquet") or path in texts
         if not path.is_dir() and not ours:
             return str(path.relative_to(directory))
     return None
@@ -410,7 +426,8 @@ def load_export(path: Path) -> Distilled:
 def is_export(path: Path) -> bool:
     """Whether a path may be an export: a file of a known format, or a folder that holds one."""
     if path.is_dir():
-        return (path / SIDE_FILE).is_file() or (path / SHARD).is_file()
+        files = (path / SIDE_FILE, path / SHARD, path / DATA / SHARD)
+        return any(file.is_file() for file in files)
     return path.is_file() and _magic(path) is not None
 
 
@@ -429,7 +446,8 @@ def _reader(path: Path) -> Callable[[Path], _Contents]:
     if (path / SIDE_FILE).is_file():
         return _read_imagefolder
     if path.is_dir():
-        return lambda folder: _read_parquet(folder / SHARD)
+        shard = path / SHARD if (path / SHARD).is_file() else path / DATA / SHARD
+        return lambda _: _read_parquet(shard)
     return _magic(path) or _read_safetensors
 
 

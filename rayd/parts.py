@@ -235,25 +235,33 @@ def _source(part: Any) -> str:
 
 
 class Sent:
-    """A factory of workers that takes along the objects of the driver.
+    """A factory that another process calls, with what that process must know of own parts.
+
+    Keys are computed in every process, and must be the same in all of them.
 
     Args:
-        factory: creates a worker.
-        objects: those that can be sent.
+        factory: creates a worker, or another object of an actor.
+        objects: objects of the driver that can be sent.
     """
 
     def __init__(self, factory: Any, objects: dict[str, tuple[Kind, Any]]):
         self._factory = factory
         self._objects = objects
+        self._digests = dict(_DIGESTS)
+        self._imported = imported()
+        self.__name__ = getattr(factory, "__name__", "host")
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Keep the objects here, then create the worker."""
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """Keep the objects and import the modules here, then create the object."""
+        adopt(self._imported)
         OBJECTS.update(self._objects)
-        return self._factory(*arguments)
+        _DIGESTS.update(self._digests)
+        return self._factory(*arguments, **options)
 
 
 def source_of(text: str) -> dict[str, str]:
     """Digests of the modules of own parts that a JSON text names, by the name of the part."""
+    _from_environment()
     found = {name: digest for name, digest in _DIGESTS.items() if f'"{name}"' in text}
     for spec in set(_NAMED.findall(text)):
         if (digest := _digest(spec.partition(":")[0])) is not None:

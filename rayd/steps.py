@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,8 @@ _END = object()
 class Steps(Iterator[Step]):
     """Logged steps of a synthesis, which waits while a step is looked at.
 
-    Leave the loop at any step, then `close` (or use it in a `with`): the run can be resumed.
+    Leave the loop at any step, then `close` (or use it in a `with`): the run can be resumed. An
+    interrupt (Ctrl-C) closes it, too, as does leaving a loop that alone holds it.
 
     Args:
         start: runs the whole with a callback, in a thread of its own.
@@ -30,30 +33,39 @@ class Steps(Iterator[Step]):
 
     def __init__(self, start: Callable[[RunCallback], Any]):
         self._start = start
-        self._steps: queue.Queue[Any] = queue.Queue()
-        self._go = threading.Semaphore(0)
-        self._stopped = False
+        self._shared = _Shared()
         self._finished = False
-        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self.directory: Path | None = None
+
+    @property
+    def directory(self) -> Path | None:
         """The run's directory, known with the first step."""
+        return self._shared.directory
 
     def __next__(self) -> Step:
         if self._finished:
             raise StopIteration
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="rayd-synthesize", daemon=True)
+            # the thread must not hold this object, so that a loop that is left can be collected
+            arguments = (self._start, self._shared)
+            self._thread = threading.Thread(
+                target=_run, args=arguments, name="rayd-synthesize", daemon=True
+            )
             self._thread.start()
         else:
-            self._go.release()
-        step = self._steps.get()
+            self._shared.go.release()
+        try:
+            step = self._shared.steps.get()
+        except BaseException:
+            # an interrupt: the run ends at its next logged step, and can be resumed
+            self.close()
+            raise
         if step is not _END:
             return step  # type: ignore[no-any-return]
         self._finished = True
         self._thread.join()
-        if self._error is not None:
-            raise self._error
+        if self._shared.error is not None:
+            raise self._shared.error
         raise StopIteration
 
     @property
@@ -63,19 +75,19 @@ class Steps(Iterator[Step]):
         Raises:
             RunError: the loop was left before.
         """
-        if not self._finished or self._stopped or self.directory is None:
+        if not self._finished or self._shared.stopped or self.directory is None:
             raise RunError("The synthesis is not finished: go through all steps first.")
         from rayd.distilled import load
 
         return load(self.directory)
 
     def close(self) -> None:
-        """End the run where it is."""
+        """End the run at its next logged step."""
         if self._thread is None or self._finished:
             return
-        self._stopped = True
+        self._shared.stopped = True
         self._finished = True
-        self._go.release()
+        self._shared.go.release()
         self._thread.join()
 
     def __enter__(self) -> Steps:
@@ -89,38 +101,64 @@ class Steps(Iterator[Step]):
     ) -> None:
         self.close()
 
-    def _run(self) -> None:
-        callback = _Handover(self)
-        try:
-            self._start(callback)
-        except RunError as error:
-            if not (self._stopped or callback.reached_end):
-                self._error = error
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._steps.put(_END)
+    def __del__(self) -> None:
+        # at the end of the interpreter the thread runs no more, and cannot be waited for
+        if not sys.is_finalizing() and threading.current_thread() is not self._thread:
+            self.close()
+
+
+@dataclass
+class _Shared:
+    """What the loop and the thread of the run share."""
+
+    steps: queue.Queue[Any] = field(default_factory=queue.Queue)
+    """Steps, and at last `_END`."""
+    go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """Lets the run go on after a step."""
+    stopped: bool = False
+    """Whether the loop was left."""
+    error: BaseException | None = None
+    """Error of the run."""
+    directory: Path | None = None
+    """The run's directory."""
+
+
+def _run(start: Callable[[RunCallback], Any], shared: _Shared) -> None:
+    callback = _Handover(shared)
+    try:
+        start(callback)
+    except RunError as error:
+        if not (shared.stopped or callback.reached_end):
+            shared.error = error
+    except BaseException as error:
+        shared.error = error
+    finally:
+        shared.steps.put(_END)
 
 
 class _Handover(RunCallback):
     """Hands each step to the loop, and waits until it asks for the next one."""
 
-    def __init__(self, steps: Steps):
-        self._to = steps
+    def __init__(self, shared: _Shared):
+        self._shared = shared
         self.reached_end = False
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        self._to.directory = directory
+        self._shared.directory = directory
 
     def on_stage(self, stage: str) -> None:
+        if self._shared.stopped:
+            raise StopRun
         if stage in ("relabel", "evaluate"):
             self.reached_end = True
             raise StopRun
 
     def on_step(self, step: Step) -> None:
+        if self._shared.stopped:
+            raise StopRun
         if step.stage != "synthesize":
             return
-        self._to._steps.put(step)
-        self._to._go.acquire()
-        if self._to._stopped:
+        self._shared.steps.put(step)
+        self._shared.go.acquire()
+        if self._shared.stopped:
             raise StopRun

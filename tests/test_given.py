@@ -207,7 +207,20 @@ def test_varying_sizes_need_a_size(tmp_path):
     assert run.distilled.shape == (3, 8, 8)
 
 
-def test_objects_with_and_without_workers_give_the_same_bytes(tmp_path):
+class Small(nn.Module):
+    """A network of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+def closure():
+    """A function that no worker can import."""
     scale = 1.0
 
     def local(shape, classes):
@@ -216,13 +229,25 @@ def test_objects_with_and_without_workers_give_the_same_bytes(tmp_path):
             network[1].bias.mul_(scale)
         return network
 
+    return local
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(Small(), id="module"),
+        pytest.param(closure(), id="closure", marks=pytest.mark.slow),
+    ],
+)
+def test_objects_with_and_without_workers_give_the_same_bytes(tmp_path, network):
+    """Observer and student are the user's network."""
     files = []
     for workers in (0, 2):
         run = rayd.distill(
             train=TRAIN,
             test=TEST,
             method=Means,
-            network=local,
+            network=network,
             ipc=2,
             workers=workers,
             out=tmp_path / f"run{workers}",

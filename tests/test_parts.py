@@ -214,11 +214,16 @@ def test_entry_points_are_found_and_failures_told(own, monkeypatch):
 
 
 def test_a_file_on_the_command_line_with_and_without_workers(own, tmp_path, capsys):
-    """The same bytes: workers import the file, too."""
+    """The same bytes, and the same keys: every process imports the file."""
     name = own.stem
-    settings = [f"method={name}", f"terms.{name}-brightness.weight=0.01", *QUICK]
-    settings += ["evaluation.baselines=[]", f"observers.networks={name}:small"]
-    settings = [one for one in settings if "observers.networks." not in one]
+    settings = [one for one in QUICK if not one.startswith("observers.networks.")]
+    settings += [
+        f"method={name}",
+        f"terms.{name}-brightness.weight=0.01",
+        f"terms.statistic.of={name}:Spread",
+        f"observers.networks={name}:small",
+        "evaluation.baselines=[]",
+    ]
     images = []
     for workers in (0, 2):
         out = tmp_path / f"run{workers}"

@@ -1,25 +1,53 @@
 """The tutorials run from top to bottom."""
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
 TUTORIALS = Path(__file__).parents[1] / "docs" / "tutorials"
 
 
-def test_tutorial_of_digits(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        names = runpy.run_path(str(TUTORIALS / "digits.py"))
-    assert len(names["losses"]) == 8
-    assert names["own_losses"][-1] < names["own_losses"][0] / 2
-    assert names["accuracy"] > 0.4
-    assert names["page"].is_file()
-    assert all(figure._repr_png_() for figure in names["figures"])
-    assert "a linear classifier" in capsys.readouterr().out
+FACTS = """
+import json
+import time
+
+print(
+    json.dumps(
+        {
+            "losses": len(losses),
+            "own_losses": own_losses,
+            "accuracy": accuracy,
+            "page": page.is_file(),
+            "seconds": time.process_time(),
+        }
+    )
+)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_tutorial_of_digits(tmp_path):
+    """As a notebook, from top to bottom, in a kernel."""
+    from tests.notebooks import executed, facts, of_cells, of_script, printed
+
+    script = of_script(TUTORIALS / "digits.py")
+    script.cells += of_cells(FACTS).cells
+    notebook = executed(script, tmp_path)
+    found = facts(notebook.cells[-1])
+    assert found["losses"] == 8
+    assert found["own_losses"][-1] < found["own_losses"][0] / 2
+    assert found["accuracy"] > 0.4
+    assert found["page"]
+    assert found["seconds"] < 120, "processor time of all cells together"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert any("a linear classifier" in printed(cell) for cell in code)
+    (distilled,) = [cell for cell in code if "rayd.distill(" in cell.source]
+    kinds = [output.output_type for output in distilled.outputs]
+    assert kinds == ["display_data", "execute_result"], "progress, and the run"
+    outputs = [output for cell in code for output in cell.outputs]
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(figures) == 3
 
 
 @pytest.mark.parametrize("path", sorted(TUTORIALS.glob("*.py")), ids=lambda path: path.stem)

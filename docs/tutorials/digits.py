@@ -5,7 +5,6 @@
 # half a minute on two cores. Results are written below the current directory.
 
 # %%
-import matplotlib
 import torch
 
 # %% [markdown]
@@ -62,7 +61,6 @@ run = rayd.distill(
     cache="store",
     callbacks=[Losses()],
     settings=settings,
-    quiet=True,
 )
 run
 
@@ -72,7 +70,15 @@ run
 # In a notebook the figures show themselves. Accuracies are fractions of the test images.
 
 # %%
-figures: list[matplotlib.figure.Figure] = [run.distilled.plot(), run.plot(), run.report.plot()]
+run.distilled.plot()
+
+# %%
+run.plot()
+
+# %%
+run.report.plot()
+
+# %%
 print(run.report.text())
 
 # %% [markdown]

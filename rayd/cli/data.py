@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rayd import remote
 from rayd.cli.group import example, new_group
-from rayd.cli.options import DataRoot, Debug, Json
+from rayd.cli.options import DataRoot, Debug, Json, complete_data
 from rayd.cli.printing import print_json, print_result, print_text, wide
 
 commands = new_group(
@@ -46,7 +46,11 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
 
 
 @commands.command("fetch", epilog=example("rayd data fetch cifar10"))
-def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> None:
+def data_fetch(
+    name: Annotated[str, typer.Argument(autocompletion=complete_data)],
+    data_root: DataRoot = None,
+    debug: Debug = False,
+) -> None:
     """Download a data set into the data root."""
     from rayd.data.fetch import fetch
 
@@ -56,7 +60,12 @@ def data_fetch(name: str, data_root: DataRoot = None, debug: Debug = False) -> N
 @commands.command("check", epilog=example("rayd data check ~/flowers image_size=64"))
 def data_check(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder, an .npz file, a URL or a known name.")
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A folder, an .npz file, a URL or a known name.",
+            autocompletion=complete_data,
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

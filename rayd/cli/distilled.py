@@ -1,4 +1,4 @@
-"""Commands that read a distilled set or a run: `show`, `report` and `export`."""
+"""Commands that read a distilled set or a run: `show`, `report`, `export` and `push`."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def export(
     directory: DirectoryName,
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="File or folder to create.")],
     format: Annotated[
-        str, typer.Option("--format", help="safetensors, npz, parquet or imagefolder.")
+        str, typer.Option("--format", help="safetensors, npz, parquet, hub or imagefolder.")
     ],
     overwrite: Overwrite = False,
     lossy: Annotated[
@@ -234,10 +234,63 @@ def export(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a distilled set as safetensors, npz, Parquet or an image folder."""
+    """Write a distilled set as safetensors, npz, Parquet, repository of the Hub or image folder."""
     from rayd.distilled import load
     from rayd.export import export as write
 
     for sentence in write(load(directory), format, destination, overwrite, lossy):
         sys.stderr.write(f"rayd: {sentence}\n")
     print_text(str(destination))
+
+
+@commands.command(epilog=example("rayd push runs/digits me/digits-ipc1 --to hub/digits"))
+def push(
+    directory: DirectoryName,
+    repository: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[REPO]", help="Repository to upload to, user/name; absent: only write."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="Folder to write first; by default hub/<name>.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let anyone read a repository that is created.")
+    ] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="Address of the Hub ($HF_ENDPOINT, huggingface.co)."),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the folder, and commit to a repository that exists."
+        ),
+    ] = False,
+    lossy: Annotated[
+        bool, typer.Option("--lossy", help="Write what the format can hold of the set.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a set as a data set repository of the Hugging Face Hub; with REPO, upload it."""
+    from rayd import hub
+    from rayd.distilled import load
+    from rayd.export import export as write
+
+    hub.check(repository)
+    distilled = load(directory)
+    name = (repository or str(distilled.card.get("recipe") or "distilled")).rpartition("/")[2]
+    folder = to or Path("hub") / name
+    for sentence in write(distilled, "hub", folder, overwrite, lossy):
+        sys.stderr.write(f"rayd: {sentence}\n")
+    address = None
+    if repository is not None:
+        address = hub.push(
+            folder, repository, public=public, overwrite=overwrite, endpoint=endpoint
+        )
+    if as_json:
+        print_json({"folder": str(folder), "repository": address})
+    else:
+        print_text(address or str(folder))

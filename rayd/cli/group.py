@@ -23,12 +23,17 @@ def example(line: str) -> str:
     return _EXAMPLE + line
 
 
-def new_group(**settings: Any) -> typer.Typer:
-    """Make an empty group of commands, with Typer's settings of a group."""
+def new_group(add_completion: bool = False, **settings: Any) -> typer.Typer:
+    """Make an empty group of commands.
+
+    Args:
+        add_completion: add the options that install completion by a shell.
+        settings: Typer's settings of a group.
+    """
     return typer.Typer(
         cls=CommandGroup,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=add_completion,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         **settings,

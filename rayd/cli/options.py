@@ -7,12 +7,45 @@ from typing import Annotated, Any
 
 import typer
 
+from rayd import completion
+
+
+def complete_recipe(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the name of a recipe."""
+    return completion.recipes(incomplete)
+
+
+def complete_overrides(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Complete a setting, or its value."""
+    before = context.params.get("overrides") or ()
+    return completion.overrides(incomplete, before, context.params.get("recipe"))
+
+
+def complete_data(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the name of a data set."""
+    return completion.data(incomplete)
+
+
+def complete_space(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the name of a search space."""
+    return completion.spaces(incomplete)
+
+
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A built-in recipe or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A built-in recipe or a YAML file.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that override the recipe."),
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Settings that override the recipe.",
+        autocompletion=complete_overrides,
+    ),
 ]
 DirectoryName = Annotated[
     Path, typer.Argument(metavar="DIR", help="A run directory, a distilled set or an export.")

@@ -32,6 +32,7 @@ from rayd.version import __version__
 
 app = new_group(
     name="rayd",
+    add_completion=True,
     help=(
         "Distil a labelled image data set into a small synthetic one that trains networks almost "
         "as well. Every command takes --import FILE.py: own methods, terms and networks."

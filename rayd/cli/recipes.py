@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rayd.cli.group import example, new_group
-from rayd.cli.options import Debug, Json
+from rayd.cli.options import Debug, Json, complete_data, complete_recipe
 from rayd.cli.printing import print_json, print_rows, print_text, wide
 from rayd.errors import ConfigError
 
@@ -25,13 +25,20 @@ commands = new_group()
 def recipes_command(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="A recipe, a family of recipes, or a YAML file."),
+        typer.Argument(
+            metavar="[NAME]",
+            help="A recipe, a family of recipes, or a YAML file.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     method: Annotated[
         str | None, typer.Option("--method", help="List the recipes of a method.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="List the recipes of a data set.")
+        str | None,
+        typer.Option(
+            "--data", help="List the recipes of a data set.", autocompletion=complete_data
+        ),
     ] = None,
     measured: Annotated[
         bool, typer.Option("--measured", help="List the recipes with results of ours.")

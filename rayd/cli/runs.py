@@ -21,6 +21,7 @@ from rayd.cli.options import (
     Quiet,
     RecipeName,
     Workers,
+    complete_recipe,
     given_settings,
 )
 from rayd.cli.printing import print_result, print_text
@@ -68,6 +69,7 @@ def distill(
         str | None,
         typer.Argument(
             metavar="RECIPE",
+            autocompletion=complete_recipe,
             help="A built-in recipe or a YAML file; with --resume, a run's directory.",
         ),
     ] = None,

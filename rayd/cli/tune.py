@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from rayd.cli.group import example, new_group
-from rayd.cli.options import Address, Cache, DataRoot, Debug, Json, Overrides, Quiet
+from rayd.cli.options import (
+    Address,
+    Cache,
+    DataRoot,
+    Debug,
+    Json,
+    Overrides,
+    Quiet,
+    complete_space,
+)
 from rayd.cli.printing import print_json, print_text
 from rayd.errors import ResourceError
 
@@ -18,7 +27,12 @@ commands = new_group()
 @commands.command(epilog=example("rayd tune dm-digits --samples 20"))
 def tune(
     space: Annotated[
-        str, typer.Argument(metavar="SPACE", help="A built-in search space or a YAML file.")
+        str,
+        typer.Argument(
+            metavar="SPACE",
+            help="A built-in search space or a YAML file.",
+            autocompletion=complete_space,
+        ),
     ],
     overrides: Overrides = None,
     samples: Annotated[

@@ -1,9 +1,9 @@
 """Progress display: a live view of stages, rate, time left and loss terms, or plain lines.
 
-The live view needs a terminal. Progress of a stage is counted in its unit (epochs, steps, shards)
-and, for the time left, as a share of its work: an epoch of a thousand images is more work than one
-of ten. The time left starts from the forecast (`rayd.engine.forecast`) and follows the measured
-rate as the stage proceeds.
+The live view needs a terminal; in a notebook one output is rewritten. Progress of a stage is
+counted in its unit (epochs, steps, shards) and, for the time left, as a share of its work: an epoch
+of a thousand images is more work than one of ten. The time left starts from the forecast
+(`rayd.engine.forecast`) and follows the measured rate as the stage proceeds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rayd.engine.notebook import NotebookOutput, in_notebook
 from rayd.engine.pool import WorkerPool
 
 LINE_EVERY = 10.0
@@ -76,12 +77,13 @@ class StageProgress:
         self.share = share
         if self._first is None:
             self._first = done
-            self._first_share = self._share
+            self._first_share = self.fraction
         if terms is not None:
             self.terms = terms
 
     @property
-    def _share(self) -> float:
+    def fraction(self) -> float:
+        """Share of the work that is done."""
         if self.share is not None:
             return self.share
         return self.done / self.total if self.total > 0 else 0.0
@@ -102,8 +104,8 @@ class StageProgress:
 
         None where neither is known, or nothing is left.
         """
-        left = 1.0 - self._share
-        gained = self._share - self._first_share
+        left = 1.0 - self.fraction
+        gained = self.fraction - self._first_share
         if self.total <= 0 or left <= 0:
             return None
         if self.foreseen is None:
@@ -129,6 +131,11 @@ class StageProgress:
         if self.done < self.total and (left := self.seconds_left) is not None:
             words += f", {clock(left)} left"
         return f"{words}, {self.note}" if self.note else words
+
+    def summary(self) -> str:
+        """A line on the stage at its end."""
+        note = f", {self.note}" if self.note else ""
+        return f"{self.stage}: {self.count} in {clock(self.elapsed)}{note}"
 
 
 def terms_text(terms: Mapping[str, float | None]) -> str:
@@ -210,10 +217,12 @@ class Progress:
 
     Args:
         quiet: show nothing.
-        console: where to show it; standard error unless given.
+        console: where to show it; by default standard error, or the output of a notebook's cell.
     """
 
     def __init__(self, quiet: bool = False, console: Console | None = None):
+        is_notebook = console is None and not quiet and in_notebook()
+        self._notebook = NotebookOutput() if is_notebook else None
         self.console = console or Console(stderr=True, highlight=False, quiet=quiet)
         self._listeners: list[ProgressListener] = []
         self._stages: StageList | None = None
@@ -225,6 +234,9 @@ class Progress:
 
     def log(self, sentence: str) -> None:
         """Print a line."""
+        if self._notebook is not None:
+            self._notebook.log(sentence)
+            return
         self.console.print(sentence, markup=False, soft_wrap=True)
 
     def wait_logger(self, stage: str, unit: str) -> Callable[[int], None]:
@@ -282,7 +294,13 @@ class Progress:
         meter = StageProgress(name, total, unit, foreseen=foreseen, stages=self._stages)
         for listener in self._listeners:
             listener.stage(meter)
-        if not self.console.is_terminal:
+        if self._notebook is not None:
+            in_cell = _NotebookDisplay(meter, self._notebook)
+            try:
+                yield in_cell
+            finally:
+                in_cell.finish()
+        elif not self.console.is_terminal:
             if self._stages is not None:
                 self.log(f"stages: {self._stages.text()}")
             shown = StageDisplay(meter) if self.console.quiet else _LineDisplay(meter, self)
@@ -294,8 +312,7 @@ class Progress:
             ):
                 yield StageDisplay(meter)
             if meter.total > 0:
-                note = f", {meter.note}" if meter.note else ""
-                self.log(f"{name}: {meter.count} in {clock(meter.elapsed)}{note}")
+                self.log(meter.summary())
         if self._stages is not None:
             self._stages.end(name)
 
@@ -334,7 +351,6 @@ class _TerminalView:
         meter = self._meter
         lines: list[RenderableType] = [] if meter.stages is None else [meter.stages]
         if meter.total > 0:
-            share = meter.done / meter.total if meter.share is None else meter.share
             left = meter.seconds_left
             row = Table.grid(padding=(0, 2), expand=True)
             row.add_column(no_wrap=True)
@@ -342,7 +358,7 @@ class _TerminalView:
             row.add_column(ratio=1, max_width=40)
             cells: list[RenderableType] = [
                 meter.stage,
-                ProgressBar(total=1.0, completed=min(1.0, share), width=None),
+                ProgressBar(total=1.0, completed=min(1.0, meter.fraction), width=None),
                 meter.count,
                 f"{meter.rate:.3g}/s" if meter.rate > 0 else "",
                 f"{clock(left)} left" if left is not None else clock(meter.elapsed),
@@ -379,6 +395,22 @@ class _LineDisplay(StageDisplay):
         if line != self._last_line:
             self._progress.log(line)
             self._last_line = line
+
+
+class _NotebookDisplay(StageDisplay):
+    """Rewrites the output of a notebook's cell."""
+
+    def __init__(self, meter: StageProgress, output: NotebookOutput):
+        super().__init__(meter)
+        self._output = output
+
+    def show(self) -> None:
+        stages = "" if self.meter.stages is None else f"{self.meter.stages.text()}\n"
+        if self.meter.total > 0:
+            self._output.show(f"{stages}{self.meter.line()}", min(1.0, self.meter.fraction))
+
+    def finish(self) -> None:
+        self._output.end(self.meter.summary() if self.meter.total > 0 else "")
 
 
 def clock(seconds: float) -> str:

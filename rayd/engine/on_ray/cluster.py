@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -101,14 +101,17 @@ def check_sendable(what: str, value: Any) -> None:
         ) from error
 
 
-def sendable(objects: Mapping[str, T]) -> dict[str, T]:
-    """Those objects that can be sent to workers; a session may hold others, of earlier runs."""
+def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """The factory with own parts for the process that calls it; see `parts.Sent`.
+
+    Objects that cannot be sent are left out: a session may hold some, of earlier runs.
+    """
     found = {}
-    for name, value in objects.items():
+    for name, value in parts.OBJECTS.items():
         with suppress(Exception):
             ray.cloudpickle.dumps(value)
             found[name] = value
-    return found
+    return parts.Sent(factory, found) if found or parts.imported() else factory
 
 
 def _check_reachable(address: str | None) -> None:

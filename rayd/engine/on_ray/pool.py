@@ -43,7 +43,7 @@ from rayd.engine.on_ray.cluster import (
     check_resources,
     connect,
     log_directory,
-    sendable,
+    sent,
 )
 from rayd.engine.on_ray.watch import head_is_lost
 from rayd.engine.pool import LocalPool, WorkerInfo, WorkerPool
@@ -94,8 +94,7 @@ class RayPool(WorkerPool):
         connect(resources.address)
         if not resources.elastic:
             check_resources(resources)
-        if parts.OBJECTS:
-            factory = parts.Sent(factory, sendable(parts.OBJECTS))
+        factory = sent(factory)
         self._threads = threads(resources)
         self._replica = (factory, arguments)
         reserved = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker}
@@ -407,7 +406,7 @@ class RayPool(WorkerPool):
 
     def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
         """Host an object in an actor on this node that can call the workers."""
-        host = RayActor.start(self._threads, factory, _Handles(self._names), *arguments)
+        host = RayActor.start(self._threads, sent(factory), _Handles(self._names), *arguments)
         self._hosts.append(host)
         return host
 

@@ -30,7 +30,7 @@ import torch
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef, get, wait
-from rayd.engine.on_ray.cluster import check_resources, connect
+from rayd.engine.on_ray.cluster import check_resources, connect, sent
 from rayd.engine.wire import pack, unpack
 from rayd.errors import RaydError, ResourceError, RunError
 from rayd.training.parallelism import DataParallel
@@ -96,7 +96,7 @@ class TrainPool:
         check_resources(resources, setting)
         self._resources = resources
         self._scratch = scratch
-        self._factory = factory
+        self._factory = sent(factory)
         self._arguments = arguments
         self._teams = teams
 
