@@ -65,7 +65,7 @@ def analyse(
         network: architecture; by default the first one that the recipe evaluates.
         seed: seed of all draws.
         images: most real images that are used, the same number of every class; 0 for all. By
-            default 500 or 1000, and all for `gradients`.
+            default 300 or 1000, and all for `gradients`.
         steps: optimizer steps of networks that are trained for an analysis.
         how: variant: `tsne`, `umap` or `pca` for `embedding`, `filter` or `features` for
             `spectra`, a baseline for `classes`.

@@ -122,7 +122,7 @@ def landscape(
 
 def analyse(subject: Subject) -> Analysis:
     """Draw the loss on real images around networks trained on the set and on random images."""
-    real, labels = subject.sample(default=500)
+    real, labels = subject.sample(default=300)
     sets = {
         "distilled": (subject.distilled.images, subject.distilled.labels),
         "random": subject.random(),

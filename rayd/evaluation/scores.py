@@ -17,7 +17,9 @@ same budget (rdm), drawn anew for each student, and on the whole training set (r
 
 Zekai Li et al., "DD-Ranking: Rethinking the Evaluation of Dataset Distillation" (2025). Paper and
 released code differ: the code puts percent into the exponential, so that its scores leave [0, 1];
-counts the hard-label accuracy twice; and reports the best epoch on the test set.
+counts the hard-label score twice; averages the scores of runs, where here the score is that of the
+mean differences; and reports the best epoch on the test set. On fractions its formulas give the
+same scores as those below.
 
 Differences are paired: the student of a seed on one set with that of the same seed on the other.
 """

@@ -37,6 +37,50 @@ def test_augmentation_robust_score_by_hand():
     assert augmentation_robust_score(0.3, 0.1, weight=0.75) == pytest.approx(normalized(0.25))
 
 
+@pytest.mark.parametrize(
+    ("real", "hard", "own", "random", "weight", "score"),
+    [
+        (0.9, 0.5, 0.7, 0.6, 0.5, 0.2096783673804665),
+        (0.9, 0.5, 0.7, 0.6, 0.2, 0.15867018410437037),
+        (0.85, 0.9, 0.3, 0.5, 0.5, 0.23819923268679175),
+        (0.85, 0.9, 0.3, 0.5, 0.2, 0.26894142136999516),
+        # hard labels throughout
+        (0.9, 0.5, 0.5, 0.6, 0.5, 0.17483020955155323),
+        (0.976, 0.941, 0.941, 0.770, 0.5, 0.29887897966186566),
+    ],
+)
+def test_label_robust_score_is_that_of_the_published_package(
+    real, hard, own, random, weight, score
+):
+    """`compute_metrics` of ddranking 0.2.0, `LabelRobustScoreSoft` and `LabelRobustScoreHard`, with
+    its trainings replaced by these accuracies, fractions in place of its percent.
+    """
+    assert label_robust_score(own - random, real - hard, weight) == pytest.approx(score, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("augmented", "plain", "weight", "score"),
+    [
+        (0.7 - 0.6, 0.4 - 0.5, 0.5, 0.26894142136999516),
+        (0.7 - 0.6, 0.4 - 0.5, 0.2, 0.24416461433017767),
+        (0.941 - 0.770, 0.90 - 0.72, 0.5, 0.3505623343204157),
+        (0.941 - 0.770, 0.90 - 0.72, 0.2, 0.35193330022962066),
+    ],
+)
+def test_augmentation_robust_score_is_that_of_the_published_package(
+    augmented, plain, weight, score
+):
+    """The same of `AugmentationRobustScore`."""
+    found = augmentation_robust_score(augmented, plain, weight)
+    assert found == pytest.approx(score, abs=1e-12)
+
+
+def test_percent_in_the_published_package_leaves_the_unit_interval():
+    """It gives -0.157 to accuracies of 90, 50, 70 and 60 percent, whose score is 0.210."""
+    assert label_robust_score(70 - 60, 90 - 50) == pytest.approx(-0.1565175126007507, abs=1e-12)
+    assert label_robust_score(0.7 - 0.6, 0.9 - 0.5) == pytest.approx(0.2096783673804665)
+
+
 def soft_report() -> Report:
     """Two students a set: soft labels raise random images more than distilled ones."""
     soft = [("distilled", (0.7, 0.8)), ("random", (0.6, 0.5))]
