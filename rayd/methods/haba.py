@@ -23,18 +23,19 @@ Images of CIFAR are whitened. **Different here:**
   pairs of basis and hallucinator; in the code each basis once, all by one hallucinator that is drawn.
 - Students in the end see all images in an epoch, k times as many as there, where a hallucinator is
   drawn for each basis. So recipes have a fifth of the epochs, and batches that make as many steps.
-- The adversary learns from all pairs of images of one basis, there from two hallucinators; it sees
-  real-sized batches of them (`observers.model_pool.batch_size`).
+- The adversary learns from all pairs of images of one basis among at most 500 images
+  (`observers.model_pool.batch_size`), there from those of two hallucinators.
 - Momentum of the step size alpha is that of the images, there 0.9, where alpha is kept above 0.001;
   here its logarithm is learned (`rayd.synthetic.learned_step_size`). For ten images the command starts
   it at 0.001, here as for the others at 0.01.
 - The code standardises each batch of students' images as a whole; here they stay as they are.
 
-Storage counts bases and hallucinators: 27,840 numbers of the latter at 32 x 32 pixels, less than one
-image of each of ten classes. The recipe of `ipc` bases a class is therefore beside other methods'
-`ipc + 1`, in the paper, too. What LS-MTT's paper quotes is in the recipes.
+Storage counts bases and hallucinators: 27,840 numbers of the latter at 32 x 32 pixels, a little less
+than another image of each of ten classes, so that `ipc` bases a class are beside `ipc + 1` whole
+images of other methods. The numbers that LS-MTT's paper quotes are in the recipes; whether they count
+so is not said there.
 
-Use it where images of many classes share their look, and an image per class must do.
+Use it for few images per class whose look is shared.
 """
 
 from __future__ import annotations
@@ -79,9 +80,9 @@ class Factorization(TrajectoryMethod):
     defaults = merge(
         DEFAULTS,
         {
-            # only the adversary looks at images, at no real ones
             "real": "sampled",
-            "observers": {"augmentation": DSA_STRATEGY, "model_pool": _ADVERSARY},
+            # the adversary sees no real images: none need to be drawn
+            "observers": {"augmentation": DSA_STRATEGY, "real_batch": 1, "model_pool": _ADVERSARY},
             "synthetic": {"kind": "hallucinated"},
             "synthesis": {"steps": 15_000, "learning_rate": 100.0, "momentum": 0.95},
         },
