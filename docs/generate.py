@@ -1,8 +1,8 @@
 """Pages that are made from the code, so that they cannot disagree with it; a hook of MkDocs.
 
 `methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
-`command-line.md` the help of every command, and `reproducing.md` every recipe with the paper's
-number and ours.
+`command-line.md` the help of every command, `reproducing.md` every recipe with the paper's number
+and ours, and `gallery.md` the sets in `gallery/`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any, Union, get_args, get_origin
 
 import click
 import typer
+import yaml
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
@@ -29,12 +31,19 @@ sys.path.insert(0, str(TOP))
 # width of the help in the pages
 os.environ["COLUMNS"] = "88"
 
+
 from rayd import methods, recipes  # noqa: E402
 from rayd.cli import app  # noqa: E402
-from rayd.config import Recipe  # noqa: E402
+from rayd.config import Recipe, lookup  # noqa: E402
+from rayd.distilled import load  # noqa: E402
+from rayd.evaluation.matrix import words_of  # noqa: E402
+from rayd.evaluation.report import Report  # noqa: E402
 
 RESULTS = {"paper", "measured"}
 """Fields of a recipe that are no settings."""
+GALLERY = TOP / "docs" / "gallery"
+"""Distilled sets with their pictures and reports."""
+FORMULAS = TOP / "docs" / "formulas.yaml"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -43,6 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "command-line.md": command_line(),
         "settings.md": settings(),
         "reproducing.md": reproducing(),
+        "gallery.md": gallery(),
         "methods/index.md": method_index(),
         **{f"methods/{name}.md": page for name, page in method_pages()},
     }
@@ -50,6 +60,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, path, content=content))
     for picture in sorted((TOP / ".github").glob("*.png")):
         files.append(File.generated(config, f"pictures/{picture.name}", abs_src_path=str(picture)))
+    for path in sorted(GALLERY.iterdir()):
+        files.append(File.generated(config, f"gallery/{path.name}", abs_src_path=str(path)))
     return files
 
 
@@ -87,13 +99,33 @@ def method_index() -> str:
 
 def method_pages() -> Iterator[tuple[str, str]]:
     """Name and content of the page of each module."""
+    formulas = yaml.safe_load(FORMULAS.read_text(encoding="utf-8"))
     for module, found in sorted(modules().items()):
         head = inspect.getdoc(sys.modules[f"rayd.methods.{module}"]) or ""
-        title, _, body = head.partition("\n")
-        lines = [f"# {title.rstrip('.')}", body, ""]
+        title, body = split_head(head)
+        lines = [f"# {title}", ""]
+        if module in formulas:
+            lines += [formula(formulas[module]), ""]
+        lines += [body, ""]
         for method in found:
             lines.extend(_method(method))
         yield module, "\n".join(lines) + "\n"
+
+
+def split_head(head: str) -> tuple[str, str]:
+    """The first sentence of a module's head, which may take several lines, and the rest."""
+    title, _, body = head.partition("\n\n")
+    first, dot, more = " ".join(title.split()).partition(". ")
+    return (first + dot).strip().rstrip("."), "\n\n".join(part for part in (more, body) if part)
+
+
+def formula(latex: str) -> str:
+    """LaTeX as MathML, which browsers draw without a script."""
+    line = " ".join(latex.split())
+    for operator in ("min", "sum"):
+        # the converter writes an index below in some places alone
+        line = line.replace(f"\\{operator}_", f"\\{operator}\\limits_")
+    return f'<div class="formula">{convert(line, display="block")}</div>'
 
 
 def _method(method: type[methods.Method]) -> Iterator[str]:
@@ -242,3 +274,60 @@ def _number(value: float | None, std: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"
+
+
+def gallery() -> str:
+    """The sets of the gallery: picture, accuracy, what they are, and their files."""
+    lines = [
+        "# Gallery",
+        "",
+        "Distilled sets to look at and to use, each with its report. They were made on two cores by",
+        "the commands below them; [Reproducing papers](reproducing.md) has the numbers of all recipes.",
+        "A file holds images, labels and the card, and goes wherever a run's directory goes:",
+        "",
+        "```bash",
+        "rayd show digits.safetensors",
+        "rayd evaluate digits.safetensors --network mlp --seeds 3",
+        "```",
+        "",
+    ]
+    for path in sorted(GALLERY.glob("*.safetensors")):
+        lines.extend(_gallery_entry(path))
+    return "\n".join(lines) + "\n"
+
+
+def _gallery_entry(path: Path) -> Iterator[str]:
+    """A set of the gallery."""
+    distilled = load(path)
+    report = Report.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    card = distilled.card
+    shape = "x".join(map(str, distilled.shape))
+    summary = recipes.resolve(card["recipe"]).summary
+    yield f"## {card['recipe']}"
+    yield ""
+    yield f"![{len(distilled)} distilled images of {card['recipe']}](gallery/{path.stem}.png)"
+    yield ""
+    yield f"{summary.rstrip('.')}."
+    yield ""
+    yield f"Method [`{card['method']}`](methods/{_module(card['method'])}.md), "
+    yield f"{len(distilled)} images of {shape}, {distilled.storage.total_bytes:,} bytes."
+    yield ""
+    yield "| network | trained on | test accuracy | students |"
+    yield "|---|---|---|---|"
+    for result in report.results:
+        words = words_of(result, report.results)
+        students = len(result.test_accuracy.runs)
+        yield f"| {result.network} | {words} | {result.test_accuracy.text()} | {students} |"
+    yield ""
+    for need in distilled.needs[1:]:
+        yield f"{need[0].upper()}{need[1:]}."
+        yield ""
+    changed = [f"{key}={lookup(card, f'config.{key}')}" for key in report.departures]
+    yield f"`{' '.join(['rayd distill', card['recipe'], *changed])}` · [{path.name}](gallery/{path.name}) "
+    yield f"({path.stat().st_size / 1000:.0f} kB) · [report](gallery/{path.stem}.json)"
+    yield ""
+
+
+def _module(name: str) -> str:
+    """The module of a method."""
+    return methods.get(name).__module__.rpartition(".")[2]

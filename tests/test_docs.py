@@ -1,19 +1,25 @@
 """The documentation: its pages build, its commands and settings exist, its messages are ours."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
+import yaml
+from PIL import Image
 
 from rayd import recipes
 from rayd.cli import app
 from rayd.config import parse_overrides
+from rayd.distilled import contact_sheet, load
+from rayd.evaluation.report import Report
 
 TOP = Path(__file__).parents[1]
 PAGES = sorted((TOP / "docs" / "pages").glob("*.md"))
@@ -109,8 +115,38 @@ def test_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site" / "methods" / "edc" / "index.html").read_text(encoding="utf-8")
     assert "Elucidating the Design Space" in page
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in page
+    gallery = (tmp_path / "site" / "gallery" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
+    assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
     assert "synthesis.learning_rate" in settings
+
+
+def test_every_objective_in_the_head_of_a_module_is_drawn_as_a_formula():
+    formulas = yaml.safe_load((TOP / "docs" / "formulas.yaml").read_text(encoding="utf-8"))
+    heads = {}
+    for path in sorted((TOP / "rayd" / "methods").glob("*.py")):
+        heads[path.stem] = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    assert formulas.keys() <= heads.keys()
+    with_objective = {name for name, head in heads.items() if "    minimise over" in head}
+    assert with_objective <= formulas.keys()
+
+
+SETS = sorted((TOP / "docs" / "gallery").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", SETS, ids=[path.stem for path in SETS])
+def test_sets_of_the_gallery_are_small_and_whole(path):
+    """Each has the picture of its images and the report of its students."""
+    assert path.stat().st_size < 200_000
+    distilled = load(path)
+    assert np.array_equal(
+        np.asarray(Image.open(path.with_suffix(".png"))), contact_sheet(distilled)
+    )
+    report = Report.from_json(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    assert report.recipe == distilled.card["recipe"] == path.stem
+    assert report.results[0].set == "distilled"
 
 
 def test_the_loss_in_an_own_loop_falls():

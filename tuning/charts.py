@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TRIAL = "#1f4e9c"
+TRIAL = "#3d6fd1"
 OWN = "#3a8f4d"
 BEST = "#d9730d"
 """Colours of trials, of the recipe's own settings and of the best."""

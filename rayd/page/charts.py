@@ -203,6 +203,9 @@ def _lines(axes: Axes, lines: Mapping[str, Points]) -> None:
         axes.legend(frameon=False, fontsize="small")
     if min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
+        # matplotlib's own formatter writes mathematics, which names of ours must not be read as
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

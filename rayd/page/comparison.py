@@ -78,7 +78,9 @@ def render(directories: Sequence[Path]) -> str:
             runs=runs,
             settings=_settings(runs),
             comparison=comparison,
-            accuracies=charts.accuracies(_bars(comparison)),
+            accuracies=charts.accuracies(
+                _bars(comparison, dict(zip(map(str, directories), names, strict=True)))
+            ),
             classes=charts.classes(per_class, class_names) if per_class else None,
             curves=charts.curves(_curves(runs), "step"),
         )
@@ -137,14 +139,23 @@ def _settings(runs: Sequence[ComparedRun]) -> dict[str, list[Any]]:
     }
 
 
-def _bars(comparison: Comparison) -> list[charts.Bar]:
-    """Accuracies of each group of runs, the distilled set's first."""
+def _bars(comparison: Comparison, names: Mapping[str, str]) -> list[charts.Bar]:
+    """Accuracies of each group of runs, the distilled set's first.
+
+    Args:
+        comparison: the groups.
+        names: of the runs, by directory.
+    """
+    networks = {group.network for group in comparison.groups}
     bars = []
     for group in comparison.groups:
+        first = names[group.directories[0]]
+        others = len(group.directories) - 1
+        where = f"{first} and {others} more" if others else first
+        with_network = f", {group.network}" if len(networks) > 1 else ""
         for words, spread in group.accuracies.items():
             std = spread.std if spread.std is not None else spread.students
-            label = f"{words}: {group.title}"
-            label = label if len(label) <= 60 else f"{label[:59]}…"
+            label = f"{where}: {words}{with_network}"
             bars.append(charts.Bar(label, spread.mean, std, words.startswith(DISTILLED)))
     return bars
 

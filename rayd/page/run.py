@@ -28,7 +28,7 @@ from rayd.page import charts
 from rayd.page.page import Picture, environment, seconds, size
 from rayd.page.page import write as write_page
 from rayd.pictures import contact_sheet
-from rayd.recipes.difference import differences, shown
+from rayd.recipes.difference import differences
 
 FILE = "report.html"
 """Name of the page in the directory of its run."""
@@ -314,7 +314,7 @@ def storage(distilled: Distilled) -> list[tuple[str, float, str]]:
     whole = _whole_bytes(distilled)
     if whole is None:
         return [*rows, ("in all", total, "")]
-    share = f"{total / whole:.2%} of the whole set"
+    share = f"{100 * total / whole:.3g} % of the whole set"
     return [*rows, ("in all", total, share), ("the whole training split, 8 bits", whole, "")]
 
 
@@ -453,5 +453,10 @@ def command(
         words = ["rayd", "distill", str(directory / "config.yaml")]
     else:
         words = ["rayd", "distill", base]
-        words += [f"{key}={shown(value)}" for key, (_, value) in changes.items()]
+        words += [f"{key}={_exact(value)}" for key, (_, value) in changes.items()]
     return shlex.join([*words, "--out", f"runs/{recipe.name}-again"])
+
+
+def _exact(setting: Any) -> str:
+    """A setting on the command line."""
+    return setting if isinstance(setting, str) else json.dumps(setting)

@@ -31,11 +31,20 @@ def differences(base: Recipe, recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 
 def shown(setting: Any) -> str:
-    """A setting as on the command line; a dash where a recipe has none.
+    """A setting as on the command line, without what is not set; a dash where a recipe has none.
 
-    >>> shown([0.5, True]), shown(None), shown("adam")
-    ('[0.5, true]', '—', 'adam')
+    >>> shown([0.5, True]), shown(None), shown("adam"), shown([{"name": "mlp", "width": None}])
+    ('[0.5, true]', '—', 'adam', '[{"name": "mlp"}]')
     """
     if setting is None:
         return "—"
-    return setting if isinstance(setting, str) else json.dumps(setting)
+    return setting if isinstance(setting, str) else json.dumps(_set(setting))
+
+
+def _set(setting: Any) -> Any:
+    """A setting without entries that are not set."""
+    if isinstance(setting, dict):
+        return {key: _set(value) for key, value in setting.items() if value is not None}
+    if isinstance(setting, list):
+        return [_set(value) for value in setting]
+    return setting
