@@ -48,8 +48,8 @@ def write_texts(distilled: Distilled, folder: Path) -> None:
         distilled: the set; its report is looked for beside it.
         folder: where to; it exists.
     """
-    from rayd.distilled import picture
     from rayd.evaluation.report import Report
+    from rayd.pictures import picture
 
     report = None
     if distilled.directory is not None:

@@ -313,7 +313,7 @@ def test_the_table_of_a_run_has_80_columns(capsys, finished):
         str(finished.parent / "cache"),
         "--quiet",
     )
-    *table, blank, _place = text.splitlines()
+    *table, blank, _place, _page = text.splitlines()
     assert not blank
     assert max(map(len, table)) <= 80
 
