@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what has a result")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     parser.add_argument("--write", action="store_true", help="into rayd/results/")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     settings = [given for given in options.patterns if "=" in given]
     patterns = [given for given in options.patterns if "=" not in given]
     campaign = Campaign(options.folder, options.seeds, settings)
