@@ -18,6 +18,11 @@ class RaydError(Exception):
     setting: str | None = None
     """Override `key.sub=value` with which the same command works; shown by the command line."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of the error: its sentence; `%debug` has the rest."""
+        notes = getattr(self, "__notes__", [])
+        return [f"{type(self).__name__}: {self}", *notes]
+
 
 class ConfigError(RaydError):
     """A setting, recipe, network, method or argument that does not exist or does not fit."""

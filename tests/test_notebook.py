@@ -28,6 +28,20 @@ try:
 except KeyboardInterrupt as interrupt:
     print(json.dumps(interrupt.__notes__))
 """
+MISTAKE = """
+from IPython import get_ipython
+
+shown = []
+shell = get_ipython()
+before = shell._showtraceback
+shell._showtraceback = lambda kind, error, lines: shown.extend(lines)
+try:
+    rayd.distill("digitss")
+except rayd.RaydError:
+    shell.showtraceback()
+shell._showtraceback = before
+print(json.dumps(shown))
+"""
 LEFT = """
 for step in rayd.synthesize("digits", out="left", cache="c", **arguments):
     if step.step == 4:
@@ -45,12 +59,13 @@ def test_a_notebook_shows_one_output_and_a_stopped_run_goes_on(tmp_path):
             'stopped = rayd.distill(resume="stopped", cache="b", quiet=True)',
             f"try:\n    {LEFT.strip().replace(chr(10), chr(10) + '    ')}\nexcept ValueError:\n    pass",
             'left = rayd.distill(resume="left", cache="c", quiet=True)',
+            MISTAKE,
             "print(json.dumps([one.report.results[0].test_accuracy.mean"
             " for one in (run, stopped, left)]))",
         ),
         tmp_path,
     )
-    _, shown, interrupted, _, _, _, last = notebook.cells
+    _, shown, interrupted, _, _, _, mistake, last = notebook.cells
     progress = [output for output in shown.outputs if output.output_type == "display_data"]
     assert len(progress) == 1, "progress is one output"
     assert len(progress[0].data["text/plain"].splitlines()) <= KEPT + 2
@@ -62,6 +77,8 @@ def test_a_notebook_shows_one_output_and_a_stopped_run_goes_on(tmp_path):
     assert facts(interrupted) == [
         "Finished work is kept; to continue: rayd.distill(resume='stopped')"
     ]
+    (sentence,) = facts(mistake)
+    assert sentence.startswith("ConfigError: Unknown recipe 'digitss'; did you mean 'digits'")
     assert len(set(facts(last))) == 1, "interrupted runs end as the others"
 
 

@@ -75,7 +75,11 @@ class Filter(ABC):
 
 @dataclass(frozen=True)
 class AllPass(Filter):
-    """f(l) = 1: the signal as it is."""
+    """f(l) = 1: the signal as it is.
+
+    >>> AllPass()(torch.eye(2) * 3).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
 
     def response(self, eigenvalues: Tensor) -> Tensor:
         """1."""
@@ -88,7 +92,11 @@ class AllPass(Filter):
 
 @dataclass(frozen=True)
 class LowPass(Filter):
-    """f(l) = l: what many images share."""
+    """f(l) = l: what many images share.
+
+    >>> LowPass()(torch.eye(2) * 3).tolist()
+    [[3.0, 0.0], [0.0, 3.0]]
+    """
 
     def response(self, eigenvalues: Tensor) -> Tensor:
         """The eigenvalues."""
@@ -103,6 +111,9 @@ class LowPass(Filter):
 class GradientStep(Filter):
     """f(l) = (1 - step_size l)^power: what gradient steps on a linear regression leave of the first
     weights.
+
+    >>> GradientStep(step_size=0.5, power=2)(torch.eye(1)).item()
+    0.25
     """
 
     step_size: float
@@ -134,6 +145,9 @@ class GradientStep(Filter):
 class GradientSum(Filter):
     """f(l) = step_size sum_{i < power} (1 - step_size l)^i: weights of a linear regression after
     gradient steps from zero.
+
+    >>> GradientSum(step_size=0.5, power=2)(torch.eye(1)).item()
+    0.75
     """
 
     step_size: float
@@ -177,7 +191,11 @@ class GradientSum(Filter):
 
 @dataclass(frozen=True)
 class Ridge(Filter):
-    """f(l) = 1 / (l + beta): a ridge regression."""
+    """f(l) = 1 / (l + beta): a ridge regression.
+
+    >>> Ridge(beta=1.0)(torch.eye(2) * 3).diagonal().tolist()
+    [0.25, 0.25]
+    """
 
     factorises = True
 

@@ -22,7 +22,14 @@ from rayd.statistics.wave_sums import wave_sums
 
 @dataclass(frozen=True, eq=False)
 class CharacteristicFunction(Statistic):
-    """Sums of cosines and sines per class, and the frequencies that they belong to."""
+    """Sums of cosines and sines per class, and the frequencies that they belong to.
+
+    >>> features = torch.zeros(3, 1, 2)  # (N, s, d)
+    >>> frequencies = torch.rand(4, 2)  # (M, d)
+    >>> found = CharacteristicFunction.of(features, torch.tensor([0, 0, 1]), 2, frequencies)
+    >>> found.cosine.tolist()
+    [[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0]]
+    """
 
     shared = constant = frozenset({"frequencies"})
 

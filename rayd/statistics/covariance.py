@@ -21,7 +21,12 @@ from rayd.statistics.transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class Covariance(Statistic):
-    """Count, mean and scatter matrix per class."""
+    """Count, mean and scatter matrix per class.
+
+    >>> features = torch.tensor([[[0.0, 1.0]], [[2.0, 3.0]]])  # (N, s, d)
+    >>> Covariance.of(features, torch.tensor([0, 0]), classes=1).covariance.tolist()
+    [[[1.0, 1.0], [1.0, 1.0]]]
+    """
 
     count: Tensor
     """Feature vectors seen (C,)."""

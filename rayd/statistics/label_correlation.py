@@ -21,7 +21,12 @@ from rayd.statistics.transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class LabelCorrelation(Statistic):
-    """Sum of label-feature outer products, with the number of feature vectors."""
+    """Sum of label-feature outer products, with the number of feature vectors.
+
+    >>> features = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])  # (N, s, d)
+    >>> LabelCorrelation.of(features, torch.tensor([0, 1]), classes=2).total.tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
 
     shared = frozenset({"count"})
 

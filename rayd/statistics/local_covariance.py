@@ -28,7 +28,12 @@ from rayd.statistics.transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class LocalCovariance(Statistic):
-    """Samples, mean of every place, and scatter matrix per class."""
+    """Samples, mean of every place, and scatter matrix per class.
+
+    >>> descriptors = torch.rand(4, 9, 5)  # (N, s, d)
+    >>> LocalCovariance.of(descriptors, torch.tensor([0, 0, 1, 1]), classes=2).scatter.shape
+    torch.Size([2, 5, 5])
+    """
 
     count: Tensor
     """Samples seen (C,)."""

@@ -27,7 +27,17 @@ from rayd.statistics.transforms import SampleMoments, Transform
 
 @dataclass(frozen=True, eq=False)
 class Moments(Statistic):
-    """Count, mean and centred second moment per class."""
+    """Count, mean and centred second moment per class.
+
+    >>> features = torch.tensor([[[0.0]], [[2.0]], [[5.0]]])  # (N, s, d)
+    >>> whole = Moments.of(features, torch.tensor([0, 0, 1]), classes=2)
+    >>> whole.mean.squeeze(1).tolist(), whole.variance.squeeze(1).tolist()
+    ([1.0, 5.0], [1.0, 0.0])
+    >>> parts = [Moments.of(features[:1], torch.tensor([0]), 2)]
+    >>> parts.append(Moments.of(features[1:], torch.tensor([0, 1]), 2))
+    >>> parts[0].merge(parts[1]).variance.squeeze(1).tolist()
+    [1.0, 0.0]
+    """
 
     count: Tensor
     """Feature vectors seen (C,)."""

@@ -73,7 +73,14 @@ class LowRankFactors(NamedTuple):
 
 
 class LowRank(SyntheticSet):
-    """Images as products of factors, with fixed hard labels or learned soft labels."""
+    """Images as products of factors, with fixed hard labels or learned soft labels.
+
+    >>> left, right = torch.rand(1, 3, 8, 2), torch.rand(1, 3, 2, 8)
+    >>> images = LowRank(left, right, torch.rand(4, 3, 2, 2), torch.tensor([0, 0, 1, 1]))
+    >>> batch, labels = images.batch()
+    >>> batch.shape, images.sharing
+    (torch.Size([4, 3, 8, 8]), 4)
+    """
 
     labels: Tensor
 

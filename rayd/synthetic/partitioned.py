@@ -26,7 +26,13 @@ from rayd.synthetic.pixels import Pixels
 
 
 class Partitioned(Pixels):
-    """Images that each hold `factor` x `factor` smaller ones, with hard labels."""
+    """Images that each hold `factor` x `factor` smaller ones, with hard labels.
+
+    >>> images = Partitioned(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), factor=2)
+    >>> batch, labels = images.batch()
+    >>> batch.shape, labels.tolist()
+    (torch.Size([8, 3, 8, 8]), [0, 0, 0, 0, 1, 1, 1, 1])
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, factor: int = 2):
         """Initialise from stored images (n, C, H, W), normalised, and class indices (n,)."""

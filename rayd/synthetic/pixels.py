@@ -11,7 +11,13 @@ from rayd.synthetic.base import SyntheticSet
 
 
 class Pixels(SyntheticSet):
-    """Images as one tensor, with fixed hard labels or learned soft labels."""
+    """Images as one tensor, with fixed hard labels or learned soft labels.
+
+    >>> images = Pixels(torch.rand(4, 3, 8, 8), torch.tensor([0, 0, 1, 1]))
+    >>> batch, labels = images.batch()
+    >>> batch.shape, labels.tolist(), [name for name, _ in images.named_parameters()]
+    (torch.Size([4, 3, 8, 8]), [0, 0, 1, 1], ['images'])
+    """
 
     labels: Tensor
 

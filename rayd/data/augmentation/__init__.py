@@ -3,6 +3,10 @@
 Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
 width)` creates one from a private generator, and calling it applies the same parameters every time.
 The corresponding pure functions take the parameters directly.
+
+    generator = torch.Generator().manual_seed(0)
+    crop = Crop.draw(generator, count=16, height=32, width=32)
+    views = crop(images)  # (16, channels, 32, 32), the same every time
 """
 
 from rayd.data.augmentation.by_class import ALL, ByClass, Rows

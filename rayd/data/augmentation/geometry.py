@@ -166,7 +166,11 @@ def _normalized(pixels: Tensor, side: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """Horizontal mirroring."""
+    """Horizontal mirroring.
+
+    >>> Flip(torch.tensor([True]))(torch.tensor([[[[1.0, 2.0]]]])).tolist()
+    [[[[2.0, 1.0]]]]
+    """
 
     mask: Tensor
     """Boolean (N,): which images are mirrored."""
