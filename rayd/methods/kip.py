@@ -31,7 +31,11 @@ given images are a least-squares problem ("label solve"): `rayd.objectives.neura
 - Targets that are learned (`synthetic.labels: classes`) are free there, here centred rows of a softmax,
   so that the set trains any network.
 - Both judge images by the regression itself, and by networks trained on them. Reports here are of
-  networks; the regression's own accuracy is in the tests and below.
+  networks.
+
+Of digits (8 x 8 pixels, one image of each) the regression predicts 92.8 % of the test images right by what is
+learned, 68.7 % by random ones, and 81.9 % by these with solved labels (`kip-digits`, three
+distillations); ConvNets that learn from the images 84.6 %, from random ones 73.7 %.
 
 The engine wants an observer in every step: a network of one unit, whose output nobody reads.
 

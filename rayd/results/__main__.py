@@ -38,6 +38,17 @@ def table() -> str:
     return _markdown(COLUMNS, rows)
 
 
+def counts() -> str:
+    """How many recipes have numbers, as a sentence."""
+    known = headlines()
+    measured = {headline.name for headline, _ in _results()}
+    published = {headline.name for headline in known if headline.published}
+    return (
+        f"Of {len(known)} recipes {len(published)} have an accuracy in a paper, "
+        f"{len(measured)} one of ours, and {len(published & measured)} both."
+    )
+
+
 def scores_table() -> str:
     """Scores as a Markdown table, for results that have any; empty if none has.
 
@@ -73,7 +84,7 @@ def updated(text: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"The page must hold '{BEGIN}' and, below it, '{END}'.")
-    parts = [table()]
+    parts = [counts(), table()]
     scores = scores_table()
     if scores:
         parts += [EXPLAINED, scores]

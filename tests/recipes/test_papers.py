@@ -141,19 +141,3 @@ def test_an_accuracy_is_a_fraction():
     with pytest.raises(ConfigError, match=r"an accuracy is a fraction in \[0, 1\]. Got 48.6"):
         validate(PaperResult, {"value": 48.6, "table": "Table 1"})
     PaperResult(value=48.6, metric="seconds", table="Table 1")
-
-
-def test_documentation_counts_recipes_with_numbers(listed):
-    text = " ".join(
-        (Path(__file__).parents[2] / "docs" / "pages" / "results.md")
-        .read_text(encoding="utf-8")
-        .split()
-    )
-    counted = re.search(
-        r"of (\d+) recipes (\d+) have an accuracy in a paper, (\d+) one of ours, and (\d+) both",
-        text,
-    )
-    published = {one.name for one in recipes.headlines() if one.published}
-    measured = {one["name"] for one in listed if one["measured"]}
-    numbers = (len(listed), len(published), len(measured), len(published & measured))
-    assert tuple(map(int, counted.groups())) == numbers
