@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,10 +19,11 @@ import yaml
 from PIL import Image
 
 import rayd
-from rayd import recipes
+from rayd import cli, recipes
 from rayd.cli import main
 from rayd.interrupts import STOPPED
 from tests.faults import Interrupting
+from tuning import space
 
 QUICK = [
     "synthesis.steps=6",
@@ -610,3 +612,15 @@ def test_a_swapped_or_damaged_file_in_a_distilled_set_is_refused(capsys, finishe
 def test_a_private_setting_of_one_machine_is_not_in_the_card(capsys, finished):
     _, document, _ = run(capsys, "show", str(finished), "--json")
     assert str(finished.parent) not in document
+
+
+def test_examples_of_the_help_name_recipes_and_spaces_that_exist():
+    named = {}
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for line in re.findall(r'example\("(rayd .+?)"\)', path.read_text(encoding="utf-8")):
+            _, command, *words = line.split()
+            if command in ("distill", "plan", "cite", "tune"):
+                named[command] = words[0]
+    assert named.keys() == {"distill", "plan", "cite", "tune"}
+    assert named.pop("tune") in space.names()
+    assert set(named.values()) <= set(recipes.names())

@@ -24,7 +24,7 @@ from rayd.errors import ResourceError
 commands = new_group()
 
 
-@commands.command(epilog=example("rayd tune dm-digits --samples 20"))
+@commands.command(epilog=example("rayd tune csdm-digits --samples 20"))
 def tune(
     space: Annotated[
         str,
