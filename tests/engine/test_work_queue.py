@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -110,7 +111,9 @@ import sys
 from pathlib import Path
 from rayd.config import validate, Recipe, read_yaml
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.progress import Progress
+from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 
 def told(kept):
@@ -121,10 +124,55 @@ def told(kept):
     return keep
 
 Store.put_tensors, Store.put_record = told(Store.put_tensors), told(Store.put_record)
+if len(sys.argv) > 4:
+    # on another kind of device, as far as the store knows
+    Job.device = sys.argv[4]
+    key = Squeeze.key
+    Squeeze.key = lambda self, item: {**key(self, item), "device": sys.argv[4]}
 recipe = validate(Recipe, read_yaml(Path(sys.argv[1])))
 input()
 distill(recipe, Path(sys.argv[3]), progress=Progress(quiet=True))
 """
+
+
+def race(folder: Path, *runs: list[str]) -> list[str]:
+    """What processes with further arguments for `RACE` keep in one store, a line for each entry."""
+    command = [sys.executable, "-c", RACE, str(folder / "recipe.yaml"), str(folder / "log")]
+    environment = os.environ | {"RAYD_CACHE": str(folder / "cache")}
+    racing = [
+        subprocess.Popen([*command, *run], env=environment, stdin=subprocess.PIPE, text=True)
+        for run in runs
+    ]
+    for process in racing:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for process in racing:
+        process.wait(400)
+    assert [process.returncode for process in racing] == [0] * len(runs)
+    # counts of operations, for the time left, take less than waiting for another run's
+    log = folder / "log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return [line for line in lines if not line.startswith("counts ")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_runs_on_two_devices_at_the_same_time_share_a_cache(tmp_path):
+    """Neither waits for the other, which may be far slower, and what comes later finds all."""
+    from tests.engine.test_decoupled import edc
+
+    (tmp_path / "recipe.yaml").write_text(edc().to_yaml())
+    outs = [tmp_path / device for device in ("cpu", "cuda")]
+    made = race(tmp_path, *([str(out), out.name] for out in outs))
+    assert len(made) == len(set(made))
+    assert {line.split()[0] for line in made} == {"squeeze", "measure", "synthesis", "students"}
+    assert bytes_of(outs[0]) == bytes_of(outs[1])
+    assert not list((tmp_path / "cache").rglob("*.lock"))
+    again = [tmp_path / f"{device}-again" for device in ("cpu", "cuda", "mps")]
+    assert race(tmp_path, *([str(out), out.name.partition("-")[0]] for out in again)) == []
+    assert {bytes_of(out) for out in again} == {bytes_of(outs[0])}
 
 
 def test_runs_at_the_same_time_make_everything_once(tmp_path):
@@ -133,25 +181,7 @@ def test_runs_at_the_same_time_make_everything_once(tmp_path):
 
     (tmp_path / "recipe.yaml").write_text(edc().to_yaml())
     outs = [tmp_path / str(number) for number in range(3)]
-    command = [sys.executable, "-c", RACE, str(tmp_path / "recipe.yaml"), str(tmp_path / "log")]
-    environment = os.environ | {"RAYD_CACHE": str(tmp_path / "cache")}
-    runs = [
-        subprocess.Popen([*command, str(out)], env=environment, stdin=subprocess.PIPE, text=True)
-        for out in outs
-    ]
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.write("\n")
-        run.stdin.flush()
-    for run in runs:
-        run.wait(200)
-    assert [run.returncode for run in runs] == [0, 0, 0]
-    # counts of operations, for the time left, take less than waiting for another run's
-    made = [
-        line
-        for line in (tmp_path / "log").read_text().splitlines()
-        if not line.startswith("counts ")
-    ]
+    made = race(tmp_path, *([str(out)] for out in outs))
     assert len(made) == len(set(made)) > 5
     assert {line.split()[0] for line in made} == {"squeeze", "measure", "synthesis", "students"}
     assert bytes_of(outs[0]) == bytes_of(outs[1]) == bytes_of(outs[2])
