@@ -2,9 +2,12 @@
 frequencies are derived from them, so they must not change.
 """
 
+from types import SimpleNamespace
+
 import pytest
 
 from rayd import methods
+from rayd.engine.stages.synthesis import synthesis_hash
 from rayd.recipes import assemble, names, resolve
 
 MEANS = "features.flat.Moments"
@@ -65,3 +68,30 @@ def test_keys_of_the_statistics_of_all_recipes():
         "features.channels.pooled.Covariance",
         "last_map.flat.normalized.CharacteristicFunction.gaussian-1.0-512",
     }
+
+
+def test_version_of_a_method_is_in_the_key_of_its_sets(monkeypatch):
+    """Other defaults of terms change results, but no setting that keys know of."""
+    recipe = assemble({"method": "dm", "data": {"name": "digits"}})
+
+    def key() -> str:
+        data = SimpleNamespace(fingerprint="data")
+        job = SimpleNamespace(recipe=recipe, method=methods.build(recipe), data=data)
+        return synthesis_hash(job)
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr(methods.DistributionMatching, "version", 1)
+    assert key() != before
+    assert (methods.get("dc").version, methods.get("dcc").version, methods.get("idc").version) == (
+        0,
+        1,
+        1,
+    )
+
+
+def test_settings_of_hallucinators_leave_the_keys_of_other_sets_as_they_were():
+    plain = assemble({"method": "dm", "data": {"name": "digits"}}).identity()["synthetic"]
+    assert not {"hallucinators", "kernel_size"} & plain.keys()
+    tree = {"method": "haba", "data": {"name": "digits"}, "synthetic": {"hallucinators": 3}}
+    assert assemble(tree).identity()["synthetic"]["hallucinators"] == 3
