@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,30 +36,28 @@ from rayd.engine.counting import Count, Counting
 from rayd.engine.gradients.feature_matching import GradientTask
 from rayd.engine.gradients.model_pool import TrainTask
 from rayd.engine.gradients.trajectory_matching import (
-    TrajectoryResult,
     TrajectoryTask,
     TrajectoryWorker,
 )
 from rayd.engine.network_ids import NetworkId, network_ids, teachers
-from rayd.engine.observer import DatasetInfo, Observer, States
-from rayd.engine.pool import LocalPool, LocalRef
+from rayd.engine.observer import DatasetInfo, States
+from rayd.engine.pool import LocalRef
 from rayd.engine.stages.measure import shards
+from rayd.engine.stand_ins import CountingPool, CountingWorker, FirstBatches, pixels, stand_in
 from rayd.engine.store import Store
 from rayd.engine.synthesize import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
-from rayd.engine.worker_networks import WorkerNetworks
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment
 from rayd.statistics.frequencies import evenly_spaced
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.rded import CHUNK
-from rayd.training.batches import Batches, DrawnBatch, Draws
+from rayd.training.batches import Draws
 from rayd.training.experts import ExpertTrainer
 from rayd.training.judging import TEST_BATCH, hits
 from rayd.training.labels import TOGETHER, Teachers
 from rayd.training.losses import Loss, cross_entropy, loss_of
-from rayd.training.sets import TrainingSet
 from rayd.training.trainer import Trainer
 from rayd.version import __version__
 
@@ -283,11 +279,11 @@ class Costs:
         real: bool,
         limit: int | None,
     ) -> Trainer:
-        training = _stand_in(self.data, images, real)
+        training = stand_in(self.data, images, real)
         if isinstance(settings, ExpertSettings):
             built = networks.build(network, self.data.shape, self.data.classes, seed=0)
             expert = ExpertTrainer(built, training, settings, 0, 0, self._device)
-            expert._batches = _FirstBatches(expert._batches, limit)
+            expert._batches = FirstBatches(expert._batches, limit)
             return expert
         draws = Draws(settings, images, self.data.shape, 0)
         labellers = None
@@ -307,7 +303,7 @@ class Costs:
             self._built(network),
             training,
             settings,
-            _FirstBatches(draws, limit, self.data.classes if labels == "stored" else None),
+            FirstBatches(draws, limit, self.data.classes if labels == "stored" else None),
             loss,
             epochs=max(2, settings.epochs),
             seed=0,
@@ -331,7 +327,7 @@ class Costs:
         def work() -> Count:
             with Counting() as counting:
                 built = self._built(network)
-                judged = _stand_in(self.data, batch, real=True)
+                judged = stand_in(self.data, batch, real=True)
                 counting.take()
                 hits(built, [built.state_dict()], judged, self._device, precision)
                 return counting.take()
@@ -400,14 +396,14 @@ class Costs:
         return {"once": first - again, "shard": again - each, "batch": each, "merged": merged}
 
     @cached_property
-    def _worker(self) -> _StandIn:
-        return _StandIn(self.recipe, self._facts, device=self._device)
+    def _worker(self) -> CountingWorker:
+        return CountingWorker(self.recipe, self._facts, device=self._device)
 
     def _measure(self, network_id: NetworkId, batches: int) -> States:
         """Statistics of the first batches by one network."""
         rows = slice(0, batches * self.recipe.network_group(network_id.group).batch_size)
         labels = self.data.train.labels[rows]
-        shard = LocalRef((_pixels(self.data, len(labels)), labels))
+        shard = LocalRef((pixels(self.data, len(labels)), labels))
         first = None
         if any(spec.data_dependent for spec in self._worker._method.specs(network_id.group)):
             first = self._first_images
@@ -418,7 +414,7 @@ class Costs:
     def _first_images(self) -> LocalRef:
         """The images on which statistics are resolved."""
         rows = evenly_spaced(len(self.data.train)).numpy()
-        return LocalRef((_pixels(self.data, len(rows)), self.data.train.labels[rows]))
+        return LocalRef((pixels(self.data, len(rows)), self.data.train.labels[rows]))
 
     def _merged(self, network_id: NetworkId, part: States, batches: int) -> States:
         """Statistics of the first batches as the driver keeps them, for all classes."""
@@ -539,100 +535,11 @@ class Costs:
                 worker = self._worker
                 worker._networks.fixed(network_id, None, "float32")
                 counting.take()
-                images = LocalRef(_pixels(self.data, CHUNK))
+                images = LocalRef(pixels(self.data, CHUNK))
                 next(worker.score(network_id, LocalRef(None), 0, images))
                 return counting.take()
 
         return self._count("scoring", inputs, work) * (1 / CHUNK)
-
-
-def _pixels(data: ImageData, count: int) -> Any:
-    return np.zeros((count, *data.shape), np.uint8)
-
-
-def _stand_in(data: ImageData, images: int, real: bool) -> TrainingSet:
-    """A set of images without values."""
-    # created while operations are counted, so it takes no memory
-    dtype = torch.uint8 if real else torch.float32
-    pixels = torch.zeros(1, dtype=torch.float32).expand(images, *data.shape).to(dtype, copy=True)
-    return TrainingSet(pixels, torch.arange(images) % data.classes, data.normalization)
-
-
-class _FirstBatches:
-    """The first batches of every epoch.
-
-    Args:
-        batches: of whole epochs.
-        limit: number of batches; None for all.
-        classes: gives each batch logits (n, classes), as stored labels do.
-    """
-
-    def __init__(self, batches: Batches, limit: int | None, classes: int | None = None):
-        self._batches = batches
-        self._limit = limit
-        self._classes = classes
-
-    def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
-        """The batches of one epoch."""
-        for batch in islice(self._batches.epoch(epoch), self._limit):
-            if self._classes is None:
-                yield batch
-            else:
-                count = batch.size(self._draws.sizes[0])
-                yield replace(batch, logits=torch.zeros(count, self._classes))
-
-    @property
-    def _draws(self) -> Draws:
-        assert isinstance(self._batches, Draws)
-        return self._batches
-
-
-class _RandomNetworks(WorkerNetworks):
-    """One random network per architecture."""
-
-    def fixed(self, network_id: NetworkId, weights: Any, precision: str) -> Observer:
-        """The first network of its architecture, untrained."""
-        return super().fixed(replace(network_id, index=0), None, precision)
-
-
-class _StandIn(Worker):
-    """A worker with one random network per architecture, and without students' steps."""
-
-    def _new_networks(self) -> WorkerNetworks:
-        return _RandomNetworks(self._recipe, self._method, self._facts, self._device)
-
-    def _match_trajectory(self, task: TrajectoryTask) -> TrajectoryResult:
-        replica = self._replicas.get(task.template, "now", task.parameters)
-        return TrajectoryResult(
-            loss=torch.zeros(()),
-            gradients={name: torch.zeros_like(value) for name, value in replica.named_parameters()},
-            good=torch.tensor(True),
-        )
-
-
-class _CountingPool(LocalPool):
-    """A pool in this process that counts each kind of task, and the driver, separately."""
-
-    def __init__(self, worker: Worker, counting: Counting):
-        self._threads = torch.get_num_threads()
-        self._worker = worker
-        self._counting = counting
-        self.forget()
-
-    def forget(self) -> None:
-        """Discard all counts."""
-        self.items: dict[type, list[Count]] = {}
-        self.driver = Count()
-
-    def map(
-        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
-    ) -> Iterator[Any]:
-        """See `WorkerPool`."""
-        for item in items:
-            self.driver = self.driver + self._counting.take()
-            result = getattr(self._worker, method)(*item)
-            self.items.setdefault(type(item[0]), []).append(self._counting.take())
-            yield result
 
 
 def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
@@ -648,13 +555,13 @@ def _counted_steps(costs: Costs) -> tuple[StepCost, dict[NetworkGroup, int]]:
     }
     longer = recipe.model_copy(update={"synthesis": recipe.synthesis.model_copy(update=quiet)})
     with Counting() as counting:
-        pool = _CountingPool(costs._worker, counting)
+        pool = CountingPool(costs._worker, counting)
         measured, size = _measured(costs, method)
         learned = costs.start()
         parts = synthetic.blocks(learned.samples, recipe.synthesis.block, recipe.synthesis.order)
         labels = costs.data.train.labels
         train = (
-            LocalRef((_pixels(costs.data, len(labels)), labels))
+            LocalRef((pixels(costs.data, len(labels)), labels))
             if recipe.real == "sampled"
             else None
         )

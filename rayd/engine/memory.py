@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rayd import methods
-from rayd.config import NETWORK_GROUPS, Recipe
+from rayd.config import NETWORK_GROUPS, Recipe, TrajectorySettings
 from rayd.engine.network_ids import groups
 from rayd.errors import DeviceFaultError, OutOfMemoryError, RaydError
 
@@ -97,17 +97,7 @@ def remedy(stage: str, recipe: Recipe) -> str:
     method = methods.build(recipe)
     match stage:
         case "squeeze":
-            trained = [
-                group
-                for group in NETWORK_GROUPS
-                if group in groups(recipe) and recipe.network_group(group).trained
-            ]
-            names = [
-                "squeeze.batch_size" if group == "observers" else "classifiers.squeeze.batch_size"
-                for group in trained
-            ]
-            # with untrained groups, the teachers alone are trained
-            return _lower(recipe, *(names or ["squeeze.batch_size"]))
+            return _lower(recipe, *_squeezed_batches(recipe))
         case "experts":
             return _lower(recipe, "experts.batch_size")
         case "measure":
@@ -119,21 +109,32 @@ def remedy(stage: str, recipe: Recipe) -> str:
         case "score":
             return _lower(recipe, "synthetic.crops")
         case "synthesize" if method.trajectory_objective is not None:
-            settings = method.trajectory_objective.settings
-            if settings.way == "full":
-                return (
-                    "set 'objective.way' to 'reverse', which keeps one step of a student in memory "
-                    "at a time"
-                )
-            return (
-                _lower(recipe, "ipc")
-                if settings.batch_size is None
-                else "lower 'objective.batch_size'"
-            )
+            return _smaller_students(recipe, method.trajectory_objective.settings)
         case "synthesize":
             sampled = ["observers.real_batch"] if recipe.real == "sampled" else []
             return _lower(recipe, *sampled, "synthesis.block", "ipc")
     return _lower(recipe, "evaluation.batch_size")
+
+
+def _squeezed_batches(recipe: Recipe) -> list[str]:
+    """The settings of the batches on which networks are trained."""
+    names = []
+    for group in NETWORK_GROUPS:
+        if group in groups(recipe) and recipe.network_group(group).trained:
+            prefix = "" if group == "observers" else "classifiers."
+            names.append(f"{prefix}squeeze.batch_size")
+    # with untrained groups, the teachers alone are trained
+    return names or ["squeeze.batch_size"]
+
+
+def _smaller_students(recipe: Recipe, settings: TrajectorySettings) -> str:
+    """Advice on the students that follow experts."""
+    if settings.way == "full":
+        return (
+            "set 'objective.way' to 'reverse', which keeps one step of a student in memory at a "
+            "time"
+        )
+    return _lower(recipe, "ipc") if settings.batch_size is None else "lower 'objective.batch_size'"
 
 
 def _lower(recipe: Recipe, *names: str) -> str:

@@ -63,11 +63,8 @@ class TableLayout:
         if made.width <= WIDTH or "protocol" not in columns:
             return made
 
-        # too wide: protocols are replaced by numbers and listed below
-        words = [row["protocol"] for row in short if row["protocol"] not in ("", NOTHING)]
-        numbers = {word: str(number) for number, word in enumerate(dict.fromkeys(words), 1)}
-        numbered = [{**row, "protocol": numbers.get(row["protocol"], NOTHING)} for row in short]
-        notes = [f"protocol {number}: {word}" for word, number in numbers.items()]
+        # too wide
+        numbered, notes = _numbered(short)
         return cls(made.columns, tuple(_cells(row, columns) for row in numbered), (*below, *notes))
 
     @property
@@ -132,6 +129,16 @@ def _common(name: str, rows: Sequence[Row]) -> str:
     if name == "students":
         return "1 student" if value == "1" else f"{value} students"
     return f"{value} epoch"
+
+
+def _numbered(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Rows with numbers in place of protocols, and the protocol of each number."""
+    words = [row["protocol"] for row in rows if row["protocol"] not in ("", NOTHING)]
+    numbers = {word: str(number) for number, word in enumerate(dict.fromkeys(words), 1)}
+    numbered: list[Row] = []
+    for row in rows:
+        numbered.append({**row, "protocol": numbers.get(row["protocol"], NOTHING)})
+    return numbered, [f"protocol {number}: {word}" for word, number in numbers.items()]
 
 
 def _cells(row: Row, columns: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from rayd import networks
 from rayd.config import EvaluationSettings, NetworkSettings
 from rayd.data.images import ImageShape
 from rayd.engine.counting import Count, Counting, counted
-from rayd.engine.speeds import kernel
+from rayd.engine.kernels import kernel
 from rayd.statistics import Moments, transforms
 from rayd.training.batches import Draws
 from rayd.training.losses import loss_of

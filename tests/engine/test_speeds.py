@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rayd import machine
-from rayd.engine import speeds
+from rayd.engine import kernels, speeds, timing
 from rayd.engine.counting import Count, counted
 from rayd.engine.speeds import Speeds
 
@@ -41,8 +41,8 @@ def test_foreseen_seconds_are_near_those_that_it_takes():
     count = counted(step)
     known = Speeds(CPU)
     known.calibrate([count])
-    assert known.seconds(count) == pytest.approx(speeds._timed(step, CPU), rel=2.0, abs=0)
-    assert known.seconds(count) > speeds._timed(step, CPU) / 3
+    assert known.seconds(count) == pytest.approx(timing.timed(step, CPU), rel=2.0, abs=0)
+    assert known.seconds(count) > timing.timed(step, CPU) / 3
 
 
 def test_calls_of_autograd_take_less_than_those_of_python():
@@ -61,7 +61,7 @@ def test_speeds_are_measured_once_and_kept(monkeypatch):
     first.calibrate([work(8)])
     known = machine.facts(CPU)
     assert any("convolution" in name for name in known)
-    monkeypatch.setattr(speeds, "_timed", lambda *_, **__: 1.0)
+    monkeypatch.setattr(speeds, "timed", lambda *_, **__: 1.0)
     again = Speeds(CPU)
     again.calibrate([work(8)])
     assert again.measured
@@ -74,10 +74,10 @@ def test_what_takes_most_time_is_measured_first(monkeypatch):
     known = Speeds(CPU)
     known.calibrate([work(2)])
     measured = []
-    replay = speeds._replay
+    replay = timing.replay
     monkeypatch.setattr(
         speeds,
-        "_replay",
+        "replay",
         lambda operation, device: measured.append(operation) or replay(operation, device),
     )
     known.calibrate([work(64, 96)], budget=0.0)
@@ -97,9 +97,9 @@ def test_large_batches_are_measured_on_a_part():
     """A call that is timed does at most about REPLAYED_FLOPS operations."""
     count = work(4096, 64)
     for operation in count.calls:
-        if speeds.kernel(operation).family == "convolutions":
-            done, _, call = speeds._replay(operation, CPU)
-            assert done <= 2 * speeds.REPLAYED_FLOPS
+        if kernels.kernel(operation).family == "convolutions":
+            done, _, call = timing.replay(operation, CPU)
+            assert done <= 2 * kernels.REPLAYED_FLOPS
             call()
 
 
@@ -110,12 +110,12 @@ def test_normalisation_is_measured_with_whole_vectors(images):
     for operation in counted(
         lambda: layer(torch.randn(images, images, 48, 48)).sum().backward()
     ).calls:
-        name, args, _, _ = speeds.json.loads(operation)
+        name, args, _, _ = timing.json.loads(operation)
         if "batch_norm" in name:
             packet = name.split(".")[1]
             func = getattr(torch.ops.aten, packet).default
-            share = speeds._shrink(packet, func, args, speeds.kernel(operation))
-            shapes = [each[1] for each in speeds._tensors(args)]
+            share = timing._shrink(packet, func, args, kernels.kernel(operation))
+            shapes = [each[1] for each in kernels.tensors_of(args)]
             assert share < 1
             assert {tuple(shape) for shape in shapes if len(shape) == 1} == {(images,)}
             assert {shape[0] for shape in shapes if len(shape) == 4} == {round(images * share)}
@@ -134,8 +134,8 @@ def test_the_wall_clock_does_not_change_rates(monkeypatch):
 
     def rates(factor: float) -> list[float]:
         used = iter(range(10**6))
-        monkeypatch.setattr(speeds.time, "thread_time", lambda: 1e-3 * next(used))
-        monkeypatch.setattr(speeds.time, "perf_counter", lambda: factor * next(used))
+        monkeypatch.setattr(timing.time, "thread_time", lambda: 1e-3 * next(used))
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: factor * next(used))
         known = Speeds(CPU)
         known.calibrate([work(8)], budget=1e9, anew=True)
         return [value for name, value in machine.facts(CPU).items() if "convolution" in name]
@@ -147,13 +147,13 @@ def test_the_wall_clock_does_not_change_rates(monkeypatch):
     ("wall", "gain"), [(1.0, 1.0), (0.6, 1 / 0.6), (0.5, 2.0), (0.1, 2.0), (40.0, 1.0)]
 )
 def test_threads_are_worth_between_one_and_their_number(monkeypatch, wall, gain):
-    monkeypatch.setattr(speeds, "_time_once", lambda _, threads, __: 1.0 if threads == 1 else wall)
-    assert speeds._gain(lambda: None, 2) == pytest.approx(gain)
+    monkeypatch.setattr(timing, "_time_once", lambda _, threads, __: 1.0 if threads == 1 else wall)
+    assert timing.gain(lambda: None, 2) == pytest.approx(gain)
 
 
 @pytest.mark.usefixtures("two_threads")
 def test_rates_are_those_of_one_thread_and_shared_by_what_threads_are_worth(monkeypatch):
-    monkeypatch.setattr(speeds, "_gain", lambda *_: 1.6)
+    monkeypatch.setattr(speeds, "gain", lambda *_: 1.6)
     count = work(512, 64)
     both = Speeds(CPU)
     both.calibrate([count], budget=60.0)
@@ -178,7 +178,7 @@ def test_what_threads_are_worth_is_measured_again_while_it_is_little(monkeypatch
 
     def gain() -> float:
         worth = next(found)
-        monkeypatch.setattr(speeds, "_gain", lambda *_: worth)
+        monkeypatch.setattr(speeds, "gain", lambda *_: worth)
         known = Speeds(CPU)
         known.calibrate([])
         return known._gains["convolutions"]
