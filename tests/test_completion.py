@@ -54,11 +54,8 @@ def test_a_unique_key_is_not_ended_by_a_space():
 
 
 def test_bash_takes_an_equals_sign_for_a_word():
-    assert words(completion.overrides("=", ["synthetic.kind"])) == [
-        "pixels",
-        "partitioned",
-        "lowrank",
-    ]
+    kinds = words(completion.overrides("=", ["synthetic.kind"]))
+    assert {"pixels", "partitioned", "lowrank"} <= set(kinds)
     assert words(completion.overrides("low", ["ipc=1", "synthetic.kind", "="])) == ["lowrank"]
 
 
