@@ -437,7 +437,7 @@ def tune(
 ) -> Sweep:
     """Search for better settings of a recipe; trials share common work and use no test images.
 
-        sweep = rayd.tune("dm-digits", samples=20)
+        sweep = rayd.tune("csdm-digits", samples=20)
         sweep.summary.settings
 
     Args:

@@ -24,7 +24,7 @@ from rayd.cli.options import (
     complete_recipe,
     given_settings,
 )
-from rayd.cli.printing import print_result, print_text
+from rayd.cli.printing import print_json, print_result, print_text, wide
 from rayd.errors import ConfigError
 from rayd.interrupts import InterruptedRunError
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rayd.config import Recipe
 
 log = logging.getLogger(__name__)
+WIDEST = 100
+"""Most characters of a line of a plan."""
 commands = new_group()
 
 
@@ -60,7 +62,11 @@ def plan(
 
     from rayd.engine.plan import plan as make_plan
 
-    print_result(make_plan(resolved, data_root, cache, calibrate=calibrate), as_json)
+    made = make_plan(resolved, data_root, cache, calibrate=calibrate)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        print_text(made.text(min(wide().width, WIDEST)))
 
 
 @commands.command(epilog=example("rayd distill digits ipc=5 --out runs/digits"))

@@ -8,6 +8,8 @@ can run in parallel is divided by the number of workers.
 from __future__ import annotations
 
 import gc
+import re
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,8 +113,12 @@ class Plan:
         """A JSON-able mapping; sizes in bytes, times in seconds."""
         return {**asdict(self), "seconds": self.seconds}
 
-    def text(self) -> str:
-        """A table for the terminal."""
+    def text(self, width: int | None = None) -> str:
+        """A table for the terminal.
+
+        Args:
+            width: most characters of a line; None does not break lines.
+        """
         lines = [f"{self.recipe} on {self.data}", ""]
         if self.read is not None:
             lines += [*self.read.lines(), ""]
@@ -127,7 +133,17 @@ class Plan:
         lines.append(
             "disk    " + ", ".join(f"{name} {_size(size)}" for name, size in self.disk.items())
         )
-        return "\n".join([*lines, "", *self.remarks] if self.remarks else lines)
+        lines += ["", *self.remarks] if self.remarks else []
+        return "\n".join(lines if width is None else [_broken(line, width) for line in lines])
+
+
+def _broken(line: str, width: int) -> str:
+    """Break a line; later ones stand below its last column."""
+    columns = re.match(r"(?:memory|disk) +|\S+ {2,}[\d.]+ \S+ {3,}", line)
+    indent = " " * (0 if columns is None else columns.end())
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def plan(

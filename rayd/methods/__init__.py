@@ -83,7 +83,8 @@ def get(name: str) -> type[Method]:
     # what was looked for may have registered itself meanwhile
     found = Method.registry.get(name) if found is None else found
     if found is None:
-        raise ConfigError(unknown("method", name, names()))
+        hint = "A method of your own is known by '--import FILE.py' or as 'package.module:Name'."
+        raise ConfigError(f"{unknown('method', name, names())} {hint}")
     if not isinstance(found, type) or not issubclass(found, Method):
         raise ConfigError(f"'{name}' must be a subclass of rayd.methods.Method. Got {found!r}.")
     if not hasattr(found, "name"):

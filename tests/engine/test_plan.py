@@ -8,7 +8,7 @@ import pytest
 from rayd import recipes
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill
-from rayd.engine.plan import plan
+from rayd.engine.plan import Plan, StagePlan, plan
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, DataError
 from tests.conftest import tiny
@@ -159,3 +159,16 @@ def test_workers_that_a_stage_cannot_keep_busy_are_told(tmp_path):
     assert not any(
         "synthesize" in text and "Of 4" in text for text in plan(split, cache=tmp_path).remarks
     )
+
+
+def test_lines_of_a_plan_fit_the_terminal():
+    """What is broken stands below its column, and no word is lost."""
+    long = ", ".join(f"network-{number}" for number in range(40))
+    stages = (StagePlan("squeeze", f"observers ({long}) learn", "0 cached", 7200.0),)
+    made = Plan("name", "data", stages, memory={"data": 1}, remarks=("A remark. " * 20,))
+    lines = made.text(80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert made.text(80).split() == made.text().split()
+    first = next(line for line in lines if line.startswith("squeeze"))
+    below = lines[lines.index(first) + 1]
+    assert below.index("network") == first.index("observers")

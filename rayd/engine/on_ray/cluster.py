@@ -52,10 +52,16 @@ def connect(address: str | None) -> None:
         else:
             with _held_back_stderr():
                 ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, RayError, TimeoutError) as error:
+    except Exception as error:
+        # a node that does not start in time is a bare Exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if address is None:
+            raise ResourceError(
+                f"Ray did not start on this machine: {reason} A machine that is busy or short of "
+                "memory may need another try; '--workers 0' works without Ray, where a command has it."
+            ) from error
         raise ResourceError(
-            f"Cannot join the Ray cluster at '{address or 'local'}': {reason} If it requires a "
+            f"Cannot join the Ray cluster at '{address}': {reason} If it requires a "
             "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error

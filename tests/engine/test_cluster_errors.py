@@ -1,0 +1,25 @@
+"""Errors of Ray's start are one sentence."""
+
+import pytest
+import ray
+
+from rayd.engine.on_ray.cluster import connect
+from rayd.errors import ResourceError
+
+
+@pytest.mark.parametrize(
+    ("address", "begin"),
+    [(None, "Ray did not start on this machine"), ("10.0.0.1:6379", "Cannot join the Ray cluster")],
+)
+def test_ray_that_does_not_start_is_one_sentence(monkeypatch, address, begin):
+    """Where a node does not start in time, Ray raises a bare Exception."""
+
+    def init(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("rayd.engine.on_ray.cluster._check_reachable", lambda _: None)
+    with pytest.raises(ResourceError, match=f"{begin}.*timed out during startup") as caught:
+        connect(address)
+    assert "\n" not in str(caught.value)
