@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rayd import devices, shown
+from rayd import devices, shown, synthetic
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
@@ -83,7 +83,9 @@ class Plan:
     stages: tuple[StagePlan, ...]
     """The stages, in order."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes by purpose; `step` are the tensors saved for a worker's backward pass."""
+    """Bytes by purpose; `step` are the tensors saved for a worker's backward pass, `student` is all
+    that training the largest student takes on its device, by which students share GPUs.
+    """
     disk: dict[str, int] = field(default_factory=dict)
     """Bytes by kind of file."""
     read: DataSummary | None = None
@@ -318,7 +320,18 @@ class _Work:
             "data": self._data_bytes(),
             "measured statistics": self._statistic_bytes(),
             "step": int(self._step_bytes()),
+            "student": int(self._student_bytes()),
         }
+
+    def _student_bytes(self) -> float:
+        """Bytes that the training of a student on the distilled set takes, at most."""
+        settings = self.recipe.evaluation
+        images = synthetic.image_count(self.recipe, self.data)
+        kind = self.recipe.labels.kind
+        return max(
+            self.costs.training_bytes(network, settings, images, kind, real=False)
+            for network in settings.networks
+        )
 
     def _step_bytes(self) -> float:
         """Bytes of the tensors that are saved for the backward pass of a step."""
