@@ -166,7 +166,7 @@ def chart(
         for label, name in enumerate(names[:SHOWN]):
             colour = PALETTE[label % len(PALETTE)]
             dots = real[labels == label]
-            axes.scatter(dots[:, 0], dots[:, 1], s=8, color=colour, alpha=0.35, linewidths=0)
+            axes.scatter(dots[:, 0], dots[:, 1], s=12, color=colour, alpha=0.5, linewidths=0)
             stars = synthetic[theirs == label]
             axes.scatter(
                 stars[:, 0],

@@ -167,29 +167,36 @@ def chart(found: dict[str, dict[str, Landscape]], title: str = "") -> Image.Imag
     from rayd.drawing import as_image, new_figure, styled
 
     columns: Sequence[str] = list(next(iter(found.values())))
-    values = torch.stack([one.losses for by_set in found.values() for one in by_set.values()])
-    low = max(float(values.min()), 1e-4)
-    high = max(float(values.max()), low * 10)
-    scale = LogNorm(low, high)
-    levels = torch.logspace(log10(low), log10(high), 25).tolist()
     with styled():
-        figure = new_figure(380 * len(columns) + 80, 340 * len(found) + 40)
+        figure = new_figure(420 * len(columns), 340 * len(found) + 40)
         grid = figure.subplots(len(found), len(columns), squeeze=False)
-        for row, (name, by_set) in zip(grid, found.items(), strict=True):
-            for axes, (where, one) in zip(row, by_set.items(), strict=True):
-                losses = one.losses.clamp(low, high)
+        for number, where in enumerate(columns):
+            # a scale for each set of images: losses on real ones differ by less
+            values = torch.stack([by_set[where].losses for by_set in found.values()])
+            low = max(float(values.min()), 1e-4)
+            high = max(float(values.max()), 1.1 * low)
+            levels = torch.logspace(log10(low), log10(high), 25).tolist()
+            for row, (name, by_set) in zip(grid, found.items(), strict=True):
+                axes = row[number]
+                one = by_set[where]
                 drawn = axes.contourf(
-                    one.places, one.places, losses.T, levels=levels, norm=scale, cmap="viridis"
+                    one.places,
+                    one.places,
+                    one.losses.clamp(low, high).T,
+                    levels=levels,
+                    norm=LogNorm(low, high),
+                    cmap="viridis",
                 )
                 axes.plot(0, 0, "w+", markersize=12, markeredgewidth=2)
                 axes.set_title(f"trained on {name}, loss on {where}")
                 axes.grid(visible=False)
                 axes.set_aspect("equal")
-        bar = figure.colorbar(drawn, ax=grid, label="cross-entropy")
-        bar.ax.set_yscale("log")
-        # without its markup, which is switched off for the names of runs
-        bar.ax.yaxis.set_major_formatter("{x:g}")
-        figure.suptitle(title)
+            bar = figure.colorbar(drawn, ax=grid[:, number])
+            bar.set_ticks([levels[place] for place in range(0, 25, 6)])
+            bar.ax.minorticks_off()
+            # without its markup, which is switched off for the names of runs
+            bar.ax.yaxis.set_major_formatter("{x:.2g}")
+        figure.suptitle(f"Cross-entropy: {title}" if title else "Cross-entropy")
         return as_image(figure)
 
 

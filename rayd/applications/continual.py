@@ -9,6 +9,8 @@ images of all classes seen so far.
 - A distilling method sees one step's classes at a time, as a data set of its own, so that no later
   class shapes an earlier memory. Its images are kept as pixels of 8 bits, like real ones (values
   out of range are clipped), and normalised together.
+- A distilling method may have soft labels by teachers (EDC): these know the classes of one step
+  alone, so networks are trained on the memory under hard labels.
 - `random` and `herding` choose real images. `whole` keeps all of them: what a memory without limit
   would reach.
 - Orders and students are numbered from 0, the same for all methods, so that differences are paired.
@@ -106,7 +108,7 @@ def learn(
         steps: number of groups; must divide the number of classes.
         orders: number of class orders.
         methods: memories to compare: `distilled`, `random`, `herding`, `whole`, or the name of
-            another recipe.
+            another recipe, or its file.
         data_root: folder of named data that is searched first.
         cache: store of finished work that runs share.
         progress: where progress is shown.
@@ -120,8 +122,8 @@ def learn(
         raise ConfigError(
             f"'steps' must divide the {data.classes} classes of '{data.name}'. Got {steps} instead."
         )
-    makers = {method: _recipe_of(method, recipe) for method in methods}
-    accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in methods}
+    makers = {_name(method): _recipe_of(method, recipe) for method in methods}
+    accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
     for order in range(orders):
         drawn = class_order(data.classes, order)
         scenario = _Scenario(recipe, data, tuple(np.split(drawn, steps)), order)
@@ -152,6 +154,11 @@ def class_order(classes: int, number: int) -> npt.NDArray[np.int64]:
     """
     order: npt.NDArray[np.int64] = np.random.RandomState(number).permutation(classes)
     return order.astype(np.int64)
+
+
+def _name(method: str) -> str:
+    """Name of a memory in tables and folders: of a recipe's file its name without the suffix."""
+    return Path(method).stem if method.endswith((".yaml", ".yml")) else method
 
 
 def _recipe_of(method: str, recipe: Recipe) -> Recipe | None:

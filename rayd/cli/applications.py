@@ -87,7 +87,8 @@ def apply_continual(
     memory: Annotated[
         list[str] | None,
         typer.Option(
-            "--memory", help="distilled, random, herding, whole, or a recipe; may be repeated."
+            "--memory",
+            help="distilled, random, herding, whole, a recipe or its file; may be repeated.",
         ),
     ] = None,
     workers: Workers = None,
@@ -143,7 +144,11 @@ def apply_slimming(
     ] = None,
     sparsity: Annotated[
         float | None,
-        typer.Option("--sparsity", min=0, help="Weight of the penalty on scales."),
+        typer.Option(
+            "--sparsity",
+            min=0,
+            help="How far the penalty would move scales, which begin at 1; absent: 0.7.",
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None,

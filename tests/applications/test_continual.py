@@ -59,6 +59,23 @@ def test_a_step_distils_its_own_classes_alone(tmp_path: Path):
         assert set(archive["y_train"].tolist()) == {0, 1}
 
 
+def test_a_memory_is_named_for_the_file_of_its_recipe(tmp_path: Path):
+    file = tmp_path / "elsewhere" / "fewer.yaml"
+    file.parent.mkdir()
+    file.write_text("base: digits\nobservers: {pool: 1, per_step: 1}\nsynthesis: {steps: 1}\n")
+    (curve,) = learn(
+        few(),
+        tmp_path / "out",
+        steps=1,
+        orders=1,
+        methods=[str(file)],
+        cache=tmp_path / "c",
+        progress=QUIET,
+    )
+    assert curve.method == "fewer"
+    assert (tmp_path / "out" / "fewer-order0-step0" / "distilled").is_dir()
+
+
 def test_steps_divide_the_classes(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"must divide the 10 classes of 'digits'\. Got 3"):
         learn(few(), tmp_path, steps=3, orders=1, progress=QUIET)
