@@ -15,10 +15,12 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rayd import methods
+from rayd.artifacts import tensor_hash
 from rayd.config import Recipe, merge, parse_overrides
 from rayd.data import ImageData, load
 from rayd.engine.network_ids import network_ids
@@ -49,8 +51,14 @@ def processor_seconds(workers: list[int]) -> float:
 class Steps:
     """A synthesizer that is ready to step."""
 
-    def __init__(self, recipe: Recipe, data: ImageData, checkpoints: Path):
-        self._pool: WorkerPool = open_pool(recipe.resources, Worker, recipe, DatasetInfo.of(data))
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        checkpoints: Path,
+        worker: Callable[..., Worker] = Worker,
+    ):
+        self._pool: WorkerPool = open_pool(recipe.resources, worker, recipe, DatasetInfo.of(data))
         pool = self._pool
         self._task = BlockTask(
             recipe=recipe,
@@ -76,6 +84,10 @@ class Steps:
         self._synthesizer.call("advance", self._task, self._step, self._step + steps)
         self._step += steps
         return (processor_seconds(workers) - began) / steps
+
+    def hash(self) -> str:
+        """Hash of the set as it is now."""
+        return tensor_hash(self._synthesizer.call("state", self._task, self._step))[:12]
 
     def close(self) -> None:
         """Free the workers."""

@@ -10,9 +10,16 @@ from rayd.engine.pool import LocalPool, WorkerPool
 
 
 def open_pool(
-    resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any
+    resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any, memory: int = 0
 ) -> WorkerPool:
     """Open the pool that the resources describe: in process for 0 workers, else on Ray.
+
+    Args:
+        resources: number of workers and what each reserves.
+        factory: creates a replica.
+        arguments: of the factory.
+        memory: bytes that a worker will take, so that Ray places workers where there is enough; 0
+            where that is unknown.
 
     Raises:
         ResourceError: Ray is not installed, cannot be reached, or cannot hold the workers.
@@ -21,4 +28,4 @@ def open_pool(
         return LocalPool(resources, factory, *arguments)
     from rayd.engine.on_ray.pool import RayPool
 
-    return RayPool(resources, factory, *arguments)
+    return RayPool(resources, factory, *arguments, memory=memory)

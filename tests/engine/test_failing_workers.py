@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from rayd.config import ResourceSettings
 from rayd.engine.memory import device_fault
 from rayd.engine.on_ray import pool as on_ray
+from rayd.engine.on_ray.cluster import memory_to_ask
 from rayd.engine.on_ray.health import WorkerHealth
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerInfo, WorkerPool
@@ -191,3 +193,24 @@ def test_workers_on_a_draining_node_get_no_new_tasks(monkeypatch):
     # with no other left they go on: what they finish in time is not lost
     draining.add("a")
     assert tracked.usable() == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "asked"),
+    [
+        # what a worker takes, where nodes have more than that
+        ([{"CPU": 4, "memory": 100}], {"workers": 2}, 40),
+        # the share of a node, where it has less: an estimate refuses nothing
+        ([{"CPU": 4, "memory": 60}], {"workers": 2}, 30),
+        ([{"CPU": 4, "memory": 100}, {"CPU": 1, "memory": 10}], {"workers": 2}, 10),
+        # nodes that hold no worker do not count
+        ([{"CPU": 4, "memory": 100}, {"CPU": 0, "memory": 1}], {"workers": 2}, 40),
+        ([{"CPU": 4, "memory": 100}], {"workers": 2, "elastic": True}, 0),
+        ([{"CPU": 0, "memory": 100}], {"workers": 2}, 0),
+    ],
+)
+def test_workers_ask_for_no_more_memory_than_their_share(nodes, resources, asked, monkeypatch):
+    found = {str(index): node for index, node in enumerate(nodes)}
+    monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: found)
+    assert memory_to_ask(ResourceSettings(**resources), 40) == asked
+    assert memory_to_ask(ResourceSettings(**resources), 0) == 0

@@ -86,21 +86,41 @@ class Doubling:
         return torch.tensor(2 * number)
 
 
-@pytest.mark.parametrize(("seconds", "is_shared"), [(0.001, False), (0.1, True)])
-def test_tasks_that_are_shorter_than_a_call_stay_where_the_synthesizer_is(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, is_shared: bool
-) -> None:
+def around(monkeypatch: pytest.MonkeyPatch, usable: set[int]) -> Any:
+    """The pool of the second of four workers."""
     monkeypatch.setattr(
         ray_pool.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: "b")
     )
-    around = ray_pool._Handles(["a", "b"]).around(Doubling())
-    around._computed["double"].extend([1.0] * 7 + [seconds])
-    shared = []
-    monkeypatch.setattr(RayPool, "map", lambda _, *items: shared.append(items) or iter([]))
-    found = list(around.map("double", [(1.0,), (3.0,)], [0, 1]))
-    assert bool(shared) == is_shared
-    if not is_shared:
-        assert [float(number) for number in found] == [2.0, 6.0]
+    made = ray_pool._Handles(["a", "b", "c", "d"]).around(Doubling())
+    made.__dict__["_workers"] = ["a", "b", "c", "d"]
+    made.__dict__["_health"] = SimpleNamespace(usable=lambda: usable)
+    return made
+
+
+def test_tasks_that_are_shorter_than_a_call_stay_where_the_synthesizer_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = around(monkeypatch, {0, 2, 3})
+    pool._computed["double"].extend([1.0] * 7 + [0.001])
+    found = list(pool.map("double", [(1.0,), (3.0,)], [0, 2]))
+    assert [float(number) for number in found] == [2.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("usable", "affinity", "workers"),
+    [
+        ({0, 2, 3}, [0, 1, 2, 3], [0, 1, 2, 3]),
+        ({0, 2, 3}, [4, 5], [0, 1]),
+        # none is given two while another one has none
+        ({0, 2, 3}, [0, 4], [0, 1]),
+        ({0}, [0, 1, 2, 3], [0, 1, 0, 1]),
+        (set(), [0, 1, 2], [1, 1, 1]),
+    ],
+)
+def test_every_worker_has_its_share_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, usable: set[int], affinity: list[int], workers: list[int]
+) -> None:
+    assert around(monkeypatch, usable)._among(affinity) == workers
 
 
 def test_what_a_synthesizer_shares_is_stored_when_it_is_sent(

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -224,12 +224,37 @@ def _reserved(resources: ResourceSettings) -> dict[str, float]:
 def capacity(resources: ResourceSettings) -> tuple[list[dict[str, float]], int]:
     """Resources of the nodes, and the number of workers that they hold when idle."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return nodes, sum(_fitting(node, resources) for node in nodes)
+
+
+def _fitting(node: Mapping[str, float], resources: ResourceSettings) -> int:
+    """Number of workers that a node with these resources holds."""
     each = _reserved(resources)
-    fitting = 0
-    for node in nodes:
-        counts = [_held(kind, node.get(kind, 0.0), amount) for kind, amount in each.items()]
-        fitting += min(counts, default=resources.workers)
-    return nodes, fitting
+    counts = [_held(kind, node.get(kind, 0.0), amount) for kind, amount in each.items()]
+    return min(counts, default=resources.workers)
+
+
+def memory_to_ask(resources: ResourceSettings, wanted: int) -> int:
+    """Bytes of memory that each worker asks of Ray: with them workers go where there is enough.
+
+    What a worker takes is an estimate, so it asks for no more than its share of any node that could
+    hold it: a run that would fit is never refused. Workers of an elastic pool ask for none, as the
+    nodes that will join are unknown.
+
+    Args:
+        resources: number of workers, and what else each reserves.
+        wanted: bytes that a worker will take; 0 where that is unknown.
+    """
+    if wanted <= 0 or resources.elastic:
+        return 0
+    shares = []
+    # not a public interface of Ray; without it workers ask for no memory
+    with suppress(Exception):
+        for node in ray._private.state.available_resources_per_node().values():
+            count = min(_fitting(node, resources), resources.workers)
+            if count > 0:
+                shares.append(int(node.get("memory", 0) / count))
+    return min(wanted, *shares) if shares else 0
 
 
 def unused_gpus() -> float:

@@ -43,6 +43,7 @@ from rayd.engine.on_ray.cluster import (
     check_resources,
     connect,
     log_directory,
+    memory_to_ask,
     sent,
 )
 from rayd.engine.on_ray.watch import head_is_lost
@@ -84,13 +85,21 @@ class RayPool(WorkerPool):
             of them only.
         factory: creates a replica.
         arguments: of the factory.
+        memory: bytes that an actor will take, an estimate; it asks for no more than its share of
+            every node.
 
     Raises:
         ResourceError: the cluster cannot be reached, cannot hold the actors, or they do not start
             in time.
     """
 
-    def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):
+    def __init__(
+        self,
+        resources: ResourceSettings,
+        factory: Callable[..., Any],
+        *arguments: Any,
+        memory: int = 0,
+    ):
         connect(resources.address)
         if not resources.elastic:
             check_resources(resources)
@@ -103,6 +112,10 @@ class RayPool(WorkerPool):
             # an explicit strategy would leave the placement group of a trial, which spreads its
             # bundles itself
             options["scheduling_strategy"] = "SPREAD"
+        # the bundles of a trial hold no memory
+        asked = 0 if get_current_placement_group() else memory_to_ask(resources, memory)
+        if asked > 0:
+            options["memory"] = asked
         if own := parts.environment():
             # of a cluster that was joined before the parts were imported
             options["runtime_env"] = {"env_vars": own["env_vars"]}
@@ -189,31 +202,19 @@ class RayPool(WorkerPool):
         finished: dict[int, Any] = {}
         most = WAITING * len(self._workers)
         for index in range(len(items)):
-            packed: Any = _MISSING
+            packed = _MISSING
             while packed is _MISSING:
                 if index in finished:
-                    result = finished.pop(index)
-                    if isinstance(result, _Computed):
-                        packed = result
-                        continue
                     try:
-                        packed = self._packed(result)
+                        packed = self._packed(finished.pop(index))
                     except _LostError as error:
                         # the node that kept the result went after it was computed
                         waiting.put_back(index, error)
                     continue
                 only = None if len(finished) < most else index
-                mine = None
                 for worker, item in waiting.assign(self._idle(running), only):
-                    if worker == self._own:
-                        mine = item
-                        continue
                     reference = self._workers[worker].call.remote(method, items[item])
                     running[reference] = _Call(item, worker, method)
-                if mine is not None:
-                    # while the others compute theirs
-                    finished[mine] = _Computed(self._compute(method, items[mine]))
-                    continue
                 reference = self._next(method, running)
                 if reference not in running:
                     self._health.update(reference)
@@ -231,14 +232,7 @@ class RayPool(WorkerPool):
                 else:
                     finished[call.item] = reference
                 del found
-            yield packed.value if isinstance(packed, _Computed) else _unpacked(packed)
-
-    _own: int | None = None
-    """The worker in whose process this is, where it is one."""
-
-    def _compute(self, method: str, item: tuple[Any, ...]) -> Any:
-        """Compute a task in this process, which is that of a worker."""
-        raise NotImplementedError
+            yield _unpacked(packed)
 
     def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Keep every worker busy with one generator at a time; yield events on arrival."""
@@ -470,13 +464,59 @@ class _Around(_Handles):
     def map(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
     ) -> Iterator[Any]:
-        """Share the items with the other workers, unless a call takes longer than a task."""
+        """Share the items with the other workers, unless a call takes longer than a task.
+
+        All calls are made at once, as the others must not wait while this worker computes.
+        """
         known = self._computed[method]
         if len(known) == SHORT_OF and min(known) < SHORT:
             for item in items:
                 yield self._compute(method, item)
-        else:
-            yield from super().map(method, items, affinity)
+            return
+        # nobody waits for pings where all others are lost
+        for ping in ready_within(self._health.pings(), timeout=0)[0]:
+            self._health.update(ping)
+        mine = []
+        running: dict[Any, _Call] = {}
+        workers = self._among(affinity or range(len(items)))
+        for index, worker in enumerate(workers):
+            if worker == self._own:
+                mine.append(index)
+            else:
+                reference = self._workers[worker].call.remote(method, items[index])
+                running[reference] = _Call(index, worker, method)
+        results = {index: self._compute(method, items[index]) for index in mine}
+        while running:
+            reference = self._next(method, running)
+            if reference not in running:
+                self._health.update(reference)
+                continue
+            call = running.pop(reference)
+            try:
+                results[call.item] = _unpacked(self._packed(reference))
+            except _LostError as error:
+                self._lose(call, error.of(call))
+                results[call.item] = self._compute(method, items[call.item])
+            else:
+                self._durations[method].append(call.silent())
+        yield from (results[index] for index in range(len(items)))
+
+    def _among(self, affinity: Sequence[int]) -> list[int]:
+        """The worker of each item: its home, unless that is lost or has its share already."""
+        workers = self._idle({})
+        most = -(-len(affinity) // len(workers))
+        loads = dict.fromkeys(workers, 0)
+        found: dict[int, int] = {}
+        for index, home in enumerate(affinity):
+            worker = home % len(self._workers)
+            if loads.get(worker, most) < most:
+                found[index] = worker
+                loads[worker] += 1
+        for index in range(len(affinity)):
+            if index not in found:
+                found[index] = min(workers, key=lambda worker: (loads[worker], worker))
+                loads[found[index]] += 1
+        return [found[index] for index in range(len(affinity))]
 
     def _compute(self, method: str, item: tuple[Any, ...]) -> Any:
         began = time.perf_counter()
@@ -488,10 +528,12 @@ class _Around(_Handles):
 
     @cached_property
     def _health(self) -> health.WorkerHealth:
-        assert self._own is not None
         known = health.WorkerHealth(self._workers)
         # this worker is busy with the caller, so it answers no ping
         known.away.pop(self._own)
+        known.present.add(self._own)
+        node = str(ray.get_runtime_context().get_node_id())
+        known.last_info[self._own] = WorkerInfo("worker", 0, "", "", node_id=node)
         began = time.monotonic()
         # the first tasks should find the others there
         while known.away and time.monotonic() - began < NEIGHBOURS_LIMIT:
@@ -501,7 +543,6 @@ class _Around(_Handles):
         return known
 
     def _idle(self, running: dict[Any, _Call]) -> list[int]:
-        assert self._own is not None
         return sorted({self._own, *super()._idle(running)})
 
 
@@ -710,13 +751,6 @@ class _LostError(Exception):
 
 
 _MISSING: Any = object()
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """A result of this process."""
-
-    value: Any
 
 
 def _unpacked(packed: Any) -> Any:
