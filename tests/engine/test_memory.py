@@ -54,7 +54,12 @@ def full_machine(*_: Any, **__: Any) -> None:
         ("squeeze", "squeeze", edc, "'squeeze.batch_size' (64 now)"),
         ("measure", "measure", edc, "'observers.batch_size' (64 now)"),
         ("score", "score", lambda: edc(synthetic={"init": "rded"}), "'synthetic.crops' (5 now)"),
-        ("synthesize", "compute", edc, "'synthesis.block' (100 now) or 'ipc' (2 now)"),
+        (
+            "synthesize",
+            "compute",
+            edc,
+            "'synthesis.block' (100 now) or 'ipc' (2 now), or raise 'synthesis.split' (1 now)",
+        ),
         (
             "synthesize",
             "synthesize",
