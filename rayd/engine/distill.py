@@ -256,7 +256,10 @@ class _Driver:
     def _pool(self) -> WorkerPool:
         """The workers, started when they are first needed."""
         info = DatasetInfo.of(self._job.data)
-        pool = open_pool(self._recipe.resources, Worker, self._recipe, info)
+        memory_ = 0
+        if self._recipe.resources.workers > 0 and self._forecast is not None:
+            memory_ = self._forecast.worker_memory()
+        pool = open_pool(self._recipe.resources, Worker, self._recipe, info, memory=memory_)
         self._workers.enter_context(pool)
         self._workers.enter_context(self._progress.workers(pool))
         return pool

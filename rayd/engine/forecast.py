@@ -42,6 +42,16 @@ class Forecast:
         """Seconds that a stage should take; None where that is unknown."""
         return self._tried(lambda: self._stages.get(name), None)
 
+    def worker_memory(self) -> int:
+        """Estimate of the peak memory of a worker, bytes; 0 where that is unknown."""
+
+        def estimate() -> int:
+            from rayd.engine.plan import worker_memory
+
+            return worker_memory(self._job)
+
+        return self._tried(estimate, 0)
+
     def epoch(self, network_id: NetworkId) -> float:
         """Relative cost of an epoch of an observer's training."""
         settings = self._recipe.squeezing(network_id.group)

@@ -112,7 +112,12 @@ def remedy(stage: str, recipe: Recipe) -> str:
             return _smaller_students(recipe, method.trajectory_objective.settings)
         case "synthesize":
             sampled = ["observers.real_batch"] if recipe.real == "sampled" else []
-            return _lower(recipe, *sampled, "synthesis.block", "ipc")
+            lower = _lower(recipe, *sampled, "synthesis.block", "ipc")
+            is_split = recipe.real == "measured" and recipe.synthesis.sam_radius == 0
+            if is_split and all(term.splits for term in method.terms):
+                parts = recipe.synthesis.split
+                return f"{lower}, or raise 'synthesis.split' ({parts} now)"
+            return lower
     return _lower(recipe, "evaluation.batch_size")
 
 

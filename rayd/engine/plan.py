@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from rayd import devices, shown, synthetic
+from rayd import devices, networks, shown, synthetic
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.outline import Outline, load_outline
@@ -48,12 +48,19 @@ from rayd.engine.store import Store
 from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH
+from rayd.training.sets import NORMALIZED_ONCE
 
 DAY = 24 * 3600.0
 DOMINANT = 0.3
 """Share of the time from which on a part of the work is named in a remark."""
 NOTABLE = 0.05
 """Share of the time from which on comparisons are named in a remark."""
+PROCESS = 450 * 10**6
+"""Bytes of a process that has imported torch and, for workers, Ray."""
+GPU_LIBRARIES = 2 * 10**9
+"""Bytes of the host that a process with a GPU takes for its context and libraries."""
+COPIES = 3
+"""Copies of the synthetic set in the driver, at most."""
 DECODED = 16
 """Number of streamed images whose decoding is timed."""
 
@@ -84,7 +91,9 @@ class Plan:
     """The stages, in order."""
     memory: dict[str, int] = field(default_factory=dict)
     """Bytes by purpose; `step` are the tensors saved for a worker's backward pass, `student` is all
-    that training the largest student takes on its device, by which students share GPUs.
+    that training the largest student takes on its device, by which students share GPUs. Then the
+    peak of processes, an estimate: `driver` and `each worker`, or `in all` without workers. What a
+    GPU holds is not in it.
     """
     disk: dict[str, int] = field(default_factory=dict)
     """Bytes by kind of file."""
@@ -222,7 +231,7 @@ def _planned(
         recipe=recipe.name,
         data=_data_words(outline),
         stages=made,
-        memory=work.memory(),
+        memory={**work.memory(), **work.process_memory(parts)},
         disk=work.disk(),
         read=data.summary,
         remarks=remarks,
@@ -253,6 +262,13 @@ def stage_seconds(job: Job, speeds: Speeds, long: float, budget: float) -> dict[
         speeds.calibrate([part.count for stage in stages for part in stage.parts], budget)
         seconds = by_stage()
     return seconds
+
+
+def worker_memory(job: Job) -> int:
+    """Estimate of the peak memory of a worker of a run, bytes; see `Plan.memory`."""
+    work = _Work(job, Outline(job.data, True, True))
+    parts = [part for stage in work.stages() for part in stage.parts]
+    return work.process_memory(parts).get("each worker", 0)
 
 
 def _device(recipe: Recipe, local: Recipe) -> torch.device:
@@ -332,6 +348,72 @@ class _Work:
             self.costs.training_bytes(network, settings, images, kind, real=False)
             for network in settings.networks
         )
+
+    def process_memory(self, parts: Sequence[Part]) -> dict[str, int]:
+        """Estimates of the peak memory of processes: that of the driver and of each worker, or of
+        the only process.
+
+        Args:
+            parts: of all stages; autograd saves most in one of them.
+        """
+        recipe = self.recipe
+        workers = recipe.resources.workers
+        is_cpu = _device(recipe, recipe).type == "cpu"
+        with Counting():
+            start = self.costs.start()
+            set_bytes = sum(tensor.nbytes for tensor in start.state_dict().values())
+        blocks = synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
+        images = 0 if self.data.train.streamed else self._data_bytes()
+        # the set with its moments, as it is saved, and as students get it
+        driver = PROCESS + images + COPIES * set_bytes
+        statistic = self._largest_statistic()
+        worker = PROCESS if is_cpu else PROCESS + GPU_LIBRARIES
+        # those of one observer and of one shard of it, while they are measured
+        worker += 2 * statistic
+        if self.data.train.streamed:
+            worker += self._data_bytes()
+        if is_cpu:
+            share = 1 / max(1, workers)
+            saved = max((part.count.saved_bytes for part in parts), default=0.0)
+            # statistics are kept in float32; images, their average and their gradient
+            held = share * (self._statistic_bytes() / 2 + self._network_bytes())
+            worker += int(held + 3 * set_bytes / len(blocks) + saved)
+            worker += self._normalized_bytes()
+        if workers == 0:
+            return {"in all": driver + worker - PROCESS}
+        return {"driver": driver, "each worker": worker}
+
+    def _largest_statistic(self) -> int:
+        """Bytes of the statistics of one observer, at most."""
+        if self.recipe.synthesis.steps == 0 or self.recipe.real == "sampled":
+            return 0
+        _, sizes = self.costs.step()
+        return max(
+            (
+                size // len(self.recipe.network_group(group).networks)
+                for group, size in sizes.items()
+            ),
+            default=0,
+        )
+
+    def _network_bytes(self) -> int:
+        """Bytes of the weights of all observers."""
+        total = 0
+        with Counting():
+            for group in self.job.method.groups:
+                settings = self.recipe.network_group(group)
+                each = 0
+                for network in settings.networks:
+                    state = networks.build(network, self.data.shape, self.data.classes, seed=0)
+                    each += sum(tensor.nbytes for tensor in state.state_dict().values())
+                total += each * settings.count // len(settings.networks)
+        return total
+
+    def _normalized_bytes(self) -> int:
+        """Bytes of training images that are normalised once."""
+        train = self.data.train
+        once = 0 if train.streamed else 4 * train.images.nbytes
+        return once if once <= NORMALIZED_ONCE else 0
 
     def _step_bytes(self) -> float:
         """Bytes of the tensors that are saved for the backward pass of a step."""

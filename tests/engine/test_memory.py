@@ -54,7 +54,12 @@ def full_machine(*_: Any, **__: Any) -> None:
         ("squeeze", "squeeze", edc, "'squeeze.batch_size' (64 now)"),
         ("measure", "measure", edc, "'observers.batch_size' (64 now)"),
         ("score", "score", lambda: edc(synthetic={"init": "rded"}), "'synthetic.crops' (5 now)"),
-        ("synthesize", "compute", edc, "'synthesis.block' (100 now) or 'ipc' (2 now)"),
+        (
+            "synthesize",
+            "compute",
+            edc,
+            "'synthesis.block' (100 now) or 'ipc' (2 now), or raise 'synthesis.split' (1 now)",
+        ),
         (
             "synthesize",
             "synthesize",
@@ -183,7 +188,7 @@ def test_a_worker_drops_what_other_stages_left_before_the_last_students(tmp_path
     data = load(recipe.data)
     worker = Worker(recipe, DatasetInfo.of(data))
     Measure(Job(recipe, data, Store(tmp_path)), {}).run(LocalPool.around(worker))
-    kept = [weakref.ref(observer.network) for observer in worker._fixed.values()]
+    kept = [weakref.ref(observer.network) for observer in worker._networks._fixed.values()]
     assert kept
     forgotten = []
     forget = worker.forget

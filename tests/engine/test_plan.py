@@ -7,9 +7,12 @@ import pytest
 
 from rayd import recipes
 from rayd.config import parse_overrides
+from rayd.data import load
 from rayd.engine.distill import distill
-from rayd.engine.plan import Plan, StagePlan, plan
+from rayd.engine.job import Job
+from rayd.engine.plan import PROCESS, Plan, StagePlan, plan, worker_memory
 from rayd.engine.progress import Progress
+from rayd.engine.store import Store
 from rayd.errors import ConfigError, DataError
 from tests.conftest import tiny
 from tests.engine.test_streaming import recipe, root
@@ -172,3 +175,26 @@ def test_lines_of_a_plan_fit_the_terminal():
     first = next(line for line in lines if line.startswith("squeeze"))
     below = lines[lines.index(first) + 1]
     assert below.index("network") == first.index("observers")
+
+
+def test_the_memory_of_processes_is_planned():
+    """Of the driver and each worker, or of the only process; it grows with what they hold."""
+    alone = plan(tiny(), progress=QUIET).memory
+    assert alone["in all"] > alone["data"] + alone["step"]
+    assert "driver" not in alone
+    few = plan(tiny(), progress=QUIET).memory["in all"]
+    wide = tiny(observers={"networks": {"name": "convnet", "width": 512, "depth": 2}})
+    many = plan(wide, progress=QUIET)
+    assert many.memory["in all"] > few + 10**7
+
+
+def test_workers_need_less_memory_each_where_there_are_more(tmp_path):
+    sizes = []
+    for workers in (1, 4):
+        networks = {"name": "convnet", "width": 256, "depth": 3}
+        recipe = tiny(
+            observers={"pool": 8, "networks": networks},
+            resources={"workers": workers, "threads": 1},
+        )
+        sizes.append(worker_memory(Job(recipe, load(recipe.data), Store(tmp_path))))
+    assert PROCESS < sizes[1] < sizes[0] - 5 * 10**6
