@@ -344,8 +344,7 @@ def test_entry_points_of_data_and_statistics(own, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys, workers):
+def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys):
     """Trials run in other processes, which import the file, too."""
     space = tmp_path / "space.yaml"
     base = [*QUICK, "evaluation.networks=[mlp]", "resources.threads=1"]
@@ -361,8 +360,7 @@ def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys, workers
         )
     )
     arguments = ["tune", str(space), *base, "--import", str(own), "--out", str(tmp_path / "sweep")]
-    arguments += ["--cache", str(tmp_path / "cache"), "--workers", str(workers)]
-    main_exit([*arguments, "--quiet", "--json"])
+    main_exit([*arguments, "--cache", str(tmp_path / "cache"), "--quiet", "--json"])
     summary = json.loads(capsys.readouterr().out)
     assert summary["finished"] == 2
     assert summary["failed"] == 0
