@@ -34,6 +34,8 @@ class Picture:
     """Pixels."""
     step: int | None = None
     """Step of the synthesis."""
+    enlarged: bool = False
+    """Whether it is shown larger than it is, with sharp pixels; names on others stay legible."""
 
     @classmethod
     def of(cls, image: Image.Image, step: int | None = None) -> Picture:
@@ -51,6 +53,7 @@ class Picture:
             width=image.width * factor,
             height=image.height * factor,
             step=step,
+            enlarged=factor > 1,
         )
 
 
