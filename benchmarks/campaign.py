@@ -27,6 +27,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -39,6 +40,9 @@ from rayd import recipes, results
 from rayd.config import MeasuredResult, parse_overrides, validate
 from rayd.errors import RaydError
 from rayd.recipes.tables import families
+
+WIDTH = 96
+"""Columns of a file of results."""
 
 
 class Campaign:
@@ -249,19 +253,18 @@ def hardware() -> str:
     return f"one of {os.cpu_count()} cores of a machine with {model}, no GPU, other programs beside"
 
 
-def entry_text(name: str, entry: Mapping[str, Any]) -> str:
-    """An entry as it stands in a file of results."""
-    lines = [f"{name}:"]
-    for number, (key, value) in enumerate(entry.items()):
-        text = yaml.safe_dump({key: value}, width=1000, allow_unicode=True).rstrip()
-        lines.append(f"{'  - ' if number == 0 else '    '}{text}")
-    return "\n".join(lines) + "\n"
+def entry_text(name: str, *entries: Mapping[str, Any]) -> str:
+    """The entries of a recipe as they stand in a file of results."""
+    text = yaml.safe_dump(
+        list(entries), width=WIDTH, allow_unicode=True, sort_keys=False, default_flow_style=False
+    )
+    return f"{name}:\n" + textwrap.indent(text, "  ")
 
 
 def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) -> Path:
-    """Put an entry into the results, in place of the one that the recipe has.
+    """Put an entry into the results, in place of the first that the recipe has.
 
-    Remarks of the entry before are kept behind the new accuracies.
+    Remarks of that one are kept behind the new accuracies.
     """
     before = results.entries().get(name, [])
     family = next(family for family, names in families().items() if name in names)
@@ -276,10 +279,10 @@ def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) ->
     header = f"# What this code reached with the recipes of recipes/{path.name}.\n"
     text = path.read_text() if path.exists() else header
     blocks = re.split(r"\n(?=\S)", text)
-    blocks = [block for block in blocks if not block.startswith(f"{name}:")]
-    rest = [entry_text(name, entry).rstrip()]
-    text = "\n".join([*[block.rstrip("\n") + "\n" for block in blocks], *rest]) + "\n"
-    path.write_text(text)
+    names = [block.partition(":")[0] for block in blocks]
+    place = names.index(name) if name in names else len(blocks)
+    blocks[place : place + 1] = [entry_text(name, entry, *before[1:])]
+    path.write_text("\n".join(block.rstrip("\n") + "\n" for block in blocks))
     return path
 
 
@@ -322,7 +325,7 @@ def main() -> None:
         print(f"{name}: {missing} runs, about {seconds:,.0f} s each", flush=True)
         if options.list:
             continue
-        if missing * seconds > left:
+        if missing and missing * seconds > left:
             print(f"{name}: left out, {left:,.0f} s are left", flush=True)
             continue
         if campaign.complete(name, deadline):

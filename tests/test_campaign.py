@@ -1,0 +1,76 @@
+"""The benchmark that measures recipes and writes their results."""
+
+import json
+
+import pytest
+import yaml
+
+from benchmarks.campaign import Campaign, candidates, entry_text, write
+from rayd import results
+
+ROW = {
+    "network": "convnet-d2-w64",
+    "epoch": "last",
+    "augmented": True,
+    "seeds": [0, 1],
+    "labels": "hard",
+}
+
+
+def evaluation(distilled, random):
+    rows = [("distilled", distilled), ("random", random)]
+    return {
+        "results": [
+            ROW | {"set": name, "test_accuracy": {"mean": accuracy}} for name, accuracy in rows
+        ],
+        "scores": [{"network": "convnet-d2-w64", "ior": {"mean": distilled - random}, "lrs": 0.3}],
+    }
+
+
+@pytest.fixture
+def campaign(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    campaign = Campaign(tmp_path / "campaign", seeds=3, settings=["ipc=2"])
+    figures = {"commit": "abc", "date": "2026-11-29", "seconds": 2.0, "cpu_seconds": 1.0}
+    for seed, accuracy in enumerate((0.9, 0.92, 0.94)):
+        path = campaign._figures("digits", seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = figures | {"peak_memory_mb": 500 + seed, "evaluation": evaluation(accuracy, 0.8)}
+        path.write_text(json.dumps(run))
+    return campaign
+
+
+def test_a_result_is_over_distillations_and_names_its_command(campaign):
+    entry = campaign.result("digits")
+    assert (entry["accuracy"], entry["std"]) == (0.92, 0.02)
+    assert (entry["random"], entry["ior"], entry["ior_std"]) == (0.8, 0.12, 0.02)
+    assert (entry["seconds"], entry["cpu_seconds"], entry["peak_memory_mb"]) == (6, 3, 502)
+    assert entry["command"] == (
+        "for s in 0 1 2; do rayd distill digits seed=$s observers.seed=$s ipc=2 --out runs/$s; done"
+    )
+    assert entry["note"] == "0.900 0.920 0.940"
+
+
+def test_finished_runs_are_not_run_again(campaign, monkeypatch):
+    monkeypatch.setattr(Campaign, "_run", lambda *_: pytest.fail("ran"))
+    assert campaign.complete("digits", deadline=0)
+
+
+def test_a_result_takes_the_place_of_the_first_and_leaves_the_rest(campaign, tmp_path, monkeypatch):
+    before = [{"accuracy": 0.5, "note": "0.500 0.500; of old"}, {"accuracy": 0.6}]
+    kept = "# Results.\n\nother:\n  - accuracy: 0.1\n\n"
+    path = tmp_path / "digits.yaml"
+    path.write_text(kept + entry_text("digits", *before))
+    monkeypatch.setattr(results, "entries", lambda: {"digits": before})
+    assert write("digits", campaign.result("digits"), tmp_path) == path
+    text = path.read_text()
+    found = yaml.safe_load(text)
+    assert text.startswith(kept)
+    assert list(found) == ["other", "digits"]
+    assert [one["accuracy"] for one in found["digits"]] == [0.92, 0.6]
+    assert found["digits"][0]["note"] == "0.900 0.920 0.940; of old"
+
+
+def test_recipes_with_a_result_are_left_out_unless_asked_for():
+    assert "digits" not in candidates(["digits"], again=False)
+    assert list(candidates(["digits"], again=True)) == ["digits"]
