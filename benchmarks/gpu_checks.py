@@ -357,7 +357,8 @@ class Side:
 
     def measured(self, given: Given) -> dict[NetworkId, Any]:
         """Statistics of the real images by network; none where the real side is sampled."""
-        return Measure(self._job, self._weights(given)).run(self._pool)
+        found = Measure(self._job, self._weights(given)).run(self._pool)
+        return {network_id: stored.get() for network_id, stored in found.items()}
 
     def scored(self, given: Given) -> dict[str, Any]:
         """Scores of crops of two classes by the first network, where images start from those."""
@@ -422,7 +423,7 @@ class Side:
             return {}
         weights = tuple(self._pool.share(given.trained[network_id].state) for network_id in chosen)
         images = self._pool.share(start.batch()[0].detach().cpu().numpy())
-        ((_, made),) = self._pool.stream("label", [(chosen, weights, images, 0, 2)])
+        (made,) = self._pool.map("label", [(chosen, weights, images, range(2))])
         return dict(made)
 
     def student(self, given: Given, start: SyntheticSet) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def step(bench: Bench) -> dict[str, Any] | None:
         checkpoints=bench.folder / bench.key / "checkpoints",
         weights=weights,
         accuracies=dict.fromkeys(weights, 0.9),
-        measured={network_id: pool.share(state) for network_id, state in statistics.items()},
+        measured=statistics,
         train=train,
         experts=files,
     )

@@ -48,7 +48,8 @@ def spread(data: str, workers: int) -> Recipe:
 def measured(pool: WorkerPool, chosen: Recipe, data: ImageData) -> dict[NetworkId, States]:
     """The measuring pass over an empty store."""
     with tempfile.TemporaryDirectory() as folder:
-        return Measure(Job(chosen, data, Store(Path(folder))), {}).run(pool)
+        found = Measure(Job(chosen, data, Store(Path(folder))), {}).run(pool)
+        return {network_id: stored.get() for network_id, stored in found.items()}
 
 
 def same(left: dict[NetworkId, States], right: dict[NetworkId, States]) -> bool:

@@ -45,7 +45,7 @@ eigenvalue), the layers concerned are worked on in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import cast
 from weakref import WeakKeyDictionary
@@ -58,6 +58,7 @@ from rayd.derived import derived, on_host
 from rayd.errors import RunError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives.factors import Factors, Filtered, Filters, through
+from rayd.objectives.filters import Filter
 from rayd.objectives.running import RunningMeans
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.terms import Context, RealStatistics
@@ -140,7 +141,7 @@ class SpectralFilterDistance:
         groups = self._factors(real).groups
         filters = self.filters(context)
         real_filters = self._real_filters(context)
-        seen = self.precise(real, seen, context)
+        seen = self._in_precision(real, seen, (*filters, *real_filters))
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
         mean = RunningMeans(context) if self._updating else _as_it_is
         stacked = []
@@ -190,6 +191,11 @@ class SpectralFilterDistance:
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
         """The same, in float64 where a filter depends on details that float32 would round away."""
         filters = (*self.filters(context), *self._real_filters(context))
+        return self._in_precision(real, seen, filters)
+
+    def _in_precision(
+        self, real: RealStatistics, seen: Observation, filters: Iterable[Filter]
+    ) -> Observation:
         detail = min(one.detail for one in filters)
         layers = list(seen.layers[self.matrices.layer_role])
         if layers[0].device.type == "mps":

@@ -15,7 +15,7 @@ import torch
 from rayd.artifacts import content_hash, read_tensors, write_tensors
 from rayd.config import Recipe, merge
 from rayd.data import load
-from rayd.engine import observers
+from rayd.engine import task_draws
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled
 from rayd.engine.job import Job
@@ -473,7 +473,7 @@ class Witness:
         self.views: list[int] = []
         self.counts: set[int] = set()
         move = Synthesizer._move
-        draw = observers.draw_transform
+        draw = task_draws.draw_transform
 
         def moved(synthesizer: Synthesizer, gradients: list[dict[str, torch.Tensor]]) -> None:
             if not self.images:
@@ -489,7 +489,7 @@ class Witness:
             return draw(settings, generator, *rest)
 
         patch.setattr(Synthesizer, "_move", moved)
-        patch.setattr(observers, "draw_transform", drawn)
+        patch.setattr(task_draws, "draw_transform", drawn)
 
 
 def test_a_step_follows_its_schedule_its_average_and_a_view_of_its_own(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ import rayd
 from rayd.artifacts import read_tensors
 from rayd.engine import evaluate
 from rayd.engine.distill import distill
+from rayd.engine.job import Job
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError, OutputError, RunError
 from rayd.locks import locked
@@ -125,7 +127,12 @@ def test_students_do_not_depend_on_workers(tmp_path, monkeypatch):
     """They are trained by the workers of the earlier stages, which are not started again."""
     opened = []
     open_pool = evaluate._open_pool
-    monkeypatch.setattr(evaluate, "_open_pool", lambda job: (opened.append(job), open_pool(job))[1])
+
+    def noted(job: Job, *arguments: Any) -> Any:
+        opened.append(job)
+        return open_pool(job, *arguments)
+
+    monkeypatch.setattr(evaluate, "_open_pool", noted)
     reports = []
     for workers in (0, 2):
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}

@@ -262,7 +262,7 @@ def test_a_step_follows_the_mean_of_each_panel_and_the_sum_of_both(tmp_path):
         answers = []
         for slot in (0, 1):
             network_id = network_ids(recipe, name)[turn(recipe, 0, slot, name)]
-            real = LocalRef(measured[network_id]) if name == "observers" else None
+            real = measured[network_id] if name == "observers" else None
             asked = GradientTask(
                 network_id,
                 0,

@@ -24,7 +24,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of what was hosted by each pool that a run opened; all are in this process."""
     found: list[str] = []
 
-    def open_pool(resources: Any, factory: Any, *arguments: Any) -> WorkerPool:
+    def open_pool(resources: Any, factory: Any, *arguments: Any, **_: Any) -> WorkerPool:
         found.append(factory.__name__)
         return LocalPool(resources, factory, *arguments)
 
