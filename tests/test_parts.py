@@ -344,7 +344,8 @@ def test_entry_points_of_data_and_statistics(own, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys):
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys, workers):
     """Trials run in other processes, which import the file, too."""
     space = tmp_path / "space.yaml"
     base = [*QUICK, "evaluation.networks=[mlp]", "resources.threads=1"]
@@ -360,7 +361,8 @@ def test_a_sweep_with_a_method_and_data_in_a_file(own, tmp_path, capsys):
         )
     )
     arguments = ["tune", str(space), *base, "--import", str(own), "--out", str(tmp_path / "sweep")]
-    main_exit([*arguments, "--cache", str(tmp_path / "cache"), "--quiet", "--json"])
+    arguments += ["--cache", str(tmp_path / "cache"), "--workers", workers]
+    main_exit([*arguments, "--quiet", "--json"])
     summary = json.loads(capsys.readouterr().out)
     assert summary["finished"] == 2
     assert summary["failed"] == 0
