@@ -148,7 +148,9 @@ class ActorMonitor:
             self._known.append(last_info.get(index, unknown))
         for index in set(range(len(actors))) - set(self._pending.values()):
             role, actor = actors[index]
-            self._pending[actor.worker_info.remote(role)] = index
+            # the next poll asks again; Ray would tell of a retry on the standard output
+            ping = actor.worker_info.options(max_task_retries=0)
+            self._pending[ping.remote(role)] = index
         ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         for ping in ready:
             index = self._pending.pop(ping)
