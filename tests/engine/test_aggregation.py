@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,15 @@ def test_kills_while_measuring_change_no_byte(data: ImageData, tmp_path: Path, r
     shards = len(measure.shards(len(data.train)))
 
     def kill(pool: WorkerPool) -> None:
-        for info in pool.workers():
-            if info.role == role and info.pid and info.pid not in killed:
-                killed.append(info.pid)
-                os.kill(info.pid, signal.SIGKILL)
-                return
+        # what was started or restarted just now is not known yet
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            for info in pool.workers():
+                if info.role == role and info.there and info.pid not in (0, *killed):
+                    killed.append(info.pid)
+                    os.kill(info.pid, signal.SIGKILL)
+                    return
+            time.sleep(0.05)
 
     with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
 
@@ -135,5 +140,5 @@ def test_kills_while_measuring_change_no_byte(data: ImageData, tmp_path: Path, r
                 kill(pool)
 
         Measure(Job(chosen, data, Store(tmp_path / "killed"))).run(pool, Recorded(done))
-    assert killed
+    assert len(killed) == 2
     assert stored(tmp_path / "killed", "measure") == measured(recipe(0), data, tmp_path / "whole")
