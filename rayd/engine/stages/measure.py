@@ -240,41 +240,56 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         train = self.job.data.train
         recipe = self.job.recipe
         parts = [train.part(rows) for rows in shards(len(train))]
-        first = self._glance(pool, missing)
-        networks = []
-        for item in missing:
-            keys = {spec.key: self.spec_key(item, spec) for spec in self.specs(item)}
-            networks.append(MeasuredNetwork(item, self.weights.get(item), first.get(item), keys))
         is_decoded_apart = train.streamed and recipe.resources.decoders > 0
-        workers = recipe.resources.workers
         alone: list[NetworkId] = []
         if not train.streamed:
-            alone = _alone(missing, workers)
-        others = [item for item in missing if item not in alone]
-        groups: list[tuple[NetworkId, ...]] = [(item,) for item in others]
-        if train.streamed and not is_decoded_apart:
-            groups = teams(others, len(parts), recipe)
-        # observer after observer, so that one is merged at a time; where images are decoded, shard
-        # after shard, so that files are read in order
-        order = [(shard, team) for team in groups for shard in range(len(parts))]
-        if train.streamed:
-            order = [(shard, team) for shard in range(len(parts)) for team in groups]
-        place = {item: index for index, item in enumerate(missing)}
+            alone = _alone(missing, recipe.resources.workers)
         items = self.items()
         return Measuring(
             recipe=recipe,
             classes=self.job.data.classes,
             root=self.job.store.root,
             folder=self.folder,
-            networks=tuple(networks),
+            networks=self._networks(pool, missing),
             images=() if is_decoded_apart else tuple(pool.share(_batch(part)) for part in parts),
             encoded=tuple(parts) if is_decoded_apart else (),
             labels=tuple(part.labels for part in parts),
-            alone={place[item]: items.index(item) for item in alone},
-            shards=tuple(
-                Shard(shard, tuple(place[item] for item in team), home)
-                for (shard, team), home in zip(order, _homes(train, order, workers), strict=True)
-            ),
+            alone={missing.index(item): items.index(item) for item in alone},
+            shards=self._shards(missing, alone, len(parts)),
+        )
+
+    def _networks(
+        self, pool: WorkerPool, missing: Sequence[NetworkId]
+    ) -> tuple[MeasuredNetwork, ...]:
+        """The observers with their weights, and what their statistics depend on."""
+        first = self._glance(pool, missing)
+        networks = []
+        for item in missing:
+            keys = {spec.key: self.spec_key(item, spec) for spec in self.specs(item)}
+            networks.append(MeasuredNetwork(item, self.weights.get(item), first.get(item), keys))
+        return tuple(networks)
+
+    def _shards(
+        self, missing: Sequence[NetworkId], alone: Sequence[NetworkId], parts: int
+    ) -> tuple[Shard, ...]:
+        """The shards for observers that are not measured alone, in the order of the work."""
+        train = self.job.data.train
+        resources = self.job.recipe.resources
+        others = [item for item in missing if item not in alone]
+        groups: list[tuple[NetworkId, ...]] = [(item,) for item in others]
+        if train.streamed and resources.decoders == 0:
+            groups = teams(others, parts, self.job.recipe)
+        if train.streamed:
+            # shard after shard, so that files are read in order
+            order = [(shard, team) for shard in range(parts) for team in groups]
+        else:
+            # observer after observer, so that one is merged at a time
+            order = [(shard, team) for team in groups for shard in range(parts)]
+        homes = _homes(train, order, resources.workers)
+        place = {item: index for index, item in enumerate(missing)}
+        return tuple(
+            Shard(shard, tuple(place[item] for item in team), home)
+            for (shard, team), home in zip(order, homes, strict=True)
         )
 
     def _glance(self, pool: WorkerPool, items: Sequence[NetworkId]) -> dict[NetworkId, ObjectRef]:
