@@ -10,6 +10,10 @@ run in the order of that figure, so that an hour brings as many results as it ca
 once a seed, of the images and of the observers. The folder keeps runs, caches and figures:
 the same command, given again, goes on where the last one stopped, also in the midst of a run.
 
+With `--evaluate SETTINGS`, every finished set is judged once more by students under those settings
+(`--evaluate "labels=hard evaluation.protocol=dsa"`: the same students for all methods); that is a
+second entry of the recipe.
+
 With `--write`, results go to `rayd/results/`, an entry a recipe: accuracies and scores as the
 runs' evaluations say them, commit, command, seeds, hardware, date, seconds and peak memory.
 """
@@ -52,12 +56,20 @@ class Campaign:
         folder: keeps runs, caches and figures.
         seeds: how many distillations a recipe gets.
         settings: laid over every recipe.
+        students: settings under which every finished set is judged once more; none: it is not.
     """
 
-    def __init__(self, folder: Path, seeds: int, settings: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        seeds: int,
+        settings: Sequence[str],
+        students: Sequence[str] = (),
+    ):
         self.folder = folder
         self.seeds = seeds
         self.settings = tuple(settings)
+        self.students = tuple(students)
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("RAYD_CACHE", str(folder / "cache"))
 
@@ -80,9 +92,9 @@ class Campaign:
         except RaydError as error:
             return str(error)
 
-    def runs(self, name: str) -> list[Mapping[str, Any]]:
-        """The finished runs of a recipe, in the order of their seeds."""
-        paths = [self._figures(name, seed) for seed in range(self.seeds)]
+    def runs(self, name: str, students: Sequence[str] = ()) -> list[Mapping[str, Any]]:
+        """The finished runs of a recipe, in the order of their seeds, as `students` judge them."""
+        paths = [self._figures(name, seed, students) for seed in range(self.seeds)]
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def complete(self, name: str, deadline: float) -> bool:
@@ -100,7 +112,7 @@ class Campaign:
                 continue
             if time.time() > deadline or not self._run(name, seed):
                 return False
-        return True
+        return all(self._judged(name, seed) for seed in range(self.seeds))
 
     def command(self, name: str, seed: int | str) -> list[str]:
         """The command that distils a recipe with a seed."""
@@ -112,48 +124,54 @@ class Campaign:
             command = ["rayd", "distill", "--resume", str(out)]
         else:
             command = [*self.command(name, seed), "--out", str(out)]
-        log = out.with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        started = time.time()
-        with log.open("a") as sink:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command, "--quiet"], stdout=sink, stderr=sink
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            print(f"{name} seed {seed}: exit {process.returncode}, see {log}", flush=True)
+        spent = _timed([*command, "--quiet"], out.with_suffix(".log"))
+        if spent is None:
             return False
-        figures = {
-            "evaluation": json.loads((out / "evaluation.json").read_text()),
-            "commit": _commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "seconds": round(time.time() - started, 1),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-            # in kilobytes on Linux
-            "peak_memory_mb": round(usage.ru_maxrss / 1024),
-            "resumed": "--resume" in command,
-        }
+        evaluation = json.loads((out / "evaluation.json").read_text())
+        figures = {"evaluation": evaluation, **spent, "resumed": "--resume" in command}
         self._figures(name, seed).write_text(json.dumps(figures))
+        return True
+
+    def _judged(self, name: str, seed: int) -> bool:
+        """Whether the set of a finished run is judged under `students`, now or before."""
+        path = self._figures(name, seed, self.students)
+        if not self.students or path.exists():
+            return True
+        out = self._out(name, seed)
+        # the set alone, so that the run's own evaluation stays as it is
+        command = ["rayd", "evaluate", str(out / "distilled"), *self.students]
+        printed = path.with_suffix(".out")
+        spent = _timed([*command, "--json", "--quiet"], out.with_suffix(".log"), printed)
+        if spent is None:
+            return False
+        path.write_text(json.dumps({"evaluation": json.loads(printed.read_text()), **spent}))
         return True
 
     def _out(self, name: str, seed: int) -> Path:
         return self.folder / "-".join((name, *map(_plain, self.settings))) / str(seed)
 
-    def _figures(self, name: str, seed: int) -> Path:
-        return self._out(name, seed).with_suffix(".json")
+    def _figures(self, name: str, seed: int, students: Sequence[str] = ()) -> Path:
+        ending = "-".join(("", *map(_plain, students)))
+        return self._out(name, seed).with_name(f"{seed}{ending}.json")
 
-    def result(self, name: str, note: str = "") -> dict[str, Any]:
-        """The entry of a recipe in `rayd/results/`, of all its finished runs."""
-        runs = self.runs(name)
+    def result(self, name: str, students: Sequence[str] = ()) -> dict[str, Any]:
+        """The entry of a recipe in `rayd/results/`, of all its finished runs.
+
+        Args:
+            name: a built-in recipe.
+            students: settings under which its sets were judged once more; none: the recipe's own.
+        """
+        runs = self.runs(name, students)
         first = runs[0]["evaluation"]
         network = first["results"][0]["network"]
         rows = [_rows(run["evaluation"], network) for run in runs]
         scores = [_scores(run["evaluation"], network) for run in runs]
         distilled = [row["distilled", None] for row in rows]
-        students = len(first["results"][0]["seeds"])
+        count = len(first["results"][0]["seeds"])
         seeds = " ".join(str(seed) for seed in range(len(runs)))
-        loop = f"for s in {seeds}; do {shlex.join(self.command(name, 'SEED'))}"
+        loop = f"for s in {seeds}; do {shlex.join(self.command(name, 'SEED'))} --out runs/SEED; "
+        if students:
+            loop += f"{shlex.join(['rayd', 'evaluate', 'runs/SEED', *students])}; "
         entry: dict[str, Any] = {
             "accuracy": statistics.mean(distilled),
             "std": _spread(distilled),
@@ -168,20 +186,50 @@ class Campaign:
             "hlr": _mean(one.get("hlr") for one in scores),
             "hlr_std": _spread([one["hlr"] for one in scores if one.get("hlr") is not None]),
             "lrs": _mean(one.get("lrs") for one in scores),
-            "seeds": f"distillation and pool {seeds}, students {_upto(students)} each; "
+            "seeds": f"distillation and pool {seeds}, students {_upto(count)} each; "
             f"std over the distillations",
-            "command": loop.replace("SEED", "$s") + " --out runs/$s; done",
+            "command": loop.replace("SEED", "$s") + "done",
             "commit": runs[-1]["commit"],
             "date": runs[-1]["date"],
             "hardware": hardware(),
             "seconds": round(sum(run["seconds"] for run in runs)),
             "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
             "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
-            "note": note or " ".join(f"{value:.3f}" for value in distilled),
+            "note": " ".join(f"{value:.3f}" for value in distilled),
         }
         entry = {key: _short(value) for key, value in entry.items() if value is not None}
         validate(MeasuredResult, entry, f"the result of '{name}'")
         return entry
+
+
+def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> dict[str, Any] | None:
+    """Run a command of rayd.
+
+    Args:
+        command: it, `rayd` first.
+        log: what it prints is added there.
+        printed: its standard output goes there instead.
+
+    Returns:
+        What it took, with date and commit; None if it failed, which is said.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    with log.open("a") as sink, (printed or log).open("a" if printed is None else "w") as output:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=output, stderr=sink)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        print(f"{shlex.join(command)}: exit {process.returncode}, see {log}", flush=True)
+        return None
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.time() - started, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        # in kilobytes on Linux
+        "peak_memory_mb": round(usage.ru_maxrss / 1024),
+    }
 
 
 def _rows(evaluation: Mapping[str, Any], network: str) -> dict[tuple[str, str | None], float]:
@@ -262,28 +310,39 @@ def entry_text(name: str, *entries: Mapping[str, Any]) -> str:
 
 
 def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) -> Path:
-    """Put an entry into the results, in place of the first that the recipe has.
+    """Put an entry into the results, in place of the one that judges the same way.
 
-    Remarks of that one are kept behind the new accuracies.
+    That is the first of the recipe, or, for sets that were judged once more, the one whose students
+    had the same settings. Remarks of the old entry are kept behind the new accuracies.
     """
-    before = results.entries().get(name, [])
+    before = list(results.entries().get(name, []))
+    alike = [one for one in before if _students(one["command"]) == _students(entry["command"])]
+    place = before.index(alike[0]) if alike else len(before)
+    if alike and alike[0].get("note"):
+        # without the accuracies of the entry before
+        kept = re.sub(r"^[\d. ]+(; )?", "", alike[0]["note"])
+        entry = {**entry, "note": "; ".join(filter(None, (entry["note"], kept)))}
+    before[place : place + 1] = [dict(entry)]
     family = next(family for family, names in families().items() if name in names)
     path = folder / f"{family}.yaml"
     for candidate in sorted(folder.glob("*.yaml")):
         if re.search(rf"^{re.escape(name)}:$", candidate.read_text(), re.MULTILINE):
             path = candidate
-    if before and before[0].get("note"):
-        # without the accuracies of the entry before
-        kept = re.sub(r"^[\d. ]+(; )?", "", before[0]["note"])
-        entry = {**entry, "note": "; ".join(filter(None, (entry["note"], kept)))}
     header = f"# What this code reached with the recipes of recipes/{path.name}.\n"
     text = path.read_text() if path.exists() else header
     blocks = re.split(r"\n(?=\S)", text)
     names = [block.partition(":")[0] for block in blocks]
-    place = names.index(name) if name in names else len(blocks)
-    blocks[place : place + 1] = [entry_text(name, entry, *before[1:])]
+    at = names.index(name) if name in names else len(blocks)
+    blocks[at : at + 1] = [entry_text(name, *before)]
     path.write_text("\n".join(block.rstrip("\n") + "\n" for block in blocks))
+    results.entries.cache_clear()
     return path
+
+
+def _students(command: str) -> list[str]:
+    """The settings of `rayd evaluate` in a command; none if there is no such part."""
+    found = re.search(r"rayd evaluate \S+ ([^;]*)", command)
+    return shlex.split(found.group(1)) if found else []
 
 
 def candidates(patterns: Sequence[str], again: bool) -> Iterator[str]:
@@ -303,13 +362,15 @@ def main() -> None:
     parser.add_argument("patterns", nargs="+", help="of recipes' names, or KEY=VALUE settings")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluate", default="", help="settings of students that judge once more")
     parser.add_argument("--again", action="store_true", help="also what has a result")
     parser.add_argument("--list", action="store_true", help="only say what would be run")
     parser.add_argument("--write", action="store_true", help="into rayd/results/")
     options = parser.parse_intermixed_args()
     settings = [given for given in options.patterns if "=" in given]
     patterns = [given for given in options.patterns if "=" not in given]
-    campaign = Campaign(options.folder, options.seeds, settings)
+    students = shlex.split(options.evaluate)
+    campaign = Campaign(options.folder, options.seeds, settings, students)
     deadline = time.time() + options.hours * 3600
 
     queue: list[tuple[float, str]] = []
@@ -329,9 +390,10 @@ def main() -> None:
             print(f"{name}: left out, {left:,.0f} s are left", flush=True)
             continue
         if campaign.complete(name, deadline):
-            entry = campaign.result(name)
-            print(entry_text(name, entry), flush=True)
-            if options.write:
+            judged = [campaign.result(name)]
+            judged += [campaign.result(name, students)] if students else []
+            print(entry_text(name, *judged), flush=True)
+            for entry in judged if options.write else ():
                 write(name, entry)
 
 

@@ -1,6 +1,7 @@
 """The benchmark that measures recipes and writes their results."""
 
 import json
+from functools import cache
 
 import pytest
 import yaml
@@ -57,11 +58,14 @@ def test_finished_runs_are_not_run_again(campaign, monkeypatch):
 
 
 def test_a_result_takes_the_place_of_the_first_and_leaves_the_rest(campaign, tmp_path, monkeypatch):
-    before = [{"accuracy": 0.5, "note": "0.500 0.500; of old"}, {"accuracy": 0.6}]
+    before = [
+        {"accuracy": 0.5, "note": "0.500 0.500; of old", "command": "rayd distill digits"},
+        {"accuracy": 0.6, "command": "rayd distill digits ipc=5"},
+    ]
     kept = "# Results.\n\nother:\n  - accuracy: 0.1\n\n"
     path = tmp_path / "digits.yaml"
     path.write_text(kept + entry_text("digits", *before))
-    monkeypatch.setattr(results, "entries", lambda: {"digits": before})
+    monkeypatch.setattr(results, "entries", cache(lambda: {"digits": before}))
     assert write("digits", campaign.result("digits"), tmp_path) == path
     text = path.read_text()
     found = yaml.safe_load(text)
@@ -69,6 +73,26 @@ def test_a_result_takes_the_place_of_the_first_and_leaves_the_rest(campaign, tmp
     assert list(found) == ["other", "digits"]
     assert [one["accuracy"] for one in found["digits"]] == [0.92, 0.6]
     assert found["digits"][0]["note"] == "0.900 0.920 0.940; of old"
+
+
+def test_sets_judged_once_more_are_a_second_entry(campaign, tmp_path, monkeypatch):
+    students = ["evaluation.protocol=dsa", "evaluation.epochs=300"]
+    for seed, accuracy in enumerate((0.7, 0.8, 0.9)):
+        path = campaign._figures("digits", seed, students)
+        figures = {"commit": "abc", "date": "2026-11-29", "seconds": 2.0, "cpu_seconds": 1.0}
+        run = figures | {"peak_memory_mb": 500, "evaluation": evaluation(accuracy, 0.6)}
+        path.write_text(json.dumps(run))
+    own, again = campaign.result("digits"), campaign.result("digits", students)
+    assert (own["accuracy"], again["accuracy"]) == (0.92, 0.8)
+    assert (
+        "rayd evaluate runs/$s evaluation.protocol=dsa evaluation.epochs=300; done"
+        in (again["command"])
+    )
+    written: dict[str, list] = {}
+    monkeypatch.setattr(results, "entries", cache(lambda: written))
+    for entry in (own, again, own | {"accuracy": 0.93}, again | {"accuracy": 0.81}):
+        written |= yaml.safe_load(write("digits", entry, tmp_path).read_text())
+    assert [one["accuracy"] for one in written["digits"]] == [0.93, 0.81]
 
 
 def test_recipes_with_a_result_are_left_out_unless_asked_for():

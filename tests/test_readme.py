@@ -96,6 +96,34 @@ def test_table_of_results_names_settings_and_keeps_the_rest_of_the_page():
         updated("no marks")
 
 
+def test_methods_on_equal_terms_are_ordered_by_the_students_of_all(monkeypatch):
+    common = {
+        "seeds": "distillation and pool 0 1 2, students 0 1 each",
+        "command": "rayd distill x",
+        "commit": "0",
+        "hardware": "one core",
+        "seconds": 1,
+        "cpu_seconds": 360,
+    }
+    dm = common | {"accuracy": 0.3, "std": 0.01, "random": 0.2}
+    sre2l = [
+        common | {"accuracy": 0.5, "std": 0.02, "random": 0.4},
+        common | {"accuracy": 0.25, "std": 0.01, "random": 0.2},
+    ]
+    frepo = common | {"accuracy": 0.45, "std": 0.01, "random": 0.2, "hard_labels": 0.35}
+    found = {"sre2l-cifar10-ipc1-equal": sre2l, "dm-cifar10-ipc1-equal": [dm]}
+    found["frepo-cifar10-ipc1-equal"] = [frepo]
+    monkeypatch.setattr(tables, "entries", lambda: found)
+    page = tables.equal_terms()
+    assert page.startswith("### cifar10, IPC 1\n\n| method |")
+    assert page.splitlines()[4:] == [
+        "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 | 0.200 | +0.150 | 2.0 |",
+        "| dm |  |  | 0.300 ± 0.010 | 0.200 | +0.100 | 2.0 |",
+        "| sre2l | 0.500 ± 0.020 | 0.400 | 0.250 ± 0.010 | 0.200 | +0.050 | 2.0 |",
+    ]
+    assert not any("equal" in row for row in tables.table().splitlines())
+
+
 def test_scores_of_results_make_a_second_table(monkeypatch):
     common = {
         "accuracy": 0.936,

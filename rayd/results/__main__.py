@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rayd.config import MeasuredResult, validate
 from rayd.recipes import Headline, headlines
+from rayd.recipes.tables import families
 from rayd.results import entries
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
@@ -28,20 +29,32 @@ SCORES = (
 EXPLAINED = """\
 What these accuracies are worth: beside random images under the same labels, random images of as
 many bytes, and all of it under hard labels ([the scores](concepts.md))."""
+EQUAL = "equal"
+"""Family of the recipes that compare all methods at one budget."""
+EQUAL_COLUMNS = ("method", "distilled", "random", "distilled", "random", "gain", "minutes")
+EQUAL_EXPLAINED = """\
+## Methods on equal terms
+
+Every method with the same networks (ConvNets of width 32), a minute of synthesis on one core and the
+same students, best first. The first two accuracies are under the labels that the method brings
+along, its own or those of teachers; the next two under hard labels by the same students for all
+methods (DSA's protocol, 300 epochs), *gain* is their difference. Minutes are processor time of one
+distillation with networks, statistics, synthesis and students. A minute is a small part of what
+the papers spend: the tables compare what methods make of it, not what they reach in the end."""
 _REPEATED = re.compile(r"(seed|observers\.seed)=")
 """Settings that differ between the distillations of a command with several."""
 
 
 def table() -> str:
-    """All measured results as a Markdown table, one row each."""
-    rows = [_cells(headline, result) for headline, result in _results()]
+    """Measured results as a Markdown table, one row each; those on equal terms have their own."""
+    rows = [_cells(headline, result) for headline, result in _results(equal=False)]
     return _markdown(COLUMNS, rows)
 
 
 def counts() -> str:
     """How many recipes have numbers, as a sentence."""
     known = headlines()
-    measured = {headline.name for headline, _ in _results()}
+    measured = {name for name, results in entries().items() if results}
     published = {headline.name for headline in known if headline.published}
     return (
         f"Of {len(known)} recipes {len(published)} have an accuracy in a paper, "
@@ -55,15 +68,69 @@ def scores_table() -> str:
     A result under soft labels has a second row with its accuracies under hard ones.
     """
     rows: list[list[str]] = []
-    for headline, result in _results():
+    for headline, result in _results(equal=False):
         rows += _scores(headline, result)
     return _markdown(SCORES, rows) if rows else ""
 
 
-def _results() -> Iterator[tuple[Headline, MeasuredResult]]:
-    """All results, each with the headline of its recipe."""
+def equal_terms() -> str:
+    """The methods at one budget, a Markdown table for each data set and IPC; empty if none is
+    measured.
+    """
+    found: dict[str, list[MeasuredResult]] = {}
+    known: dict[str, Headline] = {}
+    for headline, result in _results(equal=True):
+        known[headline.name] = headline
+        found.setdefault(headline.name, []).append(result)
+    budgets: dict[tuple[str, int], list[tuple[float, list[str]]]] = {}
+    for name, results in found.items():
+        headline = known[name]
+        rows = budgets.setdefault((headline.data, headline.ipc), [])
+        rows.append(_equal(headline.method, results))
+    parts = []
+    for (data, ipc), rows in sorted(budgets.items()):
+        best_first = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+        parts.append(f"### {data}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}")
+    return "\n\n".join(parts)
+
+
+def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[str]]:
+    """The accuracy by the students of all methods, and the cells of a method's row.
+
+    Args:
+        method: its name.
+        results: under its own protocol, and, where that differs, under the one of all methods.
+    """
+    own, common = results[0], results[-1]
+    learned = common.hard_labels is not None
+    accuracy = common.hard_labels if learned else common.accuracy
+    assert accuracy is not None
+    # random images have hard labels unless a teacher's
+    taught = common.random_hard_labels is not None
+    random = common.random_hard_labels if taught else common.random
+    std = None if learned else common.std
+    brings_labels = len(results) > 1 or learned
+    named = re.match(r"distillation and pool ([\d ]+)", own.seeds)
+    distillations = len(named.group(1).split()) if named else 1
+    minutes = "" if own.cpu_seconds is None else f"{own.cpu_seconds / distillations / 60:.1f}"
+    return accuracy, [
+        method,
+        _number(own.accuracy, own.std) if brings_labels else "",
+        _number(own.random) if brings_labels else "",
+        _number(accuracy, std),
+        _number(random),
+        _gap(None if random is None else accuracy - random),
+        minutes,
+    ]
+
+
+def _results(equal: bool) -> Iterator[tuple[Headline, MeasuredResult]]:
+    """Results with the headlines of their recipes: those on equal terms, or all others."""
+    alone = families()[EQUAL]
     known = {headline.name: headline for headline in headlines()}
     for name, results in entries().items():
+        if (name in alone) != equal:
+            continue
         for result in results:
             yield known[name], validate(MeasuredResult, result, f"the results of '{name}'")
 
@@ -88,6 +155,9 @@ def updated(text: str) -> str:
     scores = scores_table()
     if scores:
         parts += [EXPLAINED, scores]
+    equal = equal_terms()
+    if equal:
+        parts += [EQUAL_EXPLAINED, equal]
     tables = "\n\n".join(parts)
     return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
