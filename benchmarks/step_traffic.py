@@ -6,6 +6,10 @@ It prints the processor time of a step in process (one thread), and of one on wo
 each, that of the driver, the workers and the synthesizer together, with the ratio of each pair:
 wall time tells more of what else the machine does. Statistics are those of a few real images: their
 values do not matter to the speed.
+
+With `--wall`, both use the same cores, in process as many threads as there are workers, and the
+times are those of a clock: for a machine that does nothing else. Busy cores share caches and memory,
+so that two workers' processor time is more than one's at the same work.
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import torch
 
 from rayd import methods
 from rayd.artifacts import tensor_hash
@@ -57,7 +63,9 @@ class Steps:
         data: ImageData,
         checkpoints: Path,
         worker: Callable[..., Worker] = Worker,
+        wall: bool = False,
     ):
+        self._wall = wall
         self._pool: WorkerPool = open_pool(recipe.resources, worker, recipe, DatasetInfo.of(data))
         pool = self._pool
         self._task = BlockTask(
@@ -78,12 +86,17 @@ class Steps:
         self._workers: list[int] = []
 
     def advance(self, steps: int) -> float:
-        """Processor seconds of a step, of so many more."""
-        workers = workers_of(os.getpid()) if self._task.recipe.resources.workers else []
-        began = processor_seconds(workers)
+        """Seconds of a step, of so many more: of processors, or of a clock."""
+        began = self._seconds()
         self._synthesizer.call("advance", self._task, self._step, self._step + steps)
         self._step += steps
-        return (processor_seconds(workers) - began) / steps
+        return (self._seconds() - began) / steps
+
+    def _seconds(self) -> float:
+        if self._wall:
+            return time.perf_counter()
+        workers = self._task.recipe.resources.workers
+        return processor_seconds(workers_of(os.getpid()) if workers else [])
 
     def hash(self) -> str:
         """Hash of the set as it is now."""
@@ -111,17 +124,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--wall", action="store_true", help="seconds of a clock, on the same cores")
     given = parser.parse_args()
+    threads = given.workers if given.wall else 1
+    torch.set_num_threads(threads)
     settings = parse_overrides(given.overrides)
     ratios = []
     both = []
     with TemporaryDirectory() as folder:
         for workers in (0, given.workers):
-            resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.5}
+            own = 1 if workers else threads
+            resources = {"workers": workers, "threads": own, "cpus_per_worker": 0.5}
             quiet = {"checkpoint_every": 10**9, "steps": 10**6}
             made = {"resources": resources, "synthesis": quiet}
             recipe = resolve(given.recipe, merge(settings, made))
-            both.append(Steps(recipe, load(recipe.data), Path(folder) / str(workers)))
+            checkpoints = Path(folder) / str(workers)
+            both.append(Steps(recipe, load(recipe.data), checkpoints, wall=given.wall))
         # every network must have been used before
         for one in both:
             one.advance(recipe.observers.pool)
