@@ -132,10 +132,21 @@ class Campaign:
         self._figures(name, seed).write_text(json.dumps(figures))
         return True
 
+    def judges_again(self, name: str) -> bool:
+        """Whether `students` differ from those that the recipe has itself."""
+        if not self.students:
+            return False
+        own = recipes.resolve(name, parse_overrides(self.settings))
+        other = recipes.resolve(name, parse_overrides([*self.settings, *self.students]))
+        # without a learned step size it makes no difference who uses one
+        ignored = {"protocol"} if own.synthetic.step_size else {"protocol", "learned_step_size"}
+        settings = [recipe.evaluation.model_dump(exclude=ignored) for recipe in (own, other)]
+        return settings[0] != settings[1] or own.labels != other.labels
+
     def _judged(self, name: str, seed: int) -> bool:
         """Whether the set of a finished run is judged under `students`, now or before."""
         path = self._figures(name, seed, self.students)
-        if not self.students or path.exists():
+        if path.exists() or not self.judges_again(name):
             return True
         out = self._out(name, seed)
         # the set alone, so that the run's own evaluation stays as it is
@@ -391,7 +402,7 @@ def main() -> None:
             continue
         if campaign.complete(name, deadline):
             judged = [campaign.result(name)]
-            judged += [campaign.result(name, students)] if students else []
+            judged += [campaign.result(name, students)] if campaign.judges_again(name) else []
             print(entry_text(name, *judged), flush=True)
             for entry in judged if options.write else ():
                 write(name, entry)

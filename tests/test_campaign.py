@@ -16,6 +16,7 @@ ROW = {
     "seeds": [0, 1],
     "labels": "hard",
 }
+METHODS = {"dm": False, "dc": False, "sre2l": True, "rded": True, "mtt": True, "ls-mtt": True}
 
 
 def evaluation(distilled, random):
@@ -93,6 +94,15 @@ def test_sets_judged_once_more_are_a_second_entry(campaign, tmp_path, monkeypatc
     for entry in (own, again, own | {"accuracy": 0.93}, again | {"accuracy": 0.81}):
         written |= yaml.safe_load(write("digits", entry, tmp_path).read_text())
     assert [one["accuracy"] for one in written["digits"]] == [0.93, 0.81]
+
+
+def test_students_of_the_recipe_itself_do_not_judge_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYD_CACHE", str(tmp_path / "cache"))
+    students = ["evaluation.protocol=dsa", "evaluation.epochs=300", "evaluation.seeds=2"]
+    campaign = Campaign(tmp_path, 1, [], [*students, "evaluation.learned_step_size=false"])
+    judged = {name: campaign.judges_again(f"{name}-cifar10-ipc1-equal") for name in METHODS}
+    assert judged == METHODS
+    assert not Campaign(tmp_path, 1, []).judges_again("mtt-cifar10-ipc1-equal")
 
 
 def test_recipes_with_a_result_are_left_out_unless_asked_for():
