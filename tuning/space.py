@@ -583,10 +583,12 @@ class ResolvedSpace:
         space = self.space
         first = self.own[space.base[0]]
         for name, recipe in self.own.items():
-            if recipe.data != first.data:
+            # normalisation is the method's, who looks at the same images
+            alike = recipe.data.model_copy(update={"normalization": first.data.normalization})
+            if alike != first.data:
                 raise ConfigError(
-                    f"All recipes of space '{space.name}' must have the same data, "
-                    "which trials are validated on. "
+                    f"All recipes of space '{space.name}' must have the same data but for their normalization, "
+                    "because trials are validated on them. "
                     f"Got '{space.base[0]}' and '{name}', which differ."
                 )
         settings = [
