@@ -145,9 +145,8 @@ def prepare(
     if address is None:
         for recipe in resolved.own.values():
             _check_machine(recipe, count)
-    validation = {
-        name: _validation(recipe, data_root, progress) for name, recipe in resolved.own.items()
-    }
+    # all recipes of a space have the same images
+    validation = dict.fromkeys(resolved.own, _validation(first, data_root, progress))
     plan = SweepPlan(
         directory=out / "trials",
         resolved=resolved,

@@ -31,6 +31,16 @@ def test_every_ready_space_lies_on_its_recipe(name):
     assert ground.space.summary
 
 
+def test_recipes_of_a_space_share_images_but_not_normalization():
+    both = {"summary": "s", "base": ["dm-cifar10-ipc1", "frepo-cifar10-ipc1-equal"]}
+    search = {"search": {"synthesis.learning_rate": {"uniform": [0.1, 1]}}}
+    ResolvedSpace(Space.model_validate(both | search)).check()
+    with pytest.raises(ConfigError, match="same data but for their normalization"):
+        ResolvedSpace(
+            Space.model_validate(both | search | {"base": ["dm-cifar10-ipc1", "digits"]})
+        ).check()
+
+
 @pytest.mark.parametrize(
     ("search", "sentence"),
     [
