@@ -157,10 +157,15 @@ def prepare(
         imported=parts.imported(),
     )
     loaded: dict[str, ImageData] = {}
+    # recipes differ in the normalization at most, and most of them do not
+    seen: dict[str, ImageData] = {}
     for name in space.base:
         recipe = plan.recipe(resolved.own_point(name), name)
-        data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
-        loaded[name] = data.judged_on_validation()
+        key = f"{recipe.data.model_dump_json()} {recipe.usual_image_size}"
+        if key not in seen:
+            data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
+            seen[key] = data.judged_on_validation()
+        loaded[name] = seen[key]
         in_process = recipe.resources.model_copy(update={"workers": 0})
         preflight(recipe.model_copy(update={"resources": in_process}), loaded[name])
     for name, recipe in probed:
