@@ -18,7 +18,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayd.config import ResourceSettings
-from rayd.engine.on_ray.pool import _ItemQueue
+from rayd.engine.on_ray.item_queue import ItemQueue
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
 from rayd.errors import DataError, ResourceError, RunError
@@ -222,20 +222,20 @@ class Threads:
 
 def test_items_go_to_their_homes_first():
     """One item a call, as a step with one observer has: every home computes its own."""
-    queue = _ItemQueue(1, [2], 3)
+    queue = ItemQueue(1, [2], 3)
     assert queue.assign([0, 1, 2]) == [(2, 0)]
     assert queue.assign([0, 1]) == []
 
 
 def test_items_of_busy_homes_are_taken_by_idle_workers():
-    queue = _ItemQueue(4, [1, 1, 1, 0], 3)
+    queue = ItemQueue(4, [1, 1, 1, 0], 3)
     assert queue.assign([0, 1, 2]) == [(0, 3), (1, 0), (2, 1)]
     assert queue.assign([2]) == [(2, 2)]
     assert queue.assign([0, 1, 2]) == []
 
 
 def test_lost_items_are_assigned_first():
-    queue = _ItemQueue(3, [0, 1, 0], 2)
+    queue = ItemQueue(3, [0, 1, 0], 2)
     assert queue.assign([0, 1]) == [(0, 0), (1, 1)]
     queue.put_back(1)
     assert queue.assign([0]) == [(0, 1)]
