@@ -6,7 +6,7 @@ the store holds is loaded, what another run is computing is waited for, everythi
 by the workers, kept, and reported as progress.
 
 To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
-that computes an item (`task`), and its place in `rayd.engine.distill` (the call and `_stage_names`)
+that computes an item (`task`), and its place in `rayd.engine.driver` (the call and `_stage_names`)
 and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
 """
 

@@ -66,7 +66,7 @@ def test_workers_share_the_tasks_of_a_step(tmp_path: Path, monkeypatch: pytest.M
     log = tmp_path / "answers"
     runs.distill(two_observers(), tmp_path / "alone", cache=tmp_path / "one", progress=QUIET)
     slow = partial(SlowWorker, log=log, seconds=0.002)
-    monkeypatch.setattr("rayd.engine.distill.Worker", slow)
+    monkeypatch.setattr("rayd.engine.driver.Worker", slow)
     runs.distill(
         two_observers(workers=2, cpus_per_worker=0.5),
         tmp_path / "ray",
