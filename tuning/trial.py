@@ -28,8 +28,9 @@ from rayd.engine.progress import Progress
 from rayd.engine.run import Run
 from rayd.errors import OutputError, RaydError
 from rayd.evaluation.report import Report
+from tuning.domain import Point
 from tuning.search import SETTINGS, milestone
-from tuning.space import Point, ResolvedSpace
+from tuning.space import ResolvedSpace
 
 PROGRESS = "progress.json"
 FAILURE = "failure.json"
