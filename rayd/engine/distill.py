@@ -22,6 +22,8 @@ from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 
+__all__ = ["Run", "distill"]
+
 
 def distill(
     recipe: Recipe,
