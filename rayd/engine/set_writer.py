@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from rayd.closable import Closable
 from rayd.distilled import Distilled
 from rayd.engine import card
 from rayd.engine.arithmetic import Hardware
@@ -25,7 +25,7 @@ AT_ONCE = 1.0
 """Seconds in which a set that is not large is written."""
 
 
-class SetWriter:
+class SetWriter(Closable):
     """Gives sets their card and writes them, a large one while the run goes on.
 
     A context manager: when it is left, what was begun is written, whatever happened.
@@ -111,14 +111,6 @@ class SetWriter:
             distilled.save_card()
             self._is_card_new = False
 
-    def __enter__(self) -> Self:
-        self._thread.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._thread.__exit__(kind, error, trace)
+    def close(self) -> None:
+        """Wait until what was begun is written."""
+        self._thread.shutdown(wait=True)

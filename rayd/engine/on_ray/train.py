@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from rayd.closable import Closable
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef, get, wait
@@ -67,9 +67,9 @@ ENVIRONMENT = {
 """Settings of Ray Train."""
 
 
-class TrainPool:
+class TrainPool(Closable):
     """Replicas that compute every item together, one item after another, or several at a time by
-    teams of replicas. A context manager.
+    teams of replicas. A context manager, which stops nothing: workers end with their item.
 
     Args:
         resources: the number of replicas of a team, and what each of them reserves.
@@ -127,7 +127,8 @@ class TrainPool:
                     if following is None:
                         exhausted = True
                         break
-                    run = stack.enter_context(self._run(method, *following))
+                    run = self._run(method, *following)
+                    stack.callback(run.close)
                     running[run.events] = run
                 if not running:
                     return
@@ -162,20 +163,9 @@ class TrainPool:
         )
         return _TeamRun(index, task, storage)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing: workers are stopped at the end of their item."""
-
 
 class _TeamRun:
-    """A team of replicas that computes an item. A context manager, which ends it in any state."""
+    """A team of replicas that computes an item; `close` ends it in any state."""
 
     def __init__(self, index: int, task: _Task, storage: TemporaryDirectory[str]):
         self.index = index
@@ -194,17 +184,6 @@ class _TeamRun:
             self._launcher.close()
             _free(self._task.storage)
             self._storage.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _Message = tuple[int, Any] | RaydError | None
