@@ -17,6 +17,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from torch import Tensor
+
 from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
@@ -195,6 +197,19 @@ class TaskStage(Stage[Item, Result]):
                 self.keep(item, result)
                 queue.done(item)
                 progress.finish(item)
+
+
+class TensorStage(TaskStage[Item, dict[str, Tensor]]):
+    """A stage whose results are tensors by name."""
+
+    def save(self, item: Item, result: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, in a file of the store."""
+        self.job.store.put_tensors(self.folder, self.key(item), result)
+        return result
+
+    def find(self, item: Item) -> dict[str, Tensor] | None:
+        """The tensors of the store."""
+        return self.job.store.tensors(self.folder, self.key(item))
 
 
 class ItemProgress(Generic[Item]):
