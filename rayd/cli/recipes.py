@@ -75,9 +75,10 @@ def recipes_command(
     known = recipes.headlines(method, data, measured)
     if family is not None:
         known = [headline for headline in known if headline.name in family]
+    is_chosen = everything or measured or any(given is not None for given in (family, method, data))
     if as_json:
         print_json([headline.model_dump(mode="json") for headline in known])
-    elif everything or measured or family is not None or method is not None or data is not None:
+    elif is_chosen:
         _print_recipes(known)
     else:
         _print_families(known, families)
