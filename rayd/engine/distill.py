@@ -60,6 +60,7 @@ def distill(
             that is possible.
     """
     progress = progress or Progress()
+    # before the data are read, which may take minutes
     check_settings(recipe)
     told = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
     data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
@@ -69,8 +70,10 @@ def distill(
     preflight(recipe, data)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
+    # a resumed run keeps its precisions: on other hardware 'auto' would make it another run
     choice = arithmetic.choose(recipe, data.shape, before)
     job, reused = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
+    # before the directory is opened: a refused run leaves none behind
     Squeeze(job).check()
     check_writable(job.store.root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split

@@ -94,7 +94,9 @@ class Driver:
         # whatever happens, the set is written before others may use the directory
         with self._writer, self._progress.stages(self._stage_names()):
             with self._workers:
+                # the run's own set first: with the store gone, a resumed run needs nothing from it
                 distilled = self._finished() or self._found()
+                # with the set there, observers would be trained for nothing
                 networks = teachers(self._recipe)
                 if distilled is None:
                     networks = trained_networks(self._recipe)
@@ -165,6 +167,7 @@ class Driver:
                 yield
             finished = True
         finally:
+            # students that a callback trains are no part of the synthesis
             seconds = time.monotonic() - began - self._seconds_in_callback
             self._log.spend(stage, seconds, finished, self._peak_memory())
             self._seconds_in_callback = 0.0
@@ -257,6 +260,8 @@ class Driver:
         weight = None if self._forecast is None or not missing else self._forecast.epoch
         with ExitStack() as stack:
             pool = None
+            # teams hold the GPUs that the workers of later stages will need, and end with this
+            # stage
             if missing and together(self._recipe):
                 pool = stack.enter_context(squeeze.open_pool())
             observers = self._compute(squeeze, weight, pool)

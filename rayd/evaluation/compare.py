@@ -207,6 +207,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
     scores: list[Scores] = []
     for run in runs:
         results = [r for r in run.report.results if r.network == network]
+        # one tested epoch a network: the first is the protocol's own
         epoch = results[0].epoch
         for result in results:
             if result.epoch == epoch:

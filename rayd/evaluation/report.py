@@ -140,6 +140,8 @@ class Report:
             protocol = _protocol_on(variant, recipe, distilled)
             kind = _labels_on(variant, recipe, distilled)
             result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind)
+            # papers print one number: that of the protocol's own labels and of its first tested
+            # epoch
             if variant == Variant(DISTILLED) and result.epoch == recipe.evaluation.epoch[0]:
                 result = replace(result, paper=Published.beside(recipe, result.network))
             results.append(result)
@@ -165,6 +167,7 @@ class Report:
             newer,
             seconds={**self.seconds, **newer.seconds},
             results=results,
+            # of the merged results: a baseline of one report and a set of the other make a score
             scores=scores_of(results),
             departures=tuple(dict.fromkeys((*self.departures, *newer.departures))),
         )

@@ -116,6 +116,7 @@ class SetResult:
             labels: labels that they learned from.
         """
         variant = Variant.of(variant)
+        # they come in the order in which they ended, and scores pair them by seed
         students = sorted(students, key=lambda student: student.seed)
         runs_by_class = zip(*(student.per_class for student in students), strict=True)
         per_class = tuple(_mean(runs) for runs in runs_by_class)

@@ -70,6 +70,7 @@ class KeptCounts:
             found = self.store.record(STAGE, described)
             if found is None:
                 found = make()
+                # a full disk must not end a plan
                 with suppress(RunError):
                     self.store.put_record(STAGE, described, found)
             self._known[key] = found
@@ -78,6 +79,7 @@ class KeptCounts:
     def _count(self, name: str, inputs: Mapping[str, Any], make: Callable[[], Count]) -> Count:
         try:
             return Count.from_json(self._cached(name, inputs, lambda: make().to_json()))
+        # written by another version, or edited
         except (KeyError, TypeError, ValueError, ArtifactError):
             return make()
 

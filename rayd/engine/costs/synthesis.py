@@ -74,6 +74,7 @@ class SynthesisCosts(MeasuringCosts):
     def start(self) -> synthetic.SyntheticSet:
         """A synthetic set before the first step; the source of its images does not affect costs."""
         labels = "hard" if self.recipe.synthetic.labels == "hard" else "random"
+        # an initial set of real images, or of predicted labels, would need data and experts
         cheap = self.recipe.synthetic.model_copy(update={"init": "noise", "labels": labels})
         return synthetic.initial(self.recipe.model_copy(update={"synthetic": cheap}), self.data)
 

@@ -106,7 +106,9 @@ class TrainingCosts(KeptCounts):
                 # teachers save nothing, but look at several batches at a time
                 saved *= 2
                 saved += sum(one.nbytes for net in labelling for one in net.parameters())
+        # weights and gradients; momentum, or Adam's two moments; the moving average
         copies = 2 + (1 if settings.optimizer == "sgd" else 2) + (settings.average is not None)
+        # float32 once it is normalised, bytes before
         each = math.prod(self.data.shape) * (4 if self._resident(images, real) else 1)
         held = 0 if real and self.data.train.streamed else images * each
         return float(saved + copies * weights + held)

@@ -133,6 +133,7 @@ class ActorTasks(WorkerPool):
                     packed = found
                 else:
                     finished[call.item] = reference
+                # the driver holds one result at a time, however many have arrived
                 del found
             yield unpacked(packed)
 
@@ -214,6 +215,7 @@ class ActorTasks(WorkerPool):
         those without any have until `SILENCE_LIMIT`.
         """
         now = time.monotonic()
+        # looking costs a pass over all calls, and results may arrive thousands of times a second
         if now - self._looked < WAIT:
             return
         self._looked = now
@@ -222,6 +224,7 @@ class ActorTasks(WorkerPool):
             seconds = call.silent()
             if call.stuck_for is not None or seconds < max(HANG_LIMIT, limit):
                 continue
+            # its result came since the last look: the driver was slow, not the worker
             if ray.wait([reference], timeout=0)[0]:
                 continue
             call.stuck_for = seconds
@@ -241,6 +244,7 @@ class ActorTasks(WorkerPool):
         if call.longest is not None:
             return call.longest
         known = self._durations[call.method]
+        # a median, as the first call of a method builds networks and takes many times longer
         return statistics.median(known) if known else None
 
     def _lose(self, call: Call, error: LostError) -> None:

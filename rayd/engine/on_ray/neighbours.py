@@ -84,6 +84,7 @@ class AroundWorker(WorkersByName):
                 yield self._compute(method, item)
             return
         mine, running = self._distribute(method, items, affinity or range(len(items)))
+        # while the others compute theirs
         results = {index: self._compute(method, items[index]) for index in mine}
         while running:
             reference = self._next(method, running)
@@ -95,6 +96,7 @@ class AroundWorker(WorkersByName):
                 results[call.item] = unpacked(self._packed(reference))
             except LostError as error:
                 self._lose(call, error.of(call))
+                # here, where it cannot be lost again
                 results[call.item] = self._compute(method, items[call.item])
             else:
                 self._durations[method].append(call.silent())
@@ -119,6 +121,7 @@ class AroundWorker(WorkersByName):
     def _among(self, affinity: Sequence[int]) -> list[int]:
         """The worker of each item: its home, unless that is lost or has its share already."""
         workers = self._idle({})
+        # an even share: a step ends with its last task, so caches count less than balance
         most = -(-len(affinity) // len(workers))
         loads = dict.fromkeys(workers, 0)
         found: dict[int, int] = {}

@@ -81,6 +81,7 @@ class RayPool(ActorTasks):
         if own := parts.environment():
             # of a cluster that was joined before the parts were imported
             options["runtime_env"] = {"env_vars": own["env_vars"]}
+        # names by which hosted objects find the workers; unique, as runs may share a cluster
         self._names = [f"rayd-{uuid.uuid4().hex}" for _ in range(resources.workers)]
         self._workers = [
             Actor.options(name=name, **options).remote(self._threads, factory, arguments)
@@ -89,6 +90,7 @@ class RayPool(ActorTasks):
         self._hosts: list[RayActor] = []
         try:
             self._start(resources)
+        # also at an interrupt: actors would hold their resources until the driver ends
         except BaseException:
             self.close()
             raise
@@ -138,6 +140,7 @@ class RayPool(ActorTasks):
         for host in self._hosts:
             host.close()
         for worker in self._workers:
+            # a lost head takes its actors along, and asking it would take a minute
             if not head_is_lost():
                 ray.kill(worker)
         self._workers = []
@@ -158,6 +161,7 @@ class SharedGPUs(RayPool):
     def __init__(self, pool: RayPool, each: int):
         self._threads = max(1, pool._threads // each)
         self._added = []
+        # at this moment alive: only these have said which GPU is theirs
         for worker in sorted(pool._health.present) * (each - 1):
             info = pool._health.last_info[worker]
             node = NodeAffinitySchedulingStrategy(info.node_id, soft=False)

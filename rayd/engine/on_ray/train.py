@@ -172,6 +172,7 @@ class _TeamRun:
         self.fault: RaydError | None = None
         self._task = task
         self._storage = storage
+        # two calls: workers put messages while `run` streams them
         self._launcher = RayActor.start(1, _Launcher, calls=2)
         self._is_open = True
         self.events = self._launcher.events("run", task)
@@ -221,6 +222,7 @@ class _Launcher:
 
     def put(self, run: str, message: _Message) -> None:
         """Receive a message from a worker; those of earlier runs are ignored."""
+        # workers of a run that Ray Train is still ending may be late
         if run == self._run:
             self._over = self._over or not isinstance(message, tuple)
             self._messages.put(message)

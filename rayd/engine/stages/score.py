@@ -111,6 +111,8 @@ class Score(TensorStage[int]):
         """See `Worker.score`."""
         weights = self.weights[self._observer]
         for label in items:
+            # when a worker is free for the class, so that few classes are in the object store at a
+            # time
             images = pool.share(self.job.data.train.part(self._rows(label)).images)
             yield self._observer, weights, label, images
 

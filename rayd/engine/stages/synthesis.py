@@ -237,6 +237,7 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
     }
     if job.method.version:
         inputs["method"] = job.method.version
+    # only where there is one: keys of all other runs stay as they were
     if history:
         inputs["history"] = list(history)
     return content_hash(inputs)
