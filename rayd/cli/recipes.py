@@ -68,10 +68,12 @@ def recipes_command(
         _print_differences(recipes.resolve(name), recipes.resolve(other), as_json)
         return
     families = recipes.families()
-    family = families.get(name) if name is not None and name not in recipes.names() else None
-    if name is not None and family is None:
-        _print_recipe(recipes.resolve(name), as_json)
-        return
+    family = None
+    if name is not None:
+        family = None if name in recipes.names() else families.get(name)
+        if family is None:
+            _print_recipe(recipes.resolve(name), as_json)
+            return
     known = recipes.headlines(method, data, measured)
     if family is not None:
         known = [headline for headline in known if headline.name in family]
