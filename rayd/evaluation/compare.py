@@ -213,12 +213,6 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
             if result.epoch == epoch:
                 found.setdefault(words_of(result, results), []).append(result)
         scores += [s for s in run.report.scores if (s.network, s.epoch) == (network, epoch)]
-    accuracies = {}
-    for name, results in found.items():
-        means = [result.test_accuracy.mean for result in results]
-        spread = Spread.of(means, [result.test_accuracy.std for result in results])
-        assert spread is not None
-        accuracies[name] = spread
     first = runs[0].report
     return Group(
         recipe=first.recipe,
@@ -227,9 +221,17 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         directories=tuple(str(run.directory) for run in runs),
         seeds=tuple(run.seed for run in runs),
         students=len(found[DISTILLED][0].seeds) if DISTILLED in found else 0,
-        accuracies=accuracies,
+        accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
     )
+
+
+def _accuracy(results: Sequence[SetResult]) -> Spread:
+    """Test accuracy over runs that have a set in common."""
+    means = [result.test_accuracy.mean for result in results]
+    spread = Spread.of(means, [result.test_accuracy.std for result in results])
+    assert spread is not None
+    return spread
 
 
 def _scores(scores: Sequence[Scores]) -> dict[str, Spread]:
