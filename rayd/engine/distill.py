@@ -62,7 +62,7 @@ def distill(
     progress = progress or Progress()
     # before the data are read, which may take minutes
     check_settings(recipe)
-    told = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
+    all_callbacks = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
     data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
     for line in data.summary.lines() if data.summary is not None else ():
         progress.log(f"data  {line}")
@@ -83,7 +83,7 @@ def distill(
         RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
         progress.attached(directory.status),
         devices.thread_limit(devices.threads(job.recipe.resources)),
-        told.around(directory.path, job.recipe) as finished,
+        all_callbacks.around(directory.path, job.recipe) as finished,
     ):
         for sentence in (choice.summary, *reused, *choice.warnings):
             progress.log(sentence)
@@ -95,7 +95,7 @@ def distill(
             judged_on=judged_on,
             callback=callback,
             warm_start=warm_start,
-            callbacks=told,
+            callbacks=all_callbacks,
         )
         finished.append(driver.run())
     return finished[0]
