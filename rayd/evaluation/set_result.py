@@ -168,8 +168,8 @@ def _head_and_tail(
     per_class: Sequence[float | None], counts: Sequence[int] | None
 ) -> tuple[float | None, float | None]:
     """Means over the head classes and over the tail classes."""
-    head = []
-    tail = []
+    head: list[float | None] = []
+    tail: list[float | None] = []
     for value, is_head in zip(per_class, head_classes(len(per_class), counts), strict=True):
         (head if is_head else tail).append(value)
     return _mean(head), _mean(tail)
