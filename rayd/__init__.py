@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from rayd import callbacks as callbacks
     from rayd.config import Recipe
     from rayd.distilled import Distilled
-    from rayd.engine.distill import Run
     from rayd.engine.plan import Plan
+    from rayd.engine.run import Run
     from rayd.evaluation.compare import Comparison
     from rayd.evaluation.report import Report
     from rayd.keywords import Keywords, RecipeKeywords
@@ -93,7 +93,7 @@ _LATER = {
     "Plan": "rayd.engine.plan",
     "Recipe": "rayd.config",
     "Report": "rayd.evaluation.report",
-    "Run": "rayd.engine.distill",
+    "Run": "rayd.engine.run",
 }
 
 

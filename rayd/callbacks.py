@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rayd.config import Recipe
     from rayd.config.callbacks import CallbackSettings
     from rayd.distilled import Distilled
-    from rayd.engine.distill import Run
+    from rayd.engine.run import Run
     from rayd.evaluation.report import SetResult
 
 HOOKS = ("on_run_start", "on_stage", "on_step", "on_result", "on_run_end")

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rayd.callbacks import RunCallback, Step, StopRun
+from rayd.closable import Closable
 from rayd.errors import RunError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _END = object()
 
 
-class Steps(Iterator[Step]):
+class Steps(Iterator[Step], Closable):
     """Logged steps of a synthesis, which waits while a step is looked at.
 
     Leave the loop at any step, then `close` (or use it in a `with`): the run can be resumed. An
@@ -89,17 +89,6 @@ class Steps(Iterator[Step]):
         self._finished = True
         self._shared.go.release()
         self._thread.join()
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         # at the end of the interpreter the thread runs no more, and cannot be waited for

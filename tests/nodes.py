@@ -20,7 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from rayd.config import Recipe
-from rayd.engine import distill
+from rayd.engine import distill, driver
 from rayd.engine.progress import Progress
 from rayd.engine.stages import measure
 from rayd.engine.worker import Worker
@@ -143,7 +143,7 @@ def moved_about(recipe: Recipe, out: Path, cache: Path) -> list[Move]:
     """
     notes = Notes(out.parent / f"{out.name}-notes")
     with several_nodes() as cluster, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "Worker", partial(Noted, notes))
+        patch.setattr(driver, "Worker", partial(Noted, notes))
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         run = _Thread(
             lambda: distill.distill(recipe, out, cache=cache, progress=Progress(quiet=True))

@@ -19,8 +19,9 @@ from rayd.config import DataSettings
 from rayd.data import Standardization, Whitening
 from rayd.data import load as load_data
 from rayd.distilled import Distilled, load
-from rayd.engine.distill import Run, distill
+from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
+from rayd.engine.run import Run
 from rayd.errors import ArtifactError, ConfigError, OutputError
 from rayd.export import WRITERS, export, folders
 from tests.conftest import tiny

@@ -7,7 +7,9 @@ tuning.summary("sweeps/edc").validation_accuracy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tuning.space import Domain, ResolvedSpace, Space, load, names
+from tuning.domain import Domain
+from tuning.settings import Space
+from tuning.space import ResolvedSpace, load, names
 
 if TYPE_CHECKING:
     from tuning.driver import Summary, Sweep, summary, sweep

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from rayd.drawing import as_image, new_figure, styled
-from tuning.space import Domain, Space
+from tuning.domain import Domain
+from tuning.settings import Space
 from tuning.table import FEWEST, Row, finished
 
 if TYPE_CHECKING:

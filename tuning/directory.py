@@ -12,7 +12,8 @@ from rayd.artifacts import write_bytes
 from rayd.config import read_yaml
 from rayd.errors import OutputError
 from rayd.locks import LOCK
-from tuning.space import ResolvedSpace, Space
+from tuning.settings import Space
+from tuning.space import ResolvedSpace
 
 if TYPE_CHECKING:
     from tuning.trial import SweepPlan

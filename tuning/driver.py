@@ -39,7 +39,8 @@ from tuning.directory import NAME, SWEEP, holds_sweep, prepare_directory
 from tuning.live import Events, LiveTable
 from tuning.results import best_recipe, write_results
 from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
-from tuning.space import ResolvedSpace, Space, load
+from tuning.settings import Space
+from tuning.space import ResolvedSpace, load
 from tuning.summaries import Summary, Sweep, summary
 from tuning.trial import SweepPlan, resources, run, threads
 

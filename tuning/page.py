@@ -19,7 +19,7 @@ from rayd.page.page import write as write_page
 from rayd.page.run import FILE, optional
 from tuning import charts, table
 from tuning.directory import RESULTS, SUMMARY, SWEEP
-from tuning.space import MODES, Space
+from tuning.settings import MODES, Space
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

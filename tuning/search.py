@@ -19,7 +19,9 @@ from ray.tune.search.search_generator import SearchGenerator
 
 from rayd import seeding
 from rayd.errors import ConfigError
-from tuning.space import MODES, Domain, Point, ResolvedSpace, Space, fitting
+from tuning.domain import Domain, Point
+from tuning.settings import MODES, Space
+from tuning.space import ResolvedSpace, fitting
 
 SETTINGS = "settings"
 """Key of a trial's point in its configuration."""

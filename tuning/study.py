@@ -17,7 +17,9 @@ from PIL import Image
 
 from rayd.artifacts import write_bytes
 from rayd.drawing import as_image, new_figure, styled
-from tuning.space import ROW, SEED, PaperSeries, Point, ResolvedSpace, shown
+from tuning.domain import Point
+from tuning.settings import ROW, SEED, PaperSeries, shown
+from tuning.space import ResolvedSpace
 from tuning.table import Row, finished
 
 if TYPE_CHECKING:

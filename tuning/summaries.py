@@ -14,7 +14,8 @@ from rayd.config import Recipe, read_yaml
 from rayd.recipes import resolve
 from tuning import charts, table
 from tuning.directory import SUMMARY, SWEEP
-from tuning.space import ResolvedSpace, Space
+from tuning.settings import Space
+from tuning.space import ResolvedSpace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

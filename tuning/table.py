@@ -18,7 +18,9 @@ from ray.tune import ResultGrid
 
 from rayd.artifacts import read_json, write_bytes
 from rayd.errors import ArtifactError
-from tuning.space import MODES, Domain, Point, ResolvedSpace
+from tuning.domain import Domain, Point
+from tuning.settings import MODES
+from tuning.space import ResolvedSpace
 from tuning.trial import FAILURE, PROGRESS
 
 FEWEST = 10

@@ -23,12 +23,14 @@ from rayd import parts
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.config import Recipe, ResourceSettings
 from rayd.engine.callbacks import Callback, Milestone, WarmStart
-from rayd.engine.distill import Run, distill
+from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
+from rayd.engine.run import Run
 from rayd.errors import OutputError, RaydError
 from rayd.evaluation.report import Report
+from tuning.domain import Point
 from tuning.search import SETTINGS, milestone
-from tuning.space import Point, ResolvedSpace
+from tuning.space import ResolvedSpace
 
 PROGRESS = "progress.json"
 FAILURE = "failure.json"

@@ -68,16 +68,19 @@ def recipes_command(
         _print_differences(recipes.resolve(name), recipes.resolve(other), as_json)
         return
     families = recipes.families()
-    family = families.get(name) if name is not None and name not in recipes.names() else None
-    if name is not None and family is None:
-        _print_recipe(recipes.resolve(name), as_json)
-        return
+    family = None
+    if name is not None:
+        family = None if name in recipes.names() else families.get(name)
+        if family is None:
+            _print_recipe(recipes.resolve(name), as_json)
+            return
     known = recipes.headlines(method, data, measured)
     if family is not None:
         known = [headline for headline in known if headline.name in family]
+    is_chosen = everything or measured or any(given is not None for given in (family, method, data))
     if as_json:
         print_json([headline.model_dump(mode="json") for headline in known])
-    elif everything or measured or family is not None or method is not None or data is not None:
+    elif is_chosen:
         _print_recipes(known)
     else:
         _print_families(known, families)

@@ -310,6 +310,14 @@ class EvaluationSettings(TrainingSettings):
         if labels is not None and labels.kind != "hard":
             kind = labels.summary
         words = [f"{kind}, {self.epochs_on(set_name)} epochs", *(views or ["no augmentation"])]
+        words += self._departing_words()
+        if self.precision not in ("auto", "float32"):
+            words.append(f"precision {self.precision}")
+        return ", ".join(words)
+
+    def _departing_words(self) -> list[str]:
+        """Settings of the training that are not the defaults."""
+        words = []
         if self.loss != "cross-entropy":
             words.append(f"kl T={self.temperature:g}" if self.loss == "kl" else "mse")
         if self.schedule != type(self).model_fields["schedule"].default:
@@ -333,9 +341,7 @@ class EvaluationSettings(TrainingSettings):
                 continue
             if value != type(self).model_fields[name].default:
                 words.append(f"{name} {value}")
-        if self.precision not in ("auto", "float32"):
-            words.append(f"precision {self.precision}")
-        return ", ".join(words)
+        return words
 
 
 _SOFT = When(kind=("online", "stored"))

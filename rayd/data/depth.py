@@ -65,6 +65,11 @@ def bits_of(image: Image.Image, content: bytes | memoryview) -> int:
         return _jpeg2000_bits(bytes(content))
     if image.format == "AVIF":
         return _avif_bits(bytes(content[:4096]))
+    return _bits_of_tiles(image)
+
+
+def _bits_of_tiles(image: Image.Image) -> int:
+    """Bits per channel by the arguments of PIL's decoder, which say so for raw formats."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     parts = arguments if isinstance(arguments, tuple) else (arguments,)

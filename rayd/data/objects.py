@@ -254,6 +254,11 @@ def _pixels(images: Array, where: str, normalization: Normalization | None) -> A
             f"Images of {where} must have shape (H, W), (H, W, C) or (C, H, W) with C of 1 or 3. "
             f"Got {images.shape[1:]} instead."
         )
+    return _as_bytes(images, where, normalization)
+
+
+def _as_bytes(images: Array, where: str, normalization: Normalization | None) -> Array:
+    """Pixels in [0, 255] or [0, 1], or normalised ones, as uint8."""
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind in "iu" and images.min() >= 0 and images.max() <= 255:

@@ -125,6 +125,7 @@ def aggregate(pool: WorkerPool, measuring: Measuring) -> Iterator[tuple[int, int
     count = len(measuring.labels)
     whole = pool.map("measure_all", *merging.tasks_alone())
     for index in measuring.alone:
+        # after a restart the files of these are there: only the event is repeated
         if index not in merging.finished:
             merging.keep(index, next(whole))
         yield index, count
@@ -145,6 +146,7 @@ class _Merging:
         self._measuring = measuring
         self._method = methods.build(measuring.recipe)
         self._store = Store(measuring.root)
+        # an entry goes with the last shard of its observer, so that few are in memory at a time
         self._states: dict[int, States] = {}
         self.finished = {
             index for index, one in enumerate(measuring.networks) if self._is_kept(one)
@@ -177,6 +179,8 @@ class _Merging:
     def task(self, shard: Shard, images: ObjectRef) -> tuple[Any, ...]:
         """Arguments of `measure` for a shard."""
         team = tuple(self._measuring.networks[index].task for index in self.missing(shard))
+        # tensors that are equal for all shards, such as frequencies, travel with the first one
+        # alone
         return team, images, shard.index > 0
 
     def add(self, index: int, shard: int, part: States) -> None:
@@ -207,6 +211,7 @@ def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
         return pool.map("measure", tasks, [shard.home for shard in shards])
     from rayd.engine.on_ray.data import decoded
 
+    # teams of one shard follow each other, so that a decoded shard is in memory once
     by_index = groupby(shards, key=lambda shard: shard.index)
     coming = enumerate(decoded(measuring.encoded, measuring.recipe.resources.decoders))
 
@@ -221,6 +226,7 @@ def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:
 
 def _in_order(events: Iterable[tuple[int, Any]]) -> Iterator[Any]:
     """The only event of each item, in the order of the items."""
+    # sums of floats depend on their order: what comes early waits for its turn
     early: dict[int, Any] = {}
     following = 0
     for index, event in events:
@@ -290,4 +296,5 @@ def layers(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     for name, tensor in tensors.items():
         layer, _, part = name.partition(".")
         found.setdefault(int(layer), {})[part] = tensor
+    # by number: names sorted as text would put layer 10 before layer 2
     return [found[layer] for layer in sorted(found)]

@@ -14,6 +14,7 @@ def moved_uphill(
     tensors: Sequence[Tensor], gradients: Sequence[Tensor], radius: float
 ) -> Iterator[None]:
     """Move tensors along their gradients, all together by a distance, until the block ends."""
+    # copies, as subtracting what was added would not give the same bits back
     before = [tensor.detach().clone() for tensor in tensors]
     lengths = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     length = torch.linalg.vector_norm(torch.stack(lengths))
@@ -41,10 +42,12 @@ def climb(network: nn.Module, images: Tensor, labels: Tensor, steps: int, length
         length: of all steps together.
     """
     weights = [one for one in network.parameters() if one.is_floating_point()]
+    # observers are frozen; only here their weights have a gradient
     for weight in weights:
         weight.requires_grad_()
     for _ in range(steps):
         loss = nn.functional.cross_entropy(network(images), labels)
+        # weights that the loss does not reach, such as those of an unused head, get zeros
         slope = torch.autograd.grad(loss, weights, materialize_grads=True)
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in slope]))
         pace = length / steps / norm.clamp(min=torch.finfo(norm.dtype).tiny)

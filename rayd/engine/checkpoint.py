@@ -14,6 +14,7 @@ from rayd.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
+# the one before stays for the case that the newest is damaged, as by a full disk
 KEPT_CHECKPOINTS = 2
 
 
@@ -38,6 +39,7 @@ def newest(directory: Path, key: str, at_most: int | None = None) -> Path:
         if at_most is not None and _step_of(path) > at_most:
             continue
         try:
+            # all of it is read, as a file that was cut off may have a sound head
             if remote.bring(path) and read_tensors(path)[1].get("key") == key:
                 return path
         except ArtifactError as error:
@@ -62,6 +64,7 @@ def adopt(source: Path, directory: Path, key: str) -> None:
     """Copy the newest checkpoint of another run's block, unless the block has one of its own."""
     paths = _by_step(source)
     if paths and not _by_step(directory):
+        # written anew rather than copied: checkpoints carry the hash of their own synthesis
         tensors, metadata = read_tensors(paths[-1])
         save_checkpoint(directory, key, int(metadata["step"]), tensors)
 

@@ -300,14 +300,29 @@ class Counting(TorchDispatchMode):
             except RuntimeError:
                 # e.g. a matrix of zeros that cannot be inverted
                 return self._skipped(func, args, kwargs, call)
-        has_floats = any(each.is_floating_point() for each in tensors)
-        if not placeholder and size <= INDICES and not has_floats:
-            spec = self._spec(func, args, kwargs, call)
-            if spec is None or not any(
-                _is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)
-            ):
-                return func(*args, **kwargs)
+        if (
+            not placeholder
+            and size <= INDICES
+            and self._makes_indices(func, args, kwargs, tensors, call)
+        ):
+            return func(*args, **kwargs)
         return self._skipped(func, args, kwargs, call)
+
+    def _makes_indices(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+        call: _Call,
+    ) -> bool:
+        """Whether a call makes integers of integers, which may decide on shapes and control flow."""
+        if any(each.is_floating_point() for each in tensors):
+            return False
+        spec = self._spec(func, args, kwargs, call)
+        return spec is None or not any(
+            _is_float(each[2]) or each[2] is torch.uint8 for each in _specs_in(spec)
+        )
 
     def _value(self, tensor: Tensor) -> Any:
         """A number for control flow; that of a placeholder is finite and harmless."""

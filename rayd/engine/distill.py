@@ -1,107 +1,28 @@
-"""The driver: the stages of a run, one after another.
-
-    squeeze -> experts -> measure -> score -> rank -> synthesize -> relabel -> evaluate
-
-It reads like sequential code whether the work is done in this process or by Ray workers. Results
-that runs share, up to the synthetic set itself, are computed once (`rayd.engine.stage`), also by
-runs that go on at the same time.
-"""
+"""From a recipe to a run: reads the data, checks everything, and starts the driver."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from rayd import devices, remote, shown
-from rayd.callbacks import Callbacks, EndSynthesis, Step
+from rayd import devices
+from rayd.callbacks import Callbacks
 from rayd.callbacks import build as build_callbacks
 from rayd.config import Recipe
-from rayd.distilled import Distilled
-from rayd.distilled import load as load_distilled
-from rayd.engine import arithmetic, card, memory
-from rayd.engine.callbacks import Callback, Milestone, WarmStart
-from rayd.engine.costs import Costs
-from rayd.engine.evaluate import judge, keep_report
-from rayd.engine.forecast import Forecast
+from rayd.engine import arithmetic
+from rayd.engine.callbacks import Callback, WarmStart
+from rayd.engine.driver import Driver
 from rayd.engine.job import Job
-from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
-from rayd.engine.observer import DatasetInfo
-from rayd.engine.open_pool import open_pool
-from rayd.engine.packing import run_packed
-from rayd.engine.peak import PeakMemory
-from rayd.engine.pixel_range import out_of_range
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.reuse import with_stored_precisions
+from rayd.engine.run import Run
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
-from rayd.engine.stage import Item, Result, Stage
-from rayd.engine.stages.blocks import Blocks
-from rayd.engine.stages.experts import Experts
-from rayd.engine.stages.measure import Measure
-from rayd.engine.stages.ranking import Rank
-from rayd.engine.stages.relabel import Relabel
-from rayd.engine.stages.score import Score, initial_set
-from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
-from rayd.engine.stages.students import LabelSource, Students
-from rayd.engine.stages.synthesis import Synthesis, Synthesized
-from rayd.engine.storage import with_teachers
+from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
-from rayd.engine.worker import Worker
-from rayd.errors import ArtifactError, OutputError, RunError
-from rayd.evaluation.report import Report, SetResult
-from rayd.synthetic import Storage, SyntheticSet
-from rayd.training.stored import StoredLabels
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
-
-
-AT_ONCE = 1.0
-"""Seconds in which a set that is not large is written."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    directory: Path
-    """Where everything lies."""
-    recipe: Recipe
-    """What was run, resolved."""
-    distilled: Distilled
-    """The result."""
-    report: Report
-    """How it was judged."""
-    synthesis_seconds: float
-    """What the synthesis took, whichever run did it."""
-
-    def __repr__(self) -> str:
-        return shown.short(
-            "Run", self.directory, recipe=self.recipe.name, images=len(self.distilled)
-        )
-
-    def _repr_html_(self) -> str:
-        """The images and the report, in a notebook."""
-        return shown.distilled_html(self.distilled) + shown.report_html(self.report)
-
-    def plot(self) -> Figure:
-        """Draw the logged values of the synthesis as a matplotlib `Figure`, one subplot each.
-
-        Raises:
-            ArtifactError: nothing was logged, as where the set came from the store.
-        """
-        return shown.run_figure(self.directory)
+__all__ = ["Run", "distill"]
 
 
 def distill(
@@ -139,8 +60,9 @@ def distill(
             that is possible.
     """
     progress = progress or Progress()
+    # before the data are read, which may take minutes
     check_settings(recipe)
-    told = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
+    all_callbacks = Callbacks([*build_callbacks(recipe.callbacks), *(callbacks or ())])
     data = read(recipe.data, data_root, cache, progress, recipe.usual_image_size)
     for line in data.summary.lines() if data.summary is not None else ():
         progress.log(f"data  {line}")
@@ -148,8 +70,10 @@ def distill(
     preflight(recipe, data)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
+    # a resumed run keeps its precisions: on other hardware 'auto' would make it another run
     choice = arithmetic.choose(recipe, data.shape, before)
     job, reused = with_stored_precisions(Job(choice.recipe, data, Store(cache)), choice)
+    # before the directory is opened: a refused run leaves none behind
     Squeeze(job).check()
     check_writable(job.store.root, "cache")
     # trials belong to their sweep: continued by hand, their students would see the test split
@@ -159,11 +83,11 @@ def distill(
         RunDirectory(out).opened(job.recipe, resume, overwrite, command) as directory,
         progress.attached(directory.status),
         devices.thread_limit(devices.threads(job.recipe.resources)),
-        told.around(directory.path, job.recipe) as finished,
+        all_callbacks.around(directory.path, job.recipe) as finished,
     ):
         for sentence in (choice.summary, *reused, *choice.warnings):
             progress.log(sentence)
-        driver = _Driver(
+        driver = Driver(
             job=job,
             hardware=choice.hardware,
             directory=directory,
@@ -171,512 +95,7 @@ def distill(
             judged_on=judged_on,
             callback=callback,
             warm_start=warm_start,
-            callbacks=told,
+            callbacks=all_callbacks,
         )
         finished.append(driver.run())
     return finished[0]
-
-
-class _Driver:
-    """Runs the stages in order."""
-
-    def __init__(
-        self,
-        *,
-        job: Job,
-        hardware: arithmetic.Hardware,
-        directory: RunDirectory,
-        progress: Progress,
-        judged_on: str,
-        callback: Callback | None,
-        warm_start: WarmStart | None,
-        callbacks: Callbacks,
-    ):
-        self._job = job
-        self._recipe = job.recipe
-        self._hardware = hardware
-        self._directory = directory
-        self._progress = progress
-        self._judged_on = judged_on
-        self._callback = callback
-        self._warm_start = warm_start
-        self._callbacks = callbacks
-        self._log = directory.log
-        self._synthesis = Synthesis(job, warm_start)
-        self._workers = ExitStack()
-        self._seconds_in_callback = 0.0
-        self._writer = ThreadPoolExecutor(1, "rayd-save")
-        self._writing: Future[None] | None = None
-        self._is_card_new = False
-
-    def run(self) -> Run:
-        """Everything up to the report."""
-        # whatever happens, the set is written before others may use the directory
-        with self._writer, self._progress.stages(self._stage_names()):
-            with self._workers:
-                distilled = self._finished() or self._found()
-                networks = teachers(self._recipe)
-                if distilled is None:
-                    networks = trained_networks(self._recipe)
-                observers = self._squeeze(networks)
-                if distilled is None:
-                    distilled = self._synthesize(observers)
-                labels = self._relabel(distilled, observers)
-                if self._writing is None or self._writing.done():
-                    self._finish_writing(distilled)
-                report = None
-                # workers that train students together are started by Ray Train
-                are_shared = self._recipe.resources.workers > 0 and "_pool" in self.__dict__
-                if are_shared and self._recipe.evaluation.workers == 1:
-                    report = self._evaluate(distilled, observers, labels, self._pool)
-            if report is None:
-                # students need the memory that the worker of this process still takes
-                self.__dict__.pop("_pool", None)
-                report = self._evaluate(distilled, observers, labels)
-            self._finish_writing(distilled)
-        return Run(
-            directory=self._directory.path,
-            recipe=self._recipe,
-            distilled=distilled,
-            report=report,
-            synthesis_seconds=self._synthesis_seconds(),
-        )
-
-    def _stage_names(self) -> list[str]:
-        """The stages of this run, in order, cached or not."""
-        job = self._job
-        stages = (Squeeze(job), Experts(job), Measure(job), Score(job))
-        later = (Rank(job), self._synthesis)
-        names = [stage.name for stage in (*stages, *later) if stage.items()]
-        if self._recipe.labels.kind == "stored":
-            names.append(Relabel.name)
-        return [*names, Students.name]
-
-    @cached_property
-    def _pool(self) -> WorkerPool:
-        """The workers, started when they are first needed."""
-        info = DatasetInfo.of(self._job.data)
-        memory_ = 0
-        if self._recipe.resources.workers > 0 and self._forecast is not None:
-            memory_ = self._forecast.worker_memory()
-        pool = open_pool(self._recipe.resources, Worker, self._recipe, info, memory=memory_)
-        self._workers.enter_context(pool)
-        self._workers.enter_context(self._progress.workers(pool))
-        return pool
-
-    @cached_property
-    def _forecast(self) -> Forecast | None:
-        """The forecast of the run; None where no progress is shown, as counting operations takes a
-        second or two.
-        """
-        return Forecast(self._job) if self._progress.is_shown else None
-
-    def _foreseen(self, name: str) -> float | None:
-        """Seconds that a stage should take, where that is known."""
-        return None if self._forecast is None else self._forecast.stage(name)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to the log, and explain what ran out of memory in it."""
-        self._callbacks.call("on_stage", stage)
-        began = time.monotonic()
-        finished = False
-        try:
-            with memory.explained(stage, self._recipe):
-                yield
-            finished = True
-        finally:
-            seconds = time.monotonic() - began - self._seconds_in_callback
-            self._log.spend(stage, seconds, finished, self._peak_memory())
-            self._seconds_in_callback = 0.0
-
-    def _peak_memory(self) -> PeakMemory:
-        """The most memory that a process of this run has held so far."""
-        peak = PeakMemory.here()
-        pool: WorkerPool | None = self.__dict__.get("_pool")
-        for worker in [] if pool is None else pool.workers():
-            peak = peak.largest(worker.memory, worker.gpu_memory)
-        return peak
-
-    def _compute(
-        self,
-        stage: Stage[Item, Result],
-        weight: Callable[[Item], float] | None = None,
-        pool: TaskStream | None = None,
-    ) -> dict[Item, Result]:
-        """The results of a stage, computed where they are missing."""
-        found = len(stage.items()) - len(stage.missing())
-        if found and (elsewhere := self._made_elsewhere(stage)):
-            self._progress.log(f"{stage.name}: found {found} {stage.noun}{elsewhere}")
-        if not stage.missing():
-            return stage.results()
-        on_wait = self._progress.wait_logger(stage.name, stage.noun)
-        foreseen = self._foreseen(stage.name)
-        with (
-            self._progress.stage(stage.name, 0, stage.unit, foreseen) as shown,
-            self._timed(stage.name),
-        ):
-            return stage.run(pool or self._pool, shown, on_wait, weight)
-
-    def _made_elsewhere(self, stage: Stage[Item, Result]) -> str:
-        """On which other kind of device results were made, for the end of a sentence; empty if on
-        none.
-        """
-        own = self._job.device
-        others = [device for device in stage.devices() if device != own]
-        if not others:
-            return ""
-        return f" made on {' and '.join(others)}: equal to those of {own} within rounding"
-
-    def _finished(self) -> Distilled | None:
-        """The set that this run finished before it was interrupted."""
-        if not (self._directory.distilled / "card.json").exists():
-            return None
-        try:
-            distilled = load_distilled(self._directory.distilled)
-        except ArtifactError as error:
-            place = remote.shown(self._directory.distilled)
-            raise ArtifactError(
-                f"{error} Move '{place}' away, and --resume makes it again from what is there."
-            ) from error
-        if distilled.card.get("synthesis") != self._synthesis.hash:
-            raise self._other_data()
-        self._progress.log(
-            f"synthesize: done before, {len(distilled)} images in {self._directory.distilled}"
-        )
-        return distilled
-
-    def _found(self) -> Distilled | None:
-        """The set of another run with the same settings."""
-        found = self._synthesis.results().get(self._synthesis.hash)
-        if found is None:
-            return None
-        self._origin = found.origin
-        distilled = self._save(found.learned, found.observers)
-        self._progress.log(
-            f"synthesize: found {len(distilled)} images of a run with the same settings"
-            f"{self._made_elsewhere(self._synthesis)}"
-        )
-        self._warn(distilled)
-        return distilled
-
-    def _other_data(self) -> OutputError:
-        return OutputError(
-            f"'{self._directory.path}' holds a run on other data than '{self._job.data.name}' "
-            "holds now; choose another --out."
-        )
-
-    def _synthesis_seconds(self) -> float:
-        """Duration of the synthesis, in whichever run it was."""
-        found = self._synthesis.results().get(self._synthesis.hash)
-        return self._log.spent().get("synthesize", 0.0) if found is None else found.seconds
-
-    def _squeeze(self, networks: tuple[NetworkId, ...]) -> dict[NetworkId, TrainedObserver]:
-        """Train observers, classifiers and teachers."""
-        squeeze = Squeeze(self._job, networks)
-        missing = squeeze.missing()
-        weight = None if self._forecast is None or not missing else self._forecast.epoch
-        with ExitStack() as stack:
-            pool = None
-            if missing and together(self._recipe):
-                pool = stack.enter_context(squeeze.open_pool())
-            observers = self._compute(squeeze, weight, pool)
-        if missing:
-            for network_id in squeeze.items():
-                self._progress.log(f"squeeze: {network_id.label} {observers[network_id].summary()}")
-        return observers
-
-    def _train_experts(self) -> tuple[Path, ...]:
-        """Train experts where the method matches trajectories."""
-        experts = Experts(self._job)
-        missing = experts.missing()
-        if missing:
-            costs = Costs(self._recipe, self._job.data, self._job.store)
-            run_packed(
-                self._pool,
-                self._recipe.resources,
-                len(missing),
-                lambda: experts.bytes_of_training(costs),
-                lambda workers: self._compute(experts, pool=workers),
-            )
-            self._progress.log(f"experts: {experts.summary()}")
-        else:
-            self._compute(experts)
-        return experts.files()
-
-    def _synthesize(self, observers: dict[NetworkId, TrainedObserver]) -> Distilled:
-        """Everything from the initial set to the finished one."""
-        pool = self._pool
-        weights = self._share_weights(observers)
-        files = self._train_experts()
-        shard_weight = None if self._forecast is None else self._forecast.shard
-        measured = self._compute(Measure(self._job, weights), shard_weight)
-        score = Score(self._job, weights)
-        self._compute(score)
-        rank = Rank(self._job)
-        self._compute(rank)
-        learned = initial_set(self._job, pool, score, files, rank.scores())
-        facts = [observer.facts_for_card for observer in observers.values()]
-        if not self._synthesis.items():
-            return self._save(learned, facts)
-        accuracies = {
-            network_id: float(observers[network_id].facts["train_accuracy"])
-            for network_id in weights
-        }
-        blocks = Blocks(
-            job=self._job,
-            pool=pool,
-            hash=self._synthesis.hash,
-            learned=learned,
-            checkpoints=self._directory.checkpoints,
-            weights=weights,
-            accuracies=accuracies,
-            measured=measured,
-            experts=files,
-            log=self._log,
-            progress=self._progress,
-            picture=lambda learned: self._distilled(learned, facts),
-            callback=self._callback,
-            callbacks=self._callbacks,
-            validation_accuracy=self._validation_accuracy,
-            on_milestone=lambda fraction: self._on_milestone(learned, facts, fraction),
-        )
-        if blocks.foreign():
-            raise self._other_data()
-
-        def optimize() -> Synthesized:
-            if self._warm_start is not None:
-                blocks.adopt(self._warm_start.checkpoints)
-            with self._timed("synthesize"):
-                blocks.run(self._foreseen("synthesize"))
-            return Synthesized(learned, facts, self._log.spent()["synthesize"], self._origin)
-
-        synthesis = self._synthesis
-        synthesis.optimize = optimize
-        on_wait = self._progress.wait_logger(synthesis.name, synthesis.noun)
-        try:
-            found = synthesis.run(pool, on_wait=on_wait).get(synthesis.hash)
-        except EndSynthesis as end:
-            return self._ended_early(end)
-        if found is None:
-            (path,) = synthesis.paths(synthesis.hash)
-            raise RunError(
-                f"The synthetic set '{path}', which another run made, cannot be read; run again "
-                "with --resume."
-            )
-        self._origin = found.origin
-        distilled = self._save(found.learned, found.observers)
-        self._warn(distilled)
-        return distilled
-
-    def _share_weights(
-        self, observers: dict[NetworkId, TrainedObserver]
-    ) -> dict[NetworkId, ObjectRef]:
-        """Weights of the trained networks that terms use, where workers can reach them."""
-        used: set[NetworkId] = set()
-        for group in groups(self._recipe):
-            if self._recipe.network_group(group).trained:
-                used.update(network_ids(self._recipe, group))
-        return {
-            network_id: self._pool.share(observer.state)
-            for network_id, observer in observers.items()
-            if network_id in used
-        }
-
-    def _warn(self, distilled: Distilled) -> None:
-        """Warn about pixels far out of range."""
-        if (sentence := out_of_range(self._recipe, distilled)) is not None:
-            log.warning("%s", sentence)
-
-    def _save(self, learned: SyntheticSet, observers: list[dict[str, Any]]) -> Distilled:
-        """Write the set into the run's directory."""
-        distilled = self._distilled(learned, observers)
-        self._write(distilled)
-        return distilled
-
-    def _write(self, distilled: Distilled) -> None:
-        """Begin to write a set into the run's directory, from where only later commands read it: a
-        small one is there at once, a large one is written while students are trained.
-        """
-        self._writing = self._writer.submit(distilled.save, self._directory.distilled)
-        with suppress(TimeoutError):
-            self._writing.result(AT_ONCE)
-
-    def _finish_writing(self, distilled: Distilled) -> None:
-        """Wait until the set and its card are written."""
-        if self._writing is not None:
-            self._writing.result()
-        if self._is_card_new:
-            distilled.save_card()
-            self._is_card_new = False
-
-    def _ended_early(self, end: EndSynthesis) -> Distilled:
-        """Write the set of an earlier step into the run's directory, and say so on its card."""
-        distilled = end.distilled
-        distilled.card["ended_at_step"] = end.step
-        self._write(distilled)
-        self._progress.log(f"synthesize: ended early, with the set of step {end.step}")
-        self._warn(distilled)
-        return distilled
-
-    def _validation_accuracy(self, distilled: Distilled) -> float:
-        """Mean validation accuracy of the recipe's students, trained in this process."""
-        began = time.monotonic()
-        recipe = self._recipe
-        # workers are busy with the synthesis
-        resources = recipe.resources.model_copy(update={"workers": 0, "address": None})
-        plain = {"baselines": (), "comparisons": ()}
-        evaluation = recipe.evaluation.model_copy(update=plain)
-        changed = recipe.model_copy(update={"resources": resources, "evaluation": evaluation})
-        job = replace(self._job, recipe=changed, data=self._job.data.judged_on_validation())
-        report = self._judge_now(distilled, job)
-        means = [result.test_accuracy.mean for result in report.results]
-        self._seconds_in_callback += time.monotonic() - began
-        return sum(means) / len(means)
-
-    def _on_milestone(
-        self, learned: SyntheticSet, observers: list[dict[str, Any]], fraction: float
-    ) -> None:
-        """Call back with the set as it is now."""
-        assert self._callback is not None
-        began = time.monotonic()
-        now = self._distilled(learned, observers)
-        self._callback.on_milestone(
-            Milestone(
-                fraction,
-                now,
-                self._directory.checkpoints,
-                lambda: self._judge_now(now, self._job, self._pool),
-            )
-        )
-        self._seconds_in_callback += time.monotonic() - began
-
-    def _judge_now(self, distilled: Distilled, job: Job, pool: WorkerPool | None = None) -> Report:
-        """How well an unfinished set trains the recipe's students.
-
-        Its labels are not stored but made online from the same seed, with the same result.
-        """
-        labels = job.recipe.labels
-        if labels.kind == "stored":
-            labels = labels.model_copy(update={"kind": "online", "seed": labels.stored_seed})
-        # the workers of the synthesis are idle, one for each student
-        evaluation = job.recipe.evaluation.model_copy(update={"workers": 1})
-        changed = {"labels": labels, "evaluation": evaluation}
-        job = job.with_recipe(job.recipe.model_copy(update=changed))
-        squeeze = Squeeze(job, teachers(job.recipe))
-        source = LabelSource(squeeze.results(), None, squeeze.teacher_hashes())
-        with memory.explained("evaluate", job.recipe):
-            results = judge(job, distilled, Progress(quiet=True), labels=source, pool=pool)
-        counts = job.data.train.counts.tolist()
-        return Report.build(job.recipe, results, distilled, {}, counts)
-
-    def _distilled(
-        self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()
-    ) -> Distilled:
-        """A set with its card."""
-        data = self._job.data
-        facts = card.card(
-            self._job.method,
-            data,
-            learned,
-            synthesis=self._synthesis.hash,
-            observers=observers,
-            experts=self._expert_facts,
-            origin=self._origin,
-        )
-        distilled = Distilled.of(
-            learned, self._recipe.synthetic, data.class_names, data.normalization, facts
-        )
-        distilled.card["pixel_range"] = asdict(distilled.pixel_range)
-        return distilled
-
-    @cached_property
-    def _origin(self) -> dict[str, Any]:
-        """Where the set and its parts are made; of a set that was found, where they were."""
-        stages = (Squeeze(self._job), Experts(self._job), Measure(self._job), Rank(self._job))
-        parts = {stage.name: stage.devices() for stage in stages}
-        return card.origin(self._hardware, self._recipe.resources, parts)
-
-    @cached_property
-    def _expert_facts(self) -> dict[str, Any] | None:
-        return Experts(self._job).facts_for_card()
-
-    def _relabel(
-        self, distilled: Distilled, observers: dict[NetworkId, TrainedObserver]
-    ) -> Path | None:
-        """Soft labels for every epoch of a student, next to the set, whose card counts them."""
-        directory = self._directory.distilled
-        facts: dict[str, Any] = {"config": card.config(self._recipe)}
-        labels = None
-        if self._recipe.labels.kind == "stored":
-            relabel = Relabel(self._job, distilled, observers, directory)
-            labels = relabel.labels()
-            if labels is None:
-                self._compute(relabel)
-                labels = StoredLabels(relabel.directory)
-            storage = distilled.storage
-            numbers = storage.numbers | {"soft labels": labels.numbers}
-            size = storage.bytes | {"soft labels": labels.bytes}
-            folder = str(labels.directory.relative_to(directory))
-            facts["storage"] = asdict(Storage(numbers, size))
-            facts["labels"] = {"folder": folder, "epochs": labels.epochs}
-        else:
-            counted = with_teachers(distilled, self._recipe, self._job.data)
-            facts["storage"] = counted.card["storage"]
-        if any(distilled.card.get(name) != value for name, value in facts.items()):
-            distilled.card |= facts
-            self._is_card_new = True
-        return None if labels is None else labels.directory
-
-    def _log_evaluation(
-        self, stage: str, step: int, seconds: float, values: Mapping[str, float]
-    ) -> None:
-        """Log a student, and tell callbacks."""
-        self._log.step(stage, step, seconds, values)
-        self._callbacks.call("on_step", Step(stage, step, values, seconds))
-
-    def _evaluate(
-        self,
-        distilled: Distilled,
-        observers: dict[NetworkId, TrainedObserver],
-        labels: Path | None,
-        pool: WorkerPool | None = None,
-    ) -> Report:
-        """Train and test students, and add their results to the report of the directory.
-
-        Args:
-            distilled: the set.
-            observers: trained networks, the teachers among them.
-            labels: directory of stored labels.
-            pool: workers of the earlier stages; absent: opened for the students.
-        """
-        networks = teachers(self._recipe)
-        source = LabelSource(
-            teachers={network_id: observers[network_id] for network_id in networks},
-            stored=labels,
-            hashes=Squeeze(self._job, ()).teacher_hashes(),
-        )
-        with self._timed("evaluate"):
-            results = judge(
-                self._job,
-                distilled,
-                self._progress,
-                self._log_evaluation,
-                source,
-                pool=pool,
-                is_last=True,
-            )
-        counts = self._job.data.train.counts.tolist()
-        report = Report.build(self._recipe, results, distilled, self._log.spent(), counts)
-        if self._judged_on == "validation":
-            on_validation = tuple(_on_validation(result) for result in report.results)
-            report = replace(report, results=on_validation)
-        kept = keep_report(report, self._directory.path)
-        for result in report.results:
-            self._callbacks.call("on_result", result)
-        return kept
-
-
-def _on_validation(result: SetResult) -> SetResult:
-    """Tell a result from one on the test split."""
-    return replace(result, protocol=f"{result.protocol}, judged on the validation split")

@@ -104,6 +104,7 @@ def judge(
                 pool = _open_pool(job, stack, progress)
             _train(students, missing, job, progress, pool)
     results = students.results()
+    # after all are trained, as the choice is by the mean over seeds
     work = with_best_rates(work, results)
     return [(task.variant, result) for task in work for result in results[task]]
 
@@ -192,6 +193,7 @@ def evaluate_distilled(
             "with data.validation_fraction=0.1, or evaluate with evaluation.epoch=last "
             "evaluation.learning_rates=[]."
         )
+    # the set is network input: its students must see real images as its observers did
     data = normalized_as(distilled, data)
     preflight(recipe, data, teachers(recipe) if needs_teachers(recipe) else ())
     choice = arithmetic.choose(recipe, data.shape)

@@ -82,6 +82,7 @@ class Forecast:
                 task.network, settings, task.images, task.labels.kind, real
             )
             test = self._costs.testing(task.network, settings.precision, len(self._data.test))
+            # the only test, after the last epoch, is spread over all of them
             return self._speeds.seconds(epoch + test * (1 / task.epochs))
 
         return self._tried(seconds, 1.0)

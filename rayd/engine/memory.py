@@ -87,6 +87,7 @@ def explained(stage: str, recipe: Recipe) -> Iterator[None]:
                 "'nvidia-smi' shows this one in order."
             ) from error
         what = out_of_memory(error)
+        # one that has a place was explained by an inner stage, which knows better
         if what is None or (isinstance(error, OutOfMemoryError) and error.where is not None):
             raise
         raise OutOfMemoryError(what, f"in stage '{stage}': {remedy(stage, recipe)}") from error

@@ -119,6 +119,8 @@ class Observer:
         extractor = FeatureExtractor(
             network.requires_grad_(False), method.layer_roles(group), info.shape, optional=optional
         )
+        # weights too are in the precision of the forward pass: autocast would convert them in every
+        # step
         self._extractor = extractor.to(device, self._dtype)
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -159,7 +161,9 @@ class Observer:
         self, images: Tensor, augment: Augment = unchanged, rows: Rows = ALL
     ) -> Observation:
         """Augment and forward normalised images (n, C, H, W) at some rows of a batch."""
+        # augmented in the precision of the images: positions need more digits than bfloat16 has
         output = self._forward(self._laid_out(augment(images, rows)))
+        # losses of logits are exponentials: they need more digits than bfloat16 has
         return Observation(output.logits.float(), output.layers, output.images)
 
     def _forward(self, images: Tensor) -> Observation:
@@ -274,6 +278,7 @@ class Observer:
         """Forward pixels; recorded layers are moved to the device of their statistics."""
         inputs = self._info.normalization(upload(torch.tensor(images), self._device))
         output = self.forward(inputs, augment)
+        # before they are summed: MPS has no float64, in which statistics are accumulated
         moved = {
             role: tuple(maps.to(home) for maps in layers) for role, layers in output.layers.items()
         }
@@ -304,6 +309,7 @@ class Observer:
             output = whole[0] if whole else self.forward(images[rows], augment, rows)
             for spec in self._specs:
                 part = spec.of(output, classes, empty[spec])
+                # a left fold in the order of the chunks, like that over shards
                 total[spec] = tuple(a.merge(b) for a, b in zip(total[spec], part, strict=True))
         return total
 
@@ -454,6 +460,7 @@ def measure_together(
     """Statistics of the same images by several observers; every batch is decoded once."""
     slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
     for rows, decoded in batches(images, slices):
+        # batch by batch through all observers, so that a decoded batch is in memory once
         for accumulator in accumulators:
             accumulator.update(rows, decoded)
     return [accumulator.states() for accumulator in accumulators]

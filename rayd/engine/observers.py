@@ -116,6 +116,7 @@ class Observers:
         self._facts = facts
         self._method = build(recipe)
         self._device = device or devices.choose(recipe.resources)
+        # before any network is built, as it is laid out when it is moved to the device
         devices.use_layout(recipe.resources)
         self._draws = TaskDraws(recipe, facts, tuple(self._method.groups), self._device)
         self._class_counts = torch.tensor(facts.class_counts)
@@ -178,6 +179,8 @@ class Observers:
                 for states in results:
                     for state in states[spec.key]:
                         for name in spec.kind.statistic.constant:
+                            # constant ones, such as frequencies, can be larger than everything that
+                            # is measured
                             del state[name]
         return results
 
@@ -260,6 +263,7 @@ class Observers:
             if task.template is None or task.parameters is None:
                 raise RuntimeError("A task of the model pool must come with images.")
             replica = self._replicas.get(task.template, "now", task.parameters)
+            # decoded once for all steps of the network, which does not change the images
             made, classes = (tensor.detach() for tensor in replica.batch())
 
             def synthetic_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,6 +274,7 @@ class Observers:
         images, labels = task.train.get()
 
         def real_batch(rows: Tensor) -> tuple[Tensor, Tensor]:
+            # a batch at a time: the training split need not fit on the device
             pixels = upload(torch.tensor(images[rows.numpy()]), self._device)
             targets = upload(torch.tensor(labels[rows.numpy()]), self._device)
             return self._facts.normalization(pixels), targets
@@ -297,6 +302,8 @@ class Observers:
             # graphs take most of the memory of a step, and those of earlier steps are of no use
             for key in [key for key in self._parts if key[0] != task.parameters.key]:
                 del self._parts[key]
+            # graphs are large: beyond so many, forwarding again costs less than running out of
+            # memory
             if len(self._parts) < KEPT_PARTS:
                 self._parts[_part_key(task)] = part
             average = part.average_logits() if self._method.averaging is not None else None
@@ -318,6 +325,7 @@ class Observers:
         replica = self._replicas.get(task.template, "now", task.parameters)
         images, labels = replica.batch()
         rows = ALL if task.parts == 1 else part_of(len(images), task.part, task.parts)
+        # drawn for all images, also where only a part is forwarded: parts together are the whole
         view = self._draws.view(task, len(images))
         observer = self._networks.of_task(task)
         specs = self._method.specs(task.network_id.group)
@@ -368,6 +376,7 @@ class Observers:
     def gradient(self, task: GradientTask) -> GradientResult:
         """Values of the terms, and gradients by the synthetic set's parameters, for one network."""
         group = task.network_id.group
+        # kept by `summarize`, unless another worker computed that or it did not fit
         part = self._parts.pop(_part_key(task), None) or self._forward_part(task)
         observer = part.observer
         output = part.output
@@ -386,6 +395,8 @@ class Observers:
             size = self._recipe.network_group(group).batch_size
             real_batch = part.real_batch
             batch = observer.batch(real_batch.images, real_batch.labels, size, real_batch.augment)
+        # from the task and not from this worker, so that it does not matter which worker had the
+        # network last
         before: Memory = task.memory.get()
 
         real = self._real_statistics(task, observer, part.real_batch)
@@ -424,8 +435,11 @@ class Observers:
         gradients = torch.autograd.grad(loss, tensors, materialize_grads=True)
         radius = self._recipe.synthesis.sam_radius
         if radius > 0:
+            # sharpness-aware: the gradient that counts is that of the worst point nearby, at the
+            # same draws
             with moved_uphill(tensors, gradients, radius):
                 images, labels = part.replica.batch()
+                # its memory is dropped: what terms keep is of the images themselves
                 higher, _, _ = compared(part.forward(images), labels)
                 gradients = torch.autograd.grad(higher, tensors, materialize_grads=True)
         return GradientResult(
@@ -470,6 +484,7 @@ class Observers:
                     spec.kind.statistic.from_state(state).to(dtype=torch.float32).to(self._device)
                     for state in states[spec.key]
                 )
+            # kept by key for all steps: reading and sending them takes longer than a step
             self._real[real.key] = statistics
         return self._real[real.key]
 

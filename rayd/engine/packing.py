@@ -75,6 +75,7 @@ def run_packed(
     if not isinstance(pool, WorkerPool):
         run(pool)
         return
+    # with a worker for each task there is nothing to pack, and no estimate to be paid for
     if 0 < resources.workers < tasks:
         gpu_bytes = min((info.gpu_bytes for info in pool.workers() if info.there), default=0)
         if gpu_bytes > 0:

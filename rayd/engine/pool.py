@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from rayd import allocator
+from rayd.closable import Closable
 from rayd.config import ResourceSettings
 
 
@@ -103,7 +103,7 @@ class WorkerInfo:
     """Peak of its tensors on a GPU in bytes."""
 
 
-class WorkerPool(ABC):
+class WorkerPool(Closable, ABC):
     """Replicas of one object that compute tasks. A context manager, which frees the workers."""
 
     @abstractmethod
@@ -158,21 +158,6 @@ class WorkerPool(ABC):
     def publish(self, stage: str, rate: float) -> None:
         """Publish the rate of a stage, in work units per second, as a metric."""
         return
-
-    def close(self) -> None:
-        """Free the workers."""
-        return
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class LocalPool(WorkerPool):

@@ -91,6 +91,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
         build(network_id.architecture)
         _check_trained(recipe, network_id)
     if method.needs_experts:
+        # for its refusal of networks with buffers, which trajectories cannot hold
         parameter_count(recipe, data.shape, data.classes)
     devices.choose(recipe.resources)
     if recipe.resources.workers > 0:

@@ -75,6 +75,7 @@ class StageProgress:
         if total is not None:
             self.total = total
         self.share = share
+        # the first update tells where an earlier run stopped: its work took no time here
         if self._first is None:
             self._first = done
             self._first_share = self.fraction

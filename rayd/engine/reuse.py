@@ -68,6 +68,7 @@ def _precision(recipe: Recipe, section: str) -> str | None:
 
 def _with_stored_set(job: Job, candidates: Sequence[Recipe]) -> Job | None:
     """The job whose synthetic set is in the store, apart from the arithmetic of its students."""
+    # precision of students is a question of its own: they are trained after the set is found
     sections = [section for section in SECTIONS if section != "evaluation"]
     for recipe in candidates:
         other = job.with_recipe(with_precision_of(job.recipe, recipe, sections))

@@ -77,6 +77,7 @@ class RunDirectory:
                 f"The name of a run's directory must be text in UTF-8, without control characters. "
                 f"Got {str(self.path)!r} instead; choose another --out."
             )
+        # without waiting: the holder may take days, and its user should know at once
         with locked(self.path, wait=False):
             try:
                 if overwrite:
@@ -96,6 +97,7 @@ class RunDirectory:
             self.status = StatusFile(self._status, command)
             try:
                 yield self
+            # an interrupt, too, is a state that `rayd status` tells
             except BaseException as error:
                 self.status.close(error)
                 raise

@@ -185,6 +185,7 @@ def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    # written whole at the end, so that a crash leaves the old file or the new one
     buffer = BytesIO()
     writer = RecordWriter(buffer)
     for record in RawEventFileLoader(str(path)).Load():

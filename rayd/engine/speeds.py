@@ -215,6 +215,7 @@ class Speeds:
         total = sum(seconds.values())
         found: dict[str, float] = {}
         base = timed(nothing(self.device), self.device)
+        # the most expensive first: when the budget is spent, what is left matters least
         for name in sorted(missing, key=seconds.__getitem__, reverse=True):
             if left < WORTHWHILE * total or spent():
                 break
@@ -287,9 +288,11 @@ class Speeds:
         try:
             work, fresh, call = replay(operation, self.device)
             seconds = timed(call, self.device)
+        # arguments were read from text, and not every operation can be repeated from that
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             entry = kernel(operation)
             return self._kernel_seconds(entry) / entry.work
+        # never zero or below: the overhead of a call varies by more than short kernels take
         return max(seconds - base - fresh * self._fresh, seconds / 20) / work
 
 

@@ -6,7 +6,7 @@ the store holds is loaded, what another run is computing is waited for, everythi
 by the workers, kept, and reported as progress.
 
 To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
-that computes an item (`task`), and its place in `rayd.engine.distill` (the call and `_stage_names`)
+that computes an item (`task`), and its place in `rayd.engine.driver` (the call and `_stage_names`)
 and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
 """
 
@@ -16,6 +16,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
 
 from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
@@ -195,6 +197,19 @@ class TaskStage(Stage[Item, Result]):
                 self.keep(item, result)
                 queue.done(item)
                 progress.finish(item)
+
+
+class TensorStage(TaskStage[Item, dict[str, Tensor]]):
+    """A stage whose results are tensors by name."""
+
+    def save(self, item: Item, result: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, in a file of the store."""
+        self.job.store.put_tensors(self.folder, self.key(item), result)
+        return result
+
+    def find(self, item: Item) -> dict[str, Tensor] | None:
+        """The tensors of the store."""
+        return self.job.store.tensors(self.folder, self.key(item))
 
 
 class ItemProgress(Generic[Item]):

@@ -79,6 +79,7 @@ class Store:
         if remote.exists(own):
             self._resolved[own] = inputs
             return inputs
+        # results that rounding does not touch have no device in their key
         if "device" in inputs:
             for device in DEVICES:
                 other = {**inputs, "device": device}

@@ -118,6 +118,8 @@ def synthesize(
     steps = stop or assignment.recipe.synthesis.steps
     every = assignment.recipe.synthesis.log_every
     synthesizer = Synthesizer(pool)
+    # a restarted stream repeats its events from the first one, so lines of steps done before are
+    # yielded, too, though nothing is computed for them
     resumed = resumable(assignment.checkpoints, assignment.key)
     for until in [*range(every, steps, every), steps][:steps]:
         if until <= resumed:
@@ -135,6 +137,8 @@ class Synthesizer:
         made anew can go on with it.
         """
         self._pool = pool
+        # where it stands: task, block and step, as a restarted synthesizer is asked to go on
+        # anywhere
         self._at: tuple[str, int, int] | None = None
 
     def measure(self, measuring: Measuring) -> Iterator[tuple[int, int]]:
@@ -152,6 +156,7 @@ class Synthesizer:
         logged = []
         while self._step < until:
             metrics = self._one_step()
+            # a float of a metric waits for the device: only logged steps pay for it
             if self._step > since and self._is_due(self._settings.log_every):
                 seconds = time.monotonic() - self._began
                 logged.append(Logged(self._step, seconds, self._checked(metrics)))
@@ -164,6 +169,7 @@ class Synthesizer:
     def state(self, task: BlockTask, step: int) -> State:
         """The block after a step."""
         self.advance(task, step, step)
+        # clones, as the optimizer goes on to change the parameters in place
         state = self._set.state_dict()
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
@@ -189,6 +195,8 @@ class Synthesizer:
         self._settings = task.recipe.synthesis
         self._method = methods.build(task.recipe)
         try:
+            # a checkpoint beyond `since` is of no use: the caller has not seen the lines of its
+            # steps
             path = newest(task.checkpoints, task.key, at_most=since)
             tensors, metadata = read_tensors(path)
         except ArtifactError:
@@ -196,6 +204,7 @@ class Synthesizer:
             metadata = {"step": 0}
         self._at = (task.key, task.block, int(metadata["step"]))
         self._load(tensors)
+        # seconds of a resumed run count from here; those before are in the log already
         self._began = time.monotonic()
 
     def _is_due(self, every: int) -> bool:
@@ -206,6 +215,7 @@ class Synthesizer:
         step = self._step
         images = self._share()
         work = [source.work(step, images) for source in self._sources]
+        # one call for the work of all sources, so that no worker waits between them
         results = self._compute([one for part in work for one in part])
         updates = []
         for source, part in zip(self._sources, work, strict=True):
@@ -213,6 +223,8 @@ class Synthesizer:
             results = results[len(part) :]
         metrics = {name: value for update in updates for name, value in update.metrics.items()}
         gradients = [update.gradients for update in updates if update.gradients is not None]
+        # a step in which one source has no gradient is skipped as a whole, or images would follow
+        # the others alone; it counts, so that what is drawn for the next one differs
         if len(gradients) < len(updates):
             self._count_step()
             return metrics
@@ -239,6 +251,8 @@ class Synthesizer:
             parameter.grad = gradients[name].to(parameter.device)
         if self._settings.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self._set.parameters(), self._settings.clip_gradient)
+        # computed from the step instead of kept by a scheduler, so that nothing but the step needs
+        # to be in a checkpoint
         if self._settings.schedule == "cosine":
             factor = schedules.half_cosine(self._step / self._settings.steps)
             for group in self._optimizer.param_groups:
@@ -277,12 +291,15 @@ class Synthesizer:
         self._template = self._pool.share(state)
         self._average: SyntheticSet | None = None
         if self._method.averaging is not None:
+            # before the first checkpoint the average is the initial set
             average = under("average.", tensors) or state
             self._average = synthetic.restore(self._recipe.synthetic, average).to(device)
         self._sources = self._gradient_sources()
         for source in self._sources:
             source.load_state_dict(tensors)
         self._range = self._pixel_range(device) if self._settings.clip else None
+        # its groups are made anew, as a warm start may have other step sizes; checkpoints hold
+        # moments alone
         self._optimizer = optimizer(self._set, self._settings)
         moments = {
             index: under(f"optimizer.{index}.", tensors)
@@ -306,6 +323,7 @@ class Synthesizer:
                     accuracies=task.accuracies,
                     measured=task.measured,
                     train=task.train,
+                    # later on, what terms keep is in the checkpoint
                     memory=task.remembered if self._step == 0 else {},
                 )
             )
@@ -334,6 +352,7 @@ class Synthesizer:
                 tensors[f"average.{name}"] = tensor
         for source in self._sources:
             tensors |= source.state_dict()
+        # SGD without momentum keeps a None, which no file holds
         for index, moments in self._optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 if value is not None:

@@ -52,6 +52,7 @@ class TaskDraws:
 
     def step_frequencies(self, task: GradientTask, spec: StatisticSpec) -> torch.Generator:
         """The generator of frequencies for one step."""
+        # without the block, so that all blocks of a step are compared at the same frequencies
         return seeding.generator(self._recipe.seed, f"frequencies {spec.key}", task.step, task.slot)
 
     def fixed_frequencies(self, network_id: NetworkId, spec: StatisticSpec) -> torch.Generator:
@@ -60,6 +61,7 @@ class TaskDraws:
         It is independent of the run's seed, so that runs share what was measured at them.
         """
         seed = self._recipe.network_group(network_id.group).seed
+        # the key of the spec is in the purpose, as two statistics of a network must not share draws
         return seeding.generator(
             seed, f"frequencies {spec.key} {network_id.architecture.label}", network_id.index
         )
@@ -76,6 +78,8 @@ class TaskDraws:
         draws = self.of_step(task, "synthetic view")
         least = None
         if settings.transform.crop is not None:
+            # a share of the steps, not their number: a longer synthesis goes through the same
+            # curriculum
             progress = task.step / settings.steps
             least = schedules.crop_floor(
                 settings.curriculum, settings.transform.crop[0], progress, settings.curriculum_end
@@ -123,6 +127,7 @@ class TaskDraws:
         """
         strategy = self._augmentations[task.network_id.group]
         _, height, width = self._facts.shape
+        # a generator for each class: which other classes are in the batch does not change a draw
         for label in np.unique(classes.numpy()).tolist():
             if label not in drawn:
                 draws = seeding.generator(

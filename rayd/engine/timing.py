@@ -77,10 +77,12 @@ def gain(work: Callable[[], object], threads: int) -> float:
     single = math.inf
     shared = math.inf
     for _ in range(ATTEMPTS):
+        # the least of several: other programs can only make it longer
         single = min(single, _time_once(work, 1, time.thread_time))
         shared = min(shared, _time_once(work, threads, time.perf_counter))
         if single >= SHARED * threads * shared:
             break
+    # more than the number of threads is noise, less than one a machine that is busy
     return min(max(single / shared, 1.0), float(threads))
 
 

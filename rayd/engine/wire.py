@@ -29,6 +29,7 @@ def pack(value: Any) -> Any:
         if plain.dtype == torch.bfloat16:
             return Packed(plain.view(torch.int16).numpy(), True)
         return Packed(plain.numpy(), False)
+    # exact types: a subclass may hold more than its items
     if type(value) is dict:
         return {key: pack(part) for key, part in value.items()}
     if type(value) in (tuple, list):

@@ -122,6 +122,8 @@ def run_once(
         with closing(WorkQueue(missing, is_cached, paths)) as queue:
             compute(queue)
         computed = set(queue.made)
+        # an item that was computed and cannot be read is not tried for ever: its caller sees that
+        # it is missing
         missing = [item for item in missing if item not in computed and not is_cached(item)]
         if computed:
             pause = FIRST_WAIT
@@ -130,4 +132,5 @@ def run_once(
                 reported = len(missing)
                 on_wait(reported)
             time.sleep(pause)
+            # short at first, as most waits are for an item that is nearly done
             pause = min(2 * pause, LONGEST_WAIT)

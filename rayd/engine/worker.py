@@ -194,6 +194,7 @@ class Worker(Observers):
 
     def train_last(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
         """Like `train`, when no other stage follows: the memory of all others is freed first."""
+        # once: later students find nothing to free, and freeing takes time
         if self._students is None or not self._is_freed:
             self._is_freed = True
             self.forget()
@@ -299,6 +300,7 @@ class Worker(Observers):
         """
         by_class = []
         for label in range(self._facts.classes):
+            # some of every class: a wrong order shows in classes that are taken for one another
             by_class.append((training.labels == label).nonzero()[:ORDER_CHECK, 0])
         rows = torch.cat(by_class)
         network.eval()

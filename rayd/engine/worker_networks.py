@@ -59,6 +59,7 @@ class WorkerNetworks:
             return self._matching(task)
         if self._recipe.observers.model_pool is not None:
             return self._pooled(network_id, task.weights)
+        # of the step and slot, so that a repeated task gets the same network on any worker
         seed = seeding.derive(self._recipe.seed, "fresh observer", task.step, task.slot)
         return self._reload(network_id, str(seed), lambda: self._untrained(network_id, seed))
 
@@ -92,6 +93,7 @@ class WorkerNetworks:
             network = self.build(network_id, task.weights).to(self._device)
             first = synthetic.restore(self._recipe.synthetic, task.template.get())
             images, labels = (tensor.detach() for tensor in first.to(self._device).batch())
+            # on the first images of the block, as in DWA: weights then stay for all of its steps
             climb(network, images, labels, settings.ascent_steps, settings.ascent_length)
             observer = self._observer(network, precision, network_id.group)
             # a worker computes one block at a time
@@ -127,6 +129,7 @@ class WorkerNetworks:
             self._reloaded[kind] = key, observer
         known, observer = self._reloaded[kind]
         if known != key:
+            # into the network that is there: its hooks, layout and memory stay
             observer.load(weights.get() if weights is not None else build().state_dict())
             self._reloaded[kind] = key, observer
         return observer
@@ -136,6 +139,8 @@ class WorkerNetworks:
         network = networks.build(
             network_id.architecture, self._facts.shape, self._facts.classes, seed=seed
         )
+        # running statistics of a network that never saw an image say nothing: it normalises by the
+        # batch
         return network if networks.uses_batch_statistics(network) else network.eval()
 
     def _interpolation(self, network_id: NetworkId) -> float:
@@ -170,10 +175,14 @@ class WorkerNetworks:
         if weights is not None:
             state = weights.get()
             before = {name: value.clone() for name, value in network.state_dict().items()}
+            # by the names of this network: a state of the model pool holds the momentum of its
+            # optimizer, too
             networks.restore(network, {name: state[name] for name in before})
             if initial > 0:
                 with torch.no_grad():
                     for name, parameter in network.named_parameters():
+                        # parameters alone: buffers are those of the trained network, whose features
+                        # are normalised by them
                         parameter.lerp_(before[name], initial)
         # without batch statistics it differs from training in dropout alone, which a fixed observer
         # must not have

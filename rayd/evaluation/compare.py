@@ -207,17 +207,12 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
     scores: list[Scores] = []
     for run in runs:
         results = [r for r in run.report.results if r.network == network]
+        # one tested epoch a network: the first is the protocol's own
         epoch = results[0].epoch
         for result in results:
             if result.epoch == epoch:
                 found.setdefault(words_of(result, results), []).append(result)
         scores += [s for s in run.report.scores if (s.network, s.epoch) == (network, epoch)]
-    accuracies = {}
-    for name, results in found.items():
-        means = [result.test_accuracy.mean for result in results]
-        spread = Spread.of(means, [result.test_accuracy.std for result in results])
-        assert spread is not None
-        accuracies[name] = spread
     first = runs[0].report
     return Group(
         recipe=first.recipe,
@@ -226,9 +221,17 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         directories=tuple(str(run.directory) for run in runs),
         seeds=tuple(run.seed for run in runs),
         students=len(found[DISTILLED][0].seeds) if DISTILLED in found else 0,
-        accuracies=accuracies,
+        accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
     )
+
+
+def _accuracy(results: Sequence[SetResult]) -> Spread:
+    """Test accuracy over runs that have a set in common."""
+    means = [result.test_accuracy.mean for result in results]
+    spread = Spread.of(means, [result.test_accuracy.std for result in results])
+    assert spread is not None
+    return spread
 
 
 def _scores(scores: Sequence[Scores]) -> dict[str, Spread]:

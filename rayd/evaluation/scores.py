@@ -212,6 +212,7 @@ def _scores(network: str, epoch: str, found: _Found) -> Scores:
     own = found.get(DISTILLED, own=True)
     hard = found.get(DISTILLED, hard=True)
     ior = _gap(own, found.get("random", own=True))
+    # under hard labels it would say the same as the first
     hard_ior = None if hard is own else _gap(hard, found.get("random", hard=True))
     hlr = _gap(found.get("whole", hard=True), hard)
     plain_ior = _gap(

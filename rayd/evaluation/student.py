@@ -183,6 +183,7 @@ def train(
     student.check()
     training_run = resumed_together(student.training_run, checkpoint, parallelism)
     yield from training_run.run(checkpoint if parallelism.leads else None)
+    # others have the same weights, and nobody asks them
     if not parallelism.leads:
         return
     yield from student.results(training_run, test)
@@ -277,6 +278,7 @@ class _Student:
             training_run.best if selection == "validation-best" else trainer.weights()
             for selection in selections
         ]
+        # the test split is read here and nowhere else, once for all selections
         predicted = predictions(
             trainer.network, weights, test, self.device, self.settings.precision
         )
@@ -308,6 +310,8 @@ class _Student:
         if self.stored is not None:
             return Replay(self.stored, self.settings, self.shape)
         seed = self.seed
+        # the seed of stored labels, so that online ones are drawn in the same order, crops and
+        # mixes
         if self.labels.kind == "online" and self.labels.seed is not None:
             seed = self.labels.seed
         return Draws(self.settings, len(self.training), self.shape, seed)
@@ -346,6 +350,7 @@ def _confusion(
     ((0, 1, 0.5),)
     """
     wrong = predicted != labels
+    # a pair as one number: far fewer pairs occur than there are, of many classes
     pairs, counts = torch.unique((labels * classes + predicted)[wrong], return_counts=True)
     totals = labels.bincount(minlength=classes)
     found = []

@@ -91,6 +91,7 @@ class TableLayout:
 
 def wrapped(paragraph: str) -> str:
     """Wrap a paragraph at `WIDTH` characters, without breaking long names, paths and `a ± b`."""
+    # textwrap breaks at plain spaces alone
     joined = paragraph.replace(" ± ", "\u00a0±\u00a0")
     filled = textwrap.fill(
         joined, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False

@@ -178,6 +178,7 @@ class Method(ABC):
         names = {term.name for term in own}
         added = []
         for name in sorted(recipe.terms.keys() - names):
+            # twice: what is found may be a module that registers the term when it is imported
             term = Term.registry.get(name) or parts.find("terms", name) or Term.registry.get(name)
             if term is None:
                 known = sorted({*names, *Term.registry})
@@ -190,6 +191,7 @@ class Method(ABC):
     def _configured(cls, term: Term, recipe: Recipe, name: str) -> Term:
         """A term with the recipe's settings laid over its own; `name` is its key there."""
         given = recipe.terms.get(name)
+        # only what the recipe says: defaults of the schema must not replace the method's own
         tree = given.model_dump(exclude_unset=True) if given is not None else {}
         if tree.get("weight") is None:
             tree.pop("weight", None)
@@ -327,6 +329,7 @@ class Method(ABC):
         found = {}
         for group in NETWORK_GROUPS:
             specs = {spec for term in self.terms_of(group) for spec in term.specs}
+            # sorted, as sets have another order in every process
             found[group] = tuple(sorted(specs, key=lambda spec: spec.key))
         return found
 

@@ -66,7 +66,9 @@ class CurriculumFrequencyMatching(Method):
     citation = CITATION
     needs_trained_observers = True
     least_precision = SpectralFiltering.least_precision
+    # each block finds the means over those before it, and has a smaller ridge than they had
     sequential = True
+    # one image of each class a block, as the paper counts blocks for the ridge
     defaults = merge(DEFAULTS, {"synthesis": {"block": "classes"}})
 
     @classmethod

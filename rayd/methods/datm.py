@@ -38,6 +38,7 @@ class DifficultyAlignedMatching(TrajectoryMethod):
     defaults = merge(
         DEFAULTS,
         {
+            # flat trajectories, of GSAM: students then need not hit a point exactly
             "experts": {"epochs": 100, "flat_radius": 0.01, "flat_weight": 0.3},
             "synthetic": {"labels": "experts"},
             "synthesis": {
@@ -47,6 +48,7 @@ class DifficultyAlignedMatching(TrajectoryMethod):
             },
             "objective": {
                 "start": {"schedule": "rising", "first": 10, "most": 20, "rise": 1000},
+                # a student at the end farther from its expert than at its start teaches nothing
                 "loss_limit": 1.0,
             },
         },

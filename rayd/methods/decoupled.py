@@ -25,8 +25,10 @@ _COMMON: Mapping[str, Any] = {
     "synthesis": {
         "optimizer": "adam",
         "momentum": 0.5,
+        # both momenta are those of all released code of the family
         "second_momentum": 0.9,
         "schedule": "cosine",
+        # blocks are optimised apart, so they may go to different workers
         "block": 100,
         "clip": True,
     },

@@ -54,6 +54,7 @@ from rayd.objectives import RidgeRegression, Term
 _REGRESSION: Mapping[str, Any] = {
     "real": "sampled",
     "data": {"normalization": "zca-scaled"},
+    # of each class: of ten, about the 1,024 images that the code draws of all
     "observers": {"augmentation": None, "real_batch": 103},
     "synthesis": {
         "steps": 500000,

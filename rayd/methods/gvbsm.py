@@ -58,6 +58,8 @@ class GeneralizedMatching(Method):
             "synthesis": {
                 "steps": 4000,
                 "learning_rate": 0.05,
+                # images of one class follow each other, so that a block has several of each:
+                # densification spreads them
                 "order": "class",
                 "transform": {"shift": 4, "flip": True, "roll": 32},
             },

@@ -45,6 +45,8 @@ DEFAULTS: Mapping[str, Any] = {
     "real": "sampled",
     "observers": {"model_pool": {}},
     "synthetic": {"kind": "partitioned", "factor": 2},
+    # the code's 0.2 with momentum 0.5 goes on by momentum to twice the step: here one step goes as
+    # far, as there is one for all classes
     "synthesis": {"steps": 20000, "learning_rate": 0.4, "momentum": 0.0, "checkpoint_every": 500},
 }
 """As the released commands have it for 10 images per class."""

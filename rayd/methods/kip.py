@@ -68,6 +68,8 @@ class KernelInducingPoints(Method):
         "real": "sampled",
         "data": {"normalization": "zca-scaled"},
         "observers": {
+            # nobody reads its output: an observer is asked for in every step, so it should cost
+            # nothing
             "networks": {"name": "mlp", "width": 1},
             "augmentation": None,
             "real_batch": 500,

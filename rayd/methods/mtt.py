@@ -33,6 +33,7 @@ DEFAULTS = {
         "steps": 5000,
         "learning_rate": 1000.0,
         "momentum": 0.5,
+        # of the logarithm: from 0.01 on, a step is as long as one of 1e-5 of the step size itself
         "learning_rates": {"log_step_size": 0.1},
     },
 }

@@ -55,6 +55,7 @@ class RealisticPatches(Method):
                 "batch_size": 50,
                 "weight_decay_of": "weights",
                 "schedule": {"name": "cosine", "stretch": 2.0},
+                # crops keep at least 1/f of the area of f x f patches, that is everything of one
                 "transform": {"crop": None, "flip": True},
                 "clean_forward": True,
             },

@@ -62,6 +62,7 @@ DEFAULTS = family(
         "evaluation": {
             "epochs": 1000,
             "batch_size": 100,
+            # the first half of a cosine, as in the code: the step size ends at a half, not at zero
             "schedule": {"name": "cosine", "stretch": 2.0},
         },
     }

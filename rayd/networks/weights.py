@@ -242,30 +242,7 @@ def _class_names(path: Path, metadata: dict[str, Any]) -> tuple[str, ...] | None
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch archive, at the top level or under 'state_dict' or 'model'."""
-    pickled = (
-        f"'{path}' is a pickle that holds more than tensors, which rayd never loads; "
-        "convert it to safetensors."
-    )
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(OLD_FORMAT))
-    except OSError as error:
-        raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
-    is_old = magic == OLD_FORMAT
-    if magic[:1] == b"\x80" and not is_old:
-        raise ArtifactError(pickled)
-    if magic[:2] != b"PK" and not is_old:
-        raise ArtifactError(
-            f"'{path}' is no checkpoint of torch; a safetensors file must end in '.safetensors'."
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ArtifactError(pickled) from error
-    except Exception as error:  # torch raises various exceptions for damaged archives
-        raise ArtifactError(
-            f"'{path}' is truncated or no checkpoint of torch: {_first_line(error)}."
-        ) from error
+    content = _archive(path)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -286,6 +263,34 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
                 f"Got {name!r}: {type(value).__name__} instead."
             )
     return content
+
+
+def _archive(path: Path) -> Any:
+    """Content of a torch archive, which is no pickle of anything but tensors."""
+    pickled = (
+        f"'{path}' is a pickle that holds more than tensors, which rayd never loads; "
+        "convert it to safetensors."
+    )
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(OLD_FORMAT))
+    except OSError as error:
+        raise ArtifactError(f"Cannot read '{path}': {error.strerror}.") from error
+    is_old = magic == OLD_FORMAT
+    if magic[:1] == b"\x80" and not is_old:
+        raise ArtifactError(pickled)
+    if magic[:2] != b"PK" and not is_old:
+        raise ArtifactError(
+            f"'{path}' is no checkpoint of torch; a safetensors file must end in '.safetensors'."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ArtifactError(pickled) from error
+    except Exception as error:  # torch raises various exceptions for damaged archives
+        raise ArtifactError(
+            f"'{path}' is truncated or no checkpoint of torch: {_first_line(error)}."
+        ) from error
 
 
 def _nested(content: dict[Any, Any]) -> str | None:

@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
-from weakref import ref
 
 import torch
 from torch import Tensor
 
 from rayd.errors import ConfigError
 from rayd.objectives.filters import Filter, Spectrum
+from rayd.objectives.sources import Sources
 from rayd.statistics import Covariance, LabelCorrelation
 
 
@@ -140,7 +140,8 @@ class Factors:
         """Factors of pooled covariances, one a layer, and of label correlations where those are the
         signal.
         """
-        self._of = [ref(statistic) for statistic in (*matrices, *(signals or ()))]
+        self.sources = Sources((*matrices, *(signals or ())))
+        """What they were made of."""
         places: dict[int, list[int]] = {}
         for place, statistic in enumerate(matrices):
             places.setdefault(statistic.mean.shape[-1], []).append(place)
@@ -153,9 +154,3 @@ class Factors:
             for _, some in sorted(places.items())
         ]
         """Layers by dimension."""
-
-    def are_of(self, statistics: Sequence[Covariance | LabelCorrelation]) -> bool:
-        """Whether these very objects are what they were made of."""
-        return len(statistics) == len(self._of) and all(
-            a() is b for a, b in zip(self._of, statistics, strict=True)
-        )

@@ -223,7 +223,7 @@ class MomentDistance:
     def _targets(self, statistics: list[Moments]) -> Targets:
         """The targets of these statistics, kept as long as they live."""
         targets = self._derived.get(statistics[0])
-        if targets is None or not targets.are_of(statistics):
+        if targets is None or not targets.sources.are(statistics):
             targets = self._derived[statistics[0]] = Targets(
                 statistics, inside=self._category != "class"
             )

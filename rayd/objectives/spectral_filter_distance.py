@@ -215,7 +215,7 @@ class SpectralFilterDistance:
             else cast(tuple[LabelCorrelation, ...], real[self._signals])
         )
         factors = self._derived.get(matrices[0])
-        if factors is None or not factors.are_of((*matrices, *(signals or ()))):
+        if factors is None or not factors.sources.are((*matrices, *(signals or ()))):
             factors = self._derived[matrices[0]] = Factors(matrices, signals)
         return factors
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
-from weakref import ref
 
 import torch
 from torch import Tensor
 
 from rayd.derived import class_sizes, derived, on_host, present_classes
+from rayd.objectives.sources import Sources
 from rayd.statistics import Moments
 
 
@@ -68,7 +68,8 @@ class Targets:
 
     def __init__(self, statistics: Sequence[Moments], inside: bool):
         """Targets of these statistics, one a layer; `inside` as for `ClassTargets`."""
-        self._of = [ref(statistic) for statistic in statistics]
+        self.sources = Sources(statistics)
+        """What they were made of."""
         self._inside = inside
         self._block: tuple[tuple[int, ...], ClassTargets] | None = None
         self.widths = [statistic.mean.shape[1] for statistic in statistics]
@@ -77,12 +78,6 @@ class Targets:
         """Which layer each column belongs to, one-hot, and weights of the layers, where all of them
         are compared.
         """
-
-    def are_of(self, statistics: Sequence[Moments]) -> bool:
-        """Whether these very objects are what they were made of."""
-        return len(statistics) == len(self._of) and all(
-            a() is b for a, b in zip(self._of, statistics, strict=True)
-        )
 
     @cached_property
     def everything(self) -> Target:
@@ -104,4 +99,4 @@ class Targets:
 
     @property
     def _statistics(self) -> list[Moments]:
-        return [statistic for place in self._of if (statistic := place()) is not None]
+        return self.sources.alive()

@@ -25,6 +25,16 @@ class Storage:
         return sum(self.bytes.values())
 
 
+def is_regular(labels: Tensor) -> bool:
+    """Whether every class has equally many images, sorted by class: labels that need no storage.
+
+    >>> is_regular(torch.tensor([0, 0, 1, 1])), is_regular(torch.tensor([0, 1, 1]))
+    (True, False)
+    """
+    counts = torch.bincount(labels)
+    return bool((counts == counts[0]).all() and (labels.diff() >= 0).all())
+
+
 class SyntheticSet(nn.Module, ABC):
     """Base class of parameterisations, with images in normalised (network input) space."""
 

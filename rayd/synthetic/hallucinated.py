@@ -33,7 +33,7 @@ from torch.nn import functional
 from rayd.data.images import ImageShape
 from rayd.derived import derived
 from rayd.errors import ConfigError
-from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.base import SyntheticSet, is_regular
 
 PARTS = ("encoder", "encoder_bias", "scale", "shift", "decoder", "decoder_bias")
 """Names of the parameters of hallucinators."""
@@ -151,9 +151,7 @@ class Hallucinated(SyntheticSet):
     @property
     def implied(self) -> frozenset[str]:
         """Hard labels, if every class has equally many bases, sorted by class."""
-        counts = torch.bincount(self.labels)
-        regular = bool((counts == counts[0]).all() and (self.labels.diff() >= 0).all())
-        return frozenset({"labels"}) if regular else frozenset()
+        return frozenset({"labels"}) if is_regular(self.labels) else frozenset()
 
 
 def hallucinate(bases: Tensor, hallucinators: Hallucinators) -> Tensor:

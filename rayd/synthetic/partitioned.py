@@ -66,11 +66,7 @@ class Partitioned(Pixels):
 def expand(images: Tensor, factor: int) -> Tensor:
     """Enlarge the f^2 parts of images (n, C, H, W): (n f^2, C, H, W), column by column."""
     size = tuple(images.shape[2:])
-    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
-    height, width = (-(-side // factor) for side in size)
-    parts = [
-        images[:, :, top : top + height, left : left + width] for left in lefts for top in tops
-    ]
+    parts = [images[:, :, rows, columns] for rows, columns in _parts(size, factor)]
     stacked = torch.stack(parts, 1).flatten(0, 1)
     return functional.interpolate(stacked, size, mode="bilinear", align_corners=False)
 
@@ -81,13 +77,21 @@ def shrink(images: Tensor, factor: int) -> Tensor:
     The order is that of `expand`.
     """
     size = tuple(images.shape[2:])
-    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
     height, width = (-(-side // factor) for side in size)
     small = functional.interpolate(images, (height, width), mode="area").reshape(
         -1, factor**2, images.shape[1], height, width
     )
     stored = images.new_empty(small.shape[0], images.shape[1], *size)
-    corners = [(top, left) for left in lefts for top in tops]
-    for index, (top, left) in enumerate(corners):
-        stored[:, :, top : top + height, left : left + width] = small[:, index]
+    for index, (rows, columns) in enumerate(_parts(size, factor)):
+        stored[:, :, rows, columns] = small[:, index]
     return stored
+
+
+def _parts(size: tuple[int, ...], factor: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the f^2 parts of an image of this size, column by column.
+
+    Parts overlap where the size is no multiple of the factor, so that all are equally large.
+    """
+    height, width = (-(-side // factor) for side in size)
+    tops, lefts = ([index * side // factor for index in range(factor)] for side in size)
+    return [(slice(top, top + height), slice(left, left + width)) for left in lefts for top in tops]

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.base import SyntheticSet, is_regular
 
 
 class Pixels(SyntheticSet):
@@ -69,6 +69,4 @@ class Pixels(SyntheticSet):
         """Hard labels, if every class has equally many images, sorted by class."""
         if self.labels.is_floating_point():
             return frozenset()
-        counts = torch.bincount(self.labels)
-        regular = bool((counts == counts[0]).all() and (self.labels.diff() >= 0).all())
-        return frozenset({"labels"}) if regular else frozenset()
+        return frozenset({"labels"}) if is_regular(self.labels) else frozenset()

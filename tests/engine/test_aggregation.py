@@ -16,8 +16,7 @@ from rayd.engine import wire
 from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
-from rayd.engine.on_ray import actors
-from rayd.engine.on_ray import pool as ray_pool
+from rayd.engine.on_ray import actors, calls
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerPool
 from rayd.engine.stages import measure
@@ -77,7 +76,7 @@ def test_no_statistic_passes_through_the_driver(
         sent.append(wire.size(packed))
         return packed
 
-    for module in (actors, ray_pool):
+    for module in (actors, calls):
         monkeypatch.setattr(module, "unpack", unpack)
     monkeypatch.setattr(actors, "pack", pack)
     files = measured(recipe(2), data, tmp_path)

@@ -13,7 +13,7 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.engine.memory import device_fault
-from rayd.engine.on_ray import pool as on_ray
+from rayd.engine.on_ray import actor_tasks, item_queue
 from rayd.engine.on_ray.cluster import memory_to_ask
 from rayd.engine.on_ray.health import WorkerHealth
 from rayd.engine.open_pool import open_pool
@@ -128,7 +128,7 @@ def test_status_says_how_long_a_worker_has_been_silent(workers, tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_restarted(workers, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(on_ray, "HANG_LIMIT", 3.0)
+    monkeypatch.setattr(actor_tasks, "HANG_LIMIT", 3.0)
     items = [(tmp_path / "a", value) for value in range(30)]
     assert list(workers.map("hang_once", items)) == list(range(30))
     assert (tmp_path / "a").exists()
@@ -139,8 +139,8 @@ def test_a_worker_that_hangs_is_restarted(workers, tmp_path, monkeypatch, caplog
 
 @pytest.mark.slow
 def test_a_task_that_always_hangs_ends_the_run_with_a_sentence(workers, monkeypatch):
-    monkeypatch.setattr(on_ray, "HANG_LIMIT", 3.0)
-    monkeypatch.setattr(on_ray, "FAULTS", 2)
+    monkeypatch.setattr(actor_tasks, "HANG_LIMIT", 3.0)
+    monkeypatch.setattr(item_queue, "FAULTS", 2)
     with pytest.raises(RunError, match=r"hung 2 times in a row, at last for .* s; .*--resume"):
         list(workers.map("hang", [(0,), (0,), (0,), (1,)]))
 
@@ -163,7 +163,7 @@ def test_results_behind_a_late_one_do_not_fill_the_drivers_memory(workers):
 
 
 def test_no_more_than_some_results_wait_for_a_late_one(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(on_ray, "WAITING", 3)
+    monkeypatch.setattr(actor_tasks, "WAITING", 3)
     results = workers.map("note", [(tmp_path, index) for index in range(40)])
     assert next(results) == 0
     assert len(list(tmp_path.iterdir())) <= 9

@@ -18,7 +18,7 @@ from rayd.cli import main
 from rayd.data import load
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import distill as driver
+from rayd.engine import driver, set_writer
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
 from rayd.engine.memory import explained, out_of_memory
@@ -204,7 +204,7 @@ def test_a_worker_drops_what_other_stages_left_before_the_last_students(tmp_path
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
 def test_a_set_is_written_while_students_are_trained(tmp_path, monkeypatch, seconds):
     """A large one, that is; the card that labels were added to follows."""
-    monkeypatch.setattr(driver, "AT_ONCE", seconds)
+    monkeypatch.setattr(set_writer, "AT_ONCE", seconds)
     save = Distilled.save
     there = []
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from rayd.data import load
-from rayd.engine import distill as driver
-from rayd.engine import evaluate, preflight
+from rayd.engine import driver, evaluate, preflight
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
 from rayd.engine.pool import LocalPool, WorkerPool

@@ -145,7 +145,7 @@ def test_counts_are_kept(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise AssertionError("counted again")
 
-    monkeypatch.setattr("rayd.engine.costs._counted_steps", fail)
+    monkeypatch.setattr("rayd.engine.costs.Costs._counted_steps", fail)
     monkeypatch.setattr("rayd.engine.costs.Costs._epoch", fail)
     assert plan(tiny(), cache=tmp_path, progress=QUIET) == first
 

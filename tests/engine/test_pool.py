@@ -18,7 +18,8 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rayd.config import ResourceSettings
-from rayd.engine.on_ray.pool import _ItemQueue
+from rayd.engine.on_ray.calls import LostError
+from rayd.engine.on_ray.item_queue import ItemQueue, StreamedItems
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
 from rayd.errors import DataError, ResourceError, RunError
@@ -222,23 +223,37 @@ class Threads:
 
 def test_items_go_to_their_homes_first():
     """One item a call, as a step with one observer has: every home computes its own."""
-    queue = _ItemQueue(1, [2], 3)
+    queue = ItemQueue(1, [2], 3)
     assert queue.assign([0, 1, 2]) == [(2, 0)]
     assert queue.assign([0, 1]) == []
 
 
 def test_items_of_busy_homes_are_taken_by_idle_workers():
-    queue = _ItemQueue(4, [1, 1, 1, 0], 3)
+    queue = ItemQueue(4, [1, 1, 1, 0], 3)
     assert queue.assign([0, 1, 2]) == [(0, 3), (1, 0), (2, 1)]
     assert queue.assign([2]) == [(2, 2)]
     assert queue.assign([0, 1, 2]) == []
 
 
 def test_lost_items_are_assigned_first():
-    queue = _ItemQueue(3, [0, 1, 0], 2)
+    queue = ItemQueue(3, [0, 1, 0], 2)
     assert queue.assign([0, 1]) == [(0, 0), (1, 1)]
     queue.put_back(1)
     assert queue.assign([0]) == [(0, 1)]
+
+
+def test_a_restarted_stream_passes_each_event_on_once():
+    """Lost items come first, and repeat their events from the first one."""
+    items = StreamedItems([("a",), ("b",)], workers=2)
+    assert items.start() == (0, ("a",))
+    assert [items.is_new_event(0) for _ in range(2)] == [True, True]
+    items.put_back(0, LostError())
+    assert items.start() == (0, ("a",))
+    assert [items.is_new_event(0) for _ in range(3)] == [False, False, True]
+    items.finish(0)
+    assert items.start() == (1, ("b",))
+    assert items.start() is None
+    assert items.all_started
 
 
 def test_each_worker_computes_the_tasks_of_its_own_networks(ray_group):

@@ -159,7 +159,7 @@ def test_parts_are_shared_evenly_by_workers(
     for workers in (1, 2, 4):
         log = tmp_path / f"answers of {workers}"
         monkeypatch.setattr(
-            "rayd.engine.distill.Worker", partial(SlowWorker, log=log, seconds=0.002)
+            "rayd.engine.driver.Worker", partial(SlowWorker, log=log, seconds=0.002)
         )
         resources = {"workers": workers, "threads": 1, "cpus_per_worker": 0.25}
         assert torch.equal(images_of(dm(4, resources=resources), tmp_path / f"{workers}"), alone)

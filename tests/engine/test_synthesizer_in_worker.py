@@ -18,7 +18,7 @@ from rayd.config import Recipe
 from rayd.engine import distill as runs
 from rayd.engine.callbacks import Callback, Milestone
 from rayd.engine.gradients.base import tasks_per_step
-from rayd.engine.on_ray import pool as ray_pool
+from rayd.engine.on_ray import neighbours
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.progress import Progress
 from rayd.recipes import resolve
@@ -66,7 +66,7 @@ def test_workers_share_the_tasks_of_a_step(tmp_path: Path, monkeypatch: pytest.M
     log = tmp_path / "answers"
     runs.distill(two_observers(), tmp_path / "alone", cache=tmp_path / "one", progress=QUIET)
     slow = partial(SlowWorker, log=log, seconds=0.002)
-    monkeypatch.setattr("rayd.engine.distill.Worker", slow)
+    monkeypatch.setattr("rayd.engine.driver.Worker", slow)
     runs.distill(
         two_observers(workers=2, cpus_per_worker=0.5),
         tmp_path / "ray",
@@ -89,9 +89,9 @@ class Doubling:
 def around(monkeypatch: pytest.MonkeyPatch, usable: set[int]) -> Any:
     """The pool of the second of four workers."""
     monkeypatch.setattr(
-        ray_pool.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: "b")
+        neighbours.ray, "get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: "b")
     )
-    made = ray_pool._Handles(["a", "b", "c", "d"]).around(Doubling())
+    made = neighbours.WorkersByName(["a", "b", "c", "d"]).around(Doubling())
     made.__dict__["_workers"] = ["a", "b", "c", "d"]
     made.__dict__["_health"] = SimpleNamespace(usable=lambda: usable)
     return made
@@ -133,9 +133,9 @@ def test_what_a_synthesizer_shares_is_stored_when_it_is_sent(
         def __init__(self, value: Any):
             stored.append(value)
 
-    monkeypatch.setattr(ray_pool, "RayRef", Stored)
+    monkeypatch.setattr(neighbours, "RayRef", Stored)
     tensor = torch.ones(2)
-    near = ray_pool._NearRef(tensor)
+    near = neighbours.NearRef(tensor)
     assert near.get() is tensor
     assert not stored
     for _ in range(2):

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from rayd.engine import distill
+from rayd.engine import driver
 from rayd.engine.stages import blocks
 from rayd.engine.synthesize import BlockTask, Logged, Synthesizer
 from rayd.training.trainer import Trainer
@@ -39,7 +39,7 @@ class Counting:
     def __enter__(self) -> Counting:
         advance = Synthesizer.advance
         epoch = Trainer._pass
-        judge = distill.judge
+        judge = driver.judge
         counting = self
 
         def counted_step(
@@ -68,7 +68,7 @@ class Counting:
             counting.held = held()
             return judge(*args, **kwargs)
 
-        self._patches.enter_context(patch.object(distill, "judge", watched_judge))
+        self._patches.enter_context(patch.object(driver, "judge", watched_judge))
         self._patches.enter_context(patch.object(Synthesizer, "advance", counted_step))
         # the driver asks for one step at a time
         self._patches.enter_context(patch.object(blocks, "ADVANCE_SECONDS", 0.0))

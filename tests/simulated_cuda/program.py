@@ -30,7 +30,7 @@ from tests.simulated_cuda import shim
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
-    from rayd.engine.distill import Run
+    from rayd.engine.run import Run
 
 
 def main(library: str, report: str, *jobs: str) -> None:

@@ -509,31 +509,39 @@ def without_tables(suffixes: Container[str]) -> str:
 
 def _left_out(listing: Listing, tree: _Tree, used: set[int]) -> tuple[str, ...]:
     """What was not read, and why, as clauses."""
-    found = []
-    folders = Counter[str]()
-    for row, parts in tree.images:
-        if row not in used:
-            folders[parts[0] if len(parts) > 1 else ""] += 1
-    for name, count in sorted(folders.items()):
-        place = f"in folder '{printable(name)}'" if name else "outside the class folders"
-        found.append(f"{_images(count)} {place}")
-    unreadable = {suffix: n for suffix, n in tree.other.items() if suffix in UNREADABLE}
-    for suffix, count in sorted(unreadable.items()):
-        found.append(f"{_files(count)} with suffix {suffix}, which cannot be read")
-    rest = {suffix: n for suffix, n in tree.other.items() if suffix not in UNREADABLE}
-    if rest:
-        kinds = ", ".join(
-            f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in sorted(rest.items())
-        )
-        count = sum(rest.values())
-        verb = "is no image" if count == 1 else "are no images"
-        found.append(f"{_files(count)} that {verb} ({kinds})")
+    found = [*_unused_images(tree, used), *_other_files(tree)]
     if sum(tree.hidden.values()):
         names = [name for name, count in sorted(tree.hidden.items()) if count]
         found.append(
             f"{_images(sum(tree.hidden.values()))} hidden or in system folders ({listed(names, 3)})"
         )
     return (*found, *listing.skipped)
+
+
+def _unused_images(tree: _Tree, used: set[int]) -> Iterator[str]:
+    """Images that belong to no class, a clause for each folder."""
+    folders = Counter[str]()
+    for row, parts in tree.images:
+        if row not in used:
+            folders[parts[0] if len(parts) > 1 else ""] += 1
+    for name, count in sorted(folders.items()):
+        place = f"in folder '{printable(name)}'" if name else "outside the class folders"
+        yield f"{_images(count)} {place}"
+
+
+def _other_files(tree: _Tree) -> Iterator[str]:
+    """Files that are no images, or of a format that cannot be read."""
+    rest = {}
+    for suffix, count in sorted(tree.other.items()):
+        if suffix in UNREADABLE:
+            yield f"{_files(count)} with suffix {suffix}, which cannot be read"
+        else:
+            rest[suffix] = count
+    if rest:
+        kinds = ", ".join(f"{printable(suffix) or 'no suffix'}: {n}" for suffix, n in rest.items())
+        count = sum(rest.values())
+        verb = "is no image" if count == 1 else "are no images"
+        yield f"{_files(count)} that {verb} ({kinds})"
 
 
 def _images(count: int) -> str:

@@ -122,18 +122,7 @@ def open_source(
         if "test" not in keys and not requested(settings):
             _check_others(archive, keys["train"][0], arrays["train"][0], others, f"'{path}'")
         left_out = tuple(f"array '{key}'" for key in others)
-    splits: dict[SplitName, Split] = {}
-    for split, (values, given) in arrays.items():
-        images_key, labels_key = keys[split]
-        where = f"'{images_key}' of '{path}'"
-        read = _reader(values, where, decoder, path)
-        labels: Labels = as_labels(given, names, f"'{labels_key}' of '{path}'")
-        if len(values) != len(labels):
-            raise DataError(
-                f"'{labels_key}' of '{path}' must hold one label per image. "
-                f"Got {len(labels)} for {len(values)} instead."
-            )
-        splits[split] = Split(where, labels, read, f"'{images_key}'")
+    splits = {split: _split(keys[split], arrays[split], names, decoder, path) for split in arrays}
     if names is None:
         names = numbered_classes(splits["train"].labels, f"'{path}'")
         for split_read in splits.values():
@@ -172,6 +161,31 @@ def _split_keys(
     return {split: pairs[part] for split, part in chosen.items()}
 
 
+def _split(
+    keys: tuple[str, str],
+    arrays: tuple[Any, Any],
+    names: tuple[str, ...] | None,
+    decoder: Decoder,
+    path: Path,
+) -> Split:
+    """A split of two arrays, images and labels.
+
+    Raises:
+        DataError: their lengths differ, or labels or pixels are invalid.
+    """
+    images_key, labels_key = keys
+    images, given = arrays
+    where = f"'{images_key}' of '{path}'"
+    read = _reader(images, where, decoder, path)
+    labels: Labels = as_labels(given, names, f"'{labels_key}' of '{path}'")
+    if len(images) != len(labels):
+        raise DataError(
+            f"'{labels_key}' of '{path}' must hold one label per image. "
+            f"Got {len(labels)} for {len(images)} instead."
+        )
+    return Split(where, labels, read, f"'{images_key}'")
+
+
 def _pairs(
     keys: Sequence[str], settings: DataSettings | None, where: str
 ) -> dict[str, tuple[str, str]]:
@@ -180,6 +194,23 @@ def _pairs(
     Raises:
         DataError: half of a pair is missing, or there are several of one kind.
     """
+    images, labels = _by_kind(keys, where)
+    for part in sorted(images.keys() ^ labels.keys()):
+        if part and split_of(part) is not None and requested(settings).get("train") is None:
+            key = images.get(part) or labels[part]
+            kind = "labels" if part in images else "images"
+            raise DataError(f"{where} holds '{key}' without its {kind}; add or remove them.")
+    pairs = {part: (images[part], labels[part]) for part in images if part in labels}
+    if not pairs:
+        raise DataError(
+            f"{where} must hold the arrays images and labels, or x_train and y_train. "
+            f"Got {', '.join(keys) or 'none'} instead."
+        )
+    return pairs
+
+
+def _by_kind(keys: Sequence[str], where: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Keys of images, and keys of labels, by part of the data set."""
     images: dict[str, str] = {}
     labels: dict[str, str] = {}
     unclear: dict[str, str] = {}
@@ -199,18 +230,7 @@ def _pairs(
         found[part] = key
     for part in labels.keys() & unclear.keys() - images.keys():
         images[part] = unclear[part]
-    for part in sorted(images.keys() ^ labels.keys()):
-        if part and split_of(part) is not None and requested(settings).get("train") is None:
-            key = images.get(part) or labels[part]
-            kind = "labels" if part in images else "images"
-            raise DataError(f"{where} holds '{key}' without its {kind}; add or remove them.")
-    pairs = {part: (images[part], labels[part]) for part in images if part in labels}
-    if not pairs:
-        raise DataError(
-            f"{where} must hold the arrays images and labels, or x_train and y_train. "
-            f"Got {', '.join(keys) or 'none'} instead."
-        )
-    return pairs
+    return images, labels
 
 
 def _part_of(key: str) -> tuple[str, bool | None]:

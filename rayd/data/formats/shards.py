@@ -191,10 +191,17 @@ def _check_shards(names: Sequence[str], where: str, part: str) -> None:
             f"The split '{part}' of {where} must be one set of files. Got files of several, "
             f"{listed([Path(name).name for name in names])}; remove those of the others."
         )
+    total = counts.pop()
     by_index: dict[int, list[str]] = {}
     for name, shard in zip(names, shards, strict=True):
         by_index.setdefault(int(shard["index"]), []).append(Path(name).name)
-    total = counts.pop()
+    _check_numbered(by_index, total, where, part)
+
+
+def _check_numbered(
+    by_index: Mapping[int, Sequence[str]], total: int, where: str, part: str
+) -> None:
+    """Refuse a number that two files have, and numbers that none has."""
     for index, again in sorted(by_index.items()):
         if len(again) > 1:
             raise DataError(

@@ -121,6 +121,7 @@ def mean(tensors: Sequence[Tensor]) -> Tensor:
 def total(tensors: Sequence[Tensor]) -> Tensor:
     """Sum in the given order."""
     result = tensors[0]
+    # one after another: a reduction over a stack may add in another order on another device
     for tensor in tensors[1:]:
         result = result + tensor
     return result

@@ -130,12 +130,16 @@ class FeatureMatching(GradientSource):
         self._accuracies = accuracies
         self._measured = measured
         self._train = train
+        # drawn here and not in a worker: one draw serves all workers, which then need not hold the
+        # data
         self._real_batches = None if train is None else RealBatches(train.get())
         self._groups = {group: network_ids(recipe, group) for group in method.groups}
         # places in the order of turns
         self._places: dict[NetworkGroup, dict[NetworkId, int]] = {}
         self._shifts: dict[NetworkGroup, int] = {}
         for group, ids in self._groups.items():
+            # behind the workers of the groups before, so that a step's networks of two groups do
+            # not meet
             self._shifts[group] = sum(recipe.network_group(one).per_step for one in self._shifts)
             self._places[group] = {network_id: place for place, network_id in enumerate(ids)}
         self._models: ModelPool | None = None
@@ -167,6 +171,7 @@ class FeatureMatching(GradientSource):
         parts = [replace(task, part=part, parts=split) for task in tasks for part in range(split)]
         work = self._with_affinity(parts)
         affinity = [one.affinity for one in work]
+        # parts wait for each other here: a statistic of all images needs all parts
         found = list(self._pool.map("summarize", [(one.task,) for one in work], affinity))
         return [
             replace(task, summaries=summaries)
@@ -198,6 +203,8 @@ class FeatureMatching(GradientSource):
             ]
             of_groups.append(means([result.gradients for result in of_group]))
             values.append(means([result.values for result in of_group]))
+        # names of terms are unique in a method, so groups do not overwrite each other but for the
+        # loss
         metrics = {name: value for terms in values for name, value in terms.items()}
         metrics["loss"] = total([terms["loss"] for terms in values])
         return Update(totals(of_groups), metrics)
@@ -298,9 +305,11 @@ class FeatureMatching(GradientSource):
             for index, network_id in enumerate(ids):
                 for term, kept in self.memory.get(network_id, {}).items():
                     for name, tensor in kept.items():
+                        # by the place of the network, as its architecture is no name for a file
                         tensors[f"memory.{group}.{index}.{term}.{name}"] = tensor
         if self._models is not None:
             for name, tensor in self._models.state().items():
+                # the name of the model pool in the version before, which checkpoints keep
                 tensors[f"queue.{name}"] = tensor
         return tensors
 
@@ -321,6 +330,8 @@ class RealBatches:
     def __init__(self, train: RealBatch):
         """Index the rows of every class."""
         self._images, self._labels = train
+        # stable, so that the rows of a class, and with them the draws, do not depend on numpy's
+        # version
         by_class = np.argsort(self._labels, kind="stable")
         self._rows = np.split(by_class, np.cumsum(np.bincount(self._labels))[:-1])
 

@@ -112,6 +112,7 @@ class ModelPool:
         """Numbers of the networks that are in the pool at a step, the next one at most."""
         if self._settings.push_every is None:
             return list(self._places)
+        # from the step alone, so that a resumed run has the same networks without keeping a list
         pushed = self._settings.start + step // self._settings.push_every + 1
         return range(max(0, pushed - self._settings.capacity), pushed)
 
@@ -143,7 +144,9 @@ class ModelPool:
         active = self.active(step)
         after = self.active(step + 1)
         if self._settings.trained == "looking":
+            # drawn again instead of kept from the gradients: the same seed gives the same networks
             drawn = [self.draw(step, slot) for slot in range(self._recipe.observers.per_step)]
+            # one that was drawn twice is trained once
             chosen = list(dict.fromkeys(drawn))
         else:
             order = torch.randperm(len(active), generator=self._draws("queue grows", step))
@@ -176,6 +179,7 @@ class ModelPool:
         if self._times[number] == self._settings.lifetime:
             self._places[self._places.index(number)] = number + self._settings.start
         active = self.active(train_task.step)
+        # states are as large as networks, with momentum twice that
         for gone in [known for known in self._states if known not in active]:
             del self._states[gone], self._shared[gone], self._accuracy[gone], self._times[gone]
 
@@ -195,6 +199,8 @@ class ModelPool:
             for name, tensor in state.items():
                 tensors[f"{number}.{name}"] = tensor
         for number in self._states:
+            # float64 holds a count exactly; the empty name cannot be that of a tensor of the
+            # network
             facts = [float(self._accuracy[number]), self._times[number]]
             tensors[f"{number}."] = torch.tensor(facts, dtype=torch.float64)
         if self._settings.lifetime is not None:

@@ -98,6 +98,7 @@ class TrajectoryMatching(GradientSource):
         work = []
         for slot in range(self._objective.settings.per_step):
             draws = seeding.generator(self._recipe.seed, "segment", step, slot)
+            # drawn here, so that a worker needs no knowledge of which experts there are
             expert, start = self._objective.draw(step, draws)
             task = TrajectoryTask(
                 step=step,
@@ -181,6 +182,7 @@ class TrajectoryWorker:
         names, tensors = zip(*replica.named_parameters(), strict=True)
         gradients = torch.autograd.grad(loss, tensors)
         checks = [useful(loss.detach(), self._objective.settings.loss_limit)]
+        # a finite loss may have gradients that are not, after many steps of a student
         checks += [gradient.isfinite().all() for gradient in gradients]
         return TrajectoryResult(
             loss=loss.detach(),
@@ -236,6 +238,7 @@ class DivergenceGuard:
         flags = torch.stack([result.good for result in results]).tolist()
         good = [result for result, is_good in zip(results, flags, strict=True) if is_good]
         self.skipped += len(results) - len(good)
+        # single students diverge now and then; only many steps in which all of them do are an end
         self.steps = 0 if good else self.steps + 1
         if self.steps >= self._patience:
             limit = ""

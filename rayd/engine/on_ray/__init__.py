@@ -3,7 +3,12 @@
     cluster   connection to a cluster, and checks of its capacity
     actors    wrapper of Ray actors: creation, calls, error translation
     health    which workers are alive
-    pool      tasks on long-lived actors
+    pool      workers: started, and stopped
+    actor_tasks, item_queue, calls
+              tasks on workers: which is next, where it goes, and what becomes of it
+    neighbours
+              the workers as one of them calls them
+    watch     whether the head is there, and which nodes will go
     train     tasks that several workers compute together, by Ray Train
     data      decoding of streamed images, by Ray Data
     metrics   metrics on Ray's dashboard

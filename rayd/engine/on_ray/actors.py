@@ -85,6 +85,7 @@ class _Worker:
         arguments: tuple[Any, ...],
         shared_gpu: str = "",
     ):
+        # Ray's processes have no handler of their own: warnings would be lost
         logging.basicConfig(level=logging.WARNING)
         torch.set_num_threads(threads_)
         self._shared_gpu = shared_gpu
@@ -196,6 +197,7 @@ class RayActor:
             calls: number of concurrent calls.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # no CPU of its own: it waits for workers most of the time, which would be one CPU fewer
         options = Actor.options(num_cpus=0, scheduling_strategy=here, max_concurrency=calls)
         return cls(
             options.remote(threads_, factory, arguments),
@@ -210,6 +212,7 @@ class RayActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method and wait for its result."""
         reference = self.actor.call.remote(method, arguments)
+        # not `ray.get` alone, which waits without looking at the cluster
         wait([reference])
         return unpack(get(reference))
 
@@ -283,6 +286,7 @@ def get(reference: Any) -> Any:
 
 def translated(error: RayError) -> RaydError:
     """The error that a worker raised, or an error that describes how Ray failed."""
+    # a sentence for the user travels as it is; everything else is told with its type
     if isinstance(error, RayTaskError) and isinstance(error.cause, RaydError):
         return error.cause
     if isinstance(error, RayTaskError) and (what := out_of_memory(error.cause)) is not None:

@@ -144,6 +144,7 @@ def check_resources(resources: ResourceSettings, setting: str = "workers") -> No
     Raises:
         ResourceError: states the requested and the existing resources.
     """
+    # of an idle cluster: what other jobs hold now may be free when workers start
     nodes, fitting = capacity(resources)
     if fitting < resources.workers:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in _reserved(resources).items())

@@ -75,6 +75,7 @@ def decoded(parts: Sequence[ImageSet], decoders: int) -> Iterator[DecodedShard]:
         DataError: a file is missing or has changed, or an image is damaged; names file and row.
         RunError: nothing was decoded for too long.
     """
+    # file names and offsets, not pixels: tasks read the files on their own node
     encoded = [ray.put(part.images) for part in parts]
 
     def decode(rows: pa.Table) -> pa.Table:

@@ -79,6 +79,7 @@ class WorkerHealth:
             self.last_info[worker] = ray.get(ping, timeout=START_LIMIT)
         except RayActorError as error:
             self.away[worker] = time.monotonic() + PING_INTERVAL
+            # Ray counts it as dead for good; should it answer nevertheless, it is taken back
             if isinstance(error, ActorDiedError):
                 self._gone.add(worker)
             self.check()
@@ -97,12 +98,14 @@ class WorkerHealth:
         staying = {
             worker for worker in self.present if self.last_info[worker].node_id not in draining
         }
+        # where all nodes drain, their workers still are the best there is
         return staying or self.present
 
     def mark_lost(self, worker: int) -> None:
         """Mark a worker as lost; it is pinged at once."""
         self.present.discard(worker)
         self.away[worker] = 0.0
+        # from now on it counts how long there is nobody
         if not self.present:
             self._alone = time.monotonic()
 

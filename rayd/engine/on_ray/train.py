@@ -22,11 +22,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from rayd.closable import Closable
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray.actors import SILENCE_LIMIT, RayActor, RayRef, get, wait
@@ -67,9 +67,9 @@ ENVIRONMENT = {
 """Settings of Ray Train."""
 
 
-class TrainPool:
+class TrainPool(Closable):
     """Replicas that compute every item together, one item after another, or several at a time by
-    teams of replicas. A context manager.
+    teams of replicas. A context manager, which stops nothing: workers end with their item.
 
     Args:
         resources: the number of replicas of a team, and what each of them reserves.
@@ -127,7 +127,8 @@ class TrainPool:
                     if following is None:
                         exhausted = True
                         break
-                    run = stack.enter_context(self._run(method, *following))
+                    run = self._run(method, *following)
+                    stack.callback(run.close)
                     running[run.events] = run
                 if not running:
                     return
@@ -162,26 +163,16 @@ class TrainPool:
         )
         return _TeamRun(index, task, storage)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Do nothing: workers are stopped at the end of their item."""
-
 
 class _TeamRun:
-    """A team of replicas that computes an item. A context manager, which ends it in any state."""
+    """A team of replicas that computes an item; `close` ends it in any state."""
 
     def __init__(self, index: int, task: _Task, storage: TemporaryDirectory[str]):
         self.index = index
         self.fault: RaydError | None = None
         self._task = task
         self._storage = storage
+        # two calls: workers put messages while `run` streams them
         self._launcher = RayActor.start(1, _Launcher, calls=2)
         self._is_open = True
         self.events = self._launcher.events("run", task)
@@ -194,17 +185,6 @@ class _TeamRun:
             self._launcher.close()
             _free(self._task.storage)
             self._storage.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _Message = tuple[int, Any] | RaydError | None
@@ -242,6 +222,7 @@ class _Launcher:
 
     def put(self, run: str, message: _Message) -> None:
         """Receive a message from a worker; those of earlier runs are ignored."""
+        # workers of a run that Ray Train is still ending may be late
         if run == self._run:
             self._over = self._over or not isinstance(message, tuple)
             self._messages.put(message)

@@ -59,11 +59,13 @@ class HeadWatch(threading.Thread):
             time.sleep(INTERVAL)
             if not ray.is_initialized():
                 return
+            # several in a row: a head under load may miss one
             failures = 0 if self._answers() else failures + 1
         self._lost.set()
         if not self._told.wait(GRACE) and ray.is_initialized():
             sys.stderr.write(f"rayd: {self._sentence()}\n")
             sys.stderr.flush()
+            # not sys.exit: the main thread is inside Ray's C++, and would not notice
             os._exit(ClusterLostError.exit_code)
 
     def _answers(self) -> bool:

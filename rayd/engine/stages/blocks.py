@@ -191,6 +191,8 @@ class Blocks:
             task = replace(task, remembered=remembered)
             block = task.block
             for pause in task.pauses:
+                # a pause before the newest checkpoint was called back by the run that wrote it; one
+                # exactly there may be repeated
                 if reached <= pause and not any(began[block + 1 :]):
                     self._advance(synthesizer, task, reached, pause, shown)
                     reached = pause
@@ -201,6 +203,8 @@ class Blocks:
             if len(self.tasks) > 1:
                 self._draw_block((block + 1) * steps)
             if block + 1 < len(self.tasks):
+                # asked for late, as the next block needs it alone: terms' memory may be as large as
+                # the statistics
                 remembered = synthesizer.call("remembered", task, steps)
 
     def _advance(
@@ -212,6 +216,8 @@ class Blocks:
         step = reached
         stride = 1
         while step < end:
+            # never beyond a checkpoint, after which the set may be looked at; a few steps a call,
+            # as each call is a message to another process
             until = min(step + stride, end, (step // interval + 1) * interval)
             if self._callbacks:
                 # a callback may ask for the set as it is at a logged step
@@ -246,7 +252,9 @@ class Blocks:
                     reached[block] = end
                     self._draw_block(sum(reached))
                     continue
+                # a restarted block counts from its checkpoint, and progress does not go back
                 reached[block] = max(reached[block], event.step)
+                # lines of steps that an earlier run logged come without terms
                 if event.terms:
                     step = block * steps + event.step
                     self._log.step("synthesize", step, event.seconds, event.terms)
@@ -309,4 +317,6 @@ def place_synthesizer(pool: WorkerPool, method: Method) -> ActorHandle:
 def _next_stride(steps: int, seconds: float) -> int:
     """Steps that take about `ADVANCE_SECONDS`, growing at most fourfold at a time."""
     wanted = steps * ADVANCE_SECONDS / max(seconds, 1e-6)
+    # not faster than fourfold: the first steps build networks, and may be slower or quicker than
+    # the rest
     return max(1, min(int(wanted), 4 * steps))

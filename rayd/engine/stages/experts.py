@@ -57,6 +57,7 @@ class Experts(TaskStage[int, Trajectory]):
         training = pool.share(self.job.data.train)
         for item in items:
             checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
+            # written by the worker: trajectories are too large to pass through the driver
             file = self.job.store.path(self.folder, self.key(item), "safetensors")
             yield item, training, file, checkpoint
 

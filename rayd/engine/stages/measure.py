@@ -175,6 +175,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             spec.key: store.found(self.folder, self.spec_key(item, spec), "safetensors")
             for spec in self.specs(item)
         }
+        # names of files are hashes of everything that the statistics depend on
         names = {key: path.name for key, path in files.items()}
         return StoredStatistics(content_hash(names), files)
 
@@ -220,6 +221,8 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         self, pool: TaskStream, queue: WorkQueue[NetworkId], progress: ItemProgress[NetworkId]
     ) -> None:
         """Measure all observers that no other run measures: they share decoded shards."""
+        # all at once and not one by one, as they share decoded shards: their locks are held
+        # together
         mine = list(queue)
         if not mine:
             return
@@ -231,6 +234,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             item = mine[index]
             progress.update(item, done)
             if done == len(measuring.labels):
+                # the synthesizer wrote the files: here they only become known
                 self.keep(item, None)
                 queue.done(item)
         synthesizer.close()
@@ -254,6 +258,8 @@ class Measure(Stage[NetworkId, StoredStatistics]):
             images=() if is_decoded_apart else tuple(pool.share(_batch(part)) for part in parts),
             encoded=tuple(parts) if is_decoded_apart else (),
             labels=tuple(part.labels for part in parts),
+            # by the place among all observers, as for its gradients later: its network is there
+            # then
             alone={missing.index(item): items.index(item) for item in alone},
             shards=self._shards(missing, alone, len(parts)),
         )
@@ -342,6 +348,8 @@ def _alone(missing: Sequence[NetworkId], workers: int) -> list[NetworkId]:
     """
     if workers == 0:
         return []
+    # the rest, fewer than there are workers, is spread in shards: a worker alone with one would
+    # keep the others waiting
     return [item for same in alike(missing) for item in same[: len(same) // workers * workers]]
 
 

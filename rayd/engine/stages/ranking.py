@@ -15,14 +15,13 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Progress
-from rayd.engine.stage import TaskStage
-from rayd.training.ranking import Scores
+from rayd.engine.stage import TensorStage
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
 
-class Rank(TaskStage[int, Scores]):
+class Rank(TensorStage[int]):
     """Trains networks that score the real images; items are their numbers."""
 
     name = "rank"
@@ -56,15 +55,6 @@ class Rank(TaskStage[int, Scores]):
         training = pool.share(self.job.data.train)
         for item in items:
             yield item, training
-
-    def save(self, item: int, result: Scores) -> Scores:
-        """Scores as tensors."""
-        self.job.store.put_tensors(self.folder, self.key(item), result)
-        return result
-
-    def find(self, item: int) -> Scores | None:
-        """The scores of a network."""
-        return self.job.store.tensors(self.folder, self.key(item))
 
     def ensure(self, progress: Progress) -> dict[str, Tensor]:
         """The scores; workers are opened for networks that are missing."""

@@ -59,6 +59,7 @@ class Relabel(TaskStage[range, Path]):
             training, distilled.classes, settings, job.recipe.labels, hashes
         )
         inputs = {"version": 2, "made_for": asdict(self.made_for), "epochs": settings.epochs}
+        # sixteen digits: long paths are a nuisance, and a directory holds a handful of these
         self.directory = beside / FOLDER / content_hash(inputs)[:16]
 
     def items(self) -> Sequence[range]:
@@ -116,6 +117,7 @@ class Relabel(TaskStage[range, Path]):
             labels = StoredLabels(self.directory)
         except ArtifactError:
             return None
+        # labels of more epochs serve fewer: students read the first ones
         return labels if labels.epochs >= self.job.recipe.evaluation.epochs else None
 
 

@@ -25,18 +25,18 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
-from rayd.engine.stage import TaskStage
+from rayd.engine.stage import TensorStage
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.worker import Worker
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.initialization import candidates as first_candidates
-from rayd.synthetic.rded import Scores, candidates, most_realistic, stitched
+from rayd.synthetic.rded import candidates, most_realistic, stitched
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs
 
 
-class Score(TaskStage[int, Scores]):
+class Score(TensorStage[int]):
     """Scores crops of the real images of each class; items are classes."""
 
     name = "score"
@@ -111,17 +111,10 @@ class Score(TaskStage[int, Scores]):
         """See `Worker.score`."""
         weights = self.weights[self._observer]
         for label in items:
+            # when a worker is free for the class, so that few classes are in the object store at a
+            # time
             images = pool.share(self.job.data.train.part(self._rows(label)).images)
             yield self._observer, weights, label, images
-
-    def save(self, item: int, result: Scores) -> Scores:
-        """Boxes and scores as tensors."""
-        self.job.store.put_tensors(self.folder, self.key(item), result)
-        return result
-
-    def find(self, item: int) -> Scores | None:
-        """The scores of a class."""
-        return self.job.store.tensors(self.folder, self.key(item))
 
     def _candidates(self, label: int) -> npt.NDArray[np.int64]:
         """Rows of the training images that crops are taken from."""

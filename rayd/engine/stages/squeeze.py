@@ -96,6 +96,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         self._same: dict[NetworkId, NetworkId] = {}
         by_key: dict[str, NetworkId] = {}
         for network_id in self.networks:
+            # networks of two groups with equal settings have equal keys: one training serves both
             key = content_hash(self.key(network_id))
             self._same[network_id] = by_key.setdefault(key, network_id)
 
@@ -119,7 +120,10 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             "version": 3,
         }
         if settings.epochs == 0:
+            # seed and training settings left out: they change nothing of given weights
             return made | {"epochs": 0, "precision": settings.precision}
+        # several workers round differently, and batch normalisation sees a share of the batch in
+        # each
         workers = trainers(recipe).workers if together(recipe) else 1
         return made | {
             "seed": recipe.network_group(item.group).seed,
@@ -147,6 +151,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         train = pool.share(data.train)
         validation = None if data.validation is None else pool.share(data.validation)
         for item in items:
+            # in the store and not in the run's directory, so that another run can go on with it
             checkpoint = self.job.store.path(UNFINISHED, self.key(item), "safetensors")
             yield item, train, validation, checkpoint
 

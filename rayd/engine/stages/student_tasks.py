@@ -134,6 +134,7 @@ class TrainingSets:
 
     def fingerprint(self, set_name: str, seed: int, hard_labels: bool = False) -> str:
         """Hash of the set that a student of this number is trained on, computed once."""
+        # other sets do not depend on the student's number: they are hashed and shared once
         number = seed if set_name in ("random", EQUAL_STORAGE) else 0
         key = (set_name, number, hard_labels)
         if key not in self._fingerprints:
@@ -244,6 +245,8 @@ class TrainingSets:
     def _subset(self, set_name: str, seed: int) -> npt.NDArray[np.int64]:
         number = seed if set_name in ("random", EQUAL_STORAGE) else 0
         if (set_name, number) not in self._rows:
+            # by number and not by the run's seed: all runs compare with the same random images,
+            # whose students are cached
             draws = seeding.generator(number, "random baseline")
             self._rows[set_name, number] = self._select(set_name, draws)
         return self._rows[set_name, number]

@@ -121,6 +121,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
                 test,
                 validation,
                 self.job.store.path(UNFINISHED, self.key(item), "safetensors"),
+                # students with stored or hard labels need none: teachers are large, and loaded by
+                # each worker
                 teachers if item.labels.kind == "online" else (),
                 self.labels.stored,
             )
@@ -160,6 +162,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
 
     def _with_device(self, item: Task, results: list[StudentResult]) -> list[StudentResult]:
         device = self.device(item)
+        # not part of the record: one that another kind of device made is found under that device's
+        # key
         return [replace(result, device=device) for result in results]
 
 

@@ -83,46 +83,57 @@ class Synthesis(Stage[str, Synthesized]):
     def cost(self, costs: Costs) -> StageCost:
         """Steps through all blocks: gradients in parallel, the rest in the synthesizer."""
         recipe = self.job.recipe
-        method = self.job.method
+        trajectories = self.job.method.trajectory_objective
         with Counting():
             start = costs.start()
-            parts = synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
-        blocks = len(parts)
+            blocks = len(
+                synthetic.blocks(start.samples, recipe.synthesis.block, recipe.synthesis.order)
+            )
         is_cached = self.is_stored()
-        groups = {group: recipe.network_group(group).per_step for group in method.groups}
-        followers = (
-            0
-            if method.trajectory_objective is None
-            else method.trajectory_objective.settings.per_step
-        )
-        work_parts: tuple[Part, ...] = ()
+        parts: tuple[Part, ...] = ()
         trained = 0.0
         if self.items():
             step, _ = costs.step()
             trained = step.trained_items
             gradients = step.asked
-            if followers:
+            if trajectories is not None:
                 student, _ = costs.student()
-                gradients = gradients + student * followers
+                gradients = gradients + student * trajectories.settings.per_step
             if not is_cached:
-                work_parts = self._parts(step, gradients, blocks)
-        through = [f"{count} {group}" for group, count in groups.items()]
-        if method.trajectory_objective is not None:
-            chosen = method.trajectory_objective.settings
-            noun = "student" if followers == 1 else "students"
-            through.append(f"{followers} {noun} of {chosen.steps} steps ({chosen.way})")
+                parts = self._parts(step, gradients, blocks)
+        return StageCost(
+            name=self.name,
+            work=self._work(len(start), blocks, trained),
+            cached="cached" if is_cached else "not cached",
+            parts=parts,
+        )
+
+    def _work(self, images: int, blocks: int, trained: float) -> str:
+        """What the steps go through, in words.
+
+        Args:
+            images: number of images that the set decodes to.
+            blocks: number of blocks that they are learned in.
+            trained: networks of the model pool that a step trains.
+        """
+        recipe = self.job.recipe
+        method = self.job.method
+        trajectories = method.trajectory_objective
+        through = [f"{recipe.network_group(group).per_step} {group}" for group in method.groups]
+        if trajectories is not None:
+            chosen = trajectories.settings
+            noun = "student" if chosen.per_step == 1 else "students"
+            through.append(f"{chosen.per_step} {noun} of {chosen.steps} steps ({chosen.way})")
+        networks = " and ".join(through) or "no observers"
         cut = f" in {blocks} blocks" if blocks > 1 else ""
         if blocks > 1 and method.sequential:
             cut += " one after another"
-        real = f", real side {recipe.real}" if groups or method.trajectory_objective is None else ""
+        has_real = bool(method.groups) or trajectories is None
+        real = f", real side {recipe.real}" if has_real else ""
         alongside = f", {trained:.2g} networks trained alongside" if trained else ""
-        networks = " and ".join(through) or "no observers"
-        return StageCost(
-            name=self.name,
-            work=f"{recipe.synthesis.steps:,} steps of {networks} on {len(start):,} images"
-            f"{cut}{real}{alongside}",
-            cached="cached" if is_cached else "not cached",
-            parts=work_parts,
+        return (
+            f"{recipe.synthesis.steps:,} steps of {networks} on {images:,} images"
+            f"{cut}{real}{alongside}"
         )
 
     def _parts(self, step: StepCost, gradients: Count, blocks: int) -> tuple[Part, ...]:
@@ -226,6 +237,7 @@ def synthesis_hash(job: Job, history: Sequence[Mapping[str, Any]] = ()) -> str:
     }
     if job.method.version:
         inputs["method"] = job.method.version
+    # only where there is one: keys of all other runs stay as they were
     if history:
         inputs["history"] = list(history)
     return content_hash(inputs)

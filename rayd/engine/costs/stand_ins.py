@@ -1,4 +1,4 @@
-"""What stands in for data, networks and workers while the operations of a run are counted."""
+"""Placeholders for data, networks and workers while the operations of a run are counted."""
 
 from __future__ import annotations
 

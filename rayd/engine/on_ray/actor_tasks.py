@@ -1,0 +1,295 @@
+"""Tasks on long-lived Ray actors.
+
+Tasks go to the actors that are alive, so a killed worker or a lost node costs time and nothing
+else: methods are idempotent, and state is only cached. A lost worker is pinged until it answers,
+whether Ray restarts it or starts it on a node that joins.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+
+from rayd.engine.on_ray import health, metrics
+from rayd.engine.on_ray.actors import (
+    SILENCE_LIMIT,
+    WAIT,
+    RayActor,
+    RayRef,
+    ready_within,
+    translated,
+)
+from rayd.engine.on_ray.calls import Call, LostError, unpacked
+from rayd.engine.on_ray.cluster import log_directory
+from rayd.engine.on_ray.item_queue import ItemQueue, StreamedItems
+from rayd.engine.pool import WorkerInfo, WorkerPool
+from rayd.errors import DeviceFaultError, RunError
+
+log = logging.getLogger(__name__)
+
+WAITING = 64
+"""Results per worker that may wait for that of an earlier item; then only that one is computed."""
+HANG_LIMIT = 600.0
+"""Seconds without a result after which a worker may count as stuck."""
+HANG_FACTOR = 20.0
+"""A worker is stuck if it has also taken so many times as long as its method usually takes."""
+REMEMBERED = 101
+"""Durations of a method of which the median is its usual one."""
+
+
+class ActorTasks(WorkerPool):
+    """A pool of actors that somebody started: tasks go to those that are alive.
+
+    Subclasses say which actors: `_workers` are their handles, `_hosts` objects beside them.
+    """
+
+    _workers: list[Any]
+    _hosts: list[RayActor]
+
+    @cached_property
+    def _health(self) -> health.WorkerHealth:
+        return health.WorkerHealth(self._workers)
+
+    @cached_property
+    def _monitor(self) -> health.ActorMonitor:
+        return health.ActorMonitor()
+
+    def workers(self) -> list[WorkerInfo]:
+        """The workers and the hosted objects as last reported, without waiting."""
+        if not self._workers or not ray.is_initialized():
+            return []
+        actors = [("worker", worker) for worker in self._workers]
+        actors += [(host.role, host.actor) for host in self._hosts]
+        known = self._monitor.poll(actors, self._health.last_info)
+        for call in list(self._running.values()):
+            info = replace(known[call.worker], busy=call.silent(), usual=self._usual(call))
+            known[call.worker] = info
+        # numbers of actors stay: the monitor knows them by these
+        closed = {len(self._workers) + i for i, host in enumerate(self._hosts) if host.is_closed}
+        return [info for index, info in enumerate(known) if index not in closed]
+
+    def logs(self) -> str | None:
+        """The directory of Ray's log files on each machine."""
+        return log_directory()
+
+    def publish(self, stage: str, rate: float) -> None:
+        """Publish the rate of a stage as a metric of Ray."""
+        metrics.rate(stage, rate)
+
+    def share(self, value: Any) -> RayRef:
+        """Store a value in the object store."""
+        return RayRef(value)
+
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
+        """Only the pool that started the workers hosts objects beside them."""
+        raise NotImplementedError
+
+    def map(
+        self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None
+    ) -> Iterator[Any]:
+        """Keep every worker busy with one call at a time; yield results in order of the items."""
+        waiting = ItemQueue(len(items), affinity, len(self._workers))
+        # by Ray's reference to the result
+        running: dict[Any, Call] = {}
+        self._running = running
+        # references to results that wait for those of earlier items: they stay in the object
+        # store, which spills to disk, and not in the memory of this process
+        finished: dict[int, Any] = {}
+        most = WAITING * len(self._workers)
+        for index in range(len(items)):
+            packed = _MISSING
+            while packed is _MISSING:
+                if index in finished:
+                    try:
+                        packed = self._packed(finished.pop(index))
+                    except LostError as error:
+                        # the node that kept the result went after it was computed
+                        waiting.put_back(index, error)
+                    continue
+                only = None if len(finished) < most else index
+                running |= self._call(method, items, waiting.assign(self._idle(running), only))
+                reference = self._next(method, running)
+                if reference not in running:
+                    self._health.update(reference)
+                    continue
+                call = running.pop(reference)
+                try:
+                    found = self._packed(reference)
+                except LostError as error:
+                    waiting.put_back(call.item, error.of(call))
+                    self._lose(call, error)
+                    continue
+                self._durations[method].append(call.silent())
+                if call.item == index:
+                    packed = found
+                else:
+                    finished[call.item] = reference
+                # the driver holds one result at a time, however many have arrived
+                del found
+            yield unpacked(packed)
+
+    def _call(
+        self, method: str, items: Sequence[tuple[Any, ...]], assigned: Iterable[tuple[int, int]]
+    ) -> dict[Any, Call]:
+        """Call workers, each for an item; the calls by Ray's references to their results."""
+        calls = {}
+        for worker, item in assigned:
+            reference = self._workers[worker].call.remote(method, items[item])
+            calls[reference] = Call(item, worker, method)
+        return calls
+
+    def stream(self, method: str, items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Keep every worker busy with one generator at a time; yield events on arrival."""
+        waiting = StreamedItems(items, len(self._workers))
+        # by Ray's generator
+        running: dict[Any, Call] = {}
+        self._running = running
+        while True:
+            for worker in self._idle(running):
+                started = waiting.start()
+                if started is None:
+                    break
+                item, arguments = started
+                stream = self._workers[worker].stream.options(num_returns="streaming")
+                running[stream.remote(method, arguments)] = Call(item, worker, method)
+            if waiting.all_started and not running:
+                return
+            reference = self._next(method, running)
+            if reference not in running:
+                self._health.update(reference)
+                continue
+            call = running[reference]
+            try:
+                event = unpacked(self._packed(next(reference)))
+            except StopIteration:
+                del running[reference]
+                waiting.finish(call.item)
+            except LostError as error:
+                del running[reference]
+                waiting.put_back(call.item, error.of(call))
+                self._lose(call, error)
+            else:
+                call.answered()
+                if waiting.is_new_event(call.item):
+                    yield call.item, event
+
+    def _idle(self, running: dict[Any, Call]) -> list[int]:
+        return sorted(self._health.usable() - {call.worker for call in running.values()})
+
+    def _next(self, method: str, running: dict[Any, Call]) -> Any:
+        """The next call with a result, or finished ping of a lost worker."""
+        began = time.monotonic()
+        try:
+            while True:
+                self._end_stuck(method, running)
+                # pings first: they are rare, and must not starve while results are always ready
+                ready, _ = ready_within(
+                    [*self._health.pings(), *running],
+                    timeout=health.PING_INTERVAL if self._health.away else WAIT,
+                )
+                if ready:
+                    return ready[0]
+                if time.monotonic() - began > SILENCE_LIMIT:
+                    raise RunError(
+                        f"No worker answered for {SILENCE_LIMIT / 60:g} minutes; the run was "
+                        "stopped, --resume continues it."
+                    )
+                if not running:
+                    self._health.check()
+        finally:
+            metrics.count("rayd_wait_seconds", time.monotonic() - began, method=method)
+
+    def _end_stuck(self, method: str, running: dict[Any, Call]) -> None:
+        """Restart workers that took far longer than usual: a GPU or a file system may hang.
+
+        A call has the durations of its method to be compared with, a stream its own earlier events;
+        those without any have until `SILENCE_LIMIT`.
+        """
+        now = time.monotonic()
+        # looking costs a pass over all calls, and results may arrive thousands of times a second
+        if now - self._looked < WAIT:
+            return
+        self._looked = now
+        for reference, call in running.items():
+            limit = HANG_FACTOR * (self._usual(call) or SILENCE_LIMIT)
+            seconds = call.silent()
+            if call.stuck_for is not None or seconds < max(HANG_LIMIT, limit):
+                continue
+            # its result came since the last look: the driver was slow, not the worker
+            if ray.wait([reference], timeout=0)[0]:
+                continue
+            call.stuck_for = seconds
+            log.warning(
+                "A worker on %s took %.0f s over a task ('%s') that usually takes %.3g s; it is "
+                "restarted, and its task done again.",
+                self._node(call.worker),
+                seconds,
+                method,
+                limit / HANG_FACTOR,
+            )
+            # its call now fails as that of a worker that died
+            ray.kill(self._workers[call.worker], no_restart=False)
+
+    def _usual(self, call: Call) -> float | None:
+        """Seconds that a call usually takes, or a stream between two events; None if not known."""
+        if call.longest is not None:
+            return call.longest
+        known = self._durations[call.method]
+        # a median, as the first call of a method builds networks and takes many times longer
+        return statistics.median(known) if known else None
+
+    def _lose(self, call: Call, error: LostError) -> None:
+        """Count a worker as lost until it answers again; end it first if its GPU failed."""
+        if error.fault is not None:
+            log.warning(
+                "%s on %s; its worker is restarted, and its task done again.",
+                error.fault,
+                self._node(call.worker),
+            )
+            ray.kill(self._workers[call.worker], no_restart=False)
+        self._health.mark_lost(call.worker)
+
+    def _node(self, worker: int) -> str:
+        info = self._health.last_info.get(worker)
+        return "an unknown node" if info is None else info.node
+
+    @cached_property
+    def _durations(self) -> dict[str, deque[float]]:
+        """Seconds that calls of each method took lately."""
+        return defaultdict(lambda: deque(maxlen=REMEMBERED))
+
+    @cached_property
+    def _running(self) -> dict[Any, Call]:
+        """The calls that go on, by Ray's references."""
+        return {}
+
+    @cached_property
+    def _looked(self) -> float:
+        """When workers were last looked at for being stuck."""
+        return time.monotonic()
+
+    @staticmethod
+    def _packed(reference: Any) -> Any:
+        """The packed value of a result that is ready; its arrays lie in the object store."""
+        try:
+            return ray.get(reference, timeout=SILENCE_LIMIT)
+        except (RayActorError, ObjectLostError) as error:
+            raise LostError() from error
+        except RayTaskError as error:
+            if isinstance(error.cause, DeviceFaultError):
+                raise LostError(fault=str(error.cause)) from error
+            raise translated(error) from error
+        except RayError as error:
+            raise translated(error) from error
+
+
+_MISSING: Any = object()

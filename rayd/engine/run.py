@@ -1,0 +1,48 @@
+"""A finished run, as it is handed to its caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rayd import shown
+from rayd.config import Recipe
+from rayd.distilled import Distilled
+from rayd.evaluation.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: Path
+    """Where everything lies."""
+    recipe: Recipe
+    """What was run, resolved."""
+    distilled: Distilled
+    """The result."""
+    report: Report
+    """How it was judged."""
+    synthesis_seconds: float
+    """What the synthesis took, whichever run did it."""
+
+    def __repr__(self) -> str:
+        return shown.short(
+            "Run", self.directory, recipe=self.recipe.name, images=len(self.distilled)
+        )
+
+    def _repr_html_(self) -> str:
+        """The images and the report, in a notebook."""
+        return shown.distilled_html(self.distilled) + shown.report_html(self.report)
+
+    def plot(self) -> Figure:
+        """Draw the logged values of the synthesis as a matplotlib `Figure`, one subplot each.
+
+        Raises:
+            ArtifactError: nothing was logged, as where the set came from the store.
+        """
+        return shown.run_figure(self.directory)

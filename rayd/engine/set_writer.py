@@ -1,0 +1,116 @@
+"""The synthetic set of a run: its card, and its files in the run's directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rayd.closable import Closable
+from rayd.distilled import Distilled
+from rayd.engine import card
+from rayd.engine.arithmetic import Hardware
+from rayd.engine.job import Job
+from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.measure import Measure
+from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.squeeze import Squeeze
+from rayd.synthetic import SyntheticSet
+
+AT_ONCE = 1.0
+"""Seconds in which a set that is not large is written."""
+
+
+class SetWriter(Closable):
+    """Gives sets their card and writes them, a large one while the run goes on.
+
+    A context manager: when it is left, what was begun is written, whatever happened.
+
+    Args:
+        job: the run.
+        directory: of the set.
+        synthesis: hash of everything that the set depends on.
+        hardware: the device that computes it.
+    """
+
+    def __init__(self, job: Job, directory: Path, synthesis: str, hardware: Hardware):
+        self._job = job
+        self._directory = directory
+        self._synthesis = synthesis
+        self._hardware = hardware
+        self._thread = ThreadPoolExecutor(1, "rayd-save")
+        self._writing: Future[None] | None = None
+        self._is_card_new = False
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Where the set and its parts are made; of a set that was found, where they were."""
+        stages = (Squeeze(self._job), Experts(self._job), Measure(self._job), Rank(self._job))
+        parts = {stage.name: stage.devices() for stage in stages}
+        return card.origin(self._hardware, self._job.recipe.resources, parts)
+
+    @cached_property
+    def _experts(self) -> dict[str, Any] | None:
+        return Experts(self._job).facts_for_card()
+
+    def with_card(
+        self, learned: SyntheticSet, observers: Sequence[Mapping[str, Any]] = ()
+    ) -> Distilled:
+        """A set with its card.
+
+        Args:
+            learned: the set, finished or not.
+            observers: facts of the trained observers.
+        """
+        data = self._job.data
+        facts = card.card(
+            self._job.method,
+            data,
+            learned,
+            synthesis=self._synthesis,
+            observers=observers,
+            experts=self._experts,
+            origin=self.origin,
+        )
+        settings = self._job.recipe.synthetic
+        distilled = Distilled.of(learned, settings, data.class_names, data.normalization, facts)
+        distilled.card["pixel_range"] = asdict(distilled.pixel_range)
+        return distilled
+
+    def write(self, distilled: Distilled) -> None:
+        """Begin to write a set: a small one is there at once, a large one is written meanwhile.
+
+        Only later commands read it from the directory.
+        """
+        self._writing = self._thread.submit(distilled.save, self._directory)
+        with suppress(TimeoutError):
+            self._writing.result(AT_ONCE)
+
+    def add_to_card(self, distilled: Distilled, facts: Mapping[str, Any]) -> None:
+        """Add facts to the card of a set, whose file `finish` writes again if they are new."""
+        if any(distilled.card.get(name) != value for name, value in facts.items()):
+            distilled.card |= facts
+            self._is_card_new = True
+
+    def finish(self, distilled: Distilled, *, wait: bool = True) -> None:
+        """Write the card again if facts were added, after the set itself.
+
+        Args:
+            distilled: the set.
+            wait: for a set that is still being written; if not, this is left to a later call.
+        """
+        if self._writing is not None:
+            if not wait and not self._writing.done():
+                return
+            self._writing.result()
+        if self._is_card_new:
+            distilled.save_card()
+            self._is_card_new = False
+
+    def close(self) -> None:
+        """Wait until what was begun is written."""
+        self._thread.shutdown(wait=True)

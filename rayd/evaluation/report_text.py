@@ -1,0 +1,162 @@
+"""A report as a table for a terminal, and as plain text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from rayd.data.summary import DataSummary
+from rayd.evaluation.remarks import MARK, at_chance
+from rayd.evaluation.scores import EXPLAINED
+from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
+
+if TYPE_CHECKING:
+    from rayd.evaluation.report import Report
+
+WORDS = {"random": "random images", "whole": "the whole set"}
+"""Baselines in sentences."""
+SHOWN_DEPARTURES = 6
+"""Number of settings that are named where a run differs from its recipe."""
+
+
+class ReportText:
+    """A report in words.
+
+    Args:
+        report: the report.
+    """
+
+    def __init__(self, report: Report):
+        self._report = report
+
+    def table(self) -> Table:
+        """Format as a table for a terminal."""
+        layout = TableLayout.of(self._rows())
+        caption = "\n".join((*layout.below, *self._below()))
+        table = Table(title=escape(self._title()), caption=escape(caption))
+        for name in layout.columns:
+            table.add_column(name, justify="left" if name in LEFT_ALIGNED else "right")
+        for row in layout.rows:
+            table.add_row(*row)
+        return table
+
+    def text(self) -> str:
+        """Format as aligned lines of at most 80 characters, if network names are short enough."""
+        layout = TableLayout.of(self._rows())
+        paragraphs = (*layout.below, *self._below())
+        matrix = ["", *self._report.matrix().lines()] if len(self._networks()) > 1 else []
+        lines = [wrapped(self._title()), *layout.lines(), *map(wrapped, paragraphs), *matrix]
+        return "\n".join(lines)
+
+    def _networks(self) -> list[str]:
+        """Labels of the architectures."""
+        return list(dict.fromkeys(result.network for result in self._report.results))
+
+    def _below(self) -> list[str]:
+        """Everything under the table but the protocol."""
+        return [*self._papers(), *self._score_lines(), *self._read(), *self._report.remarks()]
+
+    def _papers(self) -> list[str]:
+        """The paper's number beside results of its settings, or which settings are others."""
+        found = {result.network: result.paper for result in self._report.results if result.paper}
+        networks = self._networks()
+        lines = []
+        for network, paper in found.items():
+            of = f" with {network}" if len(networks) > 1 else ""
+            lines.append(f"paper{of}: {paper.text()}")
+        if self._report.departures:
+            shown = ", ".join(self._report.departures[:SHOWN_DEPARTURES])
+            more = len(self._report.departures) - SHOWN_DEPARTURES
+            rest = f" and {more} more" if more > 0 else ""
+            lines.append(f"other than the recipe '{self._report.recipe}': {shown}{rest}")
+        return lines
+
+    def _score_lines(self) -> list[str]:
+        """A line of scores for every architecture and tested epoch, and what they mean."""
+        lines = []
+        shown = dict.fromkeys(
+            name for scores in self._report.scores for name in scores.cells() if name in EXPLAINED
+        )
+        several = len(self._report.scores) > 1
+        for scores in self._report.scores:
+            words = [f"{name} {value}" for name, value in scores.cells().items()]
+            of = f" of {scores.network}" if several else ""
+            epoch = "" if scores.epoch == "last" else f" ({scores.epoch})"
+            lines.append(f"scores{of}{epoch}: {', '.join(words)}")
+        if shown:
+            meaning = "; ".join(f"{name}: {EXPLAINED[name]}" for name in shown)
+            lines.append(f"{meaning}; ± over students, paired by seed")
+        if missing := self._missing():
+            lines.append(missing)
+        return lines
+
+    def _missing(self) -> str | None:
+        """What the scores lack, and the setting that adds it; None if nothing."""
+        evaluated = {(result.set, result.network, result.epoch) for result in self._report.results}
+        pairs = {(result.network, result.epoch) for result in self._report.results}
+        lacking = []
+        for name in ("random", "whole"):
+            if any((name, *pair) not in evaluated for pair in pairs):
+                lacking.append(name)
+        if not lacking:
+            return None
+        scores = "IOR, HLR and LRS" if "random" in lacking else "HLR and LRS"
+        both = " and ".join(WORDS[name] for name in lacking)
+        return (
+            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not asked for; "
+            "evaluation.baselines=[random,whole] does"
+        )
+
+    def _read(self) -> list[str]:
+        """Clause about the real images, if it is known."""
+        if self._report.real_data is None:
+            return []
+        return [f"real data: {DataSummary.from_json(self._report.real_data).brief()}"]
+
+    def _title(self) -> str:
+        report = self._report
+        size = sum(report.storage_bytes.values())
+        return (
+            f"{report.recipe}: {report.method} on {report.data}, {report.ipc} per class, "
+            f"{size:,} bytes"
+        )
+
+    def _rows(self) -> list[Row]:
+        """Cells by column; if random images were not evaluated, a row states that."""
+        results = self._report.results
+        evaluated = {(result.set, result.network, result.epoch) for result in results}
+        # if some accuracies have a mark, the others are padded, so that digits stay aligned
+        blank = " " * (len(MARK) + 1) if any(map(at_chance, results)) else ""
+        rows: list[Row] = []
+        several_labels = len({result.label_kind for result in results}) > 1
+        for result in results:
+            protocol = result.protocol
+            if several_labels:
+                # a column of its own says so
+                protocol = protocol.removeprefix(f"{result.label_kind}-label").lstrip(", ")
+            mark = f" {MARK}" if at_chance(result) else blank
+            rows.append(
+                {
+                    "network": result.network,
+                    "set": result.set,
+                    "labels": result.label_kind,
+                    "test accuracy": result.test_accuracy.text() + mark,
+                    "students": str(len(result.test_accuracy.runs)),
+                    "head": _cell(result.head_accuracy),
+                    "tail": _cell(result.tail_accuracy),
+                    "epoch": result.epoch,
+                    "seconds": f"{result.seconds:.1f}",
+                    "protocol": protocol,
+                }
+            )
+            random = ("random", result.network, result.epoch)
+            if result.set == "distilled" and random not in evaluated:
+                missing = {"network": result.network, "set": "random", "epoch": result.epoch}
+                rows.append({**missing, "test accuracy": f"not evaluated{blank}"})
+        return rows
+
+
+def _cell(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"

@@ -1,0 +1,97 @@
+"""Loss terms on plain tensors: use them in any torch loop, with features of any network.
+
+Each term has an object form, whose arguments are its settings, and a functional form:
+
+    loss = rayd.terms.MeanMatching()(real, synthetic, real_labels, labels)
+    loss = rayd.terms.mean_matching(real, synthetic, real_labels, labels)
+
+These classes are those of `rayd.objectives` and give the same numbers; they can be terms of an own
+method, too. Like there, a value is unweighted: `weight` is the factor in a method's objective.
+
+Symbols:
+
+    N, M    real and synthetic images          C       classes
+    d       dimension of a feature vector      h, w    height and width of a map
+    c       channels of a map
+
+Modules:
+
+    comparisons  terms that compare statistics of real and synthetic features
+    outputs      terms of synthetic images alone
+    batches      terms that take a batch of real images
+    functional   functional forms
+    calling      how all of them are called on plain tensors
+"""
+
+from rayd.objectives.terms import Term
+from rayd.terms.batches import GradientMatching, RidgeRegression
+from rayd.terms.comparisons import (
+    AttentionMatching,
+    Centralization,
+    CharacteristicFunctionMatching,
+    CovarianceMatching,
+    CurriculumFilterMatching,
+    MeanMatching,
+    MomentMatching,
+    NormalizationMatching,
+    SpectralFilterMatching,
+    StatisticMatching,
+)
+from rayd.terms.functional import (
+    attention_matching,
+    calibration,
+    centralization,
+    characteristic_function_matching,
+    class_aware,
+    covariance_matching,
+    cross_entropy,
+    curriculum_filter_matching,
+    densification,
+    flatness,
+    gradient_matching,
+    mean_matching,
+    moment_matching,
+    normalization_matching,
+    ridge_regression,
+    spectral_filter_matching,
+    statistic_matching,
+)
+from rayd.terms.outputs import Calibration, ClassAware, CrossEntropy, Densification, Flatness
+
+__all__ = [
+    "AttentionMatching",
+    "Calibration",
+    "Centralization",
+    "CharacteristicFunctionMatching",
+    "ClassAware",
+    "CovarianceMatching",
+    "CrossEntropy",
+    "CurriculumFilterMatching",
+    "Densification",
+    "Flatness",
+    "GradientMatching",
+    "MeanMatching",
+    "MomentMatching",
+    "NormalizationMatching",
+    "RidgeRegression",
+    "SpectralFilterMatching",
+    "StatisticMatching",
+    "Term",
+    "attention_matching",
+    "calibration",
+    "centralization",
+    "characteristic_function_matching",
+    "class_aware",
+    "covariance_matching",
+    "cross_entropy",
+    "curriculum_filter_matching",
+    "densification",
+    "flatness",
+    "gradient_matching",
+    "mean_matching",
+    "moment_matching",
+    "normalization_matching",
+    "ridge_regression",
+    "spectral_filter_matching",
+    "statistic_matching",
+]

@@ -1,0 +1,105 @@
+"""Terms that take a batch of real images beside the synthetic ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rayd import objectives
+from rayd.objectives.terms import Batch, Context
+from rayd.terms.calling import is_observation, observation_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rayd.networks import Observation
+
+_NO_NETWORK: Any = object()
+
+
+class GradientMatching(objectives.GradientMatching):
+    """Distances of the gradients that real and synthetic images give a network (DC).
+
+    >>> import torch
+    >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> images = torch.rand(4, 1, 2, 2)
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> GradientMatching()(images, images, labels, labels, network=network).item() < 1e-2
+    True
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        real: Any,
+        synthetic: Any,
+        real_labels: Any,
+        labels: Any,
+        *,
+        network: nn.Module | None = None,
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in the synthetic images.
+
+        Args:
+            real: normalised real images (N, channels, h, w), of every class among `labels` one.
+            synthetic: normalised synthetic images (M, channels, h, w).
+            real_labels: class indices (N,).
+            labels: class indices (M,).
+            network: maps images to logits; stays as it is.
+        """
+        if is_observation(synthetic):
+            return super().__call__(real, synthetic, real_labels, labels)
+        if network is None:
+            raise TypeError("GradientMatching needs the network whose gradients are compared.")
+        batch = Batch(real, real_labels, _no_look)
+        seen = observation_of(images=synthetic)
+        return super().__call__({}, seen, labels, Context(network=network, batch=batch))
+
+
+class RidgeRegression(objectives.RidgeRegression):
+    """Loss on real features of a ridge regression that was fitted to synthetic ones (FRePo).
+
+    >>> import torch
+    >>> features = torch.eye(4)
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> right = RidgeRegression()(features, features, labels, labels)
+    >>> wrong = RidgeRegression()(features, features, labels, 1 - labels)
+    >>> bool(right < wrong)
+    True
+    """
+
+    def __call__(  # type: ignore[override]
+        self,
+        real: Any,
+        synthetic: Any,
+        real_labels: Any,
+        labels: Any,
+        *,
+        classes: int | None = None,
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in features and soft labels.
+
+        Args:
+            real: feature vectors (N, d).
+            synthetic: feature vectors (M, d).
+            real_labels: class indices (N,).
+            labels: class indices (M,), or learned ones (M, C).
+            classes: number of classes; by default that of learned labels, or the largest index
+                and one.
+        """
+        if is_observation(synthetic):
+            return super().__call__(real, synthetic, real_labels, labels)
+        if classes is None:
+            learned = labels.is_floating_point()
+            classes = 1 + int(real_labels.max()) if not learned else labels.shape[1]
+            classes = classes if learned else max(classes, 1 + int(labels.max()))
+
+        def look() -> Observation:
+            return observation_of(features=real, classes=classes)
+
+        seen = observation_of(features=synthetic, classes=classes)
+        # a batch is there for its labels and features alone; no network is asked
+        context = Context(network=_NO_NETWORK, batch=Batch(real, real_labels, look))
+        return super().__call__({}, seen, labels, context)
+
+
+def _no_look() -> Any:
+    raise RuntimeError("Gradients are of images; features of them are not at hand.")

@@ -1,0 +1,230 @@
+"""How terms are called outside the engine: on features, labels and logits as plain tensors.
+
+The engine calls a term with the statistics of an observer on the real images and its output on the
+synthetic ones. The classes here make these two from tensors, and pass calls of the engine on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rayd.config.choices import LayerRole
+from rayd.objectives.terms import Context, RealStatistics
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from rayd.networks import Observation
+
+
+class ComparesStatistics:
+    """Call of terms that compare statistics of real and synthetic features."""
+
+    specs: Any
+    layer_roles: Any
+    optional: Any
+
+    def __call__(
+        self,
+        real: Any,
+        synthetic: Any,
+        real_labels: Any = None,
+        labels: Any = None,
+        *,
+        classes: int | None = None,
+        generator: torch.Generator | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in `synthetic`.
+
+        Features are a tensor with samples first; a sequence of them, one a layer; or these by layer
+        role, for terms that read layers of several roles.
+
+        Args:
+            real: features of real images, which get no gradient; or what `measure` returned.
+            synthetic: features of synthetic images, of the same shape but for their number.
+            real_labels: class indices (N,) of the real images; absent with measured statistics.
+            labels: class indices (M,) of the synthetic images.
+            classes: number of classes; by default the largest label and one. Give it in a loop on
+                a GPU, where finding it waits for the device.
+            generator: makes the draws of terms that draw; by default torch's global one.
+            context: what a term may depend on besides, such as its memory between calls.
+
+        Raises:
+            TypeError: an argument is missing, or a layer role must be named.
+        """
+        if is_observation(synthetic):
+            # a call of the engine, by position: statistics, observation, labels, context
+            return super().__call__(real, synthetic, real_labels, labels)  # type: ignore[misc, no-any-return]
+        if labels is None:
+            raise TypeError(f"{type(self).__name__} needs the labels of the synthetic images.")
+        statistics = real
+        if not _is_measured(real):
+            if real_labels is None:
+                raise TypeError(f"{type(self).__name__} needs the labels of the real images.")
+            if classes is None:
+                classes = 1 + int(max(real_labels.max(), labels.max()))
+            statistics = self._sampled(real, real_labels, classes, generator)
+            counts = real_labels.bincount(minlength=classes)
+        else:
+            classes, counts = _counts(statistics)
+        if context is None:
+            context = Context(generator=_draws(generator), class_counts=counts, blocks=1, memory={})
+        seen = self._observed(synthetic, classes)
+        return super().__call__(statistics, seen, labels, context)  # type: ignore[misc, no-any-return]
+
+    def measure(
+        self,
+        batches: Iterable[tuple[Any, Tensor]],
+        *,
+        classes: int,
+        generator: torch.Generator | None = None,
+    ) -> RealStatistics:
+        """Statistics of real features over many batches, accumulated in float64.
+
+        Args:
+            batches: pairs of features and class indices (N,). A length scale that is a median of
+                distances is taken of the first batch.
+            classes: number of classes.
+            generator: makes the draws of terms that draw.
+
+        Returns:
+            What a call takes in place of real features.
+        """
+        import torch
+
+        total: dict[Any, Any] = {}
+        with torch.no_grad():
+            for features, labels in batches:
+                seen = self._observed(features, classes)
+                for spec in self.specs:
+                    if spec not in total:
+                        total[spec] = _empty(spec, seen, classes, generator)
+                    spec.update(total[spec], seen, labels)
+            return {
+                spec: tuple(layer.to(dtype=torch.float32) for layer in layers)
+                for spec, layers in total.items()
+            }
+
+    def _sampled(
+        self, real: Any, labels: Tensor, classes: int, generator: torch.Generator | None
+    ) -> RealStatistics:
+        """Statistics of one real batch, in its own precision."""
+        import torch
+
+        if not self.specs:
+            return {}
+        with torch.no_grad():
+            seen = self._observed(real, classes)
+            statistics = {}
+            for spec in self.specs:
+                empty = _empty(spec, seen, classes, generator)
+                first = seen.layers[spec.layer_role]
+                if first:
+                    empty = tuple(layer.to(first[0].device, first[0].dtype) for layer in empty)
+                part = spec.of(seen, labels, empty)
+                statistics[spec] = part
+            return statistics
+
+    def _observed(self, features: Any, classes: int) -> Observation:
+        """Tensors as the output of a network."""
+        from torch import Tensor
+
+        from rayd.networks import Observation
+
+        roles = {spec.layer_role for spec in self.specs} | set(self.layer_roles)
+        if not isinstance(features, Mapping):
+            if len(roles) != 1:
+                names = " and ".join(f"'{role.value}'" for role in sorted(roles))
+                raise TypeError(
+                    f"{type(self).__name__} reads layers of several roles: give a mapping with "
+                    f"{names}. Got {type(features).__name__} instead."
+                )
+            features = {next(iter(roles)): features}
+        layers: dict[LayerRole, tuple[Tensor, ...]] = dict.fromkeys(roles, ())
+        for name, given in features.items():
+            layers[LayerRole(name)] = (given,) if isinstance(given, Tensor) else tuple(given)
+        missing = [role.value for role in roles - set(self.optional) if not layers[role]]
+        if missing:
+            raise TypeError(f"{type(self).__name__} got no features of '{missing[0]}'.")
+        first = next(tensor for tensors in layers.values() for tensor in tensors)
+        return Observation(first.new_zeros(len(first), classes), layers, first)
+
+
+class OfLogits:
+    """Call of terms that read logits and labels."""
+
+    def __call__(
+        self, logits: Any, labels: Any, _labels: Any = None, _context: Any = None, **given: Any
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in the logits.
+
+        Args:
+            logits: of a trained network on the synthetic images, (M, C).
+            labels: class indices (M,).
+            given: facts of the network, such as its `accuracy`; two more positions are the engine's.
+        """
+        if is_observation(labels):
+            return super().__call__(logits, labels, _labels, _context)  # type: ignore[misc, no-any-return]
+        seen = observation_of(logits=logits)
+        return super().__call__({}, seen, labels, Context(**given))  # type: ignore[misc, no-any-return]
+
+
+def is_observation(value: Any) -> bool:
+    """Whether a term is called by the engine, on the output of an observer."""
+    return hasattr(value, "layers") and hasattr(value, "logits")
+
+
+def observation_of(
+    logits: Any = None, images: Any = None, features: Any = None, classes: int = 1
+) -> Observation:
+    """The output of a network, of what is known of it."""
+    from rayd.networks import Observation
+
+    layers: dict[LayerRole, tuple[Tensor, ...]] = {}
+    if features is not None:
+        layers[LayerRole.FEATURES] = (features,)
+    if logits is None:
+        first = features if features is not None else images
+        logits = first.new_zeros(len(first), classes)
+    return Observation(logits, layers, logits if images is None else images)
+
+
+def _is_measured(real: Any) -> bool:
+    """Whether these are statistics, not features by layer role."""
+    return isinstance(real, Mapping) and not any(isinstance(key, str) for key in real)
+
+
+def _counts(statistics: RealStatistics) -> tuple[int, Any]:
+    """Number of classes, and images of each, of measured statistics."""
+    for layers in statistics.values():
+        for layer in layers:
+            count: Any = getattr(layer, "count", None)
+            if count is not None and len(count) > 1:
+                return len(count), count
+    return 1, None
+
+
+def _empty(
+    spec: Any, seen: Observation, classes: int, generator: torch.Generator | None
+) -> tuple[Any, ...]:
+    """Neutral elements of a statistic, for the layers of an observation."""
+    import torch
+
+    shapes = [tuple(layer.shape[1:]) for layer in seen.layers[spec.layer_role]]
+    if not spec.draws:
+        empty = spec.empty(classes, shapes)
+    else:
+        resolved = spec.resolved([seen]) if shapes else ()
+        empty = spec.empty(classes, shapes, generator or torch.default_generator, resolved)
+    home = seen.images.device
+    return tuple(layer.to(home) for layer in empty)
+
+
+def _draws(generator: torch.Generator | None) -> Any:
+    """Generators by purpose, as terms take them."""
+    import torch
+
+    return lambda purpose: generator or torch.default_generator

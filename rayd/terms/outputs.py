@@ -1,0 +1,90 @@
+"""Terms of synthetic images alone: of the logits of a trained network, or of the images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rayd import objectives
+from rayd.objectives.terms import Context
+from rayd.terms.calling import OfLogits, is_observation, observation_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CrossEntropy(OfLogits, objectives.CrossEntropy):  # type: ignore[misc]
+    """Cross-entropy of a trained network's logits (M, C) with class indices (M,).
+
+    >>> import torch
+    >>> round(CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
+    1.3863
+    """
+
+
+class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
+    """Cross-entropy of logits (M, C) and class indices (M,), over classes, as in NCFM.
+
+    >>> import torch
+    >>> bool(Calibration()(torch.zeros(2, 4), torch.tensor([0, 3])) > 0)
+    True
+    """
+
+
+class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
+    """`Calibration` times the accuracy of the network on real images (CSDM).
+
+    The accuracy is given with the call, a fraction.
+
+    >>> import torch
+    >>> bool(ClassAware()(torch.zeros(2, 4), torch.tensor([0, 3]), accuracy=0.9) > 0)
+    True
+    """
+
+
+class Flatness(objectives.Flatness):
+    """Divergence of logits (M, C) from those of the moving average of the images (EDC).
+
+    >>> import torch
+    >>> logits = torch.rand(2, 4)
+    >>> round(Flatness()(logits, logits).item(), 6)
+    0.0
+    """
+
+    def __call__(
+        self, logits: Any, average_logits: Any, labels: Any = None, context: Any = None
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in the logits.
+
+        Args:
+            logits: of a trained network on the images, (M, C).
+            average_logits: the same of the moving average of the images; gets no gradient.
+            labels: has no effect; as the engine calls terms.
+            context: as the engine gives it.
+        """
+        if is_observation(average_logits):
+            return super().__call__(logits, average_logits, labels, context)
+        context = Context(average_logits=lambda: average_logits)
+        return super().__call__({}, observation_of(logits=logits), logits, context)
+
+
+class Densification(objectives.Densification):
+    """Divergence of the spectra of the images of each class from softer ones (GVBSM).
+
+    >>> import torch
+    >>> images = torch.rand(4, 3, 8, 8)
+    >>> bool(Densification()(images, torch.tensor([0, 0, 1, 1])) >= 0)
+    True
+    """
+
+    def __call__(  # type: ignore[override]
+        self, images: Any, labels: Any, _labels: Any = None, _context: Any = None
+    ) -> Tensor:
+        """The unweighted value, a scalar, differentiable in the images.
+
+        Args:
+            images: normalised, (M, channels, h, w).
+            labels: class indices (M,).
+        """
+        if is_observation(labels):
+            return super().__call__(images, labels, _labels, _context)
+        return super().__call__({}, observation_of(images=images), labels, Context())
