@@ -108,7 +108,7 @@ def show(
         raise ConfigError(
             f"'rayd show' takes settings with --schedule alone. Got '{overrides[0]}' instead."
         )
-    from rayd.card import describe
+    from rayd.card_text import describe
     from rayd.distilled import load
     from rayd.sheets import sheet
 

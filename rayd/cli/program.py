@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _without_imports(given: list[str]) -> list[str]:
     """Import the files of `--import`, which any command may have, and leave them out."""
-    from rayd import parts
+    from rayd import plugins
 
     kept: list[str] = []
     words = iter(given)
@@ -107,9 +107,9 @@ def _without_imports(given: list[str]) -> list[str]:
             file = next(words, None)
             if file is None:
                 raise ConfigError("Option --import needs a file: --import my_method.py.")
-            parts.load_file(file)
+            plugins.load_file(file)
         elif word.startswith("--import="):
-            parts.load_file(word.removeprefix("--import="))
+            plugins.load_file(word.removeprefix("--import="))
         else:
             kept.append(word)
     return kept

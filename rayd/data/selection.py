@@ -20,7 +20,7 @@ With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,
   is large (Sorscher et al., "Beyond neural scaling laws", NeurIPS 2022): k in a row, of which
   k (n - k) / n are easier.
 
-Scores of the last three are those of `rayd.training.ranking`. With few images a class the hardest
+Scores of the last three are those of `rayd.training.image_ranking`. With few images a class the hardest
 ones do not stand for it: on the 8x8 digits students reach 0.32 by forgetting and 0.27 by errors with
 one image (random ones 0.77, difficulty 0.84, herding 0.89), 0.86 with ten (0.97, 0.91, 0.96).
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rayd import parts, remote
+from rayd import plugins, remote
 from rayd.data.catalog import KNOWN
 from rayd.data.files import Listing
 from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
@@ -87,7 +87,7 @@ def locate(name: str, root: Path | None = None) -> Path | None:
         RaydError: it is from outside the package, and fails to load or is unfit.
     """
     found = next((path for path in _candidates(name, root) if _exists(path)), None)
-    if found is None and (parts.is_spec(name) or name in parts.offered("datasets")):
+    if found is None and (plugins.is_spec(name) or name in plugins.offered("datasets")):
         # arrays and tensors are read by a module that commands on files do without
         from rayd.data.objects import named
 
@@ -111,7 +111,7 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
             if name not in listed and not name.startswith(".") and _exists(path):
                 listed.add(name)
                 infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
-    for name, value in parts.offered("datasets").items():
+    for name, value in plugins.offered("datasets").items():
         infos.append(SourceInfo(name, None, Path(value), "an installed package has it"))
     return infos
 

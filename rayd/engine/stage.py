@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import StageDisplay
+from rayd.engine.stage_cost import StageCost
 from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.training.progress import EpochProgress
 

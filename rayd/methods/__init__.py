@@ -1,6 +1,6 @@
 """Methods, one paper a module. `build` configures the one that a recipe names."""
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import Recipe
 from rayd.errors import ConfigError, unknown
 from rayd.methods.base import Method
@@ -79,7 +79,7 @@ def get(name: str) -> type[Method]:
     """
     if name in Method.registry:
         return Method.registry[name]
-    found = parts.find("methods", name)
+    found = plugins.find("methods", name)
     # what was looked for may have registered itself meanwhile
     found = Method.registry.get(name) if found is None else found
     if found is None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import (
     NETWORK_GROUPS,
     NetworkGroup,
@@ -81,7 +81,7 @@ class Method(ABC):
                     f"{_origin(cls)}: rename one of them."
                 )
             Method.registry[cls.name] = cls
-            parts.own(cls.name, cls)
+            plugins.own(cls.name, cls)
 
     @final
     def __init__(self, recipe: Recipe):
@@ -179,7 +179,7 @@ class Method(ABC):
         added = []
         for name in sorted(recipe.terms.keys() - names):
             # twice: what is found may be a module that registers the term when it is imported
-            term = Term.registry.get(name) or parts.find("terms", name) or Term.registry.get(name)
+            term = Term.registry.get(name) or plugins.find("terms", name) or Term.registry.get(name)
             if term is None:
                 known = sorted({*names, *Term.registry})
                 raise ConfigError(unknown("term", name, known, f"method '{cls.name}'"))

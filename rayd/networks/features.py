@@ -21,7 +21,7 @@ from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
-    from rayd.objectives.parts import OtherParts
+    from rayd.objectives.batch_parts import OtherParts
 
 
 _NEEDS = {

@@ -57,7 +57,7 @@ from torch import Tensor
 
 from rayd.config.choices import Category
 from rayd.networks import LayerRole, Observation
-from rayd.objectives.parts import OtherParts
+from rayd.objectives.batch_parts import OtherParts
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, RealStatistics

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from rayd import parts
+from rayd import plugins
 from rayd.derived import present_classes
 from rayd.repeats import repeated
 from rayd.statistics.transforms import Transform, Vectors
@@ -69,7 +69,7 @@ class Statistic(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Statistic.registry[cls.__name__] = cls
-        parts.own(cls.__name__, cls)
+        plugins.own(cls.__name__, cls)
 
     @classmethod
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:

@@ -18,11 +18,11 @@ from rayd.errors import DataError
 from rayd.synthetic.base import SyntheticSet
 from rayd.synthetic.hallucinated import initial_hallucinators
 from rayd.synthetic.kinds import restore
+from rayd.synthetic.label_initialization import agreed_logits, class_logits, random_logits
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import choose, fit, random_factors, spread
 from rayd.synthetic.partitioned import shrink
 from rayd.synthetic.rded import check_candidates
-from rayd.synthetic.soft_labels import agreed_logits, class_logits, random_logits
 
 SPARE = 20
 """Candidates per class beyond twice the images needed, to drop those no expert knows."""

@@ -23,7 +23,7 @@ from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization
 from rayd.seeding import generator
 from rayd.training.packing import unpack
-from rayd.training.stored import LabelChunk, StoredLabels
+from rayd.training.stored_labels import LabelChunk, StoredLabels
 from rayd.transfer import upload
 
 

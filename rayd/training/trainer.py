@@ -32,10 +32,10 @@ from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
 from rayd.states import load_state_tensors, state_tensors, under
 from rayd.training.batches import Batches, DrawnBatch
-from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
 from rayd.training.parallelism import SINGLE_PROCESS, BatchPart, Parallelism
 from rayd.training.sets import TrainingSet, taken
+from rayd.training.teacher_labels import Teachers, gathered
 from rayd.transfer import upload
 
 Weights = Mapping[str, Tensor]

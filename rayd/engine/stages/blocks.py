@@ -22,15 +22,15 @@ from rayd import synthetic
 from rayd.callbacks import Callbacks, Step
 from rayd.distilled import Distilled
 from rayd.engine import checkpoint
-from rayd.engine.callbacks import Callback
 from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
+from rayd.engine.milestones import Callback
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
-from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Logged, State, Synthesizer
 from rayd.methods import Method
 from rayd.pictures import contact_sheet
 from rayd.synthetic import SyntheticSet

@@ -18,7 +18,6 @@ import torch
 
 from rayd import synthetic
 from rayd.data import ImageSet
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
@@ -26,6 +25,7 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
 from rayd.engine.stage import TensorStage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.worker import Worker
 from rayd.synthetic import SyntheticSet

@@ -29,7 +29,6 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, SynthesisSettings
 from rayd.config.synthesis import Parameter
 from rayd.data import Normalization
-from rayd.engine.aggregation import Measuring, aggregate
 from rayd.engine.checkpoint import newest, resumable, save_checkpoint
 from rayd.engine.gradients.base import (
     GradientSource,
@@ -42,6 +41,7 @@ from rayd.engine.gradients.feature_matching import FeatureMatching, Memory
 from rayd.engine.gradients.trajectory_matching import TrajectoryMatching
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
+from rayd.engine.statistic_aggregation import Measuring, aggregate
 from rayd.errors import ArtifactError, RunError
 from rayd.states import under
 from rayd.synthetic import SyntheticSet
@@ -142,7 +142,7 @@ class Synthesizer:
         self._at: tuple[str, int, int] | None = None
 
     def measure(self, measuring: Measuring) -> Iterator[tuple[int, int]]:
-        """Merge what workers measure of the real data; see `rayd.engine.aggregation`."""
+        """Merge what workers measure of the real data; see `rayd.engine.statistic_aggregation`."""
         yield from aggregate(self._pool, measuring)
 
     def advance(self, task: BlockTask, since: int, until: int) -> list[Logged]:

@@ -25,7 +25,7 @@ from rayd.transfer import upload
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
-TOGETHER = 64
+MIN_TEACHER_BATCH = 64
 """Minimum images per forward pass of the teachers, for which small batches are combined."""
 
 Item = TypeVar("Item", bound=Sized)
@@ -95,7 +95,7 @@ class Teachers:
 
 
 def gathered(batches: Iterable[Item]) -> Iterator[list[Item]]:
-    """Combine consecutive batches until they have `TOGETHER` images.
+    """Combine consecutive batches until they have `MIN_TEACHER_BATCH` images.
 
     >>> [list(map(len, group)) for group in gathered([range(50), range(50), range(80), range(5)])]
     [[50, 50], [80], [5]]
@@ -105,7 +105,7 @@ def gathered(batches: Iterable[Item]) -> Iterator[list[Item]]:
     for batch in batches:
         group.append(batch)
         images += len(batch)
-        if images >= TOGETHER:
+        if images >= MIN_TEACHER_BATCH:
             yield group
             group = []
             images = 0
