@@ -43,10 +43,11 @@ from rayd.engine.set_writer import SetWriter
 from rayd.engine.stage import Item, Result, Stage
 from rayd.engine.stages.blocks import Blocks
 from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.initial_set import initial_set
 from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.relabel import Relabel
-from rayd.engine.stages.score import Score, initial_set
+from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
 from rayd.engine.stages.students import LabelSource, Students
 from rayd.engine.stages.synthesis import Synthesis, Synthesized
@@ -319,7 +320,7 @@ class Driver:
             experts=files,
             log=self._log,
             progress=self._progress,
-            picture=lambda learned: self._writer.with_card(learned, facts),
+            as_distilled=lambda learned: self._writer.with_card(learned, facts),
             callback=self._callback,
             callbacks=self._callbacks,
             validation_accuracy=self._validation_accuracy,

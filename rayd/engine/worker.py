@@ -163,11 +163,9 @@ class Worker(ObserverTasks):
             logits.append(network(inputs).cpu())
         return torch.cat(logits)
 
-    def synthesize(
-        self, assignment: BlockTask, stop: int | None = None
-    ) -> Iterator[Logged | State]:
+    def synthesize(self, task: BlockTask, stop: int | None = None) -> Iterator[Logged | State]:
         """Optimise one block with the networks of this worker; see `rayd.engine.synthesizer`."""
-        yield from synthesize(LocalPool.around(self), assignment, stop)
+        yield from synthesize(LocalPool.around(self), task, stop)
 
     def synthesizer(self, neighbours: Neighbours | None, method: str, *arguments: Any) -> Any:
         """Call the synthesizer of this worker, whose tasks this worker shares with others.

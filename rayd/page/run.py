@@ -18,7 +18,7 @@ from rayd.config import Recipe
 from rayd.data.summary import DataSummary
 from rayd.distilled import DIRECTORY, Distilled, load
 from rayd.engine.rundir import RunDirectory
-from rayd.engine.stages.blocks import PICTURE
+from rayd.engine.stages.blocks import SHEET_TAG
 from rayd.engine.status import METRICS, Status, status
 from rayd.errors import ArtifactError, RaydError
 from rayd.evaluation.matrix import words_of
@@ -440,9 +440,9 @@ def logged_pictures(folder: Path) -> dict[int, bytes]:
     # all images, no other kind of event
     reader = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 1})
     reader.Reload()
-    if PICTURE not in reader.Tags()["images"]:
+    if SHEET_TAG not in reader.Tags()["images"]:
         return {}
-    return {event.step: event.encoded_image_string for event in reader.Images(PICTURE)}
+    return {event.step: event.encoded_image_string for event in reader.Images(SHEET_TAG)}
 
 
 def command(
