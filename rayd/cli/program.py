@@ -27,7 +27,7 @@ from rayd.cli import (
 from rayd.cli.group import new_group
 from rayd.cli.printing import out
 from rayd.errors import ClusterLostError, ConfigError, RaydError
-from rayd.interrupts import InterruptedRunError, leave, one_interrupt
+from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError, leave, one_interrupt
 from rayd.version import __version__
 
 app = new_group(
@@ -138,7 +138,7 @@ def _main_in_order(given: list[str]) -> None:
             sys.stderr.write(f"  {line}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("rayd: Interrupted; finished work is kept.\n")
+        sys.stderr.write(f"rayd: {WORK_IS_KEPT}\n")
         sys.exit(InterruptedRunError.exit_code)
     except BrokenPipeError:
         sys.exit(1)
