@@ -1,8 +1,9 @@
-"""Gradients and statistics that a worker computes with its networks.
+"""The tasks that a worker computes with its networks: gradients of a step, and statistics.
 
-`ObserverTasks` is the base of `rayd.engine.worker.Worker`, a plain class, independent of whether it
-runs in process or in an actor. Its networks are in `rayd.engine.worker_networks`, its copies of the
-synthetic set in `rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
+A single network is in `rayd.engine.observer`. `ObserverTasks` is the base of
+`rayd.engine.worker.Worker`, a plain class, independent of whether it runs in process or in an
+actor. Its networks are in `rayd.engine.worker_networks`, its copies of the synthetic set in
+`rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ _PartKey = tuple[str, NetworkId, int, int]
 
 
 class ObserverTasks:
-    """The networks of one worker. Every result depends on its task alone.
+    """Tasks on the networks of one worker. Every result depends on its task alone.
 
     Args:
         recipe: the run.

@@ -1,4 +1,16 @@
-"""Methods, one paper a module. `build` configures the one that a recipe names."""
+"""Methods, one paper a module. `build` configures the one that a recipe names.
+
+To add a method:
+
+1. Write a module here with a subclass of `Method` (`rayd.methods.base` documents what it may
+   declare); its `name` registers it. The head of the module has the citation, the objective with
+   every symbol, and where paper and released code differ.
+2. Terms that no method has yet are modules of `rayd.objectives`.
+3. Import the class below and add it to `__all__`: what is not imported is not known.
+4. Add its recipes to `rayd/recipes/`, and a test to `tests/methods/`.
+
+A method outside the package needs the first alone: see `docs/pages/own-method.md`.
+"""
 
 from rayd import plugins
 from rayd.config import Recipe

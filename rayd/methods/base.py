@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 class Method(ABC):
     """A paper's method: the terms of its objective, its defaults, its needs and its citation.
 
-    Adding one is a module beside this file with a subclass, its recipes, its tests. Methods are
-    registered by a subclass that has a name.
+    A subclass that has a `name` is registered. How to add one is in `rayd.methods`.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,8 @@
-"""Statistics of features, which are monoids; transforms from feature maps to feature vectors."""
+"""Statistics of features, which are monoids; transforms from feature maps to feature vectors.
+
+To add a statistic, see `rayd.statistics.base`; a transform is a class in
+`rayd.statistics.transforms`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
