@@ -240,7 +240,8 @@ def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...
 def border_of(shape: ImageShape) -> int:
     """Additional padding of the first convolution: 2 for sides of 28 to 31 pixels, else 0.
 
-    Zhao et al. (ICLR 2021) so bring the images of MNIST, 28x28, to the maps of 32x32 ones.
+    Zhao et al. (ICLR 2021) pad MNIST's images of 28x28 pixels like this, so that networks have the
+    same maps as for images of 32x32.
     """
     return 2 if 28 <= min(shape[1:]) < 32 else 0
 

@@ -1,4 +1,6 @@
-"""Soft labels: teachers' logits of a student's batches, online or precomputed for all students.
+"""Labels that teachers make: their logits of a student's batches, online or for all students once.
+
+`rayd.training.stored_labels` keeps those of all students and replays them.
 
 Images are mixed before they are labelled: labels of un-mixed images, as in one branch of G-VBSM's
 released code, would belong to other images. Several teachers are averaged by their logits. The mean
@@ -26,7 +28,7 @@ from rayd.transfer import upload
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
 MIN_TEACHER_BATCH = 64
-"""Minimum images per forward pass of the teachers, for which small batches are combined."""
+"""Images of a forward pass of the teachers, at least: smaller batches of a student are combined."""
 
 Item = TypeVar("Item", bound=Sized)
 
