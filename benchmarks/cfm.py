@@ -26,7 +26,7 @@ from rayd import methods, networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load
 from rayd.engine.observer import DatasetInfo, Observer
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
 from rayd.methods.cfm import CurriculumFrequencyMatching
 from rayd.networks import FeatureExtractor, Observation
@@ -191,7 +191,9 @@ def main() -> None:
     for threads in (1, 2):
         torch.set_num_threads(threads)
         steps = {
-            name: Steps(open_pool(one.resources, Observers, one, DatasetInfo.of(data)), one, data)
+            name: Steps(
+                open_pool(one.resources, ObserverTasks, one, DatasetInfo.of(data)), one, data
+            )
             for name, one in chosen.items()
         }
         where = f"{threads} thread{'s' if threads > 1 else ''}"

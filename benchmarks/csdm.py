@@ -25,7 +25,7 @@ from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalRef
 from rayd.objectives.characteristic_function_distance import characteristic_function_gaps
 from rayd.recipes import assemble
@@ -175,7 +175,7 @@ def main() -> None:
     shard = LocalRef(batch)
     first = LocalRef((batch[0][:512], batch[1][:512]))
     looks = {
-        method: Observers(recipe(options.data, method=method), DatasetInfo.of(data))
+        method: ObserverTasks(recipe(options.data, method=method), DatasetInfo.of(data))
         for method in ("csdm", "dm")
     }
     (network_id, *_) = network_ids(recipe(options.data))

@@ -25,10 +25,10 @@ from rayd.data import ImageData, ImageSet, load
 from rayd.data.augmentation import draw_transform
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalRef, WorkerPool
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.seeding import generator
 from rayd.synthetic import initial
@@ -238,7 +238,7 @@ def main() -> None:
             options.data, **merge(settings, {"resources": {"workers": 2, "threads": 1}})
         )
         plain = plain_loop(spread, data)
-        with open_pool(spread.resources, Observers, spread, DatasetInfo.of(data)) as pool:
+        with open_pool(spread.resources, ObserverTasks, spread, DatasetInfo.of(data)) as pool:
             ours = Steps(pool, spread, data)
 
             def by_hand(plain: Callable[[int], float] = plain) -> float:
@@ -263,7 +263,7 @@ def main() -> None:
         for alpha in (0.5, 1.0)
     )
     steps = [
-        Steps(open_pool(one.resources, Observers, one, DatasetInfo.of(hundred)), one, hundred)
+        Steps(open_pool(one.resources, ObserverTasks, one, DatasetInfo.of(hundred)), one, hundred)
         for one in (by_class, over_all)
     ]
     title = "time of a step with statistics of 100 classes : of all images alone"
@@ -276,7 +276,7 @@ def main() -> None:
     )
 
     observers = [
-        Observers(by_class, DatasetInfo.of(known)) for known in (hundred, with_classes(data, 2))
+        ObserverTasks(by_class, DatasetInfo.of(known)) for known in (hundred, with_classes(data, 2))
     ]
     images = data.train.images[:1024]
     network_id = network_ids(by_class)[0]

@@ -23,10 +23,10 @@ from rayd.data.augmentation import augmentation
 from rayd.devices import dtype
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalRef, WorkerPool
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 
@@ -115,7 +115,7 @@ class Steps:
 def in_process(recipe_: Recipe, data: ImageData, real: ImageData | None = None) -> Steps:
     """Steps in this process."""
     return Steps(
-        open_pool(recipe_.resources, Observers, recipe_, DatasetInfo.of(data)),
+        open_pool(recipe_.resources, ObserverTasks, recipe_, DatasetInfo.of(data)),
         recipe_,
         data,
         real or data,
@@ -190,7 +190,7 @@ def main() -> None:
                 lambda b=bare, n=steps: b(n), lambda o=ours, n=steps: o.rate(n))  # fmt: skip
 
     chosen = recipe(options.data)
-    observers = Observers(chosen, DatasetInfo.of(data))
+    observers = ObserverTasks(chosen, DatasetInfo.of(data))
     images = data.train.images[:4096]
     labels = data.train.labels[:4096]
     shard = LocalRef((images, labels))
@@ -232,7 +232,7 @@ def main() -> None:
     pair = {"observers": {"per_step": 2}, "ipc": 10}
     local = recipe(options.data, **merge(pair, {"resources": {"threads": 2}}))
     remote = recipe(options.data, **merge(pair, {"resources": {"workers": 2, "threads": 1}}))
-    with open_pool(remote.resources, Observers, remote, DatasetInfo.of(data)) as pool:
+    with open_pool(remote.resources, ObserverTasks, remote, DatasetInfo.of(data)) as pool:
         spread = Steps(pool, remote, data, data)
         alone = in_process(local, data)
         compare("step rate, Ray with 2 one-thread workers : in process with 2 threads", "at least 0.85",

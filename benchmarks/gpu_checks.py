@@ -40,7 +40,7 @@ from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.score import Score, initial_set
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.store import Store
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
 from rayd.evaluation.student import StudentResult, train
 from rayd.recipes import assemble

@@ -40,7 +40,7 @@ from rayd.engine.pool import LocalPool
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import RaydError
 from rayd.methods import build

@@ -24,9 +24,9 @@ from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.networks import FeatureExtractor, LayerRole
 from rayd.recipes import assemble
 from rayd.synthetic import initial
@@ -52,7 +52,7 @@ class Steps:
     """A synthesizer in this process that is ready to step."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
-        pool = open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data))
+        pool = open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data))
         pool = network_ids(chosen)
         classifiers = network_ids(chosen, "classifiers")
         start = pool.share(dict(initial(chosen, data).state_dict()))

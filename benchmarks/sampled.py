@@ -32,9 +32,9 @@ from rayd.data import ImageData
 from rayd.data.images import ImageSet
 from rayd.data.normalization import Standardization
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalPool
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 
@@ -74,7 +74,7 @@ class Ours:
     """A synthesizer in this process that is ready to step."""
 
     def __init__(self, chosen: Recipe, data: ImageData):
-        pool = LocalPool(chosen.resources, Observers, chosen, DatasetInfo.of(data))
+        pool = LocalPool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data))
         start = pool.share(dict(initial(chosen, data).state_dict()))
         train = pool.share((data.train.images, data.train.labels))
         self._assignment = BlockTask(

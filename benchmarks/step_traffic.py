@@ -34,7 +34,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerPool
 from rayd.engine.stages.blocks import place_synthesizer
-from rayd.engine.synthesize import BlockTask
+from rayd.engine.synthesizer import BlockTask
 from rayd.engine.worker import Worker
 from rayd.recipes import resolve
 from rayd.synthetic import initial

@@ -70,7 +70,7 @@ from rayd.engine.worker import ORDER_CHECK
 from rayd.evaluation.variants import DISTILLED, variants
 from rayd.recipes import resolve
 from rayd.training.squeeze import JUDGED
-from rayd.training.stored import chunks
+from rayd.training.stored_labels import chunks
 
 RECIPE = "edc-imagenet-1k-ipc10"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

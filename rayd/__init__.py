@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report
     from rayd.keywords import Keywords, RecipeKeywords
     from rayd.methods import Method
-    from rayd.steps import Steps
+    from rayd.step_iterator import Steps
     from tuning import Space, Sweep
 
 __all__ = [
@@ -277,7 +277,7 @@ def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
     Raises:
         RaydError: as `distill`, with the first step.
     """
-    from rayd.steps import Steps as Loop
+    from rayd.step_iterator import Steps as Loop
 
     own = tuple(arguments.pop("callbacks", ()))
     return Loop(lambda handover: distill(name, callbacks=(*own, handover), **arguments))

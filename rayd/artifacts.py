@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
-from rayd import parts, remote
+from rayd import plugins, remote
 from rayd.errors import ArtifactError, RunError
 
 if TYPE_CHECKING:
@@ -316,6 +316,6 @@ def content_hash(content: Mapping[str, Any]) -> str:
     If it names parts from outside the package, it depends on their source, too.
     """
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    if sources := parts.source_of(canonical):
+    if sources := plugins.source_of(canonical):
         canonical += json.dumps(sources, sort_keys=True)
     return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd import parts
+from rayd import plugins
 from rayd.errors import ConfigError, RaydError, RunError, unknown
 
 if TYPE_CHECKING:
@@ -446,9 +446,9 @@ def build(settings: Sequence[CallbackSettings]) -> list[Any]:
     """
     built = []
     for one in settings:
-        kind = READY.get(one.name) or parts.find("callbacks", one.name)
+        kind = READY.get(one.name) or plugins.find("callbacks", one.name)
         if kind is None:
-            raise ConfigError(unknown("callback", one.name, [*READY, *parts.names("callbacks")]))
+            raise ConfigError(unknown("callback", one.name, [*READY, *plugins.names("callbacks")]))
         try:
             built.append(kind(**(one.model_extra or {})))
         except TypeError as error:

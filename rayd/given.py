@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import Recipe
 from rayd.errors import ConfigError
 
@@ -78,12 +78,12 @@ def check_sendable(recipe: Recipe) -> None:
     Raises:
         ConfigError: states which, and why.
     """
-    if recipe.resources.workers == 0 or not parts.OBJECTS:
+    if recipe.resources.workers == 0 or not plugins.OBJECTS:
         return
     from rayd.engine.on_ray.cluster import check_sendable as check
 
     named = recipe.model_dump_json()
-    for name, (kind, part) in parts.OBJECTS.items():
+    for name, (kind, part) in plugins.OBJECTS.items():
         if f'"{name}"' not in named:
             continue
         check(f"The {kind.removesuffix('s')} '{name}'", part)
@@ -104,7 +104,7 @@ def _method(method: Any) -> str:
         raise ConfigError(f"Method '{kind.__name__}' has no name: give its class a 'name'.")
     if kind.__module__.partition(".")[0] == "rayd":
         return kind.name
-    return parts.name_of("methods", kind)
+    return plugins.name_of("methods", kind)
 
 
 def _network(network: Any) -> str:
@@ -115,4 +115,4 @@ def _network(network: Any) -> str:
             "'network' must be a name, a torch module, or a function or class that builds one. "
             f"Got {type(network).__name__} instead."
         )
-    return parts.name_of("networks", network)
+    return plugins.name_of("networks", network)

@@ -1,5 +1,16 @@
 """Ctrl-C: the first one ends a command in order, a second one ends the process at once.
 
+The first one raises `KeyboardInterrupt`, which passes, from the inside out,
+
+    rayd.engine.status        writes `interrupted` into the run's `status.json`
+    rayd.cli.runs             `rayd distill`: adds the command that continues the run
+    rayd.cli.group            any other command: makes it an `InterruptedRunError`
+    rayd.cli.program          prints the error and exits with code 130
+    rayd.__main__             ends the process without waiting for what Ray does at exit
+
+Of the calls from Python, `rayd.distill` lets it pass, and a loop over `rayd.synthesize` ends its
+run before (`rayd.step_iterator`).
+
 Imports almost nothing, so that it is in force before the imports that take seconds.
 """
 
@@ -24,6 +35,8 @@ class InterruptedRunError(RaydError):
 
 NOTHING_DONE = "Interrupted before anything was done."
 """Message if the command had not begun."""
+WORK_IS_KEPT = "Interrupted; finished work is kept."
+"""Message if it had."""
 STOPPED = "Stopped at the second Ctrl-C; finished work is kept, and --resume continues a run."
 """Message if the command did not get to end in order."""
 

@@ -139,9 +139,7 @@ def _synthesis(recipe: Recipe) -> Iterator[Curve]:
         return
     places = _places(settings.steps)
     progress = [place / settings.steps for place in places]
-    factors = [1.0] * len(places)
-    if settings.schedule == "cosine":
-        factors = [schedules.half_cosine(share) for share in progress]
+    factors = [schedules.step_size_factor(settings.schedule, share) for share in progress]
     rates = tuple(settings.learning_rate * factor for factor in factors)
     yield _curve("step size of the images (synthesis)", "steps", places, rates)
     if settings.transform.crop is not None:

@@ -1,7 +1,8 @@
 r"""Schedules of step sizes, and curricula of crops, filters and expert epochs.
 
-All are functions of progress alone, in plain floats; with i the index of an epoch, 0 <= i < N, N
-the number of epochs, and :math:`\zeta \ge 1` the stretch (Shao et al., "Elucidating the Design
+All are functions of progress alone, in plain floats. Step sizes of the synthetic images follow
+`step_size_factor`; those of networks in training follow `learning_rate_factor`: with i the index of
+an epoch, 0 <= i < N, N the number of epochs, and :math:`\zeta \ge 1` the stretch (Shao et al., "Elucidating the Design
 Space of Dataset Condensation", EDC, NeurIPS 2024):
 
 | name | factor of the initial step size in epoch i |
@@ -78,8 +79,21 @@ def half_cosine(progress: float) -> float:
     return (1 + cos(pi * min(progress, 1.0))) / 2
 
 
+def step_size_factor(schedule: Literal["constant", "cosine"], progress: float) -> float:
+    """Factor of the initial step size of the synthetic images (`synthesis.schedule`).
+
+    Args:
+        schedule: `constant`, or `cosine`, half a cosine down to zero.
+        progress: fraction of completed steps, from 0.
+
+    >>> [step_size_factor("cosine", progress) for progress in (0, 0.5, 1)]
+    [1.0, 0.5, 0.0]
+    """
+    return half_cosine(progress) if schedule == "cosine" else 1.0
+
+
 def learning_rate_factor(settings: ScheduleSettings, epoch: int, epochs: int) -> float:
-    """Factor of the initial step size in one epoch, in (0, 1]; see the head of this module.
+    """Factor of a network's initial step size in one epoch, in (0, 1]; see the head of this module.
 
     Args:
         settings: name, stretch, milestones and factor of the schedule.

@@ -29,8 +29,8 @@ PROGRAM = """
 from rayd.cli import main
 from rayd.engine import status
 from rayd.engine.stages import measure
-from rayd.training import stored
-measure.SHARD, stored.CHUNK_EPOCHS, status.INTERVAL = 8, 1, 0.1
+from rayd.training import stored_labels
+measure.SHARD, stored_labels.CHUNK_EPOCHS, status.INTERVAL = 8, 1, 0.1
 main()
 """
 """rayd, whose shards and chunks are so small that digits make many of them, and which tells often

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from rayd.engine.observer import States
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.statistics import Moments
 
 
-class LargeStatistics(Observers):
+class LargeStatistics(ObserverTasks):
     """Reports moments of features of so many dimensions that they take some MB.
 
     Args:

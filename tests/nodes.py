@@ -24,7 +24,7 @@ from rayd.engine import distill, driver
 from rayd.engine.progress import Progress
 from rayd.engine.stages import measure
 from rayd.engine.worker import Worker
-from rayd.training import stored
+from rayd.training import stored_labels
 
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 0,
@@ -133,7 +133,7 @@ class Move:
 def finely_cut(patch: pytest.MonkeyPatch) -> None:
     """Small shards and chunks, so that digits make many pieces."""
     patch.setattr(measure, "SHARD", 32)
-    patch.setattr(stored, "CHUNK_EPOCHS", 1)
+    patch.setattr(stored_labels, "CHUNK_EPOCHS", 1)
 
 
 def moved_about(recipe: Recipe, out: Path, cache: Path) -> list[Move]:

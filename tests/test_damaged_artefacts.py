@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayd.card import describe
+from rayd.card_text import describe
 from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress

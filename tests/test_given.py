@@ -13,7 +13,7 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import ToTensor
 
 import rayd
-from rayd import parts
+from rayd import plugins
 from rayd.config import DataSettings
 from rayd.data import load
 from rayd.data.objects import save
@@ -263,14 +263,14 @@ def test_objects_with_and_without_workers_give_the_same_bytes(tmp_path, network)
 
 def test_a_module_is_drawn_anew_for_each_observer(tmp_path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    name = parts.name_of("networks", module)
+    name = plugins.name_of("networks", module)
     first, second = (
         rayd.networks.build(rayd.config.NetworkSettings(name=name), (3, 8, 8), 3, seed)
         for seed in (0, 1)
     )
     assert not torch.equal(first[1].weight, second[1].weight)
-    assert name == parts.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
-    assert name != parts.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+    assert name == plugins.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
+    assert name != plugins.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
 
 
 class Raw(nn.Module):

@@ -148,7 +148,7 @@ def test_initial_images_are_beside_the_distilled_ones(run):
 
 
 def test_pages_of_many_classes_list_their_mistakes(run, monkeypatch):
-    monkeypatch.setattr("rayd.page.run.MOST_CONFUSED", 5)
+    monkeypatch.setattr("rayd.page.confusion.MOST_CONFUSED", 5)
     page = render(run)
     assert "most frequent mistakes" in page
     assert 'class="confusion' not in page

@@ -11,7 +11,7 @@ from rayd.cli import app
 from rayd.data import Standardization
 from rayd.distilled import Distilled
 from rayd.engine.runlog import RunLog
-from rayd.engine.stages.blocks import PICTURE
+from rayd.engine.stages.blocks import SHEET_TAG
 from rayd.errors import ArtifactError, ConfigError
 from rayd.pictures import CELL, GAP, contact_sheet
 from rayd.sheets import CAPTION, sheet
@@ -28,7 +28,7 @@ def run(tmp_path):
     log = RunLog(tmp_path / "metrics.jsonl", tmp_path / "tensorboard")
     for step in (0, 10, 20):
         earlier = Distilled(images * step / 20, labels, distilled.class_names, normalization)
-        log.picture(PICTURE, step, np.asarray(contact_sheet(earlier)))
+        log.picture(SHEET_TAG, step, np.asarray(contact_sheet(earlier)))
     log.close()
     distilled.save(tmp_path / "distilled")
     return tmp_path

@@ -22,7 +22,7 @@ import torch
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 
-from rayd import parts, remote
+from rayd import plugins, remote
 from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
 from rayd.data.sources import open_source
@@ -155,7 +155,7 @@ def prepare(
         workers=count,
         data_root=data_root,
         cache=cache,
-        imported=parts.imported(),
+        imported=plugins.imported(),
     )
     loaded: dict[str, ImageData] = {}
     # recipes differ in the normalization at most, and most of them do not

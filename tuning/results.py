@@ -18,6 +18,7 @@ from rayd.engine.evaluate import evaluate_distilled, keep_report
 from rayd.engine.progress import Progress
 from rayd.errors import RunError
 from rayd.evaluation.report import Accuracy, Report
+from rayd.evaluation.variants import DISTILLED
 from rayd.pictures import as_png
 from tuning import charts, page, study, table
 from tuning.directory import RESULTS, SUMMARY
@@ -30,22 +31,22 @@ log = logging.getLogger(__name__)
 
 
 def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress: Progress) -> None:
-    """Write tables, charts, the best recipe and its test accuracy."""
-    resolved = plan.resolved
+    """Write what a sweep leaves into its directory; confirm and test the best settings.
+
+    Tables first, as they need nothing more: `results` of all trials, `pareto` of the optimal ones,
+    the tables of a study, and TensorBoard's. Then charts, `best.yaml` with its confirmations and its
+    test (which distil again), `summary.json`, and the page.
+
+    Raises:
+        RunError: no trial finished; everything else is written.
+    """
     space = plan.resolved.space
-    written = table.columns(resolved, trials)
-    table.write(out / RESULTS, written)
-    if space.is_study:
-        study.write(out, resolved, trials)
-    best = table.best(trials)
-    shares = table.importance(resolved, trials)
     front = table.pareto(trials, space.objectives) if len(space.objectives) > 1 else []
-    if front:
-        optimal = {row.trial for row in front}
-        table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
-    _draw(out, resolved, trials, best, shares)
-    _hyperparameters(out / "tensorboard", written, list(space.domains))
-    found = Summary(
+    _write_tables(out, plan.resolved, trials, front)
+    best = table.best(trials)
+    shares = table.importance(plan.resolved, trials)
+    _draw(out, plan.resolved, trials, best, shares)
+    summary = Summary(
         space=space.name,
         trials=len(trials),
         finished=len(table.finished(trials)),
@@ -55,8 +56,8 @@ def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress:
         pareto=[row.trial for row in front],
     )
     if best is not None:
-        found = _judge_best(found, plan, best, out, progress)
-    write_json(out / SUMMARY, found.to_json())
+        summary = _with_tested_best(summary, plan, best, out, progress)
+    write_json(out / SUMMARY, summary.to_json())
     _write_page(out)
     if best is None:
         reasons = "; ".join(dict.fromkeys(row.reason for row in trials if row.reason))
@@ -64,24 +65,39 @@ def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress:
         raise RunError(f"No trial of the sweep finished: {reasons} See {out / RESULTS}.")
 
 
-def _judge_best(
-    found: Summary, plan: SweepPlan, best: table.Row, out: Path, progress: Progress
+def _write_tables(
+    out: Path, resolved: ResolvedSpace, trials: list[table.Row], front: Sequence[table.Row]
+) -> None:
+    """Write the tables of all trials, of the Pareto front, of a study, and for TensorBoard."""
+    written = table.columns(resolved, trials)
+    table.write(out / RESULTS, written)
+    if resolved.space.is_study:
+        study.write(out, resolved, trials)
+    if front:
+        optimal = {row.trial for row in front}
+        table.write(out / "pareto", [row for row in written if row["trial"] in optimal])
+    _hyperparameters(out / "tensorboard", written, list(resolved.space.domains))
+
+
+def _with_tested_best(
+    summary: Summary, plan: SweepPlan, best: table.Row, out: Path, progress: Progress
 ) -> Summary:
-    """Write the best recipe, confirm and test it, and add what came out to the summary."""
+    """Write the best recipe, confirm and test it, and add its accuracies to the summary."""
     recipe = best_recipe(plan, best)
     write_bytes(out / "best.yaml", (_title(plan, best) + recipe.to_yaml()).encode())
     confirmed = _confirm(plan, best, out / "confirm", progress)
-    judged = _distilled_accuracy(_test(plan, best, recipe, out / "best", progress))
-    found = replace(
-        found,
+    accuracies = _distilled_accuracies(_test(plan, best, recipe, out / "best", progress))
+    summary = replace(
+        summary,
         best=best.trial,
         settings=best.settings,
         validation_accuracy=best.validation_accuracy,
         confirmed=confirmed,
     )
-    if judged is not None:
-        found = replace(found, test_accuracy=judged.mean, test_std=judged.std)
-    return found
+    if not accuracies:
+        return summary
+    # of the first network
+    return replace(summary, test_accuracy=accuracies[0].mean, test_std=accuracies[0].std)
 
 
 def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
@@ -94,10 +110,9 @@ def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
     return max(accuracies, default=None)
 
 
-def _distilled_accuracy(report: Report) -> Accuracy | None:
-    """Test accuracy of the distilled set with the first network of a report."""
-    accuracies = (row.test_accuracy for row in report.results if row.set == "distilled")
-    return next(accuracies, None)
+def _distilled_accuracies(report: Report) -> list[Accuracy]:
+    """Accuracies of the distilled set, network after network."""
+    return [row.test_accuracy for row in report.results if row.set == DISTILLED]
 
 
 def _draw(
@@ -178,11 +193,16 @@ def _test(
 def _confirm(
     plan: SweepPlan, best: table.Row, out: Path, progress: Progress
 ) -> dict[str, list[float]]:
-    """Validation accuracies of fresh distillations with the best and the recipe's own settings."""
+    """Distil again, with the best and with the recipe's own settings, and other seeds.
+
+    Returns:
+        Validation accuracies of the distillations, means over the networks, by `best` and `own`;
+        empty where the space asks for no confirmation.
+    """
     resolved = plan.resolved
-    found = dict[str, list[float]]()
+    accuracies = dict[str, list[float]]()
     if not resolved.space.confirm:
-        return found
+        return accuracies
     own = resolved.own_point(resolved.base(best.settings))
     for name, point in (("best", best.settings), ("own", own)):
         for number in range(1, resolved.space.confirm + 1):
@@ -198,14 +218,11 @@ def _confirm(
                 progress=progress,
                 judged_on="validation",
             )
-            runs = [
-                result.test_accuracy.mean
-                for result in done.report.results
-                if result.set == "distilled"
-            ]
-            found.setdefault(name, []).append(fmean(runs))
-    write_json(out / "confirm.json", found)
-    return found
+            # judged on the validation split, so that these are not test accuracies
+            by_network = [accuracy.mean for accuracy in _distilled_accuracies(done.report)]
+            accuracies.setdefault(name, []).append(fmean(by_network))
+    write_json(out / "confirm.json", accuracies)
+    return accuracies
 
 
 def _resources(plan: SweepPlan, recipe: Recipe) -> Any:

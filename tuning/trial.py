@@ -19,11 +19,11 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
-from rayd import parts
+from rayd import plugins
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.config import Recipe, ResourceSettings
-from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import distill
+from rayd.engine.milestones import Callback, Milestone, WarmStart
 from rayd.engine.progress import Progress
 from rayd.engine.run import Run
 from rayd.errors import OutputError, RaydError
@@ -59,7 +59,7 @@ class SweepPlan:
     cache: Path | None
     """Root of the store shared by trials; None for the default one."""
     imported: str = ""
-    """Modules from outside the package that the driver has imported; see `rayd.parts.adopt`."""
+    """Modules from outside the package that the driver has imported; see `rayd.plugins.adopt`."""
 
     def recipe(self, point: Point, name: str) -> Recipe:
         """Recipe of a trial."""
@@ -124,7 +124,7 @@ def run(config: dict[str, Any], plan: SweepPlan) -> None:
         log = stack.enter_context((folder / LOG).open("a", encoding="utf-8"))
         progress = Progress(console=Console(file=log, highlight=False, width=200))
         try:
-            parts.adopt(plan.imported)
+            plugins.adopt(plan.imported)
             _Trial(plan, identity, config[SETTINGS], progress, stack).run()
         except RaydError as error:
             write_json(folder / FAILURE, {"reason": str(error)})

@@ -25,7 +25,10 @@ from rayd.analyses.base import PALETTE, Analysis, Subject
 from rayd.errors import ConfigError
 
 Losses = Callable[[], Iterable[Tensor]]
-"""Yields the parts of a loss, a scalar with its graph each, as often as it is called."""
+"""Yields the summands of a loss, scalars with their graphs, as often as it is called."""
+
+BAR_WIDTH = 0.38
+"""Width of a bar, of which each training set has two."""
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,14 @@ def hessian_product(
     for loss in losses():
         gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         known = [(g, v) for g, v in zip(gradient, vector, strict=True) if g is not None]
-        slope = sum((g * v).sum() for g, v in known)
-        if not isinstance(slope, Tensor) or not slope.requires_grad:
+        directional = sum((g * v).sum() for g, v in known)
+        if not isinstance(directional, Tensor) or not directional.requires_grad:
             # a loss that is linear in all parameters has no curvature
             continue
-        product = torch.autograd.grad(slope, parameters, allow_unused=True)
-        for sum_, part in zip(total, product, strict=True):
+        product = torch.autograd.grad(directional, parameters, allow_unused=True)
+        for summed, part in zip(total, product, strict=True):
             if part is not None:
-                sum_ += part
+                summed += part
     return total
 
 
@@ -143,42 +146,48 @@ def analyse(subject: Subject) -> Analysis:
         "random": subject.random(),
         "real sample": (real, labels),
     }
-    found: dict[str, dict[str, float]] = {}
+    eigenvalues: dict[str, dict[str, float]] = {}
     for name, (images, own_labels) in sets.items():
         network = subject.fitted(images, own_labels)
         parameters = [p for p in network.parameters() if p.requires_grad]
-        own = _found(mean_losses(network, images, own_labels), parameters)
+        own = _roughly(mean_losses(network, images, own_labels), parameters)
         on_real = own
         if images is not real:
-            on_real = _found(mean_losses(network, real, labels), parameters)
-        found[name] = {"own": own.value, "real": on_real.value}
+            on_real = _roughly(mean_losses(network, real, labels), parameters)
+        eigenvalues[name] = {"own": own.value, "real": on_real.value}
         subject.progress.log(f"hessian: {name}: {own.value:.4g} and {on_real.value:.4g}")
     lines = [f"{'trained on':<12}  {'loss on it':>12}  {'loss on real':>12}"]
-    for name, values in found.items():
+    for name, values in eigenvalues.items():
         lines.append(f"{name:<12}  {values['own']:>12.4g}  {values['real']:>12.4g}")
     lines.append("eigenvalue of the Hessian that is largest in absolute value")
     return Analysis(
         name="hessian",
         title=f"Curvature at the minimum: {subject.title}",
         explanation=(
-            "Largest eigenvalue of the Hessian of the cross-entropy, where a "
-            f"{subject.network.label} ends that was trained on each set for "
-            f"{subject.options.steps} steps: of the loss on its own images, and of that on "
-            f"{len(real)} real ones. Lower is flatter."
+            "Largest eigenvalue of the Hessian of the cross-entropy at the weights of a "
+            f"{subject.network.label} that was trained on each set for {subject.options.steps} "
+            f"steps: of the loss on the set's own images, and of the loss on {len(real)} real ones. "
+            "Lower is flatter."
         ),
-        picture=chart(found, subject.title),
+        picture=chart(eigenvalues, subject.title),
         lines=tuple(lines),
-        numbers={"eigenvalues": found, "real_images": len(real)},
+        numbers={"eigenvalues": eigenvalues, "real_images": len(real)},
     )
 
 
-def _found(losses: Losses, parameters: Sequence[Tensor]) -> Eigenvalue:
-    """The eigenvalue to a thousandth, which a chart does not show."""
+def _roughly(losses: Losses, parameters: Sequence[Tensor]) -> Eigenvalue:
+    """The eigenvalue to a relative tolerance of 0.001, finer than a chart shows."""
     return largest_eigenvalue(losses, parameters, iterations=50, tolerance=1e-3)
 
 
-def chart(found: Mapping[str, Mapping[str, float]], title: str = "") -> Image.Image:
-    """Draw eigenvalues as bars: a group for each training set, by whose loss it is."""
+def chart(eigenvalues: Mapping[str, Mapping[str, float]], title: str = "") -> Image.Image:
+    """Draw eigenvalues as bars.
+
+    Args:
+        eigenvalues: for each training set, that of the loss on its own images (`own`) and of the
+            loss on real ones (`real`).
+        title: above the bars.
+    """
     from rayd.drawing import as_image, new_figure, styled
 
     losses = {"own": "its own images", "real": "real images"}
@@ -186,11 +195,11 @@ def chart(found: Mapping[str, Mapping[str, float]], title: str = "") -> Image.Im
         figure = new_figure(620, 360)
         axes = figure.subplots()
         for number, (key, label) in enumerate(losses.items()):
-            places = [index + (number - 0.5) * 0.38 for index in range(len(found))]
-            values = [abs(one[key]) for one in found.values()]
-            bars = axes.bar(places, values, 0.38, color=PALETTE[number], label=label)
+            places = [index + (number - 0.5) * BAR_WIDTH for index in range(len(eigenvalues))]
+            values = [abs(one[key]) for one in eigenvalues.values()]
+            bars = axes.bar(places, values, BAR_WIDTH, color=PALETTE[number], label=label)
             axes.bar_label(bars, fmt="{:.3g}")
-        axes.set_xticks(range(len(found)), list(found))
+        axes.set_xticks(range(len(eigenvalues)), list(eigenvalues))
         axes.set_xlabel("trained on")
         axes.set_ylabel("largest |eigenvalue| of the Hessian")
         axes.grid(visible=False, axis="x")

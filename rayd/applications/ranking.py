@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rayd.evaluation.report import Report
 
 FEWEST = 3
-"""Fewest networks whose order says anything."""
+"""Fewest networks that are ranked: two have one of two orders."""
 
 SMALL: tuple[dict[str, Any], ...] = (
     {"name": "mlp", "width": 16},
@@ -37,7 +37,9 @@ SMALL: tuple[dict[str, Any], ...] = (
     {"name": "convnet", "depth": 2, "width": 8, "norm": "none"},
     {"name": "convnet", "depth": 2, "width": 8, "norm": "batch"},
 )
-"""Ten small networks for images of any size from 8 pixels on."""
+"""Ten networks for images of any size from 8 pixels on: small, so that each can be trained on the
+whole data, and unlike in kind, depth, width and normalisation, so that their accuracies differ.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,18 @@ whole set. Got 0; name more with --network, and set evaluation.baselines=[random
             f"Got {len(ranked)}; name more with --network, and set "
             "evaluation.baselines=[random,whole]."
         )
-    found = []
+    correlations = []
     for column in columns:
-        if column == whole or "," in column:
+        # `random, hard labels` and the like: a set under labels that are not the protocol's own
+        is_variant = "," in column
+        if column == whole or is_variant:
             continue
         common = [network for network in ranked if (network, column) in cells]
         if len(common) >= FEWEST:
             ours = [cells[network, column] for network in common]
             theirs = [cells[network, whole] for network in common]
-            found.append(_ranking(column, common, ours, theirs))
-    return tuple(found)
+            correlations.append(_ranking(column, common, ours, theirs))
+    return tuple(correlations)
 
 
 def _ranking(

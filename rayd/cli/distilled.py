@@ -108,7 +108,7 @@ def show(
         raise ConfigError(
             f"'rayd show' takes settings with --schedule alone. Got '{overrides[0]}' instead."
         )
-    from rayd.card import describe
+    from rayd.card_text import describe
     from rayd.distilled import load
     from rayd.sheets import sheet
 
@@ -144,14 +144,11 @@ def _kept_report(folder: Path | None) -> Report | None:
     """The report of a set in a directory, and of the run that made it."""
     from rayd.distilled import DIRECTORY
     from rayd.evaluation.report import Report
+    from rayd.evaluation.run_report import report_of
 
-    report = None if folder is None else Report.kept(folder)
-    if folder is None or folder.name != DIRECTORY:
-        return report
-    of_run = Report.kept(folder.parent)
-    if of_run is None:
-        return report
-    return of_run if report is None else of_run.merge(report)
+    if folder is None:
+        return None
+    return report_of(folder.parent) if folder.name == DIRECTORY else Report.kept(folder)
 
 
 def _show_schedule(

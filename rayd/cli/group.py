@@ -9,10 +9,14 @@ from typing import Any, cast
 import typer
 from typer.core import TyperGroup
 
-from rayd.interrupts import NOTHING_DONE, InterruptedRunError
+from rayd.interrupts import NOTHING_DONE, WORK_IS_KEPT, InterruptedRunError
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-"""click's error of a command line that was not understood: Typer has a click of its own, or not."""
+"""click's error of a command line that was not understood.
+
+It is not imported from click, as newer versions of Typer contain a click of their own, whose class
+of this name is another one: the base of Typer's `BadParameter` is right for both.
+"""
 
 _EXAMPLE = "Example: "
 """Prefix of the last line of a command's help."""
@@ -83,7 +87,7 @@ class CommandGroup(TyperGroup):
         except UsageError as error:
             raise self._advised(error) from error
         except KeyboardInterrupt as error:
-            raise InterruptedRunError("Interrupted; finished work is kept.") from error
+            raise InterruptedRunError(WORK_IS_KEPT) from error
 
     def _advised(self, error: Any) -> Any:
         """The error with the right form of the command, where that can be guessed."""

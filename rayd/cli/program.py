@@ -27,7 +27,7 @@ from rayd.cli import (
 from rayd.cli.group import new_group
 from rayd.cli.printing import out
 from rayd.errors import ClusterLostError, ConfigError, RaydError
-from rayd.interrupts import InterruptedRunError, leave, one_interrupt
+from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError, leave, one_interrupt
 from rayd.version import __version__
 
 app = new_group(
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _without_imports(given: list[str]) -> list[str]:
     """Import the files of `--import`, which any command may have, and leave them out."""
-    from rayd import parts
+    from rayd import plugins
 
     kept: list[str] = []
     words = iter(given)
@@ -107,9 +107,9 @@ def _without_imports(given: list[str]) -> list[str]:
             file = next(words, None)
             if file is None:
                 raise ConfigError("Option --import needs a file: --import my_method.py.")
-            parts.load_file(file)
+            plugins.load_file(file)
         elif word.startswith("--import="):
-            parts.load_file(word.removeprefix("--import="))
+            plugins.load_file(word.removeprefix("--import="))
         else:
             kept.append(word)
     return kept
@@ -138,7 +138,7 @@ def _main_in_order(given: list[str]) -> None:
             sys.stderr.write(f"  {line}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("rayd: Interrupted; finished work is kept.\n")
+        sys.stderr.write(f"rayd: {WORK_IS_KEPT}\n")
         sys.exit(InterruptedRunError.exit_code)
     except BrokenPipeError:
         sys.exit(1)

@@ -26,7 +26,7 @@ from rayd.cli.options import (
 )
 from rayd.cli.printing import print_json, print_result, print_text, wide
 from rayd.errors import ConfigError
-from rayd.interrupts import InterruptedRunError
+from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
@@ -195,7 +195,7 @@ def _continues(directory: Path, data_root: Path | None, cache: Path | None) -> s
     if not RunDirectory(directory).holds_run():
         return "Interrupted before the run began."
     command = continuation(directory, data_root, cache)
-    return f"Interrupted; finished work is kept. To continue: {command}"
+    return f"{WORK_IS_KEPT} To continue: {command}"
 
 
 @commands.command(epilog=example("rayd status runs/digits"))

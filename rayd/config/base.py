@@ -24,13 +24,15 @@ Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 class When:
-    """Condition of a setting that has an effect only under some values of another one beside it.
+    """Condition under which a setting has an effect: the values of another setting of its model.
 
     An annotation of the setting, as in `rank: Annotated[int, When(kind="lowrank")] = 8`. A tuple
-    lists several values, None stands for an absent one, and True for any number above 0, too.
+    lists several values, None is the value of a setting that is not given, and True also stands for
+    any number above 0.
     """
 
     def __init__(self, **condition: Any):
+        # exactly one keyword: the other setting, and its values
         ((self.key, values),) = condition.items()
         self.values: tuple[Any, ...] = values if isinstance(values, tuple) else (values,)
 

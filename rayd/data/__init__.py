@@ -1,4 +1,7 @@
-"""Real images: locating, reading, splitting and normalising data sets. Imports no Ray."""
+"""Real images: locating, reading, splitting and normalising data sets. Imports no Ray.
+
+`rayd.data.augmentation` is for all images, the synthetic ones among them.
+"""
 
 from __future__ import annotations
 

@@ -20,13 +20,13 @@ from rayd.config import DataSettings
 from rayd.config.data import as_name
 from rayd.data import outline
 from rayd.data.arrays import Pixels, Rows
+from rayd.data.available_memory import available_memory
 from rayd.data.catalog import KNOWN
 from rayd.data.decode import DecodeLog, Decoder
 from rayd.data.duplicates import Keys, duplicates, exact_keys, is_blank, leaks
 from rayd.data.formats.base import EncodedPixels, Source, SplitSubset, read_pixels
 from rayd.data.images import ImageData, ImageSet
 from rayd.data.layout import nfc
-from rayd.data.memory import available_memory
 from rayd.data.normalization import (
     Normalization,
     Standardization,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rayd import parts
+from rayd import plugins
 from rayd.artifacts import default_root, write_bytes
 from rayd.errors import DataError, RaydError
 
@@ -129,7 +129,7 @@ def named(name: str) -> Path | None:
         ConfigError: the part cannot be loaded.
         DataError: it fails, or what it gives is no data set.
     """
-    part = parts.find("datasets", name)
+    part = plugins.find("datasets", name)
     if part is None:
         return None
     key = (name, default_root())

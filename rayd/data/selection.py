@@ -16,18 +16,20 @@ With the n features :math:`x_i` (d,) of one class and their mean :math:`\mu` (d,
 
 - `forgetting` (Toneva et al., ICLR 2019): those most often forgotten in training.
 - `el2n` (Paul et al., NeurIPS 2021): those of the largest error early in training.
-- `difficulty`: of the n images by that error, the easiest where k is small and hardest ones where it
-  is large (Sorscher et al., "Beyond neural scaling laws", NeurIPS 2022): k in a row, of which
-  k (n - k) / n are easier.
+- `difficulty`: k neighbours in the order of that error, easy ones if k is small and hard ones if it
+  is large, as Sorscher et al. advise ("Beyond neural scaling laws", NeurIPS 2022). Of the n - k
+  images that are left out, the share k / n is easier than these, the others are harder.
 
-Scores of the last three are those of `rayd.training.ranking`. With few images a class the hardest
-ones do not stand for it: on the 8x8 digits students reach 0.32 by forgetting and 0.27 by errors with
-one image (random ones 0.77, difficulty 0.84, herding 0.89), 0.86 with ten (0.97, 0.91, 0.96).
+Scores of the last three are those of `rayd.training.image_ranking`. A few of the hardest images do
+not represent their class: on the 8x8 digits with one image a class, students reach 0.32 by
+forgetting and 0.27 by errors (random images 0.77, difficulty 0.84, herding 0.89); with ten 0.86
+(0.97, 0.91, 0.96).
 
 Every function returns rows sorted by class, class 0's first, and within a class in the order of
-choice: the first j of a choice of k are the choice of j (but of `difficulty`). Ties go to the first row. Of a class with
-fewer than k images, as the tail of a long-tailed set may be, `select` takes all, and then again in
-the same order: as if with replacement, but no image twice before each was taken once.
+choice: the first j of a choice of k are the choice of j, except with `difficulty`. Ties go to the
+first row. If a class has fewer than k images, as in the tail of a long-tailed set, `select` takes all
+of them, and then again in the same order: as if with replacement, but no image twice before each was
+taken once.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def select(
         if how in SCORED:
             assert scores is not None
             values = scores[SCORED[how]][torch.from_numpy(rows)]
-            order = _band(values, count) if how == "difficulty" else _highest(values, count)
+            order = _neighbours(values, count) if how == "difficulty" else _highest(values, count)
         else:
             features = normalization(torch.from_numpy(image_set.images[rows])).flatten(1)
             order = GREEDY[how](features, count)
@@ -153,6 +155,7 @@ def _require(name: str, count: int, per_class: int) -> None:
 
 
 def _herd(features: Tensor, count: int) -> Tensor:
+    """Positions chosen by herding, in the order of choice."""
     centred = features - features.mean(0)
     squares = torch.linalg.vecdot(centred, centred)
     total = torch.zeros_like(centred[0])
@@ -167,6 +170,8 @@ def _herd(features: Tensor, count: int) -> Tensor:
 
 
 def _cover(features: Tensor, count: int) -> Tensor:
+    """Positions chosen by greedy k-center, in the order of choice."""
+
     def distances(point: Tensor) -> Tensor:
         # exact differences: the expanded square loses the distance of near duplicates to rounding
         return torch.cdist(
@@ -185,11 +190,12 @@ def _cover(features: Tensor, count: int) -> Tensor:
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
+    """Positions of the highest scores, highest first."""
     return scores.argsort(descending=True, stable=True)[:count]
 
 
-def _band(scores: Tensor, count: int) -> Tensor:
-    """Places in a row of the order from easy to hard, which begins the later the more there are."""
+def _neighbours(scores: Tensor, count: int) -> Tensor:
+    """Positions of `count` neighbours in the order from easy to hard; see `difficulty` above."""
     first = count * (len(scores) - count) // len(scores)
     return scores.argsort(stable=True)[first : first + count]
 

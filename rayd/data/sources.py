@@ -11,16 +11,16 @@ it needs (`rayd.data.copies`); arrays are fetched whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from rayd import parts, remote
+from rayd import plugins, remote
 from rayd.data.catalog import KNOWN
 from rayd.data.files import Listing
-from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
+from rayd.data.formats import FORMATS, NAMED_SPLITS, Format, digits, folder, parquet
 from rayd.data.formats.base import Source
 from rayd.data.layout import requested
 from rayd.errors import ConfigError, DataError, unknown
@@ -39,23 +39,6 @@ PICKLED_CIFAR = frozenset({"data_batch_1", "train"})
 
 SAMPLE = 1000
 """Maximum number of files of a folder that an error message is based on."""
-
-
-class Format(Protocol):
-    """A module of `rayd.data.formats`."""
-
-    def matches(self, path: Path) -> bool:
-        """Whether `path` has this format."""
-
-    def open_source(self, path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-        """Open the data set at `path`."""
-
-
-FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
-"""Supported formats; the first that matches is used."""
-
-NAMED_SPLITS: Sequence[Format] = (parquet, npz, folder)
-"""Formats whose splits have names, which settings choose from; others have fixed files."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ def locate(name: str, root: Path | None = None) -> Path | None:
         RaydError: it is from outside the package, and fails to load or is unfit.
     """
     found = next((path for path in _candidates(name, root) if _exists(path)), None)
-    if found is None and (parts.is_spec(name) or name in parts.offered("datasets")):
+    if found is None and (plugins.is_spec(name) or name in plugins.offered("datasets")):
         # arrays and tensors are read by a module that commands on files do without
         from rayd.data.objects import named
 
@@ -111,7 +94,7 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
             if name not in listed and not name.startswith(".") and _exists(path):
                 listed.add(name)
                 infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
-    for name, value in parts.offered("datasets").items():
+    for name, value in plugins.offered("datasets").items():
         infos.append(SourceInfo(name, None, Path(value), "an installed package has it"))
     return infos
 
@@ -133,24 +116,27 @@ def open_source(
     known = KNOWN.get(name)
     names = known.class_names if known else None
     if path is not None and remote.url(path) is not None:
+        # encoded images are opened from a listing of their names, which fetches labels alone
         listing = Listing.of(path)
         if parquet.holds(listing):
             return parquet.open_listing(listing, names, settings)
         if folder.holds(listing):
             return folder.open_listing(listing, settings)
+        # other formats are arrays in files, which are fetched whole: a single one, or a folder
         if not remote.bring(path):
             remote.bring_all(path)
-    layout = _format(path) if path is not None else None
-    if path is None or layout is None:
+    format_ = _format(path) if path is not None else None
+    if path is None or format_ is None:
         raise DataError(_why_not(name, root))
-    if layout in NAMED_SPLITS:
-        return layout.open_source(path, names, settings)  # type: ignore[call-arg]
+    for named in NAMED_SPLITS:
+        if named is format_:
+            return named.open_source(path, names, settings)
     if requested(settings):
         raise ConfigError(
             f"Settings 'data.train', 'data.validation' and 'data.test' have no effect on '{name}', "
             "whose splits are fixed files."
         )
-    return layout.open_source(path, names)
+    return format_.open_source(path, names)
 
 
 def _candidates(name: str, root: Path | None) -> Iterator[Path]:
@@ -173,9 +159,7 @@ def _exists(path: Path) -> bool:
 
 def _format(path: Path) -> Format | None:
     return (
-        next((layout for layout in FORMATS if layout.matches(path)), None)
-        if path.exists()
-        else None
+        next((known for known in FORMATS if known.matches(path)), None) if path.exists() else None
     )
 
 
@@ -205,9 +189,8 @@ def _why_not(name: str, root: Path | None) -> str:
 
 def _why_unreadable(path: Path) -> str:
     """Explain what is wrong with a path that no format matches, as a clause."""
-    expected = (
-        "must be a folder of Parquet files, a folder of images for each class, or an .npz file"
-    )
+    *others, last = [known.DESCRIPTION for known in NAMED_SPLITS]
+    expected = f"must be {', '.join(others)}, or {last}"
     if path.is_file():
         pickle = ", which may be a pickle: none is ever loaded" if path.suffix in PICKLES else ""
         return f"'{path}' {expected}. Got a file{pickle}"

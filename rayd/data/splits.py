@@ -32,24 +32,28 @@ def choose_classes(labels: Labels, chosen: Sequence[int]) -> tuple[Rows, Labels]
 def stratified(
     labels: Labels, fraction: float, class_names: Sequence[str], seed: int, purpose: str
 ) -> tuple[Rows, Rows]:
-    """Split rows into kept and carved ones, with the same fraction of every class carved.
+    """Split rows in two, with the same fraction of every class set aside.
 
-    Of a class of n images, round(fraction * n) are carved: at least one if n >= 2, never all.
+    Of a class of n images, round(fraction * n) are set aside: at least one if n >= 2, never all.
 
     Args:
         labels: class indices (N,).
-        fraction: fraction to carve, in [0, 1).
+        fraction: fraction to set aside, in [0, 1).
         class_names: one name per class; part of the key of the draws.
         seed: seed of the draws.
-        purpose: name of the carved split, e.g. "validation"; part of the key of the draws.
+        purpose: name of the split that is set aside, e.g. "validation"; part of the key of the
+            draws.
+
+    Returns:
+        The rows that are kept, and those that are set aside.
     """
-    carved = np.zeros(len(labels), bool)
+    aside = np.zeros(len(labels), bool)
     for label, name in enumerate(class_names):
         rows = np.flatnonzero(labels == label)
         take = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         if fraction > 0 and take > 0:
-            carved[rows[_draw(len(rows), take, seed, purpose, name)]] = True
-    return np.flatnonzero(~carved), np.flatnonzero(carved)
+            aside[rows[_draw(len(rows), take, seed, purpose, name)]] = True
+    return np.flatnonzero(~aside), np.flatnonzero(aside)
 
 
 def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
@@ -60,9 +64,8 @@ def uneven(counts: Sequence[int] | npt.NDArray[np.int64]) -> bool:
 def long_tailed_counts(largest: int, imbalance: float, classes: int) -> npt.NDArray[np.int64]:
     r"""Images kept per class, int64 (classes,): :math:`n_c = n_{max} f^{-c/(C-1)}`, truncated.
 
-    Class 0 is the head.
-
-    The convention of LTDD (Zhao et al., 2024) and of earlier long-tailed CIFAR sets (Cui et
+    Class 0 is the head. This is the convention of LTDD (Zhao et al., 2024) and of earlier long-tailed
+    CIFAR sets (Cui et al., CVPR 2019).
 
     >>> long_tailed_counts(5000, 100, 10).sum()
     np.int64(12406)

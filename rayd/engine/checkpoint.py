@@ -1,4 +1,17 @@
-"""Checkpoints of a block of the synthetic set: one file each, of which the newest two are kept."""
+"""Checkpoints of a block of the synthetic set: one file each, of which the newest two are kept.
+
+`Synthesizer` decides what a checkpoint holds (`_save` and `_load` in `rayd.engine.synthesizer`):
+
+    set.*           parameters and labels of the block
+    average.*       their moving average, where a term needs it
+    optimizer.I.*   state of the optimizer for parameter I
+    the rest        state of the gradient sources, under names of their own: of terms and of the
+                    model pool
+
+and as metadata `key`, the hash of everything that the synthesis depends on, and `step`.
+
+Checkpoints of networks in training are another format: `rayd.training.training_run`.
+"""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from rayd.callbacks import Callbacks
 from rayd.callbacks import build as build_callbacks
 from rayd.config import Recipe
 from rayd.engine import arithmetic
-from rayd.engine.callbacks import Callback, WarmStart
 from rayd.engine.driver import Driver
 from rayd.engine.job import Job
+from rayd.engine.milestones import Callback, WarmStart
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from rayd import devices, parts, remote
+from rayd import devices, plugins, remote
 from rayd.config import ResourceSettings
 from rayd.data import check_class_order, data_roots, known_sources
 from rayd.data.sources import open_source
@@ -85,7 +85,7 @@ def examine(
 def _parts() -> list[Finding]:
     """Own parts that installed packages offer."""
     findings = []
-    for found in parts.discovered():
+    for found in plugins.discovered():
         subject = f"rayd.{found.kind}"
         if found.error is None:
             findings.append(Finding(subject, "good", f"{found.name} ({found.value})"))
@@ -165,7 +165,7 @@ def _unreachable(path: Path) -> None:
 def _data(data_root: Path | None) -> list[Finding]:
     findings = []
     for source in known_sources(data_root):
-        if source.name in parts.offered("datasets"):
+        if source.name in plugins.offered("datasets"):
             # listed with the parts of installed packages; reading it may take long
             continue
         if source.found is None:

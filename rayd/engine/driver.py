@@ -23,16 +23,16 @@ from rayd.callbacks import Callbacks, EndSynthesis, Step
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
 from rayd.engine import arithmetic, card, memory
-from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.costs import Costs
 from rayd.engine.evaluate import judge, keep_report
 from rayd.engine.forecast import Forecast
+from rayd.engine.gpu_sharing import run_sharing_gpus
 from rayd.engine.interim import judge_now, validation_accuracy
 from rayd.engine.job import Job
+from rayd.engine.milestones import Callback, Milestone, WarmStart
 from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
-from rayd.engine.packing import run_packed
 from rayd.engine.peak import PeakMemory
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
@@ -43,10 +43,11 @@ from rayd.engine.set_writer import SetWriter
 from rayd.engine.stage import Item, Result, Stage
 from rayd.engine.stages.blocks import Blocks
 from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.initial_set import initial_set
 from rayd.engine.stages.measure import Measure
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.relabel import Relabel
-from rayd.engine.stages.score import Score, initial_set
+from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
 from rayd.engine.stages.students import LabelSource, Students
 from rayd.engine.stages.synthesis import Synthesis, Synthesized
@@ -55,7 +56,7 @@ from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
 from rayd.synthetic import Storage, SyntheticSet
-from rayd.training.stored import StoredLabels
+from rayd.training.stored_labels import StoredLabels
 
 log = logging.getLogger(__name__)
 
@@ -276,7 +277,7 @@ class Driver:
         missing = experts.missing()
         if missing:
             costs = Costs(self._recipe, self._job.data, self._job.store)
-            run_packed(
+            run_sharing_gpus(
                 self._pool,
                 self._recipe.resources,
                 len(missing),
@@ -319,7 +320,7 @@ class Driver:
             experts=files,
             log=self._log,
             progress=self._progress,
-            picture=lambda learned: self._writer.with_card(learned, facts),
+            as_distilled=lambda learned: self._writer.with_card(learned, facts),
             callback=self._callback,
             callbacks=self._callbacks,
             validation_accuracy=self._validation_accuracy,

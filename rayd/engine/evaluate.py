@@ -18,17 +18,17 @@ from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory
 from rayd.engine.costs import Costs
 from rayd.engine.forecast import Forecast
+from rayd.engine.gpu_sharing import run_sharing_gpus
 from rayd.engine.job import Job
 from rayd.engine.network_ids import teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
-from rayd.engine.packing import run_packed
 from rayd.engine.pool import TaskStream
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.relabel import next_to
 from rayd.engine.stages.score import baseline_images
 from rayd.engine.stages.squeeze import Squeeze
@@ -46,7 +46,7 @@ from rayd.engine.stages.students import (
 )
 from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
-from rayd.engine.students import StudentTrainer
+from rayd.engine.student_trainer import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.matrix import FILE as CHART
 from rayd.evaluation.report import FILE, Report
@@ -140,7 +140,7 @@ def _train(
     costs = Costs(job.recipe, job.data, job.store)
     on_wait = progress.wait_logger(students.name, students.noun)
     with progress.stage(students.name, epochs, students.unit, foreseen) as shown:
-        run_packed(
+        run_sharing_gpus(
             pool,
             job.recipe.resources,
             len(missing),

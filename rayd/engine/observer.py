@@ -1,4 +1,7 @@
-"""Frozen networks with hooks: statistics of real images, and the loss of synthetic ones."""
+"""A frozen network with hooks: statistics of real images, and the loss of synthetic ones.
+
+The tasks of a worker, which has several of them, are in `rayd.engine.observer_tasks`.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from rayd.data.outline import Outline, load_outline
 from rayd.data.streaming import READ_AHEAD
 from rayd.data.summary import DataSummary
 from rayd.engine import arithmetic
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.costs import Costs
 from rayd.engine.counting import Count, Counting
 from rayd.engine.job import Job
@@ -35,9 +34,10 @@ from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.speeds import Speeds
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.relabel import relabel_cost
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze

@@ -17,7 +17,7 @@ from rayd.engine.arithmetic import Hardware
 from rayd.engine.job import Job
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.measure import Measure
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.synthetic import SyntheticSet
 

@@ -18,7 +18,7 @@ from rayd.distilled import Distilled
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalPool
 from rayd.engine.progress import Progress
 from rayd.engine.reading import normalized_as, read
@@ -115,7 +115,7 @@ def _picture(job: Job, distilled: Distilled) -> Image.Image:
             )
         real[network_id] = cast(tuple[Covariance, ...], kept)
     here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
-    pool = LocalPool(here, Observers, recipe, DatasetInfo.of(data), devices.choose(here))
+    pool = LocalPool(here, ObserverTasks, recipe, DatasetInfo.of(data), devices.choose(here))
     images = pool.share((distilled.images, distilled.hard_labels))
     items = []
     for network_id in networks:

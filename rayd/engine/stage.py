@@ -1,13 +1,31 @@
 """A stage of a run: independent work items, each computed once and kept in the store.
 
-A stage says which items there are, the key that an item's result depends on, how a worker computes
-it, and how the result is kept and found. `Stage.run` does the rest, the same for all stages: what
-the store holds is loaded, what another run is computing is waited for, everything else is computed
-by the workers, kept, and reported as progress.
+A stage defines its items, the cache key of an item, how a worker computes it, and how the result is
+saved and loaded. `Stage.run` does the rest, the same for all stages: what the store holds is loaded,
+what another run is computing is waited for, everything else is computed by the workers, saved, and
+reported as progress.
 
 To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
 that computes an item (`task`), and its place in `rayd.engine.driver` (the call and `_stage_names`)
 and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
+
+Workers. A run has `resources.workers` of them, in one pool for all stages (`rayd.engine.open_pool`);
+with 0 this process does the work. How many of them a stage uses follows from how it divides its work:
+
+    squeeze             networks; with `squeeze.workers` above 1 a team of workers trains each, one
+                        after another (`stages.squeeze.together` and `trainers`)
+    experts             experts; of small ones several on a GPU (`gpu_sharing.processes`)
+    measure             observers, or shards of the real images (`stages.measure.teams`, `_alone`)
+    score, rank         classes; networks
+    synthesize          blocks that do not depend on each other, one a worker; of other blocks the
+                        tasks of a step (`gradients.base.tasks_per_step`), handed out by a synthesizer
+                        in the first worker (`stages.blocks.place_synthesizer`)
+    relabel             chunks of epochs
+    evaluate            students; of small ones several on a GPU. With `evaluation.workers` above 1 a
+                        team trains each, several teams at a time (`stages.students.team_of_student`,
+                        `students_at_a_time`)
+
+Plans count with the workers that items can keep busy (`Job.parallel`).
 """
 
 from __future__ import annotations
@@ -19,10 +37,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from rayd.engine.cost import StageCost
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import StageDisplay
+from rayd.engine.stage_cost import StageCost
 from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.training.progress import EpochProgress
 

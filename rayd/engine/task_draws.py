@@ -2,6 +2,15 @@
 
 Every draw has a generator of its own, seeded by what it is for and by the block, step and slot of
 the task, so that it is the same on whichever worker the task runs, and however often.
+
+Images pass two augmentations before an observer sees them:
+
+    synthesis.transform       the random view of the synthetic images in a step, as in SRe2L: crops
+                              and flips. Real images have none (`TaskDraws.view`)
+    observers.augmentation    the Siamese augmentation of DSA: one draw for the real and the
+                              synthetic images, after the view. Of observers with measured
+                              statistics it is fixed (`fixed_augment`); otherwise it is drawn in every
+                              step for each class (`by_class`)
 """
 
 from __future__ import annotations

@@ -13,12 +13,12 @@ from rayd import devices, networks
 from rayd.config import Recipe
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalPool, Neighbours, ObjectRef, free_memory
 from rayd.engine.stages.experts import initial_seed
 from rayd.engine.stages.student_tasks import Task
-from rayd.engine.students import StudentTrainer
-from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer, synthesize
+from rayd.engine.student_trainer import StudentTrainer
+from rayd.engine.synthesizer import BlockTask, Logged, State, Synthesizer, synthesize
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
 from rayd.networks.class_order import order_fault
@@ -27,21 +27,21 @@ from rayd.networks.weights import load_weights
 from rayd.seeding import derive
 from rayd.synthetic.rded import Scores, score
 from rayd.training.experts import train_expert
-from rayd.training.labels import label_epochs
+from rayd.training.image_ranking import Scores as Ranks
+from rayd.training.image_ranking import rank
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
-from rayd.training.ranking import Scores as Ranks
-from rayd.training.ranking import rank
 from rayd.training.sets import TrainingSet, shared_tensor
 from rayd.training.squeeze import Squeezed, squeeze
-from rayd.training.stored import Labelled, write_chunk
+from rayd.training.stored_labels import Labelled, write_chunk
+from rayd.training.teacher_labels import label_epochs
 from rayd.training.trajectories import Trajectory
 
 ORDER_CHECK = 20
 """Real images of each class on which given weights are tested before they are used unchanged."""
 
 
-class Worker(Observers):
+class Worker(ObserverTasks):
     """The networks of one worker and the tasks of all stages. Results depend on their task alone.
 
     Args:
@@ -163,11 +163,9 @@ class Worker(Observers):
             logits.append(network(inputs).cpu())
         return torch.cat(logits)
 
-    def synthesize(
-        self, assignment: BlockTask, stop: int | None = None
-    ) -> Iterator[Logged | State]:
-        """Optimise one block with the networks of this worker; see `rayd.engine.synthesize`."""
-        yield from synthesize(LocalPool.around(self), assignment, stop)
+    def synthesize(self, task: BlockTask, stop: int | None = None) -> Iterator[Logged | State]:
+        """Optimise one block with the networks of this worker; see `rayd.engine.synthesizer`."""
+        yield from synthesize(LocalPool.around(self), task, stop)
 
     def synthesizer(self, neighbours: Neighbours | None, method: str, *arguments: Any) -> Any:
         """Call the synthesizer of this worker, whose tasks this worker shares with others.
@@ -185,7 +183,7 @@ class Worker(Observers):
         return getattr(self._synthesizer, method)(*arguments)
 
     def train(self, task: Task, *arguments: Any) -> Iterator[EpochProgress | StudentResult]:
-        """Train and test one student; see `rayd.engine.students.StudentTrainer.train`."""
+        """Train and test one student; see `rayd.engine.student_trainer.StudentTrainer.train`."""
         if self._students is None:
             self._students = StudentTrainer(
                 self._recipe.evaluation, self._recipe.resources, self._facts

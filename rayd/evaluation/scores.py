@@ -4,14 +4,15 @@ With the mean test accuracies A of students trained on the set (syn), on random 
 same budget (rdm), drawn anew for each student, and on the whole training set (real):
 
 - improvement over random, :math:`\mathrm{IOR} = A(\text{syn}) - A(\text{rdm})`, both under the
-  protocol's own labels;
+  labels of the protocol (soft ones where it has teachers);
 - hard label recovery, :math:`\mathrm{HLR} = A(\text{real}) - A(\text{syn})`, both under hard
   labels; smaller is better;
 - label-robust score, with :math:`\alpha = w\,\mathrm{IOR} - (1 - w)\,\mathrm{HLR}`,
 
   .. math:: \mathrm{LRS} = \frac{e^\alpha - e^{-1}}{e - e^{-1}} \in [0, 1]
 
-  A set that random images equal and that loses nothing to the whole set has 0.269;
+  A set that is no better than random images, and under hard labels as good as the whole set
+  (:math:`\alpha = 0`), has 0.269;
 - augmentation-robust score, the same of :math:`\beta = \gamma\,\mathrm{IOR} +
   (1 - \gamma)\,\mathrm{IOR}_{\text{without augmentation}}` in place of :math:`\alpha`.
 
@@ -27,8 +28,8 @@ Differences are paired: the student of a seed on one set with that of the same s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
@@ -43,11 +44,14 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _Gap = Annotated[float, Field(ge=-1, le=1)]
 _Unit = Annotated[float, Field(ge=0, le=1)]
 
+EQUAL_WEIGHT = 0.5
+"""The weights w and gamma of the reported scores, as in the paper."""
+
 EXPLAINED = {
     "IOR": "distilled above random",
     "HLR": "whole above distilled, hard labels",
-    "LRS": "label-robust score, 0 to 1 (w 0.5)",
-    "ARS": "augmentation-robust score, 0 to 1 (gamma 0.5)",
+    "LRS": f"label-robust score, 0 to 1 (w {EQUAL_WEIGHT:g})",
+    "ARS": f"augmentation-robust score, 0 to 1 (gamma {EQUAL_WEIGHT:g})",
 }
 """Meaning of each score in a few words."""
 
@@ -61,7 +65,7 @@ def normalized(alpha: float) -> float:
     return (math.exp(alpha) - math.exp(-1)) / (math.exp(1) - math.exp(-1))
 
 
-def label_robust_score(ior: float, hlr: float, weight: float = 0.5) -> float:
+def label_robust_score(ior: float, hlr: float, weight: float = EQUAL_WEIGHT) -> float:
     """Label-robust score LRS from two differences of fractions.
 
     >>> round(label_robust_score(ior=0.2, hlr=0.1), 4)
@@ -70,7 +74,9 @@ def label_robust_score(ior: float, hlr: float, weight: float = 0.5) -> float:
     return normalized(weight * ior - (1 - weight) * hlr)
 
 
-def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.5) -> float:
+def augmentation_robust_score(
+    augmented: float, plain: float, weight: float = EQUAL_WEIGHT
+) -> float:
     """Augmentation-robust score ARS from the IOR with and without augmentation.
 
     >>> round(augmentation_robust_score(0.2, -0.2), 3)
@@ -135,9 +141,9 @@ class Scores:
     plain_ior: Difference | None = None
     """Distilled above random images, without augmentation."""
     lrs: _Unit | None = None
-    """Label-robust score with w = 0.5."""
+    """Label-robust score with w = `EQUAL_WEIGHT`."""
     ars: _Unit | None = None
-    """Augmentation-robust score with gamma = 0.5."""
+    """Augmentation-robust score with gamma = `EQUAL_WEIGHT`."""
 
     def label_robust(self, weight: float) -> float | None:
         """LRS with another weight of the IOR; None where a set was not evaluated."""
@@ -153,13 +159,13 @@ class Scores:
 
     def cells(self) -> dict[str, str]:
         """The scores that are known, formatted, by name."""
-        found = {
+        gaps = {
             "IOR": self.ior,
             "IOR with hard labels": self.hard_ior,
             "HLR": self.hlr,
             "above equal storage": self.over_equal_storage,
         }
-        cells = {name: gap.text() for name, gap in found.items() if gap is not None}
+        cells = {name: gap.text() for name, gap in gaps.items() if gap is not None}
         numbers = {"LRS": self.lrs, "ARS": self.ars}
         return cells | {
             name: f"{value:.3f}" for name, value in numbers.items() if value is not None
@@ -168,19 +174,18 @@ class Scores:
 
 def scores_of(results: Iterable[SetResult]) -> tuple[Scores, ...]:
     """Compute the scores of every architecture and tested epoch that has any."""
-    return tuple(_scored(list(results)))
+    groups: dict[tuple[str, str], list[SetResult]] = {}
+    for result in results:
+        groups.setdefault((result.network, result.epoch), []).append(result)
+    scores = [
+        _scores_of_network(network, epoch, _ResultsByLabels(group))
+        for (network, epoch), group in groups.items()
+    ]
+    return tuple(one for one in scores if one != Scores(one.network, one.epoch))
 
 
-def _scored(results: Sequence[SetResult]) -> Iterator[Scores]:
-    for network, epoch in dict.fromkeys((result.network, result.epoch) for result in results):
-        of_network = [r for r in results if (r.network, r.epoch) == (network, epoch)]
-        scores = _scores(network, epoch, _Found(of_network))
-        if scores != Scores(network, epoch):
-            yield scores
-
-
-class _Found:
-    """Results of one architecture by what they were trained on."""
+class _ResultsByLabels:
+    """Results of one architecture and epoch, by set, labels and augmentation."""
 
     def __init__(self, results: Sequence[SetResult]):
         self._results = results
@@ -208,36 +213,36 @@ class _Found:
         return None
 
 
-def _scores(network: str, epoch: str, found: _Found) -> Scores:
-    own = found.get(DISTILLED, own=True)
-    hard = found.get(DISTILLED, hard=True)
-    ior = _gap(own, found.get("random", own=True))
+def _scores_of_network(network: str, epoch: str, results: _ResultsByLabels) -> Scores:
+    """The scores of one architecture and epoch."""
+    own = results.get(DISTILLED, own=True)
+    hard = results.get(DISTILLED, hard=True)
+    ior = _gap(own, results.get("random", own=True))
     # under hard labels it would say the same as the first
-    hard_ior = None if hard is own else _gap(hard, found.get("random", hard=True))
-    hlr = _gap(found.get("whole", hard=True), hard)
+    hard_ior = None if hard is own else _gap(hard, results.get("random", hard=True))
+    hlr = _gap(results.get("whole", hard=True), hard)
     plain_ior = _gap(
-        found.get(DISTILLED, own=True, augmented=False),
-        found.get("random", own=True, augmented=False),
+        results.get(DISTILLED, own=True, augmented=False),
+        results.get("random", own=True, augmented=False),
     )
-    unscored = Scores(
+    gaps = Scores(
         network=network,
         epoch=epoch,
         ior=ior,
         hard_ior=hard_ior,
         hlr=hlr,
-        over_equal_storage=_gap(own, found.get(EQUAL_STORAGE)),
+        over_equal_storage=_gap(own, results.get(EQUAL_STORAGE)),
         plain_ior=plain_ior,
     )
-    return Scores(
-        **{
-            **vars(unscored),
-            "lrs": unscored.label_robust(0.5),
-            "ars": unscored.augmentation_robust(0.5),
-        }
+    return replace(
+        gaps,
+        lrs=gaps.label_robust(EQUAL_WEIGHT),
+        ars=gaps.augmentation_robust(EQUAL_WEIGHT),
     )
 
 
 def _gap(first: SetResult | None, second: SetResult | None) -> Difference | None:
+    """The first minus the second; None where one was not evaluated."""
     if first is None or second is None:
         return None
     return Difference.of(first, second)

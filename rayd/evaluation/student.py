@@ -11,7 +11,7 @@ full step size; the remaining part is as long as there: 501 and 499 epochs for E
 and 499. A set of a single batch is not shuffled, as its order would only affect rounding. As there,
 the optimiser is rebuilt at the decay, so the momentum is lost.
 
-With soft labels, teachers label each mixed batch (`rayd.training.labels`), online or replayed from
+With soft labels, teachers label each mixed batch (`rayd.training.teacher_labels`), online or replayed from
 a directory. With `labels.seed` set, online and stored labels give the same student: bit for bit if
 both are computed on one device.
 
@@ -40,12 +40,12 @@ from rayd.networks import build
 from rayd.seeding import derive
 from rayd.training.batches import Batches, Draws, Replay
 from rayd.training.judging import accuracy, hits, predictions
-from rayd.training.labels import Teachers
 from rayd.training.losses import loss_of
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
-from rayd.training.stored import StoredLabels
+from rayd.training.stored_labels import StoredLabels
+from rayd.training.teacher_labels import Teachers
 from rayd.training.trainer import Trainer
 from rayd.training.training_run import Subject, TrainingRun, resumed_together
 

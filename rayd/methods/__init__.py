@@ -1,6 +1,18 @@
-"""Methods, one paper a module. `build` configures the one that a recipe names."""
+"""Methods, one paper a module. `build` configures the one that a recipe names.
 
-from rayd import parts
+To add a method:
+
+1. Write a module here with a subclass of `Method` (`rayd.methods.base` documents what it may
+   declare); its `name` registers it. The head of the module has the citation, the objective with
+   every symbol, and where paper and released code differ.
+2. Terms that no method has yet are modules of `rayd.objectives`.
+3. Import the class below and add it to `__all__`: what is not imported is not known.
+4. Add its recipes to `rayd/recipes/`, and a test to `tests/methods/`.
+
+A method outside the package needs the first alone: see `docs/pages/own-method.md`.
+"""
+
+from rayd import plugins
 from rayd.config import Recipe
 from rayd.errors import ConfigError, unknown
 from rayd.methods.base import Method
@@ -79,7 +91,7 @@ def get(name: str) -> type[Method]:
     """
     if name in Method.registry:
         return Method.registry[name]
-    found = parts.find("methods", name)
+    found = plugins.find("methods", name)
     # what was looked for may have registered itself meanwhile
     found = Method.registry.get(name) if found is None else found
     if found is None:

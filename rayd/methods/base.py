@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import (
     NETWORK_GROUPS,
     NetworkGroup,
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 class Method(ABC):
     """A paper's method: the terms of its objective, its defaults, its needs and its citation.
 
-    Adding one is a module beside this file with a subclass, its recipes, its tests. Methods are
-    registered by a subclass that has a name.
+    A subclass that has a `name` is registered. How to add one is in `rayd.methods`.
     """
 
     name: ClassVar[str]
@@ -81,7 +80,7 @@ class Method(ABC):
                     f"{_origin(cls)}: rename one of them."
                 )
             Method.registry[cls.name] = cls
-            parts.own(cls.name, cls)
+            plugins.own(cls.name, cls)
 
     @final
     def __init__(self, recipe: Recipe):
@@ -179,7 +178,7 @@ class Method(ABC):
         added = []
         for name in sorted(recipe.terms.keys() - names):
             # twice: what is found may be a module that registers the term when it is imported
-            term = Term.registry.get(name) or parts.find("terms", name) or Term.registry.get(name)
+            term = Term.registry.get(name) or plugins.find("terms", name) or Term.registry.get(name)
             if term is None:
                 known = sorted({*names, *Term.registry})
                 raise ConfigError(unknown("term", name, known, f"method '{cls.name}'"))

@@ -3,21 +3,29 @@
 Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
 Efficient Dataset Distillation Paradigm", CVPR 2024.
 
-    score(p) = -log softmax(phi(p))_y       of a patch p of a real image of class y, small is realistic
+    score(p) = -log softmax(phi(p))_y       of a patch p of a real image of class y: small is realistic
 
     phi   a network that was trained on the real data, the first observer
+    f     patches along a side of an image (`synthetic.patches`): 1 for small images, 2 for ImageNet
 
-For each class: of each of 300 real images, 5 random crops, of which the one of the best score
-stands for the image; of these the IPC f^2 best; every f x f of them make one image
-(`synthetic.patches` is f: 1 for small images, 2 for ImageNet). Students then learn from the
-observers' softened labels (T = 20) of every batch, mixed by cutmix, while the step size falls to a
-half.
+For each class:
+
+- draw 300 real images (`synthetic.candidates`);
+- cut 5 random square crops of each (`synthetic.crops`), each of a random share of its area, and keep
+  the one of the best score;
+- of these take the IPC f^2 best;
+- join f x f of them, of side S / f, to one image of side S: of the n images of a class, image j has
+  those of rank j, n + j, 2 n + j, ..., as in the released code.
+
+The steps are in `rayd.synthetic.rded`. Students then learn from the observers' softened labels (T =
+20) of every batch, mixed by cutmix; their step size follows half a cosine of twice the epochs, so
+that it ends at half its first value.
 
 **Paper and released code.** The code normalises all data with ImageNet's mean and standard
 deviation; here with those of the training split. It also forwards each batch through the student
 before the step, without gradient and in training mode, so that batch statistics update twice. It
-means the images before they are mixed, but mixes in place, so that it sees mixed ones; here they
-are unmixed (`evaluation.clean_forward`), which is a deviation. Crops in training keep at least 1/f
+is meant for the images before they are mixed, but mixing is in place, so that they are mixed ones;
+here they are unmixed (`evaluation.clean_forward`), a deviation. Crops in training keep at least 1/f
 of the area, so for f = 2 set `evaluation.transform.crop: [0.5, 1]`; for f = 1 that leaves images
 whole. The code also shuffles the patches of an image in training, always, which is not offered, and
 resizes the test images of Tiny-ImageNet to 72 pixels and crops 64. Biases and normalisations of

@@ -21,7 +21,7 @@ from rayd.errors import ConfigError
 
 if TYPE_CHECKING:
     from rayd.data.images import ImageShape
-    from rayd.objectives.parts import OtherParts
+    from rayd.objectives.batch_parts import OtherParts
 
 
 _NEEDS = {
@@ -94,14 +94,16 @@ class FeatureExtractor(nn.Module):
         for role in LayerRole:
             if role not in roles:
                 continue
-            found = _FINDERS[role](network, trace)
-            if not found and role not in optional:
+            layers = _FINDERS[role](network, trace)
+            if not layers and role not in optional:
                 raise ConfigError(
                     f"Layer role '{role}' needs {_NEEDS[role]}; "
                     f"network {type(network).__name__} has none."
                 )
-            self._calls[role] = tuple(call for call, _ in found)
-            self._dimensions[role] = [tuple(_shaped(role, tensor).shape[1:]) for _, tensor in found]
+            self._calls[role] = tuple(call for call, _ in layers)
+            self._dimensions[role] = [
+                tuple(_shaped(role, tensor).shape[1:]) for _, tensor in layers
+            ]
 
     def __call__(self, images: Tensor) -> Observation:
         """Run the network on images (N, channels, height, width); see `forward`."""
@@ -173,6 +175,7 @@ def _hook(
     module: nn.Module, port: _Port, count: Callable[[_Port, object], None]
 ) -> torch.utils.hooks.RemovableHandle:
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        # the first argument, however it is passed
         count(port, next(iter((*arguments, *keywords.values())), None))
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -208,12 +211,13 @@ def _trace(network: nn.Module, shape: ImageShape) -> _Trace:
 def _inputs(
     network: nn.Module, trace: _Trace, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> _Trace:
-    found: _Trace = []
+    """The inputs of all modules of some kinds."""
+    inputs: _Trace = []
     for call, tensor in trace:
         module = network.get_submodule(call.port.module)
         if call.port.side == "input" and isinstance(module, kinds):
-            found.append((call, tensor))
-    return found
+            inputs.append((call, tensor))
+    return inputs
 
 
 def _features(network: nn.Module, trace: _Trace) -> _Trace:
@@ -243,7 +247,7 @@ def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
     the second case. A network that turns its maps into a sequence of tokens (N, tokens, d) has no
     last map.
     """
-    found: _Trace = []
+    last: _Trace = []
     pooled_area = 0
     convolved = False
     for call, tensor in trace:
@@ -251,21 +255,26 @@ def _last_map(network: nn.Module, trace: _Trace) -> _Trace:
         convolved |= isinstance(module, nn.Conv2d)
         pooling = isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d)
         if tensor.ndim == 3:
-            found = []
+            # tokens
+            last = []
         elif tensor.ndim != 4 or not convolved:
             continue
         elif call.port.side == "input":
-            found = [(call, tensor)] if pooling else found
+            last = [(call, tensor)] if pooling else last
         elif pooling:
-            pooled_area = tensor.shape[2] * tensor.shape[3]
-        elif tensor.shape[2] * tensor.shape[3] > pooled_area:
-            found = [(call, tensor)]
+            pooled_area = _area(tensor)
+        elif _area(tensor) > pooled_area:
+            last = [(call, tensor)]
             pooled_area = 0
-    return found
+    return last
 
 
 def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
-    """Maps at which the resolution falls for good, and the last map; see `LayerRole`."""
+    """Maps at which the resolution falls for good, and the last map; see `LayerRole`.
+
+    The resolution falls inside a convolution (by strides) or between two of them (by pooling). Either
+    way, the map that the next stage reads first is the output of a block.
+    """
     last = _last_map(network, trace)
     written = {
         (call.port.module, call.number): _area(tensor)
@@ -274,9 +283,12 @@ def _block_outputs(network: nn.Module, trace: _Trace) -> _Trace:
     }
     read = [(call, tensor) for call, tensor in _conv_inputs(network, trace) if tensor.ndim == 4]
     images = read[0][1] if read else None
+    # when a tensor is first read: shortcuts read it again
     first: dict[int, int] = {}
+    # by area of the map, the place in `read` where it shrinks: after a convolution, or inside one
     pooled: dict[int, int] = {}
     strided: dict[int, int] = {}
+    # area that the convolution before has written
     before = 0
     for order, (call, tensor) in enumerate(read):
         area = _area(tensor)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rayd import parts
+from rayd import plugins
 from rayd.errors import ConfigError, unknown
 from rayd.networks.normalization import Norm
 
@@ -82,7 +82,7 @@ def architecture(name: str, *, norms: tuple[Norm, ...] = ()) -> Callable[[B], B]
             if p.kind is Parameter.KEYWORD_ONLY
         )
         _ARCHITECTURES[name] = Architecture(name, builder, options, norms)
-        parts.own(name, builder)
+        plugins.own(name, builder)
         return builder
 
     return register
@@ -185,7 +185,7 @@ def find(name: str) -> Architecture:
     Raises:
         ConfigError: it is unknown; the message names the nearest.
     """
-    part = None if name in _ARCHITECTURES else parts.find("networks", name)
+    part = None if name in _ARCHITECTURES else plugins.find("networks", name)
     # the import of a part may have registered a builder under this name
     if part is not None and name not in _ARCHITECTURES:
         register_part(name, part)
@@ -240,7 +240,8 @@ def refuse_options(name: str, given: dict[str, int | str], known: tuple[str, ...
 def border_of(shape: ImageShape) -> int:
     """Additional padding of the first convolution: 2 for sides of 28 to 31 pixels, else 0.
 
-    Zhao et al. (ICLR 2021) so bring the images of MNIST, 28x28, to the maps of 32x32 ones.
+    Zhao et al. (ICLR 2021) pad MNIST's images of 28x28 pixels like this, so that networks have the
+    same maps as for images of 32x32.
     """
     return 2 if 28 <= min(shape[1:]) < 32 else 0
 

@@ -21,9 +21,9 @@ with m in [0, 1)
 
     s <- m s + (1 - m) stat      value s, gradient of stat      s = 0 at first, without correction for that
 
-so that each observer keeps the statistics of this block of images. m = 0 is the plain statistic.
-And layers may be dropped: a layer is left out of a call with a given probability, under all
-transforms at once, and its memory stays as it is.
+so that each observer has smoothed statistics of its own for a block of images. With m = 0 they are
+the plain statistics. Layers may also be dropped: a layer is left out of a step with a given
+probability, under all transforms at once, and its smoothed statistics stay as they are.
 
 **Variance of a class** (`category`). A map's variance has a part inside images and a part between
 them.
@@ -57,7 +57,7 @@ from torch import Tensor
 
 from rayd.config.choices import Category
 from rayd.networks import LayerRole, Observation
-from rayd.objectives.parts import OtherParts
+from rayd.objectives.batch_parts import OtherParts
 from rayd.objectives.specification import StatisticSpec
 from rayd.objectives.targets import Target, Targets
 from rayd.objectives.terms import Context, RealStatistics
@@ -69,8 +69,8 @@ from rayd.transfer import upload
 class MomentDistance:
     """Distances of means and variances of layers' inputs, over all images and over classes.
 
-    All layers are worked on side by side, as one table of D columns (the features of all of them)
-    and K rows (the classes that the images hold), so that a step has few operations, whatever the
+    All layers are compared at once, in a table of D columns (the features of all layers) and K rows
+    (the classes among the images), so that the number of operations of a step does not grow with the
     depth of the network; see `rayd.objectives.targets`.
     """
 
@@ -113,7 +113,7 @@ class MomentDistance:
         self._derived: WeakKeyDictionary[Moments, Targets] = WeakKeyDictionary()
         for label, value in {
             "alpha": alpha,
-            **{f"drop[{tap}]": share for tap, share in self._drop.items()},
+            **{f"drop[{role}]": share for role, share in self._drop.items()},
         }.items():
             if not 0 <= value <= 1:
                 raise ValueError(
@@ -161,8 +161,9 @@ class MomentDistance:
     def _plan(
         self, targets: Targets, kept: Sequence[bool], kept_layers: Sequence[_Layer], like: Tensor
     ) -> tuple[Tensor | slice, Tensor, Tensor]:
-        """Columns, one-hot layers and weights of the layers that are kept; those of all layers are
-        made once.
+        """Columns, one-hot layers and weights of the layers that are compared.
+
+        Those of all layers are the same in every step, and kept with the targets.
         """
         if all(kept) and targets.plan is not None and targets.plan[1].dtype == like.dtype:
             return slice(None), *targets.plan
@@ -181,6 +182,7 @@ class MomentDistance:
     def _distance(
         self, targets: Targets, samples: SampleMoments, labels: Tensor, table: _Table
     ) -> Tensor:
+        """The loss: comparisons over all images and class by class, weighted."""
         parts = []
         over_all = [(self._alpha, targets.everything)] if self._alpha > 0 else []
         if self._alpha < 1:
@@ -294,8 +296,10 @@ class _Table:
 
 
 def _side_by_side(layers: Sequence[_Layer]) -> SampleMoments:
-    """Mean and variance of every sample in all layers, as of one vector a sample: layers differ in
-    how many they have.
+    """Mean and variance of every sample, the columns of all layers side by side.
+
+    Variances instead of sums of squares, and a size of 1, as layers differ in how many vectors a
+    sample has.
     """
     parts = [layer.moments for layer in layers]
     means = torch.cat([part.mean for part in parts], 1)

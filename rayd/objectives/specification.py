@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rayd.config.choices import LayerRole
 from rayd.networks import Observation
-from rayd.parts import sources
+from rayd.plugins import sources
 from rayd.statistics import Moments, Statistic, StatisticKind, Transform
 from rayd.statistics.base import VECTORS
 from rayd.statistics.kinds import kind_of

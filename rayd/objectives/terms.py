@@ -124,7 +124,7 @@ class Term(Settings, ABC):
     """Whether it takes a real mini-batch itself, not a statistic; only `real: sampled` has one."""
     splits: ClassVar[bool] = False
     """Whether the images of a step may be in parts (`synthesis.split`): it reads logits, features
-    and statistics alone (see `rayd.objectives.parts`), and goes through the network only once.
+    and statistics alone (see `rayd.objectives.batch_parts`), and goes through the network only once.
     """
     learns_labels: ClassVar[bool] = False
     """Whether it accepts rows of probabilities for labels, and has a gradient for them."""

@@ -1,5 +1,5 @@
-r"""Trajectory matching: a student that learns from synthetic images shall move as an expert did
-that learned from real ones.
+r"""Trajectory matching: a student trained on synthetic images is to end where an expert did that was
+trained on real ones.
 
 George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset
 Distillation by Matching Training Trajectories" (MTT), CVPR 2022. From an expert's parameters after
@@ -13,13 +13,14 @@ epoch t, a student takes N steps of gradient descent:
     f       the network, logits (B, classes)              A_i       augmentation, drawn anew for every step (DSA)
     alpha   step size of the student, learned             M         epochs of the expert that the N steps stand for
 
-The loss is 1 where the student has not come nearer, 0 where it has arrived. Its gradient by images,
-labels and step size goes through all N steps, and there are three ways to it:
+The loss is 1 if the student has come no nearer to its target, 0 if it has arrived. Its gradient by
+images, labels and step size goes through all N steps, and is computed in one of three ways:
 
-`full`      backpropagation through the unrolled steps, as in MTT: their graphs are all in memory at once.
-`reverse`   the same gradient with the memory of one step. The steps are taken without graph, keeping the N vectors theta_i.
-            Then, from last to first, the graph of one step is made again, and the adjoint lambda
-            (P,) pulled through it:
+`full`      backpropagation through the unrolled steps, as in MTT: all their graphs are in memory at
+            once.
+`reverse`   the same gradient with the memory of one step. The steps are taken without graph, keeping
+            the N vectors theta_i. Then, from last to first, the graph of one step is made again, and
+            the adjoint lambda (P,) is propagated back through it:
 
                 lambda_N = d loss / d theta_N              lambda_i = lambda_{i+1} - alpha (d g_i / d theta_i)^T lambda_{i+1}
                 d loss / d X_i = -alpha (d g_i / d X_i)^T lambda_{i+1}, and likewise for labels
@@ -27,20 +28,20 @@ labels and step size goes through all N steps, and there are three ways to it:
 
             As g_i is made again with its graph, all three are one backward pass through that graph.
 `truncated` TESLA (Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset
-Distillation to ImageNet-1K with
-            Constant Memory", ICML 2023). With G = sum_i g_i and D = || theta_0 - theta* ||^2,
+            Distillation to ImageNet-1K with Constant Memory", ICML 2023). With G = sum_i g_i and
+            D = || theta_0 - theta* ||^2,
 
                 d loss / d X_i = (2 / D) (alpha (theta* - theta_0) + alpha^2 G)^T d g_i / d X_i
 
-            which is the sweep above with lambda_i = lambda_N throughout: that X_j moved theta_i,
-            for j < i, is left out. So it is **not** the gradient of the loss, but for N = 1. It
-            saves the pull through the parameters.
+            which is the sweep above with lambda_i = lambda_N throughout: the effect of X_j on theta_i
+            for j < i is left out. So it is **not** the gradient of the loss, except for N = 1. It
+            saves the propagation through the parameters.
 
-**Paper and released code differ.** TESLA's code doubles a tuple of gradients where it means to
-double the gradients, so that it has half of the printed formula, which is the one here: with
-TESLA's published settings, halve the step size of the images.
+**Paper and released code differ.** TESLA's code doubles a tuple of gradients instead of the gradients
+in it, so it computes half of the printed formula, which is the one here: with TESLA's published
+settings, halve the step size of the images.
 
-MTT's step size is free, and may turn negative on the way. Here it is learned as its logarithm
+MTT's step size is unconstrained, and may become negative. Here it is learned as its logarithm
 (`rayd.synthetic.learned_step_size`); this module takes the step size itself.
 
 Labels are class indices or rows of probabilities. DATM (Ziyao Guo et al., "Towards Lossless Dataset
@@ -69,7 +70,7 @@ from rayd.transfer import upload
 Student = Callable[[Tensor, Tensor], Tensor]
 """From parameters (P,) and images (B, C, H, W) to logits (B, classes); see `rayd.networks.flat`."""
 View = Callable[[Tensor], Tensor]
-"""Augmentation of images (B, C, H, W), differentiable, alike whenever it is called."""
+"""Augmentation of images (B, C, H, W), differentiable, the same in every call."""
 InnerLoss = Callable[[Tensor, Tensor], Tensor]
 """From logits (B, classes) and labels, indices (B,) or rows (B, classes), to the scalar that the
 student descends.
@@ -85,12 +86,12 @@ class InnerStep:
     rows: Tensor
     """Which of the images, int64 (B,), each at most once."""
     operations: tuple[Operation, ...] = ()
-    """How they are seen: operations one after another, each differentiable and alike whenever it is
-    called.
+    """Their augmentation: operations one after another, each differentiable and the same in every
+    call.
     """
 
     def view(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) as the student gets them."""
+        """Augment images (B, C, H, W)."""
         for operation in self.operations:
             images = operation(images)
         return images
@@ -105,7 +106,7 @@ class Segment(NamedTuple):
     """Its target: those after epoch t + M."""
 
     def loss(self, end: Tensor) -> Tensor:
-        """The squared distance that is left, as a share of the whole; a scalar."""
+        """Squared distance from the target, as a fraction of that at the start; a scalar."""
         return (end - self.target).square().sum() / (self.start - self.target).square().sum()
 
 
@@ -120,26 +121,26 @@ def trajectory_loss(
     way: Way = "reverse",
     inner_loss: InnerLoss = cross_entropy,
 ) -> Tensor:
-    """How far a student is from an expert after its steps: a scalar, differentiable once in images,
+    """Distance of a student from an expert after its steps: a scalar, differentiable once in images,
     labels and step size.
 
-    It computes in the precision, and where, the vectors are. With `reverse` and `truncated` the
-    gradient is computed in the backward pass, so a loss that is thrown away costs the steps alone.
+    It is computed in the precision and on the device of the vectors. With `reverse` and `truncated`
+    the gradient is computed in the backward pass, so a loss without one costs the steps alone.
 
     Args:
         student: the network.
-        segment: where the student starts, and shall arrive.
-        steps: what it learns from, step by step.
+        segment: start and target of the student.
+        steps: its batches, step by step.
         images: of the synthetic set, normalised (n, C, H, W).
         labels: class indices (n,), or rows of probabilities (n, classes), which may be learned.
         step_size: of the student, a positive scalar, which may be learned.
         way: to the gradient.
         inner_loss: what the student descends.
     """
-    task = _Task(student, segment, _placed(steps, images.device), inner_loss)
+    task = _Task(student, segment, _on_device(steps, images.device), inner_loss)
     if way == "full":
         return segment.loss(task.unrolled(images, labels, step_size))
-    loss: Tensor = _Swept.apply(task, way == "truncated", images, labels, step_size)
+    loss: Tensor = _LossBySweep.apply(task, way == "truncated", images, labels, step_size)
     return loss
 
 
@@ -162,7 +163,7 @@ def inner_steps(
     draws: Generator,
     augmentation: DSA | None = None,
 ) -> tuple[InnerStep, ...]:
-    """Draw what a student learns from.
+    """Draw the batches of a student, and their augmentation.
 
     As in the released code of MTT, batches are cut from a permutation of the images, and from a new
     one where it is used up; the last batch of a permutation may be smaller. (The code takes batches
@@ -197,8 +198,8 @@ def inner_steps(
     return tuple(drawn)
 
 
-def _placed(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep, ...]:
-    """The steps with their rows on a device, where they are taken by one copy."""
+def _on_device(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep, ...]:
+    """The steps with their rows on a device, by a single copy for all of them."""
     if device.type == "cpu" or not steps:
         return tuple(steps)
     rows = upload(torch.cat([step.rows for step in steps]), device)
@@ -208,7 +209,7 @@ def _placed(steps: Sequence[InnerStep], device: torch.device) -> tuple[InnerStep
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """The task of a student."""
+    """A student with its segment and its batches."""
 
     student: Student
     segment: Segment
@@ -216,13 +217,11 @@ class _Task:
     inner_loss: InnerLoss
 
     def gradient(
-        self, step: InnerStep, vector: Tensor, images: Tensor, labels: Tensor, *, again: bool
+        self, step: InnerStep, vector: Tensor, images: Tensor, labels: Tensor, *, create_graph: bool
     ) -> Tensor:
-        """The gradient (P,) for the images (B, C, H, W) of a step; `again`: itself
-        differentiable.
-        """
+        """g_i (P,) for the images (B, C, H, W) of a step, with its graph if that is wanted."""
         loss = self.inner_loss(self.student(vector, step.view(images)), labels)
-        return torch.autograd.grad(loss, vector, create_graph=again)[0]
+        return torch.autograd.grad(loss, vector, create_graph=create_graph)[0]
 
     def unrolled(self, images: Tensor, labels: Tensor, step_size: Tensor) -> Tensor:
         """theta_N (P,), with the graph of all steps."""
@@ -231,7 +230,7 @@ class _Task:
             for step in self.steps:
                 rows = step.rows
                 vector = vector - step_size * self.gradient(
-                    step, vector, images[rows], labels[rows], again=True
+                    step, vector, images[rows], labels[rows], create_graph=True
                 )
         return vector
 
@@ -242,14 +241,14 @@ class _Task:
             rows = step.rows
             with torch.enable_grad():
                 gradient = self.gradient(
-                    step, _leaf(vectors[-1]), images[rows], labels[rows], again=False
+                    step, _leaf(vectors[-1]), images[rows], labels[rows], create_graph=False
                 )
             vectors.append(torch.addcmul(vectors[-1], gradient, step_size, value=-1))
         return vectors
 
 
-class _Swept(Function):
-    """The loss whose backward pass is the sweep."""
+class _LossBySweep(Function):
+    """The loss, whose backward pass is the sweep of `reverse` and `truncated`."""
 
     @staticmethod
     def forward(
@@ -272,7 +271,7 @@ class _Swept(Function):
 
 
 class _Sweep:
-    """From the last step to the first, one step's graph at a time."""
+    """Gradients of the loss, accumulated from the last step to the first, one graph at a time."""
 
     def __init__(
         self, task: _Task, truncated: bool, images: Tensor, labels: Tensor, step_size: Tensor
@@ -287,42 +286,57 @@ class _Sweep:
         self.by_step_size = torch.zeros_like(step_size)
 
     def run(self, vectors: Sequence[Tensor], outer: Tensor) -> None:
-        """Add up the gradients, times that of the loss."""
+        """Accumulate the gradients.
+
+        Args:
+            vectors: theta_0 to theta_N.
+            outer: gradient of the outer loss by this one, a scalar.
+        """
         start, target = self._task.segment
         adjoint = outer * 2 * (vectors[-1] - target) / (start - target).square().sum()
         for index in reversed(range(len(self._task.steps))):
             # the gradient by the start is not used
-            through = index > 0 and not self._truncated
-            pulled = self._back(self._task.steps[index], vectors[index], adjoint, through)
-            adjoint = adjoint if pulled is None else adjoint + pulled
+            with_adjoint = index > 0 and not self._truncated
+            change = self._back(self._task.steps[index], vectors[index], adjoint, with_adjoint)
+            adjoint = adjoint if change is None else adjoint + change
 
     def _back(
-        self, step: InnerStep, vector: Tensor, adjoint: Tensor, through: bool
+        self, step: InnerStep, vector: Tensor, adjoint: Tensor, with_adjoint: bool
     ) -> Tensor | None:
-        """Add what one step contributes; what it makes of the adjoint, if that is wanted."""
+        """Add the contribution of one step.
+
+        Args:
+            step: its batch.
+            vector: theta_i.
+            adjoint: lambda_{i+1}.
+            with_adjoint: whether lambda_i is needed.
+
+        Returns:
+            lambda_i - lambda_{i+1} (P,), if it is needed.
+        """
         rows = step.rows
         vector = _leaf(vector)
         images = _leaf(self._images[rows])
         labels = self._labels[rows]
-        wanted = [images]
+        inputs = [images]
         if self.by_labels is not None:
-            wanted.append(labels.requires_grad_())
-        if through:
-            wanted.append(vector)
+            inputs.append(labels.requires_grad_())
+        if with_adjoint:
+            inputs.append(vector)
         with torch.enable_grad():
-            gradient = self._task.gradient(step, vector, images, labels, again=True)
+            gradient = self._task.gradient(step, vector, images, labels, create_graph=True)
         self.by_step_size -= (gradient.detach() @ adjoint).view_as(self._step_size)
         # a gradient may be constant in one of them: that of a network that is nothing but a bias
-        # does not know the images
-        found = torch.autograd.grad(
-            gradient, wanted, -self._step_size * adjoint, materialize_grads=True
+        # does not depend on the images
+        gradients = torch.autograd.grad(
+            gradient, inputs, -self._step_size * adjoint, materialize_grads=True
         )
-        self.by_images.index_add_(0, rows, found[0])
+        self.by_images.index_add_(0, rows, gradients[0])
         if self.by_labels is not None:
-            self.by_labels.index_add_(0, rows, found[1])
-        return found[-1] if through else None
+            self.by_labels.index_add_(0, rows, gradients[1])
+        return gradients[-1] if with_adjoint else None
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    """The same numbers, as something to differentiate by."""
+    """A detached tensor of the same numbers, to differentiate by."""
     return tensor.detach().requires_grad_()

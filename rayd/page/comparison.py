@@ -14,11 +14,12 @@ from rayd.engine.rundir import RunDirectory
 from rayd.evaluation.compare import Comparison, compare
 from rayd.evaluation.matrix import words_of
 from rayd.evaluation.report import Report
+from rayd.evaluation.run_report import report_of
 from rayd.evaluation.variants import DISTILLED
 from rayd.page import charts
 from rayd.page.page import Picture, environment
 from rayd.page.page import write as write_page
-from rayd.page.run import gather, optional, report_of, series
+from rayd.page.run import gather, optional, series
 from rayd.pictures import contact_sheet
 from rayd.recipes import restore
 from rayd.recipes.difference import RESULTS
@@ -90,7 +91,7 @@ def render(directories: Sequence[Path]) -> str:
 def _read(directory: Path, name: str) -> ComparedRun:
     """Everything of a run that the page shows."""
     distilled = optional(load, directory)
-    report = report_of(directory)
+    report = report_of(directory, skip_damaged=True)
     # compare() has refused directories without one
     assert report is not None
     is_run = RunDirectory(directory).holds_run()

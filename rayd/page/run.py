@@ -16,15 +16,17 @@ from PIL import Image
 from rayd import recipes, remote
 from rayd.config import Recipe
 from rayd.data.summary import DataSummary
-from rayd.distilled import DIRECTORY, Distilled, load
+from rayd.distilled import Distilled, load
 from rayd.engine.rundir import RunDirectory
-from rayd.engine.stages.blocks import PICTURE
+from rayd.engine.stages.blocks import SHEET_TAG
 from rayd.engine.status import METRICS, Status, status
 from rayd.errors import ArtifactError, RaydError
 from rayd.evaluation.matrix import words_of
 from rayd.evaluation.published import own_recipe
 from rayd.evaluation.report import Report, SetResult
+from rayd.evaluation.run_report import report_of
 from rayd.page import charts
+from rayd.page.confusion import confusions_of
 from rayd.page.page import Picture, environment, seconds, size
 from rayd.page.page import write as write_page
 from rayd.pictures import contact_sheet
@@ -34,10 +36,6 @@ FILE = "report.html"
 """Name of the page in the directory of its run."""
 FRAMES = 24
 """Most pictures of the synthesis on a page."""
-MOST_CONFUSED = 20
-"""Most classes with a table of what they are taken for; of more, the most frequent mistakes."""
-SHADE = 0.6
-"""Opacity of the darkest cell of a table, on which the page's text can still be read."""
 
 
 @dataclass(frozen=True)
@@ -54,30 +52,6 @@ class StageRow:
     """Peak memory by its end in bytes; None in logs of older versions."""
     gpu_memory: int | None
     """The same of a GPU."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table of confusions."""
-
-    text: str
-    """Share of the row's test images; empty where it rounds to 0."""
-    shade: str
-    """CSS colour; empty for none."""
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """What networks that were trained on a set take the test images for."""
-
-    title: str
-    """Set and network."""
-    names: Sequence[str]
-    """Classes, the columns."""
-    rows: Sequence[tuple[str, Sequence[Cell]]]
-    """A row for each class; empty for more than `MOST_CONFUSED`."""
-    pairs: Sequence[str]
-    """The most frequent mistakes in words."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +123,7 @@ def render(directory: Path) -> str:
             results=[(words_of(result, results), result) for result in results],
             accuracies=charts.accuracies(charts.bars_of(results)) if results else None,
             classes=charts.classes(by_class(results), names) if results and few else None,
-            confusions=_confusions(results, names),
+            confusions=confusions_of(results, names),
             has_tail=any(result.tail_accuracy is not None for result in results),
             has_paper=any(result.paper for result in results),
             has_memory=any(stage.memory for stage in page.stages),
@@ -179,13 +153,13 @@ def gather(directory: Path) -> RunPage:
             # the log may end before the last step
             earlier = [frame for frame in frames if frame.step != grid.step]
             frames = [*earlier, grid]
-    points = _series(lines).get("synthesize", {})
+    points = _series(lines)
     return RunPage(
         directory=directory,
         status=state,
         recipe=recipe,
         distilled=distilled,
-        report=report_of(directory),
+        report=report_of(directory, skip_damaged=True),
         frames=frames,
         grid=grid,
         base=base.name if is_known else None,
@@ -194,18 +168,6 @@ def gather(directory: Path) -> RunPage:
         stages=_stages(state, lines),
         curves=charts.curves({name: {"": values} for name, values in points.items()}, "step"),
     )
-
-
-def report_of(directory: Path) -> Report | None:
-    """The report of a run, with results that were added to its set; None if there is none."""
-    report: Report | None = optional(Report.kept, directory)
-    set_folder = directory / DIRECTORY
-    if not set_folder.is_dir():
-        return report
-    of_set: Report | None = optional(Report.kept, set_folder)
-    if report is None or of_set is None:
-        return report or of_set
-    return report.merge(of_set)
 
 
 def _last_step(lines: Sequence[Mapping[str, Any]]) -> int | None:
@@ -264,46 +226,6 @@ def _state(state: Status) -> str:
     }
     where = f" in stage {state.stage}" if state.stage else ""
     return words.get(state.state, f"This run is {state.state}") + where
-
-
-def _confusions(results: Sequence[SetResult], names: Sequence[str]) -> list[Confusion]:
-    """What networks take classes for, where the report has it, the distilled set's first."""
-    found = []
-    for result in results:
-        if not result.confusion or not names:
-            continue
-        pairs = [
-            f"{names[label]} is taken for {names[taken_for]}: {share:.3f}"
-            for label, taken_for, share in result.confusion[:MOST_CONFUSED]
-        ]
-        rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []
-        title = f"{words_of(result, results)}, {result.network}"
-        found.append(Confusion(title, names, rows, pairs))
-    return found
-
-
-def _rows(result: SetResult, names: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """A row for each class."""
-    shares = {(label, taken_for): share for label, taken_for, share in result.confusion}
-    rows = []
-    for label, name in enumerate(names):
-        cells = []
-        for taken_for in range(len(names)):
-            is_right = label == taken_for
-            share = result.per_class[label] if is_right else shares.get((label, taken_for))
-            cells.append(_cell(share or 0.0, is_right))
-        rows.append((name, cells))
-    return rows
-
-
-def _cell(share: float, is_right: bool) -> Cell:
-    """A share of a row, shaded."""
-    if share < 0.005:
-        return Cell("", "")
-    red, green, blue = charts.rgb(charts.OURS if is_right else charts.OTHERS)
-    # mistakes are rarer, and shaded more
-    opacity = SHADE * min(1.0, share if is_right else 3 * share)
-    return Cell(f"{share:.2f}", f"rgba({red}, {green}, {blue}, {opacity:.2f})")
 
 
 def storage(distilled: Distilled) -> list[tuple[str, float, str]]:
@@ -376,12 +298,12 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
 
 def series(directory: Path) -> dict[str, list[tuple[float, float]]]:
     """Logged values of a run's synthesis over its steps, by name; empty where none was logged."""
-    return _series(list(_logged(directory / METRICS))).get("synthesize", {})
+    return _series(list(_logged(directory / METRICS)))
 
 
-def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Values over steps, by stage and name; a quantity that does not vary has no curve."""
-    found: dict[str, dict[str, dict[float, float]]] = {}
+def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Values of the synthesis over its steps; a quantity that does not vary has no curve."""
+    by_name: dict[str, dict[float, float]] = {}
     for line in lines:
         step = line.get("step")
         if line["stage"] != "synthesize" or not isinstance(step, int | float):
@@ -390,14 +312,11 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tupl
             if name in ("stage", "step", "seconds", "finished") or not _is_finite(value):
                 continue
             # steps that were repeated after a resume replace the earlier ones
-            found.setdefault(line["stage"], {}).setdefault(name, {})[float(step)] = float(value)
+            by_name.setdefault(name, {})[float(step)] = float(value)
     return {
-        stage: {
-            name: sorted(points.items())
-            for name, points in values.items()
-            if len(points) > 1 and len(set(points.values())) > 1
-        }
-        for stage, values in found.items()
+        name: sorted(points.items())
+        for name, points in by_name.items()
+        if len(points) > 1 and len(set(points.values())) > 1
     }
 
 
@@ -440,9 +359,9 @@ def logged_pictures(folder: Path) -> dict[int, bytes]:
     # all images, no other kind of event
     reader = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 1})
     reader.Reload()
-    if PICTURE not in reader.Tags()["images"]:
+    if SHEET_TAG not in reader.Tags()["images"]:
         return {}
-    return {event.step: event.encoded_image_string for event in reader.Images(PICTURE)}
+    return {event.step: event.encoded_image_string for event in reader.Images(SHEET_TAG)}
 
 
 def command(

@@ -1,9 +1,13 @@
-"""Statistics of features, which are monoids; transforms from feature maps to feature vectors."""
+"""Statistics of features, which are monoids; transforms from feature maps to feature vectors.
+
+To add a statistic, see `rayd.statistics.base`; a transform is a class in
+`rayd.statistics.transforms`.
+"""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rayd import parts
+from rayd import plugins
 from rayd.config.choices import Kernel, Scale
 from rayd.errors import ConfigError, unknown
 from rayd.statistics.base import Statistic
@@ -88,9 +92,9 @@ def _find(name: str, base: Any, registry: Mapping[str, type[T]], noun: str) -> t
     """The class of a name, a subclass of `base`."""
     if name in registry:
         return registry[name]
-    found = parts.find("statistics", name)
+    found = plugins.find("statistics", name)
     if found is None:
-        raise ConfigError(unknown(noun, name, [*registry, *parts.names("statistics")]))
+        raise ConfigError(unknown(noun, name, [*registry, *plugins.names("statistics")]))
     if not isinstance(found, type) or not issubclass(found, base):
         raise ConfigError(
             f"'{name}' must be a subclass of rayd.statistics.{base.__name__}. Got {found!r}."

@@ -5,12 +5,25 @@ A statistic is kept per class. Symbols used in this package:
     N  samples (images)               C  classes
     s  feature vectors of one sample  d  dimension of a feature vector
 
-To add a statistic, write a subclass in a module of its own and export it: it has `empty`, the
-neutral element (or a kind in `rayd.statistics.kinds` that makes it), and `of`, the statistic of one
-batch of feature vectors (N, s, d) with class indices (N,). Real side: start from `empty`, `update`
-with batch after batch in float64, `merge` the parts that other workers made. Synthetic side:
-`real.like(batch)`, differentiable in the features' own precision. Both take feature maps as they
-come, with a transform. Derived quantities (means, ...) are properties.
+Real side: start from the neutral element, `update` with batch after batch in float64, `merge` the
+parts that other workers made. Synthetic side: `real.like(batch)`, differentiable in the features'
+own precision. Both take feature maps as they come, with a transform.
+
+To add a statistic, write a module with a frozen dataclass that derives from `Statistic` and has
+
+    fields      tensors, whose first axis is the class
+    empty       class method `empty(classes, dimension)`: the neutral element. Where its size depends
+                on s as well, override `sized` instead, as `LocalCovariance` does
+    like        the same statistic of a batch; most have a class method `of(features, labels,
+                classes)` that it calls
+    merge       the statistic of two parts together; with `empty` it obeys the laws of a commutative
+                monoid, which `tests/statistics/test_laws.py` checks (add it to `EMPTY` there)
+    distance    only to be matched by name (`terms.statistic.of`): `distance(self, synthetic)`, a
+                scalar; terms of a method may compare it in their own way
+    properties  derived quantities (means, ...)
+
+and export it from `rayd.statistics`. It needs a kind of its own in `rayd.statistics.kinds` only if
+its neutral element takes more arguments, as frequencies that are drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +36,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from rayd import parts
+from rayd import plugins
 from rayd.derived import present_classes
 from rayd.repeats import repeated
 from rayd.statistics.transforms import Transform, Vectors
@@ -69,7 +82,7 @@ class Statistic(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Statistic.registry[cls.__name__] = cls
-        parts.own(cls.__name__, cls)
+        plugins.own(cls.__name__, cls)
 
     @classmethod
     def sized(cls, classes: int, vectors: int, dimension: int) -> Self:

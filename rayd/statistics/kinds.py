@@ -84,22 +84,22 @@ class ByClass(StatisticKind):
     """A statistic that is kept class by class."""
 
     of: type[Statistic]
-    """Its class."""
+    """The statistic."""
 
     @property
     def key(self) -> str:
-        """The name of the class."""
+        """The name of the statistic's class."""
         return self.of.__name__
 
     @property
     def statistic(self) -> type[Statistic]:
-        """The class."""
+        """`of`."""
         return self.of
 
     def empty(
         self, rows: int, vectors: int, dimension: int, generator: torch.Generator | None = None
     ) -> Statistic:
-        """The neutral element."""
+        """The neutral element; see `Statistic.sized`."""
         return self.of.sized(rows, vectors, dimension)
 
 
@@ -108,7 +108,7 @@ class AtFrequencies(StatisticKind):
     """Characteristic functions of classes at frequencies that are drawn for each layer."""
 
     frequencies: Frequencies
-    """Which frequencies."""
+    """How they are drawn."""
 
     @property
     def key(self) -> str:
@@ -134,16 +134,16 @@ class AtFrequencies(StatisticKind):
 
     @property
     def draws(self) -> bool:
-        """The frequencies."""
+        """True: `empty` draws the frequencies."""
         return True
 
     @property
     def data_dependent(self) -> bool:
-        """If the kernel's length is the median distance of features."""
+        """Whether the kernel's length is the median distance of real features."""
         return self.frequencies.scale == "median"
 
     def resolved(self, features: Tensor) -> AtFrequencies:
-        """With the length that the features give."""
+        """The kind with the median distance of these features as the kernel's length."""
         return AtFrequencies(self.frequencies.resolved(features))
 
 
@@ -154,49 +154,49 @@ class Pooled(StatisticKind):
     """
 
     of: type[Statistic] | StatisticKind
-    """The statistic."""
+    """The statistic, or the kind of it, that is pooled."""
 
     @property
     def inner(self) -> StatisticKind:
-        """Its kind."""
+        """The kind that is pooled; everything but the rows is as there."""
         return kind_of(self.of)
 
     @property
     def key(self) -> str:
-        """`pooled`, and the key of the kind."""
+        """`pooled`, and the key of the inner kind."""
         return f"pooled.{self.inner.key}"
 
     @property
     def statistic(self) -> type[Statistic]:
-        """That of the kind."""
+        """The inner kind's."""
         return self.inner.statistic
 
     def empty(
         self, rows: int, vectors: int, dimension: int, generator: torch.Generator | None = None
     ) -> Statistic:
-        """That of the kind."""
+        """The inner kind's neutral element."""
         return self.inner.empty(rows, vectors, dimension, generator)
 
     def count(self, classes: int) -> int:
-        """One."""
+        """One row, however many classes there are."""
         return 1
 
     def rows(self, labels: Tensor) -> Tensor:
-        """The same row for all samples."""
+        """Row 0 for all samples (N,)."""
         return derived(labels, "one row", lambda: _zeros(labels))
 
     @property
     def draws(self) -> bool:
-        """As the kind."""
+        """Whether the inner kind's `empty` draws."""
         return self.inner.draws
 
     @property
     def data_dependent(self) -> bool:
-        """As the kind."""
+        """Whether the inner kind is data-dependent."""
         return self.inner.data_dependent
 
     def resolved(self, features: Tensor) -> Self:
-        """Of the kind as the features determine it."""
+        """With the inner kind resolved by these features."""
         return replace(self, of=self.inner.resolved(features))
 
 

@@ -18,11 +18,11 @@ from rayd.errors import DataError
 from rayd.synthetic.base import SyntheticSet
 from rayd.synthetic.hallucinated import initial_hallucinators
 from rayd.synthetic.kinds import restore
+from rayd.synthetic.label_initialization import agreed_logits, class_logits, random_logits
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
 from rayd.synthetic.lowrank import choose, fit, random_factors, spread
 from rayd.synthetic.partitioned import shrink
 from rayd.synthetic.rded import check_candidates
-from rayd.synthetic.soft_labels import agreed_logits, class_logits, random_logits
 
 SPARE = 20
 """Candidates per class beyond twice the images needed, to drop those no expert knows."""
@@ -38,8 +38,8 @@ def first_labels(recipe: Recipe, data: ImageData) -> Tensor:
     """
     if recipe.synthetic.kind != "lowrank":
         return torch.arange(data.classes).repeat_interleave(recipe.ipc)
-    sets, sharing = _sharing(recipe, data)
-    return spread(sets * sharing, data.classes)
+    sets, images_per_set = _lowrank_sizes(recipe, data)
+    return spread(sets * images_per_set, data.classes)
 
 
 def image_count(recipe: Recipe, data: ImageData) -> int:
@@ -47,8 +47,8 @@ def image_count(recipe: Recipe, data: ImageData) -> int:
     return len(first_labels(recipe, data)) * recipe.synthetic.expansion
 
 
-def _sharing(recipe: Recipe, data: ImageData) -> tuple[int, int]:
-    """Number of sets of low-rank factors, and of images per set."""
+def _lowrank_sizes(recipe: Recipe, data: ImageData) -> tuple[int, int]:
+    """Number of mapper sets of low-rank images, and of images per set."""
     settings = recipe.synthetic
     shape = data.shape
     budget = (
@@ -73,10 +73,10 @@ def initial(
 ) -> SyntheticSet:
     """Create the synthetic set before the first step.
 
-    Real images are drawn, or selected on normalised pixels or by scores; noise is
-    standard normal in normalised space. Low-rank images approximate real ones as closely as
-    possible. A class with too few real images uses each of them before any is repeated;
-    `check_budget` determines which runs may do that.
+    Real images are drawn, or selected on normalised pixels or by scores; noise is standard normal in
+    normalised space. Low-rank images approximate real ones as closely as possible. A class with too
+    few real images uses each of them before any is repeated; `check_budget` determines which runs
+    may do that.
 
     Args:
         recipe: the run.
@@ -93,18 +93,12 @@ def initial(
     settings = recipe.synthetic
     hard = first_labels(recipe, data)
     draws = seeding.generator(recipe.seed, "initial images")
-    labels = hard
-    if settings.labels == "random":
-        labels = random_logits(
-            len(hard), data.classes, seeding.generator(recipe.seed, "initial labels")
-        )
-    if settings.labels == "classes":
-        labels = class_logits(hard, data.classes)
+    labels = _first_values_of_labels(recipe, hard, data.classes)
     if settings.init == "noise" and settings.kind == "lowrank":
-        factors = random_factors(
-            len(hard), _sharing(recipe, data)[0], settings.rank, data.shape, draws
-        )
+        sets, _ = _lowrank_sizes(recipe, data)
+        factors = random_factors(len(hard), sets, settings.rank, data.shape, draws)
         return _with_step_size(recipe, factors._asdict() | {"labels": labels})
+
     if settings.init == "noise":
         images = torch.randn(len(hard), *data.shape, generator=draws)
     elif stitched is not None:
@@ -119,19 +113,41 @@ def initial(
         else:
             rows = _leading(_selected(recipe, data, int(counts.max()), draws, scores), counts)
         images = data.normalization(torch.from_numpy(data.train.images[rows]))
+    return _with_step_size(recipe, _parameters(recipe, data, images, labels))
+
+
+def _first_values_of_labels(recipe: Recipe, hard: Tensor, classes: int) -> Tensor:
+    """Class indices (n,), or logits (n, classes) of labels that are learned.
+
+    Labels that experts give follow with the images.
+    """
+    if recipe.synthetic.labels == "random":
+        draws = seeding.generator(recipe.seed, "initial labels")
+        return random_logits(len(hard), classes, draws)
+    if recipe.synthetic.labels == "classes":
+        return class_logits(hard, classes)
+    return hard
+
+
+def _parameters(
+    recipe: Recipe, data: ImageData, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The state of a set that decodes to these images, as closely as its kind allows."""
+    settings = recipe.synthetic
     if settings.kind == "lowrank":
-        factors = fit(images, _sharing(recipe, data)[0], settings.rank)
-        return _with_step_size(recipe, factors._asdict() | {"labels": labels})
+        sets, _ = _lowrank_sizes(recipe, data)
+        return fit(images, sets, settings.rank)._asdict() | {"labels": labels}
+    # noise and stitched images are stored images already, not those of which each stores several
     if settings.kind == "partitioned" and settings.init not in ("noise", "rded"):
         images = shrink(images, settings.factor)
     state = {"images": images, "labels": labels}
     if settings.kind == "hallucinated":
         draws = seeding.generator(recipe.seed, "initial hallucinators")
-        drawn = initial_hallucinators(
+        hallucinators = initial_hallucinators(
             settings.hallucinators, settings.kernel_size, data.shape, draws
         )
-        state |= drawn._asdict()
-    return _with_step_size(recipe, state)
+        state |= hallucinators._asdict()
+    return state
 
 
 def candidates(recipe: Recipe, data: ImageData, scores: Mapping[str, Tensor] | None = None) -> Rows:

@@ -331,12 +331,13 @@ def choose(
         unused = budget - k * mapper - k * m * image
         if k * m < classes or unused >= max(2 * image, UNUSED * budget):
             continue
-        if best == (0, 0) or _value(k, m) > _value(*best):
+        if best == (0, 0) or _objective(k, m) > _objective(*best):
             best = (k, m)
     return best
 
 
-def _value(k: int, m: int) -> float:
+def _objective(k: int, m: int) -> float:
+    """The number of images, times a power of the number of mapper sets; see `choose`."""
     return float(k * m * k**SET_WEIGHT)
 
 

@@ -1,15 +1,11 @@
 """RDED: images stitched from the patches of real images that an observer finds most realistic.
 
-Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
-Efficient Dataset Distillation Paradigm", CVPR 2024. For every class:
+The method, with its paper and its formula, is `rayd.methods.rded`; here are its steps for a class:
 
-    candidates   T_c, at most `candidates` of its real images (300)
-    crops        x_ik, k = 1..`crops`, of each: square, a random share of its area
-                 (5, RandomResizedCrop, ratio 1)
-    realism      s_ik = -log p(c | x_ik) under the observer; lower is more realistic
-    key patches  the best crop of each image, and of these the IPC * f^2 best ones
-    stitching    f x f patches of side S / f make one image of side S: of n images of a class,
-                 image j has those of rank j, n + j, 2 n + j, ..., as in the released code
+    candidates       draws the real images that patches are cut from
+    score            scores random crops of each, and finds the best
+    most_realistic   chooses the IPC f^2 best of these
+    stitched         joins f x f of them to an image
 
 A crop is scored at side S / f, in the middle of an image of side S filled with the mean colour, as
 in the released code. Crops are scored after plain bilinear resizing, in one batched call; selected

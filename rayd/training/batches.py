@@ -23,7 +23,7 @@ from rayd.data.images import ImageShape
 from rayd.data.normalization import Normalization
 from rayd.seeding import generator
 from rayd.training.packing import unpack
-from rayd.training.stored import LabelChunk, StoredLabels
+from rayd.training.stored_labels import LabelChunk, StoredLabels
 from rayd.transfer import upload
 
 
@@ -123,9 +123,11 @@ class Draws:
     def epoch(self, epoch: int) -> Iterator[DrawnBatch]:
         """Yield the batches of an epoch in order."""
         for index, rows in enumerate(split_rows(self.order(epoch), self.sizes)):
-            operations = self.operations(epoch, index)
             yield DrawnBatch(
-                rows, self._transform(epoch, index), operations, self._mix(epoch, index)
+                rows=rows,
+                transform=self._transform(epoch, index),
+                operations=self.operations(epoch, index),
+                mix=self._mix(epoch, index),
             )
 
     def order(self, epoch: int) -> Tensor | None:
@@ -192,14 +194,16 @@ class Replay:
         mixes = unpack("mix", tensors, sizes)
         labels_by_batch = unpack("labels", tensors, sizes)
         rows_by_batch = split_rows(tensors.get("order"), sizes)
-        every = zip(rows_by_batch, labels_by_batch, strict=True)
-        for index, (rows, labels) in enumerate(every):
+        for index, rows in enumerate(rows_by_batch):
+            transform = None
+            if transforms[index]:
+                transform = Transform.from_state(transforms[index], self._size)
             yield DrawnBatch(
-                rows,
-                Transform.from_state(transforms[index], self._size) if transforms[index] else None,
-                self._draws.operations(epoch, index),
-                mix_from_state(mixes[index]) if mixes[index] else None,
-                labels["logits"].float(),
+                rows=rows,
+                transform=transform,
+                operations=self._draws.operations(epoch, index),
+                mix=mix_from_state(mixes[index]) if mixes[index] else None,
+                logits=labels_by_batch[index]["logits"].float(),
             )
 
     def _tensors(self, epoch: int) -> dict[str, Tensor]:

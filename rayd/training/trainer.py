@@ -5,7 +5,7 @@ the gradient of the loss. Everything that changes is in `state`, and every draw 
 purpose, epoch, batch), so a training resumed from its state gives the same result as an
 uninterrupted one: bit for bit on the CPU with the same number of threads.
 
-The moving average of the weights starts at the initial ones and moves after every step,
+The moving average of the weights starts at the initial ones and is updated after every step,
 
     average <- decay * average + (1 - decay) * weights,
 
@@ -32,10 +32,10 @@ from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
 from rayd.states import load_state_tensors, state_tensors, under
 from rayd.training.batches import Batches, DrawnBatch
-from rayd.training.labels import Teachers, gathered
 from rayd.training.losses import Loss, Target
 from rayd.training.parallelism import SINGLE_PROCESS, BatchPart, Parallelism
 from rayd.training.sets import TrainingSet, taken
+from rayd.training.teacher_labels import Teachers, gathered
 from rayd.transfer import upload
 
 Weights = Mapping[str, Tensor]
@@ -113,9 +113,10 @@ class Trainer:
         self._parallelism = parallelism
         self._images, self._labels = training.resident(device)
         self._parameters = dict(network.named_parameters())
-        self._rebuilt: tuple[int, ...] = ()
+        # `restart` makes the optimizer anew at its milestones, which forgets the momentum
+        self._restarts: tuple[int, ...] = ()
         if settings.schedule.name == "restart":
-            self._rebuilt = milestone_epochs(settings.schedule, epochs)
+            self._restarts = milestone_epochs(settings.schedule, epochs)
         self._optimizer = self._new_optimizer()
         self._average: dict[str, Tensor] | None = None
         if settings.average is not None:
@@ -208,7 +209,7 @@ class Trainer:
 
     def _schedule(self) -> None:
         """Set the step size of the current epoch."""
-        if self.epoch in self._rebuilt:
+        if self.epoch in self._restarts:
             self._optimizer = self._new_optimizer()
         rate = self.settings.learning_rate * learning_rate_factor(
             self.settings.schedule, self.epoch, self.epochs
@@ -222,6 +223,7 @@ class Trainer:
         return self._parallelism.joined(self.network)
 
     def _pass(self) -> Tensor:
+        """One pass over the set; returns its mean loss."""
         # train() visits all modules, which is needed only after a test
         if not self.network.training:
             self._joined.train()
@@ -244,6 +246,7 @@ class Trainer:
         return upload(batch.rows, self._labels.device)
 
     def _prepared(self, part: BatchPart, rows: Rows, images: Tensor) -> PreparedBatch:
+        """Normalise, augment and mix the images of a part of a batch."""
         inputs = self.training.inputs(upload(images, self.device))
         labels = upload(self._labels[rows], self.device)
         views = part.batch.view(inputs, self.training.normalization)
@@ -282,14 +285,14 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         if self._average is not None:
-            self._move_average()
+            self._update_average()
         return loss.detach()
 
     @torch.no_grad()
-    def _move_average(self) -> None:
+    def _update_average(self) -> None:
         if self._average is not None and self.settings.average is not None:
-            move = get_ema_multi_avg_fn(self.settings.average)  # type: ignore[no-untyped-call]
-            move(list(self._average.values()), list(self._parameters.values()), None)
+            update = get_ema_multi_avg_fn(self.settings.average)  # type: ignore[no-untyped-call]
+            update(list(self._average.values()), list(self._parameters.values()), None)
 
 
 def _by_decay(parameters: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,4 +1,9 @@
-"""A complete training: milestones, the best epoch on held-out images, checkpoints."""
+"""A complete training: milestones, the best epoch on held-out images, checkpoints.
+
+A checkpoint (`TrainingRun.save`) is a file with the complete state of the training, written every
+`CHECKPOINT_SECONDS`: observers, teachers and students are resumed from it. Checkpoints of the
+synthetic set are in `rayd.engine.checkpoint`.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 from clusters import simulate
 from clusters.simulate import Cluster, Line, Simulation, Stage, lines, span
 from rayd.recipes import resolve
-from rayd.training.stored import chunks
+from rayd.training.stored_labels import chunks
 
 COSTS = json.loads((Path(__file__).parents[2] / "clusters" / "simulate.json").read_text())
 

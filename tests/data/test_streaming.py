@@ -290,7 +290,7 @@ def test_by_default_memory_decides(
 
 
 def test_this_machine_has_some_memory() -> None:
-    from rayd.data.memory import available_memory
+    from rayd.data.available_memory import available_memory
 
     assert 10**7 < (available_memory() or 10**8) < 10**15
 

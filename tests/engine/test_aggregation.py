@@ -15,7 +15,7 @@ from rayd.data import ImageData, load
 from rayd.engine import wire
 from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.on_ray import actors, calls
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerPool
@@ -45,7 +45,7 @@ def recipe(workers: int, pool: int = 5, **overrides: Any) -> Recipe:
 
 def measured(chosen: Recipe, data: ImageData, cache: Path) -> dict[str, bytes]:
     """Files of the statistics."""
-    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
         Measure(Job(chosen, data, Store(cache))).run(pool)
     return stored(cache, "measure")
 
@@ -91,7 +91,7 @@ def test_statistics_are_read_where_they_are_needed(data: ImageData, tmp_path: Pa
     """What a stage returns are names of files, also where these were there before."""
     chosen = recipe(0)
     job = Job(chosen, data, Store(tmp_path))
-    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
         first = Measure(job).run(pool)
         again = Measure(job).run(pool)
     assert first == again
@@ -131,7 +131,7 @@ def test_kills_while_measuring_change_no_byte(data: ImageData, tmp_path: Path, r
                     return
             time.sleep(0.05)
 
-    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
 
         def done(units: float) -> None:
             pool.workers()

@@ -20,7 +20,7 @@ from rayd.engine.gradients.feature_matching import RealBatches
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo, Observer
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalRef
@@ -283,7 +283,7 @@ def test_a_sampled_length_is_that_of_the_whole_batch_whatever_the_chunks():
     pixels, classes = RealBatches((data.train.images, data.train.labels)).draw(recipe, 0, 0)
     images = data.normalization(torch.from_numpy(pixels[:]))
     labels = torch.from_numpy(classes)
-    observer = Observers(recipe, DatasetInfo.of(data))._networks.fixed(
+    observer = ObserverTasks(recipe, DatasetInfo.of(data))._networks.fixed(
         network_ids(recipe)[0], None, "float32"
     )
     whole = observer.forward(images).layers[need.layer_role][0].flatten(1)
@@ -352,7 +352,7 @@ def test_what_changes_the_function_changes_its_key(other):
 def test_interpolated_observers_stand_between_their_first_and_their_last_weights():
     recipe = ncfm()
     data = load(recipe.data)
-    observers = Observers(recipe, DatasetInfo.of(data))
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
     places = []
     for network_id in network_ids(recipe):
         first = networks.build(

@@ -24,7 +24,7 @@ from rayd.data.formats.parquet import open_source
 from rayd.data.streaming import StreamedPixels
 from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.on_ray.data import decoded
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.open_pool import open_pool
@@ -101,7 +101,7 @@ def recipe(name: str = "few", streamed: bool = True, pool: int = 3, **resources:
 def measured(chosen: Recipe, root: Path, cache: Path) -> dict[str, bytes]:
     """What all observers measure, by file."""
     data = load(chosen.data, root)
-    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
         Measure(Job(chosen, data, Store(cache)), {}).run(pool)
     return stored(cache, "measure")
 
@@ -169,7 +169,7 @@ def test_each_shard_is_decoded_once_for_all_observers(
     for place, resources in enumerate(({"workers": 1, "decoders": 1}, {"workers": 1}, {})):
         before = len(os.listdir(tmp_path / "seen"))
         chosen = recipe(**resources)
-        with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
             store = Store(tmp_path / str(place))
             Measure(Job(chosen, data, store), {}).run(pool)
         # a worker decodes a shard in batches of its observers
@@ -185,7 +185,7 @@ def test_killed_workers_change_no_byte(
     chosen = recipe(workers=2, decoders=1, cpus_per_worker=0.5, pool=4)
     data = load(chosen.data, root)
     killed = list[int]()
-    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
         assert isinstance(pool, RayPool)
 
         def done(items: float) -> None:
@@ -229,7 +229,7 @@ def test_decoders_that_cannot_work_are_refused() -> None:
         ResourceError,
         match="9 decoders need a CPU each that no worker has: the cluster has 3 of them",
     ):
-        RayPool(recipe(workers=1, decoders=9).resources, Observers)
+        RayPool(recipe(workers=1, decoders=9).resources, ObserverTasks)
 
 
 def test_shards_that_the_object_store_does_not_hold_are_refused(

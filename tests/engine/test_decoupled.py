@@ -24,7 +24,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
-from rayd.engine.synthesize import Synthesizer
+from rayd.engine.synthesizer import Synthesizer
 from rayd.engine.worker import Worker
 from rayd.errors import ConfigError, DataError
 from rayd.recipes import assemble
@@ -250,9 +250,9 @@ def test_labels_of_another_protocol_are_made_beside_the_old_ones(tmp_path):
 
 
 def test_an_interrupted_relabelling_goes_on(tmp_path, monkeypatch):
-    from rayd.training import stored
+    from rayd.training import stored_labels
 
-    monkeypatch.setattr(stored, "CHUNK_EPOCHS", 1)
+    monkeypatch.setattr(stored_labels, "CHUNK_EPOCHS", 1)
     recipe = edc(labels={"kind": "stored"})
     label = Worker.label
     made = []

@@ -90,23 +90,23 @@ def test_clipped_images_are_real_pixels(tmp_path):
 
 def test_a_second_run_measures_and_trains_nothing_again(tmp_path, monkeypatch):
     distill(tiny(), tmp_path / "first", progress=QUIET)
-    from rayd.engine.observers import Observers
-    from rayd.engine.students import StudentTrainer
+    from rayd.engine.observer_tasks import ObserverTasks
+    from rayd.engine.student_trainer import StudentTrainer
 
     def refuse(*_: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(Observers, "measure", refuse)
+    monkeypatch.setattr(ObserverTasks, "measure", refuse)
     monkeypatch.setattr(StudentTrainer, "train", refuse)
     distill(tiny(), tmp_path / "second", progress=QUIET)
     assert bytes_of(tmp_path / "first") == bytes_of(tmp_path / "second")
 
 
 def test_another_seed_gives_another_set_from_the_same_measurements(tmp_path, monkeypatch):
-    from rayd.engine.observers import Observers
+    from rayd.engine.observer_tasks import ObserverTasks
 
     distill(tiny(**NO_STUDENTS), tmp_path / "first", progress=QUIET)
-    monkeypatch.setattr(Observers, "measure", None)
+    monkeypatch.setattr(ObserverTasks, "measure", None)
     distill(tiny(seed=1, **NO_STUDENTS), tmp_path / "second", progress=QUIET)
     assert bytes_of(tmp_path / "first") != bytes_of(tmp_path / "second")
 
@@ -179,7 +179,10 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(tmp_path, monkeypatch
 
 def test_a_finished_run_resumes_to_its_report_without_work(tmp_path, monkeypatch):
     first = distill(tiny(), tmp_path / "run", progress=QUIET)
-    for worker in ("rayd.engine.observers.Observers", "rayd.engine.students.StudentTrainer"):
+    for worker in (
+        "rayd.engine.observer_tasks.ObserverTasks",
+        "rayd.engine.student_trainer.StudentTrainer",
+    ):
         monkeypatch.setattr(f"{worker}.__init__", None)
     again = distill(tiny(), tmp_path / "run", resume=True, progress=QUIET)
     assert again.report.results == first.report.results

@@ -10,12 +10,12 @@ import torch
 import rayd
 from rayd import networks
 from rayd.artifacts import content_hash, read_json, write_json
-from rayd.card import describe
+from rayd.card_text import describe
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.engine import students as module
+from rayd.engine import student_trainer as module
 from rayd.engine.distill import distill
 from rayd.engine.evaluate import evaluate_distilled, judge
 from rayd.engine.job import Job

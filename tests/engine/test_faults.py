@@ -18,7 +18,7 @@ from rayd.engine import worker
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.errors import RunError
-from rayd.training import stored
+from rayd.training import stored_labels
 from tests.conftest import tiny
 from tests.faults import four_observers, made
 
@@ -108,7 +108,7 @@ def test_the_disk_of_the_cache_fills_up(tmp_path, small_disk):
 
 def test_the_disk_is_full_while_labels_are_stored(tmp_path, small_disk, monkeypatch):
     """Chunks that found room are not made again."""
-    monkeypatch.setattr(stored, "CHUNK_EPOCHS", 1)
+    monkeypatch.setattr(stored_labels, "CHUNK_EPOCHS", 1)
     few = four_observers(squeeze={"epochs": 1}, synthesis={"steps": 2}, evaluation={"epochs": 3})
     distill(few, tmp_path / "whole", cache=tmp_path / "cache", progress=QUIET)
     disk = small_disk(5000)

@@ -16,7 +16,7 @@ from rayd.config import Recipe
 from rayd.data import load
 from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.pool import LocalPool
 from rayd.engine.stages import measure
@@ -32,7 +32,7 @@ EACH = 50
 SHARD = 30
 
 
-class Distant(Observers):
+class Distant(ObserverTasks):
     """Observers in processes that know the storage of `tests.data.storage`."""
 
 

@@ -13,7 +13,7 @@ from rayd import devices, methods, networks
 from rayd.artifacts import content_hash, write_tensors
 from rayd.config import Recipe
 from rayd.data import ImageData, ImageShape, load
-from rayd.engine import aggregation
+from rayd.engine import statistic_aggregation
 from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo, States
@@ -223,13 +223,13 @@ def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers
         "resources": {"workers": workers, "threads": 1, "cpus_per_worker": 0.5},
     })  # fmt: skip
     sent = list[int]()
-    merged = aggregation.merged
+    merged = statistic_aggregation.merged
 
     def watched(needs, before, part, *rest):
         sent.append(nbytes(part))
         return merged(needs, before, part, *rest)
 
-    monkeypatch.setattr(aggregation, "merged", watched)
+    monkeypatch.setattr(statistic_aggregation, "merged", watched)
     built = methods.build(recipe)
     ids = network_ids(recipe)
     states = [

@@ -26,7 +26,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool
 from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
-from rayd.engine.students import StudentTrainer
+from rayd.engine.student_trainer import StudentTrainer
 from rayd.engine.worker import Worker
 from rayd.errors import OutOfMemoryError, RunError
 from tests.conftest import tiny

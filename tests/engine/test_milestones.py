@@ -5,8 +5,8 @@ another one's checkpoint.
 import pytest
 
 from rayd.callbacks import Callbacks
-from rayd.engine.callbacks import Callback, Milestone, WarmStart
 from rayd.engine.distill import distill
+from rayd.engine.milestones import Callback, Milestone, WarmStart
 from rayd.engine.progress import Progress
 from rayd.errors import DataError
 from tests.conftest import tiny

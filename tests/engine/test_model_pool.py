@@ -18,7 +18,7 @@ from rayd.engine.distill import distill
 from rayd.engine.gradients.feature_matching import GradientTask, RealBatches
 from rayd.engine.gradients.model_pool import ModelPool, TrainTask
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.errors import ConfigError
@@ -193,15 +193,15 @@ def test_a_network_learns_the_synthetic_images_and_goes_on_where_it_stopped(opti
     state = None
     accuracies = []
     for _ in range(2):
-        state, accuracy = Observers(once, DatasetInfo.of(data)).compute(
+        state, accuracy = ObserverTasks(once, DatasetInfo.of(data)).compute(
             growth_on(once, images, state)
         )
         accuracies.append(accuracy)
-    together, _ = Observers(twice, DatasetInfo.of(data)).compute(growth_on(twice, images))
+    together, _ = ObserverTasks(twice, DatasetInfo.of(data)).compute(growth_on(twice, images))
     for name, value in together.items():
         torch.testing.assert_close(state[name], value, atol=1e-5, rtol=1e-4)
     for _ in range(30):
-        state, accuracy = Observers(once, DatasetInfo.of(data)).compute(
+        state, accuracy = ObserverTasks(once, DatasetInfo.of(data)).compute(
             growth_on(once, images, state)
         )
     assert accuracy > 0.7 > accuracies[0]
@@ -215,7 +215,7 @@ def test_who_looks_first_is_who_is_trained_then(monkeypatch):
     """A new network has the same weights when it looks and when it begins to learn."""
     chosen = recipe("dc", observers={"model_pool": {"learning_rate": 1e-30}})
     data = load(chosen.data)
-    observers = Observers(chosen, DatasetInfo.of(data))
+    observers = ObserverTasks(chosen, DatasetInfo.of(data))
     start = initial(chosen, data)
     network_id = model_pool_of(chosen).network_id(1)
     state = LocalRef(dict(start.state_dict()))
@@ -236,13 +236,13 @@ def test_who_looks_first_is_who_is_trained_then(monkeypatch):
 
 def test_the_network_is_trained_on_the_images_after_their_step(tmp_path, monkeypatch):
     order: list[tuple[str, float]] = []
-    answer = Observers.compute
+    answer = ObserverTasks.compute
 
     def watched(self, asked):
         order.append((type(asked).__name__, float(asked.parameters.get()["images"].sum())))
         return answer(self, asked)
 
-    monkeypatch.setattr(Observers, "compute", watched)
+    monkeypatch.setattr(ObserverTasks, "compute", watched)
     distill(recipe("dc", synthesis={"steps": 3}), tmp_path / "run", progress=QUIET)
     kinds, sums = zip(*order, strict=True)
     assert kinds == ("GradientTask", "TrainTask", "GradientTask", "TrainTask", "GradientTask")

@@ -20,7 +20,7 @@ from rayd.engine.gradients.model_pool import ModelPool, TrainTask
 from rayd.engine.job import Job
 from rayd.engine.network_ids import network_ids, turn
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.stages.measure import Measure
@@ -167,11 +167,11 @@ def test_every_network_of_the_queue_has_its_turn():
 
 def growth_of(
     recipe: Recipe, number: int, step: int, weights: dict[str, torch.Tensor] | None
-) -> tuple[Observers, TrainTask]:
+) -> tuple[ObserverTasks, TrainTask]:
     data = load(recipe.data)
     network_id = model_pool_of(recipe).network_id(number)
     train = LocalRef((data.train.images, data.train.labels))
-    return Observers(recipe, DatasetInfo.of(data)), TrainTask(
+    return ObserverTasks(recipe, DatasetInfo.of(data)), TrainTask(
         network_id, step, LocalRef(weights) if weights else None, train
     )
 
@@ -277,7 +277,7 @@ def test_a_step_follows_the_mean_of_each_panel_and_the_sum_of_both(tmp_path):
                 real,
                 LocalRef({}),
             )
-            answers.append(Observers(recipe, facts).gradient(asked)[1]["images"])
+            answers.append(ObserverTasks(recipe, facts).gradient(asked)[1]["images"])
         expected -= 0.1 * (answers[0] + answers[1]) / 2
     made = read_tensors(tmp_path / "run" / "distilled" / "data.safetensors")[0]["images"]
     torch.testing.assert_close(made, expected)

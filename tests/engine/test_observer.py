@@ -13,7 +13,7 @@ from rayd.engine import observer
 from rayd.engine.gradients.feature_matching import GradientTask
 from rayd.engine.network_ids import network_ids, turn
 from rayd.engine.observer import DatasetInfo, Observer
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalRef
 from rayd.methods import build
 from rayd.networks import Observation
@@ -58,7 +58,7 @@ def question(
 def loss_on_itself(recipe: Recipe, data: ImageData, step: int) -> float:
     """The objective where the synthetic set is the real one."""
     real, state, parameters = everything(data)
-    observers = Observers(recipe, DatasetInfo.of(data))
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
     if recipe.real == "measured":
         real = LocalRef(
             observers.measure_alone(network_ids(recipe)[turn(recipe, step, 0)], None, real)
@@ -77,7 +77,7 @@ def test_members_of_the_pool_differ_by_network_and_by_augmentation(data):
 
     def means(augmentation: str | None) -> list[torch.Tensor]:
         recipe = tiny(observers={"augmentation": augmentation})
-        observers = Observers(recipe, DatasetInfo.of(data))
+        observers = ObserverTasks(recipe, DatasetInfo.of(data))
         return [
             observers.measure_alone(network_id, None, real)["features.flat.Moments"][0]["mean"]
             for network_id in network_ids(recipe)
@@ -98,7 +98,7 @@ def test_the_pool_is_asked_round_robin():
 def test_the_gradient_is_that_of_the_loss(data):
     """A central difference along the gradient, through network, augmentation and statistic."""
     recipe = tiny(observers={"augmentation": DSA})
-    observers = Observers(recipe, DatasetInfo.of(data))
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
     images = data.normalization(torch.from_numpy(data.train.images[:40]))
     state = LocalRef({"images": images, "labels": torch.from_numpy(data.train.labels[:40])})
     measured = LocalRef(
@@ -133,11 +133,11 @@ def test_fresh_network_does_not_depend_on_steps_before(data, norm):
     recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2, "norm": norm})
     _, state, parameters = everything(data)
     real = LocalRef((data.train.images[::9], data.train.labels[::9]))
-    seasoned = Observers(recipe, DatasetInfo.of(data))
+    seasoned = ObserverTasks(recipe, DatasetInfo.of(data))
     for step in range(3):
         asked = question(recipe, state, parameters, real, step)
         _, ours, _ = seasoned.gradient(asked)
-        _, wanted, _ = Observers(recipe, DatasetInfo.of(data)).gradient(asked)
+        _, wanted, _ = ObserverTasks(recipe, DatasetInfo.of(data)).gradient(asked)
         assert torch.equal(ours["images"], wanted["images"])
         assert float(ours["images"].abs().sum()) > 0
 
@@ -149,7 +149,7 @@ def test_each_class_has_one_draw_for_real_and_synthetic_images(data):
     recipe = sampled_recipe({"name": "convnet", "width": 4, "depth": 2})
     real, state, parameters = everything(data)
     asked = question(recipe, state, parameters, real, step=4)
-    observers = Observers(recipe, DatasetInfo.of(data))
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
     batch = data.normalization(torch.from_numpy(data.train.images[:60]))
     labels = torch.from_numpy(data.train.labels[:60])
     ours = observers._draws.by_class(asked, labels, {})(batch, slice(None))
@@ -204,11 +204,11 @@ def test_gradient_of_sharpness_aware_steps_is_that_uphill(data, real):
     state = LocalRef({"images": images, "labels": torch.arange(20) % 10})
     given, _, _ = everything(data)
     if real == "measured":
-        observers = Observers(plain, DatasetInfo.of(data))
+        observers = ObserverTasks(plain, DatasetInfo.of(data))
         given = LocalRef(observers.measure_alone(network_ids(plain)[0], None, given))
 
     def asked(recipe: Recipe, now: torch.Tensor):
-        observers = Observers(recipe, DatasetInfo.of(data))
+        observers = ObserverTasks(recipe, DatasetInfo.of(data))
         return observers, question(recipe, state, LocalRef({"images": now}), given)
 
     observers, task = asked(plain, images)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from rayd.card import describe
 from rayd.card_format import PixelRange
+from rayd.card_text import describe
 from rayd.config import Recipe
 from rayd.data import Standardization
 from rayd.distilled import Distilled, load

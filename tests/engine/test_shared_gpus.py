@@ -10,11 +10,11 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.data import load
-from rayd.engine import packing
+from rayd.engine import gpu_sharing
 from rayd.engine.costs import Costs
+from rayd.engine.gpu_sharing import processes, run_sharing_gpus
 from rayd.engine.on_ray.cluster import unused_gpus
 from rayd.engine.on_ray.pool import RayPool
-from rayd.engine.packing import processes, run_packed
 from rayd.engine.pool import LocalPool, TaskStream, WorkerInfo
 from rayd.engine.stages.student_tasks import TrainingSets, tasks
 from rayd.engine.stages.students import student_bytes
@@ -32,7 +32,7 @@ EIGHT = ResourceSettings(workers=8, gpus_per_worker=1, cpus_per_worker=7)
         ({}, 15, 2 * GB, 24 * GB, 2),  # two rounds of eight
         ({}, 8, 2 * GB, 24 * GB, 1),  # each has a GPU of its own
         ({}, 500, 0.01 * GB, 80 * GB, 7),  # the cores of a worker
-        ({"cpus_per_worker": 20}, 500, 0.01 * GB, 80 * GB, packing.MOST),
+        ({"cpus_per_worker": 20}, 500, 0.01 * GB, 80 * GB, gpu_sharing.MOST),
         ({}, 500, 4 * GB, 24 * GB, 4),  # the memory
         ({}, 500, 40 * GB, 24 * GB, 1),  # one task runs, whatever is estimated
         ({"gpus_per_worker": 0.5}, 500, 4 * GB, 24 * GB, 2),
@@ -133,7 +133,7 @@ def test_what_does_not_fit_side_by_side_is_done_one_by_one(two_gpus, monkeypatch
             done.append((pool is two_gpus, item))
 
     resources = EIGHT.model_copy(update={"workers": 2})
-    run_packed(two_gpus, resources, 6, lambda: GB, run)
+    run_sharing_gpus(two_gpus, resources, 6, lambda: GB, run)
     assert {item for alone, item in done if alone} == set(range(6))
     assert "with 3 tasks on each GPU; going on with one" in caplog.text
 
@@ -144,6 +144,6 @@ def test_without_gpus_or_with_few_tasks_nothing_is_shared_or_estimated():
 
     pools = []
     pool = LocalPool(ResourceSettings(), Worker)
-    run_packed(pool, ResourceSettings(), 100, estimate, pools.append)
-    run_packed(pool, EIGHT, 8, estimate, pools.append)
+    run_sharing_gpus(pool, ResourceSettings(), 100, estimate, pools.append)
+    run_sharing_gpus(pool, EIGHT, 8, estimate, pools.append)
     assert pools == [pool, pool]

@@ -16,7 +16,7 @@ from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
 from rayd.networks import LayerRole, Observation
-from rayd.objectives.parts import summary
+from rayd.objectives.batch_parts import summary
 from rayd.recipes import assemble, resolve
 from tests.conftest import tiny
 from tests.slow_worker import SlowWorker, shares
@@ -114,7 +114,7 @@ def test_parts_are_summarised_in_the_precision_of_the_term(
         found.append(seen.layers[LayerRole.CONV_PATH][0].dtype)
         return summary(seen, *arguments)
 
-    monkeypatch.setattr("rayd.engine.observers.summary", recorded)
+    monkeypatch.setattr("rayd.engine.observer_tasks.summary", recorded)
     images_of(unidd(2), tmp_path / "small")
     images_of(cfm(2), tmp_path / "usual")
     assert found[:12] == [torch.float64] * 12
@@ -126,7 +126,7 @@ def test_what_a_worker_forgot_is_forwarded_again(
 ) -> None:
     """Memory is bounded by the parts that are kept, and results do not depend on it."""
     kept = images_of(dm(3), tmp_path / "kept")
-    monkeypatch.setattr("rayd.engine.observers.KEPT_PARTS", 0)
+    monkeypatch.setattr("rayd.engine.observer_tasks.KEPT_PARTS", 0)
     assert torch.equal(images_of(dm(3), tmp_path / "forgotten"), kept)
 
 

@@ -121,7 +121,7 @@ def test_what_one_form_made_serves_the_other(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distill(recipe("dm", False), tmp_path / "run", data_root=root, progress=QUIET)
-    monkeypatch.setattr("rayd.engine.observers.Observers.measure", None)
+    monkeypatch.setattr("rayd.engine.observer_tasks.ObserverTasks.measure", None)
     monkeypatch.setattr("rayd.engine.evaluate.StudentTrainer.train", None)
     run = distill(recipe("dm", True), tmp_path / "run", data_root=root, resume=True, progress=QUIET)
     again = {"data": {"stream": True}}
@@ -243,14 +243,14 @@ from rayd.data import load
 from rayd.engine.job import Job
 from rayd.engine.open_pool import open_pool
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.stages.measure import Measure
 from rayd.engine.store import Store
 from rayd.recipes import assemble
 
 recipe = assemble(json.loads(sys.argv[1]))
 data = load(recipe.data, Path(sys.argv[2]))
-with open_pool(recipe.resources, Observers, recipe, DatasetInfo.of(data)) as pool:
+with open_pool(recipe.resources, ObserverTasks, recipe, DatasetInfo.of(data)) as pool:
     Measure(Job(recipe, data, Store())).run(pool)
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

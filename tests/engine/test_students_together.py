@@ -19,7 +19,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.stages.student_tasks import TrainingSets, tasks
 from rayd.engine.stages.students import students_at_a_time
 from rayd.engine.store import Store
-from rayd.engine.students import StudentTrainer
+from rayd.engine.student_trainer import StudentTrainer
 from rayd.errors import ResourceError
 from rayd.training import training_run
 from tests.conftest import tiny

@@ -16,8 +16,8 @@ import torch
 from rayd import methods
 from rayd.config import Recipe
 from rayd.engine import distill as runs
-from rayd.engine.callbacks import Callback, Milestone
 from rayd.engine.gradients.base import tasks_per_step
+from rayd.engine.milestones import Callback, Milestone
 from rayd.engine.on_ray import neighbours
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.progress import Progress

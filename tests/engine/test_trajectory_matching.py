@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rayd.artifacts import read_tensors
-from rayd.card import describe
+from rayd.card_text import describe
 from rayd.config import Recipe, merge
 from rayd.data import load as load_data
 from rayd.distilled import load

@@ -14,10 +14,10 @@ from rayd.config import EvaluationSettings, LabelSettings
 from rayd.errors import ArtifactError, ConfigError
 from rayd.evaluation.student import StudentResult, train
 from rayd.training import training_run
-from rayd.training.labels import label_epochs
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
-from rayd.training.stored import Labelled, StoredLabels, write_chunk
+from rayd.training.stored_labels import Labelled, StoredLabels, write_chunk
+from rayd.training.teacher_labels import label_epochs
 from tests.training.toys import (
     BATCH_NORM,
     CLASSES,

@@ -9,12 +9,12 @@ from rayd import methods, networks
 from rayd.artifacts import content_hash
 from rayd.config import NetworkSettings, Recipe
 from rayd.data import load
-from rayd.engine import observers as module
+from rayd.engine import observer_tasks as module
 from rayd.engine.ascent import climb
 from rayd.engine.distill import distill
 from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
-from rayd.engine.observers import Observers
+from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.pool import LocalRef
 from rayd.engine.progress import Progress
 from rayd.errors import ConfigError
@@ -85,12 +85,12 @@ def test_every_block_is_matched_through_weights_of_its_own(monkeypatch):
     (network_id,) = network_ids(recipe)
     state = {name: value.clone() for name, value in network(3).state_dict().items()}
     plain = dwa(observers={"ascent_steps": 0})
-    measuring = Observers(plain, DatasetInfo.of(data))
+    measuring = ObserverTasks(plain, DatasetInfo.of(data))
     shard = LocalRef((data.train.images[:], data.train.labels))
     real = LocalRef(measuring.measure_alone(network_id, LocalRef(state), shard))
-    observers = Observers(recipe, DatasetInfo.of(data))
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
 
-    def gradient(by: Observers, of: Recipe, weights: dict, seed: int) -> torch.Tensor:
+    def gradient(by: ObserverTasks, of: Recipe, weights: dict, seed: int) -> torch.Tensor:
         images, labels = batch(seed)
         task = question(
             of, LocalRef({"images": images, "labels": labels}), LocalRef({"images": images}), real
@@ -101,7 +101,7 @@ def test_every_block_is_matched_through_weights_of_its_own(monkeypatch):
     for seed in (0, 1, 0):
         by_hand = climbed_slowly(network(3), *batch(seed), 12, 0.015)
         expected = gradient(
-            Observers(plain, DatasetInfo.of(data)), plain, dict(by_hand.state_dict()), seed
+            ObserverTasks(plain, DatasetInfo.of(data)), plain, dict(by_hand.state_dict()), seed
         )
         found = gradient(observers, recipe, state, seed)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from rayd.engine import driver
 from rayd.engine.stages import blocks
-from rayd.engine.synthesize import BlockTask, Logged, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Logged, Synthesizer
 from rayd.training.trainer import Trainer
 from tests.simulated_cuda.device import Record, SimulatedTensor
 

@@ -191,7 +191,7 @@ def _second(recipe: Recipe, first: str, second: str, folder: Path) -> dict[str, 
     from rayd.engine.distill import distill
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Progress
-    from rayd.engine.synthesize import Synthesizer
+    from rayd.engine.synthesizer import Synthesizer
     from tests.faults import InterruptionError
     from tests.simulated_cuda import device
 

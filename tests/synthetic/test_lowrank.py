@@ -13,7 +13,7 @@ from torch import Tensor
 from rayd.config import NetworkSettings, SynthesisSettings
 from rayd.data import ImageShape
 from rayd.data.augmentation import augmentation
-from rayd.engine.synthesize import optimizer
+from rayd.engine.synthesizer import optimizer
 from rayd.errors import ConfigError
 from rayd.networks import build
 from rayd.networks.flat import FlatNetwork

@@ -13,8 +13,8 @@ from rayd.config import EvaluationSettings, LabelSettings
 from rayd.data.augmentation import augmentation
 from rayd.seeding import generator
 from rayd.training.batches import Batches, DrawnBatch, Draws, Replay, batch_sizes
-from rayd.training.labels import label_epochs
-from rayd.training.stored import Labelled, StoredLabels, write_chunk
+from rayd.training.stored_labels import Labelled, StoredLabels, write_chunk
+from rayd.training.teacher_labels import label_epochs
 from tests.training.toys import CLASSES, DSA, NORMALIZATION, REAL, SHAPE, VIEWS, of, teachers
 
 IMAGES = NORMALIZATION(torch.from_numpy(REAL.images))

@@ -17,8 +17,8 @@ from rayd.schedules import learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
 from rayd.training import trainer as module
 from rayd.training.batches import Draws
-from rayd.training.labels import Teachers
 from rayd.training.losses import kl, loss_of
+from rayd.training.teacher_labels import Teachers
 from rayd.training.trainer import Trainer
 from tests.training.toys import (
     BATCH_NORM,

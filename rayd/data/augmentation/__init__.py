@@ -1,5 +1,8 @@
 """Batched augmentation of normalised images, differentiable except RandAugment.
 
+Real and synthetic images are augmented by the same operations. `rayd.engine.task_draws` draws those
+of a step of the synthesis, `rayd.training.batches` those of a training.
+
 Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
 width)` creates one from a private generator, and calling it applies the same parameters every time.
 The corresponding pure functions take the parameters directly.

@@ -1,4 +1,60 @@
-"""Data set formats on disk, one per module, with `matches` (detection) and `open_source`.
+"""Data set formats on disk, one per module.
 
 Opening a source reads its labels; images are decoded on demand, by the process that needs them.
+
+To add a format, write a module here with
+
+    matches       `matches(path)`: whether a path has this format
+    open_source   `open_source(path, class_names)`: a `Source` (`rayd.data.formats.base`)
+
+and add it to `FORMATS`. If its splits have names that settings may choose from (`data.train`,
+`data.validation`, `data.test`), `open_source` takes those settings too, `DESCRIPTION` says in words
+what the format is, and the module belongs to `NAMED_SPLITS` as well.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from rayd.data.formats import cifar, digits, folder, idx, npz, parquet, svhn
+from rayd.data.formats.base import Source
+
+if TYPE_CHECKING:
+    from rayd.config import DataSettings
+
+
+class Format(Protocol):
+    """A module of this package whose splits are fixed files."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether `path` has this format."""
+
+    def open_source(self, path: Path, class_names: tuple[str, ...] | None = None) -> Source:
+        """Open the data set at `path`."""
+
+
+class NamedSplitsFormat(Protocol):
+    """A module of this package whose splits have names, as those of users' own data have."""
+
+    DESCRIPTION: str
+    """The format in words, with an article."""
+
+    def matches(self, path: Path) -> bool:
+        """Whether `path` has this format."""
+
+    def open_source(
+        self,
+        path: Path,
+        class_names: tuple[str, ...] | None = None,
+        settings: DataSettings | None = None,
+    ) -> Source:
+        """Open the data set at `path`, with the splits that the settings name."""
+
+
+FORMATS: Sequence[Format] = (digits, parquet, cifar, idx, svhn, npz, folder)
+"""All formats; the first that matches is used."""
+
+NAMED_SPLITS: Sequence[NamedSplitsFormat] = (parquet, folder, npz)
+"""Those whose splits have names: the formats of users' own data, which messages list."""

@@ -44,6 +44,9 @@ from rayd.errors import DataError, unknown
 if TYPE_CHECKING:
     from rayd.config import DataSettings
 
+DESCRIPTION = "a folder of images for each class"
+"""What messages call the format."""
+
 # fmt: off
 SUFFIXES = frozenset({
     ".apng", ".avif", ".avifs", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits",

@@ -38,6 +38,9 @@ from rayd.errors import DataError
 if TYPE_CHECKING:
     from rayd.config import DataSettings
 
+DESCRIPTION = "an .npz file"
+"""What messages call the format."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 IMAGE_WORDS = frozenset({"x", "image", "images", "img", "imgs", "data", "pixels", "inputs"})

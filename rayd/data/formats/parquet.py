@@ -46,6 +46,9 @@ from rayd.errors import DataError
 if TYPE_CHECKING:
     from rayd.config import DataSettings
 
+DESCRIPTION = "a folder of Parquet files"
+"""What messages call the format."""
+
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 

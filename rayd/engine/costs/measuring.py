@@ -10,7 +10,6 @@ import torch
 
 from rayd.artifacts import content_hash
 from rayd.config import NetworkGroup
-from rayd.engine.aggregation import merged
 from rayd.engine.costs.kept import MANY, KeptCounts
 from rayd.engine.costs.stand_ins import CountingWorker, pixels
 from rayd.engine.counting import Count, Counting
@@ -18,6 +17,7 @@ from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import States
 from rayd.engine.pool import LocalRef
 from rayd.engine.stages.measure import shards
+from rayd.engine.statistic_aggregation import merged
 from rayd.statistics.frequencies import evenly_spaced
 from rayd.synthetic.rded import CHUNK
 

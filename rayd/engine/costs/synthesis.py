@@ -20,7 +20,7 @@ from rayd.engine.gradients.model_pool import TrainTask
 from rayd.engine.gradients.trajectory_matching import TrajectoryTask, TrajectoryWorker
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.pool import LocalRef
-from rayd.engine.synthesize import BlockTask, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment
 from rayd.synthetic.learned_step_size import WithLearnedStepSize

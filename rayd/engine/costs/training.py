@@ -24,8 +24,8 @@ from rayd.engine.worker import Worker
 from rayd.training.batches import Draws
 from rayd.training.experts import ExpertTrainer
 from rayd.training.judging import TEST_BATCH, hits
-from rayd.training.labels import TOGETHER, Teachers
 from rayd.training.losses import Loss, cross_entropy, loss_of
+from rayd.training.teacher_labels import MIN_TEACHER_BATCH, Teachers
 from rayd.training.trainer import Trainer
 
 WHOLE = 4
@@ -55,7 +55,7 @@ class TrainingCosts(KeptCounts):
         """
         batch = min(settings.batch_size, images)
         # batches that teachers label at once
-        together = -(-TOGETHER // batch) if labels == "online" else 1
+        together = -(-MIN_TEACHER_BATCH // batch) if labels == "online" else 1
         batches = -(-images // batch)
 
         not_counted = {"learning_rate", *NOT_OF_A_STUDENT}
@@ -136,7 +136,7 @@ class TrainingCosts(KeptCounts):
         """The cost of stored labels for one epoch of a set."""
         settings = self.recipe.evaluation
         batch = min(images, settings.batch_size)
-        count = min(images, batch * -(-TOGETHER // batch))
+        count = min(images, batch * -(-MIN_TEACHER_BATCH // batch))
         inputs = {
             "settings": settings.model_dump(mode="json", exclude=set(NOT_OF_A_STUDENT)),
             "teachers": self._teacher_inputs(),

@@ -1,6 +1,6 @@
 """Gradient sources: what a step computes on the workers, and what becomes of the results.
 
-A step of the synthesis (`rayd.engine.synthesize`) reads
+A step of the synthesis (`rayd.engine.synthesizer`) reads
 
     work    = source.work(step, images)
     results = pool.map("compute", [task for task, _ in work])
@@ -36,7 +36,7 @@ class Work(NamedTuple):
     """A task of a step."""
 
     task: Any
-    """The argument of `Observers.compute`."""
+    """The argument of `ObserverTasks.compute`."""
     affinity: int
     """Work of equal affinity goes to the same worker by preference, which keeps its caches warm."""
 

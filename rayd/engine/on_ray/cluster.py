@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import ResourceSettings
 from rayd.engine.on_ray.watch import watch_head
 from rayd.errors import ConfigError, ResourceError
@@ -44,7 +44,7 @@ def connect(address: str | None) -> None:
     # hide GPUs from workers that reserved none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if own := parts.environment():
+    if own := plugins.environment():
         quiet["runtime_env"] = own
     try:
         if address is None:
@@ -108,16 +108,16 @@ def check_sendable(what: str, value: Any) -> None:
 
 
 def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory with own parts for the process that calls it; see `parts.Sent`.
+    """The factory with own parts for the process that calls it; see `plugins.Sent`.
 
     Objects that cannot be sent are left out: a session may hold some, of earlier runs.
     """
     found = {}
-    for name, value in parts.OBJECTS.items():
+    for name, value in plugins.OBJECTS.items():
         with suppress(Exception):
             ray.cloudpickle.dumps(value)
             found[name] = value
-    return parts.Sent(factory, found) if found or parts.imported() else factory
+    return plugins.Sent(factory, found) if found or plugins.imported() else factory
 
 
 def _check_reachable(address: str | None) -> None:

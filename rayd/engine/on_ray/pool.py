@@ -17,7 +17,7 @@ import ray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayd import parts
+from rayd import plugins
 from rayd.config import ResourceSettings
 from rayd.devices import threads
 from rayd.engine.on_ray import health
@@ -78,7 +78,7 @@ class RayPool(ActorTasks):
         asked = 0 if get_current_placement_group() else memory_to_ask(resources, memory)
         if asked > 0:
             options["memory"] = asked
-        if own := parts.environment():
+        if own := plugins.environment():
             # of a cluster that was joined before the parts were imported
             options["runtime_env"] = {"env_vars": own["env_vars"]}
         # names by which hosted objects find the workers; unique, as runs may share a cluster

@@ -2,12 +2,13 @@
 
 Each task is one run of a `TorchTrainer`: every worker hosts a replica, and all call the same method
 with the same arguments and communicate in torch's process group. Ray Train restarts all of them
-when one dies. Events of the first worker reach the driver through a launcher actor, in which `fit`
-runs; closing the launcher ends the run in any state.
+when one dies. `TorchTrainer.fit` blocks until all is done, so it runs in an actor of its own, the
+launcher, which passes the events of the first worker on to the driver; closing the launcher ends
+the run in any state.
 
     driver <-- events -- launcher (fit) <-- messages -- worker 0 <== process group ==> worker 1, ...
 
-Several tasks at a time have a launcher and workers each.
+Of several tasks at a time each has a launcher and workers of its own.
 """
 
 from __future__ import annotations
@@ -50,16 +51,21 @@ except ImportError as missing:
     ) from missing
 
 RESTARTS = 5
-"""Number of restarts of an item's workers before it fails for good."""
-WAITS = 2
-"""Number of further attempts to get the workers' resources, of a minute each."""
+"""Restarts of an item's workers before it fails for good: for nodes that are lost now and then, not
+for a worker that dies at the same place each time.
+"""
+RESOURCE_RETRIES = 2
+"""Further attempts to get the workers' resources, each of which Ray Train gives up after a minute."""
 LINGER = 60.0
-"""Seconds that Ray Train may take to end a finished run."""
+"""Seconds that Ray Train may take to end a run whose last event has come; then it is left alone."""
 PLACEMENT = "place"
 """The file with the id of a run's placement group."""
+ALMOST_NOTHING = {"CPU": 0.001}
+"""What workers reserve that ask for nothing, which Ray Train could not place."""
 ENVIRONMENT = {
-    # the default of 2 s is long for short runs
+    # how long the end of a worker may go unnoticed; the default of 2 s is long for short runs
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # rayd exports metrics of its own
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # workers stay in the driver's directory, so relative paths stay valid
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -118,7 +124,7 @@ class TrainPool(Closable):
         self._scratch.mkdir(parents=True, exist_ok=True)
         upcoming = enumerate(items)
         with ExitStack() as stack:
-            # by Ray's generator of the events
+            # the key is Ray's generator of the run's events, which `wait` returns
             running: dict[Any, _TeamRun] = {}
             exhausted = False
             while True:
@@ -272,15 +278,14 @@ class _Launcher:
                 scaling_config=ScalingConfig(
                     num_workers=resources.workers,
                     use_gpu=resources.gpus_per_worker > 0,
-                    # Ray cannot place workers that reserve nothing
-                    resources_per_worker=reserved or {"CPU": 0.001},
+                    resources_per_worker=reserved or ALMOST_NOTHING,
                     placement_strategy=resources.placement.upper(),
                 ),
                 run_config=RunConfig(
                     name="run",
                     storage_path=str(task.storage),
                     failure_config=FailureConfig(
-                        max_failures=RESTARTS, controller_failure_limit=WAITS
+                        max_failures=RESTARTS, controller_failure_limit=RESOURCE_RETRIES
                     ),
                 ),
             ).fit()

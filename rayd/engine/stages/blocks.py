@@ -1,8 +1,10 @@
-"""The blocks of a synthetic set through all their steps, on the workers of a pool.
+"""The outer loop of the synthesis: all blocks of a synthetic set through all their steps.
+
+The steps on one block are in `rayd.engine.synthesizer`.
 
 Blocks are optimised one after another, each with all workers, or in parallel, each by one worker.
 Steps that a checkpoint already covers are not repeated. The whole set is kept up to date, for
-callbacks and pictures along the way.
+callbacks and for the contact sheets that the run logs.
 """
 
 from __future__ import annotations
@@ -22,27 +24,29 @@ from rayd import synthetic
 from rayd.callbacks import Callbacks, Step
 from rayd.distilled import Distilled
 from rayd.engine import checkpoint
-from rayd.engine.callbacks import Callback
 from rayd.engine.gradients.base import tasks_per_step
 from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
+from rayd.engine.milestones import Callback
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
-from rayd.engine.synthesize import BlockTask, Logged, State, Synthesizer
+from rayd.engine.synthesizer import BlockTask, Logged, State, Synthesizer
 from rayd.methods import Method
 from rayd.pictures import contact_sheet
 from rayd.synthetic import SyntheticSet
 
 ADVANCE_SECONDS = 1.0
-"""Seconds of work that the driver asks of the synthesizer at a time."""
-PICTURE = "synthetic images"
-"""Name of the pictures of the set in TensorBoard."""
-PICTURES = 24
-"""Most pictures that a set of several blocks logs while it is made."""
-LARGEST_DRAWN = 2**27
-"""Bytes of the images of a set up to which pictures of it are logged."""
+"""Seconds of work that the driver asks of the synthesizer at a time: often enough for progress,
+seldom enough that calls cost nothing.
+"""
+SHEET_TAG = "synthetic images"
+"""Tag of the set's contact sheets in TensorBoard."""
+MOST_SHEETS = 24
+"""Contact sheets that a set of several blocks logs, at most."""
+LARGEST_SHEET = 2**27
+"""Bytes of a set's images up to which contact sheets are logged: each is made of a copy of all."""
 
 
 class Blocks:
@@ -60,11 +64,11 @@ class Blocks:
         experts: files of the experts, where students follow some.
         log: where logged steps are written.
         progress: where progress is shown.
-        picture: makes a distilled set of the current one, for its contact sheet.
-        callback: when to pause.
-        callbacks: told of every logged step.
+        as_distilled: makes a distilled set of the synthetic one as it is.
+        callback: has the milestones, if there are any.
+        callbacks: called with every logged step.
         validation_accuracy: trains students on an unfinished set and tests them.
-        on_milestone: called at each pause with the share of the steps that is done.
+        on_milestone: called at each milestone with the share of the steps that is done.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class Blocks:
         experts: tuple[Path, ...],
         log: RunLog,
         progress: Progress,
-        picture: Callable[[SyntheticSet], Distilled],
+        as_distilled: Callable[[SyntheticSet], Distilled],
         callback: Callback | None,
         callbacks: Callbacks,
         validation_accuracy: Callable[[Distilled], float],
@@ -94,7 +98,7 @@ class Blocks:
         self._learned = learned
         self._log = log
         self._progress = progress
-        self._picture = picture
+        self._as_distilled = as_distilled
         self._on_milestone = on_milestone
         self._callbacks = callbacks
         self._validation_accuracy = validation_accuracy
@@ -102,10 +106,10 @@ class Blocks:
         self._parts = synthetic.blocks(learned.samples, settings.block, settings.order)
         count = len(self._parts)
         self._sequential = count == 1 or job.method.sequential
-        self._drawn = 0
-        pauses: list[tuple[int, ...]] = [()] * count
+        self._last_sheet = 0
+        milestones: list[tuple[int, ...]] = [()] * count
         if callback is not None:
-            pauses = callback.pauses(settings.steps, count, self._sequential)
+            milestones = callback.steps_by_block(settings.steps, count, self._sequential)
         train = None
         if recipe.real == "sampled":
             train = pool.share((job.data.train.images, job.data.train.labels))
@@ -123,7 +127,7 @@ class Blocks:
                 measured=measured,
                 train=train,
                 experts=experts,
-                pauses=pauses[block],
+                milestones=milestones[block],
             )
             for block, part in enumerate(self._parts)
         ]
@@ -147,7 +151,7 @@ class Blocks:
         """
         with self._shown(foreseen) as shown:
             if not any(self._reached()):
-                self._draw(0, self._learned)
+                self._log_sheet(0, self._learned)
             if self._sequential:
                 self._run_sequentially(shown)
             else:
@@ -180,32 +184,34 @@ class Blocks:
     def _run_sequentially(self, shown: StageDisplay) -> None:
         """All workers on one block after another: the observers of a step work in parallel.
 
-        The memory of terms is passed on from block to block.
+        The state of the terms is passed on from block to block.
         """
         synthesizer = place_synthesizer(self._pool, self._job.method)
         steps = self._steps
         began = self._resumed()
         shown.update(sum(began))
-        remembered: Mapping[NetworkId, Memory] = {}
+        term_state: Mapping[NetworkId, Memory] = {}
         for task, reached in zip(self.tasks, began, strict=True):
-            task = replace(task, remembered=remembered)
+            task = replace(task, term_state=term_state)
             block = task.block
-            for pause in task.pauses:
-                # a pause before the newest checkpoint was called back by the run that wrote it; one
+            # a run that was resumed in a later block is past the milestones of this one
+            is_past = any(began[block + 1 :])
+            for milestone in task.milestones:
+                # one before the newest checkpoint was called back by the run that wrote it; one
                 # exactly there may be repeated
-                if reached <= pause and not any(began[block + 1 :]):
-                    self._advance(synthesizer, task, reached, pause, shown)
-                    reached = pause
-                    self._put(block, synthesizer.call("state", task, pause))
-                    self._on_milestone((block * steps + pause) / (steps * len(self.tasks)))
+                if reached <= milestone and not is_past:
+                    self._advance(synthesizer, task, reached, milestone, shown)
+                    reached = milestone
+                    self._update(block, synthesizer.call("state", task, milestone))
+                    self._on_milestone((block * steps + milestone) / (steps * len(self.tasks)))
             self._advance(synthesizer, task, reached, steps, shown)
-            self._put(block, synthesizer.call("state", task, steps))
+            self._update(block, synthesizer.call("state", task, steps))
             if len(self.tasks) > 1:
-                self._draw_block((block + 1) * steps)
+                self._log_sheet_of_blocks((block + 1) * steps)
             if block + 1 < len(self.tasks):
-                # asked for late, as the next block needs it alone: terms' memory may be as large as
-                # the statistics
-                remembered = synthesizer.call("remembered", task, steps)
+                # asked for late, as the next block needs it alone: it may be as large as the
+                # statistics
+                term_state = synthesizer.call("term_state", task, steps)
 
     def _advance(
         self, synthesizer: ActorHandle, task: BlockTask, reached: int, end: int, shown: StageDisplay
@@ -229,12 +235,12 @@ class Blocks:
             step = until
             for line in logged:
                 self._log.step("synthesize", before + line.step, line.seconds, line.terms)
-                self._tell(before + line.step, line, partial(self._now, synthesizer, task, step))
+                distilled = partial(self._distilled_at, synthesizer, task, step)
+                self._call_callbacks(before + line.step, line, distilled)
             shown.update(before + step, terms=logged[-1].terms if logged else None)
             if step % interval == 0 and task.blocks == 1:
                 state = synthesizer.call("state", task, step)
-                now = synthetic.restore(task.recipe.synthetic, state)
-                self._draw(step, now)
+                self._log_sheet(step, synthetic.restore(task.recipe.synthetic, state))
 
     def _run_in_parallel(self, shown: StageDisplay) -> None:
         """Blocks over workers: each worker optimises a block with its own observers."""
@@ -242,15 +248,15 @@ class Blocks:
         began = self._resumed()
         reached = list(began)
         shown.update(sum(reached))
-        # all blocks come to a pause before any goes beyond it
-        pauses = [pause for pause in self.tasks[0].pauses if max(began) <= pause]
-        for end in (*pauses, steps):
+        # all blocks reach a milestone before any goes beyond it
+        milestones = [step for step in self.tasks[0].milestones if max(began) <= step]
+        for end in (*milestones, steps):
             items = [(task, end) for task in self.tasks]
             for block, event in self._pool.stream("synthesize", items):
                 if not isinstance(event, Logged):
-                    self._put(block, event)
+                    self._update(block, event)
                     reached[block] = end
-                    self._draw_block(sum(reached))
+                    self._log_sheet_of_blocks(sum(reached))
                     continue
                 # a restarted block counts from its checkpoint, and progress does not go back
                 reached[block] = max(reached[block], event.step)
@@ -258,36 +264,37 @@ class Blocks:
                 if event.terms:
                     step = block * steps + event.step
                     self._log.step("synthesize", step, event.seconds, event.terms)
-                    self._tell(step, event, self._copy)
+                    self._call_callbacks(step, event, self._distilled)
                 shown.update(sum(reached), terms=event.terms or None)
             if end < steps:
                 self._on_milestone(end / steps)
 
-    def _draw_block(self, step: int) -> None:
-        """Log a picture after a block, at most `PICTURES` over all of them."""
-        if step - self._drawn >= self._steps * len(self.tasks) / PICTURES:
-            self._draw(step, self._learned)
+    def _log_sheet_of_blocks(self, step: int) -> None:
+        """Log a contact sheet after a block, at most `MOST_SHEETS` over all blocks."""
+        if step - self._last_sheet >= self._steps * len(self.tasks) / MOST_SHEETS:
+            self._log_sheet(step, self._learned)
 
-    def _draw(self, step: int, learned: SyntheticSet) -> None:
-        """Log a picture of the set; a large one has none, as all of it would be copied."""
-        self._drawn = step
-        if 4 * len(learned) * math.prod(self._job.data.shape) <= LARGEST_DRAWN:
-            sheet = np.asarray(contact_sheet(self._picture(learned)))
-            self._log.picture(PICTURE, step, sheet)
+    def _log_sheet(self, step: int, learned: SyntheticSet) -> None:
+        """Log a contact sheet of the set, unless the set is larger than `LARGEST_SHEET`."""
+        self._last_sheet = step
+        float32_bytes = 4 * len(learned) * math.prod(self._job.data.shape)
+        if float32_bytes <= LARGEST_SHEET:
+            sheet = np.asarray(contact_sheet(self._as_distilled(learned)))
+            self._log.picture(SHEET_TAG, step, sheet)
 
-    def _now(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
+    def _distilled_at(self, synthesizer: ActorHandle, task: BlockTask, step: int) -> Distilled:
         """The set with a block as it is after a step."""
-        self._put(task.block, synthesizer.call("state", task, step))
-        return self._copy()
+        self._update(task.block, synthesizer.call("state", task, step))
+        return self._distilled()
 
-    def _copy(self) -> Distilled:
-        """The set as it is now, which later steps leave alone."""
-        return self._picture(copy.deepcopy(self._learned))
+    def _distilled(self) -> Distilled:
+        """A copy of the set as it is now, which later steps do not change."""
+        return self._as_distilled(copy.deepcopy(self._learned))
 
-    def _tell(self, step: int, line: Logged, distilled: Callable[[], Distilled]) -> None:
-        """Tell callbacks of a logged step."""
+    def _call_callbacks(self, step: int, line: Logged, distilled: Callable[[], Distilled]) -> None:
+        """Call `on_step` of the callbacks; lines of steps from before a resume have no terms."""
         if line.terms:
-            told = Step(
+            logged = Step(
                 stage="synthesize",
                 step=step,
                 metrics=line.terms,
@@ -295,17 +302,20 @@ class Blocks:
                 distilled=distilled,
                 validation_accuracy=lambda: self._validation_accuracy(distilled()),
             )
-            self._callbacks.call("on_step", told)
+            self._callbacks.call("on_step", logged)
 
-    def _put(self, block: int, state: State) -> None:
+    def _update(self, block: int, state: State) -> None:
         """Copy the state of a block into the whole set."""
         part = synthetic.restore(self.tasks[block].recipe.synthetic, state)
         self._learned.put(self._parts[block], part)
 
 
 def place_synthesizer(pool: WorkerPool, method: Method) -> ActorHandle:
-    """A synthesizer of steps that use all workers, in the first of them: what that computes does
-    not travel. Where only one can be busy, nothing does.
+    """Make a synthesizer of steps that use all workers: in the first worker, whose own results need
+    not travel. Where a step has work for one worker only, that one computes everything.
+
+    In process (`resources.workers: 0`) it is a plain object. How the synthesis uses workers is
+    written down in `rayd.engine.stage`, under "Workers".
     """
     workers = method.recipe.resources.workers
     if workers == 0:
@@ -315,7 +325,10 @@ def place_synthesizer(pool: WorkerPool, method: Method) -> ActorHandle:
 
 
 def _next_stride(steps: int, seconds: float) -> int:
-    """Steps that take about `ADVANCE_SECONDS`, growing at most fourfold at a time."""
+    """Steps that take about `ADVANCE_SECONDS`.
+
+    Growing at most fourfold at a time, so that one quick step does not ask for many slow ones.
+    """
     wanted = steps * ADVANCE_SECONDS / max(seconds, 1e-6)
     # not faster than fourfold: the first steps build networks, and may be slower or quicker than
     # the rest

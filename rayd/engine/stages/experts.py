@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from rayd import networks, remote, seeding
 from rayd.config import Recipe
 from rayd.data import ImageShape
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.errors import ArtifactError, RunError
 from rayd.networks.flat import FlatNetwork
 from rayd.training.squeeze import JUDGED

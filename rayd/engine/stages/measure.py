@@ -1,7 +1,7 @@
 """The measure stage: statistics of the whole real set through every observer, computed once.
 
 The driver says who measures what; statistics are merged and written by the synthesizer
-(`rayd.engine.aggregation`), and the driver knows their files alone.
+(`rayd.engine.statistic_aggregation`), and the driver knows their files alone.
 
 Work items are observers, where there are enough that are alike, or else (observer, shard of the
 real data). Streamed shards are decoded once for a team of observers, or by decoders that run apart
@@ -23,7 +23,14 @@ from rayd.artifacts import content_hash
 from rayd.config import Recipe
 from rayd.data import ImageSet
 from rayd.data.streaming import StreamedPixels
-from rayd.engine.aggregation import (
+from rayd.engine.job import Job
+from rayd.engine.network_ids import NetworkId, network_ids
+from rayd.engine.observer import RealBatch
+from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.stage import ItemProgress, Stage
+from rayd.engine.stage_cost import Part, StageCost
+from rayd.engine.stages.squeeze import Squeeze, alike, random_key
+from rayd.engine.statistic_aggregation import (
     MeasuredNetwork,
     Measuring,
     Shard,
@@ -31,14 +38,7 @@ from rayd.engine.aggregation import (
     layers,
     statistics,
 )
-from rayd.engine.cost import Part, StageCost
-from rayd.engine.job import Job
-from rayd.engine.network_ids import NetworkId, network_ids
-from rayd.engine.observer import RealBatch
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
-from rayd.engine.stage import ItemProgress, Stage
-from rayd.engine.stages.squeeze import Squeeze, alike, random_key
-from rayd.engine.synthesize import Synthesizer
+from rayd.engine.synthesizer import Synthesizer
 from rayd.engine.work_queue import WorkQueue
 from rayd.objectives import StatisticSpec
 from rayd.statistics import Statistic
@@ -156,7 +156,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         ]
 
     def save(self, item: NetworkId, result: None) -> StoredStatistics:
-        """The files that the synthesizer has written (see `rayd.engine.aggregation`)."""
+        """The files that the synthesizer has written (see `rayd.engine.statistic_aggregation`)."""
         for spec in self.specs(item):
             self.job.store.replace(self.folder, self.spec_key(item, spec), "safetensors")
         return self._stored(item)

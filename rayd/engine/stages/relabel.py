@@ -16,15 +16,15 @@ from rayd import remote, synthetic
 from rayd.artifacts import content_hash, read_tensors
 from rayd.config import Recipe
 from rayd.distilled import Distilled
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.errors import ArtifactError, ConfigError, RaydError, RunError
 from rayd.training.sets import TrainingSet
-from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks
+from rayd.training.stored_labels import Labelled, StoredLabels, chunk_path, chunks
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs

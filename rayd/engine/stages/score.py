@@ -1,7 +1,7 @@
-"""The score stage, and where the synthetic set starts.
+"""The score stage: random crops of real images, scored by how realistic an observer finds them.
 
-Two starts need networks: RDED's, which scores random crops of each class's real images by how
-realistic an observer finds them, and labels that experts predict.
+RDED's sets are stitched from the best of them: as the initial images of a synthetic set
+(`rayd.engine.stages.initial_set`), or as a baseline (`baseline_images`).
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rayd import synthetic
 from rayd.data import ImageSet
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import DatasetInfo
@@ -26,10 +23,9 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import LocalPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
 from rayd.engine.stage import TensorStage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.worker import Worker
-from rayd.synthetic import SyntheticSet
-from rayd.synthetic.initialization import candidates as first_candidates
 from rayd.synthetic.rded import candidates, most_realistic, stitched
 
 if TYPE_CHECKING:
@@ -62,6 +58,7 @@ class Score(TensorStage[int]):
         self.weights = weights or {}
         self._is_wanted = is_baseline or job.recipe.synthetic.init == "rded"
         self._observer = network_ids(job.recipe)[0]
+        # a draw permutes all rows of a class, and is needed for the scores and for stitching
         self._rows = lru_cache(maxsize=None)(self._candidates)
 
     def items(self) -> Sequence[int]:
@@ -157,38 +154,13 @@ def baseline_images(job: Job, progress: Progress, pool: TaskStream | None = None
 
 
 def _small_pool(job: Job) -> WorkerPool:
-    """This process, as few images pass once, so that starting workers for them is not worth it; on
-    GPUs the workers, as this process may see none, or one that somebody else has reserved.
+    """The pool for a few images: this process, as starting workers would take longer than the work.
+
+    Where workers have GPUs it is the workers, as this process may have no GPU, or only one that
+    Ray has given to another process.
     """
     recipe = job.recipe
     arguments = (recipe.resources, Worker, recipe, DatasetInfo.of(job.data))
     if recipe.resources.gpus_per_worker == 0:
         return LocalPool(*arguments)
     return open_pool(*arguments)
-
-
-def initial_set(
-    job: Job,
-    pool: WorkerPool,
-    score: Score,
-    experts: Sequence[Path] = (),
-    scores: Mapping[str, torch.Tensor] | None = None,
-) -> SyntheticSet:
-    """The synthetic set before the first step.
-
-    Args:
-        job: the run.
-        pool: hosts `Worker`; used where experts predict labels.
-        score: the scores of crops, computed where the recipe needs them.
-        experts: files of the experts that predict labels.
-        scores: of the real images, where initial ones are selected by them.
-    """
-    recipe = job.recipe
-    if recipe.synthetic.labels == "experts":
-        rows = first_candidates(recipe, job.data, scores)
-        images = pool.share(job.data.train.part(rows).images[:])
-        logits = list(pool.map("predict", [(expert, images) for expert in experts]))
-        return synthetic.initial(recipe, job.data, logits=torch.stack(logits), scores=scores)
-    if recipe.synthetic.init == "rded":
-        return synthetic.initial(recipe, job.data, score.stitched())
-    return synthetic.initial(recipe, job.data, scores=scores)

@@ -18,7 +18,6 @@ from rayd import devices
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, ResourceSettings
 from rayd.engine import memory
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers, trained_networks
 from rayd.engine.observer import DatasetInfo
@@ -26,6 +25,7 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Progress
 from rayd.engine.stage import TaskStage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.networks import weights as given
 from rayd.training.squeeze import JUDGED
 

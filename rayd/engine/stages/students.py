@@ -19,12 +19,12 @@ from rayd import synthetic
 from rayd.config import Recipe, ResourceSettings, StudentNetworkSettings
 from rayd.config.ranking import RANKED
 from rayd.data import ImageData
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import TaskStage
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stage_cost import Part, StageCost
+from rayd.engine.stages.rank import Rank
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.stages.student_tasks import Task, TrainingSets, labels_on, tasks
 from rayd.engine.storage import planned_storage

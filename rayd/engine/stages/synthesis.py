@@ -1,7 +1,7 @@
 """The synthesize stage: the synthetic set through all its steps, one work item for the whole run.
 
 Blocks of the set and their steps are in `rayd.engine.stages.blocks`, a step in
-`rayd.engine.synthesize`.
+`rayd.engine.synthesizer`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from rayd import synthetic
 from rayd.artifacts import content_hash
 from rayd.config import ObserverNetworkSettings, Recipe
-from rayd.engine.callbacks import WarmStart
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.counting import Count, Counting
 from rayd.engine.job import Job
+from rayd.engine.milestones import WarmStart
 from rayd.engine.network_ids import groups
 from rayd.engine.pool import TaskStream
 from rayd.engine.stage import ItemProgress, Stage
+from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.work_queue import WorkQueue
 from rayd.errors import ArtifactError, ConfigError
 from rayd.networks import weights as given

@@ -1,4 +1,6 @@
-"""Initialisation of learned labels: logits (n, classes), whose softmax is the label.
+"""Initial values of learned labels: logits (n, classes), whose softmax is the label.
+
+Labels that teachers make for students are in `rayd.training.teacher_labels`.
 
 Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory Matching"
 (DATM, ICLR 2024): logits are initialised with the mean of those experts that classify the image

@@ -1,8 +1,9 @@
-"""Gradients and statistics that a worker computes with its networks.
+"""The tasks that a worker computes with its networks: gradients of a step, and statistics.
 
-`Observers` is the base of `rayd.engine.worker.Worker`, a plain class, independent of whether it
-runs in process or in an actor. Its networks are in `rayd.engine.worker_networks`, its copies of the
-synthetic set in `rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
+A single network is in `rayd.engine.observer`. `ObserverTasks` is the base of
+`rayd.engine.worker.Worker`, a plain class, independent of whether it runs in process or in an
+actor. Its networks are in `rayd.engine.worker_networks`, its copies of the synthetic set in
+`rayd.engine.replicas`, and what it draws at random in `rayd.engine.task_draws`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from rayd import devices, networks
 from rayd.config import NetworkGroup, Recipe
 from rayd.data.augmentation import ALL, Operation
 from rayd.derived import known_on_host, on_host, rows_of
-from rayd.engine.aggregation import merged, to_host
 from rayd.engine.ascent import moved_uphill
 from rayd.engine.gradients.feature_matching import GradientResult, GradientTask, Memory
 from rayd.engine.gradients.model_pool import (
@@ -44,13 +44,14 @@ from rayd.engine.observer import (
 )
 from rayd.engine.pool import ObjectRef
 from rayd.engine.replicas import Replicas
+from rayd.engine.statistic_aggregation import merged, to_host
 from rayd.engine.task_draws import TaskDraws
 from rayd.engine.worker_networks import WorkerNetworks
 from rayd.errors import ConfigError
 from rayd.methods import build
 from rayd.networks import Observation
 from rayd.objectives import Context, RealStatistics, StatisticSpec
-from rayd.objectives.parts import OtherParts, PartSummary, part_of, summary, whole
+from rayd.objectives.batch_parts import OtherParts, PartSummary, part_of, summary, whole
 from rayd.statistics import Statistic
 from rayd.synthetic import SyntheticSet
 from rayd.synthetic.learned_step_size import WithLearnedStepSize
@@ -102,8 +103,8 @@ _PartKey = tuple[str, NetworkId, int, int]
 """Key of the parameters, which is another one in every step, network, slot and part."""
 
 
-class Observers:
-    """The networks of one worker. Every result depends on its task alone.
+class ObserverTasks:
+    """Tasks on the networks of one worker. Every result depends on its task alone.
 
     Args:
         recipe: the run.

@@ -21,7 +21,7 @@ from rayd.evaluation.student import StudentResult, train
 from rayd.training.parallelism import SINGLE_PROCESS, Parallelism
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet, shared_tensor
-from rayd.training.stored import StoredLabels
+from rayd.training.stored_labels import StoredLabels
 
 
 class StudentTrainer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rayd.config import EvaluationSettings, LabelSettings
 from rayd.errors import RunError
 from rayd.training.batches import Draws
-from rayd.training.labels import Teachers, label_epochs
+from rayd.training.teacher_labels import Teachers, label_epochs
 from tests.training.toys import (
     BATCH_NORM,
     CLASSES,

@@ -2,7 +2,7 @@
 
 import torch
 
-from rayd.synthetic.soft_labels import agreed_logits, random_logits
+from rayd.synthetic.label_initialization import agreed_logits, random_logits
 
 
 def test_the_mean_is_over_the_experts_that_are_right():

@@ -80,7 +80,11 @@ def part_of(images: int, part: int, parts: int) -> slice:
 
 
 def whole(seen: Observation, others: OtherParts) -> Observation:
-    """The output of a network on a part, as terms read that on the whole batch."""
+    """A network's output on a part, completed by the other parts to that on the whole batch.
+
+    Logits and features get the rows of the other parts; of other layers terms read the statistics
+    of the whole batch (`Observation.others`).
+    """
     logits = others.joined(seen.logits, [one.logits for one in others.summaries])
     layers = dict(seen.layers)
     if LayerRole.FEATURES in layers:

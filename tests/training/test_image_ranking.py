@@ -14,10 +14,10 @@ from rayd.data.selection import select
 from rayd.engine.distill import distill
 from rayd.engine.job import Job
 from rayd.engine.progress import Progress
-from rayd.engine.stages.ranking import Rank
+from rayd.engine.stages.rank import Rank
 from rayd.engine.store import Store
 from rayd.errors import ConfigError
-from rayd.training.ranking import rank
+from rayd.training.image_ranking import rank
 from rayd.training.sets import TrainingSet
 from tests.conftest import tiny
 

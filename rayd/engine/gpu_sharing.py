@@ -53,7 +53,7 @@ def processes(resources: ResourceSettings, tasks: int, bytes_each: float, gpu_by
     return max(1, min(fitting, cores, -(-tasks // workers), MOST))
 
 
-def run_packed(
+def run_sharing_gpus(
     pool: TaskStream,
     resources: ResourceSettings,
     tasks: int,

@@ -14,9 +14,9 @@ from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import EvaluationSettings, LabelSettings
 from rayd.data import ImageSet
 from rayd.errors import ArtifactError, ConfigError
-from rayd.training import stored as module
+from rayd.training import stored_labels as module
 from rayd.training.sets import TrainingSet
-from rayd.training.stored import Labelled, StoredLabels, chunk_path, chunks, write_chunk
+from rayd.training.stored_labels import Labelled, StoredLabels, chunk_path, chunks, write_chunk
 from tests.training.toys import CLASSES, NORMALIZATION, REAL, TEST, of
 
 LABELS = LabelSettings(kind="stored")

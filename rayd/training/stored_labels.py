@@ -163,7 +163,7 @@ def chunk_path(directory: Path, epochs: range) -> Path:
 def write_chunk(
     directory: Path, made_for: Labelled, epochs: range, tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write the result of `rayd.training.labels.label_epochs` for some epochs, atomically."""
+    """Write the result of `rayd.training.teacher_labels.label_epochs` for some epochs, atomically."""
     note = {
         "format": FORMAT,
         "made_for": asdict(made_for),

@@ -1,4 +1,6 @@
-"""Soft labels: teachers' logits of a student's batches, online or precomputed for all students.
+"""Labels that teachers make: their logits of a student's batches, online or for all students once.
+
+`rayd.training.stored_labels` keeps those of all students and replays them.
 
 Images are mixed before they are labelled: labels of un-mixed images, as in one branch of G-VBSM's
 released code, would belong to other images. Several teachers are averaged by their logits. The mean
@@ -25,8 +27,8 @@ from rayd.transfer import upload
 
 PRECISIONS = {"float16": torch.float16, "float32": torch.float32}
 """Types of stored logits."""
-TOGETHER = 64
-"""Minimum images per forward pass of the teachers, for which small batches are combined."""
+MIN_TEACHER_BATCH = 64
+"""Images of a forward pass of the teachers, at least: smaller batches of a student are combined."""
 
 Item = TypeVar("Item", bound=Sized)
 
@@ -95,7 +97,7 @@ class Teachers:
 
 
 def gathered(batches: Iterable[Item]) -> Iterator[list[Item]]:
-    """Combine consecutive batches until they have `TOGETHER` images.
+    """Combine consecutive batches until they have `MIN_TEACHER_BATCH` images.
 
     >>> [list(map(len, group)) for group in gathered([range(50), range(50), range(80), range(5)])]
     [[50, 50], [80], [5]]
@@ -105,7 +107,7 @@ def gathered(batches: Iterable[Item]) -> Iterator[list[Item]]:
     for batch in batches:
         group.append(batch)
         images += len(batch)
-        if images >= TOGETHER:
+        if images >= MIN_TEACHER_BATCH:
             yield group
             group = []
             images = 0

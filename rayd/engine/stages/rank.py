@@ -10,12 +10,12 @@ from torch import Tensor
 
 from rayd.config.ranking import RANKED
 from rayd.engine import memory
-from rayd.engine.cost import Part, StageCost
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import Progress
 from rayd.engine.stage import TensorStage
+from rayd.engine.stage_cost import Part, StageCost
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs

@@ -1,4 +1,8 @@
-"""Callbacks during a synthesis, and synthesis that starts from another run's checkpoints."""
+"""Milestones: steps after which a sweep is handed the unfinished set, and may go on otherwise.
+
+Also the start of a synthesis from another run's checkpoints (`WarmStart`). The callbacks that users
+write are in `rayd.callbacks`.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class Callback:
     on_milestone: Callable[[Milestone], None]
     """The function; the synthesis pauses while it runs. A resumed run may repeat the last call."""
 
-    def pauses(self, steps: int, blocks: int, sequential: bool) -> list[tuple[int, ...]]:
+    def steps_by_block(self, steps: int, blocks: int, sequential: bool) -> list[tuple[int, ...]]:
         """The steps of each block after which the function is called.
 
         Args:
@@ -43,15 +47,15 @@ class Callback:
             sequential: whether fractions count the steps of all blocks, one after another.
         """
         total = steps * blocks if sequential else steps
-        pauses = sorted(
+        milestones = sorted(
             {min(max(round(fraction * total), 1), total - 1) for fraction in self.fractions} - {0}
         )
         if not sequential:
-            return [tuple(pauses)] * blocks
+            return [tuple(milestones)] * blocks
         by_block: list[list[int]] = [[] for _ in range(blocks)]
-        for pause in pauses:
+        for milestone in milestones:
             # counted from 1: the last step of a block belongs to it, not to the next one
-            block, step = divmod(pause - 1, steps)
+            block, step = divmod(milestone - 1, steps)
             by_block[block].append(step + 1)
         return [tuple(block) for block in by_block]
 

@@ -1,10 +1,10 @@
-"""A step of the synthesis: the `Synthesizer` owns the synthetic set, collects gradients, and moves.
+"""The inner loop of the synthesis: the steps on one block of the synthetic set.
 
-A step shares the images once, has the workers compute the work of every gradient source
-(`rayd.engine.gradients`), sums the gradients in a fixed order, and takes one step of the optimizer.
-Checkpoints hold images, optimizer state and the state of the sources; a synthesizer that is made
-again, in a new process or by Ray, goes on from the newest one and repeats the same steps to the
-same bits.
+The loop over blocks is in `rayd.engine.stages.blocks`. A step (`Synthesizer._one_step`) shares the
+images once, has the workers compute the work of every gradient source (`rayd.engine.gradients`),
+sums the gradients in a fixed order, and takes one step of the optimizer. Checkpoints hold images,
+optimizer state and the state of the sources; a synthesizer that is made again, in a new process or
+by Ray, goes on from the newest one and repeats the same steps to the same bits.
 
 A set may be cut into blocks. A single block, and blocks that follow one another, are optimised by
 one synthesizer that uses all workers; independent blocks are optimised in parallel, each by a
@@ -29,7 +29,6 @@ from rayd.artifacts import read_tensors
 from rayd.config import Recipe, SynthesisSettings
 from rayd.config.synthesis import Parameter
 from rayd.data import Normalization
-from rayd.engine.aggregation import Measuring, aggregate
 from rayd.engine.checkpoint import newest, resumable, save_checkpoint
 from rayd.engine.gradients.base import (
     GradientSource,
@@ -42,6 +41,7 @@ from rayd.engine.gradients.feature_matching import FeatureMatching, Memory
 from rayd.engine.gradients.trajectory_matching import TrajectoryMatching
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.pool import LocalPool, ObjectRef, WorkerPool
+from rayd.engine.statistic_aggregation import Measuring, aggregate
 from rayd.errors import ArtifactError, RunError
 from rayd.states import under
 from rayd.synthetic import SyntheticSet
@@ -78,12 +78,12 @@ class BlockTask:
     """The whole training split as a `RealBatch`, when the real side is sampled."""
     experts: tuple[Path, ...] = ()
     """Files of the experts that students follow, where they do."""
-    remembered: Mapping[NetworkId, Memory] = field(default_factory=dict)
-    """What terms find in their memory before the first step: where blocks follow one another, what
-    the one before left.
+    term_state: Mapping[NetworkId, Memory] = field(default_factory=dict)
+    """State of the terms (`Context.memory`) before the first step: where blocks follow one another,
+    that after the block before.
     """
-    pauses: tuple[int, ...] = ()
-    """Steps after which the set is looked at before it goes on: a checkpoint is kept there."""
+    milestones: tuple[int, ...] = ()
+    """Steps after which the unfinished set is handed to a callback; each has a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +105,32 @@ State = dict[str, Tensor]
 
 
 def synthesize(
-    pool: WorkerPool, assignment: BlockTask, stop: int | None = None
+    pool: WorkerPool, task: BlockTask, stop: int | None = None
 ) -> Iterator[Logged | State]:
     """Optimise a block from its newest checkpoint to its end: yields a line every `log_every`
     steps, then the block's state.
 
-    With `stop`, that is its end. A checkpoint beyond it is not gone back from.
-
     However often it is interrupted, the events and their order are the same; lines of steps that
     were done before carry no terms.
+
+    Args:
+        pool: the workers.
+        task: the block.
+        stop: the step to end at, not before the newest checkpoint; None for the last step.
     """
-    steps = stop or assignment.recipe.synthesis.steps
-    every = assignment.recipe.synthesis.log_every
+    steps = stop or task.recipe.synthesis.steps
+    every = task.recipe.synthesis.log_every
     synthesizer = Synthesizer(pool)
     # a restarted stream repeats its events from the first one, so lines of steps done before are
     # yielded, too, though nothing is computed for them
-    resumed = resumable(assignment.checkpoints, assignment.key)
-    for until in [*range(every, steps, every), steps][:steps]:
+    resumed = resumable(task.checkpoints, task.key)
+    logged_steps = [*range(every, steps, every), steps] if steps > 0 else []
+    for until in logged_steps:
         if until <= resumed:
             yield Logged(until, 0.0, {})
         else:
-            yield from synthesizer.advance(assignment, max(resumed, until - every), until)
-    yield synthesizer.state(assignment, steps)
+            yield from synthesizer.advance(task, max(resumed, until - every), until)
+    yield synthesizer.state(task, steps)
 
 
 class Synthesizer:
@@ -142,7 +146,7 @@ class Synthesizer:
         self._at: tuple[str, int, int] | None = None
 
     def measure(self, measuring: Measuring) -> Iterator[tuple[int, int]]:
-        """Merge what workers measure of the real data; see `rayd.engine.aggregation`."""
+        """Merge what workers measure of the real data; see `rayd.engine.statistic_aggregation`."""
         yield from aggregate(self._pool, measuring)
 
     def advance(self, task: BlockTask, since: int, until: int) -> list[Logged]:
@@ -160,7 +164,7 @@ class Synthesizer:
             if self._step > since and self._is_due(self._settings.log_every):
                 seconds = time.monotonic() - self._began
                 logged.append(Logged(self._step, seconds, self._checked(metrics)))
-            due = self._is_due(self._settings.checkpoint_every) or self._step in task.pauses
+            due = self._is_due(self._settings.checkpoint_every) or self._step in task.milestones
             # while students diverge, the checkpoints from before must be kept
             if due and all(source.is_sound for source in self._sources):
                 self._save()
@@ -173,14 +177,14 @@ class Synthesizer:
         state = self._set.state_dict()
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
-    def remembered(self, task: BlockTask, step: int) -> dict[NetworkId, Memory]:
-        """What terms keep after a step."""
+    def term_state(self, task: BlockTask, step: int) -> dict[NetworkId, Memory]:
+        """State of the terms after a step."""
         self.advance(task, step, step)
-        memory: dict[NetworkId, Memory] = {}
+        states: dict[NetworkId, Memory] = {}
         for source in self._sources:
             if isinstance(source, FeatureMatching):
-                memory |= source.memory
-        return memory
+                states |= source.memory
+        return states
 
     @property
     def _step(self) -> int:
@@ -211,7 +215,7 @@ class Synthesizer:
         return self._step % every == 0 or self._step == self._settings.steps
 
     def _one_step(self) -> dict[str, Tensor]:
-        """Collect gradients, move, and train networks alongside; returns the metrics."""
+        """Collect gradients, step the optimizer, and train the model pool; returns the metrics."""
         step = self._step
         images = self._share()
         work = [source.work(step, images) for source in self._sources]
@@ -226,9 +230,11 @@ class Synthesizer:
         # a step in which one source has no gradient is skipped as a whole, or images would follow
         # the others alone; it counts, so that what is drawn for the next one differs
         if len(gradients) < len(updates):
+            # a source had no usable result: the images stay as they are
             self._count_step()
             return metrics
-        self._move(totals(gradients))
+        self._update_images(totals(gradients))
+        self._count_step()
         for source in self._sources:
             if source.has_work_after:
                 source.update_after(self._compute(source.work_after(step, self._share())))
@@ -245,26 +251,40 @@ class Synthesizer:
         tasks = [(one.task,) for one in work]
         return list(self._pool.map("compute", tasks, [one.affinity for one in work]))
 
-    def _move(self, gradients: Mapping[str, Tensor]) -> None:
-        """One step of the optimizer."""
+    def _update_images(self, gradients: Mapping[str, Tensor]) -> None:
+        """One step of the optimizer on the set, and of the moving average of its parameters."""
+        self._assign_gradients(gradients)
+        self._schedule_step_sizes()
+        self._optimizer.step()
+        if self._range is not None:
+            self._set.clip(*self._range)
+        self._update_average()
+
+    def _assign_gradients(self, gradients: Mapping[str, Tensor]) -> None:
+        """Give each parameter its gradient, of a norm of at most `clip_gradient` in all."""
         for name, parameter in self._set.named_parameters():
             parameter.grad = gradients[name].to(parameter.device)
         if self._settings.clip_gradient is not None:
             torch.nn.utils.clip_grad_norm_(self._set.parameters(), self._settings.clip_gradient)
-        # computed from the step instead of kept by a scheduler, so that nothing but the step needs
-        # to be in a checkpoint
-        if self._settings.schedule == "cosine":
-            factor = schedules.half_cosine(self._step / self._settings.steps)
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["first"] * factor
-        self._optimizer.step()
-        if self._range is not None:
-            self._set.clip(*self._range)
-        if self._average is not None and self._method.averaging is not None:
-            now = dict(self._set.named_parameters())
-            for name, parameter in self._average.named_parameters():
-                parameter.data.lerp_(now[name].detach(), 1 - self._method.averaging)
-        self._count_step()
+
+    def _schedule_step_sizes(self) -> None:
+        """Set the step sizes of the step that follows.
+
+        They are computed from the step instead of kept by a scheduler, so that nothing but the step
+        needs to be in a checkpoint.
+        """
+        progress = self._step / self._settings.steps
+        factor = schedules.step_size_factor(self._settings.schedule, progress)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["first"] * factor
+
+    def _update_average(self) -> None:
+        """Update the moving average of the parameters, where a term needs it."""
+        if self._average is None or self._method.averaging is None:
+            return
+        now = dict(self._set.named_parameters())
+        for name, parameter in self._average.named_parameters():
+            parameter.data.lerp_(now[name].detach(), 1 - self._method.averaging)
 
     def _count_step(self) -> None:
         assert self._at is not None
@@ -324,7 +344,7 @@ class Synthesizer:
                     measured=task.measured,
                     train=task.train,
                     # later on, what terms keep is in the checkpoint
-                    memory=task.remembered if self._step == 0 else {},
+                    memory=task.term_state if self._step == 0 else {},
                 )
             )
         if self._method.trajectory_objective is not None:

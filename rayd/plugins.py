@@ -5,7 +5,7 @@ They are found in three ways:
 - entry points of installed packages, in the groups `rayd.methods`, `rayd.terms`, `rayd.networks`,
   `rayd.statistics`, `rayd.datasets` and `rayd.callbacks`;
 - `package.module:Name` in a recipe or on the command line, as in `method=my_package.methods:Mine`;
-- `--import my_method.py` (`rayd.parts.load_file`): a file whose import registers its parts.
+- `--import my_method.py` (`rayd.plugins.load_file`): a file whose import registers its parts.
 
 Workers get the same modules: their names, folders and files travel in an environment variable, and
 the code itself in Ray's runtime environment. Keys of caches include the source of parts that they

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import rayd
-from rayd import methods, networks, parts
+from rayd import methods, networks, plugins
 from rayd.artifacts import content_hash
 from rayd.cli import main
 from rayd.config import DataSettings, NetworkSettings
@@ -127,8 +127,8 @@ def own(tmp_path, monkeypatch, request):
     file = tmp_path / f"{name}.py"
     file.write_text(MODULE.format(name=name))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(parts, "_LOADED", {})
-    monkeypatch.setattr(parts, "_OWNERS", {})
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_OWNERS", {})
     return file
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_method_is_refused(own, monkeypatch, spec, sentence):
 
 
 def test_two_methods_of_one_name_are_refused(own):
-    parts.load_file(own)
+    plugins.load_file(own)
     with pytest.raises(ConfigError, match=f"two methods named '{own.stem}'"):
         type("Other", (methods.Method,), {"name": own.stem})
 
@@ -188,7 +188,7 @@ def test_keys_depend_on_the_source_of_own_parts(own, monkeypatch):
     before = [content_hash({"method": name}) for name in names]
     assert content_hash({"method": "dm"}) == plain
     own.write_text(own.read_text() + "\n# another version\n")
-    parts._digest.cache_clear()
+    plugins._digest.cache_clear()
     after = [content_hash({"method": name}) for name in names]
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert content_hash({"method": "dm"}) == plain
@@ -200,8 +200,8 @@ def test_entry_points_are_found_and_failures_told(own, monkeypatch):
         "rayd.methods": [EntryPoint("theirs", f"{own.stem}:Mine", "rayd.methods")],
         "rayd.networks": [EntryPoint("broken", "no_such_module:net", "rayd.networks")],
     }
-    monkeypatch.setattr(parts, "entry_points", lambda group: points.get(group, []))
-    parts.discovered.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points.get(group, []))
+    plugins.discovered.cache_clear()
     try:
         assert methods.get("theirs").name == own.stem
         with pytest.raises(ConfigError, match=r"'broken' of rayd.networks .* failed to load"):
@@ -210,7 +210,7 @@ def test_entry_points_are_found_and_failures_told(own, monkeypatch):
 
         assert [finding.status for finding in _parts()] == ["good", "wrong"]
     finally:
-        parts.discovered.cache_clear()
+        plugins.discovered.cache_clear()
 
 
 def test_a_file_on_the_command_line_with_and_without_workers(own, tmp_path, capsys):
@@ -318,7 +318,7 @@ def test_keys_depend_on_the_modules_that_a_part_uses(own, monkeypatch):
     methods.get(f"{own.stem}:Mine")
     before = content_hash({"method": own.stem})
     helper.write_text("FACTOR = 2\n\n\ndef scale(value):\n    return FACTOR * value\n")
-    parts._digest.cache_clear()
+    plugins._digest.cache_clear()
     assert content_hash({"method": own.stem}) != before
 
 
@@ -328,19 +328,19 @@ def test_entry_points_of_data_and_statistics(own, monkeypatch, capsys):
         "rayd.datasets": [EntryPoint("letters", f"{own.stem}:data", "rayd.datasets")],
         "rayd.statistics": [EntryPoint("spread", f"{own.stem}:Spread", "rayd.statistics")],
     }
-    monkeypatch.setattr(parts, "entry_points", lambda group: points.get(group, []))
-    parts.discovered.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points.get(group, []))
+    plugins.discovered.cache_clear()
     try:
         assert load(DataSettings(name="letters")).class_names == tuple("abcdefghij")
         assert rayd.statistics.get("spread").__name__ == "Spread"
-        assert parts.source_of('{"of":"spread"}')
+        assert plugins.source_of('{"of":"spread"}')
         with pytest.raises(SystemExit):
             main(["data", "list"])
         assert f"{own.stem}:data" in capsys.readouterr().out
         with pytest.raises(DataError, match="did you mean 'letters'"):
             load(DataSettings(name="lettres"))
     finally:
-        parts.discovered.cache_clear()
+        plugins.discovered.cache_clear()
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""The synthetic set before the first step: real images, noise, a selection, or crops of RDED.
+
+No stage: it is computed by every run, from what stages before it have left. `rayd.synthetic.initial`
+makes most sets; two starts need networks: RDED's crops (the score stage), and labels that experts
+predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from rayd import synthetic
+from rayd.engine.job import Job
+from rayd.engine.pool import WorkerPool
+from rayd.engine.stages.score import Score
+from rayd.synthetic import SyntheticSet
+from rayd.synthetic.initialization import candidates
+
+
+def initial_set(
+    job: Job,
+    pool: WorkerPool,
+    score: Score,
+    experts: Sequence[Path] = (),
+    scores: Mapping[str, torch.Tensor] | None = None,
+) -> SyntheticSet:
+    """The synthetic set before the first step.
+
+    Args:
+        job: the run.
+        pool: hosts `Worker`; used where experts predict labels.
+        score: the scores of crops, computed where the recipe needs them.
+        experts: files of the experts that predict labels.
+        scores: of the real images, where initial ones are selected by them.
+    """
+    recipe = job.recipe
+    if recipe.synthetic.labels == "experts":
+        rows = candidates(recipe, job.data, scores)
+        images = pool.share(job.data.train.part(rows).images[:])
+        logits = list(pool.map("predict", [(expert, images) for expert in experts]))
+        return synthetic.initial(recipe, job.data, logits=torch.stack(logits), scores=scores)
+    if recipe.synthetic.init == "rded":
+        return synthetic.initial(recipe, job.data, score.stitched())
+    return synthetic.initial(recipe, job.data, scores=scores)

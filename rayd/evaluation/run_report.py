@@ -1,0 +1,39 @@
+"""The report of a run together with that of the set it made.
+
+A run writes a report into its own directory. What is evaluated later, by `rayd evaluate` on the set,
+is added to a report beside the set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rayd.distilled import DIRECTORY
+from rayd.errors import RaydError
+from rayd.evaluation.report import Report
+
+
+def report_of(directory: Path, skip_damaged: bool = False) -> Report | None:
+    """The report of a run, with the results that were added to its set; None if there is none.
+
+    Args:
+        directory: of the run.
+        skip_damaged: leave out a report that is damaged instead of raising an error.
+
+    Raises:
+        RaydError: a report is damaged, or cannot be fetched.
+    """
+    of_run = _kept(directory, skip_damaged)
+    of_set = _kept(directory / DIRECTORY, skip_damaged)
+    if of_run is None or of_set is None:
+        return of_run or of_set
+    return of_run.merge(of_set)
+
+
+def _kept(directory: Path, skip_damaged: bool) -> Report | None:
+    try:
+        return Report.kept(directory)
+    except RaydError:
+        if skip_damaged:
+            return None
+        raise
