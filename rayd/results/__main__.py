@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rayd.config import MeasuredResult, validate
 from rayd.recipes import Headline, headlines
-from rayd.results import entries
+from rayd.results import applications, entries
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
@@ -88,6 +88,7 @@ def updated(text: str) -> str:
     scores = scores_table()
     if scores:
         parts += [EXPLAINED, scores]
+    parts += applications.tables()
     tables = "\n\n".join(parts)
     return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
