@@ -132,6 +132,8 @@ def _subplot(axes: Axes, layer: LayerSpectrum, function: Filter | None) -> list[
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:.0e}")
     axes.set_xlim(0.5, dimension + 0.5)
+    # ranks are whole numbers, also of a layer with three of them
+    axes.locator_params(axis="x", integer=True)
     axes.plot(ranks, layer.real.tolist(), color=REAL, marker=marker, label="real")
     axes.plot(ranks, layer.synthetic.tolist(), color=SYNTHETIC, marker=marker, label="synthetic")
     lines = list(axes.get_lines())

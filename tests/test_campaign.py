@@ -6,8 +6,12 @@ from functools import cache
 import pytest
 import yaml
 
+from benchmarks import applications
 from benchmarks.campaign import Campaign, candidates, entry_text, write
 from rayd import results
+from rayd.applications.continual import Curve
+from rayd.applications.slimming import Slimmed
+from rayd.results.applications import ApplicationResult
 
 ROW = {
     "network": "convnet-d2-w64",
@@ -108,3 +112,21 @@ def test_students_of_the_recipe_itself_do_not_judge_twice(tmp_path, monkeypatch)
 def test_recipes_with_a_result_are_left_out_unless_asked_for():
     assert "digits" not in candidates(["digits"], again=False)
     assert list(candidates(["digits"], again=True)) == ["digits"]
+
+
+def test_an_application_keeps_every_accuracy_and_its_commands(tmp_path):
+    curve = Curve("random", (2, 4), ((0.81, 0.79), (0.5, 0.61234)))
+    content = json.loads(json.dumps({"curves": [curve.to_json()]}))
+    entry = applications.result(content, "digits", ["rayd apply continual digits"], 12.4)
+    path = applications.write("continual-digits", entry, tmp_path)
+    kept = ApplicationResult.model_validate(yaml.safe_load(path.read_text()))
+    assert (kept.columns, kept.cpu_seconds) == (("2 classes", "4 classes"), 12)
+    assert kept.rows == {"random": ((0.81, 0.79), (0.5, 0.6123))}
+    assert kept.command == "rayd apply continual digits"
+
+
+def test_rows_of_slimming_are_the_sets_with_their_penalties():
+    one = Slimmed("herding", (0.0, 0.5), (1.0, 0.3), ((0.5,), (0.4,)), ((0.9,), (0.8,)), 0.35)
+    found = applications.accuracies(json.loads(json.dumps({"sets": [one.to_json()]})))
+    assert found["columns"] == ["0% pruned", "50% pruned"]
+    assert found["rows"] == {"herding, penalty 0.35": [[0.9], [0.8]]}

@@ -625,3 +625,11 @@ def test_examples_of_the_help_name_recipes_and_spaces_that_exist():
     assert named.keys() == {"distill", "plan", "cite", "tune"}
     assert named.pop("tune") in space.names()
     assert set(named.values()) <= set(recipes.names())
+
+
+def test_tune_without_a_space_lists_them(capsys):
+    code, text, error = run(capsys, "tune")
+    assert (code, error) == (0, "")
+    assert [line.split()[0] for line in text.splitlines()[1:]] == space.names()
+    _, document, _ = run(capsys, "tune", "--json")
+    assert all(entry["summary"] for entry in json.loads(document))

@@ -11,7 +11,9 @@ import pytest
 import rayd
 from rayd.networks import names
 from rayd.results import __main__ as tables
+from rayd.results import applications
 from rayd.results.__main__ import BEGIN, END, updated
+from rayd.results.applications import ApplicationResult
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text(encoding="utf-8")
@@ -155,6 +157,29 @@ def test_scores_of_results_make_a_second_table(monkeypatch):
     ]
     monkeypatch.setattr(tables, "entries", lambda: {"digits": [common]})
     assert "labels" not in updated(f"{BEGIN}\n{END}")
+
+
+def test_applications_have_a_table_each(monkeypatch):
+    one = ApplicationResult(
+        title="Learning in steps",
+        command="rayd apply continual digits",
+        commit="0",
+        date="2026-11-29",
+        hardware="a machine",
+        cpu_seconds=61.2,
+        repeats="2 class orders",
+        columns=("2 classes", "4 classes"),
+        rows={"random": ((0.8, 0.9), (0.5,))},
+    )
+    monkeypatch.setattr(applications, "entries", lambda: {"steps": one})
+    assert updated(f"{BEGIN}\n{END}").splitlines()[-6:-1] == [
+        "Learning in steps: test accuracy, mean ± standard deviation over 2 class orders; "
+        "`rayd apply continual digits`, 61 s of processor time.",
+        "",
+        "| | 2 classes | 4 classes |",
+        "|---|---|---|",
+        "| random | 0.850 ± 0.071 | 0.500 |",
+    ]
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def test_a_chart_has_a_subplot_per_layer_with_all_curves():
     assert [axes.get_title() for axes in subplots] == [f"conv {n}  (d = 4)" for n in range(5)]
     for layer, axes, right in zip(layers, subplots, filters, strict=True):
         curves = drawn(axes)
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
         assert list(curves) == ["real", "synthetic"]
         for name, line in curves.items():
             assert line.get_xydata()[:, 0].tolist() == [1, 2, 3, 4]

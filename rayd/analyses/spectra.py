@@ -7,6 +7,9 @@ trained on real images: a set that lacks the small eigenvalues lacks detail.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,8 @@ from rayd.statistics import Covariance
 
 WAYS = ("filter", "features")
 """Observers of the run with its filter; a network trained for the analysis."""
+NAMES = 56
+"""Most characters of a layer's name in the table."""
 
 
 @torch.no_grad()
@@ -75,7 +80,7 @@ def analyse(subject: Subject) -> Analysis:
     if how is None:
         how = "filter" if _has_filter(subject) else "features"
     if how == "filter":
-        picture = of_run.from_distilled(
+        found = of_run.of_distilled(
             subject.distilled, subject.data_root, subject.cache, subject.progress
         )
         return Analysis(
@@ -86,19 +91,15 @@ def analyse(subject: Subject) -> Analysis:
                 "images in the run's observers, and the response of its filter (dashed, relative "
                 "to its largest)."
             ),
-            picture=picture,
-            lines=("spectra of the run's observers, with its filter",),
-            numbers={"how": how},
+            picture=found.chart(),
+            lines=table(found.layers),
+            numbers={"how": how, "layers": plain(found.layers)},
         )
     real, labels = subject.sample()
     network = subject.fitted(real, labels)
     names, theirs = covariances(network, real)
     _, ours = covariances(network, subject.distilled.images)
     layers = spectra(names, theirs, ours)
-    lines = [f"{'layer':<24}  directions  lacking"]
-    for layer in layers:
-        lines.append(f"{layer.name[-24:]:<24}  {len(layer.real):>10}  {missing(layer):>7.2f}")
-    lines.append("lacking: share with less than a hundredth of the real variance, by rank")
     return Analysis(
         name="spectra",
         title=f"Spectra of features: {subject.title}",
@@ -109,20 +110,33 @@ def analyse(subject: Subject) -> Analysis:
             "right."
         ),
         picture=chart(layers, title=subject.title),
-        lines=tuple(lines),
-        numbers={
-            "how": how,
-            "layers": [
-                {
-                    "name": layer.name,
-                    "real": layer.real.tolist(),
-                    "synthetic": layer.synthetic.tolist(),
-                    "lacking": missing(layer),
-                }
-                for layer in layers
-            ],
-        },
+        lines=table(layers),
+        numbers={"how": how, "layers": plain(layers)},
     )
+
+
+def table(layers: Sequence[LayerSpectrum]) -> tuple[str, ...]:
+    """Format the directions that each layer lacks, a line each."""
+    width = min(max(len("layer"), *(len(layer.name) for layer in layers)), NAMES)
+    lines = [f"{'layer':<{width}}  directions  lacking"]
+    for layer in layers:
+        name = layer.name[-width:]
+        lines.append(f"{name:<{width}}  {len(layer.real):>10}  {missing(layer):>7.2f}")
+    lines.append("lacking: share with less than a hundredth of the real variance, by rank")
+    return tuple(lines)
+
+
+def plain(layers: Sequence[LayerSpectrum]) -> list[dict[str, Any]]:
+    """Convert spectra to plain JSON values."""
+    return [
+        {
+            "name": layer.name,
+            "real": layer.real.tolist(),
+            "synthetic": layer.synthetic.tolist(),
+            "lacking": missing(layer),
+        }
+        for layer in layers
+    ]
 
 
 def _has_filter(subject: Subject) -> bool:

@@ -103,7 +103,8 @@ def learn(
 
     Args:
         recipe: data, budget per class, method of `distilled`, and the protocol of the students
-            (`evaluation`, of which the first network, `seeds` and hard labels are used).
+            (`evaluation`, of which the first network, `seeds` and hard labels are used); its
+            `resources` are those of all distillations.
         out: directory of the distillations, one run for each order and step.
         steps: number of groups; must divide the number of classes.
         orders: number of class orders.
@@ -214,7 +215,14 @@ def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
     evaluation = maker.evaluation.model_copy(
         update={"seeds": 1, "epochs": 1, "baselines": (), "comparisons": ()}
     )
-    update = {"data": settings, "evaluation": evaluation, "ipc": scenario.recipe.ipc, "paper": None}
+    update = {
+        "data": settings,
+        "evaluation": evaluation,
+        "ipc": scenario.recipe.ipc,
+        # workers and threads are asked for once, for all memories
+        "resources": scenario.recipe.resources,
+        "paper": None,
+    }
     return maker.model_copy(update=update)
 
 

@@ -16,7 +16,9 @@ without the penalty. A layer keeps at least one channel.
 The weight :math:`\lambda` that prunes depends on the number of steps, which sets of different sizes
 do not share. So the setting is how far the penalty alone would move a scale over the training,
 :math:`s = \lambda \sum_t \eta_t / (1 - \mu)` with the step sizes :math:`\eta_t` and the momentum
-:math:`\mu` of SGD; scales begin at 1.
+:math:`\mu` of SGD; scales begin at 1. Of several penalties each set takes the one whose networks are
+best on the validation split after the second training, on average over seeds and pruned shares; the
+test split is read for that one alone.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from torch import Tensor, nn
 
 from rayd import devices, networks, recipes, seeding
 from rayd.config import EvaluationSettings, NetworkSettings, Recipe
-from rayd.data import ImageData, ImageShape
+from rayd.data import ImageData, ImageSet, ImageShape
 from rayd.data.selection import select
 from rayd.distilled import Distilled, load
 from rayd.engine.progress import Progress
@@ -55,9 +57,12 @@ SETS = ("distilled", "random", "herding", "whole")
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Shares of the channels that are pruned, by default."""
 SPARSITY = 0.7
-"""How far the penalty would move a scale, by default: below 1, so that it cannot by itself switch a
-channel off. (At 3, as the paper's weight and steps give, networks on 50 digits stay at chance.)
+"""How far the penalty would move a scale where it is not chosen: below 1, so that it cannot by
+itself switch a channel off. (At 3, as the paper's weight and steps give, networks on 50 digits stay
+at chance.)
 """
+SPARSITIES = (0.0, 0.35, 0.7, 1.0, 1.5)
+"""Penalties to choose among by a validation split."""
 STAGES = ((16,), (32,), (64, 64))
 """Widths of the small VGG's convolutions between max pools."""
 LEAST_SIDE = 28
@@ -78,6 +83,8 @@ class Slimmed:
     """Test accuracy after pruning: a row for each share, a value for each seed."""
     tuned: tuple[tuple[float, ...], ...]
     """Test accuracy after the second training."""
+    sparsity: float
+    """How far the penalty would have moved scales."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to plain JSON values."""
@@ -225,7 +232,7 @@ def slim(
     *,
     sets: Sequence[str] = SETS,
     shares: Sequence[float] = SHARES,
-    sparsity: float = SPARSITY,
+    sparsity: float | Sequence[float] | None = None,
     seeds: int = 3,
     network: NetworkSettings | Callable[[], nn.Module] | None = None,
     progress: Progress | None = None,
@@ -238,47 +245,52 @@ def slim(
         data: real data, from which the other sets are drawn and which test the networks.
         sets: names among `SETS`.
         shares: of the channels that are pruned.
-        sparsity: how far the penalty alone would move a scale, which begins at 1.
+        sparsity: how far the penalty alone would move a scale, which begins at 1; of several, each
+            set takes the best on the validation split. None chooses among `SPARSITIES` where the
+            data have such a split, and takes `SPARSITY` where not.
         seeds: networks, with a random set each.
         network: the architecture, or a function that builds it; by default VGG-11 with batch
             normalisation, or `small_vgg` for images below 28 pixels.
         progress: where progress is shown.
 
     Raises:
-        ConfigError: a set is unknown, a share is out of range, or the network cannot be pruned.
+        ConfigError: a set is unknown, a share is out of range, the network cannot be pruned, or
+            there are several penalties and no validation split.
     """
+    penalties = _penalties(sparsity, data)
     if unknown := sorted(set(sets) - set(SETS)):
         raise ConfigError(f"Sets are {', '.join(SETS)}. Got '{unknown[0]}' instead.")
     progress = progress or Progress(quiet=True)
     protocol = recipe.evaluation.model_copy(
         update={"loss": "cross-entropy", "hard_weight": 0.0, "epoch": ("last",)}
     )
-    device = devices.choose(recipe.resources)
+    slimming = _Slimming(distilled, recipe, data, protocol, network, tuple(shares), seeds)
     found = []
     with devices.thread_limit(devices.threads(recipe.resources)):
         for name in sets:
-            runs = []
-            for seed in range(seeds):
-                training = _training(name, distilled, recipe, data, seed)
-                job = _Slimming(training, protocol, data, sparsity, seed, device)
-                runs.append(job.run(_built(network, data, seed), shares))
-                before = runs[-1][0].tuned
-                last = runs[-1][-1]
-                progress.log(
-                    f"slimming: {name}, seed {seed}: {before:.3f}, at {shares[-1]:g} "
-                    f"{last.tuned:.3f}"
-                )
-            by_share = list(zip(*runs, strict=True))
-            found.append(
-                Slimmed(
-                    set=name,
-                    shares=tuple(shares),
-                    parameters=tuple(fmean(one.left for one in row) for row in by_share),
-                    pruned=tuple(tuple(one.pruned for one in row) for row in by_share),
-                    tuned=tuple(tuple(one.tuned for one in row) for row in by_share),
-                )
+            penalty, runs = slimming.best(name, penalties)
+            found.append(slimming.tested(name, penalty, runs))
+            whole = fmean(found[-1].tuned[0])
+            last = fmean(found[-1].tuned[-1])
+            progress.log(
+                f"slimming: {name}, penalty {penalty:g}: {whole:.3f} with {shares[0]:.0%} of the "
+                f"channels pruned, {last:.3f} with {shares[-1]:.0%}"
             )
     return tuple(found)
+
+
+def _penalties(sparsity: float | Sequence[float] | None, data: ImageData) -> tuple[float, ...]:
+    """Penalties to choose among; a single one is not judged."""
+    if sparsity is None:
+        return (SPARSITY,) if data.validation is None else SPARSITIES
+    if isinstance(sparsity, int | float):
+        return (sparsity,)
+    if len(sparsity) > 1 and data.validation is None:
+        raise ConfigError(
+            f"Choosing among {len(sparsity)} penalties needs a validation split, and '{data.name}' "
+            "has none: distil with data.validation_fraction=0.2, or give one penalty."
+        )
+    return tuple(sparsity)
 
 
 def slim_run(
@@ -326,41 +338,80 @@ def slim_run(
 
 @dataclass(frozen=True)
 class _Point:
+    """A pruned network."""
+
     left: float
-    pruned: float
-    tuned: float
+    """Share of the parameters that is left."""
+    pruned: nn.Module
+    """The network after pruning."""
+    tuned: nn.Module
+    """The same after the second training."""
 
 
 @dataclass(frozen=True)
 class _Slimming:
-    """Training, pruning and training again of one network with one set."""
+    """Training, pruning and training again of networks with several sets."""
 
-    training: TrainingSet
-    protocol: EvaluationSettings
+    distilled: Distilled
+    recipe: Recipe
     data: ImageData
-    sparsity: float
-    seed: int
-    device: torch.device
+    protocol: EvaluationSettings
+    network: NetworkSettings | Callable[[], nn.Module] | None
+    shares: tuple[float, ...]
+    seeds: int
 
-    def run(self, network: nn.Module, shares: Sequence[float]) -> list[_Point]:
-        epochs = self.protocol.epochs_on(self.training.name)
-        self._train(network, epochs, self.sparsity)
+    @property
+    def device(self) -> torch.device:
+        """Where networks are trained."""
+        return devices.choose(self.recipe.resources)
+
+    def best(self, name: str, penalties: Sequence[float]) -> tuple[float, list[list[_Point]]]:
+        """The penalty that is best on the validation split, the smallest of equal ones, and the
+        networks of its runs.
+        """
+        if len(penalties) == 1:
+            return penalties[0], self.runs(name, penalties[0])
+        validation = self.data.judged_on_validation().test
+        chosen: tuple[float, list[list[_Point]]] = (penalties[0], [])
+        highest = -1.0
+        for penalty in sorted(penalties):
+            runs = self.runs(name, penalty)
+            judged = fmean(self.accuracy(one.tuned, validation) for run in runs for one in run)
+            if judged > highest:
+                highest = judged
+                chosen = (penalty, runs)
+        return chosen
+
+    def runs(self, name: str, sparsity: float) -> list[list[_Point]]:
+        """Pruned networks under a penalty: a list for each seed, with one for each share."""
+        runs = []
+        for seed in range(self.seeds):
+            training = _training(name, self.distilled, self.recipe, self.data, seed)
+            network = _built(self.network, self.data, seed)
+            runs.append(self._run(network, training, sparsity, seed))
+        return runs
+
+    def _run(
+        self, network: nn.Module, training: TrainingSet, sparsity: float, seed: int
+    ) -> list[_Point]:
+        epochs = self.protocol.epochs_on(training.name)
+        self._train(network, training, epochs, sparsity, seed)
         whole = sum(p.numel() for p in network.parameters())
         points = []
-        for share in shares:
-            smaller = prune(network.cpu(), share).to(self.device)
-            left = sum(p.numel() for p in smaller.parameters()) / whole
-            pruned = self._tested(smaller)
-            self._train(smaller, max(1, epochs // 4), 0.0)
-            points.append(_Point(left, pruned, self._tested(smaller)))
+        for share in self.shares:
+            pruned = prune(network.cpu(), share).to(self.device)
+            left = sum(p.numel() for p in pruned.parameters()) / whole
+            tuned = deepcopy(pruned)
+            self._train(tuned, training, max(1, epochs // 4), 0.0, seed)
+            points.append(_Point(left, pruned, tuned))
         return points
 
-    def _train(self, network: nn.Module, epochs: int, sparsity: float) -> None:
+    def _train(
+        self, network: nn.Module, training: TrainingSet, epochs: int, sparsity: float, seed: int
+    ) -> None:
         protocol_loss = loss_of(self.protocol)
         gammas = scales(network)
-
-        shape = self.data.shape
-        draws = Draws(self.protocol, len(self.training), shape, self.seed)
+        draws = Draws(self.protocol, len(training), self.data.shape, seed)
         weight = sparsity / reach(self.protocol, epochs, len(draws.sizes))
 
         def loss(logits: Tensor, target: Target) -> Tensor:
@@ -371,22 +422,36 @@ class _Slimming:
 
         trainer = Trainer(
             network,
-            self.training,
+            training,
             self.protocol,
             draws,
             loss,
             epochs=epochs,
-            seed=self.seed,
+            seed=seed,
             device=self.device,
         )
         for _ in range(epochs):
             trainer.advance()
         networks.restore(network, trainer.weights())
 
-    def _tested(self, network: nn.Module) -> float:
-        test = TrainingSet.from_images(self.data.test, self.data.normalization)
+    def tested(self, name: str, sparsity: float, runs: Sequence[Sequence[_Point]]) -> Slimmed:
+        """Accuracies of pruned networks on the test split."""
+        by_share = list(zip(*runs, strict=True))
+        test = self.data.test
+        return Slimmed(
+            set=name,
+            shares=self.shares,
+            parameters=tuple(fmean(one.left for one in row) for row in by_share),
+            pruned=tuple(tuple(self.accuracy(one.pruned, test) for one in row) for row in by_share),
+            tuned=tuple(tuple(self.accuracy(one.tuned, test) for one in row) for row in by_share),
+            sparsity=sparsity,
+        )
+
+    def accuracy(self, network: nn.Module, images: ImageSet) -> float:
+        """Share of images that a network classifies correctly."""
+        judged = TrainingSet.from_images(images, self.data.normalization)
         weights = network.state_dict()
-        (hit,) = hits(network, [weights], test, self.device, self.protocol.precision)
+        (hit,) = hits(network, [weights], judged, self.device, self.protocol.precision)
         return accuracy(hit)
 
 
@@ -419,10 +484,11 @@ def text(found: Sequence[Slimmed]) -> str:
     """Format accuracies after the second training as a table."""
     width = max(len("channels pruned"), *(len(one.set) for one in found))
     shares = found[0].shares
-    lines = ["  ".join(["channels pruned".ljust(width), *(f"{s:>6.0%}" for s in shares)])]
+    heads = [f"{s:>6.0%}" for s in shares]
+    lines = ["  ".join(["channels pruned".ljust(width), *heads, "penalty"])]
     for one in found:
         cells = [f"{fmean(row):>6.3f}" for row in one.tuned]
-        lines.append("  ".join([one.set.ljust(width), *cells]))
+        lines.append("  ".join([one.set.ljust(width), *cells, f"{one.sparsity:>7g}"]))
     first = found[0]
     left = [f"{value:>6.0%}" for value in first.parameters]
     lines.append("  ".join(["parameters left".ljust(width), *left]) + f"  ({first.set})")
@@ -442,9 +508,8 @@ def chart(found: Sequence[Slimmed], title: str = "") -> Image.Image:
             colour = f"C{number}"
             means = [fmean(row) for row in one.tuned]
             stds = [stdev(row) if len(row) > 1 else 0.0 for row in one.tuned]
-            axes.errorbar(
-                one.shares, means, stds, marker="o", capsize=2, color=colour, label=one.set
-            )
+            label = f"{one.set}, penalty {one.sparsity:g}"
+            axes.errorbar(one.shares, means, stds, marker="o", capsize=2, color=colour, label=label)
             pruned = [fmean(row) for row in one.pruned]
             axes.plot(one.shares, pruned, ":", color=colour, linewidth=1)
         axes.set_xlabel("share of channels pruned (dotted: before training again)")

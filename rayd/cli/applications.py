@@ -143,11 +143,12 @@ def apply_slimming(
         typer.Option("--share", help="Share of the channels to prune; may be repeated."),
     ] = None,
     sparsity: Annotated[
-        float | None,
+        list[float] | None,
         typer.Option(
             "--sparsity",
             min=0,
-            help="How far the penalty would move scales, which begin at 1; absent: 0.7.",
+            help="How far the penalty would move scales, which begin at 1; of several, the best on "
+            "the validation split. Absent: 0, 0.35, 0.7, 1 or 1.5; without such a split 0.7.",
         ),
     ] = None,
     sets: Annotated[
@@ -171,7 +172,7 @@ def apply_slimming(
         given_settings(overrides, None, None),
         sets=sets or slimming.SETS,
         shares=share or slimming.SHARES,
-        sparsity=slimming.SPARSITY if sparsity is None else sparsity,
+        sparsity=sparsity or None,
         seeds=seeds,
         network=network,
         data_root=data_root,

@@ -18,7 +18,7 @@ from rayd.cli.options import (
     Quiet,
     complete_space,
 )
-from rayd.cli.printing import print_json, print_text
+from rayd.cli.printing import print_json, print_rows, print_text
 from rayd.errors import ResourceError
 
 commands = new_group()
@@ -27,13 +27,13 @@ commands = new_group()
 @commands.command(epilog=example("rayd tune csdm-digits --samples 20"))
 def tune(
     space: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="SPACE",
-            help="A built-in search space or a YAML file.",
+            help="A built-in search space or a YAML file; absent: list them.",
             autocompletion=complete_space,
         ),
-    ],
+    ] = None,
     overrides: Overrides = None,
     samples: Annotated[
         int | None,
@@ -66,6 +66,9 @@ def tune(
     from rayd.engine.progress import Progress
     from tuning import ResolvedSpace, load
 
+    if space is None:
+        _print_spaces(as_json)
+        return
     found = load(space, parse_overrides(overrides or []))
     ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
     try:
@@ -98,3 +101,15 @@ def tune(
         print_text(summary.text())
         print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
         print_text(f"as a page: {out_ / 'report.html'}")
+
+
+def _print_spaces(as_json: bool) -> None:
+    """Print the built-in spaces with what they search."""
+    from tuning import load, names
+
+    spaces = [load(name) for name in names()]
+    if as_json:
+        print_json([{"name": space.name, "summary": space.summary} for space in spaces])
+        return
+    rows = [{"space": space.name, "what it searches": space.summary} for space in spaces]
+    print_rows(rows, shortened="what it searches", dropped=())

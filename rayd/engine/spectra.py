@@ -7,6 +7,7 @@ statistics of real images are read from the store.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -28,10 +29,27 @@ from rayd.engine.store import Store
 from rayd.errors import ArtifactError
 from rayd.methods import Method
 from rayd.objectives import Context, SpectralFilterMatching
+from rayd.objectives.filters import Filter
 from rayd.recipes import restore
 from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
 from rayd.synthetic import blocks
+
+
+@dataclass(frozen=True)
+class RunSpectra:
+    """Spectra of all layers that a run's observers recorded, with its filter."""
+
+    layers: tuple[LayerSpectrum, ...]
+    """Spectra of real and synthetic images."""
+    filter: Filter
+    """The filter at the end of the synthesis."""
+    title: str
+    """Recipe, method, data and size of the set."""
+
+    def chart(self) -> Image.Image:
+        """Draw them, a subplot for each layer."""
+        return chart(self.layers, self.filter, title=self.title)
 
 
 def from_distilled(
@@ -40,7 +58,17 @@ def from_distilled(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """The chart of a distilled set that was saved.
+    """The chart of a distilled set that was saved; arguments and errors are those of `of_distilled`."""
+    return of_distilled(distilled, data_root, cache, progress).chart()
+
+
+def of_distilled(
+    distilled: Distilled,
+    data_root: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> RunSpectra:
+    """The spectra of a distilled set that was saved.
 
     Args:
         distilled: the set.
@@ -62,7 +90,7 @@ def from_distilled(
     term_of(methods.build(recipe))
     data = read(recipe.data, data_root, cache, progress or Progress())
     data = normalized_as(distilled, data)
-    return _picture(Job(recipe, data, Store(cache)), distilled)
+    return _of_job(Job(recipe, data, Store(cache)), distilled)
 
 
 def term_of(method: Method) -> SpectralFilterMatching:
@@ -93,8 +121,8 @@ def term_of(method: Method) -> SpectralFilterMatching:
     return term
 
 
-def _picture(job: Job, distilled: Distilled) -> Image.Image:
-    """Chart of the spectra of all recorded layers, and of the filter at the end of the synthesis."""
+def _of_job(job: Job, distilled: Distilled) -> RunSpectra:
+    """Spectra of all recorded layers, and the filter at the end of the synthesis."""
     recipe = job.recipe
     data = job.data
     term = term_of(job.method)
@@ -127,7 +155,7 @@ def _picture(job: Job, distilled: Distilled) -> Image.Image:
             names = [f"{network_id.label}: {name}" for name in names]
         layers += spectra(names, real[network_id], cast(tuple[Covariance, ...], synthetic))
     title = f"{recipe.name}: {job.method.name} on {data.name}, {len(distilled)} images"
-    return chart(layers, term.filters(_end(recipe, distilled)).matrix, title=title)
+    return RunSpectra(tuple(layers), term.filters(_end(recipe, distilled)).matrix, title)
 
 
 def _end(recipe: Recipe, distilled: Distilled) -> Context:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rayd.config import MeasuredResult, validate
 from rayd.recipes import Headline, headlines
 from rayd.recipes.tables import families
-from rayd.results import entries
+from rayd.results import applications, entries
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
@@ -158,6 +158,7 @@ def updated(text: str) -> str:
     equal = equal_terms()
     if equal:
         parts += [EQUAL_EXPLAINED, equal]
+    parts += applications.tables()
     tables = "\n\n".join(parts)
     return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from rayd.applications.slimming import Slimmed, chart, prune, scales, slim, small_vgg, text
+from rayd.applications.slimming import (
+    Slimmed,
+    _Slimming,
+    chart,
+    prune,
+    scales,
+    slim,
+    small_vgg,
+    text,
+)
 from rayd.config import NetworkSettings
 from rayd.data import ImageShape, load
 from rayd.distilled import Distilled
@@ -115,14 +124,54 @@ def test_sets_are_slimmed_and_compared():
     # more than chance, both whole and with half the channels
     assert min(ours.tuned[0]) > 0.3
     assert min(whole.tuned[1]) > 0.3
-    assert text([ours, random]).splitlines()[0].split()[-2:] == ["0%", "50%"]
+    assert ours.sparsity == 0.7
+    assert text([ours, random]).splitlines()[0].split()[-3:] == ["0%", "50%", "penalty"]
     assert chart([ours, random]).size == (680, 400)
     with pytest.raises(ConfigError, match="Sets are distilled"):
         slim(distilled, recipe, data, sets=["nearest"])
+    with pytest.raises(ConfigError, match="needs a validation split, and 'digits' has none"):
+        slim(distilled, recipe, data, sparsity=[0.0, 0.7])
+
+
+def test_penalty_is_chosen_on_the_validation_split(monkeypatch):
+    recipe = tiny(
+        ipc=3,
+        data={"validation_fraction": 0.2},
+        evaluation={"epochs": 20, "augmentation": None, "batch_size": 32},
+    )
+    data = load(recipe.data)
+    rows = [row for index in data.train.class_index for row in index[:3]]
+    images = data.normalization(torch.from_numpy(data.train.images[rows]))
+    labels = torch.from_numpy(data.train.labels[rows])
+    distilled = Distilled(images, labels, data.class_names, data.normalization)
+    judged = []
+    accuracy = _Slimming.accuracy
+    monkeypatch.setattr(
+        _Slimming,
+        "accuracy",
+        lambda self, network, split: judged.append(split) or accuracy(self, network, split),
+    )
+    # a penalty of 50 switches every channel off: what is left is chance
+    (chosen,) = slim(
+        distilled,
+        recipe,
+        data,
+        sets=["distilled"],
+        shares=(0.0, 0.5),
+        sparsity=[50.0, 0.0],
+        seeds=1,
+    )
+    assert chosen.sparsity == 0.0
+    assert [split is data.validation for split in judged] == [True] * 4 + [False] * 4
+    assert [split is data.test for split in judged] == [False] * 4 + [True] * 4
+    (alone,) = slim(
+        distilled, recipe, data, sets=["distilled"], shares=(0.0, 0.5), sparsity=0.0, seeds=1
+    )
+    assert alone == chosen
 
 
 def test_results_become_json():
-    one = Slimmed("random", (0.0,), (1.0,), ((0.5,),), ((0.6,),))
+    one = Slimmed("random", (0.0,), (1.0,), ((0.5,),), ((0.6,),), sparsity=0.7)
     assert one.to_json()["tuned"] == ((0.6,),)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rayd import spectrum
+from rayd import analyses, spectrum
 from rayd.distilled import load
 from rayd.engine import spectra
 from rayd.engine.distill import distill
@@ -51,21 +51,13 @@ def test_a_command_draws_every_layer_of_every_observer(capsys, finished, tmp_pat
 
 def layers_of(finished: Path) -> dict[str, list[spectrum.LayerSpectrum]]:
     """What is drawn, by observer."""
-    drawn: list[tuple[list[spectrum.LayerSpectrum], object]] = []
-
-    def watched(layers, function, **_):
-        drawn.append((layers, function))
-        return spectrum.chart(layers, function)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spectra, "chart", watched)
-        spectra.from_distilled(load(finished / "run"), cache=finished / "cache", progress=QUIET)
-    ((layers, function),) = drawn
-    assert isinstance(function, Ridge)
+    found = spectra.of_distilled(load(finished / "run"), cache=finished / "cache", progress=QUIET)
+    assert isinstance(found.filter, Ridge)
     # the last of three blocks: 0.1 (1 + cos(2 pi / 3)) / 2
-    assert function.beta == pytest.approx(0.025)
+    assert found.filter.beta == pytest.approx(0.025)
+    assert min(found.chart().size) > 200
     by_observer: dict[str, list[spectrum.LayerSpectrum]] = {}
-    for layer in layers:
+    for layer in found.layers:
         by_observer.setdefault(layer.name.split(":")[0], []).append(layer)
     return by_observer
 
@@ -81,6 +73,18 @@ def test_the_curves_are_those_of_what_observers_hear(finished):
         )
         assert all(len(layer.real) == len(layer.synthetic) for layer in layers)
         assert all((layer.real.diff() <= 1e-12).all() for layer in layers)
+
+
+def test_the_analysis_tells_what_each_layer_of_each_observer_lacks(finished):
+    found = analyses.run(finished / "run", "spectra", cache=finished / "cache", progress=QUIET)
+    layers = [layer for group in layers_of(finished).values() for layer in group]
+    assert found.numbers["how"] == "filter"
+    assert [one["name"] for one in found.numbers["layers"]] == [layer.name for layer in layers]
+    assert found.numbers["layers"][0]["real"] == layers[0].real.tolist()
+    assert [line.split()[0] for line in found.lines[1:-1]] == [
+        layer.name.split()[0] for layer in layers
+    ]
+    assert max(map(len, found.lines)) <= 80
 
 
 def test_nothing_is_measured_or_trained_for_it(finished, monkeypatch):
