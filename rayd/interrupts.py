@@ -8,7 +8,7 @@ The first one raises `KeyboardInterrupt`, which passes, from the inside out,
     rayd.cli.program          prints the error and exits with code 130
     rayd.__main__             ends the process without waiting for what Ray does at exit
 
-Of the calls from Python, `rayd.distill` lets it pass, and a loop over `rayd.synthesize` ends its
+Of the calls from Python, `rayd.distill` adds how to continue and lets it pass, and a loop over `rayd.synthesize` ends its
 run before (`rayd.step_iterator`).
 
 Imports almost nothing, so that it is in force before the imports that take seconds.

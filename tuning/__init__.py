@@ -2,6 +2,16 @@
 
 grid = tuning.sweep("edc-digits", samples=20, out="sweeps/edc")
 tuning.summary("sweeps/edc").validation_accuracy
+
+    settings, domain       the file of a space; what a setting is drawn from
+    space, space_check     a space with its recipes; whether its values fit them
+    search                 which points are tried: grids, random draws, Optuna
+    driver                 a sweep from its start to its results
+    trial                  one trial
+    live, table, results, summaries, charts, page
+                           what it leaves: tables, the best recipe, charts, a page
+    study                  a study's table beside the paper's
+    spaces                 the spaces and studies that come with rayd
 """
 
 from importlib import import_module

@@ -1,4 +1,7 @@
-"""What the file of a search space holds."""
+"""What the file of a search space holds, validated as far as the file alone can be.
+
+Whether its values fit the recipes is checked in `tuning.space_check`.
+"""
 
 from __future__ import annotations
 

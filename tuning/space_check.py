@@ -1,4 +1,7 @@
-"""Validation of a space, before any trial: representative values on their recipe."""
+"""Whether the values of a space fit its recipes, before any trial: representative ones of each domain.
+
+The file itself is validated in `tuning.settings`.
+"""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _show_schedule(
     recipe: str, overrides: list[str] | None, png: Path | None, overwrite: bool, as_json: bool
 ) -> None:
     """Show what a recipe schedules."""
-    from rayd import recipes, scheduled
+    from rayd import recipes, schedule_preview
 
     resolved = recipes.resolve(recipe, given_settings(overrides, None, None))
     if png is not None:
@@ -166,13 +166,13 @@ def _show_schedule(
     if png is not None or protocol != "none":
         from rayd.drawing import as_image
 
-        image = as_image(scheduled.figure(resolved))
+        image = as_image(schedule_preview.figure(resolved))
     if png is not None:
         write_picture(png, image)
     if as_json:
-        print_json([asdict(curve) for curve in scheduled.curves(resolved)])
+        print_json([asdict(curve) for curve in schedule_preview.curves(resolved)])
         return
-    print_text(scheduled.text(resolved))
+    print_text(schedule_preview.text(resolved))
     _draw(image, protocol)
 
 

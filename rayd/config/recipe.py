@@ -1,4 +1,7 @@
-"""`Recipe`: the settings of a whole run."""
+"""`Recipe`: the settings of a whole run, and checks of those that must fit each other.
+
+They are one of five levels of checks, see `rayd.config`.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ Workers:
 Arithmetic and hardware:
 
     arithmetic              resolves `precision: auto` and `layout: auto`
-    reuse                   results that other hardware left, where that is accepted
+    stored_precisions       results that other hardware left, where that is accepted
     uncompiled              keeps torch's compiler out
 
 Costs, before a run and for its time left:
@@ -55,7 +55,7 @@ Costs, before a run and for its time left:
     costs                   counts it, by running the run's code on placeholders
     counting, kernels       operations of a computation
     speeds, timing          their time on this machine
-    forecast                how long the stages will take
+    progress_forecast       time left, for the progress display
     storage                 bytes of a set's teachers or labels
 
 Files and what is shown:

@@ -13,7 +13,7 @@ shows which: one small network is run both ways, once per machine (`rayd.machine
 The choice is written into the recipe before anything else reads it: cache keys, cards and workers
 get a definite value, and a run that is resumed on another machine keeps its original choice. What
 another machine would choose is noted, too, as the store may hold its results
-(`rayd.engine.reuse`).
+(`rayd.engine.stored_precisions`).
 """
 
 from __future__ import annotations

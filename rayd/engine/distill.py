@@ -16,11 +16,11 @@ from rayd.engine.milestones import Callback, WarmStart
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
-from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.run import Run
 from rayd.engine.rundir import RunDirectory, check_writable, continuation
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
+from rayd.engine.stored_precisions import with_stored_precisions
 
 __all__ = ["Run", "distill"]
 

@@ -25,7 +25,6 @@ from rayd.distilled import load as load_distilled
 from rayd.engine import arithmetic, card, memory
 from rayd.engine.costs import Costs
 from rayd.engine.evaluate import judge, keep_report
-from rayd.engine.forecast import Forecast
 from rayd.engine.gpu_sharing import run_sharing_gpus
 from rayd.engine.interim import judge_now, validation_accuracy
 from rayd.engine.job import Job
@@ -37,6 +36,7 @@ from rayd.engine.peak import PeakMemory
 from rayd.engine.pixel_range import out_of_range
 from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
+from rayd.engine.progress_forecast import Forecast
 from rayd.engine.run import Run
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.set_writer import SetWriter

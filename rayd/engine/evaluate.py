@@ -17,7 +17,6 @@ from rayd.config import EvaluationSettings, Recipe, lookup
 from rayd.distilled import Distilled
 from rayd.engine import arithmetic, memory
 from rayd.engine.costs import Costs
-from rayd.engine.forecast import Forecast
 from rayd.engine.gpu_sharing import run_sharing_gpus
 from rayd.engine.job import Job
 from rayd.engine.network_ids import teachers
@@ -26,6 +25,7 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import TaskStream
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
+from rayd.engine.progress_forecast import Forecast
 from rayd.engine.reading import normalized_as, read
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.stages.rank import Rank

@@ -32,7 +32,6 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
-from rayd.engine.reuse import with_stored_precisions
 from rayd.engine.speeds import Speeds
 from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.experts import Experts
@@ -45,6 +44,7 @@ from rayd.engine.stages.students import COMPARISONS, Students, students_cost
 from rayd.engine.stages.synthesis import Synthesis
 from rayd.engine.storage import LABELS, label_bytes
 from rayd.engine.store import Store
+from rayd.engine.stored_precisions import with_stored_precisions
 from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
 from rayd.training.judging import TEST_BATCH

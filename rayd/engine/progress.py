@@ -3,7 +3,7 @@
 The live view needs a terminal; in a notebook one output is rewritten. Progress of a stage is
 counted in its unit (epochs, steps, shards) and, for the time left, as a share of its work: an epoch
 of a thousand images is more work than one of ten. The time left starts from the forecast
-(`rayd.engine.forecast`) and follows the measured rate as the stage proceeds.
+(`rayd.engine.progress_forecast`) and follows the measured rate as the stage proceeds.
 """
 
 from __future__ import annotations

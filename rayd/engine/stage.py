@@ -5,9 +5,11 @@ saved and loaded. `Stage.run` does the rest, the same for all stages: what the s
 what another run is computing is waited for, everything else is computed by the workers, saved, and
 reported as progress.
 
-To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of `rayd.engine.worker.Worker`
-that computes an item (`task`), and its place in `rayd.engine.driver` (the call and `_stage_names`)
-and in the plan (`rayd.engine.plan`). Settings that change its result belong to `Recipe.identity`.
+To add a stage: a subclass of `TaskStage` in `rayd/engine/stages/`, a generator method of
+`rayd.engine.worker.Worker` that computes an item (`task`), and its place in `rayd.engine.driver`
+(the call and `_stage_names`) and in the plan (`rayd.engine.plan`). Its `key` hashes what decides its
+result. A new setting is in `Recipe.identity`, the key of the synthetic set, by itself; its default
+goes into `rayd.config.recipe.NOT_KEYED`, so that results from before it are still found.
 
 Workers. A run has `resources.workers` of them, in one pool for all stages (`rayd.engine.open_pool`);
 with 0 this process does the work. How many of them a stage uses follows from how it divides its work:

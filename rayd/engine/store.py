@@ -2,6 +2,10 @@
 
     <root>/<stage>/<key>.safetensors | .json
 
+Stages make the keys (`Stage.key`; that of a student is `Task.inputs` of
+`rayd.engine.stages.student_tasks`), from settings (`Recipe.identity`), the data's fingerprint, keys
+of what they build on, and the method's version (`Method.version`).
+
 A key is a hash of all inputs that determine the result, except those that only affect rounding
 (number of threads, versions of libraries): to compare runs bit for bit across these, give each a
 store of its own. The kind of device (`cpu`, `cuda` or `mps`) is in the key as "device", so that an

@@ -1,4 +1,8 @@
-"""The object that workers host: networks, and the tasks of all stages."""
+"""The object that workers host: networks, and the tasks of all stages.
+
+On Ray it lives in an actor (`rayd.engine.on_ray.actors`), else in this process. Gradients of observers
+are computed by its base, `rayd.engine.observer_tasks`.
+"""
 
 from __future__ import annotations
 

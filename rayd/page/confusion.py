@@ -1,6 +1,6 @@
 """Tables of confusions on the page of a run: what networks take the classes of test images for.
 
-`confusion.html.j2` draws them.
+`confusion.html.j2` draws them, in colours of `layout.html.j2`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,12 @@
-"""What this code reached with its recipes: one YAML file a table, entries by the recipe's name."""
+"""What this code reached with its recipes: one YAML file a table, entries by the recipe's name.
+
+    *.yaml            accuracies of recipes
+    applications      those of applications: continual learning, slimming
+    papers            what papers print of the recipes; of studies, it is under `paper` in the spaces of
+                      `tuning`
+
+`python -m rayd.results` writes their tables into the documentation.
+"""
 
 from __future__ import annotations
 

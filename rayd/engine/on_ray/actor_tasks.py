@@ -1,4 +1,6 @@
-"""Tasks on long-lived Ray actors.
+"""The driver's side of tasks on long-lived Ray actors: which actor gets one, and what is lost.
+
+What a worker computes is in `rayd.engine.worker` and its bases.
 
 Tasks go to the actors that are alive, so a killed worker or a lost node costs time and nothing
 else: methods are idempotent, and state is only cached. A lost worker is pinged until it answers,

@@ -3,7 +3,7 @@
 import pytest
 
 from rayd import recipes, schedules
-from rayd.scheduled import curves, figure, text
+from rayd.schedule_preview import curves, figure, text
 
 
 def curve(recipe, part):

@@ -1,4 +1,4 @@
-"""Forecast of a run's duration, from the plan's figures, for its progress display.
+"""Time left, for the progress display of a run: the figures of `rayd.engine.plan`, as a run goes on.
 
 Speeds that were never measured on this machine are nominal, unless the run is so long that
 measuring them makes no difference. An error here costs the run its forecast and nothing else.
