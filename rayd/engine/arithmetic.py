@@ -206,6 +206,8 @@ def choose(recipe: Recipe, shape: ImageShape, before: Recipe | None = None) -> C
 
     own = resolved(hardware)
     others = []
+    # every machine is one of four here: the store may hold results as each of them would resolve
+    # the recipe
     for bfloat16, tf32 in product((0.0, UNKNOWN), (True, False)):
         other = resolved(replace(hardware, bfloat16=bfloat16, tf32=tf32))
         if other != own and other not in others:

@@ -124,6 +124,7 @@ class Count:
         calls = dict(self.calls)
         for operation, number in other.calls.items():
             calls[operation] = calls.get(operation, 0.0) + number
+        # not a sum: one backward pass frees what it saved before the next one begins
         saved = max(self.saved_bytes, other.saved_bytes)
         return Count(calls, saved, self.backward + other.backward)
 
@@ -288,6 +289,7 @@ class Counting(TorchDispatchMode):
         call: _Call,
     ) -> Any:
         """The result of a call: real if cheap or relevant for control flow, else a placeholder."""
+        # a number that Python asks for, most often for a branch
         if func is torch.ops.aten._local_scalar_dense.default:
             return self._value(args[0])
         if func.is_view or (not tensors and not _is_float(kwargs.get("dtype"))):

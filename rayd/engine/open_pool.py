@@ -26,6 +26,7 @@ def open_pool(
     """
     if resources.workers == 0:
         return LocalPool(resources, factory, *arguments)
+    # here, so that runs in process need neither Ray nor the seconds of its import
     from rayd.engine.on_ray.pool import RayPool
 
     return RayPool(resources, factory, *arguments, memory=memory)

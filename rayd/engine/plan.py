@@ -216,8 +216,10 @@ def _planned(
         speeds = Speeds(device)
         if calibrate or not speeds.measured:
             progress.log("plan: measuring how fast this machine is, for some seconds, once")
+        # the dearest operations of this plan, so that its sum is right before its small parts are
         speeds.calibrate([part.count for part in parts], anew=calibrate)
         decoding = 0.0
+        # only where something is decoded: it needs the files, which a plan can do without
         if any(part.decoded for part in parts):
             decoding = _seconds_to_decode(data.train)
         priced = {}
@@ -373,6 +375,8 @@ class _Work:
         if self.data.train.streamed:
             worker += self._data_bytes()
         if is_cpu:
+            # networks and statistics are spread over the workers, each of which keeps those of its
+            # homes
             share = 1 / max(1, workers)
             saved = max((part.count.saved_bytes for part in parts), default=0.0)
             # statistics are kept in float32; images, their average and their gradient
@@ -487,6 +491,7 @@ class _Work:
 
 def _seconds_to_decode(images: ImageSet) -> float:
     """Seconds to read and decode one image."""
+    # drawn from all over the data, as the first images of a set are often of one class and alike
     rows = torch.randperm(len(images), generator=generator(0, "plan"))[:DECODED].numpy()
     # the first image opens the files
     images.images[rows[:1]]

@@ -142,6 +142,7 @@ def _of_job(job: Job, distilled: Distilled) -> RunSpectra:
                 "`--cache` names another store, and running the recipe again measures again."
             )
         real[network_id] = cast(tuple[Covariance, ...], kept)
+    # a set is small: workers would take longer to start than it takes to look at it
     here = recipe.resources.model_copy(update={"workers": 0, "gpus_per_worker": 0.0})
     pool = LocalPool(here, ObserverTasks, recipe, DatasetInfo.of(data), devices.choose(here))
     images = pool.share((distilled.images, distilled.hard_labels))

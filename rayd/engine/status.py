@@ -71,6 +71,7 @@ class StatusFile:
         self._logs: str | None = None
         self._restarts = 0
         self._over = threading.Event()
+        # a daemon, as it must not keep a process alive whose run has died
         self._thread = threading.Thread(target=self._run, name="rayd-status", daemon=True)
         self._thread.start()
 
@@ -129,7 +130,9 @@ class StatusFile:
             "seconds_left": meter.seconds_left,
             "stages": {} if meter.stages is None else dict(meter.stages.states),
             "terms": {
-                name: value if math.isfinite(value) else None for name, value in meter.terms.items()
+                # JSON has no NaN
+                name: value if math.isfinite(value) else None
+                for name, value in meter.terms.items()
             },
         }
 

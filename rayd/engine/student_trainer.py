@@ -108,10 +108,12 @@ class StudentTrainer:
     ) -> TrainingSet:
         if isinstance(content, ImageSet):
             return TrainingSet.from_images(content, self._facts.normalization, name=name)
+        # where they lie: a large set would be copied for every student
         images, labels = map(shared_tensor, content)
         return TrainingSet(images, labels, self._facts.normalization, name)
 
     def _real(self, shared: ObjectRef) -> TrainingSet:
+        # test images are normalised once for all students of this worker
         if shared.key not in self._real_sets:
             self._real_sets[shared.key] = self._training("test", shared.get())
         return self._real_sets[shared.key]

@@ -230,7 +230,6 @@ class Synthesizer:
         # a step in which one source has no gradient is skipped as a whole, or images would follow
         # the others alone; it counts, so that what is drawn for the next one differs
         if len(gradients) < len(updates):
-            # a source had no usable result: the images stay as they are
             self._count_step()
             return metrics
         self._update_images(totals(gradients))

@@ -19,12 +19,16 @@ Modules:
     comparisons  terms that compare statistics of real and synthetic features
     outputs      terms of synthetic images alone
     batches      terms that take a batch of real images
-    functional   functional forms
-    calling      how all of them are called on plain tensors
+    calling      how all of them are called on plain tensors, as objects and as functions
 """
 
 from rayd.objectives.terms import Term
-from rayd.terms.batches import GradientMatching, RidgeRegression
+from rayd.terms.batches import (
+    GradientMatching,
+    RidgeRegression,
+    gradient_matching,
+    ridge_regression,
+)
 from rayd.terms.comparisons import (
     AttentionMatching,
     Centralization,
@@ -36,27 +40,29 @@ from rayd.terms.comparisons import (
     NormalizationMatching,
     SpectralFilterMatching,
     StatisticMatching,
-)
-from rayd.terms.functional import (
     attention_matching,
-    calibration,
     centralization,
     characteristic_function_matching,
-    class_aware,
     covariance_matching,
-    cross_entropy,
     curriculum_filter_matching,
-    densification,
-    flatness,
-    gradient_matching,
     mean_matching,
     moment_matching,
     normalization_matching,
-    ridge_regression,
     spectral_filter_matching,
     statistic_matching,
 )
-from rayd.terms.outputs import Calibration, ClassAware, CrossEntropy, Densification, Flatness
+from rayd.terms.outputs import (
+    Calibration,
+    ClassAware,
+    CrossEntropy,
+    Densification,
+    Flatness,
+    calibration,
+    class_aware,
+    cross_entropy,
+    densification,
+    flatness,
+)
 
 __all__ = [
     "AttentionMatching",

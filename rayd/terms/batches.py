@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayd import objectives
 from rayd.objectives.terms import Batch, Context
-from rayd.terms.calling import is_observation, observation_of
+from rayd.terms.calling import functional, is_observation, observation_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,6 +54,11 @@ class GradientMatching(objectives.GradientMatching):
         return super().__call__({}, seen, labels, Context(network=network, batch=batch))
 
 
+gradient_matching = functional(
+    GradientMatching, "gradient_matching", ("real_labels", "labels", "network")
+)
+
+
 class RidgeRegression(objectives.RidgeRegression):
     """Loss on real features of a ridge regression that was fitted to synthetic ones (FRePo).
 
@@ -99,6 +104,11 @@ class RidgeRegression(objectives.RidgeRegression):
         # a batch is there for its labels and features alone; no network is asked
         context = Context(network=_NO_NETWORK, batch=Batch(real, real_labels, look))
         return super().__call__({}, seen, labels, context)
+
+
+ridge_regression = functional(
+    RidgeRegression, "ridge_regression", ("real_labels", "labels", "classes")
+)
 
 
 def _no_look() -> Any:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rayd.networks import Observation
 
 
+COMPARED = ("real_labels", "labels", "classes", "generator", "context")
+"""Arguments of a call of `ComparesStatistics` that may be given by keyword."""
+
+
 class ComparesStatistics:
     """Call of terms that compare statistics of real and synthetic features."""
 
@@ -170,6 +174,29 @@ class OfLogits:
             return super().__call__(logits, labels, _labels, _context)  # type: ignore[misc, no-any-return]
         seen = observation_of(logits=logits)
         return super().__call__({}, seen, labels, Context(**given))  # type: ignore[misc, no-any-return]
+
+
+def functional(term: type[Any], name: str, calls: tuple[str, ...]) -> Any:
+    """The functional form of a term.
+
+    Args:
+        term: its class.
+        name: of the function.
+        calls: arguments of the term's call that may be given by keyword; other keywords are its
+            settings.
+    """
+
+    def function(*tensors: Any, **options: Any) -> Tensor:
+        given = {key: options.pop(key) for key in calls if key in options}
+        value: Tensor = term(**options)(*tensors, **given)
+        return value
+
+    function.__name__ = name
+    function.__qualname__ = name
+    function.__doc__ = (
+        f"Functional form of `{term.__name__}`: its tensors, then its settings by keyword."
+    )
+    return function
 
 
 def is_observation(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rayd import objectives
-from rayd.terms.calling import ComparesStatistics
+from rayd.terms.calling import COMPARED, ComparesStatistics, functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,19 @@ class MeanMatching(ComparesStatistics, objectives.MeanMatching):  # type: ignore
     """
 
 
+def mean_matching(
+    real: Any, synthetic: Any, real_labels: Tensor, labels: Tensor, *, classes: int | None = None
+) -> Tensor:
+    """Functional form of `MeanMatching`.
+
+    >>> import torch
+    >>> features = torch.eye(2)
+    >>> mean_matching(features, -features, torch.arange(2), torch.arange(2)).item()
+    8.0
+    """
+    return MeanMatching()(real, synthetic, real_labels, labels, classes=classes)
+
+
 class AttentionMatching(ComparesStatistics, objectives.AttentionMatching):  # type: ignore[misc]
     """Squared distances of class means of normalised attention maps (DataDAM).
 
@@ -39,6 +52,9 @@ class AttentionMatching(ComparesStatistics, objectives.AttentionMatching):  # ty
     """
 
 
+attention_matching = functional(AttentionMatching, "attention_matching", COMPARED)
+
+
 class NormalizationMatching(ComparesStatistics, objectives.NormalizationMatching):  # type: ignore[misc]
     """Distances of means and of variances, channel by channel, over all images (SRe2L).
 
@@ -50,6 +66,9 @@ class NormalizationMatching(ComparesStatistics, objectives.NormalizationMatching
     >>> NormalizationMatching()(maps, maps, labels, labels).item() < 1e-4
     True
     """
+
+
+normalization_matching = functional(NormalizationMatching, "normalization_matching", COMPARED)
 
 
 class MomentMatching(ComparesStatistics, objectives.MomentMatching):  # type: ignore[misc]
@@ -67,6 +86,9 @@ class MomentMatching(ComparesStatistics, objectives.MomentMatching):  # type: ig
     """
 
 
+moment_matching = functional(MomentMatching, "moment_matching", COMPARED)
+
+
 class CovarianceMatching(ComparesStatistics, objectives.CovarianceMatching):  # type: ignore[misc]
     """Squared distances of local covariances, class by class (IID).
 
@@ -80,6 +102,9 @@ class CovarianceMatching(ComparesStatistics, objectives.CovarianceMatching):  # 
     """
 
 
+covariance_matching = functional(CovarianceMatching, "covariance_matching", COMPARED)
+
+
 class StatisticMatching(ComparesStatistics, objectives.StatisticMatching):  # type: ignore[misc]
     """Distances of a statistic of your own: a subclass of `rayd.statistics.Statistic`.
 
@@ -91,6 +116,9 @@ class StatisticMatching(ComparesStatistics, objectives.StatisticMatching):  # ty
     >>> StatisticMatching(of="Moments")(features, features, labels, labels).item()
     0.0
     """
+
+
+statistic_matching = functional(StatisticMatching, "statistic_matching", COMPARED)
 
 
 class Centralization(ComparesStatistics, objectives.Centralization):
@@ -124,6 +152,9 @@ class Centralization(ComparesStatistics, objectives.Centralization):
         return super().__call__(real, synthetic, real_labels, labels, **options)
 
 
+centralization = functional(Centralization, "centralization", COMPARED)
+
+
 class CharacteristicFunctionMatching(  # type: ignore[misc]
     ComparesStatistics, objectives.CharacteristicFunctionMatching
 ):
@@ -141,6 +172,11 @@ class CharacteristicFunctionMatching(  # type: ignore[misc]
     """
 
 
+characteristic_function_matching = functional(
+    CharacteristicFunctionMatching, "characteristic_function_matching", COMPARED
+)
+
+
 class SpectralFilterMatching(ComparesStatistics, objectives.SpectralFilterMatching):  # type: ignore[misc]
     """Distances of filtered correlations of features, and of signals through the filter (UniDD).
 
@@ -156,6 +192,9 @@ class SpectralFilterMatching(ComparesStatistics, objectives.SpectralFilterMatchi
     """
 
 
+spectral_filter_matching = functional(SpectralFilterMatching, "spectral_filter_matching", COMPARED)
+
+
 class CurriculumFilterMatching(ComparesStatistics, objectives.CurriculumFilterMatching):  # type: ignore[misc]
     """`SpectralFilterMatching` with a ridge that falls from block to block (CFM).
 
@@ -168,3 +207,8 @@ class CurriculumFilterMatching(ComparesStatistics, objectives.CurriculumFilterMa
     >>> term(features, features, labels, labels).item() < 1e-4
     True
     """
+
+
+curriculum_filter_matching = functional(
+    CurriculumFilterMatching, "curriculum_filter_matching", COMPARED
+)

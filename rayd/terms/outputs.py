@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayd import objectives
 from rayd.objectives.terms import Context
-from rayd.terms.calling import OfLogits, is_observation, observation_of
+from rayd.terms.calling import OfLogits, functional, is_observation, observation_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ class CrossEntropy(OfLogits, objectives.CrossEntropy):  # type: ignore[misc]
     """
 
 
+cross_entropy = functional(CrossEntropy, "cross_entropy", ("labels",))
+
+
 class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
     """Cross-entropy of logits (M, C) and class indices (M,), over classes, as in NCFM.
 
@@ -28,6 +31,9 @@ class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
     >>> bool(Calibration()(torch.zeros(2, 4), torch.tensor([0, 3])) > 0)
     True
     """
+
+
+calibration = functional(Calibration, "calibration", ("labels",))
 
 
 class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
@@ -39,6 +45,9 @@ class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
     >>> bool(ClassAware()(torch.zeros(2, 4), torch.tensor([0, 3]), accuracy=0.9) > 0)
     True
     """
+
+
+class_aware = functional(ClassAware, "class_aware", ("labels", "accuracy"))
 
 
 class Flatness(objectives.Flatness):
@@ -67,6 +76,9 @@ class Flatness(objectives.Flatness):
         return super().__call__({}, observation_of(logits=logits), logits, context)
 
 
+flatness = functional(Flatness, "flatness", ("average_logits",))
+
+
 class Densification(objectives.Densification):
     """Divergence of the spectra of the images of each class from softer ones (GVBSM).
 
@@ -88,3 +100,6 @@ class Densification(objectives.Densification):
         if is_observation(labels):
             return super().__call__(images, labels, _labels, _context)
         return super().__call__({}, observation_of(images=images), labels, Context())
+
+
+densification = functional(Densification, "densification", ("labels",))
