@@ -36,8 +36,9 @@ from rayd.engine.network_ids import NetworkId, groups, network_ids, teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.pool import LocalPool, ObjectRef
 from rayd.engine.stages.experts import Experts
+from rayd.engine.stages.initial_set import initial_set
 from rayd.engine.stages.measure import Measure
-from rayd.engine.stages.score import Score, initial_set
+from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
 from rayd.engine.store import Store
 from rayd.engine.synthesizer import BlockTask, Synthesizer

@@ -1,7 +1,7 @@
 """Spectra of feature correlations of real and synthetic images, layer by layer.
 
 Of a method that matches correlations through a filter (CFM, UniDD) they are those of its own
-observers, with the filter's response (`rayd.engine.spectra`). Of other methods, those of a network
+observers, with the filter's response (`rayd.engine.spectra_of_run`). Of other methods, those of a network
 trained on real images: a set that lacks the small eigenvalues lacks detail.
 """
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from rayd import methods
 from rayd.analyses.base import Analysis, Subject
 from rayd.data.images import ImageShape
-from rayd.engine import spectra as of_run
+from rayd.engine import spectra_of_run
 from rayd.errors import ArtifactError, ConfigError
+from rayd.layer_spectra import LayerSpectrum, chart, spectra
 from rayd.networks import FeatureExtractor, LayerRole
-from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
 
 WAYS = ("filter", "features")
@@ -80,7 +80,7 @@ def analyse(subject: Subject) -> Analysis:
     if how is None:
         how = "filter" if _has_filter(subject) else "features"
     if how == "filter":
-        found = of_run.of_distilled(
+        found = spectra_of_run.of_distilled(
             subject.distilled, subject.data_root, subject.cache, subject.progress
         )
         return Analysis(
@@ -141,7 +141,7 @@ def plain(layers: Sequence[LayerSpectrum]) -> list[dict[str, Any]]:
 
 def _has_filter(subject: Subject) -> bool:
     try:
-        of_run.term_of(methods.build(subject.recipe))
+        spectra_of_run.term_of(methods.build(subject.recipe))
     except ArtifactError:
         return False
     return True

@@ -125,7 +125,7 @@ def show(
     image = None
     protocol = "none" if as_json else _protocol()
     if spectrum:
-        from rayd.engine.spectra import from_distilled
+        from rayd.engine.spectra_of_run import from_distilled
 
         image = from_distilled(distilled, data_root, cache)
     elif png is not None or protocol != "none" or before or steps is not None:

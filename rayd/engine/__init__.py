@@ -66,6 +66,6 @@ Files and what is shown:
     set_writer, card        the distilled set and its card
     run                     a finished run
     progress, notebook      progress in a terminal; in a notebook
-    spectra                 spectra of a finished set
+    spectra_of_run          spectra of a finished set, drawn by `rayd.layer_spectra`
     doctor                  checks of the installation
 """

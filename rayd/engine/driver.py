@@ -41,7 +41,7 @@ from rayd.engine.run import Run
 from rayd.engine.rundir import RunDirectory
 from rayd.engine.set_writer import SetWriter
 from rayd.engine.stage import Item, Result, Stage
-from rayd.engine.stages.blocks import Blocks
+from rayd.engine.stages.blocks import Blocks, StepInputs
 from rayd.engine.stages.experts import Experts
 from rayd.engine.stages.initial_set import initial_set
 from rayd.engine.stages.measure import Measure
@@ -314,10 +314,9 @@ class Driver:
             hash=self._synthesis.hash,
             learned=learned,
             checkpoints=self._directory.checkpoints,
-            weights=weights,
-            accuracies=accuracies,
-            measured=measured,
-            experts=files,
+            inputs=StepInputs(
+                weights=weights, accuracies=accuracies, measured=measured, experts=files
+            ),
             log=self._log,
             progress=self._progress,
             as_distilled=lambda learned: self._writer.with_card(learned, facts),

@@ -56,7 +56,7 @@ class ReportText:
 
     def _below(self) -> list[str]:
         """Everything under the table but the protocol."""
-        return [*self._papers(), *self._score_lines(), *self._read(), *self._report.remarks()]
+        return [*self._papers(), *self.score_lines(), *self._read(), *self._report.remarks()]
 
     def _papers(self) -> list[str]:
         """The paper's number beside results of its settings, or which settings are others."""
@@ -73,7 +73,7 @@ class ReportText:
             lines.append(f"other than the recipe '{self._report.recipe}': {shown}{rest}")
         return lines
 
-    def _score_lines(self) -> list[str]:
+    def score_lines(self) -> list[str]:
         """A line of scores for every architecture and tested epoch, and what they mean."""
         lines = []
         shown = dict.fromkeys(

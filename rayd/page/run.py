@@ -24,6 +24,7 @@ from rayd.errors import ArtifactError, RaydError
 from rayd.evaluation.matrix import words_of
 from rayd.evaluation.published import own_recipe
 from rayd.evaluation.report import Report, SetResult
+from rayd.evaluation.report_text import ReportText
 from rayd.evaluation.run_report import report_of
 from rayd.page import charts
 from rayd.page.confusion import confusions_of
@@ -122,6 +123,7 @@ def render(directory: Path) -> str:
             facts=_facts(page),
             results=[(words_of(result, results), result) for result in results],
             accuracies=charts.accuracies(charts.bars_of(results)) if results else None,
+            score_lines=[] if page.report is None else ReportText(page.report).score_lines(),
             classes=charts.classes(by_class(results), names) if results and few else None,
             confusions=confusions_of(results, names),
             has_tail=any(result.tail_accuracy is not None for result in results),

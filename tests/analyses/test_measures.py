@@ -14,7 +14,7 @@ from rayd.analyses.landscape import directions, landscape
 from rayd.analyses.lowrank import effective_rank
 from rayd.analyses.spectra import covariances, missing
 from rayd.errors import ConfigError, RunError
-from rayd.spectrum import LayerSpectrum
+from rayd.layer_spectra import LayerSpectrum
 from rayd.training.fitting import accuracy, fit
 
 

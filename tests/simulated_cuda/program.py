@@ -73,7 +73,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.plan import plan
     from rayd.engine.progress import Progress
-    from rayd.engine.spectra import from_distilled
+    from rayd.engine.spectra_of_run import from_distilled
     from tests.simulated_cuda import device
     from tests.simulated_cuda.counting import Counting
     from tests.simulated_cuda.scenarios import scenario

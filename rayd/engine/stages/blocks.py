@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +49,20 @@ LARGEST_SHEET = 2**27
 """Bytes of a set's images up to which contact sheets are logged: each is made of a copy of all."""
 
 
+@dataclass(frozen=True)
+class StepInputs:
+    """What the stages before have left for the steps of all blocks."""
+
+    weights: Mapping[NetworkId, ObjectRef]
+    """Weights of trained networks."""
+    accuracies: Mapping[NetworkId, float]
+    """Their training accuracies, fractions."""
+    measured: Mapping[NetworkId, ObjectRef]
+    """Measured statistics of fixed observers; empty when real data is sampled."""
+    experts: tuple[Path, ...]
+    """Files of the experts, where students follow some."""
+
+
 class Blocks:
     """All steps of all blocks. Steps are numbered through the blocks.
 
@@ -58,10 +72,7 @@ class Blocks:
         hash: of everything that the synthesis depends on; checkpoints carry it.
         learned: the set before the first step; kept up to date.
         checkpoints: directory of the run's checkpoints.
-        weights: weights of trained networks.
-        accuracies: their training accuracies, fractions.
-        measured: measured statistics of fixed observers; empty when real data is sampled.
-        experts: files of the experts, where students follow some.
+        inputs: what the steps use.
         log: where logged steps are written.
         progress: where progress is shown.
         as_distilled: makes a distilled set of the synthetic one as it is.
@@ -79,10 +90,7 @@ class Blocks:
         hash: str,
         learned: SyntheticSet,
         checkpoints: Path,
-        weights: Mapping[NetworkId, ObjectRef],
-        accuracies: Mapping[NetworkId, float],
-        measured: Mapping[NetworkId, ObjectRef],
-        experts: tuple[Path, ...],
+        inputs: StepInputs,
         log: RunLog,
         progress: Progress,
         as_distilled: Callable[[SyntheticSet], Distilled],
@@ -122,11 +130,11 @@ class Blocks:
                 blocks=count,
                 start=pool.share(dict(learned.part(part).state_dict())),
                 checkpoints=checkpoints / checkpoint.block_folder(block, count),
-                weights=weights,
-                accuracies=accuracies,
-                measured=measured,
+                weights=inputs.weights,
+                accuracies=inputs.accuracies,
+                measured=inputs.measured,
                 train=train,
-                experts=experts,
+                experts=inputs.experts,
                 milestones=milestones[block],
             )
             for block, part in enumerate(self._parts)

@@ -27,11 +27,11 @@ from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.errors import ArtifactError
+from rayd.layer_spectra import LayerSpectrum, chart, spectra
 from rayd.methods import Method
 from rayd.objectives import Context, SpectralFilterMatching
 from rayd.objectives.filters import Filter
 from rayd.recipes import restore
-from rayd.spectrum import LayerSpectrum, chart, spectra
 from rayd.statistics import Covariance
 from rayd.synthetic import blocks
 

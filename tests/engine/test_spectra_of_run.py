@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from rayd import analyses, spectrum
+from rayd import analyses, layer_spectra
 from rayd.distilled import load
-from rayd.engine import spectra
+from rayd.engine import spectra_of_run
 from rayd.engine.distill import distill
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError
+from rayd.layer_spectra import HEADING, HEIGHT, WIDTH
 from rayd.objectives.filters import Ridge
-from rayd.spectrum import HEADING, HEIGHT, WIDTH
 from tests.conftest import tiny
 from tests.engine.test_decoupled import NO_STUDENTS, QUIET
 from tests.engine.test_sequential import cfm
@@ -49,14 +49,16 @@ def test_a_command_draws_every_layer_of_every_observer(capsys, finished, tmp_pat
     assert load(finished / "run").card["method"] == "cfm"
 
 
-def layers_of(finished: Path) -> dict[str, list[spectrum.LayerSpectrum]]:
+def layers_of(finished: Path) -> dict[str, list[layer_spectra.LayerSpectrum]]:
     """What is drawn, by observer."""
-    found = spectra.of_distilled(load(finished / "run"), cache=finished / "cache", progress=QUIET)
+    found = spectra_of_run.of_distilled(
+        load(finished / "run"), cache=finished / "cache", progress=QUIET
+    )
     assert isinstance(found.filter, Ridge)
     # the last of three blocks: 0.1 (1 + cos(2 pi / 3)) / 2
     assert found.filter.beta == pytest.approx(0.025)
     assert min(found.chart().size) > 200
-    by_observer: dict[str, list[spectrum.LayerSpectrum]] = {}
+    by_observer: dict[str, list[layer_spectra.LayerSpectrum]] = {}
     for layer in found.layers:
         by_observer.setdefault(layer.name.split(":")[0], []).append(layer)
     return by_observer
@@ -118,4 +120,4 @@ def test_methods_without_a_filter_have_none(tmp_path):
     with pytest.raises(
         ArtifactError, match="method 'dm' neither measures nor matches; cfm and unidd do"
     ):
-        spectra.from_distilled(load(tmp_path / "run"), progress=QUIET)
+        spectra_of_run.from_distilled(load(tmp_path / "run"), progress=QUIET)

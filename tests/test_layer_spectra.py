@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from PIL import ImageColor
 
-from rayd import spectrum
+from rayd import layer_spectra
+from rayd.layer_spectra import HEADING, HEIGHT, REAL, RESPONSE, SYNTHETIC, WIDTH, LayerSpectrum
 from rayd.objectives.filters import AllPass, LowPass, Ridge
-from rayd.spectrum import HEADING, HEIGHT, REAL, RESPONSE, SYNTHETIC, WIDTH, LayerSpectrum
 from rayd.statistics import Covariance
 
 
@@ -34,7 +34,7 @@ def drawn(axes: Axes) -> dict[str, Line2D]:
 def test_spectra_are_eigenvalues_of_all_classes_together():
     real = covariance([1.0, 5.0, 0.1])
     few = covariance([1.0, 5.0, 0.1], count=2)
-    (layer,) = spectrum.spectra(["conv"], [real], [few])
+    (layer,) = layer_spectra.spectra(["conv"], [real], [few])
     assert layer.name == "conv"
     expected = torch.linalg.eigvalsh(real.pooled().covariance[0]).flip(0)
     torch.testing.assert_close(layer.real, expected)
@@ -42,15 +42,15 @@ def test_spectra_are_eigenvalues_of_all_classes_together():
     assert layer.synthetic[1:].tolist() == pytest.approx([0, 0], abs=1e-12)
     assert (layer.synthetic >= 0).all()
     with pytest.raises(ValueError, match="zip"):
-        spectrum.spectra(["a", "b"], [real], [few])
+        layer_spectra.spectra(["a", "b"], [real], [few])
 
 
 def test_a_chart_has_a_subplot_per_layer_with_all_curves():
     real = covariance([3.0, 1.0, 0.3, 0.1])
     few = covariance([3.0, 1.0, 0.3, 0.1], count=3)
-    layers = spectrum.spectra([f"conv {place}" for place in range(5)], [real] * 5, [few] * 5)
+    layers = layer_spectra.spectra([f"conv {place}" for place in range(5)], [real] * 5, [few] * 5)
     function = Ridge(0.1)
-    figure = spectrum._figure(layers, function, "title", columns=3)
+    figure = layer_spectra._figure(layers, function, "title", columns=3)
     *subplots, empty = figure.axes[:6]
     filters = figure.axes[6:]
     assert not empty.axison
@@ -65,8 +65,8 @@ def test_a_chart_has_a_subplot_per_layer_with_all_curves():
         (response,) = right.get_lines()
         expected = function.response(layer.real).abs()
         assert response.get_ydata() == pytest.approx((expected / expected.max()).tolist())
-    assert len(spectrum._figure(layers[:1], None, "", columns=3).axes) == 1
-    image = spectrum.chart(layers, function, columns=3)
+    assert len(layer_spectra._figure(layers[:1], None, "", columns=3).axes) == 1
+    image = layer_spectra.chart(layers, function, columns=3)
     assert image.size == (3 * WIDTH, HEADING + 2 * HEIGHT)
     colours = {colour for _, colour in image.getcolors(2**24)}
     assert {ImageColor.getrgb(name) for name in (REAL, SYNTHETIC, RESPONSE)} <= colours
@@ -75,7 +75,9 @@ def test_a_chart_has_a_subplot_per_layer_with_all_curves():
 def test_charts_leave_the_style_of_the_user():
     with matplotlib.rc_context({"axes.grid": False, "lines.linewidth": 9.0}):
         before = dict(matplotlib.rcParams)
-        spectrum.chart(spectrum.spectra(["a$b$c"], [covariance([1.0])], [covariance([1.0], 5)]))
+        layer_spectra.chart(
+            layer_spectra.spectra(["a$b$c"], [covariance([1.0])], [covariance([1.0], 5)])
+        )
         assert dict(matplotlib.rcParams) == before
 
 
@@ -83,7 +85,7 @@ def test_charts_leave_the_style_of_the_user():
 @pytest.mark.parametrize("function", [AllPass(), Ridge(1e-6), LowPass()], ids=str)
 def test_spectra_that_are_zero_or_alone_or_far_apart_can_be_drawn(values, function):
     eigenvalues = torch.tensor(values, dtype=torch.float64)
-    image = spectrum.chart(
+    image = layer_spectra.chart(
         [LayerSpectrum("conv", eigenvalues, torch.zeros_like(eigenvalues))], function
     )
     assert image.size == (WIDTH, HEADING + HEIGHT)
@@ -91,4 +93,4 @@ def test_spectra_that_are_zero_or_alone_or_far_apart_can_be_drawn(values, functi
 
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="Got 0 layers and 4 columns"):
-        spectrum.chart([])
+        layer_spectra.chart([])
