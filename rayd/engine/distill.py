@@ -206,7 +206,10 @@ class _Driver:
         self._workers = ExitStack()
         self._seconds_in_callback = 0.0
         self._writer = ThreadPoolExecutor(1, "rayd-save")
-        self._writing: Future[None] | None = None
+        self._synthesis.write = self._write_beside
+        self._writes: list[Future[None]] = []
+        # the set's images where workers can reach them, once labels are made of them
+        self._images: ObjectRef | None = None
         self._is_card_new = False
 
     def run(self) -> Run:
@@ -222,7 +225,7 @@ class _Driver:
                 if distilled is None:
                     distilled = self._synthesize(observers)
                 labels = self._relabel(distilled, observers)
-                if self._writing is None or self._writing.done():
+                if all(write.done() for write in self._writes):
                     self._finish_writing(distilled)
                 report = None
                 # workers that train students together are started by Ray Train
@@ -498,14 +501,18 @@ class _Driver:
         """Begin to write a set into the run's directory, from where only later commands read it: a
         small one is there at once, a large one is written while students are trained.
         """
-        self._writing = self._writer.submit(distilled.save, self._directory.distilled)
+        self._write_beside(lambda: distilled.save(self._directory.distilled))
         with suppress(TimeoutError):
-            self._writing.result(AT_ONCE)
+            self._writes[-1].result(AT_ONCE)
+
+    def _write_beside(self, write: Callable[[], None]) -> None:
+        """Begin to write something, after all that is being written, beside the stages."""
+        self._writes.append(self._writer.submit(write))
 
     def _finish_writing(self, distilled: Distilled) -> None:
         """Wait until the set and its card are written."""
-        if self._writing is not None:
-            self._writing.result()
+        for write in self._writes:
+            write.result()
         if self._is_card_new:
             distilled.save_card()
             self._is_card_new = False
@@ -614,6 +621,9 @@ class _Driver:
             if labels is None:
                 self._compute(relabel)
                 labels = StoredLabels(relabel.directory)
+                if self._recipe.resources.workers > 0:
+                    # without workers they would be copied for students that others train together
+                    self._images = relabel.images
             storage = distilled.storage
             numbers = storage.numbers | {"soft labels": labels.numbers}
             size = storage.bytes | {"soft labels": labels.bytes}
@@ -665,6 +675,7 @@ class _Driver:
                 source,
                 pool=pool,
                 is_last=True,
+                images=self._images,
             )
         counts = self._job.data.train.counts.tolist()
         report = Report.build(self._recipe, results, distilled, self._log.spent(), counts)

@@ -90,7 +90,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
         self.sets = sets
         self.labels = labels
         self.on_result = on_result
-        self._tasks = list(dict.fromkeys(tasks))
+        # the longest first, so that workers end together
+        self._tasks = sorted(dict.fromkeys(tasks), key=effort, reverse=True)
         self._parts: dict[Task, list[StudentResult]] = {}
 
     def items(self) -> Sequence[Task]:
@@ -161,6 +162,14 @@ class Students(TaskStage[Task, list[StudentResult]]):
     def _with_device(self, item: Task, results: list[StudentResult]) -> list[StudentResult]:
         device = self.device(item)
         return [replace(result, device=device) for result in results]
+
+
+def effort(task: Task) -> int:
+    """How long the training of a student takes beside that of others, by the images that its
+    network and its teachers see; a backward pass counts twice.
+    """
+    asked = len(task.teachers) if task.labels.kind == "online" else 0
+    return task.images * task.epochs * (3 + asked)
 
 
 class LastStudents(Students):
