@@ -13,6 +13,7 @@ import pytest
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine import wire
+from rayd.engine.aggregation import aggregate
 from rayd.engine.job import Job
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observers import Observers
@@ -59,6 +60,28 @@ def test_bytes_are_those_of_one_process_whoever_merges(
     alone = measured(recipe(0), data, tmp_path / "alone")
     assert len(alone) == 5
     assert measured(recipe(workers), data, tmp_path / "workers") == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_synthesizer_that_is_made_again_repeats_its_events(
+    data: ImageData, tmp_path: Path, workers: int
+) -> None:
+    """Also of observers whose files it wrote before it was lost: events are told apart by their
+    number alone.
+    """
+    chosen = recipe(workers)
+    job = Job(chosen, data, Store(tmp_path))
+    stage = Measure(job)
+    with open_pool(chosen.resources, Observers, chosen, DatasetInfo.of(data)) as pool:
+        measuring = stage._measuring(pool, stage.items())
+        first = list(aggregate(pool, measuring))
+        victim = sorted((tmp_path / "measure").glob("*.safetensors"))[0]
+        before = stored(tmp_path, "measure")
+        victim.unlink()
+        assert list(aggregate(pool, measuring)) == first
+    assert stored(tmp_path, "measure") == before
+    shards = len(measuring.labels)
+    assert dict(first) == dict.fromkeys(range(5), shards)
 
 
 def test_no_statistic_passes_through_the_driver(
