@@ -1,19 +1,25 @@
 """Peak memory of the driver: a large set that is saved and judged, results behind a late one, and
-statistics of the real data that workers measure.
+statistics of the real data that workers measure; and of whole runs beside what `rayd plan` says.
 
     python -m benchmarks.memory set --gigabytes 2
     python -m benchmarks.memory late --results 60 --megabytes 20
     python -m benchmarks.memory moments --megabytes 200
+    python -m benchmarks.memory plan digits dm-cifar10-ipc1 [--workers 2] [--set KEY=VALUE ...]
 
 Each line says how far the process grew above what it held before, in MB and as a share of the set,
 of all results, or of the statistics of an observer. Nothing is computed: workers of `late` only
 make arrays, the first one late, and those of `moments` say what observers with many features would.
+Runs of `plan` are real; it prints MB of each process as estimated, as found (resident memory, with
+what it maps of the object store), and their ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -162,10 +168,58 @@ def measure_moments(megabytes: int, workers: int = 2) -> float:
     return found["grown"]
 
 
+RUN = """
+import json, sys
+from pathlib import Path
+from rayd.engine.distill import distill
+from rayd.engine.peak import PeakMemory
+from rayd.engine.progress import Progress
+from rayd.recipes import restore
+
+recipe = restore(json.loads(sys.argv[1]), {}, "the argument")
+# progress is shown, as workers then ask for the memory that the plan estimates
+distill(recipe, Path(sys.argv[2]), cache=Path(sys.argv[3]), progress=Progress())
+print(PeakMemory.here().host)
+"""
+
+
+def measure_plan(name: str, overrides: list[str], workers: int) -> dict[str, tuple[float, float]]:
+    """Estimated and found bytes of each kind of process in a run of a recipe, from an empty store."""
+    from rayd.config import parse_overrides
+    from rayd.engine.plan import plan
+    from rayd.engine.status import status
+    from rayd.recipes import resolve
+
+    resources = [f"resources.workers={workers}", "resources.cpus_per_worker=0.5"]
+    recipe = resolve(name, parse_overrides([*resources, "resources.threads=1", *overrides]))
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        cache = Path(folder) / "cache"
+        planned = plan(recipe, cache=cache).memory
+        settings = json.dumps(recipe.model_dump(mode="json"))
+        arguments = [sys.executable, "-c", RUN, settings, str(out), str(cache)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = {"driver" if workers else "in all": float(done.stdout.split()[-1])}
+        if workers:
+            of_workers = [one["memory"] for one in status(out).workers if one["role"] == "worker"]
+            found["each worker"] = float(max(of_workers))
+    pairs = {kind: (float(planned[kind]), size) for kind, size in found.items()}
+    for kind, (estimated, size) in pairs.items():
+        print(
+            f"{name:<24} {kind:<12} {estimated / 1e6:8.0f} {size / 1e6:8.0f} MB "
+            f"{estimated / size:5.2f} x"
+        )
+    return pairs
+
+
 def main() -> None:
     """Measure what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["set", "late", "moments"])
+    parser.add_argument("what", choices=["set", "late", "moments", "plan"])
+    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--results", type=int, default=60)
     parser.add_argument("--megabytes", type=int, default=20)
@@ -175,6 +229,9 @@ def main() -> None:
         measure_set(arguments.gigabytes)
     elif arguments.what == "moments":
         measure_moments(arguments.megabytes)
+    elif arguments.what == "plan":
+        for name in arguments.recipes:
+            measure_plan(name, arguments.set, arguments.workers)
     else:
         measure_late(arguments.results, arguments.megabytes, arguments.seconds)
 

@@ -4,21 +4,27 @@
 
 For 1 to 256 workers, one per GPU, it prints the time of every stage, the efficiency
 T(1) / (n T(n)), and what the time that an ideal cluster would not need is lost to. Tasks are those
-of the engine. One driver gives them to free workers, one at a time. Tasks, data and results cross
-the link of the driver's node; nodes pass on among themselves what all of them need. A stage's time
-is the sum of these parts, of which the largest is named:
+of the engine. One process gives them to free workers, one at a time: the driver, or beside it the
+synthesizer, which merges statistics. Tasks, data and results cross the link of their node; nodes
+pass on among themselves what all of them need. A stage's time is the sum of these parts, of which
+the largest is named:
 
     computing    all work, evenly over the workers (`decoding`, where that is slower than computing)
     items        idle workers, as there are too few tasks or some are longer than others
-    together     workers that train one student wait for each other in every step
+    together     workers that train one student start together, and wait for each other in every
+                 step
     broadcast    sending all nodes what they need before a stage begins
-    link         workers wait while tasks and results cross the driver's link
-    driver       the driver's own work, and workers that wait for it: merging statistics, stitching
-                 and saving images
+    link         workers wait while tasks and results cross the link of the driver's node, or
+                 gradients that of the worker with the synthesizer
+    synthesizer  workers wait until the synthesizer has merged statistics
+    storage      statistics are written to the shared file system, and read from there
+    driver       the driver's own work: stitching images, hashing and checking the synthetic set
 
-Costs are a JSON file; `simulate.json` beside this file is an example with its source:
+Costs are a JSON file; `simulate.json` beside this file is an example. `--sources` prints where each
+of its figures comes from:
 
-    {"source": "where the figures come from, which is printed",
+    {"source": "where the figures come from, in short, which is printed",
+     "sources": {"seconds.decode": "where this one comes from", ...},
      "speedup": times as fast as measured that workers compute, unless --speedup says otherwise
      "seconds": {"decode":      per image on one core: from file to pixels
                  "forward":     per image and observer on a worker: inference
@@ -27,10 +33,12 @@ Costs are a JSON file; `simulate.json` beside this file is an example with its s
                  "label":       per image on a worker: inference of all teachers (... : relabel)
                  "student":     per image on a worker: training of a student (... : evaluate)
                  "launch":      the least that a step of a student takes, whatever its batch
-                 "merge":       per byte of statistics on the driver: merging it
-                 "hash":        per byte of the synthetic set on the driver: hashing it
-                 "optimizer":   per byte of the synthetic set on the driver: a step in which all
-                                workers compute one block
+                 "sync":        per worker together: what a step takes longer as they exchange batch
+                                statistics
+                 "team":        until workers that train a student together are alive
+                 "merge":       per byte of statistics in the synthesizer: merging it
+                 "hash":        per byte of a file or a set: hashing it
+                 "check":       the same on one core: range and finiteness of a set
                  "start":       until all workers of the pool are alive},
      "bytes":   {"statistics":  of one observer,
                  "weights":     of all observers,
@@ -38,6 +46,7 @@ Costs are a JSON file; `simulate.json` beside this file is an example with its s
      "rates":   {"network":     bytes per second of the link of the driver's node,
                  "nodes":       the same of the workers' nodes,
                  "gpus":        the same between the GPUs of a node,
+                 "store":       the same into or out of the object store of a node,
                  "storage":     bytes per second that one process reads or writes},
      "cluster": {"gpus_per_node": 8, "cores_per_worker": 12, "driver_cores": 16}}
 
@@ -45,7 +54,8 @@ Costs are a JSON file; `simulate.json` beside this file is an example with its s
 Images are ordered by class, as in ImageNet's folders, so that a shard has statistics of few
 classes; with `--shuffled` they are in random order, as in Parquet files, and a shard has images of
 all classes. Students are trained by as many workers of a node together as end soonest
-(`evaluation.workers`, unless that is set). Not simulated: lost workers, training
+(`evaluation.workers`, unless that is set). The synthetic set is written, into the store and into
+the run's directory, while labels are made and students are trained. Not simulated: lost workers, training
 of observers (here their weights are given), several network groups, and the first look at all
 images, which is once for a data set: its time is printed below the table.
 """
@@ -125,11 +135,15 @@ class Stage:
     result: float = 0.0
     """Bytes of a task's result."""
     taking: float = 0.0
-    """Seconds of the driver to process a result."""
+    """Seconds of the synthesizer to merge a result."""
     broadcast: float = 0.0
     """Bytes that every node needs first, in every round."""
     rounds: int = 1
     """Number of rounds, each of which has all of the tasks."""
+    exchange: float = 0.0
+    """Seconds of every round in which parameters and gradients travel between workers."""
+    storage: float = 0.0
+    """Seconds in which everybody waits for the shared file system."""
     alone: float = 0.0
     """Seconds of the driver's own work."""
     together: int = 1
@@ -151,12 +165,11 @@ class Stage:
             "items": divided - work,
             "together": free - divided,
             "broadcast": cluster.broadcast(self.broadcast),
-            "link": whole - taken,
-            "driver": taken - free,
+            "link": whole - taken + self.exchange,
+            "synthesizer": taken - free,
         }
         found = {name: self.rounds * seconds for name, seconds in once.items()}
-        found["driver"] += self.alone
-        return found
+        return {**found, "storage": self.storage, "driver": self.alone}
 
 
 def span(
@@ -169,8 +182,8 @@ def span(
     """Simulated seconds until all tasks are done and processed.
 
     A free worker gets the next task over the driver's link, computes it, and returns its result
-    over the link; the driver processes one result at a time, and only then gives the worker
-    another task.
+    over the link; one result is processed at a time, and only then does the worker get another
+    task.
 
     Args:
         items: seconds of each task.
@@ -180,7 +193,7 @@ def span(
         taking: seconds to process a result.
     """
     link = 0.0
-    driver = 0.0
+    taken = 0.0
     # workers by the time when they are free, and tasks by the time when they are computed
     idle = [0.0] * workers
     computed = list[float]()
@@ -192,9 +205,9 @@ def span(
             given += 1
             continue
         link = max(link, heapq.heappop(computed)) + returning
-        driver = max(driver, link) + taking
-        heapq.heappush(idle, driver)
-    return driver
+        taken = max(taken, link) + taking
+        heapq.heappush(idle, taken)
+    return taken
 
 
 @dataclass(frozen=True)
@@ -220,7 +233,7 @@ class Simulation:
             self._squeeze(),
             self._measure(workers),
             *self._score(),
-            self._synthesize(),
+            self._synthesize(workers),
             self._save(),
             *self._relabel(),
             self._evaluate(workers),
@@ -230,6 +243,11 @@ class Simulation:
     def look(self) -> float:
         """Seconds of the first look at all images, once for a data set."""
         return (IMAGES + TEST_IMAGES) * self._decode / self.costs["cluster"]["driver_cores"]
+
+    def _file(self, size: float) -> float:
+        """Seconds of a process to write or read a file, whose content is hashed."""
+        seconds: float = size * (1 / self.costs["rates"]["storage"] + self.costs["seconds"]["hash"])
+        return seconds
 
     @property
     def _decode(self) -> float:
@@ -283,6 +301,8 @@ class Simulation:
             result=sent,
             taking=self.costs["seconds"]["merge"] * sent,
             broadcast=self.costs["bytes"]["weights"],
+            # all observers end with the last shard, and then the synthesizer writes their files
+            storage=self._file(size * self._observers),
         )
 
     def _score(self) -> list[Stage]:
@@ -296,11 +316,9 @@ class Simulation:
         items = [synthetic.candidates * seconds] * CLASSES
         return [Stage("score", items, kind=kind, alone=alone)]
 
-    def _synthesize(self) -> Stage:
+    def _synthesize(self, workers: int) -> Stage:
         recipe = self.recipe
         synthesis = recipe.synthesis
-        rates = self.costs["rates"]
-        size = self.costs["bytes"]
         shown = self._shown
         block = shown
         if isinstance(synthesis.block, int):
@@ -309,33 +327,53 @@ class Simulation:
             block = CLASSES
         blocks = [min(block, shown - start) for start in range(0, shown, block)]
         per_step = recipe.observers.per_step
+        # every worker that computes gradients reads the statistics once
+        reading = self._file(self._observers * self.costs["bytes"]["statistics"])
+        weights = self.costs["bytes"]["weights"]
+        step = self._seconds("step")
         if len(blocks) > 1 and not methods.get(recipe.method).sequential:
             # a checkpoint holds the images and two moments of Adam
             saves = synthesis.steps // synthesis.checkpoint_every * 3 * IMAGE_BYTES
-            each = synthesis.steps * per_step * self._seconds("step") + saves / rates["storage"]
+            each = synthesis.steps * per_step * step + saves / self.costs["rates"]["storage"]
             return Stage(
                 "synthesize",
                 [count * each for count in blocks],
                 sent=block * IMAGE_BYTES,
                 result=block * IMAGE_BYTES,
-                broadcast=self._observers * size["statistics"] + size["weights"],
+                broadcast=weights,
+                storage=reading,
             )
+        parts = synthesis.split
         return Stage(
             "synthesize",
-            [block * self._seconds("step")] * per_step,
-            result=block * IMAGE_BYTES,
-            taking=self.costs["seconds"]["optimizer"] * block * IMAGE_BYTES / per_step,
-            broadcast=block * IMAGE_BYTES,
+            [block / parts * step] * (per_step * parts),
+            broadcast=weights,
             rounds=synthesis.steps * len(blocks),
+            exchange=self._exchange(block * IMAGE_BYTES, min(per_step * parts, workers)),
+            storage=reading,
         )
 
-    def _save(self) -> Stage:
-        """The set is hashed and written into the store; into the run's directory it is written
-        while students are trained.
+    def _exchange(self, size: float, workers: int) -> float:
+        """Seconds in which the synthesizer, in one of so many workers, gives the others parameters
+        of `size` bytes, and takes a gradient from each.
         """
-        size = self._shown * IMAGE_BYTES
-        seconds = 1 / self.costs["rates"]["storage"] + self.costs["seconds"]["hash"]
-        return Stage("save", alone=size * seconds)
+        if workers == 1:
+            return 0.0
+        rates = self.costs["rates"]
+        each = size / rates["store"]
+        if workers > self.costs["cluster"]["gpus_per_node"]:
+            each += size / rates["nodes"]
+        return workers * each
+
+    def _save(self) -> Stage:
+        """The set is checked and hashed: for the key of its students, and for that of its labels
+        where they are stored. It is written meanwhile.
+        """
+        seconds = self.costs["seconds"]
+        hashes = 2 if self.recipe.labels.kind == "stored" else 1
+        checked = seconds["check"] / self.costs["cluster"]["driver_cores"]
+        each = checked + hashes * seconds["hash"]
+        return Stage("save", alone=self._shown * IMAGE_BYTES * each)
 
     def _relabel(self) -> list[Stage]:
         recipe = self.recipe
@@ -385,23 +423,27 @@ class Simulation:
             # one worker tests, and all of them read their labels
             alone = TEST_IMAGES * test + evaluation.epochs * self._shown * replayed
             step = evaluation.batch_size * each
-            items += [alone + steps * self._step(step, together)] * numbers
+            start = self.costs["seconds"]["team"] if together > 1 else 0.0
+            items += [start + alone + steps * self._step(step, together)] * numbers
             shared += [(alone + steps * self._step(step, 1)) / together] * numbers
+        # nodes have the images since they were labelled
+        needed = 0.0 if labels == "stored" else self._shown * IMAGE_BYTES
         return Stage(
             "evaluate",
             sorted(items, reverse=True),
-            broadcast=self._shown * IMAGE_BYTES,
+            broadcast=needed + self.costs["bytes"]["weights"],
             together=together,
             shared=sorted(shared, reverse=True),
         )
 
     def _step(self, seconds: float, together: int) -> float:
         """Seconds of a step of so many workers together, that takes one of them `seconds`."""
+        costs = self.costs["seconds"]
+        alone = max(seconds / together, costs["launch"])
+        if together == 1:
+            return alone
         exchanged = 2 * (together - 1) / together * self.costs["bytes"]["student"]
-        return (
-            max(seconds / together, self.costs["seconds"]["launch"])
-            + exchanged / self.costs["rates"]["gpus"]
-        )
+        return alone + together * costs["sync"] + exchanged / self.costs["rates"]["gpus"]
 
 
 def held(rows: slice, shuffled: bool) -> int:
@@ -454,6 +496,17 @@ def lines(simulation: Simulation, sizes: Sequence[int] = SIZES) -> list[Line]:
         stages = {stage.name: stage.parts(cluster) for stage in simulation.stages(workers)}
         found.append(Line(workers, stages))
     return found
+
+
+def sources(costs: Mapping[str, Any]) -> str:
+    """A line for each cost: its value, and where it comes from."""
+    found = [("speedup", costs.get("speedup", 1.0))]
+    for group in ("seconds", "bytes", "rates", "cluster"):
+        found += [(f"{group}.{name}", value) for name, value in costs[group].items()]
+    known = costs.get("sources", {})
+    return "".join(
+        f"{name:<26} {value:<9.3g} {known.get(name, 'not said')}\n" for name, value in found
+    )
 
 
 def table(simulated: Sequence[Line]) -> str:
@@ -511,6 +564,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--network", type=float, help="bytes per second of the link of the driver's node"
     )
+    parser.add_argument(
+        "--sources", action="store_true", help="print where each cost comes from, and end"
+    )
     parser.add_argument("--shuffled", action="store_true", help="images do not lie class by class")
     given = parser.parse_args(arguments)
     path = given.costs
@@ -520,6 +576,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     costs = json.loads(Path(path).read_text(encoding="utf-8"))
     if given.network is not None:
         costs["rates"]["network"] = given.network
+    if given.sources:
+        sys.stdout.write(sources(costs))
+        return
     speedup = given.speedup or costs.get("speedup", 1.0)
     recipe = resolve(RECIPE, parse_overrides(overrides))
     simulation = Simulation(recipe, costs, speedup, given.shuffled)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Slurm: four whole nodes of four GPUs each, one Ray node on each of them, and the run on the first.
 #
+#   rayd data fetch cifar10 --data-root /shared/data         # once, on the login node; of ImageNet-1k, 'rayd data list' says where it must lie
 #   sbatch clusters/slurm.sh distill edc-imagenet-1k-ipc10 --out /shared/runs/edc
 #   sbatch clusters/slurm.sh distill edc-imagenet-1k-ipc10 --out /shared/runs/edc --resume     # after a time limit or a failure
 #   rayd status /shared/runs/edc                                                               # from any machine that sees it

@@ -89,6 +89,9 @@ class Driver:
         self._workers = ExitStack()
         self._seconds_in_callback = 0.0
         self._writer = SetWriter(job, directory.distilled, self._synthesis.hash, hardware)
+        self._synthesis.write = self._writer.write_beside
+        # the set's images where workers can reach them, once labels are made of them
+        self._images: ObjectRef | None = None
 
     def run(self) -> Run:
         """Everything up to the report."""
@@ -427,6 +430,9 @@ class Driver:
             if labels is None:
                 self._compute(relabel)
                 labels = StoredLabels(relabel.directory)
+                if self._recipe.resources.workers > 0:
+                    # without workers they would be copied for students that others train together
+                    self._images = relabel.images
             storage = distilled.storage
             numbers = storage.numbers | {"soft labels": labels.numbers}
             size = storage.bytes | {"soft labels": labels.bytes}
@@ -476,6 +482,7 @@ class Driver:
                 source,
                 pool=pool,
                 is_last=True,
+                images=self._images,
             )
         counts = self._job.data.train.counts.tolist()
         report = Report.build(self._recipe, results, distilled, self._log.spent(), counts)

@@ -22,7 +22,7 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import teachers
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import TaskStream
+from rayd.engine.pool import ObjectRef, TaskStream
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.progress_forecast import Forecast
@@ -67,6 +67,7 @@ def judge(
     labels: LabelSource = NO_TEACHERS,
     pool: TaskStream | None = None,
     is_last: bool = False,
+    images: ObjectRef | None = None,
 ) -> list[tuple[Variant, StudentResult]]:
     """Train and test students on the distilled set, the recipe's baselines and its comparisons.
 
@@ -79,13 +80,16 @@ def judge(
         pool: idle, and hosts `Worker`; None opens one.
         is_last: whether no other stage uses the pool afterwards: its workers then drop networks and
             statistics.
+        images: of the set as an array, where an earlier stage placed them for the same workers.
     """
     recipe = job.recipe
     patches = (
         baseline_images(job, progress, pool) if "rded" in recipe.evaluation.baselines else None
     )
     scores = Rank(job).ensure(progress)
-    sets = TrainingSets(job.data, distilled, recipe.ipc, patches=patches, scores=scores)
+    sets = TrainingSets(
+        job.data, distilled, recipe.ipc, patches=patches, scores=scores, images=images
+    )
     compared = variants(recipe, distilled.labels.is_floating_point())
     work = tasks(recipe, compared, sets, labels.hashes)
     known: set[Task] = set()

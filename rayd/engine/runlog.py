@@ -72,7 +72,9 @@ class RunLog:
         if finished:
             self._sort(stage)
         if self._board is not None:
-            self._board.flush()
+            # TensorBoard's own thread may have met a full disk, and tells it here
+            with self._writing():
+                self._board.flush()
         self._send(self._path, *(path for path in self._tensorboard.rglob("*") if path.is_file()))
 
     def spent(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -43,7 +43,7 @@ class SetWriter(Closable):
         self._synthesis = synthesis
         self._hardware = hardware
         self._thread = ThreadPoolExecutor(1, "rayd-save")
-        self._writing: Future[None] | None = None
+        self._writes: list[Future[None]] = []
         self._is_card_new = False
 
     @cached_property
@@ -86,9 +86,13 @@ class SetWriter(Closable):
 
         Only later commands read it from the directory.
         """
-        self._writing = self._thread.submit(distilled.save, self._directory)
+        self.write_beside(lambda: distilled.save(self._directory))
         with suppress(TimeoutError):
-            self._writing.result(AT_ONCE)
+            self._writes[-1].result(AT_ONCE)
+
+    def write_beside(self, write: Callable[[], None]) -> None:
+        """Begin to write something, after all that is being written, beside the stages."""
+        self._writes.append(self._thread.submit(write))
 
     def add_to_card(self, distilled: Distilled, facts: Mapping[str, Any]) -> None:
         """Add facts to the card of a set, whose file `finish` writes again if they are new."""
@@ -103,10 +107,10 @@ class SetWriter(Closable):
             distilled: the set.
             wait: for a set that is still being written; if not, this is left to a later call.
         """
-        if self._writing is not None:
-            if not wait and not self._writing.done():
-                return
-            self._writing.result()
+        if not wait and not all(write.done() for write in self._writes):
+            return
+        for write in self._writes:
+            write.result()
         if self._is_card_new:
             distilled.save_card()
             self._is_card_new = False

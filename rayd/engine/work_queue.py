@@ -91,6 +91,12 @@ class WorkQueue(Generic[Item]):
         """Release an item whose result is saved."""
         self._held.pop(item).close()
 
+    def hand_over(self, item: Item) -> ExitStack:
+        """What releases an item whose result is being saved beside other work, when it is closed,
+        by any thread.
+        """
+        return self._held.pop(item)
+
     def close(self) -> None:
         """Release all items."""
         for lock in self._held.values():
@@ -111,7 +117,8 @@ def run_once(
         items: hashable; an item that was computed and is still not cached is not tried again.
         is_cached: whether an item needs no work.
         paths: files of an item's result.
-        compute: computes and saves the items of a queue, and calls `WorkQueue.done` for each.
+        compute: computes and saves the items of a queue, and calls `WorkQueue.done` for each, or
+            hands it over to who saves it.
         on_wait: called with the number of items that other runs are computing, when nothing else is
             left to do.
     """

@@ -110,7 +110,7 @@ def test_mounts_of_the_manifests_are_volumes_of_theirs():
         for spec in (group["template"]["spec"] for group in groups):
             mounted = {
                 mount["name"]
-                for container in spec["containers"]
+                for container in [*spec.get("initContainers", []), *spec["containers"]]
                 for mount in container["volumeMounts"]
             }
             assert mounted == {volume["name"] for volume in spec["volumes"]}
@@ -146,6 +146,28 @@ def test_submit_lines_are_commands_of_rayd(path):
     parsed = command.make_context("distill", arguments).params
     resolve(parsed["recipe"], parse_overrides(parsed["overrides"] or []))
     assert str(parsed["to"]).startswith(("/mnt/rayd/", "/shared/"))
+
+
+def test_the_data_of_a_run_are_fetched_before_it():
+    """A fresh file system is empty, and a run on data that are not there ends at once."""
+    for name in RAY_UP:
+        text = (CLUSTERS / f"{name}.yaml").read_text()
+        assert (
+            0 < text.index("data fetch cifar10 --data-root /mnt/rayd/data") < text.index("distill")
+        )
+    for name in KUBERAY:
+        head = cluster(read(name))["headGroupSpec"]["template"]["spec"]
+        (fetching,) = head["initContainers"]
+        assert fetching["command"] == ["rayd", "data", "fetch", "cifar10"]
+        (running,) = head["containers"]
+        assert fetching["image"] == running["image"]
+        assert fetching["env"][0] in running["env"]
+    command = get_command(app).commands["data"].commands["fetch"]  # type: ignore[attr-defined]
+    assert (
+        command.make_context("fetch", ["cifar10", "--data-root", "/mnt"]).params["name"]
+        == "cifar10"
+    )
+    assert resolve("edc-cifar10-ipc10").data.name == "cifar10"
 
 
 CONSTRAINTS = dict(

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rayd.engine.on_ray.health import crowding
 from rayd.engine.status import status
 
 for part in ("aiohttp", "aiohttp_cors", "opencensus", "prometheus_client"):
@@ -28,6 +29,8 @@ for part in ("aiohttp", "aiohttp_cors", "opencensus", "prometheus_client"):
 
 CHECKOUT = Path(__file__).parents[2]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+PATIENCE = 600.0 * crowding()
+"""Seconds that a job may take, more where others keep the machine busy."""
 QUICK = [
     "synthesis.steps=2",
     "observers.pool=2",
@@ -78,7 +81,7 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
     with log.open("w") as said:
         starting = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
     try:
-        until = time.monotonic() + 200
+        until = time.monotonic() + PATIENCE / 3
         while "will now block" not in (told := log.read_text()):
             assert starting.poll() is None, told
             assert time.monotonic() < until, told
@@ -157,13 +160,13 @@ def submit(head: Head, *arguments: str, **more: str) -> subprocess.CompletedProc
         env=head.environment | more,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=PATIENCE,
         check=False,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_a_run_is_submitted_as_a_job(head, tmp_path):
     options = [
         "--address",
@@ -183,7 +186,7 @@ def test_a_run_is_submitted_as_a_job(head, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_a_job_that_fails_says_why_and_ends_in_its_code(head):
     done = submit(head, "distill", "digitz")
     assert done.returncode == 1
@@ -192,7 +195,7 @@ def test_a_job_that_fails_says_why_and_ends_in_its_code(head):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_a_job_without_the_token_is_not_taken(head):
     done = submit(head, "recipes", RAY_AUTH_TOKEN=secrets.token_hex(32))
     assert done.returncode != 0
@@ -213,7 +216,7 @@ print(client.get_job_logs(job))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * PATIENCE)
 def test_rays_python_client_submits_and_follows_a_run(head, tmp_path):
     """On both nodes: the head and the worker have a CPU each."""
     options = "--address auto --workers 2 resources.placement=spread resources.threads=1"
@@ -224,7 +227,7 @@ def test_rays_python_client_submits_and_follows_a_run(head, tmp_path):
         capture_output=True,
         text=True,
         check=True,
-        timeout=500,
+        timeout=PATIENCE,
     )
     assert done.stdout.splitlines()[0] == "SUCCEEDED 0", done.stdout + done.stderr
     assert "10 distilled images" in done.stdout

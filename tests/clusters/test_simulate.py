@@ -25,7 +25,7 @@ COSTS = json.loads((Path(__file__).parents[2] / "clusters" / "simulate.json").re
         ([2.0] * 4, 2, 0.0, 4.0),
         ([2.0] * 5, 2, 0.0, 6.0),
         ([1.0, 1.0, 1.0, 3.0], 2, 0.0, 4.0),  # the longest comes last
-        ([1.0] * 4, 4, 1.0, 5.0),  # they wait in line for the driver
+        ([1.0] * 4, 4, 1.0, 5.0),  # they wait in line for the synthesizer
         ([1.0] * 2, 1, 1.0, 4.0),  # a worker's next item comes when its result was processed
     ],
 )
@@ -78,6 +78,17 @@ def test_results_cross_the_link():
     )
 
 
+def test_the_synthesizer_merges_and_the_driver_waits_for_nothing_else():
+    stage = Stage("s", [1.0] * 2, taking=0.5, storage=2.0)
+    assert found(stage, 2) == pytest.approx({"computing": 1.0, "synthesizer": 1.0, "storage": 2.0})
+
+
+def test_what_workers_exchange_takes_time_in_every_round():
+    assert found(Stage("s", [1.0], rounds=3, exchange=0.5), 1) == pytest.approx(
+        {"computing": 3.0, "link": 1.5}
+    )
+
+
 def test_rounds_and_the_driver_alone():
     assert found(Stage("s", [1.0], rounds=5, alone=3.0), 1) == pytest.approx(
         {"computing": 5.0, "driver": 3.0}
@@ -120,11 +131,74 @@ def test_teams_are_smaller_where_there_are_more_workers():
 
 def test_students_are_shared_by_as_many_workers_as_end_soonest():
     sizes = [stages(workers)["evaluate"].together for workers in (1, 2, 8, 64, 256)]
-    assert sizes == [1, 1, 4, 4, 8]
+    assert sizes == [1, 1, 2, 4, 8]
     assert stages(64, evaluation={"workers": 2})["evaluate"].together == 2
     # each step takes at least as long as its kernels are launched
     steps = 300 * 100
     assert min(stages(256)["evaluate"].items) >= steps * COSTS["seconds"]["launch"]
+
+
+def test_a_step_of_one_task_exchanges_nothing():
+    """The synthesizer is in the worker that computes it; parts of the images go to others."""
+    whole = stages(8, synthesis={"block": None})["synthesize"]
+    parts = stages(8, synthesis={"block": None, "split": 4})["synthesize"]
+    assert whole.exchange == 0
+    assert len(parts.items) == 4 * len(whole.items)
+    assert sum(parts.items) == pytest.approx(sum(whole.items))
+    size = 10_000 * simulate.IMAGE_BYTES
+    # parameters once to all, and three gradients
+    assert parts.exchange == pytest.approx(4 * size / COSTS["rates"]["store"])
+
+
+def test_statistics_are_merged_and_written_beside_the_driver():
+    work = stages(64)
+    assert work["measure"].alone == 0
+    assert work["measure"].taking == pytest.approx(
+        COSTS["seconds"]["merge"] * work["measure"].result
+    )
+    assert work["measure"].storage == pytest.approx(
+        5
+        * COSTS["bytes"]["statistics"]
+        * (1 / COSTS["rates"]["storage"] + COSTS["seconds"]["hash"])
+    )
+    # from the files each worker reads them
+    assert work["synthesize"].storage == work["measure"].storage
+    assert work["synthesize"].broadcast == COSTS["bytes"]["weights"]
+
+
+def test_images_are_sent_once_and_written_while_students_train():
+    stored, online = stages(), stages(labels={"kind": "online"})
+    size = 10_000 * simulate.IMAGE_BYTES
+    assert stored["relabel"].broadcast > size > stored["evaluate"].broadcast
+    assert online["evaluate"].broadcast > size
+    once = size * COSTS["seconds"]["hash"]
+    checked = size * COSTS["seconds"]["check"] / COSTS["cluster"]["driver_cores"]
+    assert stored["save"].alone == pytest.approx(checked + 2 * once)
+    assert online["save"].alone == pytest.approx(checked + once)
+
+
+def test_workers_together_exchange_batch_statistics():
+    simulation = Simulation(resolve(simulate.RECIPE), COSTS, 300.0)
+    seconds = COSTS["seconds"]
+    alone, eight = (simulation._step(0.08, together) for together in (1, 8))
+    assert alone == 0.08
+    assert eight == pytest.approx(
+        0.01 + 8 * seconds["sync"] + 2 * 7 / 8 * COSTS["bytes"]["student"] / COSTS["rates"]["gpus"]
+    )
+
+
+def test_every_cost_says_where_it_comes_from(capsys):
+    simulate.main(["--sources"])
+    lines_ = capsys.readouterr().out.splitlines()
+    assert "not said" not in "".join(lines_)
+    known = {
+        f"{group}.{name}"
+        for group in ("seconds", "bytes", "rates", "cluster")
+        for name in COSTS[group]
+    }
+    assert {line.split()[0] for line in lines_} == {"speedup", *known} == set(COSTS["sources"])
+    assert any("assumed" in line for line in lines_)
+    assert any("measured" in line for line in lines_)
 
 
 def test_shards_send_the_classes_that_they_hold():
@@ -169,7 +243,8 @@ def test_the_table_names_losses_at_each_size(capsys):
     table = [line for line in printed if line.split()[:1] and line.split()[0].isdigit()]
     assert [line.split()[0] for line in table] == [str(size) for size in simulate.SIZES]
     assert "1.00" in table[0].split()
-    causes = {"computing", "decoding", "items", "together", "broadcast", "link", "driver"}
+    causes = {"computing", "decoding", "items", "together", "broadcast", "link", "synthesizer"}
+    causes |= {"storage", "driver"}
     named = {word.removesuffix(":") for line in table[1:] for word in line.replace(",", "").split()}
     assert named & causes
     assert "decodes all of its images once" in printed[-1]

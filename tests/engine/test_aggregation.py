@@ -21,6 +21,7 @@ from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerPool
 from rayd.engine.stages import measure
 from rayd.engine.stages.measure import Measure
+from rayd.engine.statistic_aggregation import aggregate
 from rayd.engine.store import Store
 from tests.conftest import Recorded, tiny
 from tests.engine.test_streaming import stored
@@ -58,6 +59,28 @@ def test_bytes_are_those_of_one_process_whoever_merges(
     alone = measured(recipe(0), data, tmp_path / "alone")
     assert len(alone) == 5
     assert measured(recipe(workers), data, tmp_path / "workers") == alone
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_synthesizer_that_is_made_again_repeats_its_events(
+    data: ImageData, tmp_path: Path, workers: int
+) -> None:
+    """Also of observers whose files it wrote before it was lost: events are told apart by their
+    number alone.
+    """
+    chosen = recipe(workers)
+    job = Job(chosen, data, Store(tmp_path))
+    stage = Measure(job)
+    with open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data)) as pool:
+        measuring = stage._measuring(pool, stage.items())
+        first = list(aggregate(pool, measuring))
+        victim = sorted((tmp_path / "measure").glob("*.safetensors"))[0]
+        before = stored(tmp_path, "measure")
+        victim.unlink()
+        assert list(aggregate(pool, measuring)) == first
+    assert stored(tmp_path, "measure") == before
+    shards = len(measuring.labels)
+    assert dict(first) == dict.fromkeys(range(5), shards)
 
 
 def test_no_statistic_passes_through_the_driver(

@@ -23,3 +23,19 @@ def test_ray_that_does_not_start_is_one_sentence(monkeypatch, address, begin):
     with pytest.raises(ResourceError, match=f"{begin}.*timed out during startup") as caught:
         connect(address)
     assert "\n" not in str(caught.value)
+
+
+def test_a_node_that_was_too_slow_is_started_once_more(monkeypatch):
+    tries = []
+
+    def init(**options):
+        tries.append(options["address"])
+        if len(tries) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: tries.append("shutdown"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("rayd.engine.on_ray.cluster.watch_head", lambda: None)
+    connect(None)
+    assert tries == ["local", "shutdown", "local"]

@@ -22,10 +22,13 @@ from rayd.engine.job import Job
 from rayd.engine.progress import Progress
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
+from rayd.engine.stages.students import Students
 from rayd.engine.store import Store
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
+from rayd.evaluation.variants import Variant
 from tests.conftest import tiny
+from tests.engine.test_decoupled import edc
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +160,7 @@ def test_equal_storage_is_as_many_real_images_as_the_bytes_hold(data):
     distilled.card["storage"] = {"bytes": {"images": 2560}}
     sets = TrainingSets(data, distilled, 1)
     assert sets.size("equal-storage") == 40
-    drawn = sets._content("equal-storage", 0, False)
+    drawn = sets._content("equal-storage", 0)
     assert drawn.counts.tolist() == [4] * 10
     assert sets.fingerprint("equal-storage", 0) != sets.fingerprint("equal-storage", 1)
     settings = tiny(evaluation={"epochs": 60, "batch_size": 10}).evaluation
@@ -285,3 +288,19 @@ def test_a_step_size_of_its_own_wins_over_the_learned_one(data):
     )
     work = tasks(recipe, ["distilled"], TrainingSets(data, distilled, recipe.ipc))
     assert {task.network.name: task.learning_rate for task in work} == {"mlp": 0.002, "lenet": 0.3}
+
+
+def test_the_students_that_take_longest_begin_first(tmp_path: Path, data):
+    """Those whose teachers see every batch, before one whose labels are stored."""
+    recipe = edc(labels={"kind": "stored"}, evaluation={"seeds": 1})
+    images = torch.zeros(10, *data.shape)
+    distilled = Distilled(images, torch.arange(10), data.class_names, data.normalization)
+    sets = TrainingSets(data, distilled, 1)
+    compared = ["distilled", Variant("random", hard_labels=True), "random"]
+    work = tasks(recipe, compared, sets, ("one teacher", "another"))
+    ordered = Students(Job(recipe, data, Store(tmp_path)), sets, work).items()
+    assert [(task.set_name, task.labels.kind) for task in ordered] == [
+        ("random", "online"),
+        ("distilled", "stored"),
+        ("random", "hard"),
+    ]

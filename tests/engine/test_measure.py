@@ -209,6 +209,27 @@ def test_as_many_look_together_as_leave_every_worker_enough_items(workers, shard
 
 
 @pytest.mark.parametrize(
+    ("workers", "alone"),
+    [
+        (0, []),
+        (1, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (2, [0, 1, 2, 3, 5, 6]),
+        (3, [0, 1, 2, 5, 6, 7]),
+        (4, [0, 1, 2, 3]),
+        (6, []),
+    ],
+)
+def test_whole_observers_go_to_workers_where_each_gets_as_many_that_are_alike(workers, alone):
+    """Five of one architecture and three of another: the others are measured in shards."""
+    wide, narrow = (
+        network_ids(tiny(observers={"networks": {"name": "convnet", "width": width}, "pool": pool}))
+        for width, pool in ((8, 5), (4, 3))
+    )
+    networks_ = [*wide, *narrow]
+    assert [networks_.index(one) for one in measure._alone(networks_, workers)] == alone
+
+
+@pytest.mark.parametrize(
     ("method", "workers"), [("dm", 0), ("edc", 0), ("cfm", 0), ("csdm", 0), ("csdm", 2)]
 )
 def test_a_shard_sends_the_classes_that_it_holds(data, tmp_path, method, workers, monkeypatch):

@@ -144,6 +144,7 @@ def test_a_node_that_ray_drains_gets_no_new_tasks(cluster, monkeypatch):
 @pytest.mark.slow
 def test_more_workers_may_take_longer_to_start(cluster, monkeypatch):
     cluster.add_node(num_cpus=2)
+    monkeypatch.setattr(health, "crowding", lambda: 1.0)
     monkeypatch.setattr(health, "START_LIMIT", 0.5)
     monkeypatch.setattr(health, "START_EACH", 60.0)
     with RayPool(resources(workers=2), Slow, 3.0) as pool:

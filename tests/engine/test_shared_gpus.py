@@ -34,6 +34,7 @@ EIGHT = ResourceSettings(workers=8, gpus_per_worker=1, cpus_per_worker=7)
         ({}, 500, 0.01 * GB, 80 * GB, 7),  # the cores of a worker
         ({"cpus_per_worker": 20}, 500, 0.01 * GB, 80 * GB, gpu_sharing.MOST),
         ({}, 500, 4 * GB, 24 * GB, 4),  # the memory
+        ({}, 500, 0.5 * GB, 8 * GB, 5),  # the memory, of which each process takes some by itself
         ({}, 500, 40 * GB, 24 * GB, 1),  # one task runs, whatever is estimated
         ({"gpus_per_worker": 0.5}, 500, 4 * GB, 24 * GB, 2),
         ({"gpus_per_worker": 0}, 500, 0.01 * GB, 0, 1),

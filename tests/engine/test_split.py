@@ -37,6 +37,12 @@ def dm(split: int, **overrides: Any) -> Recipe:
     return tiny(ipc=3, observers=settings, synthesis={"split": split}, evaluation=FEW, **overrides)
 
 
+def two_of_dm(split: int) -> Recipe:
+    """Two observers a step, each with parts of its own."""
+    settings = {"pool": 2, "per_step": 2}
+    return tiny(ipc=3, observers=settings, synthesis={"split": split}, evaluation=FEW)
+
+
 def edc(split: int) -> Recipe:
     return resolve(
         "edc-digits",
@@ -97,7 +103,7 @@ def unidd_features(split: int) -> Recipe:
     return filtered("unidd", split, layers="features", signal="mean")
 
 
-@pytest.mark.parametrize("recipe", [dm, edc, csdm, cfm, unidd, unidd_features])
+@pytest.mark.parametrize("recipe", [dm, two_of_dm, edc, csdm, cfm, unidd, unidd_features])
 def test_parts_amount_to_the_whole(tmp_path: Path, recipe: Any) -> None:
     whole = images_of(recipe(1), tmp_path / "whole")
     parts = images_of(recipe(3), tmp_path / "parts")

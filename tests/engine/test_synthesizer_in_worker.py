@@ -143,6 +143,15 @@ def test_what_a_synthesizer_shares_is_stored_when_it_is_sent(
     assert len(stored) == 1
 
 
+def test_what_a_synthesizer_shares_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on to change its images, while tasks that were sent are still computed."""
+    pool = around(monkeypatch, {0, 2, 3})
+    images = {"images": torch.zeros(2)}
+    shared = pool.share(images)
+    images["images"].add_(1)
+    assert torch.equal(shared.get()["images"], torch.zeros(2))
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("recipe", [one_observer, two_observers])
 def test_a_killed_worker_is_replaced_with_its_synthesizer(

@@ -25,6 +25,9 @@ T = TypeVar("T")
 CONNECT_LIMIT = 5.0
 """Seconds that a cluster's address may take to accept a connection."""
 
+START_TRIES = 2
+"""Attempts to start a private cluster."""
+
 
 def connect(address: str | None) -> None:
     """Join the cluster at `address`, or start a private one on this machine, unless connected.
@@ -48,7 +51,7 @@ def connect(address: str | None) -> None:
         quiet["runtime_env"] = own
     try:
         if address is None:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            _start_private(quiet)
         else:
             with _held_back_stderr():
                 ray.init(address=address, **quiet)
@@ -66,6 +69,20 @@ def connect(address: str | None) -> None:
             "machine that is none of its nodes, use 'ray job submit'."
         ) from error
     watch_head()
+
+
+def _start_private(options: dict[str, Any]) -> None:
+    """Start Ray on this machine, once more where its node took longer than the 30 s that Ray allows
+    it: on a busy machine what was read from disk then makes the second start quicker.
+    """
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception:
+            if attempt == START_TRIES - 1:
+                raise
+            ray.shutdown()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import Any
@@ -26,13 +27,27 @@ READ_LIMIT = 5.0
 """Seconds that reading the result of a finished ping may take."""
 
 
-def start_limit(workers: int) -> float:
+def start_limit(workers: int, crowding: float = 1.0) -> float:
     """Seconds that so many workers may take to start.
 
-    >>> start_limit(2), start_limit(256)
-    (184.0, 692.0)
+    Args:
+        workers: their number.
+        crowding: how many processes share a core of this machine; see `crowding`.
+
+    >>> start_limit(2), start_limit(256), start_limit(2, crowding=3.0)
+    (184.0, 692.0, 552.0)
     """
-    return START_LIMIT + START_EACH * workers
+    return (START_LIMIT + START_EACH * workers) * crowding
+
+
+def crowding() -> float:
+    """Processes that want to run on this machine, for each of its cores; at least 1."""
+    try:
+        waiting = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        # Windows does not say
+        return 1.0
+    return max(1.0, waiting / (os.cpu_count() or 1))
 
 
 class WorkerHealth:

@@ -98,7 +98,7 @@ class RayPool(ActorTasks):
     def _start(self, resources: ResourceSettings) -> None:
         """Wait until enough workers are alive."""
         needed = resources.workers
-        limit = health.start_limit(needed)
+        limit = health.start_limit(needed, health.crowding())
         if resources.elastic:
             needed = 1
             limit = health.NO_WORKER_LIMIT
@@ -114,7 +114,7 @@ class RayPool(ActorTasks):
                 self._health.update(ping)
             if time.monotonic() - began > limit:
                 raise ResourceError(
-                    f"{needed} worker{'s' if needed > 1 else ''} did not start within {limit:g} s: "
+                    f"{needed} worker{'s' if needed > 1 else ''} did not start within {round(limit, 1):g} s: "
                     f"free resources are {amounts_text(ray.available_resources())}; other jobs may "
                     "hold the rest."
                 )

@@ -18,7 +18,7 @@ from rayd.config import Recipe
 from rayd.distilled import Distilled
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, teachers
-from rayd.engine.pool import TaskStream
+from rayd.engine.pool import ObjectRef, TaskStream
 from rayd.engine.stage import TaskStage
 from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver
@@ -61,6 +61,8 @@ class Relabel(TaskStage[range, Path]):
         inputs = {"version": 2, "made_for": asdict(self.made_for), "epochs": settings.epochs}
         # sixteen digits: long paths are a nuisance, and a directory holds a handful of these
         self.directory = beside / FOLDER / content_hash(inputs)[:16]
+        self.images: ObjectRef | None = None
+        """The images as an array, where workers can reach them; None before there are tasks."""
 
     def items(self) -> Sequence[range]:
         """The chunks of epochs."""
@@ -81,9 +83,9 @@ class Relabel(TaskStage[range, Path]):
         networks = teachers(self.job.recipe)
         weights = tuple(pool.share(self.observers[network_id].state) for network_id in networks)
         # arrays are read where they lie, tensors would be copied for every chunk
-        images = pool.share(self.distilled.images.numpy())
+        self.images = pool.share(self.distilled.images.numpy())
         for item in items:
-            yield networks, weights, images, item, self.directory, self.made_for
+            yield networks, weights, self.images, item, self.directory, self.made_for
 
     def units(self, item: range) -> int:
         """Epochs."""

@@ -97,6 +97,28 @@ class Task:
         return {"teachers": list(self.teachers), "precision": self.labels.precision, "seed": seed}
 
 
+@dataclass(frozen=True)
+class SharedSet:
+    """Images and labels that are placed for workers apart, so that several sets share images.
+
+    An `ObjectRef` of a pair of arrays.
+    """
+
+    images: ObjectRef
+    """Network input (n, C, H, W)."""
+    labels: ObjectRef
+    """Class indices (n,), or soft labels (n, classes)."""
+
+    @property
+    def key(self) -> str:
+        """The identity of the pair."""
+        return f"{self.images.key} {self.labels.key}"
+
+    def get(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+        """Both arrays."""
+        return self.images.get(), self.labels.get()
+
+
 class TrainingSets:
     """Training sets that are compared: the distilled one and its baselines, with fingerprints."""
 
@@ -108,6 +130,7 @@ class TrainingSets:
         storage: int | None = None,
         patches: ImageSet | None = None,
         scores: Mapping[str, Tensor] | None = None,
+        images: ObjectRef | None = None,
     ):
         """Compare a distilled set with subsets of real images.
 
@@ -119,6 +142,8 @@ class TrainingSets:
                 those that its card counts.
             patches: images of the baseline `rded`.
             scores: those of the real images, for subsets that are selected by them.
+            images: the distilled images as an array (n, C, H, W), where an earlier stage placed
+                them for workers.
         """
         self._patches = patches
         self._scores = scores
@@ -130,6 +155,7 @@ class TrainingSets:
         self._storage = storage
         self._rows: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
         self._shared: dict[str, ObjectRef] = {}
+        self._images = images
         self._fingerprints: dict[tuple[str, int, bool], str] = {}
 
     def fingerprint(self, set_name: str, seed: int, hard_labels: bool = False) -> str:
@@ -143,10 +169,8 @@ class TrainingSets:
 
     def _hash(self, set_name: str, seed: int, hard_labels: bool) -> str:
         if set_name == DISTILLED:
-            images, labels = self._distilled_content(hard_labels)
-            # hashed in place: the set may be too large for a copy
-            digest = hashlib.blake2b(images.data, digest_size=16)
-            digest.update(labels.data)
+            digest = self._image_digest.copy()
+            digest.update(self._distilled_labels(hard_labels).data)
             return digest.hexdigest()
         if self._is_whole(set_name):
             return self._data.train.fingerprint
@@ -159,6 +183,12 @@ class TrainingSets:
                 "rows": hashlib.blake2b(rows.tobytes()).hexdigest(),
             }
         )
+
+    @cached_property
+    def _image_digest(self) -> hashlib.blake2b:
+        """Hash of the distilled images, which takes seconds for some gigabytes, before labels."""
+        # hashed in place: the set may be too large for a copy
+        return hashlib.blake2b(self._distilled_images.data, digest_size=16)
 
     def size(self, set_name: str) -> int:
         """Number of images of a set."""
@@ -197,14 +227,19 @@ class TrainingSets:
         """The set where workers can reach it, placed once."""
         fingerprint = self.fingerprint(set_name, seed, hard_labels)
         if fingerprint not in self._shared:
-            self._shared[fingerprint] = pool.share(self._content(set_name, seed, hard_labels))
+            if set_name == DISTILLED:
+                self._shared[fingerprint] = self._share_distilled(pool, hard_labels)
+            else:
+                self._shared[fingerprint] = pool.share(self._content(set_name, seed))
         return self._shared[fingerprint]
 
-    def _content(
-        self, set_name: str, seed: int, hard_labels: bool
-    ) -> ImageSet | tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
-        if set_name == DISTILLED:
-            return self._distilled_content(hard_labels)
+    def _share_distilled(self, pool: TaskStream, hard_labels: bool) -> SharedSet:
+        """The distilled set with labels of one kind; those of both kinds share the images."""
+        if self._images is None:
+            self._images = pool.share(self._distilled_images)
+        return SharedSet(self._images, pool.share(self._distilled_labels(hard_labels)))
+
+    def _content(self, set_name: str, seed: int) -> ImageSet:
         train = self._data.train
         if self._is_whole(set_name):
             return train
@@ -216,13 +251,18 @@ class TrainingSets:
             return ImageSet(train.images.part(rows), train.labels[rows], train.class_names)
         return train.subset(rows)
 
-    def _distilled_content(
-        self, hard_labels: bool
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]]:
+    @property
+    def _distilled_images(self) -> npt.NDArray[np.float32]:
+        # arrays are read where they lie, tensors would be copied for every student
+        assert self._distilled is not None
+        images: npt.NDArray[np.float32] = self._distilled.images.numpy()
+        return images
+
+    def _distilled_labels(self, hard_labels: bool) -> npt.NDArray[Any]:
         assert self._distilled is not None
         labels = self._distilled.hard_labels if hard_labels else self._distilled.labels
-        # arrays are read where they lie, tensors would be copied for every student
-        return self._distilled.images.numpy(), labels.contiguous().numpy()
+        found: npt.NDArray[Any] = labels.contiguous().numpy()
+        return found
 
     @property
     def _required_patches(self) -> ImageSet:
@@ -282,7 +322,7 @@ def tasks(
     candidates: TrainingSets,
     hashes: tuple[str, ...] = (),
 ) -> list[Task]:
-    """All students of an evaluation: the longest first, so that workers end together.
+    """All students of an evaluation, in the order in which they are reported.
 
     Args:
         recipe: protocol, networks and seeds.

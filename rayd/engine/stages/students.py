@@ -90,7 +90,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
         self.sets = sets
         self.labels = labels
         self.on_result = on_result
-        self._tasks = list(dict.fromkeys(tasks))
+        # the longest first, so that workers end together
+        self._tasks = sorted(dict.fromkeys(tasks), key=effort, reverse=True)
         self._parts: dict[Task, list[StudentResult]] = {}
 
     def items(self) -> Sequence[Task]:
@@ -165,6 +166,14 @@ class Students(TaskStage[Task, list[StudentResult]]):
         # not part of the record: one that another kind of device made is found under that device's
         # key
         return [replace(result, device=device) for result in results]
+
+
+def effort(task: Task) -> int:
+    """How long the training of a student takes beside that of others, by the images that its
+    network and its teachers see; a backward pass counts twice.
+    """
+    asked = len(task.teachers) if task.labels.kind == "online" else 0
+    return task.images * task.epochs * (3 + asked)
 
 
 class LastStudents(Students):

@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rayd import synthetic
@@ -65,6 +67,10 @@ class Synthesis(Stage[str, Synthesized]):
         super().__init__(job)
         history = () if warm_start is None else warm_start.history
         self.hash = synthesis_hash(job, history)
+        self.write: Callable[[Callable[[], None]], None] = lambda work: work()
+        """Calls what writes the set into the store; the driver has that done while labels are made
+        and students are trained.
+        """
 
     def items(self) -> Sequence[str]:
         """The hash; none where the initial set is the result."""
@@ -187,8 +193,14 @@ class Synthesis(Stage[str, Synthesized]):
         """Go through all steps, unless another run does."""
         for item in queue:
             assert self.optimize is not None
-            self.keep(item, self.optimize())
-            queue.done(item)
+            found = self.optimize()
+            self._results[item] = found
+            self.write(partial(self._write, item, found, queue.hand_over(item)))
+
+    def _write(self, item: str, found: Synthesized, claim: ExitStack) -> None:
+        """Write the set, and release it for runs that wait for it."""
+        with claim:
+            self.save(item, found)
 
     def save(self, item: str, result: Synthesized) -> Synthesized:
         """The set's tensors, everything else as their note."""
