@@ -68,7 +68,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What networks that were trained on a set take the test images for."""
+    """Predictions for the test images by networks trained on a set, class by class."""
 
     title: str
     """Set and network."""
@@ -260,7 +260,7 @@ def _state(state: Status) -> str:
         "failed": "This run failed",
         "killed": "This run was killed",
         "interrupted": "This run was interrupted",
-        "running": "This run is going on",
+        "running": "This run is still going",
     }
     where = f" in stage {state.stage}" if state.stage else ""
     return words.get(state.state, f"This run is {state.state}") + where
@@ -273,7 +273,7 @@ def _confusions(results: Sequence[SetResult], names: Sequence[str]) -> list[Conf
         if not result.confusion or not names:
             continue
         pairs = [
-            f"{names[label]} is taken for {names[taken_for]}: {share:.3f}"
+            f"{names[label]} classified as {names[taken_for]}: {share:.3f}"
             for label, taken_for, share in result.confusion[:MOST_CONFUSED]
         ]
         rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []
