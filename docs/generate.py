@@ -14,8 +14,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 import typer
@@ -105,7 +105,7 @@ def method_pages() -> Iterator[tuple[str, str]]:
         title, body = split_head(head)
         lines = [f"# {title}", ""]
         if module in formulas:
-            lines += [formula(formulas[module]), ""]
+            body = with_formula(body, formula(formulas[module]))
         lines += [body, ""]
         for method in found:
             lines.extend(_method(method))
@@ -120,12 +120,34 @@ def split_head(head: str) -> tuple[str, str]:
 
 
 def formula(latex: str) -> str:
-    """LaTeX as MathML, which browsers draw without a script."""
-    line = " ".join(latex.split())
+    """LaTeX as MathML, which browsers draw without a script; a double backslash begins a line."""
+    text = " ".join(latex.split())
     for operator in ("min", "sum"):
         # the converter writes an index below in some places alone
-        line = line.replace(f"\\{operator}_", f"\\{operator}\\limits_")
-    return f'<div class="formula">{convert(line, display="block")}</div>'
+        text = text.replace(f"\\{operator}_", f"\\{operator}\\limits_")
+    lines = [convert(line.strip(), display="block") for line in text.split("\\\\ ")]
+    return f'<div class="formula">{"".join(lines)}</div>'
+
+
+def with_formula(body: str, drawn: str) -> str:
+    """Put a formula in the place of the objective in plain text, or first where there is none.
+
+    The objective is the line that begins with "minimise over" and the lines indented more below it.
+    """
+    kept: list[str] = []
+    lines = iter(body.splitlines())
+    for line in lines:
+        if line.startswith("    minimise over"):
+            break
+        kept.append(line)
+    else:
+        return f"{drawn}\n\n{body}"
+    rest = list(lines)
+    while rest and rest[0].startswith("     "):
+        del rest[0]
+    while rest and not rest[0].strip():
+        del rest[0]
+    return "\n".join([*kept, drawn, "", *rest])
 
 
 def _method(method: type[methods.Method]) -> Iterator[str]:
@@ -136,10 +158,10 @@ def _method(method: type[methods.Method]) -> Iterator[str]:
     yield ""
     rows = [headline for headline in recipes.headlines() if headline.method == method.name]
     if rows:
-        yield "| recipe | data | images per class |"
+        yield "| recipe | data | IPC |"
         yield "|---|---|---|"
         for row in rows:
-            yield f"| `{row.name}` | {row.data} | {row.ipc} |"
+            yield f"| `{row.name}`{{.name}} | {row.data} | {row.ipc} |"
         yield ""
     yield "```bibtex"
     yield str(method.citation).strip()
@@ -152,8 +174,8 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "Every command takes `--help` and `--debug`. Exit codes: 0 success, 1 a run that failed, 2 a",
-        "mistake in what was asked, 130 interrupted.",
+        "Every command takes `--help` and `--debug`. Exit codes: 0 success, 1 a failed run, 2 a usage",
+        "error, 130 interrupted.",
         "",
         "`rayd --install-completion` makes Tab complete commands, recipes, spaces, known data, and",
         "settings with their values; `rayd --show-completion` prints what it installs.",
@@ -180,7 +202,7 @@ def settings() -> str:
         "# Settings",
         "",
         "Settings of a recipe, as `key.sub=value` on the command line or nested in YAML. Defaults",
-        "of a method are laid under the recipe: `rayd recipes NAME` prints what a recipe resolves",
+        "of a method apply where the recipe sets nothing: `rayd recipes NAME` prints what it resolves",
         "to, and `rayd recipes --schema` a JSON schema for editors. Settings of objectives and",
         "terms are on the pages of the [methods](methods/index.md).",
         "",
@@ -188,13 +210,19 @@ def settings() -> str:
     for path, model in _models(Recipe, ""):
         lines += [f"## {f'`{path}`' if path else 'The recipe'}", ""]
         description = (inspect.getdoc(model) or "").split("\n\n")[0]
-        lines += [" ".join(description.split()), "", "| setting | default | |", "|---|---|---|"]
+        lines += [" ".join(description.split()), ""]
+        lines += ["| setting | default | meaning |", "|---|---|---|"]
         for name, field in model.model_fields.items():
             full = full_name(path, name)
             if full in RESULTS:
                 continue
-            text = " ".join((field.description or "").split()).replace("|", "\\|")
-            lines.append(f"| `{full}` | {_default(field)} | {text} |")
+            text = " ".join((field.description or "").split())
+            if values := _choices(field.annotation):
+                text = f"{text} One of {', '.join(f'`{value}`' for value in values)}."
+            text = text.replace("|", "\\|")
+            # a phone breaks the key at its dots
+            key = full.replace(".", ".<wbr>")
+            lines.append(f"| <code>{key}</code> | {_default(field)} | {text} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -222,6 +250,18 @@ def _types(annotation: Any) -> Iterator[type]:
         yield annotation
 
 
+def _choices(annotation: Any) -> list[str]:
+    """The values that a setting may have, where these are few words."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if get_origin(annotation) in (Union, UnionType):
+        kinds = [each for each in get_args(annotation) if each is not NoneType]
+        found = [value for each in kinds for value in _choices(each)]
+        # with other types beside them the words are no complete list
+        return found if all(get_origin(each) is Literal for each in kinds) else []
+    return []
+
+
 def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
@@ -229,11 +269,23 @@ def _default(field: Any) -> str:
     if isinstance(value, BaseModel):
         return "below"
     if isinstance(value, tuple | list):
-        value = [each.model_dump() if isinstance(each, BaseModel) else each for each in value]
-    if isinstance(value, dict) and not value:
+        value = [_short(each) for each in value]
+    if value in ("", {}):
         return ""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return f"`{text}`" if len(text) <= 60 else "see the schema"
+    # as the command line takes it: words without quotation marks
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    words = text.replace("_", "_<wbr>").replace('"', "")
+    return f"<code>{words}</code>" if len(text) <= 60 else "see the schema"
+
+
+def _short(value: Any) -> Any:
+    """A part of a default: of a model what differs from its own defaults, a bare name if it can."""
+    if not isinstance(value, BaseModel):
+        return value
+    content = value.model_dump(mode="json", exclude_defaults=True)
+    if hasattr(value, "name"):
+        content = {"name": value.name, **content}
+    return content["name"] if set(content) == {"name"} else content
 
 
 def reproducing() -> str:
@@ -242,10 +294,10 @@ def reproducing() -> str:
         "# Reproducing papers",
         "",
         "Accuracies on the real test images, as fractions, of the recipe's first network. `ours` is",
-        "what this code reached with the recipe as it stands; an empty cell was not run. *Reduced*",
+        "what this code reached with the recipe unchanged; an empty cell was not run. *Reduced*",
         "recipes have small observers and few epochs, so that two cores suffice, and are not to be",
-        "compared with the paper's number. `random` are as many random real images, trained on in",
-        "the same way. `rayd recipes NAME` prints seeds, command, hardware and time of each result,",
+        "compared with the paper's number. `random` is the accuracy of as many random real images",
+        "under the same protocol. `rayd recipes NAME` prints seeds, command, hardware and time of each result,",
         "and all that papers print of a recipe: other networks, other settings, other metrics.",
         "",
     ]
@@ -259,7 +311,7 @@ def reproducing() -> str:
             ours = row.measured[0] if row.measured else None
             measured = "" if ours is None else _number(ours.accuracy, ours.std)
             random = "" if ours is None else _number(ours.random, None)
-            lines.append(f"| `{row.name}` | {_published(row)} | {measured} | {random} |")
+            lines.append(f"| `{row.name}`{{.name}} | {_published(row)} | {measured} | {random} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -273,7 +325,8 @@ def _published(headline: recipes.Headline) -> str:
 def _number(value: float | None, std: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if std is None else f"{value:.3f} ± {std:.3f}"
+    # the deviation does not stand apart from its sign
+    return f"{value:.3f}" if std is None else f"{value:.3f} ±\u00a0{std:.3f}"
 
 
 def gallery() -> str:
@@ -282,8 +335,8 @@ def gallery() -> str:
         "# Gallery",
         "",
         "Distilled sets to look at and to use, each with its report. They were made on two cores by",
-        "the commands below them; [Reproducing papers](reproducing.md) has the numbers of all recipes.",
-        "A file holds images, labels and the card, and goes wherever a run's directory goes:",
+        "the commands below; [Reproducing papers](reproducing.md) has the numbers of all recipes. A file",
+        "holds images, labels and the card, and commands accept it in place of a run's directory:",
         "",
         "```bash",
         "rayd show digits.safetensors",

@@ -131,31 +131,31 @@ def distill(
 ) -> Run:
     """Distil a data set, evaluate the result, and write both to `out`.
 
-    A recipe says everything; what is given besides overrides it:
+    A recipe sets everything; further arguments override it:
 
         run = rayd.distill("digits", out="runs/digits5", ipc=5)
         run = rayd.distill("dm-cifar10-ipc10", settings={"synthesis.steps": 500}, workers=4)
 
-    Data, network and method may be objects. Without a recipe, the method's defaults hold:
+    Data, network and method may be objects. Without a recipe, the method's defaults apply:
 
         run = rayd.distill(train=data, test=test_data, method="dm", network=build, ipc=10)
 
-    A run that was interrupted or failed goes on with its own recipe:
+    A run that was interrupted or failed continues with its own recipe:
 
         run = rayd.distill(resume="runs/digits5")
 
-    `run.distilled` is a torch `Dataset`, `run.report` has the test accuracies, and each draws itself
-    by `.plot()`. In a notebook, the last line of a cell shows either.
+    `run.distilled` is a torch `Dataset`, `run.report` has the test accuracies, and both have a method
+    `.plot()`. In a notebook, either is displayed as the last line of a cell.
 
     | question | answer |
     |---|---|
     | which recipes are there? | `rayd.recipes.names()`, or `rayd recipes` in a shell |
     | which settings? | `print(rayd.recipes.resolve("digits").to_yaml())`, the page "Settings" |
     | how long will it take? | `rayd.plan("digits")` |
-    | the same on a GPU? | it is used where there is one; `resources={"device": "cpu"}` does without |
+    | on a GPU? | a GPU is used if there is one; `resources={"device": "cpu"}` turns it off |
     | on several GPUs or machines? | `workers=8`, `resources={"gpus_per_worker": 1}`, `address=` |
     | less output? | `quiet=True` |
-    | my own loss, network, data? | `method=`, `network=`, `train=`; `rayd.terms` in an own loop |
+    | my own loss, network, data? | `method=`, `network=`, `train=`; `rayd.terms` in your own loop |
     | step by step? | `rayd.synthesize`, or `callbacks=` |
 
     Args:
@@ -174,8 +174,8 @@ def distill(
         train: the training split: a torch data set with a length whose items are pairs of an image
             and a class index, a pair of images and labels (arrays or tensors), or a Hugging Face
             data set. Images are PIL images, uint8, or floats in [0, 1].
-        test: the same of the test split; absent, a fifth of each class of `train` is put aside.
-        validation: the same of the validation split.
+        test: the same for the test split; if absent, a fifth of each class of `train` is set aside.
+        validation: the same for the validation split.
         class_names: names of the classes; by default those that the data set has, or numbers.
         normalization: means and standard deviations that images of floats were normalised with.
         method: name or class of the method; by default the recipe's, else `dm`.
@@ -222,7 +222,7 @@ def distill(
             if name is not None or out is not None:
                 raise ConfigError(
                     "resume=DIRECTORY takes recipe and directory from there: "
-                    "leave the recipe's name and out away."
+                    "omit the recipe's name and out."
                 )
             out = resume
             resume = True
@@ -259,7 +259,7 @@ def distill(
 
 
 def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
-    """Synthesize a set step by step, in an own loop; the set is not evaluated.
+    """Synthesize a set step by step, in your own loop; the set is not evaluated.
 
         steps = rayd.synthesize("digits", out="runs/mine")
         for step in steps:
@@ -271,8 +271,8 @@ def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
         arguments: as of `rayd.distill`; `rayd.distill(resume=out)` goes on to the evaluation.
 
     Returns:
-        An iterator of the logged steps (every `synthesis.log_every`); the run waits meanwhile. A
-        set that the store has already has none.
+        An iterator over the logged steps (every `synthesis.log_every`); the run waits in between. A
+        set that is cached already has none.
 
     Raises:
         RaydError: as `distill`, with the first step.

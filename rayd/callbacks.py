@@ -1,4 +1,4 @@
-"""Callbacks of a run: an own logger, an own picture, an own stop.
+"""Callbacks of a run: your own logger, pictures or stopping rule.
 
     class Printer(rayd.callbacks.RunCallback):
         def on_step(self, step):
@@ -40,13 +40,13 @@ SNAPSHOTS = "snapshots"
 
 
 class StopRun(Exception):  # noqa: N818
-    """Raise it in a callback to end the run; `resume=True` continues it."""
+    """Raised in a callback to end the run; `resume=True` continues it."""
 
 
 class EndSynthesis(Exception):  # noqa: N818
-    """Raise it in `on_step` to end the synthesis; the run goes on with a set of an earlier step.
+    """Raised in `on_step` to end the synthesis; the run goes on with the set of an earlier step.
 
-    The set is kept in the run's directory alone, not in the store that runs share.
+    The set is kept in the run's directory only, not in the store that runs share.
 
     Args:
         distilled: the set, from `Step.distilled`.
@@ -61,7 +61,7 @@ class EndSynthesis(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Step:
-    """A logged step of a stage; how many are logged is `synthesis.log_every`."""
+    """A logged step of a stage; `synthesis.log_every` says how many are logged."""
 
     stage: str
     """Name of the stage, such as `synthesize` or `evaluate`."""
@@ -82,13 +82,13 @@ class Step:
 
 
 class RunCallback:
-    """Base class of callbacks: override what is of interest."""
+    """Base class of callbacks: override the methods of interest."""
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
         """The run begins or is resumed, in its directory."""
 
     def on_stage(self, stage: str) -> None:
-        """A stage begins; stages whose results are there already do not."""
+        """A stage begins; not called for stages whose results are cached."""
 
     def on_step(self, step: Step) -> None:
         """A step was logged; the run waits."""
@@ -177,7 +177,7 @@ class Callbacks:
 
 
 class EarlyStopping(RunCallback):
-    """Ends the synthesis where the validation accuracy rises no more, with the best set.
+    """Ends the synthesis when the validation accuracy stops rising, with the best set.
 
     Students are trained on the unfinished set, and tested on the validation split
     (`data.validation_fraction`); the test split is not used.

@@ -93,5 +93,5 @@ def test_errors_name_keywords_not_options(finished, arguments, sentence):
 def test_a_run_must_be_named(finished):
     with pytest.raises(ConfigError, match="Name a recipe"):
         rayd.distill()
-    with pytest.raises(ConfigError, match="leave the recipe's name and out away"):
+    with pytest.raises(ConfigError, match="omit the recipe's name and out"):
         rayd.distill("digits", resume=finished)

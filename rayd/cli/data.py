@@ -69,7 +69,7 @@ def data_check(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of 'data', e.g. image_size=64."),
+        typer.Argument(metavar="KEY=VALUE", help="Settings of 'data', e.g. image_size=64."),
     ] = None,
     as_json: Json = False,
     data_root: DataRoot = None,

@@ -44,7 +44,7 @@ def show(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Settings that override the recipe of --schedule."
+            metavar="KEY=VALUE", help="Settings that override the recipe of --schedule."
         ),
     ] = None,
     png: Annotated[
@@ -58,7 +58,7 @@ def show(
         ),
     ] = None,
     before: Annotated[
-        bool, typer.Option("--before", help="Put the initial images beside the distilled ones.")
+        bool, typer.Option("--before", help="Show the initial images beside the distilled ones.")
     ] = False,
     steps: Annotated[
         int | None,
@@ -66,7 +66,7 @@ def show(
             "--steps",
             "--epochs",
             min=1,
-            help="Put images after so many steps of the synthesis, evenly chosen, beside them.",
+            help="Add the images at this many evenly spaced steps of the synthesis.",
         ),
     ] = None,
     classes: Annotated[
@@ -74,7 +74,7 @@ def show(
         typer.Option("--class", help="Class to show; may be repeated. Absent: the first 20."),
     ] = None,
     scale: Annotated[
-        int, typer.Option("--scale", min=1, max=16, help="Enlarge the picture so many times.")
+        int, typer.Option("--scale", min=1, max=16, help="Factor by which the picture is enlarged.")
     ] = 1,
     schedule: Annotated[
         bool,
@@ -246,7 +246,7 @@ def push(
     repository: Annotated[
         str | None,
         typer.Argument(
-            metavar="[REPO]", help="Repository to upload to, user/name; absent: only write."
+            metavar="REPO", help="Repository to upload to, user/name; absent: only write."
         ),
     ] = None,
     to: Annotated[

@@ -75,7 +75,7 @@ def evaluate(
 @commands.command(epilog=example("rayd compare runs/digits runs/digits2 --to compare.html"))
 def compare(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Run directories with evaluations.")
+        list[Path], typer.Argument(metavar="DIR", help="Run directories with evaluations.")
     ],
     to: Annotated[
         Path | None,

@@ -42,7 +42,7 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...",
+        metavar="KEY=VALUE",
         help="Settings that override the recipe.",
         autocompletion=complete_overrides,
     ),
@@ -50,7 +50,7 @@ Overrides = Annotated[
 DirectoryName = Annotated[
     Path, typer.Argument(metavar="DIR", help="A run directory, a distilled set or an export.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # read by `program.main`, not by the commands, which only take it
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]

@@ -26,7 +26,7 @@ def recipes_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="A recipe, a family of recipes, or a YAML file.",
             autocompletion=complete_recipe,
         ),

@@ -130,7 +130,7 @@ def distill(
         images = remote.shown(run.directory / "distilled")
         print_text(f"\n{len(run.distilled)} distilled images: {images}")
         if page is not None:
-            print_text(f"all of it as a page: {page}")
+            print_text(f"report: {page}")
 
 
 def _page(directory: Path) -> str | None:

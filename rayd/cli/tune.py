@@ -100,7 +100,7 @@ def tune(
             print_text(table.read_text(encoding="utf-8"))
         print_text(summary.text())
         print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
-        print_text(f"as a page: {out_ / 'report.html'}")
+        print_text(f"report: {out_ / 'report.html'}")
 
 
 def _print_spaces(as_json: bool) -> None:

@@ -105,8 +105,8 @@ class ReportText:
         scores = "IOR, HLR and LRS" if "random" in lacking else "HLR and LRS"
         both = " and ".join(WORDS[name] for name in lacking)
         return (
-            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not asked for; "
-            "evaluation.baselines=[random,whole] does"
+            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not evaluated; "
+            "set evaluation.baselines=[random,whole]"
         )
 
     def _read(self) -> list[str]:

@@ -10,9 +10,9 @@ no code was released.
     T, S   real and synthetic images of class c          R + i I = A exp(i theta)   characteristic functions of their features
     t      frequencies of a universal kernel's spectrum  a_c    amplitude weight: a in head classes, 1 - a in tail ones
 
-A kernel that is universal sees every difference of two distributions, where DM's linear one sees
-that of the means alone. Amplitudes stand for diversity, of which head classes have plenty to give;
-phases for realism, which the few images of a tail class need most. With a = 1/2 it is the plain
+A universal kernel tells any two distributions apart, DM's linear one only their means. Amplitudes
+stand for diversity, which head classes have plenty of; phases stand for realism, which the few images
+of a tail class need most. With a = 1/2 it is the plain
 spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.characteristic_function`.
 
 **What is not said is a setting** (`terms.characteristic_function`), and these are our choices:

@@ -1,12 +1,12 @@
-r"""DATM: trajectory matching whose difficulty is that of the budget, with learned soft labels.
+r"""DATM: trajectory matching of a difficulty that fits the budget, with learned soft labels.
 
 Ziyao Guo, Kai Wang, George Cazenavette, Hui Li, Kaipeng Zhang and Yang You, "Towards Lossless
 Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT, and:
 
 - Starts are late for large budgets, early for small ones, and later ones join on the way
   (`objective.start.schedule: rising`).
-- Labels are logits that are learned: they start at the mean of what those experts say who are right
-  about an image, and images that no expert knows are not taken (`synthetic.labels: experts`).
+- Labels are learned logits. They start at the mean logits of the experts that classify the image
+  correctly, and images that no expert classifies correctly are not used (`synthetic.labels: experts`).
   Students learn from their softmax.
 - Experts have flat trajectories (GSAM with radius 0.01 and weight 0.3) of 100 epochs.
 - Steps with a loss above 1 are skipped (`objective.loss_limit`).
@@ -15,7 +15,7 @@ Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT
 the same for all; its evaluation has batches of 128 and a moving average of the weights, of decay
 0.9995 for CIFAR-10 IPC 10 and 0.995 for IPC 50, which the recipes set.
 
-Use it for larger budgets, where MTT's early starts have nothing new to say.
+Use it for larger budgets, where matching only early epochs, as MTT does, no longer helps.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ their own training, so that instance normalisation, the default of both, is the 
 Students are trained for 300 epochs without augmentation in DC (the code augments MNIST), for 1,000
 with it in DSA.
 
-Use them as the classic baseline; distribution matching is far cheaper. They need `real: sampled`.
+Use them as classic baselines; distribution matching is far cheaper. They need `real: sampled`.
 """
 
 from __future__ import annotations

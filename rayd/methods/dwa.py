@@ -1,4 +1,4 @@
-"""DWA: SRe2L from real images, every block through weights that were moved away from its images.
+"""DWA: SRe2L from real images, with network weights adjusted for each block so that blocks differ.
 
 Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversity-Driven Synthesis:
 Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
@@ -12,8 +12,8 @@ Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024
     K, rho  12 and 0.015 (`observers.ascent_steps`, `observers.ascent_length`); 15 steps on ImageNet
     v       11 (`terms.moments.variance_weight`), 2 on ImageNet
 
-Blocks that are recovered through one network come out alike. Weights that climb the loss of a block's
-first images ask of them what that network does not yet see in them, another thing of every block.
+Blocks recovered through one and the same network come out alike. Moving the weights up the loss of a
+block's first images makes every block match a slightly different network.
 
 **Paper and released code.** Steps, length and weight of variances are those of the code. Its real
 statistics are the running ones of training; here they are measured through the network as it was

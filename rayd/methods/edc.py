@@ -1,4 +1,4 @@
-"""EDC: G-VBSM with every design choice made anew.
+"""EDC: G-VBSM with every design choice revisited.
 
 Shitong Shao, Zikai Zhou, Huanran Chen and Zhiqiang Shen, "Elucidating the Design Space of Dataset
 Condensation", NeurIPS 2024.
@@ -40,7 +40,7 @@ cross-entropy with the hard label; their biases and normalisations do not decay.
 - Scripts: r = 0.1 and 1,000 steps on ImageNet-1k; 50 steps without smoothing on ImageNet-10. Their
   observers on CIFAR-10 were trained for one epoch (paper: 10). These belong to recipes.
 - Students on small images are trained with RandAugment (code), which is the default here.
-- What holds for G-VBSM of memory and of real statistics, holds here.
+- What G-VBSM's page says about smoothing and real statistics holds here, too.
 
 Use it first where networks can be trained on the real data: it is the most accurate of its family.
 """

@@ -26,8 +26,8 @@ normalisations; here all are measured once over the whole training split. Where 
 batch normalisation, its convolutions are compared alone. Released teachers see the images of
 CIFAR-10 before they are mixed, a mistake; here after.
 
-Use it where students of other architectures shall learn well from the set; the cost of a step does
-not depend on how many observers there are. EDC builds upon it and is better throughout.
+Use it where students of other architectures should learn well from the set; the cost of a step does
+not depend on the number of observers. EDC builds on it and is better throughout.
 """
 
 from __future__ import annotations

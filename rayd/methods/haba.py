@@ -10,8 +10,8 @@ Factorization", NeurIPS 2022.
     L_H    how alike the images of one basis are in an adversary A that learns what they share
            (`rayd.objectives.hallucinations`)                lambda  0.1 (`terms.hallucinator_contrast.weight`)
 
-Hallucinators and bases are few, their pairs many; what all images have in common is stored once. The
-adversarial terms keep hallucinators from making the same of a basis. The factorization can stand on any
+A few hallucinators and bases make many pairs, and what all images have in common is stored once. The
+adversarial terms keep hallucinators from making the same image of a basis. The factorization can stand on any
 method (`synthetic.kind: hallucinated`), this one is the paper's choice.
 
 **Released code**, which the defaults follow: five hallucinators of one 3 x 3 convolution, a scale and

@@ -4,8 +4,9 @@ on IDM.
 Wenxiao Deng, Wenbin Li, Tianyu Ding, Lei Wang, Hongguang Zhang, Kuihua Huang, Jing Huo and Yang
 Gao, "Exploiting Inter-sample and Inter-feature Relations in Dataset Distillation", CVPR 2024.
 
-    minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM          L_base  that of DM or of IDM
+    minimise over S   L_base + lambda_CC L_CC + lambda_CM L_CM
 
+    L_base  that of DM or of IDM
     L_CC  class centralization, in a network drawn from a pool that was trained on the real data        lambda_CC  0.05
     L_CM  covariance matching of local descriptors, in the network of L_base        lambda_CM  0.01
 

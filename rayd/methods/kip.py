@@ -11,7 +11,7 @@ Infinitely Wide Convolutional Networks", NeurIPS 2021.
     X_s   the synthetic images, Y_s their targets, kept or learned
     lambda   1e-6 trace(K_ss) / n (`terms.kernel_regression.relative_ridge`)
 
-No network is drawn, trained or seen: the kernel takes the place of all of them. The best targets for
+No network is drawn or trained: the kernel stands for all of them. The best targets for
 given images are a least-squares problem ("label solve"): `rayd.objectives.neural_kernels.solved_labels`.
 
 **Papers, released code, and what differs here.**
@@ -33,13 +33,14 @@ given images are a least-squares problem ("label solve"): `rayd.objectives.neura
 - Both judge images by the regression itself, and by networks trained on them. Reports here are of
   networks.
 
-Of digits (8 x 8 pixels, one image of each) the regression predicts 92.8 % of the test images right by what is
-learned, 68.7 % by random ones, and 81.9 % by these with solved labels (`kip-digits`, three
+On digits (8 x 8 pixels, one image per class) the regression classifies 92.8 % of the test images
+correctly from the learned images, 68.7 % from random ones, and 81.9 % from random ones with solved labels (`kip-digits`, three
 distillations); ConvNets that learn from the images 84.6 %, from random ones 73.7 %.
 
-The engine wants an observer in every step: a network of one unit, whose output nobody reads.
+The engine needs an observer in every step, so there is one: a network of one unit whose output is
+not used.
 
-Use it for very small sets of small images, and to see how far a fixed kernel goes.
+Use it for very small sets of small images, and to see how far a fixed kernel can go.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@ r"""LS-MTT: trajectory matching in a low-rank space of images, with learned soft
 later starts.
 
 Hangyang Kong, Wenbo Zhou, Xuxiang He, Xiaotong Tu and Xinghao Ding, "Efficient Dataset Distillation
-through Low-Rank Space Sampling", 2025. What is learned are not images but small matrices whose
-products they are; several images share factors, so that many more images fit into the storage of a
-few whole ones (`rayd.synthetic.lowrank`, where the storage is counted as in the paper's Table 2).
-Beside that, MTT with
+through Low-Rank Space Sampling", 2025. It learns small matrices whose products are the images.
+Several images share factors, so that many more images fit into the storage of a few whole ones
+(`rayd.synthetic.lowrank`, where the storage is counted as in the paper's Table 2). Beside that, MTT
+with
 
 - labels that are learned, from random logits on (`synthetic.labels: random`; `experts` starts them
   as DATM does),

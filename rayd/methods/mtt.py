@@ -1,10 +1,10 @@
-r"""MTT: students that learn from the synthetic images move as experts did that learned from the
+r"""MTT: students trained on the synthetic images follow the trajectories of experts trained on the
 real ones.
 
 George Cazenavette, Tongzhou Wang, Antonio Torralba, Alexei A. Efros and Jun-Yan Zhu, "Dataset
 Distillation by Matching Training Trajectories", CVPR 2022. From an expert's parameters after epoch
-t, drawn from the first `start.most`, a student takes N steps on the synthetic images, with a
-learned step size, and shall be where the expert is M epochs later:
+t, drawn from the first `start.most`, a student takes N steps on the synthetic images with a learned
+step size, and should arrive where the expert is M epochs later:
 
     minimise over S, alpha   E_t [ || theta_N - theta*_{t+M} ||^2 / || theta*_t - theta*_{t+M} ||^2 ]
 
@@ -16,11 +16,10 @@ logarithm is learned, at 0.1, which begins alike (`rayd.synthetic.learned_step_s
 `start.most` differ from cell to cell of the paper's tables.
 
 **Different from the released code**: the gradient is the same, but found in the memory of one step
-(`objective.way: reverse`). Where the size of a batch does not divide the set, the smaller batch is
-the last of an epoch, there the first. Steps whose loss is not finite are skipped and counted.
+(`objective.way: reverse`). Where the batch size does not divide the set, the smaller batch is
+the last one of an epoch; in the released code it is the first. Steps whose loss is not finite are skipped and counted.
 
-Use it where DM is not good enough and experts can be afforded; see LS-MTT for images of less
-storage.
+Use it where DM is not good enough and experts are affordable; LS-MTT stores images in less space.
 """
 
 from __future__ import annotations

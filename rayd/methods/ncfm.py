@@ -23,9 +23,9 @@ coloured, and cropped, scaled or rotated.
 - The code draws frequencies and 1,024 real images a class anew for every step. `real: measured`
   draws frequencies once for every observer and measures *all* real images at them once, so a step
   costs nothing that grows with the real data.
-- The *sampling network* that makes frequencies against the synthesis is in the paper's title and
-  off in every shipped configuration; `sampling_network: true` switches on one that weighs those
-  that were drawn, so that the real side can be measured once: it climbs the same objective, among
+- The *sampling network*, which draws frequencies adversarially, is in the paper's title, but off in
+  every configuration of the code; `sampling_network: true` switches on one that weights
+  drawn frequencies, so that the real side can be measured once. It maximises the same objective over
   the densities that differ from the kernel's spectrum by a bounded factor. See
   `rayd.objectives.frequency_network`.
 - The code takes one optimizer step for each class, and alternates with steps of the cross-entropy

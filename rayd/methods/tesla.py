@@ -1,8 +1,8 @@
 r"""TESLA: trajectory matching with an approximate gradient, in constant memory.
 
 Justin Cui, Ruochen Wang, Si Si and Cho-Jui Hsieh, "Scaling Up Dataset Distillation to ImageNet-1K
-with Constant Memory", ICML 2023. MTT, whose gradient leaves out that images of one step move the
-parameters of later ones: `objective.way: truncated`, with the formula in
+with Constant Memory", ICML 2023. MTT, with a gradient that neglects how the images of
+one step affect the parameters at later steps: `objective.way: truncated`, with the formula in
 `rayd.objectives.trajectory`.
 
 **Paper and released code differ.** The code has half of the printed gradient, which is the one

@@ -1,4 +1,4 @@
-"""UniDD: distillation through a filter of one's choice.
+"""UniDD: distillation through a filter of your choice.
 
 Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via Spectral Filtering",
 ICLR 2026.
@@ -25,8 +25,8 @@ of the term:
 P are the steps of MTT's student on the synthetic images and Q those of its expert on the real ones
 (Eq. 10), of the sizes a and b.
 
-This is the filter of each, not the method: the networks, the pace, the set and what the filter is
-applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
+These are the filters of those methods, not the methods themselves: networks, step sizes, the set and
+what the filter is applied to are those of CFM (FRePo's own ridge is relative to the trace of moments that are not
 centred). The classification term can be switched off (`terms.cross_entropy.weight: 0`). A schedule
 goes over the steps of each block, as blocks go side by side. For the mathematics, and for what
 paper and code do otherwise, see `rayd.objectives.spectral_filter` and `rayd.objectives.filters`.

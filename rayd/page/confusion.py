@@ -58,7 +58,7 @@ def confusions_of(results: Sequence[SetResult], names: Sequence[str]) -> list[Co
         if not result.confusion or not names:
             continue
         pairs = [
-            f"{names[label]} is taken for {names[taken_for]}: {share:.3f}"
+            f"{names[label]} classified as {names[taken_for]}: {share:.3f}"
             for label, taken_for, share in result.confusion[:MOST_CONFUSED]
         ]
         rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []

@@ -224,7 +224,7 @@ def _state(state: Status) -> str:
         "failed": "This run failed",
         "killed": "This run was killed",
         "interrupted": "This run was interrupted",
-        "running": "This run is going on",
+        "running": "This run is still going",
     }
     where = f" in stage {state.stage}" if state.stage else ""
     return words.get(state.state, f"This run is {state.state}") + where

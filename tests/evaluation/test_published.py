@@ -84,11 +84,11 @@ def test_a_precision_that_the_machine_chose_is_no_departure():
 
 def test_missing_baselines_are_named_with_the_setting_that_adds_them():
     text = report().text()
-    assert "no HLR and LRS: the whole set was not asked for" in text.replace("\n  ", " ")
+    assert "no HLR and LRS: the whole set was not evaluated" in text.replace("\n  ", " ")
     alone = Report.build(
         recipes.resolve(NAME), [("distilled", student(0.25, network=NETWORK))], distilled(), {}
     ).text()
-    assert "no IOR, HLR and LRS: random images and the whole set were not asked for" in (
+    assert "no IOR, HLR and LRS: random images and the whole set were not evaluated" in (
         alone.replace("\n  ", " ")
     )
 
