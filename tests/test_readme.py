@@ -12,7 +12,7 @@ import rayd
 from rayd.networks import names
 from rayd.results import __main__ as tables
 from rayd.results import applications
-from rayd.results.__main__ import BEGIN, END, updated
+from rayd.results.__main__ import BEGIN, BEGIN_USES, END, END_USES, updated
 from rayd.results.applications import ApplicationResult
 
 TOP = Path(__file__).parents[1]
@@ -172,13 +172,15 @@ def test_applications_have_a_table_each(monkeypatch):
         rows={"random": ((0.8, 0.9), (0.5,))},
     )
     monkeypatch.setattr(applications, "entries", lambda: {"steps": one})
-    assert updated(f"{BEGIN}\n{END}").splitlines()[-6:-1] == [
-        "Learning in steps: test accuracy, mean ± standard deviation over 2 class orders; "
-        "`rayd apply continual digits`, 61 s of processor time.",
+    page = updated(f"{BEGIN}\n{END}\n{BEGIN_USES}\nold\n{END_USES}\n")
+    assert page.partition(f"{BEGIN_USES}\n")[2].splitlines()[:-1] == [
+        "**Learning in steps.** Mean ± standard deviation over 2 class orders:",
         "",
         "| | 2 classes | 4 classes |",
         "|---|---|---|",
         "| random | 0.850 ± 0.071 | 0.500 |",
+        "",
+        "`rayd apply continual digits`, 61 s of processor time.",
     ]
 
 

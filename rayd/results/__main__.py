@@ -14,6 +14,8 @@ from rayd.results import applications, entries
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
+BEGIN_USES = "<!-- applications: written by python -m rayd.results -->"
+END_USES = "<!-- end of applications -->"
 COLUMNS = ("recipe", "IPC", "paper", "distilled", "random", "whole", "seeds")
 SCORES = (
     "recipe",
@@ -144,13 +146,11 @@ def _markdown(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 def updated(text: str) -> str:
     """A page with the tables of now between its marks.
 
+    Those of applications have marks of their own, which a page may lack.
+
     Raises:
-        ValueError: the page lacks the marks.
+        ValueError: the page lacks the marks of the results.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"The page must hold '{BEGIN}' and, below it, '{END}'.")
     parts = [counts(), table()]
     scores = scores_table()
     if scores:
@@ -158,9 +158,21 @@ def updated(text: str) -> str:
     equal = equal_terms()
     if equal:
         parts += [EQUAL_EXPLAINED, equal]
-    parts += applications.tables()
-    tables = "\n\n".join(parts)
-    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
+    found = _between(text, BEGIN, END, parts)
+    if found is None:
+        raise ValueError(f"The page must hold '{BEGIN}' and, below it, '{END}'.")
+    with_uses = _between(found, BEGIN_USES, END_USES, list(applications.tables()))
+    return found if with_uses is None else with_uses
+
+
+def _between(text: str, begin: str, end: str, parts: Sequence[str]) -> str | None:
+    """A page with paragraphs between two marks; None if it lacks them."""
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        return None
+    content = "\n\n".join(parts)
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 def _cells(headline: Headline, result: MeasuredResult) -> Iterator[str]:

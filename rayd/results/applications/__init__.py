@@ -66,17 +66,15 @@ def entries() -> Mapping[str, ApplicationResult]:
 
 
 def tables() -> Iterator[str]:
-    """A paragraph of Markdown and a table for each result."""
+    """A heading, a table and the commands of each result, in Markdown."""
     for result in entries().values():
-        yield (
-            f"{result.title}: test accuracy, mean ± standard deviation over {result.repeats}; "
-            f"`{result.command}`, {result.cpu_seconds:,.0f} s of processor time."
-        )
+        yield f"**{result.title}.** Mean ± standard deviation over {result.repeats}:"
         lines = [f"| | {' | '.join(result.columns)} |", "|---" * (len(result.columns) + 1) + "|"]
         for name, row in result.rows.items():
             cells = [_cell(values) for values in row]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         yield "\n".join(lines)
+        yield f"`{result.command}`, {result.cpu_seconds:,.0f} s of processor time."
 
 
 def _cell(values: tuple[float, ...]) -> str:
