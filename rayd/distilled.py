@@ -66,7 +66,7 @@ GRID = "grid.png"
 
 _STATE = "normalization."
 
-TOGETHER_BYTES = 2**25
+DENORMALIZED_BYTES = 2**25
 """Bytes of the images that are denormalised at a time."""
 
 
@@ -99,7 +99,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels.detach().to("cpu", label_type).contiguous()
         self.class_names = tuple(class_names)
         self.normalization = normalization
-        self._form: tuple[SyntheticSettings, dict[str, Tensor]] | None = None
+        # settings and tensors, of a set that is saved in other parameters than its pixels
+        self._parameterisation: tuple[SyntheticSettings, dict[str, Tensor]] | None = None
         self.directory: Path | None = None
         """Directory that it was loaded from or saved to, which also holds stored labels."""
         if fault := _fault(self.images, self.labels, len(self.class_names)):
@@ -108,6 +109,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
             "ipc": len(self.images) // len(self.class_names),
             "storage": asdict(self._stored()),
             **(card or {}),
+            # pixels, as versions before other parameterisations wrote and read them
             "format": 1,
             "class_names": list(self.class_names),
             "shape": list(self.shape),
@@ -144,7 +146,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
                 name: tensor.detach().cpu().contiguous()
                 for name, tensor in learned.state_dict().items()
             }
-            distilled._form = settings, state
+            distilled._parameterisation = settings, state
             distilled.card |= {"format": FORMAT, "synthetic": settings.model_dump(mode="json")}
         return distilled
 
@@ -231,8 +233,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         """Tensors of the parameterisation by name, such as `left`, `right` and `bases` of low-rank
         images; images and labels of others.
         """
-        if self._form is not None:
-            return dict(self._form[1])
+        if self._parameterisation is not None:
+            return dict(self._parameterisation[1])
         return {"images": self.images, "labels": self.labels}
 
     @property
@@ -249,20 +251,20 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     @property
     def needs(self) -> tuple[str, ...]:
         """What training on the set requires beyond its images and labels, a sentence each."""
-        found = [
+        requirements = [
             f"images are network input ({self.normalization.kind} normalisation): normalise test "
             "images with `normalization` too"
         ]
         if self.step_size is not None:
-            found.append(f"images were learned for a step size of {self.step_size:.4g}")
+            requirements.append(f"images were learned for a step size of {self.step_size:.4g}")
         if self.needs_teachers:
             where = self.card.get("labels", {}).get("folder")
             stored = f"stored in '{where}'" if where else "computed while students train"
-            found.append(
+            requirements.append(
                 f"students of its recipe learn from teachers' soft labels, {stored}; `labels` "
                 "gives others, with which accuracies are lower"
             )
-        return tuple(found)
+        return tuple(requirements)
 
     def pixels(self) -> Tensor:
         """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""
@@ -274,8 +276,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def _denormalized(self) -> Iterator[Tensor]:
         """All images in [0, 1] units, in parts: a set may take half of a machine's memory."""
-        together = max(1, TOGETHER_BYTES // (4 * math.prod(self.shape)))
-        for part in torch.split(self.images, together):
+        count = max(1, DENORMALIZED_BYTES // (4 * math.prod(self.shape)))
+        for part in torch.split(self.images, count):
             yield self.normalization.inverse(part)
 
     @cached_property
@@ -284,7 +286,9 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         return PixelRange.of(self._denormalized())
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Write the three files into `directory`; saving the same set again is allowed.
+        """Write `data.safetensors`, `grid.png` and `card.json` into `directory`.
+
+        Saving the same set again is allowed.
 
         Raises:
             OutputError: the directory contains another set and `overwrite` is False.

@@ -45,7 +45,7 @@ VARIABLE = "RAYD_MIRROR"
 """Environment variable of the folder that contains the mirrors."""
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each retry."""
-TOGETHER = 64
+PARALLEL_FILES = 64
 """Number of files fetched in parallel."""
 
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.*)", re.DOTALL)
@@ -352,10 +352,10 @@ def _filesystem(scheme: str) -> Any:
 
 def _fetch(system: Any, files: Sequence[tuple[_RemoteFile, Path]]) -> None:
     """Fetch files, each atomically."""
-    for start in range(0, len(files), TOGETHER):
+    for start in range(0, len(files), PARALLEL_FILES):
         batch = [
             (found, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
-            for found, path in files[start : start + TOGETHER]
+            for found, path in files[start : start + PARALLEL_FILES]
         ]
         address = shown(batch[0][1])
         try:

@@ -44,7 +44,7 @@ PART = ".part"
 """Ending of a file that is being fetched, `.<name>.part`."""
 LOCKED = ".lock"
 """Ending of the file that is locked meanwhile, `.<name>.lock`."""
-TOGETHER = 64
+PARALLEL_FILES = 64
 """Maximum number of files fetched in parallel."""
 MOST = 1 / 8
 """Share of the limit that files fetched in parallel may take; one file always may."""
@@ -139,7 +139,7 @@ def prefetched(originals: Iterable[File]) -> Iterator[File]:
         if most is None:
             root = _root(original)
             most = MOST * limit(root, _taken(root))
-        if batch and (len(batch) == TOGETHER or size + original.size > most):
+        if batch and (len(batch) == PARALLEL_FILES or size + original.size > most):
             _fetch(batch)
             yield from batch
             batch = []

@@ -54,8 +54,10 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 AHEAD = 2**20
 """Read-ahead buffer in bytes: Arrow's defaults would hold whole row groups."""
-TOGETHER = 2**24
-"""Bytes of small row groups that one thread reads one after another: opening a file costs time."""
+RUN_BYTES = 2**24
+"""Bytes of a run, small row groups that one thread reads one after another: opening a file costs
+time.
+"""
 OPENED = 16
 """Number of files opened in parallel."""
 SCATTERED = 8
@@ -302,7 +304,7 @@ class ParquetImages:
             np.searchsorted(np.cumsum(shard.groups), rows, "right"), return_inverse=True
         )
         sizes = [footer.row_group(int(group)).total_byte_size for group in groups]
-        number = (np.cumsum(sizes) // TOGETHER)[position]
+        number = (np.cumsum(sizes) // RUN_BYTES)[position]
         runs = {
             int(run): RowRun(shard, rows[number == run], whole, footer) for run in np.unique(number)
         }

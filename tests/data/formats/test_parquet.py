@@ -52,7 +52,7 @@ def test_random_access_reads_a_run_of_row_groups_once(
     zoo: Path, together: int, reads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row groups of three images, in two files: each alone, or all of a file together."""
-    monkeypatch.setattr(parquet, "TOGETHER", together)
+    monkeypatch.setattr(parquet, "RUN_BYTES", together)
     seen: list[list[int]] = []
     values = parquet.Shard.values
     monkeypatch.setattr(
