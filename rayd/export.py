@@ -110,7 +110,8 @@ def export(
         )
     if destination.exists() and not overwrite:
         raise OutputError(
-            f"'{destination}' exists already; choose another destination or overwrite it."
+            f"'{destination}' exists already; replace it with --overwrite, "
+            "or choose another destination."
         )
     if format in ("parquet", "hub", "imagefolder") and distilled.shape.channels > 4:
         raise OutputError(

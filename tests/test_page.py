@@ -147,6 +147,14 @@ def test_initial_images_are_beside_the_distilled_ones(run):
     assert [step for step, _ in json.loads(steps[1])] == [0, 1, 2, 3, 4]
 
 
+def test_the_only_term_has_no_curve_beside_the_loss(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("mean" in line for line in lines)
+    page = render(run)
+    assert "loss over step" in page
+    assert "mean over step" not in page
+
+
 def test_pages_of_many_classes_list_their_mistakes(run, monkeypatch):
     monkeypatch.setattr("rayd.page.confusion.MOST_CONFUSED", 5)
     page = render(run)

@@ -167,7 +167,7 @@ def chart(resolved: ResolvedSpace, trials: Sequence[Row]) -> Image.Image:
                 shift=shift,
             )
         if space.paper:
-            figure.legend(loc="outside lower center")
+            figure.legend(loc="outside lower center", frameon=False)
         return as_image(figure)
 
 

@@ -70,7 +70,7 @@ class ReportText:
             shown = ", ".join(self._report.departures[:SHOWN_DEPARTURES])
             more = len(self._report.departures) - SHOWN_DEPARTURES
             rest = f" and {more} more" if more > 0 else ""
-            lines.append(f"other than the recipe '{self._report.recipe}': {shown}{rest}")
+            lines.append(f"differs from the recipe '{self._report.recipe}' in {shown}{rest}")
         return lines
 
     def score_lines(self) -> list[str]:

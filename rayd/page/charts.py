@@ -86,13 +86,16 @@ def accuracy_figure(results: Sequence[SetResult]) -> Figure:
 
 
 def bars_of(results: Sequence[SetResult]) -> list[Bar]:
-    """A bar for each result."""
-    bars = []
+    """A bar for each result; of several protocols, as later evaluations add them, the first counts."""
+    bars: dict[str, Bar] = {}
     for result in results:
         label = f"{words_of(result, results)}, {result.network}"
+        if result.epoch != "last":
+            label = f"{label} ({result.epoch} epoch)"
         accuracy = result.test_accuracy
-        bars.append(Bar(label, accuracy.mean, accuracy.std, result.set == DISTILLED))
-    return bars
+        bar = Bar(label, accuracy.mean, accuracy.std, result.set == DISTILLED)
+        bars.setdefault(label, bar)
+    return list(bars.values())
 
 
 def bar_figure(bars: Sequence[Bar]) -> Figure:

@@ -53,7 +53,7 @@ def confusions_of(results: Sequence[SetResult], names: Sequence[str]) -> list[Co
         results: of a report.
         names: of the classes; empty where they are unknown.
     """
-    confusions = []
+    confusions: list[Confusion] = []
     for result in results:
         if not result.confusion or not names:
             continue
@@ -63,7 +63,9 @@ def confusions_of(results: Sequence[SetResult], names: Sequence[str]) -> list[Co
         ]
         rows = _rows(result, names) if len(names) <= MOST_CONFUSED else []
         title = f"{words_of(result, results)}, {result.network}"
-        confusions.append(Confusion(title, names, rows, pairs))
+        # of several protocols or epochs the first counts
+        if all(title != other.title for other in confusions):
+            confusions.append(Confusion(title, names, rows, pairs))
     return confusions
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL import Image
@@ -70,6 +71,8 @@ def environment(package: str = "rayd.page") -> jinja2.Environment:
     made.filters["seconds"] = seconds
     made.filters["size"] = size
     made.filters["value"] = shown
+    made.filters["sentence"] = sentence
+    made.filters["rounded"] = rounded
     return made
 
 
@@ -95,6 +98,24 @@ def write(path: Path, page: str) -> Path:
     except OSError as error:
         raise OutputError(f"Cannot write '{path}': {error.strerror}.") from error
     return path
+
+
+def rounded(setting: Any) -> Any:
+    """A number that a search drew, to four digits; other settings as they are.
+
+    >>> rounded(0.10258439388535061), rounded(2.0), rounded(4096), rounded("adam")
+    (0.1026, 2.0, 4096, 'adam')
+    """
+    return float(f"{setting:.4g}") if isinstance(setting, float) else setting
+
+
+def sentence(text: str) -> str:
+    """A text with a full stop; empty for an empty one.
+
+    >>> sentence("DM on digits"), sentence("Done."), sentence("")
+    ('DM on digits.', 'Done.', '')
+    """
+    return f"{text.rstrip('.')}." if text else ""
 
 
 def seconds(duration: float | None) -> str:

@@ -237,9 +237,9 @@ def storage(distilled: Distilled) -> list[tuple[str, float, str]]:
     total = distilled.storage.total_bytes
     whole = _whole_bytes(distilled)
     if whole is None:
-        return [*rows, ("in all", total, "")]
-    share = f"{100 * total / whole:.3g} % of the whole set"
-    return [*rows, ("in all", total, share), ("the whole training split, 8 bits", whole, "")]
+        return [*rows, ("total", total, "")]
+    share = f"{100 * total / whole:.3g} % of the training split"
+    return [*rows, ("total", total, share), ("whole training split, 8 bits", whole, "")]
 
 
 def _whole_bytes(distilled: Distilled) -> int | None:
@@ -304,8 +304,12 @@ def series(directory: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Values of the synthesis over its steps; a quantity that does not vary has no curve."""
-    by_name: dict[str, dict[float, float]] = {}
+    """Values over the steps of the synthesis, by name.
+
+    A quantity that does not vary has no curve, nor has one that equals another: the only term of an
+    objective is its loss.
+    """
+    found: dict[str, dict[float, float]] = {}
     for line in lines:
         step = line.get("step")
         if line["stage"] != "synthesize" or not isinstance(step, int | float):
@@ -314,12 +318,14 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, f
             if name in ("stage", "step", "seconds", "finished") or not _is_finite(value):
                 continue
             # steps that were repeated after a resume replace the earlier ones
-            by_name.setdefault(name, {})[float(step)] = float(value)
-    return {
-        name: sorted(points.items())
-        for name, points in by_name.items()
-        if len(points) > 1 and len(set(points.values())) > 1
-    }
+            found.setdefault(name, {})[float(step)] = float(value)
+
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, values in found.items():
+        points = sorted(values.items())
+        if len(points) > 1 and len(set(values.values())) > 1 and points not in curves.values():
+            curves[name] = points
+    return curves
 
 
 def _is_finite(value: object) -> bool:

@@ -23,7 +23,7 @@ def test_the_recipe_itself_has_the_papers_number():
     assert ours.paper == Published(0.26, 0.008, ours.paper.source)
     assert random.paper is None
     assert "paper: 0.260 ± 0.008 (" in made.text()
-    assert "other than the recipe" not in made.text()
+    assert "differs from the recipe" not in made.text()
     assert Report.from_json(made.to_json()) == made
 
 
