@@ -102,14 +102,21 @@ def _figure(
     across = min(columns, len(layers))
     down = ceil(len(layers) / across)
     figure = new_figure(across * WIDTH, HEADING + down * HEIGHT)
-    figure.suptitle(title or "Eigenvalues of feature correlations")
     figure.supxlabel("eigenvalue, by rank: low to high frequency", fontsize="medium")
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
     for layer, axes in zip(layers, grid.flat, strict=False):
         lines = _subplot(axes, layer, function)
-    figure.legend(handles=lines, loc="outside upper left", ncols=len(lines))
+    # the title is the legend's, as a figure's own would be drawn over it
+    figure.legend(
+        handles=lines,
+        loc="outside upper center",
+        ncols=len(lines),
+        title=title or "Eigenvalues of feature correlations",
+        title_fontsize="large",
+        frameon=False,
+    )
     return figure
 
 
@@ -133,7 +140,7 @@ def _subplot(axes: Axes, layer: LayerSpectrum, function: Filter | None) -> list[
     axes.yaxis.set_major_formatter("{x:.0e}")
     axes.set_xlim(0.5, dimension + 0.5)
     # ranks are whole numbers, also of a layer with three of them
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=True, min_n_ticks=1)
     axes.plot(ranks, layer.real.tolist(), color=REAL, marker=marker, label="real")
     axes.plot(ranks, layer.synthetic.tolist(), color=SYNTHETIC, marker=marker, label="synthetic")
     lines = list(axes.get_lines())

@@ -45,6 +45,12 @@ def test_spectra_are_eigenvalues_of_all_classes_together():
         layer_spectra.spectra(["a", "b"], [real], [few])
 
 
+def test_a_layer_of_one_direction_has_one_rank():
+    one = layer_spectra.LayerSpectrum("pixels", torch.ones(1), torch.ones(1))
+    (axes,) = layer_spectra._figure([one], None, "", columns=1).axes
+    assert [tick for tick in axes.get_xticks() if 0.5 <= tick <= 1.5] == [1]
+
+
 def test_a_chart_has_a_subplot_per_layer_with_all_curves():
     real = covariance([3.0, 1.0, 0.3, 0.1])
     few = covariance([3.0, 1.0, 0.3, 0.1], count=3)
@@ -66,6 +72,8 @@ def test_a_chart_has_a_subplot_per_layer_with_all_curves():
         expected = function.response(layer.real).abs()
         assert response.get_ydata() == pytest.approx((expected / expected.max()).tolist())
     assert len(layer_spectra._figure(layers[:1], None, "", columns=3).axes) == 1
+    (legend,) = figure.legends
+    assert legend.get_title().get_text() == "title"
     image = layer_spectra.chart(layers, function, columns=3)
     assert image.size == (3 * WIDTH, HEADING + 2 * HEIGHT)
     colours = {colour for _, colour in image.getcolors(2**24)}

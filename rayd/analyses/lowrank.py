@@ -7,6 +7,8 @@ says how much of the rank it uses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -69,7 +71,9 @@ def analyse(subject: Subject) -> Analysis:
             f"(first channel), which {sharing} images share, then bases Sigma and the images they "
             "make. Red is positive, blue negative; each picture has a scale of its own."
         ),
-        picture=chart(left, right, bases, subject.distilled.pixels(), subject.title),
+        picture=chart(
+            left, right, bases, subject.distilled.pixels(), subject.title, _classes(subject)
+        ),
         lines=(
             f"{len(left)} mapper sets of rank {rank}, {sharing} images each",
             f"effective rank of the bases {mean:.2f} of {rank} "
@@ -88,8 +92,19 @@ def analyse(subject: Subject) -> Analysis:
     )
 
 
+def _classes(subject: Subject) -> list[str]:
+    """Name of the class of every image, of the likeliest one where labels are soft."""
+    names = subject.distilled.class_names
+    return [names[label] for label in subject.distilled.hard_labels.tolist()]
+
+
 def chart(
-    left: Tensor, right: Tensor, bases: Tensor, pixels: Tensor, title: str = ""
+    left: Tensor,
+    right: Tensor,
+    bases: Tensor,
+    pixels: Tensor,
+    title: str = "",
+    classes: Sequence[str] = (),
 ) -> Image.Image:
     """Draw factors of the first channel, and images.
 
@@ -99,6 +114,7 @@ def chart(
         bases: Sigma (k m, C, r, r).
         pixels: uint8 (k m, C, H, W).
         title: heading.
+        classes: name of the class of every image, which is written below it.
     """
     from rayd.drawing import as_image, new_figure, styled
 
@@ -106,7 +122,7 @@ def chart(
     sets = min(SETS, len(left))
     images = min(IMAGES, sharing)
     with styled():
-        figure = new_figure(110 * (2 + 2 * images) + 60, 120 * sets + 70)
+        figure = new_figure(110 * (2 + 2 * images) + 60, 135 * sets + 70)
         grid = figure.subplots(sets, 2 + 2 * images, squeeze=False)
         for number, row in enumerate(grid):
             _signed(row[0], left[number, 0], "U" if number == 0 else "")
@@ -120,6 +136,7 @@ def chart(
                 shown = pixels[index].permute(1, 2, 0).squeeze(2).numpy()
                 axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 axes.set_title(f"image {place + 1}" if number == 0 else "")
+                axes.set_xlabel(classes[index] if classes else "")
                 _bare(axes)
         figure.suptitle(title)
         return as_image(figure)

@@ -12,6 +12,7 @@ from rayd.analyses import ANALYSES, analyse, run
 from rayd.analyses.base import Analysis, Options, Subject, sampled
 from rayd.analyses.budgets import curves
 from rayd.analyses.classes import ClassGain, gains
+from rayd.analyses.lowrank import _classes
 from rayd.analyses.steps import snapshots
 from rayd.config import SyntheticSettings
 from rayd.data import Standardization
@@ -145,6 +146,7 @@ def test_mappers_and_bases_are_drawn(tmp_path):
     found = analyse(tmp_path, "lowrank")
     assert (found.numbers["sets"], found.numbers["sharing"], found.numbers["rank"]) == (2, 2, 3)
     assert 1 <= found.numbers["effective_rank"]["least"] <= 3
+    assert _classes(Subject.at(tmp_path)) == ["a", "b", "c", "d"]
 
 
 def test_what_is_missing_is_said(made, tmp_path):
