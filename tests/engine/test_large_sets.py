@@ -15,7 +15,7 @@ from rayd.config import DataSettings
 from rayd.data import load
 from rayd.data.normalization import Standardization
 from rayd.distilled import Distilled
-from rayd.engine import distill as driver
+from rayd.engine import driver, set_writer
 from rayd.engine.distill import distill
 from rayd.engine.pool import LocalPool, LocalRef
 from rayd.engine.stages import student_tasks
@@ -135,7 +135,7 @@ def test_the_store_gets_a_set_while_students_are_trained(
         evaluating.set()
         return judge(*arguments, **more)
 
-    monkeypatch.setattr(driver, "AT_ONCE", 0.0)
+    monkeypatch.setattr(set_writer, "AT_ONCE", 0.0)
     monkeypatch.setattr(Store, "put_tensors", put_late)
     monkeypatch.setattr(driver, "judge", judged)
     distill(tiny(**NO_STUDENTS), tmp_path / "run", progress=QUIET)
