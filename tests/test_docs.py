@@ -120,7 +120,11 @@ def test_site_builds_strictly(tmp_path):
     assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
     assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
-    assert "synthesis.learning_rate" in settings
+    assert "<code>synthesis.<wbr>learning_rate<wbr></code>" in settings
+    assert "One of <code>crop</code>, <code>squash</code>, <code>pad</code>." in settings
+    # marks at which a narrow page breaks a key do not keep readers from finding it
+    search = (tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8")
+    assert "synthesis.learning_rate" in search
 
 
 def test_every_objective_in_the_head_of_a_module_is_drawn_as_a_formula():
