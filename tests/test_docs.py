@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -165,3 +166,20 @@ def test_the_loss_in_an_own_loop_falls():
         real, names["features"](start), names["real_labels"], names["labels"]
     ).item()
     assert names["loss"].item() < before / 2
+
+
+def test_the_data_by_name_of_a_page_can_be_distilled(tmp_path, monkeypatch):
+    """`flowers.py` as it stands on its page: its test images are no copies of training images."""
+    (example,) = (block for _, block in blocks("python") if "# flowers.py" in block)
+    path = tmp_path / "flowers.py"
+    path.write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "rayd", "data", "check", "flowers:small", "--import", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(TOP), "RAYD_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no problems" in done.stdout
