@@ -220,8 +220,8 @@ def settings() -> str:
             if values := _choices(field.annotation):
                 text = f"{text} One of {', '.join(f'`{value}`' for value in values)}."
             text = text.replace("|", "\\|")
-            # a phone breaks the key at its dots
-            key = full.replace(".", ".<wbr>")
+            # a phone breaks the key at its dots; the last mark tells the style that it is one
+            key = full.replace(".", ".<wbr>") + "<wbr>"
             lines.append(f"| <code>{key}</code> | {_default(field)} | {text} |")
         lines.append("")
     return "\n".join(lines)

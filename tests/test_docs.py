@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -120,7 +121,11 @@ def test_site_builds_strictly(tmp_path):
     assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
     assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
-    assert "synthesis.learning_rate" in settings
+    assert "<code>synthesis.<wbr>learning_rate<wbr></code>" in settings
+    assert "One of <code>crop</code>, <code>squash</code>, <code>pad</code>." in settings
+    # marks at which a narrow page breaks a key do not keep readers from finding it
+    search = (tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8")
+    assert "synthesis.learning_rate" in search
 
 
 def test_every_objective_in_the_head_of_a_module_is_drawn_as_a_formula():
@@ -161,3 +166,20 @@ def test_the_loss_in_an_own_loop_falls():
         real, names["features"](start), names["real_labels"], names["labels"]
     ).item()
     assert names["loss"].item() < before / 2
+
+
+def test_the_data_by_name_of_a_page_can_be_distilled(tmp_path, monkeypatch):
+    """`flowers.py` as it stands on its page: its test images are no copies of training images."""
+    (example,) = (block for _, block in blocks("python") if "# flowers.py" in block)
+    path = tmp_path / "flowers.py"
+    path.write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "rayd", "data", "check", "flowers:small", "--import", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(TOP), "RAYD_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no problems" in done.stdout

@@ -67,7 +67,11 @@ class Summary:
         if self.best is None:
             return lines[0]
         own = self.own_validation_accuracy
-        against = f", the recipe's own settings {own:.3f}" if own is not None else ""
+        against = ""
+        if own is not None and self.validation_accuracy is not None:
+            is_better = self.validation_accuracy > own
+            against = f", the recipe's own settings {own:.3f}"
+            against = against if is_better else ", no better than the recipe's own settings"
         lines.append(
             f"best on the validation split: {self.validation_accuracy:.3f} "
             f"(trial {self.best}){against}"
