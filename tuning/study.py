@@ -127,7 +127,10 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
             value = series.value(line.settings)
             cells.append(_percent(*value[:2]) if value else "–")
             if value and value[2]:
-                remarks.append(f"- {series.table}, {line.name}: {value[2]}")
+                remark = f"- {series.table}, {line.name}: {value[2]}"
+                # columns of a table that are alike in a remark have it once
+                if remark not in remarks:
+                    remarks.append(remark)
         table.append(cells)
     text = [f"# {space.name}", "", space.summary, ""]
     text += [f"| {' | '.join(cells)} |" for cells in table]

@@ -153,6 +153,13 @@ def test_tables_and_chart_have_the_values_of_the_paper(tmp_path):
     assert orange not in {colour for _, colour in alone.getcolors(1 << 20)}
 
 
+def test_a_remark_that_columns_share_stands_once():
+    other = {**PAPER[0], "conditions": "CIFAR-10, another network"}
+    resolved = ResolvedSpace(rows_of_digits(paper=[PAPER[0], other]))
+    text = study.markdown(resolved, study.lines(resolved, trials(resolved)))
+    assert text.count("- Table 1, adam: on two seeds") == 1
+
+
 def test_values_of_a_grid_are_found_by_their_number():
     series = {"table": "T", "setting": "synthesis.momentum", "values": {0: 40, 0.5: 41}}
     search = {"synthesis.momentum": {"grid": [0.0, 0.5, 0.9]}}
