@@ -68,8 +68,10 @@ def slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
 
 def draw_slices(space: Space, trials: Sequence[Row], best: Row | None) -> Figure:
     """The same in the style of the caller."""
-    keys = list(space.domains)
     done = finished(trials)
+    # settings that depend on others may have been drawn by no trial
+    keys = [key for key in space.domains if any(key in row.settings for row in done)]
+    keys = keys or list(space.domains)
     across = min(COLUMNS, len(keys))
     down = ceil(len(keys) / across)
     figure = new_figure(WIDTH * across, HEADING + HEIGHT * down)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ def render(directory: Path) -> str:
             best=best,
             summary=summary,
             keys=list(space.domains),
+            short=short_names(space.domains),
             importance=_importance(summary.get("importance") or {}),
             fewest=table.FEWEST,
             slices=_slices(space, trials, best) if done and space.domains else None,
@@ -176,3 +177,19 @@ def _pareto(
 
 def _better(objective: str) -> str:
     return "higher is better" if MODES[objective] == "max" else "lower is better"  # type: ignore[index]
+
+
+def short_names(keys: Collection[str]) -> dict[str, str]:
+    """The last parts of dotted keys, as few as tell them apart.
+
+    >>> short_names(["synthesis.steps", "terms.moments.alpha", "objective.steps"])
+    {'synthesis.steps': 'synthesis.steps', 'terms.moments.alpha': 'alpha', 'objective.steps': 'objective.steps'}
+    """
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        for count in range(1, len(parts) + 1):
+            short[key] = ".".join(parts[-count:])
+            if sum(f".{other}".endswith(f".{short[key]}") for other in keys) == 1:
+                break
+    return short

@@ -140,7 +140,8 @@ def classes(shown: Mapping[str, Sequence[float | None]], names: Sequence[str]) -
                 zorder=3 if index == 0 else 2,
             )
         axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
+        # downwards, with room for the markers of the first and the last class
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("test accuracy")
         figure.legend(loc="outside upper center", ncols=min(4, len(shown)), frameon=False)

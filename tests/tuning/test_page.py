@@ -83,7 +83,7 @@ def test_trials_are_read_as_they_were_written(sweep):
 
 def test_page_shows_trials_importance_slices_and_front(sweep):
     shown = render(sweep)
-    first, *others = re.findall(r"<tr><td>(\w+)", shown.partition('id="trials"')[2])
+    first, *others = re.findall(r"<tr><td class=\"name\">(\w+)", shown.partition('id="trials"')[2])
     assert first == "good"
     assert set(others) == {"own", "slow", "gone"}
     assert "Memory &lt;ran&gt; out." in shown
