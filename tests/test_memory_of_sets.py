@@ -40,6 +40,24 @@ def test_the_driver_holds_no_statistics_of_the_real_data():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_memory_that_a_plan_estimates_is_that_of_a_run(workers):
+    """Of the driver and of each worker, within a factor of 1.5."""
+    few = "['synthesis.steps=20', 'evaluation.seeds=1', 'evaluation.epochs=5', 'evaluation.baselines=[]']"
+    script = (
+        "from benchmarks.memory import measure_plan\n"
+        f"found = measure_plan('digits', {few}, {workers})\n"
+        "assert all(size / 1.5 < planned < 1.5 * size for planned, size in found.values()), found"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_an_array_of_the_object_store_becomes_a_tensor_without_a_copy(recwarn):
     array = np.arange(6)
     array.flags.writeable = False

@@ -156,6 +156,12 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(memory, tmp_path):
     assert not list(tmp_path.rglob("escaped"))
 
 
+def test_a_listed_name_that_leads_out_of_its_folder_is_refused(memory, monkeypatch):
+    monkeypatch.setattr(memory, "ls", lambda *_, **__: ["/bucket/run/a", "/bucket/run/.."])
+    with pytest.raises(RunError, match=r"'\.\.' in 'memory://bucket/run' leads out of"):
+        remote.listed(remote.local("memory://bucket/run"))
+
+
 def failing(
     system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, times: int, error: Exception
 ) -> list[str]:

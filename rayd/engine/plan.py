@@ -55,8 +55,11 @@ DOMINANT = 0.3
 """Share of the time from which on a part of the work is named in a remark."""
 NOTABLE = 0.05
 """Share of the time from which on comparisons are named in a remark."""
-PROCESS = 450 * 10**6
-"""Bytes of a process that has imported torch and, for workers, Ray."""
+PROCESS = 800 * 10**6
+"""Resident bytes of a process that has imported torch, built for CUDA, and all else that a run needs:
+what the driver and the workers of runs on digits take. Half of them are libraries, which processes
+of a machine share.
+"""
 GPU_LIBRARIES = 2 * 10**9
 """Bytes of the host that a process with a GPU takes for its context and libraries."""
 COPIES = 3

@@ -242,6 +242,17 @@ def test_lost_items_are_assigned_first():
     assert queue.assign([0]) == [(0, 1)]
 
 
+def test_the_item_that_all_others_wait_for_is_the_only_one_given():
+    """Also where its worker was lost, and to one worker alone."""
+    queue = ItemQueue(3, [0, 1, 0], 2)
+    assert queue.assign([1], only=0) == [(1, 0)]
+    assert queue.assign([0], only=0) == []
+    queue.put_back(0)
+    assert queue.assign([], only=0) == []
+    assert queue.assign([0, 1], only=0) == [(0, 0)]
+    assert queue.assign([0, 1]) == [(0, 2), (1, 1)]
+
+
 def test_a_restarted_stream_passes_each_event_on_once():
     """Lost items come first, and repeat their events from the first one."""
     items = StreamedItems([("a",), ("b",)], workers=2)
