@@ -75,6 +75,8 @@ class Group:
 
     recipe: str
     """Name of the recipe."""
+    data: str
+    """Name of the real data."""
     departures: tuple[str, ...]
     """Settings in which the runs differ from it."""
     network: str
@@ -216,6 +218,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
     first = runs[0].report
     return Group(
         recipe=first.recipe,
+        data=first.data,
         departures=first.departures,
         network=network,
         directories=tuple(str(run.directory) for run in runs),
@@ -247,8 +250,11 @@ def _scores(scores: Sequence[Scores]) -> dict[str, Spread]:
 
 
 def _paired(group: Group, first: Group) -> Group:
-    """The group with its differences from the first, where both have the same seeds."""
+    """The group with its differences from the first, where both have the same data and seeds."""
     if group is first or DISTILLED not in group.accuracies or DISTILLED not in first.accuracies:
+        return group
+    if group.data != first.data:
+        # a difference of accuracies on different test images says nothing
         return group
     if sorted(map(str, group.seeds)) != sorted(map(str, first.seeds)):
         return group

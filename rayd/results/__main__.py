@@ -31,18 +31,23 @@ SCORES = (
 EXPLAINED = """\
 What these accuracies are worth: beside random images under the same labels, random images of as
 many bytes, and all of it under hard labels ([the scores](concepts.md))."""
-EQUAL = "equal"
-"""Family of the recipes that compare all methods at one budget."""
-EQUAL_COLUMNS = ("method", "distilled", "random", "distilled", "random", "gain", "minutes")
+EQUAL = ("equal", "combined")
+"""Families of the recipes that compare all methods, and combinations of them, at one budget."""
+EQUAL_COLUMNS = ("method", "own labels", "random", "hard labels", "random", "gain", "minutes")
 EQUAL_EXPLAINED = """\
 ## Methods on equal terms
 
 Every method with the same networks (ConvNets of width 32), a minute of synthesis on one core and the
-same students, best first. The first two accuracies are under the labels that the method brings
-along, its own or those of teachers; the next two under hard labels by the same students for all
-methods (DSA's protocol, 300 epochs), *gain* is their difference. Minutes are processor time of one
-distillation with networks, statistics, synthesis and students. A minute is a small part of what
-the papers spend: the tables compare what methods make of it, not what they reach in the end."""
+same students, best first; ± is over distillations, where there are several.
+
+- *own labels*: with the labels that the set brings along, its own or those of teachers, and random
+  images with the same teachers
+- *hard labels*: the same students for all, by DSA's protocol with 300 epochs; *gain* is what they
+  have above random images
+- *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
+
+A minute is a small part of what the papers spend: the tables compare what methods make of it, not
+what they reach in the end."""
 _REPEATED = re.compile(r"(seed|observers\.seed)=")
 """Settings that differ between the distillations of a command with several."""
 
@@ -88,7 +93,8 @@ def equal_terms() -> str:
     for name, results in found.items():
         headline = known[name]
         rows = budgets.setdefault((headline.data, headline.ipc), [])
-        rows.append(_equal(headline.method, results))
+        method = name.removesuffix(f"-{headline.data}-ipc{headline.ipc}-equal")
+        rows.append(_equal(method, results))
     parts = []
     for (data, ipc), rows in sorted(budgets.items()):
         best_first = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
@@ -100,7 +106,7 @@ def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[
     """The accuracy by the students of all methods, and the cells of a method's row.
 
     Args:
-        method: its name.
+        method: its name, or that of a combination.
         results: under its own protocol, and, where that differs, under the one of all methods.
     """
     own, common = results[0], results[-1]
@@ -128,7 +134,7 @@ def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[
 
 def _results(equal: bool) -> Iterator[tuple[Headline, MeasuredResult]]:
     """Results with the headlines of their recipes: those on equal terms, or all others."""
-    alone = families()[EQUAL]
+    alone = {name for family in EQUAL for name in families()[family]}
     known = {headline.name: headline for headline in headlines()}
     for name, results in entries().items():
         if (name in alone) != equal:

@@ -80,6 +80,15 @@ def test_other_settings_are_another_group_paired_by_seed(tmp_path):
     assert "other synthesis.steps" in theirs.title
 
 
+def test_runs_on_other_data_have_no_difference(tmp_path):
+    first, second = (kept(tmp_path / name, 0, (0.8,)) for name in "ab")
+    content = json.loads((second / "evaluation.json").read_text())
+    write_json(second / "evaluation.json", {**content, "data": "mnist"})
+    ours, theirs = compare([first, second]).groups
+    assert (ours.data, theirs.data) == ("digits", "mnist")
+    assert theirs.paired is None
+
+
 def test_single_runs_have_no_deviation(tmp_path):
     (group,) = compare([kept(tmp_path / "a", 0, (0.8,))]).groups
     assert group.lines()[1] == "  distilled  0.800"
