@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.campaign import WIDTH, _commit, hardware
+from benchmarks.campaign import WIDTH, commit, hardware
 from rayd.config import validate
 from rayd.results.applications import FOLDER, ApplicationResult
 
@@ -74,7 +74,7 @@ def result(
     entry = {
         "title": title,
         "command": "; ".join(commands),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": hardware(),
         "cpu_seconds": round(cpu_seconds),

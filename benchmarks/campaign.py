@@ -234,7 +234,7 @@ def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> di
         print(f"{shlex.join(command)}: exit {process.returncode}, see {log}", flush=True)
         return None
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.time() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
@@ -291,7 +291,7 @@ def _plain(setting: str) -> str:
     return re.sub(r"[^\w.=-]+", "_", setting)
 
 
-def _commit() -> str:
+def commit() -> str:
     """The revision of this repository, short."""
     top = Path(__file__).parent
     command = ["git", "-C", str(top), "rev-parse", "--short", "HEAD"]

@@ -114,7 +114,9 @@ def test_recipes_with_a_result_are_left_out_unless_asked_for():
     assert list(candidates(["digits"], again=True)) == ["digits"]
 
 
-def test_an_application_keeps_every_accuracy_and_its_commands(tmp_path):
+def test_an_application_keeps_every_accuracy_and_its_commands(tmp_path, monkeypatch):
+    # also where the sources are not a repository
+    monkeypatch.setattr(applications, "commit", lambda: "abc")
     curve = Curve("random", (2, 4), ((0.81, 0.79), (0.5, 0.61234)))
     content = json.loads(json.dumps({"curves": [curve.to_json()]}))
     entry = applications.result(content, "digits", ["rayd apply continual digits"], 12.4)

@@ -472,13 +472,13 @@ class Witness:
         self.averages: list[torch.Tensor] = []
         self.views: list[int] = []
         self.counts: set[int] = set()
-        move = Synthesizer._move
+        update = Synthesizer._update_images
         draw = task_draws.draw_transform
 
-        def moved(synthesizer: Synthesizer, gradients: list[dict[str, torch.Tensor]]) -> None:
+        def updated(synthesizer: Synthesizer, gradients: list[dict[str, torch.Tensor]]) -> None:
             if not self.images:
                 self.images.append(synthesizer._set.images.detach().clone())
-            move(synthesizer, gradients)
+            update(synthesizer, gradients)
             self.rates.append(synthesizer._optimizer.param_groups[0]["lr"])
             self.images.append(synthesizer._set.images.detach().clone())
             self.averages.append(synthesizer._average.images.detach().clone())
@@ -488,7 +488,7 @@ class Witness:
             self.counts.add(rest[0])
             return draw(settings, generator, *rest)
 
-        patch.setattr(Synthesizer, "_move", moved)
+        patch.setattr(Synthesizer, "_update_images", updated)
         patch.setattr(task_draws, "draw_transform", drawn)
 
 
