@@ -268,13 +268,13 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self) -> Tensor:
         """Images for viewing, uint8 (n, C, H, W): denormalised, clamped and rounded."""
-        return torch.cat([_as_bytes(part) for part in self._denormalized()])
+        return torch.cat([_as_bytes(part) for part in self.denormalized()])
 
     def pixels_of(self, rows: Tensor) -> Tensor:
         """The images at rows int64 (k,) for viewing, uint8 (k, C, H, W)."""
         return _as_bytes(self.normalization.inverse(self.images[rows]))
 
-    def _denormalized(self) -> Iterator[Tensor]:
+    def denormalized(self) -> Iterator[Tensor]:
         """All images in [0, 1] units, in parts: a set may take half of a machine's memory."""
         count = max(1, DENORMALIZED_BYTES // (4 * math.prod(self.shape)))
         for part in torch.split(self.images, count):
@@ -283,7 +283,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     @cached_property
     def pixel_range(self) -> PixelRange:
         """Where the values of the images lie, denormalised."""
-        return PixelRange.of(self._denormalized())
+        return PixelRange.of(self.denormalized())
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
         """Write `data.safetensors`, `grid.png` and `card.json` into `directory`.

@@ -13,16 +13,17 @@ from rayd.training.sets import shared_tensor
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 from benchmarks.memory import measure_set
-grown = measure_set(0.4)
-for name, most in {"range": 0.5, "save": 1.3, "again": 1.3, "fingerprint": 0.1, "students": 0.1}.items():
-    assert grown[name] < most * 0.4e9, (name, grown)
+grown = measure_set(1.0)
+for name, most in {"range": 0.4, "save": 0.6, "again": 0.6, "fingerprint": 0.1, "students": 0.1}.items():
+    assert grown[name] < most * 1e9, (name, grown)
 """
+"""Images are denormalised in parts of 0.25 GB, whatever the size of the set."""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.slow
 def test_a_large_set_is_not_copied_for_its_picture_hash_or_students():
-    """The contact sheet takes up to 0.5 GB whatever the size of the set."""
+    """A GB of them; what grows is the part that is being looked at."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False
     )
