@@ -117,7 +117,7 @@ def test_methods_on_equal_terms_are_ordered_by_the_students_of_all(monkeypatch):
     found["frepo-cifar10-ipc1-equal"] = [frepo]
     monkeypatch.setattr(tables, "entries", lambda: found)
     page = tables.equal_terms()
-    assert page.startswith("### cifar10, IPC 1\n\n| method |")
+    assert page.startswith("### CIFAR-10, IPC 1\n\n| method |")
     assert page.splitlines()[4:] == [
         "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 | 0.200 | +0.150 | 2.0 |",
         "| dm |  |  | 0.300 ± 0.010 | 0.200 | +0.100 | 2.0 |",

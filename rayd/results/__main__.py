@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rayd.config import MeasuredResult, validate
 from rayd.recipes import Headline, headlines
-from rayd.recipes.tables import families
+from rayd.recipes.tables import TITLES, families
 from rayd.results import applications, entries
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
@@ -98,7 +98,7 @@ def equal_terms() -> str:
     parts = []
     for (data, ipc), rows in sorted(budgets.items()):
         best_first = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-        parts.append(f"### {data}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}")
+        parts.append(f"### {TITLES.get(data, data.upper())}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}")
     return "\n\n".join(parts)
 
 
