@@ -98,7 +98,9 @@ def equal_terms() -> str:
     parts = []
     for (data, ipc), rows in sorted(budgets.items()):
         best_first = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-        parts.append(f"### {TITLES.get(data, data.upper())}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}")
+        parts.append(
+            f"### {TITLES.get(data, data.upper())}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}"
+        )
     return "\n\n".join(parts)
 
 
