@@ -131,7 +131,7 @@ def test_recipes_are_filtered(capsys, arguments, holds):
 def test_filters_without_a_recipe_say_so(capsys):
     code, _, error = run(capsys, "recipes", "--method", "edcc")
     assert (code, "did you mean 'edc'?" in error) == (2, True)
-    code, text, _ = run(capsys, "recipes", "--method", "krr", "--measured")
+    code, text, _ = run(capsys, "recipes", "--method", "kip", "--data", "imagenette")
     assert (code, text) == (0, "No recipe is like that: 'rayd recipes --all' lists all of them.\n")
 
 
