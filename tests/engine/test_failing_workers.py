@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ import torch
 
 from rayd.config import ResourceSettings
 from rayd.engine.memory import device_fault
-from rayd.engine.on_ray import actor_tasks, item_queue
+from rayd.engine.on_ray import actor_tasks, health, item_queue
 from rayd.engine.on_ray.cluster import memory_to_ask
-from rayd.engine.on_ray.health import WorkerHealth
+from rayd.engine.on_ray.health import ActorMonitor, WorkerHealth
 from rayd.engine.open_pool import open_pool
 from rayd.engine.pool import WorkerInfo, WorkerPool
 from rayd.errors import DeviceFaultError, RunError
@@ -214,3 +215,32 @@ def test_workers_ask_for_no_more_memory_than_their_share(nodes, resources, asked
     monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: found)
     assert memory_to_ask(ResourceSettings(**resources), 40) == asked
     assert memory_to_ask(ResourceSettings(**resources), 0) == 0
+
+
+class PingedActor:
+    """An actor whose pings are answered at once."""
+
+    def __init__(self) -> None:
+        self.worker_info = self
+
+    def options(self, max_task_retries: int) -> "PingedActor":
+        return self
+
+    def remote(self, role: str) -> object:
+        return object()
+
+
+def test_two_threads_poll_a_monitor(monkeypatch):
+    answer = WorkerInfo(role="worker", pid=1, node="one", log="")
+
+    def wait(pings, num_returns, timeout):
+        time.sleep(0.001)  # the other thread may go on here
+        return pings, []
+
+    monkeypatch.setattr(health.ray, "wait", wait)
+    monkeypatch.setattr(health.ray, "get", lambda ping, timeout: answer)
+    monitor = ActorMonitor()
+    actors = [("worker", PingedActor()) for _ in range(4)]
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        polls = [threads.submit(monitor.poll, actors, {}) for _ in range(200)]
+        assert all(poll.result() == [answer] * 4 for poll in polls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import replace
 from typing import Any
@@ -145,10 +146,12 @@ class WorkerHealth:
 class ActorMonitor:
     """Reports the processes of actors without waiting for busy ones.
 
-    Each actor has one ping pending, and is reported as its last finished ping described it.
+    Each actor has one ping pending, and is reported as its last finished ping described it. The
+    driver asks for its peak memory while the status file is written: any thread may poll.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._known: list[WorkerInfo] = []
         self._pending: dict[Any, int] = {}
 
@@ -161,14 +164,25 @@ class ActorMonitor:
             actors: roles and handles; later calls may append to them.
             last_info: results of other pings, for actors that are polled for the first time.
         """
+        with self._lock:
+            self._add(actors, last_info)
+            self._ping(actors)
+            self._read()
+            return list(self._known)
+
+    def _add(self, actors: list[tuple[str, Any]], last_info: dict[int, WorkerInfo]) -> None:
         for index in range(len(self._known), len(actors)):
             unknown = WorkerInfo(role=actors[index][0], pid=0, node="", log="", there=False)
             self._known.append(last_info.get(index, unknown))
+
+    def _ping(self, actors: list[tuple[str, Any]]) -> None:
         for index in set(range(len(actors))) - set(self._pending.values()):
             role, actor = actors[index]
             # the next poll asks again; Ray would tell of a retry on the standard output
             ping = actor.worker_info.options(max_task_retries=0)
             self._pending[ping.remote(role)] = index
+
+    def _read(self) -> None:
         ready, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         for ping in ready:
             index = self._pending.pop(ping)
@@ -180,4 +194,3 @@ class ActorMonitor:
                 continue
             restarted = before.pid not in (0, now.pid)
             self._known[index] = replace(now, restarts=before.restarts + restarted)
-        return list(self._known)
