@@ -1,7 +1,7 @@
 """Time of a step of CFM, as ratios within one run: against matching plain moments, and against
 solving by LU.
 
-    python benchmarks/cfm.py [--data cifar10] [--network resnet18] [--rounds 5]
+    python -m benchmarks.cfm [--data cifar10] [--network resnet18] [--rounds 5]
 
 Both references run in the same engine, with the same observer, images, views and optimizer. The
 first matches means and variances of what batch normalisations read (SRe2L). The second is spectral
@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from decoupled import Steps, compare, rate
 from torch import Tensor
 
+from benchmarks.decoupled import Steps, compare, rate
 from rayd import methods, networks
 from rayd.config import Recipe, merge
 from rayd.data import ImageData, load

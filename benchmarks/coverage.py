@@ -1,6 +1,6 @@
 """How much of what papers print the recipes hold, and whether any of their numbers differs.
 
-    python benchmarks/coverage.py papers.yaml                   # or a CSV file, as tests/recipes/papers.csv
+    python -m benchmarks.coverage papers.yaml                   # or a CSV file, as tests/recipes/papers.csv
 
 The file has a row for each printed result: table, method, data, ipc, eval_network, value, std and
 metric (in YAML, `paper` stands beside `table`). They are compared with `rayd recipes --json`. Exits
@@ -192,13 +192,13 @@ def compare(rows: Sequence[Row], recipes: Iterable[Mapping[str, Any]]) -> Covera
                 and rows[index].ipc in (None, recipe["ipc"])
             ]
             # what another recipe holds already comes last
-            row = min(fitting, key=lambda index: index in found.held, default=None)
-            if row is None:
+            best = min(fitting, key=lambda index: index in found.held, default=None)
+            if best is None:
                 network = result["network"] or "a network"
                 text = f"{recipe['name']}: {result['value']:g} of {network} in {result['table']}"
                 found.strange.append(text)
             else:
-                used.add(row)
+                used.add(best)
         found.held |= used
     return found
 
@@ -256,7 +256,7 @@ def report(found: Coverage, known: set[str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, and print the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", type=Path, help="printed results, YAML or CSV")
     given = parser.parse_args(arguments)
     listed = subprocess.run(

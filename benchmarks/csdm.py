@@ -1,4 +1,4 @@
-"""Speed and memory of characteristic functions: `python benchmarks/csdm.py [--data cifar10]
+"""Speed and memory of characteristic functions: `python -m benchmarks.csdm [--data cifar10]
 [--rounds 5]`.
 
 As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from dm import compare, in_process, rate
 from torch import Tensor
 
+from benchmarks.dm import compare, in_process, rate
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.network_ids import network_ids
@@ -165,10 +165,10 @@ def main() -> None:
               lambda o=ours, n=steps: o.rate(n, clock))  # fmt: skip
 
     for images in (10, 100):
-        for few, many in ((512, 1024), (1024, 4096), (4096, 16384)):
-            small = term(images, few)
-            large = term(images, many)
-            timed(f"time of the term, {many} : {few} frequencies, {images} images", f"linear is {many // few}",
+        for fewer, more in ((512, 1024), (1024, 4096), (4096, 16384)):
+            small = term(images, fewer)
+            large = term(images, more)
+            timed(f"time of the term, {more} : {fewer} frequencies, {images} images", f"linear is {more // fewer}",
                   lambda step=small: rate(step, 1, clock), lambda step=large: rate(step, 1, clock))  # fmt: skip
 
     batch = data.train.images[:2048], data.train.labels[:2048]

@@ -1,6 +1,6 @@
 """Speed of the decoupled methods' steps and statistics, as ratios within one run.
 
-    python benchmarks/decoupled.py [--data cifar10] [--rounds 5]
+    python -m benchmarks.decoupled [--data cifar10] [--rounds 5]
 
 The plain loop below is what one would write first: hooks on every layer, observers one after
 another in one process with all cores, classes in a Python loop. Everything else is equal: the same

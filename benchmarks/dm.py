@@ -1,4 +1,4 @@
-"""Speed of the main job, as ratios measured in one run: `python benchmarks/dm.py [--data cifar10]`.
+"""Speed of the main job, as ratios measured in one run: `python -m benchmarks.dm [--data cifar10]`.
 
 Each ratio compares two ways of doing the same work, timed in turns so that a noisy machine slows
 both; the median of the rounds' ratios is printed with the least and the greatest. Nothing is
@@ -85,14 +85,14 @@ class Steps:
         if recipe.real == "measured":
             # the values do not matter to the speed; their number, that of all classes, does
             part = pool.share((real.train.images[::10], real.train.labels[::10]))
-            pool = network_ids(recipe)
+            networks = network_ids(recipe)
             first = pool.share((real.train.images[::100], real.train.labels[::100]))
             states = pool.map(
-                "measure_alone", [(network_id, None, part, first) for network_id in pool]
+                "measure_alone", [(network_id, None, part, first) for network_id in networks]
             )
             measured = {
                 network_id: pool.share(state)
-                for network_id, state in zip(pool, states, strict=True)
+                for network_id, state in zip(networks, states, strict=True)
             }
         train = None if measured else pool.share((real.train.images, real.train.labels))
         self._assignment = BlockTask(
@@ -138,10 +138,10 @@ def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
         pool.append((operation, torch.nn.Sequential(*list(network.children())[:-1])))
     images, labels = initial(recipe_, data).batch()
     images = images.detach().requires_grad_()
-    network_id = torch.nn.functional.one_hot(labels).float()
+    members = torch.nn.functional.one_hot(labels).float()
     with torch.no_grad():
         constants = [
-            torch.randn_like(network_id.T @ network(images.to(kind)).flatten(1).float())
+            torch.randn_like(members.T @ network(images.to(kind)).flatten(1).float())
             for _, network in pool
         ]
     optimizer = torch.optim.SGD(
@@ -151,7 +151,7 @@ def bare_loop(recipe_: Recipe, data: ImageData) -> Callable[[int], float]:
     def step(index: int) -> None:
         operation, network = pool[index % len(pool)]
         features = network(operation(images).to(kind)).flatten(1).float()
-        means = network_id.T @ features / recipe_.ipc
+        means = members.T @ features / recipe_.ipc
         loss = (constants[index % len(pool)] - means).square().sum()
         optimizer.zero_grad()
         loss.backward()

@@ -1,8 +1,8 @@
 """Does rayd compute on a device what it computes on the CPU, how fast, and does a full run work?
 
-    python benchmarks/gpu.py --out DIR                       on a GPU, in ten minutes, without Ray
-    python benchmarks/gpu.py --out DIR --minutes 30          go on where the last call stopped
-    python benchmarks/gpu.py --out DIR --device cpu --quick  a smoke test on any machine
+    python -m benchmarks.gpu --out DIR                       on a GPU, in ten minutes, without Ray
+    python -m benchmarks.gpu --out DIR --minutes 30          go on where the last call stopped
+    python -m benchmarks.gpu --out DIR --device cpu --quick  a smoke test on any machine
 
 There are three parts, of which some can be chosen (`--parts checks,timings`):
 
@@ -130,7 +130,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def _cudnn() -> int | None:
     """The version of cuDNN; None where it cannot be asked for it."""
     try:
-        version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        version: int | None = torch.backends.cudnn.version()
     except RuntimeError:
         return None
     return version
@@ -153,10 +153,8 @@ def say(sentence: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code."""
-    # siblings of this file, which import it in turn
-    import gpu_cell
-    import gpu_checks
-    import gpu_timings
+    # they import this module in turn
+    from benchmarks import gpu_cell, gpu_checks, gpu_timings
 
     options = _options(arguments)
     try:
@@ -196,7 +194,7 @@ def _verdict(content: Mapping[str, Any]) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     description = "Checks, timings and a full run of rayd on one device; see the head of this file."
-    parser = argparse.ArgumentParser("benchmarks/gpu.py", description=description)
+    parser = argparse.ArgumentParser("benchmarks.gpu", description=description)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the result; run again to continue")
     add("--device", default="cuda", help="'cuda', 'cuda:1', 'mps' or 'cpu' (default: cuda)")

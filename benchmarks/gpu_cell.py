@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu import Clock, Result, say
 
+from benchmarks.gpu import Clock, Result, say
 from rayd.artifacts import read_json
 from rayd.data.sources import locate
 from rayd.engine.distill import distill

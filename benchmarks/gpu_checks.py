@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import Clock, Result, say
 from torch import Tensor
 
+from benchmarks.gpu import Clock, Result, say
 from rayd import devices, networks
 from rayd.artifacts import content_hash
 from rayd.config import Recipe, merge

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu import Clock, Result, say
 from torch import nn
 
+from benchmarks.gpu import Clock, Result, say
 from rayd import devices, networks, seeding, synthetic
 from rayd.artifacts import content_hash
 from rayd.config import EvaluationSettings, NetworkSettings, Recipe

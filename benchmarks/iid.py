@@ -1,4 +1,4 @@
-"""Speed of IID on DM, as ratios measured in one run: `python benchmarks/iid.py [--data cifar10]
+"""Speed of IID on DM, as ratios measured in one run: `python -m benchmarks.iid [--data cifar10]
 [--threads 2]`.
 
 Every step has 10 images per class and the paper's ConvNet; classifiers are ResNet-18s of full width
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dm import NOWHERE, compare, rate
 from torch import Tensor, nn
 
+from benchmarks.dm import NOWHERE, compare, rate
 from rayd import networks, seeding
-from rayd.config import Recipe
+from rayd.config import NetworkSettings, Recipe
 from rayd.data import ImageData, load
 from rayd.data.augmentation import augmentation
 from rayd.engine.network_ids import network_ids
@@ -53,17 +53,19 @@ class Steps:
 
     def __init__(self, chosen: Recipe, data: ImageData):
         pool = open_pool(chosen.resources, ObserverTasks, chosen, DatasetInfo.of(data))
-        pool = network_ids(chosen)
+        observers = network_ids(chosen)
         classifiers = network_ids(chosen, "classifiers")
         start = pool.share(dict(initial(chosen, data).state_dict()))
         measured = {}
         if chosen.real == "measured":
             # the values do not matter to the speed; their number, that of all classes, does
             part = pool.share((data.train.images[::50], data.train.labels[::50]))
-            states = pool.map("measure_alone", [(network_id, None, part) for network_id in pool])
+            states = pool.map(
+                "measure_alone", [(network_id, None, part) for network_id in observers]
+            )
             measured = {
                 network_id: pool.share(state)
-                for network_id, state in zip(pool, states, strict=True)
+                for network_id, state in zip(observers, states, strict=True)
             }
         train = None if measured else pool.share((data.train.images, data.train.labels))
         weights = {
@@ -95,7 +97,7 @@ class Steps:
         )
 
 
-def built(chosen: Recipe, data: ImageData, network: object) -> nn.Module:
+def built(chosen: Recipe, data: ImageData, network: NetworkSettings) -> nn.Module:
     """A network with random weights."""
     return networks.build(network, data.shape, data.classes, seed=0).eval().requires_grad_(False)
 

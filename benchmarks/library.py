@@ -1,6 +1,6 @@
 """Overhead of the terms of `rayd.terms` in a loop of one's own, against the same maths by hand.
 
-    python benchmarks/library.py [--rounds 15]
+    python -m benchmarks.library [--rounds 15]
 
 One step is a forward pass of a ConvNet, the loss, and the gradient of 100 synthetic images of
 CIFAR-10's size. Both forms take turns; each number is the median of ratios of processor time of

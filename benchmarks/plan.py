@@ -1,7 +1,7 @@
 """What `rayd plan` foresees against what a run then takes, stage by stage.
 
-    python benchmarks/plan.py digits
-    python benchmarks/plan.py dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
+    python -m benchmarks.plan digits
+    python -m benchmarks.plan dm-cifar10-ipc1 synthesis.steps=20 observers.pool=2
     evaluation.epochs=20
 
 The run has a cache of its own, so that nothing is found in it; speeds of the machine are those of

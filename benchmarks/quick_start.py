@@ -1,6 +1,6 @@
 """Time of the quick start, `rayd distill digits` with an empty cache, at an earlier commit and now.
 
-    python benchmarks/quick_start.py COMMIT [--rounds 2] [--command "distill digits"]
+    python -m benchmarks.quick_start COMMIT [--rounds 2] [--command "distill digits"]
 
 The two commits take turns in one run, each in its own checkout and with the Python that runs this
 file, so that a machine that is busy with other things disturbs both alike. Compare processor

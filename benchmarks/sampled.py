@@ -1,4 +1,4 @@
-"""Speed of sampled steps, as ratios measured in one run: `python benchmarks/sampled.py [--ipc 1
+"""Speed of sampled steps, as ratios measured in one run: `python -m benchmarks.sampled [--ipc 1
 10]`.
 
 A step with `real: sampled` draws a fresh network and 256 real images of every class. It is compared
@@ -23,10 +23,10 @@ from math import pi
 
 import numpy as np
 import torch
-from dm import NOWHERE
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.dm import NOWHERE
 from rayd.config import Recipe
 from rayd.data import ImageData
 from rayd.data.images import ImageSet

@@ -1,4 +1,4 @@
-"""What a second worker brings: `python benchmarks/scaling.py [--data cifar10] [--images 16384]
+"""What a second worker brings: `python -m benchmarks.scaling [--data cifar10] [--images 16384]
 [--rounds 5]`.
 
 The measuring pass over so many training images, and the synthesis step that asks two observers, on
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dm import Steps, compare, rate, recipe
 
+from benchmarks.dm import Steps, compare, rate, recipe
 from rayd.config import Recipe
 from rayd.data import ImageData, load
 from rayd.engine.job import Job

@@ -1,8 +1,8 @@
 """How long commands take that compute nothing, and what they import.
 
-    python benchmarks/startup.py                                  # this checkout
-    python benchmarks/startup.py --against ../main                # paired with another one: A B A B ...
-    python benchmarks/startup.py --json > startup.json
+    python -m benchmarks.startup                                  # this checkout
+    python -m benchmarks.startup --against ../main                # paired with another one: A B A B ...
+    python -m benchmarks.startup --json > startup.json
 
 Every command runs in a process of its own. Reported are processor seconds (user and system, median
 over `--repeat` runs), which other work on the machine changes little, and the number of modules

@@ -1,7 +1,7 @@
 """Whether students of one network pay off as one network: processor time of a training step, one by
 one and in one batch.
 
-    python benchmarks/students_together.py [--students 3] [--images 10] [--width 64] [--side 8]
+    python -m benchmarks.students_together [--students 3] [--images 10] [--width 64] [--side 8]
     [--threads 1]
 
 Four ways to take one step (forward pass, cross-entropy, backward pass, SGD) of several ConvNets,

@@ -1,4 +1,4 @@
-"""What a sweep saves: `python benchmarks/sweep.py [--space edc-digits] [--trials 20] [KEY=VALUE
+"""What a sweep saves: `python -m benchmarks.sweep [--space edc-digits] [--trials 20] [KEY=VALUE
 ...]`.
 
 The same trials, one after another in one process and with one thread: over one store, as a sweep

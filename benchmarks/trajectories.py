@@ -1,4 +1,4 @@
-"""Memory and speed of trajectory gradients: `python benchmarks/trajectories.py [--rounds 5]
+"""Memory and speed of trajectory gradients: `python -m benchmarks.trajectories [--rounds 5]
 [--clock wall]`.
 
 As in `dm.py`, ratios of two ways of doing the same work, timed in turns, with the least and the
@@ -15,18 +15,19 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from csdm import in_a_process, kilobytes
-from dm import compare, rate
 from torch import Tensor
 
+from benchmarks.csdm import in_a_process, kilobytes
+from benchmarks.dm import compare, rate
 from rayd import networks
 from rayd.config import NetworkSettings
+from rayd.data.arrays import ImageShape
 from rayd.data.augmentation import augmentation
 from rayd.networks.flat import FlatNetwork
 from rayd.objectives.trajectory import Segment, Way, inner_steps, trajectory_loss
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-SHAPE = (3, 32, 32)
+SHAPE = ImageShape(3, 32, 32)
 CLASSES = 10
 WIDTH = 64
 

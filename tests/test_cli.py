@@ -633,3 +633,14 @@ def test_tune_without_a_space_lists_them(capsys):
     assert [line.split()[0] for line in text.splitlines()[1:]] == space.names()
     _, document, _ = run(capsys, "tune", "--json")
     assert all(entry["summary"] for entry in json.loads(document))
+
+
+def test_a_command_in_a_folder_that_is_gone_says_so(tmp_path, monkeypatch, capsys):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    code, _, error = run(capsys, "distill", "digits", "--out", "run")
+    assert code == 1
+    said = "rayd: The folder that this command was started in is gone; start it in another one.\n"
+    assert error.endswith(said)

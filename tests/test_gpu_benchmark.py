@@ -7,9 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import gpu, gpu_cell, gpu_checks, gpu_timings
 from rayd.engine.stages import measure
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
 QUICK = ("--device", "cpu", "--quick")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _importable() -> Iterator[None]:
-    """The benchmark is a program: its modules find each other beside it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield
-    for name in ("gpu", "gpu_cell", "gpu_checks", "gpu_timings"):
-        sys.modules.pop(name, None)
 
 
 def benchmark(out: Path, *options: str) -> tuple[int, dict[str, Any]]:
     """The exit code and the result of a call."""
-    import gpu
-
     code = gpu.main(["--out", str(out), *QUICK, *options])
     path = out / gpu.RESULT
     return code, json.loads(path.read_text()) if path.exists() else {}
@@ -68,8 +54,6 @@ def test_a_call_checks_times_and_runs_a_cell(finished, result):
 
 
 def test_every_part_of_a_method_is_checked_within_its_tolerance(result):
-    import gpu_checks
-
     assert {"statistics", "gradient", "synthesis", "student"} <= result["checks"]["dm"][
         "parts"
     ].keys()
@@ -93,18 +77,12 @@ def test_times_are_told_in_units_of_the_forward_pass(result):
 
 
 def test_another_call_keeps_what_is_there(finished, result, monkeypatch):
-    import gpu_cell
-    import gpu_checks
-    import gpu_timings
-
     for module, name in ((gpu_checks, "checked"), (gpu_timings, "KINDS"), (gpu_cell, "distill")):
         monkeypatch.setattr(module, name, {} if name == "KINDS" else None)
     assert benchmark(finished[1]) == (0, result)
 
 
 def test_a_part_that_had_no_time_is_made_by_the_next_call(tmp_path, monkeypatch):
-    import gpu_checks
-
     monkeypatch.setattr(gpu_checks, "QUICK", ("dm",))
     code, result = benchmark(tmp_path, "--parts", "checks,cell", "--minutes", "0")
     assert (code, result["checks_not_run"]) == (0, ["dm"])
@@ -122,8 +100,6 @@ def tf32(tensor: Tensor) -> Tensor:
 
 
 def test_float32_that_is_tf32_fails(tmp_path, monkeypatch):
-    import gpu_checks
-
     exact = torch.nn.functional.conv2d
 
     def coarse(images: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -141,8 +117,6 @@ def test_float32_that_is_tf32_fails(tmp_path, monkeypatch):
 
 
 def test_an_error_fails_its_check_and_no_other(tmp_path, monkeypatch):
-    import gpu_checks
-
     def broken(*_: Any) -> None:
         raise RuntimeError("no kernel image is available")
 
@@ -157,7 +131,6 @@ def test_an_error_fails_its_check_and_no_other(tmp_path, monkeypatch):
 
 
 def test_the_time_of_a_cell_can_be_over():
-    import gpu_cell
 
     # a process that runs tests for another one ignores interrupts
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

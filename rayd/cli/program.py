@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import os
 import shlex
 import sys
 import threading
@@ -145,7 +146,16 @@ def _main_in_order(given: list[str]) -> None:
     except OSError as error:
         if "--debug" in given:
             raise
-        sys.stderr.write(
-            f"rayd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.\n"
-        )
+        sys.stderr.write(f"rayd: {_system_error(error)}\n")
         sys.exit(1)
+
+
+def _system_error(error: OSError) -> str:
+    """A sentence for an error of the operating system that no other place explains."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return "The folder that this command was started in is gone; start it in another one."
+    reason = error.strerror or str(error)
+    return f"{reason}: {error.filename}." if error.filename else f"{reason}."
