@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rayd.config import MeasuredResult, validate
-from rayd.recipes import Headline, headlines
+from rayd.recipes import Headline, headlines, resolve
 from rayd.recipes.tables import TITLES, families
 from rayd.results import applications, entries
 
@@ -198,17 +198,23 @@ def _cells(headline: Headline, result: MeasuredResult) -> Iterator[str]:
 
 def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
     """The rows of a result's scores: none, one, or one for soft and one for hard labels."""
-    found = (result.ior, result.hlr, result.lrs, result.hard_labels, result.equal_storage)
+    improvement = result.ior
+    # entries from before there were scores have the accuracies alone
+    if improvement is None and result.random is not None:
+        improvement = result.accuracy - result.random
+    found = (improvement, result.hlr, result.lrs, result.hard_labels, result.equal_storage)
     if all(value is None for value in found):
         return
+    recipe = resolve(headline.name)
+    is_hard = recipe.labels.kind == recipe.synthetic.labels == "hard"
     yield [
         _name(headline, result),
-        "hard" if result.hard_labels is None else "soft",
+        "hard" if is_hard else "soft",
         _number(result.accuracy, result.std),
         _number(result.random),
         _number(result.equal_storage),
         _number(result.whole),
-        _gap(result.ior, result.ior_std),
+        _gap(improvement, result.ior_std),
         _gap(result.hlr, result.hlr_std),
         _number(result.lrs),
     ]
