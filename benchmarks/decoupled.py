@@ -27,7 +27,7 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import LocalRef, WorkerPool
+from rayd.engine.pool import HostingPool, LocalRef
 from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.seeding import generator
@@ -77,7 +77,7 @@ def rate(work: Callable[[], object], units: int) -> float:
 class Steps:
     """A synthesizer that is ready to step, with random weights in eval mode."""
 
-    def __init__(self, pool: WorkerPool, chosen: Recipe, data: ImageData):
+    def __init__(self, pool: HostingPool, chosen: Recipe, data: ImageData):
         team = network_ids(chosen)
         self._weights = [built(chosen, data, place).state_dict() for place in range(len(team))]
         weights = {

@@ -25,7 +25,7 @@ from rayd.engine.network_ids import network_ids
 from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.open_pool import open_pool
-from rayd.engine.pool import LocalRef, WorkerPool
+from rayd.engine.pool import HostingPool, LocalRef
 from rayd.engine.synthesizer import BlockTask, Synthesizer
 from rayd.recipes import assemble
 from rayd.synthetic import initial
@@ -79,7 +79,7 @@ def rate(
 class Steps:
     """A synthesizer that is ready to step."""
 
-    def __init__(self, pool: WorkerPool, recipe: Recipe, data: ImageData, real: ImageData):
+    def __init__(self, pool: HostingPool, recipe: Recipe, data: ImageData, real: ImageData):
         start = pool.share(dict(initial(recipe, data).state_dict()))
         measured = {}
         if recipe.real == "measured":

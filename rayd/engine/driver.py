@@ -34,7 +34,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.open_pool import open_pool
 from rayd.engine.peak import PeakMemory
 from rayd.engine.pixel_range import out_of_range
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.pool import HostingPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.progress import Progress
 from rayd.engine.progress_forecast import Forecast
 from rayd.engine.run import Run
@@ -138,7 +138,7 @@ class Driver:
         return [*names, Students.name]
 
     @cached_property
-    def _pool(self) -> WorkerPool:
+    def _pool(self) -> HostingPool:
         """The workers, started when they are first needed."""
         info = DatasetInfo.of(self._job.data)
         memory_ = 0

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from rayd.config import ResourceSettings
-from rayd.engine.pool import LocalPool, WorkerPool
+from rayd.engine.pool import HostingPool, LocalPool
 
 
 def open_pool(
     resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any, memory: int = 0
-) -> WorkerPool:
+) -> HostingPool:
     """Open the pool that the resources describe: in process for 0 workers, else on Ray.
 
     Args:

@@ -132,10 +132,6 @@ class WorkerPool(Closable, ABC):
         events again from the first one; each is passed on once.
         """
 
-    @abstractmethod
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> HostedActor:
-        """Host one more object, `factory(self, *arguments)`, which can call the workers."""
-
     @contextmanager
     def sharing_gpus(self, each: int) -> Iterator[WorkerPool]:
         """A pool of these workers and of `each` - 1 more replicas on the GPU of each of them, for
@@ -160,7 +156,15 @@ class WorkerPool(Closable, ABC):
         return
 
 
-class LocalPool(WorkerPool):
+class HostingPool(WorkerPool):
+    """A pool that has started its workers, and can have other objects beside them."""
+
+    @abstractmethod
+    def host(self, factory: Callable[..., Any], *arguments: Any) -> HostedActor:
+        """Host one more object, `factory(self, *arguments)`, which can call the workers."""
+
+
+class LocalPool(HostingPool):
     """A single replica in this process."""
 
     def __init__(self, resources: ResourceSettings, factory: Callable[..., Any], *arguments: Any):

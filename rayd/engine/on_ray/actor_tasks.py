@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -90,10 +90,6 @@ class ActorTasks(WorkerPool):
     def share(self, value: Any) -> RayRef:
         """Store a value in the object store."""
         return RayRef(value)
-
-    def host(self, factory: Callable[..., Any], *arguments: Any) -> RayActor:
-        """Only the pool that started the workers hosts objects beside them."""
-        raise NotImplementedError
 
     def map(
         self, method: str, items: Sequence[tuple[Any, ...]], affinity: Sequence[int] | None = None

@@ -33,13 +33,13 @@ from rayd.engine.on_ray.cluster import (
 )
 from rayd.engine.on_ray.neighbours import WorkersByName
 from rayd.engine.on_ray.watch import head_is_lost
-from rayd.engine.pool import WorkerPool
+from rayd.engine.pool import HostingPool, WorkerPool
 from rayd.errors import ResourceError
 
 log = logging.getLogger(__name__)
 
 
-class RayPool(ActorTasks):
+class RayPool(ActorTasks, HostingPool):
     """Long-lived actors, each hosting one replica of `factory(*arguments)`.
 
     Args:

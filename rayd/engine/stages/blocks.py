@@ -29,7 +29,7 @@ from rayd.engine.gradients.feature_matching import Memory
 from rayd.engine.job import Job
 from rayd.engine.milestones import Callback
 from rayd.engine.network_ids import NetworkId
-from rayd.engine.pool import ActorHandle, ObjectRef, WorkerActor, WorkerPool
+from rayd.engine.pool import ActorHandle, HostingPool, ObjectRef, WorkerActor
 from rayd.engine.progress import Progress, StageDisplay
 from rayd.engine.runlog import RunLog
 from rayd.engine.synthesizer import BlockTask, Logged, State, Synthesizer
@@ -86,7 +86,7 @@ class Blocks:
         self,
         *,
         job: Job,
-        pool: WorkerPool,
+        pool: HostingPool,
         hash: str,
         learned: SyntheticSet,
         checkpoints: Path,
@@ -318,7 +318,7 @@ class Blocks:
         self._learned.put(self._parts[block], part)
 
 
-def place_synthesizer(pool: WorkerPool, method: Method) -> ActorHandle:
+def place_synthesizer(pool: HostingPool, method: Method) -> ActorHandle:
     """Make a synthesizer of steps that use all workers: in the first worker, whose own results need
     not travel. Where a step has work for one worker only, that one computes everything.
 

@@ -26,7 +26,7 @@ from rayd.data.streaming import StreamedPixels
 from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId, network_ids
 from rayd.engine.observer import RealBatch
-from rayd.engine.pool import ObjectRef, TaskStream, WorkerPool
+from rayd.engine.pool import HostingPool, ObjectRef, TaskStream, WorkerPool
 from rayd.engine.stage import ItemProgress, Stage
 from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.squeeze import Squeeze, alike, random_key
@@ -226,7 +226,7 @@ class Measure(Stage[NetworkId, StoredStatistics]):
         mine = list(queue)
         if not mine:
             return
-        assert isinstance(pool, WorkerPool)
+        assert isinstance(pool, HostingPool)
         # beside the workers, on the node of the driver: a part that is merged is lost with it
         synthesizer = pool.host(Synthesizer)
         measuring = self._measuring(pool, mine)
