@@ -231,7 +231,7 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         ),
         (
             "idm",
-            {"observers": {"model_pool": {"trained": "looking", "trained_per_step": 1}}},
+            {"observers": {"model_pool": {"trained": "used", "trained_per_step": 1}}},
             "'observers.model_pool.trained: drawn'",
         ),
         ("mtt", {"experts": {"flat_weight": 0.3}}, "'experts.flat_radius above 0'"),
@@ -384,6 +384,17 @@ def test_the_former_name_of_a_term_warns_and_counts(name, term, caplog):
     assert old == new
     assert new.terms[term].weight == 0.25
     assert new.identity()["terms"] == {"spectral": {"weight": 0.25}}
+
+
+def test_the_former_name_of_a_value_warns_and_counts(caplog):
+    given = {"observers.model_pool.trained": "looking"}
+    old = resolve("dc-digits", given)
+    (record,) = caplog.records
+    assert "The value 'looking' of 'observers.model_pool.trained'" in record.message
+    assert "is called 'used' now" in record.message
+    assert old.observers.model_pool.trained == "used"
+    assert old == resolve("dc-digits", {"observers.model_pool.trained": "used"})
+    assert old.identity()["observers"]["queue"]["trained"] == "looking"
 
 
 def test_a_former_name_of_one_method_is_no_name_in_another():

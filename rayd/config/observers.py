@@ -156,8 +156,8 @@ class ModelPoolSettings(Settings):
     """
     source: Literal["real", "synthetic"] = "real"
     """Training images: real ones, in parallel with the step, or the synthetic ones after it."""
-    trained: Literal["drawn", "looking"] = "drawn"
-    """Networks trained in a step: randomly drawn ones, or those used in the step."""
+    trained: Literal["drawn", "used"] = "drawn"
+    """Networks trained in a step: randomly drawn ones, or those that the step used."""
     trained_per_step: Annotated[int, When(trained="drawn")] = Field(default=2, ge=0)
     """`drawn`: number of trained networks, limited by the size of the pool."""
     train_steps: Annotated[int, When(train_epochs=None)] = Field(default=10, ge=1)

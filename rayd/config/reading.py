@@ -110,6 +110,8 @@ def _number(text: str) -> float | str:
 
 RENAMED = {"guides": "classifiers", "observers.queue": "observers.model_pool"}
 """Settings renamed since the previous version, by dotted key."""
+RENAMED_VALUES = {"observers.model_pool.trained": {"looking": "used"}}
+"""Values renamed since the previous version, by dotted key of their setting."""
 
 
 def _of_objective(term: str, *names: str, prefix: str = "") -> dict[str, str]:
@@ -191,6 +193,20 @@ def with_new_names(
                 new,
             )
         tree = _moved(tree, old, new)
+    for key, values in RENAMED_VALUES.items():
+        old = lookup(tree, key)
+        if not isinstance(old, str) or old not in values:
+            continue
+        if where is not None:
+            log.warning(
+                "The value '%s' of '%s' in %s is called '%s' now; the old name will be refused by "
+                "the next version.",
+                old,
+                key,
+                where,
+                values[old],
+            )
+        tree = merge(tree, nested({key: values[old]}))
     return dict(tree)
 
 
@@ -206,6 +222,11 @@ def with_old_names(
         tree: settings as a nested mapping, the method among them.
         renamed: new names by old ones; absent: all of the method.
     """
+    for key, values in RENAMED_VALUES.items():
+        before = {new: old for old, new in values.items()}
+        value = lookup(tree, key)
+        if isinstance(value, str) and value in before:
+            tree = merge(tree, nested({key: before[value]}))
     names = renamed_of(tree.get("method")) if renamed is None else renamed
     # the settings of a term before the term itself
     for old, new in reversed(list(names.items())):

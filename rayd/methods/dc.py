@@ -58,7 +58,7 @@ _QUEUE: Mapping[str, Any] = {
     "start": 1,
     "capacity": 1,
     "source": "synthetic",
-    "trained": "looking",
+    "trained": "used",
     "momentum": 0.0,
     "weight_decay": 0.0,
 }

@@ -71,7 +71,7 @@ _POOL: Mapping[str, Any] = {
     "push_every": None,
     "lifetime": 100,
     "source": "synthetic",
-    "trained": "looking",
+    "trained": "used",
     "train_steps": 1,
     "batch_size": 500,
     "loss": "mse",

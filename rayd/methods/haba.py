@@ -56,7 +56,7 @@ _ADVERSARY: Mapping[str, Any] = {
     "capacity": 1,
     "push_every": None,
     "source": "synthetic",
-    "trained": "looking",
+    "trained": "used",
     "train_steps": 1,
     "batch_size": 500,
     "augmentation": DSA_STRATEGY,

@@ -75,7 +75,7 @@ class EfficientParameterization(Method):
                 "start": 1,
                 "capacity": 1,
                 "push_every": 100,
-                "trained": "looking",
+                "trained": "used",
                 "train_steps": 32,
                 "batch_size": 64,
                 "augmentation": "color+crop",

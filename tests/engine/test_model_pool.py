@@ -263,7 +263,7 @@ def test_loops_are_those_of_the_number_of_images(ipc, outer, inner):
         1000 * outer,
     )
     assert (model_pool.source, model_pool.trained, model_pool.capacity, model_pool.augmentation) == (
-        "synthetic", "looking", 1, "color_crop_cutout_flip_scale_rotate",
+        "synthetic", "used", 1, "color_crop_cutout_flip_scale_rotate",
     )  # fmt: skip
     assert assemble(chosen.model_dump(mode="json")) == chosen
 

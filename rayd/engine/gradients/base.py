@@ -53,8 +53,8 @@ def tasks_per_step(method: Method) -> int:
     models = recipe.observers.model_pool
     # networks that are trained on synthetic images wait for the step
     if models is not None and models.source == "real" and "observers" in method.groups:
-        is_drawn = models.trained == "looking"
-        tasks += recipe.observers.per_step if is_drawn else models.trained_per_step
+        are_used = models.trained == "used"
+        tasks += recipe.observers.per_step if are_used else models.trained_per_step
     return tasks
 
 

@@ -143,7 +143,7 @@ class ModelPool:
         """
         active = self.active(step)
         after = self.active(step + 1)
-        if self._settings.trained == "looking":
+        if self._settings.trained == "used":
             # drawn again instead of kept from the gradients: the same seed gives the same networks
             drawn = [self.draw(step, slot) for slot in range(self._recipe.observers.per_step)]
             # one that was drawn twice is trained once
