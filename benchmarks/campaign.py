@@ -321,13 +321,13 @@ def entry_text(name: str, *entries: Mapping[str, Any]) -> str:
 
 
 def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) -> Path:
-    """Put an entry into the results, in place of the one that judges the same way.
+    """Put an entry into the results, in place of the one with the same settings.
 
-    That is the first of the recipe, or, for sets that were judged once more, the one whose students
-    had the same settings. Remarks of the old entry are kept behind the new accuracies.
+    Those are of the distillation and, for sets that were judged once more, of the students. Remarks
+    of the old entry are kept behind the new accuracies.
     """
     before = list(results.entries().get(name, []))
-    alike = [one for one in before if _students(one["command"]) == _students(entry["command"])]
+    alike = [one for one in before if _settings(one["command"]) == _settings(entry["command"])]
     place = before.index(alike[0]) if alike else len(before)
     if alike and alike[0].get("note"):
         # without the accuracies of the entry before
@@ -350,10 +350,10 @@ def write(name: str, entry: Mapping[str, Any], folder: Path = results.FOLDER) ->
     return path
 
 
-def _students(command: str) -> list[str]:
-    """The settings of `rayd evaluate` in a command; none if there is no such part."""
-    found = re.search(r"rayd evaluate \S+ ([^;]*)", command)
-    return shlex.split(found.group(1)) if found else []
+def _settings(command: str) -> tuple[list[str], list[str]]:
+    """The settings of `rayd distill` and of `rayd evaluate` in a command."""
+    distill, _, evaluate = command.partition("rayd evaluate")
+    return results.settings(distill), results.settings(evaluate)
 
 
 def candidates(patterns: Sequence[str], again: bool) -> Iterator[str]:

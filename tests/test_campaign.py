@@ -62,10 +62,10 @@ def test_finished_runs_are_not_run_again(campaign, monkeypatch):
     assert campaign.complete("digits", deadline=0)
 
 
-def test_a_result_takes_the_place_of_the_first_and_leaves_the_rest(campaign, tmp_path, monkeypatch):
+def test_a_result_takes_the_place_of_that_with_its_settings(campaign, tmp_path, monkeypatch):
     before = [
-        {"accuracy": 0.5, "note": "0.500 0.500; of old", "command": "rayd distill digits"},
-        {"accuracy": 0.6, "command": "rayd distill digits ipc=5"},
+        {"accuracy": 0.6, "command": "rayd distill digits"},
+        {"accuracy": 0.5, "note": "0.500 0.500; of old", "command": "rayd distill digits 'ipc=2'"},
     ]
     kept = "# Results.\n\nother:\n  - accuracy: 0.1\n\n"
     path = tmp_path / "digits.yaml"
@@ -76,8 +76,8 @@ def test_a_result_takes_the_place_of_the_first_and_leaves_the_rest(campaign, tmp
     found = yaml.safe_load(text)
     assert text.startswith(kept)
     assert list(found) == ["other", "digits"]
-    assert [one["accuracy"] for one in found["digits"]] == [0.92, 0.6]
-    assert found["digits"][0]["note"] == "0.900 0.920 0.940; of old"
+    assert [one["accuracy"] for one in found["digits"]] == [0.6, 0.92]
+    assert found["digits"][1]["note"] == "0.900 0.920 0.940; of old"
 
 
 def test_sets_judged_once_more_are_a_second_entry(campaign, tmp_path, monkeypatch):

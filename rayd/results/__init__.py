@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -20,6 +22,11 @@ from rayd.config import packaged_yaml
 
 FOLDER = Path(str(resources.files(__name__)))
 """Where the files are."""
+_SETTING = re.compile(r"[a-z_.]+=.+")
+_IGNORED = ("seed", "observers.seed", "evaluation.baselines", "evaluation.comparisons")
+"""Settings that differ between the distillations of a command, or that change no accuracy of the
+distilled set.
+"""
 
 
 @cache
@@ -36,3 +43,13 @@ def entries() -> Mapping[str, list[dict[str, Any]]]:
 def of(name: str) -> list[dict[str, Any]]:
     """The results of a built-in recipe; none where it has not been run."""
     return entries().get(name, [])
+
+
+def settings(command: str) -> list[str]:
+    """The settings that a command of `rayd` gives, besides seeds and what is compared."""
+    found = []
+    for word in shlex.split(command):
+        setting = word.rstrip(";")
+        if _SETTING.fullmatch(setting) and setting.partition("=")[0] not in _IGNORED:
+            found.append(setting)
+    return found

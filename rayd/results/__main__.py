@@ -10,7 +10,7 @@ from pathlib import Path
 from rayd.config import MeasuredResult, validate
 from rayd.recipes import Headline, headlines, resolve
 from rayd.recipes.tables import TITLES, families
-from rayd.results import applications, entries
+from rayd.results import applications, entries, settings
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
@@ -48,8 +48,6 @@ same students, best first; ± is over distillations, where there are several.
 
 A minute is a small part of what the papers spend: the tables compare what methods make of it, not
 what they reach in the end."""
-_REPEATED = re.compile(r"(seed|observers\.seed)=")
-"""Settings that differ between the distillations of a command with several."""
 
 
 def table() -> str:
@@ -237,13 +235,7 @@ def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
 
 def _name(headline: Headline, result: MeasuredResult) -> str:
     """A recipe with the settings that its command lays over it."""
-    return f"`{' '.join([headline.name, *_overrides(result.command)])}`"
-
-
-def _overrides(command: str) -> list[str]:
-    """The settings that a command lays over its recipe, besides seeds."""
-    given = re.findall(r"(?<= )[a-z_.]+=[^\s;]+", command)
-    return [setting for setting in given if not _REPEATED.match(setting)]
+    return f"`{' '.join([headline.name, *settings(result.command)])}`"
 
 
 def _number(value: float | None, std: float | None = None) -> str:

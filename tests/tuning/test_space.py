@@ -10,10 +10,15 @@ import yaml
 
 from rayd import cli
 from rayd.config import merge, nested
+from rayd.data.outline import load_outline
+from rayd.engine.counting import Counting
+from rayd.engine.preflight import check_settings, preflight
 from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
+from tuning.driver import VALIDATION
 from tuning.search import ClampToDomains, DefineByRun, points, sampler
+from tuning.settings import SEED
 from tuning.space import Domain, ResolvedSpace, Space
 from tuning.table import Row, importance
 
@@ -27,8 +32,25 @@ def test_every_ready_space_lies_on_its_recipe(name):
         assert drawn[0] == ground.own_point(ground.space.base[0])
         assert len(drawn) == 8
     for point in drawn:
-        ground.recipe(point)
+        check_settings(ground.recipe(point))
     assert ground.space.summary
+
+
+@pytest.mark.parametrize("name", [name for name in names() if load(name).is_study])
+def test_every_row_of_a_study_passes_the_checks_of_a_run(name, tmp_path):
+    """Networks are built without values, and data that are not at hand are only outlined."""
+    ground = ResolvedSpace(load(name))
+    rows = {}
+    for point in points(ground, 1):
+        row = str({key: value for key, value in point.items() if key != SEED})
+        rows[row] = point
+    # all recipes of a space have the same images
+    settings = next(iter(ground.own.values())).data
+    settings = settings.model_copy(update={"validation_fraction": VALIDATION})
+    data = load_outline(settings, tmp_path, tmp_path).data
+    with Counting():
+        for point in rows.values():
+            preflight(ground.recipe(point), data)
 
 
 def test_recipes_of_a_space_share_images_but_not_normalization():
