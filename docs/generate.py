@@ -2,14 +2,14 @@
 
 `methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
 `command-line.md` the help of every command, `reproducing.md` every recipe with the paper's number
-and ours, and `gallery.md` the sets in `gallery/`.
+and ours, `gallery.md` the sets in `gallery/`, and `clusters.md` the README of `clusters/`.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,15 +23,12 @@ import yaml
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 TOP = Path(__file__).parents[1]
 sys.path.insert(0, str(TOP))
-# width of the help in the pages
-os.environ["COLUMNS"] = "88"
-
-
 from rayd import methods, recipes  # noqa: E402
 from rayd.cli import app  # noqa: E402
 from rayd.config import Recipe, lookup  # noqa: E402
@@ -44,6 +41,25 @@ RESULTS = {"paper", "measured"}
 GALLERY = TOP / "docs" / "gallery"
 """Distilled sets with their pictures and reports."""
 FORMULAS = TOP / "docs" / "formulas.yaml"
+LONGEST = 20
+"""Characters of a symbol of an objective."""
+
+
+CODE = re.compile(r"<code>([^<]{1,24})</code>")
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+MANY = 5
+"""Columns of tables whose rows stand below each other on phones."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of the methods to the menu."""
+    for entry in config.nav or []:
+        if isinstance(entry, dict) and "Methods" in entry:
+            # the name of the method alone: titles are sentences
+            entry["Methods"] += [
+                {title.partition(":")[0]: f"methods/{module}.md"} for module, title in _titles()
+            ]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -65,6 +81,43 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
+    """Append the README of the cluster files to their page."""
+    if page.file.src_uri != "clusters.md":
+        return markdown
+    readme = (TOP / "clusters" / "README.md").read_text(encoding="utf-8")
+    _, table, rest = readme.partition("| way and file |")
+    # the site does not hold the files
+    rest = re.sub(r"\[(`[^`]+`)\]\([^)]+\)", r"\1", rest)
+    rest = re.sub(r"\[([^]`]+)\]\(([^):]+\.\w+)\)", r"\1 (`clusters/\2`)", rest)
+    return f"{markdown}\n{table}{rest}"
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Mark names that no line breaks, and tables with the columns of their cells, for phones."""
+    return TABLE.sub(_with_labels, CODE.sub(r'<code class="short">\1</code>', html))
+
+
+def _with_labels(table: re.Match[str]) -> str:
+    columns = [
+        re.sub("<[^>]+>", "", head).strip() for head in re.findall(r"<th.*?>(.*?)</th>", table[0])
+    ]
+    if len(columns) < MANY:
+        return table[0]
+    head, body, rows = table[0].partition("<tbody>")
+    lines = []
+    for row in rows.split("<tr>"):
+        cells = row.split("<td")
+        lines.append(
+            cells[0]
+            + "".join(
+                f'<td data-column="{column}"{cell}'
+                for column, cell in zip(columns, cells[1:], strict=False)
+            )
+        )
+    return head.replace("<table>", "<table data-wide>") + body + "<tr>".join(lines)
+
+
 def modules() -> dict[str, list[type[methods.Method]]]:
     """The methods of each module of `rayd.methods`."""
     found = defaultdict[str, list[type[methods.Method]]](list)
@@ -82,19 +135,21 @@ def method_index() -> str:
         "Each page is the head of the module that implements the method: the paper, its objective,",
         "what every symbol means, and where paper and released code differ.",
         "",
-        "| method | what it does | recipes |",
-        "|---|---|---|",
+        "| method | what it does |",
+        "|---|---|",
     ]
-    counts = defaultdict[str, int](int)
-    for headline in recipes.headlines():
-        counts[headline.method] += 1
     for module, found in sorted(modules().items()):
         for method in found:
-            (summary, *_) = (inspect.getdoc(method) or "").splitlines()
-            lines.append(
-                f"| [`{method.name}`]({module}.md) | {summary} | {counts[method.name] or ''} |"
-            )
+            summary, _, _ = (inspect.getdoc(method) or "").partition("\n\n")
+            lines.append(f"| [`{method.name}`]({module}.md) | {' '.join(summary.split())} |")
     return "\n".join(lines) + "\n"
+
+
+def _titles() -> Iterator[tuple[str, str]]:
+    """Each module of methods with the title of its page."""
+    for module in sorted(modules()):
+        head = inspect.getdoc(sys.modules[f"rayd.methods.{module}"]) or ""
+        yield module, split_head(head)[0]
 
 
 def method_pages() -> Iterator[tuple[str, str]]:
@@ -106,7 +161,7 @@ def method_pages() -> Iterator[tuple[str, str]]:
         lines = [f"# {title}", ""]
         if module in formulas:
             body = with_formula(body, formula(formulas[module]))
-        lines += [body, ""]
+        lines += [with_symbols(body), ""]
         for method in found:
             lines.extend(_method(method))
         yield module, "\n".join(lines) + "\n"
@@ -130,7 +185,7 @@ def formula(latex: str) -> str:
 
 
 def with_formula(body: str, drawn: str) -> str:
-    """Put a formula in the place of the objective in plain text, or first where there is none.
+    """Put a formula in the place of the objective in plain text, or below the paper without one.
 
     The objective is the line that begins with "minimise over" and the lines indented more below it.
     """
@@ -141,13 +196,48 @@ def with_formula(body: str, drawn: str) -> str:
             break
         kept.append(line)
     else:
-        return f"{drawn}\n\n{body}"
+        paper, _, more = body.partition("\n\n")
+        return f"{paper}\n\n{drawn}\n\n{more}"
     rest = list(lines)
     while rest and rest[0].startswith("     "):
         del rest[0]
     while rest and not rest[0].strip():
         del rest[0]
     return "\n".join([*kept, drawn, "", *rest])
+
+
+def with_symbols(body: str) -> str:
+    """Make tables of the symbols, which are paragraphs of code with two columns or two such pairs."""
+    paragraphs = body.split("\n\n")
+    return "\n\n".join(_symbols(paragraph) or paragraph for paragraph in paragraphs)
+
+
+def _symbols(paragraph: str) -> str | None:
+    """A paragraph as a table of symbols; None if it is something else."""
+    pairs: list[list[str]] = []
+    for line in paragraph.splitlines():
+        if not line.startswith("    "):
+            return None
+        parts = re.split(r" {2,}", line.strip())
+        if line.startswith("     "):
+            # goes on with the meaning above
+            if not pairs:
+                return None
+            pairs[-1][1] += f" {parts.pop(0)}"
+        if len(parts) % 2 or any(len(symbol) > LONGEST for symbol in parts[::2]):
+            return None
+        pairs += [list(pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+    if not pairs:
+        return None
+    rows = [f"| `{symbol}` | {_escaped(meaning)} |" for symbol, meaning in pairs]
+    return "\n".join(["| symbol | meaning |", "|---|---|", *rows])
+
+
+def _escaped(text: str) -> str:
+    """Plain text with code between backticks as Markdown in a table."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([|*_<\[])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def _method(method: type[methods.Method]) -> Iterator[str]:
@@ -183,9 +273,34 @@ def command_line() -> str:
     ]
     root = typer.main.get_command(app)
     for names, command in _commands(root, ["rayd"]):
-        context = click.Context(command, info_name=" ".join(names))
-        lines += [f"## {' '.join(names)}", "", "```text", command.get_help(context), "```", ""]
+        lines += [f"## {' '.join(names)}", "", *_help(command, " ".join(names))]
     return "\n".join(lines)
+
+
+def _help(command: Any, name: str) -> Iterator[str]:
+    """The help of a command: usage, purpose, parameters, commands below it and an example."""
+    context = click.Context(command, info_name=name)
+    yield from ["```text", " ".join([name, *command.collect_usage_pieces(context)]), "```", ""]
+    yield from [inspect.cleandoc(command.help or ""), ""]
+    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+    # every command has these two, as is said above
+    shown = [record for record in records if record and record[0] not in ("--help", "--debug")]
+    if shown:
+        yield from ["| parameter | meaning |", "|---|---|"]
+        for usage, meaning in shown:
+            # a list is what can be repeated
+            usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage)
+            yield f"| `{usage}` | {_escaped(' '.join(meaning.split()))} |"
+        yield ""
+    if below := getattr(command, "commands", {}):
+        yield from ["| command | purpose |", "|---|---|"]
+        for each, inner in below.items():
+            if not inner.hidden:
+                anchor = f"{name} {each}".replace(" ", "-")
+                yield f"| [`{each}`](#{anchor}) | {inner.get_short_help_str(limit=200)} |"
+        yield ""
+    if command.epilog:
+        yield from ["```bash", command.epilog.removeprefix("Example: "), "```", ""]
 
 
 def _commands(command: Any, names: list[str]) -> Iterator[tuple[list[str], Any]]:

@@ -117,12 +117,31 @@ def test_site_builds_strictly(tmp_path):
     page = (tmp_path / "site" / "methods" / "edc" / "index.html").read_text(encoding="utf-8")
     assert "Elucidating the Design Space" in page
     assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in page
+    # symbols are a table, whose code stays code
+    assert '<td>0.01 (<code class="short">terms.moments.weight</code>)</td>' in page
+    # examples in docstrings are code, not quotations
+    reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    assert "<blockquote>" not in reference
+    assert '<span class="gp">&gt;&gt;&gt; </span>' in reference
+    # sentences of methods that take two lines are whole
+    methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")
+    assert "through a ridge that falls from block to block." in methods
+    assert "DC and DSA" in methods
+    # on phones, rows of many columns say what each cell is
+    results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")
+    assert '<td data-column="distilled">0.941 ± 0.001</td>' in results
+    # the page of clusters holds the README beside their files
+    clusters = (tmp_path / "site" / "clusters" / "index.html").read_text(encoding="utf-8")
+    assert "Workers that come and go" in clusters
+    commands = (tmp_path / "site" / "command-line" / "index.html").read_text(encoding="utf-8")
+    assert '<a href="#rayd-data-list"><code class="short">list</code></a>' in commands
     gallery = (tmp_path / "site" / "gallery" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
     assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
     assert "<code>synthesis.<wbr>learning_rate<wbr></code>" in settings
-    assert "One of <code>crop</code>, <code>squash</code>, <code>pad</code>." in settings
+    words = (f'<code class="short">{name}</code>' for name in ("crop", "squash", "pad"))
+    assert f"One of {', '.join(words)}." in settings
     # marks at which a narrow page breaks a key do not keep readers from finding it
     search = (tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8")
     assert "synthesis.learning_rate" in search

@@ -24,7 +24,7 @@ from rayd.methods.sre2l import SqueezeRecoverRelabel
 
 
 class CurriculumDataAugmentation(SqueezeRecoverRelabel):
-    """SRe2L seen through ever smaller crops."""
+    """SRe2L with crops that become smaller during the synthesis."""
 
     name = "cda"
     citation = """@article{yin2024cda,

@@ -18,8 +18,8 @@ network after each; but for one image a class, whose networks are used for 10 st
 between them. The paper calls this DSAC, and DCC the same without augmentation; the numbers that IID's
 paper quotes as DCC are those of DSAC on CIFAR.
 
-**Released code**, which all of this follows: the sum over classes of a side is a mean, which the
-cosine distance does not feel, and gradients of a class are means over its images.
+**Released code**, which all of this follows: the sum over classes of a side is a mean, which does
+not change the cosine distance, and gradients of a class are means over its images.
 
 Use it in place of DSA where classes are alike; it needs `real: sampled`.
 """

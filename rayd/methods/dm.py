@@ -28,7 +28,7 @@ from rayd.objectives import MeanMatching, Term
 
 
 class DistributionMatching(Method):
-    """Class-wise feature means, seen through random networks."""
+    """Class-wise feature means in random networks."""
 
     name = "dm"
     citation = """@inproceedings{zhao2023dm,

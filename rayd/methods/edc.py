@@ -54,7 +54,7 @@ from rayd.objectives import CrossEntropy, Densification, Flatness, MomentMatchin
 
 
 class ElucidatedCondensation(Method):
-    """Statistics over all images and by class, through several architectures, on flat ground."""
+    """Statistics over all images and by class, with several architectures and a flatness term."""
 
     name = "edc"
     citation = """@inproceedings{shao2024edc,

@@ -11,8 +11,8 @@ Factorization", NeurIPS 2022.
            (`rayd.objectives.hallucinations`)                lambda  0.1 (`terms.hallucinator_contrast.weight`)
 
 A few hallucinators and bases make many pairs, and what all images have in common is stored once. The
-adversarial terms keep hallucinators from making the same image of a basis. The factorization can stand on any
-method (`synthetic.kind: hallucinated`), this one is the paper's choice.
+adversarial terms keep hallucinators from making the same image of a basis. The factorization works with
+any method (`synthetic.kind: hallucinated`); trajectory matching is the paper's choice.
 
 **Released code**, which the defaults follow: five hallucinators of one 3 x 3 convolution, a scale and
 a shift of each position and one transposed convolution; 15,000 steps of SGD of size 100 with momentum

@@ -53,7 +53,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 class ImprovedDistributionMatching(Method):
-    """Class-wise feature means of expanded images, seen through networks in training, and their
+    """Class-wise feature means of expanded images in networks in training, and their
     cross-entropy.
     """
 

@@ -19,7 +19,7 @@ given images are a least-squares problem ("label solve"): `rayd.objectives.neura
 - The code of the first paper, which the defaults follow: a fully connected network of one hidden layer,
   variances 2 of weights and 0.1^2 of biases; Adam of size 0.04 on 5,000 real images a step, here
   `observers.real_batch` of each class; 1,000 steps converge. Its loss is a mean over the C outputs too,
-  which Adam does not feel.
+  which does not change the steps of Adam.
 - The second paper's network has three convolutions with pooling, and one before them in its
   "ConvNet" (`terms.kernel_regression: {network: conv, depth: 3}` is the one without, "ConvNet3").
   Its kernel takes a million numbers for a pair of images of 32 x 32 pixels: hundreds of GPUs there, out

@@ -6,12 +6,14 @@ Shaobo Wang, Yicun Yang, Zhiyuan Liu, Chenghao Sun, Xuming Hu, Conghui He and Li
     minimise over S   300 sum_c mean_t sqrt( a (A_T - A_S)^2 + (1 - a) 2 (A_T A_S - R_T R_S - I_T I_S) )
                       + sum_c mean_{s in S_c} CE(phi(A(s)), c)
 
-    T, S    real and synthetic images of class c, S = S_c       R + i I = A exp(i theta)   characteristic functions of
-    t       4,096 frequencies, standard normal (M, d)                                      psi(A(.)), of norm 1 (d,)
-    phi     20 networks that were trained on the real data      psi  last map of the same somewhere between their initial and
-                                                                     trained weights, flattened: d =
-                                                                     2,048 for 32 x 32 pixels
-    a       amplitude weight, 1/2                               A    colour, crop and cutout, the same for both sides
+    T, S    real and synthetic images of class c, S = S_c
+    R + i I  = A exp(i theta), characteristic functions of psi(A(.)), of norm 1 (d,)
+    t       4,096 frequencies, standard normal (M, d)
+    phi     20 networks that were trained on the real data
+    psi     last map of the same somewhere between their initial and trained weights, flattened:
+            d = 2,048 for 32 x 32 pixels
+    a       amplitude weight, 1/2
+    A       colour, crop and cutout, the same for both sides
 
 Each stored image decodes to four (multi-formation with factor 2). Networks are trained for 60
 epochs with cutmix, colour, crop, shift and flip; images move by AdamW for 20,000 steps and stay in
@@ -39,13 +41,13 @@ coloured, and cropped, scaled or rotated.
   classes, with all gradients taken at the same place; set 0.008 sqrt(C) for others.
 - Students of the last epoch are reported, the code reports the best of tests every 100 epochs.
   Cutmix is applied to every batch, there to half of them.
-- Observers stand between their initial weights and the trained ones, l initial + (1 - l) trained
-  with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
+- The weights of observers are interpolated between initial and trained ones, l initial + (1 - l)
+  trained with l uniform in [0, 1]. The code draws l anew for every step; here every observer has its own
   for good, so that it can be measured once (and keeps it with `real: sampled`).
   `observers.interpolate: false` takes the trained weights.
-- Calibration, as in the code, is computed in networks as they were trained: those that stand between
-  two weights have twins that stand at the end (`Recipe.classifier_settings`), unless the recipe has
-  `classifiers` of its own.
+- Calibration, as in the code, is computed in networks as they were trained: interpolated observers
+  are complemented by the same networks with their trained weights (`Recipe.classifier_settings`),
+  unless the recipe has `classifiers` of its own.
 
 Use it where observers can be trained on the real data and labels are to be hard.
 """
@@ -64,9 +66,7 @@ MULTI_FORMATION: Mapping[str, Any] = {"kind": "partitioned", "factor": 2}
 
 
 class NeuralCharacteristicFunctionMatching(Method):
-    """Characteristic functions of classes, seen through trained networks, with their
-    cross-entropy.
-    """
+    """Characteristic functions of classes in trained networks, and their cross-entropy."""
 
     name = "ncfm"
     citation = """@inproceedings{wang2025ncfm,

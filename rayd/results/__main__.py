@@ -16,7 +16,7 @@ BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
 BEGIN_USES = "<!-- applications: written by python -m rayd.results -->"
 END_USES = "<!-- end of applications -->"
-COLUMNS = ("recipe", "IPC", "paper", "distilled", "random", "whole", "seeds")
+COLUMNS = ("recipe", "IPC", "paper", "distilled", "random", "whole", "runs")
 SCORES = (
     "recipe",
     "labels",
@@ -190,8 +190,16 @@ def _cells(headline: Headline, result: MeasuredResult) -> Iterator[str]:
     yield _number(result.accuracy, result.std)
     yield _number(result.random)
     yield _number(result.whole)
-    # what the deviation is over is said above the table
-    yield result.seeds.partition(";")[0]
+    yield _runs(result.seeds)
+
+
+def _runs(seeds: str) -> str:
+    """Number of distillations and of students of each: '3 × 5' of 'distillation 0 1 2, students …'."""
+    counts = []
+    for part in seeds.partition(";")[0].split(", "):
+        numbers = re.findall(r"\d+", part)
+        counts.append(str(len(numbers)))
+    return " × ".join(counts)
 
 
 def _scores(headline: Headline, result: MeasuredResult) -> Iterator[list[str]]:
