@@ -60,6 +60,8 @@ class Found:
 
 _LOADED: dict[str, Path | None] = {}
 """Own modules that were imported by name or file, with their files."""
+_IMPORTED: list[str] = []
+"""What was imported by `load_file`: files and names of modules."""
 OBJECTS: dict[str, tuple[Kind, Any]] = {}
 """Parts that were given as objects and cannot be imported, by name."""
 _DIGESTS: dict[str, str] = {}
@@ -111,7 +113,9 @@ def load_file(path: str | Path) -> ModuleType:
     """
     text = str(path)
     if not text.endswith(".py"):
-        return _module(text, f"--import {text}")
+        module = _module(text, f"--import {text}")
+        _remember(text)
+        return module
     file = Path(text).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"Cannot import '{text}': there is no such file.")
@@ -123,7 +127,19 @@ def load_file(path: str | Path) -> ModuleType:
         )
     if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
-    return _module(file.stem, f"'{text}'")
+    module = _module(file.stem, f"'{text}'")
+    _remember(str(file))
+    return module
+
+
+def import_options() -> tuple[str, ...]:
+    """Values of `--import` that give a command the parts that `load_file` imported here."""
+    return tuple(_IMPORTED)
+
+
+def _remember(name: str) -> None:
+    if name not in _IMPORTED:
+        _IMPORTED.append(name)
 
 
 @cache

@@ -93,6 +93,11 @@ def test_data_are_named_by_a_word_or_a_path():
     assert merge({}, {"data": "cifar10"}) == {"data": {"name": "cifar10"}}
 
 
+def test_a_value_in_place_of_a_list_is_refused_with_the_form_of_a_list():
+    with pytest.raises(ConfigError, match=r"must fit: a list, as in evaluation\.epoch=\[\.\.\.\]"):
+        validate(Recipe, merge(LEAST, {"evaluation": {"epoch": 5}}))
+
+
 @pytest.mark.parametrize(
     "tree", [{"data": {"path": "/x"}}, {"data_path": "/x"}, {"dataset": "/x"}, {"path": "/x"}]
 )

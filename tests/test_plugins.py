@@ -16,6 +16,7 @@ from rayd.artifacts import content_hash
 from rayd.cli import main
 from rayd.config import DataSettings, NetworkSettings
 from rayd.data import ImageShape, load
+from rayd.engine.rundir import continuation
 from rayd.errors import ConfigError, DataError, RaydError
 from tests.test_cli import QUICK
 
@@ -128,6 +129,7 @@ def own(tmp_path, monkeypatch, request):
     file.write_text(MODULE.format(name=name))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_IMPORTED", [])
     monkeypatch.setattr(plugins, "_OWNERS", {})
     return file
 
@@ -239,6 +241,12 @@ def main_exit(arguments: list[str]) -> None:
     """Run a command that succeeds."""
     with suppress(SystemExit):
         main(arguments)
+
+
+def test_the_command_that_continues_a_run_imports_its_parts(own):
+    assert "--import" not in continuation(Path("/runs/a"))
+    plugins.load_file(own)
+    assert continuation(Path("/runs/a")) == f"rayd distill --resume /runs/a --import {own}"
 
 
 def test_data_by_module_and_name(own, monkeypatch, tmp_path):

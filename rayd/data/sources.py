@@ -183,7 +183,7 @@ def _why_not(name: str, root: Path | None) -> str:
     names = [info.name for info in known_sources(root)]
     return (
         f"{unknown('data set', name, names)} "
-        "Own data are given as data=PATH: a folder or .npz file."
+        f"Own data are given as data=PATH, but there is no folder or .npz file '{name}' here."
     )
 
 

@@ -20,6 +20,7 @@ from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
 from rayd.errors import OutputError
 from rayd.locks import LOCK, locked
+from rayd.plugins import import_options
 from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
@@ -181,6 +182,9 @@ def continuation(directory: Path, data_root: Path | None = None, cache: Path | N
     for option, path in paths.items():
         if path is not None:
             words += [option, remote.shown(remote.local(path).absolute())]
+    for name in import_options():
+        # the recipe names parts that these register
+        words += ["--import", name]
     return shlex.join(words)
 
 

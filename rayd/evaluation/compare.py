@@ -92,7 +92,9 @@ class Group:
     scores: dict[str, Spread]
     """IOR, HLR and LRS, where known."""
     paired: Spread | None = None
-    """Distilled accuracy above that of the first group, distillations paired by their seeds."""
+    """Distilled accuracy above that of the first group with this architecture, distillations paired
+    by their seeds.
+    """
 
     @property
     def title(self) -> str:
@@ -185,7 +187,9 @@ def compare(directories: Sequence[Path]) -> Comparison:
             )
             groups.setdefault(key, []).append(run)
     made = [_group(key[-1], runs) for key, runs in groups.items()]
-    return Comparison(tuple(_paired(group, made[0]) for group in made))
+    # accuracies of another architecture say nothing about the sets
+    first = {group.network: group for group in reversed(made)}
+    return Comparison(tuple(_paired(group, first[group.network]) for group in made))
 
 
 def _read(directory: Path) -> _Run:

@@ -128,6 +128,17 @@ def test_several_architectures_make_a_matrix():
     assert "mean" not in build(("distilled", student(0.5))).text().splitlines()[-1]
 
 
+def test_differences_are_those_of_one_architecture(tmp_path):
+    for name in ("a", "b"):
+        write_json(tmp_path / name / "evaluation.json", several().to_json())
+    content = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    write_json(tmp_path / "b" / "evaluation.json", {**content, "departures": ["synthesis.steps"]})
+    groups = compare([tmp_path / "a", tmp_path / "b"]).groups
+    assert [group.network for group in groups] == ["convnet", "mlp", "alexnet"] * 2
+    assert [group.paired is None for group in groups] == [True] * 3 + [False] * 3
+    assert all(group.paired.runs == (0.0,) for group in groups[3:])
+
+
 def test_chart_of_architectures_is_written_for_several(tmp_path):
     path = keep_chart(several(), tmp_path)
     assert path == tmp_path / "architectures.png"

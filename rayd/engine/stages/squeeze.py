@@ -195,6 +195,8 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         parts = [self._part(costs, same, workers) for same in alike(missing)]
         images = len(self.job.data.train)
         names = ", ".join(network_id.label for network_id in missing) or "none"
+        groups = {network_id.group for network_id in networks}
+        noun = groups.pop() if len(groups) == 1 else "networks"
         learned = sorted({self.units(network_id) for network_id in networks})
         epochs = " or ".join(str(number) for number in learned)
         known = [
@@ -204,7 +206,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
         ]
         return StageCost(
             name=self.name,
-            work=f"{len(missing)} of {len(networks)} observers ({names}) learn {epochs} epochs of "
+            work=f"{len(missing)} of {len(networks)} {noun} ({names}) learn {epochs} epochs of "
             f"{images:,} images",
             cached=f"cached: {', '.join(known) or 'none'}",
             parts=tuple(parts),
@@ -213,6 +215,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
     def _part(self, costs: Costs, same: Sequence[NetworkId], workers: int) -> Part:
         """Some networks of one architecture and group."""
         network = same[0].architecture
+        is_observer = same[0].group == "observers"
         settings = self.job.recipe.squeezing(same[0].group)
         data = self.job.data
         images = len(data.train)
@@ -224,7 +227,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             count = count + costs.training(network, settings, images) * settings.epochs
         return Part(
             what=f"{len(same)} x {network.label}, {settings.epochs} epochs",
-            settings="squeeze.epochs",
+            settings="squeeze.epochs" if is_observer else "classifiers.squeeze.epochs",
             count=count * len(same),
             parallel=workers,
             decoded=self.job.decoded(settings.epochs * images + judged) * len(same),
