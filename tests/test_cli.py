@@ -644,3 +644,16 @@ def test_a_command_in_a_folder_that_is_gone_says_so(tmp_path, monkeypatch, capsy
     assert code == 1
     said = "rayd: The folder that this command was started in is gone; start it in another one.\n"
     assert error.endswith(said)
+
+
+def test_an_interrupted_sweep_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tuning.driver.sweep", interrupted)
+    out = str(tmp_path / "my sweep")
+    code, _, error = run(capsys, "tune", "csdm-digits", "--samples", "3", "--out", out)
+    assert code == 130
+    assert error.endswith(
+        f"To continue: rayd tune csdm-digits --samples 3 --out {shlex.quote(out)} --resume\n"
+    )

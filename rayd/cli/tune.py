@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from rayd.cli.group import example, new_group
+from rayd.cli.group import CommandGroup, example, new_group
 from rayd.cli.options import (
     Address,
     Cache,
@@ -20,12 +21,15 @@ from rayd.cli.options import (
 )
 from rayd.cli.printing import print_json, print_rows, print_text
 from rayd.errors import ResourceError
+from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError
+from rayd.plugins import import_options
 
 commands = new_group()
 
 
 @commands.command(epilog=example("rayd tune csdm-digits --samples 20"))
 def tune(
+    context: typer.Context,
     space: Annotated[
         str | None,
         typer.Argument(
@@ -79,18 +83,21 @@ def tune(
         ) from error
 
     out_ = to or Path("sweeps") / found.name
-    tuning.sweep(
-        found,
-        out=out_,
-        samples=samples,
-        resume=resume,
-        workers=workers,
-        concurrent=concurrent,
-        address=address,
-        data_root=data_root,
-        cache=cache,
-        progress=Progress(quiet),
-    )
+    try:
+        tuning.sweep(
+            found,
+            out=out_,
+            samples=samples,
+            resume=resume,
+            workers=workers,
+            concurrent=concurrent,
+            address=address,
+            data_root=data_root,
+            cache=cache,
+            progress=Progress(quiet),
+        )
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(_continues(context)) from error
     summary = tuning.summary(out_)
     if as_json:
         print_json(summary.to_json())
@@ -101,6 +108,17 @@ def tune(
         print_text(summary.text())
         print_text(f"\n{out_ / 'best.yaml'} is a recipe for 'rayd distill'")
         print_text(f"report: {out_ / 'report.html'}")
+
+
+def _continues(context: typer.Context) -> str:
+    """Message for an interrupted sweep: the same command, which goes on from its finished trials."""
+    root = context.find_root().command
+    words = ["rayd", *cast(CommandGroup, root).given]
+    if "--resume" not in words:
+        words.append("--resume")
+    for name in import_options():
+        words += ["--import", name]
+    return f"{WORK_IS_KEPT} To continue: {shlex.join(words)}"
 
 
 def _print_spaces(as_json: bool) -> None:
