@@ -4,9 +4,8 @@ Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversit
 Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
 
     minimise over X_b   CE(phi_b(A(X_b)), y) + r sum_l w_l ( || mean_l(A(X_b)) - mean_l ||_2 + v || var_l(A(X_b)) - var_l ||_2 )
-    phi_b   phi after K steps uphill at the first images of the block:  theta <- theta + (rho / K) g / || g ||
+    phi_b   phi after K steps uphill at the first images of the block: theta <- theta + (rho / K) g / || g ||
     g       grad_theta CE(phi(X_b), y)
-
     X_b     a block of synthetic images, from real ones; y their labels
     phi     a trained network, as in `rayd.methods.sre2l`, which has the other symbols
     K, rho  12 and 0.015 (`observers.ascent_steps`, `observers.ascent_length`); 15 steps on ImageNet
