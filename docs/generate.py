@@ -284,7 +284,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
     """The help of a command: usage, purpose, parameters, commands below it and an example."""
     context = click.Context(command, info_name=name)
     yield from ["```text", " ".join([name, *command.collect_usage_pieces(context)]), "```", ""]
-    yield from [inspect.cleandoc(command.help or ""), ""]
+    yield from [_escaped(inspect.cleandoc(command.help or "")), ""]
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     # every command has these two, as is said above
     shown = [record for record in records if record and record[0] not in ("--help", "--debug")]
@@ -292,7 +292,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
         yield from ["| parameter | meaning |", "|---|---|"]
         for usage, meaning in shown:
             # a list is what can be repeated
-            usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage)
+            usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage).replace(" range>", ">")
             yield f"| `{usage}` | {_escaped(' '.join(meaning.split()))} |"
         yield ""
     if below := getattr(command, "commands", {}):
