@@ -33,4 +33,5 @@ def _fenced(example: re.Match[str]) -> str:
 
 
 def _drawn(formula: re.Match[str]) -> str:
-    return convert(" ".join(formula[1].split()))
+    # the joiner is not seen; a line that begins with the tag would be a block of its own
+    return f"\u2060{convert(' '.join(formula[1].split()))}"

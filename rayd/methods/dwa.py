@@ -16,7 +16,7 @@ block's first images makes every block match a slightly different network.
 
 **Paper and released code.** Steps, length and weight of variances are those of the code. Its real
 statistics are the running ones of training; here they are measured through the network as it was
-trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. Weights climb in
+trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. The ascent runs in
 evaluation mode, on the first images without a view. Other settings are SRe2L's.
 
 Use it in place of SRe2L where there are several images a class, hence several blocks.
