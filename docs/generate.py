@@ -41,7 +41,7 @@ RESULTS = {"paper", "measured"}
 GALLERY = TOP / "docs" / "gallery"
 """Distilled sets with their pictures and reports."""
 FORMULAS = TOP / "docs" / "formulas.yaml"
-LONGEST = 20
+LONGEST = 24
 """Characters of a symbol of an objective."""
 
 
@@ -187,18 +187,21 @@ def formula(latex: str) -> str:
 def with_formula(body: str, drawn: str) -> str:
     """Put a formula in the place of the objective in plain text, or below the paper without one.
 
-    The objective is the line that begins with "minimise over" and the lines indented more below it.
+    The objective is the line that begins with "minimise over", or else the first equation that is
+    set as code, and the lines indented more below it.
     """
-    kept: list[str] = []
-    lines = iter(body.splitlines())
-    for line in lines:
-        if line.startswith("    minimise over"):
-            break
-        kept.append(line)
-    else:
+    lines = body.splitlines()
+    objective = next((line for line in lines if line.startswith("    minimise over")), None)
+    if objective is None:
+        objective = next(
+            (line for line in lines if line.startswith("    ") and " = " in line), None
+        )
+    if objective is None:
         paper, _, more = body.partition("\n\n")
         return f"{paper}\n\n{drawn}\n\n{more}"
-    rest = list(lines)
+    start = lines.index(objective)
+    kept = lines[:start]
+    rest = lines[start + 1 :]
     while rest and rest[0].startswith("     "):
         del rest[0]
     while rest and not rest[0].strip():
@@ -236,7 +239,7 @@ def _symbols(paragraph: str) -> str | None:
 def _escaped(text: str) -> str:
     """Plain text with code between backticks as Markdown in a table."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"([|*_<\[])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([|*_\[])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 
 
@@ -281,7 +284,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
     """The help of a command: usage, purpose, parameters, commands below it and an example."""
     context = click.Context(command, info_name=name)
     yield from ["```text", " ".join([name, *command.collect_usage_pieces(context)]), "```", ""]
-    yield from [inspect.cleandoc(command.help or ""), ""]
+    yield from [_escaped(inspect.cleandoc(command.help or "")), ""]
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     # every command has these two, as is said above
     shown = [record for record in records if record and record[0] not in ("--help", "--debug")]
@@ -289,7 +292,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
         yield from ["| parameter | meaning |", "|---|---|"]
         for usage, meaning in shown:
             # a list is what can be repeated
-            usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage)
+            usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage).replace(" range>", ">")
             yield f"| `{usage}` | {_escaped(' '.join(meaning.split()))} |"
         yield ""
     if below := getattr(command, "commands", {}):

@@ -150,7 +150,7 @@ def distill(
     | question | answer |
     |---|---|
     | which recipes are there? | `rayd.recipes.names()`, or `rayd recipes` in a shell |
-    | which settings? | `print(rayd.recipes.resolve("digits").to_yaml())`, the page "Settings" |
+    | which settings? | `rayd.recipes.resolve("digits")` and its `to_yaml()`, the page "Settings" |
     | how long will it take? | `rayd.plan("digits")` |
     | on a GPU? | a GPU is used if there is one; `resources={"device": "cpu"}` turns it off |
     | on several GPUs or machines? | `workers=8`, `resources={"gpus_per_worker": 1}`, `address=` |

@@ -102,7 +102,7 @@ def _figure(
     across = min(columns, len(layers))
     down = ceil(len(layers) / across)
     figure = new_figure(across * WIDTH, HEADING + down * HEIGHT)
-    figure.supxlabel("eigenvalue, by rank: low to high frequency", fontsize="medium")
+    figure.supxlabel("rank of the eigenvalue: low to high frequency", fontsize="medium")
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()

@@ -122,6 +122,7 @@ def test_site_builds_strictly(tmp_path):
     # examples in docstrings are code, not quotations
     reference = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert "<blockquote>" not in reference
+    assert ":math:" not in reference
     assert '<span class="gp">&gt;&gt;&gt; </span>' in reference
     # sentences of methods that take two lines are whole
     methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")

@@ -195,7 +195,7 @@ def chart(found: dict[str, dict[str, Landscape]], title: str = "") -> Image.Imag
             bar.set_ticks([levels[place] for place in range(0, 25, 6)])
             bar.ax.minorticks_off()
             # without its markup, which is switched off for the names of runs
-            bar.ax.yaxis.set_major_formatter("{x:.2g}")
+            bar.ax.yaxis.set_major_formatter("{x:.3g}")
         figure.suptitle(f"Cross-entropy: {title}" if title else "Cross-entropy")
         return as_image(figure)
 

@@ -47,7 +47,12 @@ def data_list(as_json: Json = False, data_root: DataRoot = None, debug: Debug = 
 
 @commands.command("fetch", epilog=example("rayd data fetch cifar10"))
 def data_fetch(
-    name: Annotated[str, typer.Argument(autocompletion=complete_data)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", autocompletion=complete_data, help="A name of 'rayd data list'."
+        ),
+    ],
     data_root: DataRoot = None,
     debug: Debug = False,
 ) -> None:

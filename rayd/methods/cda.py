@@ -6,8 +6,9 @@ Era", TMLR 2024.
 The objective is SRe2L's. Only the random view changes over the steps: the least share of the area
 that a crop keeps starts at 1, the whole image, and falls to 0.08, from easy to hard:
 
-    least(t) = 0.08 + 0.92 (1 + cos(pi t / m)) / 2   for t < m, then 0.08         t  share of the steps that are done
+    least(t) = 0.08 + 0.92 (1 + cos(pi t / m)) / 2   for t < m, then 0.08
 
+    t   share of the steps that are done
     m   where the curriculum ends (`synthesis.curriculum_end`), 1; `synthesis.curriculum` may be linear or a step instead
 
 Paper and released code agree on the schedule; what differs between the two in all else is said for

@@ -15,7 +15,7 @@ stand for diversity, which head classes have plenty of; phases stand for realism
 of a tail class need most. With a = 1/2 it is the plain
 spectral distance, the squared maximum mean discrepancy; see `rayd.objectives.characteristic_function`.
 
-**What is not said is a setting** (`terms.characteristic_function`), and these are our choices:
+**What the paper leaves open is a setting** (`terms.characteristic_function`), and these are our choices:
 
 - `head_amplitude_weight`: 0.8; the figures find 0.7 to 0.9 best at large imbalance. 1 is said to be
   diverse but unreal, 0 real but all alike. (The reduced recipes that start from noise have 0.65,

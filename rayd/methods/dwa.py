@@ -4,9 +4,8 @@ Jiawei Du, Xin Zhang, Juncheng Hu, Wenxing Huang and Joey Tianyi Zhou, "Diversit
 Enhancing Dataset Distillation through Directed Weight Adjustment", NeurIPS 2024.
 
     minimise over X_b   CE(phi_b(A(X_b)), y) + r sum_l w_l ( || mean_l(A(X_b)) - mean_l ||_2 + v || var_l(A(X_b)) - var_l ||_2 )
-    phi_b   phi after K steps uphill at the first images of the block:  theta <- theta + (rho / K) g / || g ||
+    phi_b   phi after K steps uphill at the first images of the block: theta <- theta + (rho / K) g / || g ||
     g       grad_theta CE(phi(X_b), y)
-
     X_b     a block of synthetic images, from real ones; y their labels
     phi     a trained network, as in `rayd.methods.sre2l`, which has the other symbols
     K, rho  12 and 0.015 (`observers.ascent_steps`, `observers.ascent_length`); 15 steps on ImageNet
@@ -17,7 +16,7 @@ block's first images makes every block match a slightly different network.
 
 **Paper and released code.** Steps, length and weight of variances are those of the code. Its real
 statistics are the running ones of training; here they are measured through the network as it was
-trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. Weights climb in
+trained (see `rayd.methods.sre2l`), which the adjusted one is compared with. The ascent runs in
 evaluation mode, on the first images without a view. Other settings are SRe2L's.
 
 Use it in place of SRe2L where there are several images a class, hence several blocks.

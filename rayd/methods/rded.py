@@ -3,8 +3,9 @@
 Peng Sun, Bei Shi, Daiwei Yu and Tao Lin, "On the Diversity and Realism of Distilled Dataset: An
 Efficient Dataset Distillation Paradigm", CVPR 2024.
 
-    score(p) = -log softmax(phi(p))_y       of a patch p of a real image of class y: small is realistic
+    score(p) = -log softmax(phi(p))_y
 
+    p     a patch of a real image of class y; a small score is realistic
     phi   a network that was trained on the real data, the first observer
     f     patches along a side of an image (`synthetic.patches`): 1 for small images, 2 for ImageNet
 
