@@ -64,9 +64,10 @@ def connect(address: str | None) -> None:
                 "memory may need another try; '--workers 0' works without Ray, where a command has it."
             ) from error
         raise ResourceError(
-            f"Cannot join the Ray cluster at '{address}': {reason} If it requires a "
-            "token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the one of the cluster; from a "
-            "machine that is none of its nodes, use 'ray job submit'."
+            f"Cannot join the Ray cluster at '{address}': {reason.removesuffix('.')}. If it "
+            "requires a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to that of the cluster where "
+            "this machine does not have it; from a machine that is none of its nodes, use 'ray job "
+            "submit'."
         ) from error
     watch_head()
 
@@ -139,6 +140,12 @@ def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_reachable(address: str | None) -> None:
     """Fail within seconds where nothing listens; Ray itself tries for minutes."""
+    meant = ""
+    if address == "auto":
+        # the cluster that was started here last, even if it has ended since
+        with suppress(ConnectionError):
+            address = ray._private.services.get_ray_address_from_environment(address, None)
+            meant = " ('auto', the one that was started here last)"
     found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address or "")
     if found is None:
         return
@@ -146,7 +153,7 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((found[1], int(found[2])), timeout=CONNECT_LIMIT).close()
     except OSError as error:
         raise ResourceError(
-            f"No Ray cluster answers at '{address}': {error.strerror or error}. Start one there "
+            f"No Ray cluster answers at '{address}'{meant}: {error.strerror or error}. Start one there "
             "with 'ray start --head', or leave --address out to run on this machine."
         ) from error
 
