@@ -154,3 +154,4 @@ def _bare(axes) -> None:  # type: ignore[no-untyped-def]
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
