@@ -125,7 +125,7 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
         cells = [line.name, _percent(line.mean, line.std)]
         for series in space.paper:
             value = series.value(line.settings)
-            cells.append(_percent(*value[:2]) if value else "–")
+            cells.append(_printed(*value[:2]) if value else "–")
             if value and value[2]:
                 remark = f"- {series.table}, {line.name}: {value[2]}"
                 # columns of a table that are alike in a remark have it once
@@ -201,6 +201,12 @@ def _percent(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "failed"
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _printed(mean: float, std: float | None) -> str:
+    """A paper's value in percent, with the digits that it has there."""
+    numbers = [mean] if std is None else [mean, std]
+    return " ± ".join(f"{round(100 * number, 6):g}" for number in numbers)
 
 
 def _data(resolved: ResolvedSpace) -> str:
