@@ -20,7 +20,7 @@ from rayd.cli.options import (
     Overwrite,
     given_settings,
 )
-from rayd.cli.printing import check_picture, print_json, print_text, write_picture
+from rayd.cli.printing import check_picture, open_page, print_json, print_text, write_picture
 from rayd.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def report(
     path = write(directory, to)
     print_text(str(path))
     if show_page:
-        typer.launch(str(path))
+        open_page(path)
 
 
 @commands.command(epilog=example("rayd export runs/digits digits.parquet --format parquet"))

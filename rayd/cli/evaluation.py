@@ -22,7 +22,7 @@ from rayd.cli.options import (
     Workers,
     given_settings,
 )
-from rayd.cli.printing import print_result, print_text
+from rayd.cli.printing import open_page, print_result, print_text
 
 commands = new_group()
 
@@ -102,4 +102,4 @@ def compare(
     if not as_json:
         print_text(f"\n{to}")
     if show_page:
-        typer.launch(str(to))
+        open_page(to)

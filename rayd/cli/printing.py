@@ -119,3 +119,10 @@ def write_picture(path: Path, image: Any) -> None:
     from rayd.pictures import as_file, picture_format
 
     write_bytes(path, as_file(image, picture_format(path)))
+
+
+def open_page(path: Path) -> None:
+    """Show a page in the browser; where there is none, its path has been printed."""
+    import webbrowser
+
+    webbrowser.open(remote.local(path).resolve().as_uri())

@@ -45,6 +45,9 @@ same students, best first; ± is over distillations, where there are several.
 - *hard labels*: the same students for all, by DSA's protocol with 300 epochs; *gain* is what they
   have above random images
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
+- combinations of ours stand beside the papers' methods: small images in each stored one, four
+  (*partitioned*), nine (*ninths*) or sixteen (*best*: DM with the choices of
+  `rayd tune combined-cifar10-ipc1`)
 
 A minute is a small part of what the papers spend: the tables compare what methods make of it, not
 what they reach in the end."""

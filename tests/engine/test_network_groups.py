@@ -219,7 +219,10 @@ def test_what_is_planned_names_guides_and_queue(tmp_path):
     text = planned.text()
     assert "1 observers and 1 classifiers" in text
     assert "2 networks trained alongside" in text
-    assert "2 of 2 observers (convnet-d2-w6 #0, convnet-d2-w6 #1) learn 2 epochs" in text
+    assert "2 of 2 classifiers (convnet-d2-w6 #0, convnet-d2-w6 #1) learn 2 epochs" in text
+    long = iid("iid-idm", classifiers={"squeeze": {"epochs": 1000}})
+    advice = plan(long, cache=tmp_path / "cache", progress=QUIET).text()
+    assert "proportional to classifiers.squeeze.epochs" in " ".join(advice.split())
 
 
 def test_guides_that_are_too_deep_for_the_images_are_refused_in_a_sentence(tmp_path):
