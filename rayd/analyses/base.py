@@ -213,6 +213,9 @@ class Subject:
         """A network that was trained on images (n, C, H, W), in eval mode."""
         options = self.options
         network = self.build(seed)
+        self.progress.log(
+            f"a {self.network.label} learns {len(images):,} images for {options.steps:,} steps"
+        )
         return fit(network, images, labels, steps=options.steps, seed=options.seed)
 
     def sample(

@@ -111,6 +111,7 @@ def analyse(subject: Subject) -> Analysis:
     drawn = [subject.random(seed) for seed in range(5)]
     each = [covered(found, labels, features(network, x), y) for x, y in drawn]
     shares["random"] = float(np.mean(each))
+    subject.progress.log(f"{len(found) + len(synthetic):,} features are embedded by {_name(how)}")
     points = embed(torch.cat([found, synthetic]), how, subject.options.seed)
     picture = chart(
         points[: len(found)],
