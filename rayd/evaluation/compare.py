@@ -124,7 +124,8 @@ class Group:
         count = len(self.directories)
         runs = "1 distillation" if count == 1 else f"{count} distillations"
         students = "1 student" if self.students == 1 else f"{self.students} students"
-        lines = [wrapped(f"{self.title} ({runs}, {students} each)")]
+        where = ", ".join(self.directories)
+        lines = [wrapped(f"{self.title} ({runs}, {students} each): {where}")]
         width = max(len(name) for name in self.accuracies)
         for name, spread in self.accuracies.items():
             over = "" if spread.students is None else f"   ± {spread.students:.3f} over students"

@@ -67,8 +67,8 @@ def write(directories: Sequence[str | Path], to: str | Path) -> Path:
 def render(directories: Sequence[Path]) -> str:
     """The page as HTML."""
     comparison = compare(directories)
-    names = _short(directories)
-    runs = [_read(path, name) for path, name in zip(directories, names, strict=True)]
+    names = dict(zip(map(str, directories), _short(directories), strict=True))
+    runs = [_read(path, names[str(path)]) for path in directories]
     class_names = _shared_classes(runs)
     few = 0 < len(class_names) <= charts.MOST_CLASSES
     per_class = _by_class(runs) if few else {}
@@ -79,9 +79,8 @@ def render(directories: Sequence[Path]) -> str:
             runs=runs,
             settings=_settings(runs),
             comparison=comparison,
-            accuracies=charts.accuracies(
-                _bars(comparison, dict(zip(map(str, directories), names, strict=True)))
-            ),
+            names=names,
+            accuracies=charts.accuracies(_bars(comparison, names)),
             classes=charts.classes(per_class, class_names) if per_class else None,
             curves=charts.curves(_curves(runs), "step"),
         )
