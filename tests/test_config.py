@@ -94,7 +94,9 @@ def test_data_are_named_by_a_word_or_a_path():
 
 
 def test_a_value_in_place_of_a_list_is_refused_with_the_form_of_a_list():
-    with pytest.raises(ConfigError, match=r"must fit: a list, as in evaluation\.epoch=\[\.\.\.\]"):
+    with pytest.raises(
+        ConfigError, match=r"must fit: it is a list, as in evaluation\.epoch=\[\.\.\.\]"
+    ):
         validate(Recipe, merge(LEAST, {"evaluation": {"epoch": 5}}))
 
 

@@ -374,7 +374,7 @@ def _sentence(model: type[Settings], error: ErrorDetails, where: str, prefix: st
         return f"Setting '{key}' is missing in {where}."
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "tuple_type":
-        message = f"a list, as in {key}=[...]"
+        message = f"it is a list, as in {key}=[...]"
     if isinstance(error["input"], Mapping) and error["type"] == "value_error":
         place = f"'{key}' of {where}" if key else where
         return f"{message} (in {place})."

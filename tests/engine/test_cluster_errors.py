@@ -43,8 +43,6 @@ def test_a_node_that_was_too_slow_is_started_once_more(monkeypatch):
 
 def test_the_last_cluster_of_this_machine_may_have_ended(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
-    said = (
-        r"No Ray cluster answers at '127\.0\.0\.1:9' \('auto', the one that was started here last\)"
-    )
+    said = r"No Ray cluster answers at '127\.0\.0\.1:9', which 'auto' stands for here"
     with pytest.raises(ResourceError, match=said):
         connect("auto")

@@ -145,7 +145,7 @@ def _check_reachable(address: str | None) -> None:
         # the cluster that was started here last, even if it has ended since
         with suppress(ConnectionError):
             address = ray._private.services.get_ray_address_from_environment(address, None)
-            meant = " ('auto', the one that was started here last)"
+            meant = ", which 'auto' stands for here"
     found = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d+)", address or "")
     if found is None:
         return
