@@ -115,13 +115,20 @@ def test_methods_on_equal_terms_are_ordered_by_the_students_of_all(monkeypatch):
     frepo = common | {"accuracy": 0.45, "std": 0.01, "random": 0.2, "hard_labels": 0.35}
     found = {"sre2l-cifar10-ipc1-equal": sre2l, "dm-cifar10-ipc1-equal": [dm]}
     found["frepo-cifar10-ipc1-equal"] = [frepo]
+    command = "rayd distill dm-cifar10-ipc1-equal evaluation.whole_epochs=20 seed=0"
+    whole = dm | {"accuracy": 0.31, "whole": 0.7, "command": command}
+    found["dm-cifar10-ipc1-equal"].append(whole)
     monkeypatch.setattr(tables, "entries", lambda: found)
     page = tables.equal_terms()
-    assert page.startswith("### CIFAR-10, IPC 1\n\n| method |")
-    assert page.splitlines()[4:] == [
-        "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 | 0.200 | +0.150 | 2.0 |",
-        "| dm |  |  | 0.300 ± 0.010 | 0.200 | +0.100 | 2.0 |",
-        "| sre2l | 0.500 ± 0.020 | 0.400 | 0.250 ± 0.010 | 0.200 | +0.050 | 2.0 |",
+    title, _, sentence, _, header, _, *rows = page.splitlines()
+    assert title == "### CIFAR-10, IPC 1"
+    assert "0.700 (`rayd distill dm-cifar10-ipc1-equal evaluation.whole_epochs=20`)" in sentence
+    assert header.startswith("| method |")
+    # worked by hand: alpha = (0.150 - 0.350) / 2 = -0.1, its score (e^-0.1 - e^-1) / (e - e^-1)
+    assert rows == [
+        "| frepo | 0.450 ± 0.010 | 0.200 | 0.350 | 0.200 | +0.150 | +0.350 | 0.228 | 2.0 |",
+        "| dm |  |  | 0.300 ± 0.010 | 0.200 | +0.100 | +0.400 | 0.210 | 2.0 |",
+        "| sre2l | 0.500 ± 0.020 | 0.400 | 0.250 ± 0.010 | 0.200 | +0.050 | +0.450 | 0.192 | 2.0 |",
     ]
     assert not any("equal" in row for row in tables.table().splitlines())
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rayd.config import MeasuredResult, validate
+from rayd.evaluation.scores import label_robust_score
 from rayd.recipes import Headline, headlines, resolve
 from rayd.recipes.tables import TITLES, families
 from rayd.results import applications, entries, settings
@@ -33,7 +34,17 @@ What these accuracies are worth: beside random images under the same labels, ran
 many bytes, and all of it under hard labels ([the scores](concepts.md))."""
 EQUAL = ("equal", "combined")
 """Families of the recipes that compare all methods, and combinations of them, at one budget."""
-EQUAL_COLUMNS = ("method", "own labels", "random", "hard labels", "random", "gain", "minutes")
+EQUAL_COLUMNS = (
+    "method",
+    "own labels",
+    "random",
+    "hard labels",
+    "random",
+    "IOR",
+    "HLR",
+    "LRS",
+    "minutes",
+)
 EQUAL_EXPLAINED = """\
 ## Methods on equal terms
 
@@ -42,8 +53,9 @@ same students, best first; ± is over distillations, where there are several.
 
 - *own labels*: with the labels that the set brings along, its own or those of teachers, and random
   images with the same teachers
-- *hard labels*: the same students for all, by DSA's protocol with 300 epochs; *gain* is what they
-  have above random images
+- *hard labels*: the same students for all, by DSA's protocol with 300 epochs; *IOR* is what they
+  have above random images, *HLR* what the whole set has above them, *LRS* the
+  [label-robust score](concepts.md) of both
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
 - combinations of ours stand beside the papers' methods: small images in each stored one, four
   (*partitioned*), nine (*ninths*) or sixteen (*best*: DM with the choices of
@@ -90,27 +102,50 @@ def equal_terms() -> str:
     for headline, result in _results(equal=True):
         known[headline.name] = headline
         found.setdefault(headline.name, []).append(result)
+    # students of the whole set are the same for all methods and budgets: one result has them
+    whole: dict[str, tuple[str, MeasuredResult]] = {}
+    for name, results in found.items():
+        for result in results:
+            if result.whole is not None:
+                whole[known[name].data] = (name, result)
+
     budgets: dict[tuple[str, int], list[tuple[float, list[str]]]] = {}
     for name, results in found.items():
         headline = known[name]
+        plain = [result for result in results if result.whole is None]
+        if not plain:
+            continue
+        best = whole[headline.data][1].whole if headline.data in whole else None
         rows = budgets.setdefault((headline.data, headline.ipc), [])
         method = name.removesuffix(f"-{headline.data}-ipc{headline.ipc}-equal")
-        rows.append(_equal(method, results))
+        rows.append(_equal(method, plain, best))
+
     parts = []
     for (data, ipc), rows in sorted(budgets.items()):
         best_first = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
-        parts.append(
-            f"### {TITLES.get(data, data.upper())}, IPC {ipc}\n\n{_markdown(EQUAL_COLUMNS, best_first)}"
-        )
+        title = f"### {TITLES.get(data, data.upper())}, IPC {ipc}"
+        sections = [title, _markdown(EQUAL_COLUMNS, best_first)]
+        if data in whole:
+            sections.insert(1, _whole_set(*whole[data]))
+        parts.append("\n\n".join(sections))
     return "\n\n".join(parts)
 
 
-def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[str]]:
+def _whole_set(name: str, result: MeasuredResult) -> str:
+    """The accuracy of the whole set, and the command that gave it, as a sentence."""
+    given = " ".join(settings(result.command))
+    return f"The whole set reaches {_number(result.whole)} (`rayd distill {name} {given}`)."
+
+
+def _equal(
+    method: str, results: Sequence[MeasuredResult], whole: float | None
+) -> tuple[float, list[str]]:
     """The accuracy by the students of all methods, and the cells of a method's row.
 
     Args:
         method: its name, or that of a combination.
         results: under its own protocol, and, where that differs, under the one of all methods.
+        whole: accuracy of the whole set by the students of all methods.
     """
     own, common = results[0], results[-1]
     learned = common.hard_labels is not None
@@ -120,6 +155,9 @@ def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[
     taught = common.random_hard_labels is not None
     random = common.random_hard_labels if taught else common.random
     std = None if learned else common.std
+    ior = None if random is None else accuracy - random
+    hlr = None if whole is None else whole - accuracy
+    lrs = None if ior is None or hlr is None else label_robust_score(ior, hlr)
     brings_labels = len(results) > 1 or learned
     named = re.match(r"distillation and pool ([\d ]+)", own.seeds)
     distillations = len(named.group(1).split()) if named else 1
@@ -130,7 +168,9 @@ def _equal(method: str, results: Sequence[MeasuredResult]) -> tuple[float, list[
         _number(own.random) if brings_labels else "",
         _number(accuracy, std),
         _number(random),
-        _gap(None if random is None else accuracy - random),
+        _gap(ior),
+        _gap(hlr),
+        _number(lrs),
         minutes,
     ]
 
