@@ -124,23 +124,34 @@ def test_site_builds_strictly(tmp_path):
     assert "<blockquote>" not in reference
     assert ":math:" not in reference
     assert '<span class="gp">&gt;&gt;&gt; </span>' in reference
+    # tables that docstrings align with spaces are tables
+    assert "<td>GradientStep</td>" in reference
+    # each line of code is an element, which phones wrap
+    assert re.search(r'<span id="[\w-]*__line-\d', reference)
     # sentences of methods that take two lines are whole
     methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")
     assert "through a ridge that falls from block to block." in methods
     assert "DC and DSA" in methods
     # on phones, rows of many columns say what each cell is
     results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")
-    assert '<td data-column="distilled">0.941 ± 0.001</td>' in results
+    assert '<td data-column="distilled" class="number">0.941 ± 0.001</td>' in results
     # the page of clusters holds the README beside their files
     clusters = (tmp_path / "site" / "clusters" / "index.html").read_text(encoding="utf-8")
     assert "Workers that come and go" in clusters
     commands = (tmp_path / "site" / "command-line" / "index.html").read_text(encoding="utf-8")
     assert '<a href="#rayd-data-list"><code class="short">list</code></a>' in commands
+    assert "(default 1, 1 to 16)" in commands
+    assert "with <code>--schedule</code> a recipe" in commands.replace(' class="short"', "")
     gallery = (tmp_path / "site" / "gallery" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
     assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
     assert "<code>synthesis.<wbr>learning_rate<wbr></code>" in settings
+    # defaults are those of the place where a group is used; groups that come again are not repeated
+    key = "<code>evaluation.<wbr>schedule.<wbr>name<wbr></code>"
+    assert f'{key}</td>\n<td><code class="short">restart</code></td>' in settings
+    assert "experts.<wbr>schedule.<wbr>name" in settings
+    assert "experts.<wbr>schedule.<wbr>stretch" not in settings
     words = (f'<code class="short">{name}</code>' for name in ("crop", "squash", "pad"))
     assert f"One of {', '.join(words)}." in settings
     # marks at which a narrow page breaks a key do not keep readers from finding it

@@ -34,7 +34,7 @@ def tune(
         str | None,
         typer.Argument(
             metavar="SPACE",
-            help="A built-in search space or a YAML file; absent: list them.",
+            help="A built-in search space or a YAML file; without one, spaces are listed.",
             autocompletion=complete_space,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def tune(
         typer.Option(
             "--samples",
             min=1,
-            help="Trials to draw; absent: the space's number. --resume may increase it.",
+            help="Trials to draw; by default the space's number. --resume may increase it.",
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
