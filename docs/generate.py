@@ -3,6 +3,9 @@
 `methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
 `command-line.md` the help of every command, `reproducing.md` every recipe with the paper's number
 and ours, `gallery.md` the sets in `gallery/`, and `clusters.md` the README of `clusters/`.
+
+Pages in `pages/` link to the sources of these, so that their links also work where they are read as
+they are, on a code host; on the site they lead to the pages.
 """
 
 from __future__ import annotations
@@ -43,6 +46,13 @@ RESULTS = {"paper", "measured"}
 GALLERY = TOP / "docs" / "gallery"
 """Distilled sets with their pictures and reports."""
 FORMULAS = TOP / "docs" / "formulas.yaml"
+PAGES_OF_SOURCES = {
+    r"\.\./\.\./rayd/config": "settings.md",
+    r"\.\./\.\./rayd/recipes": "reproducing.md",
+    r"\.\./\.\./rayd/methods/(\w+)\.py": r"methods/\1.md",
+    r"\.\./\.\./\.github/([\w.-]+\.png)": r"pictures/\1",
+}
+"""Pages of the site by the files of the repository that they are made from, in links."""
 CODE = re.compile(r"<code>([^<]{1,24})</code>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 NUMBER = re.compile(r"<td>([+-]?\d[\d.,]*(?: [±×]\s[\d.]+)?)</td>")
@@ -85,7 +95,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Append the README of the cluster files to their page."""
+    """Lead links to sources to the pages made from them; append the README of the cluster files to
+    their page.
+    """
+    for source, target in PAGES_OF_SOURCES.items():
+        markdown = re.sub(rf"\]\({source}\)", f"]({target})", markdown)
     if page.file.src_uri != "clusters.md":
         return markdown
     readme = (TOP / "clusters" / "README.md").read_text(encoding="utf-8")

@@ -76,6 +76,22 @@ def test_python_of_a_page_can_be_parsed(page, block):
     ast.parse(block)
 
 
+READ_AS_THEY_ARE = [
+    *PAGES,
+    TOP / "README.md",
+    TOP / "CONTRIBUTING.md",
+    TOP / "clusters" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", READ_AS_THEY_ARE, ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_files_of_the_repository(page):
+    """On a code host, too, where generated pages do not exist."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
 def test_messages_of_troubleshooting_are_those_of_the_code():
     """The first column quotes messages; … stands for what differs."""
     text = (TOP / "docs" / "pages" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -129,6 +145,9 @@ def test_site_builds_strictly(tmp_path):
     # each line of code is an element, which phones wrap
     assert re.search(r'<span id="[\w-]*__line-\d', reference)
     # sentences of methods that take two lines are whole
+    # links to sources lead to the pages that are made from them
+    families = (tmp_path / "site" / "families" / "index.html").read_text(encoding="utf-8")
+    assert '<a href="../methods/edc/">EDC</a>' in families
     methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")
     assert "through a ridge that falls from block to block." in methods
     assert "DC and DSA" in methods
