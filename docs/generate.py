@@ -60,6 +60,9 @@ LITERAL = re.compile(
     r"(?<![^\s(])(?:--[a-z][\w-]*|\$[A-Z_]+|~/[\w./]+|[\w.]+=\S+?|\S*[<*]\S*?)(?=[,;:.)]*(?:\s|$))"
 )
 """Words of help that are typed as they stand."""
+INDENTED = re.compile(
+    r'(<span id="[\w-]*__line[\w-]*")(>(?:<a [^>]*></a>)?(?:<span class="\w+">)?( +))'
+)
 MANY = 5
 """Columns of tables whose rows stand below each other on phones."""
 
@@ -114,6 +117,8 @@ def on_page_content(html: str, **kwargs: Any) -> str:
     """Mark names and numbers that no line breaks, and tables with the columns of their cells."""
     html = CODE.sub(r'<code class="short">\1</code>', html)
     html = NUMBER.sub(r'<td class="number">\1</td>', html)
+    # where a line of code is wrapped, the rest of it is indented more than its beginning
+    html = INDENTED.sub(lambda line: f'{line[1]} style="--indent: {len(line[3])}ch"{line[2]}', html)
     return TABLE.sub(_with_labels, html)
 
 
@@ -453,8 +458,8 @@ def reproducing() -> str:
         "Accuracies on the real test images, as fractions, of the recipe's first network. `ours` is",
         "what this code reached with the recipe unchanged; an empty cell was not run. *Reduced*",
         "recipes have small observers and few epochs, so that two cores suffice, and are not to be",
-        "compared with the paper's number; *equal* ones give every method the same networks and a minute",
-        "([Methods on equal terms](results.md#methods-on-equal-terms)). `random` is the accuracy of as",
+        "compared with the paper's number; *equal* ones give every method the same networks and a minute of",
+        "synthesis ([Methods on equal terms](results.md#methods-on-equal-terms)). `random` is the accuracy of as",
         "many random real images under the same protocol. `rayd recipes NAME` prints seeds, command,",
         "hardware and time of each result, and all that papers print of a recipe: other networks, other",
         "settings, other metrics.",
@@ -464,9 +469,10 @@ def reproducing() -> str:
     for headline in recipes.headlines():
         if headline.measured or _published(headline):
             by_method[headline.method].append(headline)
+    titles = dict(_titles())
     for method, rows in sorted(by_method.items()):
         lines += [f"## {method}", ""]
-        lines += [f"[What it does](methods/{_module(method)}.md)", ""]
+        lines += [f"[{titles[_module(method)]}](methods/{_module(method)}.md)", ""]
         lines += ["| recipe | paper | ours | random |", "|---|---|---|---|"]
         for row in rows:
             ours = row.measured[0] if row.measured else None
