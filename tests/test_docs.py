@@ -218,6 +218,23 @@ def test_the_loss_in_an_own_loop_falls():
     assert names["loss"].item() < before / 2
 
 
+def test_the_use_of_a_set_runs_as_it_stands_on_its_page(tmp_path, monkeypatch):
+    """Its network learns, and pixels that are normalised again are the images that were loaded."""
+    (example,) = (block for _, block in blocks("python") if "nn.LazyLinear" in block)
+    load(TOP / "docs" / "gallery" / "digits.safetensors").save(tmp_path / "runs" / "digits2")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(example, names)
+    assert names["loss"].item() < 0.5
+    distilled = names["distilled"]
+    low, high = distilled.normalization(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+    # up to the rounding to 8 bits of what lies in their range
+    rounded = (high - low).item() / 255
+    clipped = distilled.images.clamp(low.item(), high.item())
+    assert (names["inputs"] - clipped).abs().max() <= rounded
+
+
 def test_the_data_by_name_of_a_page_can_be_distilled(tmp_path, monkeypatch):
     """`flowers.py` as it stands on its page: its test images are no copies of training images."""
     (example,) = (block for _, block in blocks("python") if "# flowers.py" in block)
