@@ -89,16 +89,18 @@ class LiveTable:
     def _now(self, trials: list[Any]) -> str:
         """What the running trials do, and how many wait."""
         running = [trial for trial in trials if trial.status == "RUNNING"]
-        parts = [
-            f"trial {trial.trial_id} {activity(self._directory / trial.trial_id)}"
-            for trial in running[:NAMED]
-        ]
+        parts = [f"trial {trial.trial_id} {self._activity(trial)}" for trial in running[:NAMED]]
         if len(running) > NAMED:
             parts.append(f"{len(running) - NAMED} more run")
         waiting = sum(state(trial) == "waits" for trial in trials)
         if waiting:
             parts.append(f"{waiting} waiting")
         return ", ".join(parts) or "no trial has started yet"
+
+    def _activity(self, trial: Any) -> str:
+        if _result(trial).get("fraction") == 1:
+            return "ends"
+        return activity(self._directory / trial.trial_id)
 
     def _table(self, trials: list[Any], count: str) -> Table:
         table = Table(
@@ -123,7 +125,7 @@ class LiveTable:
             settings = words(trial.config.get(SETTINGS, {}))
             shown = state(trial)
             if shown == "runs":
-                shown = activity(self._directory / trial.trial_id)
+                shown = self._activity(trial)
             table.add_row(trial.trial_id, shown, *numbers, settings)
         return table
 

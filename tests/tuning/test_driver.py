@@ -473,23 +473,24 @@ def test_a_sweep_says_what_its_trials_do(terminal, tmp_path, monkeypatch):
     monkeypatch.setattr("tuning.live.SILENCE", 0.0)
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=120)
-    with LiveTable(Progress(console=console), ResolvedSpace(small()), 4, tmp_path) as live:
+    with LiveTable(Progress(console=console), ResolvedSpace(small()), 5, tmp_path) as live:
         live.show([])
         running = [trial(name, "RUNNING") for name in "abc"]
-        live.show([*running, trial("d", "PENDING")])
+        live.show([*running, trial("d", "RUNNING", 1), trial("e", "PENDING")])
     shown = written.getvalue()
     if terminal:
-        table = shown[shown.rindex("small: 0 of 4 done") :].splitlines()
-        assert re.search(r"a +measure 3/20 shards", table[2])
-        assert re.search(r"b +reads data", table[3])
-        assert re.search(r"c +starts", table[4])
-        assert re.search(r"d +waits", table[5])
+        table = shown[shown.rindex("small: 0 of 5 done") :].splitlines()
+        assert re.search(r"d +ends", table[2])
+        assert re.search(r"a +measure 3/20 shards", table[3])
+        assert re.search(r"b +reads data", table[4])
+        assert re.search(r"c +starts", table[5])
+        assert re.search(r"e +waits", table[6])
         return
     lines = shown.splitlines()
-    assert lines[0] == "0 of 4 done after 0:00:00: no trial has started yet"
+    assert lines[0] == "0 of 5 done after 0:00:00: no trial has started yet"
     assert lines[-1] == (
-        "0 of 4 done after 0:00:00: trial a measure 3/20 shards, trial b reads data, "
-        "trial c starts, 1 waiting"
+        "0 of 5 done after 0:00:00: trial a measure 3/20 shards, trial b reads data, "
+        "trial c starts, trial d ends, 1 waiting"
     )
     monkeypatch.setattr("tuning.live.SILENCE", 60.0)
     live.show(running)
