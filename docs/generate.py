@@ -3,6 +3,9 @@
 `methods/` has a page for each module of `rayd.methods`, `settings.md` all fields of a recipe,
 `command-line.md` the help of every command, `reproducing.md` every recipe with the paper's number
 and ours, `gallery.md` the sets in `gallery/`, and `clusters.md` the README of `clusters/`.
+
+Pages in `pages/` link to the sources of these, so that their links also work where they are read as
+they are, on a code host; on the site they lead to the pages.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 TOP = Path(__file__).parents[1]
-sys.path.insert(0, str(TOP))
+sys.path[:0] = [str(TOP), str(TOP / "docs")]
+from plain_tables import escaped, with_tables  # noqa: E402
+
 from rayd import methods, recipes  # noqa: E402
 from rayd.cli import app  # noqa: E402
 from rayd.config import Recipe, lookup  # noqa: E402
@@ -41,12 +46,23 @@ RESULTS = {"paper", "measured"}
 GALLERY = TOP / "docs" / "gallery"
 """Distilled sets with their pictures and reports."""
 FORMULAS = TOP / "docs" / "formulas.yaml"
-LONGEST = 24
-"""Characters of a symbol of an objective."""
-
-
+PAGES_OF_SOURCES = {
+    r"\.\./\.\./rayd/config": "settings.md",
+    r"\.\./\.\./rayd/recipes": "reproducing.md",
+    r"\.\./\.\./rayd/methods/(\w+)\.py": r"methods/\1.md",
+    r"\.\./\.\./\.github/([\w.-]+\.png)": r"pictures/\1",
+}
+"""Pages of the site by the files of the repository that they are made from, in links."""
 CODE = re.compile(r"<code>([^<]{1,24})</code>")
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+NUMBER = re.compile(r"<td>([+-]?\d[\d.,]*(?: [±×]\s[\d.]+)?)</td>")
+LITERAL = re.compile(
+    r"(?<![^\s(])(?:--[a-z][\w-]*|\$[A-Z_]+|~/[\w./]+|[\w.]+=\S+?|\S*[<*]\S*?)(?=[,;:.)]*(?:\s|$))"
+)
+"""Words of help that are typed as they stand."""
+INDENTED = re.compile(
+    r'(<span id="[\w-]*__line[\w-]*")(>(?:<a [^>]*></a>)?(?:<span class="\w+">)?( +))'
+)
 MANY = 5
 """Columns of tables whose rows stand below each other on phones."""
 
@@ -82,7 +98,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
-    """Append the README of the cluster files to their page."""
+    """Lead links to sources to the pages made from them; append the README of the cluster files to
+    their page.
+    """
+    for source, target in PAGES_OF_SOURCES.items():
+        markdown = re.sub(rf"\]\({source}\)", f"]({target})", markdown)
     if page.file.src_uri != "clusters.md":
         return markdown
     readme = (TOP / "clusters" / "README.md").read_text(encoding="utf-8")
@@ -94,8 +114,12 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
-    """Mark names that no line breaks, and tables with the columns of their cells, for phones."""
-    return TABLE.sub(_with_labels, CODE.sub(r'<code class="short">\1</code>', html))
+    """Mark names and numbers that no line breaks, and tables with the columns of their cells."""
+    html = CODE.sub(r'<code class="short">\1</code>', html)
+    html = NUMBER.sub(r'<td class="number">\1</td>', html)
+    # where a line of code is wrapped, the rest of it is indented more than its beginning
+    html = INDENTED.sub(lambda line: f'{line[1]} style="--indent: {len(line[3])}ch"{line[2]}', html)
+    return TABLE.sub(_with_labels, html)
 
 
 def _with_labels(table: re.Match[str]) -> str:
@@ -161,7 +185,7 @@ def method_pages() -> Iterator[tuple[str, str]]:
         lines = [f"# {title}", ""]
         if module in formulas:
             body = with_formula(body, formula(formulas[module]))
-        lines += [with_symbols(body), ""]
+        lines += [with_tables(body), ""]
         for method in found:
             lines.extend(_method(method))
         yield module, "\n".join(lines) + "\n"
@@ -209,40 +233,6 @@ def with_formula(body: str, drawn: str) -> str:
     return "\n".join([*kept, drawn, "", *rest])
 
 
-def with_symbols(body: str) -> str:
-    """Make tables of the symbols, which are paragraphs of code with two columns or two such pairs."""
-    paragraphs = body.split("\n\n")
-    return "\n\n".join(_symbols(paragraph) or paragraph for paragraph in paragraphs)
-
-
-def _symbols(paragraph: str) -> str | None:
-    """A paragraph as a table of symbols; None if it is something else."""
-    pairs: list[list[str]] = []
-    for line in paragraph.splitlines():
-        if not line.startswith("    "):
-            return None
-        parts = re.split(r" {2,}", line.strip())
-        if line.startswith("     "):
-            # goes on with the meaning above
-            if not pairs:
-                return None
-            pairs[-1][1] += f" {parts.pop(0)}"
-        if len(parts) % 2 or any(len(symbol) > LONGEST for symbol in parts[::2]):
-            return None
-        pairs += [list(pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
-    if not pairs:
-        return None
-    rows = [f"| `{symbol}` | {_escaped(meaning)} |" for symbol, meaning in pairs]
-    return "\n".join(["| symbol | meaning |", "|---|---|", *rows])
-
-
-def _escaped(text: str) -> str:
-    """Plain text with code between backticks as Markdown in a table."""
-    parts = text.split("`")
-    parts[::2] = [re.sub(r"([|*_\[])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
-    return "`".join(parts)
-
-
 def _method(method: type[methods.Method]) -> Iterator[str]:
     """Recipes and citation of a method."""
     yield f"## `{method.name}`"
@@ -284,7 +274,7 @@ def _help(command: Any, name: str) -> Iterator[str]:
     """The help of a command: usage, purpose, parameters, commands below it and an example."""
     context = click.Context(command, info_name=name)
     yield from ["```text", " ".join([name, *command.collect_usage_pieces(context)]), "```", ""]
-    yield from [_escaped(inspect.cleandoc(command.help or "")), ""]
+    yield from [escaped(_with_code(inspect.cleandoc(command.help or ""))), ""]
     records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     # every command has these two, as is said above
     shown = [record for record in records if record and record[0] not in ("--help", "--debug")]
@@ -293,7 +283,9 @@ def _help(command: Any, name: str) -> Iterator[str]:
         for usage, meaning in shown:
             # a list is what can be repeated
             usage = re.sub(r"<list\[(\w+)\]>", r"<\1>", usage).replace(" range>", ">")
-            yield f"| `{usage}` | {_escaped(' '.join(meaning.split()))} |"
+            usage = usage.replace("<Path>", "<path>")
+            words = _with_code(_limits(" ".join(meaning.split())))
+            yield f"| `{usage}` | {escaped(words)} |"
         yield ""
     if below := getattr(command, "commands", {}):
         yield from ["| command | purpose |", "|---|---|"]
@@ -303,7 +295,30 @@ def _help(command: Any, name: str) -> Iterator[str]:
                 yield f"| [`{each}`](#{anchor}) | {inner.get_short_help_str(limit=200)} |"
         yield ""
     if command.epilog:
-        yield from ["```bash", command.epilog.removeprefix("Example: "), "```", ""]
+        yield from ["Example:", "", "```bash", command.epilog.removeprefix("Example: "), "```", ""]
+
+
+def _with_code(text: str) -> str:
+    """Help with options, settings, variables and patterns of paths as code."""
+    return text if "`" in text else LITERAL.sub(r"`\g<0>`", text)
+
+
+def _limits(meaning: str) -> str:
+    """The remarks of Typer at the end of an option's help, in words."""
+    text, bracket, remarks = meaning.rpartition(" [")
+    if not bracket or not remarks.endswith("]"):
+        return meaning
+    words = []
+    for remark in remarks[:-1].split("; "):
+        if remark == "x>=0":
+            continue
+        if match := re.fullmatch(r"x>=(\S+)", remark):
+            words.append(f"at least {match[1]}")
+        elif match := re.fullmatch(r"(\S+)<=x<=(\S+)", remark):
+            words.append(f"{match[1]} to {match[2]}")
+        else:
+            words.append(remark.replace("default: ", "default "))
+    return f"{text} ({', '.join(words)})" if words else text
 
 
 def _commands(command: Any, names: list[str]) -> Iterator[tuple[list[str], Any]]:
@@ -325,33 +340,64 @@ def settings() -> str:
         "terms are on the pages of the [methods](methods/index.md).",
         "",
     ]
-    for path, model in _models(Recipe, ""):
-        lines += [f"## {f'`{path}`' if path else 'The recipe'}", ""]
+    shown: dict[type[BaseModel], tuple[str, BaseModel | None]] = {}
+    for path, model, defaults in _models(Recipe, "", None):
+        # a heading of its own, so that the group above can link to it
+        lines += [f"## {f'`{path}` {{ #{path} }}' if path else 'The recipe'}", ""]
         description = (inspect.getdoc(model) or "").split("\n\n")[0]
         lines += [" ".join(description.split()), ""]
-        lines += ["| setting | default | meaning |", "|---|---|---|"]
+        known, known_defaults = shown.setdefault(model, (path, defaults))
+        rows = []
         for name, field in model.model_fields.items():
-            full = full_name(path, name)
-            if full in RESULTS:
-                continue
-            text = " ".join((field.description or "").split())
-            if values := _choices(field.annotation):
-                text = f"{text} One of {', '.join(f'`{value}`' for value in values)}."
-            text = text.replace("|", "\\|")
-            # a phone breaks the key at its dots; the last mark tells the style that it is one
-            key = full.replace(".", ".<wbr>") + "<wbr>"
-            lines.append(f"| <code>{key}</code> | {_default(field)} | {text} |")
-        lines.append("")
+            default = _default_in(defaults, name, field)
+            is_known = known != path and default == _default_in(known_defaults, name, field)
+            is_below = known != path and _group(field) is not None
+            if full_name(path, name) not in RESULTS and not is_known and not is_below:
+                rows.append(_setting_row(full_name(path, name), field, default))
+        if known != path:
+            differ = "; these defaults differ:" if rows else " and their defaults."
+            lines += [f"The settings of [`{known}`](#{known}){differ}", ""]
+        if rows:
+            lines += ["| setting | default | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
-def _models(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
-    """A model of settings and those in its fields."""
-    yield path, model
+def _setting_row(full: str, field: Any, default: Any) -> str:
+    """The row of a setting with its dotted key."""
+    text = " ".join((field.description or "").split())
+    if values := _choices(field.annotation):
+        text = f"{text} One of {', '.join(f'`{value}`' for value in values)}."
+    text = text.replace("|", "\\|")
+    # a phone breaks the key at its dots; the last mark tells the style that it is one
+    key = full.replace(".", ".<wbr>") + "<wbr>"
+    value = f"[below](#{full})" if _group(field) else _default(default)
+    return f"| <code>{key}</code> | {value} | {text} |"
+
+
+def _models(
+    model: type[BaseModel], path: str, defaults: BaseModel | None
+) -> Iterator[tuple[str, type[BaseModel], BaseModel | None]]:
+    """A model of settings and those in its fields, each with what it is by default there."""
+    yield path, model, defaults
     for name, field in model.model_fields.items():
-        inner = [each for each in _types(field.annotation) if issubclass(each, BaseModel)]
-        if len(inner) == 1 and inner[0].model_fields and full_name(path, name) not in RESULTS:
-            yield from _models(inner[0], full_name(path, name))
+        inner = _group(field)
+        if inner is not None and full_name(path, name) not in RESULTS:
+            default = _default_in(defaults, name, field)
+            within = default if isinstance(default, BaseModel) else None
+            yield from _models(inner, full_name(path, name), within)
+
+
+def _group(field: Any) -> type[BaseModel] | None:
+    """The settings in a field; None where it has a value."""
+    inner = [each for each in _types(field.annotation) if issubclass(each, BaseModel)]
+    return inner[0] if len(inner) == 1 and inner[0].model_fields else None
+
+
+def _default_in(defaults: BaseModel | None, name: str, field: Any) -> Any:
+    """The default of a field where its group is used."""
+    if defaults is not None:
+        return getattr(defaults, name)
+    return field.get_default(call_default_factory=True)
 
 
 def full_name(path: str, name: str) -> str:
@@ -380,12 +426,10 @@ def _choices(annotation: Any) -> list[str]:
     return []
 
 
-def _default(field: Any) -> str:
-    value = field.get_default(call_default_factory=True)
+def _default(value: Any) -> str:
+    """A default as the command line takes it."""
     if value is PydanticUndefined:
         return "required"
-    if isinstance(value, BaseModel):
-        return "below"
     if isinstance(value, tuple | list):
         value = [_short(each) for each in value]
     if value in ("", {}):
@@ -414,17 +458,22 @@ def reproducing() -> str:
         "Accuracies on the real test images, as fractions, of the recipe's first network. `ours` is",
         "what this code reached with the recipe unchanged; an empty cell was not run. *Reduced*",
         "recipes have small observers and few epochs, so that two cores suffice, and are not to be",
-        "compared with the paper's number. `random` is the accuracy of as many random real images",
-        "under the same protocol. `rayd recipes NAME` prints seeds, command, hardware and time of each result,",
-        "and all that papers print of a recipe: other networks, other settings, other metrics.",
+        "compared with the paper's number; *equal* ones give every method the same networks and a minute of",
+        "synthesis ([Methods on equal terms](results.md#methods-on-equal-terms)). `random` is the accuracy of as",
+        "many random real images under the same protocol. `rayd recipes NAME` prints seeds, command,",
+        "hardware and time of each result, and all that papers print of a recipe: other networks, other",
+        "settings, other metrics.",
         "",
     ]
     by_method = defaultdict[str, list[recipes.Headline]](list)
     for headline in recipes.headlines():
         if headline.measured or _published(headline):
             by_method[headline.method].append(headline)
+    titles = dict(_titles())
     for method, rows in sorted(by_method.items()):
-        lines += [f"## {method}", "", "| recipe | paper | ours | random |", "|---|---|---|---|"]
+        lines += [f"## {method}", ""]
+        lines += [f"[{titles[_module(method)]}](methods/{_module(method)}.md)", ""]
+        lines += ["| recipe | paper | ours | random |", "|---|---|---|---|"]
         for row in rows:
             ours = row.measured[0] if row.measured else None
             measured = "" if ours is None else _number(ours.accuracy, ours.std)
@@ -476,12 +525,15 @@ def _gallery_entry(path: Path) -> Iterator[str]:
     summary = recipes.resolve(card["recipe"]).summary
     yield f"## {card['recipe']}"
     yield ""
-    yield f"![{len(distilled)} distilled images of {card['recipe']}](gallery/{path.stem}.png)"
+    yield f"![{len(distilled)} distilled images of {card['recipe']}](gallery/{path.stem}.png){{.distilled}}"
     yield ""
     yield f"{summary.rstrip('.')}."
     yield ""
     yield f"Method [`{card['method']}`](methods/{_module(card['method'])}.md), "
-    yield f"{len(distilled)} images of {shape}, {distilled.storage.total_bytes:,} bytes."
+    size = f"{distilled.storage.total_bytes:,} bytes"
+    if distilled.needs_teachers:
+        size += " with the networks that label them"
+    yield f"{len(distilled)} images of {shape}, {size}."
     yield ""
     yield "| network | trained on | test accuracy | students |"
     yield "|---|---|---|---|"
@@ -495,7 +547,7 @@ def _gallery_entry(path: Path) -> Iterator[str]:
         yield ""
     changed = [f"{key}={lookup(card, f'config.{key}')}" for key in report.departures]
     yield f"`{' '.join(['rayd distill', card['recipe'], *changed])}` · [{path.name}](gallery/{path.name}) "
-    yield f"({path.stat().st_size / 1000:.0f} kB) · [report](gallery/{path.stem}.json)"
+    yield f"({path.stat().st_size / 1000:.0f} kB) · [report as JSON](gallery/{path.stem}.json)"
     yield ""
 
 

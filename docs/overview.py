@@ -18,7 +18,7 @@ import rayd
 from rayd.drawing import as_image, new_figure, styled
 from rayd.evaluation.report import Report
 
-COLUMNS = 12
+COLUMNS = 16
 """Real images shown of each class."""
 
 
@@ -27,7 +27,7 @@ def grid(axes: Axes, images: npt.NDArray[np.float64], title: str) -> None:
     classes, columns, height, width = images.shape
     padded = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=images.max())
     sheet = padded.transpose(0, 2, 1, 3).reshape(classes * (height + 1), columns * (width + 1))
-    axes.imshow(sheet[:-1, :-1], cmap="gray")
+    axes.imshow(sheet[:-1, :-1], cmap="gray", interpolation="nearest")
     axes.set_title(title)
     axes.set_axis_off()
 
@@ -44,7 +44,7 @@ def main(directory: Path, path: Path) -> None:
     accuracies = {row.set: row.test_accuracy for row in report.results if row.set in shown}
     with styled():
         figure = new_figure(960, 300)
-        left, middle, right = figure.subplots(1, 3, width_ratios=[3, 0.6, 2.2])
+        left, middle, right = figure.subplots(1, 3, width_ratios=[3, 0.7, 2.2])
         grid(left, real, "1,438 real images …")
         grid(middle, distilled, "… into 10")
         means = [accuracies[name].mean for name in shown]

@@ -15,7 +15,10 @@ Tree = Mapping[str, Any]
 
 
 class Keywords(TypedDict, total=False):
-    """Settings of a recipe that every function takes as keywords."""
+    """Settings of a recipe that every function takes as keywords.
+
+    A `Tree` is a mapping of settings by name, which may be nested: `{"schedule": {"name": "cosine"}}`.
+    """
 
     summary: str
     """One line on the recipe."""

@@ -654,6 +654,8 @@ def test_an_interrupted_sweep_says_how_it_goes_on(tmp_path, monkeypatch, capsys)
     out = str(tmp_path / "my sweep")
     code, _, error = run(capsys, "tune", "csdm-digits", "--samples", "3", "--out", out)
     assert code == 130
+    # before the imports, which take long on a busy machine
+    assert error.startswith("csdm-digits: loading PyTorch and Ray Tune\n")
     assert error.endswith(
         f"To continue: rayd tune csdm-digits --samples 3 --out {shlex.quote(out)} --resume\n"
     )

@@ -76,6 +76,22 @@ def test_python_of_a_page_can_be_parsed(page, block):
     ast.parse(block)
 
 
+READ_AS_THEY_ARE = [
+    *PAGES,
+    TOP / "README.md",
+    TOP / "CONTRIBUTING.md",
+    TOP / "clusters" / "README.md",
+]
+
+
+@pytest.mark.parametrize("page", READ_AS_THEY_ARE, ids=lambda page: page.name)
+def test_links_of_a_page_lead_to_files_of_the_repository(page):
+    """On a code host, too, where generated pages do not exist."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
 def test_messages_of_troubleshooting_are_those_of_the_code():
     """The first column quotes messages; … stands for what differs."""
     text = (TOP / "docs" / "pages" / "troubleshooting.md").read_text(encoding="utf-8")
@@ -124,23 +140,37 @@ def test_site_builds_strictly(tmp_path):
     assert "<blockquote>" not in reference
     assert ":math:" not in reference
     assert '<span class="gp">&gt;&gt;&gt; </span>' in reference
+    # tables that docstrings align with spaces are tables
+    assert "<td>GradientStep</td>" in reference
+    # each line of code is an element, which phones wrap
+    assert re.search(r'<span id="[\w-]*__line-\d', reference)
     # sentences of methods that take two lines are whole
+    # links to sources lead to the pages that are made from them
+    families = (tmp_path / "site" / "families" / "index.html").read_text(encoding="utf-8")
+    assert '<a href="../methods/edc/">EDC</a>' in families
     methods = (tmp_path / "site" / "methods" / "index.html").read_text(encoding="utf-8")
     assert "through a ridge that falls from block to block." in methods
     assert "DC and DSA" in methods
     # on phones, rows of many columns say what each cell is
     results = (tmp_path / "site" / "results" / "index.html").read_text(encoding="utf-8")
-    assert '<td data-column="distilled">0.941 ± 0.001</td>' in results
+    assert '<td data-column="distilled" class="number">0.941 ± 0.001</td>' in results
     # the page of clusters holds the README beside their files
     clusters = (tmp_path / "site" / "clusters" / "index.html").read_text(encoding="utf-8")
     assert "Workers that come and go" in clusters
     commands = (tmp_path / "site" / "command-line" / "index.html").read_text(encoding="utf-8")
     assert '<a href="#rayd-data-list"><code class="short">list</code></a>' in commands
+    assert "(default 1, 1 to 16)" in commands
+    assert "with <code>--schedule</code> a recipe" in commands.replace(' class="short"', "")
     gallery = (tmp_path / "site" / "gallery" / "index.html").read_text(encoding="utf-8")
     assert (tmp_path / "site" / "gallery" / "digits.safetensors").is_file()
     assert "0.940 ± 0.004" in gallery
     settings = (tmp_path / "site" / "settings" / "index.html").read_text(encoding="utf-8")
     assert "<code>synthesis.<wbr>learning_rate<wbr></code>" in settings
+    # defaults are those of the place where a group is used; groups that come again are not repeated
+    key = "<code>evaluation.<wbr>schedule.<wbr>name<wbr></code>"
+    assert f'{key}</td>\n<td><code class="short">restart</code></td>' in settings
+    assert "experts.<wbr>schedule.<wbr>name" in settings
+    assert "experts.<wbr>schedule.<wbr>stretch" not in settings
     words = (f'<code class="short">{name}</code>' for name in ("crop", "squash", "pad"))
     assert f"One of {', '.join(words)}." in settings
     # marks at which a narrow page breaks a key do not keep readers from finding it
@@ -186,6 +216,23 @@ def test_the_loss_in_an_own_loop_falls():
         real, names["features"](start), names["real_labels"], names["labels"]
     ).item()
     assert names["loss"].item() < before / 2
+
+
+def test_the_use_of_a_set_runs_as_it_stands_on_its_page(tmp_path, monkeypatch):
+    """Its network learns, and pixels that are normalised again are the images that were loaded."""
+    (example,) = (block for _, block in blocks("python") if "nn.LazyLinear" in block)
+    load(TOP / "docs" / "gallery" / "digits.safetensors").save(tmp_path / "runs" / "digits2")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with torch.random.fork_rng():
+        exec(example, names)
+    assert names["loss"].item() < 0.5
+    distilled = names["distilled"]
+    low, high = distilled.normalization(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
+    # up to the rounding to 8 bits of what lies in their range
+    rounded = (high - low).item() / 255
+    clipped = distilled.images.clamp(low.item(), high.item())
+    assert (names["inputs"] - clipped).abs().max() <= rounded
 
 
 def test_the_data_by_name_of_a_page_can_be_distilled(tmp_path, monkeypatch):

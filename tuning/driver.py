@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
@@ -42,7 +43,7 @@ from tuning.search import METRIC, SETTINGS, algorithm, points, scheduler
 from tuning.settings import Space
 from tuning.space import ResolvedSpace, load
 from tuning.summaries import Summary, Sweep, summary
-from tuning.trial import SweepPlan, resources, run, threads
+from tuning.trial import LOG, SweepPlan, resources, run, threads
 
 VALIDATION = 0.2
 """Fraction of the training images used for validation if the recipe sets none aside."""
@@ -220,6 +221,9 @@ def _search(
 ) -> tuple[tune.ResultGrid, list[table.Row]]:
     resolved = plan.resolved
     space = plan.resolved.space
+    if not ray.is_initialized():
+        on = "this machine" if address is None else f"the cluster at '{address}'"
+        progress.log(f"{'starting' if address is None else 'joining'} Ray on {on}")
     connect(address)
     for recipe in resolved.own.values():
         if plan.workers > 0:
@@ -242,7 +246,12 @@ def _search(
     expected = (
         space.samples if space.algorithm == "optuna" else len(points(resolved, space.samples))
     )
-    with LiveTable(progress, resolved, expected):
+    begun = "continuing" if going_on else "starting"
+    progress.log(
+        f"{begun} {expected} trials, as many at a time as fit; each process first loads PyTorch "
+        f"and reads the data (logs: {plan.directory}/<trial>/{LOG})"
+    )
+    with LiveTable(progress, resolved, expected, plan.directory):
         grid = tuner.fit()
     return grid, table.rows(resolved, grid, plan.directory)
 

@@ -6,18 +6,27 @@ be asked to be quiet.
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 from rich.live import Live
 from rich.table import Table
 
-from rayd.engine.progress import Progress
+from rayd.artifacts import read_json
+from rayd.engine import status
+from rayd.engine.progress import Progress, clock
+from rayd.errors import RaydError
 from tuning.search import METRIC, SETTINGS
 from tuning.space import ResolvedSpace
 
 ROWS = 20
 """Maximum number of trials in the table: active ones first, then the best."""
+NAMED = 4
+"""Maximum number of running trials in a line that says what they do."""
+SILENCE = 30.0
+"""Seconds without a line after which one says what the running trials do."""
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -28,21 +37,26 @@ class LiveTable:
         progress: where to display.
         resolved: the space.
         expected: expected number of trials.
+        directory: of the trials, where each keeps the status of its run.
     """
 
     active: LiveTable | None = None
     """Receiver of Ray Tune's events: its callbacks are pickled, but a terminal cannot be."""
 
-    def __init__(self, progress: Progress, resolved: ResolvedSpace, expected: int):
+    def __init__(self, progress: Progress, resolved: ResolvedSpace, expected: int, directory: Path):
         self._progress = progress
         self._name = resolved.space.name
         self._expected = expected
+        self._directory = directory
         self._shown: dict[str, str] = {}
         self._live: Live | None = None
+        self._began = time.monotonic()
+        self._logged = self._began
 
     def __enter__(self) -> LiveTable:
         if self._progress.console.is_terminal:
-            self._live = Live(console=self._progress.console, refresh_per_second=2)
+            table = self._table([], f"0 of {self._expected} done")
+            self._live = Live(table, console=self._progress.console, refresh_per_second=2)
             self._live.start()
         LiveTable.active = self
         return self
@@ -64,7 +78,29 @@ class LiveTable:
             if (line := _line(trial)) != self._shown.get(trial.trial_id):
                 self._shown[trial.trial_id] = line
                 if state(trial) != "waits":
-                    self._progress.log(f"trial {trial.trial_id} ({count}): {line}")
+                    self._log(f"trial {trial.trial_id} ({count}): {line}")
+        if time.monotonic() - self._logged >= SILENCE:
+            self._log(f"{count} after {clock(time.monotonic() - self._began)}: {self._now(trials)}")
+
+    def _log(self, sentence: str) -> None:
+        self._logged = time.monotonic()
+        self._progress.log(sentence)
+
+    def _now(self, trials: list[Any]) -> str:
+        """What the running trials do, and how many wait."""
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        parts = [f"trial {trial.trial_id} {self._activity(trial)}" for trial in running[:NAMED]]
+        if len(running) > NAMED:
+            parts.append(f"{len(running) - NAMED} more run")
+        waiting = sum(state(trial) == "waits" for trial in trials)
+        if waiting:
+            parts.append(f"{waiting} waiting")
+        return ", ".join(parts) or "no trial has started yet"
+
+    def _activity(self, trial: Any) -> str:
+        if _result(trial).get("fraction") == 1:
+            return "ends"
+        return activity(self._directory / trial.trial_id)
 
     def _table(self, trials: list[Any], count: str) -> Table:
         table = Table(
@@ -87,8 +123,27 @@ class LiveTable:
                     f"{result['seconds']:.0f}",
                 ]
             settings = words(trial.config.get(SETTINGS, {}))
-            table.add_row(trial.trial_id, state(trial), *numbers, settings)
+            shown = state(trial)
+            if shown == "runs":
+                shown = self._activity(trial)
+            table.add_row(trial.trial_id, shown, *numbers, settings)
         return table
+
+
+def activity(folder: Path) -> str:
+    """What a running trial does, such as 'measure 3/20 shards', by the status of its latest run."""
+    paths = list(folder.glob(f"run*/{status.NAME}"))
+    if not paths:
+        return "starts"
+    try:
+        found = read_json(max(paths, key=lambda path: path.stat().st_mtime))
+    except (OSError, RaydError):
+        # being replaced
+        return "runs"
+    if found.get("stage") is None:
+        return "reads data"
+    progress = f" {found['done']:g}/{found['total']:g} {found['unit']}" if found["total"] else ""
+    return f"{found['stage']}{progress}"
 
 
 def state(trial: Any) -> str:

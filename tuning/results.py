@@ -205,7 +205,9 @@ def _confirm(
         return accuracies
     own = resolved.own_point(resolved.base(best.settings))
     for name, point in (("best", best.settings), ("own", own)):
+        whose = "the best settings" if name == "best" else "the recipe's own settings"
         for number in range(1, resolved.space.confirm + 1):
+            progress.log(f"distilling {whose} again ({number} of {resolved.space.confirm})")
             recipe = plan.recipe(point, f"{name}-{number}")
             changed = {"seed": recipe.seed + number, "resources": _resources(plan, recipe)}
             again = recipe.model_copy(update=changed)

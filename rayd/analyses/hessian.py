@@ -63,10 +63,9 @@ def largest_eigenvalue(
     Raises:
         ConfigError: there are no parameters, or no iteration.
 
-    Example:
-        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> round(largest_eigenvalue(lambda: [2 * x[0] ** 2 - 3 * x[1] ** 2], [x]).value, 3)
-        -6.0
+    >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> round(largest_eigenvalue(lambda: [2 * x[0] ** 2 - 3 * x[1] ** 2], [x]).value, 3)
+    -6.0
     """
     if not parameters or iterations < 1:
         raise ConfigError(

@@ -74,13 +74,6 @@ def rankings(report: Report) -> tuple[Ranking, ...]:
 
     Raises:
         ConfigError: fewer than three networks, or no accuracies on the whole set.
-
-    Example:
-        >>> from rayd.evaluation.report import Report
-        >>> rankings(Report("digits", "dm", "digits", 1, {}, {}, ()))
-        Traceback (most recent call last):
-        rayd.errors.ConfigError: A ranking needs at least 3 networks that were trained on the \
-whole set. Got 0; name more with --network, and set evaluation.baselines=[random,whole].
     """
     matrix = report.matrix() if report.results else None
     cells = {} if matrix is None else matrix.cells

@@ -493,7 +493,8 @@ def text(found: Sequence[Slimmed]) -> str:
     left = [f"{value:>6.0%}" for value in first.parameters]
     lines.append("  ".join(["parameters left".ljust(width), *left]) + f"  ({first.set})")
     count = len(first.tuned[0])
-    lines.append(f"test accuracy after pruning and training again, mean of {count} networks")
+    networks = "one network" if count == 1 else f"mean of {count} networks"
+    lines.append(f"test accuracy after pruning and training again, {networks}")
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ def analyse(
         str | None,
         typer.Argument(
             metavar="WHAT",
-            help=f"{', '.join(ANALYSES)}; absent: list them with what they show.",
+            help=f"{', '.join(ANALYSES)}; without one, they are listed with what they show.",
             autocompletion=lambda: list(ANALYSES.items()),
         ),
     ] = None,
@@ -40,11 +40,13 @@ def analyse(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of picture, page and numbers; absent: DIR/analyses."),
+        typer.Option("--out", help="Folder of picture, page and numbers; by default DIR/analyses."),
     ] = None,
     network: Annotated[
         str | None,
-        typer.Option("--network", help="Architecture; absent: the first of the recipe's students."),
+        typer.Option(
+            "--network", help="Architecture; by default the first of the recipe's students."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")] = 0,
     images: Annotated[

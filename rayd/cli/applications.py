@@ -37,7 +37,7 @@ def apply_ranking(
     overrides: Overrides = None,
     network: Annotated[
         list[str] | None,
-        typer.Option("--network", help="Architecture to rank; absent: ten small ones."),
+        typer.Option("--network", help="Architecture to rank; by default ten small ones."),
     ] = None,
     seeds: Seeds = None,
     png: Annotated[Path | None, typer.Option("--png", help="Write the chart to this file.")] = None,
@@ -135,7 +135,7 @@ def apply_slimming(
     network: Annotated[
         str | None,
         typer.Option(
-            "--network", help="Architecture; absent: VGG-11, or a small VGG below 28 pixels."
+            "--network", help="Architecture; by default VGG-11, or a small VGG below 28 pixels."
         ),
     ] = None,
     share: Annotated[
@@ -148,7 +148,7 @@ def apply_slimming(
             "--sparsity",
             min=0,
             help="How far the penalty would move scales, which begin at 1; of several, the best on "
-            "the validation split. Absent: 0, 0.35, 0.7, 1 or 1.5; without such a split 0.7.",
+            "the validation split. By default 0, 0.35, 0.7, 1 or 1.5; without such a split 0.7.",
         ),
     ] = None,
     sets: Annotated[

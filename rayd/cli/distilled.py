@@ -71,7 +71,7 @@ def show(
     ] = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Class to show; may be repeated. Absent: the first 20."),
+        typer.Option("--class", help="Class to show; may be repeated. By default the first 20."),
     ] = None,
     scale: Annotated[
         int, typer.Option("--scale", min=1, max=16, help="Factor by which the picture is enlarged.")
@@ -246,7 +246,8 @@ def push(
     repository: Annotated[
         str | None,
         typer.Argument(
-            metavar="REPO", help="Repository to upload to, user/name; absent: only write."
+            metavar="REPO",
+            help="Repository to upload to, user/name; without one, nothing is uploaded.",
         ),
     ] = None,
     to: Annotated[

@@ -74,7 +74,9 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", help="Ray cluster to join; absent: a private one on this machine."),
+    typer.Option(
+        "--address", help="Ray cluster to join; by default a private one on this machine."
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Students per architecture.")]

@@ -34,7 +34,7 @@ def tune(
         str | None,
         typer.Argument(
             metavar="SPACE",
-            help="A built-in search space or a YAML file; absent: list them.",
+            help="A built-in search space or a YAML file; without one, spaces are listed.",
             autocompletion=complete_space,
         ),
     ] = None,
@@ -44,7 +44,7 @@ def tune(
         typer.Option(
             "--samples",
             min=1,
-            help="Trials to draw; absent: the space's number. --resume may increase it.",
+            help="Trials to draw; by default the space's number. --resume may increase it.",
         ),
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
@@ -75,6 +75,9 @@ def tune(
         return
     found = load(space, parse_overrides(overrides or []))
     ResolvedSpace(found).check()  # also checked by the sweep; here before Ray is imported
+    progress = Progress(quiet)
+    # on a busy machine the imports take a minute
+    progress.log(f"{found.name}: loading PyTorch and Ray Tune")
     try:
         import tuning.driver as tuning
     except ImportError as error:
@@ -94,7 +97,7 @@ def tune(
             address=address,
             data_root=data_root,
             cache=cache,
-            progress=Progress(quiet),
+            progress=progress,
         )
     except KeyboardInterrupt as error:
         raise InterruptedRunError(_continues(context)) from error

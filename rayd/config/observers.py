@@ -116,9 +116,9 @@ class NetworkGroupSettings(Settings):
     """Arithmetic of forward passes while statistics are measured; accumulation is in float64."""
 
     interpolate: bool = False
-    """Interpolate weights between initial and trained ones: l initial + (1 - l) trained, with l
-    uniform in [0, 1], drawn once per network (NCFM). Networks that label images use the trained
-    weights.
+    """Interpolate between initial and trained weights: u times the initial ones and 1 - u times the
+    trained ones, with u uniform in [0, 1], drawn once per network (NCFM). Networks that label images
+    use the trained weights.
     """
 
     @property

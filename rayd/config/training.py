@@ -32,7 +32,7 @@ Area = Annotated[tuple[float, float], AfterValidator(_within)]
 
 
 class TransformSettings(Settings):
-    """A random view of every image: augmentations applied in this order, all off by default."""
+    """A random view of every image: augmentations applied in this order; 0, false or null for none."""
 
     rand_augment: int = Field(default=0, ge=0)
     """Number of RandAugment operations per image; 0 for none."""

@@ -43,7 +43,7 @@ from rayd.objectives import Discrimination, LayerMeanMatching, Term
 
 
 class FeatureAlignment(Method):
-    """Class means of all layers, and discrimination by synthetic centres."""
+    """Class means of all layers, and classification of real images by the synthetic class centres."""
 
     name = "cafe"
     citation = """@inproceedings{wang2022cafe,

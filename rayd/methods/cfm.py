@@ -4,7 +4,8 @@ Deyu Bo, Songhua Liu and Xinchao Wang, "Understanding Dataset Distillation via S
 ICLR 2026.
 
     minimise over X_b   CE(phi(A(X_b)), y) + eta sum_l ( || f_b(C_l) - f_b(C_bl) ||_F + || f_b(C_l) S_l - f_b(C_bl) S_bl ||_2 )
-    f_b(C) = (C + beta_b I)^-1          beta_b = beta (1 + cos(pi b / B)) / 2          b = 0, ..., B - 1
+    f_b(C) = (C + beta_b I)^-1
+    beta_b = beta (1 + cos(pi b / B)) / 2,  b = 0, ..., B - 1
     C_bl = (1 - 1/(b+1)) C_{b-1,l} + 1/(b+1) cov_l(A(X_b)),  S_bl likewise
 
     X_b    block b of B, one image of each class, from real images; y its labels; A a random view (crop, flip, roll)

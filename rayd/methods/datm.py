@@ -26,7 +26,7 @@ from rayd.methods.trajectories import TrajectoryMethod
 
 
 class DifficultyAlignedMatching(TrajectoryMethod):
-    """Whole images with learned labels, from a rising range of starts."""
+    """Trajectory matching: learned labels, and start epochs from a range that rises."""
 
     name = "datm"
     citation = """@inproceedings{guo2024datm,

@@ -12,15 +12,14 @@ Bo Zhao, Konda Reddy Mopuri and Hakan Bilen, "Dataset Condensation with Gradient
     D     cosine distance by output (`rayd.objectives.gradients`)
     A     nothing (DC), or one differentiable augmentation for both sides (DSA)
 
-    images per class   1      10       20       30       40       50
-    (o, i)             1, 1   10, 50   20, 25   30, 20   40, 15   50, 10
+The loops (o, i) are (1, 1) for one image per class, (10, 50) for 10, (20, 25) for 20, (30, 20) for
+30, (40, 15) for 40 and (50, 10) for 50; for other numbers, those of the next smaller one.
 
 One step of the synthesis is one outer loop: a step of the images (SGD of size 0.1, momentum 0.5)
 for all classes, then the network's training (SGD of size 0.01, batches of 256). So K = 1,000 fresh
 networks are 1,000 o steps. In settings it is a queue of one network (`observers.model_pool`):
 `push_every` is o, `train_epochs` is i. After the last of the o steps a network is not trained any
-more, as it will not be used again. For another number of images per class, the loops of the next
-smaller hold.
+more, as it will not be used again.
 
 **Paper and released code.** The loops, and the first images (noise for DC, real ones for DSA), are
 those of the released code. It trains the network on augmented images in DSA, one draw for each

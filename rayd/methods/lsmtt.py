@@ -30,7 +30,7 @@ from rayd.methods.trajectories import TrajectoryMethod
 
 
 class LowRankSpaceMatching(TrajectoryMethod):
-    """Low-rank images with learned labels, from a moving window of starts."""
+    """Trajectory matching: low-rank images, learned labels, start epochs from a moving window."""
 
     name = "ls-mtt"
     citation = """@article{kong2025lowrank,

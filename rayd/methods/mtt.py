@@ -40,7 +40,7 @@ DEFAULTS = {
 
 
 class MatchingTrainingTrajectories(TrajectoryMethod):
-    """Whole images with hard labels, the exact gradient."""
+    """Trajectory matching: hard labels, and the exact gradient."""
 
     name = "mtt"
     citation = """@inproceedings{cazenavette2022mtt,

@@ -45,7 +45,7 @@ from rayd.objectives import Term
 
 
 class RealisticPatches(Method):
-    """A selection of patches, and labels for them; no objective."""
+    """Selected patches of real images, with labels by teachers; nothing is optimised."""
 
     name = "rded"
     citation = """@inproceedings{sun2024rded,

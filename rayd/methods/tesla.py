@@ -23,7 +23,7 @@ from rayd.methods.trajectories import TrajectoryMethod
 
 
 class ConstantMemoryMatching(TrajectoryMethod):
-    """Whole images with hard labels, the truncated gradient."""
+    """Trajectory matching: hard labels, and a truncated gradient."""
 
     name = "tesla"
     citation = """@inproceedings{cui2023tesla,

@@ -2,9 +2,11 @@
 
 Bo, Liu and Wang, "Understanding Dataset Distillation via Spectral Filtering" (UniDD, ICLR 2026):
 
-    f(C) = Q diag(f(l_1), ..., f(l_d)) Q^T          C = Q diag(l_1, ..., l_d) Q^T
+    C = Q diag(l_1, ..., l_d) Q^T
+    f(C) = Q diag(f(l_1), ..., f(l_d)) Q^T
 
-    C  correlation of features with features, "FFC" (d, d), symmetric and without negative eigenvalues     l_i  its eigenvalues
+    C    correlation of features with features, "FFC" (d, d), symmetric and without negative eigenvalues
+    l_i  its eigenvalues
 
     filter          f(l)                                 whose                                      computed by
     AllPass         1                                    DM; DC beside LowPass                      nothing

@@ -30,8 +30,10 @@ SCORES = (
     "LRS",
 )
 EXPLAINED = """\
-What these accuracies are worth: beside random images under the same labels, random images of as
-many bytes, and all of it under hard labels ([the scores](concepts.md))."""
+The same sets beside random images under the same labels, random images of as many bytes (*equal
+storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth) of
+DD-Ranking. A row without a recipe is the set above under hard labels; where a recipe has two rows,
+the second is one more distillation, with all comparisons."""
 EQUAL = ("equal", "combined")
 """Families of the recipes that compare all methods, and combinations of them, at one budget."""
 EQUAL_COLUMNS = (
@@ -51,24 +53,37 @@ EQUAL_EXPLAINED = """\
 Every method with the same networks (ConvNets of width 32), a minute of synthesis on one core and the
 same students, best first; ± is over distillations, where there are several.
 
-- *own labels*: with the labels that the set brings along, its own or those of teachers, and random
-  images with the same teachers
-- *hard labels*: the same students for all, by DSA's protocol with 300 epochs; *IOR* is what they
-  have above random images, *HLR* what the whole set has above them, *LRS* the
-  [label-robust score](concepts.md) of both
+- *own labels*: accuracy with the learned or teachers' labels of the set, where it has any; *random*
+  beside it is that of random images with the same teachers
+- *hard labels*: accuracy of the same students for all, by DSA's protocol with 300 epochs; *random*
+  beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
+  *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
-- combinations of ours stand beside the papers' methods: small images in each stored one, four
-  (*partitioned*), nine (*ninths*) or sixteen (*best*: DM with the choices of
-  `rayd tune combined-cifar10-ipc1`)
+- rows named *partitioned*, *ninths*, *sixteenths* and *best* are combinations of this project, whose
+  stored images each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
+  `rayd tune combined-cifar10-ipc1` (sixteen) and `combined-cifar10-ipc10`
 
-A minute is a small part of what the papers spend: the tables compare what methods make of it, not
+The papers spend far more than a minute: the tables compare what methods achieve in that time, not
 what they reach in the end."""
 
 
 def table() -> str:
-    """Measured results as a Markdown table, one row each; those on equal terms have their own."""
-    rows = [_cells(headline, result) for headline, result in _results(equal=False)]
-    return _markdown(COLUMNS, rows)
+    """Measured results as a Markdown table; those on equal terms have their own.
+
+    Of results of the same recipe and settings, the one of most distillations has a row.
+    """
+    rows: dict[str, list[str]] = {}
+    for headline, result in _results(equal=False):
+        cells = list(_cells(headline, result))
+        known = rows.get(cells[0])
+        if known is None or _distillations(cells) > _distillations(known):
+            rows[cells[0]] = cells
+    return _markdown(COLUMNS, rows.values())
+
+
+def _distillations(cells: Sequence[str]) -> int:
+    """The first number in the last cell of a row, such as '3 × 5'."""
+    return int(cells[-1].partition(" ")[0])
 
 
 def counts() -> str:
@@ -77,8 +92,8 @@ def counts() -> str:
     measured = {name for name, results in entries().items() if results}
     published = {headline.name for headline in known if headline.published}
     return (
-        f"Of {len(known)} recipes {len(published)} have an accuracy in a paper, "
-        f"{len(measured)} one of ours, and {len(published & measured)} both."
+        f"Of {len(known)} recipes, {len(published)} have an accuracy printed in a paper, "
+        f"{len(measured)} one measured here, and {len(published & measured)} both."
     )
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from rich.console import Console
 
 import rayd
 import tuning
-from rayd.artifacts import read_json
+from rayd.artifacts import read_json, write_json
 from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
@@ -437,10 +438,10 @@ def trial(name: str, status: str, fraction: float | None = None, failures: int =
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_trials_are_displayed_as_they_come_and_end(terminal):
+def test_trials_are_displayed_as_they_come_and_end(terminal, tmp_path):
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=120)
-    with LiveTable(Progress(console=console), ResolvedSpace(small()), 4) as live:
+    with LiveTable(Progress(console=console), ResolvedSpace(small()), 4, tmp_path) as live:
         Events().on_step_end(1, [trial("a", "RUNNING"), trial("b", "PENDING")])
         ended = [trial("a", "TERMINATED", 1), trial("b", "TERMINATED", 0.25), trial("d", "ERROR")]
         again = trial("c", "RUNNING", failures=1)
@@ -459,6 +460,41 @@ def test_trials_are_displayed_as_they_come_and_end(terminal):
     table = shown[shown.rindex("small: 3 of 4 done") :].splitlines()
     states = [line.split()[0:2] for line in table[2:6]]
     assert states == [["c", "failed,"], ["a", "finished"], ["b", "stopped"], ["d", "failed"]]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_sweep_says_what_its_trials_do(terminal, tmp_path, monkeypatch):
+    """From the status of their runs; lines only where nothing else was said for a while."""
+    status = {"stage": "measure", "done": 3, "total": 20, "unit": "shards"}
+    for name in "ab":
+        (tmp_path / name / "run").mkdir(parents=True)
+    write_json(tmp_path / "a" / "run" / "status.json", status)
+    write_json(tmp_path / "b" / "run" / "status.json", {"stage": None})
+    monkeypatch.setattr("tuning.live.SILENCE", 0.0)
+    written = io.StringIO()
+    console = Console(file=written, force_terminal=terminal, width=120)
+    with LiveTable(Progress(console=console), ResolvedSpace(small()), 5, tmp_path) as live:
+        live.show([])
+        running = [trial(name, "RUNNING") for name in "abc"]
+        live.show([*running, trial("d", "RUNNING", 1), trial("e", "PENDING")])
+    shown = written.getvalue()
+    if terminal:
+        table = shown[shown.rindex("small: 0 of 5 done") :].splitlines()
+        assert re.search(r"d +ends", table[2])
+        assert re.search(r"a +measure 3/20 shards", table[3])
+        assert re.search(r"b +reads data", table[4])
+        assert re.search(r"c +starts", table[5])
+        assert re.search(r"e +waits", table[6])
+        return
+    lines = shown.splitlines()
+    assert lines[0] == "0 of 5 done after 0:00:00: no trial has started yet"
+    assert lines[-1] == (
+        "0 of 5 done after 0:00:00: trial a measure 3/20 shards, trial b reads data, "
+        "trial c starts, trial d ends, 1 waiting"
+    )
+    monkeypatch.setattr("tuning.live.SILENCE", 60.0)
+    live.show(running)
+    assert written.getvalue() == shown
 
 
 @pytest.mark.slow

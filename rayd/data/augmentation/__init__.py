@@ -1,11 +1,9 @@
 """Batched augmentation of normalised images, differentiable except RandAugment.
 
-Real and synthetic images are augmented by the same operations. They are drawn
-
-    for observers in a step of the synthesis          by `rayd.engine.task_draws`
-    for the training of networks and students         by `rayd.training.batches`
-    for students that follow an expert's trajectory   by `rayd.objectives.trajectory`
-    for networks of a model pool                      by `rayd.engine.gradients.model_pool`
+Real and synthetic images are augmented by the same operations. `rayd.engine.task_draws` draws them
+for observers in a step of the synthesis, `rayd.training.batches` for networks and students in
+training, `rayd.objectives.trajectory` for students that follow an expert's trajectory, and
+`rayd.engine.gradients.model_pool` for the networks of a model pool.
 
 Every augmentation is a frozen dataclass of drawn parameters: `draw(generator, count, height,
 width)` creates one from a private generator, and calling it applies the same parameters every time.

@@ -74,11 +74,10 @@ class DSA:
         ConfigError: an operation is unknown, or an alternative or an operation in it is named
             twice.
 
-    Example:
-        >>> augment = DSA("color_crop_cutout")
-        >>> images = torch.randn(4, 3, 8, 8, requires_grad=True)
-        >>> augment(images, torch.Generator().manual_seed(0), siamese=True).shape
-        torch.Size([4, 3, 8, 8])
+    >>> augment = DSA("color_crop_cutout")
+    >>> images = torch.randn(4, 3, 8, 8, requires_grad=True)
+    >>> augment(images, torch.Generator().manual_seed(0), siamese=True).shape
+    torch.Size([4, 3, 8, 8])
     """
 
     def __init__(self, strategy: str | None, mode: Mode = "single") -> None:

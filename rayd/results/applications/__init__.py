@@ -74,7 +74,10 @@ def tables() -> Iterator[str]:
             cells = [_cell(values) for values in row]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         yield "\n".join(lines)
-        yield f"`{result.command}`, {result.cpu_seconds:,.0f} s of processor time."
+        commands = result.command.split("; ")
+        timed = "the last command" if len(commands) > 1 else "the command"
+        yield f"Processor time of {timed}: {result.cpu_seconds:,.0f} s."
+        yield "\n".join(["```bash", *commands, "```"])
 
 
 def _cell(values: tuple[float, ...]) -> str:
