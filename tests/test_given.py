@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.datasets import FakeData
@@ -271,6 +272,30 @@ def test_a_module_is_drawn_anew_for_each_observer(tmp_path):
     assert not torch.equal(first[1].weight, second[1].weight)
     assert name == plugins.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))
     assert name != plugins.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+
+
+def test_a_network_is_the_expert_of_a_method_that_follows_trajectories(tmp_path):
+    """Students would otherwise be compared with experts of another architecture."""
+    run = rayd.distill(
+        train=TRAIN,
+        test=TEST,
+        method="mtt",
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings={
+            **{key: value for key, value in QUICK.items() if key != "observers.pool"},
+            "experts.count": 1,
+            "experts.epochs": 2,
+            "objective.steps": 2,
+            "objective.epochs": 1,
+            "objective.start.most": 1,
+        },
+    )
+    assert run.recipe.experts.network.name == plugins.name_of("networks", linear)
+    (file,) = (tmp_path / "cache" / "experts").glob("*.safetensors")
+    assert load_file(file)["epochs"].shape == (3, 192 * 3 + 3)
 
 
 class Raw(nn.Module):
