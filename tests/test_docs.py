@@ -19,7 +19,8 @@ from PIL import Image
 from rayd import recipes
 from rayd.cli import app
 from rayd.config import parse_overrides
-from rayd.distilled import contact_sheet, load
+from rayd.data.normalization import Standardization
+from rayd.distilled import Distilled, contact_sheet, load
 from rayd.evaluation.report import Report
 
 TOP = Path(__file__).parents[1]
@@ -186,6 +187,22 @@ def test_the_loss_in_an_own_loop_falls():
         real, names["features"](start), names["real_labels"], names["labels"]
     ).item()
     assert names["loss"].item() < before / 2
+
+
+def test_the_pixels_of_a_page_are_normalized_as_its_images_are():
+    """The lines of "Using a distilled set" that go from images to pixels and back."""
+    (example,) = (
+        block
+        for _, block in blocks("python")
+        if "distilled.pixels()" in block and "LazyLinear" in block
+    )
+    lines = example[example.index("pixels = distilled.pixels()") :]
+    normalization = Standardization(torch.tensor([0.3]).double(), torch.tensor([0.5]).double())
+    images = normalization.forward_unit(torch.rand(4, 1, 3, 3))
+    distilled = Distilled(images, torch.arange(4) % 2, ["a", "b"], normalization)
+    names = {"distilled": distilled}
+    exec(lines, names)
+    torch.testing.assert_close(names["inputs"], images, rtol=0, atol=0.51 / 255 / 0.5)
 
 
 def test_the_data_by_name_of_a_page_can_be_distilled(tmp_path, monkeypatch):
