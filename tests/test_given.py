@@ -18,9 +18,10 @@ from rayd import plugins
 from rayd.config import DataSettings
 from rayd.data import load
 from rayd.data.objects import save
-from rayd.errors import ConfigError, DataError, RaydError
+from rayd.errors import ConfigError, DataError, RaydError, RunError
 from rayd.methods import Method
 from rayd.objectives import MeanMatching
+from rayd.objectives.terms import Term
 
 QUICK = {
     "synthesis.steps": 3,
@@ -329,6 +330,50 @@ def test_unfit_parts_are_refused(arguments, sentence, tmp_path):
     with pytest.raises(RaydError, match=sentence):
         rayd.distill(**given, cache=tmp_path / "cache", out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def _method_of(value):
+    """A method whose only term returns what a function makes of the images."""
+
+    class Odd(Term):
+        name = "odd"
+
+        def __call__(self, real, seen, labels, context):
+            return value(seen.images)
+
+    class OddMethod(Method):
+        name = "tests-odd"
+        citation = ""
+
+        @classmethod
+        def objective(cls, recipe):
+            return (Odd(),)
+
+    return OddMethod
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (lambda images: images.flatten(1).mean(1), r"'odd' must return a scalar.*float32 \(3,\)"),
+        (lambda images: 3.0, "'odd' must return a scalar.* Got float instead"),
+        (lambda images: None, "'odd' must return a scalar.* Got NoneType instead"),
+        (lambda images: (images > 0).sum(), r"'odd' must return a scalar.*int64 \(\)"),
+        (lambda images: images.detach().mean(), "No term has a gradient for the images: 'odd'"),
+    ],
+)
+def test_what_a_term_returns_is_checked(value, sentence, tmp_path):
+    with pytest.raises(RunError, match=sentence):
+        rayd.distill(
+            train=TRAIN,
+            test=TEST,
+            method=_method_of(value),
+            network=linear,
+            out=tmp_path / "run",
+            cache=tmp_path / "cache",
+            quiet=True,
+            settings=QUICK,
+        )
 
 
 def test_what_cannot_be_sent_to_workers_is_refused_with_the_reason(tmp_path):
