@@ -173,6 +173,64 @@ def test_fake_data_of_torchvision_are_distilled_by_object(tmp_path):
     assert run.report.results
 
 
+def test_images_of_pillow_are_read_as_files_are(tmp_path):
+    """Transparency is white, bits beyond 8 are not cut off, floats are in [0, 1]."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    clear = np.dstack([grey, grey, grey, np.where(grey > 100, 255, 0).astype(np.uint8)])
+    white = np.where(grey > 100, grey, 255)
+    for image, expected in [
+        (Image.fromarray(grey), grey[None]),
+        (Image.fromarray(grey.astype(np.float32) / 255), grey[None]),
+        (Image.fromarray(clear), np.stack([white] * 3)),
+        (Image.fromarray(clear[..., [0, 3]]), np.stack([white] * 3)),
+    ]:
+        items = [(image, index % 2) for index in range(4)]
+        data = load(
+            DataSettings(
+                name=str(save(Pairs(items), Pairs(items[:2]), cache=tmp_path)), copies="keep"
+            )
+        )
+        assert np.array_equal(data.train.images[0], expected[: len(data.train.images[0])]), (
+            image.mode
+        )
+    for deep in (grey.astype(np.uint16) * 257, grey.astype(np.int32) * 1000):
+        items = [(Image.fromarray(deep), index % 2) for index in range(4)]
+        with pytest.raises(DataError, match=r"must be uint8 or floats .* from 0 to \d{5,}"):
+            save(Pairs(items), cache=tmp_path)
+
+
+def test_low_precision_is_read(tmp_path):
+    images = pixels(8).bfloat16()
+    path = save((images, torch.arange(8) % 2), cache=tmp_path)
+    read = load(DataSettings(name=str(path), copies="keep"))
+    assert len(read.train.images) > 0
+
+
+class Broken(Pairs):
+    """A data set one of whose files is damaged."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("broken file")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "sentence"),
+    [
+        (([0.5] * 3, [0.0] * 3), "standard deviations above 0"),
+        (([0.5] * 3, [-1.0] * 3), "standard deviations above 0"),
+        (([0.5] * 3, [float("nan")] * 3), "standard deviations above 0"),
+        (([0.5] * 2, [0.5] * 2), "3 each. Got 2 and 2 instead"),
+        (([0.5] * 3,), "3 each. Got 3 instead"),
+    ],
+)
+def test_a_normalization_that_cannot_be_undone_is_refused(normalization, sentence, tmp_path):
+    """Deviations of 0 would make all images one grey."""
+    with pytest.raises(DataError, match=sentence):
+        save((pixels(4), torch.arange(4) % 2), cache=tmp_path, normalization=normalization)
+
+
 class Stream(IterableDataset):
     """A data set without a length."""
 
@@ -191,6 +249,11 @@ class Stream(IterableDataset):
         (Stream(), "a data set with a length"),
         (Pairs([]), "is empty"),
         ((torch.rand(4, 5, 8, 8), torch.arange(4) % 2), "with C of 1 or 3"),
+        ((pixels(4), torch.arange(4) + 1), "from 0 to 4 without gaps. No image has label 0"),
+        ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, the least -1"),
+        (Pairs([(pixels(1)[0], torch.eye(2)[0])] * 4), "class index. Got 2 numbers in item 0"),
+        (Broken([(pixels(1)[0], 0)] * 4), r"Item 2 of .* cannot be read \(OSError: broken file"),
+        ("mnist", "must be an object. Got 'mnist' instead: data are named by data='mnist'"),
         (7, "a data set with a length"),
     ],
 )
