@@ -343,7 +343,12 @@ def load(path: str | Path) -> Distilled:
 def evaluate(
     distilled: Distilled | str | Path,
     *,
-    networks: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    networks: str
+    | Mapping[str, Any]
+    | nn.Module
+    | Callable[..., nn.Module]
+    | Sequence[str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module]]
+    | None = None,
     seeds: int | None = None,
     workers: int | None = None,
     address: str | None = None,
@@ -357,7 +362,8 @@ def evaluate(
 
     Args:
         distilled: the set, or its directory.
-        networks: one or more architectures of the students; by default those of its recipe
+        networks: one or more architectures of the students, each as `distill` takes them: names,
+            modules of torch, or functions that build one; by default those of its recipe
             (`distilled.card["config"]`).
         seeds: students per architecture; by default as in its recipe.
         workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
@@ -377,11 +383,15 @@ def evaluate(
     from rayd.distilled import load as read
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Progress
+    from rayd.given import named_network
 
-    several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
-    students: dict[str, Any] = {} if networks is None else {"networks": several}
-    students |= {} if seeds is None else {"seeds": seeds}
     with errors_for_python():
+        several = networks if isinstance(networks, list | tuple) else [networks]
+        students: dict[str, Any] = {}
+        if networks is not None:
+            students["networks"] = [named_network(network) for network in several]
+        if seeds is not None:
+            students["seeds"] = seeds
         given = merge(nested(settings or {}), nested(overrides))
         tree = merge(given_resources(workers, address), given)
         tree = merge(tree, {"evaluation": students})
@@ -500,6 +510,8 @@ def tune(
 
 
 def _directory(run: str | Path | Run) -> Path:
+    if not isinstance(run, str | Path) and not hasattr(run, "directory"):
+        raise ConfigError(f"A run or its directory is wanted. Got {type(run).__name__} instead.")
     return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
 
 

@@ -56,7 +56,7 @@ def network_settings(network: Any, recipe: Recipe) -> dict[str, Any]:
     Raises:
         ConfigError: it is no network.
     """
-    named = network if isinstance(network, str | Mapping) else _network(network)
+    named = named_network(network)
     settings: dict[str, Any] = {
         "observers": {"networks": [named]},
         "evaluation": {"networks": [named]},
@@ -65,6 +65,15 @@ def network_settings(network: Any, recipe: Recipe) -> dict[str, Any]:
         # students of a trajectory are compared with experts of their own architecture
         settings["experts"] = {"network": named}
     return settings
+
+
+def named_network(network: Any) -> Any:
+    """A network as settings name it: names and settings as they are, objects by a name of their own.
+
+    Raises:
+        ConfigError: it is no network.
+    """
+    return network if isinstance(network, str | Mapping) else _network(network)
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:

@@ -362,6 +362,47 @@ def test_a_network_is_the_expert_of_a_method_that_follows_trajectories(tmp_path)
     assert load_file(file)["epochs"].shape == (3, 192 * 3 + 3)
 
 
+def test_a_set_is_evaluated_with_own_networks(tmp_path):
+    run = rayd.distill(
+        train=TRAIN,
+        test=TEST,
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings=QUICK,
+    )
+    for networks, names in [
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), ["sequential"]),
+        (linear, ["linear"]),
+        (["mlp", Small()], ["mlp", "small"]),
+    ]:
+        report = rayd.evaluate(
+            run.distilled, networks=networks, cache=tmp_path / "cache", quiet=True
+        )
+        found = [result.network for result in report.results if result.set == "distilled"]
+        assert len(found) == len(names)
+        assert all(name in one for one, name in zip(sorted(found), names, strict=True))
+    with pytest.raises(ConfigError, match=r"must be a name, a torch module.* Got int instead"):
+        rayd.evaluate(run.distilled, networks=[7])
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: rayd.compare(["runs/a", "runs/b"]), "A run or its directory is wanted. Got list"),
+        (lambda: rayd.report(None), "A run or its directory is wanted. Got NoneType"),
+        (
+            lambda: rayd.distill("digits", settings=[("ipc", 1)]),
+            "Settings must be a mapping, .* Got list instead",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
+
+
 class Raw(nn.Module):
     """A module whose weights nothing can draw."""
 

@@ -18,7 +18,7 @@ from rayd.cli import main
 from rayd.config import DataSettings, NetworkSettings
 from rayd.data import ImageShape, load
 from rayd.engine.rundir import continuation
-from rayd.errors import ConfigError, DataError, RaydError
+from rayd.errors import ConfigError, DataError, OutputError, RaydError
 from tests.test_cli import QUICK
 
 MODULE = """
@@ -205,6 +205,29 @@ def test_keys_depend_on_the_source_of_own_terms(own):
     own.write_text(own.read_text().replace("square().mean()", "abs().mean()"))
     plugins._MODULES.clear()
     assert content_hash(content) != before
+
+
+def test_a_run_is_not_continued_with_another_version_of_a_term(own, tmp_path):
+    plugins.load_file(own)
+    term = f"{own.stem}-brightness"
+    arguments = {
+        "out": tmp_path / "run",
+        "cache": tmp_path / "cache",
+        "quiet": True,
+        "settings": {
+            f"terms.{term}.weight": 1.0,
+            "synthesis.steps": 1,
+            "observers.pool": 1,
+            "evaluation.seeds": 1,
+            "evaluation.epochs": 1,
+            "evaluation.baselines": [],
+        },
+    }
+    rayd.distill("digits", **arguments)
+    own.write_text(own.read_text().replace("square().mean()", "abs().mean()"))
+    plugins._MODULES.clear()
+    with pytest.raises(OutputError, match=rf"holds a run .* another version of '{term}'"):
+        rayd.distill("digits", **arguments, resume=True)
 
 
 def test_a_module_that_is_reloaded_is_read_again(own, monkeypatch):
