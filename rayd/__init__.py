@@ -179,9 +179,10 @@ def distill(
         class_names: names of the classes; by default those that the data set has, or numbers.
         normalization: means and standard deviations that images of floats were normalised with.
         method: name or class of the method; by default the recipe's, else `dm`.
-        network: observer and student: a name, a function or class that takes the shape of the
-            images (channels, height, width) and the number of classes, or nothing, or a module, of
-            which copies with new initial weights are used. By default the recipe's.
+        network: observer and student, and expert where a method follows experts: a name, a
+            function or class that takes the shape of the images (channels, height, width) and the
+            number of classes, or nothing, or a module, of which copies with new initial weights
+            are used. By default the recipe's.
         ipc: images per class.
         callbacks: called through the run: see `rayd.callbacks`.
         settings: settings of the recipe, nested or by dotted key: `{"synthesis.steps": 500}`.
@@ -200,7 +201,7 @@ def distill(
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
     from rayd.engine.rundir import RunDirectory
-    from rayd.given import check_sendable, own_settings, recipe_of
+    from rayd.given import check_sendable, network_settings, own_settings, recipe_of
     from rayd.recipes import resolve
 
     with errors_for_python():
@@ -212,12 +213,12 @@ def distill(
             class_names=class_names,
             normalization=normalization,
             method=method,
-            network=network,
             ipc=ipc,
             cache=_path(cache),
         )
-        given = merge(nested(settings or {}), nested(overrides))
-        settings = merge(merge(own, given), given_resources(workers, address))
+        given = merge(
+            merge(nested(settings or {}), nested(overrides)), given_resources(workers, address)
+        )
         if isinstance(resume, str | Path):
             if name is not None or out is not None:
                 raise ConfigError(
@@ -226,17 +227,24 @@ def distill(
                 )
             out = resume
             resume = True
-        if name is not None:
-            recipe = resolve(name, settings)
-        elif train is not None:
-            recipe = recipe_of(settings)
-        elif resume and out is not None:
-            recipe = RunDirectory(Path(out)).recipe(settings)
-        else:
+
+        def recipe_with(settings: Mapping[str, Any]) -> Recipe:
+            if name is not None:
+                return resolve(name, settings)
+            if train is not None:
+                return recipe_of(settings)
+            if resume and out is not None:
+                return RunDirectory(Path(out)).recipe(settings)
             raise ConfigError(
                 "Name a recipe, such as rayd.distill('digits'), "
                 "data with train=..., or a run to continue with resume=DIRECTORY."
             )
+
+        recipe = recipe_with(merge(own, given))
+        if network is not None:
+            # which sections have a network depends on the method, which only the recipe knows
+            own = merge(own, network_settings(network, recipe))
+            recipe = recipe_with(merge(own, given))
         check_sendable(recipe)
         directory = Path(out if out is not None else Path("runs") / recipe.name)
         try:
@@ -335,7 +343,12 @@ def load(path: str | Path) -> Distilled:
 def evaluate(
     distilled: Distilled | str | Path,
     *,
-    networks: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    networks: str
+    | Mapping[str, Any]
+    | nn.Module
+    | Callable[..., nn.Module]
+    | Sequence[str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module]]
+    | None = None,
     seeds: int | None = None,
     workers: int | None = None,
     address: str | None = None,
@@ -349,7 +362,8 @@ def evaluate(
 
     Args:
         distilled: the set, or its directory.
-        networks: one or more architectures of the students; by default those of its recipe
+        networks: one or more architectures of the students, each as `distill` takes them: names,
+            modules of torch, or functions that build one; by default those of its recipe
             (`distilled.card["config"]`).
         seeds: students per architecture; by default as in its recipe.
         workers: number of Ray actors; 0 runs in this process, without Ray; by default the recipe's.
@@ -369,11 +383,15 @@ def evaluate(
     from rayd.distilled import load as read
     from rayd.engine.evaluate import evaluate_distilled
     from rayd.engine.progress import Progress
+    from rayd.given import named_network
 
-    several = [networks] if isinstance(networks, str | Mapping) else list(networks or ())
-    students: dict[str, Any] = {} if networks is None else {"networks": several}
-    students |= {} if seeds is None else {"seeds": seeds}
     with errors_for_python():
+        several = networks if isinstance(networks, list | tuple) else [networks]
+        students: dict[str, Any] = {}
+        if networks is not None:
+            students["networks"] = [named_network(network) for network in several]
+        if seeds is not None:
+            students["seeds"] = seeds
         given = merge(nested(settings or {}), nested(overrides))
         tree = merge(given_resources(workers, address), given)
         tree = merge(tree, {"evaluation": students})
@@ -492,6 +510,8 @@ def tune(
 
 
 def _directory(run: str | Path | Run) -> Path:
+    if not isinstance(run, str | Path) and not hasattr(run, "directory"):
+        raise ConfigError(f"A run or its directory is wanted. Got {type(run).__name__} instead.")
     return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
 
 

@@ -74,6 +74,16 @@ def rows_of(tensor: Tensor, rows: slice) -> Tensor:
     return known_on_host(part, _values(tensor)["on host"][rows]) if known else part
 
 
+def index_range(labels: Tensor) -> tuple[int, int]:
+    """Smallest and largest of class indices (N,), N above 0."""
+
+    def find() -> tuple[int, int]:
+        least, most = on_host(labels).aminmax()
+        return int(least), int(most)
+
+    return derived(labels, "range", find)
+
+
 def present_classes(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct values (K,), ascending, of class indices (N,), and the inverse indices (N,)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayd import plugins
+from rayd import methods, plugins
 from rayd.config import Recipe
 from rayd.errors import ConfigError
 
@@ -19,14 +19,13 @@ def own_settings(
     class_names: Sequence[str] | None,
     normalization: tuple[Sequence[float], Sequence[float]] | None,
     method: Any,
-    network: Any,
     ipc: int | None,
     cache: Path | None,
 ) -> dict[str, Any]:
     """Settings that stand for what is given; see `rayd.distill`.
 
     Raises:
-        ConfigError: test data without training data, or what is neither a method nor a network.
+        ConfigError: test data without training data, or what is no method.
         DataError: the data are unfit.
     """
     settings: dict[str, Any] = {}
@@ -46,15 +45,35 @@ def own_settings(
         raise ConfigError("Data given as 'test' or 'validation' need those given as 'train'.")
     if method is not None:
         settings["method"] = _method(method)
-    if network is not None:
-        named = network
-        if not isinstance(network, str | Mapping):
-            named = _network(network)
-        settings["observers"] = {"networks": [named]}
-        settings["evaluation"] = {"networks": [named]}
     if ipc is not None:
         settings["ipc"] = ipc
     return settings
+
+
+def network_settings(network: Any, recipe: Recipe) -> dict[str, Any]:
+    """Settings that make a network a recipe's observer and student, and its expert if it has any.
+
+    Raises:
+        ConfigError: it is no network.
+    """
+    named = named_network(network)
+    settings: dict[str, Any] = {
+        "observers": {"networks": [named]},
+        "evaluation": {"networks": [named]},
+    }
+    if methods.get(recipe.method).needs_experts:
+        # students of a trajectory are compared with experts of their own architecture
+        settings["experts"] = {"network": named}
+    return settings
+
+
+def named_network(network: Any) -> Any:
+    """A network as settings name it: names and settings as they are, objects by a name of their own.
+
+    Raises:
+        ConfigError: it is no network.
+    """
+    return network if isinstance(network, str | Mapping) else _network(network)
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:

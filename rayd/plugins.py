@@ -17,12 +17,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -31,6 +30,7 @@ from types import ModuleType
 from typing import Any, Literal, get_args
 
 from rayd.errors import ConfigError
+from rayd.identity import identity
 
 Kind = Literal["methods", "terms", "networks", "statistics", "datasets", "callbacks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -68,6 +68,12 @@ _DIGESTS: dict[str, str] = {}
 """Digests of their sources."""
 _OWNERS: dict[str, str] = {}
 """Own modules by the names of the parts that they registered."""
+_PARTS: dict[str, Any] = {}
+"""These parts, by name."""
+_MODULES: dict[str, tuple[dict[str, Any], str | None]] = {}
+"""Digests of own modules, with the specs of all modules that they are made of, which a reload
+replaces.
+"""
 
 
 def is_spec(name: str) -> bool:
@@ -201,6 +207,7 @@ def own(name: str, part: Any) -> None:
     module = getattr(part, "__module__", None) or ""
     if module and _is_own(module):
         _OWNERS[name] = module
+        _PARTS[name] = part
 
 
 def _is_own(module: str) -> bool:
@@ -224,8 +231,7 @@ def name_of(kind: Kind, part: Any) -> str:
         if found is part and module != "__main__":
             _note(sys.modules[module])
             return f"{module}:{name}"
-    text = _source(part)
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = _by_value(part)
     own_name = getattr(part, "name", None) if kind == "methods" else None
     if own_name is None:
         label = getattr(part, "__name__", None) or type(part).__name__
@@ -235,19 +241,19 @@ def name_of(kind: Kind, part: Any) -> str:
     return str(own_name)
 
 
-def _source(part: Any) -> str:
-    """Text that identifies an object: its source, and those of the modules in a network."""
-    text = repr(part) if hasattr(part, "modules") and not isinstance(part, type) else ""
-    kinds = [part] if callable(part) and hasattr(part, "__qualname__") else [type(part)]
-    if text:
-        kinds += sorted({type(inner) for inner in part.modules()}, key=lambda kind: kind.__name__)
-    for kind in kinds:
-        if str(getattr(kind, "__module__", "")).partition(".")[0] not in ("torch", "torchvision"):
-            try:
-                text += inspect.getsource(kind)
-            except (OSError, TypeError):
-                text += repr(kind)
-    return text
+def _by_value(part: Any) -> str:
+    """Digest of what an object computes; see `rayd.identity`."""
+    return identity(part, _digest, lambda module: _is_own(module) and not _is_installed(module))
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module belongs to an installed package, or is written in C."""
+    if module == "__main__":
+        return False
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    # a module that was made by hand has neither file nor spec
+    return "site-packages" in file if file else getattr(found, "__spec__", None) is not None
 
 
 class Sent:
@@ -258,12 +264,16 @@ class Sent:
     Args:
         factory: creates a worker, or another object of an actor.
         objects: objects of the driver that can be sent.
+        scripted: parts that a script or a notebook registered, by name.
     """
 
-    def __init__(self, factory: Any, objects: dict[str, tuple[Kind, Any]]):
+    def __init__(
+        self, factory: Any, objects: dict[str, tuple[Kind, Any]], scripted: Mapping[str, Any]
+    ):
         self._factory = factory
         self._objects = objects
-        self._digests = dict(_DIGESTS)
+        self._scripted = scripted
+        self._digests = _of_scripts() | _DIGESTS
         self._imported = imported()
         self.__name__ = getattr(factory, "__name__", "host")
 
@@ -272,6 +282,11 @@ class Sent:
         adopt(self._imported)
         OBJECTS.update(self._objects)
         _DIGESTS.update(self._digests)
+        for name, part in self._scripted.items():
+            # a class that comes by value is filled in after it was made, too late to register
+            for base in getattr(part, "__mro__", ()):
+                if isinstance(registry := vars(base).get("registry"), dict):
+                    registry.setdefault(name, part)
         return self._factory(*arguments, **options)
 
 
@@ -283,17 +298,29 @@ def source_of(text: str) -> dict[str, str]:
         if (digest := _digest(spec.partition(":")[0])) is not None:
             found[spec] = digest
     for name, module in _OWNERS.items():
-        if f'"{name}"' in text and (digest := _digest(module)) is not None:
-            found[name] = digest
+        # in a worker, which may lack the sources, what the driver found holds
+        if name not in found and f'"{name}"' in text:
+            found[name] = _digest(module) or _by_value(_PARTS[name])
     return found
+
+
+def scripted() -> dict[str, Any]:
+    """Parts that a script or a notebook registered, by name: their module cannot be imported."""
+    return {name: _PARTS[name] for name, module in _OWNERS.items() if module == "__main__"}
+
+
+def _of_scripts() -> dict[str, str]:
+    """Digests of these parts, whose module has none."""
+    return {name: _by_value(part) for name, part in scripted().items()}
 
 
 def sources(*kinds: type) -> dict[str, str]:
     """Digests of the modules of those classes that are not rayd's, by `package.module:Name`."""
     found = {}
     for kind in kinds:
-        if _is_own(kind.__module__) and (digest := _digest(kind.__module__)) is not None:
-            found[f"{kind.__module__}:{kind.__qualname__}"] = digest
+        if _is_own(kind.__module__):
+            name = f"{kind.__module__}:{kind.__qualname__}"
+            found[name] = _DIGESTS.get(kind.__name__) or _digest(kind.__module__) or _by_value(kind)
     return found
 
 
@@ -370,14 +397,30 @@ def _root(name: str) -> Path | None:
     return path.parent if path.name == "__init__.py" else path
 
 
-@cache
 def _digest(module: str) -> str | None:
-    """SHA-256 of the source of a module and of its own modules; None where it has none."""
+    """SHA-256 of the source of a module and of its own modules; None where it has none.
+
+    Kept until one of them is reloaded, as notebooks do.
+    """
+    known, digest = _MODULES.get(module, (None, None))
+    if known is None or any(_spec_of(name) is not spec for name, spec in known.items()):
+        names = {module, *_related(module)}
+        digest = _digest_of_files(module, sorted(names - {module}))
+        _MODULES[module] = {name: _spec_of(name) for name in names}, digest
+    return digest
+
+
+def _spec_of(module: str) -> Any:
+    """The spec of a module, which is another object after each reload."""
+    return getattr(sys.modules.get(module), "__spec__", None)
+
+
+def _digest_of_files(module: str, others: Sequence[str]) -> str | None:
     file = _source_file(module)
     if file is None:
         return None
     digest = hashlib.sha256(file.read_bytes())
-    for name in sorted(_related(module) - {module}):
+    for name in others:
         other = _source_file(name)
         if other is not None:
             digest.update(f"\n{name}\n".encode())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 from torchvision.datasets import FakeData
@@ -17,9 +18,10 @@ from rayd import plugins
 from rayd.config import DataSettings
 from rayd.data import load
 from rayd.data.objects import save
-from rayd.errors import ConfigError, DataError, RaydError
+from rayd.errors import ConfigError, DataError, RaydError, RunError
 from rayd.methods import Method
 from rayd.objectives import MeanMatching
+from rayd.objectives.terms import Term
 
 QUICK = {
     "synthesis.steps": 3,
@@ -171,6 +173,64 @@ def test_fake_data_of_torchvision_are_distilled_by_object(tmp_path):
     assert run.report.results
 
 
+def test_images_of_pillow_are_read_as_files_are(tmp_path):
+    """Transparency is white, bits beyond 8 are not cut off, floats are in [0, 1]."""
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    clear = np.dstack([grey, grey, grey, np.where(grey > 100, 255, 0).astype(np.uint8)])
+    white = np.where(grey > 100, grey, 255)
+    for image, expected in [
+        (Image.fromarray(grey), grey[None]),
+        (Image.fromarray(grey.astype(np.float32) / 255), grey[None]),
+        (Image.fromarray(clear), np.stack([white] * 3)),
+        (Image.fromarray(clear[..., [0, 3]]), np.stack([white] * 3)),
+    ]:
+        items = [(image, index % 2) for index in range(4)]
+        data = load(
+            DataSettings(
+                name=str(save(Pairs(items), Pairs(items[:2]), cache=tmp_path)), copies="keep"
+            )
+        )
+        assert np.array_equal(data.train.images[0], expected[: len(data.train.images[0])]), (
+            image.mode
+        )
+    for deep in (grey.astype(np.uint16) * 257, grey.astype(np.int32) * 1000):
+        items = [(Image.fromarray(deep), index % 2) for index in range(4)]
+        with pytest.raises(DataError, match=r"must be uint8 or floats .* from 0 to \d{5,}"):
+            save(Pairs(items), cache=tmp_path)
+
+
+def test_low_precision_is_read(tmp_path):
+    images = pixels(8).bfloat16()
+    path = save((images, torch.arange(8) % 2), cache=tmp_path)
+    read = load(DataSettings(name=str(path), copies="keep"))
+    assert len(read.train.images) > 0
+
+
+class Broken(Pairs):
+    """A data set one of whose files is damaged."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise OSError("broken file")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "sentence"),
+    [
+        (([0.5] * 3, [0.0] * 3), "standard deviations above 0"),
+        (([0.5] * 3, [-1.0] * 3), "standard deviations above 0"),
+        (([0.5] * 3, [float("nan")] * 3), "standard deviations above 0"),
+        (([0.5] * 2, [0.5] * 2), "3 each. Got 2 and 2 instead"),
+        (([0.5] * 3,), "3 each. Got 3 instead"),
+    ],
+)
+def test_a_normalization_that_cannot_be_undone_is_refused(normalization, sentence, tmp_path):
+    """Deviations of 0 would make all images one grey."""
+    with pytest.raises(DataError, match=sentence):
+        save((pixels(4), torch.arange(4) % 2), cache=tmp_path, normalization=normalization)
+
+
 class Stream(IterableDataset):
     """A data set without a length."""
 
@@ -189,6 +249,11 @@ class Stream(IterableDataset):
         (Stream(), "a data set with a length"),
         (Pairs([]), "is empty"),
         ((torch.rand(4, 5, 8, 8), torch.arange(4) % 2), "with C of 1 or 3"),
+        ((pixels(4), torch.arange(4) + 1), "from 0 to 4 without gaps. No image has label 0"),
+        ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, the least -1"),
+        (Pairs([(pixels(1)[0], torch.eye(2)[0])] * 4), "class index. Got 2 numbers in item 0"),
+        (Broken([(pixels(1)[0], 0)] * 4), r"Item 2 of .* cannot be read \(OSError: broken file"),
+        ("mnist", "must be an object. Got 'mnist' instead: data are named by data='mnist'"),
         (7, "a data set with a length"),
     ],
 )
@@ -273,6 +338,71 @@ def test_a_module_is_drawn_anew_for_each_observer(tmp_path):
     assert name != plugins.name_of("networks", nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
 
 
+def test_a_network_is_the_expert_of_a_method_that_follows_trajectories(tmp_path):
+    """Students would otherwise be compared with experts of another architecture."""
+    run = rayd.distill(
+        train=TRAIN,
+        test=TEST,
+        method="mtt",
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings={
+            **{key: value for key, value in QUICK.items() if key != "observers.pool"},
+            "experts.count": 1,
+            "experts.epochs": 2,
+            "objective.steps": 2,
+            "objective.epochs": 1,
+            "objective.start.most": 1,
+        },
+    )
+    assert run.recipe.experts.network.name == plugins.name_of("networks", linear)
+    (file,) = (tmp_path / "cache" / "experts").glob("*.safetensors")
+    assert load_file(file)["epochs"].shape == (3, 192 * 3 + 3)
+
+
+def test_a_set_is_evaluated_with_own_networks(tmp_path):
+    run = rayd.distill(
+        train=TRAIN,
+        test=TEST,
+        network=linear,
+        out=tmp_path / "run",
+        cache=tmp_path / "cache",
+        quiet=True,
+        settings=QUICK,
+    )
+    for networks, names in [
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), ["sequential"]),
+        (linear, ["linear"]),
+        (["mlp", Small()], ["mlp", "small"]),
+    ]:
+        report = rayd.evaluate(
+            run.distilled, networks=networks, cache=tmp_path / "cache", quiet=True
+        )
+        found = [result.network for result in report.results if result.set == "distilled"]
+        assert len(found) == len(names)
+        assert all(name in one for one, name in zip(sorted(found), names, strict=True))
+    with pytest.raises(ConfigError, match=r"must be a name, a torch module.* Got int instead"):
+        rayd.evaluate(run.distilled, networks=[7])
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: rayd.compare(["runs/a", "runs/b"]), "A run or its directory is wanted. Got list"),
+        (lambda: rayd.report(None), "A run or its directory is wanted. Got NoneType"),
+        (
+            lambda: rayd.distill("digits", settings=[("ipc", 1)]),
+            "Settings must be a mapping, .* Got list instead",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_named(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
+
+
 class Raw(nn.Module):
     """A module whose weights nothing can draw."""
 
@@ -304,6 +434,50 @@ def test_unfit_parts_are_refused(arguments, sentence, tmp_path):
     with pytest.raises(RaydError, match=sentence):
         rayd.distill(**given, cache=tmp_path / "cache", out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def _method_of(value):
+    """A method whose only term returns what a function makes of the images."""
+
+    class Odd(Term):
+        name = "odd"
+
+        def __call__(self, real, seen, labels, context):
+            return value(seen.images)
+
+    class OddMethod(Method):
+        name = "tests-odd"
+        citation = ""
+
+        @classmethod
+        def objective(cls, recipe):
+            return (Odd(),)
+
+    return OddMethod
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (lambda images: images.flatten(1).mean(1), r"'odd' must return a scalar.*float32 \(3,\)"),
+        (lambda images: 3.0, "'odd' must return a scalar.* Got float instead"),
+        (lambda images: None, "'odd' must return a scalar.* Got NoneType instead"),
+        (lambda images: (images > 0).sum(), r"'odd' must return a scalar.*int64 \(\)"),
+        (lambda images: images.detach().mean(), "No term has a gradient for the images: 'odd'"),
+    ],
+)
+def test_what_a_term_returns_is_checked(value, sentence, tmp_path):
+    with pytest.raises(RunError, match=sentence):
+        rayd.distill(
+            train=TRAIN,
+            test=TEST,
+            method=_method_of(value),
+            network=linear,
+            out=tmp_path / "run",
+            cache=tmp_path / "cache",
+            quiet=True,
+            settings=QUICK,
+        )
 
 
 def test_what_cannot_be_sent_to_workers_is_refused_with_the_reason(tmp_path):

@@ -1,5 +1,6 @@
 """Own methods, terms and networks, from modules outside the package."""
 
+import importlib
 import json
 import sys
 from contextlib import suppress
@@ -17,7 +18,7 @@ from rayd.cli import main
 from rayd.config import DataSettings, NetworkSettings
 from rayd.data import ImageShape, load
 from rayd.engine.rundir import continuation
-from rayd.errors import ConfigError, DataError, RaydError
+from rayd.errors import ConfigError, DataError, OutputError, RaydError
 from tests.test_cli import QUICK
 
 MODULE = """
@@ -190,10 +191,57 @@ def test_keys_depend_on_the_source_of_own_parts(own, monkeypatch):
     before = [content_hash({"method": name}) for name in names]
     assert content_hash({"method": "dm"}) == plain
     own.write_text(own.read_text() + "\n# another version\n")
-    plugins._digest.cache_clear()
+    plugins._MODULES.clear()
     after = [content_hash({"method": name}) for name in names]
     assert all(one != other for one, other in zip(before, after, strict=True))
     assert content_hash({"method": "dm"}) == plain
+
+
+def test_keys_depend_on_the_source_of_own_terms(own):
+    """A term is named without its module: `terms.brightness.weight=0.1 --import my_method.py`."""
+    plugins.load_file(own)
+    content = {"method": "dm", "terms": {f"{own.stem}-brightness": {"weight": 0.1}}}
+    before = content_hash(content)
+    own.write_text(own.read_text().replace("square().mean()", "abs().mean()"))
+    plugins._MODULES.clear()
+    assert content_hash(content) != before
+
+
+def test_a_run_is_not_continued_with_another_version_of_a_term(own, tmp_path):
+    plugins.load_file(own)
+    term = f"{own.stem}-brightness"
+    arguments = {
+        "out": tmp_path / "run",
+        "cache": tmp_path / "cache",
+        "quiet": True,
+        "settings": {
+            f"terms.{term}.weight": 1.0,
+            "synthesis.steps": 1,
+            "observers.pool": 1,
+            "evaluation.seeds": 1,
+            "evaluation.epochs": 1,
+            "evaluation.baselines": [],
+        },
+    }
+    rayd.distill("digits", **arguments)
+    own.write_text(own.read_text().replace("square().mean()", "abs().mean()"))
+    plugins._MODULES.clear()
+    with pytest.raises(OutputError, match=rf"holds a run .* another version of '{term}'"):
+        rayd.distill("digits", **arguments, resume=True)
+
+
+def test_a_module_that_is_reloaded_is_read_again(own, monkeypatch):
+    """As notebooks with `%autoreload` do, of a module or of one that it uses."""
+    helper = own.with_name(f"other_{own.stem}.py")
+    helper.write_text("FACTOR = 1\n")
+    own.write_text(f"import {helper.stem}\n{own.read_text()}")
+    monkeypatch.syspath_prepend(own.parent)
+    methods.get(f"{own.stem}:Mine")
+    content = {"method": own.stem}
+    before = content_hash(content)
+    helper.write_text("FACTOR = 2\n")
+    importlib.reload(sys.modules[helper.stem])
+    assert content_hash(content) != before
 
 
 def test_entry_points_are_found_and_failures_told(own, monkeypatch):
@@ -326,7 +374,7 @@ def test_keys_depend_on_the_modules_that_a_part_uses(own, monkeypatch):
     methods.get(f"{own.stem}:Mine")
     before = content_hash({"method": own.stem})
     helper.write_text("FACTOR = 2\n\n\ndef scale(value):\n    return FACTOR * value\n")
-    plugins._digest.cache_clear()
+    plugins._MODULES.clear()
     assert content_hash({"method": own.stem}) != before
 
 

@@ -130,6 +130,249 @@ def test_measured_statistics_stand_for_all_real_features():
     torch.testing.assert_close(whole, again)
 
 
+CONVOLUTIONS = {"momentum": 0.0, "drop": 0.0, "alpha": 0.5}
+COMPARED = {
+    "mean": (rayd.terms.MeanMatching(), "vectors"),
+    "attention": (rayd.terms.AttentionMatching(), "layers"),
+    "normalizations": (rayd.terms.NormalizationMatching(), "layers"),
+    "moments": (rayd.terms.MomentMatching(**CONVOLUTIONS), "roles"),
+    "covariance": (rayd.terms.CovarianceMatching(), "maps"),
+    "statistic": (rayd.terms.StatisticMatching(), "vectors"),
+    "centralization": (rayd.terms.Centralization(), "vectors"),
+    "real centres": (rayd.terms.Centralization(centre="real"), "vectors"),
+    "frequencies": (
+        rayd.terms.CharacteristicFunctionMatching(scale=1.0, frequencies=16),
+        "vectors",
+    ),
+    "filter": (rayd.terms.SpectralFilterMatching(layers="features"), "vectors"),
+    "curriculum": (rayd.terms.CurriculumFilterMatching(layers="features"), "vectors"),
+}
+"""Terms that compare, and the form of the features that they are given below."""
+
+
+def _features(form, count, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.rand(count, 4, generator=generator, dtype=dtype)
+    maps = torch.rand(count, 3, 4, 4, generator=generator, dtype=dtype)
+    forms = {
+        "vectors": vectors,
+        "maps": maps,
+        "layers": [maps, maps[:, :2, :2, :2].contiguous()],
+        "roles": {"conv_inputs": [maps], "bn_inputs": [maps.flip(1)]},
+    }
+    return forms[form]
+
+
+def _each(features, change):
+    if isinstance(features, torch.Tensor):
+        return change(features)
+    if isinstance(features, list):
+        return [change(layer) for layer in features]
+    return {role: [change(layer) for layer in layers] for role, layers in features.items()}
+
+
+def _drawn(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_measured_and_sampled_statistics_give_the_same_value(name):
+    """In float32 and float64, of classes of unequal size; int32 labels are indices, too."""
+    term, form = COMPARED[name]
+    real_labels = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2])
+    labels = torch.arange(6) % CLASSES
+    for dtype in (torch.float32, torch.float64):
+        real = _features(form, 10, dtype)
+        synthetic = _features(form, 6, dtype, seed=1)
+        halves = [
+            (_each(real, lambda layer, rows=rows: layer[rows]), real_labels[rows].int())
+            for rows in (slice(0, 7), slice(7, 10))
+        ]
+        measured = term.measure(halves, classes=CLASSES, generator=_drawn())
+        whole = term(real, synthetic, real_labels, labels, classes=CLASSES, generator=_drawn())
+        again = term(measured, synthetic, labels=labels.int())
+        assert whole.dtype == again.dtype == dtype
+        assert whole > 0
+        torch.testing.assert_close(whole, again, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_gradients_of_float64_features_are_exact(name):
+    term, form = COMPARED[name]
+    real = _features(form, 9)
+    labels = torch.arange(6) % CLASSES
+    leaf = _features("vectors" if form == "vectors" else "maps", 6, seed=1).requires_grad_()
+
+    def value(leaf):
+        given = leaf
+        if form == "layers":
+            given = [leaf, leaf[:, :2, :2, :2]]
+        elif form == "roles":
+            given = {"conv_inputs": [leaf], "bn_inputs": [leaf.flip(1)]}
+        return term(real, given, torch.arange(9) % CLASSES, labels, generator=_drawn())
+
+    assert torch.autograd.gradcheck(value, leaf)
+
+
+@pytest.mark.parametrize("name", ["RidgeRegression", "GradientMatching"])
+def test_batch_terms_keep_float64(name):
+    labels = torch.arange(4) % 2
+    real = _features("vectors", 6)
+    synthetic = _features("vectors", 4, seed=1)
+    keywords = {}
+    if name == "GradientMatching":
+        keywords["network"] = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(4, 2)
+        ).double()
+        real, synthetic = (one.reshape(-1, 1, 2, 2) for one in (real, synthetic))
+    term = getattr(rayd.terms, name)()
+
+    def value(leaf):
+        return term(real, leaf, torch.arange(6) % 2, labels, **keywords)
+
+    assert torch.autograd.gradcheck(value, synthetic.requires_grad_())
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_half_precision_is_summed_in_float32(name):
+    """Values of bfloat16 features are those of the same numbers in float64."""
+    term, form = COMPARED[name]
+    labels = torch.arange(6) % CLASSES
+    values = []
+    rounded = [_features(form, count, torch.bfloat16, seed=count) for count in (9, 6)]
+    for dtype in (torch.bfloat16, torch.float64):
+        real, synthetic = (_each(one, lambda layer, to=dtype: layer.to(to)) for one in rounded)
+        values.append(term(real, synthetic, torch.arange(9) % 3, labels, generator=_drawn()))
+    assert values[0].dtype == torch.float32
+    torch.testing.assert_close(values[0].double(), values[1], rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_is_not_finite_gives_no_finite_value(name):
+    """A loss of NaN that reads as 0 would be the best of all."""
+    term, form = COMPARED[name]
+    labels = torch.arange(6) % CLASSES
+    real = _features(form, 9)
+    broken = _each(
+        _features(form, 6, seed=1), lambda layer: layer.index_fill(0, labels[:1], torch.nan)
+    )
+    arguments = (real, broken, torch.arange(9) % CLASSES, labels)
+    if name in ("filter", "curriculum"):
+        with pytest.raises(rayd.errors.RaydError, match="not finite any more"):
+            term(*arguments)
+    else:
+        assert term(*arguments, generator=_drawn()).isnan()
+
+
+LABELS = torch.arange(6) % CLASSES
+UNFIT_LABELS = {
+    "floats": (LABELS.float(), TypeError, "class indices, a tensor of integers"),
+    "truths": (LABELS > 0, TypeError, "class indices, a tensor of integers"),
+    "rows": (torch.eye(CLASSES)[LABELS], TypeError, "class indices, a tensor of integers"),
+    "column": (LABELS[:, None], ValueError, r"class indices \(6,\), one an image"),
+    "too few": (LABELS[:5], ValueError, r"Got int64 \(5,\)"),
+    "one": (LABELS[:1], ValueError, r"Got int64 \(1,\)"),
+    "negative": (LABELS - 1, ValueError, "Got -1 to 1"),
+    "list": (LABELS.tolist(), TypeError, "must be a tensor. Got list"),
+    "array": (LABELS.numpy(), TypeError, "must be a tensor. Got ndarray"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT_LABELS)
+def test_unfit_labels_are_refused_by_all_terms(kind, network):
+    unfit, error, words = UNFIT_LABELS[kind]
+    for term, form in COMPARED.values():
+        features = _features(form, 6)
+        with pytest.raises(error, match=words):
+            term(features, features, LABELS, unfit, classes=CLASSES)
+        with pytest.raises(error, match=words):
+            term.measure([(features, unfit)], classes=CLASSES)
+    images = torch.rand(6, *SHAPE)
+    logits = torch.rand(6, CLASSES)
+    with pytest.raises(error, match=words):
+        rayd.terms.gradient_matching(images, images, LABELS, unfit, network=network)
+    with pytest.raises(error, match=words):
+        rayd.terms.gradient_matching(images, images, unfit, LABELS, network=network)
+    with pytest.raises(error, match=words):
+        rayd.terms.ridge_regression(logits, logits, unfit, LABELS)
+    for term in (rayd.terms.Calibration(), rayd.terms.ClassAware()):
+        with pytest.raises(error, match=words):
+            term(logits, unfit)
+    with pytest.raises(error, match=words):
+        rayd.terms.densification(images, unfit)
+
+
+def test_labels_beyond_the_classes_are_refused():
+    vectors = torch.rand(6, 4)
+    term = rayd.terms.MeanMatching()
+    measured = term.measure([(vectors, LABELS)], classes=CLASSES)
+    with pytest.raises(ValueError, match=r"from 0 to 2. Got 1 to 3"):
+        term(measured, vectors, labels=LABELS + 1)
+    with pytest.raises(ValueError, match=r"from 0 to 1. Got 0 to 2"):
+        term(vectors, vectors, LABELS, LABELS, classes=2)
+    with pytest.raises(ValueError, match=r"from 0 to 2. Got 1 to 3"):
+        rayd.terms.calibration(torch.rand(6, CLASSES), LABELS + 1)
+    with pytest.raises(ValueError, match=r"real image of every class among the synthetic ones.*2"):
+        rayd.terms.gradient_matching(
+            torch.rand(4, 1, 2, 2),
+            torch.rand(6, 1, 2, 2),
+            torch.arange(4) % 2,
+            LABELS,
+            network=torch.nn.Flatten(),
+        )
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_unfit_features_are_refused(name):
+    term, form = COMPARED[name]
+    features = _features(form, 6)
+    for change, error, words in [
+        (lambda layer: layer.flatten(1)[:, 0], ValueError, "must be .*vectors"),
+        (lambda layer: (layer * 255).long(), TypeError, "of floating-point numbers. Got int64"),
+        (lambda layer: layer.numpy(), TypeError, "of floating-point numbers. Got ndarray"),
+        (lambda layer: layer[:0], ValueError, "at least one image"),
+    ]:
+        unfit = _each(features, change)
+        labels = LABELS[: 0 if words == "at least one image" else 6]
+        with pytest.raises(error, match=words):
+            term(features, unfit, LABELS, labels, classes=CLASSES)
+    if term.specs and form == "vectors":
+        for narrow in (features[:, :1], features[:, :3]):
+            with pytest.raises(ValueError, match="of the shape of real ones"):
+                term(features, narrow, LABELS, LABELS, classes=CLASSES)
+
+
+def test_maps_of_other_sizes_are_refused_where_places_count():
+    maps = torch.rand(6, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"maps of the size of real ones. Got 8 and 16"):
+        rayd.terms.covariance_matching(maps, maps[:, :, :2], LABELS, LABELS)
+    # moments by channel do not depend on the number of places
+    layers = [maps[:, :, :2].contiguous()]
+    assert rayd.terms.normalization_matching([maps], layers, LABELS, LABELS).isfinite()
+    with pytest.raises(ValueError, match=r"as many layers 'bn_inputs'.* Got 1 and 2"):
+        rayd.terms.normalization_matching([maps, maps], [maps], LABELS, LABELS)
+
+
+def test_a_class_without_real_images_has_no_real_centre():
+    features = torch.tensor([[0.0], [3.0], [7.0]])
+    term = rayd.terms.Centralization(centre="real")
+    given = (features[:2], features, torch.tensor([0, 1]), torch.tensor([0, 1, 2]))
+    assert term(*given) == 0
+    exponential = rayd.terms.Centralization(centre="real", form="exponential")
+    assert exponential(*given) == 2
+
+
+def test_probabilities_are_labels_of_the_cross_entropy_alone():
+    logits = torch.rand(6, CLASSES)
+    rows = torch.eye(CLASSES)[LABELS]
+    expected = functional.cross_entropy(logits, LABELS)
+    torch.testing.assert_close(rayd.terms.cross_entropy(logits, rows), expected)
+    with pytest.raises(ValueError, match=r"or rows of numbers \(6, 3\)"):
+        rayd.terms.cross_entropy(logits, LABELS.float())
+    with pytest.raises(ValueError, match="as many images and classes"):
+        rayd.terms.flatness(logits, logits[:, :1])
+
+
 def test_a_term_of_the_library_can_be_a_term_of_a_method():
     assert isinstance(rayd.terms.MeanMatching(weight=2), objectives.Term)
     assert rayd.terms.MomentMatching().weight == objectives.MomentMatching().weight

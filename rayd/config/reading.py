@@ -83,6 +83,11 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a key has an empty part.
     """
+    if not isinstance(settings, Mapping):
+        raise ConfigError(
+            "Settings must be a mapping, such as {'synthesis.steps': 500}. Got "
+            f"{type(settings).__name__} instead."
+        )
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         if not all(key.split(".")):

@@ -77,7 +77,11 @@ class Normalization(ABC):
 
     @abstractmethod
     def forward_unit(self, images: Tensor) -> Tensor:
-        """Map floating-point images (N, C, H, W) in [0, 1] to network input; differentiable."""
+        """Map floating-point images (N, C, H, W) in [0, 1] to network input; differentiable.
+
+        Raises:
+            DataError: `images` are integers, which are pixels in [0, 255].
+        """
 
     @abstractmethod
     def inverse(self, inputs: Tensor) -> Tensor:
@@ -110,6 +114,16 @@ class Normalization(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_constants": {}}
+
+
+def _check_unit(images: Tensor) -> None:
+    """Refuse integers for images in [0, 1]."""
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise DataError(
+            f"'forward_unit' takes images of floats in [0, 1]. Got {kind} instead: call the "
+            "normalisation itself with uint8 pixels."
+        )
 
 
 def _check_images(images: Tensor, shape: tuple[int | None, ...]) -> None:
@@ -175,6 +189,7 @@ class Standardization(Normalization):
 
     def forward_unit(self, images: Tensor) -> Tensor:
         """(x - mean) / std, with x in [0, 1]."""
+        _check_unit(images)
         _, _, std, mean = self._on(images.device, self._affine)
         return (images - mean) / std
 
@@ -261,6 +276,7 @@ class Whitening(Normalization):
 
     def forward_unit(self, images: Tensor) -> Tensor:
         """(x - mean) T, with x in [0, 1]."""
+        _check_unit(images)
         mean, transform = self._on(images.device, lambda: (self.mean, self.transform))
         whitened: Tensor = (images - mean).flatten(1).float() @ transform
         return whitened.view_as(images)

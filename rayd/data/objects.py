@@ -83,6 +83,12 @@ def save(
         arrays[f"x_{split}"] = read.images
         arrays[f"y_{split}"] = read.labels
     found = np.unique(arrays["y_train"])
+    gaps = np.flatnonzero(found != np.arange(len(found)))
+    if len(gaps) and names is None:
+        raise DataError(
+            f"Labels of the data set given as 'train' must count from 0 to {found.max()} without "
+            f"gaps. No image has label {gaps[0]}."
+        )
     if len(found) < 2:
         raise DataError(
             "The data set given as 'train' must have at least two classes. "
@@ -159,6 +165,28 @@ def named(name: str) -> Path | None:
     return path
 
 
+def _affine(normalization: Normalization, channels: int) -> tuple[Array, Array]:
+    """Means and standard deviations (channels,) or (1,) of images that were normalised.
+
+    Raises:
+        DataError: they are not as many as channels, or undo nothing.
+    """
+    parts = [np.atleast_1d(np.asarray(part, np.float64)) for part in normalization]
+    if len(parts) != 2 or any(part.shape not in ((1,), (channels,)) for part in parts):
+        got = " and ".join(str(part.size) for part in parts)
+        raise DataError(
+            f"'normalization' must be means and standard deviations, {channels} each. Got {got} "
+            "instead."
+        )
+    mean, deviation = parts
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
+        raise DataError(
+            "'normalization' must be finite means, and standard deviations above 0. Got "
+            f"{mean.tolist()} and {deviation.tolist()} instead."
+        )
+    return mean, deviation
+
+
 def _name_of(given: Any) -> str:
     kind = type(given).__name__
     return "arrays" if isinstance(given, tuple | list) or kind == "TensorDataset" else kind
@@ -166,6 +194,11 @@ def _name_of(given: Any) -> str:
 
 def _read(given: Any, where: str, normalization: Normalization | None) -> Images:
     """Read one split."""
+    if isinstance(given, str | Path):
+        raise DataError(
+            f"{_upper(where)} must be an object. Got '{given}' instead: data are named by "
+            f"data={str(given)!r}."
+        )
     if isinstance(given, tuple | list) and len(given) == 2 and hasattr(given[0], "shape"):
         stack = _array(given[0])
         indices = _array(given[1])
@@ -188,7 +221,7 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
     images: list[Any] = []
     labels: list[Any] = []
     for index in range(len(given)):
-        item = given[index]
+        item = _item(given, index, where)
         if not isinstance(item, tuple | list) or len(item) < 2:
             raise DataError(
                 f"{_upper(where)} has no labels: an item must be a pair of an image and a label. "
@@ -199,8 +232,26 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
     names = getattr(given, "classes", None)
     named = tuple(map(str, names)) if isinstance(names, list | tuple) else None
     return Images(
-        _together(images, where, normalization), _labels(np.array(_numbers(labels)), where), named
+        _together(images, where, normalization),
+        _labels(np.array(_numbers(labels, where)), where),
+        named,
     )
+
+
+def _item(given: Any, index: int, where: str) -> Any:
+    """An item of a data set.
+
+    Raises:
+        DataError: reading it fails; says which one.
+    """
+    try:
+        return given[index]
+    except RaydError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Item {index} of {where} cannot be read ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _hugging_face(
@@ -218,7 +269,7 @@ def _hugging_face(
     images: list[Any] = []
     labels: list[Any] = []
     for index in range(len(given)):
-        item = given[index]
+        item = _item(given, index, where)
         images.append(item[image])
         labels.append(item[label])
     names = getattr(getattr(given, "features", {}).get(label), "names", None)
@@ -264,12 +315,14 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
     if images.dtype.kind in "iu" and images.min() >= 0 and images.max() <= 255:
         return images.astype(np.uint8)
     if images.dtype.kind != "f":
+        values = f" from {images.min()} to {images.max()}" if images.dtype.kind in "iu" else ""
         raise DataError(
-            f"Pixels of {where} must be uint8 or floats in [0, 1]. Got {images.dtype} instead."
+            f"Pixels of {where} must be uint8 or floats in [0, 1]. Got {images.dtype}{values} "
+            "instead."
         )
     images = images.astype(np.float64)
     if normalization is not None:
-        mean, deviation = (np.asarray(part, np.float64) for part in normalization)
+        mean, deviation = _affine(normalization, 1 if images.ndim == 3 else images.shape[3])
         images = images * deviation + mean
         images = np.where(np.abs(images - np.clip(images, 0, 1)) < 1e-4, images.clip(0, 1), images)
     if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
@@ -283,26 +336,59 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
 
 def _labels(labels: Array, where: str) -> npt.NDArray[np.int64]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        negative = labels.dtype.kind == "i" and labels.size and labels.min() < 0
+        least = f", the least {labels.min()}," if negative else ""
         raise DataError(
             f"Labels of {where} must be class indices (N,), from 0. "
-            f"Got {labels.dtype} {labels.shape} instead."
+            f"Got {labels.dtype} {labels.shape}{least} instead."
         )
     return labels.astype(np.int64)
 
 
-def _numbers(labels: Sequence[Any]) -> list[Any]:
-    return [label.item() if hasattr(label, "item") else label for label in labels]
+def _numbers(labels: Sequence[Any], where: str) -> list[Any]:
+    """Labels, numbers or what holds one.
+
+    Raises:
+        DataError: a label is several numbers.
+    """
+    numbers = []
+    for index, label in enumerate(labels):
+        size = np.size(label) if not hasattr(label, "numel") else label.numel()
+        if size != 1:
+            raise DataError(
+                f"A label of {where} must be a class index. Got {size} numbers in item {index} "
+                "instead: soft labels are not read."
+            )
+        numbers.append(label.item() if hasattr(label, "item") else label)
+    return numbers
 
 
 def _array(value: Any) -> Array:
     """A tensor, an array or a PIL image as an array."""
     if hasattr(value, "detach"):
-        value = value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        # NumPy has no bfloat16
+        value = (value.float() if value.is_floating_point() else value).numpy()
     if isinstance(value, Mapping):
         raise DataError("An image must be an array, a tensor or a PIL image. Got a mapping.")
-    if hasattr(value, "mode") and value.mode not in ("L", "RGB"):
-        value = value.convert("L" if value.mode in ("1", "I;16") else "RGB")
-    return np.asarray(value)
+    return np.asarray(_in_colours(value) if hasattr(value, "mode") else value)
+
+
+def _in_colours(image: Any) -> Any:
+    """A PIL image as grey or RGB, transparency on white as in files; of more than 8 bits, as it is:
+    its numbers are checked like those of arrays, where a conversion would cut them off at 255.
+    """
+    from PIL import Image
+
+    if image.mode in ("L", "RGB") or image.mode.startswith(("I", "F")):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    seen = image.convert("RGBA")
+    canvas = Image.new("RGBA", seen.size, "white")
+    return Image.alpha_composite(canvas, seen).convert("RGB")
 
 
 def _upper(where: str) -> str:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rayd import remote
+from rayd import plugins, remote
 from rayd.callbacks import Callbacks, EndSynthesis, Step
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
@@ -247,9 +247,11 @@ class Driver:
         return distilled
 
     def _other_data(self) -> OutputError:
+        own = sorted(plugins.source_of(self._job.recipe.model_dump_json()))
+        source = f", or of another version of {' and '.join(map(repr, own))}" if own else ""
         return OutputError(
             f"'{self._directory.path}' holds a run on other data than '{self._job.data.name}' "
-            "holds now; choose another --out."
+            f"holds now{source}; choose another --out."
         )
 
     def _synthesis_seconds(self) -> float:

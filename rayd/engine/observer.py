@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from rayd.data.augmentation import ALL, Rows
 from rayd.data.images import ImageArray, Pixels
 from rayd.data.streaming import batches
 from rayd.derived import rows_of, uploaded
+from rayd.errors import RunError
 from rayd.methods import Method
 from rayd.networks import FeatureExtractor, Observation
 from rayd.objectives import Batch, Context, RealStatistics, StatisticSpec
@@ -390,13 +392,40 @@ class Observer:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The same for images that were forwarded."""
         terms = self._method.terms_of(self._group)
-        values = {term.name: term(real, output, labels, contexts[term.name]) for term in terms}
+        values = {}
+        for term in terms:
+            value = term(real, output, labels, contexts[term.name])
+            values[term.name] = _scalar(value, term.name)
         loss = torch.stack([self._method.weight(term) * values[term.name] for term in terms]).sum()
+        if torch.is_grad_enabled() and output.images.requires_grad and not loss.requires_grad:
+            names = " and ".join(f"'{name}'" for name in values)
+            raise RunError(
+                f"No term has a gradient for the images: {names} must not detach them, and must "
+                "compute with torch."
+            )
         return loss, {name: value.detach() for name, value in values.items()}
 
     @property
     def _specs(self) -> tuple[StatisticSpec, ...]:
         return self._method.specs(self._group)
+
+
+def _scalar(value: Any, term: str) -> Tensor:
+    """What a term returned, which must be a scalar tensor.
+
+    Raises:
+        RunError: it is something else, as a term from outside the package may return.
+    """
+    if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point():
+        return value
+    got = type(value).__name__
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        got = f"a tensor {kind} {tuple(value.shape)}"
+    raise RunError(
+        f"Term '{term}' must return a scalar, a tensor without dimensions of floating-point numbers. "
+        f"Got {got} instead."
+    )
 
 
 class StatisticAccumulator:

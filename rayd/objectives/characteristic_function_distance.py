@@ -67,8 +67,9 @@ _Kind = CharacteristicFunction | Moments
 def amplitude(phi: CharacteristicFunction) -> Tensor:
     """Absolute values of a characteristic function (C, M), with gradient zero at zero."""
     squares = phi.real.square() + phi.imaginary.square()
-    positive = squares > 0
-    return torch.where(positive, squares, 1.0).sqrt() * positive
+    # not `> 0`, which NaN fails: what diverged would read as zero
+    present = squares != 0
+    return torch.where(present, squares, 1.0).sqrt() * present
 
 
 def amplitude_part(real: CharacteristicFunction, synthetic: CharacteristicFunction) -> Tensor:

@@ -111,11 +111,9 @@ def absolute_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 def _entries_apart(real: Sequence[Tensor], synthetic: Sequence[Tensor], power: int) -> Tensor:
     import torch
 
+    halves = (torch.bfloat16, torch.float16)
     parts = [
-        (one.float() - other.float() if one.dtype == torch.bfloat16 else one - other)
-        .abs()
-        .pow(power)
-        .sum()
+        (one.float() - other.float() if one.dtype in halves else one - other).abs().pow(power).sum()
         for one, other in zip(real, synthetic, strict=True)
         if one.ndim > 1
     ]
@@ -142,7 +140,11 @@ def loss_gradients(
         name: parameter.requires_grad_() for name, parameter in own.items() if parameter.ndim > 1
     }
     with torch.enable_grad():
-        loss = functional.cross_entropy(functional_call(network, own, (images,)).float(), labels)
+        logits = functional_call(network, own, (images,))
+        # in float32 at least, while a network in float64 keeps its precision
+        loss = functional.cross_entropy(
+            logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
+        )
         return torch.autograd.grad(loss, tuple(with_rows.values()), create_graph=create_graph)
 
 

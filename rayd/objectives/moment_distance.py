@@ -319,5 +319,6 @@ def _columns(widths: list[int], kept: list[bool]) -> Tensor:
 
 def _root(squares: Tensor) -> Tensor:
     """Square roots, with gradient zero at zero, as norms have."""
-    positive = squares > 0
-    return torch.where(positive, squares, 1.0).sqrt() * positive
+    # not `> 0`, which NaN fails: a diverged distance would read as a perfect one
+    apart = squares != 0
+    return torch.where(apart, squares, 1.0).sqrt() * apart

@@ -64,11 +64,15 @@ def dispersion(
     return (features - centres[labels]).square().sum(1)
 
 
-def centralization(distances: Tensor, form: Form, alpha: float, beta: float) -> Tensor:
-    """Sum over samples of squared distances (N,), or of max(0, exp(alpha distance) - beta)."""
-    if form == "squared":
-        return distances.sum()
-    return ((alpha * distances).exp() - beta).clamp(min=0).sum()
+def centralization(
+    distances: Tensor, form: Form, alpha: float, beta: float, counts: Tensor | None = None
+) -> Tensor:
+    """Sum over samples of squared distances (N,), or of max(0, exp(alpha distance) - beta); of those
+    alone that count (N,), where that is given.
+    """
+    if form == "exponential":
+        distances = ((alpha * distances).exp() - beta).clamp(min=0)
+    return distances.sum() if counts is None else (distances * counts).sum()
 
 
 class Centralization(Term):
@@ -110,14 +114,21 @@ class Centralization(Term):
     def __call__(
         self, real: RealStatistics, seen: Observation, labels: Tensor, context: Context
     ) -> Tensor:
-        """Sum over all images; differentiable, through the centres too."""
-        (features,) = (layer.float() for layer in seen.layers[LayerRole.FEATURES])
+        """Sum over all images; differentiable, through the centres too. Images of a class without
+        real ones have no real centre, and are left out.
+        """
+        from rayd.statistics.transforms import wide
+
+        (features,) = (wide(layer) for layer in seen.layers[LayerRole.FEATURES])
         centres = None
+        counts = None
         for spec in self.specs:
             (moments,) = real[spec]
-            centres = moments.state()["mean"]
+            state = moments.state()
+            centres = state["mean"]
+            counts = state["count"][labels] > 0
         distances = dispersion(features, labels, seen.logits.shape[1], centres)
-        return centralization(distances, self.form, self.alpha, self.beta)
+        return centralization(distances, self.form, self.alpha, self.beta, counts)
 
 
 def squared_covariance_gap(real: LocalCovariance, synthetic: LocalCovariance) -> Tensor:

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 
 def centred_targets(labels: Tensor, classes: int) -> Tensor:
-    """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32: the
-    targets of real images.
+    """Centred rows (N, classes) of class indices (N,) or of soft labels (N, classes), float32 unless
+    these are float64: the targets of real images.
 
     >>> import torch
     >>> centred_targets(torch.tensor([1]), 2)
@@ -53,8 +53,11 @@ def centred_targets(labels: Tensor, classes: int) -> Tensor:
     """
     from torch.nn import functional
 
-    rows = labels if labels.is_floating_point() else functional.one_hot(labels, classes)
-    return rows.float() - 1 / classes
+    from rayd.statistics.transforms import wide
+
+    if labels.is_floating_point():
+        return wide(labels) - 1 / classes
+    return functional.one_hot(labels, classes).float() - 1 / classes
 
 
 def regression_targets(labels: Tensor, classes: int) -> Tensor:
@@ -171,6 +174,8 @@ class RidgeRegression(Term):
         Raises:
             RunError: the features are all zero or not finite any more.
         """
+        from rayd.statistics.transforms import wide
+
         _, batch = context.seen_through()
         classes = seen.logits.shape[1]
         learned = labels.is_floating_point()
@@ -178,7 +183,7 @@ class RidgeRegression(Term):
         (theirs,) = batch.look().layers[LayerRole.FEATURES]
         (ours,) = seen.layers[LayerRole.FEATURES]
         try:
-            predicted = predictions(theirs.float(), ours.float(), targets, self.relative_ridge)
+            predicted = predictions(wide(theirs), wide(ours), targets, self.relative_ridge)
         except ValueError as error:
             raise RunError(f"{error} Lower synthesis.learning_rate.") from error
         loss = regression_loss(predicted, centred_targets(batch.labels, classes))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
+from rayd import plugins
 from rayd.config import NetworkGroup, Recipe, Settings
 from rayd.config.choices import LayerRole
 
@@ -139,6 +140,7 @@ class Term(Settings, ABC):
         super().__pydantic_init_subclass__(**kwargs)
         if cls.for_any_method and "name" in cls.__dict__:
             Term.registry[cls.name] = cls
+            plugins.own(cls.name, cls)
 
     @property
     def specs(self) -> tuple[StatisticSpec, ...]:

@@ -37,13 +37,53 @@ import torch
 from torch import Tensor
 
 from rayd import plugins
-from rayd.derived import present_classes
-from rayd.repeats import repeated
-from rayd.statistics.transforms import Transform, Vectors
+from rayd.derived import index_range, present_classes
+from rayd.repeats import INSTEAD, repeated
+from rayd.statistics.transforms import Transform, Vectors, wide
 from rayd.transfer import upload
 
 VECTORS = Vectors()
 """For features that are feature vectors (N, s, d) already."""
+
+
+def class_indices(labels: Tensor, samples: int, classes: int) -> Tensor:
+    """Class indices int64 (samples,), from 0 to below `classes`.
+
+    Values are looked at on a CPU alone: on a device that would wait for it in every step.
+
+    Raises:
+        ValueError: labels are no integers, of another number of samples, or out of range.
+    """
+    kind = str(labels.dtype).removeprefix("torch.")
+    integers = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not integers or labels.shape != (samples,):
+        raise ValueError(
+            f"Labels of a statistic must be class indices, integers ({samples},). Got {kind} "
+            f"{tuple(labels.shape)} instead."
+        )
+    # where operations are counted, a look at the values is none of them
+    if samples and INSTEAD.get() is None and labels.device.type == "cpu":
+        least, most = index_range(labels)
+        if least < 0 or most >= classes:
+            raise ValueError(
+                f"Labels of a statistic of {classes} classes must be from 0 to {classes - 1}. Got "
+                f"{least} to {most} instead."
+            )
+    return labels.long()
+
+
+def feature_vectors(features: Tensor) -> Tensor:
+    """Feature vectors (N, s, d), in float32 at least, as sums need.
+
+    Raises:
+        ValueError: they have other dimensions.
+    """
+    if features.ndim != 3:
+        raise ValueError(
+            "Features of a statistic must be feature vectors (samples, vectors, dimension). Got "
+            f"shape {tuple(features.shape)} instead: a transform makes them of feature maps."
+        )
+    return wide(features)
 
 
 def membership(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
@@ -57,6 +97,8 @@ def centred(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Ten
     """Counts (C,), class means (C, d), zero for an empty class, and deviations from them (N, s, d),
     of vectors (N, s, d).
     """
+    features = feature_vectors(features)
+    labels = class_indices(labels, len(features), classes)
     member = membership(labels, classes, features.dtype)
     count = member.sum(0) * features.shape[1]
     mean = ratio(member.T @ features.sum(1), count)
@@ -108,8 +150,13 @@ class Statistic(ABC):
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self. Touches only the
         classes that the batch holds.
+
+        Raises:
+            ValueError: the labels are no class indices of this statistic, or the features have
+                another dimension than it.
         """
         with torch.no_grad():
+            labels = class_indices(labels, len(features), self._rows)
             present, compact = present_classes(labels)
             _add_batch(self, features, compact, present, transform)
         return self
@@ -139,13 +186,36 @@ class Statistic(ABC):
     def add(self, part: Self, classes: Tensor) -> Self:
         """Merge what holds some classes alone, in the given order, in place; returns self. Other
         classes are not touched.
+
+        Raises:
+            ValueError: the part is of features of another dimension.
         """
+        self.check_alike(part)
         for name, after in self.rows(classes).merge(part).state().items():
             if name in self.shared - self.constant:
                 getattr(self, name).copy_(after)
             elif name not in self.constant:
                 getattr(self, name).index_copy_(0, classes, after)
         return self
+
+    def check_alike(self, other: Self) -> None:
+        """Refuse to merge what broadcasts, but is of features of another dimension.
+
+        Raises:
+            ValueError: it is.
+        """
+        theirs = other.state()
+        for name, tensor in self.state().items():
+            if tensor.shape[1:] != theirs[name].shape[1:]:
+                raise ValueError(
+                    f"Statistics must be of features of the same dimension to be merged. Got '{name}' "
+                    f"of shape {tuple(tensor.shape)} and {tuple(theirs[name].shape)} instead."
+                )
+
+    @property
+    def _rows(self) -> int:
+        """Number of classes."""
+        return next(len(t) for name, t in self.state().items() if name not in self.shared)
 
     @property
     def device(self) -> torch.device:

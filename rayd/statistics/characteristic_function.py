@@ -15,7 +15,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.base import (
+    VECTORS,
+    Statistic,
+    class_indices,
+    feature_vectors,
+    membership,
+    ratio,
+)
 from rayd.statistics.transforms import Transform
 from rayd.statistics.wave_sums import wave_sums
 
@@ -47,6 +54,8 @@ class CharacteristicFunction(Statistic):
         """Characteristic function at frequencies (M, d) of a batch of feature vectors (N, s, d)
         with class indices (N,).
         """
+        features = feature_vectors(features)
+        labels = class_indices(labels, len(features), classes)
         spread = features.shape[1]
         count = membership(labels, classes, features.dtype).sum(0) * spread
         each = labels.repeat_interleave(spread)

@@ -39,7 +39,7 @@ class Covariance(Statistic):
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Covariance of a batch of feature vectors (N, s, d) with class indices (N,)."""
         count, mean, deviation = centred(features, labels, classes)
-        by_class = grouped(deviation, labels, classes)
+        by_class = grouped(deviation, labels.long(), classes)
         return cls(count, mean, by_class.transpose(1, 2) @ by_class)
 
     @classmethod
@@ -68,6 +68,7 @@ class Covariance(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class."""
+        self.check_alike(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count)

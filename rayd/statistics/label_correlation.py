@@ -15,7 +15,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.base import (
+    VECTORS,
+    Statistic,
+    class_indices,
+    feature_vectors,
+    membership,
+    ratio,
+)
 from rayd.statistics.transforms import Transform
 
 
@@ -39,12 +46,21 @@ class LabelCorrelation(Statistic):
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Correlation of a batch of feature vectors (N, s, d) with class indices (N,) or soft
         labels (N, C).
+
+        Raises:
+            ValueError: shapes do not fit together, or an index is out of range.
         """
-        soft = (
-            labels.to(features.dtype)
-            if labels.ndim == 2
-            else membership(labels, classes, features.dtype)
-        )
+        features = feature_vectors(features)
+        if labels.is_floating_point() or labels.ndim == 2:
+            if labels.shape != (len(features), classes):
+                raise ValueError(
+                    f"Soft labels must be rows of probabilities ({len(features)}, {classes}). Got "
+                    f"{tuple(labels.shape)} instead."
+                )
+            soft = labels.to(features.dtype)
+        else:
+            labels = class_indices(labels, len(features), classes)
+            soft = membership(labels, classes, features.dtype)
         count = features.new_full((), features.shape[0] * features.shape[1])
         return cls(count, soft.T @ features.sum(1))
 
@@ -62,12 +78,14 @@ class LabelCorrelation(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Sums add."""
+        self.check_alike(other)
         return type(self)(self.count + other.count, self.total + other.total)
 
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self."""
         with torch.no_grad():
             part = self.like(features.double(), labels, transform)
+            self.check_alike(part)
             self.count.add_(part.count)
             self.total.add_(part.total)
         return self

@@ -21,7 +21,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.base import (
+    VECTORS,
+    Statistic,
+    class_indices,
+    feature_vectors,
+    membership,
+    ratio,
+)
 from rayd.statistics.covariance import grouped
 from rayd.statistics.transforms import Transform
 
@@ -45,6 +52,8 @@ class LocalCovariance(Statistic):
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Of a batch of descriptors (N, s, d) with class indices (N,)."""
+        features = feature_vectors(features)
+        labels = class_indices(labels, len(features), classes)
         member = membership(labels, classes, features.dtype)
         count = member.sum(0)
         mean = ratio((member.T @ features.flatten(1)).reshape(classes, *features.shape[1:]), count)
@@ -67,6 +76,7 @@ class LocalCovariance(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class, summed over places."""
+        self.check_alike(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count)

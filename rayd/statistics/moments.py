@@ -21,7 +21,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from rayd.statistics.base import VECTORS, Statistic, membership, ratio
+from rayd.statistics.base import (
+    VECTORS,
+    Statistic,
+    class_indices,
+    feature_vectors,
+    membership,
+    ratio,
+)
 from rayd.statistics.transforms import SampleMoments, Transform
 
 
@@ -53,11 +60,12 @@ class Moments(Statistic):
     @classmethod
     def of(cls, features: Tensor, labels: Tensor, classes: int) -> Self:
         """Moments of a batch of feature vectors (N, s, d) with class indices (N,)."""
-        return cls.of_samples(VECTORS.moments(features), labels, classes)
+        return cls.of_samples(VECTORS.moments(feature_vectors(features)), labels, classes)
 
     @classmethod
     def of_samples(cls, samples: SampleMoments, labels: Tensor, classes: int) -> Self:
         """Moments of a batch of samples whose own moments are known, with class indices (N,)."""
+        labels = class_indices(labels, len(samples.mean), classes)
         member = membership(labels, classes, samples.mean.dtype)
         images = member.sum(0)
         mean = ratio(member.T @ samples.mean, images)
@@ -79,6 +87,7 @@ class Moments(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula, class by class."""
+        self.check_alike(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count).unsqueeze(-1)

@@ -113,10 +113,12 @@ class Vectors(Transform):
 
     def vectors(self, features: Tensor) -> Tensor:
         """The features."""
-        return _wide(features)
+        _check(self, features, (3,), "feature vectors (N, s, d)")
+        return wide(features)
 
     def moments(self, features: Tensor) -> SampleMoments:
         """Moments over the second axis."""
+        _check(self, features, (3,), "feature vectors (N, s, d)")
         return _moments_of(features.transpose(1, 2))
 
 
@@ -136,11 +138,11 @@ class Flat(Transform):
 
     def vectors(self, features: Tensor) -> Tensor:
         """One vector a sample (N, 1, d)."""
-        return _wide(features).flatten(1).unsqueeze(1)
+        return wide(features).flatten(1).unsqueeze(1)
 
     def moments(self, features: Tensor) -> SampleMoments:
         """A single vector is its own mean."""
-        mean = _wide(features.flatten(1))
+        mean = wide(features.flatten(1))
         return SampleMoments(mean, torch.zeros_like(mean), 1)
 
 
@@ -155,12 +157,14 @@ class _OfMaps(Transform):
 
     def vectors(self, features: Tensor) -> Tensor:
         """Feature vectors (N, s, d)."""
+        _check(self, features, (2, 4), "maps (N, channels, h, w), or vectors (N, d)")
         if features.ndim == 2:
             return Flat().vectors(features)
-        return self._vectors(_wide(features))
+        return self._vectors(wide(features))
 
     def moments(self, features: Tensor) -> SampleMoments:
         """Moments of every sample's vectors, which are not laid out."""
+        _check(self, features, (2, 4), "maps (N, channels, h, w), or vectors (N, d)")
         return Flat().moments(features) if features.ndim == 2 else self._moments(features)
 
     @abstractmethod
@@ -202,8 +206,10 @@ class Patches(_OfMaps):
     """Side of a patch in pixels of the map, at least 1."""
 
     def __post_init__(self) -> None:
-        if self.side < 1:
-            raise ValueError(f"The 'side' of Patches must be at least 1. Got {self.side} instead.")
+        if isinstance(self.side, bool) or not isinstance(self.side, int) or self.side < 1:
+            raise ValueError(
+                f"The 'side' of Patches must be at least 1, a whole number. Got {self.side!r} instead."
+            )
 
     @property
     def key(self) -> str:
@@ -238,8 +244,10 @@ class Attention(_OfMaps):
     """The power, above 0."""
 
     def __post_init__(self) -> None:
-        if self.power <= 0:
-            raise ValueError(f"The 'power' of Attention must be above 0. Got {self.power} instead.")
+        if not 0 < self.power < math.inf:
+            raise ValueError(
+                f"The 'power' of Attention must be finite and above 0. Got {self.power} instead."
+            )
 
     @property
     def key(self) -> str:
@@ -276,6 +284,20 @@ class Normalized(Transform):
         """Vectors of norm 1; those of dead features, which have no direction, are shorter."""
         # with a smaller eps the gradient of dead features would be as good as infinite
         return functional.normalize(self.inner.vectors(features), dim=-1, eps=1e-6)
+
+
+def _check(
+    transform: Transform, features: Tensor, dimensions: tuple[int, ...], wanted: str
+) -> None:
+    """Refuse features that would be taken for others.
+
+    Raises:
+        ValueError: they have none of these numbers of dimensions.
+    """
+    if features.ndim not in dimensions:
+        raise ValueError(
+            f"{type(transform).__name__} takes {wanted}. Got shape {tuple(features.shape)} instead."
+        )
 
 
 def _moments_of(planes: Tensor, tiles: Tiles | None = None) -> SampleMoments:
@@ -370,8 +392,9 @@ def _tiled(maps: Tensor, patch: int) -> tuple[Tensor, Tiles]:
     whole = (tiles[0] * patch, tiles[1] * patch)
     if tuple(maps.shape[2:]) == whole:
         return maps, tiles
-    return functional.interpolate(_wide(maps), whole, mode="bilinear", align_corners=False), tiles
+    return functional.interpolate(wide(maps), whole, mode="bilinear", align_corners=False), tiles
 
 
-def _wide(features: Tensor) -> Tensor:
+def wide(features: Tensor) -> Tensor:
+    """Features in float32 at least."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

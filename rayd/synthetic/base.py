@@ -9,6 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from rayd.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -33,6 +35,24 @@ def is_regular(labels: Tensor) -> bool:
     """
     counts = torch.bincount(labels)
     return bool((counts == counts[0]).all() and (labels.diff() >= 0).all())
+
+
+def check_labels(labels: Tensor, count: int) -> None:
+    """Refuse labels that are neither class indices (count,) nor logits (count, classes).
+
+    Raises:
+        ConfigError: they are not.
+    """
+    learned = labels.is_floating_point()
+    fits = labels.ndim == (2 if learned else 1) and len(labels) == count
+    if fits and not learned and labels.device.type == "cpu":
+        fits = labels.dtype != torch.bool and not bool((labels < 0).any())
+    if not fits:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise ConfigError(
+            f"Labels of a synthetic set must be class indices ({count},), from 0, or logits "
+            f"({count}, classes). Got {kind} {tuple(labels.shape)} instead."
+        )
 
 
 class SyntheticSet(nn.Module, ABC):

@@ -51,7 +51,7 @@ from torch import Generator, Tensor, nn
 
 from rayd.data.images import ImageShape
 from rayd.errors import ConfigError
-from rayd.synthetic.base import SyntheticSet
+from rayd.synthetic.base import SyntheticSet, check_labels
 
 ROUNDS = 5
 """Number of rounds of alternating least squares."""
@@ -97,6 +97,12 @@ class LowRank(SyntheticSet):
             ConfigError: the sets have different numbers of images, or the shapes are inconsistent.
         """
         super().__init__()
+        if {left.ndim, right.ndim, bases.ndim} != {4}:
+            shapes = ", ".join(str(tuple(factor.shape)) for factor in (left, right, bases))
+            raise ConfigError(
+                "Factors must be (k, C, H, r), (k, C, r, W) and (k m, C, r, r). "
+                f"Got {shapes} instead."
+            )
         (sets, channels, _, rank) = left.shape
         count = len(bases)
         if right.shape[:3] != (sets, channels, rank) or bases.shape[1:] != (channels, rank, rank):
@@ -110,6 +116,7 @@ class LowRank(SyntheticSet):
                 "Mapper sets must have the same number of images each, and images a label each. "
                 f"Got {sets} sets, {count} images and {len(labels)} labels instead."
             )
+        check_labels(labels, count)
         self.left = nn.Parameter(left.detach().clone().float())
         self.right = nn.Parameter(right.detach().clone().float())
         self.bases = nn.Parameter(bases.detach().clone().float())

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayd.derived import derived
+from rayd.errors import ConfigError
 from rayd.synthetic.pixels import Pixels
 
 
@@ -35,8 +36,23 @@ class Partitioned(Pixels):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, factor: int = 2):
-        """Initialise from stored images (n, C, H, W), normalised, and class indices (n,)."""
+        """Initialise from stored images (n, C, H, W), normalised, and class indices (n,).
+
+        Raises:
+            ConfigError: labels are learned, or an image cannot be cut into so many parts.
+        """
         super().__init__(images, labels)
+        if labels.is_floating_point():
+            raise ConfigError(
+                "Labels of partitioned images must be class indices, as all parts of an image have "
+                "its class. Got logits instead."
+            )
+        side = min(images.shape[2:])
+        if isinstance(factor, bool) or not isinstance(factor, int) or not 1 <= factor <= side:
+            raise ConfigError(
+                f"The factor of partitioned images must be a whole number from 1 to {side}, their "
+                f"side in pixels. Got {factor!r} instead."
+            )
         self._factor = factor
 
     def __len__(self) -> int:

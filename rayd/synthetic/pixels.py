@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from rayd.synthetic.base import SyntheticSet, is_regular
+from rayd.errors import ConfigError
+from rayd.synthetic.base import SyntheticSet, check_labels, is_regular
 
 
 class Pixels(SyntheticSet):
@@ -25,8 +26,18 @@ class Pixels(SyntheticSet):
         """Initialise from normalised images (n, C, H, W), and class indices (n,) or logits.
 
         Logits (n, classes) are learned.
+
+        Raises:
+            ConfigError: images are no floats (n, C, H, W), or labels are neither.
         """
         super().__init__()
+        if images.ndim != 4 or not images.is_floating_point():
+            kind = str(images.dtype).removeprefix("torch.")
+            raise ConfigError(
+                "Images of a synthetic set must be normalised, floats (n, C, H, W). Got "
+                f"{kind} {tuple(images.shape)} instead."
+            )
+        check_labels(labels, len(images))
         self.images = nn.Parameter(images.detach().clone().float())
         if labels.is_floating_point():
             self.labels = nn.Parameter(labels.detach().clone().float())

@@ -20,6 +20,7 @@ Modules:
     outputs      terms of synthetic images alone
     batches      terms that take a batch of real images
     calling      how all of them are called on plain tensors, as objects and as functions
+    checking     what they refuse of plain tensors
 """
 
 from rayd.objectives.terms import Term

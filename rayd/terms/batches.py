@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayd import objectives
 from rayd.objectives.terms import Batch, Context
+from rayd.terms import checking
 from rayd.terms.calling import functional, is_observation, observation_of
 
 if TYPE_CHECKING:
@@ -44,11 +45,28 @@ class GradientMatching(objectives.GradientMatching):
             real_labels: class indices (N,).
             labels: class indices (M,).
             network: maps images to logits; stays as it is.
+
+        Raises:
+            TypeError: an argument is missing or no tensor of its kind.
+            ValueError: shapes do not fit together, a class has no real image, or a label is out of
+                range.
         """
         if is_observation(synthetic):
             return super().__call__(real, synthetic, real_labels, labels)
+        from rayd.derived import rows_by_class
+
         if network is None:
             raise TypeError("GradientMatching needs the network whose gradients are compared.")
+        real = checking.images(real, "Real images")
+        synthetic = checking.images(synthetic, "Synthetic images")
+        real_labels = checking.indices(real_labels, len(real), None, "Labels of the real images")
+        labels = checking.indices(labels, len(synthetic), None, "Labels of the synthetic images")
+        absent = sorted({*rows_by_class(labels)} - {*rows_by_class(real_labels)})
+        if absent:
+            raise ValueError(
+                "GradientMatching needs a real image of every class among the synthetic ones. Got "
+                f"none of {absent[0]}."
+            )
         batch = Batch(real, real_labels, _no_look)
         seen = observation_of(images=synthetic)
         return super().__call__({}, seen, labels, Context(network=network, batch=batch))
@@ -89,13 +107,28 @@ class RidgeRegression(objectives.RidgeRegression):
             labels: class indices (M,), or learned ones (M, C).
             classes: number of classes; by default that of learned labels, or the largest index
                 and one.
+
+        Raises:
+            TypeError: an argument is no tensor of its kind.
+            ValueError: shapes do not fit together, there are no images, or a label is out of range.
         """
         if is_observation(synthetic):
             return super().__call__(real, synthetic, real_labels, labels)
+        real = checking.vectors(real, "Features of real images")
+        synthetic = checking.vectors(synthetic, "Features of synthetic images")
+        if real.shape[1] != synthetic.shape[1]:
+            raise ValueError(
+                "RidgeRegression needs real and synthetic features of the same dimension. Got "
+                f"{real.shape[1]} and {synthetic.shape[1]} instead."
+            )
+        labels = checking.learned_or_indices(
+            labels, len(synthetic), classes, "Labels of the synthetic images"
+        )
+        if labels.is_floating_point():
+            classes = labels.shape[1]
+        real_labels = checking.indices(real_labels, len(real), classes, "Labels of the real images")
         if classes is None:
-            learned = labels.is_floating_point()
-            classes = 1 + int(real_labels.max()) if not learned else labels.shape[1]
-            classes = classes if learned else max(classes, 1 + int(labels.max()))
+            classes = 1 + max(checking.largest(real_labels), checking.largest(labels))
 
         def look() -> Observation:
             return observation_of(features=real, classes=classes)

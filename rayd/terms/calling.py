@@ -1,22 +1,33 @@
 """How terms are called outside the engine: on features, labels and logits as plain tensors.
 
 The engine calls a term with the statistics of an observer on the real images and its output on the
-synthetic ones. The classes here make these two from tensors, and pass calls of the engine on.
+synthetic ones. The classes here make these two from tensors, once `rayd.terms.checking` has found
+nothing wrong with them, and pass calls of the engine on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayd.config.choices import LayerRole
 from rayd.objectives.terms import Context, RealStatistics
+from rayd.terms import checking
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from rayd.networks import Observation
+
+
+class Measured(dict[Any, Any]):
+    """Statistics of real features by what they are of, as `measure` returns them."""
+
+    def __init__(self, statistics: Mapping[Any, Any], class_counts: Tensor):
+        """Statistics, and the number of images of each class (C,), which some of them lack."""
+        super().__init__(statistics)
+        self.class_counts = class_counts
 
 
 COMPARED = ("real_labels", "labels", "classes", "generator", "context")
@@ -57,27 +68,39 @@ class ComparesStatistics:
             context: what a term may depend on besides, such as its memory between calls.
 
         Raises:
-            TypeError: an argument is missing, or a layer role must be named.
+            TypeError: an argument is missing or no tensor of its kind, or a layer role must be
+                named.
+            ValueError: shapes do not fit together, there are no images, or a label is out of range.
         """
         if is_observation(synthetic):
             # a call of the engine, by position: statistics, observation, labels, context
             return super().__call__(real, synthetic, real_labels, labels)  # type: ignore[misc, no-any-return]
         if labels is None:
             raise TypeError(f"{type(self).__name__} needs the labels of the synthetic images.")
+        ours = self._layers(synthetic)
+        images = checking.layers(ours, self)
+        labels = checking.indices(labels, images, None, "Labels of the synthetic images")
         statistics = real
         if not _is_measured(real):
             if real_labels is None:
                 raise TypeError(f"{type(self).__name__} needs the labels of the real images.")
+            theirs = self._layers(real)
+            real_labels = checking.indices(
+                real_labels, checking.layers(theirs, self), classes, "Labels of the real images"
+            )
             if classes is None:
-                classes = 1 + int(max(real_labels.max(), labels.max()))
-            statistics = self._sampled(real, real_labels, classes, generator)
+                classes = 1 + max(checking.largest(real_labels), checking.largest(labels))
+            statistics = self._sampled(theirs, real_labels, classes, generator)
             counts = real_labels.bincount(minlength=classes)
         else:
-            classes, counts = _counts(statistics)
+            measured, counts = _counts(statistics)
+            classes = measured or classes or 1 + checking.largest(labels)
+        labels = checking.indices(labels, images, classes, "Labels of the synthetic images")
+        checking.comparable(statistics, ours, self)
         if context is None:
             context = Context(generator=_draws(generator), class_counts=counts, blocks=1, memory={})
-        seen = self._observed(synthetic, classes)
-        return super().__call__(statistics, seen, labels, context)  # type: ignore[misc, no-any-return]
+        seen = self._observed(ours, classes)
+        return super().__call__(_as_precise(statistics, seen), seen, labels, context)  # type: ignore[misc, no-any-return]
 
     def measure(
         self,
@@ -95,27 +118,45 @@ class ComparesStatistics:
             generator: makes the draws of terms that draw.
 
         Returns:
-            What a call takes in place of real features.
+            What a call takes in place of real features, in float32.
+
+        Raises:
+            TypeError: features or labels are no tensors of their kind.
+            ValueError: shapes do not fit together, or a label is out of range.
         """
         import torch
 
         total: dict[Any, Any] = {}
+        counts = torch.zeros(classes, dtype=torch.long)
         with torch.no_grad():
             for features, labels in batches:
-                seen = self._observed(features, classes)
+                given = self._layers(features)
+                images = checking.layers(given, self)
+                labels = checking.indices(labels, images, classes, "Labels of the real images")
+                counts += labels.bincount(minlength=classes).cpu()
+                seen = self._observed(given, classes)
+                if total:
+                    checking.comparable(total, given, self)
                 for spec in self.specs:
                     if spec not in total:
                         total[spec] = _empty(spec, seen, classes, generator)
                     spec.update(total[spec], seen, labels)
-            return {
+            if not counts.any():
+                raise ValueError(f"{type(self).__name__} cannot measure no images at all.")
+            kept = {
                 spec: tuple(layer.to(dtype=torch.float32) for layer in layers)
                 for spec, layers in total.items()
             }
+        return Measured(kept, counts)
 
     def _sampled(
-        self, real: Any, labels: Tensor, classes: int, generator: torch.Generator | None
+        self,
+        real: Mapping[LayerRole, tuple[Tensor, ...]],
+        labels: Tensor,
+        classes: int,
+        generator: torch.Generator | None,
     ) -> RealStatistics:
-        """Statistics of one real batch, in its own precision."""
+        """Statistics of one real batch, in its own precision, but float32 at least."""
         import torch
 
         if not self.specs:
@@ -127,17 +168,14 @@ class ComparesStatistics:
                 empty = _empty(spec, seen, classes, generator)
                 first = seen.layers[spec.layer_role]
                 if first:
-                    empty = tuple(layer.to(first[0].device, first[0].dtype) for layer in empty)
+                    wide = torch.promote_types(first[0].dtype, torch.float32)
+                    empty = tuple(layer.to(first[0].device, wide) for layer in empty)
                 part = spec.of(seen, labels, empty)
                 statistics[spec] = part
             return statistics
 
-    def _observed(self, features: Any, classes: int) -> Observation:
-        """Tensors as the output of a network."""
-        from torch import Tensor
-
-        from rayd.networks import Observation
-
+    def _layers(self, features: Any) -> dict[LayerRole, tuple[Tensor, ...]]:
+        """Features by layer role."""
         roles = {spec.layer_role for spec in self.specs} | set(self.layer_roles)
         if not isinstance(features, Mapping):
             if len(roles) != 1:
@@ -149,16 +187,31 @@ class ComparesStatistics:
             features = {next(iter(roles)): features}
         layers: dict[LayerRole, tuple[Tensor, ...]] = dict.fromkeys(roles, ())
         for name, given in features.items():
-            layers[LayerRole(name)] = (given,) if isinstance(given, Tensor) else tuple(given)
+            several = isinstance(given, list | tuple)
+            layers[LayerRole(name)] = tuple(given) if several else (given,)
         missing = [role.value for role in roles - set(self.optional) if not layers[role]]
         if missing:
             raise TypeError(f"{type(self).__name__} got no features of '{missing[0]}'.")
+        return layers
+
+    def _observed(
+        self, layers: Mapping[LayerRole, tuple[Tensor, ...]], classes: int
+    ) -> Observation:
+        """Features as the output of a network."""
+        import torch
+
+        from rayd.networks import Observation
+
         first = next(tensor for tensors in layers.values() for tensor in tensors)
-        return Observation(first.new_zeros(len(first), classes), layers, first)
+        wide = torch.promote_types(first.dtype, torch.float32)
+        return Observation(first.new_zeros(len(first), classes, dtype=wide), dict(layers), first)
 
 
 class OfLogits:
     """Call of terms that read logits and labels."""
+
+    takes_probabilities: ClassVar[bool] = False
+    """Whether labels may be rows of probabilities (M, C), too."""
 
     def __call__(
         self, logits: Any, labels: Any, _labels: Any = None, _context: Any = None, **given: Any
@@ -169,10 +222,17 @@ class OfLogits:
             logits: of a trained network on the synthetic images, (M, C).
             labels: class indices (M,).
             given: facts of the network, such as its `accuracy`; two more positions are the engine's.
+
+        Raises:
+            TypeError: logits or labels are no tensors of their kind.
+            ValueError: shapes do not fit together, or a label is out of range.
         """
         if is_observation(labels):
             return super().__call__(logits, labels, _labels, _context)  # type: ignore[misc, no-any-return]
-        seen = observation_of(logits=logits)
+        seen = observation_of(logits=checking.logits(logits))
+        checked = checking.learned_or_indices if self.takes_probabilities else checking.indices
+        images, classes = seen.logits.shape
+        labels = checked(labels, images, classes, "Labels")
         return super().__call__({}, seen, labels, Context(**given))  # type: ignore[misc, no-any-return]
 
 
@@ -224,14 +284,27 @@ def _is_measured(real: Any) -> bool:
     return isinstance(real, Mapping) and not any(isinstance(key, str) for key in real)
 
 
-def _counts(statistics: RealStatistics) -> tuple[int, Any]:
-    """Number of classes, and images of each, of measured statistics."""
+def _counts(statistics: RealStatistics) -> tuple[int | None, Any]:
+    """Number of classes, and images of each, of measured statistics; None where they do not say."""
+    if isinstance(statistics, Measured):
+        return len(statistics.class_counts), statistics.class_counts
     for layers in statistics.values():
         for layer in layers:
             count: Any = getattr(layer, "count", None)
-            if count is not None and len(count) > 1:
+            if count is not None and count.ndim and len(count) > 1:
                 return len(count), count
-    return 1, None
+    return None, None
+
+
+def _as_precise(statistics: RealStatistics, seen: Observation) -> RealStatistics:
+    """Statistics in the precision of the synthetic features; the same where they have it."""
+    wide = seen.logits.dtype
+    found: dict[Any, Any] = {}
+    for spec, layers in statistics.items():
+        fields = [tensor.dtype for layer in layers for tensor in layer.state().values()]
+        fits = all(dtype == wide or not dtype.is_floating_point for dtype in fields)
+        found[spec] = layers if fits else tuple(layer.to(dtype=wide) for layer in layers)
+    return found
 
 
 def _empty(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rayd import objectives
+from rayd.config.choices import LayerRole
+from rayd.terms import checking
 from rayd.terms.calling import COMPARED, ComparesStatistics, functional
 
 if TYPE_CHECKING:
@@ -144,11 +146,12 @@ class Centralization(ComparesStatistics, objectives.Centralization):
         if real is None and labels is not None:
             import torch
 
-            # no statistic of real features is compared: any will do
-            real = synthetic[:1].detach() if not self.specs else None
-            real_labels = torch.zeros(1, dtype=torch.long, device=synthetic.device)
-            if real is None:
+            if self.specs:
                 raise TypeError("Centralization(centre='real') needs features of real images.")
+            # no statistic of real features is compared: any will do
+            given = self._layers(synthetic)[LayerRole.FEATURES][0]
+            real = checking.vectors(given, "Features of Centralization")[:1].detach()
+            real_labels = torch.zeros(1, dtype=torch.long, device=real.device)
         return super().__call__(real, synthetic, real_labels, labels, **options)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rayd import objectives
 from rayd.objectives.terms import Context
+from rayd.terms import checking
 from rayd.terms.calling import OfLogits, functional, is_observation, observation_of
 
 if TYPE_CHECKING:
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
 
 
 class CrossEntropy(OfLogits, objectives.CrossEntropy):  # type: ignore[misc]
-    """Cross-entropy of a trained network's logits (M, C) with class indices (M,).
+    """Cross-entropy of a trained network's logits (M, C) with class indices (M,), or rows of
+    probabilities (M, C).
 
     >>> import torch
     >>> round(CrossEntropy()(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)
     1.3863
     """
+
+    takes_probabilities: ClassVar[bool] = True
 
 
 cross_entropy = functional(CrossEntropy, "cross_entropy", ("labels",))
@@ -69,10 +73,21 @@ class Flatness(objectives.Flatness):
             average_logits: the same of the moving average of the images; gets no gradient.
             labels: has no effect; as the engine calls terms.
             context: as the engine gives it.
+
+        Raises:
+            TypeError: logits are no tensors of floating-point numbers.
+            ValueError: they differ in shape.
         """
         if is_observation(average_logits):
             return super().__call__(logits, average_logits, labels, context)
-        context = Context(average_logits=lambda: average_logits)
+        logits = checking.logits(logits)
+        average = checking.logits(average_logits, "Logits of the average")
+        if average.shape != logits.shape:
+            raise ValueError(
+                "Flatness compares logits of as many images and classes. Got "
+                f"{tuple(logits.shape)} and {tuple(average.shape)} instead."
+            )
+        context = Context(average_logits=lambda: average)
         return super().__call__({}, observation_of(logits=logits), logits, context)
 
 
@@ -96,9 +111,15 @@ class Densification(objectives.Densification):
         Args:
             images: normalised, (M, channels, h, w).
             labels: class indices (M,).
+
+        Raises:
+            TypeError: images or labels are no tensors of their kind.
+            ValueError: shapes do not fit together, or a label is out of range.
         """
         if is_observation(labels):
             return super().__call__(images, labels, _labels, _context)
+        images = checking.images(images, "Images")
+        labels = checking.indices(labels, len(images), None, "Labels")
         return super().__call__({}, observation_of(images=images), labels, Context())
 
 

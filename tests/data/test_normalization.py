@@ -146,6 +146,12 @@ def test_images_in_unit_range_are_normalized_as_pixels_are(fitted: Normalization
 
 
 @pytest.mark.parametrize("fitted", FITTED, ids=lambda fitted: fitted.kind)
+def test_bytes_are_no_images_in_unit_range(fitted: Normalization) -> None:
+    with pytest.raises(DataError, match=r"takes images of floats.*Got uint8"):
+        fitted.forward_unit(torch.from_numpy(some_images(4)))
+
+
+@pytest.mark.parametrize("fitted", FITTED, ids=lambda fitted: fitted.kind)
 def test_stored_and_pickled_copies_are_the_same(fitted: Normalization) -> None:
     images = torch.from_numpy(some_images(3, seed=5))
     output = fitted(images)

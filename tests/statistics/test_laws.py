@@ -284,3 +284,42 @@ def test_local_covariance_is_the_covariance_without_what_differs_from_place_to_p
         places = features[labels == c].mean(0) - everywhere.mean[c]
         between = places.T @ places
         torch.testing.assert_close(local.covariance[c], SPREAD * everywhere.covariance[c] - between)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_indices_of_any_integers_are_taken_and_others_refused(kind):
+    """In every way in which a batch comes in: an index out of range is neither the last class nor
+    no class.
+    """
+    features, labels = batch(0, 9)
+    expected = EMPTY[kind]().update(features, labels)
+    for integers in (torch.int32, torch.uint8):
+        assert_equal(EMPTY[kind]().update(features, labels.to(integers)), expected)
+        assert_equal(EMPTY[kind]().like(features, labels.to(integers)), expected)
+    unfit = [labels.float(), labels > 0, labels[:, None], labels[:8], labels[:1], labels - 1]
+    for others in (*unfit, labels + CLASSES):
+        for way in ("update", "like"):
+            with pytest.raises(ValueError, match="abels"):
+                getattr(EMPTY[kind](), way)(features, others)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_features_of_another_shape_are_refused(kind):
+    features, labels = batch(0, 9)
+    with pytest.raises((ValueError, RuntimeError)):
+        EMPTY[kind]().update(features[..., :1], labels)
+    for unfit in (features[:, 0], features.unsqueeze(1)):
+        with pytest.raises(ValueError, match="shape"):
+            EMPTY[kind]().like(unfit, labels)
+
+
+@pytest.mark.parametrize("statistic", [Moments, Covariance, LocalCovariance, LabelCorrelation])
+def test_half_precision_is_counted_in_full(statistic):
+    """bfloat16 cannot count beyond 256, and float16 cannot add up 65,504 of anything."""
+    features = torch.full((600, 3, 2), 100.0)
+    labels = torch.zeros(600, dtype=torch.long)
+    expected = statistic.of(features, labels, 2)
+    for half in (torch.bfloat16, torch.float16):
+        found = statistic.of(features.to(half), labels, 2)
+        for name, tensor in expected.state().items():
+            assert torch.equal(found.state()[name], tensor), name

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayd.statistics import (
+    Attention,
     Channels,
     Covariance,
     Flat,
@@ -82,9 +83,25 @@ def test_features_without_positions_are_one_vector(transform):
     assert transform.moments(features).size == 1
 
 
-def test_patches_need_a_size():
+@pytest.mark.parametrize("side", [0, 2.5, "4", True])
+def test_patches_need_a_size(side):
     with pytest.raises(ValueError, match="'side' of Patches must be at least 1"):
-        Patches(0)
+        Patches(side)
+
+
+@pytest.mark.parametrize("transform", [Channels(), Patches(2), Attention(2.0), Vectors()])
+def test_features_of_other_dimensions_are_refused(transform):
+    """Maps without samples would be taken for samples of other maps."""
+    shape = (3, 4, 4, 4, 4) if isinstance(transform, Vectors) else (3, 4, 4)
+    for way in (transform.vectors, transform.moments):
+        with pytest.raises(ValueError, match=rf"takes .*\(N, .* Got shape \({shape[0]}, "):
+            way(torch.rand(shape))
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, float("nan"), float("inf")])
+def test_powers_of_attention_are_numbers_above_0(power):
+    with pytest.raises(ValueError, match="'power' of Attention must be finite and above 0"):
+        Attention(power)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -12,7 +12,7 @@ from rayd.data import load
 from rayd.data.normalization import Standardization
 from rayd.distilled import Distilled
 from rayd.distilled import load as load_distilled
-from rayd.errors import ArtifactError, DataError
+from rayd.errors import ArtifactError, ConfigError, DataError
 from rayd.synthetic import Partitioned, initial
 from rayd.synthetic.partitioned import expand, shrink
 
@@ -154,3 +154,15 @@ def test_a_set_of_an_unknown_form_is_refused(tmp_path):
     (tmp_path / "card.json").write_text(json.dumps(card))
     with pytest.raises(ArtifactError, match=r"synthetic\.kind"):
         load_distilled(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 5, 2.0, True])
+def test_factors_beyond_the_image_are_refused(factor):
+    with pytest.raises(ConfigError, match="whole number from 1 to 4"):
+        Partitioned(torch.rand(2, 1, 4, 6), torch.tensor([0, 1]), factor)
+
+
+def test_learned_labels_are_refused():
+    """They would be repeated number by number."""
+    with pytest.raises(ConfigError, match="must be class indices"):
+        Partitioned(torch.rand(2, 1, 4, 4), torch.eye(2))

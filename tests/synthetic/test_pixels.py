@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rayd.data import load
-from rayd.errors import DataError
-from rayd.synthetic import Pixels, initial, restore
+from rayd.errors import ConfigError, DataError
+from rayd.synthetic import LowRank, Pixels, initial, restore
 from rayd.synthetic.initialization import check_budget
 from tests.conftest import tiny
 
@@ -22,6 +22,33 @@ def test_batch_is_differentiable_in_the_parameters():
     assert labels.tolist() == [1, 0]
     assert pixels.images.grad is not None
     assert pixels.images.grad.flatten(1).sum(1).tolist() == [4, 0, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        (LABELS[:3], r"int64 \(3,\)"),
+        (LABELS.float(), r"float32 \(4,\)"),
+        (LABELS - 1, r"int64 \(4,\)"),
+        (LABELS > 0, r"bool \(4,\)"),
+        (torch.eye(2).long()[LABELS], r"int64 \(4, 2\)"),
+        (torch.eye(2)[LABELS][:3], r"float32 \(3, 2\)"),
+    ],
+)
+def test_labels_that_do_not_fit_the_images_are_refused(labels, got):
+    with pytest.raises(ConfigError, match=rf"class indices \(4,\), .*Got {got} instead"):
+        Pixels(torch.rand(4, 1, 2, 2), labels)
+    factors = (torch.rand(1, 1, 2, 1), torch.rand(1, 1, 1, 2), torch.rand(4, 1, 1, 1))
+    with pytest.raises(ConfigError):
+        LowRank(*factors, labels)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.rand(4, 2, 2), torch.zeros(4, 1, 2, 2, dtype=torch.uint8)]
+)
+def test_what_is_no_batch_of_normalized_images_is_refused(images):
+    with pytest.raises(ConfigError, match=r"floats \(n, C, H, W\)\. Got"):
+        Pixels(images, LABELS)
 
 
 def test_storage_counts_labels_only_where_order_does_not_imply_them():

@@ -135,7 +135,14 @@ def sent(factory: Callable[..., Any]) -> Callable[..., Any]:
         with suppress(Exception):
             ray.cloudpickle.dumps(value)
             found[name] = value
-    return plugins.Sent(factory, found) if found or plugins.imported() else factory
+    scripted = {}
+    for name, part in plugins.scripted().items():
+        with suppress(Exception):
+            ray.cloudpickle.dumps(part)
+            scripted[name] = part
+    if not found and not scripted and not plugins.imported():
+        return factory
+    return plugins.Sent(factory, found, scripted)
 
 
 def _check_reachable(address: str | None) -> None:
