@@ -87,7 +87,7 @@ class Group:
             else [one.correlation for one in signals]
         )
         self._signals = torch.stack(given).to(home)
-        self.size = float(torch.linalg.matrix_norm(self._matrices).max())
+        self.size = float(torch.linalg.matrix_norm(self._matrices.detach()).max())
         """A bound of the eigenvalues: the largest Frobenius norm."""
         self._last: tuple[Filters, torch.dtype, Filtered] | None = None
 
