@@ -59,9 +59,9 @@ same students, best first; ± is over distillations, where there are several.
   beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
-- rows named *partitioned*, *ninths*, *sixteenths* and *best* are combinations of this project, whose
-  stored images each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
-  `rayd tune combined-cifar10-ipc1` (sixteen) and `combined-cifar10-ipc10`
+- rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
+  each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
+  `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
 
 The papers spend far more than a minute: the tables compare what methods achieve in that time, not
 what they reach in the end."""
