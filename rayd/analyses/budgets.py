@@ -83,7 +83,7 @@ def analyse(subject: Subject) -> Analysis:
 
 
 def chart(found: Mapping[str, Mapping[int, Sequence[float]]], title: str = "") -> Image.Image:
-    """Draw accuracies over images per class, a line for each set."""
+    """Draw accuracies over images per class, a line for each set; that of the whole set is level."""
     from rayd.drawing import as_image, new_figure, styled
 
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})
@@ -91,6 +91,11 @@ def chart(found: Mapping[str, Mapping[int, Sequence[float]]], title: str = "") -
         figure = new_figure(620, 400)
         axes = figure.subplots()
         for colour, (name, by_budget) in zip(PALETTE, found.items(), strict=False):
+            if name.startswith("whole"):
+                # the whole set is the same at every budget
+                values = [value for runs in by_budget.values() for value in runs]
+                axes.axhline(fmean(values), linestyle="--", color=colour, label=name)
+                continue
             places = sorted(by_budget)
             means = [fmean(by_budget[ipc]) for ipc in places]
             below = [mean - min(by_budget[i]) for i, mean in zip(places, means, strict=True)]

@@ -4,13 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import rayd
 from rayd.analyses import ANALYSES, analyse, run
-from rayd.analyses.base import Analysis, Options, Subject, sampled
-from rayd.analyses.budgets import curves
+from rayd.analyses.base import PALETTE, Analysis, Options, Subject, sampled
+from rayd.analyses.budgets import chart, curves
 from rayd.analyses.classes import ClassGain, gains
 from rayd.analyses.lowrank import _classes
 from rayd.analyses.steps import snapshots
@@ -103,6 +104,15 @@ def test_accuracies_over_steps_come_from_the_sets_that_were_kept(made):
     assert set(found.numbers["references"]) == {"random", "whole"}
     with pytest.raises(ArtifactError, match="kept no sets of earlier steps"):
         analyse(made / "two", "steps")
+
+
+def test_the_whole_set_is_a_level_line_over_all_budgets():
+    picture = np.asarray(chart({"distilled": {1: [0.3], 10: [0.4]}, "whole": {1: [0.7]}}))
+    colour = [int(PALETTE[1][place : place + 2], 16) for place in (1, 3, 5)]
+    _, columns = (picture[..., :3] == colour).all(-1).nonzero()
+    # without the legend at the right
+    columns = columns[columns < 0.8 * picture.shape[1]]
+    assert columns.max() - columns.min() > 0.6 * picture.shape[1]
 
 
 def test_budgets_are_those_of_the_runs(made):
