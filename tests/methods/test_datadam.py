@@ -112,7 +112,7 @@ def test_attention_map_sums_powers_over_channels():
     assert Attention(1.0).vectors(maps).tolist() == [[[4.0, 2.0]]]
     assert Normalized(Attention(2.0)).vectors(maps).norm().item() == pytest.approx(1)
     assert Attention(4.0).size((8, 5, 3)) == (1, 15)
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match="finite and above 0"):
         Attention(0.0)
 
 
