@@ -12,6 +12,7 @@ can be imported by the source of the module.
 
 from __future__ import annotations
 
+import ast
 import dis
 import enum
 import functools
@@ -19,15 +20,18 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from importlib.util import resolve_name
+from itertools import accumulate
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), type(NotImplemented))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_WRAPPERS = (staticmethod, classmethod)
-_CODE = (FunctionType, property, functools.cached_property, *_WRAPPERS)
+_WRAPPERS = (staticmethod, classmethod, property, functools.cached_property)
+_CODE = (FunctionType, *_WRAPPERS)
 
 ModuleDigest = Callable[[str], str | None]
 """Digest of the source of a user's module by its name; None for one without a file."""
@@ -57,6 +61,20 @@ class _Description:
         self._seen: dict[int, int] = {}
         # keeps what is described alive, so that no two objects have the same id
         self._alive: list[Any] = []
+        # the first that fits describes a value
+        self._ways: tuple[tuple[Any, Callable[[Any], Iterator[str]]], ...] = (
+            (enum.Enum, _enum),
+            (list | tuple, self._sequence),
+            (set | frozenset, _set),
+            (Mapping, self._mapping),
+            (ModuleType, self._module),
+            (functools.partial, self._partial),
+            (MethodType, self._bound),
+            (FunctionType, self._function),
+            (_WRAPPERS, self._wrapper),
+            (type, self._class),
+            (BuiltinFunctionType, _builtin),
+        )
 
     def of(self, value: Any) -> Iterator[str]:
         """Describe a value; one that was described before by its number."""
@@ -71,46 +89,44 @@ class _Description:
         yield from self._described(value)
 
     def _described(self, value: Any) -> Iterator[str]:
-        if isinstance(value, enum.Enum):
-            yield f"{type(value).__qualname__} {value.name}"
-        elif isinstance(value, list | tuple):
-            yield f"{type(value).__name__} of {len(value)}"
-            for item in value:
-                yield from self.of(item)
-        elif isinstance(value, set | frozenset):
-            yield f"set of {len(value)}"
-            yield from sorted(_scrubbed(item) for item in value)
-        elif isinstance(value, Mapping):
-            yield f"{type(value).__name__} of {len(value)}"
-            yield from self._attributes(value)
-        elif isinstance(value, ModuleType):
-            yield f"module {value.__name__} {self._of_module(value.__name__)}"
-        elif isinstance(value, functools.partial):
-            yield "partial"
-            for part in (value.func, value.args, value.keywords):
-                yield from self.of(part)
-        elif isinstance(value, MethodType):
-            yield f"method {value.__name__}"
-            yield from self.of(value.__self__)
-            yield from self.of(value.__func__)
-        elif isinstance(value, FunctionType):
-            yield from self._function(value)
-        elif isinstance(value, _WRAPPERS):
-            yield type(value).__name__
-            yield from self.of(value.__func__)
-        elif isinstance(value, property | functools.cached_property):
-            yield type(value).__name__
-            yield from self.of(getattr(value, "fget", None) or getattr(value, "func", None))
-        elif isinstance(value, type):
-            yield from self._class(value)
-        elif isinstance(value, BuiltinFunctionType):
-            yield f"builtin {value.__module__}.{value.__qualname__}"
-        elif _is_array(value):
+        for kinds, describe in self._ways:
+            if isinstance(value, kinds):
+                yield from describe(value)
+                return
+        if _is_array(value):
             yield from _array(value)
         elif _is_network(value):
             yield from self._network(value)
         else:
             yield from self._object(value)
+
+    def _sequence(self, value: Sequence[Any]) -> Iterator[str]:
+        yield f"{type(value).__name__} of {len(value)}"
+        for item in value:
+            yield from self.of(item)
+
+    def _mapping(self, value: Mapping[Any, Any]) -> Iterator[str]:
+        yield f"{type(value).__name__} of {len(value)}"
+        yield from self._attributes(value)
+
+    def _module(self, value: ModuleType) -> Iterator[str]:
+        yield f"module {value.__name__} {self._of_module(value.__name__)}"
+
+    def _partial(self, value: functools.partial[Any]) -> Iterator[str]:
+        yield "partial"
+        for part in (value.func, value.args, value.keywords):
+            yield from self.of(part)
+
+    def _bound(self, value: MethodType) -> Iterator[str]:
+        yield f"method {value.__name__}"
+        yield from self.of(value.__self__)
+        yield from self.of(value.__func__)
+
+    def _wrapper(self, value: Any) -> Iterator[str]:
+        """A static or class method, or a property: the function inside it."""
+        yield type(value).__name__
+        inside = (getattr(value, name, None) for name in ("__func__", "fget", "func"))
+        yield from self.of(next((one for one in inside if one is not None), None))
 
     def _function(self, function: FunctionType) -> Iterator[str]:
         yield f"function {function.__module__}.{function.__qualname__}"
@@ -134,6 +150,10 @@ class _Description:
             if name in function.__globals__:
                 yield f"global {name}"
                 yield from self.of(function.__globals__[name])
+        package = function.__globals__.get("__package__") or ""
+        for name in sorted(imports(_source(function) or "", package)):
+            if self._is_own(name) and (digest := self._module_digest(name)) is not None:
+                yield f"imports {name} {digest}"
 
     def _code(self, function: FunctionType) -> Iterator[str]:
         """The source of a function; of a lambda also its code, as a line may hold several."""
@@ -217,6 +237,37 @@ class _Description:
         return self._module_digest(name)
 
 
+def imports(source: str, package: str) -> set[str]:
+    """Modules that a source imports, at its head or inside functions.
+
+    Args:
+        source: of a module, a class or a function, which may be indented.
+        package: that relative imports start from; empty: there are none.
+
+    Returns:
+        Absolute names, with the packages that they are in. Of `from a import b`, also `a.b`, which
+        may be no module.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:
+        # a lambda's line need not be a statement
+        return set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            try:
+                origin = resolve_name("." * node.level + (node.module or ""), package)
+            except ImportError:
+                # above the outermost package, or in none
+                continue
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+    # importing a module imports the packages around it
+    return {one for name in found for one in accumulate(name.split("."), "{}.{}".format)}
+
+
 def _several(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
@@ -259,6 +310,19 @@ def _names(code: CodeType) -> set[str]:
         for step in dis.get_instructions(one)
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")
     }
+
+
+def _enum(value: enum.Enum) -> Iterator[str]:
+    yield f"{type(value).__qualname__} {value.name}"
+
+
+def _set(value: Set[Any]) -> Iterator[str]:
+    yield f"set of {len(value)}"
+    yield from sorted(_scrubbed(item) for item in value)
+
+
+def _builtin(value: BuiltinFunctionType) -> Iterator[str]:
+    yield f"builtin {value.__module__}.{value.__qualname__}"
 
 
 def _is_array(value: Any) -> bool:

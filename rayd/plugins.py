@@ -24,13 +24,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
 from rayd.errors import ConfigError
-from rayd.identity import identity
+from rayd.identity import identity, imports
 
 Kind = Literal["methods", "terms", "networks", "statistics", "datasets", "callbacks"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -252,6 +253,12 @@ def _is_installed(module: str) -> bool:
         return False
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
+    if found is None:
+        # the package alone: to look for a module inside it would import it
+        spec = _spec(module.partition(".")[0])
+        file = None if spec is None else spec.origin
+        # a module that cannot be found cannot be installed
+        return file is not None and (not file.endswith(".py") or "site-packages" in file)
     # a module that was made by hand has neither file nor spec
     return "site-packages" in file if file else getattr(found, "__spec__", None) is not None
 
@@ -429,39 +436,41 @@ def _digest_of_files(module: str, others: Sequence[str]) -> str | None:
 
 
 def _related(module: str) -> set[str]:
-    """A module, and the modules of the same package or outside of installed packages that it uses,
-    directly or through others.
+    """A module, and the modules of the same package or outside of installed packages that it
+    imports anywhere in its source, directly or through others.
     """
     found: set[str] = set()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name not in sys.modules:
+        file = None if name in found else _source_file(name)
+        if file is None:
             continue
         found.add(name)
-        for value in list(vars(sys.modules[name]).values()):
-            used = value.__name__ if isinstance(value, ModuleType) else None
-            used = used or getattr(value, "__module__", None)
-            if isinstance(used, str) and used not in found and _is_changed_with(used, module):
-                waiting.append(used)
+        package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        used = imports(file.read_text(encoding="utf-8", errors="replace"), package)
+        waiting += [one for one in used if _is_changed_with(one, module)]
     return found
 
 
 def _is_changed_with(used: str, module: str) -> bool:
     """Whether a module that another one uses is likely to be edited along with it."""
-    if not _is_own(used) or used == "__main__" or used not in sys.modules:
+    if not _is_own(used) or used == "__main__":
         return False
-    file = getattr(sys.modules[used], "__file__", None)
-    is_installed = file is None or "site-packages" in file
-    return not is_installed or used.partition(".")[0] == module.partition(".")[0]
+    return used.partition(".")[0] == module.partition(".")[0] or not _is_installed(used)
 
 
 def _source_file(module: str) -> Path | None:
     """The file of a module's source; None where it has none."""
+    spec = _spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    return Path(spec.origin)
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module can be imported from; None for what is no module or has no such place."""
     try:
-        found = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
+        return importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
         return None
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
-        return None
-    return Path(found.origin)

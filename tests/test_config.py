@@ -244,6 +244,12 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         ("mtt", {"experts": {"flat_weight": 0.3}}, "'experts.flat_radius above 0'"),
         (
             "mtt",
+            {"observers": {"networks": "mlp"}},
+            "'observers.networks' has no effect.* are those of 'experts.network'",
+        ),
+        ("mtt", {"observers": {"pool": 3}}, "'observers.pool' has no effect"),
+        (
+            "mtt",
             {"objective": {"start": {"offset": 2}}},
             "'objective.start.schedule: progressive'. Got '.*: uniform'",
         ),

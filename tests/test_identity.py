@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rayd import plugins
+from rayd.identity import imports
 
 SCRIPT = """
 from typing import ClassVar
@@ -205,3 +206,46 @@ def test_objects_that_hold_themselves_are_described_once():
     factory = Factory(3)
     factory.own = [factory]
     assert plugins.name_of("networks", factory) == plugins.name_of("networks", factory)
+
+
+IMPORTS = """
+from rayd import plugins
+
+
+def build(shape, classes):
+    from torch import nn
+    from lazily import WIDTH
+
+    return nn.Sequential(nn.Flatten(), nn.Linear(WIDTH, classes))
+
+
+print(plugins.name_of("networks", build))
+"""
+
+
+def test_modules_imported_inside_a_function_count(tmp_path):
+    """Whether they are already imported or not."""
+    found = []
+    for width, head in ((64, ""), (64, "import lazily"), (65, "")):
+        (tmp_path / "lazily.py").write_text(f"WIDTH = {width}\n")
+        file = tmp_path / "script.py"
+        file.write_text(f"{head}\n{IMPORTS}")
+        done = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True)
+        found.append(done.stdout)
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "expected"),
+    [
+        ("import a.b", "", {"a", "a.b"}),
+        ("def f():\n    from a import b", "", {"a", "a.b"}),
+        ("    from . import b", "a", {"a", "a.b"}),
+        ("from ..c import d", "a.b", {"a", "a.c", "a.c.d"}),
+        ("from ... import d", "a.b", set()),
+        ("from . import d", "", set()),
+        ("key=lambda x: x),", "", set()),
+    ],
+)
+def test_imports_of_a_source(source, package, expected):
+    assert imports(source, package) == expected

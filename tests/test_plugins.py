@@ -366,10 +366,13 @@ def test_what_is_no_statistic_is_refused(own, monkeypatch, of, sentence):
         rayd.recipes.resolve("digits", {"terms.statistic.of": of.format(own.stem)})
 
 
-def test_keys_depend_on_the_modules_that_a_part_uses(own, monkeypatch):
+@pytest.mark.parametrize("where", ["head", "function"])
+def test_keys_depend_on_the_modules_that_a_part_uses(own, monkeypatch, where):
     helper = own.with_name(f"helper_{own.stem}.py")
     helper.write_text("FACTOR = 1\n\n\ndef scale(value):\n    return FACTOR * value\n")
-    own.write_text(f"from {helper.stem} import scale\n{own.read_text()}")
+    line = f"from {helper.stem} import scale\n"
+    used = line if where == "head" else f"def scaled(value):\n    {line}    return scale(value)\n"
+    own.write_text(f"{used}{own.read_text()}")
     monkeypatch.syspath_prepend(own.parent)
     methods.get(f"{own.stem}:Mine")
     before = content_hash({"method": own.stem})

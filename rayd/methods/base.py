@@ -255,13 +255,15 @@ class Method(ABC):
             unused["classifiers"] = f"no term of method '{self.name}' is computed in classifiers."
         if not {self.recipe.synthetic.init, *self.recipe.evaluation.baselines} & set(RANKED):
             unused["ranking"] = "no images are selected by how networks learn them."
+        # teachers' labels and RDED's crops need networks without any term
+        needs_teachers = self.recipe.labels.kind != "hard" or self.recipe.synthetic.init == "rded"
         any_trained = any(self.recipe.network_group(group).trained for group in self.groups)
-        if (
-            not any_trained
-            and self.recipe.labels.kind == "hard"
-            and self.recipe.synthetic.init != "rded"
-        ):
+        if not any_trained and not needs_teachers:
             unused["squeeze"] = f"method '{self.name}' trains no observers here."
+        needs_teachers |= "rded" in self.recipe.evaluation.baselines
+        if self.needs_experts and not self.groups and not needs_teachers:
+            reason = f"the networks of method '{self.name}' are those of 'experts.network'."
+            unused |= {"observers.networks": reason, "observers.pool": reason}
         return unused
 
     @cached_property
