@@ -57,10 +57,9 @@ def network_settings(network: Any, recipe: Recipe) -> dict[str, Any]:
         ConfigError: it is no network.
     """
     named = named_network(network)
-    settings: dict[str, Any] = {
-        "observers": {"networks": [named]},
-        "evaluation": {"networks": [named]},
-    }
+    settings: dict[str, Any] = {"evaluation": {"networks": [named]}}
+    if "observers.networks" not in methods.build(recipe).unused:
+        settings["observers"] = {"networks": [named]}
     if methods.get(recipe.method).needs_experts:
         # students of a trajectory are compared with experts of their own architecture
         settings["experts"] = {"network": named}

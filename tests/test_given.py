@@ -195,8 +195,29 @@ def test_images_of_pillow_are_read_as_files_are(tmp_path):
         )
     for deep in (grey.astype(np.uint16) * 257, grey.astype(np.int32) * 1000):
         items = [(Image.fromarray(deep), index % 2) for index in range(4)]
-        with pytest.raises(DataError, match=r"must be uint8 or floats .* from 0 to \d{5,}"):
+        with pytest.raises(DataError, match=r"must be uint8, bool or floats .* from 0 to \d{5,}"):
             save(Pairs(items), cache=tmp_path)
+
+
+def test_masks_are_black_and_white(tmp_path):
+    masks = np.eye(8, dtype=bool)[None].repeat(4, 0)
+    path = save((masks, np.arange(4) % 2), cache=tmp_path)
+    read = load(DataSettings(name=str(path), copies="keep"))
+    assert {*np.unique(read.train.images)} == {0, 255}
+
+
+def test_errors_name_what_was_given(tmp_path):
+    """Not a file in the store, which its user has never seen."""
+    train = (np.arange(64, dtype=np.uint8).reshape(1, 8, 8).repeat(4, 0), np.arange(4) % 2)
+    path = save(train, (train[0], np.arange(4)), cache=tmp_path)
+    with pytest.raises(
+        DataError, match=r"^Labels of the data set given as 'test' must lie in 0\.\.1"
+    ):
+        load(DataSettings(name=str(path), copies="keep"))
+    path = save(train, cache=tmp_path)
+    assert load(DataSettings(name=str(path), copies="keep")).name == "arrays"
+    with pytest.raises(DataError, match=r"'data\.test' for the data given"):
+        load(DataSettings(name=str(path), test="held out"))
 
 
 def test_low_precision_is_read(tmp_path):
@@ -253,6 +274,18 @@ class Stream(IterableDataset):
         ((pixels(4), torch.arange(4) % 2 - 1), "Got int64 .*, the least -1"),
         (Pairs([(pixels(1)[0], torch.eye(2)[0])] * 4), "class index. Got 2 numbers in item 0"),
         (Broken([(pixels(1)[0], 0)] * 4), r"Item 2 of .* cannot be read \(OSError: broken file"),
+        (
+            (
+                torch.where(torch.arange(4)[:, None, None] == 2, torch.nan, pixels(4)[:, 0]),
+                [0, 1] * 2,
+            ),
+            "finite numbers. Got NaN or infinity, first in image 2",
+        ),
+        ((np.eye(8, dtype=np.uint8)[None].repeat(4, 0), np.arange(4) % 2), "all 0 or 1, which"),
+        (
+            Pairs([(np.eye(size, dtype=np.uint8), size % 2) for size in (7, 8, 9, 10)]),
+            "all 0 or 1, which",
+        ),
         ("mnist", "must be an object. Got 'mnist' instead: data are named by data='mnist'"),
         (7, "a data set with a length"),
     ],

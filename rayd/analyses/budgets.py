@@ -66,12 +66,12 @@ def analyse(subject: Subject) -> Analysis:
         lines.append("  ".join([name.ljust(width), *cells]).rstrip())
     return Analysis(
         name="ipc",
-        title=f"Accuracy over images per class: {subject.recipe.data.name}, {network}",
+        title=f"Accuracy over images per class: {subject.recipe.data.title}, {network}",
         explanation=(
             f"Test accuracy of {network} in the reports of {len(runs)} runs: mean over students, "
             "bars from the lowest to the highest."
         ),
-        picture=chart(found, f"{subject.recipe.method} on {subject.recipe.data.name}"),
+        picture=chart(found, f"{subject.recipe.method} on {subject.recipe.data.title}"),
         lines=tuple(lines),
         numbers={
             "accuracies": {

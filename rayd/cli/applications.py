@@ -116,7 +116,7 @@ def apply_continual(
         cache=cache,
         progress=Progress(quiet),
     )
-    title = f"{resolved.data.name}, {resolved.ipc} images per class"
+    title = f"{resolved.data.title}, {resolved.ipc} images per class"
     write_picture(to / "continual.png", continual.chart(curves, title))
     write_json(to / "continual.json", {"curves": [curve.to_json() for curve in curves]})
     if as_json:

@@ -106,7 +106,7 @@ def distill(
     progress = Progress(quiet)
     # printed first, as the imports below take seconds
     progress.log(
-        f"{resolved.name}: {resolved.method} on {resolved.data.name}, "
+        f"{resolved.name}: {resolved.method} on {resolved.data.title}, "
         f"into {remote.shown(directory)}"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer
@@ -33,6 +34,9 @@ def _words(value: object) -> object:
 
 Name = Annotated[str | None, BeforeValidator(as_name)]
 """Name of a split; numbers are text."""
+
+GIVEN = "given-data"
+"""Folder, in the store, of data that were given as objects."""
 
 UNUSUAL = frozenset(
     {
@@ -98,6 +102,14 @@ class DataSettings(Settings):
     same path on every worker. By default used if the decoded images would take more than half of
     the available memory.
     """
+
+    @property
+    def title(self) -> str:
+        """The data in titles and messages: their name, or the kind of the objects that they were
+        given as.
+        """
+        path = Path(self.name)
+        return path.stem if GIVEN in path.parts else self.name
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

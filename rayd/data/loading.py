@@ -312,7 +312,7 @@ def _data(
     summary: DataSummary | None,
 ) -> ImageData:
     return ImageData(
-        name=settings.name,
+        name=settings.title,
         train=sets["train"],
         validation=sets.get("validation"),
         test=sets["test"],

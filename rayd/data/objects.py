@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from rayd import plugins
 from rayd.artifacts import default_root, write_bytes
+from rayd.config.data import GIVEN
 from rayd.errors import DataError, RaydError
 
 Array = npt.NDArray[Any]
@@ -106,7 +107,7 @@ def save(
         digest.update(f"{key} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     stem = re.sub(r"[^\w-]+", "-", name or _name_of(train)).lower()
-    path = (cache or default_root()) / "given-data" / digest.hexdigest() / f"{stem}.npz"
+    path = (cache or default_root()) / GIVEN / digest.hexdigest() / f"{stem}.npz"
     if not path.exists():
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -207,7 +208,7 @@ def _read(given: Any, where: str, normalization: Normalization | None) -> Images
                 f"{_upper(where)} must have a label for each image. Got {len(stack)} images and "
                 f"{len(indices)} labels instead."
             )
-        return Images(_pixels(stack, where, normalization), _labels(indices, where), None)
+        return Images(_stack(stack, where, normalization), _labels(indices, where), None)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         raise DataError(
             f"{_upper(where)} must be a pair of images and labels, or a data set with a length "
@@ -284,16 +285,38 @@ def _together(images: Sequence[Any], where: str, normalization: Normalization | 
     """Images one by one as an array, or as PNG files where their sizes differ."""
     arrays = [_array(image) for image in images]
     if len({array.shape for array in arrays}) == 1:
-        return _pixels(np.stack(arrays), where, normalization)
+        return _stack(np.stack(arrays), where, normalization)
+    _check_brightness(arrays, where)
     files = []
-    for array in arrays:
-        pixels = _pixels(array[None], where, normalization)[0]
+    for index, array in enumerate(arrays):
+        pixels = _pixels(array[None], f"image {index} (from 0) of {where}", normalization)[0]
         buffer = io.BytesIO()
         from PIL import Image
 
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
         files.append(buffer.getvalue())
     return np.array(files)
+
+
+def _stack(images: Array, where: str, normalization: Normalization | None) -> Array:
+    """All images of a split, of one size, as uint8; see `_pixels`."""
+    _check_brightness([images], where)
+    return _pixels(images, where, normalization)
+
+
+def _check_brightness(arrays: Sequence[Array], where: str) -> None:
+    """Refuse whole numbers that are all 0 or 1, such as masks.
+
+    Raises:
+        DataError: they are; says how to give them instead.
+    """
+    whole = all(array.dtype.kind in "iu" for array in arrays)
+    filled = [array for array in arrays if array.size]
+    if whole and filled and max(array.max() for array in filled) == 1:
+        raise DataError(
+            f"Pixels of {where} are whole numbers, all 0 or 1, which would be read as almost black: "
+            "whole numbers reach from 0 to 255. Give them as bool, as floats, or multiplied by 255."
+        )
 
 
 def _pixels(images: Array, where: str, normalization: Normalization | None) -> Array:
@@ -312,20 +335,27 @@ def _as_bytes(images: Array, where: str, normalization: Normalization | None) ->
     """Pixels in [0, 255] or [0, 1], or normalised ones, as uint8."""
     if images.dtype == np.uint8:
         return images
+    if images.dtype == bool:
+        return images.astype(np.uint8) * np.uint8(255)
     if images.dtype.kind in "iu" and images.min() >= 0 and images.max() <= 255:
         return images.astype(np.uint8)
     if images.dtype.kind != "f":
         values = f" from {images.min()} to {images.max()}" if images.dtype.kind in "iu" else ""
         raise DataError(
-            f"Pixels of {where} must be uint8 or floats in [0, 1]. Got {images.dtype}{values} "
+            f"Pixels of {where} must be uint8, bool or floats in [0, 1]. Got {images.dtype}{values} "
             "instead."
         )
     images = images.astype(np.float64)
+    finite = np.isfinite(images)
+    if not finite.all():
+        first = int(np.argwhere(~finite)[0][0])
+        at = f", first in image {first} (from 0)" if len(images) > 1 else ""
+        raise DataError(f"Pixels of {where} must be finite numbers. Got NaN or infinity{at}.")
     if normalization is not None:
         mean, deviation = _affine(normalization, 1 if images.ndim == 3 else images.shape[3])
         images = images * deviation + mean
         images = np.where(np.abs(images - np.clip(images, 0, 1)) < 1e-4, images.clip(0, 1), images)
-    if not (np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
+    if images.min() < 0 or images.max() > 1:
         raise DataError(
             f"Pixels of {where} must lie in [0, 1]. Got {images.min():.3g} to {images.max():.3g} "
             "instead: if the images are normalised, say how with normalization=(means, deviations)."

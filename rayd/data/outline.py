@@ -151,7 +151,7 @@ def _in_memory(
             settings, sets["train"].shape, fingerprints.get("normalization", "unknown")
         )
     return ImageData(
-        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+        settings.title, sets["train"], sets.get("validation"), sets["test"], normalization
     )
 
 
@@ -184,7 +184,7 @@ def _streamed(
     else:
         normalization = _stand_in(settings, shape, "unknown")
     data = ImageData(
-        settings.name, sets["train"], sets.get("validation"), sets["test"], normalization
+        settings.title, sets["train"], sets.get("validation"), sets["test"], normalization
     )
     surveyed = all(scan is not None for scan in surveys.values())
     return Outline(data, found, surveyed)

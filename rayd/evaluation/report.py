@@ -148,7 +148,7 @@ class Report:
         return cls(
             recipe=recipe.name,
             method=recipe.method,
-            data=recipe.data.name,
+            data=recipe.data.title,
             ipc=recipe.ipc,
             storage_bytes=dict(distilled.storage.bytes),
             seconds=dict(seconds),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rayd.config.data import GIVEN
 from rayd.data.arrays import Labels, Pixels, Rows
 from rayd.data.decode import Decoder, Encoded
 from rayd.data.files import DataFile
@@ -112,25 +113,35 @@ def open_source(
     """
     decoder = Decoder() if settings is None else Decoder.of(settings)
     with _readable(path), _archive(path) as archive:
-        keys = _split_keys(archive.files, settings, f"'{path}'")
+        title = _title(path)
+        keys = _split_keys(archive.files, settings, title)
         names = class_names
         names_key = next((key for key in NAMES if key in archive.files), None)
         if names_key is not None:
-            names = _names(archive[names_key], f"'{names_key}' of '{path}'")
+            names = _names(archive[names_key], _title(path, names_key))
         arrays = {
             split: (archive[images], archive[labels]) for split, (images, labels) in keys.items()
         }
         used = {key for pair in keys.values() for key in pair} | {names_key}
         others = [key for key in archive.files if key not in used]
         if "test" not in keys and not requested(settings):
-            _check_others(archive, keys["train"][0], arrays["train"][0], others, f"'{path}'")
+            _check_others(archive, keys["train"][0], arrays["train"][0], others, title)
         left_out = tuple(f"array '{key}'" for key in others)
     splits = {split: _split(keys[split], arrays[split], names, decoder, path) for split in arrays}
     if names is None:
-        names = numbered_classes(splits["train"].labels, f"'{path}'")
+        names = numbered_classes(splits["train"].labels, title)
         for split_read in splits.values():
             as_labels(split_read.labels, names, split_read.where)
-    return Source(f"'{path}'", names, splits, left_out)
+    return Source(title, names, splits, left_out)
+
+
+def _title(path: Path, key: str | None = None) -> str:
+    """A file, or one of its arrays, in messages; data given as objects as their user knows them."""
+    if GIVEN not in path.parts:
+        return f"'{path}'" if key is None else f"'{key}' of '{path}'"
+    if key is None:
+        return "the data given"
+    return f"the data set given as '{key[2:]}'" if key[:2] in ("x_", "y_") else f"'{key}'"
 
 
 def _split_keys(
@@ -178,9 +189,9 @@ def _split(
     """
     images_key, labels_key = keys
     images, given = arrays
-    where = f"'{images_key}' of '{path}'"
+    where = _title(path, images_key)
     read = _reader(images, where, decoder, path)
-    labels: Labels = as_labels(given, names, f"'{labels_key}' of '{path}'")
+    labels: Labels = as_labels(given, names, _title(path, labels_key))
     if len(images) != len(labels):
         raise DataError(
             f"'{labels_key}' of '{path}' must hold one label per image. "
