@@ -659,3 +659,10 @@ def test_an_interrupted_sweep_says_how_it_goes_on(tmp_path, monkeypatch, capsys)
     assert error.endswith(
         f"To continue: rayd tune csdm-digits --samples 3 --out {shlex.quote(out)} --resume\n"
     )
+
+
+@pytest.mark.parametrize("words", [("--out", ""), ("--out=",)])
+def test_an_empty_option_is_refused(capsys, words):
+    """It would be the current folder."""
+    code, _, error = run(capsys, "distill", "digits", *words)
+    assert (code, error) == (2, "rayd: Option '--out' is empty.\n")

@@ -55,7 +55,7 @@ def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
     """Embed points in the plane.
 
     Args:
-        points: (n, d), at least three.
+        points: (n, d), at least three; finite.
         how: `tsne` (scikit-learn), `umap` (umap-learn) or `pca`.
         seed: of the embedding's draws.
 
@@ -64,12 +64,20 @@ def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
 
     Raises:
         ConfigError: the method is unknown, its package is missing, or there are too few points.
+        ValueError: points are no rows of finite numbers.
     """
     if how not in METHODS:
         raise ConfigError(unknown("embedding", how, list(METHODS)))
+    if points.ndim != 2 or not points.is_floating_point():
+        raise ValueError(
+            f"Points must be rows of floating-point numbers (n, d). Got {tuple(points.shape)} of "
+            f"{points.dtype} instead."
+        )
+    if not points.isfinite().all():
+        raise ValueError("Points must be finite. Got NaN or infinity.")
     if len(points) < 3:
         raise ConfigError(f"An embedding needs at least 3 points. Got {len(points)}.")
-    values = points.double().numpy()
+    values = points.detach().cpu().double().numpy()
     if how == "umap":
         return _tensor(_umap(values, seed))
     from sklearn.decomposition import PCA

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from rayd import seeding
 from rayd.analyses.base import PALETTE, Analysis, Subject
 from rayd.errors import ConfigError
+from rayd.terms import checking
 
 Losses = Callable[[], Iterable[Tensor]]
 """Yields the summands of a loss, scalars with their graphs, as often as it is called."""
@@ -124,8 +125,16 @@ def mean_losses(
         images: network input (n, C, H, W).
         labels: class indices (n,), or soft labels (n, classes).
         batch_size: images of a batch.
+
+    Raises:
+        TypeError: labels are neither.
+        ValueError: there are not as many labels as images, or the network has no parameter.
     """
-    device = next(network.parameters()).device
+    labels = checking.learned_or_indices(labels, len(images), None, "Labels")
+    first = next(network.parameters(), None)
+    if first is None:
+        raise ValueError("The network must have parameters. It has none.")
+    device = first.device
 
     def losses() -> Iterable[Tensor]:
         for start in range(0, len(images), batch_size):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 
+from rayd.errors import ConfigError
 from rayd.interrupts import NOTHING_DONE, WORK_IS_KEPT, InterruptedRunError
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
@@ -69,7 +71,15 @@ class CommandGroup(TyperGroup):
         return super().main(args, *arguments, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """See `invoke`; click itself would say 'Aborted!' and exit with code 1."""
+        """See `invoke`; click itself would say 'Aborted!' and exit with code 1.
+
+        An option that is empty, as that of a variable which is not set, is refused: an empty path
+        would be the current folder.
+        """
+        for word, value in pairwise([*self.given, "-"]):
+            option, equals, inside = word.partition("=")
+            if option.startswith("--") and (not value or (equals and not inside)):
+                raise ConfigError(f"Option '{option}' is empty.")
         try:
             return super().make_context(*arguments, **options)
         except UsageError as error:

@@ -252,6 +252,12 @@ def _layers(
     settings = with_new_names(settings, place)
     if settings.get("base", "") is None:
         raise ConfigError(f"'base' in {place} is empty: name a recipe or a file, or leave it out.")
+    for word in ("extends", "inherits", "defaults", "parent", "include"):
+        if word in settings:
+            raise ConfigError(
+                f"Unknown setting '{word}' in {place}: the recipe below another one is its 'base', as "
+                f"in 'base: {settings[word]}'."
+            )
     return _with_base(settings, settings.get("base"), path.parent, place, identity[1], above)
 
 

@@ -157,6 +157,23 @@ def test_embedding_names_what_it_can_do():
         embed(torch.zeros(2, 2))
 
 
+@pytest.mark.parametrize(
+    "points",
+    [torch.zeros(4), torch.zeros(4, 2).long(), torch.tensor([[1.0, 2.0], [0.0, torch.nan]])],
+)
+def test_what_is_no_point_is_refused(points):
+    with pytest.raises(ValueError, match=r"^Points must be"):
+        embed(points)
+
+
+def test_images_without_their_labels_have_no_gradient():
+    images, labels = labelled(13)
+    with pytest.raises(ValueError, match="Labels must be class indices"):
+        gradient(mlp(), images, labels[:5])
+    with pytest.raises(ValueError, match="must have parameters"):
+        gradient(nn.Flatten(), images, labels)
+
+
 def test_embedding_without_umap_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
     with pytest.raises(ConfigError, match="pip install umap-learn"):

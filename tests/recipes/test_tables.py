@@ -147,6 +147,12 @@ def test_the_papers_number_stays_with_its_cell_in_a_file(tmp_path):
     assert recipes.resolve("dm-cifar10-ipc10").paper[0].value == 0.489
 
 
+def test_another_word_for_a_base_is_told(tmp_path):
+    path = write(tmp_path / "mine.yaml", "extends: digits\nipc: 2\n")
+    with pytest.raises(ConfigError, match=r"Unknown setting 'extends' in .*, as in 'base: digits'"):
+        recipes.resolve(path)
+
+
 def test_own_summary_and_results_of_a_base(tmp_path):
     write(tmp_path / "low.yaml", "base: digits\nsummary: Mine {ipc}\n")
     path = write(tmp_path / "mine.yaml", "base: low.yaml\n")
