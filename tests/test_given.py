@@ -497,6 +497,10 @@ def _method_of(value):
         (lambda images: None, "'odd' must return a scalar.* Got NoneType instead"),
         (lambda images: (images > 0).sum(), r"'odd' must return a scalar.*int64 \(\)"),
         (lambda images: images.detach().mean(), "No term has a gradient for the images: 'odd'"),
+        (
+            lambda images: images.mean() + images.detach().mul_(2).mean(),
+            r"'odd' changed 'seen\.images'",
+        ),
     ],
 )
 def test_what_a_term_returns_is_checked(value, sentence, tmp_path):

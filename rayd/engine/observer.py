@@ -393,9 +393,17 @@ class Observer:
         """The same for images that were forwarded."""
         terms = self._method.terms_of(self._group)
         values = {}
+        # torch counts the changes of a tensor; one that is made for inference alone has no count
+        is_counted = not output.images.is_inference()
+        changes = output.images._version if is_counted else 0
         for term in terms:
             value = term(real, output, labels, contexts[term.name])
             values[term.name] = _scalar(value, term.name)
+            if is_counted and output.images._version != changes:
+                raise RunError(
+                    f"Term '{term.name}' changed 'seen.images', which other terms read: it must "
+                    "compute with a copy, 'seen.images.clone()'."
+                )
         loss = torch.stack([self._method.weight(term) * values[term.name] for term in terms]).sum()
         if torch.is_grad_enabled() and output.images.requires_grad and not loss.requires_grad:
             names = " and ".join(f"'{name}'" for name in values)
