@@ -178,6 +178,25 @@ def test_scores_of_results_make_a_second_table(monkeypatch):
         "| `edc-digits` | soft | 0.936 | 0.892 | 0.919 |  | +0.044 ± 0.010 | +0.146 | 0.270 |",
         "|  | hard | 0.848 | 0.737 |  | 0.994 | +0.111 |  |  |",
     ]
+    # the whole set, learned once in fewer epochs, completes the rows of all distillations
+    command = "rayd distill digits evaluation.whole_epochs=3"
+    whole = {**common, "whole": 0.976, "command": command}
+    other = {**common, "command": "rayd distill digits labels.kind=online"}
+    found = {"digits": [common, whole, other]}
+    monkeypatch.setattr(tables, "entries", lambda: found)
+    assert tables.scores_table().splitlines()[2:] == [
+        # worked by hand: alpha = (0.044 - 0.040) / 2 = 0.002, its score (e^0.002 - e^-1) / (e - e^-1)
+        "| `digits` | hard | 0.936 | 0.892 |  | 0.976 | +0.044 | +0.040 | 0.270 |",
+        "| `digits labels.kind=online` | hard | 0.936 | 0.892 |  |  | +0.044 |  |  |",
+    ]
+    assert "| `digits` | 1 |  | 0.936 | 0.892 | 0.976 | 1 |" in tables.table()
+    found["digits"][0] = {**common, "hard_labels": 0.848}
+    found["digits"][1] = {**whole, "whole_hard_labels": 0.948}
+    # alpha = (0.044 - 0.100) / 2 = -0.028
+    assert tables.scores_table().splitlines()[2:4] == [
+        "| `digits` | hard | 0.936 | 0.892 |  | 0.976 | +0.044 | +0.100 | 0.257 |",
+        "|  | hard | 0.848 |  |  | 0.948 |  |  |  |",
+    ]
     alone = {name: value for name, value in common.items() if name != "random"}
     monkeypatch.setattr(tables, "entries", lambda: {"digits": [alone]})
     assert "labels" not in updated(f"{BEGIN}\n{END}")

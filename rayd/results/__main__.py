@@ -197,8 +197,47 @@ def _results(equal: bool) -> Iterator[tuple[Headline, MeasuredResult]]:
     for name, results in entries().items():
         if (name in alone) != equal:
             continue
-        for result in results:
-            yield known[name], validate(MeasuredResult, result, f"the results of '{name}'")
+        read = [validate(MeasuredResult, one, f"the results of '{name}'") for one in results]
+        for result in read if equal else _completed(read):
+            yield known[name], result
+
+
+def _completed(results: Sequence[MeasuredResult]) -> Iterator[MeasuredResult]:
+    """The results of a recipe, with the accuracy of the whole set where that was measured once for
+    all of them, by a command with `evaluation.whole_epochs`.
+    """
+    shared = None
+    for result in results:
+        if any(one.startswith("evaluation.whole_epochs=") for one in settings(result.command)):
+            shared = result
+    for result in results:
+        own = settings(result.command)
+        others = any(one.startswith(("evaluation.", "labels.", "data.")) for one in own)
+        if result is shared:
+            continue
+        yield result if shared is None or others else _with_whole(result, shared)
+
+
+def _with_whole(result: MeasuredResult, shared: MeasuredResult) -> MeasuredResult:
+    """A result with the accuracy of the whole set of another one, and the scores from it."""
+    update: dict[str, float | None] = {}
+    if result.whole is None:
+        update["whole"] = shared.whole
+    if result.whole_hard_labels is None:
+        update["whole_hard_labels"] = shared.whole_hard_labels
+    if result.hlr is None:
+        # HLR compares under hard labels, which a set without soft ones has anyway
+        is_soft = shared.whole_hard_labels is not None
+        whole = shared.whole_hard_labels if is_soft else shared.whole
+        accuracy = result.hard_labels if is_soft else result.accuracy
+        if whole is not None and accuracy is not None:
+            update["hlr"] = whole - accuracy
+            ior = result.ior
+            if ior is None and result.random is not None:
+                ior = result.accuracy - result.random
+            if ior is not None:
+                update["lrs"] = label_robust_score(ior, whole - accuracy)
+    return result.model_copy(update=update)
 
 
 def _markdown(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
