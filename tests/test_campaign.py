@@ -6,12 +6,14 @@ from functools import cache
 import pytest
 import yaml
 
-from benchmarks import applications
+from benchmarks import applications, studies
 from benchmarks.campaign import Campaign, candidates, entry_text, write
 from rayd import results
 from rayd.applications.continual import Curve
 from rayd.applications.slimming import Slimmed
 from rayd.results.applications import ApplicationResult
+from rayd.results.studies import StudyResult
+from tuning.space import load
 
 ROW = {
     "network": "convnet-d2-w64",
@@ -132,3 +134,51 @@ def test_rows_of_slimming_are_the_sets_with_their_penalties():
     found = applications.accuracies(json.loads(json.dumps({"sets": [one.to_json()]})))
     assert found["columns"] == ["0% pruned", "50% pruned"]
     assert found["rows"] == {"herding, penalty 0.35": [[0.9], [0.8]]}
+
+
+def test_results_of_a_study_are_its_table(tmp_path, monkeypatch):
+    table = [
+        {
+            "name": "all three",
+            "validation_accuracy": "0.88431",
+            "std": "0.01",
+            "distillations": "3",
+            "Table 3": "0.527",
+            "std of Table 3": "",
+        },
+        {
+            "name": "none: MTT",
+            "validation_accuracy": "0.824",
+            "std": "",
+            "distillations": "3",
+            "Table 3": "",
+            "std of Table 3": "",
+        },
+    ]
+    space = load("ls-mtt-ablation-digits")
+    made = {"commit": "abc", "date": "2026-11-29"}
+    command = "rayd tune ls-mtt-ablation-digits --out sweeps/x"
+    entry = studies.result(space, table, command, 2, **made)
+    path = studies.write("ls-mtt-ablation-digits", entry, tmp_path)
+    read = StudyResult(**yaml.safe_load(path.read_text()))
+    monkeypatch.setattr(results.studies, "entries", lambda: {"ls-mtt-ablation-digits": read})
+    heading, title, command_block, rows, remark = results.studies.tables()
+    assert heading == "## ls-mtt-ablation-digits"
+    assert title == f"{space.summary}."
+    assert command_block == f"```bash\n{command}\n```"
+    assert rows.splitlines() == [
+        "| | here | Table 3 |",
+        "|---|---|---|",
+        "| all three | 0.884 ± 0.010 | 0.527 |",
+        "| none: MTT | 0.824 |  |",
+    ]
+    assert "± is over 3 distillations with 2 students each. Revision abc" in remark
+    with pytest.raises(ValueError, match="lacks none: MTT"):
+        studies.result(space, [{**table[1], "validation_accuracy": ""}], command, 2, **made)
+
+
+def test_results_of_studies_have_the_rows_of_their_spaces():
+    for name, result in results.studies.entries().items():
+        space = load(name)
+        assert result.title == space.summary
+        assert [*result.rows] == [*space.rows]

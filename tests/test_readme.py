@@ -12,7 +12,7 @@ import rayd
 from rayd.networks import names
 from rayd.results import __main__ as tables
 from rayd.results import applications
-from rayd.results.__main__ import BEGIN, BEGIN_USES, END, END_USES, updated
+from rayd.results.__main__ import BEGIN, BEGIN_USES, END, END_USES, updated, with_studies
 from rayd.results.applications import ApplicationResult
 
 TOP = Path(__file__).parents[1]
@@ -79,6 +79,10 @@ def test_results_of_the_readme_are_those_of_the_full_table():
 
 def test_table_of_results_is_up_to_date():
     assert updated(RESULTS) == RESULTS, "run: python -m rayd.results"
+    page = (TOP / "docs" / "pages" / "studies.md").read_text(encoding="utf-8")
+    assert with_studies(page) == page, "run: python -m rayd.results"
+    with pytest.raises(ValueError, match="must hold"):
+        with_studies("no marks")
 
 
 def test_table_of_results_names_settings_and_keeps_the_rest_of_the_page():

@@ -2,6 +2,7 @@
 
     *.yaml            accuracies of recipes
     applications      those of applications: continual learning, slimming
+    studies           those of studies: spaces of `tuning` whose values are all tried
     papers            what papers print of the recipes; of studies, it is under `paper` in the spaces of
                       `tuning`
 

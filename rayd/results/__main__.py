@@ -1,9 +1,8 @@
-"""Write the tables of measured results into the documentation: `python -m rayd.results [PAGE]`."""
+"""Write the tables of measured results into the pages of the documentation: `python -m rayd.results`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,12 +10,15 @@ from rayd.config import MeasuredResult, validate
 from rayd.evaluation.scores import label_robust_score
 from rayd.recipes import Headline, headlines, resolve
 from rayd.recipes.tables import TITLES, families
-from rayd.results import applications, entries, settings
+from rayd.results import applications, entries, settings, studies
 
 BEGIN = "<!-- results: written by python -m rayd.results -->"
 END = "<!-- end of results -->"
 BEGIN_USES = "<!-- applications: written by python -m rayd.results -->"
 END_USES = "<!-- end of applications -->"
+BEGIN_STUDIES = "<!-- studies: written by python -m rayd.results -->"
+END_STUDIES = "<!-- end of studies -->"
+PAGES = Path("docs/pages")
 COLUMNS = ("recipe", "IPC", "paper", "distilled", "random", "whole", "runs")
 SCORES = (
     "recipe",
@@ -357,10 +359,23 @@ def _gap(value: float | None, std: float | None = None) -> str:
     return f"{value:+.3f}" if std is None else f"{value:+.3f} ± {std:.3f}"
 
 
+def with_studies(text: str) -> str:
+    """The page of studies with the tables of now between its marks.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    found = _between(text, BEGIN_STUDIES, END_STUDIES, list(studies.tables()))
+    if found is None:
+        raise ValueError(f"The page must hold '{BEGIN_STUDIES}' and, below it, '{END_STUDIES}'.")
+    return found
+
+
 def main() -> None:
-    """Bring a page up to date."""
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/pages/results.md")
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Bring the pages up to date."""
+    for name, renewed in (("results.md", updated), ("studies.md", with_studies)):
+        path = PAGES / name
+        path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

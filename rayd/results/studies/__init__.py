@@ -1,0 +1,92 @@
+"""What studies of `rayd tune` found: one YAML file a space whose values are all tried.
+
+    title: Which parts, which objective and which step size give the best hundred CIFAR-10 images
+    command: rayd tune combined-cifar10-ipc10 --out sweeps/combined-cifar10-ipc10
+    commit: 0123abc
+    date: '2026-11-29'
+    hardware: one of 2 cores of a machine with AMD EPYC, no GPU
+    repeats: students of one distillation
+    rows:
+      dm, four parts: {accuracy: 0.447, std: 0.021, paper: {}}
+
+Files are written by `python -m benchmarks.studies`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+
+from rayd.config import Settings, packaged_yaml, validate
+
+FOLDER = Path(str(resources.files(__name__)))
+"""Where the files are."""
+
+
+class StudyRow(Settings):
+    """Accuracies of one row of a study."""
+
+    accuracy: float = Field(ge=0, le=1)
+    """Mean validation accuracy."""
+    std: float | None = Field(default=None, ge=0, le=1)
+    """Its standard deviation, over what the study repeats."""
+    paper: dict[str, float | None] = Field(default_factory=dict)
+    """What the paper prints for the row, by table, as a fraction."""
+
+
+class StudyResult(Settings):
+    """Accuracies of a study, with everything needed to reproduce them."""
+
+    title: str
+    """What is compared, with which data."""
+    command: str
+    """Command that reproduces it."""
+    commit: str
+    """Revision of this repository."""
+    date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Day of the run."""
+    hardware: str
+    """Machine that the result was obtained on."""
+    repeats: str
+    """What deviations are over."""
+    rows: dict[str, StudyRow]
+    """Accuracies by row, in the order of the space."""
+
+
+@cache
+def entries() -> Mapping[str, StudyResult]:
+    """All results by the name of their space, in alphabetical order."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.yaml")):
+        where = f"the results in '{path.name}'"
+        found[path.stem] = validate(StudyResult, packaged_yaml(path), where)
+    return found
+
+
+def tables() -> Iterator[str]:
+    """A heading, the command and a table for each study, in Markdown."""
+    for name, result in entries().items():
+        series = list(dict.fromkeys(key for row in result.rows.values() for key in row.paper))
+        yield f"## {name}"
+        yield f"{result.title}."
+        yield f"```bash\n{result.command}\n```"
+        lines = [
+            f"| | here | {' | '.join(series)}".rstrip(" |") + " |",
+            "|---" * (2 + len(series)) + "|",
+        ]
+        for label, row in result.rows.items():
+            cells = [_cell(row.accuracy, row.std)]
+            cells += [_cell(row.paper.get(one)) for one in series]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        yield "\n".join(lines)
+        yield f"Validation accuracy; ± is over {result.repeats}. Revision {result.commit}, {result.date}."
+
+
+def _cell(mean: float | None, std: float | None = None) -> str:
+    if mean is None:
+        return ""
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
