@@ -88,7 +88,7 @@ def _below_equal_storage(report: Report) -> Iterator[str]:
             continue
         seen.add(place)
         for other in report.results:
-            same = (other.network, other.epoch) == place
+            same = (other.network, other.epoch) == place and result.same_protocol(other)
             if other.set == "equal-storage" and same and _is_below(result, other):
                 yield (
                     "Random real images of as many bytes are above the distilled ones "
@@ -134,17 +134,22 @@ def _pairs(
 ) -> Iterator[tuple[SetResult, SetResult]]:
     """Yield pairs of results of two sets under the same protocol, labels apart from learned ones.
 
+    Of several results of the second set that fit, the first counts.
+
     A set with learned labels is paired with real images under their hard ones.
     """
 
     def place(result: SetResult) -> tuple[str, str, bool, bool]:
         return result.network, result.epoch, result.taught, result.augmented
 
-    others = {place(result): result for result in results if result.set == second}
+    others = [result for result in results if result.set == second]
     for result in results:
-        other = others.get(place(result))
-        if result.set == first and other is not None:
-            yield result, other
+        if result.set != first:
+            continue
+        for other in others:
+            if place(other) == place(result) and result.same_protocol(other):
+                yield result, other
+                break
 
 
 def _is_below(result: SetResult, other: SetResult) -> bool:

@@ -172,13 +172,19 @@ class Scores:
         }
 
 
-def scores_of(results: Iterable[SetResult]) -> tuple[Scores, ...]:
-    """Compute the scores of every architecture and tested epoch that has any."""
+def scores_of(results: Iterable[SetResult], mixed: bool = False) -> tuple[Scores, ...]:
+    """Compute the scores of every architecture and tested epoch that has any.
+
+    Args:
+        results: of a report. Later evaluations may have added some under other protocols: only
+            results of one protocol are compared, the first that has both.
+        mixed: compare the first results whatever their protocols, as older versions did.
+    """
     groups: dict[tuple[str, str], list[SetResult]] = {}
     for result in results:
         groups.setdefault((result.network, result.epoch), []).append(result)
     scores = [
-        _scores_of_network(network, epoch, _ResultsByLabels(group))
+        _scores_of_network(network, epoch, _ResultsByLabels(group, mixed))
         for (network, epoch), group in groups.items()
     ]
     return tuple(one for one in scores if one != Scores(one.network, one.epoch))
@@ -187,14 +193,15 @@ def scores_of(results: Iterable[SetResult]) -> tuple[Scores, ...]:
 class _ResultsByLabels:
     """Results of one architecture and epoch, by set, labels and augmentation."""
 
-    def __init__(self, results: Sequence[SetResult]):
+    def __init__(self, results: Sequence[SetResult], mixed: bool):
         self._results = results
+        self._mixed = mixed
         self.is_soft = any(result.taught for result in results)
 
-    def get(
+    def all(
         self, name: str, *, hard: bool = False, own: bool = False, augmented: bool = True
-    ) -> SetResult | None:
-        """The result on a set.
+    ) -> list[SetResult]:
+        """The results on a set.
 
         Args:
             name: of the set.
@@ -202,6 +209,7 @@ class _ResultsByLabels:
             own: whether labels must be the protocol's own.
             augmented: whether students saw augmented images.
         """
+        found = []
         for result in self._results:
             if result.set != name or result.augmented != augmented:
                 continue
@@ -209,30 +217,53 @@ class _ResultsByLabels:
                 continue
             if own and result.taught != self.is_soft:
                 continue
-            return result
-        return None
+            found.append(result)
+        return found
+
+    def beside(self, result: SetResult | None, others: Sequence[SetResult]) -> SetResult | None:
+        """The first of other results that has the protocol of this one; None without it."""
+        if result is None:
+            return None
+        fitting = (one for one in others if self._mixed or result.same_protocol(one))
+        return next(fitting, None)
+
+    def first(
+        self, candidates: Sequence[SetResult], *preferred: Sequence[SetResult]
+    ) -> SetResult | None:
+        """The first candidate that has a result of its protocol among the first of the preferred
+        ones, or else among the second, and so on; or the first of all.
+        """
+        for others in preferred:
+            for one in candidates:
+                if self.beside(one, others) is not None:
+                    return one
+        return next(iter(candidates), None)
 
 
 def _scores_of_network(network: str, epoch: str, results: _ResultsByLabels) -> Scores:
     """The scores of one architecture and epoch."""
-    own = results.get(DISTILLED, own=True)
-    hard = results.get(DISTILLED, hard=True)
-    ior = _gap(own, results.get("random", own=True))
+    random = results.all("random", own=True)
+    whole = results.all("whole", hard=True)
+    own = results.first(results.all(DISTILLED, own=True), random, whole)
+    hard = own
+    if own is None or own.label_kind != "hard":
+        # students under hard labels may follow a protocol of their own
+        candidates = results.all(DISTILLED, hard=True)
+        same = results.beside(own, candidates)
+        hard = results.first(candidates if same is None else [same, *candidates], whole)
     # under hard labels it would say the same as the first
-    hard_ior = None if hard is own else _gap(hard, results.get("random", hard=True))
-    hlr = _gap(results.get("whole", hard=True), hard)
-    plain_ior = _gap(
-        results.get(DISTILLED, own=True, augmented=False),
-        results.get("random", own=True, augmented=False),
-    )
+    hard_random = results.beside(hard, results.all("random", hard=True))
+    plain = results.all(DISTILLED, own=True, augmented=False)
+    plain_random = results.all("random", own=True, augmented=False)
+    plain_own = results.first(plain, plain_random)
     gaps = Scores(
         network=network,
         epoch=epoch,
-        ior=ior,
-        hard_ior=hard_ior,
-        hlr=hlr,
-        over_equal_storage=_gap(own, results.get(EQUAL_STORAGE)),
-        plain_ior=plain_ior,
+        ior=_gap(own, results.beside(own, random)),
+        hard_ior=None if hard is own else _gap(hard, hard_random),
+        hlr=_gap(results.beside(hard, whole), hard),
+        over_equal_storage=_gap(own, results.beside(own, results.all(EQUAL_STORAGE))),
+        plain_ior=_gap(plain_own, results.beside(plain_own, plain_random)),
     )
     return replace(
         gaps,

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 
 from rayd.evaluation.published import Published
 from rayd.evaluation.student import MOST_CONFUSIONS, StudentResult
-from rayd.evaluation.variants import Variant
+from rayd.evaluation.variants import EQUAL_STORAGE, Variant
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """Accuracy in files."""
@@ -148,10 +148,33 @@ class SetResult:
         """Whether teachers labelled the images."""
         return self.label_kind == "soft"
 
+    def same_protocol(self, other: SetResult) -> bool:
+        """Whether students differ in the set and its labels alone, as far as reports say it.
+
+        Labels come with a loss, learned images with a step size, and the whole set and that of equal
+        storage with epochs of their own; precisions differ by machine. These may differ.
+        """
+        ours, own_epochs = _training_words(self.protocol)
+        theirs, other_epochs = _training_words(other.protocol)
+        has_own_epochs = {self.set, other.set} & {"whole", EQUAL_STORAGE}
+        return ours == theirs and (own_epochs == other_epochs or bool(has_own_epochs))
+
     @property
     def key(self) -> tuple[str, str, str, str, tuple[int, ...]]:
         """Key that is unique within a report."""
         return self.set, self.network, self.protocol, self.epoch, self.seeds
+
+
+def _training_words(protocol: str) -> tuple[list[str], str]:
+    """Parts of a description of a protocol, but those of labels; and that of epochs by itself.
+
+    >>> _training_words("soft-label, 300 epochs, flip, cutmix, kl T=20, optimizer adamw")
+    (['flip', 'cutmix', 'optimizer adamw'], '300 epochs')
+    """
+    _, *words = protocol.split(", ")
+    own = ("kl T=", "mse", "hard_weight ", "learning_rate ", "precision ")
+    common = [word for word in words if not word.startswith(own)]
+    return common[1:], common[0] if common else ""
 
 
 def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[bool, ...]:

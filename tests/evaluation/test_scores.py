@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -13,6 +13,7 @@ from rayd.evaluation.scores import (
     augmentation_robust_score,
     label_robust_score,
     normalized,
+    scores_of,
 )
 from rayd.evaluation.variants import Variant, needs_teachers, variants
 from tests.conftest import tiny
@@ -276,3 +277,31 @@ def test_remarks_say_under_which_labels_random_images_are_better():
         "Random real images of as many bytes are above the distilled ones "
         "(0.600 against 0.900 with convnet, soft labels)."
     ]
+
+
+def of_protocol(epochs: int, **accuracies: float) -> Report:
+    return Report.build(
+        recipe(epochs=epochs, whole_epochs=30),
+        [(name, student(accuracy)) for name, accuracy in accuracies.items()],
+        distilled(),
+        {},
+    )
+
+
+def test_results_of_different_protocols_make_no_score():
+    """A set that a later evaluation trained for fewer epochs has the baselines of these."""
+    first = of_protocol(600, distilled=0.9)
+    merged = first.merge(of_protocol(20, random=0.4))
+    assert merged.scores == ()
+    merged = merged.merge(of_protocol(20, distilled=0.5, whole=0.95))
+    (scores,) = merged.scores
+    assert (scores.ior.mean, scores.hlr.mean) == (pytest.approx(0.1), pytest.approx(0.45))
+    assert not any("below random" in remark for remark in merged.remarks())
+    (own,) = merged.merge(of_protocol(600, random=0.6)).scores
+    assert own.ior.mean == pytest.approx(0.3)
+    content = json.loads(json.dumps(merged.to_json()))
+    # as older versions wrote it
+    mixed = scores_of(merged.results, mixed=True)
+    content["scores"] = json.loads(json.dumps([asdict(one) for one in mixed]))
+    assert content["scores"][0]["ior"]["mean"] == pytest.approx(0.5)
+    assert Report.from_json(content).scores == merged.scores
