@@ -6,21 +6,27 @@ seeds say how much distillations differ: the deviation that papers report. Both 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Self
 
 from rayd import remote
 from rayd.artifacts import read_json
+from rayd.config import flat
 from rayd.distilled import CARD, DIRECTORY
-from rayd.errors import ArtifactError
+from rayd.errors import ArtifactError, RaydError
 from rayd.evaluation.matrix import words_of
+from rayd.evaluation.published import is_immaterial
 from rayd.evaluation.report import Report, SetResult
 from rayd.evaluation.scores import Scores, label_robust_score
 from rayd.evaluation.table import wrapped
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
+from rayd.recipes import restore
+from rayd.recipes.difference import shown
 
 _MEASURED = {
     "random": "random",
@@ -91,6 +97,8 @@ class Group:
     """By training set, as `distilled`, `random`, or `distilled, hard labels`."""
     scores: dict[str, Spread]
     """IOR, HLR and LRS, where known."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Values of these settings, where the cards of the sets say them."""
     paired: Spread | None = None
     """Distilled accuracy above that of the first group with this architecture, distillations paired
     by their seeds.
@@ -99,7 +107,11 @@ class Group:
     @property
     def title(self) -> str:
         """Recipe and architecture, with the settings that differ."""
-        others = f", other {', '.join(self.departures)}" if self.departures else ""
+        words = []
+        for name in self.departures:
+            value = f"={shown(self.values[name])}" if name in self.values else ""
+            words.append(f"{name}{value}")
+        others = f", other {', '.join(words)}" if words else ""
         return f"{self.recipe} with {self.network}{others}"
 
     def measured(self) -> dict[str, float]:
@@ -110,14 +122,14 @@ class Group:
         """
         ours = self.accuracies[DISTILLED]
         found = {"accuracy": ours.mean, "std": ours.students if ours.std is None else ours.std}
-        for name, field in _MEASURED.items():
+        for name, key in _MEASURED.items():
             if name in self.accuracies:
-                found[field] = self.accuracies[name].mean
+                found[key] = self.accuracies[name].mean
         for name, spread in self.scores.items():
             found[name.lower()] = spread.mean
             if name != "LRS":
                 found[f"{name.lower()}_std"] = spread.std
-        return {field: round(value, 3) for field, value in found.items() if value is not None}
+        return {key: round(value, 3) for key, value in found.items() if value is not None}
 
     def lines(self) -> list[str]:
         """Format as lines of at most 80 characters."""
@@ -161,6 +173,16 @@ class _Run:
     directory: Path
     report: Report
     seed: int | None
+    settings: dict[str, Any]
+    """What was distilled, by dotted key, but for what repeats a result; empty where no card says
+    it.
+    """
+
+    def key(self, network: str) -> tuple[Any, ...]:
+        """What distillations of one group have in common."""
+        report = self.report
+        named = (report.recipe, report.method, report.data, report.ipc, report.departures)
+        return *named, json.dumps(self.settings, sort_keys=True), network
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
@@ -178,15 +200,7 @@ def compare(directories: Sequence[Path]) -> Comparison:
         run = _read(directory)
         report = run.report
         for network in dict.fromkeys(result.network for result in report.results):
-            key = (
-                report.recipe,
-                report.method,
-                report.data,
-                report.ipc,
-                report.departures,
-                network,
-            )
-            groups.setdefault(key, []).append(run)
+            groups.setdefault(run.key(network), []).append(run)
     made = [_group(key[-1], runs) for key, runs in groups.items()]
     # accuracies of another architecture say nothing about the sets
     first = {group.network: group for group in reversed(made)}
@@ -202,11 +216,34 @@ def _read(directory: Path) -> _Run:
         )
     place = remote.local(directory)
     seed = None
-    for card in (place / DIRECTORY / CARD, place / CARD):
-        if remote.bring(card) or card.exists():
-            seed = read_json(card).get("seed")
+    settings: dict[str, Any] = {}
+    for path in (place / DIRECTORY / CARD, place / CARD):
+        if remote.bring(path) or path.exists():
+            card = read_json(path)
+            seed = card.get("seed")
+            settings = _settings(card.get("config"), report.departures)
             break
-    return _Run(directory, report, seed)
+    return _Run(directory, report, seed, settings)
+
+
+def _settings(config: Any, departures: Sequence[str]) -> dict[str, Any]:
+    """The settings of a card by which runs are told apart.
+
+    Args:
+        config: of the card; None where it has none.
+        departures: settings that count although the machine may choose them.
+    """
+    if not isinstance(config, Mapping):
+        return {}
+    # cards of other versions lack settings, or have others
+    with suppress(RaydError):
+        config = restore(config).model_dump(mode="json")
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key in departures
+        or not (is_immaterial(key) or key == "evaluation.seeds" or key.endswith(".precision"))
+    }
 
 
 def _group(network: str, runs: Sequence[_Run]) -> Group:
@@ -216,11 +253,17 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         results = [r for r in run.report.results if r.network == network]
         # one tested epoch a network: the first is the protocol's own
         epoch = results[0].epoch
+        # of several protocols or numbers of students, as later evaluations add them, the first:
+        # a run is one distillation
+        of_run: dict[str, SetResult] = {}
         for result in results:
             if result.epoch == epoch:
-                found.setdefault(words_of(result, results), []).append(result)
+                of_run.setdefault(words_of(result, results), result)
+        for name, result in of_run.items():
+            found.setdefault(name, []).append(result)
         scores += [s for s in run.report.scores if (s.network, s.epoch) == (network, epoch)]
     first = runs[0].report
+    settings = runs[0].settings
     return Group(
         recipe=first.recipe,
         data=first.data,
@@ -231,6 +274,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         students=len(found[DISTILLED][0].seeds) if DISTILLED in found else 0,
         accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
+        values={name: settings[name] for name in first.departures if name in settings},
     )
 
 

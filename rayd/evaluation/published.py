@@ -95,8 +95,13 @@ def departures(recipe: Recipe) -> tuple[str, ...]:
     return tuple(key for key in {**theirs, **ours} if _departs(key, ours, theirs))
 
 
+def is_immaterial(key: str) -> bool:
+    """Whether a setting, by dotted key, changes no result beyond its repetition; `IMMATERIAL`."""
+    return any(key == name or key.startswith(f"{name}.") for name in IMMATERIAL)
+
+
 def _departs(key: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    if any(key == name or key.startswith(f"{name}.") for name in IMMATERIAL):
+    if is_immaterial(key):
         return False
     mine = ours.get(key)
     own = theirs.get(key)

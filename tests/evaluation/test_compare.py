@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from rayd.evaluation.compare import compare
 from rayd.evaluation.report import Report
 from rayd.evaluation.scores import label_robust_score
 from rayd.evaluation.variants import Variant
+from rayd.recipes import resolve
 from tests.evaluation.test_report import build, distilled, recipe, student
 from tests.test_cli import run
 
@@ -78,6 +80,51 @@ def test_other_settings_are_another_group_paired_by_seed(tmp_path):
     assert ours.paired is None
     assert sorted(theirs.paired.runs) == pytest.approx([-0.1, 0.0])
     assert "other synthesis.steps" in theirs.title
+
+
+def configured(folder: Path, seed: int, accuracy: float, *more: Report, **settings: Any) -> Path:
+    """A run's directory with a report and a card that holds the recipe; `more` was added later."""
+    own = resolve("digits", {"seed": seed, **settings})
+    report = Report.build(own, [("distilled", student(accuracy))], distilled(), {})
+    for later in more:
+        report = report.merge(later)
+    write_json(folder / "evaluation.json", report.to_json())
+    config = own.model_dump(mode="json", exclude={"resources"})
+    write_json(folder / "distilled" / "card.json", {"seed": seed, "config": config})
+    return folder
+
+
+def test_other_values_of_a_setting_are_another_group(tmp_path):
+    """Reports name the settings that differ from the recipe; their values are on the cards."""
+    values = (100, 100, 200)
+    paths = [
+        configured(tmp_path / str(seed), seed, 0.5 + seed / 10, **{"synthesis.steps": steps})
+        for seed, steps in enumerate(values)
+    ]
+    found = compare(paths)
+    assert [group.seeds for group in found.groups] == [(0, 1), (2,)]
+    assert "digits with convnet, other synthesis.steps=100 (2 distillations" in found.text()
+    assert "digits with convnet, other synthesis.steps=200 (1 distillation" in found.text()
+
+
+def test_precision_that_the_machine_chose_does_not_part_distillations(tmp_path):
+    paths = [
+        configured(tmp_path / precision, seed, 0.5, **{"synthesis.precision": precision})
+        for seed, precision in enumerate(("float32", "bfloat16"))
+    ]
+    (group,) = compare(paths).groups
+    assert group.seeds == (0, 1)
+
+
+def test_a_run_that_was_evaluated_again_is_one_distillation(tmp_path):
+    shorter = resolve("digits", {"evaluation.epochs": 20})
+    later = Report.build(shorter, [("distilled", student(0.1))], distilled(), {})
+    paths = [configured(tmp_path / "a", 0, 0.8), configured(tmp_path / "b", 0, 0.9, later)]
+    first, second = compare(paths).groups
+    assert second.accuracies["distilled"].runs == (0.9,)
+    assert second.accuracies["distilled"].std is None
+    assert second.paired.runs == (pytest.approx(0.1),)
+    assert first.paired is None
 
 
 def test_runs_on_other_data_have_no_difference(tmp_path):
