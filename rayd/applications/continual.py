@@ -18,6 +18,8 @@ images of all classes seen so far.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,13 +33,14 @@ from PIL import Image
 from torch import Tensor
 
 from rayd import devices, recipes, seeding
+from rayd.artifacts import write_bytes
 from rayd.config import EvaluationSettings, Recipe
 from rayd.data import ImageData, ImageSet
 from rayd.data.selection import select
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, OutputError
 from rayd.evaluation.student import StudentResult, train
 from rayd.training.sets import TrainingSet
 
@@ -116,6 +119,7 @@ def learn(
 
     Raises:
         ConfigError: the steps do not divide the classes, or a memory is unknown.
+        OutputError: the directory holds distillations of other steps or data.
     """
     progress = progress or Progress()
     data = read(recipe.data, data_root, cache, progress)
@@ -196,7 +200,7 @@ def _remembered(
         return inputs, first + torch.from_numpy(own.labels[chosen])
 
     folder = out / f"{method}-order{scenario.order}-step{step}"
-    archive = _archive(folder.with_suffix(".npz"), own, _only(scenario.data.test, labels))
+    archive = _archive(folder.with_suffix(".npz"), scenario.data, labels)
     run = distill(
         _on(maker, archive, scenario),
         folder,
@@ -211,11 +215,26 @@ def _remembered(
 
 def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
     """The recipe that distils the classes of one step."""
-    settings = maker.data.model_copy(update={"name": str(archive), "train": None, "test": None})
+    real = scenario.recipe.data
+    # the archive holds what the other memories choose from: nothing is left out a second time
+    update: dict[str, Any] = {
+        "name": str(archive),
+        "classes": None,
+        "imbalance": 1.0,
+        "train": None,
+        "validation": None,
+        "test": None,
+        "stream": None,
+        "image_size": real.image_size,
+        "copies": real.copies,
+    }
+    if scenario.data.validation is not None:
+        update["validation_fraction"] = 0.0
+    settings = maker.data.model_copy(update=update)
     evaluation = maker.evaluation.model_copy(
         update={"seeds": 1, "epochs": 1, "baselines": (), "comparisons": ()}
     )
-    update = {
+    changed = {
         "data": settings,
         "evaluation": evaluation,
         "ipc": scenario.recipe.ipc,
@@ -223,7 +242,7 @@ def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:
         "resources": scenario.recipe.resources,
         "paper": None,
     }
-    return maker.model_copy(update=update)
+    return maker.model_copy(update=changed)
 
 
 def _only(images: ImageSet, labels: npt.NDArray[np.int64]) -> ImageSet:
@@ -236,19 +255,46 @@ def _only(images: ImageSet, labels: npt.NDArray[np.int64]) -> ImageSet:
     return ImageSet(np.asarray(images.images[rows]), numbers.astype(np.int64), names)
 
 
-def _archive(path: Path, train: ImageSet, test: ImageSet) -> Path:
-    """Write the splits of a step as data of its own, once."""
+def _archive(path: Path, data: ImageData, labels: npt.NDArray[np.int64]) -> Path:
+    """Write the splits of a step as data of its own, once.
+
+    Args:
+        path: of the file.
+        data: the real images.
+        labels: classes of the step, in order.
+
+    Raises:
+        OutputError: the file holds other images, such as those of another number of steps.
+    """
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, split in splits.items():
+        if split is not None:
+            images = _only(split, labels)
+            arrays[f"x_{name}"] = np.asarray(images.images).transpose(0, 2, 3, 1)
+            arrays[f"y_{name}"] = images.labels
+    arrays["class_names"] = np.array([data.train.class_names[label] for label in labels])
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays: Mapping[str, Any] = {
-            "x_train": np.asarray(train.images).transpose(0, 2, 3, 1),
-            "y_train": train.labels,
-            "x_test": np.asarray(test.images).transpose(0, 2, 3, 1),
-            "y_test": test.labels,
-            "class_names": np.array(train.class_names),
-        }
-        np.savez(path, **arrays)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        write_bytes(path, content.getvalue())
+    elif not _holds(path, arrays):
+        raise OutputError(
+            f"'{path}' holds the images of other classes or data than those of this step, as an "
+            "experiment with another number of steps leaves them; choose another --out."
+        )
     return path
+
+
+def _holds(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether an archive has these arrays."""
+    try:
+        with np.load(path) as archive:
+            return set(archive.files) == set(arrays) and all(
+                np.array_equal(archive[name], array) for name, array in arrays.items()
+            )
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _tested(
@@ -263,14 +309,20 @@ def _tested(
         scenario.data.normalization,
         name,
     )
+    network = recipe.evaluation.networks[0]
     settings: EvaluationSettings = recipe.evaluation.model_copy(
-        update={"loss": "cross-entropy", "hard_weight": 0.0, "epoch": ("last",)}
+        update={
+            "loss": "cross-entropy",
+            "hard_weight": 0.0,
+            "epoch": ("last",),
+            "learning_rate": network.learning_rate or recipe.evaluation.learning_rate,
+        }
     )
     test = TrainingSet.from_images(_only(scenario.data.test, seen), scenario.data.normalization)
     with devices.thread_limit(devices.threads(recipe.resources)):
         events = train(
             training,
-            settings.networks[0],
+            network,
             settings,
             shape=scenario.data.shape,
             classes=len(seen),

@@ -5,9 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayd.applications.continual import Curve, chart, class_order, learn, text
+from rayd.applications.continual import (
+    Curve,
+    _archive,
+    _on,
+    _Scenario,
+    chart,
+    class_order,
+    learn,
+    text,
+)
 from rayd.engine.progress import Progress
-from rayd.errors import ConfigError
+from rayd.engine.reading import read
+from rayd.errors import ConfigError, OutputError
+from rayd.evaluation.student import train
 from tests.conftest import tiny
 
 QUIET = Progress(quiet=True)
@@ -57,6 +68,48 @@ def test_a_step_distils_its_own_classes_alone(tmp_path: Path):
         names = [str(label) for label in order[2 * step : 2 * step + 2]]
         assert archive["class_names"].tolist() == names
         assert set(archive["y_train"].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "data", [{"imbalance": 10}, {"validation_fraction": 0.2}, {"classes": ["0", "1", "2", "3"]}]
+)
+def test_a_step_distils_all_images_that_others_choose_from(tmp_path: Path, data):
+    """Nothing is cut, set aside or selected a second time."""
+    recipe = tiny(data=data)
+    real = read(recipe.data, None, None, QUIET)
+    steps = tuple(np.split(class_order(real.classes, 0), 2))
+    scenario = _Scenario(recipe, real, steps, 0)
+    archive = _archive(tmp_path / "step.npz", real, steps[0])
+    own = read(_on(recipe, archive, scenario).data, None, None, QUIET)
+    counts = [len(real.train.class_index[label]) for label in steps[0]]
+    assert [len(rows) for rows in own.train.class_index] == counts
+    assert own.train.class_names == tuple(real.train.class_names[label] for label in steps[0])
+    assert (own.validation is None) == (real.validation is None)
+
+
+def test_another_number_of_steps_needs_another_folder(tmp_path: Path):
+    real = read(tiny().data, None, None, QUIET)
+    order = class_order(10, 0)
+    path = _archive(tmp_path / "step.npz", real, order[:2])
+    before = path.read_bytes()
+    assert _archive(path, real, order[:2]).read_bytes() == before
+    with pytest.raises(OutputError, match="choose another --out"):
+        _archive(path, real, order[:5])
+    assert path.read_bytes() == before
+
+
+def test_a_network_has_its_own_step_size(tmp_path: Path, monkeypatch):
+    seen = []
+
+    def trained(training, network, settings, **rest):
+        seen.append(settings.learning_rate)
+        return train(training, network, settings, **{**rest, "epochs": 1})
+
+    monkeypatch.setattr("rayd.applications.continual.train", trained)
+    networks = [{"name": "convnet", "width": 8, "depth": 2, "learning_rate": 0.003}]
+    recipe = tiny(evaluation={"networks": networks, "seeds": 1})
+    learn(recipe, tmp_path, steps=1, orders=1, methods=["random"], progress=QUIET)
+    assert seen == [0.003]
 
 
 def test_a_memory_is_named_for_the_file_of_its_recipe(tmp_path: Path):
