@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -460,7 +460,8 @@ def _training(
 ) -> TrainingSet:
     """A set by name; random ones are drawn anew for each seed."""
     if name == "distilled":
-        return TrainingSet.from_distilled(distilled)
+        # as the other sets: labels that were learned with the images would be another comparison
+        return replace(TrainingSet.from_distilled(distilled), labels=distilled.hard_labels)
     if name == "whole":
         return TrainingSet.from_images(data.train, data.normalization, name=name)
     draws = seeding.generator(seed, "slimming")

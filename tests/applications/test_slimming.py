@@ -9,6 +9,7 @@ from torch import nn
 from rayd.applications.slimming import (
     Slimmed,
     _Slimming,
+    _training,
     chart,
     prune,
     scales,
@@ -17,7 +18,7 @@ from rayd.applications.slimming import (
     text,
 )
 from rayd.config import NetworkSettings
-from rayd.data import ImageShape, load
+from rayd.data import ImageShape, Standardization, load
 from rayd.distilled import Distilled
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
@@ -40,6 +41,15 @@ def drawn(network: nn.Module) -> nn.Module:
                 module.running_mean.copy_(torch.randn(module.bias.shape, generator=draws))
                 module.running_var.copy_(torch.rand(module.bias.shape, generator=draws) + 0.5)
     return network.eval()
+
+
+def test_learned_labels_are_left_aside():
+    """All sets are compared under hard labels."""
+    normalization = Standardization(torch.zeros(1), torch.ones(1))
+    labels = torch.tensor([[0.2, 0.8], [0.6, 0.4]])
+    learned = Distilled(torch.zeros(2, 1, 8, 8), labels, ["a", "b"], normalization, {})
+    training = _training("distilled", learned, None, None, 0)
+    assert training.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +158,7 @@ def test_penalty_is_chosen_on_the_validation_split(monkeypatch):
     accuracy = _Slimming.accuracy
     monkeypatch.setattr(
         _Slimming,
+        _training,
         "accuracy",
         lambda self, network, split: judged.append(split) or accuracy(self, network, split),
     )
