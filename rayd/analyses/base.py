@@ -235,7 +235,10 @@ class Subject:
         return self.data.normalization(pixels), torch.from_numpy(images.labels[rows])
 
     def random(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Real images of the set's budget, drawn at random: as many of each class."""
+        """Real images of the set's budget, drawn at random: as many of each class.
+
+        Of a class with fewer images, they are taken again, as those of the baseline `random`.
+        """
         labels = self.distilled.hard_labels
         train = self.data.train
         draws = seeding.generator(self.options.seed, "analysis random", seed)
@@ -243,7 +246,7 @@ class Subject:
         for label, rows in enumerate(train.class_index):
             count = int((labels == label).sum())
             drawn = torch.randperm(len(rows), generator=draws)[:count].numpy()
-            chosen.append(rows[drawn])
+            chosen.append(np.resize(rows[drawn], count))
         rows = np.concatenate(chosen)
         pixels = torch.from_numpy(np.asarray(train.images[rows]))
         return self.data.normalization(pixels), torch.from_numpy(train.labels[rows])

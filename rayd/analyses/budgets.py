@@ -13,6 +13,7 @@ from PIL import Image
 from rayd.analyses.base import PALETTE, Analysis, Subject
 from rayd.errors import ArtifactError
 from rayd.evaluation.matrix import words_of
+from rayd.evaluation.report import Report
 
 Curves = dict[str, dict[int, list[float]]]
 """Accuracies of students by set and by images per class."""
@@ -29,21 +30,33 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
         The architecture, and the accuracies.
 
     Raises:
-        ArtifactError: a run has no report, or there is only one budget.
+        ArtifactError: a run has no report or is of another method or data, or there is only one
+            budget.
     """
     found: Curves = {}
+    first: Report | None = None
     for subject in subjects:
         if subject.report is None:
             raise ArtifactError(
                 f"'{subject.directory}' holds no evaluation.json; 'rayd evaluate "
                 f"{subject.directory}' writes one."
             )
+        first = first or subject.report
+        if (subject.report.method, subject.report.data) != (first.method, first.data):
+            raise ArtifactError(
+                f"Accuracy over the budget needs runs of one method on the same data. Got "
+                f"{first.method} on {first.data}, and {subject.report.method} on "
+                f"{subject.report.data} in '{subject.directory}'."
+            )
         results = subject.report.results
         network = network or results[0].network
+        # of several protocols, as later evaluations add them, the first counts
+        of_run: dict[str, tuple[float, ...]] = {}
         for one in results:
             if one.network == network and one.epoch == results[0].epoch:
-                by_budget = found.setdefault(words_of(one, results), {})
-                by_budget.setdefault(subject.report.ipc, []).extend(one.test_accuracy.runs)
+                of_run.setdefault(words_of(one, results), one.test_accuracy.runs)
+        for name, runs in of_run.items():
+            found.setdefault(name, {}).setdefault(subject.report.ipc, []).extend(runs)
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})
     if len(budgets) < 2:
         raise ArtifactError(

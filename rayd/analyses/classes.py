@@ -48,8 +48,7 @@ def gains(
         ArtifactError: the report lacks one of the two sets.
     """
     network = network or report.results[0].network
-    ours = _first(report, DISTILLED, network, None)
-    theirs = None if ours is None else _first(report, baseline, network, ours.label_kind)
+    ours, theirs = _pair(report, baseline, network)
     if ours is None or theirs is None:
         missing = DISTILLED if ours is None else baseline
         raise ArtifactError(
@@ -116,15 +115,23 @@ def chart(found: Sequence[ClassGain], baseline: str = "random", title: str = "")
         return as_image(figure)
 
 
-def _first(report: Report, name: str, network: str, labels: str | None) -> SetResult | None:
-    """The first result on a set; under labels of a kind, where the set has such a result."""
-    of_set = [
-        one
-        for one in report.results
-        if one.set == name and one.network == network and one.augmented
-    ]
-    same = [one for one in of_set if labels is None or one.label_kind == labels]
-    return next(iter(same or of_set), None)
+def _pair(report: Report, baseline: str, network: str) -> tuple[SetResult | None, SetResult | None]:
+    """The first results on the distilled set and on a baseline: of one protocol and under labels of
+    one kind, where the report has such a pair.
+    """
+    augmented = [one for one in report.results if one.network == network and one.augmented]
+    distilled = [one for one in augmented if one.set == DISTILLED]
+    others = [one for one in augmented if one.set == baseline]
+    pairs = [(ours, theirs) for ours in distilled for theirs in others]
+
+    def mismatch(pair: tuple[SetResult, SetResult]) -> tuple[bool, int, bool]:
+        ours, theirs = pair
+        place = distilled.index(ours)
+        return not ours.same_protocol(theirs), place, ours.label_kind != theirs.label_kind
+
+    if pairs:
+        return min(pairs, key=mismatch)
+    return next(iter(distilled), None), None
 
 
 def _ends(ordered: Sequence[ClassGain], most: int) -> list[ClassGain]:

@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from rayd.data import Standardization
 from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
+from rayd.engine.reading import read
 from rayd.errors import ArtifactError, ConfigError, OutputError
+from rayd.evaluation.report import Report
 from rayd.synthetic.lowrank import LowRank
 from tests.conftest import tiny
 from tests.evaluation.test_report import build, student
@@ -123,6 +127,25 @@ def test_budgets_are_those_of_the_runs(made):
         curves([Subject.at(made / "one")])
 
 
+def reported(ipc: int, report: Report, **changes) -> SimpleNamespace:
+    """What curves over the budget need of a run."""
+    return SimpleNamespace(report=replace(report, ipc=ipc, **changes), directory=f"ipc{ipc}")
+
+
+def test_curves_have_one_result_of_a_run():
+    own = build(("distilled", student(0.8)))
+    merged = own.merge(build(("distilled", student(0.2)), epochs=20))
+    _, found = curves([reported(1, merged), reported(5, own)])
+    assert found["distilled"] == {1: [0.8], 5: [0.8]}
+
+
+def test_curves_are_of_one_method_and_data():
+    own = build(("distilled", student(0.8)))
+    runs = [reported(1, own), reported(5, own, method="iid")]
+    with pytest.raises(ArtifactError, match=r"of one method on the same data\. Got dm on digits"):
+        curves(runs)
+
+
 def test_images_say_the_settings_that_differ(made):
     found = done(made, "images", others=[made / "two"])
     first, second = found.numbers["runs"]
@@ -140,6 +163,31 @@ def test_gains_are_differences_by_class():
     assert ClassGain("a", 0.5, 0.7).gain == pytest.approx(-0.2)
     with pytest.raises(ArtifactError, match="on the set 'herding'"):
         gains(report, names, "herding")
+
+
+def test_gains_are_those_of_one_protocol():
+    """Of a report with results of several, the first pair of sets counts."""
+    own = build(("distilled", student(0.8, per_class=(0.8, 0.8))))
+    later = build(
+        ("distilled", student(0.5, per_class=(0.5, 0.5))),
+        ("random", student(0.4, per_class=(0.4, 0.4))),
+        epochs=20,
+    )
+    assert [one.gain for one in gains(own.merge(later), ["a", "b"])] == pytest.approx([0.1, 0.1])
+
+
+def test_random_images_of_a_small_class_are_taken_again(monkeypatch):
+    """A distilled set has as many of every class, also where the real ones have a long tail."""
+    recipe = tiny(data={"imbalance": 100}, ipc=5)
+    data = read(recipe.data, None, None, QUIET)
+    assert data.train.counts.min() < 5
+    images = torch.zeros(50, *data.shape)
+    labels = torch.arange(10).repeat_interleave(5)
+    made = Distilled(images, labels, data.train.class_names, data.normalization, {})
+    subject = Subject(Path("."), made)
+    subject.__dict__["data"] = data
+    _, drawn = subject.random()
+    assert drawn.bincount().tolist() == [5] * 10
 
 
 def test_mappers_and_bases_are_drawn(tmp_path):
