@@ -208,6 +208,9 @@ class Campaign:
             "peak_memory_mb": max(run["peak_memory_mb"] for run in runs),
             "note": " ".join(f"{value:.3f}" for value in distilled),
         }
+        if any(run.get("resumed") for run in runs):
+            # the figure is that of the last process; those that were stopped took theirs along
+            entry["cpu_seconds"] = None
         entry = {key: _short(value) for key, value in entry.items() if value is not None}
         validate(MeasuredResult, entry, f"the result of '{name}'")
         return entry
@@ -245,13 +248,18 @@ def _timed(command: Sequence[str], log: Path, printed: Path | None = None) -> di
 
 def _rows(evaluation: Mapping[str, Any], network: str) -> dict[tuple[str, str | None], float]:
     """Accuracies by set and by labels that are not the protocol's, of augmented students."""
-    protocol = evaluation["results"][0]["labels"]
+    first = evaluation["results"][0]
     found: dict[tuple[str, str | None], float] = {}
     for row in evaluation["results"]:
-        if row["network"] == network and row["augmented"] and row["epoch"] in ("last", "best"):
-            own = row["labels"] == protocol or row["set"] == "equal-storage"
-            key = (row["set"], None if own else row["labels"])
-            found.setdefault(key, row["test_accuracy"]["mean"])
+        if (row["network"], row["epoch"]) != (network, first["epoch"]) or not row["augmented"]:
+            continue
+        mean = row["test_accuracy"]["mean"]
+        own = row["labels"] == first["labels"] or row["set"] == "equal-storage"
+        # real images beside learned labels have hard ones, which are both
+        if first["labels"] == "learned" and row["set"] != "distilled":
+            own = True
+            found.setdefault((row["set"], row["labels"]), mean)
+        found.setdefault((row["set"], None if own else row["labels"]), mean)
     return found
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from benchmarks import applications, studies
-from benchmarks.campaign import Campaign, candidates, entry_text, write
+from benchmarks.campaign import Campaign, _rows, candidates, entry_text, write
 from rayd import results
 from rayd.applications.continual import Curve
 from rayd.applications.slimming import Slimmed
@@ -57,6 +57,30 @@ def test_a_result_is_over_distillations_and_names_its_command(campaign):
         "for s in 0 1 2; do rayd distill digits seed=$s observers.seed=$s ipc=2 --out runs/$s; done"
     )
     assert entry["note"] == "0.900 0.920 0.940"
+
+
+def test_random_images_beside_learned_labels_are_of_both_kinds():
+    """They have hard labels, and no others."""
+    kinds = [("distilled", "learned"), ("distilled", "hard"), ("random", "hard")]
+    rows = [
+        ROW | {"set": name, "labels": labels, "test_accuracy": {"mean": 0.9 - number / 10}}
+        for number, (name, labels) in enumerate(kinds)
+    ]
+    found = _rows({"results": rows}, ROW["network"])
+    assert (found["distilled", None], found["distilled", "hard"]) == (0.9, 0.8)
+    assert found["random", None] == found["random", "hard"] == 0.7
+
+
+def test_rows_are_of_the_first_tested_epoch(campaign):
+    rows = evaluation(0.9, 0.8)["results"]
+    best = [row | {"epoch": "validation-best"} for row in rows]
+    assert _rows({"results": best}, ROW["network"])["distilled", None] == 0.9
+
+
+def test_processor_time_of_resumed_runs_is_left_out(campaign):
+    path = campaign._figures("digits", 1)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resumed": True}))
+    assert "cpu_seconds" not in campaign.result("digits")
 
 
 def test_finished_runs_are_not_run_again(campaign, monkeypatch):
@@ -175,6 +199,8 @@ def test_results_of_a_study_are_its_table(tmp_path, monkeypatch):
     assert "± is over 3 distillations with 2 students each. Revision abc" in remark
     with pytest.raises(ValueError, match="lacks none: MTT"):
         studies.result(space, [{**table[1], "validation_accuracy": ""}], command, 2, **made)
+    with pytest.raises(ValueError, match="lacks none: MTT"):
+        studies.result(space, [table[0], {**table[1], "distillations": "2"}], command, 2, **made)
 
 
 def test_results_of_studies_have_the_rows_of_their_spaces():
