@@ -56,9 +56,11 @@ def result(
         date: when.
 
     Raises:
-        ValueError: a row has not finished.
+        ValueError: a row has not finished, or lacks distillations that others have.
     """
-    unfinished = [line["name"] for line in table if not line["validation_accuracy"]]
+    distillations = max(int(line["distillations"]) for line in table)
+    unfinished = [line["name"] for line in table if int(line["distillations"]) < distillations]
+    unfinished += [line["name"] for line in table if not line["validation_accuracy"]]
     if unfinished:
         raise ValueError(f"Study '{space.name}' lacks {', '.join(unfinished)}.")
     fixed = ("name", "validation_accuracy", "std", "distillations")
@@ -70,7 +72,6 @@ def result(
             row["std"] = round(float(line["std"]), DIGITS)
         paper = {key: float(line[key]) for key in series if line[key]}
         rows[line["name"]] = row | ({"paper": paper} if paper else {})
-    distillations = max(int(line["distillations"]) for line in table)
     several = f"{distillations} distillations with {students} students each"
     entry = {
         "title": space.summary,

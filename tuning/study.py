@@ -122,7 +122,7 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
     table = [header, ["---", *["---:"] * (len(header) - 1)]]
     remarks = []
     for line in found:
-        cells = [line.name, _percent(line.mean, line.std)]
+        cells = [line.name, _percent(line.mean, line.std) + _fewer(line, found)]
         for series in space.paper:
             value = series.value(line.settings)
             cells.append(_printed(*value[:2]) if value else "–")
@@ -146,15 +146,15 @@ def chart(resolved: ResolvedSpace, trials: Sequence[Row]) -> Image.Image:
     """Draw our accuracies and, in a second panel with an axis of its own, the paper's."""
     space = resolved.space
     found = lines(resolved, trials)
-    names = [line.name for line in found]
     with styled():
         figure = new_figure(WIDTH, HEADING + LINE * len(found) + LEGEND * len(space.paper))
         figure.suptitle(space.name)
         panels = figure.subplots(1, 2 if space.paper else 1, squeeze=False, sharey=True)[0]
         panels[0].set_title(f"ours: {_data(resolved)}, ± over {_repeats(found)}")
         panels[0].set_xlabel("validation accuracy, %")
-        panels[0].set_yticks(range(len(names)), names)
-        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        labels = [f"{line.name}{_fewer(line, found)}" for line in found]
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
         _points(panels[0], [(line.mean, line.std) for line in found], OURS)
         if space.paper:
             panels[1].set_title("the paper's")
@@ -201,6 +201,15 @@ def _percent(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "failed"
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _fewer(line: Line, found: Sequence[Line]) -> str:
+    """How many distillations a line has, where trials of it failed: its deviation is over these."""
+    most = max(len(other.accuracies) for other in found)
+    count = len(line.accuracies)
+    if not count or count == most:
+        return ""
+    return f" ({count} of {most} distillations{', ± over students' if count == 1 else ''})"
 
 
 def _printed(mean: float, std: float | None) -> str:

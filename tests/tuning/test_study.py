@@ -144,7 +144,7 @@ def test_tables_and_chart_have_the_values_of_the_paper(tmp_path):
     text = (tmp_path / "study.md").read_text()
     assert "| plain | 50.5 ± 0.7 | 48.5 ± 0.2 |" in text
     assert "| momentum | 52.5 ± 0.7 | – |" in text
-    assert "| adam | 54.0 ± 1.0 | 52.25 |" in text
+    assert "| adam | 54.0 ± 1.0 (1 of 2 distillations, ± over students) | 52.25 |" in text
     assert "- Table 1, adam: on two seeds" in text
     assert "digits, IPC 1, validation accuracy, ± over 2 distillations" in text
     with_paper = study.chart(resolved, done)
