@@ -41,13 +41,19 @@ def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
 
 
 def with_teachers(distilled: Distilled, recipe: Recipe, data: ImageData) -> Distilled:
-    """The set with a card that counts the teachers of a recipe, if it needs any."""
+    """The set with a card that counts the teachers of a recipe, if it needs any.
+
+    They take the place of labels that teachers left: a set needs the ones or the others.
+    """
     before = distilled.storage
     extra = teacher_storage(recipe, data)
     if all(before.bytes.get(part) == size for part, size in extra.bytes.items()):
         return distilled
     counted = copy.copy(distilled)
-    storage = Storage(before.numbers | extra.numbers, before.bytes | extra.bytes)
+    storage = Storage(
+        {part: count for part, count in before.numbers.items() if part != LABELS} | extra.numbers,
+        {part: size for part, size in before.bytes.items() if part != LABELS} | extra.bytes,
+    )
     counted.card = {**distilled.card, "storage": asdict(storage)}
     return counted
 

@@ -23,6 +23,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
 from rayd.engine.stages.students import Students
+from rayd.engine.storage import with_teachers
 from rayd.engine.store import Store
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
@@ -233,6 +234,20 @@ def test_teachers_count_in_the_storage_and_loading_says_that_they_are_needed(tmp
         again = rayd.load(tmp_path / "run")
     assert again.storage.total_bytes == sum(run.report.storage_bytes.values())
     assert "teachers' soft labels" in describe(again).replace("\n" + " " * 15, " ")
+
+
+def test_teachers_that_label_online_count_in_place_of_their_stored_labels(data):
+    """Random images of equal storage have the bytes of what students need, and no others."""
+    bytes_of_parts = {"images": 2560, "soft labels": 8000}
+    numbers = {"images": 640, "soft labels": 4000}
+    card = {"storage": {"numbers": numbers, "bytes": bytes_of_parts}}
+    names = data.train.class_names
+    images = torch.zeros(10, *data.shape)
+    stored = Distilled(images, torch.arange(10), names, data.normalization, card)
+    online = with_teachers(stored, tiny(**SOFT, evaluation={"loss": "kl"}), data)
+    assert set(online.storage.bytes) == set(online.storage.numbers) == {"images", "teachers"}
+    hard = with_teachers(stored, tiny(), data)
+    assert hard.storage.bytes == bytes_of_parts
 
 
 def test_a_set_with_hard_labels_is_loaded_without_a_warning(tmp_path: Path, recwarn):
