@@ -111,8 +111,14 @@ def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
 
 
 def _distilled_accuracies(report: Report) -> list[Accuracy]:
-    """Accuracies of the distilled set, network after network."""
-    return [row.test_accuracy for row in report.results if row.set == DISTILLED]
+    """Accuracies of the distilled set, network after network, of the first tested epoch and under
+    the protocol's own labels and views, as those of trials.
+    """
+    by_network: dict[str, Accuracy] = {}
+    for row in report.results:
+        if row.set == DISTILLED:
+            by_network.setdefault(row.network, row.test_accuracy)
+    return list(by_network.values())
 
 
 def _draw(

@@ -31,12 +31,13 @@ from rayd.artifacts import read_json, write_json
 from rayd.config import merge
 from rayd.engine.progress import Progress
 from rayd.errors import OutputError, RunError
+from tests.evaluation.test_report import build, student
 from tests.tuning.spaces import TINY, small
 from tuning import charts
 from tuning.directory import prepare_directory
 from tuning.driver import prepare
 from tuning.live import Events, LiveTable
-from tuning.results import _draw, write_results
+from tuning.results import _distilled_accuracies, _draw, write_results
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -583,3 +584,13 @@ def test_the_front_is_what_no_other_beats():
         "a",
         "b",
     ]
+
+
+def test_confirmations_are_of_the_epoch_that_trials_are_compared_by():
+    students = [
+        student(accuracy, network=network, selection=selection)
+        for network, accuracy in (("convnet", 0.5), ("mlp", 0.4))
+        for selection in ("last", "validation-best")
+    ]
+    report = build(*(("distilled", one) for one in students), epoch=["last", "validation-best"])
+    assert [one.mean for one in _distilled_accuracies(report)] == [0.5, 0.4]
