@@ -56,7 +56,7 @@ Every method with the same networks (ConvNets of width 32), a minute of synthesi
 same students, best first; ± is over distillations, where there are several.
 
 - *own labels*: accuracy with the learned or teachers' labels of the set, where it has any; *random*
-  beside it is that of random images with the same teachers
+  beside it is that of random images with the same teachers, and with hard labels beside learned ones
 - *hard labels*: accuracy of the same students for all, by DSA's protocol with 300 epochs; *random*
   beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
