@@ -177,12 +177,14 @@ class _Run:
     """What was distilled, by dotted key, but for what repeats a result; empty where no card says
     it.
     """
+    images: str | None
+    """Fingerprint of the training split; None where no card says it."""
 
     def key(self, network: str) -> tuple[Any, ...]:
         """What distillations of one group have in common."""
         report = self.report
         named = (report.recipe, report.method, report.data, report.ipc, report.departures)
-        return *named, json.dumps(self.settings, sort_keys=True), network
+        return *named, self.images, json.dumps(self.settings, sort_keys=True), network
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
@@ -217,13 +219,17 @@ def _read(directory: Path) -> _Run:
     place = remote.local(directory)
     seed = None
     settings: dict[str, Any] = {}
+    images = None
     for path in (place / DIRECTORY / CARD, place / CARD):
         if remote.bring(path) or path.exists():
             card = read_json(path)
             seed = card.get("seed")
             settings = _settings(card.get("config"), report.departures)
+            # a whitening matrix, which is part of the fingerprint, is rounded otherwise elsewhere
+            if card.get("normalization") in (None, "standard"):
+                images = (card.get("data") or {}).get("fingerprint")
             break
-    return _Run(directory, report, seed, settings)
+    return _Run(directory, report, seed, settings, images)
 
 
 def _settings(config: Any, departures: Sequence[str]) -> dict[str, Any]:

@@ -116,6 +116,16 @@ def test_precision_that_the_machine_chose_does_not_part_distillations(tmp_path):
     assert group.seeds == (0, 1)
 
 
+def test_data_that_have_changed_are_another_group(tmp_path):
+    """The same folder of images, some of which came later."""
+    paths = [configured(tmp_path / str(seed), seed, 0.5) for seed in range(3)]
+    for path, fingerprint in zip(paths, ("before", "before", "after"), strict=True):
+        card = json.loads((path / "distilled" / "card.json").read_text())
+        data = {"name": "photos", "fingerprint": fingerprint}
+        write_json(path / "distilled" / "card.json", {**card, "data": data})
+    assert [group.seeds for group in compare(paths).groups] == [(0, 1), (2,)]
+
+
 def test_a_run_that_was_evaluated_again_is_one_distillation(tmp_path):
     shorter = resolve("digits", {"evaluation.epochs": 20})
     later = Report.build(shorter, [("distilled", student(0.1))], distilled(), {})
