@@ -52,7 +52,9 @@ def preformatted(text: str) -> str:
 
 
 def report_rows(report: Report) -> list[dict[str, Any]]:
-    """One row a set, architecture and tested epoch."""
+    """One row for each set, with its labels and augmentation, architecture, tested epoch and
+    protocol.
+    """
     rows = []
     for result in report.results:
         rows.append(
@@ -62,12 +64,15 @@ def report_rows(report: Report) -> list[dict[str, Any]]:
                 "data": report.data,
                 "ipc": report.ipc,
                 "set": result.set,
+                "labels": result.label_kind,
+                "augmented": result.augmented,
                 "network": result.network,
                 "epoch": result.epoch,
                 "test_accuracy": result.test_accuracy.mean,
                 "test_accuracy_std": result.test_accuracy.std,
                 "seeds": len(result.seeds),
                 "seconds": result.seconds,
+                "protocol": result.protocol,
             }
         )
     return rows
@@ -75,10 +80,14 @@ def report_rows(report: Report) -> list[dict[str, Any]]:
 
 def report_html(report: Report) -> str:
     """A report as a table."""
+    from rayd.evaluation.matrix import words_of
+
     rows = []
     for result in report.results:
         accuracy = result.test_accuracy.text()
-        rows.append([result.set, result.network, accuracy, len(result.seeds)])
+        words = words_of(result, report.results)
+        epoch = "" if result.epoch == "last" else f" ({result.epoch})"
+        rows.append([words, f"{result.network}{epoch}", accuracy, len(result.seeds)])
     title = f"{report.recipe}: {report.method} on {report.data}, {report.ipc} per class"
     return table(["set", "network", "test accuracy", "seeds"], rows, title)
 

@@ -12,6 +12,8 @@ import rayd
 from rayd.config import parse_overrides
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError
+from rayd.shown import report_rows
+from tests.evaluation.test_scores import soft_report
 from tests.test_cli import QUICK
 
 
@@ -66,6 +68,18 @@ def test_a_page_of_a_run_and_a_comparison(run, tmp_path):
 
 def test_html_escapes_names():
     assert "<script>" not in rayd.recipes.resolve("digits", {"name": "<script>"})._repr_html_()
+
+
+def test_rows_of_a_report_say_their_labels_and_augmentation():
+    rows = report_rows(soft_report())
+    found = [(row["set"], row["labels"], row["augmented"]) for row in rows]
+    assert found[:3] == [
+        ("distilled", "soft", True),
+        ("random", "soft", True),
+        ("distilled", "hard", True),
+    ]
+    assert len(set(found)) == len(found)
+    assert "distilled, hard labels" in soft_report()._repr_html_()
 
 
 def test_a_report_as_a_table_of_pandas(run):

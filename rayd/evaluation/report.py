@@ -104,7 +104,8 @@ class Report:
     def to_pandas(self) -> Any:
         """A pandas `DataFrame` with a row for each set, architecture and tested epoch.
 
-        Accuracies are fractions in [0, 1].
+        Students under other labels, without augmentation or of another protocol have rows of their
+        own, which the columns `labels`, `augmented` and `protocol` tell apart. Accuracies are fractions in [0, 1].
         """
         import pandas
 
