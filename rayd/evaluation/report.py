@@ -136,6 +136,10 @@ class Report:
         long_tailed = recipe.data.imbalance > 1
         if class_counts is not None and uneven(class_counts):
             long_tailed = True
+        named = departures(recipe)
+        if "ended_at_step" in distilled.card:
+            # a callback ended the synthesis: settings do not say so
+            named = (*named, "callbacks")
         results = []
         for (_, variant, _), group in groups.items():
             protocol = _protocol_on(variant, recipe, distilled)
@@ -143,7 +147,8 @@ class Report:
             result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind)
             # papers print one number: that of the protocol's own labels and of its first tested
             # epoch
-            if variant == Variant(DISTILLED) and result.epoch == recipe.evaluation.epoch[0]:
+            is_first = result.epoch == recipe.evaluation.epoch[0]
+            if variant == Variant(DISTILLED) and is_first and not named:
                 result = replace(result, paper=Published.beside(recipe, result.network))
             results.append(result)
         return cls(
@@ -155,7 +160,7 @@ class Report:
             seconds=dict(seconds),
             results=_ordered(results),
             scores=scores_of(_ordered(results)),
-            departures=departures(recipe),
+            departures=named,
             real_data=distilled.card.get("data", {}).get("read"),
             pixel_range=distilled.pixel_range,
         )

@@ -61,6 +61,16 @@ def test_what_changes_no_result_keeps_it(setting, value):
     assert report(**{setting: value}).results[0].paper is not None
 
 
+def test_a_synthesis_that_a_callback_ended_has_no_number():
+    """Callbacks are no settings of a result, but the set is not the one of all steps."""
+    ended = distilled()
+    ended.card["ended_at_step"] = 200
+    runs = [("distilled", student(0.25, network=NETWORK))]
+    made = Report.build(recipes.resolve(NAME), runs, ended, {})
+    assert made.results[0].paper is None
+    assert "differs from the recipe 'dm-cifar10-ipc1' in callbacks" in made.text()
+
+
 def test_another_network_has_no_number():
     made = recipes.resolve(NAME, {"evaluation.networks": ["mlp", NETWORK.partition("-")[0]]})
     assert Published.beside(made, "mlp") is None
