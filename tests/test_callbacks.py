@@ -306,6 +306,7 @@ def test_callbacks_by_name_in_a_recipe(tmp_path, monkeypatch):
         ({"name": "csv", "file": "x"}, "Callback 'csv' cannot be created.*'file'"),
         ({"name": "early-stopping", "patience": 0}, "'patience' of early stopping .* at least 1"),
         ("math:pi", "Callback 'math:pi' cannot be created"),
+        ("early-stopping", r"'early-stopping' needs 'data\.validation_fraction' above 0"),
     ],
 )
 def test_a_callback_of_a_recipe_that_does_not_exist_is_refused(tmp_path, callback, sentence):

@@ -28,7 +28,7 @@ from rayd.config import Recipe, merge, read_yaml
 from rayd.data import ImageData
 from rayd.data.sources import open_source
 from rayd.engine.on_ray.cluster import check_resources, connect, unused_gpus
-from rayd.engine.preflight import preflight
+from rayd.engine.preflight import check_validation, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.rundir import check_writable
@@ -148,7 +148,12 @@ def prepare(
         for recipe in resolved.own.values():
             _check_machine(recipe, count)
     # all recipes of a space have the same images
-    validation = dict.fromkeys(resolved.own, _validation(first, data_root, progress))
+    aside = _validation(first, data_root, progress)
+    if aside:
+        # the best settings are distilled from all images, where nothing can be selected by others
+        for recipe in (*resolved.own.values(), *(recipe for _, recipe in probed)):
+            check_validation(recipe, False, first.data.title)
+    validation = dict.fromkeys(resolved.own, aside)
     plan = SweepPlan(
         directory=out / "trials",
         resolved=resolved,

@@ -74,7 +74,7 @@ def preflight(recipe: Recipe, data: ImageData, trained: Iterable[NetworkId] | No
     check_settings(recipe)
     method = methods.build(recipe)
     _check_synthesis(recipe, method)
-    _check_validation(recipe, data)
+    check_validation(recipe, data.validation is not None, data.name)
     check_budget(recipe, data)
     _check_baselines(recipe, data)
 
@@ -111,18 +111,34 @@ def _check_synthesis(recipe: Recipe, method: Method) -> None:
         raise ConfigError(f"Method '{recipe.method}' optimises nothing; set synthesis.steps to 0.")
 
 
-def _check_validation(recipe: Recipe, data: ImageData) -> None:
-    """Refuse a selection on a validation split that does not exist."""
-    if "validation-best" in recipe.evaluation.epoch and data.validation is None:
+def check_validation(recipe: Recipe, has_split: bool, name: str) -> None:
+    """Refuse a selection on a validation split that does not exist.
+
+    Args:
+        recipe: the run.
+        has_split: whether the data have a validation split.
+        name: of the data.
+
+    Raises:
+        ConfigError: the recipe selects an epoch, a step size or a step of the synthesis by it.
+    """
+    if has_split:
+        return
+    if "validation-best" in recipe.evaluation.epoch:
         raise ConfigError(
             "'evaluation.epoch: validation-best' needs 'data.validation_fraction' above 0: "
-            f"'{data.name}' has no validation split of its own."
+            f"'{name}' has no validation split of its own."
         )
-    if recipe.evaluation.learning_rates and data.validation is None:
+    if recipe.evaluation.learning_rates:
         raise ConfigError(
             "'evaluation.learning_rates' are chosen from on a validation split, and "
-            f"'{data.name}' has none: set 'data.validation_fraction' above 0, or "
+            f"'{name}' has none: set 'data.validation_fraction' above 0, or "
             "'evaluation.learning_rates' to [] for the step size 'evaluation.learning_rate'."
+        )
+    if any(callback.name == "early-stopping" for callback in recipe.callbacks):
+        raise ConfigError(
+            "The callback 'early-stopping' needs 'data.validation_fraction' above 0: "
+            f"'{name}' has no validation split of its own."
         )
 
 

@@ -30,7 +30,7 @@ import tuning
 from rayd.artifacts import read_json, write_json
 from rayd.config import merge
 from rayd.engine.progress import Progress
-from rayd.errors import OutputError, RunError
+from rayd.errors import ConfigError, OutputError, RunError
 from tests.evaluation.test_report import build, student
 from tests.tuning.spaces import TINY, small
 from tuning import charts
@@ -584,6 +584,20 @@ def test_the_front_is_what_no_other_beats():
         "a",
         "b",
     ]
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"epoch": ["validation-best"]}, {"learning_rates": [0.01, 0.1]}]
+)
+def test_a_selection_that_the_best_settings_could_not_make_is_refused_first(tmp_path, chosen):
+    """They are distilled from all images, unless the recipe itself sets some aside."""
+    plain = small(algorithm="random")
+    space = plain.model_copy(update={"overrides": merge(plain.overrides, {"evaluation": chosen})})
+    with pytest.raises(ConfigError, match=r"data\.validation_fraction' above 0"):
+        prepare(space, tmp_path / "sweep", progress=Progress(quiet=True))
+    aside = merge(space.overrides, {"data": {"validation_fraction": 0.2}})
+    again = space.model_copy(update={"overrides": aside})
+    assert prepare(again, tmp_path / "sweep", progress=Progress(quiet=True))
 
 
 def test_confirmations_are_of_the_epoch_that_trials_are_compared_by():
