@@ -184,7 +184,20 @@ class _Run:
         """What distillations of one group have in common."""
         report = self.report
         named = (report.recipe, report.method, report.data, report.ipc, report.departures)
-        return *named, self.images, json.dumps(self.settings, sort_keys=True), network
+        # a report may begin with results of an earlier protocol than the card's
+        results = [r for r in report.results if (r.set, r.network) == (DISTILLED, network)]
+        trained = (results[0].label_kind, results[0].training) if results else None
+        return *named, self.images, json.dumps(self.settings, sort_keys=True), trained, network
+
+    def values(self) -> dict[str, Any]:
+        """Values of the settings that differ from the recipe's, as far as they are certain."""
+        protocols = {r.training for r in self.report.results if r.set == DISTILLED and r.augmented}
+        certain = {}
+        for name in self.report.departures:
+            is_of_students = name.startswith(("evaluation.", "labels."))
+            if name in self.settings and not (is_of_students and len(protocols) > 1):
+                certain[name] = self.settings[name]
+        return certain
 
 
 def compare(directories: Sequence[Path]) -> Comparison:
@@ -269,7 +282,6 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
             found.setdefault(name, []).append(result)
         scores += [s for s in run.report.scores if (s.network, s.epoch) == (network, epoch)]
     first = runs[0].report
-    settings = runs[0].settings
     return Group(
         recipe=first.recipe,
         data=first.data,
@@ -280,7 +292,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         students=len(found[DISTILLED][0].seeds) if DISTILLED in found else 0,
         accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
-        values={name: settings[name] for name in first.departures if name in settings},
+        values=runs[0].values(),
     )
 
 

@@ -148,14 +148,21 @@ class SetResult:
         """Whether teachers labelled the images."""
         return self.label_kind == "soft"
 
+    @property
+    def training(self) -> tuple[tuple[str, ...], str]:
+        """The protocol without what comes with labels, a learned step size or the machine: its
+        parts, and the epochs.
+        """
+        return _training_words(self.protocol)
+
     def same_protocol(self, other: SetResult) -> bool:
         """Whether students differ in the set and its labels alone, as far as reports say it.
 
         Labels come with a loss, learned images with a step size, and the whole set and that of equal
         storage with epochs of their own; precisions differ by machine. These may differ.
         """
-        ours, own_epochs = _training_words(self.protocol)
-        theirs, other_epochs = _training_words(other.protocol)
+        ours, own_epochs = self.training
+        theirs, other_epochs = other.training
         has_own_epochs = {self.set, other.set} & {"whole", EQUAL_STORAGE}
         return ours == theirs and (own_epochs == other_epochs or bool(has_own_epochs))
 
@@ -165,16 +172,16 @@ class SetResult:
         return self.set, self.network, self.protocol, self.epoch, self.seeds
 
 
-def _training_words(protocol: str) -> tuple[list[str], str]:
+def _training_words(protocol: str) -> tuple[tuple[str, ...], str]:
     """Parts of a description of a protocol, but those of labels; and that of epochs by itself.
 
     >>> _training_words("soft-label, 300 epochs, flip, cutmix, kl T=20, optimizer adamw")
-    (['flip', 'cutmix', 'optimizer adamw'], '300 epochs')
+    (('flip', 'cutmix', 'optimizer adamw'), '300 epochs')
     """
     _, *words = protocol.split(", ")
     own = ("kl T=", "mse", "hard_weight ", "learning_rate ", "precision ")
     common = [word for word in words if not word.startswith(own)]
-    return common[1:], common[0] if common else ""
+    return tuple(common[1:]), common[0] if common else ""
 
 
 def head_classes(classes: int, counts: Sequence[int] | None = None) -> tuple[bool, ...]:

@@ -137,6 +137,18 @@ def test_a_run_that_was_evaluated_again_is_one_distillation(tmp_path):
     assert first.paired is None
 
 
+def test_results_of_an_earlier_protocol_are_another_group(tmp_path):
+    """A run that was continued with fewer epochs has both results, and the card of the second."""
+    longer = Report.build(resolve("digits"), [("distilled", student(0.9))], distilled(), {})
+    paths = [configured(tmp_path / name, 0, 0.5, **{"evaluation.epochs": 20}) for name in "ab"]
+    second = longer.merge(Report.kept(paths[1]))
+    write_json(paths[1] / "evaluation.json", second.to_json())
+    ours, theirs = compare(paths).groups
+    assert ours.title.endswith("other evaluation.epochs=20")
+    assert theirs.title.endswith("other evaluation.epochs")
+    assert theirs.accuracies["distilled"].runs == (0.9,)
+
+
 def test_runs_on_other_data_have_no_difference(tmp_path):
     first, second = (kept(tmp_path / name, 0, (0.8,)) for name in "ab")
     content = json.loads((second / "evaluation.json").read_text())
