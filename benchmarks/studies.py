@@ -115,7 +115,8 @@ def main() -> None:
         out = options.folder / name
         table = out / "study.csv"
         made = options.folder / f"{name}.json"
-        if not table.exists():
+        # a study that failed has a table, too
+        if not (table.exists() and made.exists()):
             if time.time() > deadline:
                 break
             command = [sys.executable, "-m", "rayd", "tune", name, "--out", str(out), "--quiet"]
@@ -133,7 +134,11 @@ def main() -> None:
             lines = list(csv.DictReader(file))
         again = shlex.join(["rayd", "tune", name, "--out", f"sweeps/{name}"])
         origin = json.loads(made.read_text())
-        entry = result(resolved.space, lines, again, resolved.students(), **origin)
+        try:
+            entry = result(resolved.space, lines, again, resolved.students(), **origin)
+        except ValueError as error:
+            print(f"{name}: {error} See {out}.", flush=True)
+            continue
         print(write(name, entry), flush=True)
 
 

@@ -1,7 +1,9 @@
 """The benchmark that measures recipes and writes their results."""
 
 import json
+import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -201,6 +203,30 @@ def test_results_of_a_study_are_its_table(tmp_path, monkeypatch):
         studies.result(space, [{**table[1], "validation_accuracy": ""}], command, 2, **made)
     with pytest.raises(ValueError, match="lacks none: MTT"):
         studies.result(space, [table[0], {**table[1], "distillations": "2"}], command, 2, **made)
+
+
+def test_a_study_that_failed_is_said_and_tried_again(tmp_path, monkeypatch, capsys):
+    """Its table lacks rows, and stands there although the sweep ended in an error."""
+    name = "ls-mtt-ablation-digits"
+    table = tmp_path / name / "study.csv"
+    table.parent.mkdir()
+    table.write_text("name,validation_accuracy,std,distillations\nall three,,,0\n")
+    tried = []
+
+    def run(command):
+        tried.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(studies.subprocess, "run", run)
+    monkeypatch.setattr(sys, "argv", ["studies", str(tmp_path), name])
+    studies.main()
+    assert len(tried) == 1
+    assert f"{name}: failed" in capsys.readouterr().out
+    made = {"commit": "abc", "date": "2026-11-29"}
+    (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    studies.main()
+    assert len(tried) == 1
+    assert "lacks all three" in capsys.readouterr().out
 
 
 def test_results_of_studies_have_the_rows_of_their_spaces():
