@@ -105,6 +105,8 @@ def _data_name(distilled: Distilled) -> str:
 
 def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
     """Lines of the card below its header."""
+    from rayd.evaluation.matrix import words_of
+
     card = distilled.card
     size = "x".join(map(str, distilled.shape))
     made = f" by {card['method']}" if card.get("method") else ""
@@ -127,7 +129,8 @@ def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
         yield "|---|---|---|---|"
         for result in report.results:
             accuracy = result.test_accuracy.text()
-            yield f"| {result.set} | {result.network} | {accuracy} | {len(result.seeds)} |"
+            words = words_of(result, report.results)
+            yield f"| {words} | {result.network} | {accuracy} | {len(result.seeds)} |"
         yield ""
     yield "## Use"
     yield ""

@@ -16,6 +16,7 @@ from rayd.cli import main
 from rayd.errors import ConfigError, OutputError, RunError
 from rayd.evaluation.report import Accuracy, Report, SetResult
 from rayd.export import export
+from tests.evaluation.test_scores import soft_report
 from tests.test_export import distilled
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -140,6 +141,12 @@ def test_the_card_says_what_the_set_is_and_how_to_use_it(tmp_path):
     assert "| distilled | convnet | 0.550 ± 0.071 | 2 |" in text
     assert "rayd.load(folder)" in text
     assert "@misc{dm}" in text
+
+
+def test_the_card_tells_labels_apart():
+    text = hub.readme(distilled(), soft_report())
+    assert "| distilled | convnet | 0.750 ± 0.071 | 2 |" in text
+    assert "| distilled, hard labels | convnet | 0.550 ± 0.071 | 2 |" in text
 
 
 def test_upload_is_one_commit_of_a_private_repository(folder, server):
