@@ -118,7 +118,8 @@ def learn(
         progress: where progress is shown.
 
     Raises:
-        ConfigError: the steps do not divide the classes, or a memory is unknown.
+        ConfigError: the steps do not divide the classes, a memory is unknown, or two have the same
+            name.
         OutputError: the directory holds distillations of other steps or data.
     """
     progress = progress or Progress()
@@ -127,7 +128,12 @@ def learn(
         raise ConfigError(
             f"'steps' must divide the {data.classes} classes of '{data.name}'. Got {steps} instead."
         )
-    makers = {_name(method): _recipe_of(method, recipe) for method in methods}
+    makers = {_name(method): _recipe_of(method, recipe) for method in dict.fromkeys(methods)}
+    if len(makers) < len(set(methods)):
+        raise ConfigError(
+            "Memories are named for their recipes or files, whose names must differ. "
+            f"Got {', '.join(methods)}."
+        )
     accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
     for order in range(orders):
         drawn = class_order(data.classes, order)

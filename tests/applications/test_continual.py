@@ -134,6 +134,17 @@ def test_steps_divide_the_classes(tmp_path: Path):
         learn(few(), tmp_path, steps=3, orders=1, progress=QUIET)
 
 
+def test_memories_of_the_same_name_are_refused(tmp_path: Path):
+    files = []
+    for folder in ("a", "b"):
+        file = tmp_path / folder / "mine.yaml"
+        file.parent.mkdir()
+        file.write_text("base: digits\n")
+        files.append(str(file))
+    with pytest.raises(ConfigError, match="whose names must differ"):
+        learn(few(), tmp_path / "out", steps=5, methods=files, progress=QUIET)
+
+
 def test_orders_are_seeded_permutations():
     assert sorted(class_order(10, 3)) == list(range(10))
     assert class_order(10, 0).tolist() != class_order(10, 1).tolist()
