@@ -273,7 +273,7 @@ def _archive(path: Path, data: ImageData, labels: npt.NDArray[np.int64]) -> Path
         OutputError: the file holds other images, such as those of another number of steps.
     """
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, Any] = {}
     for name, split in splits.items():
         if split is not None:
             images = _only(split, labels)
