@@ -11,6 +11,7 @@ from rayd.data.summary import DataSummary
 from rayd.evaluation.remarks import MARK, at_chance
 from rayd.evaluation.scores import EXPLAINED
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
+from rayd.evaluation.variants import DISTILLED
 
 if TYPE_CHECKING:
     from rayd.evaluation.report import Report
@@ -94,8 +95,18 @@ class ReportText:
 
     def _missing(self) -> str | None:
         """What the scores lack, and the setting that adds it; None if nothing."""
-        evaluated = {(result.set, result.network, result.epoch) for result in self._report.results}
-        pairs = {(result.network, result.epoch) for result in self._report.results}
+        results = self._report.results
+        pairs = {(result.network, result.epoch) for result in results}
+        # under the protocol of a result on the distilled set, with which they are compared
+        evaluated = {
+            (other.set, *place)
+            for place in pairs
+            for result in results
+            for other in results
+            if result.set == DISTILLED
+            and (result.network, result.epoch) == (other.network, other.epoch) == place
+            and result.same_protocol(other)
+        }
         lacking = []
         for name in ("random", "whole"):
             if any((name, *pair) not in evaluated for pair in pairs):
@@ -104,8 +115,10 @@ class ReportText:
             return None
         scores = "IOR, HLR and LRS" if "random" in lacking else "HLR and LRS"
         both = " and ".join(WORDS[name] for name in lacking)
+        others = any(result.set in lacking for result in results)
         return (
-            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not evaluated; "
+            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not evaluated"
+            f"{' under the same protocol' if others else ''}; "
             "set evaluation.baselines=[random,whole]"
         )
 

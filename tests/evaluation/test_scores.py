@@ -293,6 +293,10 @@ def test_results_of_different_protocols_make_no_score():
     first = of_protocol(600, distilled=0.9)
     merged = first.merge(of_protocol(20, random=0.4))
     assert merged.scores == ()
+    lacking = (
+        "no IOR, HLR and LRS: random images and the whole set were not evaluated under the same"
+    )
+    assert lacking in merged.text().replace("\n ", "")
     merged = merged.merge(of_protocol(20, distilled=0.5, whole=0.95))
     (scores,) = merged.scores
     assert (scores.ior.mean, scores.hlr.mean) == (pytest.approx(0.1), pytest.approx(0.45))
