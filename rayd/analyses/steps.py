@@ -93,8 +93,9 @@ def evaluated(subject: Subject, distilled: Distilled) -> SetResult:
         "evaluation": {"networks": [network], "baselines": [], "comparisons": []}
     }
     if subject.recipe.labels.kind == "stored":
-        # stored labels are those of the finished set
-        overrides["labels"] = {"kind": "online"}
+        # stored labels are those of the finished set; the same order, crops and mixes of batches
+        # make the same students of it
+        overrides["labels"] = {"kind": "online", "seed": subject.recipe.labels.stored_seed}
     report = evaluate_distilled(
         distilled, overrides, subject.data_root, subject.cache, subject.progress
     )

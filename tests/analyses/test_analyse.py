@@ -16,7 +16,7 @@ from rayd.analyses.base import PALETTE, Analysis, Options, Subject, sampled
 from rayd.analyses.budgets import chart, curves
 from rayd.analyses.classes import ClassGain, gains
 from rayd.analyses.lowrank import _classes
-from rayd.analyses.steps import snapshots
+from rayd.analyses.steps import evaluated, snapshots
 from rayd.config import SyntheticSettings
 from rayd.data import Standardization
 from rayd.distilled import Distilled, load
@@ -188,6 +188,23 @@ def test_random_images_of_a_small_class_are_taken_again(monkeypatch):
     subject.__dict__["data"] = data
     _, drawn = subject.random()
     assert drawn.bincount().tolist() == [5] * 10
+
+
+def test_students_over_steps_see_the_batches_of_stored_labels(monkeypatch):
+    """So that the last point of the chart is the accuracy of the run's report."""
+    seen = []
+
+    def evaluate(distilled, overrides, *rest):
+        seen.append(overrides["labels"])
+        return build(("distilled", student(0.8)))
+
+    monkeypatch.setattr("rayd.analyses.steps.evaluate_distilled", evaluate)
+    observers = {"trained": True, "pool": 1, "per_step": 1}
+    stored = tiny(labels={"kind": "stored"}, observers=observers, evaluation={"loss": "kl"})
+    subject = Subject(Path("."), None)
+    subject.__dict__["recipe"] = stored
+    evaluated(subject, None)
+    assert seen == [{"kind": "online", "seed": 0}]
 
 
 def test_mappers_and_bases_are_drawn(tmp_path):
