@@ -95,9 +95,24 @@ class TrainingRun:
                 yield progress
 
     def advance(self) -> EpochProgress | None:
-        """Train for one epoch; return its progress if it ends in a milestone."""
+        """Train for one epoch; return its progress if it ends in a milestone.
+
+        Raises:
+            RunError: the training loss is not finite, or a batch of one image cannot be normalised.
+        """
         started = time.perf_counter()
-        loss = self.trainer.advance()
+        try:
+            loss = self.trainer.advance()
+        except ValueError as error:
+            # torch's batch normalisation, where maps have shrunk to one value
+            if "more than 1 value per channel" not in str(error):
+                raise
+            section = self.subject.learning_rate.rpartition(".")[0]
+            raise RunError(
+                f"The {self.subject.name} cannot normalise a batch of one image, which its "
+                f"{len(self.trainer.training)} images leave at the end of an epoch: set another "
+                f"'{section}.batch_size'."
+            ) from error
         reached = self.trainer.epoch == self.milestones[len(self.history)]
         progress = self._milestone(float(loss)) if reached else None
         self.seconds += time.perf_counter() - started

@@ -12,7 +12,7 @@ from torch import nn
 
 from rayd.artifacts import read_tensors, write_tensors
 from rayd.config import EvaluationSettings, NetworkSettings
-from rayd.data import ImageSet, Whitening
+from rayd.data import ImageSet, ImageShape, Whitening
 from rayd.data.augmentation import augmentation
 from rayd.distilled import Distilled
 from rayd.errors import ArtifactError, ConfigError, DataError, RunError
@@ -438,3 +438,16 @@ def test_test_batches_change_nothing(monkeypatch):
     monkeypatch.setattr(judging, "TEST_BATCH", 7)
     *_, parts = events(3)
     assert parts.per_class == whole.per_class
+
+
+def test_a_batch_of_one_image_that_cannot_be_normalised_is_a_sentence():
+    """Five images in batches of four leave one, whose maps shrink to a single value."""
+    draws = torch.Generator().manual_seed(0)
+    five = TrainingSet(torch.randn(5, 1, 8, 8, generator=draws), torch.arange(5) % 2)
+    network = NetworkSettings(name="resnet18", norm="batch", width=4)
+    settings = EvaluationSettings(augmentation=None, batch_size=4)
+    student = train(five, network, settings, ImageShape(1, 8, 8), 2, 0, 1, "cpu", test=five)
+    with pytest.raises(
+        RunError, match=r"its 5 images leave .* set another 'evaluation\.batch_size'"
+    ):
+        list(student)
