@@ -205,19 +205,23 @@ def _results(equal: bool) -> Iterator[tuple[Headline, MeasuredResult]]:
 
 
 def _completed(results: Sequence[MeasuredResult]) -> Iterator[MeasuredResult]:
-    """The results of a recipe, with the accuracy of the whole set where that was measured once for
-    all of them, by a command with `evaluation.whole_epochs`.
+    """The results of a recipe, with the accuracy of the whole set where that was measured for one of
+    them: by a command with `evaluation.whole_epochs`, which has no row of its own, or else beside
+    another result. Its students are the same unless settings say otherwise.
     """
-    shared = None
+    alone = [result for result in results if _is_of_whole(result)]
+    beside = [result for result in results if result.whole is not None]
+    shared = next(iter([*alone, *beside]), None)
     for result in results:
-        if any(one.startswith("evaluation.whole_epochs=") for one in settings(result.command)):
-            shared = result
-    for result in results:
+        if _is_of_whole(result):
+            continue
         own = settings(result.command)
         others = any(one.startswith(("evaluation.", "labels.", "data.")) for one in own)
-        if result is shared:
-            continue
         yield result if shared is None or others else _with_whole(result, shared)
+
+
+def _is_of_whole(result: MeasuredResult) -> bool:
+    return any(one.startswith("evaluation.whole_epochs=") for one in settings(result.command))
 
 
 def _with_whole(result: MeasuredResult, shared: MeasuredResult) -> MeasuredResult:
