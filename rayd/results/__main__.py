@@ -35,7 +35,9 @@ EXPLAINED = """\
 The same sets beside random images under the same labels, random images of as many bytes (*equal
 storage*) and the whole training set, with [the scores](concepts.md#what-an-accuracy-is-worth) of
 DD-Ranking. A row without a recipe is the set above under hard labels; where a recipe has two rows,
-the second is one more distillation, with all comparisons."""
+the second is another series of distillations, each with a pool of its own and with all comparisons.
+Where the whole set was learned by one student in fewer epochs, the command is among the results of
+`rayd recipes NAME` (`evaluation.whole_epochs`)."""
 EQUAL = ("equal", "combined")
 """Families of the recipes that compare all methods, and combinations of them, at one budget."""
 EQUAL_COLUMNS = (
