@@ -307,7 +307,9 @@ class Synthesizer:
         device = devices.choose(self._recipe.resources) if local else torch.device("cpu")
         state = under("set.", tensors)
         self._set = synthetic.restore(self._recipe.synthetic, state).to(device)
-        self._template = self._pool.share(state)
+        # not what a checkpoint holds: weights climb the loss of the first images (DWA), also in a
+        # run that was resumed
+        self._template = self._task.start
         self._average: SyntheticSet | None = None
         if self._method.averaging is not None:
             # before the first checkpoint the average is the initial set

@@ -207,7 +207,7 @@ class Worker(ObserverTasks):
         self, network_id: NetworkId, weights: ObjectRef, label: int, images: ObjectRef
     ) -> Iterator[Scores]:
         """Score random crops of a class's real images by one observer: a stream of one event."""
-        observer = self._networks.fixed(network_id, weights, "float32")
+        observer = self._networks.trained(network_id, weights)
         yield score(
             observer.logits,
             images.get(),

@@ -43,6 +43,8 @@ class WorkerNetworks:
         self._device = device
         # by network and precision
         self._fixed: dict[tuple[NetworkId, str], Observer] = {}
+        # with trained weights, where those in `_fixed` are interpolated
+        self._trained: dict[NetworkId, Observer] = {}
         # with the key of the block whose images the weights climbed for
         self._climbed: dict[NetworkId, tuple[str, Observer]] = {}
         # one network per architecture, with the key of the weights that it has now
@@ -80,6 +82,15 @@ class WorkerNetworks:
                 network, precision, network_id.group
             )
         return self._fixed[network_id, precision]
+
+    def trained(self, network_id: NetworkId, weights: ObjectRef) -> Observer:
+        """A network with its trained weights, in float32, also where observers are interpolated."""
+        if not self._recipe.network_group(network_id.group).interpolate:
+            return self.fixed(network_id, weights, "float32")
+        if network_id not in self._trained:
+            network = self.build(network_id, weights)
+            self._trained[network_id] = self._observer(network, "float32", network_id.group)
+        return self._trained[network_id]
 
     def _matching(self, task: GradientTask) -> Observer:
         """The fixed network of a task; where weights climb, that of the task's block."""

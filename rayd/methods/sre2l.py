@@ -13,8 +13,9 @@ ImageNet Scale From A New Perspective", NeurIPS 2023.
     w_l   10 for the first normalisation, 1 for the others         r   0.01 (`terms.moments.weight`; 1 on Tiny-ImageNet)
 
 Adam (0.5, 0.9), step size 0.25 along a cosine to zero, 1,000 steps on CIFAR and 4,000 elsewhere, a
-block of 100 images, one of each class; pixels are kept in range after every step. Students then
-learn from the network's softened labels (T = 20).
+block of 100 images, of the classes in turn: one of each of a hundred, ten of each of ten
+(`synthesis.block: classes` is one of each, whatever their number); pixels are kept in range after
+every step. Students then learn from the network's softened labels (T = 20).
 
 **Paper and released code differ**, or leave open: the paper's image priors (total variation, l2)
 have weight 0 in the scripts and are left out here. Real statistics in the code are the running ones

@@ -43,7 +43,7 @@ class FrequencyNetwork(nn.Module):
     """Weights of frequencies (M, d): (M,), positive, of sum 1."""
 
     def __init__(self, dimension: int, width: int = 64, spread: float = 2.0):
-        """Start with random stages; see `settle` for a start that a generator decides."""
+        """Start with random stages; see `draw` for a start that a generator decides."""
         super().__init__()
         self.spread = spread
         self.stages = nn.Sequential(
@@ -54,7 +54,7 @@ class FrequencyNetwork(nn.Module):
             nn.Linear(width, 1),
         )
 
-    def to_device(self, generator: torch.Generator) -> None:
+    def draw(self, generator: torch.Generator) -> None:
         """Draw all parameters anew, as torch would, from a generator on the CPU."""
         for stage in self.stages:
             if isinstance(stage, nn.Linear):
@@ -153,7 +153,7 @@ class FrequencyAdversary:
             }
             load_state_tensors(optimizer, names, kept)
         else:
-            network.to_device(generator())
+            network.draw(generator())
         weights = ascend(network, optimizer, frequencies, gaps)
         after = {
             f"network.{name}": parameter.detach() for name, parameter in network.named_parameters()

@@ -161,13 +161,22 @@ class CovarianceMatching(StatisticTerm):
         return squared_covariance_gap(real, synthetic)
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse a single image of a class, whose covariance is zero whatever it shows.
+        """Refuse single images of a class, whose covariance is zero whatever they show.
 
         Raises:
             ConfigError: says what to use instead.
         """
+        if recipe.synthetic.kind == "lowrank":
+            # as many images as the budget allows, which is more than `ipc` of a class
+            return
         if recipe.ipc * recipe.synthetic.expansion < 2:
             raise ConfigError(
                 f"The term '{self.name}' needs at least two images of a class, as the covariance of one is zero. Use ipc=2 or "
                 "more, or synthetic.kind=partitioned, which makes four of each image (method 'iid-idm' does)."
+            )
+        if recipe.synthesis.block == "classes" and recipe.synthetic.expansion < 2:
+            raise ConfigError(
+                f"The term '{self.name}' needs at least two images of a class in a block, as the "
+                "covariance of one is zero: set 'synthesis.block: null', or a number of images that "
+                "holds several of each class."
             )

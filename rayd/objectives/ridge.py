@@ -13,8 +13,8 @@ Networks" (KIP, NeurIPS 2021):
     first_j, second_j   largest and second largest entry of row j of Y_s: learned labels keep a margin
 
 Targets are centred one-hot rows: y - 1/C of the real images, (y - 1/C) / sqrt(C / 10) of the
-synthetic ones, where learned targets start. KIP has the kernel of an infinitely wide
-network in place of X X^T.
+synthetic ones. Learned ones are made of rows of probabilities, at first 0.9 for the image's class.
+KIP has the kernel of an infinitely wide network in place of X X^T.
 
 With more images than features the same P comes of a smaller system, X_t (X_s^T X_s + lambda I)^-1
 X_s^T Y_s, and that is a ridge filter: with C = X_s^T X_s / n and S = X_s^T Y_s / n, P = X_t f(C) S

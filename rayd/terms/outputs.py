@@ -41,7 +41,7 @@ calibration = functional(Calibration, "calibration", ("labels",))
 
 
 class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
-    """`Calibration` times the accuracy of the network on real images (CSDM).
+    """`Calibration` times the accuracy of the network on real images (IDM).
 
     The accuracy is given with the call, a fraction.
 

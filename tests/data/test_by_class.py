@@ -41,7 +41,12 @@ def class_by_class(
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("strategy", "mode"),
-    [(EVERY, "single"), (EVERY, "all"), *((name, "single") for name in OPERATIONS)],
+    [
+        (EVERY, "single"),
+        (EVERY, "all"),
+        ("color+crop+flip_cutout_scale+rotate", "single"),
+        *((name, "single") for name in OPERATIONS),
+    ],
 )
 def test_by_class_matches_loop(strategy, mode, seed):
     operations = drawn(strategy, mode, seed)

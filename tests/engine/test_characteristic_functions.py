@@ -373,6 +373,37 @@ def test_interpolated_observers_stand_between_their_first_and_their_last_weights
     assert len({round(place, 4) for place in places}) == 3
 
 
+def test_what_terms_keep_for_networks_of_a_model_pool_is_in_checkpoints(tmp_path):
+    """Their numbers go beyond `observers.pool`, by which other networks are counted."""
+    recipe = csdm(
+        real="sampled",
+        observers={"pool": 1, "model_pool": {"start": 1, "push_every": 2, "capacity": 1}},
+        terms={"characteristic_function": {"sampling_network": True, "sampling_rate": 0.3}},
+        evaluation={"comparisons": []},
+    )
+    whole = distill(recipe, tmp_path / "whole", cache=tmp_path / "a", progress=QUIET)
+    break_off(recipe, tmp_path / "broken", 4, cache=tmp_path / "b")
+    resumed = distill(
+        recipe, tmp_path / "broken", cache=tmp_path / "b", resume=True, progress=QUIET
+    )
+    assert torch.equal(resumed.distilled.images, whole.distilled.images)
+
+
+def test_interpolated_observers_score_crops_with_their_trained_weights():
+    """The key of scores in the store knows nothing of interpolation: other runs find them there."""
+    data = load(ncfm().data)
+    images = LocalRef(data.train.images[data.train.class_index[3][:4]])
+    scores = []
+    for interpolate in (True, False):
+        recipe = ncfm(observers={"interpolate": interpolate})
+        network_id = network_ids(recipe)[0]
+        trained = networks.build(network_id.architecture, data.shape, data.classes, seed=5)
+        worker = Worker(recipe, DatasetInfo.of(data))
+        weights = LocalRef(trained.state_dict())
+        scores += list(worker.score(network_id, weights, 3, images))
+    assert torch.equal(scores[0]["loss"], scores[1]["loss"])
+
+
 def test_interpolated_observers_are_calibrated_by_themselves_as_trained(tmp_path):
     squeeze = {
         "epochs": 2,

@@ -23,6 +23,7 @@ from rayd.objectives import Context, NormalizationMatching
 from rayd.recipes import assemble
 from tests.conftest import tiny
 from tests.engine.test_observer import question
+from tests.faults import break_off
 
 NETWORK = {"name": "convnet", "depth": 2, "width": 6, "norm": "batch"}
 QUIET = Progress(quiet=True)
@@ -148,3 +149,18 @@ def test_a_run_differs_from_one_whose_weights_stay(tmp_path):
         sets.append(distill(recipe, tmp_path / str(steps), progress=QUIET).distilled.images)
     assert sets[0].shape == (20, 1, 8, 8)
     assert not torch.equal(*sets)
+
+
+def test_weights_of_a_resumed_run_climb_the_loss_of_the_first_images(tmp_path):
+    recipe = dwa(
+        ipc=1,
+        observers={"ascent_length": 1.0},
+        synthesis={"checkpoint_every": 2},
+        evaluation={"comparisons": []},
+    )
+    whole = distill(recipe, tmp_path / "whole", cache=tmp_path / "a", progress=QUIET)
+    break_off(recipe, tmp_path / "broken", 3, cache=tmp_path / "b")
+    resumed = distill(
+        recipe, tmp_path / "broken", cache=tmp_path / "b", resume=True, progress=QUIET
+    )
+    assert torch.equal(resumed.distilled.images, whole.distilled.images)

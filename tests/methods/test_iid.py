@@ -134,6 +134,7 @@ def test_a_term_brings_its_moving_average():
             "set 'classifiers.trained: true'",
         ),
         ("iid-dm", {"ipc": 1}, "at least two images of a class.*iid-idm"),
+        ("iid-dm", {"synthesis": {"block": "classes"}}, "in a block.*'synthesis.block: null'"),
         ("idm", {"real": "measured"}, "networks that change cannot be measured"),
         (
             "dm",
@@ -150,6 +151,18 @@ def test_a_term_brings_its_moving_average():
 def test_what_cannot_be_followed_is_refused(method, changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         recipe(method, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("iid-dm", {"ipc": 1, "synthetic": {"kind": "lowrank", "rank": 2}}),
+        ("iid-idm", {"synthesis": {"block": "classes"}}),
+    ],
+)
+def test_several_images_of_a_class_may_have_a_covariance(method, given):
+    """Low-rank images are more than `ipc` of a class, and a partitioned one is four."""
+    assert "covariance" in weights(method, **given)
 
 
 def test_one_image_of_a_class_is_enough_where_it_is_expanded():

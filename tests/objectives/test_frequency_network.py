@@ -28,7 +28,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def network(seed: int = 0, **options: float) -> FrequencyNetwork:
     built = FrequencyNetwork(DIMENSION, **options)
-    built.to_device(generator(seed))
+    built.draw(generator(seed))
     return built
 
 

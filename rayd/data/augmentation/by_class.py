@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ Rows = slice | Tensor
 
 ALL = slice(None)
 """All images of a batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Unchanged:
+    """The operation that leaves images as they are."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +69,8 @@ class ByClass:
     """Operations of each class, applied to a batch of several classes.
 
     Args:
-        drawn: the operations of every class among the labels, with one row of parameters each; the
-            same number for each class.
+        drawn: the operations of every class among the labels, with one row of parameters each;
+            some classes may have fewer of them than others.
         labels: class indices (N,) of the batch, on the CPU.
         device: device of the images.
     """
@@ -72,7 +81,8 @@ class ByClass:
         self._drawn = drawn
         self._labels = labels
         present, position = np.unique(labels.numpy(), return_inverse=True)
-        stages = zip(*(drawn[label] for label in present.tolist()), strict=True)
+        # alternatives of a strategy differ in length: the images of a shorter one wait
+        stages = zip_longest(*(drawn[label] for label in present.tolist()), fillvalue=_Unchanged())
         self._stages = _to_device([_parts(operations, position) for operations in stages], device)
 
     def __call__(self, images: Tensor, rows: Rows = ALL) -> Tensor:

@@ -71,6 +71,10 @@ class _RandomNetworks(WorkerNetworks):
         """The first network of its architecture, untrained."""
         return super().fixed(replace(network_id, index=0), None, precision)
 
+    def trained(self, network_id: NetworkId, weights: Any) -> Observer:
+        """The same one."""
+        return self.fixed(network_id, weights, "float32")
+
 
 class CountingWorker(Worker):
     """A worker with one random network per architecture, and without students' steps."""

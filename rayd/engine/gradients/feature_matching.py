@@ -193,6 +193,7 @@ class FeatureMatching(GradientSource):
             gradient_results.append(parts[start]._replace(gradients=gradients))
         for task, result in zip(tasks, gradient_results, strict=True):
             self.memory[task.network_id] = result.memory
+        self._forget_replaced(step)
         of_groups = []
         values = []
         for group in self._groups:
@@ -208,6 +209,15 @@ class FeatureMatching(GradientSource):
         metrics = {name: value for terms in values for name, value in terms.items()}
         metrics["loss"] = total([terms["loss"] for terms in values])
         return Update(totals(of_groups), metrics)
+
+    def _forget_replaced(self, step: int) -> None:
+        """Drop what terms keep for networks that have left the model pool for good."""
+        if self._models is None:
+            return
+        active = self._models.active(step)
+        for network_id in list(self.memory):
+            if network_id.group == "observers" and network_id.index not in active:
+                del self.memory[network_id]
 
     @property
     def has_work_after(self) -> bool:
@@ -301,24 +311,36 @@ class FeatureMatching(GradientSource):
     def state_dict(self) -> dict[str, Tensor]:
         """Memory of the terms, and the model pool."""
         tensors = {}
-        for group, ids in self._groups.items():
-            for index, network_id in enumerate(ids):
-                for term, kept in self.memory.get(network_id, {}).items():
-                    for name, tensor in kept.items():
-                        # by the place of the network, as its architecture is no name for a file
-                        tensors[f"memory.{group}.{index}.{term}.{name}"] = tensor
+        for network_id in sorted(self.memory, key=lambda one: (one.group, self._number(one))):
+            # by a number, as the architecture of a network is no name for a file
+            place = f"memory.{network_id.group}.{self._number(network_id)}"
+            for term, kept in self.memory[network_id].items():
+                for name, tensor in kept.items():
+                    tensors[f"{place}.{term}.{name}"] = tensor
         if self._models is not None:
             for name, tensor in self._models.state().items():
                 # the name of the model pool in the version before, which checkpoints keep
                 tensors[f"queue.{name}"] = tensor
         return tensors
 
+    def _number(self, network_id: NetworkId) -> int:
+        """Number of a network in checkpoints: that in the model pool, or its place in the turns."""
+        if network_id.group == "observers" and self._models is not None:
+            return network_id.index
+        return self._places[network_id.group][network_id]
+
+    def _numbered(self, group: NetworkGroup, number: int) -> NetworkId:
+        """The inverse of `_number`."""
+        if group == "observers" and self._models is not None:
+            return self._models.network_id(number)
+        return self._groups[group][number]
+
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`."""
         for path, tensor in under("memory.", tensors).items():
             group, index, term, name = path.split(".", 3)
             group = OLD_GROUPS.get(group, group)
-            network_id = self._groups[cast(NetworkGroup, group)][int(index)]
+            network_id = self._numbered(cast(NetworkGroup, group), int(index))
             self.memory.setdefault(network_id, {}).setdefault(term, {})[name] = tensor
         if self._models is not None:
             self._models.restore(under("queue.", tensors))
