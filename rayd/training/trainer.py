@@ -27,7 +27,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from rayd.config import TrainingSettings
 from rayd.data.augmentation import Rows
 from rayd.devices import autocast, convolutions, to_device
-from rayd.errors import RunError
 from rayd.networks import restore
 from rayd.schedules import alrs, learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
@@ -236,17 +235,7 @@ class Trainer:
         read = taken(self._images, with_rows, lambda pair: pair[1], self.device)
         prepared = (self._prepared(part, rows, images) for (part, rows), images in read)
         for batch, logits in self._with_logits(prepared):
-            try:
-                loss = self._step(batch, logits)
-            except ValueError as error:
-                if len(batch) > 1 or "more than 1 value per channel" not in str(error):
-                    raise
-                raise RunError(
-                    "The network normalises maps of a single pixel by the batch, which needs two "
-                    f"images: {count} in batches of {self.settings.batch_size} leave a batch with "
-                    "one. Set another 'batch_size', or choose a network with another norm."
-                ) from error
-            total += loss * batch.part.whole
+            total += self._step(batch, logits) * batch.part.whole
         if self._teachers is not None:
             self._teachers.check()
         return self._parallelism.mean(total) / count

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayd.artifacts import read_tensors, write_tensors
-from rayd.config import EvaluationSettings, NetworkSettings
+from rayd.config import EvaluationSettings
 from rayd.errors import RunError
 from rayd.schedules import learning_rate_factor, milestone_epochs
 from rayd.seeding import seeded
@@ -156,14 +156,6 @@ def test_alrs_lowers_the_step_size_for_good_when_the_loss_stalls(monkeypatch):
         rates.append(training._optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.05, 0.05, 0.025, 0.025, 0.0125, 0.0125])
     assert asked == list(zip([None, *losses], losses, strict=False))
-
-
-def test_a_single_image_left_for_batch_normalisation_of_single_pixels_is_a_sentence():
-    """30 images in batches of 29; the last maps of a ResNet are 1 x 1 for 8 x 8 pixels."""
-    resnet = network(0, NetworkSettings(name="resnet18", width=8))
-    with pytest.raises(RunError, match=r"single pixel .* 30 in batches of 29 .* 'batch_size'"):
-        trainer(settings(batch_size=29), resnet).advance()
-    trainer(settings(batch_size=28), resnet).advance()
 
 
 def test_the_average_moves_after_every_step_and_leaves_batch_statistics_to_the_network():
