@@ -17,7 +17,7 @@ from rayd.data.duplicates import duplicates, exact_keys, keys_of
 from rayd.data.outline import load_outline
 from rayd.data.summary import DataSummary
 from rayd.errors import ArtifactError, DataError
-from tests.data.files import encode, some_images, write_folder
+from tests.data.files import encode, some_images, write_folder, write_parquet
 
 
 @pytest.fixture
@@ -258,6 +258,20 @@ def test_a_check_agrees_with_load(root: Path) -> None:
     assert found.good
     assert found.problems == ()
     assert found.summary == load(settings).summary
+
+
+def test_a_check_lists_images_that_parquet_files_lack(tmp_path: Path) -> None:
+    for seed, name in enumerate(("train", "test")):
+        contents: list[bytes | None] = [encode(image) for image in some_images(12, seed=seed)]
+        contents[3] = b""
+        contents[7] = None
+        write_parquet(tmp_path / f"{name}.parquet", contents, [0, 1] * 6)
+    found = check(DataSettings(name=str(tmp_path)))
+    errors = [problem.what for problem in found.problems]
+    assert len(errors) == 3
+    assert sum("is empty (0 bytes)" in error for error in errors) == 1
+    ending = "'img.bytes' is null. What follows was not looked at."
+    assert sum(error.endswith(ending) for error in errors) == 2
 
 
 def test_a_check_of_data_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
