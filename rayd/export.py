@@ -40,7 +40,7 @@ from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash, w
 from rayd.card_format import check_card
 from rayd.data.normalization import Normalization, restore
 from rayd.distilled import Distilled
-from rayd.errors import ArtifactError, ConfigError, OutputError, unknown
+from rayd.errors import ArtifactError, ConfigError, OutputError, RunError, unknown
 
 Format = Literal["parquet", "hub", "imagefolder", "npz", "safetensors"]
 
@@ -129,11 +129,17 @@ def export(
             f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; "
             "remove it yourself."
         )
-    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # what a link points to is replaced, not the link; '.' has a name as well
+    target = destination.resolve()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         WRITERS[cast(Format, format)](distilled, temporary, destination)
-        _replace(temporary, destination)
+        _replace(temporary, target)
+    except RunError as error:
+        # the file that is named in it is not the one that the user knows
+        message = str(error).replace(str(temporary), str(destination))
+        raise OutputError(message) from error
     except OSError as error:
         raise OutputError(f"Cannot write '{destination}': {error.strerror or error}.") from error
     finally:
