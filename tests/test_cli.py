@@ -21,6 +21,7 @@ from PIL import Image
 import rayd
 from rayd import cli, recipes
 from rayd.cli import main
+from rayd.errors import ConfigError
 from rayd.interrupts import STOPPED
 from tests.faults import Interrupting
 from tuning import space
@@ -393,6 +394,20 @@ def command(_):
 program.app = command
 program.main([])
 """
+
+
+@pytest.mark.parametrize("name", ["../else", "/else"])
+def test_the_name_of_a_recipe_leads_nowhere_else(capsys, tmp_path, monkeypatch, name):
+    """The recipe may be a stranger's, and its run would replace one there with --overwrite."""
+    (tmp_path / "own.yaml").write_text(f"base: digits\nname: {name}\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    code, out, err = run(capsys, "distill", str(tmp_path / "own.yaml"), *QUICK)
+    assert (code, out) == (2, "")
+    assert f"The name '{name}' in 'runs' leads out of that folder" in err
+    with pytest.raises(ConfigError, match="leads out of that folder"):
+        rayd.distill(str(tmp_path / "own.yaml"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml", "work"]
 
 
 def test_a_second_interrupt_is_one_sentence():
