@@ -488,6 +488,12 @@ def test_a_picture_has_the_format_of_its_name(capsys, finished, tmp_path, name, 
     assert (tmp_path / name).read_bytes().startswith(start)
 
 
+def test_a_class_that_does_not_exist_is_refused_without_a_picture(capsys, finished):
+    code, out, error = run(capsys, "show", str(finished), "--class", "owl")
+    assert (code, out) == (2, "")
+    assert "Unknown class 'owl'" in error
+
+
 def test_other_formats_of_pictures_are_refused(capsys, finished, tmp_path):
     code, _, error = run(capsys, "show", str(finished), "--png", str(tmp_path / "sheet.tif"))
     assert code == 2

@@ -293,6 +293,11 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
     assert len(tree["problems"]) == 5
 
 
+def test_a_check_names_settings_as_they_are_spelled(root: Path) -> None:
+    refused = CliRunner().invoke(app, ["data", "check", str(root), "imagesize=8"])
+    assert "did you mean 'data.image_size'?" in str(refused.exception)
+
+
 def test_help_names_layouts_and_settings() -> None:
     """What is known about own data is found without the source."""
     printed = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).output.split())
