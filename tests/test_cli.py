@@ -687,3 +687,10 @@ def test_an_empty_option_is_refused(capsys, words):
     """It would be the current folder."""
     code, _, error = run(capsys, "distill", "digits", *words)
     assert (code, error) == (2, "rayd: Option '--out' is empty.\n")
+
+
+@pytest.mark.parametrize("words", [("--import",), ("--import", ""), ("--import=",)])
+def test_an_import_without_a_file_is_refused(capsys, words):
+    code, _, error = run(capsys, "plan", "digits", *words)
+    assert code == 2
+    assert "rayd: Option --import needs a file" in error

@@ -194,7 +194,7 @@ def _carve(
             f"A {purpose} split cannot be carved from {train.split.where}: "
             "no class has more than one image."
         )
-    origin = f"{fraction:.0%} of each class, carved from train (seed {seed})"
+    origin = f"{100 * fraction:g}% of each class, carved from train (seed {seed})"
     return train.at(kept), replace(train.at(carved), origin=origin)
 
 

@@ -298,6 +298,12 @@ def test_a_check_names_settings_as_they_are_spelled(root: Path) -> None:
     assert "did you mean 'data.image_size'?" in str(refused.exception)
 
 
+def test_the_fraction_of_a_carved_split_is_not_rounded() -> None:
+    summary = load(DataSettings(name="digits", validation_fraction=0.995)).summary
+    assert summary is not None
+    assert summary.splits["validation"].origin.startswith("99.5% of each class")
+
+
 def test_help_names_layouts_and_settings() -> None:
     """What is known about own data is found without the source."""
     printed = " ".join(CliRunner().invoke(app, ["data", "check", "--help"]).output.split())
