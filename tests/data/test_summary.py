@@ -197,6 +197,27 @@ def test_keys_find_exactly_the_copies(sampled: bool) -> None:
     assert found.within == {"test": 29}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_drawings_that_differ_in_a_spot_are_no_copies(tmp_path: Path, stream: bool) -> None:
+    """A pass over streamed images keeps a key of some of their pixels alone."""
+    places = iter(np.random.default_rng(0).permutation(31 * 31))
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            drawings = np.full((10, 3, 64, 64), 255, np.uint8)
+            for drawing in drawings:
+                y, x = divmod(int(next(places)), 31)
+                drawing[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = 0
+            write_folder(tmp_path / "set" / split, {name: drawings})
+    copied = tmp_path / "set" / "test" / "a" / "000.png"
+    copied.write_bytes((tmp_path / "set" / "train" / "a" / "003.png").read_bytes())
+    settings = DataSettings(name=str(tmp_path / "set"), stream=stream, copies="keep")
+    summary = load(settings, cache=tmp_path / "cache").summary
+    assert summary is not None
+    assert summary.duplicates is not None
+    assert (summary.duplicates.tested, summary.duplicates.within) == (1, {})
+    assert summary.duplicates.relabelled == 0
+
+
 def test_outlines_say_what_will_be_read(root: Path) -> None:
     outline = load_outline(DataSettings(name=str(root), image_size=8)).data.summary
     loaded = summary_of(root, image_size=8)
