@@ -562,8 +562,17 @@ def _decoded(files: Sequence[Any]) -> Tensor:
 def _no_card(path: Path) -> str:
     return (
         f"'{path}' holds no card of a distilled set, as exports of this version do; export the set "
-        f"again, or use it as data with data.name={path}."
+        f"again{_as_data(path)}."
     )
+
+
+def _as_data(path: Path) -> str:
+    """Ending of a sentence on what cannot be a set, but may be read as a data set.
+
+    A single Parquet file, or one of tensors, cannot.
+    """
+    is_data = path.is_dir() or path.suffix == ".npz"
+    return f", or use its images as data with data={path}" if is_data else ""
 
 
 def _restored(path: Path, contents: _Contents) -> Distilled:
@@ -573,8 +582,7 @@ def _restored(path: Path, contents: _Contents) -> Distilled:
     normalization = restore(card["normalization"], contents.state)
     if _digest(card, normalization, contents.labels, images) != contents.side["digest"]:
         raise ArtifactError(
-            f"'{path}' does not hold the set that was exported; export it again, or use the images "
-            f"as data with data.name={path}."
+            f"'{path}' does not hold the set that was exported; export it again{_as_data(path)}."
         )
     if contents.inputs is None:
         images = normalization(images.contiguous())

@@ -276,8 +276,10 @@ def test_an_export_out_of_range_is_data_as_well(tmp_path, format):
 
 def test_a_parquet_file_of_a_stranger_is_no_export(tmp_path):
     pd.DataFrame({"label": [0, 1]}).to_parquet(tmp_path / "some.parquet")
-    with pytest.raises(ArtifactError, match="holds no card of a distilled set"):
+    with pytest.raises(ArtifactError, match="holds no card of a distilled set") as caught:
         load(tmp_path / "some.parquet")
+    # a single file is no data set either
+    assert "data=" not in str(caught.value)
 
 
 def tiny_file(folder, **overrides):
