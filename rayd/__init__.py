@@ -200,7 +200,7 @@ def distill(
     from rayd.config import given_resources, merge, nested
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
-    from rayd.engine.rundir import RunDirectory
+    from rayd.engine.rundir import RunDirectory, default_directory
     from rayd.given import check_sendable, network_settings, own_settings, recipe_of
     from rayd.recipes import resolve
 
@@ -246,7 +246,7 @@ def distill(
             own = merge(own, network_settings(network, recipe))
             recipe = recipe_with(merge(own, given))
         check_sendable(recipe)
-        directory = Path(out if out is not None else Path("runs") / recipe.name)
+        directory = Path(out) if out is not None else default_directory(recipe)
         try:
             return run(
                 recipe,

@@ -341,7 +341,9 @@ def load(path: str | Path) -> Distilled:
             card.
     """
     place = remote.local(path)
-    if not (place / CARD).exists() and not (place / DIRECTORY).exists() and place.exists():
+    # an image folder may have a class of the name of either
+    is_set = (place / CARD).is_file() or (place / DIRECTORY / CARD).is_file()
+    if not is_set and place.exists():
         # pyarrow and numpy's archives are needed for exports alone
         from rayd.export import is_export, load_export
 

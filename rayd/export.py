@@ -40,7 +40,7 @@ from rayd.artifacts import content_hash, read_json, read_tensors, tensor_hash, w
 from rayd.card_format import check_card
 from rayd.data.normalization import Normalization, restore
 from rayd.distilled import Distilled
-from rayd.errors import ArtifactError, ConfigError, OutputError, unknown
+from rayd.errors import ArtifactError, ConfigError, OutputError, RunError, unknown
 
 Format = Literal["parquet", "hub", "imagefolder", "npz", "safetensors"]
 
@@ -129,11 +129,17 @@ def export(
             f"'{destination}' holds what no export writes ('{other}'), so it is not overwritten; "
             "remove it yourself."
         )
-    temporary = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # what a link points to is replaced, not the link; '.' has a name as well
+    target = destination.resolve()
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         WRITERS[cast(Format, format)](distilled, temporary, destination)
-        _replace(temporary, destination)
+        _replace(temporary, target)
+    except RunError as error:
+        # the file that is named in it is not the one that the user knows
+        message = str(error).replace(str(temporary), str(destination))
+        raise OutputError(message) from error
     except OSError as error:
         raise OutputError(f"Cannot write '{destination}': {error.strerror or error}.") from error
     finally:
@@ -556,8 +562,17 @@ def _decoded(files: Sequence[Any]) -> Tensor:
 def _no_card(path: Path) -> str:
     return (
         f"'{path}' holds no card of a distilled set, as exports of this version do; export the set "
-        f"again, or use it as data with data.name={path}."
+        f"again{_as_data(path)}."
     )
+
+
+def _as_data(path: Path) -> str:
+    """Ending of a sentence on what cannot be a set, but may be read as a data set.
+
+    A single Parquet file, or one of tensors, cannot.
+    """
+    is_data = path.is_dir() or path.suffix == ".npz"
+    return f", or use its images as data with data={path}" if is_data else ""
 
 
 def _restored(path: Path, contents: _Contents) -> Distilled:
@@ -567,8 +582,7 @@ def _restored(path: Path, contents: _Contents) -> Distilled:
     normalization = restore(card["normalization"], contents.state)
     if _digest(card, normalization, contents.labels, images) != contents.side["digest"]:
         raise ArtifactError(
-            f"'{path}' does not hold the set that was exported; export it again, or use the images "
-            f"as data with data.name={path}."
+            f"'{path}' does not hold the set that was exported; export it again{_as_data(path)}."
         )
     if contents.inputs is None:
         images = normalization(images.contiguous())

@@ -21,6 +21,7 @@ from PIL import Image
 import rayd
 from rayd import cli, recipes
 from rayd.cli import main
+from rayd.errors import ConfigError
 from rayd.interrupts import STOPPED
 from tests.faults import Interrupting
 from tuning import space
@@ -395,6 +396,20 @@ program.main([])
 """
 
 
+@pytest.mark.parametrize("name", ["../else", "/else"])
+def test_the_name_of_a_recipe_leads_nowhere_else(capsys, tmp_path, monkeypatch, name):
+    """The recipe may be a stranger's, and its run would replace one there with --overwrite."""
+    (tmp_path / "own.yaml").write_text(f"base: digits\nname: {name}\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    code, out, err = run(capsys, "distill", str(tmp_path / "own.yaml"), *QUICK)
+    assert (code, out) == (2, "")
+    assert f"The name '{name}' in 'runs' leads out of that folder" in err
+    with pytest.raises(ConfigError, match="leads out of that folder"):
+        rayd.distill(str(tmp_path / "own.yaml"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml", "work"]
+
+
 def test_a_second_interrupt_is_one_sentence():
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
@@ -471,6 +486,12 @@ def test_show_has_accuracies(capsys, finished, tmp_path):
 def test_a_picture_has_the_format_of_its_name(capsys, finished, tmp_path, name, start):
     assert run(capsys, "show", str(finished), "--png", str(tmp_path / name))[0] == 0
     assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_a_class_that_does_not_exist_is_refused_without_a_picture(capsys, finished):
+    code, out, error = run(capsys, "show", str(finished), "--class", "owl")
+    assert (code, out) == (2, "")
+    assert "Unknown class 'owl'" in error
 
 
 def test_other_formats_of_pictures_are_refused(capsys, finished, tmp_path):
@@ -666,3 +687,10 @@ def test_an_empty_option_is_refused(capsys, words):
     """It would be the current folder."""
     code, _, error = run(capsys, "distill", "digits", *words)
     assert (code, error) == (2, "rayd: Option '--out' is empty.\n")
+
+
+@pytest.mark.parametrize("words", [("--import",), ("--import", ""), ("--import=",)])
+def test_an_import_without_a_file_is_refused(capsys, words):
+    code, _, error = run(capsys, "plan", "digits", *words)
+    assert code == 2
+    assert "rayd: Option --import needs a file" in error

@@ -93,6 +93,25 @@ def test_data_are_named_by_a_word_or_a_path():
     assert merge({}, {"data": "cifar10"}) == {"data": {"name": "cifar10"}}
 
 
+@pytest.mark.parametrize(
+    "name", ["photos #1", "2024", "2024-01-05", "1e3", "on", "[x]", "a: b", "@new"]
+)
+@pytest.mark.parametrize("key", ["data", "data.name"])
+def test_names_of_data_are_taken_as_they_are_typed(key, name):
+    assert resolve("digits", parse_overrides([f"{key}={name}"])).data.name == name
+
+
+def test_quoted_names_of_data_and_colours_are_read():
+    tree = parse_overrides(['data="photos #1"', "data.background=#00ff00"])
+    assert tree == {"data": {"name": "photos #1", "background": "#00ff00"}}
+    assert parse_overrides(["data={name: cifar10}"]) == {"data": {"name": "cifar10"}}
+
+
+def test_a_key_that_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match=r"must have the form key or key\.sub"):
+        resolve("digits", {1: 2})
+
+
 def test_a_value_in_place_of_a_list_is_refused_with_the_form_of_a_list():
     with pytest.raises(
         ConfigError, match=r"must fit: it is a list, as in evaluation\.epoch=\[\.\.\.\]"

@@ -22,7 +22,7 @@ from rayd.distilled import Distilled, load
 from rayd.engine.distill import distill
 from rayd.engine.progress import Progress
 from rayd.engine.run import Run
-from rayd.errors import ArtifactError, ConfigError, OutputError
+from rayd.errors import ArtifactError, ConfigError, OutputError, RunError
 from rayd.export import WRITERS, export, folders
 from tests.conftest import tiny
 
@@ -139,6 +139,38 @@ def test_a_folder_with_other_files_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_what_a_link_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    export(distilled(), "imagefolder", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+    assert (tmp_path / "disk" / "rayd.json").exists()
+
+
+def test_the_current_folder_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export(distilled(), "npz", ".", overwrite=True)
+    assert len(load(tmp_path / "here")) == 6
+
+
+def test_a_failed_write_names_the_destination(tmp_path, monkeypatch):
+    def full(path, *_):
+        raise RunError(f"Cannot write '{path}': No space left on device.")
+
+    monkeypatch.setattr("rayd.export.write_tensors", full)
+    with pytest.raises(OutputError) as caught:
+        export(distilled(), "safetensors", tmp_path / "out")
+    assert str(caught.value) == f"Cannot write '{tmp_path / 'out'}': No space left on device."
+
+
+@pytest.mark.parametrize("name", ["distilled", "card.json"])
+def test_a_class_may_be_called_like_a_part_of_a_run(tmp_path, name):
+    export(distilled(("ape", name, "zebra")), "imagefolder", tmp_path / "out")
+    assert load(tmp_path / "out").class_names == ("ape", name, "zebra")
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'parquet'"):
         export(distilled(), "parket", tmp_path / "out")
@@ -233,10 +265,21 @@ def test_an_export_is_data_as_well(tmp_path, format):
     )
 
 
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+def test_an_export_out_of_range_is_data_as_well(tmp_path, format):
+    made = distilled(soft=True, shift=0.3)
+    destination = tmp_path / f"out{'.npz' * (format == 'npz')}"
+    export(made, format, destination)
+    data = load_data(DataSettings(name=str(destination)))
+    assert len(data.train) + len(data.test) == len(made)
+
+
 def test_a_parquet_file_of_a_stranger_is_no_export(tmp_path):
     pd.DataFrame({"label": [0, 1]}).to_parquet(tmp_path / "some.parquet")
-    with pytest.raises(ArtifactError, match="holds no card of a distilled set"):
+    with pytest.raises(ArtifactError, match="holds no card of a distilled set") as caught:
         load(tmp_path / "some.parquet")
+    # a single file is no data set either
+    assert "data=" not in str(caught.value)
 
 
 def tiny_file(folder, **overrides):

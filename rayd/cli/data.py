@@ -102,7 +102,7 @@ def data_check(
     from rayd.data.check import check
 
     given = [override.removeprefix("data.") for override in overrides or []]
-    settings = validate(DataSettings, {"name": path, **parse_overrides(given)}, prefix="data.")
+    settings = validate(DataSettings, {"name": path, **parse_overrides(given)}, prefix="data")
     found = check(settings, data_root)
     print_result(found, as_json)
     if not found.good:

@@ -128,7 +128,7 @@ def show(
         from rayd.engine.spectra_of_run import from_distilled
 
         image = from_distilled(distilled, data_root, cache)
-    elif png is not None or protocol != "none" or before or steps is not None:
+    elif png is not None or protocol != "none" or before or steps is not None or classes:
         image = sheet(distilled, classes=classes or (), scale=scale, before=before, steps=steps)
     if png is not None:
         write_picture(png, image)

@@ -104,15 +104,14 @@ def _without_imports(given: list[str]) -> list[str]:
     kept: list[str] = []
     words = iter(given)
     for word in words:
-        if word == "--import":
-            file = next(words, None)
-            if file is None:
-                raise ConfigError("Option --import needs a file: --import my_method.py.")
-            plugins.load_file(file)
-        elif word.startswith("--import="):
-            plugins.load_file(word.removeprefix("--import="))
-        else:
+        option, equals, file = word.partition("=")
+        if option != "--import":
             kept.append(word)
+            continue
+        file = file if equals else next(words, "")
+        if not file:
+            raise ConfigError("Option --import needs a file: --import my_method.py.")
+        plugins.load_file(file)
     return kept
 
 

@@ -154,7 +154,7 @@ def _requested(
 ) -> tuple[Recipe, Path]:
     """Recipe and directory of a run, as named, or with --resume those of an existing run."""
     from rayd import recipes
-    from rayd.engine.rundir import RunDirectory
+    from rayd.engine.rundir import RunDirectory, default_directory
 
     if resume and name is not None and to is not None and "=" in name:
         # --resume --out DIR KEY=VALUE: the recipe is left out
@@ -166,7 +166,7 @@ def _requested(
     settings = given_settings(overrides, workers, address)
     if name is not None:
         resolved = recipes.resolve(name, settings)
-        return resolved, to or Path("runs") / resolved.name
+        return resolved, to or default_directory(resolved)
     if resume and to is not None:
         return RunDirectory(to).recipe(settings), to
     missing = (

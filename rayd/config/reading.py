@@ -36,8 +36,18 @@ class _UniqueKeys(yaml.SafeLoader):
 _QUICK_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+DATA_NAMES = frozenset({"data", "data.name"})
+"""Settings that name data, by dotted key."""
+
+
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     """Parse overrides such as `["synthesis.steps=5", "ipc=2"]` into a tree; values are YAML.
+
+    A name or path of data is taken as it stands, unless it is a mapping or in quotation marks: YAML
+    would read `2024` as a number, and drop what follows ` #`. So is a colour such as `#ffffff`.
+
+    >>> parse_overrides(["data=my photos #1", "data.background=#ffffff"])
+    {'data': {'name': 'my photos #1', 'background': '#ffffff'}}
 
     Raises:
         ConfigError: an argument is not of the form `key.sub=value`.
@@ -49,14 +59,20 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"An override must have the form key.sub=value. Got '{argument}' instead."
             )
-        try:
-            value = yaml.load(text, _UniqueKeys)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
-        if isinstance(value, str):
-            value = _number(value)
+        text = text.strip()
+        is_name = key in DATA_NAMES and not text.startswith(("{", "'", '"'))
+        value = text if is_name or text.startswith("#") else _value(text, argument)
         tree = merge(tree, nested({key: value}))
     return tree
+
+
+def _value(text: str, argument: str) -> Any:
+    """What a value is as YAML."""
+    try:
+        value = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
+    return _number(value) if isinstance(value, str) else value
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,7 +106,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         )
     tree: dict[str, Any] = {}
     for key, value in settings.items():
-        if not all(key.split(".")):
+        if not isinstance(key, str) or not all(key.split(".")):
             raise ConfigError(f"A setting must have the form key or key.sub. Got '{key}' instead.")
         branch = value
         for part in reversed(key.split(".")):

@@ -168,7 +168,7 @@ def _look(split: Split, settings: DataSettings) -> _Findings:
         return found
     with ThreadPoolExecutor(cores(), "rayd-check") as pool:
         start = 0
-        for chunk in _chunks(read.encoded.read(rows)):
+        for chunk in _chunks(_readable(read.encoded.read(rows), split, found)):
             for offset, seen in enumerate(pool.map(lambda one: _see(one, decoder), chunk)):
                 row = start + offset
                 if isinstance(seen, str):
@@ -184,7 +184,21 @@ def _look(split: Split, settings: DataSettings) -> _Findings:
                     found.coloured += seen.coloured
                     found.log.add(seen.log)
             start += len(chunk)
+    for row in range(start, len(rows)):
+        # no copies of any other image
+        found.keys[row] = _key((row,), split.where.encode("utf-8", "replace"))
     return found
+
+
+def _readable(encoded: Iterable[Encoded], split: Split, found: _Findings) -> Iterator[Encoded]:
+    """Images up to the first that its file does not give, which ends the split.
+
+    A Parquet file is read in one go: an image that is null, or a damaged page, hides what follows.
+    """
+    try:
+        yield from encoded
+    except DataError as error:
+        found.unreadable.append((split.where, f"{error} What follows was not looked at."))
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ from rayd.data.normalization import (
 )
 from rayd.data.sources import open_source
 from rayd.data.splits import check_labels, choose_classes, long_tailed, stratified
+from rayd.data.streaming import StreamedPixels
 from rayd.data.summary import DataSummary, summarize
 from rayd.data.survey import Survey, survey
+from rayd.data.survey import exact_keys as exact_keys_of_streams
 from rayd.errors import ConfigError, DataError, unknown
 
 TEST_FRACTION = 0.2
@@ -194,7 +196,7 @@ def _carve(
             f"A {purpose} split cannot be carved from {train.split.where}: "
             "no class has more than one image."
         )
-    origin = f"{fraction:.0%} of each class, carved from train (seed {seed})"
+    origin = f"{100 * fraction:g}% of each class, carved from train (seed {seed})"
     return train.at(kept), replace(train.at(carved), origin=origin)
 
 
@@ -353,12 +355,14 @@ def _stream(
         raise streamed_whitening(settings.normalization)
     sets = dict[str, ImageSet]()
     found = dict[str, Survey]()
+    streamed = dict[str, StreamedPixels]()
     decoder = Decoder.of(settings)
     shape = None
     for split, subset in chosen.items():
         assert isinstance(subset.split.read, EncodedPixels)
         images = subset.split.read.streamed(subset.rows, decoder, shape)
         found[split] = survey(images, subset.labels, names, cache, partial(on_progress, split))
+        streamed[split] = images
         sets[split] = ImageSet(images, subset.labels, names, found[split].fingerprint)
         shape = images.image
     log = DecodeLog()
@@ -370,7 +374,7 @@ def _stream(
         source,
         chosen,
         sets,
-        keys={split: scan.keys for split, scan in found.items()},
+        keys=exact_keys_of_streams(streamed, {split: scan.keys for split, scan in found.items()}),
         log=log,
         brightest=int(np.flatnonzero(histogram.any(axis=0)).max(initial=0)),
     )

@@ -10,9 +10,12 @@ it needs (`rayd.data.copies`); arrays are fetched whole.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +30,8 @@ from rayd.errors import ConfigError, DataError, unknown
 
 if TYPE_CHECKING:
     from rayd.config import DataSettings
+
+log = logging.getLogger(__name__)
 
 ROOT_VARIABLE = "RAYD_DATA"
 """Environment variable of the data root."""
@@ -64,10 +69,11 @@ def data_roots(root: Path | None = None) -> tuple[Path, ...]:
 
 
 def locate(name: str, root: Path | None = None) -> Path | None:
-    """Path of the data set with a name or at a path; None if not found or not readable.
+    """Path of the data set with a name or at a path; None if not found or of no known format.
 
     Raises:
-        RaydError: it is from outside the package, and fails to load or is unfit.
+        RaydError: it is from outside the package, and fails to load or is unfit; or this user may
+            not read it.
     """
     found = next((path for path in _candidates(name, root) if _exists(path)), None)
     if found is None and (plugins.is_spec(name) or name in plugins.offered("datasets")):
@@ -80,10 +86,13 @@ def locate(name: str, root: Path | None = None) -> Path | None:
 
 def known_sources(root: Path | None = None) -> list[SourceInfo]:
     """List the known data sets, found or not, then other data sets in the data roots."""
-    infos = [
-        SourceInfo(known.name, known.classes, locate(known.name, root), known.how)
-        for known in KNOWN.values()
-    ]
+    infos = []
+    for known in KNOWN.values():
+        # what cannot be read stands in the way of no list
+        found = None
+        with suppress(DataError):
+            found = locate(known.name, root)
+        infos.append(SourceInfo(known.name, known.classes, found, known.how))
     listed = set[str]()
     for known in KNOWN.values():
         for relative in (known.name, *known.places, *known.pickled):
@@ -91,9 +100,12 @@ def known_sources(root: Path | None = None) -> list[SourceInfo]:
     for parent in data_roots(root):
         for path in remote.listed(parent):
             name = path.stem if path.suffix == ".npz" else path.name
-            if name not in listed and not name.startswith(".") and _exists(path):
-                listed.add(name)
-                infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
+            if name in listed or name.startswith("."):
+                continue
+            with suppress(DataError):
+                if _exists(path):
+                    listed.add(name)
+                    infos.append(SourceInfo(name, None, path, "it is not one of rayd's known sets"))
     for name, value in plugins.offered("datasets").items():
         infos.append(SourceInfo(name, None, Path(value), "an installed package has it"))
     return infos
@@ -115,6 +127,8 @@ def open_source(
     path = locate(name, root) if name else None
     known = KNOWN.get(name)
     names = known.class_names if known else None
+    if known is not None:
+        _tell_namesake(name, path)
     if path is not None and remote.url(path) is not None:
         # encoded images are opened from a listing of their names, which fetches labels alone
         listing = Listing.of(path)
@@ -139,6 +153,20 @@ def open_source(
     return format_.open_source(path, names)
 
 
+@cache
+def _tell_namesake(name: str, path: Path | None) -> None:
+    """Say, once, that a known data set is read, and not a folder of the same name here."""
+    own = Path(name)
+    with suppress(OSError, DataError):
+        is_read = path is not None and path.exists() and own.samefile(path)
+        if own.is_dir() and not is_read and _format(own) is not None:
+            log.warning(
+                "'%s' is the known data set of this name, not the folder '%s' here, which is read "
+                "with data=./%s.",
+                *(name, name, name),
+            )
+
+
 def _candidates(name: str, root: Path | None) -> Iterator[Path]:
     if name == "digits":
         yield digits.location()
@@ -158,9 +186,17 @@ def _exists(path: Path) -> bool:
 
 
 def _format(path: Path) -> Format | None:
-    return (
-        next((known for known in FORMATS if known.matches(path)), None) if path.exists() else None
-    )
+    """Format of what is at a path; None if nothing is, or no data set.
+
+    Raises:
+        DataError: this user may not read it.
+    """
+    try:
+        if not path.exists():
+            return None
+        return next((known for known in FORMATS if known.matches(path)), None)
+    except OSError as error:
+        raise DataError(f"Cannot read '{path}': {error.strerror}.") from error
 
 
 def _why_not(name: str, root: Path | None) -> str:

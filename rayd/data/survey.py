@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ import numpy.typing as npt
 from rayd import remote
 from rayd.artifacts import content_hash, read_json, write_json
 from rayd.data.decode import DecodeLog
-from rayd.data.duplicates import Keys, keys_of
+from rayd.data.duplicates import SAMPLED_OF_STREAM, Keys, keys_of
 from rayd.data.images import Labels, content_digest
 from rayd.data.normalization import channel_histogram
-from rayd.data.streaming import StreamedPixels, ahead, decoding_threads
+from rayd.data.streaming import StreamedPixels, ahead, batches, decoding_threads
 from rayd.errors import ArtifactError, RunError
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,9 @@ STAGE = "survey"
 
 CHUNK_BYTES = 2**24
 """Number of pixel bytes processed at a time."""
+
+CHECKED = 2**14
+"""Most images that are decoded again at the start of a run, for they seem to be copies."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of images processed and their total number."""
@@ -111,6 +115,37 @@ def survey(
             write_json(path, {"inputs": inputs, "result": found.to_json()})
         except RunError as error:
             log.warning("%s The next run will scan all images again.", error)
+    return found
+
+
+def exact_keys(splits: Mapping[str, StreamedPixels], keys: Mapping[str, Keys]) -> dict[str, Keys]:
+    """Keys that are equal for equal images alone.
+
+    A survey compares some pixels of large images, in which drawings on white, say, need not differ.
+    The few images that seem to be copies are decoded again, and all their pixels are compared. Where
+    more than `CHECKED` do, images were copied on purpose, and the keys stay.
+
+    Args:
+        splits: images of each split, of one shape.
+        keys: those of their surveys.
+    """
+    everything = np.concatenate(list(keys.values()))
+    values, counts = np.unique(everything, return_counts=True)
+    repeated = values[counts > 1]
+    if counts[counts > 1].sum() > CHECKED:
+        return dict(keys)
+    found: dict[str, Keys] = {}
+    for split, images in splits.items():
+        own = keys[split].copy()
+        size = math.prod(images.image)
+        suspects = np.flatnonzero(np.isin(own, repeated))
+        # smaller images were compared whole
+        if size > SAMPLED_OF_STREAM:
+            step = max(1, CHUNK_BYTES // size)
+            chunks = [suspects[start : start + step] for start in range(0, len(suspects), step)]
+            for rows, pixels in batches(images, chunks):
+                own[rows] = keys_of(pixels, size)
+        found[split] = own
     return found
 
 

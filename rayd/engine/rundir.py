@@ -18,13 +18,18 @@ from rayd.artifacts import unfinished, write_bytes
 from rayd.config import Recipe, flat, read_yaml
 from rayd.engine.runlog import RunLog
 from rayd.engine.status import NAME, StatusFile
-from rayd.errors import OutputError
+from rayd.errors import ConfigError, OutputError
 from rayd.locks import LOCK, locked
+from rayd.names import inside
 from rayd.plugins import import_options
 from rayd.recipes import restore
 
 MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 """First line of a run's config.yaml; a directory without it is never taken for a run."""
+
+
+RUNS = "runs"
+"""Folder of the runs whose directories are not named."""
 
 
 class RunDirectory:
@@ -164,6 +169,15 @@ class RunDirectory:
         # config.yaml marks the directory as a run until the new one replaces it
         for file in (self._metrics, self._status, self.evaluation):
             remote.remove(file)
+
+
+def default_directory(recipe: Recipe) -> Path:
+    """Directory of a run for which none is given: `runs/<name of the recipe>`.
+
+    Raises:
+        ConfigError: the name, which a stranger's file may give, leads out of `runs`.
+    """
+    return Path(RUNS) / inside(recipe.name, RUNS, ConfigError)
 
 
 def continuation(directory: Path, data_root: Path | None = None, cache: Path | None = None) -> str:

@@ -202,6 +202,14 @@ def test_hidden_and_system_folders_are_left_out(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", [".cache/table.parquet", "._train.parquet"])
+def test_hidden_parquet_files_beside_class_folders_are_not_read(root: Path, name: str) -> None:
+    images_of(root, ["cats", "dogs"])
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).write_bytes(b"PAR1")
+    assert read(root).class_names == ("cats", "dogs")
+
+
 def test_a_class_may_begin_with_underscores(root: Path) -> None:
     images_of(root, ["__other__", "cats"])
     assert read(root).class_names == ("__other__", "cats")

@@ -142,3 +142,51 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path))
     with pytest.raises(DataError, match=r"Got a file.$"):
         open_source(str(tmp_path / "notes.txt"))
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let this user not look into a folder, whoever runs the tests."""
+    exists = Path.exists
+
+    def checked(path: Path, **options: bool) -> bool:
+        if folder in (path, *path.parents):
+            raise PermissionError(13, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", checked)
+
+
+def test_what_cannot_be_read_stands_in_the_way_of_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "flowers", {"a": some_images(2), "b": some_images(2)})
+    write_cifar(tmp_path / "cifar10")
+    refuse(monkeypatch, tmp_path / "lost+found")
+    (tmp_path / "lost+found").mkdir()
+    found = {source.name: source.found for source in known_sources(tmp_path)}
+    assert found["flowers"] == tmp_path / "flowers"
+    assert found["cifar10"] == tmp_path / "cifar10"
+    assert "lost+found" not in found
+    with pytest.raises(DataError, match=r"Cannot read '.*lost\+found': Permission denied"):
+        open_source(str(tmp_path / "lost+found"))
+    refuse(monkeypatch, tmp_path / "cifar10")
+    assert {source.name: source.found for source in known_sources(tmp_path)}["cifar10"] is None
+
+
+def test_a_folder_called_like_a_known_set_is_not_passed_over_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_cifar(tmp_path / "root" / "cifar10")
+    write_folder(tmp_path / "cifar10", {"a": some_images(2), "b": some_images(2)})
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert len(open_source("cifar10", tmp_path / "root").class_names) == 10
+    assert [record.getMessage() for record in caplog.records] == [
+        "'cifar10' is the known data set of this name, not the folder 'cifar10' here, which is "
+        "read with data=./cifar10."
+    ]
+    assert open_source("./cifar10", tmp_path / "root").class_names == ("a", "b")
+    caplog.clear()
+    monkeypatch.chdir(tmp_path / "root")
+    open_source("cifar10", tmp_path / "root")
+    assert not caplog.records

@@ -17,7 +17,7 @@ from rayd.data.duplicates import duplicates, exact_keys, keys_of
 from rayd.data.outline import load_outline
 from rayd.data.summary import DataSummary
 from rayd.errors import ArtifactError, DataError
-from tests.data.files import encode, some_images, write_folder
+from tests.data.files import encode, some_images, write_folder, write_parquet
 
 
 @pytest.fixture
@@ -197,6 +197,27 @@ def test_keys_find_exactly_the_copies(sampled: bool) -> None:
     assert found.within == {"test": 29}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_drawings_that_differ_in_a_spot_are_no_copies(tmp_path: Path, stream: bool) -> None:
+    """A pass over streamed images keeps a key of some of their pixels alone."""
+    places = iter(np.random.default_rng(0).permutation(31 * 31))
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            drawings = np.full((10, 3, 64, 64), 255, np.uint8)
+            for drawing in drawings:
+                y, x = divmod(int(next(places)), 31)
+                drawing[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = 0
+            write_folder(tmp_path / "set" / split, {name: drawings})
+    copied = tmp_path / "set" / "test" / "a" / "000.png"
+    copied.write_bytes((tmp_path / "set" / "train" / "a" / "003.png").read_bytes())
+    settings = DataSettings(name=str(tmp_path / "set"), stream=stream, copies="keep")
+    summary = load(settings, cache=tmp_path / "cache").summary
+    assert summary is not None
+    assert summary.duplicates is not None
+    assert (summary.duplicates.tested, summary.duplicates.within) == (1, {})
+    assert summary.duplicates.relabelled == 0
+
+
 def test_outlines_say_what_will_be_read(root: Path) -> None:
     outline = load_outline(DataSettings(name=str(root), image_size=8)).data.summary
     loaded = summary_of(root, image_size=8)
@@ -260,6 +281,20 @@ def test_a_check_agrees_with_load(root: Path) -> None:
     assert found.summary == load(settings).summary
 
 
+def test_a_check_lists_images_that_parquet_files_lack(tmp_path: Path) -> None:
+    for seed, name in enumerate(("train", "test")):
+        contents: list[bytes | None] = [encode(image) for image in some_images(12, seed=seed)]
+        contents[3] = b""
+        contents[7] = None
+        write_parquet(tmp_path / f"{name}.parquet", contents, [0, 1] * 6)
+    found = check(DataSettings(name=str(tmp_path)))
+    errors = [problem.what for problem in found.problems]
+    assert len(errors) == 3
+    assert sum("is empty (0 bytes)" in error for error in errors) == 1
+    ending = "'img.bytes' is null. What follows was not looked at."
+    assert sum(error.endswith(ending) for error in errors) == 2
+
+
 def test_a_check_of_data_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     found = check(DataSettings(name=str(tmp_path / "nothing")))
     assert [problem.kind for problem in found.problems] == ["error"]
@@ -277,6 +312,17 @@ def test_the_command_prints_problems_and_exits_with_1(root: Path) -> None:
     tree = json.loads(as_json.output)
     assert not tree["good"]
     assert len(tree["problems"]) == 5
+
+
+def test_a_check_names_settings_as_they_are_spelled(root: Path) -> None:
+    refused = CliRunner().invoke(app, ["data", "check", str(root), "imagesize=8"])
+    assert "did you mean 'data.image_size'?" in str(refused.exception)
+
+
+def test_the_fraction_of_a_carved_split_is_not_rounded() -> None:
+    summary = load(DataSettings(name="digits", validation_fraction=0.995)).summary
+    assert summary is not None
+    assert summary.splits["validation"].origin.startswith("99.5% of each class")
 
 
 def test_help_names_layouts_and_settings() -> None:

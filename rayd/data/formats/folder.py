@@ -556,11 +556,25 @@ def _files(count: int) -> str:
 
 
 def _annotated(listing: Listing, folder: str, annotations: bytes) -> list[tuple[int, str]]:
-    """Row and class of each image of Tiny ImageNet's validation split."""
+    """Row and class of each image of Tiny ImageNet's validation split.
+
+    Raises:
+        DataError: a line names no class, as in a file that was cut off, or an image is missing.
+    """
     rows = {name: row for row, name in enumerate(listing.names)}
     labelled = []
-    for line in filter(str.strip, annotations.decode().splitlines()):
-        file, synset = line.split("\t")[:2]
+    lines = annotations.decode("utf-8", "backslashreplace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        file, separator, rest = line.partition("\t")
+        if not separator:
+            where = remote.shown(listing.folder / folder / ANNOTATIONS)
+            raise DataError(
+                f"Lines of '{where}' must hold a file and its class, separated by a tab. "
+                f"Got '{line}' in line {number} instead; the file may be cut off."
+            )
+        synset = rest.partition("\t")[0]
         name = os.path.join(folder, "images", file)
         if name not in rows:
             raise DataError(

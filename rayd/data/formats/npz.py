@@ -230,6 +230,9 @@ def _by_kind(keys: Sequence[str], where: str) -> tuple[dict[str, str], dict[str,
     unclear: dict[str, str] = {}
     for key in keys:
         part, is_label = _part_of(key)
+        # the network input of an export stands beside its images of 8 bits
+        if key == "inputs" and "card" in keys and "images" in keys:
+            continue
         if key in NAMES or is_label is None:
             # images may be called like their split: train and train_labels
             if split_of(key) is not None:

@@ -118,10 +118,12 @@ class Shard:
             raise DataError(f"Labels of {where} must not be null. Got null in row {row} instead.")
         if not pa.types.is_integer(column.type):
             raise DataError(f"Labels of {where} must be integers. Got {column.type} instead.")
+        try:
+            numbers = column.cast(pa.int64()).combine_chunks()
+        except pa.ArrowInvalid as error:
+            raise DataError(f"Labels of {where} must be class indices: {error}.") from error
         # not to_numpy, which would import pandas
-        return as_labels(
-            np.from_dlpack(column.cast(pa.int64()).combine_chunks()), class_names, where
-        )
+        return as_labels(np.from_dlpack(numbers), class_names, where)
 
     def encoded(self, rows: Rows) -> Iterator[Encoded]:
         """Yield the encoded images at ascending rows of this file; see `values`."""
@@ -316,14 +318,16 @@ class ParquetImages:
 
 
 def matches(path: Path) -> bool:
-    """Whether `path`, or a folder directly inside it, contains Parquet files."""
+    """Whether `path`, or a folder at most two levels inside it, holds visible Parquet files."""
     return path.is_dir() and any(
-        any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+        is_parquet(str(found.relative_to(path)))
+        for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet")
+        for found in path.glob(pattern)
     )
 
 
 def holds(listing: Listing) -> bool:
-    """Whether the listed folder, or a folder directly inside it, contains Parquet files."""
+    """Whether the listed folder, or one at most two levels inside it, holds visible Parquet files."""
     return any(map(is_parquet, listing.names))
 
 

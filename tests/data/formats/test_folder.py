@@ -63,6 +63,15 @@ def test_tiny_imagenet_is_read_as_published(tmp_path: Path) -> None:
     assert np.array_equal(source.splits["validation"].read(np.arange(2)), images)
 
 
+@pytest.mark.parametrize("content", [b"000.png\tn02\n001.p", b"\xff\xfe0\x000\x000\x00\n"])
+def test_damaged_annotations_of_tiny_imagenet_are_refused(tmp_path: Path, content: bytes) -> None:
+    for split, folder in (("train", "n01"), ("train", "n02"), ("val", "images")):
+        write_folder(tmp_path / split, {folder: some_images(2)})
+    (tmp_path / "val" / "val_annotations.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"val_annotations.txt' must hold a file and its class"):
+        open_source(tmp_path)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, IMAGES)
     (tmp_path / "cow" / "001.png").write_bytes(b"")

@@ -174,6 +174,13 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, table: dict, senten
         open_source(tmp_path)
 
 
+def test_labels_beyond_any_class_are_refused(tmp_path: Path) -> None:
+    labels = pa.array([0, 2**63], pa.uint64())
+    pq.write_table(pa.table({"img": PNGS[:2], "label": labels}), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="must be class indices"):
+        open_source(tmp_path)
+
+
 def test_shards_must_name_the_same_classes(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", PNGS, LABELS, names=NAMES)
     write_parquet(tmp_path / "test.parquet", PNGS, LABELS, names=NAMES[::-1])
