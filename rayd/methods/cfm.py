@@ -64,6 +64,8 @@ class CurriculumFrequencyMatching(Method):
     """
 
     name = "cfm"
+    # rows of signals are averaged over the blocks that hold their class
+    version = 1
     citation = CITATION
     needs_trained_observers = True
     least_precision = SpectralFiltering.least_precision

@@ -33,6 +33,8 @@ class DirectedWeightAdjustment(SqueezeRecoverRelabel):
     """SRe2L from real images, with weights adjusted to every block and more weight on variances."""
 
     name = "dwa"
+    # weights of resumed runs climb the loss of the first images
+    version = 1
     citation = """@inproceedings{du2024dwa,
   title     = {Diversity-Driven Synthesis: Enhancing Dataset Distillation through Directed Weight Adjustment},
   author    = {Du, Jiawei and Zhang, Xin and Hu, Juncheng and Huang, Wenxing and Zhou, Joey Tianyi},

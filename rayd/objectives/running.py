@@ -47,6 +47,11 @@ class RunningMeans:
             self._memory["block"] = torch.tensor(context.block)
             self._memory["before"] = torch.tensor(self._before)
 
+    @property
+    def count(self) -> int:
+        """Number of blocks so far, this one among them."""
+        return self._before + 1
+
     def __call__(self, name: str, current: Tensor) -> Tensor:
         """The mean with what came before, of the same shape and dtype; its gradient is that of
         `current`, times 1/b.

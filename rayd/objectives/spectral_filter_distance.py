@@ -143,7 +143,9 @@ class SpectralFilterDistance:
         real_filters = self._real_filters(context)
         seen = self._in_precision(real, seen, (*filters, *real_filters))
         matrices, signals = self._synthetic(real, seen, labels, context.class_counts)
-        mean = RunningMeans(context) if self._updating else _as_it_is
+        running = RunningMeans(context) if self._updating else None
+        mean = _as_it_is if running is None else running
+        rows = None if running is None else self._times_held(running, labels, context.class_counts)
         stacked = []
         with_signals = []
         for group in groups:
@@ -153,12 +155,11 @@ class SpectralFilterDistance:
                     torch.stack([matrices[place] for place in group.places]),
                 )
             )
-            with_signals.append(
-                mean(
-                    f"signal {group.dimension}",
-                    torch.stack([signals[place] for place in group.places]),
-                )
+            signal = mean(
+                f"signal {group.dimension}",
+                torch.stack([signals[place] for place in group.places]),
             )
+            with_signals.append(signal if rows is None else signal * rows.to(signal))
         parts = []
         for group, ours in zip(groups, _filtered(filters, stacked, with_signals), strict=True):
             theirs = group.through(real_filters, ours.matrices.dtype)
@@ -187,6 +188,21 @@ class SpectralFilterDistance:
         scales = derived(labels, known, lambda: _as_frequent(labels, counts).to(precision))
         scales = derived(labels, f"{known} there", lambda: upload(scales, labels.device))
         return matrices, [one.correlation * scales.unsqueeze(-1) for one in by_class]
+
+    def _times_held(
+        self, mean: RunningMeans, labels: Tensor, class_counts: Tensor | None
+    ) -> Tensor | None:
+        """Factors of the rows of averaged signals (m, 1): blocks over blocks that hold the class.
+
+        A row is the class's alone, at the frequency that the class has among the real images, so
+        that its mean is that over the blocks that hold the class; in the others it is zero.
+        """
+        if self._signals is None or class_counts is None:
+            return None
+        present = on_host(labels).bincount(minlength=len(class_counts)) > 0
+        held = (mean("holds", present.double()) * mean.count).round()
+        factors = mean.count / held.clamp(min=1)
+        return upload(factors, labels.device).unsqueeze(-1)
 
     def precise(self, real: RealStatistics, seen: Observation, context: Context) -> Observation:
         """The same, in float64 where a filter depends on details that float32 would round away."""

@@ -366,6 +366,24 @@ def test_blocks_are_averaged_with_what_the_last_looks_at_those_before_gave(signa
         assert float(value) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_class_that_a_block_lacks_is_averaged_over_the_blocks_that_hold_it():
+    """The real images themselves, in blocks of one class and of two, leave no difference."""
+    real, seen, labels = real_side()
+    term = SpectralFilterDistance(
+        fixed(AllPass()), filter_weight=0, signal_weight=1, signal="class", updating=True
+    )
+    counts = labels.bincount(minlength=CLASSES)
+    memory: dict[str, Tensor] = {}
+    for block, held in enumerate([[0, 1], [2], [0, 1]]):
+        rows = torch.isin(labels, torch.tensor(held))
+        maps = tuple(layer[rows] for layer in seen.layers[LayerRole.CONV_PATH])
+        part = Observation(seen.logits[rows], {LayerRole.CONV_PATH: maps}, seen.images[rows])
+        context = Context(memory=memory, block=block, blocks=3, class_counts=counts)
+        value = term(real, part, labels[rows], context)
+        # until a block held it, the last class is missing
+        assert (float(value) < 1e-12) == (block > 0)
+
+
 def test_the_mean_passes_its_gradient_on_with_the_weight_of_the_block():
     memory: dict[str, Tensor] = {}
     current = torch.tensor([[[2.0]]], requires_grad=True)
