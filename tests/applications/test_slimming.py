@@ -158,7 +158,6 @@ def test_penalty_is_chosen_on_the_validation_split(monkeypatch):
     accuracy = _Slimming.accuracy
     monkeypatch.setattr(
         _Slimming,
-        _training,
         "accuracy",
         lambda self, network, split: judged.append(split) or accuracy(self, network, split),
     )
