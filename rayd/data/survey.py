@@ -119,20 +119,21 @@ def survey(
 
 
 def exact_keys(splits: Mapping[str, StreamedPixels], keys: Mapping[str, Keys]) -> dict[str, Keys]:
-    """Keys that are equal for equal images alone.
+    """Keys that are equal in two splits for equal images alone.
 
     A survey compares some pixels of large images, in which drawings on white, say, need not differ.
-    The few images that seem to be copies are decoded again, and all their pixels are compared. Where
-    more than `CHECKED` do, images were copied on purpose, and the keys stay.
+    The few images that seem to be copies of another split's are decoded again, and all their pixels
+    are compared. Where more than `CHECKED` do, images were copied on purpose, and the keys stay.
 
     Args:
         splits: images of each split, of one shape.
         keys: those of their surveys.
     """
-    everything = np.concatenate(list(keys.values()))
-    values, counts = np.unique(everything, return_counts=True)
-    repeated = values[counts > 1]
-    if counts[counts > 1].sum() > CHECKED:
+    values, splits_with = np.unique(
+        np.concatenate([np.unique(own) for own in keys.values()]), return_counts=True
+    )
+    repeated = values[splits_with > 1]
+    if sum(int(np.isin(own, repeated).sum()) for own in keys.values()) > CHECKED:
         return dict(keys)
     found: dict[str, Keys] = {}
     for split, images in splits.items():

@@ -192,7 +192,8 @@ class SpectralFilterDistance:
     def _times_held(
         self, mean: RunningMeans, labels: Tensor, class_counts: Tensor | None
     ) -> Tensor | None:
-        """Factors of the rows of averaged signals (m, 1): blocks over blocks that hold the class.
+        """Factors of the rows of averaged signals (m, 1): blocks over blocks that hold the class; None
+        where all are 1.
 
         A row is the class's alone, at the frequency that the class has among the real images, so
         that its mean is that over the blocks that hold the class; in the others it is zero.
@@ -201,6 +202,9 @@ class SpectralFilterDistance:
             return None
         present = on_host(labels).bincount(minlength=len(class_counts)) > 0
         held = (mean("holds", present.double()) * mean.count).round()
+        if bool((held == mean.count).all()):
+            # every block holds every class, as where a block is one image of each
+            return None
         factors = mean.count / held.clamp(min=1)
         return upload(factors, labels.device).unsqueeze(-1)
 
