@@ -215,7 +215,15 @@ def _why_not(name: str, root: Path | None) -> str:
         places = ", ".join(f"'{parent / name}'" for parent in data_roots(root))
         return f"Data set '{name}' was not found in {places}{remedy}."
     if os.sep in name or name.startswith(("~", ".")):
-        return f"There is no data set at '{remote.shown(remote.local(name))}'."
+        path = remote.local(name)
+        place = f"There is no data set at '{remote.shown(path)}'"
+        # the mirror of a URL is absolute, too
+        if path.is_absolute():
+            return f"{place}."
+        return (
+            f"{place}, seen from '{Path.cwd()}'; a run on a relative path goes on in the folder where "
+            "it was started."
+        )
     names = [info.name for info in known_sources(root)]
     return (
         f"{unknown('data set', name, names)} "

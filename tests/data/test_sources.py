@@ -94,7 +94,8 @@ def test_the_list_has_the_known_sets_and_what_else_is_there(tmp_path: Path) -> N
             "'cifar100' was not found in '.*/cifar100', .*; run 'rayd data fetch cifar100'",
         ),
         ("imagenet-1k", "place its images in the data root"),
-        ("./nowhere", "There is no data set at 'nowhere'"),
+        ("./nowhere", "There is no data set at 'nowhere', seen from '.*where it was started"),
+        ("/nowhere", r"There is no data set at '/nowhere'\.$"),
         ("", "'data.name' must not be empty"),
     ],
 )
