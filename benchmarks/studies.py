@@ -22,10 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks import campaign
-from benchmarks.campaign import WIDTH, hardware
+from benchmarks.applications import write
+from benchmarks.campaign import hardware
 from rayd.config import validate
 from rayd.results.studies import FOLDER, StudyResult
 from tuning.settings import Space
@@ -86,16 +85,6 @@ def result(
     return entry
 
 
-def write(name: str, entry: Mapping[str, Any], folder: Path = FOLDER) -> Path:
-    """Write an entry to its file, in place of an older one."""
-    path = folder / f"{name}.yaml"
-    text = yaml.safe_dump(
-        dict(entry), width=WIDTH, allow_unicode=True, sort_keys=False, default_flow_style=None
-    )
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
 def main() -> None:
     """Run what fits in the hours given, and write what is finished."""
     parser = argparse.ArgumentParser(
@@ -139,7 +128,7 @@ def main() -> None:
         except ValueError as error:
             print(f"{name}: {error} See {out}.", flush=True)
             continue
-        print(write(name, entry), flush=True)
+        print(write(name, entry, FOLDER), flush=True)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_results_of_a_study_are_its_table(tmp_path, monkeypatch):
     made = {"commit": "abc", "date": "2026-11-29"}
     command = "rayd tune ls-mtt-ablation-digits --out sweeps/x"
     entry = studies.result(space, table, command, 2, **made)
-    path = studies.write("ls-mtt-ablation-digits", entry, tmp_path)
+    path = applications.write("ls-mtt-ablation-digits", entry, tmp_path)
     read = StudyResult(**yaml.safe_load(path.read_text()))
     monkeypatch.setattr(results.studies, "entries", lambda: {"ls-mtt-ablation-digits": read})
     heading, title, command_block, rows, remark = results.studies.tables()

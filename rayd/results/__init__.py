@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rayd.config import packaged_yaml
+from rayd.config import Settings, packaged_yaml, validate
+
+Kind = TypeVar("Kind", bound=Settings)
 
 FOLDER = Path(str(resources.files(__name__)))
 """Where the files are."""
@@ -38,6 +40,18 @@ def entries() -> Mapping[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(FOLDER.glob("*.yaml")):
         found |= packaged_yaml(path)
+    return found
+
+
+def read_all(folder: Path, kind: type[Kind]) -> dict[str, Kind]:
+    """The results in the YAML files of a folder, by the name of their file, in alphabetical order.
+
+    Raises:
+        ConfigError: a file does not fit its kind.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        found[path.stem] = validate(kind, packaged_yaml(path), f"the results in '{path.name}'")
     return found
 
 

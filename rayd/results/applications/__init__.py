@@ -26,7 +26,8 @@ from statistics import fmean, stdev
 
 from pydantic import Field
 
-from rayd.config import Settings, packaged_yaml, validate
+from rayd.config import Settings
+from rayd.results import read_all
 
 FOLDER = Path(str(resources.files(__name__)))
 """Where the files are."""
@@ -58,11 +59,7 @@ class ApplicationResult(Settings):
 @cache
 def entries() -> Mapping[str, ApplicationResult]:
     """All results by the name of their file, in alphabetical order."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
-        where = f"the results in '{path.name}'"
-        found[path.stem] = validate(ApplicationResult, packaged_yaml(path), where)
-    return found
+    return read_all(FOLDER, ApplicationResult)
 
 
 def tables() -> Iterator[str]:

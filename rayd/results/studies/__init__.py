@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from rayd.config import Settings, packaged_yaml, validate
+from rayd.config import Settings
+from rayd.results import read_all
 
 FOLDER = Path(str(resources.files(__name__)))
 """Where the files are."""
@@ -60,11 +61,7 @@ class StudyResult(Settings):
 @cache
 def entries() -> Mapping[str, StudyResult]:
     """All results by the name of their space, in alphabetical order."""
-    found = {}
-    for path in sorted(FOLDER.glob("*.yaml")):
-        where = f"the results in '{path.name}'"
-        found[path.stem] = validate(StudyResult, packaged_yaml(path), where)
-    return found
+    return read_all(FOLDER, StudyResult)
 
 
 def tables() -> Iterator[str]:
