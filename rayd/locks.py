@@ -8,7 +8,7 @@ decides what that means; marker files, which a killed process leaves behind, nev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -59,16 +59,27 @@ def hold(path: Path, timeout: float = -1, remove: bool = False) -> Iterator[None
 
 
 @contextmanager
-def locked(directory: Path, wait: bool = True) -> Iterator[None]:
+def locked(directory: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock of a directory, which is created if needed.
 
+    Args:
+        directory: to lock.
+        on_wait: called once if another process holds the lock, which is then waited for; None: that
+            is an error.
+
     Raises:
-        OutputError: the directory cannot be written, or another process holds the lock and `wait`
-            is false.
+        OutputError: the directory cannot be written, or another process holds the lock and nobody
+            wants to wait.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(hold(directory / LOCK, -1 if wait else PATIENCE))
+            try:
+                stack.enter_context(hold(directory / LOCK, PATIENCE))
+            except Timeout:
+                if on_wait is None:
+                    raise
+                on_wait()
+                stack.enter_context(hold(directory / LOCK))
         except Timeout as error:
             raise OutputError(
                 f"'{directory}' is in use by another run; choose another --out or wait."

@@ -337,8 +337,12 @@ def test_images_of_different_sizes_are_refused_with_a_command_that_works(capsys,
         "--out",
         str(tmp_path / "my run"),
     ]
+    # a plan, which decodes none of them, refuses them too
+    code, _, planned = run(capsys, "plan", "digits", f"data={tmp_path / 'zoo'}")
+    assert code == 2
     code, _, error = run(capsys, *arguments)
     _, sentence, command = error.splitlines()
+    assert sentence == planned.splitlines()[0]
     assert code == 2
     assert "data.image_size=32 scales each to 32 x 32 and keeps the middle square." in sentence
     assert not (tmp_path / "my run").exists()

@@ -36,6 +36,10 @@ def test_yaml_round_trip():
         ({"terms": {"mean": {"weight": -3}}}, "'terms.mean.weight'.*greater than or equal to 0"),
         ({"ipc": 0}, "'ipc'.*greater than or equal to 1.*Got 0"),
         ({"ipc": "many"}, "'ipc'.*integer.*Got 'many'"),
+        # what YAML makes of `on` and `yes`
+        ({"ipc": True}, "'ipc'.*integer.*Got 'true'"),
+        ({"synthesis": {"learning_rate": False}}, "'synthesis.learning_rate'.*Got 'false'"),
+        ({"data": {"name": "digits", "image_size": True}}, "'data.image_size'.*Got 'true'"),
         (
             {"data": {"name": "digits", "validation_fraction": 1.0}},
             "validation_fraction.*less than 1",

@@ -64,9 +64,17 @@ def evaluate(
     if not is_export:
         Report.kept(directory)  # fails on a damaged report before the work, not after it
         check_writable(remote.local(directory), "directory of the set")
-    report = evaluate_distilled(distilled, tree, data_root, cache, Progress(quiet))
+    progress = Progress(quiet)
+    report = evaluate_distilled(distilled, tree, data_root, cache, progress)
     if not is_export:
-        with locked(remote.local(directory)):
+
+        def on_wait() -> None:
+            progress.log(
+                f"waiting for the run that is writing into '{directory}'; the results are added "
+                "when it ends"
+            )
+
+        with locked(remote.local(directory), on_wait):
             report = keep_report(report, directory)
             keep_chart(report, directory)
     print_result(report, as_json)

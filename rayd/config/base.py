@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema, to_jsonable_python
@@ -74,13 +76,20 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, tree: Any) -> Any:
-        """Merge nested settings over the default of the outer class, not of their own class."""
+        """Merge nested settings over the default of the outer class, not of their own class.
+
+        Numbers given as true or false become text, which is refused: YAML reads `ipc=on` as true,
+        and Python would take that for 1.
+        """
         if not isinstance(tree, Mapping):
             return tree
         merged = dict(tree)
         for name, field in cls.model_fields.items():
-            if isinstance(field.default, Settings) and isinstance(merged.get(name), Mapping):
-                merged[name] = merge(field.default.model_dump(exclude_unset=True), merged[name])
+            given = merged.get(name)
+            if isinstance(given, bool) and _is_number(field.annotation):
+                merged[name] = _shown(given)
+            elif isinstance(field.default, Settings) and isinstance(given, Mapping):
+                merged[name] = merge(field.default.model_dump(exclude_unset=True), given)
         return merged
 
     @classmethod
@@ -114,6 +123,13 @@ class Settings(BaseModel):
             if isinstance(value, Settings) and prefix + name not in found:
                 found |= value.without_effect(f"{prefix}{name}.")
         return found
+
+
+@cache
+def _is_number(annotation: object) -> bool:
+    """Whether a setting of a type is a number, perhaps None, and nothing else."""
+    types = get_args(annotation) or (annotation,)
+    return bool({int, float} & set(types)) and set(types) <= {int, float, NoneType}
 
 
 def _shown(value: Any) -> str:

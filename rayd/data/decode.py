@@ -203,14 +203,15 @@ class Decoder:
     def announce(self, encoded: Iterable[Encoded], every: bool = False) -> ImageShape:
         """Shape that images are decoded to.
 
-        The size is that of the first image; greyscale or colour is decided by decoding images until
-        one has a colour.
+        The size is that of the first images, whose headers must agree; greyscale or colour is
+        decided by decoding images until one has a colour.
 
         Args:
             encoded: the images, in order.
             every: look for a colour in all images, not only in the first `CHUNK_IMAGES`.
 
         Raises:
+            ImageSizeError: the first images have different sizes, and are not resized.
             DataError: one of the images looked at is empty or damaged.
         """
         chunks = _chunks(encoded)
@@ -220,7 +221,7 @@ class Decoder:
         channels = self._channels(first)
         if channels == 1 and every and self.mode is None:
             channels = max((self._channels(chunk) for _, chunk in chunks), default=1)
-        height, width = (0, 0) if self.side is not None else _upright_size(first[0])
+        height, width = (0, 0) if self.side is not None else _common_size(first)
         return ImageShape(channels, *self.size(height, width))
 
     def _channels(self, images: list[Encoded]) -> int:
@@ -473,17 +474,36 @@ def _decode_chunk(decoder: Decoder, chunk: list[Encoded], decoded: Pixels) -> De
     for encoded, target in zip(chunk, decoded, strict=True):
         image = decoder.decode(encoded, channels, log)
         if image.size != (width, height):
-            raise ImageSizeError(
-                "Images must all have the same size unless 'data.image_size' is set: "
-                f"{encoded.where} has height x width {image.height} x {image.width}, "
-                f"expected {height} x {width}."
-            )
+            raise _other_size(encoded, (image.height, image.width), (height, width))
         try:
             pixels = np.frombuffer(image.tobytes(), np.uint8)
         except DAMAGE as error:
             raise damaged(encoded, error) from error
         target[...] = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     return log
+
+
+def _common_size(images: list[Encoded]) -> tuple[int, int]:
+    """Height and width of images, by their headers.
+
+    Raises:
+        ImageSizeError: they differ.
+    """
+    common = _upright_size(images[0])
+    for encoded in images:
+        size = _upright_size(encoded)
+        if size != common:
+            raise _other_size(encoded, size, common)
+    return common
+
+
+def _other_size(encoded: Encoded, size: tuple[int, int], common: tuple[int, int]) -> ImageSizeError:
+    """The error of an image whose height and width differ from those of the others."""
+    return ImageSizeError(
+        "Images must all have the same size unless 'data.image_size' is set: "
+        f"{encoded.where} has height x width {size[0]} x {size[1]}, "
+        f"expected {common[0]} x {common[1]}."
+    )
 
 
 def _coloured(decoder: Decoder, chunk: list[Encoded]) -> DataError:

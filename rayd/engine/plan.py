@@ -32,6 +32,7 @@ from rayd.engine.job import Job
 from rayd.engine.network_ids import NetworkId
 from rayd.engine.preflight import check_settings, preflight
 from rayd.engine.progress import Progress
+from rayd.engine.reading import proposing
 from rayd.engine.speeds import Speeds
 from rayd.engine.stage_cost import Part, StageCost
 from rayd.engine.stages.experts import Experts
@@ -199,7 +200,8 @@ def _planned(
     recipe: Recipe, data_root: Path | None, cache: Path | None, progress: Progress, calibrate: bool
 ) -> Plan:
     check_settings(recipe)
-    outline = load_outline(recipe.data, data_root, cache)
+    with proposing(recipe.usual_image_size):
+        outline = load_outline(recipe.data, data_root, cache)
     data = outline.data
     with Counting():
         # networks are built without values: see `rayd.engine.counting`

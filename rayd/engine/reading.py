@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,8 @@ def read(
                 )
             shown[split].update(done)
 
-        try:
+        with proposing(image_size):
             return load(settings, data_root, cache, on_progress)
-        except ImageSizeError as error:
-            raise _with_proposal(error, image_size) from error
 
 
 def normalized_as(distilled: Distilled, data: ImageData) -> ImageData:
@@ -69,6 +68,15 @@ def normalized_as(distilled: Distilled, data: ImageData) -> ImageData:
         f"The set was distilled from other data than '{data.name}' holds now: "
         f"fingerprint {known[:12]} wanted, {data.fingerprint[:12]} found."
     )
+
+
+@contextmanager
+def proposing(image_size: int | None) -> Iterator[None]:
+    """Add a value for `data.image_size` to an error about images of different sizes; None: none."""
+    try:
+        yield
+    except ImageSizeError as error:
+        raise _with_proposal(error, image_size) from error
 
 
 def _with_proposal(error: ImageSizeError, image_size: int | None) -> ImageSizeError:

@@ -84,7 +84,7 @@ class RunDirectory:
                 f"Got {str(self.path)!r} instead; choose another --out."
             )
         # without waiting: the holder may take days, and its user should know at once
-        with locked(self.path, wait=False):
+        with locked(self.path):
             try:
                 if overwrite:
                     self._empty()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,8 +220,33 @@ def test_a_look_does_not_keep_a_run_from_its_directory(tmp_path):
     stop = time.monotonic() + 1
     while time.monotonic() < stop:
         is_locked(tmp_path)
-        with locked(tmp_path, wait=False):
+        with locked(tmp_path):
             pass
+
+
+def test_who_waits_for_a_lock_is_told_once_and_gets_it(tmp_path):
+    held = threading.Event()
+    asked = threading.Event()
+
+    def keep() -> None:
+        with locked(tmp_path):
+            held.set()
+            assert asked.wait(30)
+
+    holder = threading.Thread(target=keep)
+    holder.start()
+    assert held.wait(30)
+    told: list[bool] = []
+
+    def on_wait() -> None:
+        told.append(True)
+        asked.set()
+
+    with locked(tmp_path, on_wait):
+        holder.join()
+        assert told == [True]
+    with locked(tmp_path, on_wait):
+        assert told == [True]
 
 
 @pytest.mark.slow
