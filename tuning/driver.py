@@ -115,7 +115,7 @@ def sweep(
         logging.getLogger(name).setLevel(logging.ERROR)
     plan = prepare(chosen, out, workers, address, data_root, cache, progress)
     check_writable(out, "output")
-    with locked(out, wait=False):
+    with locked(out):
         going_on = prepare_directory(out, plan, resume)
         grid, trials = _search(plan, out, going_on, concurrent, address, progress)
         write_results(plan, out, trials, progress)

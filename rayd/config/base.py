@@ -86,7 +86,7 @@ class Settings(BaseModel):
         merged = dict(tree)
         for name, field in cls.model_fields.items():
             given = merged.get(name)
-            if isinstance(given, bool) and _is_number(field.annotation):
+            if isinstance(given, bool) and name in cls._number_fields():
                 merged[name] = _shown(given)
             elif isinstance(field.default, Settings) and isinstance(given, Mapping):
                 merged[name] = merge(field.default.model_dump(exclude_unset=True), given)
@@ -106,6 +106,17 @@ class Settings(BaseModel):
         return schema
 
     @classmethod
+    @cache
+    def _number_fields(cls) -> frozenset[str]:
+        """The settings that are a number, perhaps None, and nothing else."""
+        numbers = {int, float}
+        types = {
+            name: set(get_args(field.annotation) or (field.annotation,)) - {NoneType}
+            for name, field in cls.model_fields.items()
+        }
+        return frozenset(name for name, kinds in types.items() if kinds and kinds <= numbers)
+
+    @classmethod
     def _conditions(cls) -> Iterator[tuple[str, When]]:
         """The settings that have an effect under a condition only."""
         for name, field in cls.model_fields.items():
@@ -123,13 +134,6 @@ class Settings(BaseModel):
             if isinstance(value, Settings) and prefix + name not in found:
                 found |= value.without_effect(f"{prefix}{name}.")
         return found
-
-
-@cache
-def _is_number(annotation: object) -> bool:
-    """Whether a setting of a type is a number, perhaps None, and nothing else."""
-    types = get_args(annotation) or (annotation,)
-    return bool({int, float} & set(types)) and set(types) <= {int, float, NoneType}
 
 
 def _shown(value: Any) -> str:
