@@ -51,11 +51,12 @@ from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze, TrainedObserver, together
 from rayd.engine.stages.students import LabelSource, Students
 from rayd.engine.stages.synthesis import Synthesis, Synthesized
-from rayd.engine.storage import with_teachers
+from rayd.engine.storage import with_labels_of
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
 from rayd.synthetic import Storage, SyntheticSet
+from rayd.synthetic.base import SOFT_LABELS
 from rayd.training.stored_labels import StoredLabels
 
 log = logging.getLogger(__name__)
@@ -436,13 +437,13 @@ class Driver:
                     # without workers they would be copied for students that others train together
                     self._images = relabel.images
             storage = distilled.storage
-            numbers = storage.numbers | {"soft labels": labels.numbers}
-            size = storage.bytes | {"soft labels": labels.bytes}
+            numbers = storage.numbers | {SOFT_LABELS: labels.numbers}
+            size = storage.bytes | {SOFT_LABELS: labels.bytes}
             folder = str(labels.directory.relative_to(directory))
             facts["storage"] = asdict(Storage(numbers, size))
             facts["labels"] = {"folder": folder, "epochs": labels.epochs}
         else:
-            counted = with_teachers(distilled, self._recipe, self._job.data)
+            counted = with_labels_of(distilled, self._recipe, self._job.data)
             facts["storage"] = counted.card["storage"]
         self._writer.add_to_card(distilled, facts)
         return None if labels is None else labels.directory

@@ -44,7 +44,7 @@ from rayd.engine.stages.students import (
     students_at_a_time,
     team_of_student,
 )
-from rayd.engine.storage import with_teachers
+from rayd.engine.storage import with_labels_of
 from rayd.engine.store import Store
 from rayd.engine.student_trainer import StudentTrainer
 from rayd.errors import ArtifactError, ConfigError
@@ -205,7 +205,7 @@ def evaluate_distilled(
     for sentence in choice.warnings:
         progress.log(sentence)
     job = Job(recipe, data, Store(cache))
-    distilled = with_teachers(distilled, recipe, data)
+    distilled = with_labels_of(distilled, recipe, data)
     began = time.monotonic()
     with devices.thread_limit(devices.threads(recipe.resources)):
         labels = _label_source(job, distilled, progress)

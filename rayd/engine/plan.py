@@ -43,11 +43,12 @@ from rayd.engine.stages.score import Score
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.students import COMPARISONS, Students, students_cost
 from rayd.engine.stages.synthesis import Synthesis
-from rayd.engine.storage import LABELS, label_bytes
+from rayd.engine.storage import label_bytes
 from rayd.engine.store import Store
 from rayd.engine.stored_precisions import with_stored_precisions
 from rayd.engine.uncompiled import uncompiled
 from rayd.seeding import generator
+from rayd.synthetic.base import SOFT_LABELS
 from rayd.training.judging import TEST_BATCH
 from rayd.training.sets import NORMALIZED_ONCE
 
@@ -449,7 +450,7 @@ class _Work:
             * set_bytes
             * (1 + optimizer_states + (self.job.method.averaging is not None)),
             "distilled": 2 * set_bytes,
-            LABELS: label_bytes(recipe, self.data),
+            SOFT_LABELS: label_bytes(recipe, self.data),
         }
 
     def _data_bytes(self) -> int:

@@ -16,14 +16,10 @@ from rayd.data import ImageData
 from rayd.distilled import Distilled
 from rayd.engine.network_ids import teachers
 from rayd.synthetic import Storage
+from rayd.synthetic.base import OF_TEACHERS, SOFT_LABELS, TEACHERS
 
 if TYPE_CHECKING:
     from rayd.engine.costs import Costs
-
-TEACHERS = "teachers"
-"""Part of the storage: weights of the networks that label online."""
-LABELS = "soft labels"
-"""Part of the storage: logits of all epochs, and what they belong to."""
 
 
 def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
@@ -40,20 +36,20 @@ def teacher_storage(recipe: Recipe, data: ImageData) -> Storage:
     return Storage({TEACHERS: numbers}, {TEACHERS: size})
 
 
-def with_teachers(distilled: Distilled, recipe: Recipe, data: ImageData) -> Distilled:
-    """The set with a card that counts the teachers of a recipe, if it needs any.
+def with_labels_of(distilled: Distilled, recipe: Recipe, data: ImageData) -> Distilled:
+    """The set with a card that counts what the labels of a recipe need, and no other labels.
 
-    They take the place of labels that teachers left: a set needs the ones or the others.
+    That is the teachers, or the labels that they left, or neither: students under hard labels need
+    the images alone.
     """
     before = distilled.storage
     extra = teacher_storage(recipe, data)
-    if all(before.bytes.get(part) == size for part, size in extra.bytes.items()):
+    needed = {SOFT_LABELS} if recipe.labels.kind == "stored" else set(extra.bytes)
+    kept = before.without(OF_TEACHERS - needed)
+    storage = Storage(kept.numbers | extra.numbers, kept.bytes | extra.bytes)
+    if storage == before:
         return distilled
     counted = copy.copy(distilled)
-    storage = Storage(
-        {part: count for part, count in before.numbers.items() if part != LABELS} | extra.numbers,
-        {part: size for part, size in before.bytes.items() if part != LABELS} | extra.bytes,
-    )
     counted.card = {**distilled.card, "storage": asdict(storage)}
     return counted
 

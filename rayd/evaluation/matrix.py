@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from PIL import Image
 
 from rayd.evaluation.table import NOTHING, WIDTH
-from rayd.evaluation.variants import DISTILLED, Variant
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 
 if TYPE_CHECKING:
     from rayd.evaluation.report import Report, SetResult
@@ -119,4 +119,9 @@ def words_of(result: SetResult, results: Iterable[SetResult]) -> str:
     if result.set == DISTILLED:
         same = [one.label_kind for one in results if one.set == DISTILLED]
         hard = result.label_kind == "hard" and any(kind != "hard" for kind in same)
-    return Variant(result.set, hard, result.augmented).words
+    words = Variant(result.set, hard, result.augmented).words
+    if result.set == EQUAL_STORAGE:
+        first = next(one for one in results if one.set == EQUAL_STORAGE)
+        # later ones belong to an evaluation that needs other labels
+        words += "" if result.bytes == first.bytes else f", {result.bytes or 0:,} bytes"
+    return words

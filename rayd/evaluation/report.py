@@ -30,6 +30,7 @@ from rayd.evaluation.set_result import STRICT, Accuracy, SetResult
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE, Variant
 from rayd.recipes import names as recipe_names
+from rayd.synthetic.base import OF_TEACHERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +145,8 @@ class Report:
         for (_, variant, _), group in groups.items():
             protocol = _protocol_on(variant, recipe, distilled)
             kind = _labels_on(variant, recipe, distilled)
-            result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind)
+            size = _bytes_on(variant, kind, distilled)
+            result = SetResult.of(variant, group, protocol, long_tailed, class_counts, kind, size)
             # papers print one number: that of the protocol's own labels and of its first tested
             # epoch
             is_first = result.epoch == recipe.evaluation.epoch[0]
@@ -168,9 +170,16 @@ class Report:
     def merge(self, newer: Report) -> Report:
         """Combine with a newer report of the same set, whose results take precedence."""
         by_key = {result.key: result for report in (self, newer) for result in report.results}
+        for result in newer.results:
+            # reports of older versions do not say how many bytes they compared with
+            if result.set == EQUAL_STORAGE and result.bytes is not None:
+                by_key.pop(replace(result, bytes=None).key, None)
         results = _ordered(by_key.values())
+        # one of them may count teachers or stored labels, the other judge the images alone
+        largest = max(self, newer, key=lambda report: sum(report.storage_bytes.values()))
         return replace(
             newer,
+            storage_bytes=largest.storage_bytes,
             seconds={**self.seconds, **newer.seconds},
             results=results,
             # of the merged results: a baseline of one report and a set of the other make a score
@@ -319,6 +328,16 @@ def _labels_on(
         return "soft"
     is_learned = variant.set == DISTILLED and distilled.labels.is_floating_point()
     return "learned" if is_learned else "hard"
+
+
+def _bytes_on(variant: Variant, labels: str, distilled: Distilled) -> int | None:
+    """Bytes that a set of a variant takes, see `SetResult.bytes`."""
+    if variant.set not in (DISTILLED, EQUAL_STORAGE):
+        return None
+    storage = distilled.storage
+    if variant.set == DISTILLED and labels != "soft":
+        storage = storage.without(OF_TEACHERS)
+    return storage.total_bytes
 
 
 def _protocol_on(variant: Variant, recipe: Recipe, distilled: Distilled) -> str:

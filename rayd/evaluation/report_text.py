@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,10 +12,10 @@ from rayd.data.summary import DataSummary
 from rayd.evaluation.remarks import MARK, at_chance
 from rayd.evaluation.scores import EXPLAINED
 from rayd.evaluation.table import LEFT_ALIGNED, NOTHING, Row, TableLayout, wrapped
-from rayd.evaluation.variants import DISTILLED
+from rayd.evaluation.variants import DISTILLED, EQUAL_STORAGE
 
 if TYPE_CHECKING:
-    from rayd.evaluation.report import Report
+    from rayd.evaluation.report import Report, SetResult
 
 WORDS = {"random": "random images", "whole": "the whole set"}
 """Baselines in sentences."""
@@ -153,7 +154,7 @@ class ReportText:
             rows.append(
                 {
                     "network": result.network,
-                    "set": result.set,
+                    "set": _set_words(result, results),
                     "labels": result.label_kind,
                     "test accuracy": result.test_accuracy.text() + mark,
                     "students": str(len(result.test_accuracy.runs)),
@@ -169,6 +170,14 @@ class ReportText:
                 missing = {"network": result.network, "set": "random", "epoch": result.epoch}
                 rows.append({**missing, "test accuracy": f"not evaluated{blank}"})
         return rows
+
+
+def _set_words(result: SetResult, results: Sequence[SetResult]) -> str:
+    """Name of a set; of equal storage with its bytes, where there are several."""
+    sizes = {one.bytes for one in results if one.set == EQUAL_STORAGE}
+    if result.set != EQUAL_STORAGE or len(sizes) < 2 or result.bytes is None:
+        return result.set
+    return f"{result.set} ({result.bytes:,} B)"
 
 
 def _cell(value: float | None) -> str:

@@ -90,6 +90,10 @@ class SetResult:
     """Published number of the same settings, for a distilled set."""
     devices: tuple[str, ...] = ()
     """Kinds of device that trained the students; empty in reports of older versions."""
+    bytes: int | None = None
+    """Of a distilled set with what its labels need, and of such a set for real images of equal
+    storage; None for other sets, and in reports of older versions.
+    """
     confusion: tuple[tuple[int, int, Fraction], ...] = ()
     """Mistakes, the most frequent first: class, class that it was taken for, and the share of the
     class's test images, a mean over students. Empty in reports of older versions.
@@ -104,6 +108,7 @@ class SetResult:
         long_tailed: bool,
         class_counts: Sequence[int] | None = None,
         labels: Literal["hard", "soft", "learned"] | None = None,
+        bytes: int | None = None,
     ) -> Self:
         """Summarise at least one student of the same architecture and selection.
 
@@ -114,6 +119,7 @@ class SetResult:
             long_tailed: whether the real training set is long-tailed.
             class_counts: number of real training images of each class; by default decreasing.
             labels: labels that they learned from.
+            bytes: see the field.
         """
         variant = Variant.of(variant)
         # they come in the order in which they ended, and scores pair them by seed
@@ -135,6 +141,7 @@ class SetResult:
             labels=labels,
             augmented=variant.augmented,
             devices=tuple(sorted({one.device for one in students if one.device is not None})),
+            bytes=bytes,
             confusion=_mean_confusion(students),
         )
 
@@ -159,17 +166,23 @@ class SetResult:
         """Whether students differ in the set and its labels alone, as far as reports say it.
 
         Labels come with a loss, learned images with a step size, and the whole set and that of equal
-        storage with epochs of their own; precisions differ by machine. These may differ.
+        storage with epochs of their own; precisions differ by machine. These may differ. Images of
+        equal storage fit a set of as many bytes alone.
         """
+        sizes = {self.bytes, other.bytes} - {None}
+        if EQUAL_STORAGE in {self.set, other.set} and len(sizes) > 1:
+            return False
         ours, own_epochs = self.training
         theirs, other_epochs = other.training
         has_own_epochs = {self.set, other.set} & {"whole", EQUAL_STORAGE}
         return ours == theirs and (own_epochs == other_epochs or bool(has_own_epochs))
 
     @property
-    def key(self) -> tuple[str, str, str, str, tuple[int, ...]]:
+    def key(self) -> tuple[str, str, str, str, tuple[int, ...], int]:
         """Key that is unique within a report."""
-        return self.set, self.network, self.protocol, self.epoch, self.seeds
+        # teachers and stored labels count or do not, by the labels of an evaluation
+        size = (self.bytes or 0) if self.set == EQUAL_STORAGE else 0
+        return self.set, self.network, self.protocol, self.epoch, self.seeds, size
 
 
 def _training_words(protocol: str) -> tuple[tuple[str, ...], str]:

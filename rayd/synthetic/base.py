@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,6 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from rayd.errors import ConfigError
+
+TEACHERS = "teachers"
+"""Part of the storage: weights of the networks that label online."""
+SOFT_LABELS = "soft labels"
+"""Part of the storage: teachers' logits of all epochs, and what they belong to."""
+OF_TEACHERS = frozenset({TEACHERS, SOFT_LABELS})
+"""Parts that students under hard labels do without."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,13 @@ class Storage:
     def total_bytes(self) -> int:
         """Number of bytes of all parts."""
         return sum(self.bytes.values())
+
+    def without(self, parts: Collection[str]) -> Storage:
+        """The cost of the other parts."""
+        return Storage(
+            {part: count for part, count in self.numbers.items() if part not in parts},
+            {part: size for part, size in self.bytes.items() if part not in parts},
+        )
 
 
 def is_regular(labels: Tensor) -> bool:

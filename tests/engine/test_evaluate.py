@@ -23,7 +23,7 @@ from rayd.engine.progress import Progress
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
 from rayd.engine.stages.students import Students
-from rayd.engine.storage import with_teachers
+from rayd.engine.storage import with_labels_of
 from rayd.engine.store import Store
 from rayd.errors import ConfigError
 from rayd.evaluation.student import StudentResult
@@ -244,10 +244,44 @@ def test_teachers_that_label_online_count_in_place_of_their_stored_labels(data):
     names = data.train.class_names
     images = torch.zeros(10, *data.shape)
     stored = Distilled(images, torch.arange(10), names, data.normalization, card)
-    online = with_teachers(stored, tiny(**SOFT, evaluation={"loss": "kl"}), data)
+    online = with_labels_of(stored, tiny(**SOFT, evaluation={"loss": "kl"}), data)
     assert set(online.storage.bytes) == set(online.storage.numbers) == {"images", "teachers"}
-    hard = with_teachers(stored, tiny(), data)
-    assert hard.storage.bytes == bytes_of_parts
+    for labelled in (stored, online):
+        hard = with_labels_of(labelled, tiny(), data)
+        assert hard.storage.bytes == {"images": 2560}
+    kept = with_labels_of(stored, tiny(labels={"kind": "stored"}, evaluation={"loss": "kl"}), data)
+    assert kept.storage.bytes == bytes_of_parts
+
+
+def test_equal_storage_counts_what_the_labels_of_each_evaluation_need(tmp_path: Path):
+    """Under hard labels the images alone: as many bytes of real images are fewer."""
+    soft = {"loss": "kl", "baselines": ["random"], "comparisons": ["equal-storage"], "seeds": 1}
+    run = distill(
+        tiny(**SOFT, evaluation=soft),
+        tmp_path / "run",
+        cache=tmp_path / "cache",
+        progress=Progress(quiet=True),
+    )
+    changed = {"labels": {"kind": "hard"}, "evaluation": {"loss": "cross-entropy"}}
+    report = evaluate_distilled(
+        run.distilled, changed, None, tmp_path / "cache", Progress(quiet=True)
+    )
+    images = run.distilled.storage.bytes["images"]
+    teachers = run.distilled.storage.bytes["teachers"]
+    assert dict(report.storage_bytes) == {"images": images}
+    merged = run.report.merge(report)
+    sizes = [one.bytes for one in merged.results if one.set == "equal-storage"]
+    assert sizes == [images + teachers, images]
+    # each is compared with its own
+    assert merged.scores[0].over_equal_storage == run.report.scores[0].over_equal_storage
+    assert merged.storage_bytes == run.report.storage_bytes
+    text = merged.text()
+    assert f"equal-storage ({images:,} B)" in text
+    # a report of an older version, which does not say by how many bytes, gives way
+    older = replace(
+        run.report, results=tuple(replace(one, bytes=None) for one in run.report.results)
+    )
+    assert len(older.merge(run.report).results) == len(run.report.results)
 
 
 def test_a_set_with_hard_labels_is_loaded_without_a_warning(tmp_path: Path, recwarn):

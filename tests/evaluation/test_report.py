@@ -163,6 +163,7 @@ def test_json_has_the_documented_fields_and_comes_back():
         "augmented": True,
         "paper": None,
         "devices": [],
+        "bytes": 32,
         "confusion": [],
     }
     assert Report.from_json(content) == report
