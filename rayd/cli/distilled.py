@@ -113,14 +113,9 @@ def show(
     from rayd.sheets import sheet
 
     distilled = load(directory)
-    folder = distilled.directory
-    report = _kept_report(folder)
-    if spectrum and png is None:
-        if folder is None:
-            raise OutputError("The spectra of an export need a file: name it with --png.")
-        png = folder / "spectrum.png"
+    report = _kept_report(distilled.directory)
+    png = _file_of_picture(png, spectrum, distilled.directory)
     if png is not None:
-        png = remote.local(png)
         check_picture(png, overwrite)
     image = None
     protocol = "none" if as_json else _protocol()
@@ -138,6 +133,23 @@ def show(
         return
     print_text(describe(distilled, report))
     _draw(image, protocol)
+
+
+def _file_of_picture(png: Path | None, spectrum: bool, folder: Path | None) -> Path | None:
+    """The file that a picture goes to; None for no file.
+
+    Args:
+        png: given on the command line.
+        spectrum: whether the picture shows spectra, which always go to a file.
+        folder: of the set; None for an export.
+    """
+    if png is not None:
+        return remote.local(png)
+    if not spectrum:
+        return None
+    if folder is None:
+        raise OutputError("The spectra of an export need a file: name it with --png.")
+    return remote.local(folder / "spectrum.png")
 
 
 def _kept_report(folder: Path | None) -> Report | None:

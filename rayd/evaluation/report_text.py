@@ -96,32 +96,33 @@ class ReportText:
 
     def _missing(self) -> str | None:
         """What the scores lack, and the setting that adds it; None if nothing."""
-        results = self._report.results
-        pairs = {(result.network, result.epoch) for result in results}
-        # under the protocol of a result on the distilled set, with which they are compared
-        evaluated = {
-            (other.set, *place)
-            for place in pairs
-            for result in results
-            for other in results
-            if result.set == DISTILLED
-            and (result.network, result.epoch) == (other.network, other.epoch) == place
-            and result.same_protocol(other)
-        }
-        lacking = []
-        for name in ("random", "whole"):
-            if any((name, *pair) not in evaluated for pair in pairs):
-                lacking.append(name)
+        lacking = self._lacking()
         if not lacking:
             return None
-        scores = "IOR, HLR and LRS" if "random" in lacking else "HLR and LRS"
+        scores, were = (
+            ("IOR, HLR and LRS", "were") if "random" in lacking else ("HLR and LRS", "was")
+        )
         both = " and ".join(WORDS[name] for name in lacking)
-        others = any(result.set in lacking for result in results)
+        others = any(result.set in lacking for result in self._report.results)
+        where = " under the same protocol" if others else ""
         return (
-            f"no {scores}: {both} {'were' if 'random' in lacking else 'was'} not evaluated"
-            f"{' under the same protocol' if others else ''}; "
+            f"no {scores}: {both} {were} not evaluated{where}; "
             "set evaluation.baselines=[random,whole]"
         )
+
+    def _lacking(self) -> list[str]:
+        """Baselines that a network or tested epoch has no result of, beside the distilled set."""
+        results = self._report.results
+        beside: set[tuple[str, str, str]] = set()
+        for result in results:
+            if result.set != DISTILLED:
+                continue
+            place = (result.network, result.epoch)
+            for other in results:
+                if (other.network, other.epoch) == place and result.same_protocol(other):
+                    beside.add((other.set, *place))
+        places = {(result.network, result.epoch) for result in results}
+        return [name for name in WORDS if any((name, *place) not in beside for place in places)]
 
     def _read(self) -> list[str]:
         """Clause about the real images, if it is known."""
