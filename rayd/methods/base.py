@@ -40,8 +40,8 @@ _OF_NETWORKS = (
     "observers.trained",
     "observers.interpolate",
 )
-"""Settings of observers that no run without any reads. `observers.seed` and settings of arithmetic
-are left out: they are given for all methods alike.
+"""Settings of observers that have no effect where nothing is computed in them. `observers.seed` and
+those of speed and arithmetic are left out, as commands give them for all methods alike.
 """
 
 
