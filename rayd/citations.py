@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rayd.config import Recipe
+from rayd import methods
+from rayd.config import NetworkSettings, Recipe
+from rayd.methods import Method
 
 DSA = """@inproceedings{zhao2021dsa,
   title     = {Dataset Condensation with Differentiable Siamese Augmentation},
@@ -161,18 +163,33 @@ SELECTIONS = {
 
 def citations(recipe: Recipe, method_citation: str) -> list[str]:
     """List the BibTeX entries of everything that a recipe uses, the method's first, each once."""
-    architectures = [
-        *recipe.observers.networks,
-        *(recipe.labels.networks or ()),
-        *recipe.evaluation.networks,
-    ]
+    method = methods.build(recipe)
     selections = [recipe.synthetic.init, *recipe.evaluation.baselines]
     found = [method_citation]
     found += [entry for prefix, entry in DATA.items() if recipe.data.name.startswith(prefix)]
-    for network in architectures:
+    for network in _architectures(recipe, method):
         name = network.name.removeprefix("torchvision/").removeprefix("timm/")
         found += [entry for prefix, entry in NETWORKS.items() if name.startswith(prefix)]
-    augmented = recipe.evaluation.augmentation or recipe.observers.augmentation
-    found += [DSA] if augmented else []
+    found += [DSA] if any(_augmentations(recipe, method)) else []
     found += [SELECTIONS[name] for name in selections if name in SELECTIONS]
     return list(dict.fromkeys(found))
+
+
+def _architectures(recipe: Recipe, method: Method) -> list[NetworkSettings]:
+    """Networks of a recipe; observers only where something is computed in them."""
+    networks: list[NetworkSettings] = []
+    if "observers.networks" not in method.unused:
+        networks += recipe.observers.networks
+    if method.needs_experts:
+        networks.append(recipe.experts.network)
+    return [*networks, *(recipe.labels.networks or ()), *recipe.evaluation.networks]
+
+
+def _augmentations(recipe: Recipe, method: Method) -> list[str | None]:
+    """Augmentation strategies of a recipe, of students, observers and experts."""
+    strategies = [recipe.evaluation.augmentation]
+    if "observers.augmentation" not in method.unused:
+        strategies.append(recipe.observers.augmentation)
+    if method.needs_experts:
+        strategies += [recipe.experts.augmentation, recipe.objective.get("augmentation")]
+    return strategies

@@ -35,7 +35,9 @@ start is epoch E - M.
 - LS-MTT ("low-rank space" matching, Eq. 9 and 10): :math:`\mathrm{Start} \sim \mathrm{rand}(u_i -
   w, u_i)` with the upper end :math:`u_i = (i / N) \cdot \mathrm{MaxStart} + \delta` at step i of N.
   There is no code; here both ends are rounded down, the upper one is excluded, as in MTT's code,
-  and both are clipped to 0 and E - M, such that at least one epoch remains.
+  and both are clipped to 0 and E - M, such that at least one epoch remains. With a whole
+  :math:`\delta`, the latest start of all is :math:`\mathrm{MaxStart} + \delta - 2`, as the upper
+  end stays below its last value.
 - DATM (Guo et al., "Towards Lossless Dataset Distillation via Difficulty-Aligned Trajectory
   Matching", ICLR 2024): from a fixed lower end to an upper end, excluded, of
   :math:`\min(c + (m - c) i / e, m)`, rounded down, which rises from c to m until step e.

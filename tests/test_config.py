@@ -11,7 +11,7 @@ from rayd import methods
 from rayd.config import Recipe, Settings, When, merge, parse_overrides, read_yaml, validate
 from rayd.config.reading import RENAMED_BY_METHOD
 from rayd.errors import ConfigError
-from rayd.recipes import assemble, names, resolve
+from rayd.recipes import assemble, names, resolve, restore
 
 LEAST = {"method": "dm", "data": {"name": "digits"}}
 
@@ -271,6 +271,10 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
             "'observers.networks' has no effect.* are those of 'experts.network'",
         ),
         ("mtt", {"observers": {"pool": 3}}, "'observers.pool' has no effect"),
+        ("mtt", {"observers": {"trained": True}}, "'observers.trained' has no effect"),
+        ("mtt", {"observers": {"augmentation": "flip"}}, "have 'objective.augmentation'"),
+        ("mtt", {"observers": {"per_step": 2}}, "averages over 'objective.per_step' students"),
+        ("mtt", {"real": "sampled"}, "'real' has no effect.* is computed in observers"),
         (
             "mtt",
             {"objective": {"start": {"offset": 2}}},
@@ -314,6 +318,12 @@ def test_a_setting_of_another_variant_is_refused(method, tree, sentence):
         assemble(merge(least, tree))
     with pytest.raises(ConfigError, match=sentence):
         assemble(least, tree)
+
+
+def test_a_recipe_that_a_run_wrote_down_is_read_with_settings_without_effect():
+    least = {"method": "mtt", "data": {"name": "digits"}, "synthetic": {"step_size": 0.1}}
+    written = merge(least, {"observers": {"augmentation": "flip"}})
+    assert restore(written) == assemble(least)
 
 
 def test_an_override_says_what_counts_even_where_it_says_the_default():

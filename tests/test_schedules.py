@@ -174,6 +174,11 @@ def test_the_progressive_window_is_that_of_the_paper_at_the_beginning_middle_and
     assert found == [range(0, 10), range(20, 30), range(40, 49)]
 
 
+def test_the_progressive_window_of_whole_epochs_moves_by_one_less_until_the_last_step() -> None:
+    found = [progressive_start(step, 1000, 3, 4, 4, last=18) for step in (0, 333, 334, 667, 999)]
+    assert found == [range(0, 4), range(0, 4), range(1, 5), range(2, 6), range(2, 6)]
+
+
 def test_the_progressive_window_moves_an_epoch_every_steps_over_max_start_steps() -> None:
     assert [progressive_start(step, 100, 10, 3, 2, last=50) for step in (9, 10, 19, 20)] == [
         range(1, 3),

@@ -55,8 +55,8 @@ class StartSettings(Settings):
 
     schedule: Literal["uniform", "rising", "progressive"] = "uniform"
     """`uniform`: from `least` to `most`, excluded, at all steps (MTT). `rising`: the upper end
-    rises from `first` to `most` (DATM). `progressive`: a window whose upper end moves from `offset`
-    by `most` until the last step (LS-MTT).
+    rises from `first` to `most` (DATM). `progressive`: a window whose upper end, excluded, moves from
+    `offset` by `most` over all steps (LS-MTT); in whole epochs, the last step has one less.
     """
     least: Annotated[int, When(schedule=("uniform", "rising"))] = Field(default=0, ge=0)
     """`uniform`, `rising`: earliest epoch."""

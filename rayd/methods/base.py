@@ -32,6 +32,19 @@ if TYPE_CHECKING:
     from rayd.objectives.trajectory_matching import TrajectoryObjective
 
 
+_OF_TERMS = ("real", "observers.order", "observers.ascent_steps", "observers.model_pool")
+"""Settings that only terms read, beside those of which `Method.unused` has more to say."""
+_OF_NETWORKS = (
+    "observers.networks",
+    "observers.pool",
+    "observers.trained",
+    "observers.interpolate",
+)
+"""Settings of observers that have no effect where nothing is computed in them. `observers.seed` and
+those of speed and arithmetic are left out, as commands give them for all methods alike.
+"""
+
+
 class Method(ABC):
     """A paper's method: the terms of its objective, its defaults, its needs and its citation.
 
@@ -261,9 +274,19 @@ class Method(ABC):
         if not any_trained and not needs_teachers:
             unused["squeeze"] = f"method '{self.name}' trains no observers here."
         needs_teachers |= "rded" in self.recipe.evaluation.baselines
-        if self.needs_experts and not self.groups and not needs_teachers:
-            reason = f"the networks of method '{self.name}' are those of 'experts.network'."
-            unused |= {"observers.networks": reason, "observers.pool": reason}
+        if self.needs_experts and not self.groups:
+            # no term compares images, so only networks that label or crop images are left
+            reason = f"no term of method '{self.name}' is computed in observers."
+            unused |= dict.fromkeys(_OF_TERMS, reason)
+            unused["observers.augmentation"] = (
+                f"students of method '{self.name}' have 'objective.augmentation'."
+            )
+            unused["observers.per_step"] = (
+                f"method '{self.name}' averages over 'objective.per_step' students."
+            )
+            if not needs_teachers:
+                reason = f"the networks of method '{self.name}' are those of 'experts.network'."
+                unused |= dict.fromkeys(_OF_NETWORKS, reason)
         return unused
 
     @cached_property

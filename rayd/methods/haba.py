@@ -25,9 +25,11 @@ Images of CIFAR are whitened. **Different here:**
   drawn for each basis. So recipes have a fifth of the epochs, and batches that make as many steps.
 - The adversary learns from all pairs of images of one basis among at most 500 images
   (`observers.model_pool.batch_size`), there from those of two hallucinators.
+- What the hallucinators' term sees is augmented alike for all images of a class in a step, so that
+  images of one basis differ by their hallucinators alone; there each has parameters of its own.
 - Momentum of the step size alpha is that of the images, there 0.9, where alpha is kept above 0.001;
-  here its logarithm is learned (`rayd.synthetic.learned_step_size`). For ten images the command starts
-  it at 0.001, here as for the others at 0.01.
+  here its logarithm is learned (`rayd.synthetic.learned_step_size`). For ten images a class the
+  command starts it at 0.001, here as for the others at 0.01.
 - The code standardises each batch of students' images as a whole; here they stay as they are.
 
 Storage counts bases and hallucinators: 27,840 numbers of the latter at 32 x 32 pixels, a little less

@@ -168,14 +168,16 @@ def restore(
     """A recipe that a run wrote down, perhaps one of another version.
 
     Args:
-        tree: the settings; those that this version does not have are dropped.
+        tree: the settings; those that this version does not have, or that have no effect in it, are
+            dropped.
         overrides: as in `assemble`.
         where: as in `assemble`.
 
     Raises:
         ConfigError: as in `assemble`.
     """
-    return assemble(without_unknown(Recipe, tree), overrides, where)
+    # nothing of it is the last layer, which alone is refused where it has no effect
+    return assemble(without_unknown(Recipe, tree), overrides, where, own={})
 
 
 def assemble(

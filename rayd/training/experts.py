@@ -18,6 +18,10 @@ gradients of its batch, and descends
 Only the component of g orthogonal to g_p counts, so that the loss at the perturbed parameters
 decreases as in SAM, and its gap to the loss as well.
 
+**Paper and released code differ.** The code of FTD and DATM has adaptive SAM switched on: it climbs
+by rho w^2 g / || |w| g ||, products elementwise with the parameters w, which is shorter than rho by
+about the size of a parameter. Here is the printed step, of length rho.
+
 Each expert is trained by itself. Training several small ones at once
 (`torch.func.stack_module_state` and `vmap`) was slower on a CPU core: 0.5 to 0.85 times the speed
 for ConvNets of width 8 to 32, four or eight together, 0.9 to 1.2 for MLPs, as convolutions with

@@ -7,9 +7,9 @@ import pytest
 import torchvision
 
 from rayd import methods, recipes, results
-from rayd.citations import citations
+from rayd.citations import DSA, NETWORKS, citations
 from rayd.config import MeasuredResult, Recipe, packaged_yaml
-from rayd.config.reading import without
+from rayd.config.reading import nested, without
 from rayd.errors import ConfigError
 from rayd.evaluation.scores import label_robust_score
 from rayd.networks import registry
@@ -58,6 +58,21 @@ def number(name):
     own = recipes.resolve(name).paper[0]
     assert own.of_recipe
     return own.value
+
+
+def test_citations_are_of_experts_where_nothing_is_computed_in_observers():
+    # an MLP everywhere, and no augmentation: the observers' ConvNet and DSA have no part in it
+    assert not any(entry in (DSA, NETWORKS["convnet"]) for entry in cited("ls-mtt-digits"))
+    followed = cited("ls-mtt-digits", {"experts.network.name": "convnet"})
+    assert NETWORKS["convnet"] in followed
+    augmented = cited("ls-mtt-digits", {"objective.augmentation": "crop_scale"})
+    assert DSA in augmented
+
+
+def cited(name, settings=None):
+    """What a recipe with these settings, by dotted key, cites."""
+    recipe = recipes.resolve(name, nested(settings) if settings else None)
+    return citations(recipe, methods.get(recipe.method).citation)
 
 
 @pytest.mark.parametrize("name", recipes.names())
