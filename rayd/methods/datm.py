@@ -12,8 +12,9 @@ Dataset Distillation via Difficulty-Aligned Trajectory Matching", ICLR 2024. MTT
 - Steps with a loss above 1 are skipped (`objective.loss_limit`).
 
 **Different from the released code**: its momentum is 0.5 for images and 0.9 for labels, here it is
-the same for all; its evaluation has batches of 128 and a moving average of the weights, of decay
-0.9995 for CIFAR-10 IPC 10 and 0.995 for IPC 50, which the recipes set.
+the same for all. Its students have batches of 128, which the recipes set. The decays `ema_decay` of
+its settings belong to an average of the images in the code that it grew from, FTD's; DATM's own
+averages nothing, and neither do the recipes.
 
 Use it for larger budgets, where matching only early epochs, as MTT does, no longer helps.
 """
