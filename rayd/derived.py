@@ -39,6 +39,9 @@ def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
 
 
 def _values(tensor: Tensor) -> dict[str, Any]:
+    if tensor.is_inference():
+        # torch does not count the changes of such a tensor, so that nothing of it can be kept
+        return {}
     if tensor in _kept:
         version, values = _kept[tensor]
         if version == tensor._version:

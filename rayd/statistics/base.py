@@ -198,8 +198,22 @@ class Statistic(ABC):
                 getattr(self, name).index_copy_(0, classes, after)
         return self
 
+    def check_mergeable(self, other: Self) -> None:
+        """Refuse to merge what broadcasts, but is of other classes or of features of another
+        dimension.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self._rows != other._rows:
+            raise ValueError(
+                "Statistics must be of the same classes to be merged. Got "
+                f"{self._rows} and {other._rows} of them instead."
+            )
+        self.check_alike(other)
+
     def check_alike(self, other: Self) -> None:
-        """Refuse to merge what broadcasts, but is of features of another dimension.
+        """Refuse what broadcasts, but is of features of another dimension.
 
         Raises:
             ValueError: it is.

@@ -78,7 +78,7 @@ class LabelCorrelation(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Sums add."""
-        self.check_alike(other)
+        self.check_mergeable(other)
         return type(self)(self.count + other.count, self.total + other.total)
 
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
