@@ -127,8 +127,9 @@ class ComparesStatistics:
         import torch
 
         total: dict[Any, Any] = {}
-        counts = torch.zeros(classes, dtype=torch.long)
-        with torch.no_grad():
+        # what is measured in `torch.inference_mode` is compared, and differentiated, outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            counts = torch.zeros(classes, dtype=torch.long)
             for features, labels in batches:
                 given = self._layers(features)
                 images = checking.layers(given, self)
@@ -188,6 +189,12 @@ class ComparesStatistics:
         layers: dict[LayerRole, tuple[Tensor, ...]] = dict.fromkeys(roles, ())
         for name, given in features.items():
             several = isinstance(given, list | tuple)
+            if name not in list(LayerRole):
+                names = " and ".join(f"'{role.value}'" for role in sorted(roles))
+                raise ValueError(
+                    f"Features of {type(self).__name__} must be named for their layer role, "
+                    f"{names}. Got '{name}' instead."
+                )
             layers[LayerRole(name)] = tuple(given) if several else (given,)
         missing = [role.value for role in roles - set(self.optional) if not layers[role]]
         if missing:
