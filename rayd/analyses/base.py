@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rayd import networks, recipes, seeding, shown
 from rayd.analyses import check_free, files
 from rayd.artifacts import write_bytes, write_json
-from rayd.config import NetworkSettings, Recipe
+from rayd.config import NetworkSettings, Recipe, validate
 from rayd.data import ImageData, ImageSet
 from rayd.distilled import Distilled, load
 from rayd.engine.progress import Progress
@@ -117,7 +117,7 @@ class Analysis:
             axes.set_axis_off()
             return figure
 
-    def write(self, folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
+    def write(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, ...]:
         """Write `<name>.png`, `<name>.html` and `<name>.json`.
 
         Returns:
@@ -126,6 +126,7 @@ class Analysis:
         Raises:
             OutputError: one of them exists and `overwrite` is False.
         """
+        folder = Path(folder).expanduser()
         check_free(folder, self.name, overwrite)
         paths = files(folder, self.name)
         picture, page, numbers = paths
@@ -193,12 +194,16 @@ class Subject:
 
     @property
     def network(self) -> NetworkSettings:
-        """The architecture that is analysed."""
+        """The architecture that is analysed.
+
+        Raises:
+            ConfigError: the options hold settings that no architecture has.
+        """
         chosen = self.options.network
         if chosen is None:
             return self.recipe.evaluation.networks[0]
         given = {"name": chosen} if isinstance(chosen, str) else chosen
-        return NetworkSettings.model_validate(given)
+        return validate(NetworkSettings, given, "the network to analyse", "network")
 
     def build(self, seed: int = 0) -> nn.Module:
         """A fresh network, with a seed beside that of the options."""

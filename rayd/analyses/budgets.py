@@ -57,6 +57,12 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
                 of_run.setdefault(words_of(one, results), one.test_accuracy.runs)
         for name, runs in of_run.items():
             found.setdefault(name, {}).setdefault(subject.report.ipc, []).extend(runs)
+    if network is not None and not found:
+        known = dict.fromkeys(one.network for s in subjects for one in s.report.results)
+        raise ArtifactError(
+            f"The reports of the runs hold no accuracies of {network}, but of {', '.join(known)}; "
+            "'rayd evaluate' with --network adds them."
+        )
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})
     if len(budgets) < 2:
         raise ArtifactError(
