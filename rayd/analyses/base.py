@@ -240,7 +240,10 @@ class Subject:
         return self.data.normalization(pixels), torch.from_numpy(images.labels[rows])
 
     def random(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Real images of the set's budget, drawn at random: as many of each class.
+        """Real images drawn at random, as many of each class as the set has.
+
+        That is more than its budget where parameters make several images of one, as in partitioned
+        and low-rank sets.
 
         Of a class with fewer images, they are taken again, as those of the baseline `random`.
         """
