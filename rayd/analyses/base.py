@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,8 @@ class Analysis:
 
     def _repr_html_(self) -> str:
         source = base64.b64encode(as_png(self.picture)).decode()
-        image = f'<img alt="{self.title}" src="data:image/png;base64,{source}">'
+        # the title holds the name of a recipe, which a stranger's card may give
+        image = f'<img alt="{escape(self.title)}" src="data:image/png;base64,{source}">'
         return image + shown.preformatted("\n".join(self.lines))
 
     def plot(self) -> Figure:

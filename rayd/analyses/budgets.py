@@ -73,8 +73,20 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
 
 
 def analyse(subject: Subject) -> Analysis:
-    """Draw the accuracies of a run and of the others over images per class."""
+    """Draw the accuracies of a run and of the others over images per class.
+
+    Raises:
+        ArtifactError: as of `curves`, or the runs have other classes or another long tail.
+    """
     runs = [subject, *subject.others]
+    for key in ("classes", "imbalance"):
+        for run in subject.others:
+            ours, theirs = (getattr(one.recipe.data, key) for one in (subject, run))
+            if ours != theirs:
+                raise ArtifactError(
+                    f"Accuracy over the budget needs runs on the same images. Got data.{key}={ours}, "
+                    f"and {theirs} in '{run.directory}'."
+                )
     label = subject.network.label if subject.options.network is not None else None
     network, found = curves(runs, label)
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import rayd
-from rayd.analyses import ANALYSES, analyse, check_free, embedding, images, run
+from rayd.analyses import ANALYSES, analyse, budgets, check_free, embedding, images, run
 from rayd.analyses.base import PALETTE, Analysis, Options, Subject, sampled
 from rayd.analyses.budgets import chart, curves
 from rayd.analyses.classes import ClassGain, _terms, gains
@@ -342,3 +342,18 @@ def test_gains_say_under_which_labels_they_are():
     other = replace(own, results=(learned, *own.results[1:]))
     words = ", the former under learned labels, the latter under hard ones"
     assert _terms(other, "random", network) == words
+
+
+def test_curves_are_of_the_same_images():
+    """A long tail of the same data has another accuracy at every budget."""
+    balanced = of_classes("cat", "dog")
+    tail = of_classes("dog", "cat")
+    balanced.__dict__["recipe"] = tiny()
+    tail.__dict__["recipe"] = tiny(data={"imbalance": 10})
+    with pytest.raises(ArtifactError, match=r"Got data\.imbalance=1\.0, and 10\.0 in 'dog'"):
+        budgets.analyse(SimpleNamespace(recipe=balanced.recipe, others=(tail,)))
+
+
+def test_a_title_is_text_in_a_notebook():
+    found = Analysis("images", '"><script>', "", Image.new("RGB", (4, 4)), ("a",), {})
+    assert "<script>" not in found._repr_html_()
