@@ -34,6 +34,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
             budget.
     """
     found: Curves = {}
+    networks: list[str] = []
     first: Report | None = None
     for subject in subjects:
         if subject.report is None:
@@ -49,6 +50,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
                 f"{subject.report.data} in '{subject.directory}'."
             )
         results = subject.report.results
+        networks += [one.network for one in results]
         network = network or results[0].network
         # of several protocols, as later evaluations add them, the first counts
         of_run: dict[str, tuple[float, ...]] = {}
@@ -58,7 +60,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
         for name, runs in of_run.items():
             found.setdefault(name, {}).setdefault(subject.report.ipc, []).extend(runs)
     if network is not None and not found:
-        known = dict.fromkeys(one.network for s in subjects for one in s.report.results)
+        known = dict.fromkeys(networks)
         raise ArtifactError(
             f"The reports of the runs hold no accuracies of {network}, but of {', '.join(known)}; "
             "'rayd evaluate' with --network adds them."

@@ -40,7 +40,7 @@ class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
 calibration = functional(Calibration, "calibration", ("labels",))
 
 
-class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
+class ClassAware(OfLogits, objectives.ClassAware):
     """`Calibration` times the accuracy of the network on real images (IDM).
 
     The accuracy is given with the call, a fraction.
