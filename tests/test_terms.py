@@ -481,3 +481,23 @@ def test_features_of_inference_mode_are_measured_and_compared():
     wanted = term(features, synthetic, labels, labels)
     assert term(real, synthetic, real_labels, labels) == wanted
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_class_counts_are_on_the_host(monkeypatch):
+    """As the engine's are: a term that computes with them there fails where they are on a GPU."""
+    seen = []
+    sizes = torch.arange(2)
+    monkeypatch.setattr("rayd.derived.class_sizes", lambda labels, classes: sizes)
+    monkeypatch.setattr("rayd.derived.on_host", lambda tensor: seen.append(tensor) or tensor)
+    labels = torch.arange(6) % 2
+    rayd.terms.mean_matching(torch.rand(6, 5), torch.rand(6, 5), labels, labels)
+    assert any(tensor is sizes for tensor in seen)
+
+
+@pytest.mark.parametrize("statistic", ["Covariance", "CharacteristicFunction"])
+def test_a_statistic_without_a_distance_is_refused(statistic):
+    labels = torch.arange(6) % 2
+    with pytest.raises(rayd.RaydError, match=f"'{statistic}' cannot be matched"):
+        rayd.terms.statistic_matching(
+            torch.rand(6, 5), torch.rand(6, 5), labels, labels, of=statistic
+        )

@@ -72,6 +72,8 @@ class ComparesStatistics:
                 named.
             ValueError: shapes do not fit together, there are no images, or a label is out of range.
         """
+        from rayd.derived import class_sizes, on_host
+
         if is_observation(synthetic):
             # a call of the engine, by position: statistics, observation, labels, context
             return super().__call__(real, synthetic, real_labels, labels)  # type: ignore[misc, no-any-return]
@@ -91,7 +93,8 @@ class ComparesStatistics:
             if classes is None:
                 classes = 1 + max(checking.largest(real_labels), checking.largest(labels))
             statistics = self._sampled(theirs, real_labels, classes, generator)
-            counts = real_labels.bincount(minlength=classes)
+            # on the host, as the engine gives them: terms derive factors of few numbers from them
+            counts = on_host(class_sizes(real_labels, classes))
         else:
             measured, counts = _counts(statistics)
             classes = measured or classes or 1 + checking.largest(labels)
