@@ -83,6 +83,7 @@ class LabelCorrelation(Statistic):
 
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self."""
+        self.check_device(features)
         with torch.no_grad():
             part = self.like(features.double(), labels, transform)
             self.check_alike(part)

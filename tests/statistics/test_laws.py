@@ -354,3 +354,10 @@ def test_batches_of_inference_mode_are_added():
     with torch.inference_mode():
         found = Covariance.empty(CLASSES, DIMENSION).update(features.clone(), labels.clone())
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_features_on_another_device_are_refused(kind):
+    features, labels = batch(0, 9)
+    with pytest.raises(ValueError, match=r"on 'cpu' must be there.*'\.to\(features\.device\)'"):
+        EMPTY[kind]().update(features.to("meta"), labels)
