@@ -126,7 +126,7 @@ def distill(
     network: str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None = None,
     ipc: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[Any] | None = (),
     **overrides: Unpack[Keywords],
 ) -> Run:
     """Distil a data set, evaluate the result, and write both to `out`.
@@ -197,7 +197,7 @@ def distill(
             that is possible. Ctrl-C raises `KeyboardInterrupt`, and the run can be resumed.
     """
     from rayd.callbacks import Callbacks
-    from rayd.config import given_resources, merge, nested
+    from rayd.config import given_resources, lookup, merge, nested
     from rayd.engine.distill import distill as run
     from rayd.engine.progress import Progress
     from rayd.engine.rundir import RunDirectory, default_directory
@@ -205,7 +205,7 @@ def distill(
     from rayd.recipes import resolve
 
     with errors_for_python():
-        told = Callbacks(callbacks)
+        told = Callbacks(() if callbacks is None else callbacks)
         own = own_settings(
             train=train,
             test=test,
@@ -219,6 +219,10 @@ def distill(
         given = merge(
             merge(nested(settings or {}), nested(overrides)), given_resources(workers, address)
         )
+        if train is not None and (named := lookup(given, "data.name")) is not None:
+            raise ConfigError(
+                f"Data are given as 'train', and by name, '{named}': leave one of them out."
+            )
         if isinstance(resume, str | Path):
             if name is not None or out is not None:
                 raise ConfigError(
@@ -285,9 +289,11 @@ def synthesize(name: str | Path | None = None, **arguments: Any) -> Steps:
     Raises:
         RaydError: as `distill`, with the first step.
     """
+    from rayd.callbacks import Callbacks
     from rayd.step_iterator import Steps as Loop
 
-    own = tuple(arguments.pop("callbacks", ()))
+    given = arguments.pop("callbacks", None)
+    own = Callbacks(() if given is None else given)
     return Loop(lambda handover: distill(name, callbacks=(*own, handover), **arguments))
 
 
@@ -330,11 +336,12 @@ def load(path: str | Path) -> Distilled:
 
     Raises:
         ArtifactError: it is missing or damaged.
+        ConfigError: what is given is no path, such as a run, whose set is `run.distilled`.
     """
     from rayd.distilled import load as read
 
     with errors_for_python():
-        distilled = read(path)
+        distilled = read(_place(path))
     if distilled.needs_teachers:
         warnings.warn(f"'{path}': {distilled.needs[-1]}.", stacklevel=2)
     return distilled
@@ -395,7 +402,7 @@ def evaluate(
         given = merge(nested(settings or {}), nested(overrides))
         tree = merge(given_resources(workers, address), given)
         tree = merge(tree, {"evaluation": students})
-        chosen = distilled if isinstance(distilled, Set) else read(distilled)
+        chosen = distilled if isinstance(distilled, Set) else read(_place(distilled))
         return evaluate_distilled(chosen, tree, _path(data_root), _path(cache), Progress(quiet))
 
 
@@ -513,6 +520,17 @@ def _directory(run: str | Path | Run) -> Path:
     if not isinstance(run, str | Path) and not hasattr(run, "directory"):
         raise ConfigError(f"A run or its directory is wanted. Got {type(run).__name__} instead.")
     return Path(run if isinstance(run, str | Path) else run.directory).expanduser()
+
+
+def _place(path: str | Path) -> str | Path:
+    """The place of a set, checked to be one."""
+    if not isinstance(path, str | Path):
+        has_set = ", whose set is its 'distilled'" if hasattr(path, "distilled") else ""
+        raise ConfigError(
+            "A distilled set or its directory is wanted. "
+            f"Got {type(path).__name__}{has_set} instead."
+        )
+    return path
 
 
 def _path(path: str | Path | None) -> Path | None:

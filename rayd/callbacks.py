@@ -107,10 +107,15 @@ class Callbacks:
         callbacks: objects with at least one of the methods of `RunCallback`.
 
     Raises:
-        ConfigError: one of them is no callback.
+        ConfigError: one of them is no callback, or they are no list.
     """
 
     def __init__(self, callbacks: Sequence[Any] = ()):
+        if not isinstance(callbacks, list | tuple):
+            raise ConfigError(
+                "Callbacks must be a list, such as callbacks=[rayd.callbacks.EarlyStopping()]. Got "
+                f"{type(callbacks).__name__} instead."
+            )
         for callback in callbacks:
             if isinstance(callback, type) or not any(hasattr(callback, hook) for hook in HOOKS):
                 name = callback.__name__ if isinstance(callback, type) else repr(callback)

@@ -244,6 +244,7 @@ class Broken(Pairs):
         (([0.5] * 3, [float("nan")] * 3), "standard deviations above 0"),
         (([0.5] * 2, [0.5] * 2), "3 each. Got 2 and 2 instead"),
         (([0.5] * 3,), "3 each. Got 3 instead"),
+        (0.5, "must be a pair, means and standard deviations. Got float"),
     ],
 )
 def test_a_normalization_that_cannot_be_undone_is_refused(normalization, sentence, tmp_path):
@@ -429,6 +430,19 @@ def test_a_set_is_evaluated_with_own_networks(tmp_path):
             lambda: rayd.distill("digits", settings=[("ipc", 1)]),
             "Settings must be a mapping, .* Got list instead",
         ),
+        (
+            lambda: rayd.evaluate(SimpleNamespace(distilled=None)),
+            "directory is wanted. Got SimpleNamespace, whose set is its 'distilled'",
+        ),
+        (lambda: rayd.load(3), "A distilled set or its directory is wanted. Got int instead"),
+        (
+            lambda: rayd.distill("digits", callbacks=rayd.callbacks.RunCallback()),
+            r"Callbacks must be a list, .* Got RunCallback instead",
+        ),
+        (
+            lambda: rayd.synthesize("digits", callbacks=rayd.callbacks.RunCallback()),
+            r"Callbacks must be a list, .* Got RunCallback instead",
+        ),
     ],
 )
 def test_arguments_of_another_type_are_named(call, sentence):
@@ -460,6 +474,7 @@ class Raw(nn.Module):
         ({"callbacks": [print]}, "A callback must be an object with one of the methods"),
         ({"train": None, "test": TEST}, "need those given as 'train'"),
         ({"settings": {"synthesis.stepz": 3}}, "did you mean 'synthesis.steps'"),
+        ({"data": "digits"}, "given as 'train', and by name, 'digits'"),
     ],
 )
 def test_unfit_parts_are_refused(arguments, sentence, tmp_path):

@@ -428,3 +428,76 @@ def test_overhead_in_an_own_loop_is_small():
     ratios = sorted(seconds(by_library) / seconds(by_hand) for _ in range(7))
     sys.stdout.write(f"library against the same maths by hand: {ratios[3]:.3f}\n")
     assert ratios[3] < 1.1, ratios
+
+
+def test_images_and_networks_that_do_not_fit_have_no_gradients():
+    images = torch.rand(4, 1, 2, 2)
+    labels = torch.tensor([0, 0, 1, 1])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    matched = rayd.terms.gradient_matching
+    with pytest.raises(ValueError, match=r"of the same shape\. Got \(1, 2, 2\) and \(3, 2, 2\)"):
+        matched(images, torch.rand(4, 3, 2, 2), labels, labels, network=network)
+    with pytest.raises(ValueError, match=r"more than 5 classes.*Got \(2, 2\) instead"):
+        matched(images, images, 5 * labels, 5 * labels, network=network)
+    with pytest.raises(TypeError, match=r"a torch module\. Got str"):
+        matched(images, images, labels, labels, network="convnet")
+    # the network is left as it was
+    assert not network._forward_hooks
+    assert matched(images, images, labels, labels, network=network) < 1e-2
+
+
+def test_class_aware_needs_an_accuracy_that_is_a_fraction():
+    """Without one the term would be zero, and with percents a hundred times too large."""
+    logits = torch.zeros(2, 4)
+    labels = torch.tensor([0, 3])
+    with pytest.raises(TypeError, match=r"accuracy=0\.9"):
+        rayd.terms.class_aware(logits, labels)
+    with pytest.raises(ValueError, match=r"a fraction, 0 to 1\. Got 90"):
+        rayd.terms.class_aware(logits, labels, accuracy=90)
+    as_tensor = rayd.terms.class_aware(logits, labels, accuracy=torch.tensor(0.5))
+    assert as_tensor == rayd.terms.class_aware(logits, labels, accuracy=0.5)
+
+
+def test_unknown_layer_roles_are_named():
+    maps = [torch.rand(4, 3, 8, 8)]
+    labels = torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match=r"'bn_inputs' and 'conv_inputs'\. Got 'bn' instead"):
+        rayd.terms.moment_matching({"bn": maps}, {"bn": maps}, labels, labels)
+
+
+def test_features_of_inference_mode_are_measured_and_compared():
+    """torch does not count changes of such tensors, by which derived values are kept."""
+    term = rayd.terms.MeanMatching()
+    labels = torch.arange(6) % 2
+    features = torch.rand(6, 5)
+    with torch.inference_mode():
+        real = features.clone()
+        real_labels = labels.clone()
+        measured = term.measure([(real, real_labels)], classes=2)
+    synthetic = torch.rand(6, 5, requires_grad=True)
+    loss = term(measured, synthetic, labels=labels)
+    loss.backward()
+    assert synthetic.grad.abs().sum() > 0
+    wanted = term(features, synthetic, labels, labels)
+    assert term(real, synthetic, real_labels, labels) == wanted
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_class_counts_are_on_the_host(monkeypatch):
+    """As the engine's are: a term that computes with them there fails where they are on a GPU."""
+    seen = []
+    sizes = torch.arange(2)
+    monkeypatch.setattr("rayd.derived.class_sizes", lambda labels, classes: sizes)
+    monkeypatch.setattr("rayd.derived.on_host", lambda tensor: seen.append(tensor) or tensor)
+    labels = torch.arange(6) % 2
+    rayd.terms.mean_matching(torch.rand(6, 5), torch.rand(6, 5), labels, labels)
+    assert any(tensor is sizes for tensor in seen)
+
+
+@pytest.mark.parametrize("statistic", ["Covariance", "CharacteristicFunction"])
+def test_a_statistic_without_a_distance_is_refused(statistic):
+    labels = torch.arange(6) % 2
+    with pytest.raises(rayd.RaydError, match=f"'{statistic}' cannot be matched"):
+        rayd.terms.statistic_matching(
+            torch.rand(6, 5), torch.rand(6, 5), labels, labels, of=statistic
+        )

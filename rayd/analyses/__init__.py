@@ -134,11 +134,14 @@ def check_free(folder: Path, what: str, overwrite: bool) -> None:
     """Refuse a folder that holds the files of an analysis, before the work for it.
 
     Raises:
-        OutputError: one of the files exists and must not be replaced.
+        OutputError: one of the files exists and must not be replaced, or the folder is, or is in, a
+            file, such as an export.
         ConfigError: the analysis is unknown.
     """
     if what not in ANALYSES:
         raise ConfigError(unknown("analysis", what, names()))
+    if is_file := next((path for path in (folder, folder.parent) if path.is_file()), None):
+        raise OutputError(f"'{is_file}' is a file: name a folder for the analysis with --out.")
     existing = [path for path in files(folder, what) if path.exists()]
     if existing and not overwrite:
         raise OutputError(

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from rayd import networks, recipes, seeding, shown
 from rayd.analyses import check_free, files
 from rayd.artifacts import write_bytes, write_json
-from rayd.config import NetworkSettings, Recipe
+from rayd.config import NetworkSettings, Recipe, validate
 from rayd.data import ImageData, ImageSet
 from rayd.distilled import Distilled, load
 from rayd.engine.progress import Progress
@@ -102,7 +103,8 @@ class Analysis:
 
     def _repr_html_(self) -> str:
         source = base64.b64encode(as_png(self.picture)).decode()
-        image = f'<img alt="{self.title}" src="data:image/png;base64,{source}">'
+        # the title holds the name of a recipe, which a stranger's card may give
+        image = f'<img alt="{escape(self.title)}" src="data:image/png;base64,{source}">'
         return image + shown.preformatted("\n".join(self.lines))
 
     def plot(self) -> Figure:
@@ -117,7 +119,7 @@ class Analysis:
             axes.set_axis_off()
             return figure
 
-    def write(self, folder: Path, overwrite: bool = False) -> tuple[Path, ...]:
+    def write(self, folder: str | Path, overwrite: bool = False) -> tuple[Path, ...]:
         """Write `<name>.png`, `<name>.html` and `<name>.json`.
 
         Returns:
@@ -126,6 +128,7 @@ class Analysis:
         Raises:
             OutputError: one of them exists and `overwrite` is False.
         """
+        folder = Path(folder).expanduser()
         check_free(folder, self.name, overwrite)
         paths = files(folder, self.name)
         picture, page, numbers = paths
@@ -193,12 +196,16 @@ class Subject:
 
     @property
     def network(self) -> NetworkSettings:
-        """The architecture that is analysed."""
+        """The architecture that is analysed.
+
+        Raises:
+            ConfigError: the options hold settings that no architecture has.
+        """
         chosen = self.options.network
         if chosen is None:
             return self.recipe.evaluation.networks[0]
         given = {"name": chosen} if isinstance(chosen, str) else chosen
-        return NetworkSettings.model_validate(given)
+        return validate(NetworkSettings, given, "the network to analyse", "network")
 
     def build(self, seed: int = 0) -> nn.Module:
         """A fresh network, with a seed beside that of the options."""
@@ -235,7 +242,10 @@ class Subject:
         return self.data.normalization(pixels), torch.from_numpy(images.labels[rows])
 
     def random(self, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """Real images of the set's budget, drawn at random: as many of each class.
+        """Real images drawn at random, as many of each class as the set has.
+
+        That is more than its budget where parameters make several images of one, as in partitioned
+        and low-rank sets.
 
         Of a class with fewer images, they are taken again, as those of the baseline `random`.
         """

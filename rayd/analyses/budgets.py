@@ -34,6 +34,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
             budget.
     """
     found: Curves = {}
+    networks: list[str] = []
     first: Report | None = None
     for subject in subjects:
         if subject.report is None:
@@ -49,6 +50,7 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
                 f"{subject.report.data} in '{subject.directory}'."
             )
         results = subject.report.results
+        networks += [one.network for one in results]
         network = network or results[0].network
         # of several protocols, as later evaluations add them, the first counts
         of_run: dict[str, tuple[float, ...]] = {}
@@ -57,6 +59,12 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
                 of_run.setdefault(words_of(one, results), one.test_accuracy.runs)
         for name, runs in of_run.items():
             found.setdefault(name, {}).setdefault(subject.report.ipc, []).extend(runs)
+    if network is not None and not found:
+        known = dict.fromkeys(networks)
+        raise ArtifactError(
+            f"The reports of the runs hold no accuracies of {network}, but of {', '.join(known)}; "
+            "'rayd evaluate' with --network adds them."
+        )
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})
     if len(budgets) < 2:
         raise ArtifactError(
@@ -67,8 +75,20 @@ def curves(subjects: Sequence[Subject], network: str | None = None) -> tuple[str
 
 
 def analyse(subject: Subject) -> Analysis:
-    """Draw the accuracies of a run and of the others over images per class."""
+    """Draw the accuracies of a run and of the others over images per class.
+
+    Raises:
+        ArtifactError: as of `curves`, or the runs have other classes or another long tail.
+    """
     runs = [subject, *subject.others]
+    for key in ("classes", "imbalance"):
+        for run in subject.others:
+            ours, theirs = (getattr(one.recipe.data, key) for one in (subject, run))
+            if ours != theirs:
+                raise ArtifactError(
+                    f"Accuracy over the budget needs runs on the same images. Got data.{key}={ours}, "
+                    f"and {theirs} in '{run.directory}'."
+                )
     label = subject.network.label if subject.options.network is not None else None
     network, found = curves(runs, label)
     budgets = sorted({ipc for by_budget in found.values() for ipc in by_budget})

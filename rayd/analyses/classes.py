@@ -49,10 +49,15 @@ def gains(
     """
     network = network or report.results[0].network
     ours, theirs = _pair(report, baseline, network)
-    if ours is None or theirs is None:
-        missing = DISTILLED if ours is None else baseline
+    if ours is None:
+        known = dict.fromkeys(one.network for one in report.results if one.set == DISTILLED)
         raise ArtifactError(
-            f"The report holds no accuracies of {network} on the set '{missing}'; 'rayd evaluate' "
+            f"The report holds no accuracies of {network} on the distilled set, but of "
+            f"{', '.join(known) or 'no network'}; 'rayd evaluate' with --network adds them."
+        )
+    if theirs is None:
+        raise ArtifactError(
+            f"The report holds no accuracies of {network} on the set '{baseline}'; 'rayd evaluate' "
             f"with evaluation.baselines=[{baseline}] adds them."
         )
     rows = zip(names, ours.per_class, theirs.per_class, strict=True)
@@ -87,7 +92,7 @@ def analyse(subject: Subject) -> Analysis:
         title=f"Gain by class: {subject.title}",
         explanation=(
             f"Test accuracy of {network} on every class, trained on the distilled set, above that "
-            f"trained on '{baseline}' under the same labels."
+            f"trained on '{baseline}'{_terms(subject.report, baseline, network)}."
         ),
         picture=chart(_ends(ordered, SHOWN), baseline, subject.title),
         lines=tuple(lines),
@@ -113,6 +118,17 @@ def chart(found: Sequence[ClassGain], baseline: str = "random", title: str = "")
         axes.set_xlabel(f"test accuracy above '{baseline}'")
         axes.set_title(title)
         return as_image(figure)
+
+
+def _terms(report: Report, baseline: str, network: str) -> str:
+    """What the two sets that are compared have in common, in words."""
+    ours, theirs = _pair(report, baseline, network)
+    assert ours is not None
+    assert theirs is not None
+    labels = " under the same labels"
+    if ours.label_kind != theirs.label_kind:
+        labels = f", the former under {ours.label_kind} labels, the latter under {theirs.label_kind} ones"
+    return labels if ours.same_protocol(theirs) else f"{labels}, in another protocol"
 
 
 def _pair(report: Report, baseline: str, network: str) -> tuple[SetResult | None, SetResult | None]:

@@ -51,6 +51,18 @@ def features(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tenso
     return torch.cat(parts)
 
 
+def check_available(how: str) -> None:
+    """Refuse a way to embed that is unknown or whose package is missing, before the work for it.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if how not in METHODS:
+        raise ConfigError(unknown("embedding", how, list(METHODS)))
+    if how == "umap":
+        _umap_class()
+
+
 def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
     """Embed points in the plane.
 
@@ -66,8 +78,7 @@ def embed(points: Tensor, how: str = "tsne", seed: int = 0) -> Tensor:
         ConfigError: the method is unknown, its package is missing, or there are too few points.
         ValueError: points are no rows of finite numbers.
     """
-    if how not in METHODS:
-        raise ConfigError(unknown("embedding", how, list(METHODS)))
+    check_available(how)
     if points.ndim != 2 or not points.is_floating_point():
         raise ValueError(
             f"Points must be rows of floating-point numbers (n, d). Got {tuple(points.shape)} of "
@@ -110,6 +121,7 @@ def covered(real: Tensor, labels: Tensor, synthetic: Tensor, theirs: Tensor) -> 
 def analyse(subject: Subject) -> Analysis:
     """Embed a sample of the real images, the synthetic ones, and random ones of their number."""
     how = subject.options.how or "tsne"
+    check_available(how)
     real, labels = subject.sample()
     network = subject.fitted(real, labels)
     found = features(network, real)
@@ -129,13 +141,18 @@ def analyse(subject: Subject) -> Analysis:
         subject.distilled.class_names,
         title=f"{subject.title}: features by {_name(how)}",
     )
+    # all of them are embedded, but colours do not tell more classes apart
+    drawn_classes = ""
+    if subject.distilled.classes > SHOWN:
+        drawn_classes = f" Of {subject.distilled.classes} classes, the first {SHOWN} are drawn."
     return Analysis(
         name="embedding",
         title=f"Features of real and synthetic images: {subject.title}",
         explanation=(
             f"{len(real)} real images (dots) and the synthetic ones (stars), as the last features "
-            f"of a {subject.network.label} trained on the real ones, embedded by {_name(how)}. "
-            "Synthetic images that serve their class lie in or at the middle of its cloud."
+            f"of a {subject.network.label} trained on the real ones, embedded by {_name(how)}."
+            f"{drawn_classes} Synthetic images that serve their class lie in or at the middle of "
+            "its cloud."
         ),
         picture=picture,
         lines=(
@@ -196,7 +213,7 @@ def chart(
         return as_image(figure)
 
 
-def _umap(values: Any, seed: int) -> Any:
+def _umap_class() -> Any:
     try:
         from umap import UMAP  # type: ignore[import-not-found]
     except ImportError as error:
@@ -204,8 +221,13 @@ def _umap(values: Any, seed: int) -> Any:
             "This embedding needs umap-learn: pip install umap-learn; 'tsne' and 'pca' need no "
             "further package."
         ) from error
+    return UMAP
+
+
+def _umap(values: Any, seed: int) -> Any:
     neighbours = min(15, len(values) - 1)
-    return UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(values)
+    method = _umap_class()(n_neighbors=neighbours, random_state=seed, n_jobs=1)
+    return method.fit_transform(values)
 
 
 def _name(how: str) -> str:

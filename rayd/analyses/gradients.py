@@ -94,7 +94,7 @@ def analyse(subject: Subject) -> Analysis:
         explanation=(
             f"Cosine of the gradient of the set with that of {len(whole[0])} real images, computed "
             f"exactly, along the training of a {subject.network.label} on these. 1 is the same "
-            "direction; random are real images of the set's budget (mean of 3 draws)."
+            "direction; random are as many real images of each class (mean of 3 draws)."
         ),
         picture=chart(at, found, subject.title),
         lines=tuple(lines),

@@ -16,11 +16,16 @@ from torch import Tensor
 from rayd.analyses.base import Analysis, Subject
 from rayd.config import flat
 from rayd.distilled import Distilled
+from rayd.errors import ArtifactError
 
 CLASSES = 10
 """Most classes that are drawn, a row each."""
 EACH = 3
 """Most images of each class and run."""
+SETTINGS = 5
+"""Most settings in a caption."""
+WIDE = 30
+"""Most characters of a line of a caption: more would run into the next one."""
 APART = ("name", "summary", "paper", "measured", "resources")
 """Fields of a recipe that do not change its images."""
 
@@ -42,14 +47,25 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def analyse(subject: Subject) -> Analysis:
-    """Draw the first images of each class of a run and of the others."""
+    """Draw the first images of each class of a run and of the others.
+
+    Raises:
+        ArtifactError: the runs have other classes than the first one.
+    """
     runs = [subject, *subject.others]
+    for run in subject.others:
+        if run.distilled.class_names != subject.distilled.class_names:
+            raise ArtifactError(
+                "Images side by side need runs of the same classes, in the same order. Got "
+                f"{_few(subject.distilled)} in '{subject.directory}', and {_few(run.distilled)} in "
+                f"'{run.directory}'."
+            )
     configs = [run.recipe.model_dump(mode="json") for run in runs]
     varying = differences(configs)
     captions = []
     for run, own in zip(runs, varying, strict=True):
         words = [run.recipe.name, *(f"{key}={value}" for key, value in own.items())]
-        captions.append("\n".join(words[:6]))
+        captions.append("\n".join(_cut(word) for word in words[: 1 + SETTINGS]))
     accuracies = [_accuracy(run) for run in runs]
     lines = []
     for run, own, accuracy in zip(runs, varying, accuracies, strict=True):
@@ -65,8 +81,8 @@ def analyse(subject: Subject) -> Analysis:
         name="images",
         title=f"Images of {', '.join(dict.fromkeys(names))}",
         explanation=(
-            "The first images of each class, a column for each run; captions say the settings in "
-            "which the runs differ."
+            f"The first images of {_drawn(subject.distilled)}, a column for each run; captions say "
+            f"up to {SETTINGS} of the settings in which the runs differ."
         ),
         picture=chart([run.distilled for run in runs], captions),
         lines=tuple(lines),
@@ -130,6 +146,23 @@ def _pixels(distilled: Distilled, rows: Tensor) -> np.ndarray[Any, Any]:
     if not len(rows):
         return np.empty((0,), dtype=np.uint8)
     return distilled.pixels_of(rows).permute(0, 2, 3, 1).numpy()
+
+
+def _few(distilled: Distilled) -> str:
+    """Number and first names of a set's classes."""
+    names = ", ".join(distilled.class_names[:3])
+    return f"{distilled.classes} ({names}, ...)" if distilled.classes > 3 else names
+
+
+def _drawn(distilled: Distilled) -> str:
+    """Which classes are drawn."""
+    if distilled.classes <= CLASSES:
+        return "each class"
+    return f"the first {CLASSES} of {distilled.classes} classes"
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDE else f"{line[: WIDE - 1]}…"
 
 
 def _accuracy(run: Subject) -> float | None:

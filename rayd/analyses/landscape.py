@@ -39,7 +39,9 @@ class Landscape:
 
     @property
     def rise(self) -> float:
-        """Mean rise of the loss at the distance of half the radius, along either direction."""
+        """Mean rise of the loss at the distance of half the radius, along either direction; of a
+        grid without a point there, at the next one outwards.
+        """
         quarter = len(self.places) // 4
         middle = len(self.places) // 2
         last = len(self.places) - 1 - quarter

@@ -79,6 +79,12 @@ def analyse(subject: Subject) -> Analysis:
         raise ConfigError(f"Spectra are drawn of {' or '.join(WAYS)}. Got '{how}' instead.")
     if how is None:
         how = "filter" if _has_filter(subject) else "features"
+    elif how == "filter" and not _has_filter(subject):
+        raise ArtifactError(
+            "There are no spectra to show of the run's filter: "
+            f"method '{subject.recipe.method}' matches no measured feature correlations, as cfm and "
+            "unidd do; 'features' draws those of a network trained for the analysis."
+        )
     if how == "filter":
         found = spectra_of_run.of_distilled(
             subject.distilled, subject.data_root, subject.cache, subject.progress

@@ -93,7 +93,7 @@ class _Scenario:
 
 def learn(
     recipe: Recipe,
-    out: Path,
+    out: str | Path,
     *,
     steps: int = 5,
     orders: int = 3,
@@ -118,10 +118,16 @@ def learn(
         progress: where progress is shown.
 
     Raises:
-        ConfigError: the steps do not divide the classes, a memory is unknown, or two have the same
-            name.
+        ConfigError: the steps do not divide the classes, or leave one class to a distillation, a
+            memory is unknown, two have the same name, or there is no memory or order.
         OutputError: the directory holds distillations of other steps or data.
     """
+    if not methods or orders < 1:
+        raise ConfigError(
+            "Memories are compared over at least one order of the classes. "
+            f"Got {len(methods)} memories and {orders} orders."
+        )
+    out = Path(out).expanduser()
     progress = progress or Progress()
     data = read(recipe.data, data_root, cache, progress)
     if steps < 1 or data.classes % steps:
@@ -133,6 +139,12 @@ def learn(
         raise ConfigError(
             "Memories are named for their recipes or files, whose names must differ. "
             f"Got {', '.join(methods)}."
+        )
+    distilling = [method for method, maker in makers.items() if maker is not None]
+    if distilling and steps == data.classes:
+        raise ConfigError(
+            f"A distillation needs at least two classes. Got {steps} steps of one class each for "
+            f"the memory '{distilling[0]}': take fewer steps."
         )
     accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
     for order in range(orders):
@@ -216,7 +228,11 @@ def _remembered(
         progress=Progress(quiet=True),
     )
     # each step has its own normalisation: the memory is kept as pixels and normalised together
-    return normalization(run.distilled.pixels()), first + run.distilled.hard_labels
+    pixels = run.distilled.pixels()
+    if pixels.shape[1] != scenario.data.shape.channels:
+        # none of the step's images has a colour, so they were read as greyscale
+        pixels = pixels.expand(-1, scenario.data.shape.channels, -1, -1)
+    return normalization(pixels), first + run.distilled.hard_labels
 
 
 def _on(maker: Recipe, archive: Path, scenario: _Scenario) -> Recipe:

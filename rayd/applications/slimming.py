@@ -16,9 +16,11 @@ without the penalty. A layer keeps at least one channel.
 The weight :math:`\lambda` that prunes depends on the number of steps, which sets of different sizes
 do not share. So the setting is how far the penalty alone would move a scale over the training,
 :math:`s = \lambda \sum_t \eta_t / (1 - \mu)` with the step sizes :math:`\eta_t` and the momentum
-:math:`\mu` of SGD; scales begin at 1. Of several penalties each set takes the one whose networks are
-best on the validation split after the second training, on average over seeds and pruned shares; the
-test split is read for that one alone.
+:math:`\mu` of SGD; scales begin at 1. Adam divides gradients by their size, so that a penalty alone
+moves scales by the same whatever :math:`\lambda` is: there only :math:`s = 0` is taken.
+
+Of several penalties each set takes the one whose networks are best on the validation split after the
+second training, on average over seeds and pruned shares; the test split is read for that one alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -183,6 +186,8 @@ def _chain(network: nn.Module) -> list[nn.Module]:
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     normalised = all(isinstance(after, nn.BatchNorm2d) for _, after in convolutions)
     grouped = any(isinstance(m, nn.Conv2d) and m.groups != 1 for m in layers)
+    # of a normalisation elsewhere, the scales would be taken for those of another layer
+    normalised = normalised and len(scales(network)) == len(convolutions)
     if not is_flat or not convolutions or not normalised or grouped or linear != layers[-1:]:
         raise ConfigError(
             "Slimming needs a chain of convolutions, each followed by batch normalisation, and one "
@@ -254,16 +259,32 @@ def slim(
         progress: where progress is shown.
 
     Raises:
-        ConfigError: a set is unknown, a share is out of range, the network cannot be pruned, or
-            there are several penalties and no validation split.
+        ConfigError: a set is unknown, a share or a penalty is out of range, the network cannot be
+            pruned, the protocol's optimizer is not SGD, which penalties are for, or there are
+            several penalties and no validation split.
     """
     penalties = _penalties(sparsity, data)
     if unknown := sorted(set(sets) - set(SETS)):
         raise ConfigError(f"Sets are {', '.join(SETS)}. Got '{unknown[0]}' instead.")
+    if not sets or not shares or seeds < 1:
+        raise ConfigError(
+            "Slimming needs at least one set, share and network. "
+            f"Got {len(sets)} sets, {len(shares)} shares and {seeds} networks."
+        )
     progress = progress or Progress(quiet=True)
     protocol = recipe.evaluation.model_copy(
         update={"loss": "cross-entropy", "hard_weight": 0.0, "epoch": ("last",)}
     )
+    if protocol.optimizer != "sgd" and any(penalties):
+        raise ConfigError(
+            "A penalty is how far SGD would move scales by it, and has no such size with "
+            f"evaluation.optimizer={protocol.optimizer}: add evaluation.optimizer=sgd "
+            "evaluation.learning_rate=0.01 evaluation.weight_decay=0.0005, or --sparsity 0."
+        )
+    # what cannot be pruned is refused before it is trained
+    untrained = _built(network, data, 0)
+    for share in shares:
+        prune(untrained, share)
     slimming = _Slimming(distilled, recipe, data, protocol, network, tuple(shares), seeds)
     found = []
     with devices.thread_limit(devices.threads(recipe.resources)):
@@ -284,7 +305,12 @@ def _penalties(sparsity: float | Sequence[float] | None, data: ImageData) -> tup
     if sparsity is None:
         return (SPARSITY,) if data.validation is None else SPARSITIES
     if isinstance(sparsity, int | float):
-        return (sparsity,)
+        sparsity = (sparsity,)
+    if not sparsity or not all(0 <= value < inf for value in sparsity):
+        raise ConfigError(
+            "Penalties must be at least one finite number from 0 on. "
+            f"Got {', '.join(map(str, sparsity)) or 'none'}."
+        )
     if len(sparsity) > 1 and data.validation is None:
         raise ConfigError(
             f"Choosing among {len(sparsity)} penalties needs a validation split, and '{data.name}' "

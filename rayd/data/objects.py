@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,11 @@ def _affine(normalization: Normalization, channels: int) -> tuple[Array, Array]:
     Raises:
         DataError: they are not as many as channels, or undo nothing.
     """
+    if not isinstance(normalization, Iterable):
+        raise DataError(
+            "'normalization' must be a pair, means and standard deviations. Got "
+            f"{type(normalization).__name__} instead."
+        )
     parts = [np.atleast_1d(np.asarray(part, np.float64)) for part in normalization]
     if len(parts) != 2 or any(part.shape not in ((1,), (channels,)) for part in parts):
         got = " and ".join(str(part.size) for part in parts)

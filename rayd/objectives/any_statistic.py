@@ -39,23 +39,26 @@ class StatisticMatching(StatisticTerm):
 
     @property
     def spec(self) -> StatisticSpec:
-        """The statistic by class."""
+        """The statistic by class.
+
+        Raises:
+            ConfigError: the statistic or the transform is unknown, or the statistic has no distance.
+        """
         from rayd import statistics
         from rayd.objectives.specification import StatisticSpec
 
         transform = statistics.get_transform(self.transform)
-        return StatisticSpec(self.role, transform, statistics.get(self.of))
-
-    def check(self, recipe: Recipe) -> None:
-        """Refuse a statistic without a distance."""
-        from rayd.statistics import Moments
-
-        statistic = self.spec.kind.statistic
-        if statistic is not Moments and not hasattr(statistic, "distance"):
+        statistic = statistics.get(self.of)
+        if statistic is not statistics.Moments and not hasattr(statistic, "distance"):
             raise ConfigError(
                 f"Statistic '{self.of}' cannot be matched: give its class a method "
                 "'distance(self, synthetic)' that returns a scalar."
             )
+        return StatisticSpec(self.role, transform, statistic)
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse what `spec` refuses."""
+        _ = self.spec
 
     def distance(self, real: Any, synthetic: Any) -> Tensor:
         """That of the statistic."""

@@ -153,8 +153,9 @@ class Statistic(ABC):
 
         Raises:
             ValueError: the labels are no class indices of this statistic, or the features have
-                another dimension than it.
+                another dimension than it or are on another device.
         """
+        self.check_device(features)
         with torch.no_grad():
             labels = class_indices(labels, len(features), self._rows)
             present, compact = present_classes(labels)
@@ -198,8 +199,35 @@ class Statistic(ABC):
                 getattr(self, name).index_copy_(0, classes, after)
         return self
 
+    def check_device(self, features: Tensor) -> None:
+        """Refuse features that are not where the statistic is.
+
+        Raises:
+            ValueError: they are not.
+        """
+        # where operations are counted, tensors stand for those of any device
+        if INSTEAD.get() is None and features.device != self.device:
+            raise ValueError(
+                f"Features of a statistic on '{self.device}' must be there, too. Got features on "
+                f"'{features.device}': move the statistic to them with '.to(features.device)'."
+            )
+
+    def check_mergeable(self, other: Self) -> None:
+        """Refuse to merge what broadcasts, but is of other classes or of features of another
+        dimension.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self._rows != other._rows:
+            raise ValueError(
+                "Statistics must be of the same classes to be merged. Got "
+                f"{self._rows} and {other._rows} of them instead."
+            )
+        self.check_alike(other)
+
     def check_alike(self, other: Self) -> None:
-        """Refuse to merge what broadcasts, but is of features of another dimension.
+        """Refuse what broadcasts, but is of features of another dimension.
 
         Raises:
             ValueError: it is.

@@ -53,8 +53,16 @@ class CharacteristicFunction(Statistic):
     def of(cls, features: Tensor, labels: Tensor, classes: int, frequencies: Tensor) -> Self:
         """Characteristic function at frequencies (M, d) of a batch of feature vectors (N, s, d)
         with class indices (N,).
+
+        Raises:
+            ValueError: frequencies and feature vectors are of different dimensions.
         """
         features = feature_vectors(features)
+        if frequencies.ndim != 2 or frequencies.shape[1] != features.shape[2]:
+            raise ValueError(
+                "Frequencies must be of the dimension of the feature vectors, "
+                f"(M, {features.shape[2]}). Got {tuple(frequencies.shape)} instead."
+            )
         labels = class_indices(labels, len(features), classes)
         spread = features.shape[1]
         count = membership(labels, classes, features.dtype).sum(0) * spread
@@ -80,12 +88,13 @@ class CharacteristicFunction(Statistic):
         """Sums add.
 
         Raises:
-            ValueError: the frequencies differ.
+            ValueError: the frequencies or the numbers of classes differ.
         """
         if self.frequencies is not other.frequencies and not torch.equal(
             self.frequencies, other.frequencies
         ):
             raise ValueError("Characteristic functions at different frequencies cannot be merged.")
+        self.check_mergeable(other)
         return type(self)(
             self.count + other.count,
             self.cosine + other.cosine,

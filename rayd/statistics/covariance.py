@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rayd.derived import class_grid
-from rayd.statistics.base import VECTORS, Statistic, centred, ratio
+from rayd.statistics.base import VECTORS, Statistic, centred, feature_vectors, ratio
 from rayd.statistics.transforms import Transform
 
 
@@ -56,6 +56,7 @@ class Covariance(Statistic):
         """Covariance (one row) of all feature vectors (N, s, d) of a batch, without grouping by
         class.
         """
+        features = feature_vectors(features)
         rows = features.reshape(-1, features.shape[-1])
         mean, scatter = _Scatter.apply(rows)
         return cls(mean.new_full((1,), len(rows)), mean.unsqueeze(0), scatter.unsqueeze(0))
@@ -68,7 +69,7 @@ class Covariance(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class."""
-        self.check_alike(other)
+        self.check_mergeable(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count)

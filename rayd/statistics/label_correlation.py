@@ -78,11 +78,12 @@ class LabelCorrelation(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Sums add."""
-        self.check_alike(other)
+        self.check_mergeable(other)
         return type(self)(self.count + other.count, self.total + other.total)
 
     def update(self, features: Tensor, labels: Tensor, transform: Transform = VECTORS) -> Self:
         """Add a batch in float64, without autograd, in place; returns self."""
+        self.check_device(features)
         with torch.no_grad():
             part = self.like(features.double(), labels, transform)
             self.check_alike(part)

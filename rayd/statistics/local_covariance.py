@@ -76,7 +76,7 @@ class LocalCovariance(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula for matrices, class by class, summed over places."""
-        self.check_alike(other)
+        self.check_mergeable(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count)

@@ -87,7 +87,7 @@ class Moments(Statistic):
 
     def merge(self, other: Self) -> Self:
         """Chan's formula, class by class."""
-        self.check_alike(other)
+        self.check_mergeable(other)
         count = self.count + other.count
         gap = other.mean - self.mean
         share = ratio(other.count, count).unsqueeze(-1)

@@ -261,7 +261,8 @@ class Attention(_OfMaps):
         return maps.abs().pow(self.power).sum(1).flatten(1).unsqueeze(1)
 
     def _moments(self, maps: Tensor) -> SampleMoments:
-        return _moments_of(self._vectors(maps).transpose(1, 2))
+        # powers leave the range of half precision
+        return _moments_of(self._vectors(wide(maps)).transpose(1, 2))
 
 
 @dataclass(frozen=True)

@@ -41,26 +41,36 @@ class GradientMatching(objectives.GradientMatching):
 
         Args:
             real: normalised real images (N, channels, h, w), of every class among `labels` one.
-            synthetic: normalised synthetic images (M, channels, h, w).
+            synthetic: normalised synthetic images (M, channels, h, w), of the same shape.
             real_labels: class indices (N,).
             labels: class indices (M,).
             network: maps images to logits; stays as it is.
 
         Raises:
-            TypeError: an argument is missing or no tensor of its kind.
+            TypeError: an argument is missing or no tensor of its kind, or the network no module.
             ValueError: shapes do not fit together, a class has no real image, or a label is out of
                 range.
         """
         if is_observation(synthetic):
             return super().__call__(real, synthetic, real_labels, labels)
+        import torch
+
         from rayd.derived import rows_by_class
 
-        if network is None:
-            raise TypeError("GradientMatching needs the network whose gradients are compared.")
+        if not isinstance(network, torch.nn.Module):
+            raise TypeError(
+                "GradientMatching needs the network whose gradients are compared, a torch module. "
+                f"Got {type(network).__name__} instead."
+            )
         real = checking.images(real, "Real images")
         synthetic = checking.images(synthetic, "Synthetic images")
         real_labels = checking.indices(real_labels, len(real), None, "Labels of the real images")
         labels = checking.indices(labels, len(synthetic), None, "Labels of the synthetic images")
+        if real.shape[1:] != synthetic.shape[1:]:
+            raise ValueError(
+                "GradientMatching needs real and synthetic images of the same shape. Got "
+                f"{tuple(real.shape[1:])} and {tuple(synthetic.shape[1:])} instead."
+            )
         absent = sorted({*rows_by_class(labels)} - {*rows_by_class(real_labels)})
         if absent:
             raise ValueError(
@@ -69,7 +79,21 @@ class GradientMatching(objectives.GradientMatching):
             )
         batch = Batch(real, real_labels, _no_look)
         seen = observation_of(images=synthetic)
-        return super().__call__({}, seen, labels, Context(network=network, batch=batch))
+        most = checking.largest(labels)
+
+        def enough_logits(_: nn.Module, __: Any, logits: Tensor) -> None:
+            # a device would answer a label without a logit by an assertion that ends the process
+            if logits.ndim != 2 or logits.shape[1] <= most:
+                raise ValueError(
+                    f"The network of GradientMatching must give logits (n, classes) of more than "
+                    f"{most} classes, the largest label. Got {tuple(logits.shape)} instead."
+                )
+
+        hook = network.register_forward_hook(enough_logits)
+        try:
+            return super().__call__({}, seen, labels, Context(network=network, batch=batch))
+        finally:
+            hook.remove()
 
 
 gradient_matching = functional(

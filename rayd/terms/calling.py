@@ -72,6 +72,8 @@ class ComparesStatistics:
                 named.
             ValueError: shapes do not fit together, there are no images, or a label is out of range.
         """
+        from rayd.derived import class_sizes, on_host
+
         if is_observation(synthetic):
             # a call of the engine, by position: statistics, observation, labels, context
             return super().__call__(real, synthetic, real_labels, labels)  # type: ignore[misc, no-any-return]
@@ -91,7 +93,8 @@ class ComparesStatistics:
             if classes is None:
                 classes = 1 + max(checking.largest(real_labels), checking.largest(labels))
             statistics = self._sampled(theirs, real_labels, classes, generator)
-            counts = real_labels.bincount(minlength=classes)
+            # on the host, as the engine gives them: terms derive factors of few numbers from them
+            counts = on_host(class_sizes(real_labels, classes))
         else:
             measured, counts = _counts(statistics)
             classes = measured or classes or 1 + checking.largest(labels)
@@ -127,8 +130,9 @@ class ComparesStatistics:
         import torch
 
         total: dict[Any, Any] = {}
-        counts = torch.zeros(classes, dtype=torch.long)
-        with torch.no_grad():
+        # what is measured in `torch.inference_mode` is compared, and differentiated, outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            counts = torch.zeros(classes, dtype=torch.long)
             for features, labels in batches:
                 given = self._layers(features)
                 images = checking.layers(given, self)
@@ -188,6 +192,12 @@ class ComparesStatistics:
         layers: dict[LayerRole, tuple[Tensor, ...]] = dict.fromkeys(roles, ())
         for name, given in features.items():
             several = isinstance(given, list | tuple)
+            if name not in list(LayerRole):
+                names = " and ".join(f"'{role.value}'" for role in sorted(roles))
+                raise ValueError(
+                    f"Features of {type(self).__name__} must be named for their layer role, "
+                    f"{names}. Got '{name}' instead."
+                )
             layers[LayerRole(name)] = tuple(given) if several else (given,)
         missing = [role.value for role in roles - set(self.optional) if not layers[role]]
         if missing:

@@ -40,7 +40,7 @@ class Calibration(OfLogits, objectives.Calibration):  # type: ignore[misc]
 calibration = functional(Calibration, "calibration", ("labels",))
 
 
-class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
+class ClassAware(OfLogits, objectives.ClassAware):
     """`Calibration` times the accuracy of the network on real images (IDM).
 
     The accuracy is given with the call, a fraction.
@@ -49,6 +49,31 @@ class ClassAware(OfLogits, objectives.ClassAware):  # type: ignore[misc]
     >>> bool(ClassAware()(torch.zeros(2, 4), torch.tensor([0, 3]), accuracy=0.9) > 0)
     True
     """
+
+    def __call__(  # type: ignore[override]
+        self, logits: Any, labels: Any, _labels: Any = None, _context: Any = None, **given: Any
+    ) -> Tensor:
+        """As of `CrossEntropy`, with class indices and `accuracy`, a number or a scalar tensor.
+
+        Raises:
+            TypeError: logits or labels are no tensors of their kind, or there is no accuracy.
+            ValueError: shapes do not fit together, a label is out of range, or the accuracy is no
+                fraction.
+        """
+        value: Tensor = super().__call__(logits, labels, _labels, _context, **given)
+        if is_observation(labels):
+            return value
+        accuracy = given.get("accuracy")
+        if accuracy is None:
+            raise TypeError(
+                "ClassAware needs the network's accuracy on real images, a fraction: accuracy=0.9."
+            )
+        # the value of a tensor on a device is not looked at: that would wait for the device
+        if isinstance(accuracy, int | float) and not 0 <= accuracy <= 1:
+            raise ValueError(
+                f"The 'accuracy' of ClassAware must be a fraction, 0 to 1. Got {accuracy} instead."
+            )
+        return value
 
 
 class_aware = functional(ClassAware, "class_aware", ("labels", "accuracy"))

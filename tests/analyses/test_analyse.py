@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rayd
-from rayd.analyses import ANALYSES, analyse, run
+from rayd.analyses import ANALYSES, analyse, budgets, check_free, embedding, images, run
 from rayd.analyses.base import PALETTE, Analysis, Options, Subject, sampled
 from rayd.analyses.budgets import chart, curves
-from rayd.analyses.classes import ClassGain, gains
+from rayd.analyses.classes import ClassGain, _terms, gains
+from rayd.analyses.images import WIDE, _cut
 from rayd.analyses.lowrank import _classes
 from rayd.analyses.steps import evaluated, snapshots
 from rayd.config import SyntheticSettings
@@ -271,3 +273,87 @@ def test_command_compares_with_other_runs(made, tmp_path, capsys):
 def test_snapshots_need_a_positive_distance():
     with pytest.raises(ConfigError, match=r"at least 1\. Got 0"):
         rayd.callbacks.Snapshots(every=0)
+
+
+def of_classes(*names: str) -> Subject:
+    """A set with an image of each class, without a recipe."""
+    half = torch.tensor([0.5], dtype=torch.float64)
+    normalization = Standardization(half, half.clone())
+    pixels = torch.zeros(len(names), 1, 8, 8)
+    made = Distilled(pixels, torch.arange(len(names)), names, normalization, {})
+    return Subject(Path(names[0]), made)
+
+
+def test_images_of_other_classes_are_not_drawn_side_by_side():
+    """They would stand in rows that are named for the classes of the first run."""
+    first = of_classes("cat", "dog")
+    subject = replace(first, others=(of_classes("dog", "cat"),))
+    with pytest.raises(ArtifactError, match=r"same order\. Got cat, dog in 'cat', and dog, cat in"):
+        images.analyse(subject)
+
+
+def test_captions_do_not_run_into_each_other():
+    assert _cut("ipc=2") == "ipc=2"
+    assert len(_cut("observers.networks=" + "x" * 50)) == WIDE
+
+
+def test_an_unknown_embedding_is_refused_before_a_network_is_trained():
+    subject = replace(of_classes("cat", "dog"), options=Options(how="tnse"))
+    with pytest.raises(ConfigError, match="did you mean 'tsne'"):
+        embedding.analyse(subject)
+
+
+def test_settings_that_no_network_has_are_named():
+    subject = replace(
+        of_classes("cat", "dog"), options=Options(network={"name": "convnet", "dpth": 3})
+    )
+    with pytest.raises(ConfigError, match=r"network\.dpth"):
+        _ = subject.network
+
+
+def test_an_analysis_is_written_to_a_folder_by_name_and_not_into_a_file(tmp_path):
+    picture = Image.new("RGB", (4, 4))
+    found = Analysis("images", "Images", "", picture, ("a",), {})
+    assert [path.name for path in found.write(str(tmp_path / "new"))] == [
+        "images.png",
+        "images.html",
+        "images.json",
+    ]
+    export = tmp_path / "set.npz"
+    export.touch()
+    with pytest.raises(OutputError, match="is a file: name a folder"):
+        check_free(export / "analyses", "images", overwrite=True)
+
+
+def test_a_network_that_was_not_evaluated_is_named():
+    own = build(("distilled", student(0.8)), ("random", student(0.5)))
+    known = own.results[0].network
+    with pytest.raises(ArtifactError, match=f"no accuracies of mlp, but of {known}"):
+        curves([reported(1, own), reported(5, own)], "mlp")
+    with pytest.raises(ArtifactError, match=f"of mlp on the distilled set, but of {known}"):
+        gains(own, [], network="mlp")
+
+
+def test_gains_say_under_which_labels_they_are():
+    own = build(("distilled", student(0.8)), ("random", student(0.5)))
+    network = own.results[0].network
+    assert _terms(own, "random", network) == " under the same labels"
+    learned = replace(own.results[0], labels="learned")
+    other = replace(own, results=(learned, *own.results[1:]))
+    words = ", the former under learned labels, the latter under hard ones"
+    assert _terms(other, "random", network) == words
+
+
+def test_curves_are_of_the_same_images():
+    """A long tail of the same data has another accuracy at every budget."""
+    balanced = of_classes("cat", "dog")
+    tail = of_classes("dog", "cat")
+    balanced.__dict__["recipe"] = tiny()
+    tail.__dict__["recipe"] = tiny(data={"imbalance": 10})
+    with pytest.raises(ArtifactError, match=r"Got data\.imbalance=1\.0, and 10\.0 in 'dog'"):
+        budgets.analyse(SimpleNamespace(recipe=balanced.recipe, others=(tail,)))
+
+
+def test_a_title_is_text_in_a_notebook():
+    found = Analysis("images", '"><script>', "", Image.new("RGB", (4, 4)), ("a",), {})
+    assert "<script>" not in found._repr_html_()

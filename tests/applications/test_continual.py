@@ -155,3 +155,36 @@ def test_curves_are_averaged_over_orders_and_students():
     assert curve.means == pytest.approx((0.85, 0.6))
     assert curve.stds == pytest.approx((0.1 / 2**0.5, 0.2 / 2**0.5))
     assert chart([curve]).size == (560, 380)
+
+
+def test_a_distillation_has_more_than_one_class_and_something_is_compared(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"at least two classes\. Got 10 steps of one class each"):
+        learn(few(), tmp_path, steps=10, orders=1, progress=QUIET)
+    for nothing in ({"methods": []}, {"orders": 0}):
+        with pytest.raises(ConfigError, match="over at least one order"):
+            learn(few(), tmp_path, steps=5, **nothing, progress=QUIET)
+
+
+def test_a_step_without_colours_is_remembered_as_the_colour_images_that_it_is_of(tmp_path: Path):
+    """Whitening does not take images of fewer channels for others."""
+    draws = np.random.default_rng(0)
+    arrays = {}
+    for split, each in (("train", 6), ("test", 2)):
+        labels = np.repeat(np.arange(4), each)
+        images = draws.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+        grey = np.isin(labels, class_order(4, 0)[:2])
+        images[grey] = images[grey][..., :1]
+        arrays |= {f"x_{split}": images, f"y_{split}": labels}
+    np.savez(tmp_path / "data.npz", **arrays)
+    data = {"name": str(tmp_path / "data.npz"), "normalization": "zca"}
+    recipe = tiny(data=data, evaluation={"seeds": 1, "epochs": 1}, synthesis={"steps": 1})
+    (curve,) = learn(
+        recipe,
+        str(tmp_path / "out"),
+        steps=2,
+        orders=1,
+        methods=["distilled"],
+        cache=tmp_path / "c",
+        progress=QUIET,
+    )
+    assert [len(row) for row in curve.accuracies] == [1, 1]

@@ -196,3 +196,55 @@ def test_command_slims_a_run(tmp_path, capsys):
     assert (tmp_path / "use" / "slimming.png").stat().st_size > 1000
     code, _, error = run(capsys, *words, *rest, "ipc=3")
     assert (code, "evaluation" in error) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """A set, a recipe and data with which nothing needs to be trained."""
+    recipe = tiny(evaluation={"epochs": 1, "augmentation": None})
+    data = load(recipe.data)
+    images = data.normalization(torch.from_numpy(data.train.images[:10]))
+    labels = torch.from_numpy(data.train.labels[:10])
+    distilled = Distilled(images, labels, data.class_names, data.normalization)
+    return distilled, recipe, data
+
+
+def test_what_cannot_be_slimmed_is_refused_before_training(untrained, monkeypatch):
+    monkeypatch.setattr(_Slimming, "_train", lambda *_: pytest.fail("a network was trained"))
+    with pytest.raises(ConfigError, match=r"must be in \[0, 1\)\. Got 1\.0"):
+        slim(*untrained, shares=(0.0, 1.0))
+    plain = NetworkSettings(name="convnet", width=8, depth=2)
+    with pytest.raises(ConfigError, match="Slimming needs a chain of convolutions"):
+        slim(*untrained, network=plain)
+    for nothing in ({"sets": ()}, {"shares": ()}, {"seeds": 0}):
+        with pytest.raises(ConfigError, match="at least one set, share and network"):
+            slim(*untrained, **nothing)
+    for penalties in (-0.5, ()):
+        with pytest.raises(ConfigError, match="at least one finite number from 0 on"):
+            slim(*untrained, sparsity=penalties)
+
+
+def test_penalties_are_distances_of_sgd(untrained):
+    """Adam would move all scales by the same, whatever the penalty is."""
+    distilled, recipe, data = untrained
+    evaluation = recipe.evaluation.model_copy(update={"optimizer": "adamw"})
+    adaptive = recipe.model_copy(update={"evaluation": evaluation})
+    with pytest.raises(ConfigError, match=r"optimizer=adamw: add evaluation\.optimizer=sgd"):
+        slim(distilled, adaptive, data)
+    (found,) = slim(
+        distilled, adaptive, data, sparsity=0.0, sets=["distilled"], shares=(0.5,), seeds=1
+    )
+    assert found.sparsity == 0.0
+
+
+def test_scales_of_further_normalisations_are_not_taken_for_others():
+    def block(channels: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU()]
+
+    end = [nn.Flatten(), nn.Linear(64, 2)]
+    assert len(prune(nn.Sequential(*block(1), *block(4), *end), 0.5)) == 8
+    twice = nn.Sequential(*block(1), nn.BatchNorm2d(4), *block(4), *end)
+    before = nn.Sequential(nn.BatchNorm2d(1), *block(1), *block(4), *end)
+    for network in (twice, before):
+        with pytest.raises(ConfigError, match="Slimming needs a chain of convolutions"):
+            prune(network, 0.5)

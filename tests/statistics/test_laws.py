@@ -323,3 +323,41 @@ def test_half_precision_is_counted_in_full(statistic):
         found = statistic.of(features.to(half), labels, 2)
         for name, tensor in expected.state().items():
             assert torch.equal(found.state()[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_other_numbers_of_classes_do_not_merge(kind):
+    """One class would be broadcast, and counted in all of the others."""
+    whole = EMPTY[kind]().update(*batch(0, 9))
+    for classes in ([0], [0, 1]):
+        with pytest.raises(ValueError, match=f"of the same classes.* Got 4 and {len(classes)} of"):
+            whole.merge(whole.rows(torch.tensor(classes)))
+
+
+def test_covariance_of_all_counts_half_precision_in_full():
+    features = torch.full((600, 3, 2), 100.0)
+    expected = Covariance.of_all(features).state()
+    for half in (torch.bfloat16, torch.float16):
+        for name, tensor in Covariance.of_all(features.to(half)).state().items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_frequencies_of_another_dimension_are_refused():
+    features, labels = batch(0, 9)
+    with pytest.raises(ValueError, match=r"\(M, 3\)\. Got \(5, 2\) instead"):
+        CharacteristicFunction.of(features, labels, CLASSES, FREQUENCIES[:, :2])
+
+
+def test_batches_of_inference_mode_are_added():
+    features, labels = batch(0, 9)
+    expected = Covariance.empty(CLASSES, DIMENSION).update(features, labels)
+    with torch.inference_mode():
+        found = Covariance.empty(CLASSES, DIMENSION).update(features.clone(), labels.clone())
+    assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_features_on_another_device_are_refused(kind):
+    features, labels = batch(0, 9)
+    with pytest.raises(ValueError, match=r"on 'cpu' must be there.*'\.to\(features\.device\)'"):
+        EMPTY[kind]().update(features.to("meta"), labels)

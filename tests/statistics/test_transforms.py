@@ -214,3 +214,11 @@ def test_patch_statistics_are_those_of_the_released_code():
     )
     torch.testing.assert_close(moments.mean[0], table.mean(1))
     torch.testing.assert_close(moments.variance[0], table.var(1, unbiased=False))
+
+
+def test_powers_of_attention_stay_in_range_in_half_precision():
+    maps = torch.full((2, 3, 4, 4), 20.0)
+    expected = Attention(4.0).moments(maps)
+    found = Attention(4.0).moments(maps.half())
+    assert torch.equal(found.mean, expected.mean)
+    assert expected.mean[0, 0] == 3 * 20.0**4
