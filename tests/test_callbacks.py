@@ -16,6 +16,7 @@ from rayd.callbacks import HOOKS, CSVLogger, EarlyStopping, EndSynthesis, RunCal
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill as engine_distill
 from rayd.engine.progress import Progress
+from rayd.engine.synthesizer import Synthesizer
 from rayd.errors import ConfigError, DataError, RunError
 from tests.test_cli import QUICK
 
@@ -76,6 +77,25 @@ def test_a_callback_is_told_of_everything_and_changes_nothing(tmp_path):
         rows = list(csv.DictReader(file))
     assert {"2", "4", "6"} == {row["step"] for row in rows if row["stage"] == "synthesize"}
     assert any(row["stage"] == "result" for row in rows)
+
+
+def test_parallel_blocks_take_and_log_each_step_once(tmp_path, monkeypatch):
+    """Also where the number of steps is no multiple of `synthesis.log_every`."""
+    taken = []
+    one_step = Synthesizer._one_step
+
+    def counted(self):
+        taken.append(self._step)
+        return one_step(self)
+
+    monkeypatch.setattr(Synthesizer, "_one_step", counted)
+    recorder = Recorder()
+    more = {"synthesis.steps": 5, "synthesis.block": 5}
+    distill(tmp_path, callbacks=[recorder], more=more)
+    # two blocks of five images
+    assert taken == 2 * [0, 1, 2, 3, 4]
+    logged = [step for stage, step in recorder.events if stage == "synthesize"]
+    assert logged == [2, 4, 5, 7, 9, 10]
 
 
 class Failing(RunCallback):
