@@ -12,12 +12,25 @@ import pytest
 import torch
 
 import rayd
-from rayd.callbacks import HOOKS, CSVLogger, EarlyStopping, EndSynthesis, RunCallback, Step
+from rayd.analyses import base as analyses
+from rayd.analyses.steps import snapshots
+from rayd.callbacks import (
+    HOOKS,
+    SNAPSHOTS,
+    CSVLogger,
+    EarlyStopping,
+    EndSynthesis,
+    RunCallback,
+    Step,
+)
 from rayd.config import parse_overrides
 from rayd.engine.distill import distill as engine_distill
 from rayd.engine.progress import Progress
+from rayd.engine.rundir import ADDED
 from rayd.engine.synthesizer import Synthesizer
 from rayd.errors import ConfigError, DataError, RunError
+from rayd.evaluation import matrix
+from rayd.page import run as page
 from tests.test_cli import QUICK
 
 SETTINGS = {**parse_overrides(QUICK), "evaluation.baselines": [], "synthesis.log_every": 2}
@@ -361,6 +374,23 @@ def test_a_set_is_tested_on_the_validation_split_meanwhile(tmp_path):
     assert torch.equal(asked.distilled.images, plain.distilled.images)
     with pytest.raises(DataError, match=r"no validation split: set 'data\.validation_fraction'"):
         distill(tmp_path / "none", callbacks=[Asks()])
+
+
+def test_overwriting_a_run_removes_what_was_added_to_it(tmp_path):
+    """Sets of earlier steps and logged values of the old run are not taken for the new one's."""
+    assert {SNAPSHOTS, analyses.FOLDER, matrix.FILE, page.FILE} < set(ADDED)
+    callbacks = ["csv", "snapshots"]
+    distill(tmp_path, callbacks_in_recipe=callbacks)
+    (tmp_path / "run" / "analyses").mkdir()
+    (tmp_path / "run" / "mine").mkdir()
+    more = {"synthesis.steps": 4, "seed": 1}
+    run = distill(tmp_path, callbacks_in_recipe=callbacks, more=more, overwrite=True)
+    assert [step for step, _ in snapshots(run.directory)] == [2, 4]
+    with (run.directory / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["name"] == "loss"]
+    assert steps == ["2", "4"]
+    assert not (run.directory / "analyses").exists()
+    assert (run.directory / "mine").exists()
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
