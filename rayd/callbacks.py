@@ -130,10 +130,11 @@ class Callbacks:
         """Call a method of all callbacks that have it.
 
         Raises:
-            RunError: one of them failed, or stops the run.
+            RunError: one of them failed, stops the run, or ends a synthesis that does not go on.
             EndSynthesis: one of them ends the synthesis.
         """
         ended: EndSynthesis | None = None
+        goes_on = hook == "on_step" and arguments[0].stage == "synthesize"
         for callback in self._callbacks:
             method = getattr(callback, hook, None)
             if method is None:
@@ -147,6 +148,12 @@ class Callbacks:
                     f"Callback '{name}' stopped the run{why}; add --resume to continue it."
                 ) from stop
             except EndSynthesis as end:
+                if not goes_on:
+                    raise RunError(
+                        f"Callback '{name}' ends the synthesis in {hook} while none goes on: raise "
+                        "EndSynthesis only in on_step, where step.stage is 'synthesize'; finished "
+                        "work is kept: add --resume to continue it."
+                    ) from end
                 # the others are told of the step first, so that loggers have it
                 ended = end
             except RaydError:

@@ -17,6 +17,7 @@ from rayd.analyses.steps import snapshots
 from rayd.callbacks import (
     HOOKS,
     SNAPSHOTS,
+    Callbacks,
     CSVLogger,
     EarlyStopping,
     EndSynthesis,
@@ -416,6 +417,18 @@ def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
     assert "ended_at_step" not in whole.distilled.card
     again = rayd.distill(resume=run.directory, cache=tmp_path / "stopped" / "cache", quiet=True)
     assert torch.equal(again.distilled.images, run.distilled.images)
+
+
+def test_an_end_of_the_synthesis_after_its_end_is_refused():
+    class Late(RunCallback):
+        def on_step(self, step):
+            raise EndSynthesis(None, 2)
+
+    callbacks = Callbacks([Late()])
+    with pytest.raises(EndSynthesis):
+        callbacks.call("on_step", Step("synthesize", 2, {}, 0.0))
+    with pytest.raises(RunError, match=r"only in on_step, where .* is 'synthesize'"):
+        callbacks.call("on_step", Step("evaluate", 1, {}, 0.0))
 
 
 def test_early_stopping_goes_on_while_the_accuracy_rises():
