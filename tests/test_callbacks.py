@@ -25,6 +25,8 @@ from rayd.callbacks import (
     Step,
 )
 from rayd.config import parse_overrides
+from rayd.data import Standardization
+from rayd.distilled import Distilled
 from rayd.engine.distill import distill as engine_distill
 from rayd.engine.progress import Progress
 from rayd.engine.rundir import ADDED
@@ -450,3 +452,51 @@ def test_early_stopping_goes_on_while_the_accuracy_rises():
     with pytest.raises(EndSynthesis) as end:
         stopping.on_step(steps[5])
     assert (end.value.step, end.value.distilled) == (4, "set 4")
+
+
+ACCURACIES = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.65, 10: 0.9}
+
+
+def test_early_stopping_ends_where_it_would_without_an_interruption(tmp_path):
+    """A resumed run repeats the steps since its last checkpoint."""
+    recipe = rayd.recipes.resolve("digits", {"synthesis.log_every": 2, "synthesis.steps": 10})
+
+    def step(number: int) -> Step:
+        images = torch.full((1, 1, 2, 2), float(number))
+        normalization = Standardization(torch.tensor([0.0]), torch.tensor([1.0]))
+        made = Distilled(images, torch.tensor([0]), ["one"], normalization, {"steps": number})
+        accuracy = ACCURACIES[number]
+        return Step("synthesize", number, {}, 0.0, lambda: made, lambda: accuracy)
+
+    def end(directory, numbers):
+        stopping = EarlyStopping(patience=2)
+        stopping.on_run_start(directory, recipe)
+        for number in numbers:
+            stopping.on_step(step(number))
+
+    with pytest.raises(EndSynthesis) as whole:
+        end(tmp_path / "whole", ACCURACIES)
+    assert whole.value.step == 4
+    for first in (2, 4, 6, 8):
+        directory = tmp_path / str(first)
+        end(directory, [2, 4, 6])
+        with pytest.raises(EndSynthesis) as resumed:
+            end(directory, [number for number in ACCURACIES if number >= first])
+        assert resumed.value.step == 4
+        # also where it was interrupted after its end
+        with pytest.raises(EndSynthesis):
+            end(directory, [10])
+        assert resumed.value.distilled.images.unique().item() == 4
+        assert list(resumed.value.distilled.card) == list(whole.value.distilled.card)
+        assert [path.name for path in (directory / "early-stopping").glob("step-*")] == [
+            "step-00000004"
+        ]
+
+
+def test_snapshots_of_a_resumed_run_are_of_the_same_steps(tmp_path):
+    more = {"synthesis.log_every": 1, "synthesis.steps": 7, "synthesis.checkpoint_every": 3}
+    named = [{"name": "snapshots", "every": 2}]
+    with pytest.raises(RunError, match="no room"):
+        distill(tmp_path, callbacks_in_recipe=named, more=more, callbacks=[Failing()])
+    rayd.distill(resume=tmp_path / "run", cache=tmp_path / "cache", quiet=True)
+    assert [step for step, _ in snapshots(tmp_path / "run")] == [2, 4, 6]

@@ -31,7 +31,14 @@ MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 RUNS = "runs"
 """Folder of the runs whose directories are not named."""
 
-ADDED = ("snapshots", "metrics.csv", "analyses", "architectures.png", "report.html")
+ADDED = (
+    "snapshots",
+    "early-stopping",
+    "metrics.csv",
+    "analyses",
+    "architectures.png",
+    "report.html",
+)
 """What callbacks and later commands add to the directory of a run; it belongs to that run alone."""
 
 
