@@ -299,9 +299,11 @@ class Synthesizer:
         return values
 
     def _not_finite(self) -> RunError:
-        return RunError(
-            f"The loss is not finite at step {self._step}; lower synthesis.learning_rate."
-        )
+        rates = "synthesis.learning_rate"
+        if self._recipe.observers.model_pool is not None:
+            # networks that diverged in their training alongside have such a loss, too
+            rates += " or observers.model_pool.learning_rate"
+        return RunError(f"The loss is not finite at step {self._step}; lower {rates}.")
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the tensors of a checkpoint."""
