@@ -26,6 +26,8 @@ _kept: MutableMapping[Tensor, tuple[int, dict[str, Any]]] = WeakTensorKeyDiction
 def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
     """Cache a value that depends on a tensor; recomputed after the tensor is changed in place.
 
+    Of tensors that are made in `torch.inference_mode` nothing is cached.
+
     Args:
         tensor: the tensor; it is not kept alive, so the value must not refer to it.
         name: name of the value, including all other inputs.
@@ -39,6 +41,9 @@ def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
 
 
 def _values(tensor: Tensor) -> dict[str, Any]:
+    if tensor.is_inference():
+        # torch does not count changes of what is made in inference mode: nothing of it is kept
+        return {}
     if tensor in _kept:
         version, values = _kept[tensor]
         if version == tensor._version:
