@@ -35,7 +35,9 @@ def derived(tensor: Tensor, name: str, make: Callable[[], T]) -> T:
     """
     values = _values(tensor)
     if name not in values:
-        values[name] = make()
+        # what inference mode makes is of no use to later calls that compute a gradient
+        with torch.inference_mode(False):
+            values[name] = make()
     value: T = values[name]
     return value
 

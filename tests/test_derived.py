@@ -20,6 +20,7 @@ from rayd.derived import (
     uploaded,
 )
 from rayd.statistics import Moments
+from rayd.terms import CovarianceMatching
 
 LABELS = torch.tensor([4, 1, 4, 0, 1, 4])
 
@@ -91,3 +92,14 @@ def test_tensors_of_inference_mode_have_values_too():
         assert (present.tolist(), which.tolist()) == ([1, 2], [1, 0, 1])
         features = torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
         assert Moments.of(features, labels, 3).mean.flatten().tolist() == [0.0, 2.0, 2.0]
+
+
+def test_values_that_inference_mode_needed_first_serve_gradients():
+    labels = torch.tensor([0, 0, 1, 1])
+    features = torch.arange(16.0).reshape(4, 4).square()
+    term = CovarianceMatching()
+    with torch.inference_mode():
+        term(features, features + 1, labels, labels)
+    learned = (2 * features).requires_grad_()
+    term(features, learned, labels, labels).backward()
+    assert learned.grad.abs().sum() > 0
