@@ -381,13 +381,21 @@ class CSVLogger(RunCallback):
     """
 
     def __init__(self, path: str | Path | None = None):
-        self._path = None if path is None else Path(path)
+        self._given = None if path is None else Path(path)
+        self._path: Path | None = None
+        self._before: set[tuple[str, ...]] = set()
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
         """Begin the file; a resumed run goes on with it."""
-        self._path = self._path or Path(directory) / "metrics.csv"
+        self._path = self._given or Path(directory) / "metrics.csv"
+        self._before = set()
         if not self._path.exists():
             self._write(["stage", "step", "name", "value"])
+        elif self._given is None:
+            # steps that are repeated after a resume have their lines; a file that was given may
+            # hold equal lines of several runs
+            with self._path.open(newline="", encoding="utf-8") as file:
+                self._before = {tuple(row) for row in csv.reader(file)}
 
     def on_step(self, step: Step) -> None:
         """Write the metrics of a step."""
@@ -401,6 +409,8 @@ class CSVLogger(RunCallback):
 
     def _write(self, row: Sequence[Any]) -> None:
         assert self._path is not None
+        if tuple(map(str, row)) in self._before:
+            return
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(row)
 

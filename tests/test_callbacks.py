@@ -493,6 +493,18 @@ def test_early_stopping_ends_where_it_would_without_an_interruption(tmp_path):
         ]
 
 
+def test_a_csv_logger_writes_each_line_once_and_to_each_run_its_own(tmp_path):
+    logger = CSVLogger()
+    more = {"synthesis.log_every": 1, "synthesis.checkpoint_every": 3}
+    with pytest.raises(RunError, match="no room"):
+        distill(tmp_path / "cut", callbacks=[logger, Failing()], more=more)
+    run = distill(tmp_path / "cut", callbacks=[logger], more=more, resume=True)
+    whole = distill(tmp_path / "whole", callbacks=[logger], more=more)
+    lines = [(one.directory / "metrics.csv").read_text() for one in (run, whole)]
+    assert lines[0] == lines[1]
+    assert lines[0].count("synthesize,4,loss") == 1
+
+
 def test_snapshots_of_a_resumed_run_are_of_the_same_steps(tmp_path):
     more = {"synthesis.log_every": 1, "synthesis.steps": 7, "synthesis.checkpoint_every": 3}
     named = [{"name": "snapshots", "every": 2}]
