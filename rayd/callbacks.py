@@ -224,7 +224,8 @@ class EarlyStopping(_EveryLogged):
     """Ends the synthesis when the validation accuracy stops rising, with the best set.
 
     Students are trained on the unfinished set, and tested on the validation split
-    (`data.validation_fraction`); the test split is not used.
+    (`data.validation_fraction`); the test split is not used. Blocks that are optimised in parallel
+    (`synthesis.block`) are refused: after a step there is no whole set.
 
     The accuracies so far and the best set are kept in `early-stopping` of the run: one that is
     resumed goes on from them.

@@ -421,6 +421,18 @@ def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
     assert torch.equal(again.distilled.images, run.distilled.images)
 
 
+@pytest.mark.parametrize("block", [5, "classes"])
+def test_early_stopping_of_blocks_that_are_optimised_in_parallel_is_refused(tmp_path, block):
+    """It ended with the initial images, which are all that there is before a block is finished."""
+    more = {"data.validation_fraction": 0.2, "synthesis.block": block, "ipc": 2}
+    arguments = {"more": more, "callbacks": [EarlyStopping()]}
+    with pytest.raises(ConfigError, match=r"optimised in parallel: set 'synthesis\.block: null'"):
+        distill(tmp_path, **arguments)
+    assert not (tmp_path / "run").exists()
+    more["synthesis.block"] = 20
+    distill(tmp_path, **arguments)
+
+
 def test_an_end_of_the_synthesis_after_its_end_is_refused():
     class Late(RunCallback):
         def on_step(self, step):
