@@ -14,6 +14,7 @@ Callbacks run in the driver's process. TensorBoard and metrics.jsonl are written
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd import plugins
-from rayd.errors import ConfigError, RaydError, RunError, unknown
+from rayd import plugins, remote
+from rayd.artifacts import parse, read_json, write_json
+from rayd.errors import ArtifactError, ConfigError, RaydError, RunError, unknown
 
 if TYPE_CHECKING:
     from rayd.config import Recipe
@@ -33,10 +35,16 @@ if TYPE_CHECKING:
     from rayd.engine.run import Run
     from rayd.evaluation.report import SetResult
 
+log = logging.getLogger(__name__)
+
 HOOKS = ("on_run_start", "on_stage", "on_step", "on_result", "on_run_end")
 """Methods that a callback may have."""
 SNAPSHOTS = "snapshots"
 """Folder of a run with sets of earlier steps."""
+EARLY_STOPPING = "early-stopping"
+"""Folder of a run with the tests of `EarlyStopping`, and the best set."""
+TESTS = "tests.json"
+"""Its steps and their accuracies."""
 
 
 class StopRun(Exception):  # noqa: N818
@@ -135,10 +143,11 @@ class Callbacks:
         """Call a method of all callbacks that have it.
 
         Raises:
-            RunError: one of them failed, or stops the run.
+            RunError: one of them failed, stops the run, or ends a synthesis that does not go on.
             EndSynthesis: one of them ends the synthesis.
         """
         ended: EndSynthesis | None = None
+        goes_on = hook == "on_step" and arguments[0].stage == "synthesize"
         for callback in self._callbacks:
             method = getattr(callback, hook, None)
             if method is None:
@@ -152,6 +161,12 @@ class Callbacks:
                     f"Callback '{name}' stopped the run{why}; add --resume to continue it."
                 ) from stop
             except EndSynthesis as end:
+                if not goes_on:
+                    raise RunError(
+                        f"Callback '{name}' ends the synthesis in {hook} while none goes on: raise "
+                        "EndSynthesis only in on_step, where step.stage is 'synthesize'; finished "
+                        "work is kept: add --resume to continue it."
+                    ) from end
                 # the others are told of the step first, so that loggers have it
                 ended = end
             except RaydError:
@@ -181,11 +196,44 @@ class Callbacks:
         self.call("on_run_end", finished[0], None)
 
 
-class EarlyStopping(RunCallback):
+class _EveryLogged(RunCallback):
+    """Acts at every so many logged steps.
+
+    They are numbered from the first step of the synthesis on, whichever of them come to this
+    object: a run that is resumed acts at the same steps as one that is not.
+
+    Args:
+        every: logged steps (`synthesis.log_every`) from one to the next.
+    """
+
+    def __init__(self, every: int):
+        self._every = every
+        self._steps: int | None = None
+        self._log_every = 1
+
+    def on_run_start(self, directory: Path, recipe: Recipe) -> None:
+        """Learn which steps are logged."""
+        self._steps = recipe.synthesis.steps
+        self._log_every = recipe.synthesis.log_every
+
+    def is_due(self, step: Step) -> bool:
+        """Whether to act at a logged step of the synthesis."""
+        # steps are counted through the blocks, of each of which the last one is logged, too
+        steps = self._steps or step.step
+        block, before = divmod(step.step - 1, steps)
+        number = block * -(-steps // self._log_every) + before // self._log_every + 1
+        return number % self._every == 0
+
+
+class EarlyStopping(_EveryLogged):
     """Ends the synthesis when the validation accuracy stops rising, with the best set.
 
     Students are trained on the unfinished set, and tested on the validation split
-    (`data.validation_fraction`); the test split is not used.
+    (`data.validation_fraction`); the test split is not used. Blocks that are optimised in parallel
+    (`synthesis.block`) are refused: after a step there is no whole set.
+
+    The accuracies so far and the best set are kept in `early-stopping` of the run: one that is
+    resumed goes on from them.
 
     Args:
         patience: tests in a row without a rise, after which the synthesis ends.
@@ -206,38 +254,100 @@ class EarlyStopping(RunCallback):
                 raise ConfigError(
                     f"'{name}' of early stopping must be at least {least}. Got {value} instead."
                 )
+        super().__init__(every)
         self._patience = patience
-        self._every = every
         self._min_delta = min_delta
-        self._logged = 0
-        self._tests_since_rise = 0
-        self._best: tuple[float, int, Distilled] | None = None
+        self._folder: Path | None = None
+        self._tests: list[tuple[int, float]] = []
+        self._best: Distilled | None = None
+        self._is_new = True
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Forget an earlier run."""
-        self._logged = 0
-        self._tests_since_rise = 0
+        """Forget an earlier run; the tests of this one are read at its first step."""
+        super().on_run_start(directory, recipe)
+        self._folder = Path(directory) / EARLY_STOPPING
+        self._tests = []
         self._best = None
+        self._is_new = True
 
     def on_step(self, step: Step) -> None:
         """Test the set; end the synthesis after `patience` tests without a rise."""
         if step.distilled is None or step.validation_accuracy is None:
             return
-        self._logged += 1
-        if self._logged % self._every != 0:
+        if self._is_new:
+            self._is_new = False
+            self._resume(step.step)
+            # interrupted between its end and the writing of the set
+            self._end_if_due()
+        if not self.is_due(step):
             return
-        accuracy = step.validation_accuracy()
-        if self._best is None or accuracy > self._best[0] + self._min_delta:
-            self._best = (accuracy, step.step, step.distilled())
-            self._tests_since_rise = 0
+        self._tests.append((step.step, step.validation_accuracy()))
+        best_step, _ = self._standing()
+        if best_step == step.step:
+            self._best = step.distilled()
+        self._keep(best_step)
+        self._end_if_due()
+
+    def _end_if_due(self) -> None:
+        """End the synthesis if the last tests were no better than one before them."""
+        # there is no set if that of the best test was lost, and none since then is better
+        if self._best is None:
             return
-        self._tests_since_rise += 1
-        if self._tests_since_rise >= self._patience:
-            _, best_step, distilled = self._best
-            raise EndSynthesis(distilled, best_step)
+        best_step, since = self._standing()
+        if since >= self._patience:
+            raise EndSynthesis(self._best, best_step)
+
+    def _standing(self) -> tuple[int, int]:
+        """The step of the best set, and the number of tests since then."""
+        best_step, best = self._tests[0]
+        since = 0
+        for step, accuracy in self._tests[1:]:
+            since += 1
+            if accuracy > best + self._min_delta:
+                best_step, best = step, accuracy
+                since = 0
+        return best_step, since
+
+    def _keep(self, best_step: int) -> None:
+        """Write the tests and the best set into the run's directory."""
+        if self._folder is None:
+            return
+        path = self._folder / f"step-{best_step:08d}"
+        if self._best is not None and self._tests[-1][0] == best_step:
+            self._best.save(path, overwrite=True)
+        # after the set that they name, and before those that are not the best any more go
+        write_json(self._folder / TESTS, {"tests": self._tests})
+        for other in remote.listed(self._folder, "step-*"):
+            if other != path:
+                remote.remove(other)
+
+    def _resume(self, first: int) -> None:
+        """Go on from the tests before the first step that comes, as the later ones are repeated."""
+        from rayd.distilled import load
+
+        if self._folder is None or not remote.bring(self._folder / TESTS):
+            return
+        try:
+            known = read_json(self._folder / TESTS).get("tests")
+            tests = parse(list[tuple[int, float]], known, f"'{self._folder / TESTS}'")
+            # of blocks that are optimised in parallel, steps come in no order
+            if tests != sorted(tests):
+                return
+            self._tests = [(step, accuracy) for step, accuracy in tests if step < first]
+            if not self._tests:
+                return
+            path = self._folder / f"step-{self._standing()[0]:08d}"
+            # it is gone if a later one was better, which then comes again before the end
+            if path.exists():
+                self._best = load(path)
+                # of the file, and added where the set is written
+                self._best.card.pop("sha256", None)
+        except ArtifactError as error:
+            log.warning("%s Early stopping begins anew.", error)
+            self._tests = []
 
 
-class Snapshots(RunCallback):
+class Snapshots(_EveryLogged):
     """Keeps the set as it is during the synthesis, in `snapshots/step-<step>` of the run.
 
     `rayd analyse DIR steps` draws the accuracy over the steps from them.
@@ -252,21 +362,19 @@ class Snapshots(RunCallback):
     def __init__(self, every: int = 1):
         if every < 1:
             raise ConfigError(f"'every' of snapshots must be at least 1. Got {every} instead.")
-        self._every = every
+        super().__init__(every)
         self._folder: Path | None = None
-        self._logged = 0
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
-        """Count from the first logged step on."""
+        """Note where sets are kept."""
+        super().on_run_start(directory, recipe)
         self._folder = Path(directory) / SNAPSHOTS
-        self._logged = 0
 
     def on_step(self, step: Step) -> None:
         """Keep the set of every so many logged steps."""
         if step.distilled is None or self._folder is None:
             return
-        self._logged += 1
-        if self._logged % self._every == 0:
+        if self.is_due(step):
             # steps that are repeated after a resume replace the earlier ones
             step.distilled().save(self._folder / f"step-{step.step:08d}", overwrite=True)
 
@@ -279,13 +387,21 @@ class CSVLogger(RunCallback):
     """
 
     def __init__(self, path: str | Path | None = None):
-        self._path = None if path is None else Path(path)
+        self._given = None if path is None else Path(path)
+        self._path: Path | None = None
+        self._before: set[tuple[str, ...]] = set()
 
     def on_run_start(self, directory: Path, recipe: Recipe) -> None:
         """Begin the file; a resumed run goes on with it."""
-        self._path = self._path or Path(directory) / "metrics.csv"
+        self._path = self._given or Path(directory) / "metrics.csv"
+        self._before = set()
         if not self._path.exists():
             self._write(["stage", "step", "name", "value"])
+        elif self._given is None:
+            # steps that are repeated after a resume have their lines; a file that was given may
+            # hold equal lines of several runs
+            with self._path.open(newline="", encoding="utf-8") as file:
+                self._before = {tuple(row) for row in csv.reader(file)}
 
     def on_step(self, step: Step) -> None:
         """Write the metrics of a step."""
@@ -299,6 +415,8 @@ class CSVLogger(RunCallback):
 
     def _write(self, row: Sequence[Any]) -> None:
         assert self._path is not None
+        if tuple(map(str, row)) in self._before:
+            return
         with self._path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow(row)
 

@@ -12,11 +12,28 @@ import pytest
 import torch
 
 import rayd
-from rayd.callbacks import HOOKS, CSVLogger, EarlyStopping, EndSynthesis, RunCallback, Step
+from rayd.analyses import base as analyses
+from rayd.analyses.steps import snapshots
+from rayd.callbacks import (
+    HOOKS,
+    SNAPSHOTS,
+    Callbacks,
+    CSVLogger,
+    EarlyStopping,
+    EndSynthesis,
+    RunCallback,
+    Step,
+)
 from rayd.config import parse_overrides
+from rayd.data import Standardization
+from rayd.distilled import Distilled
 from rayd.engine.distill import distill as engine_distill
 from rayd.engine.progress import Progress
+from rayd.engine.rundir import ADDED
+from rayd.engine.synthesizer import Synthesizer
 from rayd.errors import ConfigError, DataError, RunError
+from rayd.evaluation import matrix
+from rayd.page import run as page
 from tests.test_cli import QUICK
 
 SETTINGS = {**parse_overrides(QUICK), "evaluation.baselines": [], "synthesis.log_every": 2}
@@ -76,6 +93,25 @@ def test_a_callback_is_told_of_everything_and_changes_nothing(tmp_path):
         rows = list(csv.DictReader(file))
     assert {"2", "4", "6"} == {row["step"] for row in rows if row["stage"] == "synthesize"}
     assert any(row["stage"] == "result" for row in rows)
+
+
+def test_parallel_blocks_take_and_log_each_step_once(tmp_path, monkeypatch):
+    """Also where the number of steps is no multiple of `synthesis.log_every`."""
+    taken = []
+    one_step = Synthesizer._one_step
+
+    def counted(self):
+        taken.append(self._step)
+        return one_step(self)
+
+    monkeypatch.setattr(Synthesizer, "_one_step", counted)
+    recorder = Recorder()
+    more = {"synthesis.steps": 5, "synthesis.block": 5}
+    distill(tmp_path, callbacks=[recorder], more=more)
+    # two blocks of five images
+    assert taken == 2 * [0, 1, 2, 3, 4]
+    logged = [step for stage, step in recorder.events if stage == "synthesize"]
+    assert logged == [2, 4, 5, 7, 9, 10]
 
 
 class Failing(RunCallback):
@@ -343,6 +379,23 @@ def test_a_set_is_tested_on_the_validation_split_meanwhile(tmp_path):
         distill(tmp_path / "none", callbacks=[Asks()])
 
 
+def test_overwriting_a_run_removes_what_was_added_to_it(tmp_path):
+    """Sets of earlier steps and logged values of the old run are not taken for the new one's."""
+    assert {SNAPSHOTS, analyses.FOLDER, matrix.FILE, page.FILE} < set(ADDED)
+    callbacks = ["csv", "snapshots"]
+    distill(tmp_path, callbacks_in_recipe=callbacks)
+    (tmp_path / "run" / "analyses").mkdir()
+    (tmp_path / "run" / "mine").mkdir()
+    more = {"synthesis.steps": 4, "seed": 1}
+    run = distill(tmp_path, callbacks_in_recipe=callbacks, more=more, overwrite=True)
+    assert [step for step, _ in snapshots(run.directory)] == [2, 4]
+    with (run.directory / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["name"] == "loss"]
+    assert steps == ["2", "4"]
+    assert not (run.directory / "analyses").exists()
+    assert (run.directory / "mine").exists()
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
     """No accuracy rises by more than 1, so the first set tested is the best."""
@@ -368,6 +421,30 @@ def test_early_stopping_ends_with_the_best_set(tmp_path, workers):
     assert torch.equal(again.distilled.images, run.distilled.images)
 
 
+@pytest.mark.parametrize("block", [5, "classes"])
+def test_early_stopping_of_blocks_that_are_optimised_in_parallel_is_refused(tmp_path, block):
+    """It ended with the initial images, which are all that there is before a block is finished."""
+    more = {"data.validation_fraction": 0.2, "synthesis.block": block, "ipc": 2}
+    arguments = {"more": more, "callbacks": [EarlyStopping()]}
+    with pytest.raises(ConfigError, match=r"optimised in parallel: set 'synthesis\.block: null'"):
+        distill(tmp_path, **arguments)
+    assert not (tmp_path / "run").exists()
+    more["synthesis.block"] = 20
+    distill(tmp_path, **arguments)
+
+
+def test_an_end_of_the_synthesis_after_its_end_is_refused():
+    class Late(RunCallback):
+        def on_step(self, step):
+            raise EndSynthesis(None, 2)
+
+    callbacks = Callbacks([Late()])
+    with pytest.raises(EndSynthesis):
+        callbacks.call("on_step", Step("synthesize", 2, {}, 0.0))
+    with pytest.raises(RunError, match=r"only in on_step, where .* is 'synthesize'"):
+        callbacks.call("on_step", Step("evaluate", 1, {}, 0.0))
+
+
 def test_early_stopping_goes_on_while_the_accuracy_rises():
     accuracies = iter([0.5, 0.6, 0.6, 0.7, 0.7, 0.7])
     stopping = EarlyStopping(patience=2)
@@ -387,3 +464,63 @@ def test_early_stopping_goes_on_while_the_accuracy_rises():
     with pytest.raises(EndSynthesis) as end:
         stopping.on_step(steps[5])
     assert (end.value.step, end.value.distilled) == (4, "set 4")
+
+
+ACCURACIES = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.65, 10: 0.9}
+
+
+def test_early_stopping_ends_where_it_would_without_an_interruption(tmp_path):
+    """A resumed run repeats the steps since its last checkpoint."""
+    recipe = rayd.recipes.resolve("digits", {"synthesis.log_every": 2, "synthesis.steps": 10})
+
+    def step(number: int) -> Step:
+        images = torch.full((1, 1, 2, 2), float(number))
+        normalization = Standardization(torch.tensor([0.0]), torch.tensor([1.0]))
+        made = Distilled(images, torch.tensor([0]), ["one"], normalization, {"steps": number})
+        accuracy = ACCURACIES[number]
+        return Step("synthesize", number, {}, 0.0, lambda: made, lambda: accuracy)
+
+    def end(directory, numbers):
+        stopping = EarlyStopping(patience=2)
+        stopping.on_run_start(directory, recipe)
+        for number in numbers:
+            stopping.on_step(step(number))
+
+    with pytest.raises(EndSynthesis) as whole:
+        end(tmp_path / "whole", ACCURACIES)
+    assert whole.value.step == 4
+    for first in (2, 4, 6, 8):
+        directory = tmp_path / str(first)
+        end(directory, [2, 4, 6])
+        with pytest.raises(EndSynthesis) as resumed:
+            end(directory, [number for number in ACCURACIES if number >= first])
+        assert resumed.value.step == 4
+        # also where it was interrupted after its end
+        with pytest.raises(EndSynthesis):
+            end(directory, [10])
+        assert resumed.value.distilled.images.unique().item() == 4
+        assert list(resumed.value.distilled.card) == list(whole.value.distilled.card)
+        assert [path.name for path in (directory / "early-stopping").glob("step-*")] == [
+            "step-00000004"
+        ]
+
+
+def test_a_csv_logger_writes_each_line_once_and_to_each_run_its_own(tmp_path):
+    logger = CSVLogger()
+    more = {"synthesis.log_every": 1, "synthesis.checkpoint_every": 3}
+    with pytest.raises(RunError, match="no room"):
+        distill(tmp_path / "cut", callbacks=[logger, Failing()], more=more)
+    run = distill(tmp_path / "cut", callbacks=[logger], more=more, resume=True)
+    whole = distill(tmp_path / "whole", callbacks=[logger], more=more)
+    lines = [(one.directory / "metrics.csv").read_text() for one in (run, whole)]
+    assert lines[0] == lines[1]
+    assert lines[0].count("synthesize,4,loss") == 1
+
+
+def test_snapshots_of_a_resumed_run_are_of_the_same_steps(tmp_path):
+    more = {"synthesis.log_every": 1, "synthesis.steps": 7, "synthesis.checkpoint_every": 3}
+    named = [{"name": "snapshots", "every": 2}]
+    with pytest.raises(RunError, match="no room"):
+        distill(tmp_path, callbacks_in_recipe=named, more=more, callbacks=[Failing()])
+    rayd.distill(resume=tmp_path / "run", cache=tmp_path / "cache", quiet=True)
+    assert [step for step, _ in snapshots(tmp_path / "run")] == [2, 4, 6]

@@ -19,6 +19,8 @@ from rayd.derived import (
     rows_of,
     uploaded,
 )
+from rayd.statistics import Moments
+from rayd.terms import CovarianceMatching
 
 LABELS = torch.tensor([4, 1, 4, 0, 1, 4])
 
@@ -77,3 +79,27 @@ def test_on_the_cpu_the_tensor_itself_is_known():
     assert on_host(LABELS) is LABELS
     assert uploaded(LABELS, torch.device("cpu")) is LABELS
     assert rows_of(LABELS, slice(1, 3)).tolist() == [1, 4]
+
+
+def test_tensors_of_inference_mode_have_values_too():
+    """Torch does not count their changes, so that nothing of them is cached."""
+    with torch.inference_mode():
+        labels = torch.tensor([2, 0, 2])
+        assert class_sizes(labels, 3).tolist() == [1, 0, 2]
+        labels[1] = 1
+        assert class_sizes(labels, 3).tolist() == [0, 1, 2]
+        present, which = present_classes(labels)
+        assert (present.tolist(), which.tolist()) == ([1, 2], [1, 0, 1])
+        features = torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+        assert Moments.of(features, labels, 3).mean.flatten().tolist() == [0.0, 2.0, 2.0]
+
+
+def test_values_that_inference_mode_needed_first_serve_gradients():
+    labels = torch.tensor([0, 0, 1, 1])
+    features = torch.arange(16.0).reshape(4, 4).square()
+    term = CovarianceMatching()
+    with torch.inference_mode():
+        term(features, features + 1, labels, labels)
+    learned = (2 * features).requires_grad_()
+    term(features, learned, labels, labels).backward()
+    assert learned.grad.abs().sum() > 0

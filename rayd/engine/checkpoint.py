@@ -74,9 +74,14 @@ def block_folder(block: int, blocks: int) -> str:
 
 
 def adopt(source: Path, directory: Path, key: str) -> None:
-    """Copy the newest checkpoint of another run's block, unless the block has one of its own."""
+    """Copy the newest checkpoint of another run's block, unless the block has one of its own that can
+    be read: with damaged ones alone it would start from the initial set.
+
+    Raises:
+        ArtifactError: that checkpoint is damaged.
+    """
     paths = _by_step(source)
-    if paths and not _by_step(directory):
+    if paths and not resumable(directory, key):
         # written anew rather than copied: checkpoints carry the hash of their own synthesis
         tensors, metadata = read_tensors(paths[-1])
         save_checkpoint(directory, key, int(metadata["step"]), tensors)

@@ -13,7 +13,7 @@ from rayd.engine import arithmetic
 from rayd.engine.driver import Driver
 from rayd.engine.job import Job
 from rayd.engine.milestones import Callback, WarmStart
-from rayd.engine.preflight import check_settings, preflight
+from rayd.engine.preflight import check_early_stopping, check_settings, preflight
 from rayd.engine.progress import Progress
 from rayd.engine.reading import read
 from rayd.engine.run import Run
@@ -68,6 +68,7 @@ def distill(
         progress.log(f"data  {line}")
     data = data.judged_on_validation() if judged_on == "validation" else data
     preflight(recipe, data)
+    check_early_stopping(recipe, data, all_callbacks)
     earlier = RunDirectory(out) if resume and RunDirectory(out).holds_run() else None
     before = None if earlier is None else earlier.recipe()
     # a resumed run keeps its precisions: on other hardware 'auto' would make it another run

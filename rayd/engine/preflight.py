@@ -8,6 +8,7 @@ from functools import cache
 from torch import nn
 
 from rayd import devices, methods, networks
+from rayd.callbacks import Callbacks, EarlyStopping
 from rayd.config import NetworkGroup, NetworkSettings, Recipe
 from rayd.config.ranking import RANKED
 from rayd.data import ImageData
@@ -139,6 +140,28 @@ def check_validation(recipe: Recipe, has_split: bool, name: str) -> None:
         raise ConfigError(
             "The callback 'early-stopping' needs 'data.validation_fraction' above 0: "
             f"'{name}' has no validation split of its own."
+        )
+
+
+def check_early_stopping(recipe: Recipe, data: ImageData, callbacks: Callbacks) -> None:
+    """Refuse early stopping of blocks that are optimised in parallel.
+
+    It would test the set with all blocks as they were when last finished: first the initial images.
+
+    Raises:
+        ConfigError: says which setting to change.
+    """
+    size = recipe.synthesis.block
+    if size is None or methods.build(recipe).sequential:
+        return
+    size = data.classes if size == "classes" else size
+    # as many as there are stored images, or more, are a single block
+    is_cut = size < recipe.ipc * data.classes
+    if is_cut and any(isinstance(one, EarlyStopping) for one in callbacks):
+        raise ConfigError(
+            "Early stopping needs the whole set as it is after a step, and the blocks of method "
+            f"'{recipe.method}' are optimised in parallel: set 'synthesis.block: null', or leave the "
+            "callback 'early-stopping' out."
         )
 
 

@@ -31,6 +31,16 @@ MARK = "# A run of rayd: its whole recipe, every default resolved.\n"
 RUNS = "runs"
 """Folder of the runs whose directories are not named."""
 
+ADDED = (
+    "snapshots",
+    "early-stopping",
+    "metrics.csv",
+    "analyses",
+    "architectures.png",
+    "report.html",
+)
+"""What callbacks and later commands add to the directory of a run; it belongs to that run alone."""
+
 
 class RunDirectory:
     """A run's directory, locked while the run has it open.
@@ -166,6 +176,9 @@ class RunDirectory:
             )
         for directory in (self._tensorboard, self.checkpoints, self.distilled):
             remote.remove(directory)
+        for name in ADDED:
+            # the new run would be shown with them: its steps among those that the old one kept
+            remote.remove(self.path / name)
         # config.yaml marks the directory as a run until the new one replaces it
         for file in (self._metrics, self._status, self.evaluation):
             remote.remove(file)

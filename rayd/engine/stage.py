@@ -42,6 +42,7 @@ from torch import Tensor
 from rayd.engine.job import Job
 from rayd.engine.pool import TaskStream
 from rayd.engine.progress import StageDisplay
+from rayd.engine.rundir import check_writable
 from rayd.engine.stage_cost import StageCost
 from rayd.engine.work_queue import WorkQueue, run_once
 from rayd.training.progress import EpochProgress
@@ -156,8 +157,14 @@ class Stage(ABC, Generic[Item, Result]):
             on_wait: called with the number of items that other runs are computing, when nothing
                 else is left to do.
             weight: work of a unit of an item, where units of items are unlike.
+
+        Raises:
+            OutputError: results are missing and cannot be written into the store.
         """
         missing = self.missing()
+        if missing:
+            # before the work: a store that is read alone serves what it holds
+            check_writable(self.job.store.root, "cache")
         progress = ItemProgress(shown, {item: self.units(item) for item in missing}, weight)
 
         def compute(queue: WorkQueue[Item]) -> None:

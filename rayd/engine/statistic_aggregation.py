@@ -32,6 +32,7 @@ from rayd.engine.network_ids import NetworkId
 from rayd.engine.observer import States
 from rayd.engine.pool import ObjectRef, WorkerPool
 from rayd.engine.store import Store
+from rayd.errors import RunError
 from rayd.objectives import StatisticSpec
 from rayd.statistics import Statistic
 
@@ -197,9 +198,29 @@ class _Merging:
             self.keep(index, to_host(self._states.pop(index)))
 
     def keep(self, index: int, states: States) -> None:
-        """Write the statistics of an observer."""
-        for key, inputs in self._measuring.networks[index].keys.items():
-            self._store.put_tensors(self._measuring.folder, inputs, named(states[key]))
+        """Write the statistics of an observer.
+
+        Raises:
+            RunError: they hold NaN; a synthesis would blame its own step size for it.
+        """
+        network = self._measuring.networks[index]
+        for key, inputs in network.keys.items():
+            tensors = named(states[key])
+            if any(tensor.isnan().any() for tensor in tensors.values()):
+                raise RunError(self._not_a_number(network.network_id))
+            self._store.put_tensors(self._measuring.folder, inputs, tensors)
+
+    def _not_a_number(self, network_id: NetworkId) -> str:
+        """What is wrong with a network, and what to do."""
+        group = network_id.group
+        settings = self._measuring.recipe.network_group(group)
+        advice = (
+            "" if settings.precision == "float32" else f", or set '{group}.precision' to float32"
+        )
+        return (
+            f"What '{network_id.label}' computes of the real images is not a number (NaN): see its "
+            f"layers and weights, choose another by '{group}.networks'{advice}."
+        )
 
 
 def _in_shards(pool: WorkerPool, merging: _Merging) -> Iterator[list[States]]:

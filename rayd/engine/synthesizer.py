@@ -124,12 +124,15 @@ def synthesize(
     # a restarted stream repeats its events from the first one, so lines of steps done before are
     # yielded, too, though nothing is computed for them
     resumed = resumable(task.checkpoints, task.key)
-    logged_steps = [*range(every, steps, every), steps] if steps > 0 else []
-    for until in logged_steps:
-        if until <= resumed:
+    ends = [*range(every, steps, every), steps] if steps > 0 else []
+    # where the synthesizer stands: asked to go on from an earlier step, it goes back to a checkpoint
+    since = resumed
+    for until in ends:
+        if until > resumed:
+            yield from synthesizer.advance(task, since, until)
+            since = until
+        elif until % every == 0 or until == task.recipe.synthesis.steps:
             yield Logged(until, 0.0, {})
-        else:
-            yield from synthesizer.advance(task, max(resumed, until - every), until)
     yield synthesizer.state(task, steps)
 
 
@@ -296,9 +299,11 @@ class Synthesizer:
         return values
 
     def _not_finite(self) -> RunError:
-        return RunError(
-            f"The loss is not finite at step {self._step}; lower synthesis.learning_rate."
-        )
+        rates = "synthesis.learning_rate"
+        if self._recipe.observers.model_pool is not None:
+            # networks that diverged in their training alongside have such a loss, too
+            rates += " or observers.model_pool.learning_rate"
+        return RunError(f"The loss is not finite at step {self._step}; lower {rates}.")
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
         """Continue from the tensors of a checkpoint."""

@@ -14,6 +14,7 @@ number infinite. `rayd.data.selection` chooses by these scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from rayd import devices, seeding
 from rayd.config import RankingSettings
+from rayd.errors import RunError
 from rayd.training.progress import EpochProgress
 from rayd.training.sets import TrainingSet
 
@@ -47,6 +49,9 @@ def rank(
         settings: the protocol; `network` and `count` are handled by the caller.
         seed: of the batches.
         device: where to train.
+
+    Raises:
+        RunError: the training diverged; scores would be those of a network that knows nothing.
     """
     devices.to_device(network, device)
     optimizer = torch.optim.SGD(
@@ -77,12 +82,19 @@ def rank(
                 ever_right[rows] |= is_right
         if epoch + 1 == settings.early:
             errors = _errors(network, training, settings.batch_size, device)
+        # of the last batch alone: once it is not finite, it stays so
+        last_loss = float(loss.detach())
+        if not (math.isfinite(last_loss) and errors.isfinite().all()):
+            raise RunError(
+                f"A network that ranks the real images diverged in epoch {epoch + 1} of "
+                f"{settings.epochs}; a smaller 'ranking.learning_rate' may help."
+            )
         yield EpochProgress(
             index=epoch,
             total=settings.epochs,
             epoch=epoch + 1,
             epochs=settings.epochs,
-            loss=float(loss.detach()),
+            loss=last_loss,
             validation_accuracy=None,
         )
     forgotten[~ever_right] = settings.epochs

@@ -285,11 +285,17 @@ class StoredLabels:
         note = next(note for note in self._notes if epoch in range(*note["epochs"]))
         epochs = range(*note["epochs"])
         path = chunk_path(self.directory, epochs)
-        tensors, _ = read_tensors(path)
-        if tensor_hash(tensors) != note["digest"]:
+        try:
+            tensors, _ = read_tensors(path)
+            if tensor_hash(tensors) != note["digest"]:
+                raise ArtifactError(
+                    f"'{path}' is damaged: its tensors are not those that were written."
+                )
+        except ArtifactError as error:
+            # a run that is resumed makes the chunks that are missing, and reads no others before
             raise ArtifactError(
-                f"'{path}' is damaged: its tensors are not those that were written."
-            )
+                f"{error} Move it away, and 'rayd distill --resume' of its run makes it again."
+            ) from error
         return LabelChunk(epochs, tensors)
 
 

@@ -23,6 +23,7 @@ from rayd.engine.stages import measure
 from rayd.engine.stages.measure import Measure
 from rayd.engine.statistic_aggregation import aggregate
 from rayd.engine.store import Store
+from rayd.errors import RunError
 from tests.conftest import Recorded, tiny
 from tests.engine.test_streaming import stored
 
@@ -59,6 +60,26 @@ def test_bytes_are_those_of_one_process_whoever_merges(
     alone = measured(recipe(0), data, tmp_path / "alone")
     assert len(alone) == 5
     assert measured(recipe(workers), data, tmp_path / "workers") == alone
+
+
+def test_statistics_that_are_not_numbers_are_refused_and_not_stored(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a network whose weights are NaN: the synthesis would take its step size for the cause."""
+    measure_shard = ObserverTasks.measure
+
+    def broken(self: ObserverTasks, *arguments: Any) -> Any:
+        results = measure_shard(self, *arguments)
+        for layers in results[0].values():
+            layers[0]["mean"][0] = float("nan")
+        return results
+
+    monkeypatch.setattr(ObserverTasks, "measure", broken)
+    with pytest.raises(
+        RunError, match=r"'convnet-d2-w16 #0' computes .* \(NaN\).*observers.networks"
+    ):
+        measured(recipe(0), data, tmp_path)
+    assert not stored(tmp_path, "measure")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

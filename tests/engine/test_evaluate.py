@@ -25,7 +25,7 @@ from rayd.engine.stages.student_tasks import TrainingSets, even_counts, tasks
 from rayd.engine.stages.students import Students
 from rayd.engine.storage import with_labels_of
 from rayd.engine.store import Store
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, OutputError
 from rayd.evaluation.student import StudentResult
 from rayd.evaluation.variants import Variant
 from tests.conftest import tiny
@@ -353,3 +353,20 @@ def test_the_students_that_take_longest_begin_first(tmp_path: Path, data):
         ("distilled", "stored"),
         ("random", "hard"),
     ]
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_a_student_is_trained(
+    tmp_path: Path, data
+):
+    """One that holds all results serves them nevertheless."""
+    (tmp_path / "file").touch()
+    recipe = tiny(evaluation={"seeds": 1, "epochs": 1, "baselines": []})
+    sets = TrainingSets(data, None, ipc=1)
+    job = Job(recipe, data, Store(tmp_path / "file" / "cache"))
+    students = Students(job, sets, tasks(recipe, ["random"], sets))
+    # without a pool: nothing is asked of it
+    with pytest.raises(OutputError, match=r"The cache '.*' cannot be written"):
+        students.run(None)
+    (task,) = students.items()
+    students._results[task] = []
+    assert students.run(None) == {task: []}

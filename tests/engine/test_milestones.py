@@ -3,8 +3,10 @@ another one's checkpoint.
 """
 
 import pytest
+import torch
 
 from rayd.callbacks import Callbacks
+from rayd.engine import checkpoint
 from rayd.engine.distill import distill
 from rayd.engine.milestones import Callback, Milestone, WarmStart
 from rayd.engine.progress import Progress
@@ -184,3 +186,18 @@ def test_a_run_may_be_judged_on_the_validation_split(tmp_path, monkeypatch):
     assert run.report.results[0].test_accuracy != on_test.report.results[0].test_accuracy
     with pytest.raises(DataError, match=r"no validation split: set 'data.validation_fraction'"):
         distill(tiny(), tmp_path / "none", progress=QUIET, judged_on="validation")
+
+
+def test_a_warm_start_is_taken_again_where_all_own_checkpoints_are_damaged(tmp_path):
+    """From the initial set, the result would not be that of its key."""
+    checkpoint.save_checkpoint(tmp_path / "donor", "donor", 4, {"set.images": torch.ones(2)})
+    own = tmp_path / "own"
+    for _ in range(2):
+        checkpoint.adopt(tmp_path / "donor", own, "own")
+        assert checkpoint.resumable(own, "own") == 4
+        for path in own.iterdir():
+            path.write_bytes(path.read_bytes()[:-1])
+        assert checkpoint.resumable(own, "own") == 0
+    checkpoint.save_checkpoint(own, "own", 6, {"set.images": torch.zeros(2)})
+    checkpoint.adopt(tmp_path / "donor", own, "own")
+    assert checkpoint.resumable(own, "own") == 6

@@ -21,7 +21,7 @@ from rayd.engine.observer import DatasetInfo
 from rayd.engine.observer_tasks import ObserverTasks
 from rayd.engine.plan import plan
 from rayd.engine.pool import LocalPool, LocalRef
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, RunError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 from tests.engine.test_decoupled import QUIET
@@ -352,3 +352,9 @@ LABELS = ("classes", "hard")
 def test_labels_that_cannot_be_learned_are_refused(method, labels, words):
     with pytest.raises(ConfigError, match=words):
         methods.build(recipe(method, synthetic={"labels": labels}))
+
+
+def test_a_pool_that_diverges_is_named_as_a_cause(tmp_path):
+    diverging = recipe("dc", observers={"model_pool": {"learning_rate": 1e8}})
+    with pytest.raises(RunError, match=r"not finite .* or observers\.model_pool\.learning_rate"):
+        distill(diverging, tmp_path / "run", progress=QUIET)

@@ -13,12 +13,15 @@ from rayd.data import load
 from rayd.engine import gpu_sharing
 from rayd.engine.costs import Costs
 from rayd.engine.gpu_sharing import processes, run_sharing_gpus
+from rayd.engine.job import Job
 from rayd.engine.on_ray.cluster import unused_gpus
 from rayd.engine.on_ray.pool import RayPool
 from rayd.engine.pool import LocalPool, TaskStream, WorkerInfo
 from rayd.engine.stages.student_tasks import TrainingSets, tasks
-from rayd.engine.stages.students import student_bytes
+from rayd.engine.stages.students import Students, student_bytes
 from rayd.engine.store import Store
+from rayd.errors import OutOfMemoryError
+from rayd.evaluation.student import StudentResult
 from tests.conftest import tiny
 from tests.nodes import several_nodes
 
@@ -59,6 +62,39 @@ def test_the_memory_of_a_student_grows_with_its_batch_network_and_teachers(tmp_p
     assert needed(networks=[wide]) > 2 * needed(networks=[wide], batch_size=10)
     weights = 4 * 64 * 64 * 9 * 2
     assert needed(networks=[wide]) > 3 * weights
+
+
+def test_a_student_that_is_begun_anew_has_the_results_of_its_second_training(tmp_path):
+    """Memory ran out elsewhere on the GPU when the first of its two results had come."""
+    recipe = tiny(evaluation={"seeds": 1, "baselines": [], "epoch": ["last", "validation-best"]})
+    data = load(recipe.data)
+    job = Job(recipe, data, Store(tmp_path))
+    sets = TrainingSets(data, None, ipc=1)
+    students = Students(job, sets, tasks(recipe, ["random"], sets))
+    (student,) = students.items()
+
+    def result(selection: str, epoch: int) -> StudentResult:
+        return StudentResult("mlp", 0, 0.5, None, (), 0.0, epoch, 0.0, selection)
+
+    last = result("last", epoch=2)
+    best = result("validation-best", epoch=1)
+    events = [[(0, last), OutOfMemoryError("The GPU ran out of memory")], [(0, last), (0, best)]]
+
+    class Pool(LocalPool):
+        def stream(self, method, items):
+            taken = list(items)
+            assert len(taken) == 1
+            for event in events.pop(0):
+                if isinstance(event, OutOfMemoryError):
+                    raise event
+                yield event
+
+    pool = Pool(ResourceSettings(), Worker)
+    with pytest.raises(OutOfMemoryError):
+        students.run(pool)
+    (found,) = students.run(pool).values()
+    assert [one.selection for one in found] == ["last", "validation-best"]
+    assert [one.epoch for one in students.find(student)] == [2, 1]
 
 
 class Worker:

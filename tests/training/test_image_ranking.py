@@ -16,7 +16,7 @@ from rayd.engine.job import Job
 from rayd.engine.progress import Progress
 from rayd.engine.stages.rank import Rank
 from rayd.engine.store import Store
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, RunError
 from rayd.training.image_ranking import rank
 from rayd.training.sets import TrainingSet
 from tests.conftest import tiny
@@ -77,6 +77,14 @@ def test_scores_are_those_of_the_definitions():
     torch.testing.assert_close(scores["el2n"], errors)
     assert scores["el2n"][:2].max() > 0.5
     assert scores["forgetting"].max() > 0
+
+
+def test_scores_of_a_network_that_diverged_are_refused():
+    settings = RankingSettings(epochs=3, early=2, batch_size=7, learning_rate=1e20)
+    with pytest.raises(
+        RunError, match=r"diverged in epoch \d of 3; a smaller 'ranking.learning_rate"
+    ):
+        list(rank(Recorder(), toy(), settings, seed=3, device=torch.device("cpu")))
 
 
 def test_selections_by_scores():

@@ -116,6 +116,8 @@ class Students(TaskStage[Task, list[StudentResult]]):
             for network_id, teacher in self.labels.teachers.items()
         )
         for item in items:
+            # of a pool that ran out of memory between the results of a student, which is begun anew
+            self._parts.pop(item, None)
             yield (
                 item,
                 self.sets.share(pool, item.set_name, item.seed, item.variant.hard_labels),
