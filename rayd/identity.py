@@ -6,8 +6,8 @@ closes over, the arguments of a `functools.partial`, the attributes of an object
 classes and constants of the script that they name. All of these enter the digest, so that results
 of one are never taken for those of another.
 
-What belongs to an installed package enters by name, what belongs to a module of the user's that
-can be imported by the source of the module.
+What belongs to an installed package enters by name, with the numbers and functions that it closes
+over, what belongs to a module of the user's that can be imported by the source of the module.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import enum
 import functools
 import hashlib
 import inspect
+import logging
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from importlib.util import resolve_name
 from itertools import accumulate
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -64,6 +65,7 @@ class _Description:
         # the first that fits describes a value
         self._ways: tuple[tuple[Any, Callable[[Any], Iterator[str]]], ...] = (
             (enum.Enum, _enum),
+            (logging.Logger, _logger),
             (list | tuple, self._sequence),
             (set | frozenset, _set),
             (Mapping, self._mapping),
@@ -102,12 +104,19 @@ class _Description:
 
     def _sequence(self, value: Sequence[Any]) -> Iterator[str]:
         yield f"{type(value).__name__} of {len(value)}"
+        yield from self._own_class(value)
         for item in value:
             yield from self.of(item)
 
     def _mapping(self, value: Mapping[Any, Any]) -> Iterator[str]:
         yield f"{type(value).__name__} of {len(value)}"
+        yield from self._own_class(value)
         yield from self._attributes(value)
+
+    def _own_class(self, value: Any) -> Iterator[str]:
+        """The class of a container, if it is the user's, and may have methods of its own."""
+        if self._is_own(type(value).__module__):
+            yield from self.of(type(value))
 
     def _module(self, value: ModuleType) -> Iterator[str]:
         yield f"module {value.__name__} {self._of_module(value.__name__)}"
@@ -130,18 +139,22 @@ class _Description:
 
     def _function(self, function: FunctionType) -> Iterator[str]:
         yield f"function {function.__module__}.{function.__qualname__}"
-        if not self._is_own(function.__module__ or ""):
+        is_own = self._is_own(function.__module__ or "")
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        if not is_own:
+            for name, cell in cells:
+                # a package may close over locks, files and other things without a lasting text
+                if isinstance(
+                    value := _contents(cell), (*_SIMPLE, FunctionType, functools.partial)
+                ):
+                    yield f"closes over {name}"
+                    yield from self.of(value)
             return
         for part in (function.__defaults__, function.__kwdefaults__):
             yield from self.of(part)
-        for name, cell in zip(
-            function.__code__.co_freevars, function.__closure__ or (), strict=True
-        ):
+        for name, cell in cells:
             yield f"closes over {name}"
-            try:
-                yield from self.of(cell.cell_contents)
-            except ValueError:
-                yield "empty"
+            yield from self.of(_contents(cell))
         if (source := self._of_module(function.__module__)) is not None:
             yield source
             return
@@ -164,7 +177,7 @@ class _Description:
             for code in _codes(function.__code__):
                 yield code.co_code.hex()
                 yield repr([*code.co_names, *code.co_varnames])
-                yield repr([one for one in code.co_consts if isinstance(one, _SIMPLE)])
+                yield from map(_constant, code.co_consts)
 
     def _class(self, kind: type) -> Iterator[str]:
         yield f"class {kind.__module__}.{kind.__qualname__}"
@@ -183,7 +196,7 @@ class _Description:
             if isinstance(value, _CODE) and not derived:
                 yield name
                 yield from self.of(value)
-            elif not name.startswith("_") and not derived:
+            elif not name.startswith("__") and not derived:
                 yield f"{name} {_scrubbed(value)}"
         for name, field in sorted(getattr(kind, "model_fields", {}).items()):
             yield f"{name} {_scrubbed(getattr(field, 'default', None))}"
@@ -202,9 +215,13 @@ class _Description:
         for name, child in network._modules.items():
             yield f"child {name}"
             yield from self.of(child)
+        for hooks in (network._forward_pre_hooks, network._forward_hooks):
+            for hook in hooks.values():
+                yield "hook"
+                yield from self.of(hook)
         from torch import nn
 
-        # what every module has: its parts, described above, its hooks and whether it trains
+        # what every module has: its parts and hooks, described above, and whether it trains
         common = vars(nn.Module()).keys()
         own = {name: value for name, value in vars(network).items() if name not in common}
         yield from self._attributes(own)
@@ -300,6 +317,24 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
+def _constant(value: object) -> str:
+    """The text of a constant of a code: numbers, names of keywords, tuples and sets of them."""
+    if isinstance(value, CodeType):
+        return "code"
+    if isinstance(value, frozenset):
+        # in an order of its own in every process
+        return " ".join(("frozenset", *sorted(map(_constant, value))))
+    return repr(value)
+
+
+def _contents(cell: CellType) -> Any:
+    """What a variable that is closed over holds; a text for one that holds nothing yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return "empty"
+
+
 def _names(code: CodeType) -> set[str]:
     """Names that a code, or one inside it, looks up among the globals; `co_names` has attributes,
     too.
@@ -314,6 +349,11 @@ def _names(code: CodeType) -> set[str]:
 
 def _enum(value: enum.Enum) -> Iterator[str]:
     yield f"{type(value).__qualname__} {value.name}"
+
+
+def _logger(value: logging.Logger) -> Iterator[str]:
+    """By its name: it knows all others, and computes nothing."""
+    yield f"logger {value.name}"
 
 
 def _set(value: Set[Any]) -> Iterator[str]:

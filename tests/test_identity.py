@@ -1,15 +1,18 @@
 """Digests of objects: of all that changes what they compute, and of nothing else."""
 
 import functools
+import logging
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rayd import plugins
-from rayd.identity import imports
+from rayd.identity import identity, imports
 
 SCRIPT = """
 from typing import ClassVar
@@ -63,6 +66,11 @@ print(plugins.name_of("networks", Halved(64, 10)))
 print(content_hash({{"method": "dm"}}))
 """
 """Parts of a script, none of which contains the number on which all depend."""
+
+
+def content_hash_of(part):
+    """The digest of a part, all of whose modules are the user's but torch."""
+    return identity(part, lambda module: None, lambda module: not module.startswith("torch"))
 
 
 def _run(folder, scale, unused=0):
@@ -193,6 +201,64 @@ def test_networks_that_differ_have_different_names(make):
     names = [plugins.name_of("networks", make(width)) for width in (8, 8, 64)]
     assert names[0] == names[1]
     assert names[0] != names[2]
+
+
+def _executed(constants):
+    """A function without a file, as from a prompt."""
+    known: dict[str, Any] = {}
+    exec(f"def build(images): return images.mean({constants})", known)
+    return known["build"]
+
+
+def _with_private_attribute(width):
+    class Local:
+        _width = width
+
+    return Local
+
+
+def _hooked(width):
+    network = nn.Linear(64, 10)
+    network.register_forward_hook(lambda module, inputs, output: output * width)
+    return network
+
+
+def _held(width):
+    """An object whose container has a method of its own."""
+
+    class Widths(dict[str, int]):
+        def first(self):
+            return width
+
+    return Widths(a=1)
+
+
+@pytest.mark.parametrize(
+    ("one", "same", "other"),
+    [
+        (_executed("(2, 3)"), _executed("(2, 3)"), _executed("(1, 2)")),
+        (_executed("dim=1"), _executed("dim=1"), _executed("axis=1")),
+        (_executed("-1 in {1, 2}"), _executed("-1 in {1, 2}"), _executed("-1 in {1, 3}")),
+        *((make(0.5), make(0.5), make(0.25)) for make in (_with_private_attribute, _hooked, _held)),
+        # of an installed package
+        tuple(map(get_ema_multi_avg_fn, (0.5, 0.5, 0.25))),
+    ],
+)
+def test_what_an_object_computes_is_part_of_it(one, same, other):
+    assert content_hash_of(one) == content_hash_of(same) != content_hash_of(other)
+
+
+def test_a_logger_is_its_name():
+    """It knows all other loggers, which change while modules are imported."""
+    log = logging.getLogger("tests.identity")
+
+    class Local:
+        def __call__(self):
+            log.info("called")
+
+    before = content_hash_of(Local())
+    logging.getLogger("tests.another").setLevel(logging.ERROR)
+    assert content_hash_of(Local()) == before
 
 
 def test_weights_that_are_drawn_anew_are_no_part_of_a_network():
