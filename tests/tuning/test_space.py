@@ -177,6 +177,20 @@ def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_joins_the_cluster_of_its_recipe(tmp_path, monkeypatch):
+    """As a run does; trials themselves have no address."""
+
+    def refuse(address):
+        raise ResourceError(f"joining '{address}'")
+
+    monkeypatch.setattr("tuning.driver.connect", refuse)
+    # more workers than this machine has CPUs, which is for the cluster to say
+    there = {"resources": {"threads": None, "workers": 999, "address": "head:6379"}}
+    for number, (given, joined) in enumerate([(None, "head:6379"), ("other:6379", "other:6379")]):
+        with pytest.raises(ResourceError, match=f"joining '{joined}'"):
+            sweep(small(overrides=there), out=tmp_path / str(number), address=given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -278,6 +292,20 @@ def test_a_space_may_extend_another(tmp_path):
     assert mine.name == "mine"
     assert set(mine.search) == {*load("edc").search, "ipc"}
     assert (mine.samples, mine.base, mine.overrides) == (3, ("edc-digits",), {"seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("extends: mine.yaml\n", "in a circle: mine.yaml extends mine.yaml"),
+        ("extends: edc-digits\nsearch:\n", "'search' in space 'mine' must fit"),
+    ],
+)
+def test_mistakes_beside_extends_are_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load(path)
 
 
 def test_a_space_stands_on_an_own_recipe_that_stands_on_another(tmp_path, monkeypatch):
