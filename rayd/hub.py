@@ -48,12 +48,10 @@ def write_texts(distilled: Distilled, folder: Path) -> None:
         distilled: the set; its report is looked for beside it.
         folder: where to; it exists.
     """
-    from rayd.evaluation.report import Report
+    from rayd.evaluation.run_report import report_of_set
     from rayd.pictures import picture
 
-    report = None
-    if distilled.directory is not None:
-        report = Report.kept(distilled.directory) or Report.kept(distilled.directory.parent)
+    report = None if distilled.directory is None else report_of_set(distilled.directory)
     (folder / PICTURE).write_bytes(picture(distilled))
     (folder / CARD).write_text(json.dumps(distilled.card, indent=1), encoding="utf-8")
     if config := distilled.card.get("config"):
