@@ -7,6 +7,7 @@ seeds say how much distillations differ: the deviation that papers report. Both 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -205,13 +206,13 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
     Args:
         directories: run directories or distilled sets with an `evaluation.json`; those of the same
-            recipe and settings are distillations of one group.
+            recipe and settings are distillations of one group. One that is named twice counts once.
 
     Raises:
         ArtifactError: a directory holds no report, or a damaged one.
     """
     groups: dict[tuple[Any, ...], list[_Run]] = {}
-    for directory in directories:
+    for directory in distinct(directories):
         run = _read(directory)
         report = run.report
         for network in dict.fromkeys(result.network for result in report.results):
@@ -222,14 +223,23 @@ def compare(directories: Sequence[Path]) -> Comparison:
     return Comparison(tuple(_paired(group, first[group.network]) for group in made))
 
 
+def distinct(directories: Sequence[Path]) -> list[Path]:
+    """Directories without repetitions, in order: a run is one distillation however it is named."""
+    found: dict[Path, Path] = {}
+    for directory in directories:
+        found.setdefault(remote.local(directory).resolve(), directory)
+    return list(found.values())
+
+
 def _read(directory: Path) -> _Run:
     report = Report.kept(directory)
-    if report is None:
-        raise ArtifactError(
-            f"'{directory}' holds no evaluation.json to compare; 'rayd evaluate {directory}' "
-            "writes one."
-        )
     place = remote.local(directory)
+    if report is None:
+        cards = (place / DIRECTORY / CARD, place / CARD)
+        remedy = "name the --out of a run that has ended."
+        if any(remote.bring(card) or card.exists() for card in cards):
+            remedy = f"'{shlex.join(['rayd', 'evaluate', str(directory)])}' writes one."
+        raise ArtifactError(f"'{directory}' holds no evaluation.json to compare; {remedy}")
     seed = None
     settings: dict[str, Any] = {}
     images = None

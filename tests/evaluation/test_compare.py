@@ -169,8 +169,20 @@ def test_command_compares_and_names_what_lacks_a_report(tmp_path, capsys):
     assert (code, "LRS" in text) == (0, True)
     _, document, _ = run(capsys, "compare", str(path), "--json")
     assert json.loads(document)["groups"][0]["seeds"] == [0]
-    with pytest.raises(ArtifactError, match=r"holds no evaluation\.json"):
+    with pytest.raises(ArtifactError, match=r"holds no evaluation\.json.*a run that has ended"):
         compare([tmp_path])
+    (path / "distilled").rename(tmp_path / "b c")
+    with pytest.raises(ArtifactError, match=r"'rayd evaluate '.*/b c'' writes one"):
+        compare([tmp_path / "b c"])
+
+
+def test_a_run_that_is_named_twice_is_one_distillation(tmp_path, monkeypatch):
+    path = kept(tmp_path / "a", 0, (0.8, 0.9))
+    other = kept(tmp_path / "b", 1, (0.7, 0.8))
+    monkeypatch.chdir(tmp_path)
+    (group,) = compare([path, Path("a"), other]).groups
+    assert group.directories == (str(path), str(other))
+    assert group.accuracies["distilled"].std == pytest.approx(0.1 / 2**0.5)
 
 
 def several() -> Report:
