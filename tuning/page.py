@@ -9,16 +9,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd.config import read_yaml
 from rayd.drawing import new_figure
-from rayd.errors import OutputError
+from rayd.errors import ArtifactError, OutputError
 from rayd.evaluation.report import Report
 from rayd.page import charts as page_charts
 from rayd.page.page import environment
 from rayd.page.page import write as write_page
 from rayd.page.run import FILE, optional
 from tuning import charts, table
-from tuning.directory import RESULTS, SWEEP
+from tuning.directory import RESULTS, read_space
 from tuning.settings import MODES, Space
 from tuning.summaries import Summary
 from tuning.summaries import summary as read_summary
@@ -56,7 +55,7 @@ def render(directory: Path) -> str:
         raise OutputError(
             f"'{directory}' holds a sweep without results yet; 'rayd tune' with --resume goes on."
         )
-    space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+    space = read_space(directory)
     trials = read_trials(directory / RESULTS, space)
     best = table.best(trials)
     kept = _summary(directory, trials, best)
@@ -127,28 +126,38 @@ def _command(directory: Path, space: Space) -> str:
 
 
 def read_trials(path: Path, space: Space) -> list[table.Row]:
-    """The table of trials that a sweep wrote."""
-    rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            settings = {}
-            for key in space.domains:
-                if line.get(key):
-                    settings[key] = _parsed(line[key])
-            numbers = {name: _number(line.get(name)) for name in table.NUMBERS}
-            rows.append(
-                table.Row(
-                    trial=line["trial"],
-                    status=line["status"],
-                    settings=settings,
-                    own=line["own_settings"] == "True",
-                    fraction=_number(line["fraction"]) or 0.0,
-                    **numbers,  # type: ignore[arg-type]
-                    reason=line["reason"],
-                    run=line["run"],
-                )
-            )
-    return rows
+    """The table of trials that a sweep wrote.
+
+    Raises:
+        ArtifactError: a column is missing, or holds no number where one is due.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [_row(line, space) for line in csv.DictReader(file)]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"'{path}' is no table of trials as 'rayd tune' writes it ({error}); 'rayd tune' with "
+            "--resume writes it again."
+        ) from error
+
+
+def _row(line: Mapping[str, str], space: Space) -> table.Row:
+    """A line of the table."""
+    settings = {}
+    for key in space.domains:
+        if line.get(key):
+            settings[key] = _parsed(line[key])
+    numbers = {name: _number(line.get(name)) for name in table.NUMBERS}
+    return table.Row(
+        trial=line["trial"],
+        status=line["status"],
+        settings=settings,
+        own=line["own_settings"] == "True",
+        fraction=_number(line["fraction"]) or 0.0,
+        **numbers,  # type: ignore[arg-type]
+        reason=line["reason"],
+        run=line["run"],
+    )
 
 
 def _parsed(cell: str) -> Any:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rayd import remote, shown
 from rayd.artifacts import parse, read_json
-from rayd.config import Recipe, read_yaml
+from rayd.config import Recipe
 from rayd.recipes import resolve
 from tuning import charts, table
-from tuning.directory import SUMMARY, SWEEP
+from tuning.directory import SUMMARY, read_space
 from tuning.settings import Space
 from tuning.space import ResolvedSpace
 
@@ -113,7 +113,7 @@ class Sweep:
     def of(cls, out: str | Path, grid: tune.ResultGrid) -> Self:
         """The sweep in a directory, with the results of `sweep`."""
         directory = remote.local(out).resolve()
-        space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+        space = read_space(directory)
         trials = table.rows(ResolvedSpace(space), grid, directory / "trials")
         return cls(directory, space, summary(directory), tuple(trials))
 

@@ -7,7 +7,7 @@ import pytest
 
 from rayd import page
 from rayd.artifacts import write_json
-from rayd.errors import ArtifactError, OutputError
+from rayd.errors import ArtifactError, OutputError, RaydError
 from tests.tuning.spaces import small
 from tuning import table
 from tuning.directory import SWEEP, write_configuration
@@ -123,6 +123,24 @@ def test_commands_of_a_page_can_be_copied(sweep):
     named = sweep.with_name("my sweep")
     sweep.rename(named)
     assert f"rayd distill '{named}/best.yaml' --out" in html.unescape(render(named))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        (
+            "sweep.yaml",
+            "space: {base: digits, later: 3}",
+            r"Unknown setting 'later' in the space of",
+        ),
+        ("sweep.yaml", "other: 1", r"'base' is missing in the space of"),
+        ("trials.csv", "a,b\n1,2\n", r"trials\.csv' is no table of trials"),
+    ],
+)
+def test_files_of_another_version_are_a_sentence(sweep, file, content, sentence):
+    (sweep / file).write_text(content)
+    with pytest.raises(RaydError, match=sentence):
+        render(sweep)
 
 
 def test_damaged_summary_is_named(sweep):
