@@ -118,16 +118,18 @@ def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
     yield ""
     yield f"![the images]({PICTURE})"
     yield ""
-    if report is not None:
+    # a trial of a sweep has seen the validation split alone
+    results = () if report is None else tuple(r for r in report.results if not r.is_on_validation)
+    if results:
         yield "## Test accuracy"
         yield ""
         yield "Fractions of the real test images, means and deviations over students."
         yield ""
         yield "| trained on | network | test accuracy | students |"
         yield "|---|---|---|---|"
-        for result in report.results:
+        for result in results:
             accuracy = result.test_accuracy.text()
-            words = words_of(result, report.results)
+            words = words_of(result, results)
             yield f"| {words} | {result.network} | {accuracy} | {len(result.seeds)} |"
         yield ""
     yield "## Use"

@@ -100,6 +100,8 @@ class Group:
     """IOR, HLR and LRS, where known."""
     values: dict[str, Any] = field(default_factory=dict)
     """Values of these settings, where the cards of the sets say them."""
+    is_on_validation: bool = False
+    """Whether accuracies are of the validation split, as those of a sweep's trials."""
     paired: Spread | None = None
     """Distilled accuracy above that of the first group with this architecture, distillations paired
     by their seeds.
@@ -113,7 +115,8 @@ class Group:
             value = f"={shown(self.values[name])}" if name in self.values else ""
             words.append(f"{name}{value}")
         others = f", other {', '.join(words)}" if words else ""
-        return f"{self.recipe} with {self.network}{others}"
+        where = ", on the validation split" if self.is_on_validation else ""
+        return f"{self.recipe} with {self.network}{others}{where}"
 
     def measured(self) -> dict[str, float]:
         """Accuracies and scores as fields of `rayd.config.MeasuredResult`, to three digits.
@@ -303,6 +306,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
         values=runs[0].values(),
+        is_on_validation=any(result.is_on_validation for result in found.get(DISTILLED, ())),
     )
 
 
@@ -330,7 +334,7 @@ def _paired(group: Group, first: Group) -> Group:
     """The group with its differences from the first, where both have the same data and seeds."""
     if group is first or DISTILLED not in group.accuracies or DISTILLED not in first.accuracies:
         return group
-    if group.data != first.data:
+    if (group.data, group.is_on_validation) != (first.data, first.is_on_validation):
         # a difference of accuracies on different test images says nothing
         return group
     if sorted(map(str, group.seeds)) != sorted(map(str, first.seeds)):

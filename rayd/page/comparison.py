@@ -157,6 +157,8 @@ def _bars(comparison: Comparison, names: Mapping[str, str]) -> list[charts.Bar]:
         for words, spread in group.accuracies.items():
             std = spread.std if spread.std is not None else spread.students
             label = f"{where}: {words}{with_network}"
+            if group.is_on_validation:
+                label = f"{label}, on the validation split"
             bars.append(charts.Bar(label, spread.mean, std, words.startswith(DISTILLED)))
     return bars
 
