@@ -77,6 +77,7 @@ from rayd.config import Recipe, parse_overrides
 from rayd.engine.network_ids import network_ids
 from rayd.engine.stages.measure import shards, teams
 from rayd.engine.worker import ORDER_CHECK
+from rayd.errors import RaydError
 from rayd.evaluation.variants import DISTILLED, variants
 from rayd.recipes import resolve
 from rayd.training.squeeze import JUDGED
@@ -573,14 +574,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = given.overrides
     if "=" in path:
         path, overrides = str(Path(__file__).with_suffix(".json")), [path, *overrides]
-    costs = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        costs = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        parser.error(f"'{path}' holds no costs: {error}")
     if given.network is not None:
         costs["rates"]["network"] = given.network
     if given.sources:
         sys.stdout.write(sources(costs))
         return
     speedup = given.speedup or costs.get("speedup", 1.0)
-    recipe = resolve(RECIPE, parse_overrides(overrides))
+    try:
+        recipe = resolve(RECIPE, parse_overrides(overrides))
+    except RaydError as error:
+        parser.error(str(error))
     simulation = Simulation(recipe, costs, speedup, given.shuffled)
     sys.stdout.write(
         f"{RECIPE} on ImageNet-1k. Costs: {costs['source']}\n"

@@ -48,12 +48,10 @@ def write_texts(distilled: Distilled, folder: Path) -> None:
         distilled: the set; its report is looked for beside it.
         folder: where to; it exists.
     """
-    from rayd.evaluation.report import Report
+    from rayd.evaluation.run_report import report_of_set
     from rayd.pictures import picture
 
-    report = None
-    if distilled.directory is not None:
-        report = Report.kept(distilled.directory) or Report.kept(distilled.directory.parent)
+    report = None if distilled.directory is None else report_of_set(distilled.directory)
     (folder / PICTURE).write_bytes(picture(distilled))
     (folder / CARD).write_text(json.dumps(distilled.card, indent=1), encoding="utf-8")
     if config := distilled.card.get("config"):
@@ -120,16 +118,18 @@ def _body(distilled: Distilled, report: Report | None) -> Iterator[str]:
     yield ""
     yield f"![the images]({PICTURE})"
     yield ""
-    if report is not None:
+    # a trial of a sweep has seen the validation split alone
+    results = () if report is None else tuple(r for r in report.results if not r.is_on_validation)
+    if results:
         yield "## Test accuracy"
         yield ""
         yield "Fractions of the real test images, means and deviations over students."
         yield ""
         yield "| trained on | network | test accuracy | students |"
         yield "|---|---|---|---|"
-        for result in report.results:
+        for result in results:
             accuracy = result.test_accuracy.text()
-            words = words_of(result, report.results)
+            words = words_of(result, results)
             yield f"| {words} | {result.network} | {accuracy} | {len(result.seeds)} |"
         yield ""
     yield "## Use"

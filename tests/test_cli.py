@@ -118,6 +118,8 @@ def test_families_of_recipes_have_a_line_each(capsys, monkeypatch, columns):
             lambda recipe: recipe.method == "dm" and recipe.measured,
         ),
         (["mtt"], lambda recipe: recipes.find(recipe.name).stem == "mtt"),
+        # also the name of a recipe
+        (["digits", "--all"], lambda recipe: recipes.find(recipe.name).stem == "digits"),
     ],
 )
 def test_recipes_are_filtered(capsys, arguments, holds):

@@ -12,6 +12,7 @@ import yaml
 
 import rayd
 from rayd import hub
+from rayd.artifacts import write_json
 from rayd.cli import main
 from rayd.errors import ConfigError, OutputError, RunError
 from rayd.evaluation.report import Accuracy, Report, SetResult
@@ -141,6 +142,17 @@ def test_the_card_says_what_the_set_is_and_how_to_use_it(tmp_path):
     assert "| distilled | convnet | 0.550 ± 0.071 | 2 |" in text
     assert "rayd.load(folder)" in text
     assert "@misc{dm}" in text
+
+
+def test_accuracies_on_the_card_are_those_of_the_set(tmp_path):
+    """A set that was saved elsewhere in a run's directory has none of the run's."""
+    write_json(tmp_path / "evaluation.json", soft_report().to_json())
+    for name, has_accuracies in (("distilled", True), ("mine", False)):
+        made = distilled()
+        made.save(tmp_path / name)
+        export(made, "hub", tmp_path / "hub", overwrite=True)
+        card = (tmp_path / "hub" / hub.README).read_text()
+        assert ("0.750 ± 0.071" in card) == has_accuracies
 
 
 def test_the_card_tells_labels_apart():

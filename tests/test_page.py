@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
@@ -10,8 +11,11 @@ from pathlib import Path
 import pytest
 
 import rayd
+from rayd import recipes
 from rayd.errors import ArtifactError, OutputError
 from rayd.page import FILE, comparison, render, write
+from rayd.page.run import command
+from rayd.recipes.difference import differences
 
 SETTINGS = {
     "synthesis.steps": 4,
@@ -145,6 +149,31 @@ def test_initial_images_are_beside_the_distilled_ones(run):
     assert "After: the distilled images" in page
     steps = re.search(r"const frames = (.*);", page)
     assert [step for step, _ in json.loads(steps[1])] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("digits", {"seed": 3}, ["digits", "seed=3"]),
+        # the recipe's stretch belongs to other schedules
+        (
+            "edc-digits",
+            {"evaluation.schedule.name": "multistep"},
+            ["edc-digits", "evaluation.schedule.name=multistep"],
+        ),
+        # 600 epochs are the recipe's, which the protocol would change
+        (
+            "digits",
+            {"evaluation.protocol": "dsa", "evaluation.epochs": 600},
+            ["runs/a/config.yaml"],
+        ),
+    ],
+)
+def test_command_of_a_page_repeats_its_run(name, settings, words):
+    recipe = recipes.resolve(name, settings)
+    changes = differences(recipes.resolve(name), recipe)
+    given = shlex.split(command(recipe, Path("runs/a"), name, changes))
+    assert given == ["rayd", "distill", *words, "--out", f"runs/{name}-again"]
 
 
 def test_the_only_term_has_no_curve_beside_the_loss(run):

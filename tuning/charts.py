@@ -45,7 +45,8 @@ def importance(shares: Mapping[str, float], trials: int) -> Image.Image:
         axes.set_title(f"Importance for the validation accuracy of {trials} trials (fANOVA)")
         if not shares:
             axes.set_axis_off()
-            axes.text(0.5, 0.5, f"fewer than {FEWEST} finished trials", ha="center")
+            needed = f"needs {FEWEST} finished trials whose settings and accuracies differ"
+            axes.text(0.5, 0.5, needed, ha="center")
             return as_image(figure)
         draw_importance(axes, shares, TRIAL)
         return as_image(figure)

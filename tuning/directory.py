@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rayd.artifacts import write_bytes
-from rayd.config import read_yaml
+from rayd.config import read_yaml, validate
 from rayd.errors import OutputError
 from rayd.locks import LOCK
 from tuning.settings import Space
@@ -75,6 +75,16 @@ def prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
 def holds_sweep(out: Path) -> bool:
     """Whether a directory holds a sweep of rayd."""
     return (out / SWEEP).is_file() and (out / SWEEP).read_bytes().startswith(MARK.encode())
+
+
+def read_space(out: Path) -> Space:
+    """The space of a sweep.
+
+    Raises:
+        ConfigError: its file is missing or damaged, or has settings of another version of rayd.
+    """
+    path = out / SWEEP
+    return validate(Space, read_yaml(path).get("space", {}), f"the space of '{path}'")
 
 
 def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:

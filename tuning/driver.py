@@ -84,8 +84,8 @@ def sweep(
         overrides: settings that override the recipe of the space.
         workers: Ray actors per trial; 0 computes in the trial's process; by default the recipe's.
         concurrent: maximum number of concurrent trials; by default as many as the cluster holds.
-        address: Ray cluster to join; by default a private one on this machine. On several machines,
-            `out`, the store and the data must be accessible to all of them.
+        address: Ray cluster to join; by default the recipe's, else a private one on this machine. On
+            several machines, `out`, the store and the data must be accessible to all of them.
         data_root: folder of named data that is searched first.
         cache: root of the store shared by trials.
         progress: progress display.
@@ -144,7 +144,7 @@ def prepare(
     count = first.resources.workers if workers is None else workers
     cache = None if cache is None else remote.local(cache).resolve()
     data_root = None if data_root is None else remote.local(data_root).resolve()
-    if address is None:
+    if _address(resolved, address) is None:
         for recipe in resolved.own.values():
             _check_machine(recipe, count)
     # all recipes of a space have the same images
@@ -179,6 +179,12 @@ def prepare(
         check_budget(recipe, loaded[name])
     points(resolved, min(space.samples, 3))
     return plan
+
+
+def _address(resolved: ResolvedSpace, given: str | None) -> str | None:
+    """The cluster to join: the given one, else that of the first recipe; None for a private one."""
+    own = resolved.own[resolved.space.base[0]].resources.address
+    return own if given is None else given
 
 
 def _check_machine(recipe: Recipe, workers: int) -> None:
@@ -226,6 +232,7 @@ def _search(
 ) -> tuple[tune.ResultGrid, list[table.Row]]:
     resolved = plan.resolved
     space = plan.resolved.space
+    address = _address(resolved, address)
     if not ray.is_initialized():
         on = "this machine" if address is None else f"the cluster at '{address}'"
         progress.log(f"{'starting' if address is None else 'joining'} Ray on {on}")

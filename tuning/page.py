@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayd.artifacts import read_json
-from rayd.config import read_yaml
 from rayd.drawing import new_figure
-from rayd.errors import OutputError
+from rayd.errors import ArtifactError, OutputError
 from rayd.evaluation.report import Report
 from rayd.page import charts as page_charts
 from rayd.page.page import environment
 from rayd.page.page import write as write_page
 from rayd.page.run import FILE, optional
 from tuning import charts, table
-from tuning.directory import RESULTS, SUMMARY, SWEEP
+from tuning.directory import RESULTS, read_space
 from tuning.settings import MODES, Space
+from tuning.summaries import Summary
+from tuning.summaries import summary as read_summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,11 +55,12 @@ def render(directory: Path) -> str:
         raise OutputError(
             f"'{directory}' holds a sweep without results yet; 'rayd tune' with --resume goes on."
         )
-    space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+    space = read_space(directory)
     trials = read_trials(directory / RESULTS, space)
-    summary: dict[str, Any] = optional(read_json, directory / SUMMARY) or {}
+    best = table.best(trials)
+    kept = _summary(directory, trials, best)
+    summary = kept if kept is not None else _untested(space, trials)
     report: Report | None = optional(Report.kept, directory / "best")
-    best = next((row for row in trials if row.trial == summary.get("best")), None)
     objectives = list(space.objectives)
     front = table.pareto(trials, objectives) if len(objectives) > 1 else []
     done = table.finished(trials)
@@ -68,22 +70,23 @@ def render(directory: Path) -> str:
         .get_template("page.html.j2")
         .render(
             space=space,
-            directory=directory,
+            command=_command(directory, space),
             trials=shown,
             finished=len(done),
-            failed=sum(row.status == "failed" for row in trials),
+            failed=summary.failed,
             stopped=sum(row.status == "stopped" for row in trials),
             best=best,
             summary=summary,
+            is_tested=kept is not None,
             keys=list(space.domains),
             short=short_names(space.domains),
-            importance=_importance(summary.get("importance") or {}),
+            importance=_importance(summary.importance),
             fewest=table.FEWEST,
             slices=_slices(space, trials, best) if done and space.domains else None,
             front=front,
             pareto=_pareto(done, front, objectives) if front else None,
             objectives=[WORDS[name] for name in objectives],
-            confirmed=summary.get("confirmed") or {},
+            confirmed=summary.confirmed,
             report=report,
             accuracies=None
             if report is None or not report.results
@@ -92,29 +95,69 @@ def render(directory: Path) -> str:
     )
 
 
+def _summary(
+    directory: Path, trials: Sequence[table.Row], best: table.Row | None
+) -> Summary | None:
+    """The summary of a sweep; None where it is missing, or that of fewer trials.
+
+    It is written after the best settings were tested, which a sweep may not have come to.
+    """
+    summary: Summary | None = optional(read_summary, directory)
+    if summary is None or summary.trials != len(trials):
+        return None
+    return summary if summary.best == (None if best is None else best.trial) else None
+
+
+def _untested(space: Space, trials: Sequence[table.Row]) -> Summary:
+    """What the trials alone say."""
+    return Summary(
+        space=space.name,
+        trials=len(trials),
+        finished=len(table.finished(trials)),
+        failed=sum(row.status == "failed" for row in trials),
+        own_validation_accuracy=table.own_accuracy(trials),
+    )
+
+
+def _command(directory: Path, space: Space) -> str:
+    """The command that distils with the best settings."""
+    recipe = str(directory / "best.yaml")
+    return shlex.join(["rayd", "distill", recipe, "--out", f"runs/{space.name}-best"])
+
+
 def read_trials(path: Path, space: Space) -> list[table.Row]:
-    """The table of trials that a sweep wrote."""
-    rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            settings = {}
-            for key in space.domains:
-                if line.get(key):
-                    settings[key] = _parsed(line[key])
-            numbers = {name: _number(line.get(name)) for name in table.NUMBERS}
-            rows.append(
-                table.Row(
-                    trial=line["trial"],
-                    status=line["status"],
-                    settings=settings,
-                    own=line["own_settings"] == "True",
-                    fraction=_number(line["fraction"]) or 0.0,
-                    **numbers,  # type: ignore[arg-type]
-                    reason=line["reason"],
-                    run=line["run"],
-                )
-            )
-    return rows
+    """The table of trials that a sweep wrote.
+
+    Raises:
+        ArtifactError: a column is missing, or holds no number where one is due.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [_row(line, space) for line in csv.DictReader(file)]
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"'{path}' is no table of trials as 'rayd tune' writes it ({error}); 'rayd tune' with "
+            "--resume writes it again."
+        ) from error
+
+
+def _row(line: Mapping[str, str], space: Space) -> table.Row:
+    """A line of the table."""
+    settings = {}
+    for key in space.domains:
+        if line.get(key):
+            settings[key] = _parsed(line[key])
+    numbers = {name: _number(line.get(name)) for name in table.NUMBERS}
+    return table.Row(
+        trial=line["trial"],
+        status=line["status"],
+        settings=settings,
+        own=line["own_settings"] == "True",
+        fraction=_number(line["fraction"]) or 0.0,
+        **numbers,  # type: ignore[arg-type]
+        reason=line["reason"],
+        run=line["run"],
+    )
 
 
 def _parsed(cell: str) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from rayd.artifacts import write_bytes, write_json
@@ -51,7 +51,7 @@ def write_results(plan: SweepPlan, out: Path, trials: list[table.Row], progress:
         trials=len(trials),
         finished=len(table.finished(trials)),
         failed=sum(row.status == "failed" for row in trials),
-        own_validation_accuracy=_own_accuracy(trials),
+        own_validation_accuracy=table.own_accuracy(trials),
         importance=shares,
         pareto=[row.trial for row in front],
     )
@@ -86,7 +86,7 @@ def _with_tested_best(
     recipe = best_recipe(plan, best)
     write_bytes(out / "best.yaml", (_title(plan, best) + recipe.to_yaml()).encode())
     confirmed = _confirm(plan, best, out / "confirm", progress)
-    accuracies = _distilled_accuracies(_test(plan, best, recipe, out / "best", progress))
+    report = _test(plan, best, recipe, out / "best", progress)
     summary = replace(
         summary,
         best=best.trial,
@@ -94,20 +94,18 @@ def _with_tested_best(
         validation_accuracy=best.validation_accuracy,
         confirmed=confirmed,
     )
-    if not accuracies:
+    return _with_test(summary, report)
+
+
+def _with_test(summary: Summary, report: Report) -> Summary:
+    """Add the test accuracy, over the students of all networks, as validation accuracies are."""
+    students: list[float] = []
+    for accuracy in _distilled_accuracies(report):
+        students += accuracy.runs
+    if not students:
         return summary
-    # of the first network
-    return replace(summary, test_accuracy=accuracies[0].mean, test_std=accuracies[0].std)
-
-
-def _own_accuracy(trials: Iterable[table.Row]) -> float | None:
-    """Best validation accuracy of finished trials with a recipe's own settings."""
-    accuracies = [
-        row.validation_accuracy
-        for row in trials
-        if row.own and row.fraction == 1 and row.validation_accuracy is not None
-    ]
-    return max(accuracies, default=None)
+    std = stdev(students) if len(students) > 1 else None
+    return replace(summary, test_accuracy=fmean(students), test_std=std)
 
 
 def _distilled_accuracies(report: Report) -> list[Accuracy]:

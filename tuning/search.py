@@ -47,7 +47,7 @@ def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
     """Points of a random search: the recipes' own settings, then draws.
 
     Each draw is combined with all values of every grid. Point n depends only on the space's seed
-    and on n.
+    and on n. Own settings that population-based training cannot perturb are left out.
 
     Raises:
         ConfigError: no draw is valid for the recipe.
@@ -60,17 +60,33 @@ def points(resolved: ResolvedSpace, samples: int) -> list[Point]:
     ]
     found: list[Point] = []
     if not grids:
-        found = [resolved.own_point(name) for name in space.base][:samples]
+        own = [resolved.own_point(name) for name in space.base]
+        found = [point for point in own if _can_begin(space, point)][:samples]
     combinations = list(product(*(_all_values(space, key) for key in grids)))
-    requested = len(combinations)
-    if len(grids) < len(space.domains):
-        requested *= samples
+    # where all is grids, a second draw would repeat the first
+    requested = samples if len(grids) < len(space.domains) else 1
+    draws = len(found)
     for number in range(len(found), AGAIN * samples):
-        for values in combinations if len(found) < requested else ():
+        if draws >= requested:
+            break
+        before = len(found)
+        for values in combinations:
             point = _drawn(resolved, number, dict(zip(grids, values, strict=True)))
-            if point not in found:
+            if point is not None and point not in found:
                 found.append(point)
+        draws += len(found) > before
     return found
+
+
+def _can_begin(space: Space, point: Point) -> bool:
+    """Whether a recipe's own settings can be a trial: `pbt` perturbs every setting of a trial."""
+    if space.scheduler.name != "pbt":
+        return True
+    for key, domains in space.search.items():
+        is_number = isinstance(point.get(key), int | float)
+        if key not in point or (domains[0].numeric and not is_number):
+            return False
+    return True
 
 
 def _all_values(space: Space, key: str) -> list[Any]:
@@ -81,8 +97,17 @@ def _all_values(space: Space, key: str) -> list[Any]:
     return values
 
 
-def _drawn(resolved: ResolvedSpace, number: int, given: Point) -> Point:
-    """Draw a point that is valid for a recipe."""
+def _drawn(resolved: ResolvedSpace, number: int, given: Point) -> Point | None:
+    """Draw a point that is valid for a recipe.
+
+    Args:
+        resolved: the space with its recipes.
+        number: of the draw.
+        given: values of all settings that have a grid.
+
+    Returns:
+        The point; None if a given value belongs to a grid whose condition does not hold.
+    """
     for attempt in range(DRAWS):
         draws = np.random.default_rng(seeding.derive(resolved.space.seed, "trial", number, attempt))
         point: Point = {}
@@ -91,6 +116,8 @@ def _drawn(resolved: ResolvedSpace, number: int, given: Point) -> Point:
             if domain is None:
                 continue
             if key in given and domain.kind == "grid":
+                if given[key] not in domain.values:
+                    return None
                 point[key] = given[key]
             else:
                 point[key] = _plain(sampler(domain).sample(random_state=draws))
@@ -312,7 +339,7 @@ def scheduler(resolved: ResolvedSpace) -> TrialScheduler | None:
             mode="max",
             perturbation_interval=1,
             hyperparam_mutations={
-                SETTINGS: {key: sampler(domains[0]) for key, domains in space.search.items()}
+                SETTINGS: {key: _mutation(domains[0]) for key, domains in space.search.items()}
             },
             quantile_fraction=settings.quantile,
             resample_probability=settings.resample,
@@ -323,6 +350,14 @@ def scheduler(resolved: ResolvedSpace) -> TrialScheduler | None:
             log_config=False,
         )
     return None
+
+
+def _mutation(domain: Domain) -> Any:
+    """What `pbt` draws and perturbs a setting from: a range, or the values of a choice.
+
+    A list is moved along; a choice of Ray Tune would be multiplied like a number.
+    """
+    return sampler(domain) if domain.numeric else list(domain.values)
 
 
 def milestone(space: Space, rung: int) -> float:

@@ -62,7 +62,17 @@ def load(name_or_path: str | Path, overrides: Mapping[str, Any] | None = None) -
     return space.model_copy(update={"overrides": merge(space.overrides, overrides or {})})
 
 
-def _tree(path: Path) -> dict[str, Any]:
+def _tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Settings of a file, over those of the space that it extends.
+
+    Args:
+        path: the file.
+        above: the files that extend it, one after another.
+    """
+    here = path.resolve()
+    if here in above:
+        circle = [one.name for one in (*above[above.index(here) :], here)]
+        raise ConfigError(f"Spaces extend each other in a circle: {' extends '.join(circle)}.")
     tree = {"name": path.stem, **read_yaml(path)}
     bases = tree.get("base")
     if isinstance(bases, str):
@@ -72,8 +82,11 @@ def _tree(path: Path) -> dict[str, Any]:
     under = tree.pop("extends", None)
     if under is None:
         return tree
-    below = _tree(_find(str(_next_to(path, under))))
-    tree["search"] = {**below.get("search", {}), **tree.get("search", {})}
+    below = _tree(_find(str(_next_to(path, under))), (*above, here))
+    searches = (below.get("search", {}), tree.get("search", {}))
+    # what is no mapping is refused with the rest of the space
+    if all(isinstance(search, Mapping) for search in searches):
+        tree["search"] = {**searches[0], **searches[1]}
     return {**below, **tree}
 
 

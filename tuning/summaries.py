@@ -9,11 +9,11 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Self
 
 from rayd import remote, shown
-from rayd.artifacts import read_json
-from rayd.config import Recipe, read_yaml
+from rayd.artifacts import parse, read_json
+from rayd.config import Recipe
 from rayd.recipes import resolve
 from tuning import charts, table
-from tuning.directory import SUMMARY, SWEEP
+from tuning.directory import SUMMARY, read_space
 from tuning.settings import Space
 from tuning.space import ResolvedSpace
 
@@ -39,11 +39,11 @@ class Summary:
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the best trial."""
     validation_accuracy: float | None = None
-    """Mean accuracy of the best trial's students on the validation split, a fraction."""
+    """Mean accuracy of the best trial's students on the validation split, over all networks."""
     own_validation_accuracy: float | None = None
     """Validation accuracy of the recipe's own settings, if tried."""
     test_accuracy: float | None = None
-    """Test accuracy of the best settings, over its students, evaluated once."""
+    """Test accuracy of the best settings, over the students of all networks, evaluated once."""
     test_std: float | None = None
     """Standard deviation of the test accuracy over these students."""
     importance: dict[str, float] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Sweep:
     def of(cls, out: str | Path, grid: tune.ResultGrid) -> Self:
         """The sweep in a directory, with the results of `sweep`."""
         directory = remote.local(out).resolve()
-        space = Space.model_validate(read_yaml(directory / SWEEP)["space"])
+        space = read_space(directory)
         trials = table.rows(ResolvedSpace(space), grid, directory / "trials")
         return cls(directory, space, summary(directory), tuple(trials))
 
@@ -146,4 +146,5 @@ def summary(out: str | Path) -> Summary:
     Raises:
         ArtifactError: they are missing or damaged.
     """
-    return Summary(**read_json(Path(out).expanduser() / SUMMARY))
+    path = Path(out).expanduser() / SUMMARY
+    return parse(Summary, read_json(path), f"'{path}'")

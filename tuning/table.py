@@ -117,6 +117,16 @@ def best(trials: Iterable[Row]) -> Row | None:
     return max(finished(trials), key=lambda row: row.validation_accuracy or 0.0, default=None)
 
 
+def own_accuracy(trials: Iterable[Row]) -> float | None:
+    """Best validation accuracy of finished trials with a recipe's own settings."""
+    accuracies = [
+        row.validation_accuracy
+        for row in trials
+        if row.own and row.fraction == 1 and row.validation_accuracy is not None
+    ]
+    return max(accuracies, default=None)
+
+
 def pareto(trials: Iterable[Row], objectives: Sequence[str]) -> list[Row]:
     """Pareto-optimal finished trials, the most accurate first."""
     done = finished(trials)
@@ -182,7 +192,8 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
     """Importance of each setting for the validation accuracy, summing to 1, largest first.
 
     It is Optuna's, by fANOVA in a random forest. Settings that some trials do not have, or that
-    never differ, are left out; with fewer than `FEWEST` finished trials there is none.
+    never differ, are left out; with fewer than `FEWEST` finished trials, or with equal accuracies,
+    there is none.
     """
     done = finished(trials)
     keys = []
@@ -190,7 +201,9 @@ def importance(resolved: ResolvedSpace, trials: Iterable[Row]) -> dict[str, floa
         values = {json.dumps(row.settings.get(key)) for row in done}
         if len(values) > 1 and "null" not in values:
             keys.append(key)
-    if len(done) < FEWEST or not keys:
+    # equal accuracies have no variance to be explained, which Optuna refuses
+    accuracies = {row.validation_accuracy for row in done}
+    if len(done) < FEWEST or not keys or len(accuracies) < 2:
         return {}
     columns = {
         key: _distribution(resolved.space.domains[key], [row.settings[key] for row in done])

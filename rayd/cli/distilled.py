@@ -154,13 +154,9 @@ def _file_of_picture(png: Path | None, spectrum: bool, folder: Path | None) -> P
 
 def _kept_report(folder: Path | None) -> Report | None:
     """The report of a set in a directory, and of the run that made it."""
-    from rayd.distilled import DIRECTORY
-    from rayd.evaluation.report import Report
-    from rayd.evaluation.run_report import report_of
+    from rayd.evaluation.run_report import report_of_set
 
-    if folder is None:
-        return None
-    return report_of(folder.parent) if folder.name == DIRECTORY else Report.kept(folder)
+    return None if folder is None else report_of_set(folder)
 
 
 def _show_schedule(

@@ -69,18 +69,19 @@ def recipes_command(
         return
     families = recipes.families()
     family = None
+    is_list = everything or measured or method is not None or data is not None
     if name is not None:
-        family = None if name in recipes.names() else families.get(name)
+        # 'digits' is a recipe and a family: with an option of lists it is the family
+        family = families.get(name) if is_list or name not in recipes.names() else None
         if family is None:
             _print_recipe(recipes.resolve(name), as_json)
             return
     known = recipes.headlines(method, data, measured)
     if family is not None:
         known = [headline for headline in known if headline.name in family]
-    is_chosen = everything or measured or any(given is not None for given in (family, method, data))
     if as_json:
         print_json([headline.model_dump(mode="json") for headline in known])
-    elif is_chosen:
+    elif is_list or family is not None:
         _print_recipes(known)
     else:
         _print_families(known, families)
@@ -158,7 +159,8 @@ def _print_families(known: Sequence[Headline], families: Mapping[str, Sequence[s
     hint = (
         "'paper' and 'measured' count recipes with such numbers. 'rayd recipes FAMILY' and '--all' "
         "list recipes, '--method', '--data' and '--measured' some of them; 'rayd recipes NAME' "
-        "prints one. A first run: 'rayd distill digits'."
+        "prints one. 'digits' is both: 'rayd recipes digits --all' lists the family. A first run: "
+        "'rayd distill digits'."
     )
     print_text("\n" + textwrap.fill(hint, min(wide().width, 100)))
 

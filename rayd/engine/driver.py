@@ -55,6 +55,7 @@ from rayd.engine.storage import with_labels_of
 from rayd.engine.worker import Worker
 from rayd.errors import ArtifactError, OutputError, RunError
 from rayd.evaluation.report import Report, SetResult
+from rayd.evaluation.set_result import ON_VALIDATION
 from rayd.synthetic import Storage, SyntheticSet
 from rayd.synthetic.base import SOFT_LABELS
 from rayd.training.stored_labels import StoredLabels
@@ -500,4 +501,4 @@ class Driver:
 
 def _on_validation(result: SetResult) -> SetResult:
     """Tell a result from one on the test split."""
-    return replace(result, protocol=f"{result.protocol}, judged on the validation split")
+    return replace(result, protocol=f"{result.protocol}, {ON_VALIDATION}")

@@ -7,6 +7,7 @@ seeds say how much distillations differ: the deviation that papers report. Both 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -99,6 +100,8 @@ class Group:
     """IOR, HLR and LRS, where known."""
     values: dict[str, Any] = field(default_factory=dict)
     """Values of these settings, where the cards of the sets say them."""
+    is_on_validation: bool = False
+    """Whether accuracies are of the validation split, as those of a sweep's trials."""
     paired: Spread | None = None
     """Distilled accuracy above that of the first group with this architecture, distillations paired
     by their seeds.
@@ -112,7 +115,8 @@ class Group:
             value = f"={shown(self.values[name])}" if name in self.values else ""
             words.append(f"{name}{value}")
         others = f", other {', '.join(words)}" if words else ""
-        return f"{self.recipe} with {self.network}{others}"
+        where = ", on the validation split" if self.is_on_validation else ""
+        return f"{self.recipe} with {self.network}{others}{where}"
 
     def measured(self) -> dict[str, float]:
         """Accuracies and scores as fields of `rayd.config.MeasuredResult`, to three digits.
@@ -205,13 +209,13 @@ def compare(directories: Sequence[Path]) -> Comparison:
 
     Args:
         directories: run directories or distilled sets with an `evaluation.json`; those of the same
-            recipe and settings are distillations of one group.
+            recipe and settings are distillations of one group. One that is named twice counts once.
 
     Raises:
         ArtifactError: a directory holds no report, or a damaged one.
     """
     groups: dict[tuple[Any, ...], list[_Run]] = {}
-    for directory in directories:
+    for directory in distinct(directories):
         run = _read(directory)
         report = run.report
         for network in dict.fromkeys(result.network for result in report.results):
@@ -222,14 +226,23 @@ def compare(directories: Sequence[Path]) -> Comparison:
     return Comparison(tuple(_paired(group, first[group.network]) for group in made))
 
 
+def distinct(directories: Sequence[Path]) -> list[Path]:
+    """Directories without repetitions, in order: a run is one distillation however it is named."""
+    found: dict[Path, Path] = {}
+    for directory in directories:
+        found.setdefault(remote.local(directory).resolve(), directory)
+    return list(found.values())
+
+
 def _read(directory: Path) -> _Run:
     report = Report.kept(directory)
-    if report is None:
-        raise ArtifactError(
-            f"'{directory}' holds no evaluation.json to compare; 'rayd evaluate {directory}' "
-            "writes one."
-        )
     place = remote.local(directory)
+    if report is None:
+        cards = (place / DIRECTORY / CARD, place / CARD)
+        remedy = "name the --out of a run that has ended."
+        if any(remote.bring(card) or card.exists() for card in cards):
+            remedy = f"'{shlex.join(['rayd', 'evaluate', str(directory)])}' writes one."
+        raise ArtifactError(f"'{directory}' holds no evaluation.json to compare; {remedy}")
     seed = None
     settings: dict[str, Any] = {}
     images = None
@@ -293,6 +306,7 @@ def _group(network: str, runs: Sequence[_Run]) -> Group:
         accuracies={name: _accuracy(results) for name, results in found.items()},
         scores=_scores(scores),
         values=runs[0].values(),
+        is_on_validation=any(result.is_on_validation for result in found.get(DISTILLED, ())),
     )
 
 
@@ -320,7 +334,7 @@ def _paired(group: Group, first: Group) -> Group:
     """The group with its differences from the first, where both have the same data and seeds."""
     if group is first or DISTILLED not in group.accuracies or DISTILLED not in first.accuracies:
         return group
-    if group.data != first.data:
+    if (group.data, group.is_on_validation) != (first.data, first.is_on_validation):
         # a difference of accuracies on different test images says nothing
         return group
     if sorted(map(str, group.seeds)) != sorted(map(str, first.seeds)):

@@ -196,7 +196,10 @@ class Report:
             )
             mark = f" {MARK}" if at_chance(result) else ""
             words = words_of(result, self.results)
-            groups.setdefault(network, []).append(f"{words} {result.test_accuracy.text()}{mark}")
+            accuracy = result.test_accuracy.text()
+            if result.is_on_validation:
+                accuracy += " on the validation split"
+            groups.setdefault(network, []).append(f"{words} {accuracy}{mark}")
         return [f"{network}: {', '.join(accuracies)}" for network, accuracies in groups.items()]
 
     def to_json(self) -> dict[str, Any]:

@@ -30,6 +30,22 @@ def report_of(directory: Path, skip_damaged: bool = False) -> Report | None:
     return of_run.merge(of_set)
 
 
+def report_of_set(directory: Path) -> Report | None:
+    """The report of a distilled set, with that of the run that made it; None if there is none.
+
+    A set that was saved elsewhere inside a run's directory is another than the run's.
+
+    Args:
+        directory: of the set.
+
+    Raises:
+        RaydError: a report is damaged, or cannot be fetched.
+    """
+    if directory.name == DIRECTORY:
+        return report_of(directory.parent)
+    return Report.kept(directory)
+
+
 def _kept(directory: Path, skip_damaged: bool) -> Report | None:
     try:
         return Report.kept(directory)

@@ -54,6 +54,10 @@ class Accuracy:
         return f"{self.mean:.3f}" if self.std is None else f"{self.mean:.3f} ± {self.std:.3f}"
 
 
+ON_VALIDATION = "judged on the validation split"
+"""Last words of the protocol of results that are not of the test split."""
+
+
 @dataclass(frozen=True)
 class SetResult:
     """Result of training one architecture on one set."""
@@ -149,6 +153,11 @@ class SetResult:
     def label_kind(self) -> str:
         """Labels that students learned from: `hard`, `soft` or `learned`."""
         return self.labels or self.protocol.partition("-label")[0]
+
+    @property
+    def is_on_validation(self) -> bool:
+        """Whether `test_accuracy` and the like are of the validation split, as in a sweep's trials."""
+        return self.protocol.endswith(ON_VALIDATION)
 
     @property
     def taught(self) -> bool:

@@ -92,6 +92,8 @@ def bars_of(results: Sequence[SetResult]) -> list[Bar]:
         label = f"{words_of(result, results)}, {result.network}"
         if result.epoch != "last":
             label = f"{label} ({result.epoch} epoch)"
+        if result.is_on_validation:
+            label = f"{label}, on the validation split"
         accuracy = result.test_accuracy
         bar = Bar(label, accuracy.mean, accuracy.std, result.set == DISTILLED)
         bars.setdefault(label, bar)

@@ -11,7 +11,7 @@ from rayd import remote
 from rayd.config import Recipe, flat
 from rayd.distilled import Distilled, load
 from rayd.engine.rundir import RunDirectory
-from rayd.evaluation.compare import Comparison, compare
+from rayd.evaluation.compare import Comparison, compare, distinct
 from rayd.evaluation.matrix import words_of
 from rayd.evaluation.report import Report
 from rayd.evaluation.run_report import report_of
@@ -66,6 +66,7 @@ def write(directories: Sequence[str | Path], to: str | Path) -> Path:
 
 def render(directories: Sequence[Path]) -> str:
     """The page as HTML."""
+    directories = distinct(directories)
     comparison = compare(directories)
     names = dict(zip(map(str, directories), _short(directories), strict=True))
     runs = [_read(path, names[str(path)]) for path in directories]
@@ -156,6 +157,8 @@ def _bars(comparison: Comparison, names: Mapping[str, str]) -> list[charts.Bar]:
         for words, spread in group.accuracies.items():
             std = spread.std if spread.std is not None else spread.students
             label = f"{where}: {words}{with_network}"
+            if group.is_on_validation:
+                label = f"{label}, on the validation split"
             bars.append(charts.Bar(label, spread.mean, std, words.startswith(DISTILLED)))
     return bars
 

@@ -376,13 +376,38 @@ def logged_pictures(folder: Path) -> dict[int, bytes]:
 def command(
     recipe: Recipe, directory: Path, base: str | None, changes: Mapping[str, tuple[Any, Any]]
 ) -> str:
-    """The command that repeats a run elsewhere."""
-    if base is None:
-        words = ["rayd", "distill", str(directory / "config.yaml")]
-    else:
-        words = ["rayd", "distill", base]
-        words += [f"{key}={_exact(value)}" for key, (_, value) in changes.items()]
+    """The command that repeats a run elsewhere.
+
+    Args:
+        recipe: of the run.
+        directory: of the run, whose copy of the recipe is named where settings cannot say it all.
+        base: the built-in recipe that the run stands on; None for none.
+        changes: settings that differ from it, as `differences` gives them.
+    """
+    words = ["rayd", "distill", str(directory / "config.yaml")]
+    if base is not None:
+        none = recipes.ineffective(recipe)
+        settings = {
+            key: value
+            for key, (_, value) in changes.items()
+            if not any(key == other or key.startswith(f"{other}.") for other in none)
+        }
+        if _repeats(recipe, base, settings):
+            given = [f"{key}={_exact(value)}" for key, value in settings.items()]
+            words = ["rayd", "distill", base, *given]
     return shlex.join([*words, "--out", f"runs/{recipe.name}-again"])
+
+
+def _repeats(recipe: Recipe, base: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a built-in recipe with other settings is the recipe of a run.
+
+    It is not where the run has the recipe's own value of a setting that a protocol, named among the
+    settings, would change.
+    """
+    try:
+        return not differences(recipes.resolve(base, settings), recipe)
+    except RaydError:
+        return False
 
 
 def _exact(setting: Any) -> str:

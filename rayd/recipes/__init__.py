@@ -53,6 +53,7 @@ __all__ = [
     "families",
     "find",
     "headlines",
+    "ineffective",
     "is_file",
     "names",
     "read",
@@ -244,6 +245,17 @@ def _without_effect(recipe: Recipe) -> dict[str, str]:
     for term in method.configured(recipe):
         found |= term.without_effect(f"terms.{term.name}.")
     return found
+
+
+def ineffective(recipe: Recipe) -> set[str]:
+    """Settings of a resolved recipe that have no effect in it, or a part of it, by dotted key.
+
+    As overrides they would be refused.
+
+    >>> "synthetic.rank" in ineffective(resolve("digits"))
+    True
+    """
+    return {*_without_effect(recipe), *methods.build(recipe).unused}
 
 
 def _resolved_terms(recipe: Recipe, terms: Sequence[Term]) -> dict[str, TermSettings]:

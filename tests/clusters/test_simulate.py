@@ -248,3 +248,14 @@ def test_the_table_names_losses_at_each_size(capsys):
     named = {word.removesuffix(":") for line in table[1:] for word in line.replace(",", "").split()}
     assert named & causes
     assert "decodes all of its images once" in printed[-1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [("nowhere.json", "'nowhere.json' holds no costs"), ("ipcc=1", "did you mean 'ipc'")],
+)
+def test_a_mistake_is_a_sentence(capsys, argument, sentence):
+    with pytest.raises(SystemExit) as stop:
+        simulate.main([argument])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rayd import hub
 from rayd.artifacts import write_json
 from rayd.config import MeasuredResult
 from rayd.engine.evaluate import keep_chart
@@ -13,10 +14,13 @@ from rayd.errors import ArtifactError
 from rayd.evaluation.compare import compare
 from rayd.evaluation.report import Report
 from rayd.evaluation.scores import label_robust_score
+from rayd.evaluation.set_result import ON_VALIDATION
 from rayd.evaluation.variants import Variant
+from rayd.page.charts import bars_of
 from rayd.recipes import resolve
 from tests.evaluation.test_report import build, distilled, recipe, student
 from tests.test_cli import run
+from tests.test_export import distilled as exported
 
 
 def kept(folder: Path, seed: int, accuracies: tuple[float, ...], random: float = 0.5) -> Path:
@@ -169,8 +173,39 @@ def test_command_compares_and_names_what_lacks_a_report(tmp_path, capsys):
     assert (code, "LRS" in text) == (0, True)
     _, document, _ = run(capsys, "compare", str(path), "--json")
     assert json.loads(document)["groups"][0]["seeds"] == [0]
-    with pytest.raises(ArtifactError, match=r"holds no evaluation\.json"):
+    with pytest.raises(ArtifactError, match=r"holds no evaluation\.json.*a run that has ended"):
         compare([tmp_path])
+    (path / "distilled").rename(tmp_path / "b c")
+    with pytest.raises(ArtifactError, match=r"'rayd evaluate '.*/b c'' writes one"):
+        compare([tmp_path / "b c"])
+
+
+def test_accuracies_of_the_validation_split_are_named_as_such(tmp_path):
+    """Those of a sweep's trials: no difference from a run, whose accuracies are of the test split."""
+    path = kept(tmp_path / "a", 0, (0.8, 0.9))
+    trial = kept(tmp_path / "b", 0, (0.85, 0.95))
+    content = json.loads((trial / "evaluation.json").read_text())
+    for result in content["results"]:
+        result["protocol"] += f", {ON_VALIDATION}"
+    write_json(trial / "evaluation.json", content)
+    first, second = compare([path, trial]).groups
+    assert (first.is_on_validation, second.is_on_validation) == (False, True)
+    assert second.title == "dm-digits with convnet, on the validation split"
+    assert second.paired is None
+    report = Report.from_json(content)
+    assert "distilled 0.900 ± 0.071 on the validation split" in report.brief()[0]
+    assert bars_of(report.results)[0].label == ("distilled, convnet, on the validation split")
+    assert "accuracy" not in hub.readme(exported(), report)
+    assert "## Test accuracy" in hub.readme(exported(), Report.kept(path))
+
+
+def test_a_run_that_is_named_twice_is_one_distillation(tmp_path, monkeypatch):
+    path = kept(tmp_path / "a", 0, (0.8, 0.9))
+    other = kept(tmp_path / "b", 1, (0.7, 0.8))
+    monkeypatch.chdir(tmp_path)
+    (group,) = compare([path, Path("a"), other]).groups
+    assert group.directories == (str(path), str(other))
+    assert group.accuracies["distilled"].std == pytest.approx(0.1 / 2**0.5)
 
 
 def several() -> Report:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ from tuning import charts
 from tuning.directory import prepare_directory
 from tuning.driver import prepare
 from tuning.live import Events, LiveTable
-from tuning.results import _distilled_accuracies, _draw, write_results
+from tuning.results import _distilled_accuracies, _draw, _with_test, write_results
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -608,3 +609,11 @@ def test_confirmations_are_of_the_epoch_that_trials_are_compared_by():
     ]
     report = build(*(("distilled", one) for one in students), epoch=["last", "validation-best"])
     assert [one.mean for one in _distilled_accuracies(report)] == [0.5, 0.4]
+
+
+def test_test_accuracy_is_over_all_networks_as_the_validation_accuracy():
+    pairs = [("convnet", 0.9), ("convnet", 0.7), ("mlp", 0.5), ("mlp", 0.3)]
+    report = build(*(("distilled", student(accuracy, network=name)) for name, accuracy in pairs))
+    tested = _with_test(tuning.Summary("small", trials=1, finished=1, failed=0), report)
+    assert tested.test_accuracy == pytest.approx(0.6)
+    assert tested.test_std == pytest.approx(stdev([0.9, 0.7, 0.5, 0.3]))

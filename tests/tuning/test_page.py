@@ -1,18 +1,20 @@
 """The page of a sweep, made from the files that a sweep leaves."""
 
+import html
 import re
 
 import pytest
 
 from rayd import page
 from rayd.artifacts import write_json
-from rayd.errors import OutputError
+from rayd.errors import ArtifactError, OutputError, RaydError
 from tests.tuning.spaces import small
 from tuning import table
 from tuning.directory import SWEEP, write_configuration
 from tuning.page import read_trials, render
 from tuning.space import ResolvedSpace
 from tuning.summaries import Summary
+from tuning.summaries import summary as read_summary
 
 SPACE = small(
     samples=3,
@@ -103,6 +105,48 @@ def test_page_of_a_sweep_without_a_finished_trial_says_so(sweep):
     table.write(sweep / "trials", table.columns(ResolvedSpace(SPACE), TRIALS[3:]))
     write_json(sweep / "summary.json", summary(None, {}).to_json())
     assert "No trial finished" in render(sweep)
+
+
+def test_page_of_a_sweep_whose_best_settings_are_not_tested_yet(sweep):
+    """Killed while it distilled them: there is no summary, or one of fewer trials."""
+    fewer = summary("own", {}).to_json() | {"trials": 2, "test_accuracy": 0.77}
+    write_json(sweep / "summary.json", fewer)
+    for shown in (render(sweep), (sweep / "summary.json").unlink() or render(sweep)):
+        assert "No trial finished" not in shown
+        assert "have not been tested yet" in shown
+        assert "0.770" not in shown
+        assert "<strong>0.950</strong> best validation accuracy, trial good" in shown
+        assert "<strong>0.900</strong> with the recipe" in shown
+
+
+def test_commands_of_a_page_can_be_copied(sweep):
+    named = sweep.with_name("my sweep")
+    sweep.rename(named)
+    assert f"rayd distill '{named}/best.yaml' --out" in html.unescape(render(named))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        (
+            "sweep.yaml",
+            "space: {base: digits, later: 3}",
+            r"Unknown setting 'later' in the space of",
+        ),
+        ("sweep.yaml", "other: 1", r"'base' is missing in the space of"),
+        ("trials.csv", "a,b\n1,2\n", r"trials\.csv' is no table of trials"),
+    ],
+)
+def test_files_of_another_version_are_a_sentence(sweep, file, content, sentence):
+    (sweep / file).write_text(content)
+    with pytest.raises(RaydError, match=sentence):
+        render(sweep)
+
+
+def test_damaged_summary_is_named(sweep):
+    write_json(sweep / "summary.json", {"space": "small"})
+    with pytest.raises(ArtifactError, match=r"summary\.json' lacks trials"):
+        read_summary(sweep)
 
 
 def test_report_of_a_directory_tells_a_sweep_from_a_run(sweep):

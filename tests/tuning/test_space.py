@@ -4,9 +4,13 @@ lies on its recipe.
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
+from ray.tune.schedulers import pbt
 
 from rayd import cli
 from rayd.config import merge, nested
@@ -17,7 +21,7 @@ from rayd.errors import ConfigError, RaydError, ResourceError
 from tests.tuning.spaces import small
 from tuning import load, names, sweep
 from tuning.driver import VALIDATION
-from tuning.search import ClampToDomains, DefineByRun, points, sampler
+from tuning.search import ClampToDomains, DefineByRun, points, sampler, scheduler
 from tuning.settings import SEED
 from tuning.space import Domain, ResolvedSpace, Space
 from tuning.table import Row, importance
@@ -173,6 +177,20 @@ def test_a_trial_that_this_machine_cannot_hold_is_refused_before_ray_starts(tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sweep_joins_the_cluster_of_its_recipe(tmp_path, monkeypatch):
+    """As a run does; trials themselves have no address."""
+
+    def refuse(address):
+        raise ResourceError(f"joining '{address}'")
+
+    monkeypatch.setattr("tuning.driver.connect", refuse)
+    # more workers than this machine has CPUs, which is for the cluster to say
+    there = {"resources": {"threads": None, "workers": 999, "address": "head:6379"}}
+    for number, (given, joined) in enumerate([(None, "head:6379"), ("other:6379", "other:6379")]):
+        with pytest.raises(ResourceError, match=f"joining '{joined}'"):
+            sweep(small(overrides=there), out=tmp_path / str(number), address=given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -246,6 +264,23 @@ def test_grids_are_gone_through():
     assert drawn[0]["synthesis.learning_rate"] == drawn[1]["synthesis.learning_rate"]
 
 
+def test_values_of_a_grid_are_tried_where_its_condition_holds():
+    search = {
+        "synthesis.optimizer": {"grid": ["sgd", "adam"]},
+        "synthesis.learning_rate": [
+            {"grid": [1.0, 2.0], "when": {"synthesis.optimizer": "sgd"}},
+            {"grid": [0.01, 0.02], "when": {"synthesis.optimizer": "adam"}},
+        ],
+    }
+    alone = ResolvedSpace(small(search=search))
+    expected = [("sgd", 1.0), ("sgd", 2.0), ("adam", 0.01), ("adam", 0.02)]
+    assert [tuple(point.values()) for point in points(alone, 5)] == expected
+    drawn = {"evaluation.learning_rate": {"uniform": [0.01, 0.1]}}
+    mixed = points(ResolvedSpace(small(search={**search, **drawn})), 3)
+    assert len(mixed) == 3 * len(expected)
+    assert len({point["evaluation.learning_rate"] for point in mixed}) == 3
+
+
 def test_a_space_may_extend_another(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -257,6 +292,20 @@ def test_a_space_may_extend_another(tmp_path):
     assert mine.name == "mine"
     assert set(mine.search) == {*load("edc").search, "ipc"}
     assert (mine.samples, mine.base, mine.overrides) == (3, ("edc-digits",), {"seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("extends: mine.yaml\n", "in a circle: mine.yaml extends mine.yaml"),
+        ("extends: edc-digits\nsearch:\n", "'search' in space 'mine' must fit"),
+    ],
+)
+def test_mistakes_beside_extends_are_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load(path)
 
 
 def test_a_space_stands_on_an_own_recipe_that_stands_on_another(tmp_path, monkeypatch):
@@ -299,6 +348,31 @@ def test_what_population_based_training_moved_stays_in_the_space():
     assert kept == {"settings": {"synthesis.learning_rate": 10.0}, "other": 1}
 
 
+def test_population_based_training_perturbs_every_setting_of_every_trial():
+    """Also one that the recipe leaves open, and choices, whose values are no factors."""
+    search = {
+        "synthesis.clip_gradient": {"loguniform": [0.1, 10.0]},
+        "evaluation.mix": {"choice": ["none", "cutmix", "mixup"]},
+        "evaluation.batch_size": {"choice": [16, 64, 256]},
+    }
+    ground = ResolvedSpace(small(scheduler="pbt", search=search))
+    ground.check()
+    chosen = scheduler(ground)
+    random.seed(0)
+    for point in points(ground, 6):
+        moved = {"settings": point}
+        for _ in range(5):
+            moved, _ = pbt._explore(
+                moved,
+                chosen._hyperparam_mutations,
+                chosen._resample_probability,
+                chosen._perturbation_factors,
+                chosen._custom_explore_fn,
+            )
+            for key, value in moved["settings"].items():
+                assert ground.space.search[key][0].holds(value)
+
+
 def test_importance_finds_what_matters():
     search = {
         "synthesis.learning_rate": {"loguniform": [0.1, 10.0]},
@@ -326,6 +400,8 @@ def test_importance_finds_what_matters():
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["synthesis.learning_rate"] > 0.8
     assert importance(ground, trials[:9]) == {}
+    level = [replace(trial, validation_accuracy=0.1) for trial in trials]
+    assert importance(ground, level) == {}
 
 
 def test_importance_leaves_out_settings_that_some_trials_lack():
