@@ -99,6 +99,7 @@ def test_page_of_an_interrupted_run_says_how_to_go_on(run):
 def test_damaged_report_and_log_are_left_out(run):
     (run / "evaluation.json").write_text("{")
     with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"stage": "synthesize", "finished": true}\n')
         log.write('{"stage": "synthesize", "st')
     assert "Stages" in render(run)
 

@@ -20,8 +20,9 @@ from rayd.cli.options import (
     complete_space,
 )
 from rayd.cli.printing import print_json, print_rows, print_text
-from rayd.errors import ResourceError
+from rayd.errors import ConfigError, ResourceError
 from rayd.interrupts import WORK_IS_KEPT, InterruptedRunError
+from rayd.names import inside
 from rayd.plugins import import_options
 
 commands = new_group()
@@ -85,7 +86,8 @@ def tune(
             "Sweeps need Ray Tune and Optuna; install 'ray[tune]' and 'optuna'."
         ) from error
 
-    out_ = to or Path("sweeps") / found.name
+    # the name comes from a file, which may be a stranger's
+    out_ = to or Path("sweeps") / inside(found.name, "sweeps", ConfigError)
     try:
         tuning.sweep(
             found,

@@ -41,7 +41,7 @@ class RunLog:
         self._tensorboard = tensorboard
         self._board = None
         with self._writing():
-            self._entries = [entry for entry in map(_entry, _lines(metrics)) if entry is not None]
+            self._entries = logged(metrics)
             self._rewrite()
 
     def step(self, stage: str, step: int, seconds: float, values: Mapping[str, float]) -> None:
@@ -198,13 +198,20 @@ def _drop_events(path: Path, stage: str, kept: Callable[[int], bool]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+def logged(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [entry for entry in map(_entry, lines) if entry is not None]
 
 
 def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log; None for one that a crash cut short, or that is of something else."""
     try:
         entry = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return entry if isinstance(entry, dict) and "stage" in entry else None
+    if not isinstance(entry, dict) or not isinstance(entry.get("stage"), str):
+        return None
+    return entry if isinstance(entry.get("seconds"), int | float) else None

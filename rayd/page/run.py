@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rayd.config import Recipe
 from rayd.data.summary import DataSummary
 from rayd.distilled import Distilled, load
 from rayd.engine.rundir import RunDirectory
+from rayd.engine.runlog import logged
 from rayd.engine.stages.blocks import SHEET_TAG
 from rayd.engine.status import METRICS, Status, status
 from rayd.errors import ArtifactError, RaydError
@@ -144,7 +145,7 @@ def gather(directory: Path) -> RunPage:
     state = status(directory)
     recipe = RunDirectory(directory).recipe()
     distilled = optional(load, directory)
-    lines = list(_logged(directory / METRICS))
+    lines = _logged(directory / METRICS)
     base = own_recipe(recipe)
     is_known = base.name in recipes.names()
     frames = _frames(directory / "tensorboard")
@@ -284,24 +285,15 @@ def _stages(state: Status, lines: Sequence[Mapping[str, Any]]) -> list[StageRow]
     return rows
 
 
-def _logged(path: Path) -> Iterator[dict[str, Any]]:
+def _logged(path: Path) -> list[dict[str, Any]]:
     """Lines of the log that can be read."""
     remote.bring(path)
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            content = json.loads(line)
-        except json.JSONDecodeError:
-            # the last line of a run that was killed
-            continue
-        if isinstance(content, dict) and isinstance(content.get("stage"), str):
-            yield content
+    return logged(path)
 
 
 def series(directory: Path) -> dict[str, list[tuple[float, float]]]:
     """Logged values of a run's synthesis over its steps, by name; empty where none was logged."""
-    return _series(list(_logged(directory / METRICS)))
+    return _series(_logged(directory / METRICS))
 
 
 def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
