@@ -1,4 +1,4 @@
-"""Write the tables of measured results into the pages of the documentation: `python -m rayd.results`."""
+"""Write the tables of measured results into README and documentation: `python -m rayd.results`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ END_USES = "<!-- end of applications -->"
 BEGIN_STUDIES = "<!-- studies: written by python -m rayd.results -->"
 END_STUDIES = "<!-- end of studies -->"
 PAGES = Path("docs/pages")
+README = Path("README.md")
+PAPERS = {
+    "dm-cifar10-ipc10": "DM",
+    "iid-dm-cifar10-ipc10-reduced": "IID, on DM",
+    "edc-cifar10-ipc10-reduced": "EDC",
+    "cfm-cifar10-ipc10-reduced": "UniDD/CFM",
+    "csdm-cifar10-lt200-ipc10-reduced": "CSDM, long tail",
+    "ls-mtt-cifar10-reduced": "LS-MTT",
+}
+"""Papers in the table of the README, by recipe."""
 COLUMNS = ("recipe", "IPC", "paper", "distilled", "random", "whole", "runs")
 SCORES = (
     "recipe",
@@ -110,6 +120,25 @@ def scores_table() -> str:
     for headline, result in _results(equal=False):
         rows += _scores(headline, result)
     return _markdown(SCORES, rows) if rows else ""
+
+
+def readme_table() -> str:
+    """The scores of a recipe of each paper as a Markdown table.
+
+    Of several results of a recipe as it stands, the last one has all comparisons.
+    """
+    rows: dict[str, list[list[str]]] = {}
+    for headline, result in _results(equal=False):
+        name = headline.name
+        if name not in PAPERS or _name(headline, result) != f"`{name}`":
+            continue
+        published = headline.published
+        printed = (
+            "" if published is None else f", printed {_number(published.value, published.std)}"
+        )
+        first, *others = _scores(headline, result)
+        rows[name] = [[PAPERS[name] + printed, *first], *(["", *row] for row in others)]
+    return _markdown(("paper", *SCORES), [row for name in PAPERS for row in rows[name]])
 
 
 def equal_terms() -> str:
@@ -377,10 +406,29 @@ def with_studies(text: str) -> str:
     return found
 
 
+def with_papers(text: str) -> str:
+    """The README with the table of now between its marks.
+
+    Raises:
+        ValueError: the README lacks them.
+    """
+    found = _between(text, BEGIN, END, [readme_table()])
+    if found is None:
+        raise ValueError(f"The README must hold '{BEGIN}' and, below it, '{END}'.")
+    return found
+
+
+RENEWED = (
+    (README, with_papers),
+    (PAGES / "results.md", updated),
+    (PAGES / "studies.md", with_studies),
+)
+"""Files with tables, and what brings their text up to date."""
+
+
 def main() -> None:
-    """Bring the pages up to date."""
-    for name, renewed in (("results.md", updated), ("studies.md", with_studies)):
-        path = PAGES / name
+    """Bring all tables up to date."""
+    for path, renewed in RENEWED:
         path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
