@@ -47,7 +47,7 @@ def prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
                 f"'{out}' holds a sweep already; "
                 "add --resume to continue it, or choose another --out."
             )
-        before = read_yaml(path)
+        before = read_yaml(path, "sweep")
         old_space = before.get("space", {})
         differing = {
             key for key, value in requested["space"].items() if old_space.get(key) != value
@@ -84,7 +84,7 @@ def read_space(out: Path) -> Space:
         ConfigError: its file is missing or damaged, or has settings of another version of rayd.
     """
     path = out / SWEEP
-    return validate(Space, read_yaml(path).get("space", {}), f"the space of '{path}'")
+    return validate(Space, read_yaml(path, "sweep").get("space", {}), f"the space of '{path}'")
 
 
 def _holds_search(out: Path, resolved: ResolvedSpace) -> bool:

@@ -107,7 +107,7 @@ def sweep(
     if overrides:
         chosen = chosen.model_copy(update={"overrides": merge(chosen.overrides, overrides)})
     if samples is None and resume and holds_sweep(out):
-        samples = int(read_yaml(out / SWEEP)["space"]["samples"])
+        samples = int(read_yaml(out / SWEEP, "sweep")["space"]["samples"])
     if samples is not None:
         chosen = chosen.model_copy(update={"samples": samples})
     os.environ.update(CHOSEN)

@@ -73,7 +73,7 @@ def _tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if here in above:
         circle = [one.name for one in (*above[above.index(here) :], here)]
         raise ConfigError(f"Spaces extend each other in a circle: {' extends '.join(circle)}.")
-    tree = {"name": path.stem, **read_yaml(path)}
+    tree = {"name": path.stem, **read_yaml(path, "search space")}
     bases = tree.get("base")
     if isinstance(bases, str):
         tree["base"] = _next_to(path, bases)

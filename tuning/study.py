@@ -133,7 +133,10 @@ def markdown(resolved: ResolvedSpace, found: Sequence[Line]) -> str:
                     remarks.append(remark)
         table.append(cells)
     text = [f"# {space.name}", "", space.summary, ""]
-    text += [f"| {' | '.join(cells)} |" for cells in table]
+    for cells in table:
+        # a bar would end the cell
+        escaped = (cell.replace("|", "\\|") for cell in cells)
+        text.append(f"| {' | '.join(escaped)} |")
     text += [
         "",
         f"- Ours: {_data(resolved)}, validation accuracy, ± over {_repeats(found)}; students of a "

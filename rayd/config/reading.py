@@ -296,18 +296,22 @@ def without(tree: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return left
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "recipe") -> dict[str, Any]:
     """Read a YAML file that contains a mapping.
+
+    Args:
+        path: of the file.
+        what: it holds, for error messages.
 
     Raises:
         ConfigError: the file is missing, unreadable, not YAML, or not a mapping.
     """
     if path.exists() and not path.is_file():
-        raise ConfigError(f"The recipe '{path}' must be a file.")
+        raise ConfigError(f"The {what} '{path}' must be a file.")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
-        raise ConfigError(f"Cannot read the recipe '{path}': {error.strerror}.") from error
+        raise ConfigError(f"Cannot read the {what} '{path}': {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise ConfigError(

@@ -161,6 +161,12 @@ def test_a_remark_that_columns_share_stands_once():
     assert text.count("- Table 1, adam: on two seeds") == 1
 
 
+def test_a_bar_in_a_name_stays_in_its_cell():
+    resolved = ResolvedSpace(rows_of_digits(rows={"a|b": ROWS["plain"]}, paper=[]))
+    text = study.markdown(resolved, study.lines(resolved, trials(resolved)))
+    assert r"| a\|b | 50.0" in text
+
+
 def test_values_of_a_grid_are_found_by_their_number():
     series = {"table": "T", "setting": "synthesis.momentum", "values": {0: 40, 0.5: 41}}
     search = {"synthesis.momentum": {"grid": [0.0, 0.5, 0.9]}}
