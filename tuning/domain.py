@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rayd.config import Settings
+from rayd.config.reading import as_number
 
 Point = dict[str, Any]
 """Settings of a trial by dotted key, in the order of the space, without inactive ones."""
 Kind = Literal["uniform", "loguniform", "integer", "choice", "grid"]
 KINDS: tuple[Kind, ...] = ("uniform", "loguniform", "integer", "choice", "grid")
+
+
+def _with_numbers(values: Any) -> Any:
+    """Values of a file, numbers such as `1e-3` as numbers."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [as_number(value) if isinstance(value, str) else value for value in values]
+
+
+Values = Annotated[tuple[Any, ...], BeforeValidator(_with_numbers)]
+"""Values of a choice or a grid."""
 
 
 class Domain(Settings):
@@ -23,9 +35,9 @@ class Domain(Settings):
     """Positive lower and upper end, uniform in the logarithm."""
     integer: tuple[int, int] | None = None
     """First and last integer, both included."""
-    choice: tuple[Any, ...] | None = None
+    choice: Values | None = None
     """Values to choose from."""
-    grid: tuple[Any, ...] | None = None
+    grid: Values | None = None
     """Values that are all combined with every draw of the other settings."""
     when: dict[str, Any] = Field(default_factory=dict)
     """Condition: settings by dotted key, with the value or list of values that they must have."""

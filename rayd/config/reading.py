@@ -72,7 +72,7 @@ def _value(text: str, argument: str) -> Any:
         value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"The value of override '{argument}' is not valid YAML.") from error
-    return _number(value) if isinstance(value, str) else value
+    return as_number(value) if isinstance(value, str) else value
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,8 +121,12 @@ def given_resources(workers: int | None, address: str | None) -> dict[str, Any]:
     return {"resources": {key: value for key, value in given.items() if value is not None}}
 
 
-def _number(text: str) -> float | str:
-    """Convert numbers such as `1e-3`, which YAML 1.1 parses as text."""
+def as_number(text: str) -> float | str:
+    """Convert numbers such as `1e-3`, which YAML 1.1 parses as text.
+
+    >>> as_number("1e-3"), as_number("adam")
+    (0.001, 'adam')
+    """
     try:
         return float(text)
     except ValueError:

@@ -323,6 +323,13 @@ def test_a_space_stands_on_an_own_recipe_that_stands_on_another(tmp_path, monkey
     assert load("space.yaml").base == ("mine.yaml", "edc-digits")
 
 
+@pytest.mark.parametrize("kind", ["choice", "grid"])
+def test_numbers_with_an_exponent_are_numbers(kind):
+    """YAML 1.1 reads them as text, which a chart would sort by its letters."""
+    domain = Domain.model_validate({kind: yaml.safe_load("[1e-3, 10, adam, null]")})
+    assert domain.values == (0.001, 10, "adam", None)
+
+
 def test_domains_know_their_values():
     whole = Domain(integer=(2, 4))
     assert [whole.holds(value) for value in (2, 4, 5, 2.5, True, "2")] == [
