@@ -72,7 +72,8 @@ same students, best first; ± is over distillations, where there are several.
 - *hard labels*: accuracy of the same students for all, by DSA's protocol with 300 epochs; *random*
   beside it is that of random images, *IOR* the difference, *HLR* what the whole set has above it, and
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
-- *minutes*: processor time of one distillation, with networks, statistics, synthesis and students
+- *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
+  without the five experts that trajectory methods share, of two minutes each (TESLA's has one of them)
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
   each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
