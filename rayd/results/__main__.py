@@ -74,6 +74,8 @@ same students, best first; ± is over distillations, where there are several.
   *LRS* the label-robust score of both ([the scores](concepts.md#what-an-accuracy-is-worth))
 - *minutes*: processor time of one distillation, with networks, statistics, synthesis and students, but
   without the five experts that trajectory methods share, of two minutes each (TESLA's has one of them)
+- DCC is DSA until its 250th network, which a minute does not come to: where both have as many steps their
+  sets are equal
 - rows named *partitioned*, *ninths* and *best* are combinations of this project, whose stored images
   each hold four, nine or sixteen smaller ones; *best* is DM with the choices of
   `rayd tune combined-cifar10-ipc1` or `combined-cifar10-ipc10`
