@@ -444,7 +444,8 @@ def test_a_batch_of_one_image_that_cannot_be_normalised_is_a_sentence():
     """Five images in batches of four leave one, whose maps shrink to a single value."""
     draws = torch.Generator().manual_seed(0)
     five = TrainingSet(torch.randn(5, 1, 8, 8, generator=draws), torch.arange(5) % 2)
-    network = NetworkSettings(name="resnet18", norm="batch", width=4)
+    # not narrower: PyTorch 2.14's AVX2 kernels for channels last write out of bounds with 4 channels
+    network = NetworkSettings(name="resnet18", norm="batch", width=8)
     settings = EvaluationSettings(augmentation=None, batch_size=4)
     student = train(five, network, settings, ImageShape(1, 8, 8), 2, 0, 1, "cpu", test=five)
     with pytest.raises(
