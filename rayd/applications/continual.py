@@ -130,22 +130,8 @@ def learn(
     out = Path(out).expanduser()
     progress = progress or Progress()
     data = read(recipe.data, data_root, cache, progress)
-    if steps < 1 or data.classes % steps:
-        raise ConfigError(
-            f"'steps' must divide the {data.classes} classes of '{data.name}'. Got {steps} instead."
-        )
-    makers = {_name(method): _recipe_of(method, recipe) for method in dict.fromkeys(methods)}
-    if len(makers) < len(set(methods)):
-        raise ConfigError(
-            "Memories are named for their recipes or files, whose names must differ. "
-            f"Got {', '.join(methods)}."
-        )
-    distilling = [method for method, maker in makers.items() if maker is not None]
-    if distilling and steps == data.classes:
-        raise ConfigError(
-            f"A distillation needs at least two classes. Got {steps} steps of one class each for "
-            f"the memory '{distilling[0]}': take fewer steps."
-        )
+    makers = _makers(recipe, methods)
+    _check_steps(steps, data, makers)
     accuracies: dict[str, list[list[float]]] = {m: [[] for _ in range(steps)] for m in makers}
     for order in range(orders):
         drawn = class_order(data.classes, order)
@@ -167,6 +153,39 @@ def learn(
         Curve(method, seen, tuple(tuple(row) for row in rows))
         for method, rows in accuracies.items()
     )
+
+
+def _makers(recipe: Recipe, methods: Sequence[str]) -> dict[str, Recipe | None]:
+    """The recipe that fills each memory, by the memory's name; None for a baseline.
+
+    Raises:
+        ConfigError: a memory is unknown, or two have the same name.
+    """
+    makers = {_name(method): _recipe_of(method, recipe) for method in dict.fromkeys(methods)}
+    if len(makers) < len(set(methods)):
+        raise ConfigError(
+            "Memories are named for their recipes or files, whose names must differ. "
+            f"Got {', '.join(methods)}."
+        )
+    return makers
+
+
+def _check_steps(steps: int, data: ImageData, makers: Mapping[str, Recipe | None]) -> None:
+    """Refuse numbers of steps that do not fit the classes and memories.
+
+    Raises:
+        ConfigError: they do not divide the classes, or leave one class to a distillation.
+    """
+    if steps < 1 or data.classes % steps:
+        raise ConfigError(
+            f"'steps' must divide the {data.classes} classes of '{data.name}'. Got {steps} instead."
+        )
+    distilling = [method for method, maker in makers.items() if maker is not None]
+    if distilling and steps == data.classes:
+        raise ConfigError(
+            f"A distillation needs at least two classes. Got {steps} steps of one class each for "
+            f"the memory '{distilling[0]}': take fewer steps."
+        )
 
 
 def class_order(classes: int, number: int) -> npt.NDArray[np.int64]:
