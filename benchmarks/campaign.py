@@ -40,7 +40,7 @@ from typing import Any
 
 import yaml
 
-from rayd import recipes, results
+from rayd import methods, recipes, results
 from rayd.config import MeasuredResult, parse_overrides, validate
 from rayd.errors import RaydError
 from rayd.recipes.tables import families
@@ -115,8 +115,15 @@ class Campaign:
         return all(self._judged(name, seed) for seed in range(self.seeds))
 
     def command(self, name: str, seed: int | str) -> list[str]:
-        """The command that distils a recipe with a seed."""
-        return ["rayd", "distill", name, f"seed={seed}", f"observers.seed={seed}", *self.settings]
+        """The command that distils a recipe with a seed, of the networks that it measures with, too."""
+        seeds = ["seed", "observers.seed"]
+        if self._follows_experts(name):
+            seeds.append("experts.seed")
+        return ["rayd", "distill", name, *(f"{each}={seed}" for each in seeds), *self.settings]
+
+    def _follows_experts(self, name: str) -> bool:
+        recipe = recipes.resolve(name, parse_overrides(self.settings))
+        return methods.get(recipe.method).needs_experts
 
     def _run(self, name: str, seed: int) -> bool:
         out = self._out(name, seed)
@@ -180,6 +187,7 @@ class Campaign:
         distilled = [row["distilled", None] for row in rows]
         count = len(first["results"][0]["seeds"])
         seeds = " ".join(str(seed) for seed in range(len(runs)))
+        drawn = "experts" if self._follows_experts(name) else "pool"
         loop = f"for s in {seeds}; do {shlex.join(self.command(name, 'SEED'))} --out runs/SEED; "
         if students:
             loop += f"{shlex.join(['rayd', 'evaluate', 'runs/SEED', *students])}; "
@@ -197,7 +205,7 @@ class Campaign:
             "hlr": _mean(one.get("hlr") for one in scores),
             "hlr_std": _spread([one["hlr"] for one in scores if one.get("hlr") is not None]),
             "lrs": _mean(one.get("lrs") for one in scores),
-            "seeds": f"distillation and pool {seeds}, students {_upto(count)} each; "
+            "seeds": f"distillation and {drawn} {seeds}, students {_upto(count)} each; "
             f"std over the distillations",
             "command": loop.replace("SEED", "$s") + "done",
             "commit": runs[-1]["commit"],

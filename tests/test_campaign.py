@@ -85,6 +85,15 @@ def test_processor_time_of_resumed_runs_is_left_out(campaign):
     assert "cpu_seconds" not in campaign.result("digits")
 
 
+def test_distillations_that_follow_experts_have_experts_of_their_own(campaign):
+    assert campaign.command("mtt-digits", 2)[3:6] == [
+        "seed=2",
+        "observers.seed=2",
+        "experts.seed=2",
+    ]
+    assert campaign.command("digits", 2)[3:5] == ["seed=2", "observers.seed=2"]
+
+
 def test_finished_runs_are_not_run_again(campaign, monkeypatch):
     monkeypatch.setattr(Campaign, "_run", lambda *_: pytest.fail("ran"))
     assert campaign.complete("digits", deadline=0)
@@ -98,8 +107,9 @@ def test_a_result_takes_the_place_of_that_with_its_settings(campaign, tmp_path, 
     kept = "# Results.\n\nother:\n  - accuracy: 0.1\n\n"
     path = tmp_path / "digits.yaml"
     path.write_text(kept + entry_text("digits", *before))
+    measured = campaign.result("digits")
     monkeypatch.setattr(results, "entries", cache(lambda: {"digits": before}))
-    assert write("digits", campaign.result("digits"), tmp_path) == path
+    assert write("digits", measured, tmp_path) == path
     text = path.read_text()
     found = yaml.safe_load(text)
     assert text.startswith(kept)

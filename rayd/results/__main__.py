@@ -210,7 +210,7 @@ def _equal(
     hlr = None if whole is None else whole - accuracy
     lrs = None if ior is None or hlr is None else label_robust_score(ior, hlr)
     brings_labels = len(results) > 1 or learned
-    named = re.match(r"distillation and pool ([\d ]+)", own.seeds)
+    named = re.match(r"distillation and (?:pool|experts) ([\d ]+)", own.seeds)
     distillations = len(named.group(1).split()) if named else 1
     minutes = "" if own.cpu_seconds is None else f"{own.cpu_seconds / distillations / 60:.1f}"
     return accuracy, [
