@@ -113,15 +113,26 @@ _layout = "auto"
 """Value set by `use_layout`; `auto` by default: channels last on the CPU."""
 
 
+NARROW = 8
+"""Channels below which convolutions in channels-last layout are unsafe on CPUs: with AVX2 the backward
+pass of PyTorch 2.14 writes out of bounds and ends the process (seen with 4 channels, never with 8).
+"""
+
+
 def layout(network: nn.Module, device: torch.device) -> torch.memory_format:
     """Memory layout of a network's convolution weights and images.
 
     Networks without batch normalisation are contiguous: channels last makes group and instance
     normalisation slower on every processor tried. For others it depends on the processor, see
-    `rayd.engine.arithmetic`.
+    `rayd.engine.arithmetic`. On CPUs, networks with a convolution of fewer than `NARROW` channels
+    are contiguous whatever the setting.
     """
-    batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    modules = list(network.modules())
+    batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
     last = _layout == "channels-last" or (_layout == "auto" and device.type == "cpu")
+    if device.type == "cpu":
+        convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+        last = last and all(module.out_channels >= NARROW for module in convolutions)
     return torch.channels_last if batch and last else torch.contiguous_format
 
 

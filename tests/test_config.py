@@ -246,6 +246,11 @@ MOVING = {"filter": {"schedule": {"name": "step"}}}
         ),
         (
             "dm",
+            {"synthesis": {"order": "class"}},
+            "'synthesis.order' has no effect.* set 'synthesis.block'",
+        ),
+        (
+            "dm",
             {"squeeze": {"epochs": 8}},
             "'squeeze' has no effect.* trains no observers here",
         ),

@@ -6,10 +6,23 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import CoreSchema, to_jsonable_python
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    # pydantic names its metaclass nowhere public
+    ModelMetaclass = type(BaseModel)
 
 S = TypeVar("S", bound="Settings")
 
@@ -62,7 +75,19 @@ class When:
         return cast(dict[str, Any], to_jsonable_python(schema))
 
 
-class Settings(BaseModel):
+class _OneSentence(ModelMetaclass):
+    """Classes whose instances, where Python code makes them, refuse settings as recipes do."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        try:
+            return super().__call__(*args, **settings)
+        except ValidationError as error:
+            from rayd.config.reading import refusal
+
+            raise refusal(cast(type[Settings], self), error, f"'{self.__name__}'") from None
+
+
+class Settings(BaseModel, metaclass=_OneSentence):
     """Base class of settings: unknown keys are rejected, instances are immutable."""
 
     model_config = ConfigDict(

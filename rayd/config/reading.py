@@ -351,9 +351,14 @@ def validate(
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(
-            " ".join(_sentence(model, e, where, prefix) for e in error.errors()[:3])
-        ) from error
+        raise refusal(model, error, where, prefix) from error
+
+
+def refusal(
+    model: type[Settings], error: ValidationError, where: str, prefix: str = ""
+) -> ConfigError:
+    """What `validate` raises: a sentence for each of the first three things that are wrong."""
+    return ConfigError(" ".join(_sentence(model, e, where, prefix) for e in error.errors()[:3]))
 
 
 def check_some(model: type[Settings], tree: Mapping[str, Any], where: str) -> None:

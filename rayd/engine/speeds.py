@@ -47,7 +47,7 @@ from rayd.engine.timing import (
     tiny_step,
 )
 
-VERSION = 3
+VERSION = 4
 """Version of the method of measuring; results of other versions are ignored."""
 BUDGET = 1.0
 """Seconds spent on measuring for one plan."""
@@ -72,6 +72,10 @@ BACKWARD = "backward call"
 """Name of the overhead of a call that autograd makes in a backward pass."""
 FRESH = "fresh"
 """Name of the time of a byte of fresh memory."""
+SCARCE = 1e-9
+"""Seconds for a byte of fresh memory above which they are measured again by later plans: a virtual
+machine that is short of memory takes ten times as long as at other times.
+"""
 THREADS = "threads"
 """Name of the speed-up by several threads, before the family."""
 
@@ -196,6 +200,8 @@ class Speeds:
         with devices.thread_limit(1) if self.device.type == "cpu" else nullcontext():
             if anew or not self.measured:
                 self._measure_calls()
+            elif self._fresh > SCARCE and self.device.type == "cpu":
+                self._keep({FRESH: min(self._fresh, fresh_seconds())})
             ends = clock() + budget
             self._measure(counts, lambda: clock() > ends)
         return clock() - began

@@ -96,11 +96,14 @@ def _time_once(work: Callable[[], object], threads: int, clock: Callable[[], flo
 
 
 def fresh_seconds() -> float:
-    """Extra seconds per byte of the first write to newly mapped memory."""
+    """Extra seconds per byte of the first write to newly mapped memory.
+
+    The least of three measurements, which other programs disturb.
+    """
     count = 2 * FRESH_BYTES // 4
     kept = torch.zeros(count)
     cpu = torch.device("cpu")
-    first = timed(lambda: torch.empty(count).fill_(1.0), cpu)
+    first = min(timed(lambda: torch.empty(count).fill_(1.0), cpu) for _ in range(3))
     return max(0.0, first - timed(lambda: kept.fill_(1.0), cpu)) / (4 * count)
 
 

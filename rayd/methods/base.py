@@ -262,6 +262,10 @@ class Method(ABC):
         if self.recipe.real == "measured":
             reason = "it belongs to 'real: sampled'. Got 'real: measured' instead."
             unused["observers.real_batch"] = reason
+        if self.recipe.synthesis.block is None:
+            unused["synthesis.order"] = (
+                "it orders the images of blocks: set 'synthesis.block' besides."
+            )
         if not self.needs_experts:
             unused["experts"] = f"method '{self.name}' follows no experts."
         if "classifiers" not in self.groups:

@@ -49,6 +49,12 @@ class TrajectoryMethod(Method):
             raise ConfigError(
                 f"Method '{self.name}' learns a step size of students: set 'synthetic.step_size', e.g. to 0.01."
             )
+        synthesis = self.recipe.synthesis
+        if self.recipe.synthetic.labels != "hard" and "labels" not in synthesis.learning_rates:
+            raise ConfigError(
+                f"Labels need a step size of their own, not that of images ({synthesis.learning_rate:g}): set "
+                "'synthesis.learning_rates.labels', e.g. to 2."
+            )
         # not that of `trajectory_objective`, which needs torch
         last = self.recipe.experts.epochs - settings.epochs
         if last < settings.start.least:

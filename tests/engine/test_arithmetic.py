@@ -119,6 +119,13 @@ def test_layout_follows_the_measurement_unless_set(monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_narrow_networks_are_contiguous_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_layout", "channels-last")
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    assert devices.layout(network, torch.device("cpu")) is torch.contiguous_format
+    assert devices.layout(network, torch.device("cuda")) is torch.channels_last
+
+
 def test_networks_are_laid_out_as_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     for name, wanted in (

@@ -185,3 +185,16 @@ def test_what_threads_are_worth_is_measured_again_while_it_is_little(monkeypatch
 
     assert [gain() for _ in range(5)] == [1.0, 1.2, 1.2, 1.9, 1.9]
     assert Speeds(CPU)._gains["memory"] == 1.9
+
+
+def test_fresh_memory_that_took_long_is_measured_again(monkeypatch):
+    known = Speeds(CPU)
+    known.calibrate([])
+    known._keep({speeds.FRESH: 1e-6})
+    count = counted(lambda: torch.zeros(12_000_000).neg())
+    slow = known.seconds(count)
+    monkeypatch.setattr(speeds, "fresh_seconds", lambda: 1e-9)
+    later = Speeds(CPU)
+    later.calibrate([])
+    assert later.seconds(count) < slow / 100
+    assert Speeds(CPU).seconds(count) == later.seconds(count)

@@ -381,6 +381,10 @@ def test_a_plan_knows_what_is_there(tmp_path):
     ("overrides", "words"),
     [
         ({"synthetic": {"step_size": None}}, "learns a step size of students"),
+        (
+            {"synthetic": {"labels": "experts"}},
+            "Labels need a step size of their own.* set 'synthesis.learning_rates.labels'",
+        ),
         ({"objective": {"epochs": 7}}, r"must not exceed 'experts.epochs'. Got 6 instead"),
         (
             {"experts": {"network": {"name": "convnet", "norm": "batch"}}},

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rayd import methods
+from rayd.errors import ConfigError
 from rayd.networks import LayerRole, Observation
 from rayd.objectives import (
     Calibration,
@@ -565,9 +566,9 @@ def test_a_term_is_used_alone(term, real, expected):
 
 
 def test_a_term_refuses_settings_that_do_not_exist_or_fit_and_does_not_change():
-    with pytest.raises(ValueError, match="temprature"):
+    with pytest.raises(ConfigError, match="did you mean 'temperature'"):
         Flatness(temprature=1.0)
-    with pytest.raises(ValueError, match="greater than 0"):
+    with pytest.raises(ConfigError, match="greater than 0"):
         Flatness(temperature=0.0)
     with pytest.raises(ValueError, match="frozen"):
         Flatness().temperature = 1.0
