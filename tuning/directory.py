@@ -57,6 +57,12 @@ def prepare_directory(out: Path, plan: SweepPlan, resume: bool) -> bool:
             changed = [
                 name for name in ("recipes", "validation") if before.get(name) != requested[name]
             ]
+        if changed == ["base"]:
+            raise OutputError(
+                f"'{out}' holds a sweep of {', '.join(old_space['base'])}, not of "
+                f"{', '.join(space.base)}; if these are the same files, resume it from the folder in "
+                "which it was begun, or choose another --out."
+            )
         if changed:
             raise OutputError(
                 f"'{out}' holds another sweep: {', '.join(changed)} differ; choose another --out."

@@ -254,7 +254,8 @@ def _search(
     if going_on:
         # The new tuner has replaced the saved one, so that neither its paths nor its classes are
         # those of the beginning: the sweep may have been moved, or begun by an earlier version.
-        tuner = tune.Tuner.restore(str(out / NAME), trainable)
+        # What made trials fail may be mended by now: a full disk, a missing file, a device's memory.
+        tuner = tune.Tuner.restore(str(out / NAME), trainable, resume_errored=True)
     expected = (
         space.samples if space.algorithm == "optuna" else len(points(resolved, space.samples))
     )

@@ -50,7 +50,10 @@ def tune(
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="The sweep's directory.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the sweep in the directory.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the sweep in the directory; failed trials are tried again."
+        ),
     ] = False,
     workers: Annotated[
         int | None,

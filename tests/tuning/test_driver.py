@@ -35,7 +35,7 @@ from rayd.errors import ConfigError, OutputError, RunError
 from tests.evaluation.test_report import build, student
 from tests.tuning.spaces import TINY, small
 from tuning import charts
-from tuning.directory import prepare_directory
+from tuning.directory import prepare_directory, read_space
 from tuning.driver import prepare
 from tuning.live import Events, LiveTable
 from tuning.results import _distilled_accuracies, _draw, _with_test, write_results
@@ -404,6 +404,30 @@ def test_a_trial_that_fails_is_told_and_the_sweep_goes_on(partly_failed):
     log = (out / "trials" / bad["trial"] / "log.txt").read_text()
     assert log.count("failed: The loss is not finite") == 2, "it was tried again once"
     assert tuning.summary(out).failed == 1
+
+
+def test_a_resumed_sweep_tries_failed_trials_again(partly_failed, tmp_path):
+    """What made them fail, a full disk or a missing file, may be mended."""
+    folder = tmp_path / "moved"
+    shutil.copytree(partly_failed, folder)
+    out = folder / "out"
+    before = (out / "sweep.yaml").read_text()
+    tuning.sweep(
+        read_space(out),
+        out=out,
+        resume=True,
+        cache=folder / "cache",
+        data_root=folder,
+        concurrent=1,
+        progress=QUIET,
+    )
+    *good, bad = table(out)
+    assert [row["status"] for row in (*good, bad)] == ["finished", "finished", "failed"]
+    assert (out / "trials" / bad["trial"] / "log.txt").read_text().count("failed: ") == 3
+    for row in good:
+        log = Path("trials", row["trial"], "log.txt")
+        assert (out / log).read_text() == (partly_failed / "out" / log).read_text()
+    assert (out / "sweep.yaml").read_text() == before
 
 
 def test_overridden_seeds_are_the_students_of_trials_and_of_the_best(partly_failed):
