@@ -125,6 +125,11 @@ class Campaign:
         recipe = recipes.resolve(name, parse_overrides(self.settings))
         return methods.get(recipe.method).needs_experts
 
+    def _trained_experts(self, name: str, seed: int) -> bool:
+        """Whether a finished run trained experts, which others then found in the store."""
+        lines = (self._out(name, seed) / "metrics.jsonl").read_text().splitlines()
+        return any(json.loads(line)["stage"] == "experts" for line in lines)
+
     def _run(self, name: str, seed: int) -> bool:
         out = self._out(name, seed)
         if (out / "config.yaml").exists():
@@ -219,6 +224,13 @@ class Campaign:
         if any(run.get("resumed") for run in runs):
             # the figure is that of the last process; those that were stopped took theirs along
             entry["cpu_seconds"] = None
+        elif self._follows_experts(name) and not students:
+            given = [
+                run["cpu_seconds"]
+                for seed, run in enumerate(runs)
+                if not self._trained_experts(name, seed)
+            ]
+            entry["cpu_seconds_given_experts"] = statistics.mean(given) if given else None
         entry = {key: _short(value) for key, value in entry.items() if value is not None}
         validate(MeasuredResult, entry, f"the result of '{name}'")
         return entry

@@ -94,6 +94,20 @@ def test_distillations_that_follow_experts_have_experts_of_their_own(campaign):
     assert campaign.command("digits", 2)[3:5] == ["seed=2", "observers.seed=2"]
 
 
+def test_time_of_distillations_is_told_without_the_experts_that_they_share(campaign):
+    for seed, (stage, seconds) in enumerate(
+        (("experts", 100.0), ("evaluate", 2.0), ("evaluate", 4.0))
+    ):
+        path = campaign._figures("mtt-digits", seed)
+        run = json.loads(campaign._figures("digits", seed).read_text())
+        campaign._out("mtt-digits", seed).mkdir(parents=True)
+        path.write_text(json.dumps(run | {"cpu_seconds": seconds}))
+        line = json.dumps({"stage": stage, "finished": True})
+        (campaign._out("mtt-digits", seed) / "metrics.jsonl").write_text(line + "\n")
+    entry = campaign.result("mtt-digits")
+    assert (entry["cpu_seconds"], entry["cpu_seconds_given_experts"]) == (106, 3)
+
+
 def test_finished_runs_are_not_run_again(campaign, monkeypatch):
     monkeypatch.setattr(Campaign, "_run", lambda *_: pytest.fail("ran"))
     assert campaign.complete("digits", deadline=0)

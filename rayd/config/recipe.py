@@ -162,6 +162,8 @@ class MeasuredResult(Settings):
     """Wall-clock seconds of the whole command."""
     cpu_seconds: float | None = Field(default=None, ge=0)
     """Processor seconds of the whole command, which other programs move less."""
+    cpu_seconds_given_experts: float | None = Field(default=None, ge=0)
+    """The same of one distillation whose experts were trained before; mean over those."""
     peak_memory_mb: int | None = Field(default=None, ge=0)
     """Largest resident memory of a process, in units of 2^20 bytes."""
     note: str = ""

@@ -212,7 +212,10 @@ def _equal(
     brings_labels = len(results) > 1 or learned
     named = re.match(r"distillation and (?:pool|experts) ([\d ]+)", own.seeds)
     distillations = len(named.group(1).split()) if named else 1
-    minutes = "" if own.cpu_seconds is None else f"{own.cpu_seconds / distillations / 60:.1f}"
+    seconds = own.cpu_seconds_given_experts
+    if seconds is None and own.cpu_seconds is not None:
+        seconds = own.cpu_seconds / distillations
+    minutes = "" if seconds is None else f"{seconds / 60:.1f}"
     return accuracy, [
         method,
         _number(own.accuracy, own.std) if brings_labels else "",
