@@ -220,15 +220,16 @@ def _why_not(name: str, root: Path | None) -> str:
         # the mirror of a URL is absolute, too
         if path.is_absolute():
             return f"{place}."
-        return (
-            f"{place}, seen from '{Path.cwd()}'; a run on a relative path goes on in the folder where "
-            "it was started."
-        )
+        return f"{place}, seen from '{Path.cwd()}'; {_GOES_ON}."
     names = [info.name for info in known_sources(root)]
     return (
         f"{unknown('data set', name, names)} "
-        f"Own data are given as data=PATH, but there is no folder or .npz file '{name}' here."
+        f"Own data are given as data=PATH, but '{Path.cwd()}' has no folder or .npz file '{name}'; "
+        f"{_GOES_ON}."
     )
+
+
+_GOES_ON = "a run on a relative path goes on in the folder where it was started"
 
 
 def _why_unreadable(path: Path) -> str:

@@ -185,6 +185,9 @@ class RidgeRegression(Term):
         try:
             predicted = predictions(wide(theirs), wide(ours), targets, self.relative_ridge)
         except ValueError as error:
-            raise RunError(f"{error} Lower synthesis.learning_rate.") from error
+            # features of real images are those of the network alone
+            diverged = not bool(theirs.isfinite().all())
+            rate = "observers.model_pool" if diverged else "synthesis"
+            raise RunError(f"{error} Lower {rate}.learning_rate.") from error
         loss = regression_loss(predicted, centred_targets(batch.labels, classes))
         return loss + label_margin(targets) if learned else loss
