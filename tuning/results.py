@@ -208,7 +208,10 @@ def _confirm(
     if not resolved.space.confirm:
         return accuracies
     own = resolved.own_point(resolved.base(best.settings))
-    for name, point in (("best", best.settings), ("own", own)):
+    points = {"best": best.settings, "own": own}
+    if plan.recipe(own, "own") == plan.recipe(best.settings, "own"):
+        del points["own"]
+    for name, point in points.items():
         whose = "the best settings" if name == "best" else "the recipe's own settings"
         for number in range(1, resolved.space.confirm + 1):
             progress.log(f"distilling {whose} again ({number} of {resolved.space.confirm})")
@@ -227,6 +230,8 @@ def _confirm(
             # judged on the validation split, so that these are not test accuracies
             by_network = [accuracy.mean for accuracy in _distilled_accuracies(done.report)]
             accuracies.setdefault(name, []).append(fmean(by_network))
+    # equal settings are distilled once
+    accuracies.setdefault("own", accuracies["best"])
     write_json(out / "confirm.json", accuracies)
     return accuracies
 

@@ -155,6 +155,6 @@ def test_soft_labels_are_learned_and_keep_their_margin():
 def test_features_that_are_not_finite_end_the_run_with_a_sentence():
     with pytest.raises(RunError, match=r"Lower synthesis\.learning_rate"):
         regressed(normal(12, 5).float(), torch.full((6, 5), float("nan")), torch.arange(6) % 3)
+    nothing = torch.full((12, 5), float("nan"))
     with pytest.raises(RunError, match=r"Lower observers\.model_pool\.learning_rate"):
-        nothing = torch.full((12, 5), float("nan"))
         regressed(nothing, nothing[:6], torch.arange(6) % 3)
