@@ -38,7 +38,7 @@ from tuning import charts
 from tuning.directory import prepare_directory, read_space
 from tuning.driver import prepare
 from tuning.live import Events, LiveTable
-from tuning.results import _distilled_accuracies, _draw, _with_test, write_results
+from tuning.results import _confirm, _distilled_accuracies, _draw, _with_test, write_results
 from tuning.search import points
 from tuning.space import ResolvedSpace
 from tuning.table import Row, pareto
@@ -633,6 +633,24 @@ def test_confirmations_are_of_the_epoch_that_trials_are_compared_by():
     ]
     report = build(*(("distilled", one) for one in students), epoch=["last", "validation-best"])
     assert [one.mean for one in _distilled_accuracies(report)] == [0.5, 0.4]
+
+
+@pytest.mark.parametrize(("chosen", "runs"), [(0.5, 4), (1.0, 2)])
+def test_settings_of_the_recipe_itself_are_confirmed_once(tmp_path, monkeypatch, chosen, runs):
+    distilled = []
+
+    def distill(recipe, out, **_):
+        distilled.append(recipe.seed)
+        return SimpleNamespace(report=build(("distilled", student(recipe.seed / 10))))
+
+    monkeypatch.setattr("tuning.results.distill", distill)
+    own = {"synthesis": {"learning_rate": 1.0}}
+    search = {"synthesis.learning_rate": {"grid": [0.5, 1.0]}}
+    plan = prepare(small(search=search, overrides=own, confirm=2), tmp_path, progress=QUIET)
+    best = SimpleNamespace(settings={"synthesis.learning_rate": chosen})
+    accuracies = _confirm(plan, best, tmp_path, QUIET)
+    assert len(distilled) == runs
+    assert accuracies["own"] == accuracies["best"]
 
 
 def test_test_accuracy_is_over_all_networks_as_the_validation_accuracy():
