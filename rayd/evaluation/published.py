@@ -19,6 +19,7 @@ IMMATERIAL = (
     "resources",
     "seed",
     "observers.seed",
+    "experts.seed",
     "data.stream",
     "synthesis.log_every",
     "synthesis.checkpoint_every",

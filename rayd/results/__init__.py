@@ -26,7 +26,13 @@ Kind = TypeVar("Kind", bound=Settings)
 FOLDER = Path(str(resources.files(__name__)))
 """Where the files are."""
 _SETTING = re.compile(r"[a-z_.]+=.+")
-_IGNORED = ("seed", "observers.seed", "evaluation.baselines", "evaluation.comparisons")
+_IGNORED = (
+    "seed",
+    "observers.seed",
+    "experts.seed",
+    "evaluation.baselines",
+    "evaluation.comparisons",
+)
 """Settings that differ between the distillations of a command, or that change no accuracy of the
 distilled set.
 """
