@@ -13,6 +13,7 @@ import pytest
 import rayd
 from rayd import recipes
 from rayd.errors import ArtifactError, OutputError
+from rayd.evaluation.set_result import ON_VALIDATION
 from rayd.page import FILE, charts, comparison, render, write
 from rayd.page.run import command
 from rayd.recipes.difference import differences
@@ -60,6 +61,16 @@ def test_page_shows_accuracies_images_curves_and_settings(run):
     assert "evaluation.precision" not in page.partition("The whole recipe")[0]
     assert "loss over step" in page
     assert "@inproceedings" in page
+
+
+def test_accuracies_of_a_trial_are_called_those_of_the_validation_split(run):
+    report = json.loads((run / "evaluation.json").read_text())
+    for result in report["results"]:
+        result["protocol"] += f", {ON_VALIDATION}"
+    (run / "evaluation.json").write_text(json.dumps(report))
+    page = render(run)
+    assert "</strong> validation accuracy, distilled" in page
+    assert "</strong> test accuracy" not in page
 
 
 def test_page_needs_nothing_from_elsewhere(run):
