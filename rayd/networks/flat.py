@@ -75,7 +75,7 @@ def _is_random(module: nn.Module) -> bool:
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return module.p > 0
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout)
     # stochastic depth of torchvision and of timm, told by name: importing them takes long
     names = {"StochasticDepth": "p", "DropPath": "drop_prob"}
     probability = getattr(module, names.get(type(module).__name__, ""), None)
