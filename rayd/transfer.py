@@ -42,8 +42,8 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for work queued there, unlike a plain copy.
 
-    The tensor may be changed or freed as soon as this returns. A tensor that is on another device
-    than the CPU is moved as usual.
+    The tensor may be freed as soon as this returns, and changed unless it is in pinned memory, from
+    where it may still be read. A tensor that is on another device than the CPU is moved as usual.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -13,7 +13,8 @@ import pytest
 import rayd
 from rayd import recipes
 from rayd.errors import ArtifactError, OutputError
-from rayd.page import FILE, comparison, render, write
+from rayd.evaluation.set_result import ON_VALIDATION
+from rayd.page import FILE, charts, comparison, render, write
 from rayd.page.run import command
 from rayd.recipes.difference import differences
 
@@ -60,6 +61,16 @@ def test_page_shows_accuracies_images_curves_and_settings(run):
     assert "evaluation.precision" not in page.partition("The whole recipe")[0]
     assert "loss over step" in page
     assert "@inproceedings" in page
+
+
+def test_accuracies_of_a_trial_are_called_those_of_the_validation_split(run):
+    report = json.loads((run / "evaluation.json").read_text())
+    for result in report["results"]:
+        result["protocol"] += f", {ON_VALIDATION}"
+    (run / "evaluation.json").write_text(json.dumps(report))
+    page = render(run)
+    assert "</strong> validation accuracy, distilled" in page
+    assert "</strong> test accuracy" not in page
 
 
 def test_page_needs_nothing_from_elsewhere(run):
@@ -245,3 +256,13 @@ def in_browser(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command += [f"--user-data-dir={folder / 'browser'}", "--dump-dom", page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def test_legends_name_runs_that_begin_with_an_underscore():
+    shown = {"_try": [0.1, 0.2], "base": [0.3, None]}
+    drawn = [charts.classes(shown, ["left", "right"])]
+    points = {"_try": [(0.0, 1.0), (1.0, 2.0)], "base": [(0.0, 1.0), (1.0, 3.0)]}
+    drawn += charts.curves({"loss": points}, "step")
+    for svg in drawn:
+        texts = [element.text for element in ET.fromstring(svg).iter() if element.text]
+        assert {"_try", "base"} <= set(texts)

@@ -346,6 +346,12 @@ class Recipe(Settings):
         """Training settings of a group of networks."""
         return self.squeeze if name == "observers" else self.classifier_settings.squeeze
 
+    def squeezing_key(self, name: NetworkGroup) -> str:
+        """Key of these settings in a recipe."""
+        # classifiers beside interpolated observers are these at their trained weights
+        of_observers = self.classifiers is None and self.observers.interpolate
+        return "squeeze" if name == "observers" or of_observers else "classifiers.squeeze"
+
     @property
     def observers_classify(self) -> bool:
         """Whether the observers serve as classifiers: trained, not interpolated, none given."""

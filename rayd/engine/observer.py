@@ -142,7 +142,7 @@ class Observer:
         time: a ConvNet is twice as fast. The output for an image does not depend on the others,
         unless the network normalises by the batch; recorded maps need their memory anyway.
         """
-        by_batch = self.network.training and networks.uses_batch_statistics(self.network)
+        by_batch = networks.normalizes_by_batch(self.network)
         recorded = 0
         for role in self._method.layer_roles(self._group):
             for shape in self._extractor.dimensions(role):

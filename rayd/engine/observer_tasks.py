@@ -332,8 +332,7 @@ class ObserverTasks:
         specs = self._method.specs(task.network_id.group)
         is_measured = self._recipe.real == "measured" and bool(specs)
         fixed = self._draws.augment_for_all(task.network_id, is_measured)
-        network = observer.network
-        if task.parts > 1 and network.training and networks.uses_batch_statistics(network):
+        if task.parts > 1 and networks.normalizes_by_batch(observer.network):
             raise ConfigError(
                 "The network normalises by the batch, so that it needs all images of a step at "
                 "once: set 'synthesis.split: 1'."

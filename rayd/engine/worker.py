@@ -116,6 +116,7 @@ class Worker(ObserverTasks):
             validation=None if validation is None else self._real_set(validation),
             checkpoint=checkpoint,
             parallelism=self._parallelism,
+            settings_key=self._recipe.squeezing_key(network_id.group),
         ):
             yield vars(event) if isinstance(event, Squeezed) else event
 

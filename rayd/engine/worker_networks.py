@@ -146,13 +146,15 @@ class WorkerNetworks:
         return observer
 
     def _untrained(self, network_id: NetworkId, seed: int) -> nn.Module:
-        """A network with random weights, on the CPU; batch normalisation stays in training mode."""
+        """A network with random weights, on the CPU, which normalises by the batch if it has batch
+        normalisation, and is in evaluation mode otherwise.
+        """
         network = networks.build(
             network_id.architecture, self._facts.shape, self._facts.classes, seed=seed
         )
-        # running statistics of a network that never saw an image say nothing: it normalises by the
-        # batch
-        return network if networks.uses_batch_statistics(network) else network.eval()
+        # running statistics of a network that never saw an image say nothing; dropout would draw
+        # from the global generator, so that a task had other results on another worker
+        return networks.normalize_by_batch(network)
 
     def _interpolation(self, network_id: NetworkId) -> float:
         """Position of a network between its trained weights, 0, and its initial ones, 1."""

@@ -12,7 +12,14 @@ from rayd.networks import (  # noqa: F401  (importing a module registers its arc
     vgg,
     wide_resnet,
 )
-from rayd.networks.building import build, restore, take_over, uses_batch_statistics
+from rayd.networks.building import (
+    build,
+    normalize_by_batch,
+    normalizes_by_batch,
+    restore,
+    take_over,
+    uses_batch_statistics,
+)
 from rayd.networks.features import FeatureExtractor, Observation
 from rayd.networks.registry import architecture, names
 
@@ -23,6 +30,8 @@ __all__ = [
     "architecture",
     "build",
     "names",
+    "normalize_by_batch",
+    "normalizes_by_batch",
     "restore",
     "take_over",
     "uses_batch_statistics",

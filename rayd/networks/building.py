@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,30 @@ def build(
 
 def uses_batch_statistics(network: nn.Module) -> bool:
     """Whether a layer uses batch statistics in training, as any batch normalisation does."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return any(True for _ in _batch_normalizations(network))
+
+
+def normalizes_by_batch(network: nn.Module) -> bool:
+    """Whether a batch normalisation is in training mode, so that outputs depend on the batch."""
+    return any(layer.training for layer in _batch_normalizations(network))
+
+
+def normalize_by_batch(network: nn.Module) -> nn.Module:
+    """Set batch normalisations to training mode and all else, such as dropout, to evaluation mode.
+
+    Returns:
+        The network.
+    """
+    network.eval()
+    for layer in _batch_normalizations(network):
+        layer.train()
+    return network
+
+
+def _batch_normalizations(network: nn.Module) -> Iterator[nn.Module]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            yield module
 
 
 @torch.no_grad()

@@ -47,10 +47,12 @@ def convnet(
 ) -> nn.Sequential:
     """Build `depth` blocks of `width` channels and a linear classifier; logits (N, classes)."""
     channels, height, breadth = shape
-    require_side("convnet", shape, 2 ** (depth or 1))
     border = border_of(shape)
     height = height + 2 * border
     breadth = breadth + 2 * border
+    least = 2 ** (depth or 1)
+    if min(height, breadth) < least:
+        require_side("convnet", shape, least)
     blocks: list[nn.Module] = []
     for _ in range(depth or default_depth(min(height, breadth))):
         blocks += [

@@ -23,7 +23,8 @@ class FlatNetwork:
             images alone.
 
     Raises:
-        ConfigError: it has buffers, such as running statistics of batch normalisation, or dropout.
+        ConfigError: it has buffers, such as running statistics of batch normalisation, dropout, or
+            stochastic depth.
     """
 
     def __init__(self, network: nn.Module):
@@ -34,12 +35,9 @@ class FlatNetwork:
                 "'instance', 'group', 'layer' or 'none'. "
                 f"Got {type(network).__name__} with '{buffer}' instead."
             )
-        if any(
-            isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-            for module in network.modules()
-        ):
+        if any(map(_is_random, network.modules())):
             raise ConfigError(
-                "The networks of trajectories must be without dropout. "
+                "The networks of trajectories must be without dropout and stochastic depth. "
                 f"Got {type(network).__name__} instead."
             )
         self._network = network
@@ -70,3 +68,15 @@ class FlatNetwork:
         """Copy the parameters (P,) into the network."""
         for name, part in self.parameters(vector).items():
             self._network.get_parameter(name).copy_(part)
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Whether a layer draws at random in training."""
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout)
+    # stochastic depth of torchvision and of timm, told by name: importing them takes long
+    names = {"StochasticDepth": "p", "DropPath": "drop_prob"}
+    probability = getattr(module, names.get(type(module).__name__, ""), None)
+    return bool(probability)

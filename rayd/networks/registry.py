@@ -97,7 +97,8 @@ def register_part(name: str, part: object) -> None:
             nothing; or a module, of which copies are used, each with its own initial weights.
 
     Raises:
-        ConfigError: it is none of these, or a module whose weights cannot be drawn anew.
+        ConfigError: it is none of these, a function or class that takes other arguments, or a
+            module whose weights cannot be drawn anew.
     """
     if not isinstance(part, nn.Module) and not callable(part):
         raise ConfigError(
@@ -106,6 +107,8 @@ def register_part(name: str, part: object) -> None:
         )
     if isinstance(part, nn.Module):
         _check_resettable(name, part)
+    else:
+        _check_arguments(name, part)
 
     def builder(shape: ImageShape, classes: int) -> nn.Module:
         if isinstance(part, nn.Module):
@@ -126,6 +129,19 @@ def _takes_arguments(part: Callable[..., object]) -> bool:
         parameter.kind in kinds and parameter.default is Parameter.empty
         for parameter in signature(part).parameters.values()
     )
+
+
+def _check_arguments(name: str, part: Callable[..., object]) -> None:
+    """Refuse a builder that cannot be called with shape and classes, nor without arguments."""
+    parameters = signature(part)
+    given = ("shape", "classes") if _takes_arguments(part) else ()
+    try:
+        parameters.bind(*given)
+    except TypeError as error:
+        raise ConfigError(
+            f"The builder of network '{name}' must take the shape of the images and the number of "
+            f"classes, in this order, or nothing. Got {parameters} instead."
+        ) from error
 
 
 def _check_resettable(name: str, module: nn.Module) -> None:

@@ -130,23 +130,27 @@ def classes(shown: Mapping[str, Sequence[float | None]], names: Sequence[str]) -
     with page_style():
         figure = new_figure(WIDTH, MARGIN + BAR * len(names))
         axes = figure.subplots()
-        for index, (label, values) in enumerate(shown.items()):
+        markers = []
+        for index, values in enumerate(shown.values()):
             points = [(place, value) for place, value in enumerate(values) if value is not None]
-            axes.scatter(
+            drawn = axes.scatter(
                 [value for _, value in points],
                 [place for place, _ in points],
-                label=label,
                 marker=MARKERS[index % len(MARKERS)],
                 s=46,
                 color=COLOURS[index % len(COLOURS)],
                 zorder=3 if index == 0 else 2,
             )
+            markers.append(drawn)
         axes.set_yticks(range(len(names)), names)
         # downwards, with room for the markers of the first and the last class
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(-0.02, 1.02)
         axes.set_xlabel("test accuracy")
-        figure.legend(loc="outside upper center", ncols=min(4, len(shown)), frameon=False)
+        # named here, as matplotlib leaves out what is labelled by a name such as '_try'
+        figure.legend(
+            markers, shown, loc="outside upper center", ncols=min(4, len(shown)), frameon=False
+        )
         return as_svg(figure, f"Test accuracy of every class: {', '.join(shown)}.")
 
 
@@ -193,20 +197,21 @@ def curve_figure(points: Mapping[str, Points], unit: str) -> Figure:
 def _lines(axes: Axes, lines: Mapping[str, Points]) -> None:
     """Draw lines, on a logarithmic axis where values span it."""
     values = []
-    for index, (label, pairs) in enumerate(lines.items()):
+    drawn = []
+    for index, pairs in enumerate(lines.values()):
         steps = [step for step, _ in pairs]
         heights = [value for _, value in pairs]
         values += heights
-        axes.plot(
+        drawn += axes.plot(
             steps,
             heights,
             color=COLOURS[index % len(COLOURS)],
             linestyle=DASHES[index % len(DASHES)],
             linewidth=1.2,
-            label=label,
         )
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize="small")
+        # named here, as matplotlib leaves out what is labelled by a name such as '_try'
+        axes.legend(drawn, lines, frameon=False, fontsize="small")
     if min(values) > 0 and max(values) > 50 * min(values):
         axes.set_yscale("log")
         # matplotlib's own formatter writes mathematics, which names of ours must not be read as

@@ -210,7 +210,8 @@ def _facts(page: RunPage) -> list[tuple[str, str]]:
             same = (result.network, result.epoch) == (first.network, first.epoch)
             if same and result.set in names and result.label_kind == first.label_kind:
                 accuracy = f"{result.test_accuracy.mean:.3f}"
-                facts.append((f"test accuracy, {names.pop(result.set)}", accuracy))
+                split = "validation" if result.is_on_validation else "test"
+                facts.append((f"{split} accuracy, {names.pop(result.set)}", accuracy))
     if page.distilled is not None:
         count = len(page.distilled)
         facts.append((size(page.distilled.storage.total_bytes), f"{count:,} images"))

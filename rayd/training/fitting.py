@@ -42,7 +42,7 @@ def fit(
         learning_rate: first step size.
         momentum: of SGD.
         weight_decay: of SGD.
-        seed: seed of the order of images.
+        seed: seed of the order of images, and of dropout.
         penalty: added to the cross-entropy.
         on_step: called with the number of steps done, before each step and after the last.
 
@@ -75,7 +75,10 @@ def fit(
             if on_step is not None:
                 on_step(done)
                 network.train()
-            loss = cross_entropy(network(images[rows].to(device)), labels[rows].to(device))
+            # dropout can only draw from the global generator
+            with seeding.seeded(seed, "fit dropout", done, device=device):
+                logits = network(images[rows].to(device))
+            loss = cross_entropy(logits, labels[rows].to(device))
             if penalty is not None:
                 loss = loss + penalty(network)
             if not loss.isfinite():

@@ -60,6 +60,7 @@ def squeeze(
     validation: TrainingSet | None = None,
     checkpoint: Path | None = None,
     parallelism: Parallelism = SINGLE_PROCESS,
+    settings_key: str = "squeeze",
 ) -> Iterator[EpochProgress | Squeezed]:
     """Train an observer.
 
@@ -80,6 +81,7 @@ def squeeze(
         parallelism: processes that train the same observer. Only the leading process writes
             checkpoints and yields a `Squeezed`; the others must find its checkpoint, or all start
             from the beginning.
+        settings_key: key of the settings in a recipe, for messages.
 
     Raises:
         RunError: the training loss is not finite.
@@ -114,7 +116,7 @@ def squeeze(
             parallelism=parallelism,
         )
         name = f"observer '{type(network).__name__}' with seed {seed} on the set '{training.name}'"
-        return TrainingRun(trainer, Subject("observer", name, "squeeze.learning_rate"), key)
+        return TrainingRun(trainer, Subject("observer", name, f"{settings_key}.learning_rate"), key)
 
     training_run = resumed_together(fresh, checkpoint, parallelism)
     yield from training_run.run(checkpoint if parallelism.leads else None)

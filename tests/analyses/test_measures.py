@@ -243,3 +243,17 @@ def test_a_fit_learns_is_repeated_and_stops_when_it_diverges():
         assert torch.equal(a, b)
     with pytest.raises(RunError, match="smaller step size"):
         fit(convnet(), images * float("inf"), labels, steps=5)
+
+
+def test_fit_with_dropout_depends_on_its_seed_alone():
+    images, labels = labelled(20, (1, 6, 6), torch.float32)
+    trained = []
+    for global_seed in (1, 2):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3))
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        fit(network, images, labels, steps=5, batch_size=8)
+        assert torch.equal(torch.get_rng_state(), before)
+        trained.append(network[2].weight)
+    assert torch.equal(trained[0], trained[1])

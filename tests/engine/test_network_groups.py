@@ -27,7 +27,7 @@ from rayd.engine.stages.measure import Measure
 from rayd.engine.stages.squeeze import Squeeze
 from rayd.engine.store import Store
 from rayd.engine.worker import Worker
-from rayd.errors import ConfigError
+from rayd.errors import ConfigError, RunError
 from rayd.recipes import assemble
 from rayd.synthetic import initial
 from tests.conftest import tiny
@@ -344,3 +344,17 @@ def test_the_order_of_turns_leaves_the_identity_of_other_recipes_as_it_was():
     assert iid().identity()["guides"]["order"] == "random"
     assert "order" not in tiny().identity()["observers"]
     assert tiny(observers={"order": "random"}).identity()["observers"]["order"] == "random"
+
+
+def test_classifiers_that_diverge_name_their_own_setting(tmp_path):
+    recipe = iid(classifiers={"squeeze": {"learning_rate": 1e30}}, **NO_STUDENTS)
+    with pytest.raises(RunError, match=r"a smaller 'classifiers\.squeeze\.learning_rate' may help"):
+        distill(recipe, tmp_path / "run", progress=QUIET)
+
+
+def test_settings_of_a_squeeze_are_named_where_they_are_read():
+    interpolated = tiny(observers={"trained": True, "interpolate": True})
+    assert interpolated.squeezing_key("classifiers") == "squeeze"
+    assert interpolated.squeezing("classifiers") == interpolated.squeeze
+    assert tiny().squeezing_key("observers") == "squeeze"
+    assert tiny().squeezing_key("classifiers") == "classifiers.squeeze"

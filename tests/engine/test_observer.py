@@ -118,7 +118,7 @@ def test_the_gradient_is_that_of_the_loss(data):
     torch.testing.assert_close(difference, gradient.norm(), rtol=2e-2, atol=0)
 
 
-def sampled_recipe(network: dict[str, object], **observers: object) -> Recipe:
+def sampled_recipe(network: dict[str, object] | list[str], **observers: object) -> Recipe:
     return tiny(
         real="sampled",
         observers={"networks": network, "augmentation": DSA, "real_batch": 8} | observers,
@@ -140,6 +140,25 @@ def test_fresh_network_does_not_depend_on_steps_before(data, norm):
         _, wanted, _ = ObserverTasks(recipe, DatasetInfo.of(data)).gradient(asked)
         assert torch.equal(ours["images"], wanted["images"])
         assert float(ours["images"].abs().sum()) > 0
+
+
+def test_fresh_network_with_batch_statistics_has_no_dropout(data):
+    """Dropout would draw from the global generator, which differs between workers."""
+    recipe = sampled_recipe(["torchvision/mobilenet_v2"], real_batch=2)
+    images = data.normalization(torch.from_numpy(data.train.images[:10]))
+    labels = torch.from_numpy(data.train.labels[:10])
+    state = LocalRef({"images": images, "labels": labels})
+    parameters = LocalRef({"images": images})
+    real = LocalRef((data.train.images[::40], data.train.labels[::40]))
+    asked = question(recipe, state, parameters, real)
+    observers = ObserverTasks(recipe, DatasetInfo.of(data))
+    network = observers._networks.of_task(asked).network
+    assert networks.normalizes_by_batch(network)
+    torch.manual_seed(1)
+    first = observers.gradient(asked)
+    torch.manual_seed(2)
+    again = observers.gradient(asked)
+    assert torch.equal(first[1]["images"], again[1]["images"])
 
 
 def test_each_class_has_one_draw_for_real_and_synthetic_images(data):

@@ -11,6 +11,7 @@ from rayd.data import ImageShape
 from rayd.errors import ConfigError
 from rayd.networks import build, names, restore, uses_batch_statistics
 from rayd.networks.convnet import default_depth
+from rayd.networks.registry import register_part
 
 CIFAR = (3, 32, 32)
 DIGITS = (1, 8, 8)
@@ -134,6 +135,25 @@ def test_images_that_would_vanish_are_refused(name: str) -> None:
 def test_depth_raises_the_least_side() -> None:
     with pytest.raises(ConfigError, match="at least 64x64"):
         network("convnet", depth=6)
+
+
+def test_padding_counts_for_the_depth() -> None:
+    """Images of 28 pixels are padded to 32, which five blocks halve to one pixel."""
+    assert network("convnet", (1, 28, 28), depth=5)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(ConfigError, match=r"at least 64x64 pixels\. Got 28x28"):
+        network("convnet", (1, 28, 28), depth=6)
+
+
+def test_own_builders_with_other_arguments_are_refused() -> None:
+    def of_classes(num_classes: int) -> nn.Module:
+        return nn.Linear(1, num_classes)
+
+    def of_a_keyword(shape: tuple[int, int, int], *, classes: int) -> nn.Module:
+        return nn.Linear(shape[0], classes)
+
+    for builder in (of_classes, of_a_keyword):
+        with pytest.raises(ConfigError, match=r"'own' must take the shape .*Got \(.*classes: 'int"):
+            register_part("own", builder)
 
 
 def test_every_registered_name_is_tested() -> None:

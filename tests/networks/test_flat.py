@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from rayd.config import NetworkSettings
 from rayd.data import ImageShape
@@ -75,3 +76,22 @@ def test_networks_with_statistics_or_dropout_are_refused():
         FlatNetwork(network(norm="batch"))
     with pytest.raises(ConfigError, match="must be without dropout"):
         FlatNetwork(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(768, 7)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_random"),
+    [
+        (StochasticDepth(0.1, "row"), True),
+        (StochasticDepth(0.0, "row"), False),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), True),
+        (nn.MultiheadAttention(4, 2), False),
+    ],
+)
+def test_networks_with_other_random_layers_are_refused(layer, is_random):
+    """ConvNeXt has stochastic depth, and neither buffers nor dropout."""
+    own = nn.Sequential(nn.Flatten(), nn.Linear(768, 7), layer)
+    if not is_random:
+        assert FlatNetwork(own).size > 0
+        return
+    with pytest.raises(ConfigError, match="without dropout and stochastic depth"):
+        FlatNetwork(own)

@@ -215,7 +215,6 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
     def _part(self, costs: Costs, same: Sequence[NetworkId], workers: int) -> Part:
         """Some networks of one architecture and group."""
         network = same[0].architecture
-        is_observer = same[0].group == "observers"
         settings = self.job.recipe.squeezing(same[0].group)
         data = self.job.data
         images = len(data.train)
@@ -227,7 +226,7 @@ class Squeeze(TaskStage[NetworkId, TrainedObserver]):
             count = count + costs.training(network, settings, images) * settings.epochs
         return Part(
             what=f"{len(same)} x {network.label}, {settings.epochs} epochs",
-            settings="squeeze.epochs" if is_observer else "classifiers.squeeze.epochs",
+            settings=f"{self.job.recipe.squeezing_key(same[0].group)}.epochs",
             count=count * len(same),
             parallel=workers,
             decoded=self.job.decoded(settings.epochs * images + judged) * len(same),
