@@ -197,7 +197,8 @@ class ClassifierSettings(NetworkGroupSettings):
         batch_size=256,
         learning_rate=0.01,
         schedule=ScheduleSettings(name="constant"),
-        transform=TransformSettings(),
+        # said outright: what is not set would be the shift and flip of `squeeze`
+        transform=TransformSettings(shift=0, flip=False),
     )
     """Training of the classifiers; `squeeze.workers` of the recipe applies to them, too."""
 
