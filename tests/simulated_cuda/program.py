@@ -66,7 +66,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     `steps` has the operations, synchronisations and copies of every step of the synthesis that is
     not logged; `lines` says which lines waited or copied in the last one of them; `passes` has the same counts of the last
     epoch of every kind of training, by its purpose; `held` is the number of bytes on the device
-    when the evaluation begins.
+    when the evaluation begins; `rounded` the convolutions that were rounded to TF32, by line.
     """
     from rayd import machine
     from rayd.engine.distill import distill
@@ -118,6 +118,7 @@ def _report(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "violations": list(record.violations),
         "accuracies": accuracies,
         "seeded": record.seeded,
+        "rounded": dict(record.rounded),
     }
 
 
