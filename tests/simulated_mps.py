@@ -1,7 +1,7 @@
 """A stand-in for Apple's GPU: it refuses float64, and tensors of the host beside its own.
 
-Tensors stay on the CPU and only say that they are on `mps`, so it serves mathematics alone: modules
-cannot be moved there.
+Tensors stay on the CPU and only say that they are on `mps`, so it serves mathematics: `Module.to` does
+not move a network there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -26,6 +26,11 @@ class SimulatedTensor(torch.Tensor):
     """A tensor that says that it is on the GPU."""
 
     device = property(lambda self: MPS)  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        copied = self.detach().clone()
+        is_parameter = isinstance(self, nn.Parameter)
+        return nn.Parameter(copied, self.requires_grad) if is_parameter else copied
 
 
 @contextmanager
@@ -43,7 +48,8 @@ def there(value: Tensor) -> Tensor:
     """
     if value.dtype in (torch.float64, torch.complex128):
         raise TypeError(REFUSED)
-    return value.as_subclass(SimulatedTensor)
+    # what was changed in place stays the same object
+    return value if isinstance(value, SimulatedTensor) else value.as_subclass(SimulatedTensor)
 
 
 class _Rules(TorchFunctionMode):

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from rayd import terms
 from rayd.analyses.hessian import largest_eigenvalue
+from rayd.applications.slimming import prune, scales, small_vgg
+from rayd.data import ImageShape
 from rayd.networks import LayerRole, Observation
 from rayd.objectives import Context, SpectralFilterDistance
 from rayd.objectives.factors import Filters
 from rayd.objectives.filters import Ridge
 from rayd.objectives.ridge import predictions
 from tests.objectives.test_spectral_filter import CLASSES, real_side
-from tests.simulated_mps import MPS, REFUSED, simulated
+from tests.simulated_mps import MPS, REFUSED, simulated, there
 
 CPU = torch.device("cpu")
 
@@ -126,3 +128,19 @@ def test_the_curvature_of_a_loss_is_found():
         return largest_eigenvalue(lambda: [2 * at[0] ** 2 - 3 * at[1] ** 2], [at]).value
 
     agree(eigenvalue)
+
+
+def test_a_network_is_pruned_where_it_is():
+    """Of small VGG half of the channels, at scales that were drawn."""
+    network = small_vgg(ImageShape(1, 8, 8), classes=3)
+    for scale in scales(network):
+        torch.nn.init.uniform_(scale, generator=torch.Generator().manual_seed(len(scale)))
+    expected = [parameter.shape for parameter in prune(network, 0.5).parameters()]
+    with simulated():
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                module._parameters[name] = torch.nn.Parameter(there(parameter.detach()))
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = there(buffer)
+        found = prune(network, 0.5)
+    assert [parameter.shape for parameter in found.parameters()] == expected
