@@ -24,8 +24,8 @@ _ON_GPU = re.compile(
     r"(CUDA|hip) ?error: out of memory|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS)_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-"""Those of CUDA itself and of its libraries, which have memory of their own beside torch's: most often
-another process holds all of it."""
+"""Those of CUDA itself and of its libraries, which have memory of their own beside torch's: most
+often another process holds all of it."""
 
 
 def out_of_memory(error: BaseException) -> str | None:

@@ -7,8 +7,8 @@ the shards, and writes the statistics of an observer into the store when its las
 From there whoever needs them reads them (`StoredStatistics`). The driver passes on references and
 file names, so its memory does not depend on the size of the statistics.
 
-Merging is a left fold over the shards in their order, on the host wherever they were measured, so its
-bits depend neither on the number of workers nor on which of them is lost.
+Merging is a left fold over the shards in their order, on the host wherever they were measured, so
+its bits depend neither on the number of workers nor on which of them is lost.
 """
 
 from __future__ import annotations
